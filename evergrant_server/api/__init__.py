@@ -1,7 +1,7 @@
-"""The HTTP API and the subject's pages: who asks, may they, and what they are answered.
+"""The HTTP API and the subject's pages.
 
-Owns routes, authentication of apps, the lease path, problem documents, cursors and
-idempotency. Doesn't own what a permit allows (policy), what is stored (store), what a
-record looks like (audit) or anything that is sent to a provider: that is a worker's, and
-reached through the outbox and `ports.TemporalPort`. Stateless: any number of copies.
+Owns the routes, authentication of apps, the lease path, problem documents, cursors and
+idempotency. Doesn't own what a permit allows (policy), how rows are stored (store), the format
+of an audit record (audit), or requests to a provider: a worker sends those, and the API
+reaches it through the outbox and `http.temporal_port`. Stateless: any number of copies.
 """

@@ -1,4 +1,4 @@
-"""The application: every route in plain sight."""
+"""The ASGI application and the list of its routers."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ from fastapi.telemetry import TelemetryConfig
 from evergrant_server.api import audit, health, openapi
 from evergrant_server.api.apps import keys
 from evergrant_server.api.apps import routes as apps
-from evergrant_server.api.connections import account_choice, commands
+from evergrant_server.api.connections import account_choice, commands, detail, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.http import problems
 from evergrant_server.api.http.context import ApiContext
@@ -17,8 +17,10 @@ from evergrant_server.api.http.deadline import Deadline
 from evergrant_server.api.http.middleware import Envelope
 from evergrant_server.api.integrations import catalogue, client_metadata, definition_rollout
 from evergrant_server.api.integrations import routes as integrations
-from evergrant_server.api.leases import oauth1_signatures
+from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
+from evergrant_server.api.leases.refresher import RefreshWaiter
+from evergrant_server.api.pages import account_choice as account_choice_page
 from evergrant_server.api.pages import callback, connect, fragment
 from evergrant_server.api.pages.session import SubjectPages
 from evergrant_server.api.provider_events import inbound, receivers
@@ -29,7 +31,7 @@ from evergrant_server.telemetry import traces
 
 VERSION = "0.1.0"
 
-# FastAPI's own spans quote the path, which may hold a connect link, and its logs quote exceptions.
+# FastAPI's own spans contain the path, which may hold a connect link; its logs contain exception texts.
 _NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
     "metrics": False,
@@ -46,11 +48,14 @@ ROUTERS = (
     integrations.router,
     apps.router,
     keys.router,
-    transfer.router,  # before the routes that take any id in the place of its words
+    transfer.router,  # before /v1/connections/{id}, which would match import and export
     connections.router,
     account_choice.router,
+    detail.router,
     commands.router,
+    refresh_command.router,
     oauth1_signatures.router,
+    history.router,
     audit.router,
     webhooks.router,
     deliveries.router,
@@ -59,43 +64,46 @@ ROUTERS = (
     connect.router,
     callback.router,
     fragment.router,
-    account_choice.page_router,
+    account_choice_page.router,
     openapi.router,
 )
 
 
-def create_app(parts: ApiContext) -> FastAPI:
-    """The ASGI application over `parts`. The caller starts and stops the ledger and the relay."""
+def create_app(api: ApiContext) -> FastAPI:
+    """The ASGI application over `context`. The caller starts and stops the lease ledger and the relay."""
+
+    refresher = RefreshWaiter(api.lease_rows, api.link, api.settings.lease_wait)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await parts.freshening.stop()
+        await refresher.stop()
 
     app = FastAPI(
         title="Evergrant",
         version=VERSION,
-        description="Managed OAuth: name a connection, get a working token or who must do what.",
-        docs_url=None,  # FastAPI's own pages load scripts from elsewhere
+        description="Managed OAuth: name a connection, get a token, or a typed answer that says who has to act.",
+        docs_url=None,  # FastAPI's own pages load scripts from a CDN
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
     )
-    app.state.parts = parts
-    app.state.subjects = SubjectPages(parts)
-    problems.install_error_handlers(app, parts.settings.public_url)
-    lease_routes = leases.routes(parts)
+    app.state.api = api
+    app.state.refresher = refresher
+    app.state.pages = SubjectPages(api)
+    problems.install_error_handlers(app, api.settings.public_url)
+    lease_routes = leases.routes(api, refresher)
     app.router.routes.extend(lease_routes)
     for router in ROUTERS:
         app.include_router(router)
     app.openapi = lambda: _openapi(app)
     app.add_middleware(leases.LeaseMiddleware, routes=lease_routes)
-    lease_wait_s = parts.settings.lease_wait.total_seconds()
-    app.add_middleware(Deadline, base_url=parts.settings.public_url, lease_wait_s=lease_wait_s)
-    app.add_middleware(Envelope, base_url=parts.settings.public_url, version=VERSION)
+    lease_wait_s = api.settings.lease_wait.total_seconds()
+    app.add_middleware(Deadline, base_url=api.settings.public_url, lease_wait_s=lease_wait_s)
+    app.add_middleware(Envelope, base_url=api.settings.public_url, version=VERSION)
     if traces.is_enabled():
-        app.add_middleware(traces.TracingMiddleware)  # around the envelope, which reads the span
+        app.add_middleware(traces.TracingMiddleware)  # outermost: the envelope reads its span
     return app
 
 

@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz` and `/metrics`: does the process run, can it serve, and what has it done."""
+"""`/livez`, `/readyz` and `/metrics`."""
 
 import logging
 
@@ -20,25 +20,27 @@ router = APIRouter(tags=["health"])
 
 @router.get("/livez")
 async def livez() -> dict[str, str]:
-    """The process answers."""
+    """200 while the process answers requests."""
     return {"status": "ok"}
 
 
 @router.get("/metrics", response_class=Response)
 async def get_metrics() -> Response:
-    """This process's metrics in Prometheus's text format. No tenant, id or subject is in them."""
+    """Metrics of this process in Prometheus's text format, without tenants, ids or subjects."""
     return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
 
 @router.get("/readyz")
-async def readyz(parts: ContextDep, response: Response) -> dict[str, object]:
-    """200 when leases can be served. Temporal is reported and not required: fresh leases,
-    consents and revocations work without it.
+async def readyz(api: ContextDep, response: Response) -> dict[str, object]:
+    """200 when the process can serve leases.
+
+    Temporal is reported but not required: leases of fresh tokens, consents and revocations work
+    without it.
     """
     checked = {
-        "store": await _check_store(parts),
-        "keys": _check_keys(parts),
-        "temporal": await _check_temporal(parts),
+        "store": await _check_store(api),
+        "keys": _check_keys(api),
+        "temporal": await _check_temporal(api),
     }
     serves = checked["store"] == checked["keys"] == "ok"
     if not serves:
@@ -47,30 +49,30 @@ async def readyz(parts: ContextDep, response: Response) -> dict[str, object]:
     return {"ready": serves, "checks": checked}
 
 
-async def _check_store(parts: ApiContext) -> str:
+async def _check_store(api: ApiContext) -> str:
     try:
-        async with parts.store.read() as tx:
-            await tx.access.app(Tenant(parts.settings.tenant), AppId("app_none"))
+        async with api.store.read() as tx:
+            await tx.access.app(Tenant(api.settings.tenant), AppId("app_none"))
     except Failure as failure:
         return failure.code.value
     return "ok"
 
 
-def _check_keys(parts: ApiContext) -> str:
-    """Wrap a key and unwrap it again, as every lease does."""
+def _check_keys(api: ApiContext) -> str:
+    """Wrap a key and unwrap it again, as the lease path does."""
     place, key = AssociatedData("readyz", "readyz", "readyz", "key"), new_sealing_key("readyz")
     try:
-        wrapped = parts.ring.wrap(KeyPurpose.LEASE, place, key)
-        same = parts.ring.unwrap(KeyPurpose.LEASE, place, key.id, wrapped).reveal() == key.reveal()
+        wrapped = api.ring.wrap(KeyPurpose.LEASE, place, key)
+        same = api.ring.unwrap(KeyPurpose.LEASE, place, key.id, wrapped).reveal() == key.reveal()
     except Failure as failure:
         return failure.code.value
     return "ok" if same else ErrorCode.SEAL_BROKEN.value
 
 
-async def _check_temporal(parts: ApiContext) -> str:
+async def _check_temporal(api: ApiContext) -> str:
     try:
-        return "ok" if await parts.link.ready() else ErrorCode.TEMPORAL_UNAVAILABLE.value
+        return "ok" if await api.link.ready() else ErrorCode.TEMPORAL_UNAVAILABLE.value
     except Exception as error:
-        # whatever it is, it is Temporal's and doesn't make this process unready
+        # an error of Temporal's client doesn't make this process unready
         log_event(log, logging.WARNING, LogEvent.TEMPORAL_NOT_READY, type(error).__name__)
         return ErrorCode.TEMPORAL_UNAVAILABLE.value

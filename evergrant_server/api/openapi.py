@@ -1,4 +1,4 @@
-"""`/docs`, `/openapi.json` and the style sheet: from our own origin, without a script."""
+"""`/docs`, `/openapi.json` and the style sheet."""
 
 from typing import Any
 
@@ -7,8 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from starlette.responses import HTMLResponse, Response
 
-from evergrant_server.api.http.requests import LeaseBody, ProofBody, TokenBody
-from evergrant_server.api.http.responses import LeaseView, ProofView
+from evergrant_server.api.leases.models import LeaseBody, LeaseView, ProofBody, ProofView, TokenBody
 from evergrant_server.api.leases.routes import LEASE_PATH, PROOF_PATH, TOKEN_PATH
 from evergrant_server.api.pages.browser import html_response
 from evergrant_server.console import STYLE, Pages
@@ -21,7 +20,7 @@ _METHODS = ("get", "put", "post", "delete")
 
 
 class ProblemDocument(BaseModel):
-    """RFC 9457, with a stable `code`, who repairs it and how."""
+    """A problem document (RFC 9457) with a stable `code`, who repairs it and how."""
 
     type: str
     title: str
@@ -41,7 +40,7 @@ async def get_stylesheet() -> Response:
 
 @router.get("/docs", response_class=HTMLResponse)
 async def get_docs(request: Request) -> Response:
-    """The routes and the failure table as one plain page."""
+    """A page with the routes and the failure table."""
     schema = request.app.openapi()
     routes = [
         {"method": method.upper(), "path": path, "text": _operation_text(operation)}
@@ -59,26 +58,28 @@ async def get_docs(request: Request) -> Response:
         }
         for code, rule in FAILURES.items()
     ]
-    pages: Pages = request.app.state.subjects.pages
-    return html_response(pages.reference(routes=routes, failures=failures, version=schema["info"]["version"]))
+    templates: Pages = request.app.state.pages.templates
+    return html_response(
+        templates.reference(routes=routes, failures=failures, version=schema["info"]["version"])
+    )
 
 
 def openapi_schema(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI 3.1 of every route, the plain ones of the lease path included."""
+    """The OpenAPI 3.1 document, with the lease routes that FastAPI doesn't know."""
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     for shape in (LeaseBody, TokenBody, ProofBody, LeaseView, ProofView, ProblemDocument):
         described = shape.model_json_schema(ref_template=_REF + "{model}")
         schemas |= described.pop("$defs", {})
         schemas[shape.__name__] = described
-    names = "A working access token for a connection, by its names."
+    names = "An access token for a connection, by its names."
     schema["paths"][LEASE_PATH] = {"post": _lease_operation("lease", names, LeaseBody)}
-    token = _lease_operation("token", "A working access token for a connection, by its id.", TokenBody)
+    token = _lease_operation("token", "An access token for a connection, by its id.", TokenBody)
     token["parameters"] = [
         {"name": "connection_id", "in": "path", "required": True, "schema": {"type": "string"}}
     ]
     schema["paths"][TOKEN_PATH] = {"post": token}
-    text = "A proof for one request with a token that is bound to a key (DPoP, RFC 9449)."
+    text = "A DPoP proof (RFC 9449) for one request with a bound token."
     made = _lease_operation("proof", text, ProofBody, ProofView)
     schema["paths"][PROOF_PATH] = {"post": {**made, "parameters": token["parameters"]}}
     _document_failures(schema)
@@ -107,7 +108,7 @@ def _lease_operation(
 
 
 def _document_failures(schema: dict[str, Any]) -> None:
-    """Every operation answers its failures with a problem document; none answers 422."""
+    """Add the problem document to every operation, and remove FastAPI's 422."""
     problem = {
         "description": "A problem document",
         "content": {"application/problem+json": {"schema": {"$ref": _REF + ProblemDocument.__name__}}},

@@ -1,7 +1,7 @@
-"""The pages people see: templates, their one style sheet, and what they say.
+"""The pages that subjects see: templates, style sheet and texts.
 
-Owns wording and looks. Doesn't own who may see a page or what it stands for (api). Pages work
-without JavaScript and load nothing from elsewhere; every value in them is escaped.
+Owns texts and layout. Doesn't own who may see a page (api). Pages work without JavaScript, but
+for the implicit flow, and load nothing from other origins. Templates escape every value.
 """
 
 from evergrant_server.console.pages import STYLE, Pages

@@ -1,4 +1,4 @@
-"""Renders the pages. What a provider or a caller wrote appears as text only, escaped."""
+"""Renders the pages. Texts of providers and callers are escaped."""
 
 from base64 import b64encode
 from hashlib import sha256
@@ -25,14 +25,14 @@ class Pages:
     def __init__(self) -> None:
         self._templates = Environment(
             loader=FileSystemLoader(_DIRECTORY / "templates"),
-            autoescape=True,  # whatever the file is called
+            autoescape=True,  # regardless of the file's extension
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
         )
 
     def connect(self, *, provider: str, integration: str, subject: str, consent: Consent, csrf: str) -> str:
-        """Who asks for what, and a button to go on."""
+        """The requested access, and a button to continue."""
         return self._render(
             "connect.html",
             title=f"Connect {provider}",
@@ -45,11 +45,11 @@ class Pages:
         )
 
     def redirecting(self, *, provider: str, url: str) -> str:
-        """Sends the browser on. Not a redirect: `form-action` would hold for every hop behind it."""
+        """Redirects by `meta refresh`: `form-action` would apply to every hop of an HTTP redirect."""
         return self._render("leaving.html", title=f"Taking you to {provider}", provider=provider, url=url)
 
     def device(self, *, provider: str, consent: Consent, device: DeviceCode) -> str:
-        """The code, and where to type it in; the page looks again until it was approved."""
+        """The device code and where to enter it; the page reloads until the code is approved."""
         return self._render(
             "device.html",
             title=f"Connect {provider}",
@@ -65,7 +65,7 @@ class Pages:
     def choose(
         self, *, provider: str, consent: Consent, options: tuple[AccountOption, ...], link: str, csrf: str
     ) -> str:
-        """Which of the accounts that were consented for."""
+        """The choice between the accounts that the grant reaches."""
         return self._render(
             "choose.html",
             title=f"Choose an account at {provider}",
@@ -77,7 +77,7 @@ class Pages:
         )
 
     def fragment(self, *, provider: str) -> str:
-        """Sends what is in its address behind the # to us; its script is the only one there is."""
+        """Posts the URL's fragment to the callback with the only script of the pages."""
         return self._render(
             "fragment.html",
             title=f"Connecting {provider}",
@@ -85,12 +85,12 @@ class Pages:
         )
 
     def pending(self, *, provider: str) -> str:
-        """The provider said yes; a worker is fetching the token."""
+        """Shown while a worker exchanges the code."""
         return self._render(
             "result.html",
             title=f"Connecting {provider}",
             mark="wait",
-            text="Almost done. This page looks again by itself every two seconds.",
+            text="Almost done. This page reloads every two seconds.",
             code=None,
             refresh=2,
         )
@@ -116,7 +116,7 @@ class Pages:
         )
 
     def failed(self, failure: Failure) -> str:
-        """Our own words for the failure, by its code: nothing of what was sent to us."""
+        """The failure's detail and repair, without values of the request."""
         return self._render(
             "result.html",
             title="This didn't work",
@@ -127,7 +127,7 @@ class Pages:
         )
 
     def reference(self, *, routes: list[dict[str, Any]], failures: list[dict[str, Any]], version: str) -> str:
-        """The routes and the failure table, for people; /openapi.json is for machines."""
+        """The routes and the failure table."""
         return self._render(
             "reference.html", title="Evergrant API", routes=routes, failures=failures, version=version
         )
@@ -137,7 +137,7 @@ class Pages:
 
 
 def _repair_text(failure: Failure) -> str:
-    """What a subject can do: tables are written for apps and admins."""
+    """What the subject can do; the failure table addresses apps and admins."""
     if failure.code in (ErrorCode.NOT_FOUND, ErrorCode.CONSENT_EXPIRED, ErrorCode.CONNECTION_REVOKED):
-        return "Ask whoever sent you the link for a new one."
+        return "Ask for a new link."
     return failure.rule.repair

@@ -1,4 +1,4 @@
-"""Scopes in words, for people who never saw one."""
+"""Descriptions of scopes for subjects."""
 
 import re
 
@@ -17,7 +17,7 @@ _DESCRIPTIONS = {
 
 
 def describe_scope(scope: str) -> str:
-    """A known scope's meaning, else its own name made readable."""
+    """The description of a well-known scope, else its name as words."""
     known = _DESCRIPTIONS.get(scope.lower())
     if known is not None:
         return known

@@ -358,7 +358,7 @@ async def running_api(
         yield api
     finally:
         await api.client.aclose()
-        await parts.freshening.stop()
+        await api.app.state.refresher.stop()
         await ledger.stop()
         await store.close()
         await worker.close()

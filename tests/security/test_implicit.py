@@ -14,7 +14,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from evergrant_server.api.pages.implicit import ALLOW_SETTING
+from evergrant_server.api.connections.flows import ALLOW_SETTING
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus

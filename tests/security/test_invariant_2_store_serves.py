@@ -22,7 +22,7 @@ async def test_a_fresh_lease_never_touches_temporal(api: Api):
     key = await api.app_with("pipeline", Action.TOKEN)
     untouchable = Untouchable()
     api.parts.link = untouchable  # type: ignore[assignment]  # it answers nothing, on purpose
-    api.parts.freshening._link = untouchable
+    api.app.state.refresher._link = untouchable
     for min_ttl in (None, 60, 1800):
         body = {} if min_ttl is None else {"min_ttl": min_ttl}
         assert (await api.lease(key, **body)).status_code == 200
@@ -36,7 +36,7 @@ async def test_the_untouchable_link_is_noticed(api: Api):
     await api.active(await api.integration())
     key = await api.app_with("pipeline", Action.TOKEN)
     untouchable = Untouchable()
-    api.parts.freshening._link = untouchable  # type: ignore[assignment]  # it answers nothing, on purpose
+    api.app.state.refresher._link = untouchable  # type: ignore[assignment]  # it answers nothing, on purpose
     api.clock.advance(3601)
     assert (await api.lease(key)).status_code == 503
     assert untouchable.touched == ["ensure_fresh"]

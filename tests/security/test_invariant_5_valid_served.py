@@ -69,9 +69,9 @@ async def test_a_provider_that_is_down_is_not_stormed(api: Api):
     api.clock.advance(3500)
     for _ in range(10):
         assert (await api.lease(key)).status_code == 200
-        await asyncio.gather(*api.parts.freshening._running.values())
+        await asyncio.gather(*api.app.state.refresher._running.values())
     assert len(api.link.asked) == 1
-    api.parts.freshening.elapsed = lambda: time.monotonic() + 61
+    api.app.state.refresher.elapsed = lambda: time.monotonic() + 61
     assert (await api.lease(key)).status_code == 200
-    await asyncio.gather(*api.parts.freshening._running.values())
+    await asyncio.gather(*api.app.state.refresher._running.values())
     assert len(api.link.asked) == 2

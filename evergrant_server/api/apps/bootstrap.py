@@ -1,4 +1,4 @@
-"""The first admin: an app, a permit and a key, made once by whoever has the store and its keys."""
+"""Creates the first admin: an app, a permit and an API key. Needs the store and its keys."""
 
 from evergrant_server import audit
 from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
@@ -14,9 +14,9 @@ ADMIN = "admin"
 
 
 async def bootstrap_admin(store: Store, clock: Clock, tenant: Tenant, *, force: bool = False) -> str:
-    """Create the app `admin` with an admin permit and return its new key: the only time it is shown.
+    """Create the app `admin` with an admin permit and return a new key.
 
-    Raises Failure ALREADY_EXISTS the second time; `force` adds another key instead.
+    Raises Failure ALREADY_EXISTS if the app exists; `force` adds another key instead.
     """
     secret, now = new_key_secret(), clock.now()
     async with store.write() as tx:
@@ -28,7 +28,7 @@ async def bootstrap_admin(store: Store, clock: Clock, tenant: Tenant, *, force: 
         elif not force:
             raise Failure(
                 ErrorCode.ALREADY_EXISTS,
-                "The first admin key was made already. "
+                "The first admin key was already created. "
                 "For another one, run: python -m evergrant_server keys bootstrap --again",
                 app=ADMIN,
             )

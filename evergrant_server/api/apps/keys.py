@@ -1,8 +1,9 @@
-"""`/v1/apps/{a}/keys`: API keys. A key is shown once; only a hash of its secret is kept."""
+"""`/v1/apps/{a}/keys`: API keys. A key is shown once; the store keeps a hash of its secret."""
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from evergrant_server.api.apps.models import KeyView, NewKeyView
 from evergrant_server.api.apps.routes import record_app_change, require_app
 from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
 from evergrant_server.api.http.dependencies import (
@@ -13,7 +14,7 @@ from evergrant_server.api.http.dependencies import (
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
 from evergrant_server.api.http.requests import Slug
-from evergrant_server.api.http.responses import KeyView, NewKeyView, Page
+from evergrant_server.api.http.responses import Page
 from evergrant_server.core.access import AppKey
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -27,14 +28,14 @@ router = APIRouter(tags=["apps"])
 async def create_key(
     name: Slug,
     request: Request,
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """A new key for the app. The answer is the only place where it is shown."""
+    """Create a key. Only this response contains it."""
     once = IdempotentCommand(request, caller, idempotency_key, None)
-    secret, now = new_key_secret(), parts.clock.now()
+    secret, now = new_key_secret(), api.clock.now()
 
     async def add(tx: Transaction) -> CommandResponse:
         app = await require_app(tx, caller.tenant, name)
@@ -46,30 +47,30 @@ async def create_key(
             created_at=now,
         )
         await tx.access.add_key(key)
-        await record_app_change(tx, parts.clock, AuditAction.KEY_CREATED, key.id, app, asked)
+        await record_app_change(tx, api.clock, AuditAction.KEY_CREATED, key.id, app, context)
         shown = NewKeyView(**KeyView.of(key).model_dump(), key=format_key(key.id, secret))
         return CommandResponse.from_view(201, shown)
 
-    return (await once.run(parts, add)).response()
+    return (await once.run(api, add)).response()
 
 
 @router.get("/v1/apps/{name}/keys")
-async def list_keys(name: Slug, parts: ContextDep, caller: TenantAdminDep) -> Page[KeyView]:
-    """The app's keys, revoked ones included. Never a secret."""
-    async with parts.store.read() as tx:
+async def list_keys(name: Slug, api: ContextDep, caller: TenantAdminDep) -> Page[KeyView]:
+    """The app's keys, with revoked ones, without secrets."""
+    async with api.store.read() as tx:
         app = await require_app(tx, caller.tenant, name)
         return Page(items=[KeyView.of(key) for key in await tx.access.keys(caller.tenant, app.id)])
 
 
 @router.delete("/v1/apps/{name}/keys/{key_id}", status_code=204)
 async def revoke_key(
-    name: Slug, key_id: str, parts: ContextDep, caller: TenantAdminDep, asked: RequestContextDep
+    name: Slug, key_id: str, api: ContextDep, caller: TenantAdminDep, context: RequestContextDep
 ) -> Response:
-    """Revoke a key: refused from the next request on. Revoking it again changes nothing."""
-    async with parts.store.write() as tx:
+    """Revoke a key. Requests with it are refused at once. Idempotent."""
+    async with api.store.write() as tx:
         app = await require_app(tx, caller.tenant, name)
         if key_id not in {key.id for key in await tx.access.keys(caller.tenant, app.id)}:
             raise Failure(ErrorCode.NOT_FOUND)
-        await tx.access.revoke_key(caller.tenant, KeyId(key_id), parts.clock.now())
-        await record_app_change(tx, parts.clock, AuditAction.KEY_REVOKED, key_id, app, asked)
+        await tx.access.revoke_key(caller.tenant, KeyId(key_id), api.clock.now())
+        await record_app_change(tx, api.clock, AuditAction.KEY_REVOKED, key_id, app, context)
     return Response(status_code=204)

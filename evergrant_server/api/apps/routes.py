@@ -1,14 +1,15 @@
-"""`/v1/apps`: consumers and their permits. Any change stops their leases until it is re-read."""
+"""`/v1/apps`: apps and their permits. A change makes the lease path read the app again."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
 from evergrant_server import audit
+from evergrant_server.api.apps.models import AppBody, AppView, PermitBody, PermitView
 from evergrant_server.api.connections.source_tokens import retry_waiting_connections
 from evergrant_server.api.http.dependencies import ContextDep, RequestContextDep, TenantAdminDep
-from evergrant_server.api.http.requests import AppBody, PermitBody, Slug
-from evergrant_server.api.http.responses import AppView, Page, PermitView
+from evergrant_server.api.http.requests import Slug
+from evergrant_server.api.http.responses import Page
 from evergrant_server.core.access import App, Permit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
@@ -34,7 +35,7 @@ async def record_app_change(
     action: AuditAction,
     what: str,
     app: App,
-    asked: RequestContext,
+    context: RequestContext,
     **detail: object,
 ) -> None:
     entry = AuditEntry(
@@ -42,7 +43,7 @@ async def record_app_change(
         at=clock.now(),
         action=action,
         object=what,
-        context=asked,
+        context=context,
         detail={"app": app.name, **detail},
     )
     await audit.append(tx, entry)
@@ -53,14 +54,14 @@ async def put_app(
     name: Slug,
     body: AppBody,
     response: Response,
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
 ) -> AppView:
-    """Create or change an app. A disabled one is refused from the next request on."""
+    """Create or change an app. Requests of a disabled app are refused at once."""
     if body.disabled and name == caller.app.name:
         raise Failure(ErrorCode.INVALID_REQUEST, "An app can't disable itself.", field="disabled")
-    async with parts.store.write() as tx:
+    async with api.store.write() as tx:
         before = await tx.access.app_by_name(caller.tenant, name)
         changes = {"disabled": body.disabled, "return_to": body.return_to}
         if before is None:
@@ -68,7 +69,7 @@ async def put_app(
                 tenant=caller.tenant,
                 id=AppId(new_id("app")),
                 name=name,
-                created_at=parts.clock.now(),
+                created_at=api.clock.now(),
                 disabled=body.disabled,
                 return_to=body.return_to,
             )
@@ -76,46 +77,46 @@ async def put_app(
         else:
             after = await tx.access.put_app(before.model_copy(update=changes), expected=before.revision)
         if before is not None and before.disabled and not after.disabled:
-            await retry_waiting_connections(tx, after, asked, parts.clock.now())
+            await retry_waiting_connections(tx, after, context, api.clock.now())
         detail = {"disabled": body.disabled, "return_to": list(body.return_to)}
-        await record_app_change(tx, parts.clock, AuditAction.APP_PUT, after.id, after, asked, **detail)
-    parts.relay.notify()
+        await record_app_change(tx, api.clock, AuditAction.APP_PUT, after.id, after, context, **detail)
+    api.relay.notify()
     response.status_code = 201 if before is None else 200
     return AppView.of(after)
 
 
 @router.get("/v1/apps")
 async def list_apps(
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=2000)] = None,
 ) -> Page[AppView]:
-    """Every app of the tenant, sorted by name."""
-    after = parts.cursors.decode(cursor, caller.tenant, list="apps")
-    async with parts.store.read() as tx:
+    """All apps of the tenant, sorted by name."""
+    after = api.cursors.decode(cursor, caller.tenant, list="apps")
+    async with api.store.read() as tx:
         found = await tx.access.apps(caller.tenant, after, limit + 1)
-    following = parts.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, list="apps")
+    following = api.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, list="apps")
     return Page(items=[AppView.of(app) for app in found[:limit]], next_cursor=following)
 
 
 @router.get("/v1/apps/{name}")
-async def get_app(name: Slug, parts: ContextDep, caller: TenantAdminDep) -> AppView:
-    async with parts.store.read() as tx:
+async def get_app(name: Slug, api: ContextDep, caller: TenantAdminDep) -> AppView:
+    async with api.store.read() as tx:
         return AppView.of(await require_app(tx, caller.tenant, name))
 
 
 @router.delete("/v1/apps/{name}", status_code=204)
 async def delete_app(
-    name: Slug, parts: ContextDep, caller: TenantAdminDep, asked: RequestContextDep
+    name: Slug, api: ContextDep, caller: TenantAdminDep, context: RequestContextDep
 ) -> Response:
-    """Delete an app with its keys and permits. Its connections stay: others may use them."""
+    """Delete an app with its keys and permits. Connections stay: other apps may use them."""
     if name == caller.app.name:
         raise Failure(ErrorCode.INVALID_REQUEST, "An app can't delete itself.", field="name")
-    async with parts.store.write() as tx:
+    async with api.store.write() as tx:
         app = await require_app(tx, caller.tenant, name)
         await tx.access.delete_app(caller.tenant, app.id)
-        await record_app_change(tx, parts.clock, AuditAction.APP_DELETED, app.id, app, asked)
+        await record_app_change(tx, api.clock, AuditAction.APP_DELETED, app.id, app, context)
     return Response(status_code=204)
 
 
@@ -125,12 +126,12 @@ async def put_permit(
     permit_name: Slug,
     body: PermitBody,
     response: Response,
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
 ) -> PermitView:
-    """Give an app a permit, or change one."""
-    async with parts.store.write() as tx:
+    """Create or change a permit."""
+    async with api.store.write() as tx:
         app = await require_app(tx, caller.tenant, name)
         before = await tx.access.permit(caller.tenant, app.id, permit_name)
         if before is None:
@@ -139,33 +140,40 @@ async def put_permit(
                 id=PermitId(new_id("per")),
                 app_id=app.id,
                 name=permit_name,
-                created_at=parts.clock.now(),
+                created_at=api.clock.now(),
                 **dict(body),
             )
             after = await tx.access.put_permit(new, expected=None)
         else:
             changed = before.model_copy(update=dict(body))
             after = await tx.access.put_permit(changed, expected=before.revision)
-        await retry_waiting_connections(tx, app, asked, parts.clock.now())
+        await retry_waiting_connections(tx, app, context, api.clock.now())
         said = body.model_dump(mode="json")
         await record_app_change(
-            tx, parts.clock, AuditAction.PERMIT_PUT, after.id, app, asked, name=permit_name, **said
+            tx,
+            api.clock,
+            AuditAction.PERMIT_PUT,
+            after.id,
+            app,
+            context,
+            name=permit_name,
+            **said,
         )
-    parts.relay.notify()
+    api.relay.notify()
     response.status_code = 201 if before is None else 200
     return PermitView.of(after)
 
 
 @router.get("/v1/apps/{name}/permits")
-async def list_permits(name: Slug, parts: ContextDep, caller: TenantAdminDep) -> Page[PermitView]:
-    async with parts.store.read() as tx:
+async def list_permits(name: Slug, api: ContextDep, caller: TenantAdminDep) -> Page[PermitView]:
+    async with api.store.read() as tx:
         app = await require_app(tx, caller.tenant, name)
         return Page(items=[PermitView.of(it) for it in await tx.access.permits(caller.tenant, app.id)])
 
 
 @router.get("/v1/apps/{name}/permits/{permit_name}")
-async def get_permit(name: Slug, permit_name: Slug, parts: ContextDep, caller: TenantAdminDep) -> PermitView:
-    async with parts.store.read() as tx:
+async def get_permit(name: Slug, permit_name: Slug, api: ContextDep, caller: TenantAdminDep) -> PermitView:
+    async with api.store.read() as tx:
         app = await require_app(tx, caller.tenant, name)
         found = await tx.access.permit(caller.tenant, app.id, permit_name)
     if found is None:
@@ -175,15 +183,19 @@ async def get_permit(name: Slug, permit_name: Slug, parts: ContextDep, caller: T
 
 @router.delete("/v1/apps/{name}/permits/{permit_name}", status_code=204)
 async def delete_permit(
-    name: Slug, permit_name: Slug, parts: ContextDep, caller: TenantAdminDep, asked: RequestContextDep
+    name: Slug,
+    permit_name: Slug,
+    api: ContextDep,
+    caller: TenantAdminDep,
+    context: RequestContextDep,
 ) -> Response:
-    async with parts.store.write() as tx:
+    async with api.store.write() as tx:
         app = await require_app(tx, caller.tenant, name)
         found = await tx.access.permit(caller.tenant, app.id, permit_name)
         if found is None:
             raise Failure(ErrorCode.NOT_FOUND)
         await tx.access.delete_permit(caller.tenant, app.id, permit_name)
         await record_app_change(
-            tx, parts.clock, AuditAction.PERMIT_DELETED, found.id, app, asked, name=permit_name
+            tx, api.clock, AuditAction.PERMIT_DELETED, found.id, app, context, name=permit_name
         )
     return Response(status_code=204)

@@ -1,17 +1,30 @@
-"""Temporal's history events as lines a person reads. Pure.
+"""`GET /v1/connections/{id}/history`: the events of the connection's workflow runs.
 
-Histories hold no secret (docs/architecture.md, rule 1); only the members named here are shown all the same.
+Histories hold no secret (docs/architecture.md, rule 1). Still, only the members listed here are shown.
 """
 
 import base64
 import binascii
 import json
+import logging
 import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from evergrant_server.api.http.responses import TimelineEvent
+from fastapi import APIRouter
+
+from evergrant_server.api.connections.models import Timeline, TimelineEvent
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.dependencies import CallerDep, ContextDep, visible_connection
+from evergrant_server.core.access import Action
+from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.telemetry.log_names import LogEvent
+from evergrant_server.telemetry.logs import log_event
+
+log = logging.getLogger("evergrant.api")
+
+router = APIRouter(tags=["audit"])
 
 HistoryEvent = dict[str, Any]
 
@@ -31,6 +44,7 @@ _SHOWN_MEMBERS = (
     "consent_id",
     "generations",
 )
+_MAX_RUNS = 20
 _PREFIX = "EVENT_TYPE_"
 _OMITTED_TYPES = (
     "WORKFLOW_TASK_",
@@ -40,20 +54,52 @@ _OMITTED_TYPES = (
 )
 
 
-def run_id_of(events: list[HistoryEvent]) -> str | None:
-    """The run these events are of, as their first event says."""
+@router.get("/v1/connections/{connection_id}/history")
+async def get_connection_history(connection_id: str, api: ContextDep, caller: CallerDep) -> Timeline:
+    """The events of the connection's workflow: exported runs, then those that Temporal still has."""
+    async with api.store.read() as tx:
+        connection = await visible_connection(tx, caller, connection_id, Action.ADMIN, Action.CONNECT)
+        exported = await tx.histories.of_connection(connection.tenant, connection.id)
+    runs = {export.run_id: export.events for export in exported}
+    live = await _add_live_runs(api, connection_workflow_id(connection.tenant, connection.id), runs)
+    items = [event for run_id, events in runs.items() for event in _timeline_events(run_id, events)]
+    items.sort(key=lambda event: event.at)  # stable: events of one moment keep their order
+    return Timeline(items=items, live=live)
+
+
+async def _add_live_runs(api: ApiContext, workflow_id: str, runs: dict[str, list[dict[str, Any]]]) -> bool:
+    """Fetch the newest run and earlier ones that were not exported. False if Temporal fails."""
+    run_id: str | None = None
+    try:
+        for _ in range(_MAX_RUNS):
+            events = await api.link.history(workflow_id, run_id)
+            run_id = _run_id(events) or run_id or ""
+            runs[run_id] = events
+            run_id = _previous_run_id(events)
+            if run_id is None or run_id in runs:
+                return True
+    except Exception as error:
+        # Temporal is unavailable or has deleted the run: exported runs are still shown
+        log_event(log, logging.INFO, LogEvent.HISTORY_UNREADABLE, type(error).__name__, object=workflow_id)
+        return False
+    return True
+
+
+def _run_id(events: list[HistoryEvent]) -> str | None:
+    """The run id in the first event."""
     return _started_attributes(events).get("originalExecutionRunId")
 
 
-def previous_run_id(events: list[HistoryEvent]) -> str | None:
-    """The run that continued as this one, or None for a first run."""
+def _previous_run_id(events: list[HistoryEvent]) -> str | None:
+    """The id of the run that continued as this one, or None for a first run."""
     return _started_attributes(events).get("continuedExecutionRunId") or None
 
 
-def timeline_events(run_id: str, events: list[HistoryEvent]) -> list[TimelineEvent]:
-    """The events worth reading, in order."""
-    names = {str(it.get("eventId")): _activity_name(it) for it in events}
-    return [line for event in events if (line := _timeline_event(run_id, event, names)) is not None]
+def _timeline_events(run_id: str, events: list[HistoryEvent]) -> list[TimelineEvent]:
+    """The events to show, in order."""
+    names = {str(event.get("eventId")): _activity_name(event) for event in events}
+    shown = (_timeline_event(run_id, event, names) for event in events)
+    return [event for event in shown if event is not None]
 
 
 def _timeline_event(run_id: str, event: HistoryEvent, names: dict[str, str | None]) -> TimelineEvent | None:
@@ -61,8 +107,8 @@ def _timeline_event(run_id: str, event: HistoryEvent, names: dict[str, str | Non
     if not kind or kind.startswith(_OMITTED_TYPES):
         return None
     attributes = _attributes(event)
-    tell = _DESCRIBERS.get(kind)
-    what, payloads = tell(attributes, names) if tell else (kind.replace("_", " ").lower(), None)
+    describe = _DESCRIBERS.get(kind)
+    what, payloads = describe(attributes, names) if describe else (kind.replace("_", " ").lower(), None)
     detail = _shown_members(payloads)
     summary = _decode_payload(event.get("userMetadata", {}).get("summary"))
     if isinstance(summary, str):
@@ -72,53 +118,62 @@ def _timeline_event(run_id: str, event: HistoryEvent, names: dict[str, str | Non
     )
 
 
-_Described = tuple[str, Any]
+_Described = tuple[str, Any]  # the text and the payloads to show
+_ActivityNames = dict[str, str | None]  # by the id of the event that scheduled the activity
+_Describer = Callable[[HistoryEvent, _ActivityNames], _Described]
 
 
-def _activity(
-    suffix: str, payload: str | None
-) -> Callable[[HistoryEvent, dict[str, str | None]], _Described]:
-    def tell(it: HistoryEvent, names: dict[str, str | None]) -> _Described:
-        name = names.get(str(it.get("scheduledEventId"))) or it.get("activityType", {}).get("name", "?")
-        return f"activity {name} {suffix}", it.get(payload) if payload else None
+def _activity(suffix: str, payload: str | None) -> _Describer:
+    def describe(attributes: HistoryEvent, names: _ActivityNames) -> _Described:
+        name = names.get(str(attributes.get("scheduledEventId"))) or "?"
+        return f"activity {name} {suffix}", attributes.get(payload) if payload else None
 
-    return tell
+    return describe
 
 
-def _failed(it: HistoryEvent, names: dict[str, str | None]) -> _Described:
-    what, _ = _activity("failed", None)(it, names)
-    kind = it.get("failure", {}).get("applicationFailureInfo", {}).get("type")
+def _activity_scheduled(attributes: HistoryEvent, _: _ActivityNames) -> _Described:
+    name = attributes.get("activityType", {}).get("name", "?")
+    return f"activity {name} scheduled", attributes.get("input")
+
+
+def _activity_failed(attributes: HistoryEvent, names: _ActivityNames) -> _Described:
+    what, _ = _activity("failed", None)(attributes, names)
+    kind = attributes.get("failure", {}).get("applicationFailureInfo", {}).get("type")
     return (f"{what}: {kind}" if kind else what), None
 
 
-_DESCRIBERS: dict[str, Callable[[HistoryEvent, dict[str, str | None]], _Described]] = {
-    "WORKFLOW_EXECUTION_STARTED": lambda it, _: ("run began", it.get("input")),
-    "WORKFLOW_EXECUTION_COMPLETED": lambda it, _: ("run ended", it.get("result")),
-    "WORKFLOW_EXECUTION_CONTINUED_AS_NEW": lambda it, _: ("run continued as a new one", None),
-    "WORKFLOW_EXECUTION_SIGNALED": lambda it, _: (f"signal {it.get('signalName', '?')}", it.get("input")),
-    "WORKFLOW_EXECUTION_UPDATE_ACCEPTED": lambda it, _: (
-        f"update {_update_input(it).get('name', '?')}",
-        _update_input(it).get("args"),
-    ),
-    "WORKFLOW_EXECUTION_UPDATE_COMPLETED": lambda it, _: (
-        "update answered",
-        it.get("outcome", {}).get("success"),
-    ),
-    "ACTIVITY_TASK_SCHEDULED": lambda it, _: (
-        f"activity {it.get('activityType', {}).get('name', '?')} began",
-        it.get("input"),
-    ),
-    "ACTIVITY_TASK_COMPLETED": _activity("ended", "result"),
-    "ACTIVITY_TASK_FAILED": _failed,
+def _signaled(attributes: HistoryEvent, _: _ActivityNames) -> _Described:
+    return f"signal {attributes.get('signalName', '?')}", attributes.get("input")
+
+
+def _update_accepted(attributes: HistoryEvent, _: _ActivityNames) -> _Described:
+    request = attributes.get("acceptedRequest", {}).get("input", {})
+    return f"update {request.get('name', '?')}", request.get("args")
+
+
+def _update_completed(attributes: HistoryEvent, _: _ActivityNames) -> _Described:
+    return "update completed", attributes.get("outcome", {}).get("success")
+
+
+def _text(text: str, payload: str | None = None) -> _Describer:
+    return lambda attributes, _: (text, attributes.get(payload) if payload else None)
+
+
+_DESCRIBERS: dict[str, _Describer] = {
+    "WORKFLOW_EXECUTION_STARTED": _text("run started", "input"),
+    "WORKFLOW_EXECUTION_COMPLETED": _text("run completed", "result"),
+    "WORKFLOW_EXECUTION_CONTINUED_AS_NEW": _text("run continued as new"),
+    "WORKFLOW_EXECUTION_SIGNALED": _signaled,
+    "WORKFLOW_EXECUTION_UPDATE_ACCEPTED": _update_accepted,
+    "WORKFLOW_EXECUTION_UPDATE_COMPLETED": _update_completed,
+    "ACTIVITY_TASK_SCHEDULED": _activity_scheduled,
+    "ACTIVITY_TASK_COMPLETED": _activity("completed", "result"),
+    "ACTIVITY_TASK_FAILED": _activity_failed,
     "ACTIVITY_TASK_TIMED_OUT": _activity("timed out", None),
-    "TIMER_STARTED": lambda it, _: ("waits", None),
-    "TIMER_FIRED": lambda it, _: ("time came", None),
-    "TIMER_CANCELED": lambda it, _: ("stopped waiting", None),
+    "TIMER_STARTED": _text("timer started"),
+    "TIMER_FIRED": _text("timer fired"),
+    "TIMER_CANCELED": _text("timer canceled"),
 }
-
-
-def _update_input(it: HistoryEvent) -> HistoryEvent:
-    return it.get("acceptedRequest", {}).get("input", {})
 
 
 def _activity_name(event: HistoryEvent) -> str | None:
@@ -134,16 +189,16 @@ def _started_attributes(events: list[HistoryEvent]) -> HistoryEvent:
 
 
 def _shown_members(payloads: Any) -> dict[str, Any]:
-    """The named members of the first payload, with who asked."""
+    """The listed members of the first payload, with actor and trace id."""
     found = (payloads or {}).get("payloads") or [None]
     value = _decode_payload(found[0])
     if not isinstance(value, dict):
         return {}
-    facts = {name: value[name] for name in _SHOWN_MEMBERS if value.get(name) is not None}
-    asked = value.get("context")
-    if isinstance(asked, dict):
-        facts |= {name: asked[name] for name in ("by", "trace_id") if asked.get(name)}
-    return facts
+    shown = {name: value[name] for name in _SHOWN_MEMBERS if value.get(name) is not None}
+    context = value.get("context")
+    if isinstance(context, dict):
+        shown |= {name: context[name] for name in ("by", "trace_id") if context.get(name)}
+    return shown
 
 
 def _decode_payload(payload: Any) -> Any:
@@ -152,10 +207,10 @@ def _decode_payload(payload: Any) -> Any:
     try:
         return json.loads(base64.b64decode(payload["data"]))
     except (binascii.Error, ValueError):
-        return None  # another encoding: the event is shown without its content
+        return None  # another encoding: the event is shown without its payload
 
 
 def _event_time(event: HistoryEvent) -> datetime:
-    """Temporal writes nanoseconds; six digits are what a datetime has."""
-    said = re.sub(r"(\.\d{6})\d+", r"\1", str(event.get("eventTime", "")))
-    return datetime.fromisoformat(said)
+    """Temporal writes nanoseconds; a datetime has microseconds."""
+    time = re.sub(r"(\.\d{6})\d+", r"\1", str(event.get("eventTime", "")))
+    return datetime.fromisoformat(time)

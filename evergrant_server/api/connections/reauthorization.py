@@ -1,4 +1,4 @@
-"""What is wanted of a connection, and asking again where there is one: whose consent, by which link."""
+"""Requests for a connection that exists: may its settings stay, which link and consent to use."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,25 +15,25 @@ from providers.definition.schema import ProviderSpec
 
 @dataclass(frozen=True)
 class ConnectionRequest:
-    """A connection by its names, and what it should be able to do."""
+    """A requested connection: its names, scopes and settings."""
 
     integration: str
     subject: str
     label: str
     scopes: tuple[str, ...] | None = None
     return_to: str | None = None
-    for_lease: bool = False  # asked for by a lease, which takes whatever link there is
-    flow: Flow | None = None  # None: as it is, or as the provider's definition says first
+    for_lease: bool = False  # by POST /v1/lease, which accepts any open link
+    flow: Flow | None = None  # None: the existing or the default flow
     target: TokenTarget = field(default_factory=TokenTarget)
     source: ConnectionId | None = None
-    slot_scopes: Mapping[str, tuple[str, ...]] | None = None  # of further chains
-    choice: str | None = None  # of the accounts that a new connection's grant may reach
+    slot_scopes: Mapping[str, tuple[str, ...]] | None = None  # of further token slots
+    choice: str | None = None  # the account's id, if the grant reaches several
     supplied_tokens: Callable[[ProviderSpec, Flow], ImportedTokens | None] = lambda spec, flow: None
 
 
 @dataclass(frozen=True)
 class ConnectionWithLink:
-    """A connection and the link its subject can go on with; None when there is none to be had."""
+    """A connection, and its consent and connect link if the subject has to consent."""
 
     connection: Connection
     created: bool
@@ -42,27 +42,29 @@ class ConnectionWithLink:
 
 
 def require_same_settings(there: Connection, wanted: ConnectionRequest) -> None:
-    """Raises Failure ALREADY_EXISTS for what can't be changed by asking again: nobody may get a token of
-    another flow, for another resource or from another source than he asked for."""
+    """Raise Failure ALREADY_EXISTS if the request differs in a setting that a connection keeps for good.
+
+    Otherwise the app would get tokens of another flow, resource or source than it requested.
+    """
     target = wanted.target
-    asked = {
+    context = {
         "flow": (wanted.flow, there.flow),
         "source": (wanted.source, there.source),
         "resources": (set(target.resources) or None, set(there.target.resources)),
         "audience": (target.audience, there.target.audience),
         "subject_token_type": (target.subject_token_type, there.target.subject_token_type),
     }
-    for name, (now, begun) in asked.items():
+    for name, (now, begun) in context.items():
         if now is not None and now != begun:
-            detail = f"A live connection of these names was begun with another {name}; give it another label."
+            detail = f"A live connection of these names has another {name}; use another label."
             raise Failure(ErrorCode.ALREADY_EXISTS, detail, field=name)
 
 
 def scopes_to_request(wanted: ConnectionRequest, before: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Consenting again takes nothing away that the connection could do.
+    """The scopes of a new consent.
 
-    A lease names what it needs of a connection that others use as well; who asks for a link by
-    name and says which scopes, means these.
+    A lease adds its scopes to those of the connection, which other apps use too; `POST /v1/connections`
+    replaces them.
     """
     if wanted.scopes is None:
         return before or None
@@ -70,10 +72,10 @@ def scopes_to_request(wanted: ConnectionRequest, before: tuple[str, ...]) -> tup
 
 
 def is_reusable(consent: Consent, wanted: ConnectionRequest) -> bool:
-    """May an open link be handed out again? It must ask for enough and lead to the same place.
+    """Whether an open link can be returned again: same scopes, slots and `return_to`.
 
-    A link that a browser has begun with works in that browser alone: who asks for a link by
-    name gets a new one, a pipeline that polls for a lease doesn't.
+    A link that a browser has opened works in that browser only. `POST /v1/connections` then creates
+    a new link; a lease, which apps poll, returns the same.
     """
     if wanted.scopes is not None and not set(wanted.scopes) <= set(consent.scopes):
         return False
@@ -86,22 +88,24 @@ def is_reusable(consent: Consent, wanted: ConnectionRequest) -> bool:
 
 
 async def consenting_connection(tx: Transaction, connection: Connection) -> Connection:
-    """The connection whose consents bring this one's grants: itself, but for a further chain of tokens.
+    """The connection whose consent brings this one's grants: itself, but for a further token slot.
 
-    Raises Failure INVALID_REQUEST when that one has ended: a new one of its names takes this along.
+    Raises Failure INVALID_REQUEST when that connection has ended.
     """
     if connection.consented_with is None:
         return connection
     first = await tx.connections.get(connection.tenant, connection.consented_with)
     if first is None or first.state is LifecycleState.REVOKING or first.state.is_final:
         label = first.label if first is not None else "default"
-        detail = f"Its tokens came with the connection of the label {label}, which has ended: connect that."
+        detail = (
+            f"It shares the consent of the connection with the label {label}, which has ended: connect that."
+        )
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="label", connection_id=connection.id)
     return first
 
 
 async def unrevoked_slots(tx: Transaction, first: Connection) -> dict[str, tuple[str, ...]]:
-    """Consenting again brings nothing back that was revoked."""
+    """The scopes of the further slots, without those whose connections were revoked."""
     kept: dict[str, tuple[str, ...]] = {}
     for chain, scopes in first.slot_scopes.items():
         label = first.label_of_slot(chain)
@@ -112,9 +116,11 @@ async def unrevoked_slots(tx: Transaction, first: Connection) -> dict[str, tuple
 
 
 async def set_expected_account(tx: Transaction, connection: Connection, choice: str | None) -> Connection:
-    """Another account may be asked for until there is a grant. Raises Failure ALREADY_EXISTS."""
+    """Change the requested account before there is a grant. Raises Failure ALREADY_EXISTS after."""
     if connection.state is not LifecycleState.PENDING_CONSENT:
-        detail = "A live connection has these names: which account it is for is changed by choosing."
+        detail = (
+            "A live connection has these names: change its account with POST /v1/connections/{id}/choose."
+        )
         raise Failure(ErrorCode.ALREADY_EXISTS, detail, field="choice")
     wanted = connection.model_copy(update={"choice": choice})
     return await tx.connections.replace(wanted, expected=connection.revision)

@@ -1,35 +1,40 @@
-"""What somebody brings instead of a consent: a static credential, or a token to be exchanged."""
+"""Credentials in a request that replace a consent: static credentials and subject tokens."""
 
 import base64
 import re
 
-from evergrant_server.api.http.requests import ConnectionBody, CredentialBody
+from evergrant_server.api.connections.models import (
+    ConnectionBody,
+    CredentialBody,
+)
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.imported_tokens import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 
-_HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,65536}")  # it must fit into a header
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,65536}")  # fits into a header
 
 
 def check_credentials(flow: Flow, body: ConnectionBody) -> None:
-    """Raise Failure INVALID_REQUEST for what a flow needs and doesn't get, or can't use."""
+    """Raise Failure INVALID_REQUEST if the flow lacks a credential or can't use a given one."""
     if (body.credential is not None) is not flow.is_static:
-        raise _invalid("credential", "It goes with the flows api_key and basic, which need it.")
+        raise _invalid("credential", "The flows api_key and basic need it; no other flow takes it.")
     if body.credential is not None:
         credential_token(flow, body.credential)
     given = (body.source is not None) + (body.subject_token is not None)
     if given != (1 if flow is Flow.TOKEN_EXCHANGE else 0):
-        raise _invalid("source", "token_exchange needs a source or a subject_token, and nothing else does.")
+        raise _invalid(
+            "source", "token_exchange needs a source or a subject_token; no other flow takes them."
+        )
     if body.subject_token is not None and not _HEADER_VALUE.fullmatch(body.subject_token.reveal()):
-        raise _invalid("subject_token", "It has characters that no token has.")
+        raise _invalid("subject_token", "It has characters that a token can't have.")
     if body.subject_token_type is not None and body.subject_token is None:
-        raise _invalid("subject_token_type", "It goes with a subject_token.")
+        raise _invalid("subject_token_type", "It needs a subject_token.")
 
 
 def static_grant(spec: ProviderSpec, flow: Flow, credential: CredentialBody) -> ImportedTokens:
-    """The credential as a grant: it never expires, and there is nothing to refresh it with."""
+    """The credential as a grant without expiry and refresh token."""
     scheme = "Basic" if flow is Flow.BASIC else (spec.api_request.auth_scheme if spec.api_request else "")
     return ImportedTokens(
         access_token=credential_token(flow, credential), token_type=scheme or "ApiKey", expires_at=None
@@ -37,7 +42,7 @@ def static_grant(spec: ProviderSpec, flow: Flow, credential: CredentialBody) -> 
 
 
 def credential_token(flow: Flow, credential: CredentialBody) -> Secret:
-    """The key, or what goes behind `Basic` (RFC 7617 section 2). Raises Failure INVALID_REQUEST."""
+    """The API key, or the encoded user-pass (RFC 7617 section 2). Raises Failure INVALID_REQUEST."""
     names = (credential.username is not None, credential.password is not None)
     if flow is Flow.BASIC:
         if names != (True, True) or credential.api_key is not None or ":" in (credential.username or ""):
@@ -52,3 +57,12 @@ def credential_token(flow: Flow, credential: CredentialBody) -> Secret:
 
 def _invalid(field: str, why: str) -> Failure:
     return Failure(ErrorCode.INVALID_REQUEST, why, field=field)
+
+
+def supplied_tokens(spec: ProviderSpec, flow: Flow, body: ConnectionBody) -> ImportedTokens | None:
+    check_credentials(flow, body)
+    if body.credential is not None:
+        return static_grant(spec, flow, body.credential)
+    if body.subject_token is not None:
+        return ImportedTokens(access_token=body.subject_token, expires_at=None)
+    return None

@@ -1,4 +1,4 @@
-"""Who is asking: API keys `evg_<key id>_<secret>` in the Authorization header (RFC 6750 section 2.1)."""
+"""Authenticates apps by API keys `evg_<key id>_<secret>` (RFC 6750 section 2.1)."""
 
 import hashlib
 import hmac
@@ -20,7 +20,7 @@ _MAX_CACHED = 10_000
 
 @dataclass(frozen=True)
 class Caller:
-    """An authenticated app with its permits, as they were read at the app's `revision`."""
+    """An authenticated app and its permits, read at the app's `revision`."""
 
     app: App
     key: AppKey
@@ -41,7 +41,7 @@ def new_key_secret() -> str:
 
 
 def hash_secret(secret: str) -> str:
-    """SHA-256 in hex. Enough for 256 random bits: there is nothing to guess."""
+    """SHA-256 in hex. A secret of 256 random bits needs no slow hash."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
@@ -50,14 +50,14 @@ def format_key(key_id: KeyId, secret: str) -> str:
 
 
 class Authenticator:
-    """Finds the caller behind a key. Knows the lease path's callers by heart."""
+    """Finds the app that owns a key. Caches callers for the lease path."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._cache: dict[str, Caller] = {}
 
     async def authenticate(self, request: Request) -> Caller:
-        """Read the key, the app and its permits now.
+        """Read the key, the app and its permits from the store.
 
         Raises Failure UNAUTHENTICATED or APP_DISABLED.
         """
@@ -75,8 +75,10 @@ class Authenticator:
         return caller
 
     async def authenticate_cached(self, request: Request) -> tuple[Caller, bool]:
-        """The caller, and whether it comes from memory: then nothing may be refused, nor handed
-        out, before the app's revision was seen to be the same. Raises as `fresh` does.
+        """The caller, and whether it comes from the cache.
+
+        A cached caller may be out of date: refuse or issue only after the app's revision was
+        compared with the store. Raises as `authenticate` does.
         """
         key_id, given = _parse_credential(request)
         known = self._cache.get(key_id)

@@ -1,4 +1,4 @@
-"""What the API is wired from."""
+"""The objects that routes share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from evergrant_server.api.http.authentication import Authenticator
 from evergrant_server.api.http.cursors import Cursors
 from evergrant_server.api.http.temporal_port import Relay, TemporalPort
-from evergrant_server.api.leases.refresher import RefreshWaiter
 from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.core.clock import Clock
 from evergrant_server.crypto import KeyRing
@@ -17,9 +16,9 @@ from providers.definition.registry import Registry
 
 @dataclass
 class ApiContext:
-    """Everything a route may use. The last three are made from the others.
+    """Settings, store, keys, clock and links of one API process.
 
-    `check_endpoint` raises Failure EGRESS_REFUSED for a URL that could never be called from here.
+    `check_endpoint` raises Failure EGRESS_REFUSED for a URL that the egress policy never allows.
     """
 
     settings: Settings
@@ -34,13 +33,11 @@ class ApiContext:
     check_endpoint: Callable[[str], None]
     authenticator: Authenticator = field(init=False)
     cursors: Cursors = field(init=False)
-    freshening: RefreshWaiter = field(init=False)
 
     def __post_init__(self) -> None:
         self.authenticator = Authenticator(self.store)
         self.cursors = Cursors(self.ring)
-        self.freshening = RefreshWaiter(self.lease_rows, self.link, self.settings.lease_wait)
 
     def redirect_uri(self, integration_id: str) -> str:
-        """Distinct per tenant and integration (RFC 9700 section 4.4.2.2)."""
+        """The integration's own redirect URI (RFC 9700 section 4.4.2.2)."""
         return f"{self.settings.public_url}/oauth/callback/{integration_id}"

@@ -1,4 +1,4 @@
-"""Opaque cursors: where a list goes on, signed, and good for the same list only."""
+"""Opaque list cursors, authenticated with HMAC and bound to tenant, list and filters."""
 
 import base64
 import binascii
@@ -18,7 +18,7 @@ _MAX_LENGTH = 2048
 
 
 class Cursors:
-    """Writes and reads cursors. One of another tenant, list or filter is refused, as is an edited one."""
+    """Encodes and decodes cursors with a key derived from the key ring."""
 
     def __init__(self, ring: KeyRing) -> None:
         self._key = ring.derive("api.cursor")
@@ -28,7 +28,7 @@ class Cursors:
         return base64.urlsafe_b64encode(self._tag(body, tenant, list_of) + body).decode().rstrip("=")
 
     def decode(self, cursor: str | None, tenant: str, **list_of: Any) -> str | None:
-        """Where to go on. Raises Failure INVALID_REQUEST."""
+        """The position to continue after. Raises Failure INVALID_REQUEST for a cursor of another list."""
         if cursor is None:
             return None
         try:
@@ -47,7 +47,7 @@ class Cursors:
     def next_cursor(
         self, found: Sequence[T], limit: int, place: Callable[[T], str], tenant: str, **list_of: Any
     ) -> str | None:
-        """The cursor of the next page. One more than `limit` was asked for: without it this is the last."""
+        """The cursor of the next page. `found` holds `limit` + 1 items unless this page is the last."""
         return self.encode(place(found[limit - 1]), tenant, **list_of) if len(found) > limit else None
 
     def _tag(self, body: bytes, tenant: str, list_of: dict[str, Any]) -> bytes:

@@ -1,7 +1,7 @@
-"""The longest that a caller waits for an answer, whatever is away: then it is a typed one.
+"""Limits how long a request may take, and answers STORE_UNAVAILABLE after that.
 
-Each wait inside a call has a limit of its own; one after the other they can add up to minutes
-while a database takes connections and answers nothing.
+Each wait inside a request has a limit of its own. In sequence they can add up to minutes
+when a database accepts connections and doesn't answer.
 """
 
 import asyncio
@@ -11,14 +11,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from evergrant_server.api.http.problems import problem_response
 from evergrant_server.core.errors import ErrorCode, Failure
 
-LEASE_SLACK_S = 6.0  # beside the wait for a refresh, see `lease_wait`
-RESPONSE_LIMIT_S = 40.0  # for every other call: the longest waits for a worker, 15 s, and then for the store
-_UNLIMITED_PATHS = frozenset({"/v1/audit/verify"})  # reads a log from its first record
+LEASE_SLACK_S = 6.0  # in addition to the setting `lease_wait`
+RESPONSE_LIMIT_S = 40.0  # for other requests: up to 15 s for a worker, and then for the store
+_UNLIMITED_PATHS = frozenset({"/v1/audit/verify"})  # reads the whole log
 _LEASE_PATHS = ("/v1/lease", "/token")
 
 
 class Deadline:
-    """Plain ASGI middleware. It counts from the last byte of the body to the answer's first one."""
+    """ASGI middleware. Measures from the last byte of the request to the first of the response."""
 
     def __init__(self, app: ASGIApp, base_url: str, lease_wait_s: float) -> None:
         self._app = app

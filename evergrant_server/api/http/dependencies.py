@@ -1,7 +1,7 @@
-"""What a route asks for before it does anything: the caller, and the right to do it.
+"""FastAPI dependencies of the routes: the context, the caller and its permits.
 
-A command's caller is always read anew; only the lease path uses a cache, and its ledger
-checks that.
+Every caller is read from the store. Only the lease path uses a cache, and the lease ledger
+re-checks the revisions.
 """
 
 from typing import Annotated
@@ -24,21 +24,21 @@ _bearer_scheme = HTTPBearer(auto_error=False, description="An API key: `evg_<key
 
 
 def api_context(request: Request) -> ApiContext:
-    return request.app.state.parts
+    return request.app.state.api
 
 
 async def authenticated_caller(request: Request, _: Annotated[object, Depends(_bearer_scheme)]) -> Caller:
-    """The app that asks. Raises Failure UNAUTHENTICATED or APP_DISABLED."""
+    """The calling app. Raises Failure UNAUTHENTICATED or APP_DISABLED."""
     return await api_context(request).authenticator.authenticate(request)
 
 
 async def tenant_admin(caller: Annotated[Caller, Depends(authenticated_caller)]) -> Caller:
-    """An app that may change the whole tenant's configuration. Raises Failure NOT_PERMITTED."""
+    """A caller with `admin` for the whole tenant. Raises Failure NOT_PERMITTED."""
     require_permit(caller, Action.ADMIN, integration=None, subject=None, hidden=False)
     return caller
 
 
-async def request_context(
+async def context(
     request: Request, caller: Annotated[Caller, Depends(authenticated_caller)]
 ) -> RequestContext:
     return trace_of(request).request_context(caller.by)
@@ -47,7 +47,7 @@ async def request_context(
 ContextDep = Annotated[ApiContext, Depends(api_context)]
 CallerDep = Annotated[Caller, Depends(authenticated_caller)]
 TenantAdminDep = Annotated[Caller, Depends(tenant_admin)]
-RequestContextDep = Annotated[RequestContext, Depends(request_context)]
+RequestContextDep = Annotated[RequestContext, Depends(context)]
 IdempotencyKey = Annotated[
     str | None,
     Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$"),
@@ -57,10 +57,10 @@ IdempotencyKey = Annotated[
 def require_permit(
     caller: Caller, *actions: Action, integration: str | None, subject: str | None, hidden: bool = True
 ) -> None:
-    """Pass when a permit allows one of `actions`.
+    """Check that a permit allows one of `actions`.
 
-    Raises Failure NOT_FOUND when no permit covers it (`hidden`), so that it looks the same
-    as what doesn't exist; NOT_PERMITTED when one covers it for other actions.
+    Raises Failure NOT_FOUND when no permit covers the resource (`hidden`), as for one that
+    doesn't exist; NOT_PERMITTED when a permit covers it for other actions.
     """
     verdicts = [
         decide(caller.permits, integration=integration, subject=subject, action=action) for action in actions
@@ -69,16 +69,16 @@ def require_permit(
         return
     if hidden and verdicts[0].reason is DecisionReason.NO_PERMIT:
         raise Failure(ErrorCode.NOT_FOUND)
-    raise Failure(ErrorCode.NOT_PERMITTED, f"That needs the action {' or '.join(actions)}.")
+    raise Failure(ErrorCode.NOT_PERMITTED, f"This needs the action {' or '.join(actions)}.")
 
 
 async def visible_connection(
     tx: Transaction, caller: Caller, connection_id: str, *actions: Action
 ) -> Connection:
-    """The connection, if this app may know of it and may do one of `actions` (none: just look).
+    """The connection, if a permit covers it and allows one of `actions` (none given: any action).
 
-    Raises Failure NOT_FOUND, the same for what is absent, another tenant's and not permitted;
-    NOT_PERMITTED when it is covered for other actions.
+    Raises Failure NOT_FOUND alike for an absent, another tenant's and an uncovered connection;
+    NOT_PERMITTED when a permit covers it for other actions.
     """
     found = await tx.connections.get(caller.tenant, ConnectionId(connection_id))
     if found is None or not may_see(caller.permits, integration=found.integration, subject=found.subject):

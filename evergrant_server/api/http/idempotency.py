@@ -1,4 +1,4 @@
-"""`Idempotency-Key` on commands: the same request twice is one command with one answer."""
+"""`Idempotency-Key`: a repeated command is run once, and answered with the stored response."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from evergrant_server.store import Transaction
 
 @dataclass(frozen=True)
 class CommandResponse:
-    """A status and a body's text. It may hold a connect link or a new key, so it doesn't print."""
+    """Status and body. `repr` omits the body, which may hold a connect link or an API key."""
 
     status: int
     body: str
@@ -32,39 +32,43 @@ class CommandResponse:
         return Response(self.body, self.status, media_type="application/json")
 
     def __repr__(self) -> str:
-        return f"Answer({self.status}, ***)"
+        return f"CommandResponse({self.status}, ***)"
 
 
 class IdempotentCommand:
-    """One command of one caller. Without a key nothing is recalled and nothing remembered."""
+    """One command of one caller. Without a key nothing is stored."""
 
     def __init__(self, request: Request, caller: Caller, key: str | None, body: BaseModel | None) -> None:
-        said = body.model_dump(mode="json") if body is not None else None
-        asks = json.dumps([request.method, request.url.path, said], sort_keys=True)
-        self._hash = hashlib.sha256(asks.encode()).hexdigest()
+        sent = body.model_dump(mode="json") if body is not None else None
+        described = json.dumps([request.method, request.url.path, sent], sort_keys=True)
+        self._hash = hashlib.sha256(described.encode()).hexdigest()
         self._caller = caller
         self._key = key
 
     async def run(
         self,
-        parts: ApiContext,
+        api: ApiContext,
         work: Callable[[Transaction], Awaitable[CommandResponse]],
         *,
         tries: int = ATTEMPTS,
     ) -> CommandResponse:
-        """What `work` answers in a transaction that is tried again after a conflict, or what it answered
-        before. Raises Failure IDEMPOTENCY_CONFLICT, STORE_CONFLICT, and whatever `work` raises."""
+        """Run `work` in a transaction and deliver the outbox, or return the stored response.
+
+        Raises Failure IDEMPOTENCY_CONFLICT, STORE_CONFLICT after `tries`, and those of `work`.
+        """
 
         async def write(tx: Transaction) -> CommandResponse:
-            recalled = await self.stored_response(tx)
-            if recalled is not None:
-                return recalled
-            return await self.store_response(tx, await work(tx), parts.clock.now())
+            stored = await self.stored_response(tx)
+            if stored is not None:
+                return stored
+            return await self._store(tx, await work(tx), api.clock.now())
 
-        return await run_transaction(parts.store, write, tries=tries)
+        response = await run_transaction(api.store, write, tries=tries)
+        api.relay.notify()
+        return response
 
     async def stored_response(self, tx: Transaction) -> CommandResponse | None:
-        """The answer given before. Raises Failure IDEMPOTENCY_CONFLICT for another request's key."""
+        """The stored response, if any. Raises Failure IDEMPOTENCY_CONFLICT for another request's key."""
         if self._key is None:
             return None
         found = await tx.idempotency.find(self._caller.tenant, self._caller.app.id, self._key)
@@ -74,16 +78,15 @@ class IdempotentCommand:
             raise Failure(ErrorCode.IDEMPOTENCY_CONFLICT)
         return CommandResponse(found.status, found.body)
 
-    async def store_response(self, tx: Transaction, answer: CommandResponse, at: datetime) -> CommandResponse:
-        """Keep the answer, in the transaction that made it true."""
+    async def _store(self, tx: Transaction, response: CommandResponse, at: datetime) -> CommandResponse:
         if self._key is not None:
             await tx.idempotency.store(
                 self._caller.tenant,
                 self._caller.app.id,
                 self._key,
                 self._hash,
-                answer.status,
-                answer.body,
+                response.status,
+                response.body,
                 at,
             )
-        return answer
+        return response

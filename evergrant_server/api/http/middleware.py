@@ -1,4 +1,4 @@
-"""What surrounds every request: its trace, the limit on its body, headers, and the last catch."""
+"""ASGI middleware around every request: trace, body limit, headers, last exception handler."""
 
 import logging
 
@@ -17,7 +17,7 @@ BODY_LIMIT = 1 << 20  # bytes
 
 
 class Envelope:
-    """Plain ASGI middleware: it is on the lease path, so it does little and copies nothing."""
+    """Sets the response headers, limits the body and answers unexpected exceptions with INTERNAL."""
 
     def __init__(self, app: ASGIApp, base_url: str, version: str) -> None:
         self._app = app
@@ -66,7 +66,7 @@ def _declared_length(scope: Scope) -> int:
 
 
 def _limit_body(receive: Receive) -> Receive:
-    """Count what arrives: a chunked body declares no length."""
+    """Count the received bytes: a chunked body declares no length."""
     seen = 0
 
     async def receiving() -> Message:

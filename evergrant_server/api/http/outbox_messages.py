@@ -1,4 +1,4 @@
-"""What a connection's workflow is sent, as rows for the outbox."""
+"""Outbox messages for workflows."""
 
 from datetime import datetime
 
@@ -13,21 +13,21 @@ from evergrant_server.crypto import KeyRing
 
 
 def connection_start_message(
-    connection: Connection, ring: KeyRing, asked: RequestContext, now: datetime
+    connection: Connection, ring: KeyRing, context: RequestContext, now: datetime
 ) -> OutboxMessage:
-    """Begin the workflow of a new connection."""
-    return start_message(connection, ring.subject_hash(connection.tenant, connection.subject), asked, now)
+    """Start the workflow of a new connection."""
+    return start_message(connection, ring.subject_hash(connection.tenant, connection.subject), context, now)
 
 
 def connection_signal_message(
     connection: Connection, name: str, said: Message, now: datetime
 ) -> OutboxMessage:
-    """A signal to the workflow of a connection."""
+    """Signal a connection's workflow."""
     return signal_message(connection.tenant, connection.id, name, said, now)
 
 
-def fetch_keys_message(receiver: Receiver, asked: RequestContext, now: datetime) -> OutboxMessage:
-    """Have a worker read the keys of a receiver's transmitter."""
-    order = FetchReceiverKeys(tenant=receiver.tenant, receiver_id=receiver.id, context=asked)
+def fetch_keys_message(receiver: Receiver, context: RequestContext, now: datetime) -> OutboxMessage:
+    """Have a worker fetch the public keys of the receiver's transmitter."""
+    order = FetchReceiverKeys(tenant=receiver.tenant, receiver_id=receiver.id, context=context)
     target = receiver_keys_workflow_id(receiver.tenant, receiver.id)
     return outbox_message(receiver.tenant, OutboxKind.FETCH_RECEIVER_KEYS, target, order, now)

@@ -1,13 +1,13 @@
-"""Every error as a problem document (RFC 9457), filled from the one table in `core.errors`.
+"""Problem documents (RFC 9457), filled from the failure table in `core.errors`.
 
-A document never repeats what was sent: it names fields, not values.
+A document names fields of the request and never repeats their values.
 """
 
 import json
 import logging
 import math
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,6 +21,8 @@ from evergrant_server.telemetry.logs import log_event
 from evergrant_server.telemetry.traces import set_problem_code
 
 log = logging.getLogger("evergrant.api")
+
+T = TypeVar("T")
 
 MEDIA_TYPE = "application/problem+json"
 _FIELD_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,40}\Z")
@@ -37,7 +39,7 @@ _CODE_BY_STATUS = {
 
 
 def problem_document(failure: Failure, base_url: str) -> dict[str, Any]:
-    """The members of RFC 9457 section 3.1, ours, and the failure's context beside them."""
+    """The members of RFC 9457 section 3.1, Evergrant's own, and those of the failure's context."""
     rule = FAILURES[failure.code]
     members: dict[str, Any] = {
         "type": f"{base_url}/docs#{failure.code}",
@@ -55,14 +57,14 @@ def problem_document(failure: Failure, base_url: str) -> dict[str, Any]:
 
 
 def problem_response(failure: Failure, base_url: str, errors: list[dict[str, str]] | None = None) -> Response:
-    """The response for a failure, with the headers its status asks for."""
+    """The response for a failure, with Retry-After or WWW-Authenticate where its status needs them."""
     body = problem_document(failure, base_url)
     if errors:
         body["errors"] = errors
     headers = {"Cache-Control": "no-store"}
     wait = failure.retry_after
     if wait is None and body["status"] == 503:
-        wait = 1.0  # a 503 always says when to come back
+        wait = 1.0  # every 503 carries Retry-After
         body["retry_after"] = wait
     if wait is not None:
         headers["Retry-After"] = str(max(math.ceil(wait), 1))
@@ -72,10 +74,10 @@ def problem_response(failure: Failure, base_url: str, errors: list[dict[str, str
 
 
 def field_errors(error: ValidationError | RequestValidationError) -> list[dict[str, str]]:
-    """Which fields are wrong and why, without the values that were sent."""
+    """The invalid fields and the reason for each, without the values."""
     found: list[dict[str, str]] = []
     for entry in list(error.errors())[:_MAX_ERRORS]:
-        if entry["type"] == "json_invalid":  # its place is an offset, not a field
+        if entry["type"] == "json_invalid":  # its loc is an offset, not a field
             return _INVALID_JSON_ERRORS
         loc = [str(part) for part in entry["loc"] if part not in ("body", "query", "path", "header")]
         name = ".".join(part if part.isdigit() or _FIELD_NAME.match(part) else "?" for part in loc)
@@ -97,7 +99,7 @@ def invalid_request_response(error: ValidationError | RequestValidationError, ba
 
 
 def install_error_handlers(app: FastAPI, base_url: str) -> None:
-    """Make every error of the app a problem document."""
+    """Register the handlers that answer every error with a problem document."""
 
     async def on_failure(request: Request, failure: Exception) -> Response:
         assert isinstance(failure, Failure)
@@ -112,7 +114,7 @@ def install_error_handlers(app: FastAPI, base_url: str) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        if error.status_code == 400:  # FastAPI's word for a body that can't be decoded
+        if error.status_code == 400:  # FastAPI's status for a body that can't be decoded
             return problem_response(
                 Failure(ErrorCode.INVALID_REQUEST, f"body: {_INVALID_JSON}", field="body"),
                 base_url,
@@ -127,3 +129,10 @@ def install_error_handlers(app: FastAPI, base_url: str) -> None:
     app.add_exception_handler(Failure, on_failure)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
+
+
+def require_found(row: T | None) -> T:
+    """The row. Raises Failure NOT_FOUND for None."""
+    if row is None:
+        raise Failure(ErrorCode.NOT_FOUND)
+    return row

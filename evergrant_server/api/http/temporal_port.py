@@ -1,4 +1,4 @@
-"""What the API needs of Temporal, as plain methods: no Temporal type passes through here."""
+"""The calls that the API makes to Temporal, without Temporal's types."""
 
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from evergrant_server.core.messages.integrations import (
 
 
 class TemporalPort(Protocol):
-    """The calls to workflows. Each raises Failure TEMPORAL_UNAVAILABLE; times are seconds."""
+    """Calls to workflows. Each raises Failure TEMPORAL_UNAVAILABLE. Timeouts are seconds."""
 
     async def ensure_fresh(
         self, tenant: Tenant, connection_id: ConnectionId, request: EnsureFresh, *, timeout: float
@@ -24,7 +24,7 @@ class TemporalPort(Protocol):
     ) -> ConnectionDescription | None: ...
 
     async def discover(
-        self, tenant: Tenant, integration_id: IntegrationId, context: RequestContext, timeout: float
+        self, tenant: Tenant, integration_id: IntegrationId, api: RequestContext, timeout: float
     ) -> DiscoveryResult: ...
 
     async def prepare_consent(
@@ -37,8 +37,8 @@ class TemporalPort(Protocol):
 
 
 class Relay(Protocol):
-    """Delivers the outbox."""
+    """Delivers the rows of the outbox to Temporal."""
 
     def notify(self) -> None:
-        """Say that a message was committed."""
+        """Deliver now: a message was committed."""
         ...

@@ -1,4 +1,4 @@
-"""Who a request belongs to in logs and audit: a request id for people, a trace id for machines."""
+"""Request id and trace id of a request, for logs and the audit log."""
 
 import hashlib
 import re
@@ -23,21 +23,21 @@ _KEY = "evergrant.trace"
 
 @dataclass(frozen=True)
 class Trace:
-    """`trace_id` is 32 hex digits; `request_id` is the caller's own when it has a usable shape.
+    """`trace_id` is 32 hex digits; `request_id` is the caller's `X-Request-Id` when it is valid.
 
-    `span_id` is "" unless this process traces; then both ids are those of the request's span.
+    `span_id` is "" unless tracing is on; then trace and span id are those of the request's span.
     """
 
     request_id: str
     trace_id: str
     span_id: str = ""
 
-    def request_context(self, by: str) -> RequestContext:
+    def context(self, by: str) -> RequestContext:
         return RequestContext(by=by, trace_id=self.trace_id, span_id=self.span_id)
 
 
 def begin_trace(scope: Scope) -> Trace:
-    """Read `traceparent` and `X-Request-Id`, or make them up; kept in the request's scope."""
+    """Read or create the ids, and store them in the request's scope (W3C Trace Context)."""
     headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
     ours = (b"traceparent", b"x-request-id")
     given = {name: value.decode("latin-1") for name, value in headers if name in ours}
@@ -57,6 +57,6 @@ def trace_of(request: Request) -> Trace:
 
 
 def _as_trace_id(request_id: str) -> str:
-    """A UUID or 32 hex digits as they are; anything else by its hash, so that it can be found again."""
+    """A UUID or 32 hex digits unchanged; any other request id hashed."""
     bare = request_id.replace("-", "").lower()
     return bare if _HEX_ID.match(bare) else hashlib.sha256(request_id.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""A change that is tried again when another one came first."""
+"""Write transactions that are repeated after a compare-and-set conflict."""
 
 import asyncio
 import random
@@ -17,10 +17,10 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.001, 0.05
 async def run_transaction(
     store: Store, work: Callable[[Transaction], Awaitable[T]], *, tries: int = ATTEMPTS
 ) -> T:
-    """Run `work` in a write transaction: whole or not at all, and again after a conflict.
+    """Run `work` in a write transaction, and again after a conflict.
 
-    `work` reads what it decides by inside, so a second run sees what the first one lost to.
-    Raises Failure STORE_CONFLICT after `tries`, and whatever `work` raises.
+    `work` reads its input inside the transaction, so that a repetition sees the conflicting write.
+    Raises Failure STORE_CONFLICT after `tries`, and those of `work`.
     """
     for attempt in range(1, tries + 1):
         try:

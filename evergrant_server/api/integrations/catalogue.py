@@ -1,4 +1,4 @@
-"""`/v1/providers`: the catalogue, with a tenant's own definitions before it."""
+"""`/v1/providers`: the catalogue, with the tenant's own definitions in place of its entries."""
 
 from typing import Any
 
@@ -13,22 +13,22 @@ router = APIRouter(tags=["providers"])
 
 
 @router.get("/v1/providers")
-async def list_providers(parts: ContextDep, caller: CallerDep) -> Page[dict[str, Any]]:
-    """Every provider by name."""
-    found = {spec.name: spec for spec in parts.registry.all()}
-    async with parts.store.read() as tx:
+async def list_providers(api: ContextDep, caller: CallerDep) -> Page[dict[str, Any]]:
+    """All providers, sorted by name."""
+    found = {spec.name: spec for spec in api.registry.all()}
+    async with api.store.read() as tx:
         for name in await tx.definitions.names(caller.tenant):
             versions = await tx.definitions.serving(caller.tenant, name)
             if name in found or versions:
-                found[name] = parts.registry.serving(name, versions)
+                found[name] = api.registry.serving(name, versions)
     return Page(items=[_summary(found[name]) for name in sorted(found)])
 
 
 @router.get("/v1/providers/{provider}")
-async def get_provider(provider: str, parts: ContextDep, caller: CallerDep) -> dict[str, Any]:
-    """A provider's definition: only what it says, without the defaults."""
-    async with parts.store.read() as tx:
-        spec = await spec_by_name(tx, parts.registry, caller.tenant, provider)
+async def get_provider(provider: str, api: ContextDep, caller: CallerDep) -> dict[str, Any]:
+    """A provider's definition, without members that have their default."""
+    async with api.store.read() as tx:
+        spec = await spec_by_name(tx, api.registry, caller.tenant, provider)
     return {**_summary(spec), "definition": spec.model_dump(mode="json", exclude_defaults=True)}
 
 

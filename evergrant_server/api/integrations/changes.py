@@ -1,9 +1,12 @@
-"""What an integration may become. Where secrets are sent never changes under them."""
+"""New and changed integrations: checks of the body, and the resulting rows.
+
+The endpoints that secrets are sent to never change while connections are live.
+"""
 
 from datetime import datetime, timedelta
 
 from evergrant_server.api.http.outbox_messages import connection_signal_message
-from evergrant_server.api.http.requests import IntegrationBody, RotateSecretBody
+from evergrant_server.api.integrations.models import IntegrationBody, RotateSecretBody
 from evergrant_server.core.access import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.connections.client_certificate import ClientCertificate
 from evergrant_server.core.connections.client_key import ClientKey
@@ -27,7 +30,7 @@ _AUTH_WITHOUT_SECRET = (ClientAuth.NONE, ClientAuth.PRIVATE_KEY_JWT, *MUTUAL_TLS
 
 
 def check_body(spec: ProviderSpec, body: IntegrationBody) -> None:
-    """Raise Failure INVALID_REQUEST naming the field, unless this client can be used there."""
+    """Check the body against the provider's definition. Raises Failure INVALID_REQUEST with the field."""
     spec.require_any_flow()
     if spec.discovery and not body.issuer:
         raise Failure(ErrorCode.INVALID_REQUEST, f"{spec.name} needs an issuer.", field="issuer")
@@ -45,7 +48,7 @@ def check_body(spec: ProviderSpec, body: IntegrationBody) -> None:
 
 
 def client_key_of(body: IntegrationBody) -> ClientKey | None:
-    """The key that was sent. Raises Failure INVALID_REQUEST for one that can't sign."""
+    """The client key of the body. Raises Failure INVALID_REQUEST for one that can't sign."""
     if body.client_key is None:
         return None
     key = ClientKey(private=body.client_key.private, id=body.client_key.id)
@@ -57,7 +60,7 @@ def client_key_of(body: IntegrationBody) -> ClientKey | None:
 
 
 def client_certificate_of(body: IntegrationBody, now: datetime) -> ClientCertificate | None:
-    """The certificate that was sent. Raises Failure INVALID_REQUEST for one that can't be presented."""
+    """The client certificate of the body. Raises Failure INVALID_REQUEST for an unusable one."""
     given = body.client_certificate
     return None if given is None else parse_client_certificate(given.certificate, given.private, now)
 
@@ -68,27 +71,27 @@ def _check_client(spec: ProviderSpec, body: IntegrationBody) -> None:
         raise Failure(ErrorCode.INVALID_REQUEST, "Give a client id, or a registration.", field="client_id")
     if body.registration is None:
         if body.initial_access_token is not None:
-            raise Failure(
-                ErrorCode.INVALID_REQUEST, "It is for a registration.", field="initial_access_token"
-            )
+            raise Failure(ErrorCode.INVALID_REQUEST, "It needs a registration.", field="initial_access_token")
         return
     per_host = spec.client_registration == "per_host" and body.registration is RegistrationMethod.DYNAMIC
     if not spec.discovery and not per_host:
         why = f"{spec.name} has no issuer whose metadata says where to register."
         raise Failure(ErrorCode.INVALID_REQUEST, why, field="registration")
     if body.client_secret is not None or body.client_auth is not None:
-        why = "The registration says how we authenticate."
+        why = "The registration determines the client authentication."
         raise Failure(
             ErrorCode.INVALID_REQUEST, why, field="client_secret" if body.client_secret else "client_auth"
         )
     if body.initial_access_token is not None and body.registration is not RegistrationMethod.DYNAMIC:
-        raise Failure(ErrorCode.INVALID_REQUEST, "A document needs none.", field="initial_access_token")
+        raise Failure(
+            ErrorCode.INVALID_REQUEST, "A metadata document needs none.", field="initial_access_token"
+        )
 
 
 def new_integration(
     spec: ProviderSpec, body: IntegrationBody, tenant: Tenant, name: str, now: datetime
 ) -> Integration:
-    """A new integration. Raises Failure INVALID_REQUEST without the secret its provider wants."""
+    """A new integration. Raises Failure INVALID_REQUEST without the secret that its provider needs."""
     method = ClientAuth(body.client_auth or spec.client_auth)
     if method is ClientAuth.PRIVATE_KEY_JWT and body.client_key is None:
         raise Failure(ErrorCode.INVALID_REQUEST, "A client key is needed to sign with.", field="client_key")
@@ -131,10 +134,10 @@ def new_integration(
 async def changed_integration(
     tx: Transaction, spec: ProviderSpec, body: IntegrationBody, before: Integration, now: datetime
 ) -> Integration:
-    """The integration as `body` wants it.
+    """The integration with the body's members.
 
-    Another provider, issuer or host would send tokens and secrets elsewhere: it needs that no
-    connection is live and that the secret is given again. Raises Failure INVALID_REQUEST.
+    Another provider, issuer or parameter changes where tokens and secrets are sent: then no connection
+    may be live, and the body must contain the secret again. Raises Failure INVALID_REQUEST.
     """
     moves = (body.provider, body.issuer, body.params) != (before.provider, before.issuer, before.params)
     if moves and await _live_connection(tx, before) is not None:
@@ -149,20 +152,20 @@ async def changed_integration(
     if other_client and body.client_secret is None and await tx.integrations.client_secret(before):
         raise Failure(
             ErrorCode.INVALID_REQUEST,
-            "Give the client secret again: the kept one belongs to the client as it was.",
+            "Give the client secret again: the stored one belongs to the previous client.",
             field="client_secret",
         )
     if other_client and body.client_key is None and await tx.integrations.client_key(before):
         raise Failure(
             ErrorCode.INVALID_REQUEST,
-            "Give the client key again: the kept one belongs to the client as it was.",
+            "Give the client key again: the stored one belongs to the previous client.",
             field="client_key",
         )
     held = before.client_certificate_expires_at is not None
     if held and other_client and body.client_certificate is None:
         raise Failure(
             ErrorCode.INVALID_REQUEST,
-            "Give the client certificate again: the kept one belongs to the client as it was.",
+            "Give the client certificate again: the stored one belongs to the previous client.",
             field="client_certificate",
         )
     wanted = ClientAuth(body.client_auth or spec.client_auth) in MUTUAL_TLS
@@ -185,7 +188,7 @@ async def changed_integration(
 def _with_registration(
     spec: ProviderSpec, body: IntegrationBody, before: Integration, moves: bool, now: datetime
 ) -> Integration:
-    """As `body` wants it, by a registration: the one there is, unless it was at another issuer."""
+    """The integration with a registration: the existing one, unless it was at another issuer."""
     kept = before.registration is body.registration and not moves and before.state is IntegrationState.READY
     if kept:
         return _with_body(spec, body, before, now).model_copy(update={"client_auth": before.client_auth})
@@ -202,7 +205,7 @@ def _with_registration(
 async def change_client_secret(
     tx: Transaction, before: Integration, body: RotateSecretBody, now: datetime
 ) -> Integration:
-    """The integration with its secret rotated or rolled back. Raises Failure INVALID_REQUEST."""
+    """Rotate or roll back the client secret. Raises Failure INVALID_REQUEST."""
     if body.roll_back is (body.client_secret is not None):
         raise Failure(
             ErrorCode.INVALID_REQUEST, "Give either a client secret or roll_back.", field="client_secret"
@@ -216,7 +219,7 @@ async def change_client_secret(
         return await tx.integrations.restore_previous_secret(after, expected=before.revision)
     _require_nonempty(body.client_secret)
     if body.client_secret == await tx.integrations.client_secret(before):
-        return before  # said twice: the overlap is of the two before it
+        return before  # a repeated request: the overlap stays
     until = now + timedelta(seconds=body.overlap_s)
     return await tx.integrations.rotate_secret(
         after, body.client_secret, until=until, expected=before.revision
@@ -229,10 +232,10 @@ def _require_nonempty(secret: Secret) -> None:
 
 
 async def retry_failing_connections(
-    tx: Transaction, integration: Integration, asked: RequestContext, now: datetime
+    tx: Transaction, integration: Integration, context: RequestContext, now: datetime
 ) -> None:
-    """Have every connection that fails try again: what failed may be repaired now."""
-    said = ProviderChanged(version=integration.revision, context=asked)
+    """Have every failing connection of the integration try again."""
+    said = ProviderChanged(version=integration.revision, context=context)
     for connection in await tx.connections.failing(integration.tenant, integration.id):
         await tx.outbox.add(connection_signal_message(connection, SignalName.PROVIDER_CHANGED, said, now))
 
@@ -259,7 +262,7 @@ def _with_body(
 
 
 async def _live_connection(tx: Transaction, integration: Integration) -> Connection | None:
-    """Any connection that has not ended. One that has ended holds nothing that could be sent."""
+    """A connection that has not ended, if any."""
     after: str | None = None
     while True:
         batch = await tx.connections.page(

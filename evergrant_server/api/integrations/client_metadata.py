@@ -1,4 +1,4 @@
-"""Who we are, as a document that an authorization server reads: the client id is its URL.
+"""The client metadata document that an authorization server fetches; its URL is the client id.
 
 OAuth Client ID Metadata Document (draft-ietf-oauth-client-id-metadata-document), section 4.
 """
@@ -23,18 +23,18 @@ def client_metadata_url(public_url: str, integration_id: str) -> str:
 
 
 @router.get("/oauth/client/{integration_id}")
-async def get_client_metadata(integration_id: str, response: Response, parts: ContextDep) -> dict[str, Any]:
-    """The metadata of one integration's client. Public, and holds nothing that isn't."""
+async def get_client_metadata(integration_id: str, response: Response, api: ContextDep) -> dict[str, Any]:
+    """The public metadata of one integration's client."""
     if not is_id(integration_id, "int"):
         raise Failure(ErrorCode.NOT_FOUND)
-    async with parts.store.read() as tx:
+    async with api.store.read() as tx:
         found = await tx.integrations.find_in_any_tenant(IntegrationId(integration_id))
     if found is None or found.registration is not RegistrationMethod.METADATA_DOCUMENT:
         raise Failure(ErrorCode.NOT_FOUND)
     response.headers["Cache-Control"] = _CACHE_CONTROL
-    url = client_metadata_url(parts.settings.public_url, found.id)
+    url = client_metadata_url(api.settings.public_url, found.id)
     return client_metadata(
-        parts.redirect_uri(found.id),
+        api.redirect_uri(found.id),
         auth="none",
         scopes=found.default_scopes,
         client_id=url,

@@ -1,7 +1,8 @@
-"""Which definition answers: a tenant's own version before the catalogue's."""
+"""Resolves the provider definition that an integration uses: the tenant's own before the catalogue's."""
 
-from evergrant_server.core.access import Integration
+from evergrant_server.core.access import Integration, IntegrationState
 from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Transaction
 from providers.definition.registry import Registry
@@ -10,19 +11,19 @@ from providers.definition.templates import integration_endpoints
 
 
 async def spec_by_name(tx: Transaction, registry: Registry, tenant: Tenant, provider: str) -> ProviderSpec:
-    """What answers for every connection of a provider. Raises Failure PROVIDER_UNKNOWN."""
+    """The definition of a provider for new requests. Raises Failure PROVIDER_UNKNOWN."""
     return registry.serving(provider, await tx.definitions.serving(tenant, provider))
 
 
 async def integration_spec(tx: Transaction, registry: Registry, integration: Integration) -> ProviderSpec:
-    """As `spec_named`, for an integration."""
+    """The definition of the integration's provider. Raises Failure PROVIDER_UNKNOWN."""
     return await spec_by_name(tx, registry, integration.tenant, integration.provider)
 
 
 async def consent_spec(
     tx: Transaction, registry: Registry, integration: Integration, consent: Consent
 ) -> ProviderSpec:
-    """What answers for a consent: the version that its browser left with, while that still serves.
+    """The definition that the consent's attempt started with, while it serves, else the newest one.
 
     Raises Failure PROVIDER_UNKNOWN.
     """
@@ -38,3 +39,16 @@ async def consent_spec(
         if integration_endpoints(it, integration).token_endpoint == consent.token_endpoint
     )
     return next(left_with, answering[0])
+
+
+def require_ready(integration: Integration) -> None:
+    """Raise Failure DISCOVERY_FAILED unless the integration's endpoints are known."""
+    if integration.state is IntegrationState.FAILED:
+        raise Failure(ErrorCode.DISCOVERY_FAILED, integration.problem or "", integration=integration.name)
+    if integration.state is IntegrationState.DISCOVERING:
+        raise Failure(
+            ErrorCode.DISCOVERY_FAILED,
+            "The issuer's metadata has not been read yet.",
+            retry_after=5.0,
+            integration=integration.name,
+        )

@@ -1,4 +1,4 @@
-"""`/v1/integrations`: our OAuth clients at providers, one redirect URI each."""
+"""`/v1/integrations`: OAuth clients at providers, each with its own redirect URI."""
 
 import asyncio
 import logging
@@ -20,8 +20,8 @@ from evergrant_server.api.http.dependencies import (
     require_permit,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
-from evergrant_server.api.http.requests import IntegrationBody, RotateSecretBody, Slug
-from evergrant_server.api.http.responses import IntegrationView, Page
+from evergrant_server.api.http.requests import Slug
+from evergrant_server.api.http.responses import Page
 from evergrant_server.api.integrations import client_metadata
 from evergrant_server.api.integrations.changes import (
     change_client_secret,
@@ -33,6 +33,7 @@ from evergrant_server.api.integrations.changes import (
     retry_failing_connections,
 )
 from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
+from evergrant_server.api.integrations.models import IntegrationBody, IntegrationView, RotateSecretBody
 from evergrant_server.core.access import Action, Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -50,14 +51,14 @@ router = APIRouter(tags=["integrations"])
 DISCOVERY_TIMEOUT_S = 15.0
 
 
-async def _view(tx: Transaction, parts: ApiContext, integration: Integration) -> IntegrationView:
-    with suppress(Failure):  # a definition that is gone knows nothing; what is stored was true
+async def _view(tx: Transaction, api: ApiContext, integration: Integration) -> IntegrationView:
+    with suppress(Failure):  # without a definition the stored rules are shown
         integration = integration.with_provider_rules(
-            (await integration_spec(tx, parts.registry, integration)).refresh_rules()
+            (await integration_spec(tx, api.registry, integration)).refresh_rules()
         )
     return IntegrationView.of(
         integration,
-        redirect_uri=parts.redirect_uri(integration.id),
+        redirect_uri=api.redirect_uri(integration.id),
         has_secret=await tx.integrations.client_secret(integration) is not None,
         has_key=await tx.integrations.client_key(integration) is not None,
     )
@@ -72,16 +73,16 @@ async def put_integration(
     name: Slug,
     body: IntegrationBody,
     response: Response,
-    parts: ContextDep,
+    api: ContextDep,
     caller: CallerDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
 ) -> IntegrationView:
-    """Create or change an integration. One whose endpoints are discovered waits for a worker."""
+    """Create or change an integration. Waits for a worker if the endpoints are discovered."""
     _require_admin(caller, name)
-    now = parts.clock.now()
+    now = api.clock.now()
     key, certificate = client_key_of(body), client_certificate_of(body, now)
-    async with parts.store.write() as tx:
-        spec = await spec_by_name(tx, parts.registry, caller.tenant, body.provider)
+    async with api.store.write() as tx:
+        spec = await spec_by_name(tx, api.registry, caller.tenant, body.provider)
         check_body(spec, body)
         before = await tx.integrations.by_name(caller.tenant, name)
         if before is None:
@@ -101,19 +102,19 @@ async def put_integration(
             )
             if public:
                 after = await tx.integrations.delete_client_credentials(after, expected=after.revision)
-            await retry_failing_connections(tx, after, asked, now)
+            await retry_failing_connections(tx, after, context, now)
         if body.registration is not None and after.state is IntegrationState.DISCOVERING:
-            after = await _request_registration(tx, parts, after, body.initial_access_token)
-        await _record(tx, AuditAction.INTEGRATION_PUT, after, asked, now)
-    parts.relay.notify()
+            after = await _request_registration(tx, api, after, body.initial_access_token)
+        await _record(tx, AuditAction.INTEGRATION_PUT, after, context, now)
+    api.relay.notify()
     if after.state is IntegrationState.DISCOVERING:
-        await _discover(parts, after, asked)
+        await _discover(api, after, context)
     response.status_code = 201 if before is None else 200
-    async with parts.store.read() as tx:
+    async with api.store.read() as tx:
         written = await tx.integrations.get(caller.tenant, after.id)
         if written is None:
             raise Failure(ErrorCode.NOT_FOUND)
-        return await _view(tx, parts, written)
+        return await _view(tx, api, written)
 
 
 @router.post("/v1/integrations/{name}/rotate-secret", response_model=IntegrationView)
@@ -121,56 +122,56 @@ async def rotate_client_secret(
     name: Slug,
     body: RotateSecretBody,
     request: Request,
-    parts: ContextDep,
+    api: ContextDep,
     caller: CallerDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Put a new client secret first, and keep the one before it for `overlap_s` seconds.
+    """Use a new client secret first, and keep the previous one for `overlap_s` seconds.
 
-    What the provider refuses with the one is tried with the other, so that no lease fails
-    whichever of the two it knows. `roll_back` makes the one before the only one again.
+    Workers repeat a refused request with the other secret, so that no lease fails whichever of the
+    two the provider accepts. `roll_back` makes the previous secret the only one again.
     """
     _require_admin(caller, name)
     once = IdempotentCommand(
         request, caller, key, body.model_copy(update={"client_secret": None})
-    )  # no hash of it
+    )  # the secret is not hashed
 
     async def rotate(tx: Transaction) -> CommandResponse:
-        now = parts.clock.now()
+        now = api.clock.now()
         before = await _require_integration(tx, caller, name)
         after = await change_client_secret(tx, before, body, now)
         action = AuditAction.SECRET_ROLLED_BACK if body.roll_back else AuditAction.SECRET_ROTATED
-        await _record(tx, action, after, asked, now)
-        await retry_failing_connections(tx, after, asked, now)
-        return CommandResponse.from_view(200, await _view(tx, parts, after))
+        await _record(tx, action, after, context, now)
+        await retry_failing_connections(tx, after, context, now)
+        return CommandResponse.from_view(200, await _view(tx, api, after))
 
-    answer = await once.run(parts, rotate)
-    parts.relay.notify()
+    answer = await once.run(api, rotate)
+    api.relay.notify()
     return answer.response()
 
 
 async def _request_registration(
-    tx: Transaction, parts: ApiContext, integration: Integration, initial: Secret | None
+    tx: Transaction, api: ApiContext, integration: Integration, initial: Secret | None
 ) -> Integration:
-    """Leave it to the worker; of a metadata document the client id is its URL, which is ours to say."""
+    """Store a pending registration. The client id of a metadata document is its URL."""
     if integration.registration is RegistrationMethod.METADATA_DOCUMENT:
-        url = client_metadata.client_metadata_url(parts.settings.public_url, integration.id)
+        url = client_metadata.client_metadata_url(api.settings.public_url, integration.id)
         integration = integration.model_copy(update={"client_id": url})
     return await tx.integrations.request_registration(integration, initial)
 
 
-async def _discover(parts: ApiContext, integration: Integration, asked: RequestContext) -> None:
-    """Have a worker read the issuer's metadata. Raises Failure; the row says the same."""
+async def _discover(api: ApiContext, integration: Integration, context: RequestContext) -> None:
+    """Have a worker read the issuer's metadata. Raises its Failure, which the row holds too."""
     try:
         async with asyncio.timeout(DISCOVERY_TIMEOUT_S + 1):
-            found = await parts.link.discover(
-                integration.tenant, integration.id, asked, timeout=DISCOVERY_TIMEOUT_S
+            found = await api.link.discover(
+                integration.tenant, integration.id, context, timeout=DISCOVERY_TIMEOUT_S
             )
     except Failure:
         raise
     except Exception as error:
-        # the worker didn't answer, or its workflow ended in a way the port has no name for
+        # no worker answered, or the workflow ended with an unexpected error
         log_event(
             log, logging.WARNING, LogEvent.DISCOVERY_FAILED, type(error).__name__, object=integration.id
         )
@@ -183,18 +184,18 @@ async def _discover(parts: ApiContext, integration: Integration, asked: RequestC
 
 @router.get("/v1/integrations")
 async def list_integrations(
-    parts: ContextDep,
+    api: ContextDep,
     caller: CallerDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=2000)] = None,
 ) -> Page[IntegrationView]:
-    """Those that the app administers, sorted by name."""
+    """The integrations that the app administers, sorted by name."""
     bound = {"list": "integrations", "app": caller.app.id}
-    after = parts.cursors.decode(cursor, caller.tenant, **bound)
-    async with parts.store.read() as tx:
+    after = api.cursors.decode(cursor, caller.tenant, **bound)
+    async with api.store.read() as tx:
         found = await tx.integrations.page(caller.tenant, after, limit + 1)
-        shown = [await _view(tx, parts, it) for it in found[:limit] if _administers(caller, it.name)]
-    following = parts.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, **bound)
+        shown = [await _view(tx, api, it) for it in found[:limit] if _administers(caller, it.name)]
+    following = api.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, **bound)
     return Page(items=shown, next_cursor=following)
 
 
@@ -203,23 +204,23 @@ def _administers(caller: Caller, name: str) -> bool:
 
 
 @router.get("/v1/integrations/{name}")
-async def get_integration(name: Slug, parts: ContextDep, caller: CallerDep) -> IntegrationView:
-    """One integration, with the redirect URI to register at the provider. Never the client secret."""
+async def get_integration(name: Slug, api: ContextDep, caller: CallerDep) -> IntegrationView:
+    """An integration, with the redirect URI to register at the provider. Never its client secret."""
     _require_admin(caller, name)
-    async with parts.store.read() as tx:
-        return await _view(tx, parts, await _require_integration(tx, caller, name))
+    async with api.store.read() as tx:
+        return await _view(tx, api, await _require_integration(tx, caller, name))
 
 
 @router.delete("/v1/integrations/{name}", status_code=204)
 async def delete_integration(
-    name: Slug, parts: ContextDep, caller: CallerDep, asked: RequestContextDep
+    name: Slug, api: ContextDep, caller: CallerDep, context: RequestContextDep
 ) -> Response:
-    """Delete it with its secret. Refused while it has connections that are not ended."""
+    """Delete the integration with its secret. Refused while it has live connections."""
     _require_admin(caller, name)
-    async with parts.store.write() as tx:
+    async with api.store.write() as tx:
         integration = await _require_integration(tx, caller, name)
         await tx.integrations.delete(caller.tenant, integration.id)
-        await _record(tx, AuditAction.INTEGRATION_DELETED, integration, asked, parts.clock.now())
+        await _record(tx, AuditAction.INTEGRATION_DELETED, integration, context, api.clock.now())
     return Response(status_code=204)
 
 
@@ -231,14 +232,14 @@ async def _require_integration(tx: Transaction, caller: Caller, name: str) -> In
 
 
 async def _record(
-    tx: Transaction, action: AuditAction, it: Integration, asked: RequestContext, now: datetime
+    tx: Transaction, action: AuditAction, it: Integration, context: RequestContext, now: datetime
 ) -> None:
     entry = AuditEntry(
         tenant=it.tenant,
         at=now,
         action=action,
         object=it.id,
-        context=asked,
+        context=context,
         detail={"integration": it.name, "provider": it.provider, "client_id": it.client_id},
     )
     await audit.append(tx, entry)

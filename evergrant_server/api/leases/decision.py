@@ -5,12 +5,12 @@ from datetime import datetime
 
 from starlette.requests import Request
 
-from evergrant_server.api.connections.create import raise_scope_not_permitted
+from evergrant_server.api.connections.scopes import raise_scope_not_permitted
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.leases.dpop import DpopProofs
-from evergrant_server.api.leases.refresher import RefreshWaitResult
+from evergrant_server.api.leases.refresher import RefreshWaiter, RefreshWaitResult
 from evergrant_server.api.leases.refusals import LeaseRefusals, LeaseRequest
 from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
 from evergrant_server.core.access import Action
@@ -42,8 +42,9 @@ class Lease:
 class LeaseIssuer:
     """Issues leases. Sealed rows are cached; no token leaves before the ledger's commit."""
 
-    def __init__(self, api: ApiContext) -> None:
+    def __init__(self, api: ApiContext, refresher: RefreshWaiter) -> None:
         self._api = api
+        self._refresher = refresher
         self._margin = RULES[NEWEST_RULES].margin
         self._refusals = LeaseRefusals(api)
         self._proofs = DpopProofs(api)
@@ -131,7 +132,7 @@ class LeaseIssuer:
         """The row, or a newer one. A valid token is served whatever the refresh does (rule 5)."""
         if self._is_fresh(row, lease_request) or row.state is not LifecycleState.ACTIVE:
             return row
-        waiter = self._api.freshening
+        waiter = self._refresher
         if self._is_valid(row) and lease_request.min_ttl is None:
             waiter.start_refresh(row.tenant, row.connection_id, row.generation, context)
             return row

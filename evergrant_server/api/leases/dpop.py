@@ -1,7 +1,7 @@
-"""Proofs for apps: one request's worth of the key that a connection's tokens are bound to (RFC 9449).
+"""DPoP proofs (RFC 9449) for apps that may lease a bound token.
 
-An app that may lease the token may have its proofs. The key never leaves, and no proof is made for an
-endpoint of the provider's own authorization server (ADR 0017).
+The private key never leaves the API. No proof is created for an endpoint of the provider's
+authorization server (ADR 0017).
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from providers.requests.dpop import dpop_proof, htu_of, origin_of
 
 @dataclass(frozen=True)
 class ProofRequest:
-    """For which request, as the app says it."""
+    """The request to prove."""
 
     method: str
     url: str
@@ -33,25 +33,25 @@ class ProofRequest:
 
 
 class DpopProofs:
-    """Checks and makes proofs. What may be leased is for `Leasing` to say."""
+    """Checks requests for proofs and creates them. `LeaseIssuer` checks the lease."""
 
-    def __init__(self, parts: ApiContext) -> None:
-        self._parts = parts
+    def __init__(self, api: ApiContext) -> None:
+        self._api = api
 
     async def require_provable(self, row: LeaseRow, wanted: ProofRequest) -> None:
-        """Raise Failure INVALID_REQUEST for a token that isn't bound, and for a request that no app makes."""
+        """Raise Failure INVALID_REQUEST for an unbound token, and for an endpoint of the authorization server."""
         if row.grant is None or row.grant.token_type != DPOP_TOKEN_TYPE:
             raise Failure(
                 ErrorCode.INVALID_REQUEST, "Its tokens are not bound to a key.", field="connection_id"
             )
-        async with self._parts.store.read() as tx:
+        async with self._api.store.read() as tx:
             integration = await tx.integrations.get(row.tenant, row.integration_id)
             if integration is None:
                 raise Failure(ErrorCode.NOT_FOUND)
-            spec = await integration_spec(tx, self._parts.registry, integration)
+            spec = await integration_spec(tx, self._api.registry, integration)
         endpoints = integration_endpoints(spec, integration, row.grant.metadata)
         if comparable_location(wanted.htu) in {comparable_location(url) for url in _endpoint_urls(endpoints)}:
-            detail = "No proof is made for an endpoint of the provider's authorization server."
+            detail = "No proof is created for an endpoint of the provider's authorization server."
             raise Failure(ErrorCode.INVALID_REQUEST, detail, field="htu")
 
     async def create(self, row: LeaseRow, wanted: ProofRequest) -> str:
@@ -59,7 +59,7 @@ class DpopProofs:
 
         Raises Failure CONSENT_REQUIRED when the grant is gone, SEAL_BROKEN, KEY_UNAVAILABLE.
         """
-        async with self._parts.store.read() as tx:
+        async with self._api.store.read() as tx:
             key = await tx.proof_keys.get(row.tenant, row.connection_id)
         if key is None:
             raise Failure(ErrorCode.CONSENT_REQUIRED, f"{row.connection_id} holds no proof key.")
@@ -67,9 +67,9 @@ class DpopProofs:
             key,
             wanted.method,
             wanted.htu,
-            self._parts.clock.now(),
+            self._api.clock.now(),
             nonce=wanted.nonce,
-            access_token=row.open_access_token(self._parts.ring),
+            access_token=row.open_access_token(self._api.ring),
         )
 
 
@@ -81,7 +81,7 @@ def _endpoint_urls(endpoints: Endpoints) -> Iterator[str]:
 
 
 def comparable_location(url: str) -> tuple[str, str, str]:
-    """Host, port and path, as loosely as any server may compare them."""
+    """Host, port and path, normalized as the most lenient server would compare them."""
     parts, port = urlsplit(url), origin_of(url).rpartition(":")[2]
     path = normpath("/" + unquote(unquote(parts.path)).lstrip("/"))
     return (parts.hostname or "").rstrip("."), port, path.casefold()

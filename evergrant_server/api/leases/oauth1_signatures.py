@@ -1,7 +1,7 @@
-"""`POST /v1/connections/{id}/signatures`: a request signed for an app, which never sees the secrets.
+"""`POST /v1/connections/{id}/signatures`: signs a request with an OAuth 1.0a token (RFC 5849 section 3).
 
-The token of an OAuth 1.0a connection is no bearer token, so there is nothing to lease. A signature
-is asked for as a lease is: the same permit, the same freshness, the same record before it leaves.
+An OAuth 1.0a connection has no bearer token to lease. A signature takes the path of a lease: the
+same permit, freshness and committed audit record.
 """
 
 import re
@@ -14,11 +14,13 @@ from pydantic import Field, model_validator
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import CallerDep, ContextDep, visible_connection
-from evergrant_server.api.http.requests import Body, TokenBody, request_url
+from evergrant_server.api.http.requests import Body, request_url
 from evergrant_server.api.http.responses import View
 from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.leases.decision import LeaseIssuer
 from evergrant_server.api.leases.dpop import comparable_location
+from evergrant_server.api.leases.models import TokenBody
+from evergrant_server.api.leases.refresh_command import RefreshWaiterDep
 from evergrant_server.api.leases.refusals import LeaseRequest
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.token_pair import TokenPair
@@ -37,8 +39,8 @@ _FormText = Annotated[str, Field(max_length=16_384)]
 
 
 class SignatureBody(Body):
-    """A request that is about to be sent. `form` is its body where that is a form, as name and value
-    in order; no other body is signed (RFC 5849 section 3.4.1.3.1)."""
+    """The request to sign. `form` has the names and values of a form body in order; other bodies are
+    not signed (RFC 5849 section 3.4.1.3.1)."""
 
     method: Annotated[str, Field(max_length=20)]
     url: Annotated[str, Field(max_length=8192)]
@@ -47,32 +49,32 @@ class SignatureBody(Body):
     @model_validator(mode="after")
     def _is_a_request(self) -> Self:
         if not _METHOD.fullmatch(self.method):
-            raise ValueError("method is upper case letters")
+            raise ValueError("method has upper-case letters only")
         if urlsplit(request_url(self.url)).scheme != "https":
-            raise ValueError("url is https")
+            raise ValueError("url must be https")
         theirs = [*parse_qsl(urlsplit(self.url).query, keep_blank_values=True), *self.form]
         if any(name.startswith("oauth_") for name, _ in theirs):
-            raise ValueError("a request that is signed has no oauth_ parameters of its own")
+            raise ValueError("a request to sign can't have oauth_ parameters")
         return self
 
     @property
     def audit_text(self) -> str:
-        """What the audit log keeps of it: no query, which may hold anything."""
+        """Method and URL for the audit log, without the query, which may hold secrets."""
         parts = urlsplit(self.url)
         return f"{self.method} {parts.scheme}://{parts.netloc}{parts.path}"
 
 
 class SignatureView(View):
-    """Headers to send the request with. They are good for this request alone, and for minutes."""
+    """Headers to send the request with. They are valid for this request, for some minutes."""
 
     headers: dict[str, str]
     generation: int
     connection_id: str
 
 
-async def _require_visible(connection_id: str, caller: CallerDep, parts: ContextDep) -> None:
-    """Before the body is looked at: what an app may not see is not there, whatever it sends."""
-    async with parts.store.read() as tx:
+async def _require_visible(connection_id: str, caller: CallerDep, api: ContextDep) -> None:
+    """Check visibility before the body: an invisible connection answers 404 to any body."""
+    async with api.store.read() as tx:
         await visible_connection(tx, caller, connection_id, Action.TOKEN)
 
 
@@ -83,14 +85,15 @@ async def sign_request(
     body: SignatureBody,
     response: Response,
     caller: CallerDep,
-    parts: ContextDep,
+    api: ContextDep,
+    refresher: RefreshWaiterDep,
 ) -> SignatureView:
     """Sign one request with a connection's token (OAuth 1.0a, RFC 5849 section 3)."""
-    await _require_no_provider_endpoint(parts, caller, connection_id, body.url)
+    await _require_no_provider_endpoint(api, caller, connection_id, body.url)
     ask = LeaseRequest(TokenBody(), None, ConnectionId(connection_id), signs=body.audit_text)
-    lease = await LeaseIssuer(parts).issue(request, ask, (caller, False))
+    lease = await LeaseIssuer(api, refresher).issue(request, ask, (caller, False))
     response.headers["Cache-Control"] = "no-store"
-    header = await _authorization_header(parts, lease.row, body)
+    header = await _authorization_header(api, lease.row, body)
     return SignatureView(
         headers={"Authorization": header},
         generation=lease.row.generation,
@@ -99,31 +102,31 @@ async def sign_request(
 
 
 async def _require_no_provider_endpoint(
-    parts: ApiContext, caller: Caller, connection_id: str, url: str
+    api: ApiContext, caller: Caller, connection_id: str, url: str
 ) -> None:
-    """Raise Failure INVALID_REQUEST for the provider's own endpoints: a signature has our client's secret
-    in it, and an app could take part in somebody's consent with one (RFC 5849 sections 2.1 and 2.3)."""
-    async with parts.store.read() as tx:
+    """Raise Failure INVALID_REQUEST for the provider's OAuth endpoints: a signature uses the client's
+    secret, and an app could take part in another subject's consent (RFC 5849 sections 2.1 and 2.3)."""
+    async with api.store.read() as tx:
         connection = await visible_connection(tx, caller, connection_id, Action.TOKEN)
         integration = await tx.integrations.get(connection.tenant, connection.integration_id)
-        spec = None if integration is None else await integration_spec(tx, parts.registry, integration)
+        spec = None if integration is None else await integration_spec(tx, api.registry, integration)
     if integration is None or spec is None or spec.request_token_endpoint is None:
-        return  # there will be nothing to sign
+        return  # not an OAuth 1.0a connection: refused later
     there = oauth1_endpoints(spec, integration)
     if comparable_location(url) in {
         comparable_location(it) for it in (there.temporary, there.authorization, there.token)
     }:
-        detail = "No request is signed for an endpoint of the provider's authorization server."
+        detail = "No request to an endpoint of the provider's authorization server is signed."
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="url")
 
 
-async def _authorization_header(parts: ApiContext, row: LeaseRow, body: SignatureBody) -> str:
-    """Open the seals. The signature is in the audit log by now (docs/architecture.md, rule 8)."""
-    async with parts.store.read() as tx:
+async def _authorization_header(api: ApiContext, row: LeaseRow, body: SignatureBody) -> str:
+    """Open the seals and sign. The audit record is committed (docs/architecture.md, rule 8)."""
+    async with api.store.read() as tx:
         integration = await tx.integrations.get(row.tenant, row.integration_id)
         if integration is None:
             raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {row.integration} was deleted")
-        spec = await integration_spec(tx, parts.registry, integration)
+        spec = await integration_spec(tx, api.registry, integration)
         secret = await tx.integrations.client_secret(integration)
         key = await tx.integrations.client_key(integration)
     rule = oauth1_spec(spec)
@@ -133,8 +136,8 @@ async def _authorization_header(parts: ApiContext, row: LeaseRow, body: Signatur
         rule.signature_method,
         body.method,
         body.url,
-        at=parts.clock.now(),
-        pair=TokenPair.from_secret(row.open_access_token(parts.ring)),
+        at=api.clock.now(),
+        pair=TokenPair.from_secret(row.open_access_token(api.ring)),
         form=body.form,
         realm=rule.realm,
     )

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from evergrant_server import audit
-from evergrant_server.api.connections.create import ConnectionRequest, ConnectionSetup
+from evergrant_server.api.connections.create import ConnectionSetup
+from evergrant_server.api.connections.reauthorization import ConnectionRequest
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.requests import LeaseBody, TokenBody
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.leases.dpop import ProofRequest
+from evergrant_server.api.leases.models import LeaseBody, TokenBody
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.account import FollowUp

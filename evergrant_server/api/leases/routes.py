@@ -13,9 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.problems import invalid_request_response
-from evergrant_server.api.http.requests import Body, LeaseBody, ProofBody, TokenBody
+from evergrant_server.api.http.requests import Body
 from evergrant_server.api.leases.decision import Lease, LeaseIssuer
 from evergrant_server.api.leases.dpop import DpopProofs, ProofRequest
+from evergrant_server.api.leases.models import LeaseBody, ProofBody, TokenBody
+from evergrant_server.api.leases.refresher import RefreshWaiter
 from evergrant_server.api.leases.refusals import LeaseRequest
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
@@ -68,26 +70,26 @@ async def _respond(endpoint: Endpoint, request: Request) -> Response:
         return await handlers[Failure if isinstance(error, Failure) else HTTPException](request, error)
 
 
-def routes(parts: ApiContext) -> list[LeaseRoute]:
+def routes(api: ApiContext, refresher: RefreshWaiter) -> list[LeaseRoute]:
     """`POST /v1/lease`, `POST /v1/connections/{id}/token` and `…/proof`."""
-    leasing, proving = LeaseIssuer(parts), DpopProofs(parts)
-    base_url = parts.settings.public_url
+    leasing, proving = LeaseIssuer(api, refresher), DpopProofs(api)
+    base_url = api.settings.public_url
 
     async def by_names(request: Request) -> Response:
-        known = await parts.authenticator.authenticate_cached(request)
+        known = await api.authenticator.authenticate_cached(request)
         body = await _parse_body(request, LeaseBody)
         lease = await leasing.issue(request, LeaseRequest(body, body, None), known)
-        return _lease_response(lease, parts)
+        return _lease_response(lease, api)
 
     async def by_id(request: Request) -> Response:
-        known = await parts.authenticator.authenticate_cached(request)
+        known = await api.authenticator.authenticate_cached(request)
         body = await _parse_body(request, TokenBody)
         connection_id = ConnectionId(request.path_params["connection_id"])
         lease = await leasing.issue(request, LeaseRequest(body, None, connection_id), known)
-        return _lease_response(lease, parts)
+        return _lease_response(lease, api)
 
     async def a_proof(request: Request) -> Response:
-        known = await parts.authenticator.authenticate_cached(request)
+        known = await api.authenticator.authenticate_cached(request)
         body = await _parse_body(request, ProofBody)
         wanted = ProofRequest(body.htm, body.htu, body.nonce)
         connection_id = ConnectionId(request.path_params["connection_id"])
@@ -120,15 +122,15 @@ async def _parse_body(request: Request, shape: type[B]) -> B:
     return shape.model_validate_json(await request.body() or b"{}")
 
 
-def _lease_response(lease: Lease, parts: ApiContext) -> Response:
+def _lease_response(lease: Lease, api: ApiContext) -> Response:
     """Open the seal. The lease is in the audit log by now (docs/architecture.md, rule 8)."""
     row = lease.row
     assert row.grant is not None
     expires_at = row.grant.expires_at
-    left = (expires_at - parts.clock.now()).total_seconds() if expires_at else None
+    left = (expires_at - api.clock.now()).total_seconds() if expires_at else None
     metrics.count_lease(row.provider, left)
     body = {
-        "access_token": row.open_access_token(parts.ring).reveal(),
+        "access_token": row.open_access_token(api.ring).reveal(),
         "token_type": row.grant.token_type,
         "expires_at": expires_at.isoformat() if expires_at else None,
         "scopes": row.grant.scopes,

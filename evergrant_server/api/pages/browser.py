@@ -1,4 +1,4 @@
-"""The subject's browser: its cookie, the CSRF token of its forms, and the headers of its pages."""
+"""The subject's browser: cookie, CSRF tokens, and the headers of pages."""
 
 import hashlib
 import hmac
@@ -14,16 +14,16 @@ _COOKIE_VALUE = re.compile(r"^[A-Za-z0-9_-]{43}\Z")
 
 
 class BrowserSessions:
-    """Recognises a browser by a random cookie; what is stored is its hash."""
+    """Identifies a browser by a random cookie. The store keeps its hash."""
 
     def __init__(self, public_url: str, ring: KeyRing) -> None:
         self.secure = public_url.startswith("https://")
-        # `__Host-` needs Secure, which browsers refuse to keep over plain http
+        # `__Host-` needs Secure, and browsers refuse Secure cookies over plain http
         self.cookie = "__Host-evergrant" if self.secure else "evergrant-dev"
         self._key = ring.derive("api.csrf")
 
     def cookie_of(self, request: Request) -> str | None:
-        """The browser's cookie, if it has one of ours."""
+        """The browser's cookie, if it has a valid one."""
         value = request.cookies.get(self.cookie, "")
         return value if _COOKIE_VALUE.match(value) else None
 
@@ -36,13 +36,13 @@ class BrowserSessions:
         return hashlib.sha256(browser.encode()).hexdigest()
 
     def is_bound(self, request: Request, browser_hash: str | None) -> bool:
-        """True when the request comes from the browser that was bound, compared in constant time."""
+        """True when the request has the cookie of this hash, compared in constant time."""
         browser = self.cookie_of(request)
         given = self.hash_cookie(browser or self.new_cookie())
         return hmac.compare_digest(given, browser_hash or "") and browser is not None
 
     def csrf_token(self, browser: str, link: str) -> str:
-        """A token only our page in this browser can have: HMAC-SHA256 over browser and link."""
+        """The CSRF token of this browser and link: HMAC-SHA256 over both."""
         message = f"{self.hash_cookie(browser)}:{self.hash_cookie(link)}"
         return hmac.new(self._key, message.encode(), hashlib.sha256).hexdigest()
 
@@ -54,9 +54,9 @@ class BrowserSessions:
 
 
 def html_response(html: str, status: int = 200, script: str | None = None) -> Response:
-    """A page that loads nothing from elsewhere, and whose form leads to us alone.
+    """A page whose policy allows no other origin for resources, forms and frames.
 
-    `script` is the hash of the one script that it has, which may ask us alone.
+    `script` is the hash of its only script, which may connect to this origin.
     """
     policy = (
         "default-src 'none'; style-src 'self'; img-src 'self'; "
@@ -68,7 +68,7 @@ def html_response(html: str, status: int = 200, script: str | None = None) -> Re
 
 
 def redirect_response(url: str) -> Response:
-    """303: the next request is a GET, whatever this one was."""
+    """303: the next request is a GET."""
     return RedirectResponse(url, 303, _security_headers({}))
 
 

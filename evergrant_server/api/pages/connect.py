@@ -1,6 +1,6 @@
-"""`GET /connect/{link}` shows who asks for what; a POST goes on.
+"""`/connect/{link}`: GET shows the requested access, POST redirects to the provider.
 
-Link previews send GETs, so a GET changes nothing.
+GET changes nothing: link previews send GETs too.
 """
 
 from dataclasses import dataclass, replace
@@ -9,13 +9,13 @@ from datetime import datetime
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
-from evergrant_server.api.connections.create import require_ready
+from evergrant_server.api.connections.flows import require_flow_allowed
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.integrations.definitions import require_ready
 from evergrant_server.api.pages import oauth1
 from evergrant_server.api.pages.browser import html_response
 from evergrant_server.api.pages.forms import read_form
-from evergrant_server.api.pages.implicit import require_flow_allowed
 from evergrant_server.api.pages.par import push_message, wait_for_request_uri
 from evergrant_server.api.pages.session import (
     SUBJECT_ACTOR,
@@ -31,7 +31,6 @@ from evergrant_server.core.connections.consent import (
     Consent,
     ConsentKind,
     ConsentStatus,
-    hash_link,
     hash_state,
 )
 from evergrant_server.core.connections.device_code import DeviceCode
@@ -61,52 +60,53 @@ _MAX_REVISIONS = 100  # a click makes one to three
 @router.get("/connect/{link}")
 @html_route
 async def show_consent(request: Request, link: str) -> Response:
-    """Who asks for what. Nothing is bound or started by looking."""
-    subjects = subject_pages(request)
-    async with subjects.parts.store.read() as tx:
-        going = await subjects.load_session(tx, await tx.consents.by_link(hash_link(link)))
-        device = await tx.consents.device_code(going.consent)
-    if going.consent.kind is ConsentKind.DEVICE:
-        return await _device_page(request, subjects, going, device)
-    if _has_ended(subjects, request, going):
-        return await subjects.outcome_response(request, going)
-    _require_same_browser(subjects, request, going)
-    browser = subjects.browsers.cookie_of(request) or subjects.browsers.new_cookie()
-    html = subjects.pages.connect(
-        provider=going.provider_name,
-        integration=going.integration.name,
-        subject=going.connection.subject,
-        consent=going.consent,
-        csrf=subjects.browsers.csrf_token(browser, link),
+    """The page that shows which app requests which access. Changes nothing."""
+    pages = subject_pages(request)
+    async with pages.api.store.read() as tx:
+        session = await pages.session_of_link(tx, link)
+        device = await tx.consents.device_code(session.consent)
+    if session.consent.kind is ConsentKind.DEVICE:
+        return await _device_page(request, pages, session, device)
+    if _has_ended(pages, request, session):
+        return await pages.outcome_response(request, session)
+    _require_same_browser(pages, request, session)
+    browser = pages.browsers.cookie_of(request) or pages.browsers.new_cookie()
+    response = html_response(
+        pages.templates.connect(
+            provider=session.provider_name,
+            integration=session.integration.name,
+            subject=session.connection.subject,
+            consent=session.consent,
+            csrf=pages.browsers.csrf_token(browser, link),
+        )
     )
-    response = html_response(html)
-    subjects.browsers.set_cookie(response, browser)
+    pages.browsers.set_cookie(response, browser)
     return response
 
 
 async def _device_page(
-    request: Request, subjects: SubjectPages, going: ConsentSession, device: DeviceCode | None
+    request: Request, pages: SubjectPages, session: ConsentSession, device: DeviceCode | None
 ) -> Response:
-    """The code to type in elsewhere. Nothing is bound to this browser: there is nothing to take over."""
-    if going.consent.status is not ConsentStatus.CODE_RECEIVED or device is None:
-        return await subjects.outcome_response(request, going)
-    if device.expires_at <= subjects.parts.clock.now():
+    """The page with the device code. It is not bound to a browser: it starts no attempt."""
+    if session.consent.status is not ConsentStatus.CODE_RECEIVED or device is None:
+        return await pages.outcome_response(request, session)
+    if device.expires_at <= pages.api.clock.now():
         raise Failure(ErrorCode.CONSENT_EXPIRED, "This code has expired.")
     return html_response(
-        subjects.pages.device(provider=going.provider_name, consent=going.consent, device=device)
+        pages.templates.device(provider=session.provider_name, consent=session.consent, device=device)
     )
 
 
 @router.post("/connect/{link}")
 @html_route
 async def start_consent(request: Request, link: str) -> Response:
-    """Bind this browser, make a fresh state and verifier, and send it to the provider."""
-    subjects = subject_pages(request)
-    browser = (await read_form(request, subjects.browsers, link)).browser
+    """Bind the browser, create state and code verifier, and redirect to the provider."""
+    pages = subject_pages(request)
+    browser = (await read_form(request, pages.browsers, link)).browser
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return html_response(await _start_attempt(subjects, request, link, browser))
-        except Failure as failure:  # a double click: the second one wins, and the browser follows it
+            return html_response(await _start_attempt(pages, request, link, browser))
+        except Failure as failure:  # a double click: the browser follows the second response
             if failure.code is not ErrorCode.STORE_CONFLICT or attempt == _ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
@@ -114,7 +114,7 @@ async def start_consent(request: Request, link: str) -> Response:
 
 @dataclass(frozen=True)
 class AuthorizationAttempt:
-    """An attempt that is committed, and where its browser goes unless a worker gets a reference first."""
+    """A committed attempt and its authorization URL, used unless a worker pushes the request (RFC 9126)."""
 
     consent: Consent
     url: str
@@ -122,55 +122,63 @@ class AuthorizationAttempt:
     is_pushed: bool
 
 
-async def _start_attempt(subjects: SubjectPages, request: Request, link: str, browser: str) -> str:
-    """A page that leads to the provider, once the attempt it belongs to is committed."""
-    parts, asked = subjects.parts, trace_of(request).request_context(SUBJECT_ACTOR)
-    async with parts.store.write() as tx:
-        going = await subjects.load_session(tx, await tx.consents.by_link(hash_link(link)))
-        _require_same_browser(subjects, request, going)
-        if going.consent.revision > _MAX_REVISIONS:  # each click may have a worker ask the provider
+async def _start_attempt(pages: SubjectPages, request: Request, link: str, browser: str) -> str:
+    """Commit the attempt, and return the page that redirects to the provider."""
+    api, context = pages.api, trace_of(request).request_context(SUBJECT_ACTOR)
+    async with api.store.write() as tx:
+        session = await pages.session_of_link(tx, link)
+        _require_same_browser(pages, request, session)
+        if session.consent.revision > _MAX_REVISIONS:  # each click may cause a request to the provider
             raise Failure(ErrorCode.CONSENT_EXPIRED, "This link was used too often.")
-        require_flow_allowed(going.connection.flow, parts)
+        require_flow_allowed(session.connection.flow, api)
         bound = {
             "status": ConsentStatus.STARTED,
-            "browser_hash": subjects.browsers.hash_cookie(browser),
-            "redirect_uri": parts.redirect_uri(going.integration.id),
+            "browser_hash": pages.browsers.hash_cookie(browser),
+            "redirect_uri": api.redirect_uri(session.integration.id),
         }
-        going = replace(going, consent=going.consent.model_copy(update=bound))
-        if going.connection.flow is Flow.OAUTH1:
-            begun = await oauth1.save_oauth1_attempt(tx, going)
+        session = replace(session, consent=session.consent.model_copy(update=bound))
+        if session.connection.flow is Flow.OAUTH1:
+            attempt = await oauth1.save_oauth1_attempt(tx, session)
         else:
-            begun = await _save_attempt(tx, going, asked, parts.clock.now())
-        await _record_start(tx, subjects, request, going)
-    if isinstance(begun, Consent):
-        url = await oauth1.oauth1_redirect_url(subjects, going, begun, asked)
+            attempt = await _save_attempt(tx, session, context, api.clock.now())
+        await pages.record(
+            tx,
+            request,
+            AuditAction.CONSENT_STARTED,
+            session.consent.tenant,
+            session.connection.id,
+            consent_id=session.consent.id,
+            scopes=list(session.consent.all_scopes),
+            requested_by=session.consent.by,
+        )
+    if isinstance(attempt, Consent):
+        url = await oauth1.oauth1_redirect_url(pages, session, attempt, context)
     else:
-        url = await _authorization_url(parts, going, begun)
-    return subjects.pages.redirecting(provider=going.provider_name, url=url)
+        url = await _authorization_url(api, session, attempt)
+    return pages.templates.redirecting(provider=session.provider_name, url=url)
 
 
 async def _save_attempt(
-    tx: Transaction, going: ConsentSession, asked: RequestContext, now: datetime
+    tx: Transaction, session: ConsentSession, context: RequestContext, now: datetime
 ) -> AuthorizationAttempt:
-    """A fresh state, verifier and nonce; a worker is told where the request is to be pushed."""
-    state, spec, consent = new_state(), going.spec, going.consent
+    """Store a new state, code verifier and nonce; have a worker push the request if the provider takes that."""
+    state, spec, consent = new_state(), session.spec, session.consent
     assert consent.redirect_uri is not None
-    verifier = None if going.connection.flow is Flow.IMPLICIT else new_verifier()
-    asks = asks_for_id_token(spec, going.integration, consent.scopes)
-    nonce = new_nonce() if asks else None
+    verifier = None if session.connection.flow is Flow.IMPLICIT else new_verifier()
+    nonce = new_nonce() if asks_for_id_token(spec, session.integration, consent.scopes) else None
     url = build_authorization_url(
         spec,
-        going.integration,
+        session.integration,
         redirect_uri=consent.redirect_uri,
         state=state,
         verifier=verifier,
         scopes=consent.scopes,
         slot_scopes=consent.slot_scopes,
-        target=going.connection.target,
+        target=session.connection.target,
         nonce=nonce,
-        dpop_jkt=await _dpop_thumbprint(tx, going, now) if verifier is not None else None,
+        dpop_jkt=await _dpop_thumbprint(tx, session, now) if verifier is not None else None,
     )
-    endpoints = integration_endpoints(spec, going.integration)
+    endpoints = integration_endpoints(spec, session.integration)
     pushed = None
     if uses_par(spec, endpoints):
         pushed = PushedAuthorization(par_fields(url, _authorization_endpoint(endpoints)))
@@ -184,66 +192,50 @@ async def _save_attempt(
         consent.model_copy(update=sent), expected=consent.revision, verifier=verifier, request=pushed
     )
     if pushed is not None:
-        await tx.outbox.add(push_message(started, asked, now))
+        await tx.outbox.add(push_message(started, context, now))
     return AuthorizationAttempt(started, url, endpoints, pushed is not None)
 
 
-async def _authorization_url(parts: ApiContext, going: ConsentSession, begun: AuthorizationAttempt) -> str:
-    """With the reference that a worker got, where the request was pushed."""
-    if not begun.is_pushed:
-        return begun.url
-    parts.relay.notify()
-    reference = await wait_for_request_uri(parts, begun.consent, going.spec, begun.endpoints)
-    if reference is None:
-        return begun.url
-    return par_authorization_url(
-        going.spec, going.integration, _authorization_endpoint(begun.endpoints), reference
-    )
+async def _authorization_url(api: ApiContext, session: ConsentSession, attempt: AuthorizationAttempt) -> str:
+    """The URL with the `request_uri` if a worker pushed the request, else with its parameters."""
+    if not attempt.is_pushed:
+        return attempt.url
+    api.relay.notify()
+    request_uri = await wait_for_request_uri(api, attempt.consent, session.spec, attempt.endpoints)
+    if request_uri is None:
+        return attempt.url
+    endpoint = _authorization_endpoint(attempt.endpoints)
+    return par_authorization_url(session.spec, session.integration, endpoint, request_uri)
 
 
-async def _dpop_thumbprint(tx: Transaction, going: ConsentSession, now: datetime) -> str | None:
-    """The key that code and tokens are to be bound to: a stolen code is then of no use to anybody else."""
-    connection = going.connection
+async def _dpop_thumbprint(tx: Transaction, session: ConsentSession, now: datetime) -> str | None:
+    """`dpop_jkt`, the key that the code is bound to (RFC 9449 section 10); None without DPoP."""
+    connection = session.connection
     grant = await tx.grants.get(connection.tenant, connection.id)
-    if not wants_dpop(going.spec, going.integration, grant):
+    if not wants_dpop(session.spec, session.integration, grant):
         return None
     return (await tx.proof_keys.get_or_create(connection.tenant, connection.id, now)).thumbprint
 
 
 def _authorization_endpoint(endpoints: Endpoints) -> str:
-    assert endpoints.authorization_endpoint is not None  # or there had been nothing to ask
+    assert endpoints.authorization_endpoint is not None  # require_usable has checked it
     return endpoints.authorization_endpoint
 
 
-async def _record_start(
-    tx: Transaction, subjects: SubjectPages, request: Request, going: ConsentSession
-) -> None:
-    await subjects.record(
-        tx,
-        request,
-        AuditAction.CONSENT_STARTED,
-        going.consent.tenant,
-        going.connection.id,
-        consent_id=going.consent.id,
-        scopes=list(going.consent.all_scopes),
-        asked_by=going.consent.by,
-    )
+def _has_ended(pages: SubjectPages, request: Request, session: ConsentSession) -> bool:
+    """True when the consent has ended and this browser gave it."""
+    ended = session.consent.status not in (ConsentStatus.OPEN, ConsentStatus.STARTED)
+    return ended and pages.browsers.is_bound(request, session.consent.browser_hash)
 
 
-def _has_ended(subjects: SubjectPages, request: Request, going: ConsentSession) -> bool:
-    """True when the browser that went through it looks at the link again."""
-    ended = going.consent.status not in (ConsentStatus.OPEN, ConsentStatus.STARTED)
-    return ended and subjects.browsers.is_bound(request, going.consent.browser_hash)
-
-
-def _require_same_browser(subjects: SubjectPages, request: Request, going: ConsentSession) -> None:
-    """The subject who starts is the one who finishes: a begun link works in its browser alone."""
-    require_open_consent(going, subjects.parts.clock.now())
-    require_ready(going.integration)
-    if going.consent.status is ConsentStatus.STARTED and not subjects.browsers.is_bound(
-        request, going.consent.browser_hash
+def _require_same_browser(pages: SubjectPages, request: Request, session: ConsentSession) -> None:
+    """Check that the link is open, and was not opened in another browser. Raises Failure CALLBACK_INVALID."""
+    require_open_consent(session, pages.api.clock.now())
+    require_ready(session.integration)
+    if session.consent.status is ConsentStatus.STARTED and not pages.browsers.is_bound(
+        request, session.consent.browser_hash
     ):
         raise Failure(
             ErrorCode.CALLBACK_INVALID,
-            "This link was opened in another browser. Finish there, or ask for a new link.",
+            "This link was opened in another browser. Continue there, or ask for a new link.",
         )

@@ -1,4 +1,4 @@
-"""Forms of the subject's pages: they count only from our own page, in the browser that it was shown to."""
+"""Reads the forms of the subject's pages and checks their CSRF tokens."""
 
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
@@ -14,24 +14,24 @@ _MAX_FIELDS = 10
 
 @dataclass(frozen=True)
 class SubmittedForm:
-    """What was filled in, and the browser that it was filled in with."""
+    """The fields, and the cookie of the browser that sent them."""
 
     browser: str
     fields: dict[str, str]
 
 
 async def read_form(request: Request, browsers: BrowserSessions, link: str) -> SubmittedForm:
-    """The form of this link's page. Raises Failure CALLBACK_INVALID for one from elsewhere, BODY_TOO_LARGE.
+    """The form of this link's page. Raises Failure CALLBACK_INVALID for another site's form, BODY_TOO_LARGE.
 
-    Every route that takes a form begins with it. The cookie is `SameSite=Lax`, so a form on another
-    site comes without one; the token is of this browser and this link.
+    Every route that takes a form calls it first. The cookie is `SameSite=Lax`, so a form of another
+    site has none; the CSRF token is bound to this browser and this link.
     """
     browser = browsers.cookie_of(request)
     fields = await _fields(request)
     if browser is None or not browsers.is_valid_csrf(fields.get("csrf", ""), browser, link):
         raise Failure(
             ErrorCode.CALLBACK_INVALID,
-            "The form didn't come from this page, or this browser keeps no cookies.",
+            "The form was not sent from this page, or the browser doesn't store cookies.",
         )
     return SubmittedForm(browser, fields)
 

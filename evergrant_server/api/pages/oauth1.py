@@ -1,4 +1,4 @@
-"""OAuth 1.0a at the connect page: a worker gets temporary credentials, then the browser goes on."""
+"""OAuth 1.0a connect: a worker requests temporary credentials before the redirect (RFC 5849 section 2)."""
 
 from evergrant_server.api.pages.session import ConsentSession, SubjectPages
 from evergrant_server.core.connections.consent import Consent
@@ -9,30 +9,30 @@ from evergrant_server.core.messages.integrations import RequestTemporaryCredenti
 from evergrant_server.store import Transaction
 from providers.oauth1.flow import oauth1_authorization_url, oauth1_endpoints
 
-PREPARE_TIMEOUT_S = 30.0  # a person waits, and the provider's answer is limited as well
+PREPARE_TIMEOUT_S = 30.0  # the subject waits; the request to the provider has a shorter limit
 
 
-async def save_oauth1_attempt(tx: Transaction, going: ConsentSession) -> Consent:
-    """Write an attempt of this flow: it has no state until a worker has a token for it."""
-    consent, there = going.consent, oauth1_endpoints(going.spec, going.integration)
+async def save_oauth1_attempt(tx: Transaction, session: ConsentSession) -> Consent:
+    """Store the attempt. Its state is the temporary token, which a worker will request."""
+    consent, there = session.consent, oauth1_endpoints(session.spec, session.integration)
     sent = {"issuer": None, "token_endpoint": there.token, "state_hash": None}
     return await tx.consents.replace(consent.model_copy(update=sent), expected=consent.revision)
 
 
 async def oauth1_redirect_url(
-    subjects: SubjectPages, going: ConsentSession, consent: Consent, asked: RequestContext
+    pages: SubjectPages, session: ConsentSession, consent: Consent, context: RequestContext
 ) -> str:
-    """The provider's page, once there are temporary credentials. Raises the Failure that says why not."""
-    parts = subjects.parts
+    """The provider's authorization URL. Raises the Failure of the request for temporary credentials."""
+    api = pages.api
     order = RequestTemporaryCredentials(
-        tenant=consent.tenant, consent_id=consent.id, revision=consent.revision, context=asked
+        tenant=consent.tenant, consent_id=consent.id, revision=consent.revision, context=context
     )
-    prepared = await parts.link.prepare_consent(order, timeout=PREPARE_TIMEOUT_S)
+    prepared = await api.link.prepare_consent(order, timeout=PREPARE_TIMEOUT_S)
     if prepared.failure is not None:
         raise Failure(prepared.failure, prepared.detail, retry_after=prepared.retry_after)
-    async with parts.store.read() as tx:
+    async with api.store.read() as tx:
         newest = await tx.consents.get(consent.tenant, consent.id)
         if newest is None or newest.revision != consent.revision + 1:
-            raise Failure(ErrorCode.STORE_CONFLICT, "The consent was begun anew.")
+            raise Failure(ErrorCode.STORE_CONFLICT, "The consent was started again.")
         temporary = TokenPair.from_secret(await tx.consents.verifier(newest))
-    return oauth1_authorization_url(going.spec, going.integration, temporary, newest.scopes)
+    return oauth1_authorization_url(session.spec, session.integration, temporary, newest.scopes)

@@ -1,4 +1,4 @@
-"""Pushed authorization requests (RFC 9126): a worker pushes, the connect page waits (ADR 0016)."""
+"""Pushed authorization requests (RFC 9126): a worker pushes while the connect page waits (ADR 0016)."""
 
 from datetime import datetime
 
@@ -16,7 +16,7 @@ from providers.definition.schema import ProviderSpec
 from providers.requests.par import requires_par
 
 _WAIT_S = 12.0
-_FALLBACK_CODES = (  # about the request: where pushing is a choice, the browser carries it instead
+_FALLBACK_CODES = (  # not about the request: the browser can carry it unless pushing is required
     ErrorCode.PROVIDER_UNREACHABLE,
     ErrorCode.PROVIDER_ERROR,
     ErrorCode.PROVIDER_RATE_LIMITED,
@@ -24,14 +24,14 @@ _FALLBACK_CODES = (  # about the request: where pushing is a choice, the browser
 )
 
 
-def push_message(consent: Consent, asked: RequestContext, now: datetime) -> OutboxMessage:
-    """Have a worker push what this consent holds."""
+def push_message(consent: Consent, context: RequestContext, now: datetime) -> OutboxMessage:
+    """Have a worker push the consent's authorization request."""
     order = PushAuthorizationRequest(
         tenant=consent.tenant,
         connection_id=consent.connection_id,
         consent_id=consent.id,
         revision=consent.revision,
-        context=asked,
+        context=context,
     )
     return outbox_message(
         consent.tenant,
@@ -43,32 +43,34 @@ def push_message(consent: Consent, asked: RequestContext, now: datetime) -> Outb
 
 
 async def wait_for_request_uri(
-    parts: ApiContext, consent: Consent, spec: ProviderSpec, endpoints: Endpoints
+    api: ApiContext, consent: Consent, spec: ProviderSpec, endpoints: Endpoints
 ) -> str | None:
-    """The `request_uri` that a worker got; None where the browser may carry the request itself.
+    """The `request_uri` of the pushed request; None if the browser may carry the request instead.
 
-    Raises the Failure of a refusal; any failure where the provider takes pushed requests alone; and
-    CALLBACK_INVALID when a later click has taken this one's place.
+    Raises the Failure of a refused request, of any failure if the provider requires PAR, and
+    CALLBACK_INVALID when a later click has replaced this attempt.
     """
-    outcome = await _wait_for_push(parts, consent)
+    outcome = await _wait_for_push(api, consent)
     if outcome.request_uri is not None and outcome.expires_at is not None:
-        if parts.clock.now() < outcome.expires_at:
+        if api.clock.now() < outcome.expires_at:
             return outcome.request_uri
-        outcome = PushedAuthorization(failure=_push_timed_out("its answer came too late to be used"))
+        outcome = PushedAuthorization(failure=_push_timed_out("the provider's answer arrived too late"))
     failure = outcome.failure or _push_timed_out("no worker has pushed it yet")
     if requires_par(spec, endpoints) or failure.code not in _FALLBACK_CODES:
         raise failure
     return None
 
 
-async def _wait_for_push(parts: ApiContext, consent: Consent) -> PushedAuthorization:
-    """What came of it; unsettled after a while."""
+async def _wait_for_push(api: ApiContext, consent: Consent) -> PushedAuthorization:
+    """The outcome of the push; unsettled after `_WAIT_S`."""
 
     async def look() -> PushedAuthorization:
-        async with parts.store.read() as tx:
+        async with api.store.read() as tx:
             current = await tx.consents.get(consent.tenant, consent.id)
             if current is None or current.state_hash != consent.state_hash:
-                raise Failure(ErrorCode.CALLBACK_INVALID, "This page was sent twice; the other one goes on.")
+                raise Failure(
+                    ErrorCode.CALLBACK_INVALID, "This form was sent twice; continue in the other page."
+                )
             return await tx.consents.pushed_request(current)
 
     return await poll_until(look, lambda outcome: outcome.is_answered, _WAIT_S)

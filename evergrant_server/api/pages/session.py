@@ -1,4 +1,4 @@
-"""What the subject's pages share: finding a consent, judging it, showing its end, saying what failed."""
+"""The consent session of a connect link, and the pages that show its outcome."""
 
 import functools
 from collections.abc import Awaitable, Callable
@@ -10,104 +10,107 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from starlette.requests import Request
 from starlette.responses import Response
 
-from evergrant_server import audit
+from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.integrations.definitions import consent_spec
 from evergrant_server.api.pages.browser import BrowserSessions, html_response, redirect_response
 from evergrant_server.console import Pages
 from evergrant_server.core.access import Integration
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 
-SUBJECT_ACTOR = "subject"  # who asks, on these pages
+SUBJECT_ACTOR = "subject"  # the actor of requests to these pages
 
 
 @dataclass(frozen=True)
 class ConsentSession:
-    """A consent that somebody goes on with, and what it belongs to."""
+    """A consent with its connection, integration and definition."""
 
     consent: Consent
     connection: Connection
     integration: Integration
     spec: ProviderSpec
-    provider_name: str  # as people call it
+    provider_name: str  # for display
 
 
 class SubjectPages:
-    """The parts of the pages that hold no state of their own."""
+    """Loads consent sessions and renders their outcome. One per process."""
 
-    def __init__(self, parts: ApiContext) -> None:
-        self.parts = parts
-        self.pages = Pages()
-        self.browsers = BrowserSessions(parts.settings.public_url, parts.ring)
+    def __init__(self, api: ApiContext) -> None:
+        self.api = api
+        self.templates = Pages()
+        self.browsers = BrowserSessions(api.settings.public_url, api.ring)
 
     async def load_session(self, tx: Transaction, consent: Consent | None) -> ConsentSession:
-        """Everything a consent belongs to. Raises Failure NOT_FOUND."""
+        """The session of a consent. Raises Failure NOT_FOUND."""
         if consent is not None:
             connection = await tx.connections.get(consent.tenant, consent.connection_id)
             integration = await tx.integrations.get(consent.tenant, consent.integration_id)
             if connection is not None and integration is not None:
-                spec = await consent_spec(tx, self.parts.registry, integration, consent)
-                return ConsentSession(
-                    consent, connection, integration, spec, provider_display_name(spec, integration)
-                )
-        raise Failure(ErrorCode.NOT_FOUND, "This link is not known.")
+                spec = await consent_spec(tx, self.api.registry, integration, consent)
+                name = provider_display_name(spec, integration)
+                return ConsentSession(consent, connection, integration, spec, name)
+        raise Failure(ErrorCode.NOT_FOUND, "This link is unknown.")
 
-    async def outcome_response(self, request: Request, going: ConsentSession) -> Response:
-        """How a consent stands: its result page, or back to the app that asked."""
-        match going.consent.status:
-            case ConsentStatus.DONE if going.connection.follow_up is FollowUp.CHOOSING:
-                return await self._choice_page(request, going)
+    async def session_of_link(self, tx: Transaction, link: str) -> ConsentSession:
+        """The session of a connect link. Raises Failure NOT_FOUND."""
+        return await self.load_session(tx, await tx.consents.by_link(hash_link(link)))
+
+    async def outcome_response(self, request: Request, session: ConsentSession) -> Response:
+        """The page of the consent's status, or a redirect to `return_to`."""
+        match session.consent.status:
+            case ConsentStatus.DONE if session.connection.follow_up is FollowUp.CHOOSING:
+                return await self._choice_page(request, session)
             case ConsentStatus.DONE:
-                return await self._return_to_app(going, LifecycleState.ACTIVE) or html_response(
-                    self.pages.connected(provider=going.provider_name)
+                return await self._return_to_app(session, LifecycleState.ACTIVE) or html_response(
+                    self.templates.connected(provider=session.provider_name)
                 )
             case ConsentStatus.DENIED:
-                return await self._return_to_app(going, LifecycleState.DENIED) or html_response(
-                    self.pages.declined(provider=going.provider_name)
+                return await self._return_to_app(session, LifecycleState.DENIED) or html_response(
+                    self.templates.declined(provider=session.provider_name)
                 )
             case ConsentStatus.FAILED:
-                failure = Failure(ErrorCode(going.consent.failure or ErrorCode.CALLBACK_INVALID))
-                return html_response(self.pages.failed(failure), failure.rule.status)
+                failure = Failure(ErrorCode(session.consent.failure or ErrorCode.CALLBACK_INVALID))
+                return html_response(self.templates.failed(failure), failure.rule.status)
             case _:
-                return html_response(self.pages.pending(provider=going.provider_name))
+                return html_response(self.templates.pending(provider=session.provider_name))
 
-    async def _choice_page(self, request: Request, going: ConsentSession) -> Response:
-        """Which account, asked in the browser that consented. Another one learns only that it is asked."""
+    async def _choice_page(self, request: Request, session: ConsentSession) -> Response:
+        """The page to choose an account. Raises Failure CHOICE_REQUIRED in a browser that didn't consent."""
         browser = self.browsers.cookie_of(request)
-        if browser is None or not self.browsers.is_bound(request, going.consent.browser_hash):
+        if browser is None or not self.browsers.is_bound(request, session.consent.browser_hash):
             raise Failure(ErrorCode.CHOICE_REQUIRED, "Choose in the browser that consented.")
-        async with self.parts.store.read() as tx:
-            grant = await tx.grants.get(going.connection.tenant, going.connection.id)
-            link = (await tx.consents.connect_link(going.consent)).reveal()
-        html = self.pages.choose(
-            provider=going.provider_name,
-            consent=going.consent,
+        async with self.api.store.read() as tx:
+            grant = await tx.grants.get(session.connection.tenant, session.connection.id)
+            link = (await tx.consents.connect_link(session.consent)).reveal()
+        html = self.templates.choose(
+            provider=session.provider_name,
+            consent=session.consent,
             options=grant.options if grant else (),
             link=link,
             csrf=self.browsers.csrf_token(browser, link),
         )
         return html_response(html)
 
-    async def _return_to_app(self, going: ConsentSession, state: LifecycleState) -> Response | None:
-        """To `return_to`, if the app that asked still lists exactly this URL."""
-        url = going.consent.return_to
+    async def _return_to_app(self, session: ConsentSession, state: LifecycleState) -> Response | None:
+        """A redirect to `return_to`, if the requesting app still lists this URL."""
+        url = session.consent.return_to
         if url is None:
             return None
-        async with self.parts.store.read() as tx:
-            app = await tx.access.app_by_name(going.consent.tenant, going.consent.by.removeprefix("app:"))
+        async with self.api.store.read() as tx:
+            app = await tx.access.app_by_name(session.consent.tenant, session.consent.by.removeprefix("app:"))
         if app is None or app.disabled or url not in app.return_to:
             return None
         parts = urlsplit(url)
-        said = [("connection_id", going.connection.id), ("state", state.value)]
-        query = urlencode([*parse_qsl(parts.query, keep_blank_values=True), *said])
+        outcome = [("connection_id", session.connection.id), ("state", state.value)]
+        query = urlencode([*parse_qsl(parts.query, keep_blank_values=True), *outcome])
         return redirect_response(urlunsplit((parts.scheme, parts.netloc, parts.path, query, "")))
 
     async def record(
@@ -116,52 +119,45 @@ class SubjectPages:
         request: Request,
         action: AuditAction,
         tenant: Tenant,
-        what: str,
+        object_id: str,
         **detail: object,
     ) -> None:
-        entry = AuditEntry(
-            tenant=tenant,
-            at=self.parts.clock.now(),
-            action=action,
-            object=what,
-            context=trace_of(request).request_context(SUBJECT_ACTOR),
-            detail=detail,
-        )
-        await audit.append(tx, entry)
+        context = trace_of(request).request_context(SUBJECT_ACTOR)
+        await record(tx, tenant, action, object_id, context, self.api.clock.now(), **detail)
 
 
 def provider_display_name(spec: ProviderSpec, integration: Integration) -> str:
-    """As people call the provider: a server found by its issuer is known by where they log in."""
+    """The provider's display name; of a discovered provider the host of its issuer."""
     host = urlsplit(integration.issuer or "").hostname if spec.discovery else None
     return host or spec.display_name
 
 
-def require_open_consent(going: ConsentSession, now: datetime) -> None:
-    """Raise the Failure that says why a consent can't be gone on with."""
-    if going.consent.expires_at <= now:
+def require_open_consent(session: ConsentSession, now: datetime) -> None:
+    """Raise the Failure that says why the consent can't continue."""
+    if session.consent.expires_at <= now:
         raise Failure(ErrorCode.CONSENT_EXPIRED, "This link has expired.")
-    if going.connection.state is LifecycleState.REVOKING or going.connection.state.is_final:
-        raise Failure(going.connection.reason or ErrorCode.CONNECTION_REVOKED)
-    if going.consent.status not in (ConsentStatus.OPEN, ConsentStatus.STARTED):
-        raise Failure(ErrorCode.CALLBACK_INVALID, "This link was used already.")
+    if session.connection.state is LifecycleState.REVOKING or session.connection.state.is_final:
+        raise Failure(session.connection.reason or ErrorCode.CONNECTION_REVOKED)
+    if session.consent.status not in (ConsentStatus.OPEN, ConsentStatus.STARTED):
+        raise Failure(ErrorCode.CALLBACK_INVALID, "This link was already used.")
 
 
 Endpoint = Callable[..., Awaitable[Response]]
 
 
 def html_route(endpoint: Endpoint) -> Endpoint:
-    """A route for people: its failures are pages with a code, not documents."""
+    """Decorate a route whose failures are shown as HTML pages instead of problem documents."""
 
     @functools.wraps(endpoint)
     async def shown(request: Request, **values: Any) -> Response:
         try:
             return await endpoint(request, **values)
         except Failure as failure:
-            pages: Pages = subject_pages(request).pages
-            return html_response(pages.failed(failure), failure.rule.status)
+            templates = subject_pages(request).templates
+            return html_response(templates.failed(failure), failure.rule.status)
 
     return shown
 
 
 def subject_pages(request: Request) -> SubjectPages:
-    return request.app.state.subjects
+    return request.app.state.pages

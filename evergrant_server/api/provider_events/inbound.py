@@ -1,7 +1,7 @@
-"""`POST /v1/security-events/{receiver}`: a provider's news, authenticated by their signature alone.
+"""`POST /v1/security-events/{receiver}`: events of providers, authenticated by signature.
 
-What isn't believed writes nothing but a log line, so that nobody can fill a table or a log by
-sending noise. What is believed is handled once, however often it comes.
+An event that fails verification writes one log line and no row, so that unauthenticated requests
+can't fill a table. A verified event is handled once, however often the provider sends it.
 """
 
 import hashlib
@@ -55,42 +55,43 @@ log = logging.getLogger("evergrant.api")
 
 router = APIRouter(tags=["security events"])
 
-BODY_LIMIT = 64 * 1024  # bytes; a token has one or two thousand
-_KEY_FETCH_INTERVAL = timedelta(minutes=5)  # a stranger can't make us read a transmitter's keys more often
+BODY_LIMIT = 64 * 1024  # bytes; a security event token has 1 to 2 KiB
+_KEY_FETCH_INTERVAL = timedelta(minutes=5)  # limits the key fetches that an unauthenticated request can cause
 _ATTEMPTS = 20
 
 
 @router.post("/v1/security-events/{receiver_id}", status_code=202, response_class=JSONResponse)
-async def receive_event(receiver_id: str, request: Request, parts: ContextDep) -> Response:
-    """Take a security event token (RFC 8935), or a provider's own uninstall hook.
+async def receive_event(receiver_id: str, request: Request, api: ContextDep) -> Response:
+    """Receive a security event token (RFC 8935), or a provider's own webhook.
 
-    202 once it is handled, or was before. 400 with `err` and `description` when it isn't believed.
+    202 once it is handled, also when it was before. 400 with `err` and `description` if its
+    verification fails.
     """
-    receiver, integration, trust = await _load_receiver(parts, receiver_id)
+    receiver, integration, trust = await _load_receiver(api, receiver_id)
     body = await request.body()
     try:
         if len(body) > BODY_LIMIT:
             raise EventRejected("invalid_request", "The body is too large.")
-        heard = VERIFIERS[receiver.kind](EventRequest(_headers(request), body, parts.clock.now()), trust)
+        heard = VERIFIERS[receiver.kind](EventRequest(_headers(request), body, api.clock.now()), trust)
     except EventRejected as refused:
         return _refusal_response(receiver, refused)
     except UnknownKey:
-        return await _refetch_keys(parts, receiver, trace_of(request).request_context(_actor(integration)))
+        return await _refetch_keys(api, receiver, trace_of(request).request_context(_actor(integration)))
     if heard.reply is not None:
         return JSONResponse(heard.reply)
     if heard.events or heard.audit_detail:
         await _deliver(
-            parts, receiver, integration, heard, trace_of(request).request_context(_actor(integration))
+            api, receiver, integration, heard, trace_of(request).request_context(_actor(integration))
         )
     metrics.count_security_event("heard")
     return Response(status_code=202 if receiver.kind is ReceiverKind.SET else 200)
 
 
-async def _load_receiver(parts: ApiContext, receiver_id: str) -> tuple[Receiver, Integration, EventTrust]:
+async def _load_receiver(api: ApiContext, receiver_id: str) -> tuple[Receiver, Integration, EventTrust]:
     """Raises Failure NOT_FOUND, KEY_UNAVAILABLE."""
     if not is_id(receiver_id, "rcv"):
         raise Failure(ErrorCode.NOT_FOUND)
-    async with parts.store.read() as tx:
+    async with api.store.read() as tx:
         receiver = await tx.receivers.find_in_any_tenant(ReceiverId(receiver_id))
         if receiver is None:
             raise Failure(ErrorCode.NOT_FOUND)
@@ -112,7 +113,7 @@ async def _load_receiver(parts: ApiContext, receiver_id: str) -> tuple[Receiver,
 
 
 def _headers(request: Request) -> dict[str, str]:
-    """A name that comes twice counts as its first: a signature over the body is judged once."""
+    """Headers by lower-case name; of a repeated header the first value."""
     headers: dict[str, str] = {}
     for name, value in request.headers.items():
         headers.setdefault(name.lower(), value)
@@ -124,63 +125,65 @@ def _actor(integration: Integration) -> str:
 
 
 def _refusal_response(receiver: Receiver, refused: EventRejected) -> Response:
-    """RFC 8935 section 2.4."""
+    """The error response of RFC 8935 section 2.4."""
     log_event(log, logging.INFO, LogEvent.SECURITY_EVENT_REFUSED, refused.error, object=receiver.id)
     metrics.count_security_event(refused.error)
     return JSONResponse({"err": refused.error, "description": refused.description}, 400)
 
 
-async def _refetch_keys(parts: ApiContext, receiver: Receiver, asked: RequestContext) -> Response:
-    """Have the transmitter's keys read again, now and then; meanwhile it may send the token once more."""
-    now = parts.clock.now()
+async def _refetch_keys(api: ApiContext, receiver: Receiver, context: RequestContext) -> Response:
+    """Have a worker fetch the transmitter's keys, and ask the transmitter to repeat the event."""
+    now = api.clock.now()
     last = receiver.keys_requested_at
     waits = last is not None and (receiver.keys_at is None or receiver.keys_at < last)
     if last is not None and now - last < _KEY_FETCH_INTERVAL and not waits:
         return _refusal_response(
-            receiver, EventRejected("invalid_key", "The token's key is none of the transmitter's.")
+            receiver, EventRejected("invalid_key", "The token's key is not one of the transmitter's keys.")
         )
     if last is None or now - last >= _KEY_FETCH_INTERVAL:
         try:
-            async with parts.store.write() as tx:
+            async with api.store.write() as tx:
                 after = receiver.model_copy(update={"keys_requested_at": now})
                 await tx.receivers.replace(after, expected=receiver.revision)
-                await tx.outbox.add(fetch_keys_message(after, asked, now))
+                await tx.outbox.add(fetch_keys_message(after, context, now))
         except Failure as failure:
             if failure.code is not ErrorCode.STORE_CONFLICT:
-                raise  # and if it is, another request has asked at the same moment
-        parts.relay.notify()
-    raise Failure(ErrorCode.PROVIDER_UNREACHABLE, "The transmitter's keys are being read.", retry_after=10.0)
+                raise  # a concurrent request has asked for the keys
+        api.relay.notify()
+    raise Failure(
+        ErrorCode.PROVIDER_UNREACHABLE, "The transmitter's keys are being fetched.", retry_after=10.0
+    )
 
 
 async def _deliver(
-    parts: ApiContext,
+    api: ApiContext,
     receiver: Receiver,
     integration: Integration,
     heard: VerifiedEvents,
-    asked: RequestContext,
+    context: RequestContext,
 ) -> None:
-    """Tell every connection that is meant, then remember the event: killed in between, it comes again."""
-    now = parts.clock.now()
+    """Report to every affected connection, then record the event: after a crash it is sent again."""
+    now = api.clock.now()
     event = hashlib.sha256(heard.id.encode()).hexdigest()
-    async with parts.store.read() as tx:
+    async with api.store.read() as tx:
         if await tx.receivers.is_known_event(receiver, event):
             return
         meant = [(it, await _affected_connections(tx, receiver, it)) for it in heard.events]
     verdicts: list[ReportDecision] = []
     for it, connections in meant:
         for connection_id in connections:
-            verdicts.append(await _report_to_connection(parts, receiver, connection_id, it, asked, now))
+            verdicts.append(await _report_to_connection(api, receiver, connection_id, it, context, now))
 
     async def remember(tx: Transaction) -> None:
         if await tx.receivers.record_event(receiver, event, now):
-            await audit.append(tx, _audit_entry(receiver, integration, heard, verdicts, asked, now))
+            await audit.append(tx, _audit_entry(receiver, integration, heard, verdicts, context, now))
 
-    await run_transaction(parts.store, remember)
-    parts.relay.notify()
+    await run_transaction(api.store, remember)
+    api.relay.notify()
 
 
 async def _affected_connections(tx: Transaction, receiver: Receiver, it: ProviderEvent) -> list[ConnectionId]:
-    """Connections of the receiver's own integration, and no other's."""
+    """The affected connections, of the receiver's own integration only."""
     found: dict[ConnectionId, None] = {}
     tenant, integration = receiver.tenant, receiver.integration_id
     for marks in it.accounts:
@@ -202,14 +205,14 @@ def _resolve_identifier(receiver: Receiver, mark: AccountIdentifier) -> AccountI
 
 
 async def _report_to_connection(
-    parts: ApiContext,
+    api: ApiContext,
     receiver: Receiver,
     connection_id: ConnectionId,
     it: ProviderEvent,
-    asked: RequestContext,
+    context: RequestContext,
     now: datetime,
 ) -> ReportDecision:
-    """One transaction a connection: its row, its workflow's message and its record."""
+    """Write the connection's state, its workflow's message and the audit record in one transaction."""
     source = ReportSource.SECURITY_EVENT if receiver.kind is ReceiverKind.SET else ReportSource.HOOK
     news = ProviderReport(
         source=source, kind=it.kind, certainty=it.certainty, at=it.at, at_is_issue_time=it.at_is_issue_time
@@ -219,9 +222,9 @@ async def _report_to_connection(
         connection = await tx.connections.get(receiver.tenant, connection_id)
         if connection is None:
             return ReportDecision.NOTHING_HELD
-        return await apply_external_event(tx, connection, news, asked, now)
+        return await apply_external_event(tx, connection, news, context, now)
 
-    return await run_transaction(parts.store, tell, tries=_ATTEMPTS)
+    return await run_transaction(api.store, tell, tries=_ATTEMPTS)
 
 
 def _audit_entry(
@@ -229,7 +232,7 @@ def _audit_entry(
     integration: Integration,
     heard: VerifiedEvents,
     verdicts: list[ReportDecision],
-    asked: RequestContext,
+    context: RequestContext,
     now: datetime,
 ) -> AuditEntry:
     told = {it.value: verdicts.count(it) for it in ReportDecision if it in verdicts}
@@ -239,6 +242,6 @@ def _audit_entry(
         at=now,
         action=AuditAction.SECURITY_EVENT,
         object=integration.id,
-        context=asked,
+        context=context,
         detail={"receiver": receiver.id, "facts": kinds, "connections": told, **heard.audit_detail},
     )

@@ -1,4 +1,4 @@
-"""`/v1/integrations/{name}/security-events`: where a provider tells us that a grant ended."""
+"""`/v1/integrations/{name}/security-events`: the receiver of a provider's security events."""
 
 import re
 from datetime import datetime
@@ -38,15 +38,15 @@ _MEMBER_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z")
 
 def _account_member(value: str) -> str:
     if not _MEMBER_NAME.match(value):
-        raise ValueError("use sub, subject, or the name of a fact of the grant")
+        raise ValueError("use sub, subject, or the name of a member of the grant's metadata")
     return value
 
 
 class EventReceiverBody(Body):
-    """`set` needs `issuer` and `jwks_uri`; the others a `secret`, which is written and never read.
+    """`set` needs `issuer` and `jwks_uri`; the other kinds need a `secret`, which is write-only.
 
-    `audience` is the integration's client id unless it is given. `account_in` says where a
-    connection has the account's id: the id token's `sub`, its `subject`, or a fact of its grant.
+    `audience` defaults to the integration's client id. `account_in` says which member of a connection
+    holds the account's id: `sub` of the id token, its `subject`, or a member of its `metadata`.
     """
 
     kind: ReceiverKind
@@ -58,7 +58,7 @@ class EventReceiverBody(Body):
 
 
 class EventReceiverView(View):
-    """`url` is what the provider is given. `keys` counts the pinned keys of its transmitter."""
+    """`url` is to be registered at the provider. `keys` counts the pinned keys of its transmitter."""
 
     id: str
     url: str
@@ -87,15 +87,15 @@ async def put_event_receiver(
     name: Slug,
     body: EventReceiverBody,
     response: Response,
-    parts: ContextDep,
+    api: ContextDep,
     caller: CallerDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
 ) -> EventReceiverView:
-    """Create or change the receiver of an integration. A transmitter's keys are read by a worker."""
-    _check_body(parts, body)
+    """Create or change the receiver of an integration. A worker fetches the transmitter's keys."""
+    _check_body(api, body)
 
     async def write(tx: Transaction) -> tuple[Receiver, bool]:
-        now = parts.clock.now()
+        now = api.clock.now()
         integration = await _require_integration(tx, caller, name)
         before = await tx.receivers.of_integration(caller.tenant, integration.id)
         if before is None:
@@ -108,42 +108,42 @@ async def put_event_receiver(
         if after.jwks_uri is not None and after.keys is None:
             after = after.model_copy(update={"keys_requested_at": now})
             after = await tx.receivers.replace(after, expected=after.revision)
-            await tx.outbox.add(fetch_keys_message(after, asked, now))
-        await _record(tx, AuditAction.RECEIVER_PUT, integration, after, asked, now)
+            await tx.outbox.add(fetch_keys_message(after, context, now))
+        await _record(tx, AuditAction.RECEIVER_PUT, integration, after, context, now)
         return after, before is None
 
-    after, new = await run_transaction(parts.store, write)
-    parts.relay.notify()
+    after, new = await run_transaction(api.store, write)
+    api.relay.notify()
     response.status_code = 201 if new else 200
-    return await _view(parts, after)
+    return await _view(api, after)
 
 
 @router.get("/v1/integrations/{name}/security-events")
-async def get_event_receiver(name: Slug, parts: ContextDep, caller: CallerDep) -> EventReceiverView:
+async def get_event_receiver(name: Slug, api: ContextDep, caller: CallerDep) -> EventReceiverView:
     """The receiver, with the URL to register at the provider. Never its secret."""
-    async with parts.store.read() as tx:
+    async with api.store.read() as tx:
         found = await _require_receiver(tx, caller, name)
-    return await _view(parts, found)
+    return await _view(api, found)
 
 
 @router.delete("/v1/integrations/{name}/security-events", status_code=204)
 async def delete_event_receiver(
-    name: Slug, parts: ContextDep, caller: CallerDep, asked: RequestContextDep
+    name: Slug, api: ContextDep, caller: CallerDep, context: RequestContextDep
 ) -> Response:
-    """Delete it with its secret: what comes in there is not found from now on."""
+    """Delete the receiver with its secret. Its URL then answers 404."""
 
     async def drop(tx: Transaction) -> None:
         integration = await _require_integration(tx, caller, name)
         receiver = await _require_receiver(tx, caller, name)
         await tx.receivers.delete(receiver)
-        now = parts.clock.now()
-        await _record(tx, AuditAction.RECEIVER_DELETED, integration, receiver, asked, now)
+        now = api.clock.now()
+        await _record(tx, AuditAction.RECEIVER_DELETED, integration, receiver, context, now)
 
-    await run_transaction(parts.store, drop)
+    await run_transaction(api.store, drop)
     return Response(status_code=204)
 
 
-def _check_body(parts: ApiContext, body: EventReceiverBody) -> None:
+def _check_body(api: ApiContext, body: EventReceiverBody) -> None:
     """Raises Failure INVALID_REQUEST naming the field."""
     if body.kind is not ReceiverKind.SET:
         given = [it for it in ("issuer", "jwks_uri", "audience") if getattr(body, it)]
@@ -151,21 +151,23 @@ def _check_body(parts: ApiContext, body: EventReceiverBody) -> None:
             raise Failure(ErrorCode.INVALID_REQUEST, f"{body.kind} has no {given[0]}.", field=given[0])
         return
     if body.secret is not None:
-        raise Failure(ErrorCode.INVALID_REQUEST, "Tokens are verified with public keys.", field="secret")
+        raise Failure(
+            ErrorCode.INVALID_REQUEST, "Security event tokens are verified with public keys.", field="secret"
+        )
     if body.issuer is None or body.jwks_uri is None:
         missing = "issuer" if body.issuer is None else "jwks_uri"
         raise Failure(
             ErrorCode.INVALID_REQUEST, f"{missing} is needed for security event tokens.", field=missing
         )
     try:
-        parts.check_endpoint(body.jwks_uri)
+        api.check_endpoint(body.jwks_uri)
     except Failure as failure:
         raise Failure(ErrorCode.INVALID_REQUEST, f"jwks_uri: {failure.detail}", field="jwks_uri") from None
 
 
 def _required_secret(body: EventReceiverBody) -> Secret | None:
     if needs_secret(body.kind) and (body.secret is None or not body.secret.reveal()):
-        raise Failure(ErrorCode.INVALID_REQUEST, f"{body.kind} signs with a secret.", field="secret")
+        raise Failure(ErrorCode.INVALID_REQUEST, f"{body.kind} needs a signing secret.", field="secret")
     return body.secret
 
 
@@ -182,7 +184,7 @@ def _new_receiver(integration: Integration, body: EventReceiverBody, now: dateti
 
 
 def _with_body(before: Receiver, body: EventReceiverBody, now: datetime) -> Receiver:
-    """Keys belong to an issuer and a place: another one's are fetched anew."""
+    """The receiver with the body's members. Another issuer or key URL drops the pinned keys."""
     kept = (body.issuer, body.jwks_uri) == (before.issuer, before.jwks_uri)
     fresh = {} if kept else {"keys": None, "keys_at": None, "keys_requested_at": None, "keys_problem": None}
     usual = ACCOUNT_IS_SUB if body.kind is ReceiverKind.SET else ACCOUNT_IS_SUBJECT
@@ -191,10 +193,10 @@ def _with_body(before: Receiver, body: EventReceiverBody, now: datetime) -> Rece
     return before.model_copy(update=update)
 
 
-async def _view(parts: ApiContext, it: Receiver) -> EventReceiverView:
-    async with parts.store.read() as tx:
+async def _view(api: ApiContext, it: Receiver) -> EventReceiverView:
+    async with api.store.read() as tx:
         secret = await tx.receivers.secret(it)
-    return EventReceiverView.of(it, public_url=parts.settings.public_url, has_secret=secret is not None)
+    return EventReceiverView.of(it, public_url=api.settings.public_url, has_secret=secret is not None)
 
 
 async def _require_integration(tx: Transaction, caller: Caller, name: str) -> Integration:
@@ -218,7 +220,7 @@ async def _record(
     action: AuditAction,
     integration: Integration,
     it: Receiver,
-    asked: RequestContext,
+    context: RequestContext,
     now: datetime,
 ) -> None:
     entry = AuditEntry(
@@ -226,7 +228,7 @@ async def _record(
         at=now,
         action=action,
         object=integration.id,
-        context=asked,
+        context=context,
         detail={"integration": integration.name, "kind": it.kind.value, "receiver": it.id},
     )
     await audit.append(tx, entry)

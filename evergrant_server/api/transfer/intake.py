@@ -1,4 +1,4 @@
-"""One item of an import: judged, and written whole or not at all."""
+"""Checks and writes the items of an import, each in its own transaction."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from evergrant_server import audit
-from evergrant_server.api.connections.create import raise_scope_not_permitted, require_ready
+from evergrant_server.api.connections.scopes import raise_scope_not_permitted
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.outbox_messages import connection_signal_message, connection_start_message
 from evergrant_server.api.http.problems import field_errors
 from evergrant_server.api.http.transactions import run_transaction
-from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.api.integrations.definitions import integration_spec, require_ready
 from evergrant_server.api.transfer.models import ImportItem, ImportOutcome
 from evergrant_server.core.access import Action, Integration
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -29,27 +29,25 @@ from evergrant_server.policy import decide, scopes_above
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 
-_RAISED_KINDS = (
-    FailureKind.PLATFORM_UNAVAILABLE,
-)  # no fault of the item: the whole request is to be sent again
+_RAISED_KINDS = (FailureKind.PLATFORM_UNAVAILABLE,)  # not the item's fault: the app repeats the request
 
 
 class ImportWriter:
-    """Takes items for one caller. Each has a transaction of its own."""
+    """Imports items for one caller."""
 
-    def __init__(self, parts: ApiContext, caller: Caller, asked: RequestContext) -> None:
-        self._parts = parts
+    def __init__(self, api: ApiContext, caller: Caller, context: RequestContext) -> None:
+        self._api = api
         self._caller = caller
-        self._asked = asked
+        self._context = context
 
     async def import_item(self, index: int, raw: Any, *, dry_run: bool) -> ImportOutcome:
-        """What becomes of the item. Raises Failure only for the platform's own trouble."""
+        """The outcome of the item. Raises Failure only of the kind PLATFORM_UNAVAILABLE."""
         try:
             item = _parse_item(raw)
             if dry_run:
-                async with self._parts.store.read() as tx:
+                async with self._api.store.read() as tx:
                     return await self._dry_run(tx, index, item)
-            return await run_transaction(self._parts.store, lambda tx: self._import(tx, index, item))
+            return await run_transaction(self._api.store, lambda tx: self._import(tx, index, item))
         except Failure as failure:
             if failure.kind in _RAISED_KINDS:
                 raise
@@ -77,13 +75,13 @@ class ImportWriter:
         return None if found is None or found.state.is_final else found
 
     async def _check_item(self, tx: Transaction, item: ImportItem) -> tuple[Integration, tuple[str, ...]]:
-        """The integration and the scopes. Raises the Failure that says why it can't come in."""
+        """The integration and the scopes. Raises the Failure that says why the item is invalid."""
         integration = await tx.integrations.by_name(self._caller.tenant, item.integration)
         if integration is None:
             raise Failure(ErrorCode.NOT_FOUND, "There is no such integration.", field="integration")
         require_ready(integration)
-        spec = await integration_spec(tx, self._parts.registry, integration)
-        _require_near_expiry(item, self._parts.clock.now())
+        spec = await integration_spec(tx, self._api.registry, integration)
+        _require_near_expiry(item, self._api.clock.now())
         self._require_usable(spec, item)
         return integration, self._permitted_scopes(integration, spec, item)
 
@@ -92,11 +90,13 @@ class ImportWriter:
             raise _invalid("refresh_token", f"{spec.name} has no refresh: leave it out")
         if item.refresh_token is not None:
             return
-        now = self._parts.clock.now()
+        now = self._api.clock.now()
         ends = access_token_expiry(item, now)
         if ends is not None and ends <= now:
             why = "is unknown" if item.expires else "has passed"
-            raise _invalid("expires", f"the expiry {why} and there is no refresh token: nobody could use it")
+            raise _invalid(
+                "expires", f"the expiry {why} and there is no refresh token: the grant is unusable"
+            )
 
     def _permitted_scopes(
         self, integration: Integration, spec: ProviderSpec, item: ImportItem
@@ -120,8 +120,8 @@ class ImportWriter:
     async def _write(
         self, tx: Transaction, integration: Integration, item: ImportItem, scopes: tuple[str, ...]
     ) -> Connection:
-        """Connection, sealed tokens, outbox and audit: one transaction, so nothing comes half."""
-        now = self._parts.clock.now()
+        """Write connection, sealed tokens, outbox messages and audit record."""
+        now = self._api.clock.now()
         connection = Connection(
             tenant=integration.tenant,
             id=ConnectionId(new_id("con")),
@@ -140,20 +140,20 @@ class ImportWriter:
             connection,
             ConsentKind.IMPORT,
             scopes,
-            self._asked,
+            self._context,
             at=now,
             expires_at=connection.consent_deadline,
         )
         await tx.consents.add_import(consent, imported_tokens(item, now))
-        await tx.outbox.add(connection_start_message(connection, self._parts.ring, self._asked, now))
-        granted = ConsentGranted(consent_id=consent.id, context=self._asked)
+        await tx.outbox.add(connection_start_message(connection, self._api.ring, self._context, now))
+        granted = ConsentGranted(consent_id=consent.id, context=self._context)
         await tx.outbox.add(connection_signal_message(connection, SignalName.CONSENT_GRANTED, granted, now))
         entry = AuditEntry(
             tenant=connection.tenant,
             at=now,
             action=AuditAction.CONNECTION_IMPORTED,
             object=connection.id,
-            context=self._asked,
+            context=self._context,
             detail={
                 "integration": integration.name,
                 "label": item.label,
@@ -167,7 +167,7 @@ class ImportWriter:
 
 
 def access_token_expiry(item: ImportItem, now: datetime) -> datetime | None:
-    """When the access token ends; None: never. An unknown expiry is now."""
+    """When the access token expires; None: never. An unknown expiry counts as now."""
     if item.never_expires:
         return None
     if item.expires_at is not None:
@@ -176,12 +176,12 @@ def access_token_expiry(item: ImportItem, now: datetime) -> datetime | None:
 
 
 def _require_near_expiry(item: ImportItem, now: datetime) -> None:
-    """A far moment leaves no room to reckon with, and stands for never, or for a moment nobody knows."""
+    """Raise Failure INVALID_REQUEST for an expiry over a century away: it is a placeholder."""
     at = item.expires_at
     if at is not None and at - now > MAX_LIFETIME:
         raise _invalid("expires_at", "is over a century away: if it means never, say never_expires: true")
     if at is not None and now - at > MAX_LIFETIME:
-        raise _invalid("expires_at", 'is over a century ago: if nobody knows it, say expires: "unknown"')
+        raise _invalid("expires_at", 'is over a century ago: if it is unknown, say expires: "unknown"')
 
 
 def imported_tokens(item: ImportItem, now: datetime) -> ImportedTokens:
@@ -195,14 +195,14 @@ def imported_tokens(item: ImportItem, now: datetime) -> ImportedTokens:
 
 
 def _parse_item(raw: Any) -> ImportItem:
-    """Raises Failure INVALID_REQUEST that names the field, never the value."""
+    """Parse an item. Raises Failure INVALID_REQUEST that names the field, never its value."""
     if getattr(raw, "doubled", None):
         raise _invalid("item", "a member is given twice")
     try:
         return ImportItem.model_validate(raw)
     except ValidationError as error:
         first = field_errors(error)[0]
-    # a union's branches are places inside pydantic, not fields of the sender's
+    # drop the branch names that pydantic adds for unions
     name = "item" if first["field"] == "body" else first["field"].partition(".")[0]
     raise _invalid(name, first["problem"])
 
@@ -213,8 +213,8 @@ def _invalid(field: str, why: str) -> Failure:
 
 def _already_exists(index: int, found: Connection) -> ImportOutcome:
     detail = (
-        "it is there and waits"
+        "the connection exists and is pending"
         if found.state is LifecycleState.PENDING_CONSENT
-        else f"it is {found.state.value}"
+        else f"the connection is {found.state.value}"
     )
     return ImportOutcome(index=index, status="exists", connection_id=found.id, detail=detail)

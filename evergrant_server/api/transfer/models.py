@@ -1,4 +1,4 @@
-"""What comes in and goes out with an import or an export. Items are judged one by one."""
+"""Request and response bodies of import and export."""
 
 import math
 import re
@@ -22,7 +22,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable
 
 MAX_ITEMS = 100
-_TOKEN = re.compile(r"[\x20-\x7e]{1,16384}")  # VSCHAR, RFC 6749 appendix A.12; the length is ours
+_TOKEN = re.compile(r"[\x20-\x7e]{1,16384}")  # VSCHAR, RFC 6749 appendix A.12; the RFC sets no length
 _TOKEN_TYPE = re.compile(r"[A-Za-z0-9._~-]{1,32}")
 _MAX_METADATA, _MAX_METADATA_LENGTH = 50, 2000
 
@@ -37,7 +37,7 @@ def _token_type(value: str) -> str:
     if not _TOKEN_TYPE.fullmatch(value):
         raise ValueError("use a token type such as Bearer")
     if value.lower() == "dpop":
-        raise ValueError("a bound token opens nothing without its key, which can't be imported")
+        raise ValueError("a DPoP token is bound to a key, and keys can't be imported")
     return value
 
 
@@ -46,12 +46,12 @@ MetadataValue = str | bool | int | float | None
 
 
 class ImportItem(Body):
-    """One grant that somebody else got.
+    """One grant that another system obtained.
 
     Exactly one of `expires_at`, `expires_in` (seconds from now), `expires: "unknown"` and
-    `never_expires` says how long the access token lives. Unknown means: as good as expired,
-    so that the first lease refreshes it, unless `never_expires` is true as well. `expires_at` is no
-    further than a century away: beyond it are marks that mean one of the others.
+    `never_expires` says when the access token expires. An unknown expiry counts as expired, so that
+    the first lease refreshes, unless `never_expires` is true as well. `expires_at` is at most a
+    century away: systems use dates beyond it as placeholders.
     """
 
     integration: Slug
@@ -74,9 +74,9 @@ class ImportItem(Body):
     def _short_facts(cls, value: dict[str, MetadataValue]) -> dict[str, MetadataValue]:
         for text in (*value, *(it for it in value.values() if isinstance(it, str))):
             if len(text) > _MAX_METADATA_LENGTH or not text.isprintable():
-                raise ValueError(f"facts are printable and at most {_MAX_METADATA_LENGTH} characters")
+                raise ValueError(f"values are printable and at most {_MAX_METADATA_LENGTH} characters")
         if any(isinstance(it, float) and not math.isfinite(it) for it in value.values()):
-            raise ValueError("a number among the facts is NaN or infinite, which JSON has no word for")
+            raise ValueError("a number is NaN or infinite, which JSON can't represent")
         return value
 
     @model_validator(mode="after")
@@ -95,7 +95,7 @@ _ITEMS_SCHEMA: dict[str, Any] = {"type": "array", "minItems": 1, "maxItems": MAX
 
 
 class ImportBody(Body):
-    """Up to 100 grants. `dry_run` writes nothing; `verify` refreshes each once after it is in."""
+    """Up to 100 grants. `dry_run` writes nothing; `verify` refreshes each once after its installation."""
 
     items: Annotated[
         list[Any],
@@ -111,10 +111,10 @@ VerificationStatus = Literal["verified", "unverified", "failed"]
 
 
 class ImportOutcome(BaseModel):
-    """What became of one item. `code` and `detail` say why it is invalid, unverified or failed.
+    """The outcome of one item. `code` and `detail` say why it is invalid, unverified or failed.
 
-    `verification` is None for what wasn't imported: `verified` after a refresh, `unverified`
-    when none was tried or it didn't end, `failed` when the provider refused it.
+    `verification` is None for an item that wasn't imported, `verified` after a refresh, `unverified`
+    when no refresh was tried or none has ended, `failed` when the provider refused it.
     """
 
     index: int
@@ -136,7 +136,7 @@ class ImportView(BaseModel):
 
 
 class ExportBody(Body):
-    """`public_key` is X25519 or P-256, as a JWK (RFC 7517) or in PEM. Filters narrow, None doesn't."""
+    """`public_key` is X25519 or P-256, as a JWK (RFC 7517) or PEM. A filter of None matches everything."""
 
     public_key: dict[str, Any] | Annotated[str, Field(max_length=4000)] = Field(repr=False)
     filters: ExportFilters = ExportFilters()
@@ -145,12 +145,12 @@ class ExportBody(Body):
     @classmethod
     def _whole_filters(cls, value: ExportFilters) -> ExportFilters:
         if not is_storable(value.model_dump()):
-            raise ValueError("a filter holds NUL, or half a character")
+            raise ValueError("a filter contains NUL or an unpaired surrogate")
         return value
 
 
 class ExportView(BaseModel):
-    """How far an export is. `exported` counts sealed lines, `skipped` connections with no live grant."""
+    """Progress of an export. `exported` counts sealed lines, `skipped` connections without a live grant."""
 
     id: str
     status: ExportStatus

@@ -1,4 +1,4 @@
-"""`/v1/connections/import` and `/export`: existing grants in without a new consent, and out again, sealed."""
+"""`/v1/connections/import` and `/v1/connections/export`: take over existing grants, and export them sealed."""
 
 import json
 from datetime import timedelta
@@ -33,12 +33,12 @@ from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["transfer"])
 
-EXPORT_TTL = timedelta(days=1)  # lines that nobody fetched are deleted after this
+EXPORT_TTL = timedelta(days=1)  # an unfetched export is deleted after this
 _MAX_LINES = 1000
 
 
 class _JsonObject(dict[str, Any]):
-    """A JSON object that remembers whether a member came twice (RFC 8259 section 4 leaves it open)."""
+    """A JSON object that records whether a member name occurred twice (RFC 8259 section 4 permits it)."""
 
     has_duplicates = False
 
@@ -53,22 +53,26 @@ class _JsonObject(dict[str, Any]):
 
 @router.post("/v1/connections/import")
 async def import_connections(
-    body: ImportBody, request: Request, parts: ContextDep, caller: TenantAdminDep, asked: RequestContextDep
+    body: ImportBody,
+    request: Request,
+    api: ContextDep,
+    caller: TenantAdminDep,
+    context: RequestContextDep,
 ) -> ImportView:
-    """Take grants that exist already. Each item stands for itself; sending one again changes nothing.
+    """Import existing grants. Items are independent of each other; repeating one changes nothing.
 
-    Needs the action `admin` for the whole tenant. Stop whatever refreshed these grants before:
-    of two refreshers one loses, and with rotating refresh tokens both do.
+    Needs the action `admin` for the whole tenant. Stop the previous refresher of these grants first:
+    with rotating refresh tokens, two refreshers lose the grant.
     """
     items = json.loads(await request.body(), object_pairs_hook=_JsonObject.of)["items"]
-    verification = ImportVerification(parts, caller.tenant, asked, refresh=body.verify)
-    intake = ImportWriter(parts, caller, asked)
+    verification = ImportVerification(api, caller.tenant, context, refresh=body.verify)
+    intake = ImportWriter(api, caller, context)
     outcomes = [
         await intake.import_item(index, item, dry_run=body.dry_run) for index, item in enumerate(items)
     ]
     if body.dry_run:
         return ImportView(items=outcomes)
-    parts.relay.notify()
+    api.relay.notify()
     return ImportView(items=await verification.verify(outcomes))
 
 
@@ -76,35 +80,35 @@ async def import_connections(
 async def request_export(
     body: ExportBody,
     request: Request,
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Have every live grant sealed to `public_key` by a worker. Fetch the lines with GET."""
+    """Have a worker seal every live grant to `public_key`. Fetch the lines with GET."""
     once = IdempotentCommand(request, caller, key, body)
     recipient = Recipient.parse(body.public_key)
-    now = parts.clock.now()
+    now = api.clock.now()
     export = Export(
         tenant=caller.tenant,
         id=ExportId(new_id("exp")),
         recipient=recipient.jwk,
         filters=body.filters,
-        by=asked.by,
-        trace_id=asked.trace_id,
+        by=context.by,
+        trace_id=context.trace_id,
         created_at=now,
         expires_at=now + EXPORT_TTL,
     )
 
     async def begin(tx: Transaction) -> CommandResponse:
         await tx.exports.add(export)
-        await tx.outbox.add(_start_message(export, asked))
+        await tx.outbox.add(_start_message(export, context))
         detail = {"key": recipient.thumbprint, "filters": body.filters.model_dump(exclude_none=True)}
-        await _record(tx, export, AuditAction.EXPORT_REQUESTED, asked, now, detail)
+        await _record(tx, export, AuditAction.EXPORT_REQUESTED, context, now, detail)
         return CommandResponse.from_view(202, ExportView.of(export, recipient.thumbprint))
 
-    answer = await once.run(parts, begin)
-    parts.relay.notify()
+    answer = await once.run(api, begin)
+    api.relay.notify()
     return answer.response()
 
 
@@ -114,49 +118,49 @@ async def request_export(
     responses={202: {"model": ExportView, "description": "A worker is still sealing"}},
 )
 async def fetch_export(
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
     id: Annotated[str, Query(max_length=64)] = "",
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=_MAX_LINES)] = 200,
 ) -> Response:
-    """Sealed lines, a compact JWE each, behind the first `after`; none: that was all. 202 while sealing.
+    """Up to `limit` sealed lines after the first `after`, each a compact JWE. 202 while a worker seals.
 
-    They stay until they are deleted with DELETE, or for a day.
+    An empty page is the end. Lines are kept until DELETE, or for a day.
     """
-    async with parts.store.read() as tx:
+    async with api.store.read() as tx:
         export = await _require_export(tx, caller.tenant, id)
         lines = await tx.exports.lines(export, after, limit)
     view = ExportView.of(export, Recipient.parse(dict(export.recipient)).thumbprint)
     if export.status is ExportStatus.RUNNING:
         return Response(view.model_dump_json(), 202, {"Retry-After": "1"}, "application/json")
-    if after + len(lines) >= export.exported:  # whoever has read this far has all of them
-        async with parts.store.write() as tx:
+    if after + len(lines) >= export.exported:  # the last page was read
+        async with api.store.write() as tx:
             detail = {"key": view.key, "connections": export.exported}
-            now = parts.clock.now()
-            await _record(tx, export, AuditAction.CONNECTIONS_EXPORTED, asked, now, detail)
+            now = api.clock.now()
+            await _record(tx, export, AuditAction.CONNECTIONS_EXPORTED, context, now, detail)
     totals = {"X-Evergrant-Exported": str(export.exported), "X-Evergrant-Skipped": str(export.skipped)}
     return PlainTextResponse("".join(f"{line}\n" for line in lines), 200, totals)
 
 
 @router.delete("/v1/connections/export", response_model=ExportView)
 async def delete_export(
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
     id: Annotated[str, Query(max_length=64)] = "",
 ) -> ExportView:
-    """Delete the sealed lines: they were fetched."""
+    """Delete the sealed lines after fetching them."""
 
     async def drop(tx: Transaction) -> Export:
         export = await _require_export(tx, caller.tenant, id)
         after = await tx.exports.delete_lines(export)
-        now = parts.clock.now()
-        await _record(tx, export, AuditAction.EXPORT_DELETED, asked, now, {"why": "asked for"})
+        now = api.clock.now()
+        await _record(tx, export, AuditAction.EXPORT_DELETED, context, now, {"why": "requested"})
         return after
 
-    export = await run_transaction(parts.store, drop)
+    export = await run_transaction(api.store, drop)
     return ExportView.of(export, Recipient.parse(dict(export.recipient)).thumbprint)
 
 
@@ -167,9 +171,9 @@ async def _require_export(tx: Transaction, tenant: Tenant, id: str) -> Export:
     return found
 
 
-def _start_message(export: Export, asked: RequestContext) -> OutboxMessage:
+def _start_message(export: Export, context: RequestContext) -> OutboxMessage:
     order = ExportStart(
-        tenant=export.tenant, export_id=export.id, expires_at=export.expires_at, context=asked
+        tenant=export.tenant, export_id=export.id, expires_at=export.expires_at, context=context
     )
     target = export_workflow_id(export.tenant, export.id)
     return outbox_message(export.tenant, OutboxKind.START_EXPORT, target, order, export.created_at)
@@ -179,11 +183,11 @@ async def _record(
     tx: Transaction,
     export: Export,
     action: AuditAction,
-    asked: RequestContext,
+    context: RequestContext,
     at: Any,
     detail: dict[str, Any],
 ) -> None:
     entry = AuditEntry(
-        tenant=export.tenant, at=at, action=action, object=export.id, context=asked, detail=detail
+        tenant=export.tenant, at=at, action=action, object=export.id, context=context, detail=detail
     )
     await audit.append(tx, entry)

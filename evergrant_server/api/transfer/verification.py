@@ -1,4 +1,4 @@
-"""After an import: wait until a worker has installed the grants, and refresh each once."""
+"""Verifies imported grants: waits for their installation and refreshes each once."""
 
 import asyncio
 
@@ -10,27 +10,27 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import EnsureFresh
 
-WAIT_S = 15.0  # for a whole request: shorter than a client's patience with one attempt
-MIN_WAIT_S = 3.0  # after items that took so long that nobody would be asked for a refresh
-MAX_CONCURRENT = 16  # refreshes under way for one request
+WAIT_S = 15.0  # per request: shorter than the client's timeout
+MIN_WAIT_S = 3.0  # left for verification after a slow import
+MAX_CONCURRENT = 16  # refreshes of one request at a time
 _POLL_S = 0.1
 _FIRST_GENERATION = 1  # the generation that an import installs
 _REFUSED_KINDS = (FailureKind.RECONNECT_NEEDED, FailureKind.CLIENT_MISCONFIGURED)
 
 
 class ImportVerification:
-    """Judges the outcomes of one request, whose time begins with this. What isn't done then goes on alone."""
+    """Verifies the outcomes of one request within `WAIT_S` of its creation. Later refreshes continue unobserved."""
 
-    def __init__(self, parts: ApiContext, tenant: Tenant, asked: RequestContext, *, refresh: bool) -> None:
-        self._parts = parts
+    def __init__(self, api: ApiContext, tenant: Tenant, context: RequestContext, *, refresh: bool) -> None:
+        self._api = api
         self._tenant = tenant
-        self._asked = asked
+        self._context = context
         self._refresh = refresh
         self._gate = asyncio.Semaphore(MAX_CONCURRENT)
         self._ends = asyncio.get_running_loop().time() + WAIT_S
 
     async def verify(self, outcomes: list[ImportOutcome]) -> list[ImportOutcome]:
-        """The same outcomes in the same order, imported ones with their verification."""
+        """The outcomes in the same order, imported ones with their verification."""
         self._ends = max(self._ends, asyncio.get_running_loop().time() + MIN_WAIT_S)
         waiting = await self._unverified(outcomes)
         running: dict[str, asyncio.Task[ImportOutcome]] = {}
@@ -51,11 +51,11 @@ class ImportVerification:
             await asyncio.gather(*running.values(), return_exceptions=True)
 
     async def _unverified(self, outcomes: list[ImportOutcome]) -> dict[str, ImportOutcome]:
-        """What was imported now, and what an earlier request imported and nothing has refreshed yet."""
+        """Outcomes to verify: imported now, or by an earlier request and not refreshed yet."""
         found = {it.connection_id: it for it in outcomes if it.connection_id and it.status == "imported"}
         if not self._refresh:
             return found
-        async with self._parts.store.read() as tx:
+        async with self._api.store.read() as tx:
             for outcome in outcomes:
                 if outcome.status != "exists" or outcome.connection_id is None:
                     continue
@@ -69,9 +69,9 @@ class ImportVerification:
         return found
 
     async def _installed_connections(self, ids: list[str]) -> list[tuple[Connection, bool]]:
-        """Those of the connections whose grant is in, and whether it can be refreshed."""
+        """The connections whose grant is installed, and whether it can be refreshed."""
         ready: list[tuple[Connection, bool]] = []
-        async with self._parts.store.read() as tx:
+        async with self._api.store.read() as tx:
             for connection_id in ids:
                 connection = await tx.connections.get(self._tenant, ConnectionId(connection_id))
                 if connection is None or connection.state is LifecycleState.PENDING_CONSENT:
@@ -88,17 +88,17 @@ class ImportVerification:
         if connection.generation > _FIRST_GENERATION:
             return outcome.with_verification("verified")
         if not self._refresh:
-            return outcome.with_verification("unverified", detail="nobody asked for a first refresh")
+            return outcome.with_verification("unverified", detail="no verification was requested")
         if not refreshable:
-            return outcome.with_verification("unverified", detail="there is no refresh token to try")
+            return outcome.with_verification("unverified", detail="there is no refresh token to verify")
         async with self._gate:
             return await self._verify_by_refresh(outcome, connection)
 
     async def _verify_by_refresh(self, outcome: ImportOutcome, connection: Connection) -> ImportOutcome:
-        ask = EnsureFresh(seen_generation=_FIRST_GENERATION, context=self._asked)
+        ask = EnsureFresh(seen_generation=_FIRST_GENERATION, context=self._context)
         left = max(self._seconds_left(), 0.5)
         try:
-            said = await self._parts.link.ensure_fresh(self._tenant, connection.id, ask, timeout=left)
+            said = await self._api.link.ensure_fresh(self._tenant, connection.id, ask, timeout=left)
         except Failure as failure:
             return outcome.with_verification("unverified", failure.code, failure.detail)
         if said.generation > _FIRST_GENERATION:

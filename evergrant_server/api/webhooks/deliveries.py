@@ -1,4 +1,4 @@
-"""The log of what a webhook was sent, and what can be sent by hand. For admins of the tenant alone."""
+"""`/v1/webhooks/{name}/deliveries`: delivery log, replay and test event. For admins of the tenant."""
 
 from datetime import datetime
 from typing import Annotated
@@ -32,16 +32,16 @@ router = APIRouter(tags=["webhooks"])
 async def send_ping(
     name: Slug,
     request: Request,
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Send a `webhook.ping`, before anything that waits. Look at the log for what came of it."""
+    """Send a `webhook.ping` before pending deliveries. The delivery log shows the outcome."""
     once = IdempotentCommand(request, caller, key, None)
 
     async def ping(tx: Transaction) -> CommandResponse:
-        now = parts.clock.now()
+        now = api.clock.now()
         webhook = await require_webhook(tx, caller.tenant, name)
         _require_enabled(webhook)
         event = WebhookEvent(
@@ -52,34 +52,34 @@ async def send_ping(
             at=now,
             body=ping_body(caller.tenant, webhook.name, now),
         )
-        (delivery,) = await audit.write_event(tx, [webhook], event, asked, now, by_hand=True)
-        await record_webhook_change(tx, AuditAction.WEBHOOK_TESTED, webhook, asked, now, event=event.id)
+        (delivery,) = await audit.write_event(tx, [webhook], event, context, now, by_hand=True)
+        await record_webhook_change(tx, AuditAction.WEBHOOK_TESTED, webhook, context, now, event=event.id)
         return CommandResponse.from_view(202, DeliveryView.of(delivery))
 
-    answer = await once.run(parts, ping)
-    parts.relay.notify()
+    answer = await once.run(api, ping)
+    api.relay.notify()
     return answer.response()
 
 
 @router.get("/v1/webhooks/{name}/deliveries")
 async def list_deliveries(
     name: Slug,
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
     status: DeliveryStatus | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Cursor = None,
 ) -> Page[DeliveryView]:
-    """What was sent and what came of it, newest first, for as long as the log is kept."""
-    async with parts.store.read() as tx:
+    """The delivery log, newest first."""
+    async with api.store.read() as tx:
         webhook = await require_webhook(tx, caller.tenant, name)
         bound = {"list": "deliveries", "of": webhook.id, "status": status}
-        after = parts.cursors.decode(cursor, caller.tenant, **bound)
+        after = api.cursors.decode(cursor, caller.tenant, **bound)
         position = None if after is None else _parse_position(after)
         found = await tx.deliveries.page(
             caller.tenant, webhook.id, status=status, after=position, limit=limit + 1
         )
-    following = parts.cursors.next_cursor(found, limit, _cursor_position, caller.tenant, **bound)
+    following = api.cursors.next_cursor(found, limit, _cursor_position, caller.tenant, **bound)
     return Page(items=[DeliveryView.of(it) for it in found[:limit]], next_cursor=following)
 
 
@@ -90,33 +90,35 @@ async def replay_delivery(
     name: Slug,
     delivery_id: str,
     request: Request,
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Send one delivery again, whatever became of it. Its `webhook-id` stays: receivers know it by that."""
+    """Send a delivery again, whatever its status. It keeps its `webhook-id`, by which receivers deduplicate."""
     once = IdempotentCommand(request, caller, key, None)
 
     async def again(tx: Transaction) -> CommandResponse:
-        now = parts.clock.now()
+        now = api.clock.now()
         webhook = await require_webhook(tx, caller.tenant, name)
         _require_enabled(webhook)
         found = await tx.deliveries.get(caller.tenant, DeliveryId(delivery_id))
         if found is None or found.webhook_id != webhook.id:
             raise Failure(ErrorCode.NOT_FOUND)
         after = await tx.deliveries.replace(found.replayed(now), expected=found.revision)
-        await audit.wake_webhook(tx, webhook, asked, now, at_once=True)
-        await record_webhook_change(tx, AuditAction.DELIVERY_REPLAYED, webhook, asked, now, delivery=found.id)
+        await audit.wake_webhook(tx, webhook, context, now, at_once=True)
+        await record_webhook_change(
+            tx, AuditAction.DELIVERY_REPLAYED, webhook, context, now, delivery=found.id
+        )
         return CommandResponse.from_view(202, DeliveryView.of(after))
 
-    answer = await once.run(parts, again)
-    parts.relay.notify()
+    answer = await once.run(api, again)
+    api.relay.notify()
     return answer.response()
 
 
 def _require_enabled(webhook: Webhook) -> None:
-    """Nothing is sent to a disabled one."""
+    """Raise Failure INVALID_REQUEST for a disabled webhook."""
     if webhook.disabled:
         raise Failure(
             ErrorCode.INVALID_REQUEST, "The webhook is disabled: enable it first.", field="disabled"

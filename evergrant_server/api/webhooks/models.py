@@ -1,4 +1,4 @@
-"""What `/v1/webhooks` takes and shows. The signing secret is in one view, made for it."""
+"""Request and response bodies of `/v1/webhooks`."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -15,7 +15,7 @@ _MAX_OVERLAP_S = 30 * 86_400
 
 
 def _endpoint(value: str) -> str:
-    """An absolute URL with nothing in it that programs read differently. Where it may lead: the guard."""
+    """An absolute URL that all parsers read alike. The egress policy checks its host."""
     try:
         url = urlsplit(value)
         host, _ = url.hostname, url.port
@@ -30,12 +30,12 @@ def _endpoint(value: str) -> str:
 
 def _events(value: tuple[EventType, ...]) -> tuple[EventType, ...]:
     if EventType.PING in value:
-        raise ValueError("webhook.ping is sent when it is asked for; nobody subscribes to it")
+        raise ValueError("webhook.ping can't be subscribed to: POST /v1/webhooks/{name}/test sends it")
     return tuple(dict.fromkeys(value))
 
 
 class WebhookBody(Body):
-    """Where events go. `connection.refreshed` is sent to those alone who name it."""
+    """A subscription. `connection.refreshed` is not among the default `events`."""
 
     url: Annotated[str, Field(max_length=2000), AfterValidator(_endpoint)]
     events: Annotated[tuple[EventType, ...], Field(min_length=1, max_length=50), AfterValidator(_events)] = (
@@ -46,13 +46,13 @@ class WebhookBody(Body):
 
 
 class RotateWebhookBody(Body):
-    """`overlap` is seconds in which both secrets sign; 0 ends the old one at once, for when it leaked."""
+    """`overlap` is the time in seconds in which both secrets sign; 0 ends the previous one at once."""
 
     overlap: float | None = Field(default=None, ge=0, le=_MAX_OVERLAP_S, allow_inf_nan=False)
 
 
 class WebhookView(View):
-    """`failures` counts tries that failed in a row; `paused_until` is when the next one goes out."""
+    """`failures` counts consecutive failed attempts; `paused_until` is the time of the next one."""
 
     id: str
     name: str
@@ -76,7 +76,7 @@ class WebhookView(View):
 
 
 class WebhookSecretView(WebhookView):
-    """The answer that shows a signing secret: once, when it was made. Null when nothing was made."""
+    """`secret` is set only in the response that created it."""
 
     secret: str | None
 
@@ -86,7 +86,7 @@ class WebhookSecretView(WebhookView):
 
 
 class DeliveryView(View):
-    """One event on its way. `event_id` is what the receiver sees as `webhook-id`."""
+    """The delivery of one event. `event_id` is the `webhook-id` that the receiver gets."""
 
     id: str
     event_id: str

@@ -1,4 +1,4 @@
-"""`/v1/webhooks`: who is told which events. For admins of the tenant alone."""
+"""`/v1/webhooks`: subscriptions to events. For admins of the tenant."""
 
 import secrets
 from datetime import datetime, timedelta
@@ -35,7 +35,7 @@ from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["webhooks"])
 
-MAX_WEBHOOKS = 50  # webhooks of one tenant: each event looks at all of them
+MAX_WEBHOOKS = 50  # webhooks of a tenant: each event is matched against all of them
 
 Cursor = Annotated[str | None, Query(max_length=2000)]
 
@@ -45,18 +45,18 @@ async def put_webhook(
     name: Slug,
     body: WebhookBody,
     response: Response,
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
 ) -> WebhookSecretView:
-    """Create or change a webhook. The answer that creates it shows the signing secret, once.
+    """Create or change a webhook. Only the response that creates it contains the signing secret.
 
-    Enabling it, or another URL, sends at once what waits.
+    After enabling it or changing its URL, pending deliveries are sent at once.
     """
-    _require_reachable(parts, body.url)
+    _require_reachable(api, body.url)
 
     async def write(tx: Transaction) -> tuple[Webhook, str | None]:
-        now = parts.clock.now()
+        now = api.clock.now()
         before = await tx.webhooks.by_name(caller.tenant, name)
         if before is None:
             secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
@@ -66,52 +66,52 @@ async def put_webhook(
             after = await tx.webhooks.replace(_with_body(before, body, now), expected=before.revision)
             shown = None
             if not after.disabled and (before.disabled or before.url != after.url):
-                await audit.wake_webhook(tx, after, asked, now, at_once=True)
+                await audit.wake_webhook(tx, after, context, now, at_once=True)
         detail = {"origin": _origin(after.url), "events": [it.value for it in after.events]}
         more = {"integration": after.integration, "disabled": after.disabled}
-        await record_webhook_change(tx, AuditAction.WEBHOOK_PUT, after, asked, now, **detail, **more)
+        await record_webhook_change(tx, AuditAction.WEBHOOK_PUT, after, context, now, **detail, **more)
         return after, shown
 
-    after, shown = await run_transaction(parts.store, write)
-    parts.relay.notify()
+    after, shown = await run_transaction(api.store, write)
+    api.relay.notify()
     response.status_code = 200 if shown is None else 201
     return WebhookSecretView.with_secret(after, shown)
 
 
 @router.get("/v1/webhooks")
 async def list_webhooks(
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Cursor = None,
 ) -> Page[WebhookView]:
-    """Every webhook of the tenant, sorted by name."""
-    after = parts.cursors.decode(cursor, caller.tenant, list="webhooks")
-    async with parts.store.read() as tx:
+    """All webhooks of the tenant, sorted by name."""
+    after = api.cursors.decode(cursor, caller.tenant, list="webhooks")
+    async with api.store.read() as tx:
         found = await tx.webhooks.page(caller.tenant, after, limit + 1)
-    following = parts.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, list="webhooks")
+    following = api.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, list="webhooks")
     return Page(items=[WebhookView.of(it) for it in found[:limit]], next_cursor=following)
 
 
 @router.get("/v1/webhooks/{name}")
-async def get_webhook(name: Slug, parts: ContextDep, caller: TenantAdminDep) -> WebhookView:
-    """One webhook, and how its endpoint does. Never the signing secret."""
-    async with parts.store.read() as tx:
+async def get_webhook(name: Slug, api: ContextDep, caller: TenantAdminDep) -> WebhookView:
+    """A webhook with the state of its endpoint. Never its signing secret."""
+    async with api.store.read() as tx:
         return WebhookView.of(await require_webhook(tx, caller.tenant, name))
 
 
 @router.delete("/v1/webhooks/{name}", status_code=204)
 async def delete_webhook(
-    name: Slug, parts: ContextDep, caller: TenantAdminDep, asked: RequestContextDep
+    name: Slug, api: ContextDep, caller: TenantAdminDep, context: RequestContextDep
 ) -> Response:
-    """Delete it with its secret and its log. What waited is not delivered any more."""
+    """Delete the webhook with its secret and delivery log. Pending deliveries are dropped."""
 
     async def drop(tx: Transaction) -> None:
         webhook = await require_webhook(tx, caller.tenant, name)
         await tx.webhooks.delete(caller.tenant, webhook.id)
-        await record_webhook_change(tx, AuditAction.WEBHOOK_DELETED, webhook, asked, parts.clock.now())
+        await record_webhook_change(tx, AuditAction.WEBHOOK_DELETED, webhook, context, api.clock.now())
 
-    await run_transaction(parts.store, drop)
+    await run_transaction(api.store, drop)
     return Response(status_code=204)
 
 
@@ -119,20 +119,20 @@ async def delete_webhook(
 async def rotate_webhook_secret(
     name: Slug,
     request: Request,
-    parts: ContextDep,
+    api: ContextDep,
     caller: TenantAdminDep,
-    asked: RequestContextDep,
+    context: RequestContextDep,
     body: RotateWebhookBody | None = None,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Make a new signing secret and show it, once. During the overlap messages carry both signatures."""
+    """Create a new signing secret and return it once. In the overlap, messages carry both signatures."""
     once = IdempotentCommand(request, caller, key, body)
-    overlap = parts.settings.webhook_secret_overlap
+    overlap = api.settings.webhook_secret_overlap
     if body is not None and body.overlap is not None:
         overlap = timedelta(seconds=body.overlap)
 
     async def rotate(tx: Transaction) -> CommandResponse:
-        now = parts.clock.now()
+        now = api.clock.now()
         webhook = await require_webhook(tx, caller.tenant, name)
         changes = {
             "secret_changed_at": now,
@@ -145,17 +145,17 @@ async def rotate_webhook_secret(
         )
         seconds = overlap.total_seconds()
         await record_webhook_change(
-            tx, AuditAction.WEBHOOK_SECRET_ROTATED, after, asked, now, overlap=seconds
+            tx, AuditAction.WEBHOOK_SECRET_ROTATED, after, context, now, overlap=seconds
         )
         return CommandResponse.from_view(200, WebhookSecretView.with_secret(after, secret.reveal()))
 
-    return (await once.run(parts, rotate)).response()
+    return (await once.run(api, rotate)).response()
 
 
-def _require_reachable(parts: ApiContext, url: str) -> None:
-    """Raise Failure INVALID_REQUEST for what the guard would never call; names are judged at each call."""
+def _require_reachable(api: ApiContext, url: str) -> None:
+    """Raise Failure INVALID_REQUEST for a URL that egress never allows. Host names are resolved at delivery."""
     try:
-        parts.check_endpoint(url)
+        api.check_endpoint(url)
     except Failure as failure:
         raise Failure(ErrorCode.INVALID_REQUEST, f"url: {failure.detail}", field="url") from None
 
@@ -192,7 +192,7 @@ def _with_body(before: Webhook, body: WebhookBody, now: datetime) -> Webhook:
 
 
 def _origin(url: str) -> str:
-    """Without path and query: some receivers put a secret there, and the log is for longer."""
+    """Scheme and host of the URL. Path and query may contain a secret, and the audit log is permanent."""
     parsed = urlsplit(url)
     return f"{parsed.scheme}://{parsed.netloc}"
 
@@ -209,7 +209,7 @@ async def record_webhook_change(
     tx: Transaction,
     action: AuditAction,
     webhook: Webhook,
-    asked: RequestContext,
+    context: RequestContext,
     now: datetime,
     **detail: object,
 ) -> None:
@@ -218,7 +218,7 @@ async def record_webhook_change(
         at=now,
         action=action,
         object=webhook.id,
-        context=asked,
+        context=context,
         detail={"webhook": webhook.name, **detail},
     )
     await audit.append(tx, entry)

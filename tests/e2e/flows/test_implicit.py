@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page, Request
 
-from evergrant_server.api.pages.implicit import ALLOW_SETTING
+from evergrant_server.api.connections.flows import ALLOW_SETTING
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.evergrant_api import ApiProblem, EvergrantApi
 from examples.demo.platform import EvergrantProcess

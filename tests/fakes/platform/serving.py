@@ -43,5 +43,5 @@ async def serving(settings: Settings, port: int = 0) -> AsyncIterator[str]:
         finally:
             relay.cancel()
             await asyncio.gather(relay, return_exceptions=True)
-            await app.state.parts.freshening.stop()
+            await app.state.refresher.stop()
             await ledger.stop()

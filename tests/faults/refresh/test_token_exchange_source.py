@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from evergrant_server.api.connections.create import request_client_grant
+from evergrant_server.api.connections.consents import request_client_grant
 from evergrant_server.core.access import Action, App, Permit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState

@@ -72,13 +72,13 @@ async def test_history_joins_exported_runs_and_the_live_one(api: Api):
     answer = await api.get(f"/v1/connections/{connection.id}/history", key)
     body = answer.json()
     assert [(it["run_id"], it["event_id"], it["what"]) for it in body["items"]] == [
-        ("run-1", 1, "run began"),
+        ("run-1", 1, "run started"),
         ("run-1", 3, "signal consent_granted"),
-        ("run-1", 4, "activity exchange_code began"),
-        ("run-1", 5, "activity exchange_code ended"),
-        ("run-1", 6, "run continued as a new one"),
-        ("run-2", 1, "run began"),
-        ("run-2", 2, "waits"),
+        ("run-1", 4, "activity exchange_code scheduled"),
+        ("run-1", 5, "activity exchange_code completed"),
+        ("run-1", 6, "run continued as new"),
+        ("run-2", 1, "run started"),
+        ("run-2", 2, "timer started"),
     ]
     assert body["items"][1]["detail"] == {"attempt_id": "cns_1", "by": "subject", "trace_id": "ab"}
     assert body["live"] is True

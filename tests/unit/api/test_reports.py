@@ -55,7 +55,7 @@ async def test_a_report_that_helps_nobody_is_answered_and_not_asked_again(api: A
     api.clock.advance(-7200)  # which changes nothing
     await api.post(at, key, REPORT)
     assert len(wishes) == 1
-    freshening = api.parts.freshening
+    freshening = api.app.state.refresher
     freshening.elapsed = lambda: time.monotonic() + 301
     await api.post(at, key, REPORT)
     assert len(wishes) == 2

@@ -31,18 +31,17 @@ from evergrant.testing import FakeEvergrant, ManualClock
 from evergrant.testing.connections import connection_body, live_body
 from pydantic import BaseModel
 
-from evergrant_server.api.http.responses import (
-    AppView,
-    AuditView,
+from evergrant_server.api.apps.models import AppView
+from evergrant_server.api.audit import AuditView
+from evergrant_server.api.connections.models import (
     ConnectionView,
     DeviceView,
-    IntegrationView,
-    LeaseView,
     LiveView,
-    ProofView,
     RevocationProgressView,
 )
-from evergrant_server.api.integrations.definition_rollout import DefinitionView
+from evergrant_server.api.integrations.definition_models import DefinitionView
+from evergrant_server.api.integrations.models import IntegrationView
+from evergrant_server.api.leases.models import LeaseView, ProofView
 from evergrant_server.api.leases.oauth1_signatures import SignatureView
 from evergrant_server.api.transfer.models import ExportView
 from evergrant_server.api.webhooks.models import DeliveryView, WebhookSecretView

@@ -1,0 +1,121 @@
+"""Requests for a consent of the subject, or for first tokens without a subject."""
+
+import secrets
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from evergrant_server.api.connections.flows import require_flow_allowed
+from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.outbox_messages import connection_signal_message
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import (
+    LINK_BYTES,
+    Consent,
+    ConsentKind,
+    ConsentStatus,
+    hash_link,
+)
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.imported_tokens import ImportedTokens
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConsentId, new_id
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConsentGranted
+from evergrant_server.core.messages.names import SignalName
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Transaction
+
+CLIENT_GRANT_DEADLINE = timedelta(days=7)  # time for an admin to repair the integration
+
+
+async def request_consent(
+    tx: Transaction,
+    api: ApiContext,
+    caller: Caller,
+    context: RequestContext,
+    connection: Connection,
+    scopes: tuple[str, ...],
+    return_to: str | None,
+    slot_scopes: Mapping[str, tuple[str, ...]],
+) -> tuple[Consent, str]:
+    """Add a consent and return it with its connect URL.
+
+    Of the device flow a worker requests the code and polls for the token (RFC 8628).
+    """
+    require_return_to(caller, return_to)
+    require_flow_allowed(connection.flow, api)
+    link, now = secrets.token_urlsafe(LINK_BYTES), api.clock.now()
+    pending = connection.state is LifecycleState.PENDING_CONSENT
+    device = connection.flow is Flow.DEVICE_CODE
+    consent = Consent(
+        tenant=connection.tenant,
+        id=ConsentId(new_id("cns")),
+        connection_id=connection.id,
+        integration_id=connection.integration_id,
+        kind=ConsentKind.DEVICE if device else ConsentKind.CODE,
+        status=ConsentStatus.CODE_RECEIVED if device else ConsentStatus.OPEN,
+        scopes=scopes,
+        slot_scopes=dict(slot_scopes),
+        return_to=return_to,
+        link_hash=hash_link(link),
+        created_at=now,
+        # links of a pending connection expire with it
+        expires_at=connection.consent_deadline if pending else now + api.settings.consent_ttl,
+        by=context.by,
+        trace_id=context.trace_id,
+    )
+    await tx.consents.add(consent, Secret(link))
+    if device:
+        await _signal_granted(tx, connection, consent, context, now)
+    return consent, connect_url(api, link)
+
+
+async def request_client_grant(
+    tx: Transaction,
+    connection: Connection,
+    scopes: tuple[str, ...],
+    context: RequestContext,
+    now: datetime,
+    supplied: ImportedTokens | None = None,
+) -> Consent:
+    """Have a worker request the first tokens, without a subject and a connect link.
+
+    `supplied` is the subject token of an exchange, or the static credential to install.
+    """
+    kind = ConsentKind.IMPORT if connection.flow.is_static else ConsentKind.CLIENT_GRANT
+    consent = Consent.without_subject(
+        connection, kind, scopes, context, at=now, expires_at=now + CLIENT_GRANT_DEADLINE
+    )
+    if supplied is None:
+        await tx.consents.add(consent, None)
+    else:
+        await tx.consents.add_import(consent, supplied)
+    await _signal_granted(tx, connection, consent, context, now)
+    return consent
+
+
+async def open_consent(tx: Transaction, connection: Connection, now: datetime) -> Consent | None:
+    """The unexpired consent that the connection waits for, if any."""
+    if connection.flow is not Flow.DEVICE_CODE:
+        return await tx.consents.open_consent(connection.tenant, connection.id, now)
+    waiting = await tx.consents.received_consent(connection.tenant, connection.id)
+    return waiting if waiting is not None and waiting.expires_at > now else None
+
+
+def require_return_to(caller: Caller, url: str | None) -> None:
+    """Raise Failure INVALID_REQUEST unless the app's list has exactly this URL (RFC 9700 section 4.11)."""
+    if url is not None and url not in caller.app.return_to:
+        raise Failure(ErrorCode.INVALID_REQUEST, "return_to is not in the app's list.", field="return_to")
+
+
+def connect_url(api: ApiContext, link: str) -> str:
+    return f"{api.settings.public_url}/connect/{link}"
+
+
+async def _signal_granted(
+    tx: Transaction, connection: Connection, consent: Consent, context: RequestContext, now: datetime
+) -> None:
+    """Signal the workflow to continue: this consent has no callback."""
+    granted = ConsentGranted(consent_id=consent.id, context=context)
+    await tx.outbox.add(connection_signal_message(connection, SignalName.CONSENT_GRANTED, granted, now))

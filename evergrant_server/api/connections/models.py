@@ -1,0 +1,238 @@
+"""Request and response bodies of `/v1/connections`."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from evergrant_server.api.http.requests import (
+    Body,
+    Label,
+    Resource,
+    ReturnTo,
+    Scopes,
+    Slug,
+    StorableSecret,
+    Subject,
+    Text,
+    _printable,
+    _resource,
+)
+from evergrant_server.api.http.responses import View
+from evergrant_server.core.connections.account import AccountOption, FollowUp
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.device_code import DeviceCode
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
+from evergrant_server.core.ids import is_id
+from evergrant_server.core.messages.connection import ConnectionDescription
+
+
+def _connection_id(value: str) -> str:
+    if not is_id(value, "con"):
+        raise ValueError("is not a connection's id")
+    return value
+
+
+AccountChoice = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_printable)]
+
+
+class CredentialBody(Body):
+    """A static credential: an API key, or a user name and a password (RFC 7617)."""
+
+    api_key: StorableSecret | None = None
+    username: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)] | None = None
+    password: StorableSecret | None = None
+
+
+SlotScopes = Annotated[
+    dict[Annotated[str, Field(max_length=63)], Annotated[Scopes, Field(min_length=1)]], Field(max_length=5)
+]
+
+
+class ConnectionBody(Body):
+    """Create a connection. `return_to` must equal a URL of the app's list.
+
+    `flow` says how the connection gets its tokens; the default is the first flow of the provider's
+    definition. `resources` (RFC 8707) and `audience` say what the tokens are for, in flows that
+    support them. `token_exchange` needs a `source` (the connection whose token is exchanged) or a
+    `subject_token`; `api_key` and `basic` need the `credential`. `choice` is the account to use when
+    the grant reaches several. `slot_scopes` are the scopes of further tokens that the same consent
+    brings, by the name of their token slot (at Slack `user`): each becomes a connection of its own,
+    with that name as its label.
+    """
+
+    integration: Slug
+    subject: Subject
+    label: Label = "default"
+    scopes: Scopes | None = None
+    flow: Flow | None = None
+    resources: Annotated[tuple[Resource, ...], Field(max_length=5)] = ()
+    audience: Text | None = None
+    source: Annotated[str, AfterValidator(_connection_id)] | None = None
+    subject_token: StorableSecret | None = None
+    subject_token_type: Annotated[str, Field(max_length=200), AfterValidator(_resource)] | None = None
+    credential: CredentialBody | None = None
+    choice: AccountChoice | None = None
+    slot_scopes: SlotScopes | None = None
+    return_to: ReturnTo | None = None
+
+
+class ChooseBody(Body):
+    """The `id` of one of the connection's `choices`."""
+
+    choice: AccountChoice
+
+
+class ReauthorizeBody(Body):
+    """Request a new consent, for the same scopes unless others are given."""
+
+    scopes: Scopes | None = None
+    slot_scopes: SlotScopes | None = None
+    return_to: ReturnTo | None = None
+
+
+class RevokeBody(Body):
+    reason: Text = "requested"
+
+
+class LiveView(View):
+    """The workflow's answer to the `describe` query."""
+
+    state: LifecycleState
+    generation: int
+    expires_at: datetime | None
+    reason: ErrorCode | None
+    repairer: Repairer | None
+    failures: int
+    next_step: str
+    next_at: datetime | None
+    failed: ErrorCode | None = None
+    failing_since: datetime | None = None
+
+    @classmethod
+    def of(cls, said: ConnectionDescription) -> "LiveView":
+        return cls(**said.model_dump(exclude={"connection_id", "reply_later"}))
+
+    def differences_from(self, stored: "ConnectionView") -> tuple[str, ...]:
+        """The members whose values differ; the store keeps no expiry of an ended connection."""
+        names = ("state", "generation", "reason") if stored.state.is_final else _COMPARED
+        return tuple(name for name in names if getattr(self, name) != getattr(stored, name))
+
+
+_COMPARED = ("state", "generation", "expires_at", "reason")
+
+
+class DeviceView(View):
+    """The subject enters `user_code` at `verification_uri` (RFC 8628 section 3.2)."""
+
+    user_code: str
+    verification_uri: str
+    verification_uri_complete: str | None
+    expires_at: datetime
+
+    @classmethod
+    def of(cls, device: DeviceCode) -> "DeviceView":
+        return cls(**device.model_dump(include=set(cls.model_fields)))
+
+
+class RevocationProgressView(View):
+    """A revocation that the provider hasn't confirmed. `failure` is that of the last attempt."""
+
+    since: datetime | None
+    failure: ErrorCode | None
+    failed_at: datetime | None
+
+
+class ConnectionView(View):
+    """`expires_at` is the access token's; in the response to `POST /v1/connections` it is the link's.
+
+    `metadata` are facts of the grant, such as the account's id or the API's host. `choices` are the
+    accounts that the grant reaches, if the provider lists them; with the reason `choice_required` the
+    API issues no lease before one is chosen.
+    `consented_with` is set for a further token slot: the connection whose consent brings its grants.
+    `revoking` is set until the provider has confirmed a revocation.
+    `failing_since` is set while refreshes keep failing; the token is valid until it expires.
+    `live` (with the next attempt as `next_at`) and `differs` are null unless the request had
+    `live=true` and the workflow answered.
+    """
+
+    id: str
+    integration: str
+    provider: str
+    subject: str
+    label: str
+    state: LifecycleState
+    generation: int
+    scopes: tuple[str, ...]
+    requested_scopes: tuple[str, ...]
+    expires_at: datetime | None
+    reason: ErrorCode | None
+    repairer: Repairer | None
+    failures: int
+    last_failure: ErrorCode | None
+    last_failed_at: datetime | None
+    failing_since: datetime | None
+    revocation: RevocationOutcome | None
+    revoke_reason: str | None
+    flow: Flow
+    resources: tuple[str, ...] = ()
+    audience: str | None = None
+    metadata: dict[str, Any] = Field(default={})
+    api_base_url: str | None = None
+    choice: str | None = None
+    choices: tuple[AccountOption, ...] = ()
+    slot_scopes: dict[str, tuple[str, ...]] = Field(default={})
+    consented_with: str | None = None
+    created_at: datetime
+    changed_at: datetime
+    revision: int
+    next_action: str | None = None
+    next_at: datetime | None = None
+    connect_url: str | None = None
+    connect_expires_at: datetime | None = None
+    device: DeviceView | None = None
+    revoking: RevocationProgressView | None = None
+    live: LiveView | None = None
+    differs: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, connection: Connection, grant: Grant | None, **more: Any) -> "ConnectionView":
+        hidden = {"tenant", "integration_id", "consent_deadline", "refresh_policy", "target", "follow_up"}
+        chooses = connection.state is LifecycleState.ACTIVE and connection.follow_up is FollowUp.CHOOSING
+        reason = connection.reason or (ErrorCode.CHOICE_REQUIRED if chooses else None)
+        shown = connection.model_dump(exclude=hidden)
+        held = grant if grant and not connection.state.is_final else None
+        shown |= {
+            **connection.target.model_dump(),
+            "scopes": held.scopes if held else (),
+            "expires_at": held.expires_at if held else None,
+            "metadata": held.metadata if held else {},
+            "choices": held.options if held else (),
+            "reason": reason,
+            "repairer": _repairer(reason or connection.last_failure),
+        }
+        return cls(**(shown | more))
+
+
+def _repairer(why: ErrorCode | None) -> Repairer | None:
+    return FAILURES[why].repairer if why else None
+
+
+class TimelineEvent(View):
+    """One event of the history of a connection's workflow."""
+
+    at: datetime
+    run_id: str
+    event_id: int
+    what: str
+    detail: dict[str, Any]
+
+
+class Timeline(View):
+    """`live` is false when Temporal didn't answer: then only exported runs are listed."""
+
+    items: list[TimelineEvent]
+    live: bool
+    next_cursor: str | None = None

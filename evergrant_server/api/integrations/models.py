@@ -1,0 +1,141 @@
+"""Request and response bodies of `/v1/integrations`."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from evergrant_server.api.http.requests import (
+    Body,
+    Scopes,
+    Slug,
+    StorableSecret,
+    StorableText,
+    Text,
+    _printable,
+)
+from evergrant_server.api.http.responses import View
+from evergrant_server.core.access import (
+    Integration,
+    IntegrationState,
+    RegistrationMethod,
+)
+from evergrant_server.core.clock import MAX_LIFETIME
+from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+
+
+class RefreshRulesBody(Body):
+    """Overrides of the provider's refresh rules, in seconds."""
+
+    rotation: Rotation | None = None
+    grace_s: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
+    refresh_token_idle_s: float | None = Field(
+        default=None, gt=0, le=MAX_LIFETIME.total_seconds(), allow_inf_nan=False
+    )
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class ClientKeyBody(Body):
+    """The client's private key as PEM or JWK; `id` is its `kid` at the provider."""
+
+    private: StorableSecret
+    id: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)] | None = None
+
+
+class ClientCertificateBody(Body):
+    """The client's certificate, which its chain may follow, and its private key, as PEM."""
+
+    certificate: Annotated[StorableText, Field(max_length=50_000)]
+    private: StorableSecret
+
+
+class IntegrationBody(Body):
+    """An OAuth client at a provider. Secret and key are write-only; None keeps the stored ones.
+
+    Instead of a client id, `registration` has a worker register the client at the issuer: `dynamic`
+    (RFC 7591, with `initial_access_token` if the issuer needs one) or `metadata_document`. `dpop`
+    turns DPoP (RFC 9449) on or off; the default is the provider's definition.
+    """
+
+    provider: Slug
+    client_id: Text | None = None
+    registration: RegistrationMethod | None = None
+    initial_access_token: StorableSecret | None = None
+    client_secret: StorableSecret | None = None
+    issuer: Annotated[str, Field(max_length=2000), AfterValidator(_printable)] | None = None
+    params: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=253)]] = Field(
+        default={}
+    )
+    client_auth: (
+        Literal[
+            "client_secret_basic",
+            "client_secret_post",
+            "client_secret_jwt",
+            "private_key_jwt",
+            "tls_client_auth",
+            "self_signed_tls_client_auth",
+            "none",
+        ]
+        | None
+    ) = None
+    client_key: ClientKeyBody | None = None
+    client_certificate: ClientCertificateBody | None = None
+    default_scopes: Scopes = ()
+    scope_ceiling: Scopes | None = None
+    dpop: bool | None = None
+    refresh: RefreshRulesBody = RefreshRulesBody()
+
+
+class RotateSecretBody(Body):
+    """Either a new `client_secret`, or `roll_back` to the previous one. `overlap_s` is seconds."""
+
+    client_secret: StorableSecret | None = None
+    overlap_s: Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)] = 86_400
+    roll_back: bool = False
+
+
+class IntegrationView(View):
+    """Never the client secret or key: `has_client_secret` and `has_client_key` say whether one is stored.
+
+    `previous_secret_until` is the end of a rotation's overlap, in which workers also try the previous
+    secret. `secret_refused_at` is set when the provider refuses the new secret and accepts the previous.
+    """
+
+    id: str
+    name: str
+    provider: str
+    client_id: str
+    has_client_secret: bool
+    has_client_key: bool
+    issuer: str | None
+    params: dict[str, str]
+    client_auth: str | None
+    default_scopes: tuple[str, ...]
+    scope_ceiling: tuple[str, ...] | None
+    refresh: RefreshRules
+    dpop: bool | None
+    state: IntegrationState
+    problem: str | None
+    previous_secret_until: datetime | None
+    secret_refused_at: datetime | None
+    registration: RegistrationMethod | None
+    registration_url: str | None
+    client_secret_expires_at: datetime | None
+    client_certificate_expires_at: datetime | None
+    metadata_read_at: datetime | None
+    redirect_uri: str
+    created_at: datetime
+    changed_at: datetime
+    revision: int
+
+    @classmethod
+    def of(
+        cls, integration: Integration, *, redirect_uri: str, has_secret: bool, has_key: bool = False
+    ) -> "IntegrationView":
+        shown = integration.model_dump(
+            exclude={"tenant", "endpoints", "registration_sent_at", "refresh_overrides"}
+        )
+        return cls(**shown, redirect_uri=redirect_uri, has_client_secret=has_secret, has_client_key=has_key)

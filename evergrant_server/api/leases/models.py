@@ -1,0 +1,78 @@
+"""Request and response bodies of leases, proofs and refreshes."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from evergrant_server.api.http.requests import MAX_INTEGER, Body, Label, Scopes, Slug, Subject, request_url
+from evergrant_server.api.http.responses import View
+from providers.requests.dpop import is_nonce
+
+
+def _nonce(value: str) -> str:
+    if not is_nonce(value):
+        raise ValueError("is not a nonce (RFC 9449 section 8.1)")
+    return value
+
+
+MinTtl = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
+
+
+class RefreshBody(Body):
+    """Refresh unless the grant is newer than `generation` (default: the current one).
+
+    The reason `unauthorized` reports that the provider's API answered 401 to the token of that
+    generation. `seen_generation` is another name for `generation`.
+    """
+
+    generation: int | None = Field(default=None, ge=0, le=MAX_INTEGER)
+    seen_generation: int | None = Field(default=None, ge=0, le=MAX_INTEGER)
+    reason: Literal["unauthorized"] | None = None
+
+    @property
+    def seen_by_caller(self) -> int | None:
+        return self.generation if self.generation is not None else self.seen_generation
+
+
+class TokenBody(Body):
+    """`min_ttl` is seconds. Every scope of `scopes` must be granted."""
+
+    min_ttl: MinTtl | None = None
+    scopes: Scopes | None = None
+
+
+class LeaseBody(TokenBody):
+    integration: Slug
+    subject: Subject
+    label: Label = "default"
+
+
+class ProofBody(Body):
+    """The request to prove (RFC 9449 section 4.2): method, URL, and the server's nonce if it gave one."""
+
+    htm: Annotated[str, Field(pattern=r"^[A-Z]{1,20}\z")]
+    htu: Annotated[str, Field(max_length=8000), AfterValidator(request_url)]
+    nonce: Annotated[str, AfterValidator(_nonce)] | None = None
+
+
+class LeaseView(View):
+    """The only response that contains an access token."""
+
+    access_token: str
+    token_type: str
+    expires_at: datetime | None
+    scopes: tuple[str, ...]
+    generation: int
+    connection_id: str
+
+
+class ProofView(View):
+    """The value of a `DPoP` header for one request with the token of `generation`."""
+
+    proof: str
+    token_type: str
+    htu: str
+    generation: int
+    expires_at: datetime | None
+    connection_id: str

@@ -1,0 +1,118 @@
+"""`POST /v1/connections/{id}/refresh`: refreshes on request, or after a report of a refused token."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from evergrant_server.api.connections.models import ConnectionView
+from evergrant_server.api.connections.view import connection_view
+from evergrant_server.api.http.audit_records import record
+from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.dependencies import (
+    CallerDep,
+    ContextDep,
+    IdempotencyKey,
+    RequestContextDep,
+    visible_connection,
+)
+from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
+from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.api.leases.models import RefreshBody
+from evergrant_server.api.leases.refresher import RefreshWaiter
+from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.store import Transaction
+
+router = APIRouter(tags=["connections"])
+
+
+def refresh_waiter(request: Request) -> RefreshWaiter:
+    return request.app.state.refresher
+
+
+RefreshWaiterDep = Annotated[RefreshWaiter, Depends(refresh_waiter)]
+
+
+@router.post("/v1/connections/{connection_id}/refresh", response_model=ConnectionView)
+async def refresh_connection(
+    connection_id: str,
+    request: Request,
+    api: ContextDep,
+    refresher: RefreshWaiterDep,
+    caller: CallerDep,
+    context: RequestContextDep,
+    body: RefreshBody | None = None,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Refresh unless the grant is newer than `generation`. Concurrent requests share one refresh.
+
+    A report of a refused token refreshes once for that generation. The response shows the current
+    generation: unchanged when another refresh would not help.
+    """
+    command = IdempotentCommand(request, caller, key, body)
+    async with api.store.read() as tx:
+        connection = await visible_connection(
+            tx, caller, connection_id, Action.TOKEN, Action.CONNECT, Action.ADMIN
+        )
+        stored = await command.stored_response(tx)
+        grant = await tx.grants.get(connection.tenant, connection.id)
+    if stored is not None:
+        return stored.response()
+    is_report = body is not None and body.reason is not None
+    seen = connection.generation
+    if body is not None and body.seen_by_caller is not None:
+        seen = min(body.seen_by_caller, seen)
+    if is_report and seen == connection.generation:
+        connection = await _note_report(api, caller, context, connection)
+    _require_refreshable_state(connection)
+    # no refresh can replace a valid token; after its expiry the workflow says who has to act
+    lasts = grant is not None and not grant.refreshable and grant.is_valid(api.clock.now())
+    if connection.generation <= seen and not lasts:
+        refresh = refresher.refresh_refused_token if is_report else refresher.require_refreshed
+        await refresh(connection.tenant, connection.id, seen, context)
+
+    async def view(tx: Transaction) -> CommandResponse:
+        current = await visible_connection(tx, caller, connection_id)
+        return CommandResponse.from_view(200, await connection_view(tx, current))
+
+    return (await command.run(api, view)).response()
+
+
+async def _note_report(
+    api: ApiContext, caller: Caller, context: RequestContext, reported: Connection
+) -> Connection:
+    """Record once that the token of this generation was reported: unless a refresh helps, it is not leased."""
+    if reported.reported_generation == reported.generation:
+        return reported
+
+    async def note(tx: Transaction) -> Connection:
+        connection = await visible_connection(tx, caller, reported.id)
+        has_token = connection.state in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
+        known = connection.reported_generation == connection.generation
+        if known or not has_token or connection.generation != reported.generation:
+            return connection
+        action, now, detail = (
+            AuditAction.TOKEN_REPORTED,
+            api.clock.now(),
+            {"generation": connection.generation},
+        )
+        await record(tx, connection.tenant, action, connection.id, context, now, **detail)
+        return await tx.connections.replace(connection.token_reported(), expected=connection.revision)
+
+    return await run_transaction(api.store, note)
+
+
+def _require_refreshable_state(connection: Connection) -> None:
+    """Raise the Failure that says why the connection can't be refreshed in its state."""
+    match connection.state:
+        case LifecycleState.ACTIVE:
+            return
+        case LifecycleState.PENDING_CONSENT:
+            raise Failure(ErrorCode.CONSENT_REQUIRED, connection_id=connection.id)
+        case _:
+            raise Failure(connection.reason or ErrorCode.CONSENT_REQUIRED, connection_id=connection.id)
