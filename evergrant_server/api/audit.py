@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from evergrant_server import audit
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import CallerDep, ContextDep, TenantAdminDep, visible_connection
+from evergrant_server.api.http.dependencies import ApiDep, CallerDep, TenantAdminDep, visible_connection
 from evergrant_server.api.http.requests import PageCursor
 from evergrant_server.api.http.responses import Page, View
 from evergrant_server.core.access import Action
@@ -52,7 +52,7 @@ class AuditView(View):
 
 @router.get("/v1/audit")
 async def list_audit_records(
-    api: ContextDep, caller: TenantAdminDep, limit: Limit = 100, cursor: PageCursor = None
+    api: ApiDep, caller: TenantAdminDep, limit: Limit = 100, cursor: PageCursor = None
 ) -> Page[AuditView]:
     """The tenant's audit log, oldest first."""
     async with api.store.read() as tx:
@@ -60,7 +60,7 @@ async def list_audit_records(
 
 
 @router.get("/v1/audit/verify")
-async def verify_audit_log(api: ContextDep, caller: TenantAdminDep) -> dict[str, Any]:
+async def verify_audit_log(api: ApiDep, caller: TenantAdminDep) -> dict[str, Any]:
     """Verify every hash chain and report the first broken record. Keep `heads` outside the database."""
     result = await audit.verify_log(api.store, caller.tenant)
     heads = {
@@ -78,7 +78,7 @@ async def verify_audit_log(api: ContextDep, caller: TenantAdminDep) -> dict[str,
 
 @router.get("/v1/connections/{connection_id}/audit")
 async def list_connection_audit(
-    connection_id: str, api: ContextDep, caller: CallerDep, limit: Limit = 100, cursor: PageCursor = None
+    connection_id: str, api: ApiDep, caller: CallerDep, limit: Limit = 100, cursor: PageCursor = None
 ) -> Page[AuditView]:
     """The audit records of one connection, oldest first."""
     async with api.store.read() as tx:

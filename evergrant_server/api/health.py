@@ -5,7 +5,7 @@ import logging
 from fastapi import APIRouter, Response
 
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import ContextDep
+from evergrant_server.api.http.dependencies import ApiDep
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.crypto import AssociatedData, KeyPurpose, new_sealing_key
@@ -31,7 +31,7 @@ async def get_metrics() -> Response:
 
 
 @router.get("/readyz")
-async def readyz(api: ContextDep, response: Response) -> dict[str, object]:
+async def readyz(api: ApiDep, response: Response) -> dict[str, object]:
     """200 when the process can serve leases.
 
     Temporal is reported but not required: leases of fresh tokens, consents and revocations work

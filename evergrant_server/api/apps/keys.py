@@ -7,9 +7,9 @@ from evergrant_server.api.apps.models import KeyView, NewKeyView
 from evergrant_server.api.apps.routes import record_app_change, require_app
 from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
 from evergrant_server.api.http.dependencies import (
+    ApiDep,
     ContextDep,
     IdempotencyKey,
-    RequestContextDep,
     TenantAdminDep,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
@@ -28,9 +28,9 @@ router = APIRouter(tags=["apps"])
 async def create_key(
     name: Slug,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Create a key. Only this response contains it."""
@@ -55,7 +55,7 @@ async def create_key(
 
 
 @router.get("/v1/apps/{name}/keys")
-async def list_keys(name: Slug, api: ContextDep, caller: TenantAdminDep) -> Page[KeyView]:
+async def list_keys(name: Slug, api: ApiDep, caller: TenantAdminDep) -> Page[KeyView]:
     """The app's keys, with revoked ones, without secrets."""
     async with api.store.read() as tx:
         app = await require_app(tx, caller.tenant, name)
@@ -64,7 +64,7 @@ async def list_keys(name: Slug, api: ContextDep, caller: TenantAdminDep) -> Page
 
 @router.delete("/v1/apps/{name}/keys/{key_id}", status_code=204)
 async def revoke_key(
-    name: Slug, key_id: str, api: ContextDep, caller: TenantAdminDep, context: RequestContextDep
+    name: Slug, key_id: str, api: ApiDep, caller: TenantAdminDep, context: ContextDep
 ) -> Response:
     """Revoke a key. Requests with it are refused at once. Idempotent."""
     async with api.store.write() as tx:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from evergrant_server import audit
 from evergrant_server.api.apps.models import AppBody, AppView, PermitBody, PermitView
 from evergrant_server.api.connections.source_tokens import retry_waiting_connections
-from evergrant_server.api.http.dependencies import ContextDep, RequestContextDep, TenantAdminDep
+from evergrant_server.api.http.dependencies import ApiDep, ContextDep, TenantAdminDep
 from evergrant_server.api.http.requests import Slug
 from evergrant_server.api.http.responses import Page
 from evergrant_server.core.access import App, Permit
@@ -54,9 +54,9 @@ async def put_app(
     name: Slug,
     body: AppBody,
     response: Response,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
 ) -> AppView:
     """Create or change an app. Requests of a disabled app are refused at once."""
     if body.disabled and name == caller.app.name:
@@ -87,7 +87,7 @@ async def put_app(
 
 @router.get("/v1/apps")
 async def list_apps(
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=2000)] = None,
@@ -101,15 +101,13 @@ async def list_apps(
 
 
 @router.get("/v1/apps/{name}")
-async def get_app(name: Slug, api: ContextDep, caller: TenantAdminDep) -> AppView:
+async def get_app(name: Slug, api: ApiDep, caller: TenantAdminDep) -> AppView:
     async with api.store.read() as tx:
         return AppView.of(await require_app(tx, caller.tenant, name))
 
 
 @router.delete("/v1/apps/{name}", status_code=204)
-async def delete_app(
-    name: Slug, api: ContextDep, caller: TenantAdminDep, context: RequestContextDep
-) -> Response:
+async def delete_app(name: Slug, api: ApiDep, caller: TenantAdminDep, context: ContextDep) -> Response:
     """Delete an app with its keys and permits. Connections stay: other apps may use them."""
     if name == caller.app.name:
         raise Failure(ErrorCode.INVALID_REQUEST, "An app can't delete itself.", field="name")
@@ -126,9 +124,9 @@ async def put_permit(
     permit_name: Slug,
     body: PermitBody,
     response: Response,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
 ) -> PermitView:
     """Create or change a permit."""
     async with api.store.write() as tx:
@@ -165,14 +163,14 @@ async def put_permit(
 
 
 @router.get("/v1/apps/{name}/permits")
-async def list_permits(name: Slug, api: ContextDep, caller: TenantAdminDep) -> Page[PermitView]:
+async def list_permits(name: Slug, api: ApiDep, caller: TenantAdminDep) -> Page[PermitView]:
     async with api.store.read() as tx:
         app = await require_app(tx, caller.tenant, name)
         return Page(items=[PermitView.of(it) for it in await tx.access.permits(caller.tenant, app.id)])
 
 
 @router.get("/v1/apps/{name}/permits/{permit_name}")
-async def get_permit(name: Slug, permit_name: Slug, api: ContextDep, caller: TenantAdminDep) -> PermitView:
+async def get_permit(name: Slug, permit_name: Slug, api: ApiDep, caller: TenantAdminDep) -> PermitView:
     async with api.store.read() as tx:
         app = await require_app(tx, caller.tenant, name)
         found = await tx.access.permit(caller.tenant, app.id, permit_name)
@@ -185,9 +183,9 @@ async def get_permit(name: Slug, permit_name: Slug, api: ContextDep, caller: Ten
 async def delete_permit(
     name: Slug,
     permit_name: Slug,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
 ) -> Response:
     async with api.store.write() as tx:
         app = await require_app(tx, caller.tenant, name)

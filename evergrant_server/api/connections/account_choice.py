@@ -9,10 +9,10 @@ from evergrant_server.api.connections.models import ChooseBody, ConnectionView
 from evergrant_server.api.connections.view import connection_view
 from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.dependencies import (
+    ApiDep,
     CallerDep,
     ContextDep,
     IdempotencyKey,
-    RequestContextDep,
     visible_connection,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
@@ -34,9 +34,9 @@ async def choose_account(
     connection_id: str,
     body: ChooseBody,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: CallerDep,
-    context: RequestContextDep,
+    context: ContextDep,
     key: IdempotencyKey = None,
 ) -> Response:
     """Choose one of the connection's `choices`. A later choice replaces it."""

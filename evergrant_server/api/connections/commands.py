@@ -16,10 +16,10 @@ from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import (
+    ApiDep,
     CallerDep,
     ContextDep,
     IdempotencyKey,
-    RequestContextDep,
     visible_connection,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
@@ -45,9 +45,9 @@ _REVOKE_ATTEMPTS = 100
 async def reauthorize_connection(
     connection_id: str,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: CallerDep,
-    context: RequestContextDep,
+    context: ContextDep,
     body: ReauthorizeBody | None = None,
     key: IdempotencyKey = None,
 ) -> Response:
@@ -115,9 +115,9 @@ def _require_consentable(connection: Connection, now: datetime) -> None:
 async def revoke_connection(
     connection_id: str,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: CallerDep,
-    context: RequestContextDep,
+    context: ContextDep,
     body: RevokeBody | None = None,
     key: IdempotencyKey = None,
 ) -> Response:
@@ -131,9 +131,9 @@ async def revoke_connection(
 async def delete_connection(
     connection_id: str,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: CallerDep,
-    context: RequestContextDep,
+    context: ContextDep,
 ) -> Response:
     """The same as revoke: no connection is deleted without a revocation at the provider."""
     command = IdempotentCommand(request, caller, None, None)

@@ -14,8 +14,8 @@ from evergrant_server.api.connections.view import connection_view
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import (
+    ApiDep,
     CallerDep,
-    ContextDep,
     visible_connection,
 )
 from evergrant_server.api.integrations.definitions import integration_spec
@@ -40,7 +40,7 @@ router = APIRouter(tags=["connections"])
 @router.get("/v1/connections/{connection_id}")
 async def get_connection(
     connection_id: str,
-    api: ContextDep,
+    api: ApiDep,
     caller: CallerDep,
     live: Annotated[bool, Query(description="Also query the workflow, for at most two seconds")] = False,
 ) -> ConnectionView:

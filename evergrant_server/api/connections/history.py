@@ -16,7 +16,7 @@ from fastapi import APIRouter
 
 from evergrant_server.api.connections.models import Timeline, TimelineEvent
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import CallerDep, ContextDep, visible_connection
+from evergrant_server.api.http.dependencies import ApiDep, CallerDep, visible_connection
 from evergrant_server.core.access import Action
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.telemetry.log_names import LogEvent
@@ -55,7 +55,7 @@ _OMITTED_TYPES = (
 
 
 @router.get("/v1/connections/{connection_id}/history")
-async def get_connection_history(connection_id: str, api: ContextDep, caller: CallerDep) -> Timeline:
+async def get_connection_history(connection_id: str, api: ApiDep, caller: CallerDep) -> Timeline:
     """The events of the connection's workflow: exported runs, then those that Temporal still has."""
     async with api.store.read() as tx:
         connection = await visible_connection(tx, caller, connection_id, Action.ADMIN, Action.CONNECT)

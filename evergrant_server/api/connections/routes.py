@@ -19,10 +19,10 @@ from evergrant_server.api.connections.static_credentials import (
 from evergrant_server.api.connections.view import connection_view
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.dependencies import (
+    ApiDep,
     CallerDep,
     ContextDep,
     IdempotencyKey,
-    RequestContextDep,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
 from evergrant_server.api.http.requests import PageCursor, PageLimit, UtcDatetime
@@ -48,9 +48,9 @@ _MAX_SCANS = 25
 async def create_connection(
     body: ConnectionBody,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: CallerDep,
-    context: RequestContextDep,
+    context: ContextDep,
     key: IdempotencyKey = None,
 ) -> Response:
     """Create a connection, or return the existing one. Send the subject to `connect_url`."""
@@ -93,7 +93,7 @@ async def create_connection(
 
 @router.get("/v1/connections")
 async def list_connections(
-    api: ContextDep,
+    api: ApiDep,
     caller: CallerDep,
     integration: Annotated[str | None, Query(max_length=63)] = None,
     provider: Annotated[str | None, Query(max_length=63)] = None,

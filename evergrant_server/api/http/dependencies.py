@@ -38,16 +38,16 @@ async def tenant_admin(caller: Annotated[Caller, Depends(authenticated_caller)])
     return caller
 
 
-async def context(
+async def request_context(
     request: Request, caller: Annotated[Caller, Depends(authenticated_caller)]
 ) -> RequestContext:
     return trace_of(request).request_context(caller.by)
 
 
-ContextDep = Annotated[ApiContext, Depends(api_context)]
+ApiDep = Annotated[ApiContext, Depends(api_context)]
 CallerDep = Annotated[Caller, Depends(authenticated_caller)]
 TenantAdminDep = Annotated[Caller, Depends(tenant_admin)]
-RequestContextDep = Annotated[RequestContext, Depends(context)]
+ContextDep = Annotated[RequestContext, Depends(request_context)]
 IdempotencyKey = Annotated[
     str | None,
     Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$"),

@@ -32,7 +32,7 @@ class Trace:
     trace_id: str
     span_id: str = ""
 
-    def context(self, by: str) -> RequestContext:
+    def request_context(self, by: str) -> RequestContext:
         return RequestContext(by=by, trace_id=self.trace_id, span_id=self.span_id)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from evergrant_server.api.http.dependencies import CallerDep, ContextDep
+from evergrant_server.api.http.dependencies import ApiDep, CallerDep
 from evergrant_server.api.http.responses import Page
 from evergrant_server.api.integrations.definitions import spec_by_name
 from providers.definition.schema import ProviderSpec
@@ -13,7 +13,7 @@ router = APIRouter(tags=["providers"])
 
 
 @router.get("/v1/providers")
-async def list_providers(api: ContextDep, caller: CallerDep) -> Page[dict[str, Any]]:
+async def list_providers(api: ApiDep, caller: CallerDep) -> Page[dict[str, Any]]:
     """All providers, sorted by name."""
     found = {spec.name: spec for spec in api.registry.all()}
     async with api.store.read() as tx:
@@ -25,7 +25,7 @@ async def list_providers(api: ContextDep, caller: CallerDep) -> Page[dict[str, A
 
 
 @router.get("/v1/providers/{provider}")
-async def get_provider(provider: str, api: ContextDep, caller: CallerDep) -> dict[str, Any]:
+async def get_provider(provider: str, api: ApiDep, caller: CallerDep) -> dict[str, Any]:
     """A provider's definition, without members that have their default."""
     async with api.store.read() as tx:
         spec = await spec_by_name(tx, api.registry, caller.tenant, provider)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from evergrant_server.api.http.dependencies import ContextDep
+from evergrant_server.api.http.dependencies import ApiDep
 from evergrant_server.core.access import RegistrationMethod
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
@@ -23,7 +23,7 @@ def client_metadata_url(public_url: str, integration_id: str) -> str:
 
 
 @router.get("/oauth/client/{integration_id}")
-async def get_client_metadata(integration_id: str, response: Response, api: ContextDep) -> dict[str, Any]:
+async def get_client_metadata(integration_id: str, response: Response, api: ApiDep) -> dict[str, Any]:
     """The public metadata of one integration's client."""
     if not is_id(integration_id, "int"):
         raise Failure(ErrorCode.NOT_FOUND)

@@ -9,9 +9,9 @@ from starlette.responses import Response
 from evergrant_server import audit
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import (
+    ApiDep,
     ContextDep,
     IdempotencyKey,
-    RequestContextDep,
     TenantAdminDep,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
@@ -46,9 +46,9 @@ router = APIRouter(tags=["providers"])
 async def propose_definition(
     body: DefinitionBody,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
     key: IdempotencyKey = None,
 ) -> Response:
     """Propose a definition of a new provider, or one that replaces the catalogue's.
@@ -87,7 +87,7 @@ async def propose_definition(
 
 @router.get("/v1/providers/{provider}/versions")
 async def list_definition_versions(
-    provider: Slug, api: ContextDep, caller: TenantAdminDep
+    provider: Slug, api: ApiDep, caller: TenantAdminDep
 ) -> Page[DefinitionView]:
     """The tenant's versions, newest first, with check results and decision."""
     async with api.store.read() as tx:
@@ -101,9 +101,9 @@ async def list_definition_versions(
 async def approve_definition(
     provider: Slug,
     body: DecisionBody,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
 ) -> DefinitionView:
     """Approve a checked version: live at once for a new provider, in stages when it replaces another."""
     return await _save_decision(api, caller.tenant, provider, body, context, approved=True)
@@ -113,9 +113,9 @@ async def approve_definition(
 async def reject_definition(
     provider: Slug,
     body: DecisionBody,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
 ) -> DefinitionView:
     """Reject a checked version, with a reason for the proposer."""
     if body.reason is None:
@@ -127,9 +127,9 @@ async def reject_definition(
 async def roll_back_definition(
     provider: Slug,
     body: RollBackBody,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
 ) -> DefinitionView:
     """Return to the version before a staged one. After the last stage, propose the older version."""
 

@@ -13,10 +13,10 @@ from evergrant_server import audit
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import (
+    ApiDep,
     CallerDep,
     ContextDep,
     IdempotencyKey,
-    RequestContextDep,
     require_permit,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
@@ -73,9 +73,9 @@ async def put_integration(
     name: Slug,
     body: IntegrationBody,
     response: Response,
-    api: ContextDep,
+    api: ApiDep,
     caller: CallerDep,
-    context: RequestContextDep,
+    context: ContextDep,
 ) -> IntegrationView:
     """Create or change an integration. Waits for a worker if the endpoints are discovered."""
     _require_admin(caller, name)
@@ -122,9 +122,9 @@ async def rotate_client_secret(
     name: Slug,
     body: RotateSecretBody,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: CallerDep,
-    context: RequestContextDep,
+    context: ContextDep,
     key: IdempotencyKey = None,
 ) -> Response:
     """Use a new client secret first, and keep the previous one for `overlap_s` seconds.
@@ -184,7 +184,7 @@ async def _discover(api: ApiContext, integration: Integration, context: RequestC
 
 @router.get("/v1/integrations")
 async def list_integrations(
-    api: ContextDep,
+    api: ApiDep,
     caller: CallerDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=2000)] = None,
@@ -204,7 +204,7 @@ def _administers(caller: Caller, name: str) -> bool:
 
 
 @router.get("/v1/integrations/{name}")
-async def get_integration(name: Slug, api: ContextDep, caller: CallerDep) -> IntegrationView:
+async def get_integration(name: Slug, api: ApiDep, caller: CallerDep) -> IntegrationView:
     """An integration, with the redirect URI to register at the provider. Never its client secret."""
     _require_admin(caller, name)
     async with api.store.read() as tx:
@@ -212,9 +212,7 @@ async def get_integration(name: Slug, api: ContextDep, caller: CallerDep) -> Int
 
 
 @router.delete("/v1/integrations/{name}", status_code=204)
-async def delete_integration(
-    name: Slug, api: ContextDep, caller: CallerDep, context: RequestContextDep
-) -> Response:
+async def delete_integration(name: Slug, api: ApiDep, caller: CallerDep, context: ContextDep) -> Response:
     """Delete the integration with its secret. Refused while it has live connections."""
     _require_admin(caller, name)
     async with api.store.write() as tx:

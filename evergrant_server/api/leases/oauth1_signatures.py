@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import CallerDep, ContextDep, visible_connection
+from evergrant_server.api.http.dependencies import ApiDep, CallerDep, visible_connection
 from evergrant_server.api.http.requests import Body, request_url
 from evergrant_server.api.http.responses import View
 from evergrant_server.api.integrations.definitions import integration_spec
@@ -72,7 +72,7 @@ class SignatureView(View):
     connection_id: str
 
 
-async def _require_visible(connection_id: str, caller: CallerDep, api: ContextDep) -> None:
+async def _require_visible(connection_id: str, caller: CallerDep, api: ApiDep) -> None:
     """Check visibility before the body: an invisible connection answers 404 to any body."""
     async with api.store.read() as tx:
         await visible_connection(tx, caller, connection_id, Action.TOKEN)
@@ -85,7 +85,7 @@ async def sign_request(
     body: SignatureBody,
     response: Response,
     caller: CallerDep,
-    api: ContextDep,
+    api: ApiDep,
     refresher: RefreshWaiterDep,
 ) -> SignatureView:
     """Sign one request with a connection's token (OAuth 1.0a, RFC 5849 section 3)."""

@@ -11,10 +11,10 @@ from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import (
+    ApiDep,
     CallerDep,
     ContextDep,
     IdempotencyKey,
-    RequestContextDep,
     visible_connection,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
@@ -42,10 +42,10 @@ RefreshWaiterDep = Annotated[RefreshWaiter, Depends(refresh_waiter)]
 async def refresh_connection(
     connection_id: str,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     refresher: RefreshWaiterDep,
     caller: CallerDep,
-    context: RequestContextDep,
+    context: ContextDep,
     body: RefreshBody | None = None,
     key: IdempotencyKey = None,
 ) -> Response:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from evergrant_server import audit
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import ContextDep
+from evergrant_server.api.http.dependencies import ApiDep
 from evergrant_server.api.http.outbox_messages import fetch_keys_message
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import run_transaction
@@ -61,7 +61,7 @@ _ATTEMPTS = 20
 
 
 @router.post("/v1/security-events/{receiver_id}", status_code=202, response_class=JSONResponse)
-async def receive_event(receiver_id: str, request: Request, api: ContextDep) -> Response:
+async def receive_event(receiver_id: str, request: Request, api: ApiDep) -> Response:
     """Receive a security event token (RFC 8935), or a provider's own webhook.
 
     202 once it is handled, also when it was before. 400 with `err` and `description` if its

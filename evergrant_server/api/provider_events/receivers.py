@@ -11,7 +11,7 @@ from starlette.responses import Response
 from evergrant_server import audit
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import CallerDep, ContextDep, RequestContextDep, require_permit
+from evergrant_server.api.http.dependencies import ApiDep, CallerDep, ContextDep, require_permit
 from evergrant_server.api.http.outbox_messages import fetch_keys_message
 from evergrant_server.api.http.requests import Body, Slug, StorableSecret, Text
 from evergrant_server.api.http.responses import View
@@ -87,9 +87,9 @@ async def put_event_receiver(
     name: Slug,
     body: EventReceiverBody,
     response: Response,
-    api: ContextDep,
+    api: ApiDep,
     caller: CallerDep,
-    context: RequestContextDep,
+    context: ContextDep,
 ) -> EventReceiverView:
     """Create or change the receiver of an integration. A worker fetches the transmitter's keys."""
     _check_body(api, body)
@@ -119,7 +119,7 @@ async def put_event_receiver(
 
 
 @router.get("/v1/integrations/{name}/security-events")
-async def get_event_receiver(name: Slug, api: ContextDep, caller: CallerDep) -> EventReceiverView:
+async def get_event_receiver(name: Slug, api: ApiDep, caller: CallerDep) -> EventReceiverView:
     """The receiver, with the URL to register at the provider. Never its secret."""
     async with api.store.read() as tx:
         found = await _require_receiver(tx, caller, name)
@@ -127,9 +127,7 @@ async def get_event_receiver(name: Slug, api: ContextDep, caller: CallerDep) -> 
 
 
 @router.delete("/v1/integrations/{name}/security-events", status_code=204)
-async def delete_event_receiver(
-    name: Slug, api: ContextDep, caller: CallerDep, context: RequestContextDep
-) -> Response:
+async def delete_event_receiver(name: Slug, api: ApiDep, caller: CallerDep, context: ContextDep) -> Response:
     """Delete the receiver with its secret. Its URL then answers 404."""
 
     async def drop(tx: Transaction) -> None:

@@ -9,9 +9,9 @@ from starlette.responses import PlainTextResponse, Response
 
 from evergrant_server import audit
 from evergrant_server.api.http.dependencies import (
+    ApiDep,
     ContextDep,
     IdempotencyKey,
-    RequestContextDep,
     TenantAdminDep,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
@@ -55,9 +55,9 @@ class _JsonObject(dict[str, Any]):
 async def import_connections(
     body: ImportBody,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
 ) -> ImportView:
     """Import existing grants. Items are independent of each other; repeating one changes nothing.
 
@@ -80,9 +80,9 @@ async def import_connections(
 async def request_export(
     body: ExportBody,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
     key: IdempotencyKey = None,
 ) -> Response:
     """Have a worker seal every live grant to `public_key`. Fetch the lines with GET."""
@@ -118,9 +118,9 @@ async def request_export(
     responses={202: {"model": ExportView, "description": "A worker is still sealing"}},
 )
 async def fetch_export(
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
     id: Annotated[str, Query(max_length=64)] = "",
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=_MAX_LINES)] = 200,
@@ -146,9 +146,9 @@ async def fetch_export(
 
 @router.delete("/v1/connections/export", response_model=ExportView)
 async def delete_export(
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
     id: Annotated[str, Query(max_length=64)] = "",
 ) -> ExportView:
     """Delete the sealed lines after fetching them."""

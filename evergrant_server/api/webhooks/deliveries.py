@@ -8,9 +8,9 @@ from starlette.responses import Response
 
 from evergrant_server import audit
 from evergrant_server.api.http.dependencies import (
+    ApiDep,
     ContextDep,
     IdempotencyKey,
-    RequestContextDep,
     TenantAdminDep,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
@@ -32,9 +32,9 @@ router = APIRouter(tags=["webhooks"])
 async def send_ping(
     name: Slug,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
     key: IdempotencyKey = None,
 ) -> Response:
     """Send a `webhook.ping` before pending deliveries. The delivery log shows the outcome."""
@@ -64,7 +64,7 @@ async def send_ping(
 @router.get("/v1/webhooks/{name}/deliveries")
 async def list_deliveries(
     name: Slug,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
     status: DeliveryStatus | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -90,9 +90,9 @@ async def replay_delivery(
     name: Slug,
     delivery_id: str,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
     key: IdempotencyKey = None,
 ) -> Response:
     """Send a delivery again, whatever its status. It keeps its `webhook-id`, by which receivers deduplicate."""

@@ -11,9 +11,9 @@ from starlette.responses import Response
 from evergrant_server import audit
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import (
+    ApiDep,
     ContextDep,
     IdempotencyKey,
-    RequestContextDep,
     TenantAdminDep,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
@@ -45,9 +45,9 @@ async def put_webhook(
     name: Slug,
     body: WebhookBody,
     response: Response,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
 ) -> WebhookSecretView:
     """Create or change a webhook. Only the response that creates it contains the signing secret.
 
@@ -80,7 +80,7 @@ async def put_webhook(
 
 @router.get("/v1/webhooks")
 async def list_webhooks(
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Cursor = None,
@@ -94,16 +94,14 @@ async def list_webhooks(
 
 
 @router.get("/v1/webhooks/{name}")
-async def get_webhook(name: Slug, api: ContextDep, caller: TenantAdminDep) -> WebhookView:
+async def get_webhook(name: Slug, api: ApiDep, caller: TenantAdminDep) -> WebhookView:
     """A webhook with the state of its endpoint. Never its signing secret."""
     async with api.store.read() as tx:
         return WebhookView.of(await require_webhook(tx, caller.tenant, name))
 
 
 @router.delete("/v1/webhooks/{name}", status_code=204)
-async def delete_webhook(
-    name: Slug, api: ContextDep, caller: TenantAdminDep, context: RequestContextDep
-) -> Response:
+async def delete_webhook(name: Slug, api: ApiDep, caller: TenantAdminDep, context: ContextDep) -> Response:
     """Delete the webhook with its secret and delivery log. Pending deliveries are dropped."""
 
     async def drop(tx: Transaction) -> None:
@@ -119,9 +117,9 @@ async def delete_webhook(
 async def rotate_webhook_secret(
     name: Slug,
     request: Request,
-    api: ContextDep,
+    api: ApiDep,
     caller: TenantAdminDep,
-    context: RequestContextDep,
+    context: ContextDep,
     body: RotateWebhookBody | None = None,
     key: IdempotencyKey = None,
 ) -> Response:
