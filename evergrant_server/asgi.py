@@ -63,7 +63,9 @@ class Application:
             check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
         )
         self._app = create_app(api)
-        self._open.push_async_callback(self._app.state.refresher.stop)  # before the ledger, which it writes to
+        self._open.push_async_callback(
+            self._app.state.refresher.stop
+        )  # before the ledger, which it writes to
         tune_garbage_collector()
 
 
