@@ -7,7 +7,9 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, get_type_hints
+from enum import StrEnum
+from types import UnionType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from evergrant.errors import ProtocolError
 
@@ -56,12 +58,31 @@ class Fields:
         hints = get_type_hints(model)
         values: dict[str, Any] = dict(given)
         for field in dataclasses.fields(model):
-            optional = (
-                field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-            )
-            if field.name not in values and (self.has(field.name) or not optional):
-                values[field.name] = _READERS[hints[field.name]](self, field.name)
+            required = field.default is field.default_factory  # both are MISSING
+            if field.name not in values and (self.has(field.name) or required):
+                values[field.name] = self._read(field.name, hints[field.name])
         return model(**values)
+
+    def _read(self, name: str, hint: Any) -> object:
+        """A member by its field's type: a type of `_READERS`, an optional, an enum or a nested dataclass."""
+        if hint in _READERS:
+            return _READERS[hint](self, name)
+        if get_origin(hint) is UnionType:  # X | None
+            return self._read(name, get_args(hint)[0]) if self.has(name) else None
+        if get_origin(hint) is tuple:
+            return tuple(Fields.of(item, name).build(get_args(hint)[0]) for item in self.array(name))
+        if issubclass(hint, StrEnum):
+            return self._enum_member(name, hint)
+        return Fields(self.mapping(name), name).build(hint)
+
+    def _enum_member(self, name: str, enum: type[StrEnum]) -> StrEnum:
+        value = self.text(name)
+        try:
+            return enum(value)
+        except ValueError:
+            raise ProtocolError(
+                f"this client doesn't know the {self._what}'s {name} {value[:40]!r}"
+            ) from None
 
     def text(self, name: str) -> str:
         value = self._members.get(name)
@@ -75,9 +96,6 @@ class Fields:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         return self._wrong(name, "an integer")
-
-    def integer_or_none(self, name: str) -> int | None:
-        return self.integer(name) if self.has(name) else None
 
     def number(self, name: str) -> float:
         value = self._members.get(name)
@@ -120,13 +138,10 @@ class Fields:
 
 _READERS: Mapping[object, Callable[[Fields, str], object]] = {
     str: Fields.text,
-    str | None: Fields.text_or_none,
     int: Fields.integer,
-    int | None: Fields.integer_or_none,
     float: Fields.number,
     bool: Fields.boolean,
     datetime: Fields.time,
-    datetime | None: Fields.time_or_none,
     tuple[str, ...]: Fields.texts,
     Mapping[str, Any]: Fields.mapping,
 }

@@ -4,20 +4,10 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from evergrant.calls.call import Call, list_or_none, path_of, post, query_of, without_none
-from evergrant.errors import ProtocolError
-from evergrant.fields import Fields
-from evergrant.models import (
-    AccountChoice,
-    App,
-    AuditRecord,
-    Connection,
-    DeviceCode,
-    LiveStatus,
-    Provider,
-    RevocationProgress,
-    State,
-)
+from evergrant.models import App, AuditRecord, Connection, Provider, State
 from evergrant.responses import Page, object_parser, page_parser
+
+_CONNECTION = object_parser("connection", lambda item: item.build(Connection))
 
 
 def connect(
@@ -52,15 +42,13 @@ def connect(
         choice=choice,
         slot_scopes=None if slot_scopes is None else {name: list(of) for name, of in slot_scopes.items()},
     )
-    return post("/v1/connections", object_parser("connection", _connection), body)
+    return post("/v1/connections", _CONNECTION, body)
 
 
 def connection(connection_id: str, *, live: bool = False) -> Call[Connection]:
     """The connection as the store has it; with `live` also as its workflow describes it."""
     query = {"live": "true"} if live else None
-    return Call(
-        "GET", path_of("connections", connection_id), object_parser("connection", _connection), query=query
-    )
+    return Call("GET", path_of("connections", connection_id), _CONNECTION, query=query)
 
 
 def connections(
@@ -81,7 +69,9 @@ def connections(
         state=state.value if state else None,
         expiring_before=expiring_before.isoformat() if expiring_before else None,
     )
-    return Call("GET", "/v1/connections", page_parser("connection", _connection), query=query)
+    return Call(
+        "GET", "/v1/connections", page_parser("connection", lambda item: item.build(Connection)), query=query
+    )
 
 
 def report_refused(connection_id: str, generation: int) -> Call[Connection]:
@@ -129,42 +119,4 @@ def apps() -> Call[Page[App]]:
 
 
 def _command(connection_id: str, name: str, body: Mapping[str, object]) -> Call[Connection]:
-    return post(path_of("connections", connection_id, name), object_parser("connection", _connection), body)
-
-
-def _connection(item: Fields) -> Connection:
-    return item.build(
-        Connection,
-        state=_state(item),
-        live=_live(item),
-        device=_nested(item, "device", DeviceCode),
-        revoking=_nested(item, "revoking", RevocationProgress),
-        choices=_choices(item),
-    )
-
-
-def _choices(item: Fields) -> tuple[AccountChoice, ...]:
-    if not item.has("choices"):
-        return ()
-    return tuple(Fields.of(choice, "choice").build(AccountChoice) for choice in item.array("choices"))
-
-
-def _nested(item: Fields, name: str, model: type[DeviceCode] | type[RevocationProgress]) -> object:
-    return Fields(item.mapping(name), name).build(model) if item.has(name) else None
-
-
-def _live(item: Fields) -> LiveStatus | None:
-    if not item.has("live"):
-        return None
-    live = Fields(item.mapping("live"), "live connection")
-    return live.build(LiveStatus, state=_state(live))
-
-
-def _state(item: Fields) -> State:
-    value = item.text("state")
-    try:
-        return State(value)
-    except ValueError:
-        raise ProtocolError(
-            f"the connection is in a state that this client doesn't know: {value[:40]!r}"
-        ) from None
+    return post(path_of("connections", connection_id, name), _CONNECTION, body)

@@ -58,6 +58,9 @@ class ProviderVersion:
     reason: str | None
 
 
+_VERSION = object_parser("provider version", lambda item: item.build(ProviderVersion))
+
+
 def integrations() -> Call[Page[Integration]]:
     """The integrations that this app administers."""
     return Call("GET", "/v1/integrations", page_parser("integration", _integration))
@@ -97,14 +100,18 @@ def propose_provider(
     """Propose a definition, in the format of the catalogue's files; a worker checks it."""
     return post(
         "/v1/providers",
-        object_parser("provider version", _version),
+        _VERSION,
         without_none(definition=definition, rollout=rollout or None),
     )
 
 
 def provider_versions(name: str) -> Call[Page[ProviderVersion]]:
     """The versions that this tenant proposed, the newest first."""
-    return Call("GET", path_of("providers", name, "versions"), page_parser("provider version", _version))
+    return Call(
+        "GET",
+        path_of("providers", name, "versions"),
+        page_parser("provider version", lambda item: item.build(ProviderVersion)),
+    )
 
 
 def approve_provider(
@@ -131,15 +138,8 @@ def _rotate(name: str, body: Mapping[str, object]) -> Call[Integration]:
 
 def _decide(name: str, decision: str, body: Mapping[str, object]) -> Call[ProviderVersion]:
     """Needs no Idempotency-Key: the server accepts the first decision only."""
-    return Call(
-        "POST", path_of("providers", name, decision), object_parser("provider version", _version), body=body
-    )
+    return Call("POST", path_of("providers", name, decision), _VERSION, body=body)
 
 
 def _integration(item: Fields) -> Integration:
     return item.build(Integration, members=item.members)
-
-
-def _version(item: Fields) -> ProviderVersion:
-    findings = (Fields.of(finding, "finding").build(Finding) for finding in item.array("findings"))
-    return item.build(ProviderVersion, findings=tuple(findings))

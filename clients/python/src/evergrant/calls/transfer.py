@@ -111,8 +111,7 @@ def _import_call(
 
 
 def _outcome(item: Fields, first: int) -> ImportOutcome:
-    status = ImportStatus(item.text("status"))
-    return item.build(ImportOutcome, index=first + item.integer("index"), status=status)
+    return item.build(ImportOutcome, index=first + item.integer("index"))
 
 
 def _parse_export(response: Response) -> Export:
