@@ -7,7 +7,7 @@ The API is not part of it; what a browser and the API would write is written by 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,13 +17,11 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx2
 
 import worker
-from evergrant_server import audit
 from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
 from evergrant_server.core.access import Action, App, AppKey, Endpoints, Integration, Permit
-from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
-from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, TokenSet
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import (
@@ -36,7 +34,6 @@ from evergrant_server.core.ids import (
     KeyId,
     OutboxId,
     PermitId,
-    Tenant,
     new_id,
 )
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
@@ -52,7 +49,7 @@ from evergrant_server.core.messages.connection import (
 from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, LateTokens, TimeLimits
+from evergrant_server.core.single_use.attempt import LIMITS, LateTokens, TimeLimits
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.store import Transaction
@@ -61,19 +58,17 @@ from evergrant_server.wiring.platform import Platform, open_platform
 from providers.definition.schema import ProviderSpec
 from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.platform.observations import TENANT, Observations
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
-TENANT = Tenant("acme")
+__all__ = ["ASKED", "TENANT", "Installation", "admin_key", "installation", "prepared", "running_worker"]
+
 ASKED = RequestContext(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
 CALLBACK = "http://127.0.0.1:9/oauth/callback"
 
 
-class Installation:
+class Installation(Observations):
     """The parts, and the shortest way to a connection that is alive."""
-
-    def __init__(self, parts: Platform) -> None:
-        self.parts = parts
-        self.store = parts.store
 
     async def integration(self, idp: ScriptedProvider, rules: RefreshRules | None = None) -> Integration:
         now = self.parts.clock.now()
@@ -247,32 +242,6 @@ class Installation:
         ask = EnsureFresh(seen_generation=seen, context=ASKED)
         return await self.parts.link.ensure_fresh(TENANT, connection.id, ask, timeout=limit_s)
 
-    async def row(self, connection: Connection) -> Connection:
-        async with self.store.read() as tx:
-            found = await tx.connections.get(TENANT, connection.id)
-        assert found is not None
-        return found
-
-    async def until(
-        self,
-        connection: Connection,
-        condition: Callable[[Connection], bool],
-        limit_s: float = PATIENCE_S,
-    ) -> Connection:
-        async with asyncio.timeout(limit_s):
-            while not condition(row := await self.row(connection)):
-                await asyncio.sleep(0.05)
-        return row
-
-    async def grant(self, connection: Connection) -> tuple[Connection, Grant]:
-        """What a backup would hold of it now."""
-        async with self.store.read() as tx:
-            row = await tx.connections.get(TENANT, connection.id)
-            grant = await tx.grants.get(TENANT, connection.id)
-        assert row is not None
-        assert grant is not None
-        return row, grant
-
     async def restore(self, connection: Connection, backup: tuple[Connection, Grant]) -> None:
         """Put an older row back, as restoring the database would."""
         old, grant = backup
@@ -280,34 +249,6 @@ class Installation:
         tokens = TokenSet(access_token=Secret("an-old-token"), refresh_token=Secret("a-spent-token"))
         async with self.store.write() as tx:
             await tx.grants.install(old, tokens, grant, origin=Origin.NEW, expected=current.revision)
-
-    async def integration_of(self, connection: Connection) -> Integration:
-        async with self.store.read() as tx:
-            found = await tx.integrations.get(TENANT, connection.integration_id)
-        assert found is not None
-        return found
-
-    async def consent_of(self, consent: Consent) -> Consent:
-        """The consent's row as it is now."""
-        async with self.store.read() as tx:
-            found = await tx.consents.get(TENANT, consent.id)
-        assert found is not None
-        return found
-
-    async def access_token(self, connection: Connection) -> str:
-        async with self.store.read() as tx:
-            return (await tx.grants.access_token(await self.row(connection))).reveal()
-
-    async def open_attempts(self, connection: Connection) -> int:
-        async with self.store.read() as tx:
-            found = [
-                await tx.attempts.open_of_kind(TENANT, connection.id, MAIN_SLOT, kind) for kind in AttemptKind
-            ]
-        return sum(attempt is not None for attempt in found)
-
-    async def late_tokens(self, connection: Connection) -> list[LateTokens]:
-        async with self.store.read() as tx:
-            return await tx.late_tokens.of_connection(TENANT, connection.id)
 
     async def keep_late(
         self, connection: Connection, tokens: TokenSet, *, from_generation: int = 0
@@ -353,54 +294,9 @@ class Installation:
         async with self.store.write() as tx:
             return await tx.integrations.put(there, None, expected=made.revision)
 
-    async def signals(self, connection: Connection) -> list[str]:
-        """The signals that the connection's workflow was sent, by name."""
-        events = await self.parts.link.history(connection_workflow_id(TENANT, connection.id))
-        sent = (event.get("workflowExecutionSignaledEventAttributes") for event in events)
-        return [it["signalName"] for it in sent if it]
-
-    async def until_signalled(self, connection: Connection, name: str) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while name not in await self.signals(connection):
-                await asyncio.sleep(0.05)
-
-    async def audited(self, connection: Connection) -> list[AuditRecord]:
-        async with self.store.read() as tx:
-            return await audit.page(tx, TENANT, object=connection.id, limit=100)
-
-    async def records(self, action: AuditAction) -> list[AuditRecord]:
-        """Every record of this kind in the tenant's log."""
-        async with self.store.read() as tx:
-            return [it for it in await audit.page(tx, TENANT, limit=500) if it.action is action]
-
-    async def actions(self, connection: Connection) -> list[AuditAction]:
-        return [record.action for record in await self.audited(connection)]
-
-    async def actions_on(self, object: str) -> list[AuditAction]:
-        async with self.store.read() as tx:
-            return [record.action for record in await audit.page(tx, TENANT, object=object, limit=100)]
-
-    async def until_started(self, connection: Connection) -> None:
-        """Wait until the connection's workflow is there."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not await self.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
-                await asyncio.sleep(0.05)
-
     async def terminate(self, connection: Connection) -> None:
         """End its run by hand."""
         await self.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).terminate()
-
-    async def until_audited(self, connection: Connection, action: AuditAction) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while action not in await self.actions(connection):
-                await asyncio.sleep(0.05)
-
-    async def until_exported(self, connection: Connection) -> list[AuditAction]:
-        """Wait until a closed run's history is in the store."""
-        async with asyncio.timeout(PATIENCE_S):
-            while AuditAction.HISTORY_EXPORTED not in (found := await self.actions(connection)):
-                await asyncio.sleep(0.05)
-        return found
 
     async def _put(
         self, tx: Transaction, connection: Connection, kind: OutboxKind, name: str, payload: Message
