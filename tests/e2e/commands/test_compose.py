@@ -11,6 +11,7 @@ from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.subject import Subject
 from examples.demo.waiting import wait_until
 from tests.fakes.databases import postgres
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.compose import Compose, Running
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
@@ -118,7 +119,7 @@ async def _lease(place: Site, idp: ScriptedProvider, admin_key: str, stack: Asyn
     async def discovered() -> bool | None:
         return (await api.get("/v1/integrations/crm"))["state"] == "ready" or None
 
-    await wait_until(discovered, "the issuer's metadata", 30)
+    await wait_until(discovered, "the issuer's metadata", PATIENCE_S)
     await api.put("/v1/apps/report", {})
     permit = {"integration": "crm", "subjects": ["alice"], "actions": ["token", "connect"]}
     await api.put("/v1/apps/report/permits/crm", permit)
@@ -127,7 +128,7 @@ async def _lease(place: Site, idp: ScriptedProvider, admin_key: str, stack: Asyn
     connection = await app.post("/v1/connections", {"integration": "crm", "subject": "alice"})
     async with Subject("alice", "") as alice:
         await alice.consent(connection["connect_url"])
-    await app.state(connection["id"], "active", 30)
+    await app.state(connection["id"], "active", PATIENCE_S)
     lease = await app.lease("crm", "alice")
     assert idp.active(lease["access_token"])
     assert (lease["generation"], lease["scopes"]) == (1, ["read"])

@@ -32,7 +32,7 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider, delay, dro
 COMMAND = str(Path(sys.executable).parent / "evergrant")
 TOKEN_S = 60
 OURS = own_certificate()
-SOON_S = 30
+SOON_S = PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of them: it takes seconds
 

@@ -32,7 +32,7 @@ COMMAND = str(Path(sys.executable).parent / "evergrant")
 KEY = ECKey.generate_key("P-256", {"kid": "ours-1"})
 PRIVATE = {"private": KEY.as_pem(private=True).decode(), "id": "ours-1"}
 TOKEN_S = 6
-SOON_S = 30
+SOON_S = PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of them: it takes seconds
 
@@ -129,7 +129,7 @@ async def test_rfc6749_4_4_client_credentials_at_a_real_server(world: World):
         lease = await world.api.lease("machine", "nightly")
         return lease if lease["generation"] > first["generation"] else None
 
-    second = await wait_until(newer, "another token", TOKEN_S + 10)
+    second = await wait_until(newer, "another token", SOON_S)
     assert second["access_token"] != first["access_token"]
     assert await world.real.calls("client_credentials") >= 2
     assert await world.real.calls("refresh_token") == 0
@@ -208,7 +208,7 @@ async def test_rfc8628_a_code_survives_the_workers_restart(world: World):
     os.kill(pid, signal.SIGKILL)
     world.idp.approve(begun["device"]["user_code"])
     await world.platform.new_worker(pid)
-    await world.api.state(begun["id"], "active", 60)
+    await world.api.state(begun["id"], "active", SOON_S)
     assert world.idp.count("device") == 1  # the same code, not another one
 
 
@@ -332,12 +332,7 @@ async def test_static_credentials_are_leased_like_any_other(
     [
         {"flow": "api_key"},
         {"flow": "api_key", "credential": {"api_key": "a b"}},
-        {"flow": "api_key", "credential": {"username": "sam", "password": "x"}},
-        {"flow": "basic", "credential": {"username": "a:b", "password": "x"}},
-        {"flow": "client_credentials", "credential": {"api_key": "k"}},
-        {"flow": "authorization_code", "credential": {"api_key": "k"}},
         {"flow": "token_exchange"},
-        {"flow": "token_exchange", "subject_token": "a\nb"},
         {"flow": "client_credentials", "subject_token": "t"},
     ],
 )
@@ -384,20 +379,3 @@ async def test_a_live_connection_keeps_its_flow_and_what_its_tokens_are_for(worl
         assert (refused.value.status, refused.value.code) == (409, "already_exists")
     again = await world.api.post("/v1/connections", {"integration": "one", "subject": "nightly"})
     assert (again["flow"], again["state"]) == ("client_credentials", "active")
-
-
-async def test_a_flow_the_provider_does_not_speak_is_refused(world: World):
-    await world.admin.put(
-        "/v1/integrations/slacked", {"provider": "slack", "client_id": "c", "client_secret": "s"}
-    )
-    with pytest.raises(ApiProblem) as refused:
-        await world.connect("slacked", "client_credentials")
-    assert (refused.value.status, refused.value.code) == (400, "invalid_request")
-
-
-async def test_the_command_begins_a_flow(world: World):
-    await world.integration("shell", world.idp)
-    command = ("connections", "create", "shell", "nightly", "--flow", "client_credentials")
-    code, out, err = await world.run(*command, "--wait", "20", "-o", "json")
-    assert (code, err) == (0, "")
-    assert (json.loads(out)["state"], json.loads(out)["flow"]) == ("active", "client_credentials")

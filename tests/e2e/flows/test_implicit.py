@@ -17,9 +17,10 @@ from examples.demo.evergrant_api import ApiProblem, EvergrantApi
 from examples.demo.platform import EvergrantProcess
 from examples.demo.waiting import wait_until
 from tests.fakes.browser import running_browser
+from tests.fakes.patience import PATIENCE_S
 
 TOKEN_S = 12
-SOON_S = 30
+SOON_S = PATIENCE_S
 
 
 class World:

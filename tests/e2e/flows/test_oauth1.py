@@ -40,7 +40,7 @@ from tests.fakes.providers.oauth1_server import OAuth1Server, denied
 from tests.fakes.providers.scripted_provider import status
 from tests.fakes.temporal import running_temporal
 
-SOON_S = 30
+SOON_S = PATIENCE_S
 _CSRF = re.compile(r'name="csrf" value="([0-9a-f]+)"')
 _LEAVING = re.compile(r'<meta http-equiv="refresh" content="0;url=([^"]+)">')
 

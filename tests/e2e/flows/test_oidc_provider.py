@@ -27,7 +27,7 @@ from tests.fakes.providers.oidc_provider import CODE, OidcProvider, running_oidc
 
 KEY = ECKey.generate_key("P-256", {"kid": "ours-1", "alg": "ES256", "use": "sig"})
 PRIVATE = {"private": KEY.as_pem(private=True).decode(), "id": "ours-1"}
-SOON_S = 30
+SOON_S = PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of them: it takes seconds
 

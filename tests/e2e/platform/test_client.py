@@ -78,7 +78,7 @@ async def configured(platform: EvergrantProcess, server: AuthorizationServer) ->
         async def ready() -> bool | None:
             return (await admin.get("/v1/integrations/crm"))["state"] == "ready" or None
 
-        await wait_until(ready, "the issuer's metadata", 30)
+        await wait_until(ready, "the issuer's metadata", PATIENCE_S)
         await admin.put("/v1/apps/report", {})
         permit = {"integration": "crm", "subjects": ["alice"], "actions": ["token", "connect", "admin"]}
         await admin.put("/v1/apps/report/permits/crm", permit)
@@ -151,7 +151,7 @@ async def asynchronously(world: World, connection_id: str) -> None:
         async def revoked() -> bool | None:
             return (await client.connection(connection_id)).state is State.REVOKED or None
 
-        await wait_until(revoked, "the provider's confirmation", 30)
+        await wait_until(revoked, "the provider's confirmation", PATIENCE_S)
         assert "lease.issued" in [it.action async for it in client.audit(connection_id)]
     assert await world.server.introspect(second.access_token) == {"active": False}
 
@@ -160,7 +160,7 @@ async def expired(world: World, lease: Lease) -> None:
     async def refused() -> bool | None:
         return (await world.server.whoami(lease.access_token)).status_code == 401 or None
 
-    await wait_until(refused, "the token's expiry", TOKEN_S + 10)
+    await wait_until(refused, "the token's expiry", PATIENCE_S)
 
 
 async def compared(world: World, connection_id: str) -> None:

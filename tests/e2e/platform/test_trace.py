@@ -70,7 +70,7 @@ async def connected(http: httpx2.AsyncClient) -> str:
     async def active() -> bool | None:
         return (await http.get(f"/v1/connections/{made.json()['id']}")).json()["state"] == "active" or None
 
-    await wait_until(active, "an active connection", 20)
+    await wait_until(active, "an active connection", PATIENCE_S)
     return made.json()["id"]
 
 
@@ -81,7 +81,7 @@ async def expired(http: httpx2.AsyncClient, connection_id: str) -> None:
     async def over() -> bool | None:
         return datetime.now(UTC) > end or None
 
-    await wait_until(over, "the end of the token", 20)
+    await wait_until(over, "the end of the token", PATIENCE_S)
 
 
 def chain(span: Span, spans: list[Span]) -> list[str]:
