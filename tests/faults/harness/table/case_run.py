@@ -166,7 +166,7 @@ class Walk:
             ),
         }  # fmt: skip
         if consent is not None:
-            return connection, consent, ExchangeCode(**call, consent_id=consent.id)
+            return connection, consent, ExchangeCode(**call, consent_id=consent.id, generation=0)
         order = RefreshGrant(**call, generation=connection.generation, only_if_leased=scenario.leased)
         return connection, None, order
 
