@@ -29,8 +29,8 @@ from evergrant_server.store.database.columns import (
     optional_timestamp_column,
     timestamp_column,
 )
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
+    Repository,
     Values,
     already_exists,
     column_values,
@@ -73,11 +73,8 @@ _FARTHEST = timedelta(minutes=10)  # a relay puts nothing off for longer; see `_
 _TARGET_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 0))")
 
 
-class Outbox:
+class Outbox(Repository):
     """Messages of one transaction. At least once, and in order for each target."""
-
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
 
     async def add(self, message: OutboxMessage) -> None:
         """Add a delivery. Raises Failure ALREADY_EXISTS for an id that is there."""

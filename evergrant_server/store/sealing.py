@@ -41,7 +41,7 @@ from evergrant_server.store.database.columns import (
     timestamp_column,
 )
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.database.rows import columns_equal, fetch_first, insert
+from evergrant_server.store.database.rows import Repository, columns_equal, fetch_first, insert
 
 NO_CONNECTION = ""  # the connection id of a tenant's own key
 
@@ -271,3 +271,11 @@ class ColumnSealer:
             place = key_associated_data(tenant, row["id"], purpose, row["connection_id"])
             raise key_unavailable(place, "the tenant key that wraps it is not in the store")
         return WrappedKey(*key, row["wrapping_key_id"], row["wrapping_key"])
+
+
+class SealedRepository(Repository):
+    """The rows of one feature, with sealed columns, within one transaction."""
+
+    def __init__(self, connection: DatabaseConnection, sealer: ColumnSealer) -> None:
+        super().__init__(connection)
+        self._sealer = sealer

@@ -16,26 +16,23 @@ from evergrant_server.store.connections.tables import (
     ConnectionRow,
     LateTokensRow,
 )
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
+    Repository,
     already_exists,
     column_values,
     columns_equal,
     compare_and_set,
-    fetch_all,
-    fetch_first,
-    find_one,
+    fetch_model,
+    fetch_models,
+    find_model,
     insert,
 )
 
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
 
 
-class Connections:
+class Connections(Repository):
     """Connections of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
 
     async def add(self, c: Connection) -> None:
         """Add a connection. Raises Failure ALREADY_EXISTS when a live one has the same names."""
@@ -57,8 +54,7 @@ class Connections:
             raise Failure(ErrorCode.STORE_CONFLICT, "It was started meanwhile.") from None
 
     async def get(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
-        row = await find_one(self._connection, ConnectionRow, tenant=tenant, id=id)
-        return None if row is None else Connection.model_validate(row)
+        return await find_model(self._connection, Connection, ConnectionRow, tenant=tenant, id=id)
 
     async def get_for_share(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
         """As it is now, and nobody changes it before this transaction ends."""
@@ -143,11 +139,12 @@ class Connections:
     async def _locked(self, tenant: Tenant, id: ConnectionId, *, read: bool) -> Connection | None:
         query = select(ConnectionRow).where(columns_equal(ConnectionRow, tenant=tenant, id=id))
         # SQLite has no such clause and needs none: it writes in one transaction at a time
-        row = await fetch_first(self._connection, query.with_for_update(read=read, key_share=not read))
-        return None if row is None else Connection.model_validate(row)
+        return await fetch_model(
+            self._connection, Connection, query.with_for_update(read=read, key_share=not read)
+        )
 
     async def _list(self, query: Executable) -> list[Connection]:
-        return [Connection.model_validate(row) for row in await fetch_all(self._connection, query)]
+        return await fetch_models(self._connection, Connection, query)
 
 
 def _tries_uncounted() -> ColumnElement[bool]:

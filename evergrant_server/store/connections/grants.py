@@ -17,7 +17,6 @@ from evergrant_server.store.connections.late_tokens import LateTokenSets
 from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow, ConsentRow
 from evergrant_server.store.database.columns import table_of
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Values,
     column_values,
@@ -28,7 +27,7 @@ from evergrant_server.store.database.rows import (
     insert,
 )
 from evergrant_server.store.provider_events.account_identifiers import AccountIdentifiers
-from evergrant_server.store.sealing import ColumnSealer
+from evergrant_server.store.sealing import SealedRepository
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
 
@@ -56,12 +55,8 @@ def grant_from_row(row: Mapping[str, Any]) -> Grant:
     return Grant.model_validate({**row, "metadata": row["facts"]})
 
 
-class Grants:
+class Grants(SealedRepository):
     """Grants of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
-        self._connection = connection
-        self._seals = seals
 
     async def get(self, tenant: Tenant, connection_id: ConnectionId, chain: str = MAIN_SLOT) -> Grant | None:
         row = await find_one(
@@ -100,9 +95,9 @@ class Grants:
             "revision": 1 if old is None else old["revision"] + 1,
         }
         await self._put(values, old)
-        await LateTokenSets(self._connection, self._seals).delete(after.tenant, after.id)  # superseded
+        await LateTokenSets(self._connection, self._sealer).delete(after.tenant, after.id)  # superseded
         if grant.slot == MAIN_SLOT:
-            await AccountIdentifiers(self._connection, self._seals.ring).update_from_reply(
+            await AccountIdentifiers(self._connection, self._sealer.ring).update_from_reply(
                 after, tokens, grant, origin
             )
         return after.model_copy(update={"revision": revision})
@@ -141,11 +136,11 @@ class Grants:
 
         Says how many keys there were.
         """
-        destroyed = await self._seals.destroy_keys(tenant, connection_id)
-        await AccountIdentifiers(self._connection, self._seals.ring).delete_of_connection(
+        destroyed = await self._sealer.destroy_keys(tenant, connection_id)
+        await AccountIdentifiers(self._connection, self._sealer.ring).delete_of_connection(
             tenant, connection_id
         )
-        await ProofKeys(self._connection, self._seals).delete(tenant, connection_id)
+        await ProofKeys(self._connection, self._sealer).delete(tenant, connection_id)
         mine = {"tenant": tenant, "connection_id": connection_id}
         empty: Values = {
             ACCESS_COLUMN: None,
@@ -164,7 +159,7 @@ class Grants:
             "sealed_device",
             "sealed_request",
         )
-        await LateTokenSets(self._connection, self._seals).delete(tenant, connection_id)
+        await LateTokenSets(self._connection, self._sealer).delete(tenant, connection_id)
         consents: Values = dict.fromkeys(columns)
         await self._connection.execute(
             update(ConsentRow).where(columns_equal(ConsentRow, **mine)).values(consents)
@@ -184,7 +179,7 @@ class Grants:
         """Seal the new token, or the kept one again for its new generation."""
         if new is None and kept is not None and kept[column] is not None:
             place = grant_associated_data(after.tenant, after.id, grant.slot, column, kept["generation"])
-            new = await self._seals.open(KeyPurpose.REFRESH, after.id, place, kept[column])
+            new = await self._sealer.open(KeyPurpose.REFRESH, after.id, place, kept[column])
         if new is None:
             return None
         return await self._sealed(KeyPurpose.REFRESH, after, grant, column, new)
@@ -193,7 +188,7 @@ class Grants:
         self, purpose: KeyPurpose, owner: Connection, grant: Grant, column: str, value: Secret
     ) -> Sealed:
         place = grant_associated_data(owner.tenant, owner.id, grant.slot, column, grant.generation)
-        return await self._seals.seal(purpose, owner.id, place, value)
+        return await self._sealer.seal(purpose, owner.id, place, value)
 
     async def _open(self, purpose: KeyPurpose, owner: Connection, chain: str, column: str) -> Secret | None:
         row = await self._row(owner, chain)
@@ -206,7 +201,7 @@ class Grants:
             raise Failure(
                 ErrorCode.STORE_CONFLICT, f"{owner.id} is no longer at generation {owner.generation}."
             )
-        return await self._seals.open(purpose, owner.id, place, row[column])
+        return await self._sealer.open(purpose, owner.id, place, row[column])
 
     async def _row(self, owner: Connection, chain: str) -> Mapping[str, Any] | None:
         parameters = {"tenant": owner.tenant, "connection_id": owner.id, "slot": chain}

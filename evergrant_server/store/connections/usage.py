@@ -2,16 +2,12 @@
 
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.store.connections.tables import UsageRow
-from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.database.rows import find_one
+from evergrant_server.store.database.rows import Repository, find_one
 
 
-class Usage:
+class Usage(Repository):
     """Usage rows of one transaction. They are raised by the lease ledger, without touching the
     connection's revision: a lease doesn't change a connection."""
-
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
 
     async def leased_generation(self, tenant: Tenant, connection_id: ConnectionId) -> int:
         """The newest generation that was leased; 0 when none was."""
