@@ -96,10 +96,7 @@ async def keys(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
         Mistake("the API's key file given to a worker", "worker", 1, ("refresh lane", "full key file"), env),
         folder,
     )
-    yield (
-        Mistake("rotating the API's key file", "keys rotate lease", 1, ("full key file",), env),
-        folder,
-    )
+    yield (Mistake("rotating the API's key file", "keys rotate lease", 1, ("full key file",), env), folder)
     yield Mistake("an unknown lane", "keys rotate tokens", 2, ("tokens", "lease, refresh, intake")), folder
     yield Mistake("keys made twice", "keys create", 1, ("exists already", "keys.json")), folder
 

@@ -209,12 +209,7 @@ SITES = [{"id": "site-1", "name": "First <b>site</b>"}, {"id": "site-2", "name":
 
 
 async def looks_up(world: World, name: str) -> None:
-    lookup = {
-        "url": world.idp.url("sites"),
-        "choose": "[]",
-        "metadata": {"cloud_id": "id"},
-        "label": "name",
-    }
+    lookup = {"url": world.idp.url("sites"), "choose": "[]", "metadata": {"cloud_id": "id"}, "label": "name"}
     await world.integration(name, post_auth=[lookup])
 
 

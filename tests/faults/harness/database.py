@@ -169,10 +169,7 @@ class Ground:
         integration = await tx.integrations.put(integration, Secret(first), expected=None)
         for secret in after:
             integration = await tx.integrations.rotate_secret(
-                integration,
-                Secret(secret),
-                until=now + timedelta(hours=1),
-                expected=integration.revision,
+                integration, Secret(secret), until=now + timedelta(hours=1), expected=integration.revision
             )
         return integration
 

@@ -30,13 +30,7 @@ from evergrant_server.store import Store
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.providers.authorization_server import running_authorization_server
-from tests.fakes.providers.scripted_provider import (
-    ScriptedProvider,
-    drop,
-    drop_after_commit,
-    error,
-    status,
-)
+from tests.fakes.providers.scripted_provider import ScriptedProvider, drop, drop_after_commit, error, status
 
 
 @pytest_asyncio.fixture

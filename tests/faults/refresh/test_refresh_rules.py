@@ -59,11 +59,7 @@ async def rules_for(place: Installation, connection: Connection) -> RefreshRules
     ],
 )
 async def test_refresh_rules_follow_the_definition_and_the_admin_s_word_stays(
-    place: Installation,
-    idp: ScriptedProvider,
-    said: dict[str, Any] | None,
-    before: Rotation,
-    after: Rotation,
+    place: Installation, idp: ScriptedProvider, said: dict[str, Any] | None, before: Rotation, after: Rotation
 ):
     await version(place, 1, DefinitionState.ACTIVE, refresh_rotates=True)
     connection = await connection_of(place, idp, said)

@@ -179,14 +179,7 @@ async def test_a_dead_access_token_is_a_reason_to_refresh_and_no_more(
     assert AuditAction.PROVIDER_REPORT_RECEIVED in await place.actions(connection)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        status(500),
-        html(),
-        raw(b'{"active": "false"}', 200),
-    ],
-)
+@pytest.mark.parametrize("answer", [status(500), html(), raw(b'{"active": "false"}', 200)])
 async def test_rfc7662_2_2_errors_condemn_nobody(place: Installation, idp: ScriptedProvider, answer):
     connection = await introspected(place, idp)
     await one_pass(place)

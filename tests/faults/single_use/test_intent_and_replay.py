@@ -22,12 +22,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.activities import ConnectionCall, RefreshGrant
 from evergrant_server.core.messages.base import Provenance
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.single_use.attempt import (
-    LIMITS,
-    AttemptKind,
-    AttemptOutcome,
-    TimeLimits,
-)
+from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store, Transaction, UnwrappedKeys

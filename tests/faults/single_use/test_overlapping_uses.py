@@ -75,9 +75,7 @@ def crossing(place: Installation, brief: ScriptedProvider, tmp_path: Path) -> Cr
 
 
 async def test_an_answer_that_the_other_use_killed_is_not_installed(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
     """Else the connection would be called active, and its next refresh be refused without a reason."""
     connection = await place.connect(brief, STRICT)
@@ -97,9 +95,7 @@ async def test_an_answer_that_the_other_use_killed_is_not_installed(
 
 
 async def test_an_answer_that_the_other_use_left_alone_brings_the_connection_back(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, error("invalid_grant")))
@@ -111,10 +107,7 @@ async def test_an_answer_that_the_other_use_left_alone_brings_the_connection_bac
 
 @pytest.mark.parametrize("nothing_said", [status(500), drop()], ids=["500", "dropped"])
 async def test_an_answer_is_installed_when_nothing_more_can_come_of_the_other_use(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
-    nothing_said: Answer,
+    place: Installation, brief: ScriptedProvider, crossing: Crossing, nothing_said: Answer
 ):
     """In an outage it can't be verified; and a connection that works isn't called lost."""
     connection = await place.connect(brief, STRICT)
@@ -128,9 +121,7 @@ async def test_an_answer_is_installed_when_nothing_more_can_come_of_the_other_us
 
 
 async def test_what_a_use_without_an_answer_has_ended_is_found_out_at_once(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
     """Nobody can know it when the answer is installed: both answers to the token are lost, one too late."""
     connection = await place.connect(brief, STRICT)
@@ -144,9 +135,7 @@ async def test_what_a_use_without_an_answer_has_ended_is_found_out_at_once(
 
 
 async def test_what_is_refused_later_is_refused_for_its_own_sake_when_the_other_use_did_nothing(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, status(429)))
@@ -158,9 +147,7 @@ async def test_what_is_refused_later_is_refused_for_its_own_sake_when_the_other_
 
 
 async def test_a_token_is_not_sent_a_third_time_while_an_answer_waits_for_the_second(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, status(503)))
@@ -174,9 +161,7 @@ async def test_a_token_is_not_sent_a_third_time_while_an_answer_waits_for_the_se
 
 
 async def test_a_revocation_in_between_gets_the_newest_token(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
     """It waits for what lies in a journal, which then waits for nobody."""
     connection = await place.connect(brief, STRICT)
@@ -192,9 +177,7 @@ async def test_a_revocation_in_between_gets_the_newest_token(
 
 
 async def test_a_revocation_makes_an_answer_wait_no_longer(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, status(503)))

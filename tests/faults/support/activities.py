@@ -126,9 +126,4 @@ def at_temporal(now: datetime | None = None) -> ActivityEnvironment:
 def _call(connection: Connection) -> dict[str, Any]:
     workflow = connection_workflow_id(TENANT, connection.id)
     provenance = Provenance(workflow_id=workflow, run_id="r", event_id=1)
-    return {
-        "tenant": TENANT,
-        "connection_id": connection.id,
-        "context": ASKED,
-        "provenance": provenance,
-    }
+    return {"tenant": TENANT, "connection_id": connection.id, "context": ASKED, "provenance": provenance}

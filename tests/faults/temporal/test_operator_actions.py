@@ -16,10 +16,7 @@ import pytest
 import pytest_asyncio
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import ResetReapplyType
-from temporalio.api.workflowservice.v1 import (
-    DeleteWorkflowExecutionRequest,
-    ResetWorkflowExecutionRequest,
-)
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, ResetWorkflowExecutionRequest
 from temporalio.client import WorkflowExecutionStatus
 
 from activities.single_use.critical_section import CriticalSections
@@ -38,10 +35,7 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answe
 
 INTERVAL = timedelta(seconds=2)
 STRICT = RefreshRules(rotation=Rotation.STRICT)
-ALL, NOTHING = (
-    ResetReapplyType.RESET_REAPPLY_TYPE_UNSPECIFIED,
-    ResetReapplyType.RESET_REAPPLY_TYPE_NONE,
-)
+ALL, NOTHING = (ResetReapplyType.RESET_REAPPLY_TYPE_UNSPECIFIED, ResetReapplyType.RESET_REAPPLY_TYPE_NONE)
 
 Hand = Callable[[Installation, Connection], Awaitable[None]]
 

@@ -52,10 +52,7 @@ async def test_runs_that_are_older_start_anew_and_their_connections_notice_nothi
 
 @pytest.mark.parametrize("older_than", [None, timedelta(0)])
 async def test_a_run_that_has_ended_is_followed_though_the_list_of_runs_still_has_it(
-    place: Installation,
-    idp: ScriptedProvider,
-    monkeypatch: pytest.MonkeyPatch,
-    older_than: timedelta | None,
+    place: Installation, idp: ScriptedProvider, monkeypatch: pytest.MonkeyPatch, older_than: timedelta | None
 ):
     """A run that has ended answers questions too, and the list lags behind."""
     connection = await place.connect(idp)

@@ -57,12 +57,7 @@ async def read(
 
 
 async def _insist(
-    client: httpx2.AsyncClient,
-    connection: str,
-    refused: Leased,
-    works: Works,
-    seen: Seen,
-    until: float,
+    client: httpx2.AsyncClient, connection: str, refused: Leased, works: Works, seen: Seen, until: float
 ) -> None:
     """The provider refuses what we were given. Where our clock says that it is good it is reported, as
     clients do: the answer is a newer token, or a typed no."""

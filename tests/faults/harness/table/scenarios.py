@@ -129,12 +129,7 @@ SCENARIOS = (
         befalls=(READ_TOO_LATE,),
         refused=True,  # unless another host went on meanwhile
     ),
-    Scenario(
-        "code exchange, answer read too late",
-        EXCHANGE,
-        befalls=(READ_TOO_LATE,),
-        refused=True,
-    ),
+    Scenario("code exchange, answer read too late", EXCHANGE, befalls=(READ_TOO_LATE,), refused=True),
     Scenario("refresh, a library's mistake", REFRESH, befalls=(UNEXPECTED,), refused=True),
     Scenario("refresh, in a queue after an outage", REFRESH, queued=True),
     Scenario("refresh, definition on trial works", REFRESH, provider=ON_TRIAL),
