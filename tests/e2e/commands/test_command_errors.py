@@ -275,7 +275,7 @@ async def test_each_has_its_exit_status(answers: Answers) -> None:
     assert wrong == {}
 
 
-async def test_each_names_what_is_wrong_and_the_repair(answers: Answers) -> None:
+async def test_each_message_names_the_fault_and_the_repair(answers: Answers) -> None:
     silent = {}
     for name, (mistake, told) in answers.items():
         text = _finding(mistake, told) if mistake.wrong else told.err
@@ -284,7 +284,7 @@ async def test_each_names_what_is_wrong_and_the_repair(answers: Answers) -> None
     assert silent == {}
 
 
-async def test_each_is_one_message_without_a_traceback(answers: Answers) -> None:
+async def test_each_message_is_short_and_without_a_traceback(answers: Answers) -> None:
     noisy = {}
     for name, (mistake, told) in answers.items():
         lines = told.err.splitlines()
@@ -298,7 +298,7 @@ async def test_each_is_one_message_without_a_traceback(answers: Answers) -> None
     assert noisy == {}
 
 
-async def test_none_leaves_anything_half_written(answers: Answers) -> None:
+async def test_no_command_leaves_a_half_written_file(answers: Answers) -> None:
     left = {name: it.after ^ it.before for name, (_, it) in answers.items() if it.after != it.before}
     assert left == {}
 

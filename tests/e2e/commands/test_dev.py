@@ -29,7 +29,7 @@ async def get(platform: EvergrantProcess, path: str) -> httpx2.Response:
         return await http.get(f"{platform.api}{path}")
 
 
-async def test_it_ends_with_everything_and_the_second_start_finds_it_as_it_was(tmp_path: Path):
+async def test_dev_ends_every_process_and_keeps_its_state(tmp_path: Path):
     first = await EvergrantProcess.start(tmp_path, NOBODY)
     pids = first.pids()
     assert await ready(first) == 200
@@ -48,7 +48,7 @@ async def test_it_ends_with_everything_and_the_second_start_finds_it_as_it_was(t
         assert await second.stop() == 0
 
 
-async def test_ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path: Path):
+async def test_ctrl_c_during_the_start_leaves_no_process(tmp_path: Path):
     """The interrupt comes as soon as Temporal runs, while schema and namespace are being prepared."""
     environment = {**os.environ, "EVERGRANT_TEMPORAL_PORT": str(free_port())}
     environment |= {"EVERGRANT_TEMPORAL_UI_PORT": str(free_port()), "EVERGRANT_PORT": str(free_port())}

@@ -245,7 +245,7 @@ async def nothing_secret_in_temporal(one: Instance, idp: ScriptedProvider) -> No
     assert searched
 
 
-async def test_a_cold_import_refreshes_nothing_until_somebody_leases(temporal_address: str, tmp_path: Path):
+async def test_a_cold_import_refreshes_nothing_before_a_lease(temporal_address: str, tmp_path: Path):
     async with ScriptedProvider() as idp, instance(temporal_address, tmp_path / "one", idp) as one:
         file = tmp_path / "grants.jsonl"
         file.write_text("\n".join(json.dumps(it) for it in grants_of(idp, 4)))
@@ -259,7 +259,7 @@ async def test_a_cold_import_refreshes_nothing_until_somebody_leases(temporal_ad
         assert idp.refreshes == 4
 
 
-async def test_a_dead_refresh_token_is_said_and_the_rest_goes_on(temporal_address: str, tmp_path: Path):
+async def test_a_dead_refresh_token_is_reported_and_the_rest_imported(temporal_address: str, tmp_path: Path):
     async with ScriptedProvider() as idp, instance(temporal_address, tmp_path / "one", idp) as one:
         grants = grants_of(idp, 3)
         grants[1]["refresh_token"] = "rt-spent-long-ago"

@@ -241,7 +241,7 @@ async def test_a_withheld_answer_was_acted_upon_and_its_client_may_vanish(server
     assert (await server.whoami(again["access_token"])).status_code == 200
 
 
-async def test_it_knows_what_it_issued(server, client):
+async def test_its_control_surface_counts_tokens(server, client):
     live, spent = await server.refresh_tokens()
     first = await client.tokens()
     second = (await client.refresh(first["refresh_token"])).json()
@@ -269,7 +269,7 @@ async def test_the_control_surface_needs_its_key(client):
         assert reply.status_code == 403
 
 
-async def test_it_starts_again_with_its_data_and_ends_without_a_word(tmp_path):
+async def test_it_restarts_with_its_data_and_ends_silently(tmp_path):
     first = await AuthorizationServer.start(tmp_path, interpreter=("-W", "error"))
     assert await first.stop() == 0
     second = await AuthorizationServer.start(tmp_path, interpreter=("-W", "error"))

@@ -15,7 +15,7 @@ async def granted(
     return await place.until(connection, lambda it: it.state is LifecycleState.ACTIVE)
 
 
-async def test_a_subject_that_is_rate_limited_stops_nobody(place: Installation, idp: ScriptedProvider):
+async def test_a_rate_limited_subject_blocks_no_other(place: Installation, idp: ScriptedProvider):
     integration = await place.integration(idp)
     limited = await granted(place, idp, integration, "user-1")
     other = await granted(place, idp, integration, "user-2")

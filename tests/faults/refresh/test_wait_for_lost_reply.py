@@ -34,7 +34,7 @@ STRICT = RefreshRules(rotation=Rotation.STRICT)
         (False, drop_after_commit(), (LifecycleState.NEEDS_REAUTH, 1, ErrorCode.OUTCOME_UNKNOWN)),
     ],
 )
-async def test_a_token_that_was_reported_keeps_nobody_waiting_for_a_lost_answer(
+async def test_a_reported_token_ends_the_wait_for_a_lost_reply(
     place: Installation,
     idp: ScriptedProvider,
     endless: bool,
@@ -54,7 +54,7 @@ async def test_a_token_that_was_reported_keeps_nobody_waiting_for_a_lost_answer(
     assert (row.state, row.generation, row.reason) == ends_as
 
 
-async def test_a_wait_of_an_hour_for_another_hosts_answer_is_told_once(
+async def test_an_hours_wait_for_another_host_is_recorded_once(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """The token works, and may for days: but a host has to come back, and somebody should know."""

@@ -255,7 +255,7 @@ async def left_behind(place: Installation, connection: Connection, dies: Activit
     return path
 
 
-async def test_a_torn_entry_is_kept_out_of_the_way_and_the_connection_goes_on(
+async def test_a_torn_entry_is_set_aside_and_the_connection_goes_on(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(idp, STRICT)
@@ -269,7 +269,7 @@ async def test_a_torn_entry_is_kept_out_of_the_way_and_the_connection_goes_on(
     assert (await lives.refresh(connection, 1)).generation == 2, "as for any answer that is lost"
 
 
-async def test_an_entry_whose_key_is_away_is_waited_for(
+async def test_an_entry_whose_key_is_unavailable_is_waited_for(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(idp, STRICT)

@@ -90,7 +90,7 @@ async def waits(store: Store, task: asyncio.Task[Any]) -> None:
     assert not task.done()
 
 
-async def test_a_use_that_begins_while_an_answer_is_installed_sends_nothing(
+async def test_an_attempt_opened_during_a_late_install_sends_nothing(
     store: Store, clock: SetClock, tmp_path: Path, quick: Worker, monkeypatch: pytest.MonkeyPatch
 ):
     instant = await begun(store, clock, tmp_path / "host", quick)
@@ -104,7 +104,7 @@ async def test_a_use_that_begins_while_an_answer_is_installed_sends_nothing(
         await third
 
 
-async def test_an_answer_that_would_be_installed_while_a_use_begins_waits_for_it(
+async def test_a_late_install_waits_for_an_attempt_being_opened(
     store: Store, clock: SetClock, tmp_path: Path, quick: Worker, monkeypatch: pytest.MonkeyPatch
 ):
     instant = await begun(store, clock, tmp_path / "host", quick)
