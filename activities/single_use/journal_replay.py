@@ -24,7 +24,7 @@ from evergrant_server.journal import Journal, JournalEntry
 from evergrant_server.journal.entry import RESERVATION_SUFFIX, SET_ASIDE_SUFFIX, read_unsent_header
 from evergrant_server.journal.journal import attempt_id_of
 from evergrant_server.store import Store
-from evergrant_server.store.sealing import NO_CONNECTION
+from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event, stack_frames

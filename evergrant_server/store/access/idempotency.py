@@ -12,7 +12,8 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose
 from evergrant_server.store.access.tables import IdempotencyRow
 from evergrant_server.store.database.rows import Values, find_one, insert
-from evergrant_server.store.sealing import NO_CONNECTION, SealedRepository
+from evergrant_server.store.keys import NO_CONNECTION
+from evergrant_server.store.sealing import SealedRepository
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from evergrant_server.store.database.rows import (
     insert,
 )
 from evergrant_server.store.integrations.tables import IntegrationRow
-from evergrant_server.store.sealing import NO_CONNECTION, SealedRepository
+from evergrant_server.store.keys import NO_CONNECTION
+from evergrant_server.store.sealing import SealedRepository
 
 _COLUMN = "sealed_client_secret"
 _PREVIOUS = "sealed_previous_secret"

@@ -20,8 +20,9 @@ from evergrant_server.store.database.rows import (
     find_one,
     insert,
 )
+from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.store.provider_events.tables import EventReceiverRow, ReceivedEventRow
-from evergrant_server.store.sealing import NO_CONNECTION, SealedRepository
+from evergrant_server.store.sealing import SealedRepository
 
 _COLUMN = "sealed_secret"
 

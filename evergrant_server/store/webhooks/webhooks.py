@@ -21,7 +21,8 @@ from evergrant_server.store.database.rows import (
     find_one,
     insert,
 )
-from evergrant_server.store.sealing import NO_CONNECTION, SealedRepository
+from evergrant_server.store.keys import NO_CONNECTION
+from evergrant_server.store.sealing import SealedRepository
 from evergrant_server.store.webhooks.tables import DeliveryRow, EventRow, WebhookRow
 
 _SECRET, _PREVIOUS = "sealed_secret", "sealed_previous_secret"

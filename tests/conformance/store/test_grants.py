@@ -15,7 +15,7 @@ from evergrant_server.crypto import KeyPurpose, KeyRing, Role, Sealed
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.connections.tables import ConnectionGrantRow
 from evergrant_server.store.database.columns import METADATA, Row
-from evergrant_server.store.sealing import KeyRow
+from evergrant_server.store.keys import KeyRow
 from tests.conformance.store.samples import (
     ACME,
     a_connection,

@@ -20,7 +20,7 @@ from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role
 from evergrant_server.store import Store
 from evergrant_server.store.connections.grants import Grants
-from evergrant_server.store.sealing import KeyRow
+from evergrant_server.store.keys import KeyRow
 from tests.fakes.databases import sqlite_url
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
