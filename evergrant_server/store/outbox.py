@@ -90,7 +90,7 @@ class Outbox(Repository):
 
         Any number of relays may claim at once: none gets what another holds. A message that
         was neither delivered nor postponed is claimable again after `hold`. One that this version can't
-        read is put off for as long: a newer version may be there, and nobody else waits for it.
+        read is put off for as long: a relay of a newer version may read it.
         """
         due = _undelivered() & _due(now, hold) & ~_behind_another()
         picked = select(col(OutboxRow.seq)).where(due).order_by(col(OutboxRow.seq)).limit(limit)
@@ -163,8 +163,8 @@ def _undelivered() -> ColumnElement[bool]:
 
 
 def _due(now: datetime, hold: timedelta) -> ColumnElement[bool]:
-    """A moment farther away than anybody waits was written by a clock that was ahead, and means nothing:
-    a message and all that are behind it would wait until the others' clocks get there."""
+    """A time farther away than a relay ever sets comes from a clock that was ahead, and is ignored:
+    otherwise the message and all behind it would wait until that time."""
     next_at, until = col(OutboxRow.next_at), col(OutboxRow.claimed_until)
     postponed = or_(next_at.is_(None), next_at <= now, next_at > now + _FARTHEST)
     return postponed & or_(until.is_(None), until <= now, until > now + hold + CLOCK_SKEW)

@@ -41,7 +41,7 @@ from evergrant_server.store.keys import (
 
 
 class UnwrappedKeys:
-    """Keys of one connection, unwrapped before an intent: its answer needs no key service.
+    """Keys of one connection, unwrapped before an intent: committing its answer needs no key service.
 
     Doesn't print. Kept for one attempt, and dropped with it.
     """
@@ -101,7 +101,7 @@ class ColumnSealer:
     async def seal(
         self, purpose: KeyPurpose, connection_id: str, place: AssociatedData, value: Secret
     ) -> Sealed:
-        """Seal a column of a connection (or, with NOBODY, of the tenant), making its key when needed."""
+        """Seal a column of a connection, or with NO_CONNECTION of the tenant; makes its key if needed."""
         return seal(await self._current(purpose, connection_id, place), place, value.reveal().encode())
 
     async def open(
@@ -126,7 +126,7 @@ class ColumnSealer:
         return open_sealed(key, place, sealed)
 
     async def destroy_keys(self, tenant: str, connection_id: str) -> int:
-        """Delete the connection's keys: whatever they sealed, here or in a backup's rows, is gone."""
+        """Delete the connection's keys: what they sealed, also in a backup's rows, can't be opened."""
         keys = columns_equal(KeyRow, tenant=tenant, connection_id=connection_id)
         gone = delete(KeyRow).where(keys, col(KeyRow.connection_id) != NO_CONNECTION)
         return (await self._connection.execute(gone)).rowcount

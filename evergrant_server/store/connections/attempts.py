@@ -1,4 +1,4 @@
-"""Attempts: the intent rows of single-use credentials. One open per connection and chain."""
+"""Attempts: the intent rows of single-use credentials. One open per connection and slot."""
 
 from datetime import datetime
 
@@ -21,7 +21,7 @@ from evergrant_server.store.database.rows import (
     insert,
 )
 
-_MOST_SUPERSEDED = 20  # whoever was stopped while as many others sent it has nothing that is any good
+_MOST_SUPERSEDED = 20  # an answer that this many later uses superseded is worth nothing
 _ENDED_NOTHING = (
     AttemptOutcome.INSTALLED.value,
     AttemptOutcome.INSTALLED_LATE.value,
@@ -34,16 +34,16 @@ class Attempts(Repository):
     """Attempts of one transaction."""
 
     async def open(self, attempt: Attempt) -> None:
-        """Commit to an intent. Raises Failure STORE_CONFLICT while another is open for this chain."""
+        """Commit to an intent. Raises Failure STORE_CONFLICT while another is open for this slot."""
         if not await insert(self._connection, AttemptRow, column_values(attempt)):
             raise Failure(
                 ErrorCode.STORE_CONFLICT,
-                f"{attempt.connection_id} has an open attempt on its {attempt.slot} chain.",
+                f"{attempt.connection_id} has an open attempt on its {attempt.slot} slot.",
                 row=attempt.connection_id,
             )
 
     async def open_of_kind(
-        self, tenant: Tenant, connection_id: ConnectionId, chain: str, kind: AttemptKind
+        self, tenant: Tenant, connection_id: ConnectionId, slot: str, kind: AttemptKind
     ) -> Attempt | None:
         """The open attempt of this kind, or None."""
         return await find_model(
@@ -52,7 +52,7 @@ class Attempts(Repository):
             AttemptRow,
             tenant=tenant,
             connection_id=connection_id,
-            slot=chain,
+            slot=slot,
             kind=kind.value,
             outcome=None,
         )
@@ -61,21 +61,21 @@ class Attempts(Repository):
         return await find_model(self._connection, Attempt, AttemptRow, tenant=tenant, id=id)
 
     async def open_of_any_kind(
-        self, tenant: Tenant, connection_id: ConnectionId, chain: str
+        self, tenant: Tenant, connection_id: ConnectionId, slot: str
     ) -> Attempt | None:
-        """The open attempt of this chain, of whatever kind: there is one at most."""
+        """The open attempt of this token slot, of any kind. There is at most one."""
         return await find_model(
             self._connection,
             Attempt,
             AttemptRow,
             tenant=tenant,
             connection_id=connection_id,
-            slot=chain,
+            slot=slot,
             outcome=None,
         )
 
     async def newest_of_unknown_outcome(self, wanted: Attempt) -> Attempt | None:
-        """The newest use of the same credential whose outcome nobody knows, closed or not.
+        """The newest use of the same credential with an unknown outcome, closed or not.
 
         It carries the count of them all, so that no restart and no takeover forgets a use.
         """

@@ -1,4 +1,4 @@
-"""Rows of connections. Whoever changes one says which revision they read."""
+"""Rows of connections. A change names the revision that was read."""
 
 from datetime import datetime
 
@@ -57,11 +57,11 @@ class Connections(Repository):
         return await find_model(self._connection, Connection, ConnectionRow, tenant=tenant, id=id)
 
     async def get_for_share(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
-        """As it is now, and nobody changes it before this transaction ends."""
+        """The connection, locked against changes until this transaction ends."""
         return await self._locked(tenant, id, read=True)
 
     async def get_for_update(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
-        """As it is now, and until this transaction ends nobody changes it, nor reads it for share."""
+        """The connection, locked against changes and shared locks until this transaction ends."""
         return await self._locked(tenant, id, read=False)
 
     async def by_names(
@@ -102,7 +102,7 @@ class Connections(Repository):
 
     async def failing(self, tenant: Tenant, integration_id: IntegrationId) -> list[Connection]:
         """Live connections of an integration whose last refresh failed, and those that may be trying
-        something else in vain, which no row counts. Sorted by id."""
+        something else that no row counts. Sorted by id."""
         query = select(ConnectionRow).where(
             columns_equal(ConnectionRow, tenant=tenant, integration_id=integration_id),
             col(ConnectionRow.state).not_in(FINAL_STATES),
@@ -148,7 +148,7 @@ class Connections(Repository):
 
 
 def _tries_uncounted() -> ColumnElement[bool]:
-    """A revocation, a first token that nobody has to consent to, a late answer to be verified."""
+    """A revocation, a first token of a flow without consent, or late tokens to be verified."""
     state = col(ConnectionRow.state)
     by_itself = col(ConnectionRow.flow).in_([it.value for it in Flow if not it.uses_browser])
     late = exists().where(

@@ -45,7 +45,7 @@ class Consents(SealedRepository):
             raise already_exists(f"Consent {consent.id}, or one with its link,")
 
     async def add_import(self, consent: Consent, tokens: ImportedTokens) -> None:
-        """Add a consent that already has its tokens; nobody has a link to it. Raises ALREADY_EXISTS."""
+        """Add a consent that already has its tokens and no link. Raises Failure ALREADY_EXISTS."""
         values = column_values(consent, **await self._sealed(consent, {_TOKENS: tokens.as_secret()}))
         if not await insert(self._connection, ConsentRow, values):
             raise already_exists(f"Consent {consent.id}")

@@ -45,10 +45,10 @@ _GRANT_AND_GENERATION = (
 
 
 def grant_associated_data(
-    tenant: str, connection_id: str, chain: str, column: str, generation: int
+    tenant: str, connection_id: str, slot: str, column: str, generation: int
 ) -> AssociatedData:
     """Where a token lives. The generation is part of it: an older token doesn't open in its place."""
-    return AssociatedData(tenant, "connection_grant", f"{connection_id}/{chain}", column, generation)
+    return AssociatedData(tenant, "connection_grant", f"{connection_id}/{slot}", column, generation)
 
 
 def grant_from_row(row: Mapping[str, Any]) -> Grant:
@@ -58,9 +58,9 @@ def grant_from_row(row: Mapping[str, Any]) -> Grant:
 class Grants(SealedRepository):
     """Grants of one transaction."""
 
-    async def get(self, tenant: Tenant, connection_id: ConnectionId, chain: str = MAIN_SLOT) -> Grant | None:
+    async def get(self, tenant: Tenant, connection_id: ConnectionId, slot: str = MAIN_SLOT) -> Grant | None:
         row = await find_one(
-            self._connection, ConnectionGrantRow, tenant=tenant, connection_id=connection_id, slot=chain
+            self._connection, ConnectionGrantRow, tenant=tenant, connection_id=connection_id, slot=slot
         )
         return None if row is None else grant_from_row(row)
 
@@ -69,7 +69,7 @@ class Grants(SealedRepository):
     ) -> Connection:
         """Write the connection `after` and its new grant in one go, if the row is still at `expected`.
 
-        The main chain's grant has the connection's generation; other chains count their own.
+        The main slot's grant has the connection's generation; other slots count their own.
 
         A refresh without a refresh token or id token in its reply keeps the old one (RFC 6749 section
         6, OpenID Connect Core section 12.2); a new grant inherits none. Needs the lease and refresh
@@ -102,21 +102,21 @@ class Grants(SealedRepository):
             )
         return after.model_copy(update={"revision": revision})
 
-    async def access_token(self, grant_owner: Connection, chain: str = MAIN_SLOT) -> Secret:
+    async def access_token(self, grant_owner: Connection, slot: str = MAIN_SLOT) -> Secret:
         """The access token held now. Raises Failure CONSENT_REQUIRED when there is none,
         STORE_CONFLICT when `grant_owner` is older than the row, SEAL_BROKEN when the row is."""
-        token = await self._open(KeyPurpose.LEASE, grant_owner, chain, ACCESS_COLUMN)
+        token = await self._open(KeyPurpose.LEASE, grant_owner, slot, ACCESS_COLUMN)
         if token is None:
             raise Failure(ErrorCode.CONSENT_REQUIRED, f"{grant_owner.id} holds no access token.")
         return token
 
-    async def refresh_token(self, connection: Connection, chain: str = MAIN_SLOT) -> Secret | None:
+    async def refresh_token(self, connection: Connection, slot: str = MAIN_SLOT) -> Secret | None:
         """The refresh token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
-        return await self._open(KeyPurpose.REFRESH, connection, chain, REFRESH_COLUMN)
+        return await self._open(KeyPurpose.REFRESH, connection, slot, REFRESH_COLUMN)
 
-    async def id_token(self, connection: Connection, chain: str = MAIN_SLOT) -> Secret | None:
+    async def id_token(self, connection: Connection, slot: str = MAIN_SLOT) -> Secret | None:
         """The newest id token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
-        return await self._open(KeyPurpose.REFRESH, connection, chain, ID_TOKEN_COLUMN)
+        return await self._open(KeyPurpose.REFRESH, connection, slot, ID_TOKEN_COLUMN)
 
     async def update_facts(self, connection: Connection, grant: Grant) -> None:
         """Write what was found out of a grant, its facts and options, in a transaction that has changed
@@ -190,12 +190,12 @@ class Grants(SealedRepository):
         place = grant_associated_data(owner.tenant, owner.id, grant.slot, column, grant.generation)
         return await self._sealer.seal(purpose, owner.id, place, value)
 
-    async def _open(self, purpose: KeyPurpose, owner: Connection, chain: str, column: str) -> Secret | None:
-        row = await self._row(owner, chain)
+    async def _open(self, purpose: KeyPurpose, owner: Connection, slot: str, column: str) -> Secret | None:
+        row = await self._row(owner, slot)
         if row is None or row[column] is None:
             return None
-        place = grant_associated_data(owner.tenant, owner.id, chain, column, row["generation"])
-        if was_rolled_back(chain, row["generation"], row["connection_generation"]):
+        place = grant_associated_data(owner.tenant, owner.id, slot, column, row["generation"])
+        if was_rolled_back(slot, row["generation"], row["connection_generation"]):
             raise seal_broken(place, "belongs to another generation than its connection")
         if row["connection_generation"] != owner.generation:
             raise Failure(
@@ -203,14 +203,14 @@ class Grants(SealedRepository):
             )
         return await self._sealer.open(purpose, owner.id, place, row[column])
 
-    async def _row(self, owner: Connection, chain: str) -> Mapping[str, Any] | None:
-        parameters = {"tenant": owner.tenant, "connection_id": owner.id, "slot": chain}
+    async def _row(self, owner: Connection, slot: str) -> Mapping[str, Any] | None:
+        parameters = {"tenant": owner.tenant, "connection_id": owner.id, "slot": slot}
         return await fetch_first(self._connection, _GRANT_AND_GENERATION, parameters)
 
 
-def was_rolled_back(chain: str, grant_generation: int, connection_generation: int) -> bool:
-    """True when a main grant isn't its connection's newest: somebody put an older row back.
+def was_rolled_back(slot: str, grant_generation: int, connection_generation: int) -> bool:
+    """True when a main grant isn't its connection's newest: an older row was put back.
 
-    A connection's generation is its main chain's; other chains are numbered on their own.
+    A connection's generation is its main slot's; other slots are numbered on their own.
     """
-    return chain == MAIN_SLOT and grant_generation != connection_generation
+    return slot == MAIN_SLOT and grant_generation != connection_generation

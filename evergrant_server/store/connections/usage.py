@@ -1,4 +1,4 @@
-"""What leases tell the schedule: the newest generation of a connection that anybody took."""
+"""The newest generation of a connection that was leased: the schedule refreshes ahead by it."""
 
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.store.connections.tables import UsageRow

@@ -26,7 +26,7 @@ class Definitions(Repository):
     """Definitions of one transaction."""
 
     async def add(self, definition: Definition) -> None:
-        """Add a version. Raises Failure ALREADY_EXISTS when somebody else took its number."""
+        """Add a version. Raises Failure ALREADY_EXISTS when its number is taken."""
         if not await insert(self._connection, DefinitionRow, _values(definition)):
             raise already_exists(f"Version {definition.version} of {definition.name}")
 

@@ -1,4 +1,4 @@
-"""Events that somebody subscribed to, and how far each is on its way to each webhook."""
+"""Events that webhooks subscribe to, and their deliveries."""
 
 from datetime import datetime
 
@@ -50,7 +50,7 @@ class Deliveries(Repository):
         return delivery.model_copy(update={"revision": revision})
 
     async def due(self, webhook: Webhook, now: datetime, limit: int, *, by_hand: bool) -> list[Delivery]:
-        """What is due, the longest overdue first: either what somebody asked for by hand, or the rest."""
+        """Due deliveries, the longest overdue first: either those requested by hand, or the others."""
         ripe = _pending(webhook, by_hand) & (col(DeliveryRow.next_at) <= now)
         query = select(DeliveryRow).where(ripe).order_by(col(DeliveryRow.next_at)).limit(limit)
         return await fetch_models(self._connection, Delivery, query)
@@ -81,8 +81,8 @@ class Deliveries(Repository):
         return await fetch_models(self._connection, Delivery, newest)
 
     async def prune(self, tenant: Tenant, webhook_id: WebhookId, before: datetime) -> int:
-        """Delete deliveries from before this moment, whatever became of them, and events that nobody
-        waits for any more; a bounded number. Returns how many deliveries."""
+        """Delete deliveries from before this moment with any outcome, and events without deliveries;
+        a bounded number. Returns how many deliveries."""
         mine = columns_equal(DeliveryRow, tenant=tenant, webhook_id=webhook_id)
         oldest = (
             select(col(DeliveryRow.id))
