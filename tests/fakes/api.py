@@ -64,7 +64,7 @@ class ScriptedLink:
         self.asked.append(ask)
         self._must_be_up()
         if self.on_refresh is None:
-            raise AssertionError("nobody expected a refresh")
+            raise AssertionError("no refresh was expected")
         return await self.on_refresh(tenant, connection_id, ask)
 
     async def describe(

@@ -173,7 +173,7 @@ async def temporals(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
         folder,
     )
     yield (
-        Mistake("nobody works", "doctor -o json", 1, ("evergrant_server worker",), env, wrong="workers"),
+        Mistake("no worker runs", "doctor -o json", 1, ("evergrant_server worker",), env, wrong="workers"),
         folder,
     )
     env = {"EVERGRANT_TEMPORAL_PROFILE": "staging"}
@@ -209,10 +209,10 @@ async def checkouts(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
     folder = await place.sound("checkout")
     foreign = place.root / "site-packages"
     (foreign / "workflows").mkdir(parents=True)
-    (foreign / "workflows/__init__.py").write_text('"""Somebody else\'s."""\n')
+    (foreign / "workflows/__init__.py").write_text('"""Another distribution."""\n')
     env = {"PYTHONPATH": f"{foreign}:{ROOT}"}
     said = ("'workflows'", str(foreign / "workflows"), "PYTHONPATH")
-    yield Mistake("somebody else's workflows", "worker", 2, said, env, python=("-P",)), folder
+    yield Mistake("another distribution's workflows", "worker", 2, said, env, python=("-P",)), folder
 
     copy = place.root / "copy"
     for name in ("evergrant_server", "workflows", "activities", "providers", "migrations"):

@@ -15,7 +15,7 @@ from examples.demo.processes import ROOT
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 
-NOBODY = "127.0.0.1:9"
+UNUSED_ADDRESS = "127.0.0.1:9"
 
 
 async def ready(platform: EvergrantProcess) -> int:
@@ -30,7 +30,7 @@ async def get(platform: EvergrantProcess, path: str) -> httpx2.Response:
 
 
 async def test_dev_ends_every_process_and_keeps_its_state(tmp_path: Path):
-    first = await EvergrantProcess.start(tmp_path, NOBODY)
+    first = await EvergrantProcess.start(tmp_path, UNUSED_ADDRESS)
     pids = first.pids()
     assert await ready(first) == 200
     headers = {"Authorization": f"Bearer {first.admin_key}"}
@@ -40,7 +40,7 @@ async def test_dev_ends_every_process_and_keeps_its_state(tmp_path: Path):
     assert still_running(pids) == []
     assert [name for name in os.listdir(tmp_path) if name.endswith(".pid")] == []
 
-    second = await EvergrantProcess.start(tmp_path, NOBODY)
+    second = await EvergrantProcess.start(tmp_path, UNUSED_ADDRESS)
     try:
         assert second.admin_key == first.admin_key
         assert (await get(second, "/v1/apps/crm-sync")).status_code == 200

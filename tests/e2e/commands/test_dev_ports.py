@@ -1,4 +1,4 @@
-"""`dev` and the ports that Temporal chooses itself: somebody can have one before it listens there."""
+"""`dev` and the ports that Temporal chooses itself: another process may take one before Temporal listens."""
 
 import socket
 from collections.abc import AsyncIterator, Callable

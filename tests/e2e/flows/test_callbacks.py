@@ -314,7 +314,7 @@ async def test_rfc8705_a_certificate_authenticates_at_the_mtls_alias(world: Worl
 
 
 async def test_a_client_is_registered_at_a_host(world: World):
-    """As Mastodon's servers do: the base URL is enough, nobody types a client id."""
+    """As Mastodon's servers do: the base URL is enough, without a client id."""
     name = "toots"
     app = {"id": "1", "client_id": world.idp.client_id, "client_secret": world.idp.client_secret}
     world.idp.script(raw(json.dumps({**app, "client_secret_expires_at": 0}).encode()), at="api/v1/apps")

@@ -222,7 +222,7 @@ async def test_rfc8628_an_ended_code_ends_the_connection(world: World, answer: s
     ended = await world.api.state(begun["id"], state, SOON_S)
     assert ended["device"] is None
     asked = world.idp.count("token")
-    await asyncio.sleep(2)  # twice the interval: nobody asks again
+    await asyncio.sleep(2)  # twice the interval: no further poll
     assert world.idp.count("token") == asked == 1
 
 
@@ -256,7 +256,7 @@ async def test_rfc8693_token_exchange_from_another_connection(world: World):
     other = await world.active("front", "client_credentials", subject="another")
     with pytest.raises(ApiProblem, match="already_exists"):
         await world.connect("back", "token_exchange", source=other["id"])
-    await asyncio.sleep(TOKEN_S + 1)  # until the source's token is over, and nobody leases it
+    await asyncio.sleep(TOKEN_S + 1)  # until the source's token has expired without a lease
     assert world.idp.active(lease["access_token"]) is False
 
     async def exchanged() -> dict | None:
@@ -353,7 +353,7 @@ async def test_a_first_token_is_requested_until_it_is_granted(world: World):
         return (await world.api.connection(begun["id"]))["reason"]
 
     assert await wait_until(why, "a reason", SOON_S) == "provider_error"
-    with pytest.raises(ApiProblem) as refused:  # no link: there is nobody who could consent
+    with pytest.raises(ApiProblem) as refused:  # no link: no subject consents in this flow
         await world.api.lease("slow", "nightly")
     assert refused.value.code == "provider_error"
 
@@ -366,7 +366,7 @@ async def test_a_first_token_is_requested_until_it_is_granted(world: World):
 
 
 async def test_a_live_connection_keeps_its_flow_and_resources(world: World):
-    """Asked for anything else, nobody is handed what there is."""
+    """A request for other resources or another flow gets no token of the existing grant."""
     await world.integration("one", world.idp)
     await world.active("one", "client_credentials", resources=["https://api.example/v1"])
     for flow, more in (

@@ -199,7 +199,7 @@ async def test_invariant_1_no_secret_of_oauth1_is_in_any_file(world: World):
     async with world.signing() as client:
         signed = await client.sign(begun["id"], "GET", world.idp.url("api"))
     secrets.add(dict(parse_authorization_header(signed.headers["Authorization"]))["oauth_signature"])
-    secrets |= {it["secret"] for it in world.idp.known.temporary.values()}  # of those that nobody used
+    secrets |= {it["secret"] for it in world.idp.known.temporary.values()}  # including unused ones
     files = {it: it.read_bytes() for it in world.settings.data_dir.rglob("*") if it.is_file()}
     held = b"".join(files.values())
     assert held.count(begun["id"].encode()) > 3, "the files are those that this connection is in"

@@ -66,7 +66,7 @@ class World:
         return client
 
     async def machine(self, name: str, dpop: bool = False, **metadata: Any) -> dict[str, Any]:
-        """An integration that asks nobody, and its client."""
+        """An integration of a flow without a subject, and its client."""
         bound = {"dpop": True} if dpop else {}
         client = await self.server.register(**metadata)
         key = "jwks" in metadata
@@ -149,7 +149,7 @@ async def test_rfc9207_a_callback_that_lost_its_issuer_is_refused(world: World):
 
 
 async def test_rfc9700_4_14_a_stolen_refresh_token_ends_the_grant_and_the_subject_is_asked(world: World):
-    """Somebody else uses a spent token: the server ends the family, and we say who repairs it."""
+    """A thief uses a spent token: the server ends the family, and the failure names the repairer."""
     client = await world.browsing("stolen")
     connection = await world.consented("stolen")
     await world.refreshed(connection)

@@ -20,7 +20,7 @@ from examples.demo.authorization_server import AuthorizationServer
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.authorization_server import running_authorization_server
 
-REDIRECT = "http://127.0.0.1:1/callback"  # nobody listens there: the person stops before it
+REDIRECT = "http://127.0.0.1:1/callback"  # no server listens there: the subject stops before it
 LIVE = 60
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one server for all of them: it takes 1.5 s to start

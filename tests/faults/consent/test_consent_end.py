@@ -214,7 +214,7 @@ async def test_a_consent_deadline_waits_for_a_pending_reply(device: Device):
 async def test_a_journalled_reply_for_an_ended_consent_is_revoked_once(
     device: Device, state: LifecycleState, said: Scripted, revoked: bool
 ):
-    """Nobody can have these tokens any more: they must not live on without a word."""
+    """No connection can hold these tokens any more: they are revoked, and the audit log records them."""
     attempt_id = await device.died_with_the_answer()
     await device.ends(state)
     device.idp.script(said, at="revoke")

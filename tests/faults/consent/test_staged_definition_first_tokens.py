@@ -54,7 +54,7 @@ async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 
 class Staged:
-    """A good version that serves all, and one over it for practically everybody."""
+    """A good version that serves all, and a staged one for practically every connection."""
 
     def __init__(self, place: Installation, idp: ScriptedProvider, folder: Path) -> None:
         self.place = place

@@ -97,7 +97,7 @@ async def test_a_revocation_at_the_consent_deadline_is_carried_out(
 async def test_a_code_received_before_the_deadline_is_exchanged_after_it(
     place: Installation, idp: ScriptedProvider
 ):
-    """Nobody relayed its message in time; the subject has consented all the same."""
+    """Its message was not relayed in time, but the subject has consented."""
     integration = await place.integration(idp)
     connection = await place.begin(integration, deadline=NEARLY_OVER)
     await place.consent(idp, integration, connection, tell=False)

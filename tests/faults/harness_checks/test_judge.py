@@ -109,7 +109,7 @@ def test_a_takeover_too_early_is_a_violation_for_codes_and_in_the_double_send_wi
         _told(Layout.HOSTS, _refused(DEADLINE + 0.01)),
         # begun before, and decided after it
         _told(Layout.HOSTS, _refused(DEADLINE - 0.2, written=DEADLINE + 0.01)),
-        # both under way together: the first one was answered for longer than anybody listens
+        # both under way together: the first one was answered after its client had given up
         _told(Layout.HOSTS, _refused(DEADLINE + 0.01), lasts=5.0),
         # or it was stopped in the window, and sent when the other one had
         _told(Layout.HOSTS, _refused(DEADLINE + 0.01), came=10.01, fault=IN_THE_WINDOW),
@@ -166,7 +166,7 @@ _OF_A_DISK = Fault(
     [
         # the other one had begun: its answer was in hand, and in no journal
         _told(Layout.TWO, _refused(12.0), kept_at=12.01),
-        # nobody could replay it for so long
+        # no worker could replay it for so long
         _told(Layout.TWO, _refused(_LATE + 0.01), kept_at=10.1),
         # the disk said no
         _told(Layout.TWO, _refused(12.0), kept_at=10.1, fault=_OF_A_DISK),

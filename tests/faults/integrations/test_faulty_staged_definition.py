@@ -1,4 +1,4 @@
-"""A staged definition is wrong in ways that no status code tells: nobody's grant pays for it."""
+"""A staged definition that is wrong in ways that no status code shows costs no grant."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider, error, sta
 from tests.faults.integrations.test_definition_rollout import Onboarding, connections_of, document
 
 NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
-STAYS_STAGED = Rollout(shares=(0.999999, 1.0), stage_s=3600, most_bad=1)  # for practically everybody
+STAYS_STAGED = Rollout(shares=(0.999999, 1.0), stage_s=3600, most_bad=1)  # for practically every connection
 
 
 @pytest_asyncio.fixture
@@ -90,7 +90,7 @@ async def test_an_open_breaker_of_the_staged_endpoint_leaves_the_previous_one_us
 async def test_a_staged_endpoints_refusal_does_not_end_a_grant_sent_before(
     place: Installation, idp: ScriptedProvider
 ):
-    """Nobody knows what became of an earlier use, and its endpoint calls every grant dead."""
+    """The outcome of an earlier use is unknown, and the staged endpoint refuses every grant."""
     idp.script(*[error("invalid_grant") for _ in range(100)], at="broken")
     _, _, connection = await staged(place, idp, token_endpoint=idp.url("broken"))
     async with place.store.write() as tx:

@@ -158,7 +158,7 @@ class DiesWithTheAnswer(Worker):
 async def test_a_registration_reply_is_replayed_after_its_worker_died(
     place: Installation, idp: ScriptedProvider, tmp_path: Path, initial: str | None
 ):
-    """Else the client at the issuer is nobody's, and an open issuer makes a second one."""
+    """Else the registered client is lost, and an open issuer registers a second one."""
     integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial=initial)
     first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
     with pytest.raises(_Dies):
@@ -302,7 +302,7 @@ async def test_an_issuer_that_is_away_has_changed_nothing(place: Installation, i
 async def test_django_oauth_toolkit_registers_us_and_knows_our_secret(
     temporal_address: str, database_url: str, tmp_path: Path
 ):
-    """A server that nobody here wrote: it refuses the code, so it knew the client."""
+    """An independent server: it refuses the code, so it has accepted the client."""
     async with (
         running_authorization_server(tmp_path / "server", "--registration") as server,
         installation(

@@ -20,7 +20,7 @@ __all__ = ["idp"]  # a fixture
 async def test_a_registration_on_another_host_is_waited_for(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
-    """Neither sees the other's journals: a second client at the issuer would be nobody's."""
+    """Neither sees the other's journals: a second client at the issuer would stay unused."""
     integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     slow, second = (Worker(place, idp, tmp_path / host) for host in ("slow", "second"))
     gate = asyncio.Event()

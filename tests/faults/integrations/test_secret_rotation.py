@@ -1,4 +1,4 @@
-"""A client secret is rotated, and whichever of the two the provider knows, nobody fails.
+"""A client secret is rotated: no request fails, whichever of the two the provider knows.
 
 RFC 6749 section 5.2: invalid_client is about us, so it has spent neither a code nor a refresh token.
 """
@@ -96,7 +96,7 @@ async def test_two_refused_secrets_need_an_admin_and_keep_the_grant(
 ):
     connection = await place.connect(idp, STRICT)
     await rotate(place, await place.integration_of(connection), "mistyped")
-    idp.client_secret = "nobody told us"
+    idp.client_secret = "a third one"
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.CLIENT_REJECTED
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
     assert (await place.integration_of(connection)).secret_refused_at is None  # nothing is known of it

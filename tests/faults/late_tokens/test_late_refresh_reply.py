@@ -161,7 +161,7 @@ async def test_a_new_consent_discards_a_late_reply(
 async def test_a_late_reply_is_revoked_with_its_connection(
     place: Installation, brief: ScriptedProvider, tmp_path: Path
 ):
-    """Nobody has verified it when the subject leaves: it may be alive, so it's revoked as well."""
+    """It is unverified when the connection is revoked and may be valid, so it is revoked as well."""
     slow = Slow(place, brief, tmp_path)
     connection = await place.connect(brief, STRICT)
     await slow.refreshes(connection)

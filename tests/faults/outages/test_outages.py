@@ -32,7 +32,7 @@ async def test_a_fleet_stops_calling_a_provider_that_fails(place: Installation, 
 
 
 async def test_refusals_of_single_connections_open_no_breaker(place: Installation, lenient: ScriptedProvider):
-    """A dead connection, or one that is answered with an invented error, stops nobody else."""
+    """A dead connection, or one that is answered with an unknown error code, stops no other."""
     connections = await fleet(place, lenient, 8)
     lenient.script(*[error("invented")] * 7)
     told = [await place.ensure_fresh(connection, 1) for connection in connections]

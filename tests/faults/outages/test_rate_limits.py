@@ -1,4 +1,4 @@
-"""A provider that limits each user: who has used up theirs stops nobody else's refreshes."""
+"""A provider that limits each user: a limited user stops no other user's refreshes."""
 
 from evergrant_server.core.access import Integration
 from evergrant_server.core.connections.connection import Connection, LifecycleState

@@ -169,7 +169,7 @@ async def test_the_scheduled_pass_detects_the_restored_store(
 
 
 class SetBack(ClosedRunExporter):
-    """Somebody puts the backup back between a pass's beginning and its end."""
+    """The backup is restored between a pass's beginning and its end."""
 
     restore: Callable[[], Awaitable[None]]
 
@@ -181,7 +181,7 @@ class SetBack(ClosedRunExporter):
 async def test_a_restore_during_a_pass_is_detected_by_the_next_pass(
     place: Installation, idp: ScriptedProvider, backup: Backup
 ):
-    """At the pass's beginning the record was there, so it asked nobody."""
+    """At the pass's beginning the record was there, so no workflow was asked."""
     connection = await place.connect(idp, STRICT)
     restore = await backup()
     await refreshed(place, connection, 2)
@@ -231,7 +231,7 @@ async def test_a_closed_run_still_listed_is_followed_by_one_that_revokes(
     parts = place.parts
     lives = WorkflowStarter(parts.store, parts.link, parts.ring, parts.clock, parts.registry.refresh_rules)
     found = await DriftRepair(parts.store, parts.link, lives, parts.clock).compare(connection)
-    assert (found.started, found.store_behind) == (True, False), "nobody has to do anything about it"
+    assert (found.started, found.store_behind) == (True, False), "no person has to act"
     await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
 
 

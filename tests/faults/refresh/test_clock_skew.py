@@ -1,4 +1,4 @@
-"""Hosts whose clocks are an hour apart: nothing is sent twice, nobody waits an hour or is condemned."""
+"""Hosts whose clocks are an hour apart: no token is sent twice, no worker waits an hour, no grant ends."""
 
 import asyncio
 from dataclasses import replace

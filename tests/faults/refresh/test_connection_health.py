@@ -21,7 +21,7 @@ FAILING, RECOVERED = AuditAction.CONNECTION_FAILING, AuditAction.CONNECTION_RECO
 
 
 async def look_again(place: Installation, connection: Connection) -> EnsureFreshResult:
-    """An admin has changed the integration, and somebody wants a token."""
+    """Signal a changed integration, then ask for a fresh token."""
     workflow = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
     await workflow.signal(SignalName.PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
     return await place.ensure_fresh(connection, 1)

@@ -47,7 +47,7 @@ class World:
         )
 
     async def begin(self, flow: Flow, **more: Any) -> Connection:
-        """What the API writes for a connection that nobody has to consent to."""
+        """What the API writes for a connection without a consent."""
         place, now = self.place, self.place.parts.clock.now()
         integration = await place.integration(self.idp)
         connection = Connection(

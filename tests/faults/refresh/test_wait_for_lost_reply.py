@@ -41,7 +41,7 @@ async def test_a_reported_token_ends_the_wait_for_a_lost_reply(
     lost: Answer,
     ends_as: tuple[LifecycleState, int, ErrorCode | None],
 ):
-    """Whether it has no end or thirty days left: whoever holds it is refused now."""
+    """The provider refuses the token now, however long its expiry says it is valid."""
     idp.script(ok(expires_in=None if endless else 30 * 86_400))
     connection = await place.connect(idp, STRICT)
     idp.script(lost)
@@ -57,7 +57,7 @@ async def test_a_reported_token_ends_the_wait_for_a_lost_reply(
 async def test_an_hours_wait_for_another_host_is_recorded_once(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
-    """The token works, and may for days: but a host has to come back, and somebody should know."""
+    """The token stays valid for days, but the operator has to bring the other host back."""
     idp.script(ok(expires_in=30 * 86_400))
     connection = await place.connect(idp, STRICT)
     clock = SetClock(place.parts.clock.now())

@@ -185,7 +185,7 @@ async def test_rfc7662_2_2_an_error_ends_no_grant(place: Installation, idp: Scri
 
 
 async def a_receiver(place: Installation, connection: Connection, jwks_uri: str) -> Receiver:
-    """Of its integration; nobody has read its transmitter's keys yet."""
+    """A receiver of the connection's integration, whose transmitter's keys are still unread."""
     now = place.parts.clock.now()
     receiver = Receiver(
         tenant=TENANT,

@@ -118,7 +118,7 @@ async def test_the_workflow_reports_the_last_failed_revocation_while_it_retries(
 async def test_an_unexpected_error_is_retried_with_growing_pauses(
     place: Installation, idp: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ):
-    """It doesn't turn into Temporal's own retries, which nobody sees and which end at thirty seconds."""
+    """Temporal's own retries would hide it and are spaced by at most thirty seconds."""
     connection = await place.connect(idp, STRICT)
     told: list[str] = []
 
@@ -147,7 +147,7 @@ async def test_a_repaired_client_secret_retries_the_revocation_at_once(
 ):
     """No refresh of it has failed, and it would be tried again after a quarter of an hour."""
     connection = await place.connect(idp, STRICT)
-    idp.client_secret = "which nobody told us"
+    idp.client_secret = "a secret that was not rotated here"
     await place.revoke(connection)
     async with asyncio.timeout(PATIENCE_S):
         while (
@@ -184,7 +184,7 @@ async def lease(caller: httpx2.AsyncClient) -> httpx2.Response:
 async def test_no_process_leases_once_another_has_revoked(
     tmp_path: Path, temporal_address: str, idp: ScriptedProvider
 ):
-    """Two API processes, both with the rows cached; nobody tells the other one."""
+    """Two API processes with cached rows; no message passes between them."""
     async with running_platform(tmp_path, temporal_address, allow=(idp.allowance,)) as platform:
         await platform.integration("crm", idp)
         key = await platform.app("pipeline", "crm", "token", "connect")

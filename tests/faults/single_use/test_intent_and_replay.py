@@ -247,7 +247,7 @@ async def test_a_code_exchange_overtaken_by_a_replay_returns_its_grant(
 async def test_tokens_that_land_during_the_revocation_are_revoked(
     place: Installation, idp: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Its host was away for longer than anybody waits for an answer, and comes back in this moment."""
+    """Its host was away for longer than replies are waited for, and comes back at this moment."""
     connection = await place.connect(idp, STRICT)
     long_ago = TimeLimits(send=-timedelta(minutes=2))
     await died_with(place, connection, tmp_path / "far", LATE, limits=long_ago)
@@ -273,7 +273,7 @@ async def test_tokens_that_land_during_the_revocation_are_revoked(
 async def test_tokens_that_land_after_the_revocation_are_revoked(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
-    """Its host was away, and nobody waited for the answer any more; its process has it in hand."""
+    """Its host was away and the wait for the reply had ended; the process still has the reply."""
     connection = await place.connect(idp, STRICT)
     long_ago = TimeLimits(send=-timedelta(minutes=2))
     far = Activities(place, (idp.allowance,), tmp_path / "far", long_ago)

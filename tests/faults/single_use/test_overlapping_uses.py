@@ -54,7 +54,7 @@ class Crossing:
         self._idp.script(second)
         self._second = await left(self._idp, partial(self.quick.refresh, connection, 1, token_over=True))
         assert (await self.slow.answered()).failure is ErrorCode.REFRESH_PENDING
-        assert (await self._place.row(connection)).generation == 1, "nobody knows yet whether it is any good"
+        assert (await self._place.row(connection)).generation == 1, "it is still unknown whether it works"
         assert await self.slow.worker.replayer.sweep() == 0, "its journal keeps it"
 
     async def answered(self) -> None:
@@ -123,13 +123,13 @@ async def test_a_reply_is_installed_once_the_second_use_has_failed(
 async def test_a_lost_second_reply_has_the_installed_grant_tried(
     place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
-    """Nobody can know it when the answer is installed: both answers to the token are lost, one too late."""
+    """When the reply is installed this is still unknown: the second reply is lost."""
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, drop_after_commit()))
     await crossing.ends()
     over = await place.until(
         connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH
-    )  # and nobody has asked
+    )  # without a caller
     assert (over.generation, over.reason) == (2, ErrorCode.OUTCOME_UNKNOWN)
     assert not brief.families[-1].alive
 
@@ -163,7 +163,7 @@ async def test_a_token_is_not_sent_a_third_time_while_a_reply_waits(
 async def test_a_revocation_waits_for_the_newest_token(
     place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
-    """It waits for what lies in a journal, which then waits for nobody."""
+    """The revocation waits for the journalled reply, which then waits for no other use."""
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, status(503)))
     await crossing.answered()
@@ -191,7 +191,7 @@ async def test_a_revocation_ends_the_wait_of_a_reply(
 async def test_a_second_use_on_another_host_ends_as_outcome_unknown(
     place: Installation, brief: ScriptedProvider, tmp_path: Path
 ):
-    """There the first answer is installed at once: nobody can see how long to wait for the second."""
+    """Across hosts the first reply is installed at once: how long to wait for the second is unknown."""
     connection = await place.connect(brief, STRICT)
     slow = Slow(place, brief, tmp_path)
     quick = Activities(place, (brief.allowance,), tmp_path / "a third host", SHORT)
@@ -209,7 +209,7 @@ async def test_a_second_use_on_another_host_ends_as_outcome_unknown(
 async def test_a_refusal_of_the_first_use_has_the_successor_tried(
     place: Installation, brief: ScriptedProvider, tmp_path: Path
 ):
-    """Its bytes left after the other's: what that one brought may be over, and nobody else hears of it."""
+    """Its bytes left after the other's: its tokens may be revoked, and no other process learns of it."""
     connection = await place.connect(brief, STRICT)
     slow, quick = (Activities(place, (brief.allowance,), tmp_path / it, SHORT) for it in ("one", "another"))
     answers = asyncio.Event()

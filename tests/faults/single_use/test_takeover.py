@@ -38,7 +38,7 @@ def two_hosts(place: Installation, idp: ScriptedProvider, folder: Path) -> tuple
 async def test_a_reply_after_a_takeover_changes_nothing(
     place: Installation, lenient: ScriptedProvider, tmp_path: Path, refused: bool
 ):
-    """It changes nothing: the newer grant stays, a late no doesn't condemn it, and nobody loops."""
+    """The newer grant stays, also when the late reply is a refusal."""
     connection = await place.connect(lenient, NEVER_ROTATES)
     slow, quick = two_hosts(place, lenient, tmp_path)
     gate = asyncio.Event()
@@ -193,8 +193,8 @@ async def test_a_token_is_dated_by_the_send_that_brought_it(
 
 
 async def test_repeated_500s_do_not_end_the_grant(place: Installation, idp: ScriptedProvider, tmp_path: Path):
-    """A 500 doesn't say whether the token is spent. Sending again does, once nobody can be listening:
-    what would be lost by it is lost already (strict rotation, the access token over)."""
+    """A 500 doesn't say whether the token is spent. Sending again does, once no client can wait for a reply:
+    what it could lose is lost already (strict rotation, an expired access token)."""
     idp.script(ok(expires_in=1))
     connection = await place.connect(idp)
     here = Activities(place, (idp.allowance,), tmp_path / "here")

@@ -1,4 +1,4 @@
-"""One worker's activities, called without Temporal: with a journal folder of its own it is on another host."""
+"""One worker's activities, called without Temporal. A journal folder of its own makes it another host."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""One message that can't be delivered is in nobody else's way, and ends no relay."""
+"""One undeliverable message blocks no other and ends no relay."""
 
 import asyncio
 from datetime import timedelta
@@ -95,7 +95,7 @@ async def test_an_undeliverable_message_is_postponed_and_the_next_one_delivered(
     assert trouble.signalled == [GOOD]
     clock.advance(2)
     async with store.write() as tx:
-        (again,) = await tx.outbox.claim("somebody", clock.now(), timedelta(seconds=1))
+        (again,) = await tx.outbox.claim("another-relay", clock.now(), timedelta(seconds=1))
     assert (again.target, again.attempts) == (BAD, 1)
     assert "secret" not in (again.last_error or "")
 
@@ -137,7 +137,7 @@ async def test_a_message_of_a_newer_version_blocks_no_other(
     store: Store,  # noqa: F811  # the fixture
     clock: SetClock,  # noqa: F811  # the fixture
 ):
-    """As after the code was rolled back: whoever knows it delivers it."""
+    """After a rollback of the code: a newer worker delivers it."""
     trouble = Trouble()
     await put(store, clock, BAD)
     await put(store, clock, GOOD)
@@ -180,8 +180,8 @@ async def test_a_relay_cancelled_while_notified_ends(
             looked.set()
             return 0
 
-    nobody: Any = None
-    relay = Idle(store, nobody, nobody, clock, timedelta(hours=1))
+    unused: Any = None
+    relay = Idle(store, unused, unused, clock, timedelta(hours=1))
     running = asyncio.create_task(relay.run())
     await looked.wait()  # from here on it waits for a nudge
     relay.notify()

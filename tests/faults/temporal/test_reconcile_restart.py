@@ -106,7 +106,7 @@ async def test_a_pass_goes_on_where_the_worker_before_was(place: Installation, i
         for number in range(3)
     ]
     async with place.store.write() as tx:
-        for it in alone:  # and nobody starts their workflows
+        for it in alone:  # without their workflows
             await tx.connections.add(it)
     passed, second, third = sorted(it.id for it in alone)
     upkeep = ReconcileActivities(

@@ -72,7 +72,7 @@ async def test_needs_reauth_names_the_repairer_and_the_route(
     (lost,) = [it["data"] for it in bodies if it["type"] == EventType.NEEDS_REAUTH]
     assert (lost["reason"], lost["repairer"]) == (ErrorCode.GRANT_REJECTED, "subject")
     assert lost["reauthorize"] == f"/v1/connections/{connection.id}/reauthorize"
-    assert "connection.refreshed" not in {it["type"] for it in bodies}, "nobody asked for it"
+    assert "connection.refreshed" not in {it["type"] for it in bodies}, "the webhook did not subscribe to it"
 
 
 async def test_500s_then_ok_is_delivered_once_under_one_id(

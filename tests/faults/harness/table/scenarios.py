@@ -50,7 +50,7 @@ class Scenario:
     leased: bool = False
     unread: bool = False  # its definition can't read the provider's tokens, and is repaired meanwhile
     held: bool = False  # the provider answers late, and the worker is shut down meanwhile
-    ends: bool = False  # and is gone then, whatever it still waited for
+    ends: bool = False  # and it ends then, although it still waits
     crosses: Callable[[asyncio.Event], Answer] | None = None  # stopped, it goes on while another use waits
     rotations: tuple[Rotation, ...] = field(default=ROTATIONS)
 
