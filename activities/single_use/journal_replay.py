@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
+from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journaled_reply import JournaledReply
-from activities.single_use.protocol import REPLY_PURPOSES, SingleUseAttempt
+from activities.single_use.protocol import REPLY_PURPOSES
 from activities.single_use.registration_intent import drop_unsent_intent
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import LifecycleState

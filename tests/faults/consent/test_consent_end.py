@@ -14,7 +14,8 @@ from activities.grants.token_request import CODE_RULES
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journaled_reply import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
-from activities.support.provider_context import ProviderContext, ProviderContextLoader
+from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_context import ProviderContext
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome

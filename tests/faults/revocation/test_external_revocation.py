@@ -11,7 +11,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.maintenance.introspection import IntrospectionActivities
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
-from activities.support.provider_context import ProviderContextLoader
+from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.audit.external_revocation import apply_external_event
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState

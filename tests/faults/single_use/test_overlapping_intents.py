@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import text
 
 from activities.single_use import protocol
+from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.intent import commit_intent
-from activities.single_use.protocol import SingleUseAttempt
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin

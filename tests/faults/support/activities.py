@@ -20,7 +20,7 @@ from activities.single_use.circuit_breakers import CircuitBreakers
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journal_replay import JournalReplayer
 from activities.single_use.protocol import SingleUseProtocol
-from activities.support.provider_context import ProviderContextLoader
+from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
