@@ -68,8 +68,8 @@ def _grant_request(
             refresh = _refresh_request(command, connection, cause, call, now)
             return EventKind.REFRESH_ENDED, activity_calls.refresh_grant(refresh)
         case Command.VERIFY_LATE_TOKENS:
-            assert connection.late is not None
-            late = m.VerifyLateTokens(**call, attempt_id=connection.late)
+            assert connection.late_attempt is not None
+            late = m.VerifyLateTokens(**call, attempt_id=connection.late_attempt)
             return EventKind.LATE_VERIFICATION_ENDED, activity_calls.verify_late_tokens(late)
         case Command.LOOK_UP_ACCOUNTS:
             lookup = m.LookUpAccounts(**call, generation=generation)
@@ -88,7 +88,8 @@ def _refresh_request(
         **call,
         generation=generation,
         only_if_leased=command is Command.REFRESH_IF_LEASED,
-        token_over=connection.reported == generation or (known and no_token_to_protect(connection, now)),
+        token_over=connection.reported_generation == generation
+        or (known and no_token_to_protect(connection, now)),
     )
 
 

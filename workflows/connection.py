@@ -61,8 +61,8 @@ class ConnectionWorkflow:
     @workflow.init
     def __init__(self, start: m.ConnectionStart) -> None:
         self._start = start
-        self._connection = start.life
-        self._inbox = deque(_Ticket(event) for event in start.waiting)
+        self._connection = start.state
+        self._inbox = deque(_Ticket(event) for event in start.pending_events)
         self._cancelled = False  # by the operator
         self._busy = False  # a command is being carried out: the store may be ahead of the state
 
@@ -124,7 +124,7 @@ class ConnectionWorkflow:
             return
         waiting = tuple(ticket.event for ticket in self._inbox)
         state = self._connection.model_copy(update={"runs": self._connection.runs + 1})
-        changes = {"life": state, "waiting": waiting, "rules": NEWEST_RULES}
+        changes = {"state": state, "pending_events": waiting, "rules": NEWEST_RULES}
         workflow.continue_as_new(self._start.model_copy(update=changes))
 
     async def _finish_handlers(self) -> None:
@@ -141,21 +141,21 @@ class ConnectionWorkflow:
         self._connection = with_waiting_caller(self._connection, reply_to)
         if reply_to is not None:
             await self._send_token_ready(reply_to)
-        waiting = self._connection.reply_later
+        waiting = self._connection.waiting_callers
         if waiting and callers_can_be_told(self._connection):
-            self._connection = self._connection.model_copy(update={"reply_later": ()})
+            self._connection = self._connection.model_copy(update={"waiting_callers": ()})
             for caller in waiting:
                 await self._send_token_ready(caller)
 
     async def _send_token_ready(self, workflow_id: str) -> None:
         connection = self._connection
-        usable = connection.state is LifecycleState.ACTIVE and not connection.choosing
+        usable = connection.state is LifecycleState.ACTIVE and not connection.choice_pending
         message = m.TokenReady(
             connection_id=self._start.connection_id,
             generation=connection.generation,
             expires_at=connection.expires_at,
             problem=connection.refusal or (None if usable else blocking_reason(connection)),
-            again=workflow_id in connection.reply_later,
+            again=workflow_id in connection.waiting_callers,
         )
         try:
             await workflow.get_external_workflow_handle(workflow_id).signal(SignalName.TOKEN_READY, message)
@@ -225,7 +225,7 @@ class ConnectionWorkflow:
             return m.EnsureFreshResult(
                 generation=connection.generation, retry_after=connection.declined_s, declined=True
             )
-        again = connection.ask_at or connection.retry_at
+        again = connection.caller_retry_at or connection.retry_at
         return m.EnsureFreshResult(
             generation=connection.generation,
             problem=connection.refusal if older else None,
@@ -253,9 +253,9 @@ class ConnectionWorkflow:
             reason=reason,
             repairer=FAILURES[reason].repairer if reason else None,
             failures=connection.failures,
-            failed=connection.failed,
-            failing_since=connection.failing_since,
-            reply_later=connection.reply_later,
+            revocation_failure=connection.revocation_failure,
+            revocation_failing_since=connection.revocation_failing_since,
+            waiting_callers=connection.waiting_callers,
         )
 
     # --- what the above is made of -----------------------------------------------------

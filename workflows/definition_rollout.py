@@ -53,7 +53,7 @@ class DefinitionRolloutWorkflow:
         return await apply_definition_decision(m.DefinitionCall(**self._call(), overdue=overdue))
 
     async def _stage(self, result: m.DefinitionResult) -> m.DefinitionResult:
-        seen = f"{result.good} refreshes worked, {result.bad} only with the version before"
+        seen = f"{result.succeeded} refreshes worked, {result.failed} only with the version before"
         held = " (no evidence yet: it is held)" if result.next_check_s is not None else ""
         workflow.set_current_details(f"serves {result.share:.0%} of the connections: {seen}{held}")
         with suppress(TimeoutError):  # the counts decide

@@ -27,9 +27,9 @@ def connection_details(start: ConnectionStart, connection: ConnectionState, time
         lines.append(f"- `{connection.reason}`: {rule.meaning} To repair ({rule.repairer}): {rule.repair}")
     if connection.failures:
         lines.append(f"- failures in a row: {connection.failures}")
-    if connection.failed is not None and connection.failing_since is not None:
-        since = connection.failing_since.isoformat()
-        lines.append(f"- revocation fails since {since}, last with `{connection.failed}`")
+    if connection.revocation_failure is not None and connection.revocation_failing_since is not None:
+        since = connection.revocation_failing_since.isoformat()
+        lines.append(f"- revocation fails since {since}, last with `{connection.revocation_failure}`")
     if connection.revocation is not None:
         lines.append(f"- revocation: {connection.revocation}")
     return "\n".join(lines)

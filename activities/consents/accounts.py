@@ -2,10 +2,9 @@
 
 from temporalio import activity
 
-from activities.support.context_loader import ProviderContextLoader
 from activities.support.failures import failed_grant_result
 from activities.support.heartbeat import heartbeating
-from activities.support.provider_context import ProviderContext
+from activities.support.provider_context import ProviderContext, ProviderContextLoader
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
@@ -37,7 +36,7 @@ class AccountActivities:
                 context = await self._contexts.load(request.tenant, request.connection_id)
                 if context.grant is None or context.connection.follow_up is not FollowUp.LOOKING_UP:
                     return GrantResult(
-                        generation=context.connection.generation, choosing=_awaits_choice(context)
+                        generation=context.connection.generation, choice_pending=_awaits_choice(context)
                     )
                 return await self._look_up(request, context, context.grant)
             except Failure as failure:
@@ -76,7 +75,7 @@ class AccountActivities:
         grant = await tx.grants.get(request.tenant, request.connection_id)
         looking = current.follow_up is FollowUp.LOOKING_UP and current.state is LifecycleState.ACTIVE
         if grant is None or not looking or current.generation != context.connection.generation:
-            return GrantResult(generation=current.generation, look_up=looking)
+            return GrantResult(generation=current.generation, account_lookup_needed=looking)
         after, option = current, None
         if any(lookup.choose for lookup in context.spec.post_auth):
             after, option = current.accounts_found(options, now)

@@ -8,8 +8,8 @@ from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
 from activities.grants.services import GrantServices
 from activities.grants.token_replies import merge_callback
 from activities.grants.token_slots import install_further_slots
-from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.attempt_tracker import open_attempt
+from activities.single_use.protocol import SingleUseAttempt
 from activities.support.connection_health import denied_source, record_recovery
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, load_connection
@@ -18,9 +18,8 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, RetryAdvice
-from evergrant_server.core.lifecycle.late_tokens import STATES_WITHOUT_GRANT
-from evergrant_server.core.messages.activities import ExchangeCode, RequestFirstTokens
-from evergrant_server.core.messages.connection import GrantResult
+from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
+from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RequestFirstTokens
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Transaction
 
@@ -66,7 +65,7 @@ class FirstGrantOutcome(GrantOutcome):
             requested=consent.scopes,
             at=since,
             renewable=context.renewable or context.issues_short_lived_token,
-            interim=context.issues_short_lived_token,
+            short_lived=context.issues_short_lived_token,
         )
         saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
         await install_further_slots(tx, self.services.store.ring, request, saved, tokens, since, now)

@@ -162,7 +162,7 @@ def _result(definition: Definition) -> DefinitionResult:
     return DefinitionResult(
         state=definition.state,
         share=definition.share,
-        good=definition.succeeded,
-        bad=definition.failed,
+        succeeded=definition.succeeded,
+        failed=definition.failed,
         decided=definition.approved is not None,
     )

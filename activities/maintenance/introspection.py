@@ -8,8 +8,7 @@ from temporalio import activity
 
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
 from activities.single_use.attempt_tracker import open_attempt
-from activities.support.context_loader import ProviderContextLoader
-from activities.support.provider_context import ProviderContext
+from activities.support.provider_context import ProviderContext, ProviderContextLoader
 from activities.support.transactions import commit_with_retries
 from evergrant_server.audit.external_revocation import apply_external_event
 from evergrant_server.core.access import Integration
@@ -91,7 +90,7 @@ class IntrospectionActivities:
         return IntrospectGrantsResult(
             checked=outcomes.total(),
             ended=outcomes[ReportDecision.ENDED],
-            asked=outcomes[ReportDecision.REFRESH_REQUESTED],
+            refresh_requested=outcomes[ReportDecision.REFRESH_REQUESTED],
             failed=outcomes["failed"],
         )
 

@@ -12,7 +12,7 @@ from evergrant_server.core.single_use.attempt import Attempt
 def obtained_at(clock: Clock, attempt: Attempt, tokens: TokenSet) -> datetime:
     """When tokens that have just arrived were issued, by the median of three clocks where all are known."""
     temporal = activity.info().started_time - attempt.opened_at if activity.in_activity() else None
-    provider = None if tokens.said_at is None else tokens.said_at - clock.now()
+    provider = None if tokens.server_time is None else tokens.server_time - clock.now()
     return attempt.tokens_valid_from(tokens.expires_in) + clock_correction(temporal, provider)
 
 

@@ -1,6 +1,5 @@
-"""The words of Evergrant as pure code: states, events, grants, schedules, failures, messages.
+"""The domain as pure code: connections, their lifecycle, single-use credentials, failures, messages.
 
-Imports the standard library and pydantic, nothing else: workflows import it inside
-Temporal's sandbox. Time and chance are arguments here; nothing in this package reads a
-clock inside a predicate, opens a file or talks to a network.
+Imports only the standard library and pydantic: workflows import it inside Temporal's sandbox. Time
+and chance are arguments; no function here opens a file or a connection to a network.
 """

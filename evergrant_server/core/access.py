@@ -16,7 +16,7 @@ class Endpoints(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     issuer: str | None = None
-    authorization_endpoint: str | None = None  # None: nobody consents in a browser there
+    authorization_endpoint: str | None = None  # None: the provider has no consent in a browser
     token_endpoint: str
     refresh_endpoint: str | None = None
     revocation_endpoint: str | None = None
@@ -43,7 +43,7 @@ class IntegrationState(StrEnum):
 
 
 class RegistrationMethod(StrEnum):
-    """How we come by a client id, when nobody gives one."""
+    """How Evergrant gets a client id when the admin gives none."""
 
     DYNAMIC = "dynamic"  # RFC 7591: the server makes one
     METADATA_DOCUMENT = "metadata_document"  # it is the URL of a document about us, which the server reads
@@ -85,7 +85,7 @@ class Integration(BaseModel):
     revision: int = 1
 
     def with_provider_rules(self, known: RefreshRules) -> "Integration":
-        """With the refresh rules that its provider's definition knows now, and the admin's over them."""
+        """With the refresh rules of its provider's current definition, and the admin's over them."""
         if self.refresh_overrides is None:
             return self
         rules = RefreshRules.model_validate({**known.model_dump(), **self.refresh_overrides})
@@ -136,7 +136,7 @@ class Permit(BaseModel):
     """A rule that lets an app use connections.
 
     `integration` is a name, or `*` for every one. `subjects` holds exact subjects, or `*`.
-    `scope_ceiling` None means whatever the connection has. An `admin` permit reaches the
+    `scope_ceiling` None: every scope of the connection. An `admin` permit reaches the
     tenant's configuration, not tokens: those need `token`.
     """
 

@@ -1,4 +1,4 @@
-"""The words of the audit log: what is recorded, and what every record says."""
+"""The audit log's actions, and what every record holds."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -81,7 +81,7 @@ class AuditAction(StrEnum):
 
 
 class AuditEntry(BaseModel):
-    """What happened, before it has a place in a chain. `detail` holds facts, never a secret."""
+    """What happened, before it has a place in a hash chain. `detail` holds facts, never a secret."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -95,7 +95,7 @@ class AuditEntry(BaseModel):
 
 
 class AuditRecord(AuditEntry):
-    """An entry in its chain: gapless `seq` per (tenant, shard), each hash covering the one before."""
+    """An entry in its chain: gapless `seq` per (tenant, lane), each hash covering the one before."""
 
     shard: str
     seq: int

@@ -1,4 +1,4 @@
-"""Time as an argument: what everything outside a workflow asks for the hour."""
+"""The `Clock` port, and arithmetic with moments. Workflows use Temporal's clock instead."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -6,15 +6,15 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Says what time it is, always in UTC."""
+    """The time of day, in UTC."""
 
     def now(self) -> datetime: ...
 
 
-CLOCK_SKEW = timedelta(minutes=2)  # clocks of different hosts may differ by this much, and nobody minds
+CLOCK_SKEW = timedelta(minutes=2)  # the clocks of two hosts may differ by this much
 
 LATEST = datetime(9999, 12, 30, tzinfo=UTC)  # a day of room, so that every time zone has it
-MAX_LIFETIME = timedelta(days=36_500)  # nothing that is said to last longer is meant
+MAX_LIFETIME = timedelta(days=36_500)  # a longer lifetime is taken for a mistake
 
 
 def add_time(at: datetime, by: timedelta | float) -> datetime:
@@ -28,8 +28,8 @@ def add_time(at: datetime, by: timedelta | float) -> datetime:
 def clock_correction(*others: timedelta | None) -> timedelta:
     """What to add to our clock, from how far two other clocks are ahead of it.
 
-    The middle of three counts, so that neither one wrong clock is followed, be it ours, nor a
-    provider's that is a day off. With fewer than three there is no telling: zero.
+    The median of three, so that one wrong clock is never followed, whichever it is. Zero when
+    fewer than three are known.
     """
     known = sorted([timedelta(0), *(it for it in others if it is not None)])
     middle = known[1] if len(known) == 3 else timedelta(0)

@@ -1,7 +1,7 @@
-"""A definition that a tenant brings: proposed, checked, decided, and rolled out in stages. Pure.
+"""A provider definition of a tenant: proposed, checked, decided, and rolled out in stages. Pure.
 
-One that replaces another serves a share of the connections first. What it fails is asked again
-the way it was asked before, and counted; the counts decide whether it rolls on or back.
+A version that replaces another serves a share of the connections first. A refresh that fails with
+it is repeated with the version before, and counted; the counts decide whether it rolls on or back.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ HELD_CHECK_INTERVAL_S = 21_600.0  # seconds between two looks at one that is hel
 class DefinitionState(StrEnum):
     """Where a version of a definition is."""
 
-    CHECKING = "checking"  # a worker is looking at it
-    WAITING = "waiting"  # sound; an admin decides
-    UNSOUND = "unsound"  # a check found a problem; propose another version
+    CHECKING = "checking"  # a worker runs the checks
+    WAITING = "waiting"  # without a problem; an admin decides
+    UNSOUND = "unsound"  # a check found a problem; the admin proposes another version
     REJECTED = "rejected"
-    STAGED = "staged"  # serves a share of the connections, and is watched
+    STAGED = "staged"  # serves a share of the connections, and is evaluated
     ACTIVE = "active"  # serves all
     ROLLED_BACK = "rolled_back"
     REPLACED = "replaced"  # a newer version is active
@@ -44,7 +44,7 @@ class DefinitionState(StrEnum):
 
 class CheckLevel(StrEnum):
     OK = "ok"
-    WARNING = "warning"  # for whoever decides
+    WARNING = "warning"  # for the admin who decides
     PROBLEM = "problem"  # can't be approved
 
 
@@ -52,7 +52,7 @@ HOSTS_CHECK = "hosts"  # the check of where secrets go
 
 
 class CheckResult(BaseModel):
-    """What one check by machine says. No secret: hosts, statuses and names of fields."""
+    """The result of one check. No secret: hosts, statuses and names of fields."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,7 +73,7 @@ class Rollout(BaseModel):
 
     @property
     def check_interval_s(self) -> float:
-        """Seconds between two looks at a stage."""
+        """Seconds between two evaluations of a stage."""
         return max(self.stage_s / _CHECKS_PER_STAGE, _SHORTEST_CHECK_INTERVAL_S)
 
     def model_post_init(self, context: Any, /) -> None:
@@ -97,7 +97,7 @@ class Definition(BaseModel):
     rollout: Rollout = Rollout()
     findings: tuple[CheckResult, ...] = ()
     succeeded: int = 0  # refreshes in this stage that worked
-    failed: int = 0  # and those that had to be asked again the way before
+    failed: int = 0  # and those that had to be repeated with the version before
     proposed_by: str
     decided_by: str | None = None
     approved: bool | None = None
@@ -108,7 +108,7 @@ class Definition(BaseModel):
 
     @property
     def changes_secret_hosts(self) -> bool:
-        """A check found that secrets would go where they don't go now."""
+        """A check found that secrets would go to other hosts than now."""
         return any(it.check == HOSTS_CHECK and it.level is CheckLevel.WARNING for it in self.findings)
 
     def serves(self, identity: str | None) -> bool:
@@ -123,14 +123,14 @@ class Definition(BaseModel):
         return self._with(at, state=state, findings=tuple(findings))
 
     def with_decision(self, by: str, reason: str | None, at: datetime, *, approved: bool) -> "Definition":
-        """An admin has said yes or no; the workflow carries it out."""
+        """An admin has decided; the workflow carries it out."""
         return self._with(at, decided_by=by, approved=approved, reason=reason)
 
     def rejected(self, at: datetime, reason: str | None = None) -> "Definition":
         return self._with(at, state=DefinitionState.REJECTED, reason=self.reason or reason)
 
     def started(self, at: datetime, *, replaces: bool) -> "Definition":
-        """The first stage; a provider that was not there before has nothing to be staged against."""
+        """The first stage; the first version of a provider is active at once."""
         if not replaces:
             return self._with(at, state=DefinitionState.ACTIVE, share=1.0)
         return self._staged(self.rollout.shares[0], at)
@@ -162,14 +162,14 @@ class RolloutVerdict(StrEnum):
     HOLD = "hold"  # no evidence yet, for longer than a stage should last: looked at more rarely
 
 
-_MIN_FAILURES = 3  # one or two may be the provider's doing
+_MIN_FAILURES = 3  # one or two may be the provider's fault
 
 
 def judge_rollout(staged: Definition, now: datetime) -> RolloutVerdict:
-    """What the stage so far says. Too many failures end it at once; too few refreshes prolong it.
+    """What the counts of the stage say. Too many failures end it at once; too few refreshes prolong it.
 
-    A stage that has seen nothing for long goes on to a larger share, in which somebody may be.
-    Nothing becomes active that nobody has seen work: at the last share it is held, staged.
+    A stage without a refresh for long goes on to a larger share. A version becomes active only after
+    a refresh has worked: at the last share it is held, staged.
     """
     seen = staged.succeeded + staged.failed
     bad = staged.failed > staged.rollout.most_bad * seen
@@ -183,15 +183,15 @@ def judge_rollout(staged: Definition, now: datetime) -> RolloutVerdict:
         return RolloutVerdict.ROLL_ON
     if now < staged.changed_at + stage * LONGEST_STAGE:
         return RolloutVerdict.WAIT
-    speaks_for_it = staged.succeeded > 0 and not bad
-    nobody_there = seen == 0 and staged.share < 1
-    return RolloutVerdict.ROLL_ON if speaks_for_it or nobody_there else RolloutVerdict.HOLD
+    works = staged.succeeded > 0 and not bad
+    unused = seen == 0 and staged.share < 1
+    return RolloutVerdict.ROLL_ON if works or unused else RolloutVerdict.HOLD
 
 
 def serving_versions(versions: Sequence[Definition], identity: str | None) -> tuple[Definition | None, ...]:
     """The version that answers for `identity`, and while it is staged the one that did before.
 
-    None stands for the catalogue's own. One element means that there is nothing to fall back on.
+    None stands for the catalogue's own. With one element there is no version to fall back on.
     """
     serving = sorted((it for it in versions if it.serves(identity)), key=lambda it: -it.version)
     if not serving:
@@ -203,6 +203,6 @@ def serving_versions(versions: Sequence[Definition], identity: str | None) -> tu
 
 
 def _rollout_position(id: str, identity: str) -> float:
-    """Where a connection stands in [0, 1): the same in every stage of a version, another in the next."""
+    """A connection's position in [0, 1): the same in every stage of a version, another in the next."""
     digest = hashlib.sha256(f"{id}:{identity}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64

@@ -1,7 +1,7 @@
-"""Events for receivers outside: which audit record is one, and what it says. Pure.
+"""Events for webhooks: which audit record is which event, and the event's body. Pure.
 
-Which record is which event is one table here, so that nothing is told that isn't in the audit
-log. Doesn't know who listens: that is `webhooks`.
+One table maps records to events, so that every event is in the audit log. Subscriptions are in
+`webhooks`.
 """
 
 import json
@@ -20,7 +20,7 @@ from evergrant_server.core.ids import ConnectionId, EventId, Tenant
 
 
 class EventType(StrEnum):
-    """What a webhook may be told. Add, never rename."""
+    """The events a webhook can subscribe to. Add, never rename."""
 
     CREATED = "connection.created"
     REFRESHED = "connection.refreshed"
@@ -30,7 +30,7 @@ class EventType(StrEnum):
     OUTCOME_UNKNOWN = "connection.outcome_unknown"
     EXPIRING = "connection.expiring"
     REVOKED = "connection.revoked"
-    PING = "webhook.ping"  # asked for by hand, for one webhook
+    PING = "webhook.ping"  # an admin tests one webhook
 
 
 CONNECTION_EVENTS = tuple(it for it in EventType if it is not EventType.PING)
@@ -38,8 +38,8 @@ DEFAULT_EVENTS = tuple(
     it for it in CONNECTION_EVENTS if it is not EventType.REFRESHED
 )  # hourly, each connection
 
-# their records say what was wrong before
-_ALL_IS_WELL = (EventType.CREATED, EventType.REFRESHED, EventType.RECOVERED)
+# their records may hold the reason of the failure before
+_WITHOUT_FAILURE = (EventType.CREATED, EventType.REFRESHED, EventType.RECOVERED)
 
 _Detail = Mapping[str, Any]
 _Judge = Callable[[_Detail], tuple[EventType, ...]]
@@ -50,15 +50,14 @@ def _always(*types: EventType) -> _Judge:
 
 
 def _installed(detail: _Detail) -> tuple[EventType, ...]:
-    """The first grant of a connection. A later consent is told as `recovered`, when it ended something."""
+    """The first grant of a connection. A later consent is `recovered`, if it ended a failure."""
     return (EventType.CREATED,) if detail.get("generation") == 1 else ()
 
 
 def _needs_reauth(detail: _Detail) -> tuple[EventType, ...]:
-    """A lost answer is two facts: the subject must act, and the platform (or the line) lost a token.
+    """A lost reply is two events: the subject must act, and a token was lost.
 
-    Who asks subjects to reconnect listens to the first alone and must not miss one; who counts
-    losses listens to the second.
+    An app that asks subjects to reconnect subscribes to the first, an operator to the second.
     """
     if detail.get("reason") == ErrorCode.OUTCOME_UNKNOWN:
         return (EventType.NEEDS_REAUTH, EventType.OUTCOME_UNKNOWN)
@@ -78,13 +77,13 @@ EVENTS_BY_ACTION: dict[AuditAction, _Judge] = {
 
 
 def events_of(action: AuditAction, detail: _Detail) -> tuple[EventType, ...]:
-    """The events that an audit record is; none for most."""
+    """The events of an audit record; most have none."""
     judge = EVENTS_BY_ACTION.get(action)
     return () if judge is None else judge(detail)
 
 
 class WebhookEvent(BaseModel):
-    """One fact, and the bytes that are sent to whoever wants to know. No secret."""
+    """One event and its bytes, for every webhook that subscribes to it. No secret."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -93,7 +92,7 @@ class WebhookEvent(BaseModel):
     type: EventType
     connection_id: ConnectionId | None
     at: datetime
-    body: str  # JSON, kept as text: what is signed is exactly this
+    body: str  # JSON as text: exactly these bytes are signed
     revision: int = 1
 
 
@@ -111,7 +110,7 @@ class EventData(BaseModel):
     expires_at: datetime | None = Field(description="when the access token ends; null: never, or no token")
     refresh_expires_at: datetime | None = Field(description="when the refresh token ends, if that is known")
     ends_at: datetime | None = Field(description="with `connection.expiring`: when it ends for good")
-    reason: ErrorCode | None = Field(description="why it needs somebody: a code of errors.md")
+    reason: ErrorCode | None = Field(description="why a person has to act: a code of errors.md")
     repairer: Repairer | None = Field(description="who has to act")
     reauthorize: str | None = Field(
         description="where to POST for a new connect link, when the subject has to act; a path of the API"
@@ -133,12 +132,12 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
     """The event as it is sent."""
     reason = (
         connection.reason
-        if type in _ALL_IS_WELL
+        if type in _WITHOUT_FAILURE
         else _reason(entry.detail.get("reason")) or connection.reason
     )
     repairer = FAILURES[reason].repairer if reason else None
     if type is EventType.EXPIRING and not connection.flow.is_client_grant:
-        repairer = Repairer.SUBJECT  # nothing is wrong yet, and nobody else can keep it alive
+        repairer = Repairer.SUBJECT  # only the subject can keep it alive
     asks = repairer is Repairer.SUBJECT and not connection.state.is_final
     names = {"tenant", "integration", "provider", "subject", "label", "state", "generation", "revocation"}
     data = EventData(
@@ -155,22 +154,22 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
 
 
 def ping_body(tenant: Tenant, webhook: str, at: datetime) -> str:
-    said = {
+    body = {
         "type": EventType.PING,
         "timestamp": at.isoformat(),
         "data": {"tenant": tenant, "webhook": webhook},
     }
-    return json.dumps(said, separators=(",", ":"))
+    return json.dumps(body, separators=(",", ":"))
 
 
-def _reason(said: object) -> ErrorCode | None:
-    """The code that a record gives; some give words of a person or a provider instead."""
-    return ErrorCode(said) if isinstance(said, str) and said in set(ErrorCode) else None
+def _reason(value: object) -> ErrorCode | None:
+    """The code of a record; some hold the words of a person or a provider instead."""
+    return ErrorCode(value) if isinstance(value, str) and value in set(ErrorCode) else None
 
 
-def _moment(said: object) -> datetime | None:
-    """A moment that a record gives. One that can't be read is left out: the record matters more."""
+def _moment(value: object) -> datetime | None:
+    """A moment of a record; one that can't be parsed is left out."""
     try:
-        return datetime.fromisoformat(said) if isinstance(said, str) else None
+        return datetime.fromisoformat(value) if isinstance(value, str) else None
     except ValueError:
         return None

@@ -11,11 +11,11 @@ from evergrant_server.core.ids import ExportId, Tenant
 class ExportStatus(StrEnum):
     RUNNING = "running"  # a worker is sealing
     READY = "ready"  # every line is there
-    GONE = "gone"  # the lines were deleted: fetched, or nobody came for them
+    GONE = "gone"  # the lines were deleted: fetched, or expired
 
 
 class ExportFilters(BaseModel):
-    """Which connections; None narrows nothing."""
+    """Which connections; None: all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

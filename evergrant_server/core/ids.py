@@ -45,14 +45,14 @@ _SLUG = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 
 
 def new_id(prefix: str) -> str:
-    """A fresh random id such as `con_…`. Raises ValueError for a prefix nobody owns."""
+    """A new random id such as `con_…`. Raises ValueError for an unknown prefix."""
     if prefix not in PREFIXES:
         raise ValueError(f"no id has the prefix {prefix!r}")
     return f"{prefix}_" + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
 
 
 def derived_id(prefix: str, *parts: str | int) -> str:
-    """The one id with this prefix for these parts: who derives it twice means the same thing."""
+    """The id with this prefix that these parts always give."""
     if prefix not in PREFIXES:
         raise ValueError(f"no id has the prefix {prefix!r}")
     digest = hashlib.sha256(repr(parts).encode()).digest()

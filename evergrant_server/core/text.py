@@ -1,10 +1,10 @@
-"""Text from outside. Pure."""
+"""Which text from outside can be stored. Pure."""
 
 from typing import cast
 
 
 def is_storable_text(text: str) -> bool:
-    """Every column and every answer of ours can hold it. JSON may name half a character, and NUL."""
+    """No NUL and no lone surrogate, which JSON allows and the store doesn't."""
     return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 

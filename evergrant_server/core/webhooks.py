@@ -1,8 +1,8 @@
-"""Webhooks: who is told which events, how a message is signed, when it is tried again. Pure.
+"""Webhooks: subscriptions, signatures, and when a delivery is tried again. Pure.
 
-Two waits, because two things can be wrong. A delivery that fails waits by itself (`WAITS`), so
-that one event that a receiver chokes on is not in the others' way. An endpoint that fails is left
-alone as a whole (`pause_after`) and then gets one try at a time, however much has gathered.
+Two waits, for two kinds of failure. A delivery that fails waits by itself (`RETRY_DELAYS`), so that
+one event that a receiver can't process doesn't delay the others. An endpoint that fails is paused
+as a whole (`endpoint_pause`), and then gets one delivery at a time until one succeeds.
 """
 
 import base64
@@ -22,7 +22,7 @@ from evergrant_server.core.secret import Secret
 ANY_INTEGRATION: Literal["*"] = "*"
 SECRET_PREFIX = "whsec_"
 SECRET_BYTES = 32  # Standard Webhooks asks for 24 to 64
-IDLE_TIMEOUT = timedelta(minutes=5)  # a workflow without work ends after this; a burst shares one
+IDLE_TIMEOUT = timedelta(minutes=5)  # a workflow without deliveries ends after this
 _QUIET = timedelta(days=2)  # longer than any wait between two tries of a delivery
 LONGEST_HISTORY = 2000  # events after which a run continues as new
 
@@ -30,14 +30,14 @@ LONGEST_HISTORY = 2000  # events after which a run continues as new
 class DisabledBy(StrEnum):
     ADMIN = "admin"
     GONE = "gone"  # the endpoint answered 410
-    FAILING = "failing"  # nothing got through for as long as the setting allows
+    FAILING = "failing"  # no delivery succeeded for as long as the setting allows
 
 
 class Webhook(BaseModel):
-    """Who is told what. The signing secret, and the one before it, stay in the store.
+    """An endpoint and its subscriptions. The signing secret, and the one before it, stay in the store.
 
-    `failures` counts tries that failed in a row at this endpoint, whatever the event; `paused_until`
-    is when the next one goes out, and until it succeeds only one at a time does.
+    `failures` counts failed deliveries in a row at this endpoint, of any event; `paused_until` is when
+    the next one is sent, one at a time until one succeeds.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,12 +68,12 @@ class Webhook(BaseModel):
         )
 
     def enabled(self) -> "Webhook":
-        """As good as new: what waited is tried at once."""
+        """Without failures: waiting deliveries are tried at once."""
         fresh = {"disabled_by": None, "failures": 0, "failing_since": None, "paused_until": None}
         return self.model_copy(update=fresh)
 
     def paused(self, now: datetime) -> bool:
-        """True while the endpoint is left alone."""
+        """No delivery is sent meanwhile."""
         return self.paused_until is not None and now < self.paused_until
 
     def disabled_as_gone(self) -> "Webhook":
@@ -85,7 +85,7 @@ class Webhook(BaseModel):
     def failed(self, now: datetime, retry_after: float | None, give_up_after: timedelta) -> "Webhook":
         """One more failure in a row; disabled when they have gone on for `give_up_after`.
 
-        After days in which nothing was tried it is the first: nobody knows how the endpoint was meanwhile.
+        After days without a delivery the count starts again.
         """
         again = self.paused_until is not None and now - self.paused_until <= _QUIET
         failures = self.failures + 1 if again else 1
@@ -107,14 +107,14 @@ class DeliveryStatus(StrEnum):
 
 
 class DeliveryProblem(StrEnum):
-    """Why a try did not deliver. What the receiver said is not kept."""
+    """Why a delivery failed. The receiver's reply is not kept."""
 
     REFUSED = "refused"  # a status outside 2xx
     REDIRECTED = "redirected"  # a redirect is not followed: its target was never checked
-    GONE = "gone"  # 410: the receiver wants no more
+    GONE = "gone"  # 410: the receiver wants no further events
     TIMED_OUT = "timed_out"
     UNREACHABLE = "unreachable"
-    UNREADABLE = "unreadable"  # an answer without end, or one that is no HTTP
+    UNREADABLE = "unreadable"  # an endless reply, or one that isn't HTTP
     EGRESS_REFUSED = "egress_refused"  # the address is not one we connect to
 
 
@@ -138,7 +138,7 @@ class Delivery(BaseModel):
     event_id: EventId
     event_type: EventType
     status: DeliveryStatus = DeliveryStatus.PENDING
-    by_hand: bool = False  # a ping or a replay: goes before the others, and not into a pause
+    by_hand: bool = False  # a ping or a replay: sent before the others, and during a pause
     attempts: int = 0
     tries: int = 0
     response_status: int | None = None
@@ -219,7 +219,7 @@ def retry_delay(tries: int, share: float) -> timedelta | None:
 
 
 def endpoint_pause(failures: int, retry_after: float | None, share: float) -> timedelta:
-    """How long an endpoint is left alone after so many failures in a row, whatever waits for it."""
+    """How long an endpoint is paused after so many failures in a row."""
     wait = min(_FIRST_PAUSE * 2 ** min(failures - 1, 20), _LONGEST_PAUSE) * (0.8 + 0.4 * share)
     if retry_after is not None:
         wait = max(wait, timedelta(seconds=min(retry_after, _LONGEST_WAIT_ASKED)))

@@ -86,12 +86,12 @@ class DriftRepair:
                 await self._resend_revoke(current)
             case Drift.WORKFLOW_BEHIND if await self._is_settled(current):
                 restarted = await self._starter.start(
-                    current, replace_running=True, pending_replies=known.reply_later
+                    current, replace_running=True, pending_replies=known.waiting_callers
                 )
                 return CheckedConnection(current, restarted=restarted)
             case _:
                 pass
-        return CheckedConnection(current, pending_replies=known.reply_later)
+        return CheckedConnection(current, pending_replies=known.waiting_callers)
 
     async def restart(self, connection: Connection) -> CheckedConnection:
         """Terminate the run and start another from the store, in one call.

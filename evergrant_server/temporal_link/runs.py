@@ -138,6 +138,7 @@ def _generation_in(payload: dict[str, Any]) -> int:
         return 0
     if not isinstance(content, dict):
         return 0
-    state = content.get("life", content)
-    generation = state.get("generation") if isinstance(state, dict) else None
+    start_state = content.get("state")  # of a ConnectionStart; a result has the generation beside its state
+    facts = start_state if isinstance(start_state, dict) else content
+    generation = facts.get("generation")
     return generation if isinstance(generation, int) else 0

@@ -57,7 +57,7 @@ def connection(
         search_attributes.TENANT: start.tenant,
         search_attributes.PROVIDER: start.provider,
         search_attributes.INTEGRATION: start.integration,
-        search_attributes.STATE: start.life.state,
+        search_attributes.STATE: start.state.state,
         search_attributes.SUBJECT: start.subject_hash,
     }
     pairs = [

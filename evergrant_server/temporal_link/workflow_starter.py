@@ -91,9 +91,9 @@ class WorkflowStarter:
             provider=connection.provider,
             subject_hash=self._ring.subject_hash(tenant, connection.subject),
             rules=NEWEST_RULES,
-            life=life.model_copy(update={"generation": max(life.generation, known_generation)}),
+            state=life.model_copy(update={"generation": max(life.generation, known_generation)}),
             context=RECONCILE_CONTEXT,
-            waiting=await _waiting_events(tx, connection),
+            pending_events=await _waiting_events(tx, connection),
         )
 
     async def _refresh_rules(
@@ -127,6 +127,6 @@ def _with_pending_replies(start: ConnectionStart, pending_replies: tuple[str, ..
     """The message for a run that owes these workflows a reply, and sends it at once if it can."""
     if not pending_replies:
         return start
-    life = start.life.model_copy(update={"reply_later": pending_replies})
-    waiting = (*start.waiting, _event(EventKind.TIMER_FIRED))
-    return start.model_copy(update={"life": life, "waiting": waiting})
+    life = start.state.model_copy(update={"waiting_callers": pending_replies})
+    waiting = (*start.pending_events, _event(EventKind.TIMER_FIRED))
+    return start.model_copy(update={"state": life, "pending_events": waiting})

@@ -135,7 +135,7 @@ def _read_token_set(
         refresh_expires_in=refresh_expires_in,
         scopes=scopes,
         metadata=_metadata(spec, data),
-        said_at=reply_date(reply.headers),
+        server_time=reply_date(reply.headers),
     )
 
 

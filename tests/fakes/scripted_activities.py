@@ -98,7 +98,7 @@ class ScriptedActivities:
             obtained_at=now,
             expires_at=now + self.lifetime,
             refreshable=True,
-            idle_s=self.idle_s,
+            refresh_token_idle_s=self.idle_s,
         )
 
     @activity.defn(name=ActivityName.EXCHANGE_CODE)

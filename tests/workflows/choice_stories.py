@@ -23,12 +23,12 @@ async def accounts_looked_up_and_chosen(client: Client) -> Life:
         obtained_at=now,
         expires_at=now + timedelta(hours=1),
         refreshable=True,
-        look_up=True,
+        account_lookup_needed=True,
     )
     async with living(client, scripted) as life:
         scripted.answers[ActivityName.EXCHANGE_CODE].append(news)
         away = GrantResult(failure=ErrorCode.PROVIDER_ERROR)
-        several = news.model_copy(update={"look_up": False, "choosing": True})
+        several = news.model_copy(update={"account_lookup_needed": False, "choice_pending": True})
         scripted.answers[ActivityName.LOOK_UP_ACCOUNTS] += [away, several]
         await life.consent()
         await life.until(lambda d: d.reason is ErrorCode.CHOICE_REQUIRED)

@@ -63,10 +63,10 @@ async def interim_exchanged(client: Client) -> Life:
         obtained_at=now,
         expires_at=None,
         refreshable=True,
-        interim=True,
+        short_lived=True,
     )
     end = now + timedelta(days=60)
-    kept = first.model_copy(update={"generation": 2, "expires_at": end, "interim": False})
+    kept = first.model_copy(update={"generation": 2, "expires_at": end, "short_lived": False})
     scripted.answers[ActivityName.EXCHANGE_CODE].append(first)
     long_lived = kept.model_copy(update={"refresh_expires_at": end, "ends_together": True})
     scripted.answers[REFRESH] += [GrantResult(failure=ErrorCode.PROVIDER_ERROR), long_lived]

@@ -38,7 +38,7 @@ def a_start(**life: Any) -> m.ConnectionStart:
         provider="generic",
         subject_hash="00" * 16,
         rules=NEWEST_RULES,
-        life=m.ConnectionState(**life),
+        state=m.ConnectionState(**life),
         context=ASKED,
     )
 
@@ -111,7 +111,7 @@ async def living(
 ) -> AsyncIterator[Life]:
     """Start a worker on a queue of its own, and a connection on it."""
     scripted = scripted or ScriptedActivities()
-    start = a_start(**life).model_copy(update={"waiting": waiting})
+    start = a_start(**life).model_copy(update={"pending_events": waiting})
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(a_worker(client, scripted, f"queue-{start.connection_id}"))
         handle = await client.start_workflow(

@@ -266,10 +266,10 @@ async def test_a_run_that_begins_with_a_token_tells_those_who_waited_for_it(clie
     queue = f"waited-{new_id('out')}"
     async with Worker(client, task_queue=queue, workflows=[ToldOnce]):
         waiter = await client.start_workflow(ToldOnce.run, id=queue, task_queue=queue)
-        life = {"state": LifecycleState.ACTIVE, "generation": 3, "reply_later": (queue,)}
+        life = {"state": LifecycleState.ACTIVE, "generation": 3, "waiting_callers": (queue,)}
         async with living(client, waiting=(look,), **life) as connection, asyncio.timeout(20):
             assert await waiter.result() == 3
-            assert (await connection.describe()).reply_later == ()
+            assert (await connection.describe()).waiting_callers == ()
 
 
 async def test_a_caller_that_is_gone_disturbs_nobody(client: Client):

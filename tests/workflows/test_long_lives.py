@@ -167,9 +167,12 @@ async def test_a_revocation_outlasts_five_days_without_the_provider(rules: int):
                 env.client.get_workflow_handle(handle.id, result_type=m.ConnectionEnded), scripted, start
             )
             said = await life.describe()
-            assert (said.state, said.failed) == (LifecycleState.REVOKING, ErrorCode.PROVIDER_UNREACHABLE)
-            assert said.failing_since is not None
-            assert said.failing_since - begin < timedelta(minutes=1)
+            assert (said.state, said.revocation_failure) == (
+                LifecycleState.REVOKING,
+                ErrorCode.PROVIDER_UNREACHABLE,
+            )
+            assert said.revocation_failing_since is not None
+            assert said.revocation_failing_since - begin < timedelta(minutes=1)
             assert said.next_at is not None
             await env.sleep(timedelta(days=2, hours=2))
             assert (await life.describe()).state is LifecycleState.REVOKED

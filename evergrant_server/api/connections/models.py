@@ -112,8 +112,14 @@ class LiveView(View):
     failing_since: datetime | None = None
 
     @classmethod
-    def of(cls, said: ConnectionDescription) -> "LiveView":
-        return cls(**said.model_dump(exclude={"connection_id", "reply_later"}))
+    def of(cls, description: ConnectionDescription) -> "LiveView":
+        renamed = {"revocation_failure", "revocation_failing_since"}
+        facts = description.model_dump(exclude={"connection_id", "waiting_callers", *renamed})
+        return cls(
+            **facts,
+            failed=description.revocation_failure,
+            failing_since=description.revocation_failing_since,
+        )
 
     def differences_from(self, stored: "ConnectionView") -> tuple[str, ...]:
         """The members whose values differ; the store keeps no expiry of an ended connection."""

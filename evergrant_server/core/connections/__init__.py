@@ -1,1 +1,5 @@
-"""Connections."""
+"""A connection and what belongs to it: state, grant, consent, flow, credentials, refresh rules.
+
+Owns the table of a connection's states and the words valid, due and fresh. Doesn't decide what
+happens next: that is `lifecycle`.
+"""

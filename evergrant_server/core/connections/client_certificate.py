@@ -1,4 +1,4 @@
-"""A certificate of ours at a provider: the TLS handshake says who we are (RFC 8705 section 2)."""
+"""A client certificate, with which Evergrant authenticates at a provider (RFC 8705 section 2)."""
 
 import json
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""A key of ours at a provider: it signs who we are, where others send a client secret."""
+"""A client key, which signs assertions in place of a client secret (RFC 7523 section 2.2)."""
 
 import json
 

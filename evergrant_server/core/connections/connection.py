@@ -36,7 +36,7 @@ class StateChange(StrEnum):
     CONSENT_EXPIRED = "consent_expired"
     REFRESHED = "refreshed"
     REJECTED = "rejected"  # the provider refused the refresh token for good
-    REVOCATION_REQUESTED = "revoke_asked"
+    REVOCATION_REQUESTED = "revocation_requested"
     REVOCATION_ENDED = "revocation_ended"  # confirmed, or declared impossible
 
 
@@ -166,13 +166,13 @@ class Connection(BaseModel):
     def refreshed(self, at: datetime) -> "Connection":
         return self._with_new_grant(StateChange.REFRESHED, at, self.generation + 1)
 
-    def refresh_failed(self, why: ErrorCode, at: datetime, *, token_over: bool) -> "Connection":
+    def refresh_failed(self, code: ErrorCode, at: datetime, *, token_over: bool) -> "Connection":
         """It is failing from the third failure in a row, or once its access token has ended."""
         failures = self.failures + 1
         failing = failures >= _FAILURES_UNTIL_FAILING or token_over
         changes = {
             "failures": failures,
-            "last_failure": why,
+            "last_failure": code,
             "last_failed_at": at,
             "failing_since": self.failing_since or (at if failing else None),
         }

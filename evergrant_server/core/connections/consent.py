@@ -59,11 +59,11 @@ class Consent(BaseModel):
     kind: ConsentKind = ConsentKind.CODE
     status: ConsentStatus = ConsentStatus.OPEN
     scopes: tuple[str, ...] = ()
-    slot_scopes: dict[str, tuple[str, ...]] = {}  # further lists, each for a chain of tokens of its own
+    slot_scopes: dict[str, tuple[str, ...]] = {}  # further scopes, by token slot
     return_to: str | None = None
     link_hash: str
     state_hash: str | None = None
-    nonce_hash: str | None = None  # of what the id token has to repeat, where one was asked for
+    nonce_hash: str | None = None  # of the nonce that the id token has to repeat
     browser_hash: str | None = None
     redirect_uri: str | None = None
     issuer: str | None = None
@@ -83,7 +83,7 @@ class Consent(BaseModel):
         connection: Connection,
         kind: ConsentKind,
         scopes: tuple[str, ...],
-        asked: RequestContext,
+        context: RequestContext,
         *,
         at: datetime,
         expires_at: datetime,
@@ -103,8 +103,8 @@ class Consent(BaseModel):
             link_hash=hash_link(secrets.token_urlsafe(LINK_BYTES)),
             created_at=at,
             expires_at=expires_at,
-            by=asked.by,
-            trace_id=asked.trace_id,
+            by=context.by,
+            trace_id=context.trace_id,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""What a connection holds now: scopes and expiry, and the three words valid, due, fresh."""
+"""A grant: the tokens of one reply, their scopes and expiry, and the words valid, due, fresh."""
 
 import json
 from datetime import datetime, timedelta
@@ -17,15 +17,15 @@ MAIN_SLOT = "main"
 class Origin(StrEnum):
     """Where a grant's tokens come from, and so whether those of the grant before are still part of it."""
 
-    NEW = "new"  # a consent, an import, a first minting: perhaps of another account, so nothing stays
+    NEW = "new"  # a consent, an import, a client grant: the account may be another, so nothing of the old one stays
     REFRESH = "refresh"  # made from the grant before: what the reply leaves out stays (RFC 6749 section 6)
 
 
 class TokenSet(BaseModel):
-    """The secrets and facts of one token reply, on their way from the judge to the store.
+    """The secrets and facts of one token reply, on their way from its parser to the store.
 
     Never a message: its secrets refuse to be serialised. `expires_in` and
-    `refresh_expires_in` are seconds from `obtained_at`; None means the provider didn't say.
+    `refresh_expires_in` are seconds from `obtained_at`; None: the reply had none.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -38,8 +38,8 @@ class TokenSet(BaseModel):
     refresh_expires_in: float | None = None
     scopes: tuple[str, ...] | None = None  # None: the reply had no scope, so as requested (RFC 6749 5.1)
     metadata: dict[str, Any] = {}
-    said_at: datetime | None = None  # by the provider's clock, if the reply had one
-    further: dict[str, "TokenSet"] = {}  # chains that came with it, each to be refreshed on its own
+    server_time: datetime | None = None  # the reply's Date header (RFC 9110 section 6.6.1)
+    further: dict[str, "TokenSet"] = {}  # by token slot; each is refreshed on its own
 
     def as_secret(self) -> Secret:
         """All of it as one text, for a sealer."""
@@ -49,12 +49,12 @@ class TokenSet(BaseModel):
         plain = {
             name: value.reveal() if isinstance(value, Secret) else value
             for name, value in self
-            if value is not None and name not in ("further", "said_at")
+            if value is not None and name not in ("further", "server_time")
         }
-        if self.said_at is not None:  # as of every reply of a server that has a clock
-            plain["said_at"] = self.said_at.isoformat()
+        if self.server_time is not None:
+            plain["server_time"] = self.server_time.isoformat()
         if self.further:
-            plain["further"] = {chain: tokens._plain() for chain, tokens in self.further.items()}
+            plain["further"] = {slot: tokens._plain() for slot, tokens in self.further.items()}
         return plain
 
     @classmethod
@@ -75,7 +75,7 @@ class Grant(BaseModel):
     expires_at: datetime | None
     refresh_expires_at: datetime | None = None
     refreshable: bool
-    short_lived: bool = False  # the provider gives a long-lived token for it, and that one is what we hold
+    short_lived: bool = False  # it is exchanged for a long-lived token at once
     metadata: dict[str, Any] = {}
     options: tuple[AccountOption, ...] = ()  # the accounts it reaches, where they were looked up
 
@@ -89,13 +89,13 @@ class Grant(BaseModel):
         at: datetime,
         before: "Grant | None" = None,
         renewable: bool = False,
-        interim: bool = False,
+        short_lived: bool = False,
     ) -> "Grant":
-        """The facts of a token reply asked for `at`.
+        """The facts of a token reply that was requested `at`.
 
-        Absent scope means as requested, or as before (RFC 6749 sections 5.1 and 6); absent
-        refresh token on a refresh means that the old one stays. `renewable`: new tokens are made
-        without a refresh token. What was said of an `interim` token's end says nothing of the next.
+        A reply without scopes grants those requested, or those of `before`; a refresh without a
+        refresh token keeps the old one (RFC 6749 sections 5.1 and 6). `renewable`: new tokens are
+        requested without a refresh token. The end of a short-lived token is not that of the next.
         """
         kept = before if before is not None and not before.short_lived else None
         return cls(
@@ -109,19 +109,19 @@ class Grant(BaseModel):
             refreshable=renewable
             or tokens.refresh_token is not None
             or (kept is not None and kept.refreshable),
-            short_lived=interim,
+            short_lived=short_lived,
             metadata={**(before.metadata if before else {}), **tokens.metadata},
             options=before.options if before else (),
         )
 
     @property
     def lifetime(self) -> timedelta | None:
-        """How long this provider let the access token live, or None when it never expires."""
+        """Of the access token; None when it never expires."""
         return None if self.expires_at is None else self.expires_at - self.obtained_at
 
     @property
     def ends_together(self) -> bool:
-        """What a refresh is made from is over no later than the access token: it can't wait for that."""
+        """The refresh token ends no later than the access token, so a refresh can't wait for that end."""
         ends, refresh_ends = self.expires_at, self.refresh_expires_at
         return self.refreshable and ends is not None and refresh_ends is not None and refresh_ends <= ends
 
@@ -130,7 +130,7 @@ class Grant(BaseModel):
         return self.expires_at is None or now < self.expires_at
 
     def is_due(self, now: datetime, margin: timedelta) -> bool:
-        """Inside the refresh margin (the margin is capped, see `margin_of`)."""
+        """Inside the refresh margin, which is capped (see `refresh_margin`)."""
         if self.expires_at is None:
             return False
         if self._is_from_the_future(now):
@@ -142,10 +142,10 @@ class Grant(BaseModel):
         return margin if self.lifetime is None else min(margin, self.lifetime / 4)
 
     def is_fresh(self, now: datetime, margin: timedelta, min_ttl: timedelta | None = None) -> bool:
-        """Valid for at least `min_ttl`, capped at what this provider is seen to give.
+        """Valid for at least `min_ttl`, capped at the lifetime that this provider gives.
 
-        Without `min_ttl`, fresh means not due. The cap leaves the margin, so that asking for
-        more than a provider gives doesn't turn every lease into a refresh.
+        Without `min_ttl`, fresh means not due. The cap leaves the margin, so that a caller
+        who wants more than the provider gives doesn't turn every lease into a refresh.
         """
         if self.expires_at is None:
             return True
@@ -157,7 +157,7 @@ class Grant(BaseModel):
         return self.expires_at - now >= min(min_ttl, cap)
 
     def _is_from_the_future(self, now: datetime) -> bool:
-        """Some clock was wrong, and its end can't be trusted either."""
+        """A clock was wrong, so its end can't be trusted either."""
         return self.obtained_at - now > CLOCK_SKEW
 
 

@@ -1,4 +1,4 @@
-"""A pushed authorization request (RFC 9126): its fields until a worker has sent them, then the reference. Pure."""
+"""A pushed authorization request (RFC 9126): its fields, and the reference that a worker gets. Pure."""
 
 import json
 from dataclasses import dataclass, field
@@ -40,11 +40,11 @@ class PushedAuthorization:
 
     @classmethod
     def from_secret(cls, text: Secret) -> "PushedAuthorization":
-        told = json.loads(text.reveal())
-        expires_at, failure = told["expires_at"], told["failure"]
+        plain = json.loads(text.reveal())
+        expires_at, failure = plain["expires_at"], plain["failure"]
         return cls(
-            fields=tuple((name, value) for name, value in told["fields"]),
-            request_uri=told["request_uri"],
+            fields=tuple((name, value) for name, value in plain["fields"]),
+            request_uri=plain["request_uri"],
             expires_at=datetime.fromisoformat(expires_at) if expires_at else None,
-            failure=Failure(ErrorCode(failure), told["detail"] or "") if failure else None,
+            failure=Failure(ErrorCode(failure), plain["detail"] or "") if failure else None,
         )

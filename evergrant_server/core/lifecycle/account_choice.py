@@ -19,12 +19,12 @@ def on_account_lookup_ended(connection: ConnectionState, event: LifecycleEvent, 
 
 
 def on_account_chosen(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
-    return Transition(connection.model_copy(update={"choosing": False, "look_at": None}))
+    return Transition(connection.model_copy(update={"choice_pending": False, "account_lookup_at": None}))
 
 
 def blocking_reason(connection: ConnectionState) -> ErrorCode | None:
     """Why the connection can't be used as it is."""
-    undecided = connection.choosing and connection.state is LifecycleState.ACTIVE
+    undecided = connection.choice_pending and connection.state is LifecycleState.ACTIVE
     return connection.reason or (ErrorCode.CHOICE_REQUIRED if undecided else None)
 
 
@@ -32,16 +32,22 @@ def _after_lookup(connection: ConnectionState, result: GrantResult, at: Moment) 
     """The answer, or the moment of the next try."""
     another = result.generation not in (None, connection.generation)  # it has a lookup of its own
     if connection.state is not LifecycleState.ACTIVE or another:
-        return connection.model_copy(update={"look_at": None})
+        return connection.model_copy(update={"account_lookup_at": None})
     if result.failure is None:
-        return connection.model_copy(update={"look_at": None, "look_ups": 0, "choosing": result.choosing})
-    failures = connection.look_ups + 1
+        return connection.model_copy(
+            update={
+                "account_lookup_at": None,
+                "account_lookup_failures": 0,
+                "choice_pending": result.choice_pending,
+            }
+        )
+    failures = connection.account_lookup_failures + 1
     again = retry_at(at.now, failures, result.failure, result.retry_after, at.rules, at.share)
-    return connection.model_copy(update={"look_ups": failures, "look_at": again})
+    return connection.model_copy(update={"account_lookup_failures": failures, "account_lookup_at": again})
 
 
 def _needs_refresh(connection: ConnectionState, now: datetime) -> bool:
     """The lookup waits for a valid token, and no other timer is about to bring one."""
     ended = connection.expires_at is not None and connection.expires_at <= now
-    waits = connection.look_at is not None and connection.retry_at is None
+    waits = connection.account_lookup_at is not None and connection.retry_at is None
     return ended and waits and connection.refreshable

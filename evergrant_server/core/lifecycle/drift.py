@@ -1,7 +1,7 @@
-"""What it means that a workflow and the store say different things of one connection. Pure.
+"""What it means when a workflow and the store differ about a connection. Pure.
 
-The store is written first and the workflow hears of it at once, so they differ for moments
-only; unless one of them was set back: the store by a backup, the workflow by hand (a reset).
+The store is written first and the workflow is told at once, so they differ for moments only,
+unless one was set back: the store by a backup, the workflow by an operator's reset.
 """
 
 from enum import StrEnum
@@ -11,24 +11,22 @@ from evergrant_server.core.messages.connection import ConnectionDescription
 
 
 class Drift(StrEnum):
-    """Who is behind, and in what."""
+    """Which of the two is behind, and in what."""
 
     NONE = "none"
     STORE_BEHIND = "store behind"  # a newer generation was installed: the refresh token may be spent
-    STORE_LOST_REVOCATION = "store forgot a revocation"
-    WORKFLOW_MISSED_REVOCATION = "revocation untold"  # the workflow doesn't know that it is to revoke
+    STORE_LOST_REVOCATION = "store lost a revocation"
+    WORKFLOW_MISSED_REVOCATION = "workflow missed a revocation"
     WORKFLOW_BEHIND = "workflow behind"  # it waits for what has happened already
 
 
 def find_drift(stored: Connection, known: ConnectionDescription) -> Drift:
     """Compare. A higher generation is the later one; a revocation outweighs everything."""
-    asked, told = (
-        stored.state is LifecycleState.REVOKING,
-        known.state in (LifecycleState.REVOKING, LifecycleState.REVOKED),
-    )
-    if told and not (asked or stored.state is LifecycleState.REVOKED):
+    revoking = stored.state is LifecycleState.REVOKING
+    workflow_knows = known.state in (LifecycleState.REVOKING, LifecycleState.REVOKED)
+    if workflow_knows and not (revoking or stored.state is LifecycleState.REVOKED):
         return Drift.STORE_LOST_REVOCATION
-    if asked and not told:
+    if revoking and not workflow_knows:
         return Drift.WORKFLOW_MISSED_REVOCATION
     if known.generation > stored.generation:
         return Drift.STORE_BEHIND

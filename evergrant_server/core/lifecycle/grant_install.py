@@ -10,7 +10,7 @@ from evergrant_server.core.lifecycle.timers import grant_ends_at, is_same_end, r
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState
 
-NO_LATE_TOKENS: dict[str, Any] = {"late": None, "late_at": None, "late_failures": 0}
+NO_LATE_TOKENS: dict[str, Any] = {"late_attempt": None, "verify_late_at": None, "late_failures": 0}
 
 
 def grant_facts_of(result: GrantResult) -> dict[str, Any]:
@@ -19,11 +19,11 @@ def grant_facts_of(result: GrantResult) -> dict[str, Any]:
         "obtained_at": result.obtained_at,
         "expires_at": result.expires_at,
         "refreshable": result.refreshable,
-        "idle_s": result.idle_s,
+        "refresh_token_idle_s": result.refresh_token_idle_s,
         "refresh_expires_at": result.refresh_expires_at,
         "margin_s": result.margin_s,
         "min_age_s": result.min_age_s,
-        "interim": result.interim,
+        "short_lived": result.short_lived,
         "ends_together": result.ends_together,
         "announce_days": result.announce_days,
     }
@@ -41,18 +41,18 @@ def install(
         "leased": True,
         "failures": 0,
         "retry_at": None,
-        "ask_at": None,
+        "caller_retry_at": None,
         "reason": ErrorCode.CONNECTION_REVOKED if state is LifecycleState.REVOKING else None,
         "installed_at": now,
         "refresh_extends": refresh_extends_end(connection, change, result),
-        "look_at": now if result.look_up else None,
-        "look_ups": 0,
-        "choosing": result.choosing,
+        "account_lookup_at": now if result.account_lookup_needed else None,
+        "account_lookup_failures": 0,
+        "choice_pending": result.choice_pending,
         **NO_LATE_TOKENS,
     }
     after = connection.model_copy(update=changes)
     if not is_same_end(grant_ends_at(connection), grant_ends_at(after)):
-        after = after.model_copy(update={"end_known_at": result.obtained_at, "announced": ()})
+        after = after.model_copy(update={"end_known_at": result.obtained_at, "announced_days": ()})
     if LifecycleState.REVOKING in (result.state, state):
         return start_revoking(after, Command.REVOKE)
     return Transition(after)
@@ -69,6 +69,6 @@ def start_revoking(connection: ConnectionState, command: Command, reason: str | 
     return Transition(connection.model_copy(update=changes), command)
 
 
-def is_told_to_revoke(result: GrantResult) -> bool:
+def store_is_revoking(result: GrantResult) -> bool:
     """True when the store says `revoking` in place of a grant."""
     return result.state is LifecycleState.REVOKING and result.generation is None

@@ -11,8 +11,8 @@ from evergrant_server.core.lifecycle.command import Command, Moment, Transition
 from evergrant_server.core.lifecycle.grant_install import (
     NO_LATE_TOKENS,
     install,
-    is_told_to_revoke,
     start_revoking,
+    store_is_revoking,
 )
 from evergrant_server.core.lifecycle.schedule import retry_at
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
@@ -26,11 +26,11 @@ def on_late_tokens_received(connection: ConnectionState, event: LifecycleEvent, 
 
 def on_late_verification_ended(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
     result = event.result or GrantResult()
-    if is_told_to_revoke(result):
+    if store_is_revoking(result):
         return start_revoking(connection, Command.REVOKE)
     newer = result.failure is None and (result.generation or 0) > connection.generation
     if connection.state is LifecycleState.ACTIVE and not newer:
-        return Transition(connection.model_copy(update={"late": None}))  # the grant stays as it is
+        return Transition(connection.model_copy(update={"late_attempt": None}))  # the grant stays as it is
     if result.failure is None and result.generation is not None:
         return install(connection, StateChange.GRANTED, result, at.now)
     return _verify(connection, result.next_late_attempt) or Transition(_failed(connection, result, at))
@@ -41,9 +41,9 @@ def _verify(connection: ConnectionState, attempt_id: AttemptId | None) -> Transi
     if attempt_id is None:
         return None
     if connection.state is LifecycleState.ACTIVE:  # installed already: the store is asked what holds
-        changes = {"late": attempt_id}
+        changes = {"late_attempt": attempt_id}
     elif connection.state in STATES_WITHOUT_GRANT:
-        changes = {**_without_late_tokens(connection), "late": attempt_id}
+        changes = {**_without_late_tokens(connection), "late_attempt": attempt_id}
     else:
         return None
     return Transition(connection.model_copy(update=changes), Command.VERIFY_LATE_TOKENS)
@@ -57,7 +57,7 @@ def _failed(connection: ConnectionState, result: GrantResult, at: Moment) -> Con
         return connection.model_copy(update=_without_late_tokens(connection))
     failures = connection.late_failures + 1
     again = retry_at(at.now, failures, code, result.retry_after, at.rules, at.share)
-    return connection.model_copy(update={"late_failures": failures, "late_at": again})
+    return connection.model_copy(update={"late_failures": failures, "verify_late_at": again})
 
 
 def _without_late_tokens(connection: ConnectionState) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
 from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
-from evergrant_server.core.lifecycle.grant_install import install, is_told_to_revoke, start_revoking
+from evergrant_server.core.lifecycle.grant_install import install, start_revoking, store_is_revoking
 from evergrant_server.core.lifecycle.schedule import caller_retry_at, retry_at
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, LifecycleEvent
@@ -11,7 +11,7 @@ from evergrant_server.core.messages.connection import ConnectionState, Lifecycle
 
 def on_refresh_ended(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
     result = event.result or GrantResult()
-    if is_told_to_revoke(result):
+    if store_is_revoking(result):
         return start_revoking(connection, Command.REVOKE)
     if result.not_leased:
         return Transition(connection.model_copy(update={"leased": False, "retry_at": None}))
@@ -38,7 +38,7 @@ def _rejected(connection: ConnectionState, code: ErrorCode) -> ConnectionState:
         "reason": code,
         "refusal": code,
         "retry_at": None,
-        "ask_at": None,
+        "caller_retry_at": None,
         "failures": 0,
     }
     return connection.model_copy(update=changes)
@@ -46,15 +46,15 @@ def _rejected(connection: ConnectionState, code: ErrorCode) -> ConnectionState:
 
 def _failed(connection: ConnectionState, result: GrantResult, code: ErrorCode, at: Moment) -> ConnectionState:
     failures, now, expires_at = connection.failures + 1, at.now, connection.expires_at
-    refused, told = result.unknown_error, result.retry_after
-    again = retry_at(now, failures, code, told, at.rules, at.share, refused=refused)
+    refused, retry_after = result.unknown_error, result.retry_after
+    again = retry_at(now, failures, code, retry_after, at.rules, at.share, refused=refused)
     if code is ErrorCode.REFRESH_PENDING and expires_at is not None and now < expires_at:
         # an attempt of unknown outcome may be decided once the token is over: callers wait for that
         again = min(again, expires_at + at.rules.first_backoff)
     changes = {
         "failures": failures,
         "retry_at": again,
-        "ask_at": caller_retry_at(now, again, code, told, at.rules, refused=refused),
+        "caller_retry_at": caller_retry_at(now, again, code, retry_after, at.rules, refused=refused),
         "reason": code,
         "refusal": code,
     }

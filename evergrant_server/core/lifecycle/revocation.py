@@ -32,7 +32,7 @@ def on_revoked_at_provider(connection: ConnectionState, event: LifecycleEvent, a
         "state": LifecycleState.NEEDS_REAUTH,
         "reason": ErrorCode.GRANT_REVOKED_ELSEWHERE,
         "retry_at": None,
-        "ask_at": None,
+        "caller_retry_at": None,
         "failures": 0,
     }
     return Transition(connection.model_copy(update=changes))
@@ -44,8 +44,8 @@ def _after_attempt(connection: ConnectionState, result: RevocationResult, at: Mo
         changes = {
             "state": state_after(connection.state, StateChange.REVOCATION_ENDED),
             "revocation": result.revocation,
-            "failed": None,
-            "failing_since": None,
+            "revocation_failure": None,
+            "revocation_failing_since": None,
             "retry_at": None,
         }
         return connection.model_copy(update=changes)
@@ -56,5 +56,8 @@ def _after_attempt(connection: ConnectionState, result: RevocationResult, at: Mo
     if code is ErrorCode.REFRESH_PENDING:  # it waits for the tokens of an open attempt, to revoke them too
         return after
     return after.model_copy(
-        update={"failed": result.failure, "failing_since": connection.failing_since or at.now}
+        update={
+            "revocation_failure": result.failure,
+            "revocation_failing_since": connection.revocation_failing_since or at.now,
+        }
     )

@@ -25,14 +25,14 @@ def grant_result_of(
         obtained_at=grant.obtained_at,
         expires_at=grant.expires_at,
         refreshable=grant.refreshable,
-        idle_s=rules.refresh_token_idle_s,
+        refresh_token_idle_s=rules.refresh_token_idle_s,
         refresh_expires_at=grant.refresh_expires_at,
         margin_s=rules.margin_s,
         min_age_s=None if grant.short_lived else rules.min_age_s,
-        interim=grant.short_lived,
+        short_lived=grant.short_lived,
         ends_together=grant.ends_together,
-        look_up=connection.follow_up is FollowUp.LOOKING_UP,
-        choosing=connection.follow_up is FollowUp.CHOOSING,
+        account_lookup_needed=connection.follow_up is FollowUp.LOOKING_UP,
+        choice_pending=connection.follow_up is FollowUp.CHOOSING,
         announce_days=announce_days,
     )
 
@@ -57,8 +57,8 @@ def state_from_store(
         reason=connection.reason,
         revoke_reason=connection.revoke_reason,
         retry_at=now if connection.state is LifecycleState.REVOKING else None,
-        look_at=now if connection.follow_up is FollowUp.LOOKING_UP else None,
-        choosing=connection.follow_up is FollowUp.CHOOSING,
+        account_lookup_at=now if connection.follow_up is FollowUp.LOOKING_UP else None,
+        choice_pending=connection.follow_up is FollowUp.CHOOSING,
     )
     if grant is None:
         return state
@@ -78,7 +78,7 @@ def start_message(
         provider=connection.provider,
         subject_hash=subject_hash,
         rules=NEWEST_RULES,
-        life=state_from_store(connection, None, None, now),
+        state=state_from_store(connection, None, None, now),
         context=context,
     )
     target = connection_workflow_id(connection.tenant, connection.id)

@@ -11,7 +11,7 @@ from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState
 
 _SAME_END = timedelta(hours=1)  # replies round, and clocks differ a little
-_LAST_CHANCE = 0.9  # of the refresh token's connection: what is waited for longer would outlive it
+_LAST_CHANCE = 0.9  # of the refresh token's lifetime, after which no lost reply is waited for
 
 
 # Late tokens may be the way back to a grant here.
@@ -71,9 +71,13 @@ def _deadline(connection: ConnectionState, rules: LifecycleRules) -> Timer | Non
 
 
 def _late_verification(connection: ConnectionState) -> Timer | None:
-    if connection.late is None or connection.late_at is None or connection.state not in STATES_WITHOUT_GRANT:
+    if (
+        connection.late_attempt is None
+        or connection.verify_late_at is None
+        or connection.state not in STATES_WITHOUT_GRANT
+    ):
         return None
-    return Timer(connection.late_at, "verify late tokens again", TimerPurpose.VERIFY_LATE_TOKENS)
+    return Timer(connection.verify_late_at, "verify late tokens again", TimerPurpose.VERIFY_LATE_TOKENS)
 
 
 def refresh_due_at(connection: ConnectionState, rules: LifecycleRules, share: float = 0.0) -> datetime | None:
@@ -108,7 +112,9 @@ def token_has_ended(connection: ConnectionState, now: datetime) -> bool:
 def no_token_to_protect(connection: ConnectionState, now: datetime) -> bool:
     """True when waiting for a lost answer keeps no token alive: the access token has ended or was
     refused, or the refresh token is about to end."""
-    reported = connection.reported is not None and connection.reported == connection.generation
+    reported = (
+        connection.reported_generation is not None and connection.reported_generation == connection.generation
+    )
     if reported or token_has_ended(connection, now):
         return True
     if connection.obtained_at is None:
@@ -186,15 +192,15 @@ def _device_poll(connection: ConnectionState) -> Timer | None:
 
 
 def _account_lookup(connection: ConnectionState) -> Timer | None:
-    if connection.look_at is None:
+    if connection.account_lookup_at is None:
         return None
-    return Timer(connection.look_at, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS)
+    return Timer(connection.account_lookup_at, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS)
 
 
 def _refresh(connection: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
     if connection.retry_at is not None:
         return Timer(connection.retry_at, "try the refresh again")
-    if connection.interim and connection.obtained_at is not None:
+    if connection.short_lived and connection.obtained_at is not None:
         return Timer(connection.obtained_at, "exchange the first token for a long-lived one")
     if connection.expires_at is None or connection.obtained_at is None:
         return None
@@ -213,9 +219,9 @@ def _refresh(connection: ConnectionState, rules: LifecycleRules, share: float) -
 
 
 def _before_the_end(connection: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
-    """Once the token is over, nothing can be made from it: an outage has half of its connection to end.
+    """A token that is refreshed with itself is refreshed at half of its life, so that an outage has time to end.
 
-    Where a refresh doesn't move the end, an earlier one is for nothing.
+    Where a refresh doesn't move the end, the margin is early enough.
     """
     kept, last = _keep_alive(connection, rules, share), refresh_due_at(connection, rules, share)
     if kept is None:
@@ -242,7 +248,7 @@ def _keep_alive(connection: ConnectionState, rules: LifecycleRules, share: float
 def _refreshable_for(connection: ConnectionState) -> float | None:
     """Seconds from when the grant was obtained: until then a refresh keeps its refresh token alive."""
     assert connection.obtained_at is not None
-    spans = [] if connection.idle_s is None else [connection.idle_s]
+    spans = [] if connection.refresh_token_idle_s is None else [connection.refresh_token_idle_s]
     ages = connection.refreshable and connection.refresh_extends is not False
     if ages and connection.refresh_expires_at is not None:
         left = (connection.refresh_expires_at - connection.obtained_at).total_seconds()
@@ -256,7 +262,9 @@ def _announcement(connection: ConnectionState, rules: LifecycleRules) -> Timer |
     if end is None or known is None:
         return None
     open_ = [
-        d for d in rules.announce_days if d not in connection.announced and end - timedelta(days=d) > known
+        d
+        for d in rules.announce_days
+        if d not in connection.announced_days and end - timedelta(days=d) > known
     ]
     if not open_:
         return None
@@ -267,7 +275,7 @@ def _announcement(connection: ConnectionState, rules: LifecycleRules) -> Timer |
 def refresh_extends_end(connection: ConnectionState, change: StateChange, result: GrantResult) -> bool | None:
     """Did this refresh move the refresh token's end? None while that isn't known."""
     if change is not StateChange.REFRESHED:
-        return None  # another grant: the old one's behaviour says nothing about it
+        return None  # another grant, which may behave otherwise
     before, after = connection.refresh_expires_at, result.refresh_expires_at
     if before is None or after is None or connection.obtained_at is None or result.obtained_at is None:
         return connection.refresh_extends

@@ -58,31 +58,31 @@ def on_rotation_requested(connection: ConnectionState, event: LifecycleEvent, at
 def with_waiting_caller(connection: ConnectionState, reply_to: str | None) -> ConnectionState:
     """Remember a workflow that gets a second answer once a person has acted."""
     waits = connection.state in (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
-    if reply_to is None or not (waits or connection.choosing):
+    if reply_to is None or not (waits or connection.choice_pending):
         return connection
-    callers = tuple(dict.fromkeys((*connection.reply_later, reply_to)))
-    return connection.model_copy(update={"reply_later": callers[:_MOST_WAITING_CALLERS]})
+    callers = tuple(dict.fromkeys((*connection.waiting_callers, reply_to)))
+    return connection.model_copy(update={"waiting_callers": callers[:_MOST_WAITING_CALLERS]})
 
 
 def callers_can_be_told(connection: ConnectionState) -> bool:
     """There is a token now, or there never will be."""
-    usable = connection.state is LifecycleState.ACTIVE and not connection.choosing
+    usable = connection.state is LifecycleState.ACTIVE and not connection.choice_pending
     return usable or connection.state.is_final
 
 
 def _forced(connection: ConnectionState, seen: int, at: Moment) -> Transition:
     """A token was refused that should be valid. Once it is replaced, a second refusal proves little."""
-    last, now = connection.forced_at, at.now
-    times = 0 if last is None or now - last >= at.rules.forced_forgotten else connection.forced
+    last, now = connection.last_forced_at, at.now
+    times = 0 if last is None or now - last >= at.rules.forced_forgotten else connection.forced_refreshes
     if times and last is not None:
         until = next_forced_refresh_at(last, times, at.rules)
         if now < until:
             ends = token_ends_at(connection)
             return _declined(connection, (until if ends is None else min(until, ends)) - now)
     after = _refresh_now(connection, now)
-    changes: dict[str, object] = {"reported": seen}  # also for the next try that comes by itself
+    changes: dict[str, object] = {"reported_generation": seen}  # also for the next try that comes by itself
     if after.command is Command.REFRESH:
-        changes |= {"forced": times + 1, "forced_at": now}
+        changes |= {"forced_refreshes": times + 1, "last_forced_at": now}
     return Transition(after.state.model_copy(update=changes), after.command)
 
 
@@ -97,7 +97,7 @@ def _refresh_now(connection: ConnectionState, now: datetime) -> Transition:
         return Transition(connection.model_copy(update={"refusal": refusal}))
     if connection.expires_at is None and not connection.refreshable:
         return Transition(connection)
-    again = connection.ask_at or connection.retry_at
+    again = connection.caller_retry_at or connection.retry_at
     if again is not None and now < again:  # an outage costs no call for each caller
         return Transition(connection.model_copy(update={"refusal": connection.reason}))
     allowed = earliest_refresh_at(connection)

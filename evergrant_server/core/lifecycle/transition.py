@@ -85,7 +85,9 @@ def _on_timer_fired(connection: ConnectionState, event: LifecycleEvent, at: Mome
 def _refresh_command(connection: ConnectionState, timer: Timer) -> Command:
     """The adaptive policy refreshes ahead only what was leased, and what couldn't be refreshed later."""
     adaptive = connection.policy == RefreshPolicy.ADAPTIVE and connection.refreshable
-    now_or_never = connection.interim or connection.ends_together or timer.purpose is TimerPurpose.KEEP_ALIVE
+    now_or_never = (
+        connection.short_lived or connection.ends_together or timer.purpose is TimerPurpose.KEEP_ALIVE
+    )
     ahead = connection.leased and connection.failures == 0
     return Command.REFRESH_IF_LEASED if adaptive and ahead and not now_or_never else Command.REFRESH
 
@@ -95,8 +97,8 @@ def _announce(connection: ConnectionState, at: Moment) -> Transition:
     end = grant_ends_at(connection)
     assert end is not None
     reached = tuple(days for days in at.rules.announce_days if end - timedelta(days=days) <= at.now)
-    announced = tuple(sorted({*connection.announced, *reached}, reverse=True))
-    after = connection.model_copy(update={"announced": announced})
+    announced = tuple(sorted({*connection.announced_days, *reached}, reverse=True))
+    after = connection.model_copy(update={"announced_days": announced})
     return Transition(after, Command.ANNOUNCE_EXPIRY, days_before_end=min(reached))
 
 
@@ -105,10 +107,10 @@ def _on_provider_changed(connection: ConnectionState, event: LifecycleEvent, at:
     revoking = connection.state is LifecycleState.REVOKING
     again = at.now if revoking else at.now + at.rules.repaired_spread * at.share
     changes: dict[str, object] = {}
-    if connection.late_at is not None:
-        changes |= {"late_at": again}
+    if connection.verify_late_at is not None:
+        changes |= {"verify_late_at": again}
     if connection.failures:
-        changes |= {"retry_at": again, "ask_at": at.now}
+        changes |= {"retry_at": again, "caller_retry_at": at.now}
     return Transition(connection.model_copy(update=changes))
 
 

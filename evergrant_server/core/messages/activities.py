@@ -94,11 +94,11 @@ class GrantResult(Message):
     obtained_at: datetime | None = None
     expires_at: datetime | None = None
     refreshable: bool = False
-    idle_s: float | None = None
+    refresh_token_idle_s: float | None = None
     refresh_expires_at: datetime | None = None
     margin_s: float | None = None
     min_age_s: float | None = None
-    interim: bool = False
+    short_lived: bool = False
     ends_together: bool = False
     announce_days: tuple[int, ...] | None = None
     not_leased: bool = False
@@ -112,8 +112,8 @@ class GrantResult(Message):
     used_previous_definition: bool = (
         False  # the staged definition couldn't parse the reply, the one before could
     )
-    look_up: bool = False  # the grant is there; the accounts are still to be looked up
-    choosing: bool = False  # the account is still to be chosen
+    account_lookup_needed: bool = False  # the grant is there; the accounts are still to be looked up
+    choice_pending: bool = False  # the account is still to be chosen
     next_late_attempt: AttemptId | None = (
         None  # these late tokens are dropped; those of this attempt are untried
     )

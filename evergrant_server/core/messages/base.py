@@ -8,11 +8,11 @@ class Message(BaseModel):
 
 
 class RequestContext(Message):
-    """Who asked, and the trace they asked in. Carried by every command."""
+    """Who requested it, and in which trace. Carried by every command."""
 
     by: str  # "app:<name>", "subject", "operator", "schedule"
     trace_id: str = ""  # W3C trace id, 32 hex digits; "" when there is none
-    span_id: str = ""  # the span that asked, 16 hex digits; "" when it isn't traced
+    span_id: str = ""  # the requesting span, 16 hex digits; "" when it isn't traced
 
 
 class Provenance(Message):

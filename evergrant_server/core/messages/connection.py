@@ -30,27 +30,29 @@ class ConnectionState(Message):
     installed_at: datetime | None = None  # when this workflow learnt of the grant, by its own clock
     expires_at: datetime | None = None  # None while active: the token never expires
     refreshable: bool = False
-    idle_s: float | None = None  # the refresh token ends after this many idle seconds
+    refresh_token_idle_s: float | None = None  # the refresh token ends after this many idle seconds
     refresh_expires_at: datetime | None = None
     refresh_extends: bool | None = None  # whether a refresh moves that moment; None: not seen yet
     margin_s: float | None = None  # a refresh earlier before the expiry is refused
     min_age_s: float | None = None  # a refresh of a younger token is refused
-    interim: bool = False  # this token is exchanged for a long-lived one at once
+    short_lived: bool = False  # this token is exchanged for a long-lived one at once
     ends_together: bool = False  # what a refresh is made from ends with the access token
     end_known_at: datetime | None = None  # since when `announced` is about this end
-    announced: tuple[int, ...] = ()  # days before the end that were announced
+    announced_days: tuple[int, ...] = ()  # days before the end that were announced
     announce_days: tuple[int, ...] | None = None  # as set when the grant came; None: the rules' own
 
     # failures and tries
     failures: int = 0  # refreshes, first token requests or revocations failed in a row
     retry_at: datetime | None = None
-    ask_at: datetime | None = None  # from when on a caller may cause another try; None: at `retry_at`
+    caller_retry_at: datetime | None = (
+        None  # from when on a caller may cause another try; None: at `retry_at`
+    )
     reason: ErrorCode | None = None
     refusal: ErrorCode | None = None  # why the last request could not be carried out
     declined_s: float | None = None  # the last request may be repeated after this; nothing is wrong
-    forced: int = 0  # refreshes that reports of a refused token have forced
-    forced_at: datetime | None = None
-    reported: int | None = None  # the generation whose token was reported as refused
+    forced_refreshes: int = 0  # refreshes that reports of a refused token have forced
+    last_forced_at: datetime | None = None
+    reported_generation: int | None = None  # the generation whose token was reported as refused
 
     # consents and first tokens
     consent_deadline: datetime | None = None
@@ -60,19 +62,19 @@ class ConnectionState(Message):
     poll_interval_s: float | None = None
 
     # late tokens, accounts, callers
-    late: AttemptId | None = None  # late tokens of this attempt wait to be verified
-    late_at: datetime | None = None
+    late_attempt: AttemptId | None = None  # late tokens of this attempt wait to be verified
+    verify_late_at: datetime | None = None
     late_failures: int = 0
-    look_at: datetime | None = None  # when the provider is asked for the accounts
-    look_ups: int = 0  # failed in a row
-    choosing: bool = False  # the account is still to be chosen
-    reply_later: tuple[str, ...] = ()  # workflows that are told once there is a token
+    account_lookup_at: datetime | None = None  # when the provider is asked for the accounts
+    account_lookup_failures: int = 0  # failed in a row
+    choice_pending: bool = False  # the account is still to be chosen
+    waiting_callers: tuple[str, ...] = ()  # workflows that are told once there is a token
 
     # revocation
     revoke_reason: str | None = None
     revocation: RevocationOutcome | None = None
-    failed: ErrorCode | None = None  # what the last revocation attempt met
-    failing_since: datetime | None = None  # the first of those attempts
+    revocation_failure: ErrorCode | None = None  # what the last revocation attempt met
+    revocation_failing_since: datetime | None = None  # the first of those attempts
 
 
 class EventKind(StrEnum):
@@ -131,9 +133,9 @@ class ConnectionStart(Message):
     provider: str
     subject_hash: str  # keyed; the subject itself is not in any index of Temporal
     rules: int  # the version of LifecycleRules
-    life: ConnectionState
+    state: ConnectionState
     context: RequestContext
-    waiting: tuple[LifecycleEvent, ...] = ()  # signals that the previous run did not get to
+    pending_events: tuple[LifecycleEvent, ...] = ()  # signals that the previous run did not get to
 
 
 class ConnectionEnded(Message):
@@ -199,7 +201,7 @@ class ProviderChanged(Message):
 
 
 class RevokedAtProvider(Message):
-    """The grant of `generation` is over, says the provider."""
+    """The provider has ended the grant of `generation`."""
 
     generation: int
     source: ReportSource
@@ -255,6 +257,6 @@ class ConnectionDescription(Message):
     reason: ErrorCode | None
     repairer: Repairer | None
     failures: int
-    failed: ErrorCode | None  # what the last revocation attempt met
-    failing_since: datetime | None  # when the first of those attempts failed
-    reply_later: tuple[str, ...]  # a run that replaces this one goes on with them
+    revocation_failure: ErrorCode | None  # what the last revocation attempt met
+    revocation_failing_since: datetime | None  # when the first of those attempts failed
+    waiting_callers: tuple[str, ...]  # a run that replaces this one goes on with them

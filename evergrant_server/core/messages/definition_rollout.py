@@ -1,4 +1,4 @@
-"""What crosses Temporal for the onboarding of a definition. No secrets: the definition is in the store."""
+"""What crosses Temporal for the rollout of a definition. No secrets: the definition is in the store."""
 
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant
@@ -6,49 +6,49 @@ from evergrant_server.core.messages.base import Message, Provenance, RequestCont
 
 
 class RolloutStart(Message):
-    """The input of an onboarding's run. The definition itself is in the store."""
+    """The input of a rollout's run."""
 
     tenant: Tenant
     definition_id: DefinitionId
     provider: str
-    check_interval_s: float  # seconds between two looks at a stage
+    check_interval_s: float  # seconds between two evaluations of a stage
     context: RequestContext
 
 
 class DefinitionDecided(Message):
-    """An admin has decided; what, is in the store."""
+    """An admin has decided; the decision is in the store."""
 
     context: RequestContext
 
 
 class RollBackDefinition(Message):
-    """An admin wants the version before."""
+    """An admin goes back to the version before."""
 
     reason: str
     context: RequestContext
 
 
 class DefinitionCall(Message):
-    """What the activities of an onboarding are told."""
+    """What the activities of a rollout take."""
 
     tenant: Tenant
     definition_id: DefinitionId
     context: RequestContext
     provenance: Provenance
-    roll_back: str | None = None  # the reason of whoever asked for it
-    overdue: bool = False  # nobody decided in time
+    roll_back: str | None = None  # the admin's reason
+    overdue: bool = False  # no admin decided in time
 
 
 class DefinitionResult(Message):
     state: DefinitionState
     share: float = 0
-    good: int = 0
-    bad: int = 0
-    decided: bool = False  # an admin has said yes or no
-    next_check_s: float | None = None  # held: nothing speaks for it yet, and it is looked at this rarely
+    succeeded: int = 0
+    failed: int = 0
+    decided: bool = False  # an admin has decided
+    next_check_s: float | None = None  # held without evidence: evaluated this rarely
 
 
 class RolloutResult(Message):
-    """The result of an onboarding's workflow."""
+    """The result of a rollout's workflow."""
 
     state: DefinitionState

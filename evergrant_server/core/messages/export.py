@@ -11,13 +11,13 @@ class ExportStart(Message):
 
     tenant: Tenant
     export_id: ExportId
-    expires_at: datetime  # what nobody fetched by then is deleted
+    expires_at: datetime  # lines that aren't fetched by then are deleted
     pages: int = 0  # written by earlier runs
     context: RequestContext
 
 
 class ExportCall(Message):
-    """What the activities of an export are told."""
+    """What the activities of an export take."""
 
     tenant: Tenant
     export_id: ExportId
@@ -32,11 +32,11 @@ class SealExportPage(ExportCall):
 
 
 class DeleteExport(ExportCall):
-    """Delete the sealed lines that nobody fetched."""
+    """Delete the sealed lines that weren't fetched."""
 
 
 class ExportProgress(Message):
-    """Counts alone: how many connections were sealed, and how many had nothing to seal."""
+    """How many connections were sealed, and how many had no token to seal."""
 
     exported: int
     skipped: int

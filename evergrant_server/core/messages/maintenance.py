@@ -1,4 +1,4 @@
-"""What recurs: the messages of workflows that a Temporal Schedule starts. No secrets."""
+"""What crosses Temporal for the workflows that a Temporal Schedule starts. No secrets."""
 
 from datetime import datetime
 
@@ -15,22 +15,22 @@ class AuditCheckpoint(Message):
 
 
 class ReconcileResult(Message):
-    """Counts alone, and the first few ids that somebody has to look at. The next run goes on from here.
+    """Counts, and the first ids that the operator has to look at. The next run goes on from here.
 
-    A pass that takes long is several runs; the counts are the pass's.
+    A long pass is several runs; the counts are the pass's.
     """
 
     live: int = 0
     started: int = 0
     behind: int = 0  # the workflow knows a newer generation than the store
     first_behind: tuple[str, ...] = ()
-    unanswered: int = 0  # asked, and nobody answered: whether the store is behind them is open
+    unanswered: int = 0  # no answer came, so it is open whether the store is behind them
     first_unanswered: tuple[str, ...] = ()
-    compared: bool = True  # False: no worker answered, and the rest wasn't asked
+    compared: bool = True  # False: no worker answered, so the rest was left out
     comparing: bool = False  # every workflow is asked for its generation, from the first to the last
     after: str | None = None  # the last connection that was looked at, while the pass goes on
     spent_s: float = 0  # by this run, while it goes on; earlier tries included
-    exported: int = 0  # histories of closed runs that nobody had asked for yet
+    exported: int = 0  # histories of closed runs whose export was missing
     mark: AuditCheckpoint | None = None
     closed_since: datetime | None = None
 
@@ -40,7 +40,7 @@ class ReconcileRequest(Message):
 
     mark: AuditCheckpoint | None = None  # what the store had at the end of the last pass
     closed_since: datetime | None = None  # runs that closed before it are exported already
-    compare: bool = False  # ask every workflow for its generation, whatever the mark says
+    compare: bool = False  # ask every workflow for its generation, even if the mark is found
     so_far: ReconcileResult | None = None  # of a pass that isn't at its end: go on from there
 
 
@@ -57,7 +57,7 @@ class RereadMetadataResult(Message):
 
 
 class IntrospectGrants(Message):
-    """Ask providers that introspect whether grants still live, those whose turn it is."""
+    """Ask providers that support introspection whether grants are still active (RFC 7662)."""
 
 
 class IntrospectGrantsResult(Message):
@@ -65,5 +65,5 @@ class IntrospectGrantsResult(Message):
 
     checked: int = 0
     ended: int = 0
-    asked: int = 0  # the workflow refreshes, and so finds out
+    refresh_requested: int = 0  # the workflow refreshes, and so finds out
     failed: int = 0

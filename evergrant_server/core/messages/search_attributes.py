@@ -1,4 +1,4 @@
-"""The search attributes of a connection's workflow: few and prefixed, nothing that changes often.
+"""The search attributes of a connection's workflow: few, prefixed, and rarely changed.
 
 On SQL visibility stores a namespace has ten keywords in all.
 """

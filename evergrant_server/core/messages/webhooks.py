@@ -14,7 +14,7 @@ class WebhookStart(Message):
 
 
 class WakeWebhook(WebhookStart):
-    """Something waits for delivery. `at_once`: somebody asked by hand, so look even in a pause."""
+    """A delivery waits. `at_once`: an admin wants it, even during a pause."""
 
     at_once: bool = False
     context: RequestContext
@@ -25,7 +25,7 @@ class DeliverWebhooks(WebhookStart):
 
 
 class DeliveryRound(Message):
-    """What a round came to. `next_at` None: nothing waits; `paused`: until then nothing is sent."""
+    """The result of a round. `next_at` None: no delivery waits; `paused`: none is sent until then."""
 
     delivered: int = 0
     failed: int = 0

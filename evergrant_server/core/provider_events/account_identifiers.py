@@ -1,4 +1,4 @@
-"""What a grant is known by at its provider: read from its token reply. Pure."""
+"""By what the provider identifies a grant's account and tokens, read from the token reply. Pure."""
 
 import base64
 import hashlib
@@ -17,12 +17,12 @@ _LONGEST = 256
 
 
 def fact_name(path: str) -> str:
-    """The name of the mark that a fact of the grant is."""
+    """The name of the identifier that a fact of the grant is."""
     return f"fact:{path}"
 
 
 def account_identifiers_of(tokens: TokenSet, grant: Grant) -> dict[str, AccountIdentifier]:
-    """Marks by name. A reply without an id token or refresh token says nothing about those."""
+    """Identifiers by name. A reply without an id token or refresh token has none of those."""
     found = {fact_name(path): str(value) for path, value in grant.metadata.items() if _is_id(value)}
     if tokens.id_token is not None:
         found |= _of_id_token(tokens.id_token)
@@ -33,7 +33,7 @@ def account_identifiers_of(tokens: TokenSet, grant: Grant) -> dict[str, AccountI
 
 
 def unreplaced_names(tokens: TokenSet, origin: Origin) -> frozenset[str]:
-    """Names whose older marks stay: this reply has nothing in place of what they came from."""
+    """Names whose older identifiers stay, since this reply lacks the token that they come from."""
     if origin is Origin.NEW:
         return frozenset()
     of_id = () if tokens.id_token is not None else (SUB, EMAIL)
@@ -55,7 +55,7 @@ def _of_id_token(id_token: Secret) -> dict[str, str]:
 
 
 def _of_refresh_token(token: Secret) -> dict[str, str]:
-    """As providers name a token without showing it; short ones would be shown by their prefix."""
+    """As providers name a token without revealing it; a prefix would reveal a short one."""
     raw = token.reveal()
     twice = hashlib.sha512(hashlib.sha512(raw.encode()).digest()).digest()
     found = {TOKEN_HASH: base64.b64encode(twice).decode()}

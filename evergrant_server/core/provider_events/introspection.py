@@ -1,7 +1,7 @@
 """What introspection says of a grant (RFC 7662). Pure.
 
-A server that knows no refresh tokens answers `active: false` for every one of them (section
-2.2 asks it to), so a no about a refresh token counts only where a yes has been heard.
+A server that can't introspect refresh tokens answers `active: false` for each of them (section
+2.2), so that answer counts only if the server has said `active: true` of one before.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from evergrant_server.core.provider_events.external_revocation import Certainty
 
 @dataclass(frozen=True)
 class IntrospectionAnswers:
-    """Answers of the provider; None: it wasn't asked. `refresh_answers`: it has said yes to one before."""
+    """The provider's answers; None: not asked. `refresh_answers`: it has called a refresh token active before."""
 
     refresh_active: bool | None
     access_active: bool | None
@@ -28,13 +28,13 @@ class IntrospectionFinding(StrEnum):
 
     @property
     def certainty(self) -> Certainty | None:
-        """What it says of the grant; None: nothing to worry about."""
+        """What it says of the grant; None: no doubt."""
         return _CERTAINTIES.get(self)
 
 
 _CERTAINTIES = {
     IntrospectionFinding.REFRESH_TOKEN_INACTIVE: Certainty.ENDED,
-    IntrospectionFinding.ACCESS_TOKEN_INACTIVE: Certainty.SUSPECTED,  # never condemned by an access token alone
+    IntrospectionFinding.ACCESS_TOKEN_INACTIVE: Certainty.SUSPECTED,  # an access token alone proves no end
 }
 
 

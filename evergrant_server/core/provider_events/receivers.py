@@ -1,7 +1,7 @@
-"""Where a provider's security events and uninstall hooks come in, and what a connection is known by.
+"""Receivers of a provider's security events and uninstall hooks, and account identifiers.
 
-A receiver belongs to one integration: what it is told can only ever touch that integration's
-connections. Nothing here is a secret, but the signing secret, which stays in the store.
+A receiver belongs to one integration, and an event touches that integration's connections only.
+No secret is here: the signing secret stays in the store.
 """
 
 from datetime import datetime
@@ -17,7 +17,7 @@ ACCOUNT_IS_SUB = "sub"
 
 
 class ReceiverKind(StrEnum):
-    """How what comes in is signed, and what its words mean."""
+    """How an event is signed, and what its words mean."""
 
     SET = "set"  # security event tokens, pushed (RFC 8417, RFC 8935): RISC, CAEP
     SLACK = "slack"
@@ -27,14 +27,14 @@ class ReceiverKind(StrEnum):
 
 
 class AccountIdentifier(NamedTuple):
-    """One thing by which a provider may name an account or a token. Stored as a keyed hash."""
+    """By what a provider may name an account or a token. Stored as a keyed hash."""
 
     name: str
     value: str
 
 
 class Receiver(BaseModel):
-    """What is trusted there. `account_in` says where a connection has the account's id: the id
+    """Whose events are accepted. `account_in` says where a connection has the account's id: the id
     token's `sub`, the connection's `subject`, or the name of a fact of its grant."""
 
     model_config = ConfigDict(frozen=True)

@@ -1,7 +1,7 @@
 """One use of a single-use credential: the intent that is committed before anything is sent.
 
-The rules are in docs/protocol.md; they are pure functions here, so that a model can try them
-all (tests/unit/core/test_protocol_model.py).
+The rules are in docs/protocol.md; they are pure functions here, so that a model test can try them
+all (tests/unit/core/single_use/test_protocol_model.py).
 """
 
 from datetime import datetime, timedelta
@@ -27,19 +27,19 @@ class AttemptKind(StrEnum):
     REGISTRATION = "registration"  # an initial access token (RFC 7591 section 3)
 
 
-ROTATING = (AttemptKind.REFRESH, AttemptKind.LATE_TOKENS)  # with their answer the token before is over
+ROTATING = (AttemptKind.REFRESH, AttemptKind.LATE_TOKENS)  # their reply replaces the token
 
 
 class AttemptOutcome(StrEnum):
     """How an attempt ended. An attempt without one is open: its outcome is unknown."""
 
     INSTALLED = "installed"
-    REFUSED = "refused"  # the provider answered; the credential is spent or bad
-    NOT_SENT = "not_sent"  # it is certain that no byte left, or the provider said it did nothing
+    REFUSED = "refused"  # the provider answered: the credential is spent or invalid
+    NOT_SENT = "not_sent"  # no byte left, or the provider says that it did not act
     SUPERSEDED = "superseded"  # another attempt took over
-    INSTALLED_LATE = "installed_late"  # after another use, which may have ended what came
-    GIVEN_UP = "given_up"  # unknown for good: the credential may not be sent once more
-    UNREAD = "unread"  # it was a yes whose tokens the definition can't read: its journal keeps it
+    INSTALLED_LATE = "installed_late"  # after another use, which may have invalidated the tokens
+    GIVEN_UP = "given_up"  # unknown for good: the credential may not be sent again
+    UNREAD = "unread"  # a success whose tokens the definition can't parse: its journal keeps it
 
 
 class TimeLimits(BaseModel):
@@ -48,24 +48,28 @@ class TimeLimits(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     send: timedelta = timedelta(seconds=15)  # from the intent's commit to the first byte
-    answer: timedelta = timedelta(seconds=45)  # the longest a provider is listened to, see egress
-    poll_interval: timedelta = timedelta(seconds=3)  # how soon to ask again for what must be waited for
-    replay: timedelta = timedelta(minutes=10)  # a journalled answer keeps nobody else waiting for longer
+    answer: timedelta = timedelta(
+        seconds=45
+    )  # how long the worker waits for the provider's reply, see egress
+    poll_interval: timedelta = timedelta(
+        seconds=3
+    )  # between two looks at an attempt that has to be waited for
+    replay: timedelta = timedelta(minutes=10)  # other work waits this long for a journalled reply
 
 
 LIMITS = TimeLimits()
-# Of a credential whose second use may be its family's end. Once nobody can be listening any more,
-# sending again can lose nothing that isn't lost: an outage that answers 500 for days must not
-# condemn a grant that it never touched. The first use that is refused says what became of it.
+# Uses of a credential whose second use may end its token family. Once no worker can still get the
+# reply, sending again loses nothing: an outage that answers 500 for days must not end a grant that
+# the provider never touched. The first use that is refused tells what became of it.
 MAX_SENDS = 1000
 
 
 class Attempt(BaseModel):
     """The intent row. `send_by` is the last moment at which its bytes may be written.
 
-    `credential` tells apart what shares a generation: the consent a code came with, say.
-    `sends` counts the uses of this credential whose outcome nobody knows, this one included;
-    it is carried from attempt to attempt, through restarts and from worker to worker.
+    `credential` tells apart the credentials of one generation, such as the consents of two codes.
+    `sends` counts the uses of this credential with an unknown outcome, this one included; it is
+    carried from attempt to attempt, through restarts and from worker to worker.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -92,21 +96,21 @@ class Attempt(BaseModel):
         return self.first_sent_at or self.opened_at
 
     def tokens_valid_from(self, lifetime_s: float | None) -> datetime:
-        """From when the tokens of its answer live. From the first use: a server may answer a later one
-        with the first one's token and its full lifetime anew. Not where little would be left of them,
-        as after an outage longer than that: the first use can't have been served by then."""
+        """When the lifetime of its tokens starts: at the first use, since a server may answer a later
+        use with the first one's token. At this use if three quarters of the lifetime have passed
+        since: the provider can't have served the first use then."""
         first = min(self.first_opened_at, self.opened_at)
         if lifetime_s is not None and self.opened_at - first > timedelta(seconds=lifetime_s) * 3 / 4:
             return self.opened_at
         return first
 
     def spends(self, kind: AttemptKind, from_generation: int, credential: str) -> bool:
-        """True when it is a use of this very credential."""
+        """True when it is a use of this credential."""
         return (self.kind, self.from_generation, self.credential) == (kind, from_generation, credential)
 
 
 class LateTokens(BaseModel):
-    """Tokens that came when the connection had been given up, without them: to be verified first."""
+    """Tokens that came after their attempt had been given up; they are verified before they are used."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -121,12 +125,12 @@ class LateTokens(BaseModel):
 
 
 class Takeover(StrEnum):
-    """What to do about an open attempt that somebody else began."""
+    """What to do about an open attempt of another worker."""
 
     RESEND = "resend"
     WAIT = "wait"
-    GIVE_UP = "give up"  # it was sent as often as it may be: its outcome stays unknown
-    AWAIT_DEFINITION = "read"  # its answer is kept, and waits for a definition that can read it
+    GIVE_UP = "give up"  # it was sent `MAX_SENDS` times: its outcome stays unknown
+    AWAIT_DEFINITION = "await definition"  # its reply is kept until a definition can parse it
 
 
 def decide_takeover(
@@ -142,10 +146,10 @@ def decide_takeover(
 ) -> Takeover:
     """Decide about an attempt of unknown outcome (docs/protocol.md). Pure.
 
-    `answered`: its answer is in a journal of this host. It is replayed, never asked for again.
+    `answered`: its reply is in a journal of this host. It is replayed, never requested again.
     Rotation `none`, or inside a declared `grace`: resend. `strict` and `unknown`: never while
     the owner's journal lock is held and the access token is still valid, nor while an answer
-    can still come; afterwards resend, `MOST_SENDS` times at the most. `owner_alive` and
+    can still come; afterwards resend, `MAX_SENDS` times at the most. `owner_alive` and
     `in_flight` are None when the owner is on another host, which counts as alive until its
     answer can no longer come.
     """
@@ -179,11 +183,11 @@ def decide_attempt(
     answered: bool = False,
     limits: TimeLimits = LIMITS,
 ) -> Takeover:
-    """May `wanted` be the next attempt of its chain? Pure; RESEND means yes.
+    """May `wanted` be the next attempt of its slot? Pure; RESEND means yes.
 
-    `opened` is the chain's open attempt, of which the last arguments tell what can be seen;
-    `unknown` is the newest use of this very credential whose outcome nobody knows, and `unread` one
-    whose tokens wait to be read: no later use, inside a `grace`, makes them any less good.
+    `opened` is the slot's open attempt, and the last arguments tell what this host sees of it;
+    `unknown` is the newest use of this credential with an unknown outcome; `unread` is a use whose
+    tokens wait for a definition, which no later use inside a `grace` invalidates.
     """
     kept = unread is not None and not _is_safe_to_resend(rules, unread, now)
     if opened is not None and opened.spends(wanted.kind, wanted.from_generation, wanted.credential):
@@ -210,18 +214,18 @@ def decide_attempt(
 
 
 def is_dated_ahead(attempt: Attempt, now: datetime, limits: TimeLimits = LIMITS) -> bool:
-    """It was opened by a clock that was ahead of ours: its deadlines are no moments to wait for."""
+    """Opened by a clock that was ahead of ours, so its deadlines can't be waited for."""
     return attempt.send_by - limits.send - now > CLOCK_SKEW
 
 
 def redated(attempt: Attempt, since: datetime, limits: TimeLimits = LIMITS) -> Attempt:
-    """One that is dated ahead, with deadlines that count from when it was first seen."""
+    """An attempt that is dated ahead, with deadlines that count from when it was first seen."""
     deadlines = {"opened_at": since, "send_by": since + limits.send}
     return attempt.model_copy(update={**deadlines, "first_sent_at": attempt.first_opened_at})
 
 
 def with_earlier_sends(wanted: Attempt, unknown: Attempt | None) -> Attempt:
-    """`wanted` with the uses before it: the count goes from attempt to attempt."""
+    """`wanted`, with the earlier uses of its credential counted."""
     if unknown is None:
         return wanted
     before = {"sends": unknown.sends + 1, "first_sent_at": unknown.first_opened_at}
@@ -229,7 +233,7 @@ def with_earlier_sends(wanted: Attempt, unknown: Attempt | None) -> Attempt:
 
 
 def _is_safe_to_resend(rules: RefreshRules, last: Attempt, now: datetime) -> bool:
-    """Inside the time in which the provider takes the same credential again."""
+    """Inside the time in which the provider accepts the same credential again."""
     safe_for, age = rules.resend_is_safe_for, now - last.first_opened_at
     if safe_for is None or age < -CLOCK_SKEW:  # from the future: how long ago it was isn't known
         return safe_for == timedelta.max
@@ -237,8 +241,8 @@ def _is_safe_to_resend(rules: RefreshRules, last: Attempt, now: datetime) -> boo
 
 
 def may_invalidate(other: Attempt, answered: Attempt, rules: RefreshRules, now: datetime) -> bool:
-    """True when the provider may end by `other` what `answered` brought: a second use of its credential,
-    which it doesn't take again. Pure."""
+    """True when `other` may invalidate the tokens of `answered`: a second use of its credential, which
+    the provider doesn't accept again."""
     same = other.spends(answered.kind, answered.from_generation, answered.credential)
     return same and other.id != answered.id and not _is_safe_to_resend(rules, other, now)
 
@@ -252,10 +256,10 @@ def answer_may_come(
     answered: bool = False,
     limits: TimeLimits = LIMITS,
 ) -> bool:
-    """True while what comes of it has to be waited for: by a revocation, or by a new consent.
+    """True while a revocation or a new consent has to wait for the attempt's reply.
 
-    Somebody may be listening, or a journal has the answer. One that can't be replayed (a mistake
-    in judging it, a key that is away) doesn't stand in their way for ever.
+    Its worker may still get the reply, or a journal has it. A reply that can't be replayed (a bug
+    in its parser, a missing key) delays them for `limits.replay` only.
     """
     if answered:
         return now < attempt.send_by + limits.answer + limits.replay
@@ -265,11 +269,11 @@ def answer_may_come(
 
 
 def outcome_of_error(status: int, code: ErrorCode = ErrorCode.REPLY_UNREADABLE) -> AttemptOutcome | None:
-    """What an error answer says about the credential; None: it may or may not be spent.
+    """What an error reply says about the credential; None: it may or may not be spent.
 
-    429, 503 and "slow down" say that the request was not served. Another 5xx can follow a commit
-    at the provider, and so can a 2xx that nobody can read. A 2xx that reports an error has
-    refused instead of acting: many providers say everything with status 200.
+    429, 503 and `slow_down` say that the request was not served. Another 5xx can follow a commit
+    at the provider, and so can a 2xx that can't be parsed. A 2xx that reports an error has refused
+    instead of acting: many providers answer everything with status 200.
     """
     if status in (429, 503) or code is ErrorCode.PROVIDER_RATE_LIMITED:
         return AttemptOutcome.NOT_SENT

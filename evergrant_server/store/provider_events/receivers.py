@@ -9,26 +9,29 @@ from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant
 from evergrant_server.core.provider_events.receivers import Receiver
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose
+from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Values,
     already_exists,
     column_values,
     columns_equal,
     compare_and_set,
-    fetch_models,
-    find_model,
+    fetch_all,
     find_one,
     insert,
 )
-from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.store.provider_events.tables import EventReceiverRow, ReceivedEventRow
-from evergrant_server.store.sealing import SealedRepository
+from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
 
 _COLUMN = "sealed_secret"
 
 
-class Receivers(SealedRepository):
+class Receivers:
     """Receivers of one transaction."""
+
+    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
+        self._connection = connection
+        self._seals = seals
 
     async def put(self, it: Receiver, secret: Secret | None, *, expected: int | None) -> Receiver:
         """Add (`expected` None) or change a receiver; `secret` None keeps the old one.
@@ -37,7 +40,7 @@ class Receivers(SealedRepository):
         """
         sealed: Values = {}
         if secret is not None:
-            sealed[_COLUMN] = await self._sealer.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(it), secret)
+            sealed[_COLUMN] = await self._seals.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(it), secret)
         if expected is None:
             if not await insert(
                 self._connection, EventReceiverRow, column_values(it, **{_COLUMN: None, **sealed})
@@ -62,7 +65,7 @@ class Receivers(SealedRepository):
         row = await find_one(self._connection, EventReceiverRow, tenant=it.tenant, id=it.id)
         if row is None or row[_COLUMN] is None:
             return None
-        return await self._sealer.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(it), row[_COLUMN])
+        return await self._seals.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(it), row[_COLUMN])
 
     async def delete(self, it: Receiver) -> None:
         mine = columns_equal(EventReceiverRow, tenant=it.tenant, id=it.id)
@@ -72,9 +75,8 @@ class Receivers(SealedRepository):
         """Receivers of every tenant whose keys were fetched before then, or never."""
         old = or_(col(EventReceiverRow.keys_at).is_(None), col(EventReceiverRow.keys_at) < before)
         query = select(EventReceiverRow).where(old, col(EventReceiverRow.jwks_uri).is_not(None))
-        return await fetch_models(
-            self._connection, Receiver, query.order_by(col(EventReceiverRow.id)).limit(limit)
-        )
+        rows = await fetch_all(self._connection, query.order_by(col(EventReceiverRow.id)).limit(limit))
+        return [Receiver.model_validate(row) for row in rows]
 
     async def is_known_event(self, it: Receiver, event_hash: str) -> bool:
         """True when this event came before."""
@@ -105,7 +107,8 @@ class Receivers(SealedRepository):
         return it.model_copy(update={"revision": revision})
 
     async def _one(self, **equal: str) -> Receiver | None:
-        return await find_model(self._connection, Receiver, EventReceiverRow, **equal)
+        row = await find_one(self._connection, EventReceiverRow, **equal)
+        return None if row is None else Receiver.model_validate(row)
 
 
 def _place(it: Receiver) -> AssociatedData:

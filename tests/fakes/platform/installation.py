@@ -133,7 +133,7 @@ class Installation(Observations):
             provider=integration.provider,
             subject_hash=self.parts.ring.subject_hash(TENANT, connection.subject),
             rules=NEWEST_RULES,
-            life=state_from_store(connection, None, None, now),
+            state=state_from_store(connection, None, None, now),
             context=ASKED,
         )
         async with self.store.write() as tx:

@@ -150,5 +150,5 @@ class OAuth1Server(ScriptedProvider):
 
 
 def denied(callback: str, token: str) -> str:
-    """Where X sends the browser of a subject who declines."""
+    """Where X sends the browser of somebody who said no."""
     return f"{callback}?{urlencode({'denied': token})}"

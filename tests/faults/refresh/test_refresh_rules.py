@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_context import ProviderContextLoader
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.definition import DefinitionState, Rollout
@@ -58,8 +58,12 @@ async def rules_for(place: Installation, connection: Connection) -> RefreshRules
         (None, Rotation.STRICT, Rotation.STRICT),  # of before it was kept what was said
     ],
 )
-async def test_refresh_rules_follow_the_definition_unless_the_admin_set_them(
-    place: Installation, idp: ScriptedProvider, said: dict[str, Any] | None, before: Rotation, after: Rotation
+async def test_refresh_rules_follow_the_definition_and_the_admin_s_word_stays(
+    place: Installation,
+    idp: ScriptedProvider,
+    said: dict[str, Any] | None,
+    before: Rotation,
+    after: Rotation,
 ):
     await version(place, 1, DefinitionState.ACTIVE, refresh_rotates=True)
     connection = await connection_of(place, idp, said)
@@ -70,7 +74,7 @@ async def test_refresh_rules_follow_the_definition_unless_the_admin_set_them(
     assert (await rules_for(place, connection)).rotation is after
 
 
-async def test_a_new_run_uses_the_current_rules_and_settings(
+async def test_a_run_that_begins_again_goes_by_the_rules_of_now_and_the_operator_s_days(
     temporal_address: str, database_url: str, tmp_path: Path, idp: ScriptedProvider
 ):
     """It was terminated, and the definition has learnt that this provider refuses early refreshes."""
@@ -87,7 +91,7 @@ async def test_a_new_run_uses_the_current_rules_and_settings(
         await running.terminate()
         assert await place.parts.reconciler.start_workflow(TENANT, connection.id) is StartOutcome.STARTED
         life = begun_with((await running.fetch_history()).to_json_dict()["events"])
-        assert (life.idle_s, life.min_age_s, life.announce_days) == (86_400.0, 570, days)
+        assert (life.refresh_token_idle_s, life.min_age_s, life.announce_days) == (86_400.0, 570, days)
         described = await place.parts.link.describe(TENANT, connection.id, timeout=PATIENCE_S)
         assert described.next_at is not None
         assert life.obtained_at is not None
@@ -105,4 +109,4 @@ async def follows(place: Installation, connection: Connection, said: dict[str, A
 
 def begun_with(history: list[dict[str, Any]]) -> ConnectionState:
     (given,) = history[0]["workflowExecutionStartedEventAttributes"]["input"]["payloads"]
-    return ConnectionStart.model_validate_json(base64.b64decode(given["data"])).life
+    return ConnectionStart.model_validate_json(base64.b64decode(given["data"])).state

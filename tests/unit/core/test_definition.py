@@ -63,7 +63,7 @@ def staged(share: float = 0.05, **changes: Any) -> Definition:
     ],
 )
 def test_what_a_stage_decides(good: int, bad: int, after: timedelta, said: RolloutVerdict):
-    assert judge_rollout(staged(good=good, bad=bad), NOW + after) is said
+    assert judge_rollout(staged(succeeded=good, failed=bad), NOW + after) is said
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_what_a_stage_decides(good: int, bad: int, after: timedelta, said: Rollo
     ],
 )
 def test_what_nobody_has_seen_work_does_not_become_active(good: int, bad: int, said: RolloutVerdict):
-    assert judge_rollout(staged(1.0, good=good, bad=bad), NOW + HOUR * LONGEST_STAGE) is said
-    assert judge_rollout(staged(1.0, good=good, bad=bad), NOW + HOUR * LONGEST_STAGE * 100) is said
+    assert judge_rollout(staged(1.0, succeeded=good, failed=bad), NOW + HOUR * LONGEST_STAGE) is said
+    assert judge_rollout(staged(1.0, succeeded=good, failed=bad), NOW + HOUR * LONGEST_STAGE * 100) is said
 
 
 def test_who_asks_for_no_evidence_needs_none():
@@ -86,7 +86,7 @@ def test_who_asks_for_no_evidence_needs_none():
 
 
 def test_a_rollout_goes_through_its_shares_and_counts_each_stage_anew():
-    now = staged(good=9, bad=1)
+    now = staged(succeeded=9, failed=1)
     second = now.advanced(NOW)
     assert (second.share, second.succeeded, second.failed) == (0.25, 0, 0)
     third = second.advanced(NOW)

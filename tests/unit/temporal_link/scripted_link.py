@@ -68,7 +68,7 @@ class ScriptedLink(TemporalLink):
             reason=None,
             repairer=None,
             failures=0,
-            failed=None,
-            failing_since=None,
-            reply_later=self.pending_replies,
+            revocation_failure=None,
+            revocation_failing_since=None,
+            waiting_callers=self.pending_replies,
         )

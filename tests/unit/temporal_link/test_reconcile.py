@@ -55,8 +55,8 @@ async def test_a_workflow_that_is_behind_is_replaced_and_its_pending_replies_are
     clock.advance(60)
     assert (await reconciler.reconcile_all()).restarted == 1
     (start,) = link.started
-    assert (start.life.state, start.life.reply_later) == (LifecycleState.ACTIVE, pending)
-    assert [event.kind for event in start.waiting] == ([EventKind.TIMER_FIRED] if pending else [])
+    assert (start.state.state, start.state.waiting_callers) == (LifecycleState.ACTIVE, pending)
+    assert [event.kind for event in start.pending_events] == ([EventKind.TIMER_FIRED] if pending else [])
 
 
 async def install_grant(store: Store, clock: SetClock) -> None:

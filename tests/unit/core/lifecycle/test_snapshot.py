@@ -1,6 +1,6 @@
 """A run that begins with what the store says knows what one knows that heard of it."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -8,15 +8,12 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.lifecycle.snapshot import grant_result_of, state_from_store
-from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
+from tests.unit.core.lifecycle.steps import NEWEST, NOW, timer_of
 
-RULES_NOW = RULES[NEWEST_RULES]
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
 TEN_MINUTES = timedelta(minutes=10)
 PICKY = RefreshRules(refresh_token_idle_s=86_400.0, min_age_s=570)
 CONNECTION = Connection(
@@ -54,28 +51,25 @@ def heard(grant: Grant, rules: RefreshRules, days: tuple[int, ...] | None) -> Co
     happening = LifecycleEvent(
         kind=EventKind.CODE_EXCHANGE_ENDED, context=RequestContext(by="subject"), result=news
     )
-    return next_step(before, happening, NOW, RULES_NOW).state
+    return next_step(before, happening, NOW, NEWEST).state
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_no_refresh_before_the_age_at_which_the_provider_takes_one(share: float):
-    woken = next_timer(revived(), RULES_NOW, share)
-    assert woken is not None
+    woken = timer_of(revived(), share)
     assert woken.at >= NOW + timedelta(seconds=570)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_no_refresh_before_the_provider_s_own_margin(share: float):
-    woken = next_timer(revived(rules=RefreshRules(margin_s=30)), RULES_NOW, share)
-    assert woken is not None
+    woken = timer_of(revived(rules=RefreshRules(margin_s=30)), share)
     assert woken.at >= NOW + TEN_MINUTES - timedelta(seconds=30)
 
 
 def test_a_first_token_is_exchanged_at_any_age():
     life = revived(GRANT.model_copy(update={"short_lived": True}))
     assert life.min_age_s is None
-    woken = next_timer(life, RULES_NOW)
-    assert woken is not None
+    woken = timer_of(life)
     assert woken.at == NOW
 
 

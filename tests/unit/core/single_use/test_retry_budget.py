@@ -23,7 +23,7 @@ from evergrant_server.core.single_use.circuit_breaker import (
     failed,
     released,
 )
-from tests.unit.core.test_fleet import DOWN, HOUR, NOW, Fleet
+from tests.unit.core.single_use.test_fleet_outage import DOWN, HOUR, NOW, Fleet
 
 ERROR = ErrorCode.PROVIDER_ERROR
 ONE, OTHER, THIRD = (ConnectionId(f"con_{number}") for number in range(3))

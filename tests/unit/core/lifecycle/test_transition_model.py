@@ -112,7 +112,7 @@ class Lives(RuleBasedStateMachine):
             obtained_at=self.now,
             expires_at=None if lifetime is None else self.now + timedelta(seconds=lifetime),
             refreshable=data.draw(st.booleans()),
-            idle_s=data.draw(st.one_of(st.none(), st.just(86_400.0 * 90))),
+            refresh_token_idle_s=data.draw(st.one_of(st.none(), st.just(86_400.0 * 90))),
             refresh_expires_at=None if age is None else self.now + timedelta(days=age),
             margin_s=data.draw(st.one_of(st.none(), st.just(30.0))),
             min_age_s=data.draw(st.one_of(st.none(), st.just(86_400.0))),

@@ -1,27 +1,20 @@
 """Who wants the same newer token shares one refresh, and who has to wait for a person hears again."""
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command, Transition
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.lifecycle.timers import no_token_to_protect
 from evergrant_server.core.lifecycle.token_requests import callers_can_be_told, with_waiting_caller
-from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import (
     ConnectionState,
     EventKind,
-    LifecycleEvent,
     RefreshReason,
 )
+from tests.unit.core.lifecycle.steps import HOUR, NOW, step
 
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-HOUR = timedelta(hours=1)
-RULES_NOW = RULES[NEWEST_RULES]
 ACTIVE = ConnectionState(
     state=LifecycleState.ACTIVE, generation=1, obtained_at=NOW - HOUR, expires_at=NOW, installed_at=NOW - HOUR,
     refreshable=True, policy="on_demand",
@@ -30,12 +23,6 @@ NEWER = GrantResult(
     state=LifecycleState.ACTIVE, generation=2, obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True
 )  # fmt: skip
 DEAD = GrantResult(failure=ErrorCode.GRANT_REJECTED)
-
-
-def step(life: ConnectionState, event: EventKind, **brings: Any) -> Transition:
-    return next_step(
-        life, LifecycleEvent(kind=event, context=RequestContext(by="app:x"), **brings), NOW, RULES_NOW, 0.5
-    )
 
 
 def test_fifty_who_want_a_newer_token_than_the_same_one_share_one_refresh():
@@ -62,21 +49,21 @@ def test_who_names_no_generation_wants_a_newer_one_than_the_newest():
 
 def test_who_finds_out_that_the_grant_is_dead_hears_again():
     asked = step(ACTIVE, EventKind.TOKEN_REQUESTED, reply_to="pipeline")
-    assert (asked.command, asked.state.reply_later) == (Command.REFRESH, ())
+    assert (asked.command, asked.state.waiting_callers) == (Command.REFRESH, ())
     after = step(asked.state, EventKind.REFRESH_ENDED, result=DEAD).state
     assert after.state is LifecycleState.NEEDS_REAUTH
     life = with_waiting_caller(after, "pipeline")
-    assert life.reply_later == ("pipeline",)
+    assert life.waiting_callers == ("pipeline",)
     assert not callers_can_be_told(life)
-    assert with_waiting_caller(life, "pipeline").reply_later == ("pipeline",), "once"
+    assert with_waiting_caller(life, "pipeline").waiting_callers == ("pipeline",), "once"
 
 
 def test_who_asks_while_an_account_has_to_be_chosen_hears_again():
-    choosing = ACTIVE.model_copy(update={"choosing": True, "expires_at": NOW + HOUR})
+    choosing = ACTIVE.model_copy(update={"choice_pending": True, "expires_at": NOW + HOUR})
     life = with_waiting_caller(
         step(choosing, EventKind.TOKEN_REQUESTED, reply_to="pipeline").state, "pipeline"
     )
-    assert life.reply_later == ("pipeline",)
+    assert life.waiting_callers == ("pipeline",)
     assert not callers_can_be_told(life)
     chosen = step(life, EventKind.ACCOUNT_CHOSEN, reason="1").state
     assert callers_can_be_told(chosen)
@@ -93,8 +80,8 @@ def test_the_hundred_who_came_first_hear_again_and_who_comes_later_hears_that_no
     dead = ACTIVE.model_copy(update={"state": LifecycleState.NEEDS_REAUTH})
     for caller in range(150):
         dead = with_waiting_caller(dead, f"pipeline-{caller}")
-    assert len(dead.reply_later) == 100
-    assert (dead.reply_later[0], dead.reply_later[-1]) == ("pipeline-0", "pipeline-99")
+    assert len(dead.waiting_callers) == 100
+    assert (dead.waiting_callers[0], dead.waiting_callers[-1]) == ("pipeline-0", "pipeline-99")
 
 
 LASTING = ACTIVE.model_copy(update={"expires_at": None, "generation": 3})
@@ -129,7 +116,7 @@ def test_a_report_that_comes_between_two_tries_is_heeded_by_the_next():
 
 def test_a_report_that_is_declined_says_nothing():
     """Its token is new, and the one before was refused as well: the provider's API may have other reasons."""
-    again = LASTING.model_copy(update={"forced": 1, "forced_at": NOW})
+    again = LASTING.model_copy(update={"forced_refreshes": 1, "last_forced_at": NOW})
     declined = report(again)
     assert declined.state.declined_s is not None
     assert not no_token_to_protect(declined.state, NOW)

@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from evergrant_server.core.connections.refresh_rules import Rotation
 from evergrant_server.core.single_use import attempt as protocol
-from tests.unit.core.protocol_parts import Rules, without
-from tests.unit.core.protocol_world import World
+from tests.unit.core.single_use.protocol_parts import Rules, without
+from tests.unit.core.single_use.protocol_world import World
 
 WORKERS = st.sampled_from(["a1", "a2", "b1"])
 ROTATIONS = st.sampled_from([Rotation.STRICT, Rotation.UNKNOWN, Rotation.GRACE, Rotation.NONE])

@@ -1,6 +1,6 @@
 """An answer that came too late: verified where nobody has a grant, and never forgotten while unsure."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -10,29 +10,14 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AttemptId, ConsentId
 from evergrant_server.core.lifecycle.command import Command, Transition
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, LifecycleRules
 from evergrant_server.core.lifecycle.timers import TimerPurpose, next_timer
-from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
+from evergrant_server.core.messages.connection import ConnectionState, EventKind
 from evergrant_server.core.secret import Secret
+from tests.unit.core.lifecycle.steps import NEWEST, NOW, step, timer_of
 
-RULES_NOW = RULES[NEWEST_RULES]
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-ASKED = RequestContext(by="app:test")
 LATE = AttemptId("att_1")
 GIVEN_UP = ConnectionState(state=LifecycleState.NEEDS_REAUTH, generation=3, reason=ErrorCode.OUTCOME_UNKNOWN)
-
-
-def step(
-    life: ConnectionState,
-    event: EventKind,
-    at: datetime = NOW,
-    rules: LifecycleRules = RULES_NOW,
-    **brings: object,
-) -> Transition:
-    return next_step(life, LifecycleEvent(kind=event, context=ASKED, **brings), at, RULES_NOW)
 
 
 def came(life: ConnectionState) -> Transition:
@@ -43,7 +28,7 @@ def came(life: ConnectionState) -> Transition:
 def test_it_is_verified_where_nobody_has_a_grant(state: LifecycleState):
     found = came(GIVEN_UP.model_copy(update={"state": state}))
     wanted = state in (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
-    assert (found.command is Command.VERIFY_LATE_TOKENS, found.state.late == LATE) == (wanted, wanted)
+    assert (found.command is Command.VERIFY_LATE_TOKENS, found.state.late_attempt == LATE) == (wanted, wanted)
     assert found.state.state is state, "nothing is believed yet"
 
 
@@ -53,12 +38,16 @@ def test_beside_a_grant_that_works_it_is_asked_what_holds():
         state=LifecycleState.ACTIVE, generation=3, failures=2, retry_at=NOW, reason=ErrorCode.PROVIDER_ERROR
     )
     asked = came(active)
-    assert (asked.command, asked.state.late, asked.state.failures) == (Command.VERIFY_LATE_TOKENS, LATE, 2)
+    assert (asked.command, asked.state.late_attempt, asked.state.failures) == (
+        Command.VERIFY_LATE_TOKENS,
+        LATE,
+        2,
+    )
     news = GrantResult(
         state=LifecycleState.ACTIVE, generation=4, obtained_at=NOW, expires_at=NOW + timedelta(hours=1)
     )
     life = step(asked.state, EventKind.LATE_VERIFICATION_ENDED, result=news).state
-    assert (life.generation, life.failures, life.late) == (4, 0, None)
+    assert (life.generation, life.failures, life.late_attempt) == (4, 0, None)
     for nothing_newer in (
         news.model_copy(update={"generation": 3}),
         GrantResult(failure=ErrorCode.PROVIDER_ERROR),
@@ -73,14 +62,19 @@ def test_what_works_is_a_grant():
         state=LifecycleState.ACTIVE, generation=4, obtained_at=NOW, expires_at=NOW + timedelta(hours=1)
     )
     life = step(came(GIVEN_UP).state, EventKind.LATE_VERIFICATION_ENDED, result=news).state
-    assert (life.state, life.generation, life.reason, life.late) == (LifecycleState.ACTIVE, 4, None, None)
+    assert (life.state, life.generation, life.reason, life.late_attempt) == (
+        LifecycleState.ACTIVE,
+        4,
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize("code", [ErrorCode.GRANT_REJECTED, ErrorCode.OUTCOME_UNKNOWN])
 def test_what_is_refused_changes_nothing(code: ErrorCode):
     after = step(came(GIVEN_UP).state, EventKind.LATE_VERIFICATION_ENDED, result=GrantResult(failure=code))
     assert after == Transition(GIVEN_UP)
-    assert next_timer(after.state, RULES_NOW) is None
+    assert next_timer(after.state, NEWEST) is None
 
 
 @pytest.mark.parametrize("state", [LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH])
@@ -89,9 +83,8 @@ def test_an_outage_says_nothing_about_it(state: LifecycleState):
     for failures in (1, 2):
         news = GrantResult(failure=ErrorCode.PROVIDER_ERROR)
         life = step(life, EventKind.LATE_VERIFICATION_ENDED, result=news).state
-        assert (life.late, life.late_failures, life.state) == (LATE, failures, state)
-        due = next_timer(life, RULES_NOW)
-        assert due is not None
+        assert (life.late_attempt, life.late_failures, life.state) == (LATE, failures, state)
+        due = timer_of(life)
         assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.VERIFY_LATE_TOKENS
 
 
@@ -104,13 +97,11 @@ def test_a_consent_deadline_is_kept_meanwhile():
         result=GrantResult(failure=ErrorCode.PROVIDER_ERROR),
     ).state
     assert (
-        step(life, EventKind.TIMER_FIRED, deadline + RULES_NOW.consent_grace).command
+        step(life, EventKind.TIMER_FIRED, deadline + NEWEST.consent_grace).command
         is Command.VERIFY_LATE_TOKENS
     )
-    life = life.model_copy(update={"late_at": deadline + timedelta(days=1)})
-    assert (
-        step(life, EventKind.TIMER_FIRED, deadline + RULES_NOW.consent_grace).command is Command.END_CONSENT
-    )
+    life = life.model_copy(update={"verify_late_at": deadline + timedelta(days=1)})
+    assert step(life, EventKind.TIMER_FIRED, deadline + NEWEST.consent_grace).command is Command.END_CONSENT
 
 
 def test_a_revocation_in_between_wins():
@@ -143,7 +134,7 @@ def test_a_late_answer_keeps_every_fact_of_its_reply():
         "refresh_expires_in": 86_400.0,
         "scopes": ("read",),
         "metadata": {"site": "one"},
-        "said_at": NOW,
+        "server_time": NOW,
     }
     chain = TokenSet(**facts)
     tokens = TokenSet(**facts, further={"user": chain})
@@ -160,10 +151,10 @@ def test_when_one_is_refused_the_next_that_is_kept_is_tried():
     other = AttemptId("att_2")
     waiting = step(came(GIVEN_UP).state, EventKind.LATE_VERIFICATION_ENDED, result=DOWN).state
     newer = step(waiting, EventKind.LATE_TOKENS_RECEIVED, attempt_id=other)
-    assert (newer.command, newer.state.late) == (Command.VERIFY_LATE_TOKENS, other)
+    assert (newer.command, newer.state.late_attempt) == (Command.VERIFY_LATE_TOKENS, other)
     news = REFUSED.model_copy(update={"next_late_attempt": LATE})
     again = step(newer.state, EventKind.LATE_VERIFICATION_ENDED, result=news)
-    assert (again.command, again.state.late) == (Command.VERIFY_LATE_TOKENS, LATE)
+    assert (again.command, again.state.late_attempt) == (Command.VERIFY_LATE_TOKENS, LATE)
     assert step(again.state, EventKind.LATE_VERIFICATION_ENDED, result=REFUSED) == Transition(GIVEN_UP)
 
 
@@ -181,8 +172,7 @@ def awaiting_a_first_token() -> ConnectionState:
     consent = ConsentId("con_1")
     minting = step(minting, EventKind.CONSENT_GRANTED, consent_id=consent).state
     life = step(minting, EventKind.FIRST_TOKENS_ENDED, result=DOWN, consent_id=consent).state
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     assert due.purpose is TimerPurpose.REQUEST_FIRST_TOKENS
     return life
 
@@ -194,8 +184,7 @@ def test_a_first_token_is_asked_for_again_whatever_becomes_of_a_late_answer(befo
     for news in [*before, REFUSED]:
         life = step(life, EventKind.LATE_VERIFICATION_ENDED, result=news).state
     assert life == minting.model_copy(update={"refusal": None})
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.REQUEST_CLIENT_GRANT
 
 
@@ -203,8 +192,7 @@ def test_a_late_answer_is_verified_again_whatever_becomes_of_a_first_token():
     life = step(came(awaiting_a_first_token()).state, EventKind.LATE_VERIFICATION_ENDED, result=DOWN).state
     over = GrantResult(failure=ErrorCode.CONSENT_EXPIRED, consent_over=True)
     life = step(life, EventKind.FIRST_TOKENS_ENDED, result=over, consent_id=ConsentId("con_1")).state
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.VERIFY_LATE_TOKENS
 
 
@@ -214,6 +202,5 @@ def test_a_repair_has_both_tried_again():
         EventKind.LATE_VERIFICATION_ENDED,
         result=GrantResult(failure=ErrorCode.CLIENT_REJECTED),
     ).state
-    due = next_timer(step(life, EventKind.PROVIDER_CHANGED).state, RULES_NOW)
-    assert due is not None
+    due = timer_of(step(life, EventKind.PROVIDER_CHANGED).state)
     assert due.at == NOW

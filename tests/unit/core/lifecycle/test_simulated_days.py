@@ -1,38 +1,24 @@
 """The newest rules, simulated: how many calls a day of trouble costs, and when grants are looked at."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, jitter
+from evergrant_server.core.lifecycle.schedule import jitter
 from evergrant_server.core.lifecycle.timers import grant_ends_at, next_timer, token_has_ended
-from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import (
     ConnectionState,
     EventKind,
-    LifecycleEvent,
     RefreshReason,
 )
-
-NEW = RULES[NEWEST_RULES]
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-ASKED = RequestContext(by="app:test")
-HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-ACTIVE = ConnectionState(
-    state=LifecycleState.ACTIVE, generation=3, obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True
-)
+from tests.unit.core.lifecycle.steps import ACTIVE, DAY, HOUR, NEWEST, NOW, step, timer_of
 
 Answer = Callable[[datetime], GrantResult]
-
-
-def step(life: ConnectionState, event: EventKind, at: datetime = NOW, share: float = 0.0, **brings: object):
-    return next_step(life, LifecycleEvent(kind=event, context=ASKED, **brings), at, NEW, share)
 
 
 def simulated(
@@ -47,7 +33,7 @@ def simulated(
     now, tries, said = NOW, [], []
     asked = NOW
     while True:
-        woken = next_timer(life, NEW, share)
+        woken = next_timer(life, NEWEST, share)
         by_itself = max(woken.at, now) if woken else until
         now = min(by_itself, asked) if asks_every else by_itself
         if now >= until:
@@ -127,7 +113,7 @@ def test_who_needs_a_token_during_an_outage_causes_a_try_a_minute_at_most_and_no
 def test_a_wait_that_the_provider_asks_for_holds_callers_too_but_not_for_a_day():
     news = GrantResult(failure=ErrorCode.PROVIDER_RATE_LIMITED, retry_after=86_400)
     told = step(ACTIVE, EventKind.REFRESH_ENDED, result=news).state
-    assert told.ask_at == told.retry_at == NOW + HOUR
+    assert told.caller_retry_at == told.retry_at == NOW + HOUR
 
 
 def test_a_fleet_is_spread():
@@ -135,7 +121,7 @@ def test_a_fleet_is_spread():
     minutes: dict[int, int] = {}
     warm = ACTIVE.model_copy(update={"policy": "warm"})
     for number in range(1000):
-        woken = next_timer(warm, NEW, jitter(f"con_{number}", 3))
+        woken = next_timer(warm, NEWEST, jitter(f"con_{number}", 3))
         assert woken is not None
         second = int((woken.at - NOW).total_seconds())
         minutes[second] = minutes.get(second, 0) + 1
@@ -161,8 +147,7 @@ def test_a_repaired_client_is_tried_by_all_but_not_at_once():
 
 def test_a_refresh_token_that_ages_is_kept_alive_until_it_is_seen_whether_that_helps():
     idle = ACTIVE.model_copy(update={"policy": "on_demand", "refresh_expires_at": NOW + 30 * DAY})
-    woken = next_timer(idle, NEW)
-    assert woken is not None
+    woken = timer_of(idle)
     assert (woken.at, woken.summary) == (NOW + 15 * DAY, "keep the refresh token alive")
     extended = GrantResult(
         state=LifecycleState.ACTIVE, generation=4, refreshable=True, obtained_at=woken.at,
@@ -171,8 +156,7 @@ def test_a_refresh_token_that_ages_is_kept_alive_until_it_is_seen_whether_that_h
     alive = step(idle, EventKind.REFRESH_ENDED, woken.at, result=extended).state
     assert alive.refresh_extends is True
     assert grant_ends_at(alive) is None
-    again = next_timer(alive, NEW)
-    assert again is not None
+    again = timer_of(alive)
     assert again.at == woken.at + 15 * DAY
 
 
@@ -190,13 +174,18 @@ def test_an_end_that_no_refresh_moves_is_announced_once_each_and_only_kept_alive
 def test_an_hour_more_or_less_is_the_same_end_and_a_new_one_is_announced_anew():
     end = NOW + 20 * DAY
     hard = ACTIVE.model_copy(
-        update={"refresh_expires_at": end, "refresh_extends": False, "announced": (14,), "end_known_at": NOW}
+        update={
+            "refresh_expires_at": end,
+            "refresh_extends": False,
+            "announced_days": (14,),
+            "end_known_at": NOW,
+        }
     )
     for drift, announced in ((timedelta(minutes=5), (14,)), (30 * DAY, ())):
         at = NOW + HOUR
         news = hourly(refresh_expires_at=end + drift)(at)
         move = EventKind.REFRESH_ENDED if announced else EventKind.CODE_EXCHANGE_ENDED
-        assert step(hard, move, at, result=news).state.announced == announced
+        assert step(hard, move, at, result=news).state.announced_days == announced
 
 
 def test_a_grant_without_a_refresh_token_is_announced_too():
@@ -216,7 +205,11 @@ def test_no_announcement_is_for_more_days_than_the_grant_ever_had(days: float, s
 def test_announcements_that_were_slept_through_are_not_made_up_for():
     life = ACTIVE.model_copy(update={"refreshable": False, "expires_at": NOW + 60 * DAY, "end_known_at": NOW})
     late = step(life, EventKind.TIMER_FIRED, NOW + 58 * DAY)
-    assert (late.command, late.days_before_end, late.state.announced) == (Command.ANNOUNCE_EXPIRY, 3, (14, 3))
+    assert (late.command, late.days_before_end, late.state.announced_days) == (
+        Command.ANNOUNCE_EXPIRY,
+        3,
+        (14, 3),
+    )
 
 
 def test_an_end_comes_near_when_what_would_extend_it_fails():
@@ -235,7 +228,7 @@ def test_a_provider_that_refuses_an_early_refresh_is_not_asked_early():
     """Exact Online: not before the last 30 seconds of 600."""
     ten = NOW + timedelta(minutes=10)
     life = ACTIVE.model_copy(update={"expires_at": ten, "margin_s": 30.0, "policy": "warm"})
-    moments = [next_timer(life, NEW, share / 10) for share in range(10)]
+    moments = [next_timer(life, NEWEST, share / 10) for share in range(10)]
     assert all(it and ten - timedelta(seconds=30) <= it.at < ten for it in moments)
     early = step(life, EventKind.REFRESH_REQUESTED, NOW + timedelta(minutes=8), seen_generation=3)
     assert (early.command, early.state.declined_s) == (Command.NOTHING, 90.0)
@@ -277,11 +270,13 @@ def test_a_report_refreshes_once_and_a_provider_that_always_says_401_causes_no_s
         now += timedelta(seconds=10)
     assert len(forced) <= 10, "8,640 reports, each of the newest generation"
     assert len(over) <= 24
-    assert forced[1] - forced[0] == NEW.forced_interval
+    assert forced[1] - forced[0] == NEWEST.forced_interval
 
 
 def test_a_report_of_an_older_generation_is_answered_and_one_after_a_day_forces_again():
-    life = ACTIVE.model_copy(update={"forced": 5, "forced_at": NOW, "expires_at": NOW + 2 * DAY})
+    life = ACTIVE.model_copy(
+        update={"forced_refreshes": 5, "last_forced_at": NOW, "expires_at": NOW + 2 * DAY}
+    )
     old = step(
         life, EventKind.REFRESH_REQUESTED, seen_generation=2, refresh_reason=RefreshReason.UNAUTHORIZED
     )
@@ -293,7 +288,7 @@ def test_a_report_of_an_older_generation_is_answered_and_one_after_a_day_forces_
         seen_generation=3,
         refresh_reason=RefreshReason.UNAUTHORIZED,
     )
-    assert (later.command, later.state.forced) == (Command.REFRESH, 1)
+    assert (later.command, later.state.forced_refreshes) == (Command.REFRESH, 1)
 
 
 # --- clocks -------------------------------------------------------------------------------
@@ -301,18 +296,22 @@ def test_a_report_of_an_older_generation_is_answered_and_one_after_a_day_forces_
 
 def test_a_report_of_a_token_that_is_over_is_no_riddle():
     """Forced a moment ago, and over now by our clock: whoever says that it is good has a wrong one."""
-    life = ACTIVE.model_copy(update={"forced": 3, "forced_at": NOW + HOUR, "installed_at": NOW})
+    life = ACTIVE.model_copy(
+        update={"forced_refreshes": 3, "last_forced_at": NOW + HOUR, "installed_at": NOW}
+    )
     report = {"seen_generation": 3, "refresh_reason": RefreshReason.UNAUTHORIZED}
     over = step(life, EventKind.REFRESH_REQUESTED, NOW + HOUR, **report)
-    assert (over.command, over.state.forced) == (Command.REFRESH, 3)
+    assert (over.command, over.state.forced_refreshes) == (Command.REFRESH, 3)
     before = step(life, EventKind.REFRESH_REQUESTED, NOW + HOUR - timedelta(seconds=1), **report)
     assert (before.command, before.state.declined_s) == (Command.NOTHING, 1.0), (
         "and may report again when it is over"
     )
     lasting = life.model_copy(update={"expires_at": None})
     told = step(lasting, EventKind.REFRESH_REQUESTED, NOW + HOUR - timedelta(seconds=1), **report).state
-    assert told.declined_s == NEW.forced_interval.total_seconds() * 4 + 1
-    failing = life.model_copy(update={"ask_at": NOW + 2 * HOUR, "reason": ErrorCode.PROVIDER_UNREACHABLE})
+    assert told.declined_s == NEWEST.forced_interval.total_seconds() * 4 + 1
+    failing = life.model_copy(
+        update={"caller_retry_at": NOW + 2 * HOUR, "reason": ErrorCode.PROVIDER_UNREACHABLE}
+    )
     refused = step(failing, EventKind.REFRESH_REQUESTED, NOW + HOUR, **report)
     assert (refused.command, refused.state.refusal) == (Command.NOTHING, ErrorCode.PROVIDER_UNREACHABLE)
 
@@ -332,6 +331,5 @@ def test_a_worker_whose_clock_is_ahead_dates_no_token_into_the_future():
     news = GrantResult(generation=4, obtained_at=NOW + HOUR, expires_at=NOW + 2 * HOUR, refreshable=True)
     life = step(ACTIVE, EventKind.REFRESH_ENDED, result=news).state
     assert (life.obtained_at, life.expires_at) == (NOW, NOW + HOUR)
-    woken = next_timer(life, NEW)
-    assert woken is not None
+    woken = timer_of(life)
     assert woken.at < NOW + HOUR

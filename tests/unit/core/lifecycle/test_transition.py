@@ -1,6 +1,6 @@
 """The decisions a reader would look up: one row per situation."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -15,45 +15,24 @@ from evergrant_server.core.connections.connection import (
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant
 from evergrant_server.core.lifecycle.command import Command
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.lifecycle.token_requests import ensure_fresh_refusal
-from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
-
-RULES_NOW = RULES[NEWEST_RULES]
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-ASKED = RequestContext(by="app:test")
-HOUR = timedelta(hours=1)
-ACTIVE = ConnectionState(
-    state=LifecycleState.ACTIVE,
-    generation=3,
-    obtained_at=NOW,
-    expires_at=NOW + HOUR,
-    refreshable=True,
-    idle_s=None,
-)
-
-
-def step(life: ConnectionState, event: EventKind, at: datetime = NOW, **brings: object):
-    return next_step(life, LifecycleEvent(kind=event, context=ASKED, **brings), at, RULES_NOW)
+from evergrant_server.core.messages.connection import ConnectionState, EventKind
+from tests.unit.core.lifecycle.steps import ACTIVE, HOUR, NEWEST, NOW, step, timer_of
 
 
 def test_adaptive_looks_whether_the_generation_was_leased_before_it_refreshes_ahead():
-    due = next_timer(ACTIVE, RULES_NOW)
-    assert due is not None
+    due = timer_of(ACTIVE)
     assert due.at == NOW + HOUR - timedelta(minutes=5)
     assert step(ACTIVE, EventKind.TIMER_FIRED, due.at).command is Command.REFRESH_IF_LEASED
 
 
 def test_an_idle_connection_costs_nothing_until_its_refresh_token_would_die():
     idle = step(ACTIVE, EventKind.REFRESH_ENDED, result=GrantResult(not_leased=True)).state
-    assert next_timer(idle, RULES_NOW) is None
-    kept = idle.model_copy(update={"idle_s": 86_400.0 * 60})
-    due = next_timer(kept, RULES_NOW)
-    assert due is not None
+    assert next_timer(idle, NEWEST) is None
+    kept = idle.model_copy(update={"refresh_token_idle_s": 86_400.0 * 60})
+    due = timer_of(kept)
     assert due.at == NOW + timedelta(days=30)
     assert step(kept, EventKind.TIMER_FIRED, due.at).command is Command.REFRESH
 
@@ -63,13 +42,12 @@ def test_an_idle_connection_costs_nothing_until_its_refresh_token_would_die():
 )
 def test_policies_that_refresh_ahead(policy: str, do: Command):
     life = ACTIVE.model_copy(update={"policy": policy})
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     assert step(life, EventKind.TIMER_FIRED, due.at).command is do
 
 
 def test_on_demand_never_wakes_for_an_expiry():
-    assert next_timer(ACTIVE.model_copy(update={"policy": "on_demand"}), RULES_NOW) is None
+    assert next_timer(ACTIVE.model_copy(update={"policy": "on_demand"}), NEWEST) is None
 
 
 def test_an_outage_costs_no_call_per_caller():
@@ -107,21 +85,20 @@ def test_a_refused_grant_needs_its_subject_and_is_not_tried_again():
         ACTIVE, EventKind.REFRESH_ENDED, result=GrantResult(failure=ErrorCode.GRANT_REJECTED)
     ).state
     assert (refused.state, refused.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED)
-    assert next_timer(refused, RULES_NOW) is None
+    assert next_timer(refused, NEWEST) is None
     assert step(refused, EventKind.REFRESH_REQUESTED, seen_generation=3).command is Command.NOTHING
 
 
 def test_a_grant_that_cannot_be_refreshed_is_looked_at_when_it_expires():
     life = ACTIVE.model_copy(update={"refreshable": False})
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     assert due.at == life.expires_at
     assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.REFRESH
 
 
 def test_a_token_that_never_expires_needs_no_timer_and_no_refresh():
     life = ACTIVE.model_copy(update={"expires_at": None, "refreshable": False})
-    assert next_timer(life, RULES_NOW) is None
+    assert next_timer(life, NEWEST) is None
     assert step(life, EventKind.REFRESH_REQUESTED, seen_generation=3).command is Command.NOTHING
 
 
@@ -137,8 +114,7 @@ def test_revocation_is_never_given_up():
         life = step(
             life, EventKind.REVOCATION_ENDED, revocation=RevocationResult(failure=ErrorCode.PROVIDER_ERROR)
         ).state
-        due = next_timer(life, RULES_NOW)
-        assert due is not None
+        due = timer_of(life)
         assert due.at - NOW <= timedelta(hours=1.25)
         assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.REVOKE
     ended = step(
@@ -166,9 +142,8 @@ def test_a_failed_exchange_leaves_the_consent_open():
 
 def test_the_consent_deadline_leaves_a_callback_at_the_last_second_its_minute():
     life = ConnectionState(consent_deadline=NOW + HOUR)
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
-    assert due.at == NOW + HOUR + RULES_NOW.consent_grace
+    due = timer_of(life)
+    assert due.at == NOW + HOUR + NEWEST.consent_grace
     ended = step(life, EventKind.TIMER_FIRED, due.at)
     assert (ended.state.state, ended.command, ended.denied) == (
         LifecycleState.CONSENT_EXPIRED,
@@ -209,12 +184,10 @@ def test_a_refresh_that_brings_nothing_newer_is_not_due_again_at_once():
     life = ACTIVE.model_copy(update={"refreshable": False})
     news = GrantResult(state=LifecycleState.ACTIVE, generation=3, obtained_at=NOW, expires_at=expired)
     after = step(life, EventKind.REFRESH_ENDED, expired, result=news).state
-    due = next_timer(after, RULES_NOW)
-    assert due is not None
-    assert due.at >= expired + RULES_NOW.first_backoff
+    due = timer_of(after)
+    assert due.at >= expired + NEWEST.first_backoff
     early = step(life, EventKind.REFRESH_ENDED, NOW, result=news).state
-    again = next_timer(early, RULES_NOW)
-    assert again is not None
+    again = timer_of(early)
     assert again.at == expired
 
 
@@ -223,7 +196,7 @@ def test_what_waits_for_an_unknown_outcome_looks_again_when_the_token_is_over():
     news = GrantResult(failure=ErrorCode.REFRESH_PENDING)
     nearly = NOW + HOUR - timedelta(seconds=30)
     assert step(life, EventKind.REFRESH_ENDED, nearly, result=news).state.retry_at == (
-        NOW + HOUR + RULES_NOW.first_backoff
+        NOW + HOUR + NEWEST.first_backoff
     )
     over = step(life, EventKind.REFRESH_ENDED, NOW + HOUR, result=news).state
     assert over.retry_at is not None

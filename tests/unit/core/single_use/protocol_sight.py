@@ -12,7 +12,7 @@ from evergrant_server.core.single_use.attempt import (
     may_invalidate,
     with_earlier_sends,
 )
-from tests.unit.core.protocol_parts import (
+from tests.unit.core.single_use.protocol_parts import (
     GRACE,
     LIFETIME,
     LIMITS,

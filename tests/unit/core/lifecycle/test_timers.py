@@ -1,6 +1,6 @@
 """Which moment a life waits for: every state, every reason, and the edges between them."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -8,7 +8,7 @@ from evergrant_server.core.clock import LATEST
 from evergrant_server.core.connections.connection import LifecycleState, StateChange
 from evergrant_server.core.ids import AttemptId, ConsentId
 from evergrant_server.core.lifecycle.command import Command
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, LifecycleRules
+from evergrant_server.core.lifecycle.schedule import LifecycleRules
 from evergrant_server.core.lifecycle.timers import (
     Timer,
     TimerPurpose,
@@ -27,24 +27,11 @@ from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
+from tests.unit.core.lifecycle import steps
+from tests.unit.core.lifecycle.steps import DAY, HOUR, MINUTE, NEWEST, NOW, TICK, timer_of
 
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-HOUR, DAY, MINUTE, TICK = (
-    timedelta(hours=1),
-    timedelta(days=1),
-    timedelta(minutes=1),
-    timedelta(microseconds=1),
-)
-NEW = RULES[NEWEST_RULES]
 SOON, LATER = NOW + MINUTE, NOW + HOUR
-ACTIVE = ConnectionState(
-    state=LifecycleState.ACTIVE,
-    generation=3,
-    obtained_at=NOW,
-    expires_at=NOW + HOUR,
-    refreshable=True,
-    policy="warm",
-)
+ACTIVE = steps.ACTIVE.model_copy(update={"policy": "warm"})
 DUE = NOW + timedelta(minutes=55)
 
 
@@ -52,7 +39,7 @@ def life(base: ConnectionState = ACTIVE, /, **what: object) -> ConnectionState:
     return base.model_copy(update=what)
 
 
-def moment(it: ConnectionState, rules: LifecycleRules = NEW, share: float = 0.0) -> datetime | None:
+def moment(it: ConnectionState, rules: LifecycleRules = NEWEST, share: float = 0.0) -> datetime | None:
     woken = next_timer(it, rules, share)
     return woken and woken.at
 
@@ -63,39 +50,45 @@ def waiting(**what: object) -> ConnectionState:
 
 @pytest.mark.parametrize("state", [LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH])
 def test_without_a_grant_a_late_answer_and_a_first_token_are_looked_at(state: LifecycleState):
-    assert next_timer(ConnectionState(state=state), NEW) is None
-    late = ConnectionState(state=state, late=AttemptId("att_1"), late_at=SOON)
-    assert next_timer(late, NEW) == Timer(SOON, "verify late tokens again", TimerPurpose.VERIFY_LATE_TOKENS)
+    assert next_timer(ConnectionState(state=state), NEWEST) is None
+    late = ConnectionState(state=state, late_attempt=AttemptId("att_1"), verify_late_at=SOON)
+    assert next_timer(late, NEWEST) == Timer(
+        SOON, "verify late tokens again", TimerPurpose.VERIFY_LATE_TOKENS
+    )
     mints = ConnectionState(state=state, waiting_consent=ConsentId("cns_1"), retry_at=SOON)
-    assert next_timer(mints, NEW) == Timer(
+    assert next_timer(mints, NEWEST) == Timer(
         SOON, "request first tokens again", TimerPurpose.REQUEST_FIRST_TOKENS
     )
-    assert next_timer(life(mints, waiting_consent=None), NEW) is None
-    assert next_timer(life(mints, retry_at=None), NEW) is None
+    assert next_timer(life(mints, waiting_consent=None), NEWEST) is None
+    assert next_timer(life(mints, retry_at=None), NEWEST) is None
     polls = life(mints, poll_at=LATER)
-    assert next_timer(polls, NEW) == Timer(LATER, "poll the device code", TimerPurpose.REQUEST_FIRST_TOKENS)
-    assert next_timer(life(polls, retry_at=None, waiting_consent=None), NEW) == next_timer(polls, NEW)
+    assert next_timer(polls, NEWEST) == Timer(
+        LATER, "poll the device code", TimerPurpose.REQUEST_FIRST_TOKENS
+    )
+    assert next_timer(life(polls, retry_at=None, waiting_consent=None), NEWEST) == next_timer(polls, NEWEST)
 
 
 def test_a_consent_ends_a_grace_after_its_deadline_unless_something_comes_before():
-    assert next_timer(waiting(consent_deadline=LATER), NEW) == Timer(
-        LATER + NEW.consent_grace, "consent deadline", TimerPurpose.END_CONSENT
+    assert next_timer(waiting(consent_deadline=LATER), NEWEST) == Timer(
+        LATER + NEWEST.consent_grace, "consent deadline", TimerPurpose.END_CONSENT
     )
-    both = waiting(consent_deadline=LATER, late=AttemptId("att_1"), late_at=SOON)
+    both = waiting(consent_deadline=LATER, late_attempt=AttemptId("att_1"), verify_late_at=SOON)
     assert moment(both) == SOON
-    assert moment(waiting(consent_deadline=NOW - HOUR, poll_at=SOON)) == NOW - HOUR + NEW.consent_grace
-    assert next_timer(ConnectionState(state=LifecycleState.NEEDS_REAUTH, consent_deadline=LATER), NEW) is None
+    assert moment(waiting(consent_deadline=NOW - HOUR, poll_at=SOON)) == NOW - HOUR + NEWEST.consent_grace
+    assert (
+        next_timer(ConnectionState(state=LifecycleState.NEEDS_REAUTH, consent_deadline=LATER), NEWEST) is None
+    )
 
 
 def test_what_is_over_is_not_looked_at():
     told = ConnectionState(state=LifecycleState.REVOKING, retry_at=SOON)
-    assert next_timer(told, NEW) == Timer(SOON, "revoke again", TimerPurpose.REVOKE)
-    assert next_timer(life(told, retry_at=None), NEW) is None
-    assert next_timer(life(told, state=LifecycleState.REVOKED), NEW) is None
+    assert next_timer(told, NEWEST) == Timer(SOON, "revoke again", TimerPurpose.REVOKE)
+    assert next_timer(life(told, retry_at=None), NEWEST) is None
+    assert next_timer(life(told, state=LifecycleState.REVOKED), NEWEST) is None
 
 
 def test_a_refresh_that_failed_is_tried_when_that_was_said():
-    assert next_timer(life(retry_at=NOW + DAY), NEW) == Timer(NOW + DAY, "try the refresh again")
+    assert next_timer(life(retry_at=NOW + DAY), NEWEST) == Timer(NOW + DAY, "try the refresh again")
 
 
 def test_an_active_connection_still_polls_for_another_consent():
@@ -115,20 +108,20 @@ def test_an_end_beyond_every_date_is_the_last_one():
     assert not token_has_ended(far, NOW)
     assert token_has_ended(far, LATEST)
     assert earliest_refresh_at(life(min_age_s=1e12)) == LATEST
-    idle = life(policy="on_demand", idle_s=1e300)
+    idle = life(policy="on_demand", refresh_token_idle_s=1e300)
     assert moment(idle) == LATEST
 
 
 @pytest.mark.parametrize("missing", ["expires_at", "obtained_at"])
 def test_a_token_without_an_end_is_never_due(missing: str):
-    endless = life(idle_s=60.0, **{missing: None})
-    assert next_timer(endless, NEW) is None
-    assert refresh_due_at(endless, NEW) is None
+    endless = life(refresh_token_idle_s=60.0, **{missing: None})
+    assert next_timer(endless, NEWEST) is None
+    assert refresh_due_at(endless, NEWEST) is None
 
 
 def test_a_grant_that_can_t_be_refreshed_ends_with_its_token():
-    it = life(refreshable=False, idle_s=60.0, end_known_at=NOW)
-    assert next_timer(it, NEW) == Timer(NOW + HOUR, "access token expires, and can't be refreshed")
+    it = life(refreshable=False, refresh_token_idle_s=60.0, end_known_at=NOW)
+    assert next_timer(it, NEWEST) == Timer(NOW + HOUR, "access token expires, and can't be refreshed")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +129,7 @@ def test_a_grant_that_can_t_be_refreshed_ends_with_its_token():
     [("warm", False, True), ("adaptive", True, True), ("adaptive", False, False), ("on_demand", True, False)],
 )
 def test_who_is_refreshed_ahead(policy: str, leased: bool, ahead: bool):
-    found = next_timer(life(policy=policy, leased=leased, idle_s=40 * 3600.0), NEW)
+    found = next_timer(life(policy=policy, leased=leased, refresh_token_idle_s=40 * 3600.0), NEWEST)
     assert found == (
         Timer(DUE, "refresh due")
         if ahead
@@ -147,47 +140,53 @@ def test_who_is_refreshed_ahead(policy: str, leased: bool, ahead: bool):
 @pytest.mark.parametrize("policy", ["warm", "adaptive", "on_demand"])
 @pytest.mark.parametrize("leased", [True, False])
 def test_a_refresh_token_that_ends_before_its_access_token_is_kept_alive(policy: str, leased: bool):
-    long = life(policy=policy, leased=leased, expires_at=NOW + 30 * DAY, idle_s=10 * 86_400.0, generation=1)
+    long = life(
+        policy=policy,
+        leased=leased,
+        expires_at=NOW + 30 * DAY,
+        refresh_token_idle_s=10 * 86_400.0,
+        generation=1,
+    )
     alive = Timer(NOW + 5 * DAY, "keep the refresh token alive", TimerPurpose.KEEP_ALIVE)
-    assert next_timer(long, NEW) == alive
+    assert next_timer(long, NEWEST) == alive
     came = LifecycleEvent(kind=EventKind.TIMER_FIRED, context=RequestContext(by="schedule"))
-    assert next_step(long, came, alive.at, NEW).command is Command.REFRESH, "whoever has leased it"
-    dated = life(long, idle_s=None, refresh_expires_at=NOW + 10 * DAY)
-    assert next_timer(dated, NEW) == alive
+    assert next_step(long, came, alive.at, NEWEST).command is Command.REFRESH, "whoever has leased it"
+    dated = life(long, refresh_token_idle_s=None, refresh_expires_at=NOW + 10 * DAY)
+    assert next_timer(dated, NEWEST) == alive
 
 
 def test_a_lost_answer_is_not_waited_for_beyond_the_refresh_tokens_own_end():
-    long = life(expires_at=NOW + 30 * DAY, idle_s=10 * 86_400.0)
+    long = life(expires_at=NOW + 30 * DAY, refresh_token_idle_s=10 * 86_400.0)
     assert not no_token_to_protect(long, NOW + 9 * DAY - TICK)
     assert no_token_to_protect(long, NOW + 9 * DAY)
     assert no_token_to_protect(life(long, expires_at=None), NOW + 9 * DAY)
     assert not no_token_to_protect(life(long, obtained_at=None), NOW + 9 * DAY)
-    assert not no_token_to_protect(life(long, idle_s=None), NOW + 29 * DAY)
-    assert no_token_to_protect(life(long, idle_s=None), NOW + 30 * DAY)
+    assert not no_token_to_protect(life(long, refresh_token_idle_s=None), NOW + 29 * DAY)
+    assert no_token_to_protect(life(long, refresh_token_idle_s=None), NOW + 30 * DAY)
     assert no_token_to_protect(ACTIVE, NOW + HOUR)
 
 
 def test_a_refresh_comes_no_sooner_than_the_grant_has_settled():
     behind = life(obtained_at=NOW - HOUR, expires_at=NOW, installed_at=NOW)
-    assert moment(behind) == NOW + NEW.shortest_interval
-    kept = life(behind, policy="on_demand", idle_s=60.0)
-    assert moment(kept) == NOW + NEW.shortest_interval
-    assert moment(life(kept, idle_s=86_400.0)) == NOW + 11 * HOUR
+    assert moment(behind) == NOW + NEWEST.shortest_interval
+    kept = life(behind, policy="on_demand", refresh_token_idle_s=60.0)
+    assert moment(kept) == NOW + NEWEST.shortest_interval
+    assert moment(life(kept, refresh_token_idle_s=86_400.0)) == NOW + 11 * HOUR
 
 
 def test_a_grant_settles_for_a_quarter_of_a_short_life():
-    assert settled_at(life(installed_at=NOW), NEW) == NOW + 2 * MINUTE
-    assert settled_at(life(installed_at=NOW, expires_at=NOW + 4 * MINUTE), NEW) == NOW + MINUTE
-    assert settled_at(ACTIVE, NEW) is None
+    assert settled_at(life(installed_at=NOW), NEWEST) == NOW + 2 * MINUTE
+    assert settled_at(life(installed_at=NOW, expires_at=NOW + 4 * MINUTE), NEWEST) == NOW + MINUTE
+    assert settled_at(ACTIVE, NEWEST) is None
     for missing in ("expires_at", "obtained_at"):
-        assert settled_at(life(installed_at=NOW, **{missing: None}), NEW) is None
+        assert settled_at(life(installed_at=NOW, **{missing: None}), NEWEST) is None
 
 
 def test_a_refresh_token_s_age_keeps_it_alive_where_a_refresh_may_start_it_anew():
     idle = life(policy="on_demand", refresh_expires_at=NOW + 30 * DAY)
     assert moment(idle) == NOW + 15 * DAY
     assert moment(life(idle, refresh_extends=True)) == NOW + 15 * DAY
-    assert moment(life(idle, idle_s=10 * 86_400.0)) == NOW + 5 * DAY, "whichever is shorter"
+    assert moment(life(idle, refresh_token_idle_s=10 * 86_400.0)) == NOW + 5 * DAY, "whichever is shorter"
     assert moment(life(idle, refresh_extends=False, end_known_at=NOW + 30 * DAY)) is None
     assert moment(life(idle, refresh_expires_at=NOW + timedelta(seconds=1))) == NOW + timedelta(seconds=0.5)
     assert moment(life(idle, refresh_expires_at=NOW)) is None, "over already"
@@ -201,8 +200,8 @@ def test_before_this_the_provider_refuses():
     assert earliest_refresh_at(life(min_age_s=60.0, margin_s=600.0)) == NOW + 50 * MINUTE
     assert earliest_refresh_at(life(min_age_s=60.0, obtained_at=None)) is None
     assert earliest_refresh_at(life(margin_s=60.0, expires_at=None)) is None
-    assert refresh_due_at(life(min_age_s=7200.0), NEW) == NOW + 2 * HOUR
-    assert refresh_due_at(life(margin_s=60.0), NEW) == NOW + 59 * MINUTE
+    assert refresh_due_at(life(min_age_s=7200.0), NEWEST) == NOW + 2 * HOUR
+    assert refresh_due_at(life(margin_s=60.0), NEWEST) == NOW + 59 * MINUTE
 
 
 def test_the_end_of_a_grant():
@@ -225,18 +224,18 @@ def test_ends_an_hour_apart_are_the_same():
 
 def test_the_next_announcement_is_the_longest_that_is_open():
     ends = life(refreshable=False, expires_at=NOW + 30 * DAY, end_known_at=NOW)
-    assert next_timer(ends, NEW) == Timer(
+    assert next_timer(ends, NEWEST) == Timer(
         NOW + 16 * DAY, "announce that the grant ends", TimerPurpose.ANNOUNCE_EXPIRY
     )
-    assert next_timer(life(ends, announced=(14,)), NEW) == Timer(
+    assert next_timer(life(ends, announced_days=(14,)), NEWEST) == Timer(
         NOW + 27 * DAY, "announce that the grant ends", TimerPurpose.ANNOUNCE_EXPIRY
     )
-    done = next_timer(life(ends, announced=(14, 3, 1)), NEW)
+    done = next_timer(life(ends, announced_days=(14, 3, 1)), NEWEST)
     assert done == Timer(NOW + 30 * DAY, "access token expires, and can't be refreshed")
     assert moment(life(ends, end_known_at=NOW + 16 * DAY)) == NOW + 27 * DAY, "none from before it was known"
     assert moment(life(ends, end_known_at=NOW + 16 * DAY - TICK)) == NOW + 16 * DAY
     assert moment(life(ends, end_known_at=None)) == NOW + 16 * DAY, "then since it was obtained"
-    assert next_timer(life(ends, end_known_at=None, obtained_at=None), NEW) is None
+    assert next_timer(life(ends, end_known_at=None, obtained_at=None), NEWEST) is None
 
 
 ITSELF = life(
@@ -245,15 +244,17 @@ ITSELF = life(
 
 
 def test_a_first_token_is_exchanged_at_once():
-    assert next_timer(life(interim=True), NEW) == Timer(NOW, "exchange the first token for a long-lived one")
-    assert moment(life(interim=True, expires_at=None)) == NOW
-    assert moment(life(interim=True, retry_at=SOON)) == SOON
+    assert next_timer(life(short_lived=True), NEWEST) == Timer(
+        NOW, "exchange the first token for a long-lived one"
+    )
+    assert moment(life(short_lived=True, expires_at=None)) == NOW
+    assert moment(life(short_lived=True, retry_at=SOON)) == SOON
 
 
 @pytest.mark.parametrize("policy", ["warm", "adaptive", "on_demand"])
 def test_what_can_only_be_refreshed_while_it_is_good_is_refreshed_at_half_of_its_life(policy: str):
     long_before = Timer(NOW + 30 * DAY, "refresh long before the token ends")
-    assert next_timer(life(ITSELF, policy=policy), NEW) == long_before
+    assert next_timer(life(ITSELF, policy=policy), NEWEST) == long_before
     assert moment(life(ITSELF, policy=policy, leased=False)) == NOW + 30 * DAY
 
 
@@ -263,13 +264,13 @@ def test_never_younger_than_the_provider_wants():
 
 
 def test_where_a_refresh_moves_no_end_it_waits_for_the_margin():
-    it = life(ITSELF, refresh_extends=False, announced=(14, 3, 1))
-    assert next_timer(it, NEW) == Timer(NOW + 60 * DAY - 5 * MINUTE, "refresh due")
+    it = life(ITSELF, refresh_extends=False, announced_days=(14, 3, 1))
+    assert next_timer(it, NEWEST) == Timer(NOW + 60 * DAY - 5 * MINUTE, "refresh due")
     assert moment(it, share=0.99) != moment(it), "a fleet is spread"
 
 
 def test_accounts_are_asked_for_when_that_was_said():
-    assert next_timer(life(look_at=SOON), NEW) == Timer(
+    assert next_timer(life(account_lookup_at=SOON), NEWEST) == Timer(
         SOON, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS
     )
 
@@ -309,7 +310,7 @@ def refreshed(before: ConnectionState, news: GrantResult) -> ConnectionState:
     happening = LifecycleEvent(
         kind=EventKind.REFRESH_ENDED, context=RequestContext(by="app:test"), result=news
     )
-    return next_step(before, happening, NOW, NEW).state
+    return next_step(before, happening, NOW, NEWEST).state
 
 
 @pytest.mark.parametrize("share", [0.0, 0.99])
@@ -325,8 +326,7 @@ def test_a_worker_whose_clock_is_ahead_puts_no_refresh_beyond_the_end_of_what_it
     )
     after = refreshed(ACTIVE, news)
     assert after.refresh_expires_at == NOW + HOUR
-    woken = next_timer(after, NEW, share)
-    assert woken is not None
+    woken = timer_of(after, share)
     assert woken.at <= NOW + HOUR / 2
     fixed = ACTIVE.model_copy(update={"refresh_expires_at": NOW + DAY, "obtained_at": NOW - HOUR})
     again = news.model_copy(update={"refresh_expires_at": NOW + DAY + HOUR, "ends_together": False})

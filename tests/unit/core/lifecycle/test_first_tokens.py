@@ -1,6 +1,6 @@
 """What the lives of other flows decide, where nobody brings a code."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -10,16 +10,11 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.lifecycle.command import Command
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.lifecycle.timers import next_timer
-from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
+from evergrant_server.core.messages.connection import ConnectionState, EventKind
+from tests.unit.core.lifecycle.steps import NEWEST, NOW, step, timer_of
 
-RULES_NOW = RULES[NEWEST_RULES]
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-ASKED = RequestContext(by="app:test")
 CONSENT = ConsentId("cns_1")
 PENDING = ConnectionState(flow=Flow.CLIENT_CREDENTIALS, consent_deadline=NOW + timedelta(days=7))
 GRANTED = GrantResult(
@@ -29,10 +24,6 @@ GRANTED = GrantResult(
     expires_at=NOW + timedelta(hours=1),
     refreshable=True,
 )
-
-
-def step(life: ConnectionState, event: EventKind, at: datetime = NOW, **brings: object):
-    return next_step(life, LifecycleEvent(kind=event, context=ASKED, **brings), at, RULES_NOW)
 
 
 def begun(life: ConnectionState = PENDING) -> ConnectionState:
@@ -54,7 +45,7 @@ def test_a_consent_that_nobody_gives_is_minted():
         1,
     )
     assert after.state.waiting_consent is None
-    assert next_timer(after.state, RULES_NOW) is not None  # it is refreshed ahead, like any other
+    assert next_timer(after.state, NEWEST) is not None  # it is refreshed ahead, like any other
 
 
 @pytest.mark.parametrize(
@@ -70,8 +61,7 @@ def test_what_can_be_repaired_is_tried_again_by_itself(
 ):
     life = failed(begun(), code, retry_after=retry_after)
     assert (life.state, life.reason, life.failures) == (LifecycleState.PENDING_CONSENT, code, 1)
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     assert due.at >= NOW + least
     again = step(life, EventKind.TIMER_FIRED, due.at)
     assert (again.command, again.state.waiting_consent) == (Command.REQUEST_CLIENT_GRANT, CONSENT)
@@ -84,31 +74,27 @@ def test_a_refusal_for_good_waits_for_somebody():
         ErrorCode.GRANT_REJECTED,
         None,
     )
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     assert due.summary == "consent deadline"
 
 
 def test_it_does_not_try_for_ever():
     life = failed(begun(), ErrorCode.CLIENT_REJECTED).model_copy(update={"retry_at": NOW + timedelta(days=9)})
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     ended = step(life, EventKind.TIMER_FIRED, due.at)
     assert (ended.command, ended.state.state) == (Command.END_CONSENT, LifecycleState.CONSENT_EXPIRED)
 
 
 def test_an_admin_who_repairs_it_is_not_kept_waiting():
     life = step(failed(begun(), ErrorCode.CLIENT_REJECTED), EventKind.PROVIDER_CHANGED).state
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     assert due.at == NOW
 
 
 def test_asked_again_after_it_was_lost_it_is_tried_until_it_comes():
     lost = PENDING.model_copy(update={"state": LifecycleState.NEEDS_REAUTH, "generation": 4})
     life = failed(begun(lost), ErrorCode.PROVIDER_ERROR)
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.REQUEST_CLIENT_GRANT
 
 
@@ -154,8 +140,7 @@ def test_rfc8628_3_5_how_often_is_asked(said: list[DevicePoll], interval_s: floa
     life = asked_for_a_code()
     for poll in said:
         life = polled(life, poll)
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     assert (due.at, due.summary) == (NOW + timedelta(seconds=interval_s), "poll the device code")
     assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.POLL_DEVICE_TOKEN
     assert step(life, EventKind.TIMER_FIRED, due.at - timedelta(seconds=1)).command is Command.NOTHING
@@ -166,8 +151,7 @@ def test_rfc8628_3_5_a_server_that_names_no_interval_is_asked_every_five_seconds
         begun_device := step(DEVICE, EventKind.CONSENT_GRANTED, consent_id=CONSENT).state, DevicePoll.STARTED
     )
     assert begun_device.waiting_consent == CONSENT
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     assert due.at == NOW + timedelta(seconds=5)
 
 
@@ -200,22 +184,20 @@ def test_a_new_code_for_a_connection_that_works_disturbs_nothing():
             "refreshable": True,
         }
     )
-    refresh = next_timer(active, RULES_NOW)
+    refresh = next_timer(active, NEWEST)
     life = polled(step(active, EventKind.CONSENT_GRANTED, consent_id=CONSENT).state, DevicePoll.STARTED)
-    due = next_timer(life, RULES_NOW)
-    assert due is not None
+    due = timer_of(life)
     assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.POLL_DEVICE_TOKEN
     news = GrantResult(failure=ErrorCode.CONSENT_DENIED, consent_over=True)
     after = step(life, EventKind.FIRST_TOKENS_ENDED, result=news, consent_id=CONSENT).state
     assert (after.state, after.failures) == (LifecycleState.ACTIVE, 0)
-    assert next_timer(after, RULES_NOW) == refresh
+    assert next_timer(after, NEWEST) == refresh
 
 
 def test_any_other_error_stops_the_asking():
     news = GrantResult(failure=ErrorCode.CLIENT_REJECTED, consent_over=True)
     after = step(asked_for_a_code(), EventKind.FIRST_TOKENS_ENDED, result=news, consent_id=CONSENT).state
-    due = next_timer(after, RULES_NOW)
-    assert due is not None
+    due = timer_of(after)
     assert (after.reason, due.summary) == (ErrorCode.CLIENT_REJECTED, "consent deadline")
 
 
@@ -223,6 +205,5 @@ def test_a_code_that_could_not_be_got_is_asked_for_again():
     news = GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
     life = step(DEVICE, EventKind.CONSENT_GRANTED, consent_id=CONSENT).state
     after = step(life, EventKind.FIRST_TOKENS_ENDED, result=news, consent_id=CONSENT).state
-    due = next_timer(after, RULES_NOW)
-    assert due is not None
+    due = timer_of(after)
     assert step(after, EventKind.TIMER_FIRED, due.at).command is Command.POLL_DEVICE_TOKEN

@@ -1,6 +1,6 @@
 """News from the provider's side: what they do to a connection, and what they never do."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -11,10 +11,8 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.lifecycle.timers import next_timer
-from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
+from evergrant_server.core.messages.connection import EventKind
 from evergrant_server.core.provider_events.external_revocation import (
     Certainty,
     ProviderReport,
@@ -22,13 +20,8 @@ from evergrant_server.core.provider_events.external_revocation import (
     ReportSource,
     judge_report,
 )
+from tests.unit.core.lifecycle.steps import ACTIVE, HOUR, NOW, step
 
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-HOUR = timedelta(hours=1)
-ASKED = RequestContext(by="provider")
-ACTIVE = ConnectionState(
-    state=LifecycleState.ACTIVE, generation=3, obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True
-)
 GRANT = Grant(generation=3, scopes=("read",), obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True)
 
 
@@ -57,10 +50,6 @@ def news(weight: Certainty = Certainty.ENDED, at: datetime | None = None, genera
         at=at,
         generation=generation,
     )
-
-
-def step(life: ConnectionState, event: EventKind, **brings: object):
-    return next_step(life, LifecycleEvent(kind=event, context=ASKED, **brings), NOW, RULES[NEWEST_RULES])
 
 
 @pytest.mark.parametrize(
@@ -112,14 +101,14 @@ def test_what_was_revoked_elsewhere_is_not_leased():
 
 
 def test_the_workflow_waits_for_the_subject_and_tries_nothing():
-    failing = ACTIVE.model_copy(update={"failures": 2, "retry_at": NOW, "ask_at": NOW})
+    failing = ACTIVE.model_copy(update={"failures": 2, "retry_at": NOW, "caller_retry_at": NOW})
     ended = step(failing, EventKind.REVOKED_AT_PROVIDER, seen_generation=3)
     assert ended.command is Command.NOTHING
     assert (ended.state.state, ended.state.reason) == (
         LifecycleState.NEEDS_REAUTH,
         ErrorCode.GRANT_REVOKED_ELSEWHERE,
     )
-    assert (ended.state.retry_at, ended.state.ask_at, ended.state.failures) == (None, None, 0)
+    assert (ended.state.retry_at, ended.state.caller_retry_at, ended.state.failures) == (None, None, 0)
     assert next_timer(ended.state, RULES[NEWEST_RULES]) is None
     assert step(ended.state, EventKind.REFRESH_REQUESTED).state.refusal is ErrorCode.GRANT_REVOKED_ELSEWHERE
 

@@ -18,7 +18,7 @@ from evergrant_server.core.single_use.attempt import (
     outcome_of_error,
     with_earlier_sends,
 )
-from tests.unit.core.protocol_parts import (
+from tests.unit.core.single_use.protocol_parts import (
     LIMITS,
     UNKNOWN,
     Answer,
@@ -26,7 +26,7 @@ from tests.unit.core.protocol_parts import (
     Stage,
     Worker,
 )
-from tests.unit.core.protocol_sight import Sight
+from tests.unit.core.single_use.protocol_sight import Sight
 
 
 class World(Sight):

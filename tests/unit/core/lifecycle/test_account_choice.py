@@ -1,7 +1,5 @@
 """Which account a connection is for: looked up until there is an answer, chosen among several."""
 
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
 from evergrant_server.core.connections.account import AccountOption, FollowUp, matching_option
@@ -9,19 +7,13 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.lifecycle.account_choice import blocking_reason
-from evergrant_server.core.lifecycle.command import Command, Transition
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
+from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.snapshot import state_from_store
-from evergrant_server.core.lifecycle.timers import TimerPurpose, next_timer
-from evergrant_server.core.lifecycle.transition import next_step
+from evergrant_server.core.lifecycle.timers import TimerPurpose
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
+from evergrant_server.core.messages.connection import ConnectionState, EventKind
+from tests.unit.core.lifecycle.steps import HOUR, NOW, step, timer_of
 
-RULES_NOW = RULES[NEWEST_RULES]
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-HOUR = timedelta(hours=1)
-ASKED = RequestContext(by="app:test")
 ONE, TWO = AccountOption(id="1", label="One", metadata={"site": "1"}), AccountOption(id="2", label="Two")
 CONNECTION = Connection(
     tenant=Tenant("acme"),
@@ -38,17 +30,15 @@ CONNECTION = Connection(
 )
 
 
-def step(life: ConnectionState, event: EventKind, at: datetime = NOW, **brings: object) -> Transition:
-    return next_step(life, LifecycleEvent(kind=event, context=ASKED, **brings), at, RULES_NOW)
-
-
 def news(**more: object) -> GrantResult:
     fields = {"state": LifecycleState.ACTIVE, "generation": 1, "obtained_at": NOW, "expires_at": NOW + HOUR}
     return GrantResult(**{**fields, "refreshable": True, **more})
 
 
 def granted(**more: object) -> ConnectionState:
-    return step(ConnectionState(), EventKind.CODE_EXCHANGE_ENDED, result=news(look_up=True, **more)).state
+    return step(
+        ConnectionState(), EventKind.CODE_EXCHANGE_ENDED, result=news(account_lookup_needed=True, **more)
+    ).state
 
 
 @pytest.mark.parametrize(
@@ -73,14 +63,12 @@ def test_one_account_or_the_one_that_was_asked_for(
 
 def test_a_grant_that_came_is_followed_by_a_lookup():
     life = granted()
-    woken = next_timer(life, RULES_NOW)
-    assert woken is not None
+    woken = timer_of(life)
     assert (woken.at, woken.purpose) == (NOW, TimerPurpose.LOOK_UP_ACCOUNTS)
     assert step(life, EventKind.TIMER_FIRED).command is Command.LOOK_UP_ACCOUNTS
     answered = step(life, EventKind.ACCOUNT_LOOKUP_ENDED, result=news()).state
-    woken = next_timer(answered, RULES_NOW)
-    assert woken is not None
-    assert (woken.summary, answered.look_at) == ("refresh due", None)
+    woken = timer_of(answered)
+    assert (woken.summary, answered.account_lookup_at) == ("refresh due", None)
 
 
 def test_a_lookup_that_fails_is_tried_again_slower_and_slower():
@@ -89,8 +77,8 @@ def test_a_lookup_that_fails_is_tried_again_slower_and_slower():
         life = step(
             life, EventKind.ACCOUNT_LOOKUP_ENDED, result=GrantResult(failure=ErrorCode.PROVIDER_ERROR)
         ).state
-        assert life.look_at is not None
-        waits.append(life.look_at - NOW)
+        assert life.account_lookup_at is not None
+        waits.append(life.account_lookup_at - NOW)
     assert waits == sorted(set(waits))
     assert life.state is LifecycleState.ACTIVE
 
@@ -101,23 +89,23 @@ def test_a_token_that_is_over_is_replaced_before_the_next_try():
         granted(), EventKind.ACCOUNT_LOOKUP_ENDED, late, result=GrantResult(failure=ErrorCode.REFRESH_PENDING)
     )
     assert failed.command is Command.REFRESH
-    fresh = news(generation=2, obtained_at=late, expires_at=late + HOUR, look_up=True)
-    assert step(failed.state, EventKind.REFRESH_ENDED, late, result=fresh).state.look_at == late
+    fresh = news(generation=2, obtained_at=late, expires_at=late + HOUR, account_lookup_needed=True)
+    assert step(failed.state, EventKind.REFRESH_ENDED, late, result=fresh).state.account_lookup_at == late
 
 
 def test_several_accounts_wait_and_a_refresh_forgets_nothing():
-    life = step(granted(), EventKind.ACCOUNT_LOOKUP_ENDED, result=news(choosing=True)).state
-    assert (blocking_reason(life), life.look_at) == (ErrorCode.CHOICE_REQUIRED, None)
-    life = step(life, EventKind.REFRESH_ENDED, result=news(generation=2, choosing=True)).state
+    life = step(granted(), EventKind.ACCOUNT_LOOKUP_ENDED, result=news(choice_pending=True)).state
+    assert (blocking_reason(life), life.account_lookup_at) == (ErrorCode.CHOICE_REQUIRED, None)
+    life = step(life, EventKind.REFRESH_ENDED, result=news(generation=2, choice_pending=True)).state
     assert blocking_reason(life) is ErrorCode.CHOICE_REQUIRED
     assert blocking_reason(step(life, EventKind.ACCOUNT_CHOSEN, reason="1").state) is None
 
 
 def test_a_workflow_that_begins_again_goes_on_where_the_store_is():
     looking = state_from_store(CONNECTION, None, None, NOW)
-    assert (looking.look_at, looking.choosing) == (NOW, False)
+    assert (looking.account_lookup_at, looking.choice_pending) == (NOW, False)
     choosing = state_from_store(CONNECTION.accounts_found((ONE, TWO), NOW)[0], None, None, NOW)
-    assert (choosing.look_at, choosing.choosing) == (None, True)
+    assert (choosing.account_lookup_at, choosing.choice_pending) == (None, True)
 
 
 def test_no_lease_leaves_for_nobody_knows_which_account():
