@@ -1,4 +1,4 @@
-"""Client grants: first tokens asked for with what the integration holds (RFC 6749 section 4.4, RFC 7523)."""
+"""Client grants: first tokens for the integration's own credentials (RFC 6749 section 4.4, RFC 7523)."""
 
 from datetime import datetime
 
@@ -11,7 +11,7 @@ from activities.grants.client_secrets import is_client_refused
 from activities.grants.subject_tokens import load_subject_token
 from activities.grants.token_replies import read_client_grant_tokens
 from activities.grants.token_request import TokenRequest, client_grant_token_request
-from activities.single_use.protocol import SingleUseAttempt
+from activities.single_use.attempt import SingleUseAttempt
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import close_attempt
 from evergrant_server.core.access import Endpoints

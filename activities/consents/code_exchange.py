@@ -12,7 +12,7 @@ from activities.grants.client_secrets import is_client_refused
 from activities.grants.consent_changes import end_consent, end_unless_done
 from activities.grants.token_replies import read_first_tokens, token_endpoint_for_code
 from activities.grants.token_request import CodeExchangeRequest
-from activities.single_use.protocol import SingleUseAttempt
+from activities.single_use.attempt import SingleUseAttempt
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, close_attempt
 from evergrant_server.core.access import Endpoints

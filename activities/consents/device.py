@@ -18,7 +18,7 @@ from activities.consents.first_grant_outcome import (
 from activities.grants.candidates import may_be_definition_fault
 from activities.grants.client_secrets import is_client_refused
 from activities.grants.token_request import CODE_RULES, PreparedTokenRequest, TokenRequest
-from activities.single_use.protocol import SingleUseAttempt
+from activities.single_use.attempt import SingleUseAttempt
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import close_attempt, commit_with_retries
 from evergrant_server.core.access import Endpoints

@@ -10,8 +10,8 @@ from activities.consents.import_export import install_import
 from activities.grants.candidates import candidates
 from activities.grants.services import GrantServices
 from activities.grants.token_request import TokenRequest
+from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.journaled_reply import JournaledReply
-from activities.single_use.protocol import SingleUseAttempt
 from activities.support.failures import failed_grant_result
 from activities.support.heartbeat import heartbeating
 from activities.support.provider_context import ProviderContext

@@ -8,8 +8,8 @@ from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
 from activities.grants.services import GrantServices
 from activities.grants.token_replies import merge_callback
 from activities.grants.token_slots import install_further_slots
+from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.attempt_tracker import open_attempt
-from activities.single_use.protocol import SingleUseAttempt
 from activities.support.connection_health import denied_source, record_recovery
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, load_connection

@@ -98,7 +98,7 @@ async def _skip_undecided_definition(store: Store, context: ProviderContext) -> 
 
 
 async def _count_for_rollout(store: Store, candidate: Candidate) -> None:
-    """Count a new grant for or against the staged version; nothing else says anything about it."""
+    """Count a new grant for or against the staged version; other results say nothing about it."""
     context, result = candidate.context, candidate.result
     staged = context.skipped_definition or (context.definition if context.provisional else None)
     installed = result.failure is None and (result.generation or 0) > context.connection.generation

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from activities.grants.orphaned_tokens import revoke_orphaned_tokens
 from activities.grants.services import GrantServices
-from activities.single_use.protocol import OutcomeHandler, SingleUseAttempt
+from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
 from activities.support.clocks import obtained_at
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import commit_with_retries

@@ -12,8 +12,8 @@ from activities.grants.late_tokens import LateReply, awaits_verification
 from activities.grants.services import GrantServices
 from activities.grants.token_request import RefreshTokenRequest
 from activities.grants.token_slots import install_further_slots
+from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.journaled_reply import JournaledReply
-from activities.single_use.protocol import SingleUseAttempt
 from activities.support.connection_health import record_recovery
 from activities.support.failures import failed_grant_result
 from activities.support.heartbeat import heartbeating

@@ -14,10 +14,10 @@ from activities.grants.token_request import (
     TokenRequest,
     client_grant_token_request,
 )
+from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.attempt_tracker import open_attempt
 from activities.single_use.circuit_breakers import CircuitBreakers
 from activities.single_use.journaled_reply import JournaledReply
-from activities.single_use.protocol import SingleUseAttempt
 from activities.support.clocks import earlier_now
 from activities.support.connection_health import record_unsent
 from activities.support.failures import failed_grant_result

@@ -7,7 +7,7 @@ from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import keep_late_tokens
 from activities.grants.services import GrantServices
 from activities.grants.token_replies import read_refreshed_tokens
-from activities.single_use.protocol import SingleUseAttempt
+from activities.single_use.attempt import SingleUseAttempt
 from activities.support.connection_health import record_recovery, record_refresh_failure
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, close_attempt, is_taken_over, load_connection

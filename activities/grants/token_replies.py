@@ -1,4 +1,4 @@
-"""The tokens of a provider's reply, by the flow that asked for them. Pure."""
+"""The tokens of a provider's reply, by flow. Pure."""
 
 from datetime import datetime
 

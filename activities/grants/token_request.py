@@ -1,4 +1,4 @@
-"""Token requests: what a new access token is asked for with, and what a lost reply may cost."""
+"""Token requests: the credential that is sent for a new access token, and whether it may be sent twice."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping

@@ -4,8 +4,8 @@ from temporalio import activity
 
 from activities.integrations.change_records import current_if_same_issuer, record_change
 from activities.integrations.registration import ClientRegistrations, RegistrationAttempt
+from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.journaled_reply import JournaledReply
-from activities.single_use.protocol import SingleUseAttempt
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.access import Endpoints, Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.audit import AuditAction

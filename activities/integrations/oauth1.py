@@ -6,7 +6,8 @@ They spend no single-use credential, so after a lost reply the subject clicks ag
 from temporalio import activity
 
 from activities.grants.client_secrets import try_each_secret
-from activities.support.provider_context import ProviderContext, ProviderContextLoader
+from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_context import ProviderContext
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.consent import Consent, hash_state
 from evergrant_server.core.connections.flow import Flow

@@ -32,7 +32,7 @@ from evergrant_server.crypto import KeyPurpose
 from evergrant_server.egress import Egress
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
-from evergrant_server.store.sealing import NO_CONNECTION
+from evergrant_server.store.keys import NO_CONNECTION
 from providers.quirks import registration_request
 from providers.registration.client_metadata import auth_method_to_request, client_metadata
 from providers.registration.dynamic_registration import send_registration

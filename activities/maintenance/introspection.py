@@ -8,7 +8,8 @@ from temporalio import activity
 
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
 from activities.single_use.attempt_tracker import open_attempt
-from activities.support.provider_context import ProviderContext, ProviderContextLoader
+from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_context import ProviderContext
 from activities.support.transactions import commit_with_retries
 from evergrant_server.audit.external_revocation import apply_external_event
 from evergrant_server.core.access import Integration

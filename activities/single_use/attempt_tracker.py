@@ -1,4 +1,4 @@
-"""What this worker can tell of an attempt: is its owner alive, is it in flight, may it be answered?"""
+"""The status of an attempt as this worker sees it: owner alive, in flight, may be answered."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta

@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
+from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journaled_reply import JournaledReply
-from activities.single_use.protocol import REPLY_PURPOSES, SingleUseAttempt
+from activities.single_use.protocol import REPLY_PURPOSES
 from activities.single_use.registration_intent import drop_unsent_intent
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import LifecycleState
@@ -24,7 +25,7 @@ from evergrant_server.journal import Journal, JournalEntry
 from evergrant_server.journal.entry import RESERVATION_SUFFIX, SET_ASIDE_SUFFIX, read_unsent_header
 from evergrant_server.journal.journal import attempt_id_of
 from evergrant_server.store import Store
-from evergrant_server.store.sealing import NO_CONNECTION
+from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event, stack_frames

@@ -5,12 +5,11 @@ Every refresh token, authorization code and device code is spent here. The order
 """
 
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Generic, TypeVar
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import TypeVar
 
+from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
 from activities.single_use.attempt_tracker import AttemptTracker
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.intent import commit_intent
@@ -19,7 +18,6 @@ from activities.single_use.send_fence import SendFence
 from activities.support.clocks import later_now
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import AttemptId, new_id
@@ -33,8 +31,8 @@ from evergrant_server.core.single_use.attempt import (
     outcome_of_error,
 )
 from evergrant_server.crypto import KeyPurpose
-from evergrant_server.journal import Journal, JournalEntry, JournalReservation
-from evergrant_server.store import NO_CONNECTION, Store, UnwrappedKeys
+from evergrant_server.journal import Journal, JournalEntry
+from evergrant_server.store import NO_CONNECTION, Store
 from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event, stack_frames
 from providers.requests.sender import SendFailed
@@ -48,45 +46,6 @@ T = TypeVar("T")
 _MAX_SET_ASIDE = 1000  # files of a quarter of a megabyte at most; doctor and a metric report them
 _MAY_ISSUE_FURTHER_SLOTS = (AttemptKind.CODE_EXCHANGE, AttemptKind.LATE_TOKENS)
 REPLY_PURPOSES = (KeyPurpose.LEASE, KeyPurpose.REFRESH)  # seal a reply, in the journal and in the store
-
-
-@dataclass(frozen=True)
-class SingleUseAttempt:
-    """One use of a credential: its intent is committed and the keys for its reply are unwrapped."""
-
-    row: Attempt
-    keys: UnwrappedKeys
-    fence: SendFence | None = None  # None: the reply came from a journal
-    entry: JournalEntry | None = None  # the reply, once a journal holds it
-
-    @property
-    def reservation(self) -> JournalReservation | None:
-        """The journal space for its reply; None once the reply is in a journal."""
-        return self.fence and self.fence.reservation
-
-    def check(self) -> Callable[[], None]:
-        """The last check before its bytes leave. Raises as `SendFence.check`."""
-        assert self.fence is not None
-        return self.fence.check()
-
-
-class OutcomeHandler(ABC, Generic[T]):
-    """What follows from a reply: the same for one that has just arrived and for a journaled one."""
-
-    provisional = False  # asked by a staged definition, which the journal records
-    spends_credential = True  # False: the same request may be sent again and brings as much
-
-    @abstractmethod
-    def judge(self, reply: RawReply, came_at: datetime) -> TokenSet:
-        """The tokens of the reply. Pure. Raises Failure."""
-
-    @abstractmethod
-    async def commit(self, attempt: SingleUseAttempt, tokens: TokenSet) -> T:
-        """Write the tokens and the end of the attempt in one transaction."""
-
-    @abstractmethod
-    async def fail(self, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None) -> T:
-        """Write the failure. Without an `outcome` the credential may be spent: the attempt stays open."""
 
 
 class SingleUseProtocol:

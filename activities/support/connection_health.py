@@ -68,8 +68,8 @@ async def record_unsent(store: Store, clock: Clock, call: ConnectionCall, failur
             opened = await tx.attempts.open_of_any_kind(call.tenant, call.connection_id, MAIN_SLOT)
             over = opened is not None and now - opened.opened_at >= _LONG_WAIT_ALERT
         if denied:
-            said = {"reason": failure.code, **denied_source(failure)}
-            await append_audit(tx, call, AuditAction.REFRESH_FAILED, now, **said)
+            detail = {"reason": failure.code, **denied_source(failure)}
+            await append_audit(tx, call, AuditAction.REFRESH_FAILED, now, **detail)
         if denied or (over and current.failing_since is None):
             await record_refresh_failure(tx, call, current, failure.code, now, token_over=over)
 

@@ -1,6 +1,6 @@
 """How a failure crosses into Temporal: a code and a sentence, never a cause or a value.
 
-Nothing else turns an exception into an ApplicationError. Stack traces quote source lines
+No other module makes an ApplicationError of an exception. Stack traces quote source lines
 and causes quote messages of libraries, so neither is passed on.
 """
 

@@ -4,20 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from activities.support.transactions import commit_with_retries
 from evergrant_server.core.access import Endpoints, Integration
-from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.connections.proof_key import ProofKey
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.store import Store, Transaction
-from providers.client_auth.generated_secret import generate_client_secret
-from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_lifecycle import RefreshSpec
 from providers.definition.templates import (
@@ -27,7 +21,6 @@ from providers.definition.templates import (
     params_from_metadata,
 )
 from providers.requests.client import OAuthClient
-from providers.requests.dpop import require_dpop_algorithm, with_dpop_binding
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class ProviderContext:
     previous_spec: ProviderSpec | None = None  # while `definition` is staged: the version before it
     announce_days: tuple[int, ...] | None = None  # see `GrantResult`
     skipped_definition: Definition | None = (
-        None  # a staged version that isn't asked: what works counts against it
+        None  # a staged version that isn't used: a success counts against it
     )
     facts: Mapping[str, Any] = field(
         default_factory=dict[str, Any]
@@ -130,11 +123,11 @@ class ProviderContext:
         return replace(self._with_spec(self.previous_spec, self.facts), definition=None, previous_spec=None)
 
     def with_facts(self, facts: Mapping[str, Any]) -> "ProviderContext":
-        """The context for tokens whose reply had other facts: they may name another host. Raises as `load`."""
+        """The context for tokens with other facts, which may name another host. Raises as `load`."""
         return self._with_spec(self.spec, facts)
 
     def _with_spec(self, spec: ProviderSpec, facts: Mapping[str, Any]) -> "ProviderContext":
-        endpoints = _resolve_endpoints(spec, self.integration, facts)
+        endpoints = resolve_endpoints(spec, self.integration, facts)
         changed = {
             "auth": client_auth_of(spec, self.integration),
             "audience": assertion_audience(spec, endpoints),
@@ -149,125 +142,7 @@ class ProviderContext:
         )
 
 
-class ProviderContextLoader:
-    """Loads provider contexts. Every client credential is unwrapped here, before any intent."""
-
-    def __init__(
-        self,
-        store: Store,
-        registry: Registry,
-        public_url: str,
-        clock: Clock,
-        announce_days: tuple[int, ...] | None = None,
-    ) -> None:
-        self._store = store
-        self._registry = registry
-        self._public_url = public_url
-        self.announce_days = announce_days
-        self._clock = clock
-
-    def offline_scope(self, provider: str) -> str | None:
-        """The scope that asks for a refresh token: no scope ceiling counts it."""
-        return self._registry.offline_scope(provider)
-
-    async def load(self, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
-        """The context of a connection.
-
-        Raises Failure NOT_FOUND, CLIENT_REJECTED (its definition is gone or doesn't fit any more),
-        KEY_UNAVAILABLE, SEAL_BROKEN or STORE_UNAVAILABLE.
-        """
-        async with self._store.read() as tx:
-            context = await self.load_in(tx, tenant, connection_id)
-        if not context.needs_proof_key:
-            return context
-        require_dpop_algorithm(context.spec, context.endpoints)
-        now = self._clock.now()
-        key = await commit_with_retries(
-            self._store, lambda tx: tx.proof_keys.get_or_create(tenant, connection_id, now)
-        )
-        return context.with_proof_key(key)
-
-    async def load_in(self, tx: Transaction, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
-        connection = await tx.connections.get(tenant, connection_id)
-        if connection is None:
-            raise Failure(ErrorCode.NOT_FOUND, f"there is no connection {connection_id}")
-        integration = await tx.integrations.get(tenant, connection.integration_id)
-        if integration is None:
-            raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
-        spec, definition, previous_spec = await self._definition_for(tx, connection, integration)
-        grant = await tx.grants.get(tenant, connection_id)
-        facts = grant.metadata if grant else {}
-        skipped: Definition | None = None
-        try:
-            endpoints = _resolve_endpoints(spec, integration, facts)
-        except Failure:
-            if previous_spec is None:
-                raise
-            skipped, spec, definition, previous_spec = definition, previous_spec, None, None
-            endpoints = _resolve_endpoints(spec, integration, facts)
-        spec = with_dpop_binding(spec, integration, grant)
-        previous_spec = (
-            None if previous_spec is None else with_dpop_binding(previous_spec, integration, grant)
-        )
-        key = (
-            await tx.proof_keys.get(tenant, connection_id)
-            if spec.dpop or (previous_spec and previous_spec.dpop)
-            else None
-        )
-        clients = await self._clients(tx, spec, endpoints, integration)
-        # whether a credential may be sent twice: a staged version isn't relied on
-        rules = (previous_spec or spec).refresh_rules()
-        context = ProviderContext(
-            connection=connection,
-            integration=integration.with_provider_rules(rules),
-            grant=grant,
-            spec=spec,
-            endpoints=endpoints,
-            client=clients[0],
-            other_client=clients[1] if len(clients) > 1 else None,
-            definition=definition,
-            previous_spec=previous_spec,
-            skipped_definition=skipped,
-            facts=facts,
-            announce_days=self.announce_days,
-            redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
-        )
-        return context if key is None else context.with_proof_key(key)
-
-    async def _clients(
-        self, tx: Transaction, spec: ProviderSpec, endpoints: Endpoints, integration: Integration
-    ) -> list[OAuthClient]:
-        """The client with the secret to try first, then with the other one, if there is one."""
-        secrets = [await tx.integrations.client_secret(integration)]
-        if integration.previous_secret_is_usable(self._clock.now()):
-            secrets.append(await tx.integrations.previous_secret(integration))
-        if integration.secret_refused_at is not None:
-            secrets.reverse()
-        key = await tx.integrations.client_key(integration)
-        if spec.client_secret_generator is not None:
-            now = self._clock.now()
-            secrets = [generate_client_secret(spec, integration.client_id, integration.params, key, now)]
-        certificate = await tx.integrations.client_certificate(integration)
-        auth = client_auth_of(spec, integration)
-        audience = assertion_audience(spec, endpoints)
-        return [
-            OAuthClient(integration.client_id, secret, auth, key, audience, self._clock.now, certificate)
-            for secret in secrets
-        ]
-
-    async def _definition_for(
-        self, tx: Transaction, connection: Connection, integration: Integration
-    ) -> tuple[ProviderSpec, Definition | None, ProviderSpec | None]:
-        versions = await tx.definitions.serving(integration.tenant, integration.provider)
-        try:
-            answering = self._registry.candidates(integration.provider, versions, connection.id)
-        except Failure as failure:  # the catalogue has changed: the integration's admin can repair it
-            raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None
-        previous_spec = answering[1][0] if len(answering) > 1 else None
-        return (*answering[0], previous_spec)
-
-
-def _resolve_endpoints(spec: ProviderSpec, integration: Integration, facts: Mapping[str, Any]) -> Endpoints:
+def resolve_endpoints(spec: ProviderSpec, integration: Integration, facts: Mapping[str, Any]) -> Endpoints:
     try:
         return integration_endpoints(spec, integration, facts)
     except Failure as failure:  # the integration's admin can repair it

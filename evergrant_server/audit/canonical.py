@@ -22,7 +22,7 @@ def canonical_json(value: Any) -> str:
 
 
 def format_timestamp(at: datetime) -> str:
-    """UTC, always with microseconds: the same text whatever database it comes from."""
+    """UTC with microseconds: the same text from SQLite and from PostgreSQL."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
@@ -48,7 +48,7 @@ def record_hash(row: Mapping[str, Any]) -> str:
 
 
 def _check_names(value: Any) -> None:
-    """json.dumps would write the names 1 and "1" alike."""
+    """Refuse names that are not text: json.dumps writes 1 and "1" alike."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if not isinstance(name, str):

@@ -1,7 +1,7 @@
 """The lease ledger: many leases, one commit, and no lease that isn't in the log.
 
-The lease path's hot loop. Whatever waits goes into one transaction; while that commits,
-the next batch gathers. The transaction itself looks once more at what the lease was
+The hot loop of leases. All waiting claims go into one transaction; while it commits, the next
+batch gathers. The transaction itself looks once more at what the lease was
 judged by, so a revocation that has committed stops the next lease in every process.
 """
 
@@ -87,7 +87,7 @@ class LeaseLedger:
                 self._came.clear()
 
     async def _settle(self, batch: Sequence[_Waiting]) -> None:
-        """Commit a batch and tell each caller; nobody is left waiting, whatever happens."""
+        """Commit a batch and answer every caller, also when the commit fails."""
         problem = _unavailable("the ledger was stopped while it committed")
         try:
             good = await self._commit([it.claim for it in batch])

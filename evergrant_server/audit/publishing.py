@@ -1,4 +1,4 @@
-"""Records that are events: written for whoever subscribed, in the record's own transaction."""
+"""Events of webhooks: written with their deliveries in the transaction of the audit record."""
 
 from datetime import datetime
 
@@ -16,7 +16,7 @@ from evergrant_server.store.transactions import Transaction
 async def publish_events(tx: Transaction, entry: AuditEntry) -> None:
     """Write the events that this record is, with a delivery to each webhook that wants them.
 
-    Called with the chain locked: what is written are new rows, which nobody else waits for.
+    The caller holds the lock of the hash chain: only new rows are written, so no other writer is delayed.
     """
     types = events_of(entry.action, entry.detail)
     if not types:
@@ -45,7 +45,7 @@ async def write_event(
 ) -> list[Delivery]:
     """Write one event, its deliveries and the messages that wake those who deliver.
 
-    An event that is there already was told: nothing is written.
+    An event that exists already is not written again.
     """
     if not webhooks or not await tx.deliveries.add_event(event):
         return []
@@ -86,7 +86,7 @@ async def wake_webhook(
 
 
 def _event(entry: AuditEntry, connection_id: ConnectionId, type: EventType, body: str) -> WebhookEvent:
-    """What one decision of a workflow leads to is one event, however often its activity is tried."""
+    """The event of a record. Its id is derived from the workflow event, so a retried activity adds none."""
     by = entry.provenance
     id = (
         derived_id("evt", entry.tenant, connection_id, type, by.workflow_id, by.run_id, by.event_id)

@@ -1,4 +1,4 @@
-"""Is the log whole? Walks every chain and names the first place that isn't."""
+"""Verifies the audit log: walks every hash chain and reports the first broken record."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,11 +43,11 @@ class _Flaw(NamedTuple):
 async def verify_log(store: Store, tenant: Tenant) -> AuditVerification:
     """Check every chain of a tenant against its hashes, numbers and recorded end.
 
-    Finds a record that was deleted, edited, put in another place, added by hand, and a tail
-    that was cut. It can't see one thing: somebody who may write to the database and cuts
-    the tail *and* sets the shard's count and hash back to match (or rewrites the whole chain
-    from some record on). Only a copy of `heads` outside the database shows that: the last
-    known head must still be in the chain. Raises Failure STORE_UNAVAILABLE.
+    Finds a record that was deleted, edited, moved or added by hand, and a tail that was cut. It
+    can't detect a writer of the database who cuts the tail *and* sets the shard's count and hash
+    back to match, or rewrites the chain from some record on. Only a copy of `heads` outside the
+    database shows that: the last known head must still be in the chain. Raises Failure
+    STORE_UNAVAILABLE.
     """
     heads, strays = await _heads(store, tenant)
     checked = 0

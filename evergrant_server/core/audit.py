@@ -95,7 +95,7 @@ class AuditEntry(BaseModel):
 
 
 class AuditRecord(AuditEntry):
-    """An entry in its chain: gapless `seq` per (tenant, lane), each hash covering the one before."""
+    """An entry in its chain: gapless `seq` per (tenant, shard), each hash covering the one before."""
 
     shard: str
     seq: int

@@ -1,4 +1,4 @@
-"""The place a sealed value belongs to: bound into its seal, so that it opens nowhere else."""
+"""What a sealed value is bound to: tenant, table, row, column and generation."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class AssociatedData:
 def encode_parts(*parts: str | int) -> bytes:
     """An unambiguous encoding: each part as a type byte, its length in 4 bytes, then the part.
 
-    No two different sequences of parts have the same encoding, whatever they contain.
+    Two different sequences of parts never have the same encoding.
     """
     encoded = bytearray(len(parts).to_bytes(4))
     for part in parts:

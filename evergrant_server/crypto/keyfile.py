@@ -22,6 +22,8 @@ VERSION = 1
 _LONGEST = 1 << 20  # bytes; a key file has a few kB
 _FEWEST_DISTINCT = 12  # of 32 random bytes about 30 differ; fewer than 12 never happens by chance
 
+_CREATE = "Create keys with keys create, never by hand."
+
 
 @dataclass(frozen=True)
 class RootKeys:
@@ -47,7 +49,7 @@ def key_file_error(path: Path, why: str, repair: str) -> Failure:
 
 def read(path: Path) -> KeyFile:
     """Read and check the file. Raises Failure KEY_UNAVAILABLE with a one-line repair."""
-    return _parsed(path, _read_private(path))
+    return _Parser(path).parse(_read_private(path))
 
 
 def _read_private(path: Path) -> bytes:
@@ -72,61 +74,66 @@ def _read_private(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def _parsed(path: Path, raw: bytes) -> KeyFile:
-    def malformed(what: str) -> NoReturn:
-        raise key_file_error(path, f"is malformed: {what}", "Restore it from a backup.") from None
+class _Parser:
+    """Checks the content of one key file; each refusal names the file and a repair."""
 
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def parse(self, raw: bytes) -> KeyFile:
+        document = self._document(raw)
+        purposes = {name: self._roots(name, content) for name, content in document["purposes"].items()}
+        subject = self._key("subject", document.get("subject"))
+        derive = self._key("derive", document.get("derive"))
+        keys = [subject, derive, *(key for roots in purposes.values() for key in roots.keys.values())]
+        if len({key.reveal() for key in keys}) != len(keys):
+            raise key_file_error(self._path, "uses one key twice", _CREATE)
+        return KeyFile(purposes, subject, derive, document.get("export") is True)
+
+    def _document(self, raw: bytes) -> dict[str, Any]:
+        if len(raw) > _LONGEST:
+            self._malformed("it is too large")
+        try:
+            document = json.loads(raw, object_pairs_hook=self._without_duplicates)
+        except (ValueError, RecursionError):
+            self._malformed("it is not JSON")
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            self._malformed("it is not an Evergrant key file")
+        if document.get("version") != VERSION:
+            repair = "Use the server version that wrote it."
+            raise key_file_error(self._path, "has another format version", repair)
+        if not isinstance(document.get("purposes"), dict) or not document["purposes"]:
+            self._malformed("it has no purposes")
+        return document
+
+    def _roots(self, purpose: str, content: Any) -> RootKeys:
+        if not isinstance(content, dict) or not isinstance(content.get("keys"), dict):
+            self._malformed(f"purpose {purpose} has no keys")
+        if content.get("current") not in content["keys"]:
+            self._malformed(f"purpose {purpose} has no current key")
+        if not all(0 < len(name.encode()) < 256 for name in content["keys"]):
+            self._malformed(f"purpose {purpose} has a key without a usable name")
+        keys = {name: self._key(name, value) for name, value in content["keys"].items()}
+        return RootKeys(content["current"], keys)
+
+    def _key(self, name: str, value: object) -> SealingKey:
+        try:
+            raw = base64.b64decode(value if isinstance(value, str) else "", validate=True)
+        except (binascii.Error, ValueError):
+            self._malformed(f"key {name} is not base64")
+        if len(raw) != KEY_BYTES:
+            self._malformed(f"key {name} has not {KEY_BYTES} bytes")
+        if is_weak(raw):
+            raise key_file_error(self._path, f"holds a weak key, {name}", _CREATE)
+        return SealingKey(name, raw)
+
+    def _without_duplicates(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({name for name, _ in pairs}) != len(pairs):
-            malformed("a name appears twice")
+            self._malformed("a name appears twice")
         return dict(pairs)
 
-    def key(name: str, value: object) -> SealingKey:
-        try:
-            decoded = base64.b64decode(value if isinstance(value, str) else "", validate=True)
-        except (binascii.Error, ValueError):
-            malformed(f"key {name} is not base64")
-        if len(decoded) != KEY_BYTES:
-            malformed(f"key {name} has not {KEY_BYTES} bytes")
-        if is_weak(decoded):
-            raise key_file_error(
-                path, f"holds a weak key, {name}", "Create keys with keys create, never by hand."
-            )
-        return SealingKey(name, decoded)
-
-    if len(raw) > _LONGEST:
-        malformed("it is too large")
-    try:
-        document = json.loads(raw, object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError):
-        malformed("it is not JSON")
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        malformed("it is not an Evergrant key file")
-    if document.get("version") != VERSION:
-        raise key_file_error(path, "has another format version", "Use the server version that wrote it.")
-    if not isinstance(document.get("purposes"), dict) or not document["purposes"]:
-        malformed("it has no purposes")
-    purposes: dict[str, RootKeys] = {}
-    for purpose, content in document["purposes"].items():
-        if not isinstance(content, dict) or not isinstance(content.get("keys"), dict):
-            malformed(f"purpose {purpose} has no keys")
-        if content.get("current") not in content["keys"]:
-            malformed(f"purpose {purpose} has no current key")
-        if not all(0 < len(name.encode()) < 256 for name in content["keys"]):
-            malformed(f"purpose {purpose} has a key without a usable name")
-        purposes[purpose] = RootKeys(
-            content["current"], {name: key(name, it) for name, it in content["keys"].items()}
-        )
-    file = KeyFile(
-        purposes,
-        key("subject", document.get("subject")),
-        key("derive", document.get("derive")),
-        document.get("export") is True,
-    )
-    held = [file.subject, file.derive, *(it for roots in purposes.values() for it in roots.keys.values())]
-    if len({it.reveal() for it in held}) != len(held):
-        raise key_file_error(path, "uses one key twice", "Create keys with keys create, never by hand.")
-    return file
+    def _malformed(self, what: str) -> NoReturn:
+        raise key_file_error(self._path, f"is malformed: {what}", "Restore it from a backup.") from None
 
 
 def is_weak(raw: bytes) -> bool:
@@ -164,7 +171,7 @@ def file_lock(path: Path) -> Generator[None]:
 
 @contextlib.contextmanager
 def _complete(path: Path, file: KeyFile) -> Generator[Path]:
-    """A synced temporary file beside `path` with the content; gone afterwards, whatever happens."""
+    """A synced temporary file beside `path` with the content; always deleted afterwards."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Sealing to somebody outside: JWE (RFC 7516) to a public key that we don't have the other half of."""
+"""Sealing of exports: JWE (RFC 7516) to a public key whose private half only the recipient has."""
 
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ _PRIVATE = ("d", "p", "q", "dp", "dq", "qi", "k")
 
 
 class Recipient:
-    """A public key and what is sealed to it. Only its owner can open that, we can't."""
+    """A recipient's public key. What is sealed to it only the owner of the private key can open."""
 
     def __init__(self, key: jwk.OKPKey | jwk.ECKey) -> None:
         self._key = key

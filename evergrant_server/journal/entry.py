@@ -90,9 +90,7 @@ class JournalEntry:
 class JournalReservation:
     """Reserved space for the reply of one attempt. Blocking calls: use a thread."""
 
-    def __init__(
-        self, directory: Path, attempt: Attempt, live: set[AttemptId], size: int = RESERVED_BYTES
-    ) -> None:
+    def __init__(self, directory: Path, attempt: Attempt, live: set[AttemptId]) -> None:
         """Reserve the space. `live` holds the attempt's id for as long as the reservation is used.
 
         Raises Failure JOURNAL_UNAVAILABLE: a full disk is found before anything is sent.
@@ -110,7 +108,7 @@ class JournalReservation:
             live.discard(attempt.id)
             raise _journal_full(directory, error) from None
         try:
-            os.posix_fallocate(self._fd, 0, size)
+            os.posix_fallocate(self._fd, 0, RESERVED_BYTES)
             os.pwrite(self._fd, _boot_id() + _UNSENT + self.header.model_dump_json().encode() + b"\n", 0)
             sync_directory(directory)
         except OSError as error:
@@ -144,8 +142,9 @@ class JournalReservation:
         if self._fd is None:
             raise OSError(errno.EBADF, "this reservation was released")
         sealed = seal(key, self.header.associated_data, reply)
-        if os.fstat(self._fd).st_nlink == 0:
-            self._recreate()  # fenced off after it was sent: the reply is late, and journaled all the same
+        if os.fstat(self._fd).st_nlink == 0:  # fenced off after it was sent: the reply is late
+            os.close(self._fd)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         content = self.header.model_dump_json().encode() + b"\n" + sealed
         written = 0
         while written < len(content):
@@ -175,11 +174,6 @@ class JournalReservation:
             self.release()
         else:
             self._close()
-
-    def _recreate(self) -> None:
-        assert self._fd is not None
-        os.close(self._fd)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
     def _close(self) -> None:
         if self._fd is not None:

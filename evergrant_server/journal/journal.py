@@ -108,7 +108,7 @@ class Journal:
 
     @contextmanager
     def abandoned_paths(self) -> Iterator[list[Path]]:
-        """Entries and reservations of owners that are gone. Their locks are held for the length of the block."""
+        """Entries and reservations of owners that are gone, locked for the length of the block."""
         found: list[Path] = []
         held: list[int] = []
         try:

@@ -55,7 +55,7 @@ def decide(
 
 
 def may_see(permits: Sequence[Permit], *, integration: str | None, subject: str | None) -> bool:
-    """True when the app may know of it at all, whatever it may do with it."""
+    """True when a permit of the app covers it, for any action: the app may learn that it exists."""
     return any(_covers(permit, integration, subject) for permit in permits)
 
 

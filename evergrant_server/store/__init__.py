@@ -12,7 +12,8 @@ STORE_CONFLICT when a row changed meanwhile, SCHEMA_MISMATCH, SEAL_BROKEN, KEY_U
 from evergrant_server.store.access.idempotency import StoredResponse
 from evergrant_server.store.connections.histories import HistoryExport
 from evergrant_server.store.connections.lease_rows import LeaseRow, LeaseRows
-from evergrant_server.store.sealing import NO_CONNECTION, UnwrappedKeys
+from evergrant_server.store.keys import NO_CONNECTION
+from evergrant_server.store.sealing import UnwrappedKeys
 from evergrant_server.store.store import Store
 from evergrant_server.store.transactions import Transaction
 

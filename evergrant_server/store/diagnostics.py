@@ -8,8 +8,8 @@ from sqlmodel import col
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.database.rows import columns_equal, fetch_first
+from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwrap
 from evergrant_server.store.outbox import OutboxRow
-from evergrant_server.store.sealing import NO_CONNECTION, KeyRow, WrappedKey, unwrap
 from evergrant_server.store.store import Store
 
 

@@ -29,8 +29,8 @@ from evergrant_server.store.database.columns import (
     optional_timestamp_column,
     timestamp_column,
 )
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
+    Repository,
     Values,
     already_exists,
     column_values,
@@ -73,11 +73,8 @@ _FARTHEST = timedelta(minutes=10)  # a relay puts nothing off for longer; see `_
 _TARGET_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 0))")
 
 
-class Outbox:
+class Outbox(Repository):
     """Messages of one transaction. At least once, and in order for each target."""
-
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
 
     async def add(self, message: OutboxMessage) -> None:
         """Add a delivery. Raises Failure ALREADY_EXISTS for an id that is there."""
@@ -93,7 +90,7 @@ class Outbox:
 
         Any number of relays may claim at once: none gets what another holds. A message that
         was neither delivered nor postponed is claimable again after `hold`. One that this version can't
-        read is put off for as long: a newer version may be there, and nobody else waits for it.
+        read is put off for as long: a relay of a newer version may read it.
         """
         due = _undelivered() & _due(now, hold) & ~_behind_another()
         picked = select(col(OutboxRow.seq)).where(due).order_by(col(OutboxRow.seq)).limit(limit)
@@ -166,8 +163,8 @@ def _undelivered() -> ColumnElement[bool]:
 
 
 def _due(now: datetime, hold: timedelta) -> ColumnElement[bool]:
-    """A moment farther away than anybody waits was written by a clock that was ahead, and means nothing:
-    a message and all that are behind it would wait until the others' clocks get there."""
+    """A time farther away than a relay ever sets comes from a clock that was ahead, and is ignored:
+    otherwise the message and all behind it would wait until that time."""
     next_at, until = col(OutboxRow.next_at), col(OutboxRow.claimed_until)
     postponed = or_(next_at.is_(None), next_at <= now, next_at > now + _FARTHEST)
     return postponed & or_(until.is_(None), until <= now, until > now + hold + CLOCK_SKEW)

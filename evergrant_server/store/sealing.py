@@ -2,23 +2,17 @@
 
 Root (key ring) -> tenant key (a row) -> connection key (a row) -> column. Secrets without
 a connection are sealed by the tenant's intake key itself. No plain key outlives the call, but
-for those that a single-use credential's answer will need (`HeldKeys`).
+for those that a single-use credential's answer will need (`UnwrappedKeys`).
 """
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import NamedTuple
 
 from sqlalchemy import (
     Executable,
-    Index,
-    and_,
-    bindparam,
     delete,
-    select,
-    text,
 )
-from sqlmodel import Field, col
+from sqlmodel import col
 
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import (
@@ -33,81 +27,21 @@ from evergrant_server.crypto import (
     seal,
 )
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
-from evergrant_server.store.database.columns import (
-    Row,
-    optional_timestamp_column,
-    sealed_column,
-    table_of,
-    timestamp_column,
-)
 from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.database.rows import columns_equal, fetch_first, insert
-
-NO_CONNECTION = ""  # the connection id of a tenant's own key
-
-
-class KeyRow(Row, table=True):
-    """A tenant's key (`connection_id` empty, wrapped by a root) or a connection's (by the tenant's)."""
-
-    __table_args__ = (
-        Index(
-            "uq_key_current",
-            "tenant",
-            "connection_id",
-            "purpose",
-            unique=True,
-            sqlite_where=text("retired_at IS NULL"),
-            postgresql_where=text("retired_at IS NULL"),
-        ),
-    )
-    tenant: str = Field(primary_key=True)
-    id: str = Field(primary_key=True)
-    purpose: str
-    connection_id: str
-    wrapping_key_id: str
-    sealed_key: Sealed = sealed_column()
-    created_at: datetime = timestamp_column()
-    retired_at: datetime | None = optional_timestamp_column()
-    revision: int
-
-
-_KEYS = table_of(KeyRow)
-_WRAPPING_KEYS = _KEYS.alias()
-_KEY = (
-    select(
-        _KEYS.c.id,
-        _KEYS.c.connection_id,
-        _KEYS.c.sealed_key,
-        _WRAPPING_KEYS.c.id.label("wrapping_key_id"),
-        _WRAPPING_KEYS.c.sealed_key.label("wrapping_key"),
-    )
-    .select_from(_KEYS)
-    .outerjoin(
-        _WRAPPING_KEYS,
-        and_(
-            _WRAPPING_KEYS.c.tenant == _KEYS.c.tenant,
-            _WRAPPING_KEYS.c.purpose == _KEYS.c.purpose,
-            _WRAPPING_KEYS.c.id == _KEYS.c.wrapping_key_id,
-        ),
-    )
-    .where(_KEYS.c.tenant == bindparam("tenant"), _KEYS.c.purpose == bindparam("purpose"))
+from evergrant_server.store.database.rows import Repository, columns_equal, fetch_first, insert
+from evergrant_server.store.keys import (
+    CURRENT_KEY,
+    KEY_BY_ID,
+    NO_CONNECTION,
+    KeyRow,
+    WrappedKey,
+    key_associated_data,
+    unwrap,
 )
-_KEY_BY_ID = _KEY.where(_KEYS.c.id == bindparam("id"))
-_CURRENT_KEY = _KEY.where(_KEYS.c.connection_id == bindparam("connection_id"), _KEYS.c.retired_at.is_(None))
-
-
-class WrappedKey(NamedTuple):
-    """A key's row, and the row of the tenant key that wraps it (the same for a tenant key)."""
-
-    id: str
-    connection_id: str
-    wrapped: Sealed
-    tenant_key_id: str
-    tenant_key: Sealed
 
 
 class UnwrappedKeys:
-    """Keys of one connection, unwrapped before an intent: its answer needs no key service.
+    """Keys of one connection, unwrapped before an intent: committing its answer needs no key service.
 
     Doesn't print. Kept for one attempt, and dropped with it.
     """
@@ -129,22 +63,7 @@ class UnwrappedKeys:
         return UnwrappedKeys({**self._current, **other._current})
 
     def __repr__(self) -> str:
-        return f"HeldKeys({', '.join(self._current)})"
-
-
-def key_associated_data(tenant: str, key_id: str, purpose: KeyPurpose, connection_id: str) -> AssociatedData:
-    """Where a wrapped key lives; its purpose and connection are part of the place."""
-    return AssociatedData(tenant, "key", key_id, f"sealed_key:{purpose.value}:{connection_id}")
-
-
-def unwrap(ring: KeyRing, tenant: str, purpose: KeyPurpose, rows: WrappedKey) -> SealingKey:
-    """Unwrap a key through its tenant's. Raises Failure KEY_UNAVAILABLE or SEAL_BROKEN."""
-    above = key_associated_data(tenant, rows.tenant_key_id, purpose, NO_CONNECTION)
-    tenant_key = ring.unwrap(purpose, above, rows.tenant_key_id, rows.tenant_key)
-    if rows.connection_id == NO_CONNECTION:
-        return tenant_key
-    place = key_associated_data(tenant, rows.id, purpose, rows.connection_id)
-    return SealingKey(rows.id, open_sealed(tenant_key, place, rows.wrapped))
+        return f"UnwrappedKeys({', '.join(self._current)})"
 
 
 class ColumnSealer:
@@ -182,7 +101,7 @@ class ColumnSealer:
     async def seal(
         self, purpose: KeyPurpose, connection_id: str, place: AssociatedData, value: Secret
     ) -> Sealed:
-        """Seal a column of a connection (or, with NOBODY, of the tenant), making its key when needed."""
+        """Seal a column of a connection, or with NO_CONNECTION of the tenant; makes its key if needed."""
         return seal(await self._current(purpose, connection_id, place), place, value.reveal().encode())
 
     async def open(
@@ -207,7 +126,7 @@ class ColumnSealer:
         return open_sealed(key, place, sealed)
 
     async def destroy_keys(self, tenant: str, connection_id: str) -> int:
-        """Delete the connection's keys: whatever they sealed, here or in a backup's rows, is gone."""
+        """Delete the connection's keys: what they sealed, also in a backup's rows, can't be opened."""
         keys = columns_equal(KeyRow, tenant=tenant, connection_id=connection_id)
         gone = delete(KeyRow).where(keys, col(KeyRow.connection_id) != NO_CONNECTION)
         return (await self._connection.execute(gone)).rowcount
@@ -252,10 +171,10 @@ class ColumnSealer:
         await insert(self._connection, KeyRow, values)
 
     async def _by_id(self, tenant: str, purpose: KeyPurpose, key_id: str) -> WrappedKey | None:
-        return await self._row(_KEY_BY_ID, purpose, tenant=tenant, id=key_id)
+        return await self._row(KEY_BY_ID, purpose, tenant=tenant, id=key_id)
 
     async def _current_row(self, tenant: str, purpose: KeyPurpose, connection_id: str) -> WrappedKey | None:
-        return await self._row(_CURRENT_KEY, purpose, tenant=tenant, connection_id=connection_id)
+        return await self._row(CURRENT_KEY, purpose, tenant=tenant, connection_id=connection_id)
 
     async def _row(
         self, query: Executable, purpose: KeyPurpose, tenant: str, **equal: str
@@ -271,3 +190,11 @@ class ColumnSealer:
             place = key_associated_data(tenant, row["id"], purpose, row["connection_id"])
             raise key_unavailable(place, "the tenant key that wraps it is not in the store")
         return WrappedKey(*key, row["wrapping_key_id"], row["wrapping_key"])
+
+
+class SealedRepository(Repository):
+    """The rows of one feature, with sealed columns, within one transaction."""
+
+    def __init__(self, connection: DatabaseConnection, sealer: ColumnSealer) -> None:
+        super().__init__(connection)
+        self._sealer = sealer

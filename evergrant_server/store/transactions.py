@@ -1,7 +1,6 @@
 """A transaction: one snapshot to read, or one change that is committed whole or not at all."""
 
 from datetime import datetime
-from functools import cached_property
 
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.access.apps import Access
@@ -34,84 +33,23 @@ class Transaction:
         self, connection: DatabaseConnection, ring: KeyRing, now: datetime, held: UnwrappedKeys | None = None
     ) -> None:
         self.connection = connection
-        self._seals = ColumnSealer(connection, ring, now, held)
-
-    @property
-    def sealer(self) -> ColumnSealer:
-        return self._seals
-
-    @cached_property
-    def connections(self) -> Connections:
-        return Connections(self.connection)
-
-    @cached_property
-    def grants(self) -> Grants:
-        return Grants(self.connection, self._seals)
-
-    @cached_property
-    def integrations(self) -> Integrations:
-        return Integrations(self.connection, self._seals)
-
-    @cached_property
-    def definitions(self) -> Definitions:
-        return Definitions(self.connection)
-
-    @cached_property
-    def access(self) -> Access:
-        return Access(self.connection)
-
-    @cached_property
-    def consents(self) -> Consents:
-        return Consents(self.connection, self._seals)
-
-    @cached_property
-    def exports(self) -> Exports:
-        return Exports(self.connection)
-
-    @cached_property
-    def attempts(self) -> Attempts:
-        return Attempts(self.connection)
-
-    @cached_property
-    def late_tokens(self) -> LateTokenSets:
-        return LateTokenSets(self.connection, self._seals)
-
-    @cached_property
-    def proof_keys(self) -> ProofKeys:
-        return ProofKeys(self.connection, self._seals)
-
-    @cached_property
-    def outbox(self) -> Outbox:
-        return Outbox(self.connection)
-
-    @cached_property
-    def usage(self) -> Usage:
-        return Usage(self.connection)
-
-    @cached_property
-    def histories(self) -> Histories:
-        return Histories(self.connection)
-
-    @cached_property
-    def webhooks(self) -> Webhooks:
-        return Webhooks(self.connection, self._seals)
-
-    @cached_property
-    def deliveries(self) -> Deliveries:
-        return Deliveries(self.connection)
-
-    @cached_property
-    def receivers(self) -> Receivers:
-        return Receivers(self.connection, self._seals)
-
-    @cached_property
-    def account_identifiers(self) -> AccountIdentifiers:
-        return AccountIdentifiers(self.connection, self._seals.ring)
-
-    @cached_property
-    def introspections(self) -> Introspections:
-        return Introspections(self.connection)
-
-    @cached_property
-    def idempotency(self) -> Idempotency:
-        return Idempotency(self.connection, self._seals)
+        sealer = self.sealer = ColumnSealer(connection, ring, now, held)
+        self.connections = Connections(connection)
+        self.grants = Grants(connection, sealer)
+        self.integrations = Integrations(connection, sealer)
+        self.definitions = Definitions(connection)
+        self.access = Access(connection)
+        self.consents = Consents(connection, sealer)
+        self.exports = Exports(connection)
+        self.attempts = Attempts(connection)
+        self.late_tokens = LateTokenSets(connection, sealer)
+        self.proof_keys = ProofKeys(connection, sealer)
+        self.outbox = Outbox(connection)
+        self.usage = Usage(connection)
+        self.histories = Histories(connection)
+        self.webhooks = Webhooks(connection, sealer)
+        self.deliveries = Deliveries(connection)
+        self.receivers = Receivers(connection, sealer)
+        self.account_identifiers = AccountIdentifiers(connection, ring)
+        self.introspections = Introspections(connection)
+        self.idempotency = Idempotency(connection, sealer)

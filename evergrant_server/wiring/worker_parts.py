@@ -30,7 +30,7 @@ from activities.single_use.circuit_breakers import CircuitBreakers
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journal_replay import JournalReplayer, Replay
 from activities.single_use.protocol import SingleUseProtocol
-from activities.support.provider_context import ProviderContextLoader
+from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.core.single_use.circuit_breaker import BreakerRules
 from evergrant_server.egress import Egress, EgressPolicy

@@ -26,15 +26,7 @@ from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import (
-    AppId,
-    ConnectionId,
-    IntegrationId,
-    KeyId,
-    PermitId,
-    Tenant,
-    new_id,
-)
+from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, KeyId, PermitId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.integrations import DiscoveryResult
@@ -72,7 +64,7 @@ class ScriptedLink:
         self.asked.append(ask)
         self._must_be_up()
         if self.on_refresh is None:
-            raise AssertionError("nobody expected a refresh")
+            raise AssertionError("no refresh was expected")
         return await self.on_refresh(tenant, connection_id, ask)
 
     async def describe(

@@ -51,7 +51,7 @@ class LoopbackTls:
     authorities: Path
 
     def demanding(self, client: OwnCertificate) -> "LoopbackTls":
-        """For a server that talks to nobody else than the owner of this certificate (RFC 8705)."""
+        """For a server that accepts only the owner of this certificate (RFC 8705)."""
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server.load_cert_chain(self.authorities, self.authorities.parent / "server-key.pem")
         server.load_verify_locations(cadata=client.certificate)

@@ -88,7 +88,7 @@ class Postgres:
         await self.admin(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     async def seats(self, number: int) -> None:
-        """Let so many sessions in; a server that lets in fewer is restarted, which ends everybody's."""
+        """Let so many sessions in; a server that allows fewer is restarted, which ends every session."""
         connection = await asyncpg.connect(host=self._socket, user="postgres", database="postgres")
         there = int(await connection.fetchval("SHOW max_connections"))
         await connection.close()

@@ -1,8 +1,9 @@
 """Ends every process of a test run once the run is over, however it ended.
 
-A run marks its environment, and every server, worker and browser that it starts inherits the mark. A watcher in a
-session of its own waits for the run's end of a pipe to close and then kills what still carries the mark:
-an interrupt, a kill and a crash leave nothing behind. Linux only: elsewhere the fixtures end what they started.
+A run marks its environment, and every server, worker and browser that it starts inherits the mark.
+A watcher in a session of its own waits for the run's end of a pipe to close and then kills what still
+carries the mark: an interrupt, a kill and a crash leave no process behind. Linux only: elsewhere the
+fixtures end what they started.
 
 python -m tests.fakes.leftovers MARK
 """

@@ -1,3 +1,3 @@
-"""How long a test waits for what has to come. It costs nothing when all is well, and a busy machine may be slow."""
+"""How long a test waits for a condition: generous, since a busy machine is slow and success costs no wait."""
 
 PATIENCE_S = 120.0

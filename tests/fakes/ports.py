@@ -5,8 +5,8 @@ import random
 import socket
 from collections.abc import Iterator
 
-# Below the range that systems hand out themselves: a port that nobody listens on now is not given to
-# somebody else's connection, or to a server that binds port 0, before its server has come up.
+# Below the range that systems hand out themselves: a free port is not given to
+# another process's connection, or to a server that binds port 0, before its server has come up.
 _FIRST, _PAST = 20_000, 32_000
 _OF_ONE_PROCESS = 500
 
@@ -26,7 +26,7 @@ _ports = _of_this_process()
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, and that nobody else will be given."""
+    """A free port that is given out only once."""
     for _ in range(_OF_ONE_PROCESS):
         port = next(_ports)
         with socket.socket() as probe:

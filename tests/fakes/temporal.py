@@ -32,7 +32,7 @@ class NoTemporal(RuntimeError):
 
 
 class _PortTaken(NoTemporal):
-    """It ended since somebody else listened on one of its ports."""
+    """It ended because another process listens on one of its ports."""
 
 
 def program(name: str) -> str:
@@ -65,7 +65,7 @@ class TemporalServer:
         Raises NoTemporal with the log's last lines when it doesn't answer within half a minute.
         """
         for _ in range(_MOST_STARTS - 1):
-            # It chooses most of its ports itself, and somebody can have one of them before it listens.
+            # It chooses most of its ports itself, and another process may take one before it listens.
             with contextlib.suppress(_PortTaken):
                 return await cls._start(data, headless, port)
         return await cls._start(data, headless, port)

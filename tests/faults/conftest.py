@@ -12,11 +12,7 @@ from tests.fakes.platform.installation import Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 KINDS = ("sqlite", "postgresql")
-ON_BOTH = {
-    "test_takeover",
-    "test_store_restored",
-    "test_delivery_rounds",
-}
+ON_BOTH = {"test_takeover", "test_store_restored", "test_delivery_rounds"}
 """What leans on a database's own ways: compare-and-set, queues, queries over many rows."""
 
 
@@ -49,11 +45,7 @@ async def lenient() -> AsyncIterator[ScriptedProvider]:
 
 @pytest_asyncio.fixture
 async def place(
-    temporal_address: str,
-    database_url: str,
-    tmp_path: Path,
-    idp: ScriptedProvider,
-    lenient: ScriptedProvider,
+    temporal_address: str, database_url: str, tmp_path: Path, idp: ScriptedProvider, lenient: ScriptedProvider
 ) -> AsyncIterator[Installation]:
     allow = (idp.allowance, lenient.allowance)
     async with installation(temporal_address, database_url, tmp_path, allow=allow) as here:

@@ -9,23 +9,21 @@ from evergrant_server.core.access import App, AppKey, Permit
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId, Tenant
 from evergrant_server.store.access.tables import AppKeyRow, AppRow, PermitRow
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
+    Repository,
     already_exists,
     column_values,
     columns_equal,
     compare_and_set,
-    fetch_all,
+    fetch_models,
+    find_model,
     find_one,
     insert,
 )
 
 
-class Access:
+class Access(Repository):
     """Who may do what, within one transaction."""
-
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
 
     async def put_app(self, app: App, *, expected: int | None) -> App:
         """Add (`expected` None) or change an app.
@@ -51,8 +49,7 @@ class Access:
         query = select(AppRow).where(columns_equal(AppRow, tenant=tenant))
         if after is not None:
             query = query.where(col(AppRow.name) > after)
-        rows = await fetch_all(self._connection, query.order_by(col(AppRow.name)).limit(limit))
-        return [App.model_validate(row) for row in rows]
+        return await fetch_models(self._connection, App, query.order_by(col(AppRow.name)).limit(limit))
 
     async def delete_app(self, tenant: Tenant, id: AppId) -> None:
         """Delete an app with its keys and permits. Raises Failure NOT_FOUND."""
@@ -79,8 +76,9 @@ class Access:
 
     async def keys(self, tenant: Tenant, app_id: AppId) -> list[AppKey]:
         mine = columns_equal(AppKeyRow, tenant=tenant, app_id=app_id)
-        rows = await fetch_all(self._connection, select(AppKeyRow).where(mine).order_by(col(AppKeyRow.id)))
-        return [AppKey.model_validate(row) for row in rows]
+        return await fetch_models(
+            self._connection, AppKey, select(AppKeyRow).where(mine).order_by(col(AppKeyRow.id))
+        )
 
     async def revoke_key(self, tenant: Tenant, key_id: KeyId, at: datetime) -> AppKey:
         """Revoke a key; revoking it again changes nothing. Raises Failure NOT_FOUND."""
@@ -111,14 +109,14 @@ class Access:
         return p.model_copy(update={"revision": revision})
 
     async def permit(self, tenant: Tenant, app_id: AppId, name: str) -> Permit | None:
-        row = await find_one(self._connection, PermitRow, tenant=tenant, app_id=app_id, name=name)
-        return None if row is None else Permit.model_validate(row)
+        return await find_model(self._connection, Permit, PermitRow, tenant=tenant, app_id=app_id, name=name)
 
     async def permits(self, tenant: Tenant, app_id: AppId) -> list[Permit]:
         """All permits of an app, sorted by name."""
         mine = columns_equal(PermitRow, tenant=tenant, app_id=app_id)
-        rows = await fetch_all(self._connection, select(PermitRow).where(mine).order_by(col(PermitRow.name)))
-        return [Permit.model_validate(row) for row in rows]
+        return await fetch_models(
+            self._connection, Permit, select(PermitRow).where(mine).order_by(col(PermitRow.name))
+        )
 
     async def delete_permit(self, tenant: Tenant, app_id: AppId, name: str) -> None:
         """Delete a permit. Raises Failure NOT_FOUND."""
@@ -128,8 +126,7 @@ class Access:
         await self._bump(tenant, app_id)
 
     async def _app(self, **equal: str) -> App | None:
-        row = await find_one(self._connection, AppRow, **equal)
-        return None if row is None else App.model_validate(row)
+        return await find_model(self._connection, App, AppRow, **equal)
 
     async def _bump(self, tenant: Tenant, app_id: AppId) -> None:
         """One revision tells a lease whether anything about the app changed."""

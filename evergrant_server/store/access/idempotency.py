@@ -11,9 +11,9 @@ from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose
 from evergrant_server.store.access.tables import IdempotencyRow
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import Values, find_one, insert
-from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
+from evergrant_server.store.keys import NO_CONNECTION
+from evergrant_server.store.sealing import SealedRepository
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,8 @@ class StoredResponse:
         return f"Remembered(status={self.status}, body=<{len(self.body)} characters>)"
 
 
-class Idempotency:
+class Idempotency(SealedRepository):
     """Remembered answers of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
-        self._connection = connection
-        self._seals = seals
 
     async def find(self, tenant: Tenant, app_id: AppId, key: str) -> StoredResponse | None:
         """The answer given for this key, or None. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
@@ -41,7 +37,7 @@ class Idempotency:
         if row is None:
             return None
         place = _place(tenant, app_id, key)
-        body = await self._seals.open(KeyPurpose.INTAKE, NO_CONNECTION, place, row["sealed_body"])
+        body = await self._sealer.open(KeyPurpose.INTAKE, NO_CONNECTION, place, row["sealed_body"])
         return StoredResponse(row["request_hash"], row["status"], body.reveal())
 
     async def store(
@@ -56,7 +52,7 @@ class Idempotency:
             "key": key,
             "request_hash": request_hash,
             "status": status,
-            "sealed_body": await self._seals.seal(KeyPurpose.INTAKE, NO_CONNECTION, place, Secret(body)),
+            "sealed_body": await self._sealer.seal(KeyPurpose.INTAKE, NO_CONNECTION, place, Secret(body)),
             "stored_at": at,
             "revision": 1,
         }

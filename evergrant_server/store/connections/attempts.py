@@ -1,4 +1,4 @@
-"""Attempts: the intent rows of single-use credentials. One open per connection and chain."""
+"""Attempts: the intent rows of single-use credentials. One open per connection and slot."""
 
 from datetime import datetime
 
@@ -9,18 +9,19 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.store.connections.tables import AttemptRow
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
+    Repository,
     column_values,
     columns_equal,
     compare_and_set,
     fetch_all,
-    fetch_first,
-    find_one,
+    fetch_model,
+    fetch_models,
+    find_model,
     insert,
 )
 
-_MOST_SUPERSEDED = 20  # whoever was stopped while as many others sent it has nothing that is any good
+_MOST_SUPERSEDED = 20  # an answer that this many later uses superseded is worth nothing
 _ENDED_NOTHING = (
     AttemptOutcome.INSTALLED.value,
     AttemptOutcome.INSTALLED_LATE.value,
@@ -29,64 +30,59 @@ _ENDED_NOTHING = (
 _UNKNOWN = (AttemptOutcome.SUPERSEDED.value, AttemptOutcome.GIVEN_UP.value, AttemptOutcome.UNREAD.value)
 
 
-class Attempts:
+class Attempts(Repository):
     """Attempts of one transaction."""
 
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
-
     async def open(self, attempt: Attempt) -> None:
-        """Commit to an intent. Raises Failure STORE_CONFLICT while another is open for this chain."""
+        """Commit to an intent. Raises Failure STORE_CONFLICT while another is open for this slot."""
         if not await insert(self._connection, AttemptRow, column_values(attempt)):
             raise Failure(
                 ErrorCode.STORE_CONFLICT,
-                f"{attempt.connection_id} has an open attempt on its {attempt.slot} chain.",
+                f"{attempt.connection_id} has an open attempt on its {attempt.slot} slot.",
                 row=attempt.connection_id,
             )
 
     async def open_of_kind(
-        self, tenant: Tenant, connection_id: ConnectionId, chain: str, kind: AttemptKind
+        self, tenant: Tenant, connection_id: ConnectionId, slot: str, kind: AttemptKind
     ) -> Attempt | None:
         """The open attempt of this kind, or None."""
-        row = await find_one(
+        return await find_model(
             self._connection,
+            Attempt,
             AttemptRow,
             tenant=tenant,
             connection_id=connection_id,
-            slot=chain,
+            slot=slot,
             kind=kind.value,
             outcome=None,
         )
-        return None if row is None else Attempt.model_validate(row)
 
     async def get(self, tenant: Tenant, id: AttemptId) -> Attempt | None:
-        row = await find_one(self._connection, AttemptRow, tenant=tenant, id=id)
-        return None if row is None else Attempt.model_validate(row)
+        return await find_model(self._connection, Attempt, AttemptRow, tenant=tenant, id=id)
 
     async def open_of_any_kind(
-        self, tenant: Tenant, connection_id: ConnectionId, chain: str
+        self, tenant: Tenant, connection_id: ConnectionId, slot: str
     ) -> Attempt | None:
-        """The open attempt of this chain, of whatever kind: there is one at most."""
-        row = await find_one(
+        """The open attempt of this token slot, of any kind. There is at most one."""
+        return await find_model(
             self._connection,
+            Attempt,
             AttemptRow,
             tenant=tenant,
             connection_id=connection_id,
-            slot=chain,
+            slot=slot,
             outcome=None,
         )
-        return None if row is None else Attempt.model_validate(row)
 
     async def newest_of_unknown_outcome(self, wanted: Attempt) -> Attempt | None:
-        """The newest use of the same credential whose outcome nobody knows, closed or not.
+        """The newest use of the same credential with an unknown outcome, closed or not.
 
         It carries the count of them all, so that no restart and no takeover forgets a use.
         """
         unknown = or_(col(AttemptRow.outcome).is_(None), col(AttemptRow.outcome).in_(_UNKNOWN))
         newest = (col(AttemptRow.sends).desc(), col(AttemptRow.opened_at).desc())
         found = select(AttemptRow).where(_same(wanted), unknown).order_by(*newest).limit(1)
-        row = await fetch_first(self._connection, found)
-        return None if row is None else Attempt.model_validate(row)
+        return await fetch_model(self._connection, Attempt, found)
 
     async def superseded(self, tenant: Tenant, connection_id: ConnectionId, generation: int) -> list[Attempt]:
         """The newest that were taken over at this generation: their answers may come all the same."""
@@ -99,7 +95,7 @@ class Attempts:
         )
         newest = col(AttemptRow.opened_at).desc()
         found = select(AttemptRow).where(over).order_by(newest).limit(_MOST_SUPERSEDED)
-        return [Attempt.model_validate(row) for row in await fetch_all(self._connection, found)]
+        return await fetch_models(self._connection, Attempt, found)
 
     async def other_possibly_harmful_uses(self, answered: Attempt) -> list[Attempt]:
         """The newest other uses of its credential that were refused or never answered."""
@@ -107,7 +103,7 @@ class Attempts:
         others = or_(col(AttemptRow.outcome).is_(None), ~ended_nothing), col(AttemptRow.id) != answered.id
         newest = col(AttemptRow.opened_at).desc()
         found = select(AttemptRow).where(_same(answered), *others).order_by(newest).limit(_MOST_SUPERSEDED)
-        return [Attempt.model_validate(row) for row in await fetch_all(self._connection, found)]
+        return await fetch_models(self._connection, Attempt, found)
 
     async def may_be_invalidated(self, tenant: Tenant, connection_id: ConnectionId, generation: int) -> bool:
         """True when this generation was installed late, beside another use of what it was made from that
@@ -125,8 +121,9 @@ class Attempts:
     async def unread_of_credential(self, wanted: Attempt) -> Attempt | None:
         """A use of the same credential whose tokens wait to be read."""
         unread = col(AttemptRow.outcome) == AttemptOutcome.UNREAD.value
-        row = await fetch_first(self._connection, select(AttemptRow).where(_same(wanted), unread).limit(1))
-        return None if row is None else Attempt.model_validate(row)
+        return await fetch_model(
+            self._connection, Attempt, select(AttemptRow).where(_same(wanted), unread).limit(1)
+        )
 
     async def unread_at_generation(
         self, tenant: Tenant, connection_id: ConnectionId, generation: int, *kinds: AttemptKind
@@ -140,8 +137,9 @@ class Attempts:
             outcome=AttemptOutcome.UNREAD.value,
         )
         of_kinds = col(AttemptRow.kind).in_([it.value for it in kinds or AttemptKind])
-        row = await fetch_first(self._connection, select(AttemptRow).where(unread, of_kinds).limit(1))
-        return None if row is None else Attempt.model_validate(row)
+        return await fetch_model(
+            self._connection, Attempt, select(AttemptRow).where(unread, of_kinds).limit(1)
+        )
 
     async def mark_installed_late(self, taken_over: Attempt) -> None:
         """Write that what came for it was installed all the same; `closed_at` still says when another one

@@ -1,4 +1,4 @@
-"""Rows of connections. Whoever changes one says which revision they read."""
+"""Rows of connections. A change names the revision that was read."""
 
 from datetime import datetime
 
@@ -16,26 +16,23 @@ from evergrant_server.store.connections.tables import (
     ConnectionRow,
     LateTokensRow,
 )
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
+    Repository,
     already_exists,
     column_values,
     columns_equal,
     compare_and_set,
-    fetch_all,
-    fetch_first,
-    find_one,
+    fetch_model,
+    fetch_models,
+    find_model,
     insert,
 )
 
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
 
 
-class Connections:
+class Connections(Repository):
     """Connections of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
 
     async def add(self, c: Connection) -> None:
         """Add a connection. Raises Failure ALREADY_EXISTS when a live one has the same names."""
@@ -57,15 +54,14 @@ class Connections:
             raise Failure(ErrorCode.STORE_CONFLICT, "It was started meanwhile.") from None
 
     async def get(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
-        row = await find_one(self._connection, ConnectionRow, tenant=tenant, id=id)
-        return None if row is None else Connection.model_validate(row)
+        return await find_model(self._connection, Connection, ConnectionRow, tenant=tenant, id=id)
 
     async def get_for_share(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
-        """As it is now, and nobody changes it before this transaction ends."""
+        """The connection, locked against changes until this transaction ends."""
         return await self._locked(tenant, id, read=True)
 
     async def get_for_update(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
-        """As it is now, and until this transaction ends nobody changes it, nor reads it for share."""
+        """The connection, locked against changes and shared locks until this transaction ends."""
         return await self._locked(tenant, id, read=False)
 
     async def by_names(
@@ -106,7 +102,7 @@ class Connections:
 
     async def failing(self, tenant: Tenant, integration_id: IntegrationId) -> list[Connection]:
         """Live connections of an integration whose last refresh failed, and those that may be trying
-        something else in vain, which no row counts. Sorted by id."""
+        something else that no row counts. Sorted by id."""
         query = select(ConnectionRow).where(
             columns_equal(ConnectionRow, tenant=tenant, integration_id=integration_id),
             col(ConnectionRow.state).not_in(FINAL_STATES),
@@ -143,15 +139,16 @@ class Connections:
     async def _locked(self, tenant: Tenant, id: ConnectionId, *, read: bool) -> Connection | None:
         query = select(ConnectionRow).where(columns_equal(ConnectionRow, tenant=tenant, id=id))
         # SQLite has no such clause and needs none: it writes in one transaction at a time
-        row = await fetch_first(self._connection, query.with_for_update(read=read, key_share=not read))
-        return None if row is None else Connection.model_validate(row)
+        return await fetch_model(
+            self._connection, Connection, query.with_for_update(read=read, key_share=not read)
+        )
 
     async def _list(self, query: Executable) -> list[Connection]:
-        return [Connection.model_validate(row) for row in await fetch_all(self._connection, query)]
+        return await fetch_models(self._connection, Connection, query)
 
 
 def _tries_uncounted() -> ColumnElement[bool]:
-    """A revocation, a first token that nobody has to consent to, a late answer to be verified."""
+    """A revocation, a first token of a flow without consent, or late tokens to be verified."""
     state = col(ConnectionRow.state)
     by_itself = col(ConnectionRow.flow).in_([it.value for it in Flow if not it.uses_browser])
     late = exists().where(

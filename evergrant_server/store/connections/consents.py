@@ -14,18 +14,19 @@ from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose
 from evergrant_server.store.connections.tables import ConsentRow
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Values,
     already_exists,
     column_values,
     columns_equal,
     compare_and_set,
-    fetch_first,
+    fetch_model,
+    find_model,
     find_one,
     insert,
 )
-from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
+from evergrant_server.store.keys import NO_CONNECTION
+from evergrant_server.store.sealing import SealedRepository
 
 _LINK, _VERIFIER, _CODE = "sealed_link", "sealed_verifier", "sealed_code"
 _TOKENS = "sealed_tokens"
@@ -34,12 +35,8 @@ _REQUEST = "sealed_request"
 _CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value)
 
 
-class Consents:
+class Consents(SealedRepository):
     """Consents of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
-        self._connection = connection
-        self._seals = seals
 
     async def add(self, consent: Consent, link: Secret | None) -> None:
         """Add a consent with its connect link, if there is one. Raises Failure ALREADY_EXISTS."""
@@ -48,7 +45,7 @@ class Consents:
             raise already_exists(f"Consent {consent.id}, or one with its link,")
 
     async def add_import(self, consent: Consent, tokens: ImportedTokens) -> None:
-        """Add a consent that already has its tokens; nobody has a link to it. Raises ALREADY_EXISTS."""
+        """Add a consent that already has its tokens and no link. Raises Failure ALREADY_EXISTS."""
         values = column_values(consent, **await self._sealed(consent, {_TOKENS: tokens.as_secret()}))
         if not await insert(self._connection, ConsentRow, values):
             raise already_exists(f"Consent {consent.id}")
@@ -62,10 +59,9 @@ class Consents:
         mine = columns_equal(ConsentRow, tenant=tenant, connection_id=connection_id)
         waits = col(ConsentRow.status) == ConsentStatus.CODE_RECEIVED.value
         newest = (col(ConsentRow.created_at).desc(), col(ConsentRow.id).desc())
-        row = await fetch_first(
-            self._connection, select(ConsentRow).where(mine, waits).order_by(*newest).limit(1)
+        return await fetch_model(
+            self._connection, Consent, select(ConsentRow).where(mine, waits).order_by(*newest).limit(1)
         )
-        return None if row is None else Consent.model_validate(row)
 
     async def get(self, tenant: Tenant, id: ConsentId) -> Consent | None:
         return await self._one(tenant=tenant, id=id)
@@ -86,8 +82,7 @@ class Consents:
         open_now = col(ConsentRow.status).in_(_CAN_GO_ON) & (col(ConsentRow.expires_at) > now)
         newest = (col(ConsentRow.created_at).desc(), col(ConsentRow.id).desc())
         query = select(ConsentRow).where(mine, open_now).order_by(*newest).limit(1)
-        row = await fetch_first(self._connection, query)
-        return None if row is None else Consent.model_validate(row)
+        return await fetch_model(self._connection, Consent, query)
 
     async def replace(
         self,
@@ -156,7 +151,7 @@ class Consents:
 
     async def _sealed(self, consent: Consent, secrets: dict[str, Secret | None]) -> Values:
         return {
-            column: await self._seals.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(consent, column), secret)
+            column: await self._sealer.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(consent, column), secret)
             for column, secret in secrets.items()
             if secret is not None
         }
@@ -165,11 +160,10 @@ class Consents:
         row = await find_one(self._connection, ConsentRow, tenant=consent.tenant, id=consent.id)
         if row is None or row[column] is None:
             raise Failure(ErrorCode.NOT_FOUND, f"{consent.id} holds no {column.removeprefix('sealed_')}.")
-        return await self._seals.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(consent, column), row[column])
+        return await self._sealer.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(consent, column), row[column])
 
     async def _one(self, **equal: str) -> Consent | None:
-        row = await find_one(self._connection, ConsentRow, **equal)
-        return None if row is None else Consent.model_validate(row)
+        return await find_model(self._connection, Consent, ConsentRow, **equal)
 
 
 def _place(consent: Consent, column: str) -> AssociatedData:

@@ -17,7 +17,6 @@ from evergrant_server.store.connections.late_tokens import LateTokenSets
 from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow, ConsentRow
 from evergrant_server.store.database.columns import table_of
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Values,
     column_values,
@@ -28,7 +27,7 @@ from evergrant_server.store.database.rows import (
     insert,
 )
 from evergrant_server.store.provider_events.account_identifiers import AccountIdentifiers
-from evergrant_server.store.sealing import ColumnSealer
+from evergrant_server.store.sealing import SealedRepository
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
 
@@ -46,26 +45,22 @@ _GRANT_AND_GENERATION = (
 
 
 def grant_associated_data(
-    tenant: str, connection_id: str, chain: str, column: str, generation: int
+    tenant: str, connection_id: str, slot: str, column: str, generation: int
 ) -> AssociatedData:
     """Where a token lives. The generation is part of it: an older token doesn't open in its place."""
-    return AssociatedData(tenant, "connection_grant", f"{connection_id}/{chain}", column, generation)
+    return AssociatedData(tenant, "connection_grant", f"{connection_id}/{slot}", column, generation)
 
 
 def grant_from_row(row: Mapping[str, Any]) -> Grant:
     return Grant.model_validate({**row, "metadata": row["facts"]})
 
 
-class Grants:
+class Grants(SealedRepository):
     """Grants of one transaction."""
 
-    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
-        self._connection = connection
-        self._seals = seals
-
-    async def get(self, tenant: Tenant, connection_id: ConnectionId, chain: str = MAIN_SLOT) -> Grant | None:
+    async def get(self, tenant: Tenant, connection_id: ConnectionId, slot: str = MAIN_SLOT) -> Grant | None:
         row = await find_one(
-            self._connection, ConnectionGrantRow, tenant=tenant, connection_id=connection_id, slot=chain
+            self._connection, ConnectionGrantRow, tenant=tenant, connection_id=connection_id, slot=slot
         )
         return None if row is None else grant_from_row(row)
 
@@ -74,7 +69,7 @@ class Grants:
     ) -> Connection:
         """Write the connection `after` and its new grant in one go, if the row is still at `expected`.
 
-        The main chain's grant has the connection's generation; other chains count their own.
+        The main slot's grant has the connection's generation; other slots count their own.
 
         A refresh without a refresh token or id token in its reply keeps the old one (RFC 6749 section
         6, OpenID Connect Core section 12.2); a new grant inherits none. Needs the lease and refresh
@@ -100,28 +95,28 @@ class Grants:
             "revision": 1 if old is None else old["revision"] + 1,
         }
         await self._put(values, old)
-        await LateTokenSets(self._connection, self._seals).delete(after.tenant, after.id)  # superseded
+        await LateTokenSets(self._connection, self._sealer).delete(after.tenant, after.id)  # superseded
         if grant.slot == MAIN_SLOT:
-            await AccountIdentifiers(self._connection, self._seals.ring).update_from_reply(
+            await AccountIdentifiers(self._connection, self._sealer.ring).update_from_reply(
                 after, tokens, grant, origin
             )
         return after.model_copy(update={"revision": revision})
 
-    async def access_token(self, grant_owner: Connection, chain: str = MAIN_SLOT) -> Secret:
+    async def access_token(self, grant_owner: Connection, slot: str = MAIN_SLOT) -> Secret:
         """The access token held now. Raises Failure CONSENT_REQUIRED when there is none,
         STORE_CONFLICT when `grant_owner` is older than the row, SEAL_BROKEN when the row is."""
-        token = await self._open(KeyPurpose.LEASE, grant_owner, chain, ACCESS_COLUMN)
+        token = await self._open(KeyPurpose.LEASE, grant_owner, slot, ACCESS_COLUMN)
         if token is None:
             raise Failure(ErrorCode.CONSENT_REQUIRED, f"{grant_owner.id} holds no access token.")
         return token
 
-    async def refresh_token(self, connection: Connection, chain: str = MAIN_SLOT) -> Secret | None:
+    async def refresh_token(self, connection: Connection, slot: str = MAIN_SLOT) -> Secret | None:
         """The refresh token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
-        return await self._open(KeyPurpose.REFRESH, connection, chain, REFRESH_COLUMN)
+        return await self._open(KeyPurpose.REFRESH, connection, slot, REFRESH_COLUMN)
 
-    async def id_token(self, connection: Connection, chain: str = MAIN_SLOT) -> Secret | None:
+    async def id_token(self, connection: Connection, slot: str = MAIN_SLOT) -> Secret | None:
         """The newest id token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
-        return await self._open(KeyPurpose.REFRESH, connection, chain, ID_TOKEN_COLUMN)
+        return await self._open(KeyPurpose.REFRESH, connection, slot, ID_TOKEN_COLUMN)
 
     async def update_facts(self, connection: Connection, grant: Grant) -> None:
         """Write what was found out of a grant, its facts and options, in a transaction that has changed
@@ -141,11 +136,11 @@ class Grants:
 
         Says how many keys there were.
         """
-        destroyed = await self._seals.destroy_keys(tenant, connection_id)
-        await AccountIdentifiers(self._connection, self._seals.ring).delete_of_connection(
+        destroyed = await self._sealer.destroy_keys(tenant, connection_id)
+        await AccountIdentifiers(self._connection, self._sealer.ring).delete_of_connection(
             tenant, connection_id
         )
-        await ProofKeys(self._connection, self._seals).delete(tenant, connection_id)
+        await ProofKeys(self._connection, self._sealer).delete(tenant, connection_id)
         mine = {"tenant": tenant, "connection_id": connection_id}
         empty: Values = {
             ACCESS_COLUMN: None,
@@ -164,7 +159,7 @@ class Grants:
             "sealed_device",
             "sealed_request",
         )
-        await LateTokenSets(self._connection, self._seals).delete(tenant, connection_id)
+        await LateTokenSets(self._connection, self._sealer).delete(tenant, connection_id)
         consents: Values = dict.fromkeys(columns)
         await self._connection.execute(
             update(ConsentRow).where(columns_equal(ConsentRow, **mine)).values(consents)
@@ -184,7 +179,7 @@ class Grants:
         """Seal the new token, or the kept one again for its new generation."""
         if new is None and kept is not None and kept[column] is not None:
             place = grant_associated_data(after.tenant, after.id, grant.slot, column, kept["generation"])
-            new = await self._seals.open(KeyPurpose.REFRESH, after.id, place, kept[column])
+            new = await self._sealer.open(KeyPurpose.REFRESH, after.id, place, kept[column])
         if new is None:
             return None
         return await self._sealed(KeyPurpose.REFRESH, after, grant, column, new)
@@ -193,29 +188,29 @@ class Grants:
         self, purpose: KeyPurpose, owner: Connection, grant: Grant, column: str, value: Secret
     ) -> Sealed:
         place = grant_associated_data(owner.tenant, owner.id, grant.slot, column, grant.generation)
-        return await self._seals.seal(purpose, owner.id, place, value)
+        return await self._sealer.seal(purpose, owner.id, place, value)
 
-    async def _open(self, purpose: KeyPurpose, owner: Connection, chain: str, column: str) -> Secret | None:
-        row = await self._row(owner, chain)
+    async def _open(self, purpose: KeyPurpose, owner: Connection, slot: str, column: str) -> Secret | None:
+        row = await self._row(owner, slot)
         if row is None or row[column] is None:
             return None
-        place = grant_associated_data(owner.tenant, owner.id, chain, column, row["generation"])
-        if was_rolled_back(chain, row["generation"], row["connection_generation"]):
+        place = grant_associated_data(owner.tenant, owner.id, slot, column, row["generation"])
+        if was_rolled_back(slot, row["generation"], row["connection_generation"]):
             raise seal_broken(place, "belongs to another generation than its connection")
         if row["connection_generation"] != owner.generation:
             raise Failure(
                 ErrorCode.STORE_CONFLICT, f"{owner.id} is no longer at generation {owner.generation}."
             )
-        return await self._seals.open(purpose, owner.id, place, row[column])
+        return await self._sealer.open(purpose, owner.id, place, row[column])
 
-    async def _row(self, owner: Connection, chain: str) -> Mapping[str, Any] | None:
-        parameters = {"tenant": owner.tenant, "connection_id": owner.id, "slot": chain}
+    async def _row(self, owner: Connection, slot: str) -> Mapping[str, Any] | None:
+        parameters = {"tenant": owner.tenant, "connection_id": owner.id, "slot": slot}
         return await fetch_first(self._connection, _GRANT_AND_GENERATION, parameters)
 
 
-def was_rolled_back(chain: str, grant_generation: int, connection_generation: int) -> bool:
-    """True when a main grant isn't its connection's newest: somebody put an older row back.
+def was_rolled_back(slot: str, grant_generation: int, connection_generation: int) -> bool:
+    """True when a main grant isn't its connection's newest: an older row was put back.
 
-    A connection's generation is its main chain's; other chains are numbered on their own.
+    A connection's generation is its main slot's; other slots are numbered on their own.
     """
-    return chain == MAIN_SLOT and grant_generation != connection_generation
+    return slot == MAIN_SLOT and grant_generation != connection_generation

@@ -9,12 +9,12 @@ from sqlmodel import col
 
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.store.connections.tables import HistoryRow
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
+    Repository,
     column_values,
     columns_equal,
     compare_and_set,
-    fetch_all,
+    fetch_models,
     find_one,
     insert,
 )
@@ -35,11 +35,8 @@ class HistoryExport(BaseModel):
     events: list[dict[str, Any]]
 
 
-class Histories:
+class Histories(Repository):
     """Exports of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
 
     async def add(self, export: HistoryExport) -> None:
         """Keep an export. A longer one of the same run replaces a shorter one, never the reverse."""
@@ -55,8 +52,9 @@ class Histories:
         """Every exported run of a connection, in the order in which they were exported."""
         mine = columns_equal(HistoryRow, tenant=tenant, connection_id=connection_id)
         order = (col(HistoryRow.exported_at), col(HistoryRow.run_id))
-        rows = await fetch_all(self._connection, select(HistoryRow).where(mine).order_by(*order))
-        return [HistoryExport.model_validate(row) for row in rows]
+        return await fetch_models(
+            self._connection, HistoryExport, select(HistoryRow).where(mine).order_by(*order)
+        )
 
     async def closed_run_ids(self, runs: list[tuple[Tenant, str, str]]) -> set[str]:
         """The ids of those runs (tenant, workflow id, run id) whose whole history is kept."""

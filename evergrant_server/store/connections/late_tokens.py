@@ -8,43 +8,47 @@ from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.core.single_use.attempt import LateTokens
 from evergrant_server.crypto import AssociatedData, KeyPurpose
 from evergrant_server.store.connections.tables import LateTokensRow
-from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.database.rows import column_values, columns_equal, fetch_all, find_one, insert
-from evergrant_server.store.sealing import ColumnSealer
+from evergrant_server.store.database.rows import (
+    column_values,
+    columns_equal,
+    fetch_models,
+    find_model,
+    find_one,
+    insert,
+)
+from evergrant_server.store.sealing import SealedRepository
 
 _COLUMN = "sealed_tokens"
 
 
-class LateTokenSets:
+class LateTokenSets(SealedRepository):
     """Late answers of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
-        self._connection = connection
-        self._seals = seals
 
     async def add(self, late: LateTokens, tokens: TokenSet) -> bool:
         """Keep its tokens sealed with the connection's refresh key; False when they are kept already."""
-        sealed = await self._seals.seal(
+        sealed = await self._sealer.seal(
             KeyPurpose.REFRESH, late.connection_id, _place(late), tokens.as_secret()
         )
         return await insert(self._connection, LateTokensRow, column_values(late, **{_COLUMN: sealed}))
 
     async def get(self, tenant: Tenant, attempt_id: AttemptId) -> LateTokens | None:
-        row = await find_one(self._connection, LateTokensRow, tenant=tenant, attempt_id=attempt_id)
-        return None if row is None else LateTokens.model_validate(row)
+        return await find_model(
+            self._connection, LateTokens, LateTokensRow, tenant=tenant, attempt_id=attempt_id
+        )
 
     async def of_connection(self, tenant: Tenant, connection_id: ConnectionId) -> list[LateTokens]:
         """The newest first."""
         mine = columns_equal(LateTokensRow, tenant=tenant, connection_id=connection_id)
         newest = col(LateTokensRow.received_at).desc()
-        rows = await fetch_all(self._connection, select(LateTokensRow).where(mine).order_by(newest))
-        return [LateTokens.model_validate(row) for row in rows]
+        return await fetch_models(
+            self._connection, LateTokens, select(LateTokensRow).where(mine).order_by(newest)
+        )
 
     async def tokens(self, late: LateTokens) -> TokenSet:
         """Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
         row = await find_one(self._connection, LateTokensRow, tenant=late.tenant, attempt_id=late.attempt_id)
         sealed = b"" if row is None else row[_COLUMN]
-        opened = await self._seals.open(KeyPurpose.REFRESH, late.connection_id, _place(late), sealed)
+        opened = await self._sealer.open(KeyPurpose.REFRESH, late.connection_id, _place(late), sealed)
         return TokenSet.from_secret(opened)
 
     async def delete(

@@ -17,7 +17,7 @@ from evergrant_server.store.connections.grants import ACCESS_COLUMN, grant_assoc
 from evergrant_server.store.connections.tables import LIVE_CONDITION
 from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.types import SealedBytes, UtcDateTime
-from evergrant_server.store.sealing import WrappedKey, unwrap
+from evergrant_server.store.keys import WrappedKey, unwrap
 from evergrant_server.store.store import Store
 
 _SELECT = f"""

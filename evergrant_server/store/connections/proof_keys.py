@@ -9,19 +9,14 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.crypto import AssociatedData, KeyPurpose, new_proof_key
 from evergrant_server.store.connections.tables import ProofKeyRow
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, find_one, insert
-from evergrant_server.store.sealing import ColumnSealer
+from evergrant_server.store.sealing import SealedRepository
 
 _COLUMN = "sealed_key"
 
 
-class ProofKeys:
+class ProofKeys(SealedRepository):
     """Proof keys of one transaction. In the lease purpose: who hands out the token makes its proofs."""
-
-    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
-        self._connection = connection
-        self._seals = seals
 
     async def get(self, tenant: Tenant, connection_id: ConnectionId) -> ProofKey | None:
         """Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
@@ -29,7 +24,7 @@ class ProofKeys:
         if row is None:
             return None
         place = _place(tenant, connection_id)
-        opened = await self._seals.open(KeyPurpose.LEASE, connection_id, place, row[_COLUMN])
+        opened = await self._sealer.open(KeyPurpose.LEASE, connection_id, place, row[_COLUMN])
         return ProofKey.from_secret(opened)
 
     async def get_or_create(self, tenant: Tenant, connection_id: ConnectionId, now: datetime) -> ProofKey:
@@ -42,7 +37,7 @@ class ProofKeys:
             "tenant": tenant,
             "connection_id": connection_id,
             "thumbprint": made.thumbprint,
-            _COLUMN: await self._seals.seal(KeyPurpose.LEASE, connection_id, place, made.as_secret()),
+            _COLUMN: await self._sealer.seal(KeyPurpose.LEASE, connection_id, place, made.as_secret()),
             "created_at": now,
             "revision": 1,
         }

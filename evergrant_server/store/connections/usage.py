@@ -1,17 +1,13 @@
-"""What leases tell the schedule: the newest generation of a connection that anybody took."""
+"""The newest generation of a connection that was leased: the schedule refreshes ahead by it."""
 
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.store.connections.tables import UsageRow
-from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.database.rows import find_one
+from evergrant_server.store.database.rows import Repository, find_one
 
 
-class Usage:
+class Usage(Repository):
     """Usage rows of one transaction. They are raised by the lease ledger, without touching the
     connection's revision: a lease doesn't change a connection."""
-
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
 
     async def leased_generation(self, tenant: Tenant, connection_id: ConnectionId) -> int:
         """The newest generation that was leased; 0 when none was."""

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy import (
@@ -25,6 +25,7 @@ from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.connection import DatabaseConnection
 
 Values = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def column_values(model: BaseModel, **more: Any) -> Values:
@@ -65,6 +66,25 @@ async def fetch_all(connection: DatabaseConnection, query: Executable) -> list[V
     """The query's rows by their column names."""
     rows = (await connection.execute(query)).mappings()
     return [{str(name): value for name, value in row.items()} for row in rows]
+
+
+async def find_model(
+    connection: DatabaseConnection, model: type[Model], table: type[Row], **equal: Any
+) -> Model | None:
+    """The one row with these columns as a value of core, or None."""
+    row = await find_one(connection, table, **equal)
+    return None if row is None else model.model_validate(row)
+
+
+async def fetch_model(connection: DatabaseConnection, model: type[Model], query: Executable) -> Model | None:
+    """The query's first row as a value of core, or None."""
+    row = await fetch_first(connection, query)
+    return None if row is None else model.model_validate(row)
+
+
+async def fetch_models(connection: DatabaseConnection, model: type[Model], query: Executable) -> list[Model]:
+    """The query's rows as values of core."""
+    return [model.model_validate(row) for row in await fetch_all(connection, query)]
 
 
 async def compare_and_set(
@@ -116,3 +136,10 @@ async def _explain_conflict(
 
 def already_exists(what: str) -> Failure:
     return Failure(ErrorCode.ALREADY_EXISTS, f"{what} exists already.")
+
+
+class Repository:
+    """The rows of one feature, within one transaction."""
+
+    def __init__(self, connection: DatabaseConnection) -> None:
+        self._connection = connection

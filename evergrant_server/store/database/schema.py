@@ -115,7 +115,7 @@ def _absent(url: str) -> bool:
 
 
 def _private_file(url: str) -> None:
-    """Make a new SQLite file readable by its owner alone, before SQLite makes it for everybody."""
+    """Make a new SQLite file readable by its owner alone, before SQLite creates it with the umask's mode."""
     file = sqlite_path(url)
     if file is None:
         return

@@ -5,23 +5,20 @@ from sqlmodel import col
 
 from evergrant_server.core.export import Export
 from evergrant_server.core.ids import ExportId, Tenant
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
+    Repository,
     already_exists,
     column_values,
     columns_equal,
     compare_and_set,
-    find_one,
+    find_model,
     insert,
 )
 from evergrant_server.store.exports.tables import ExportLineRow, ExportRow
 
 
-class Exports:
+class Exports(Repository):
     """Exports of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
 
     async def add(self, export: Export) -> None:
         """Add an export. Raises Failure ALREADY_EXISTS."""
@@ -29,8 +26,7 @@ class Exports:
             raise already_exists(f"Export {export.id}")
 
     async def get(self, tenant: Tenant, id: ExportId) -> Export | None:
-        row = await find_one(self._connection, ExportRow, tenant=tenant, id=id)
-        return None if row is None else Export.model_validate(row)
+        return await find_model(self._connection, Export, ExportRow, tenant=tenant, id=id)
 
     async def write_page(self, before: Export, after: Export, lines: list[str]) -> Export:
         """Write a page's lines with the row that counts them, if the row is as `before` was.

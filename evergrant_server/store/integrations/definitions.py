@@ -5,15 +5,15 @@ from sqlmodel import col
 
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
+    Repository,
     Values,
     already_exists,
     column_values,
     columns_equal,
     compare_and_set,
-    fetch_all,
-    find_one,
+    fetch_models,
+    find_model,
     insert,
 )
 from evergrant_server.store.integrations.tables import DefinitionRow
@@ -22,24 +22,21 @@ _SERVING = tuple(state.value for state in DefinitionState if state.serves)
 _OPEN = tuple(state.value for state in DefinitionState if state.in_progress)
 
 
-class Definitions:
+class Definitions(Repository):
     """Definitions of one transaction."""
 
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
-
     async def add(self, definition: Definition) -> None:
-        """Add a version. Raises Failure ALREADY_EXISTS when somebody else took its number."""
+        """Add a version. Raises Failure ALREADY_EXISTS when its number is taken."""
         if not await insert(self._connection, DefinitionRow, _values(definition)):
             raise already_exists(f"Version {definition.version} of {definition.name}")
 
     async def get(self, tenant: Tenant, id: DefinitionId) -> Definition | None:
-        row = await find_one(self._connection, DefinitionRow, tenant=tenant, id=id)
-        return None if row is None else Definition.model_validate(row)
+        return await find_model(self._connection, Definition, DefinitionRow, tenant=tenant, id=id)
 
     async def version(self, tenant: Tenant, name: str, version: int) -> Definition | None:
-        row = await find_one(self._connection, DefinitionRow, tenant=tenant, name=name, version=version)
-        return None if row is None else Definition.model_validate(row)
+        return await find_model(
+            self._connection, Definition, DefinitionRow, tenant=tenant, name=name, version=version
+        )
 
     async def serving(self, tenant: Tenant, name: str) -> list[Definition]:
         """Those that answer for connections of this provider now."""
@@ -89,7 +86,7 @@ class Definitions:
         return definition.model_copy(update={"revision": revision})
 
     async def _some(self, query: object) -> list[Definition]:
-        return [Definition.model_validate(row) for row in await fetch_all(self._connection, query)]  # pyright: ignore[reportArgumentType]  # a select
+        return await fetch_models(self._connection, Definition, query)  # pyright: ignore[reportArgumentType]  # a select
 
 
 def _values(definition: Definition) -> Values:

@@ -13,19 +13,20 @@ from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Values,
     already_exists,
     column_values,
     columns_equal,
     compare_and_set,
-    fetch_all,
+    fetch_models,
+    find_model,
     find_one,
     insert,
 )
 from evergrant_server.store.integrations.tables import IntegrationRow
-from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
+from evergrant_server.store.keys import NO_CONNECTION
+from evergrant_server.store.sealing import SealedRepository
 
 _COLUMN = "sealed_client_secret"
 _PREVIOUS = "sealed_previous_secret"
@@ -36,12 +37,8 @@ _KEY = "sealed_client_key"
 _CERTIFICATE = "sealed_client_certificate"
 
 
-class Integrations:
+class Integrations(SealedRepository):
     """Integrations of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
-        self._connection = connection
-        self._seals = seals
 
     async def put(
         self,
@@ -90,16 +87,18 @@ class Integrations:
         query = select(IntegrationRow).where(columns_equal(IntegrationRow, tenant=tenant))
         if after is not None:
             query = query.where(col(IntegrationRow.name) > after)
-        rows = await fetch_all(self._connection, query.order_by(col(IntegrationRow.name)).limit(limit))
-        return [Integration.model_validate(row) for row in rows]
+        return await fetch_models(
+            self._connection, Integration, query.order_by(col(IntegrationRow.name)).limit(limit)
+        )
 
     async def page_of_all_tenants(self, after: str | None = None, limit: int = 200) -> list[Integration]:
         """Integrations of every tenant, sorted by id, after the id `after`."""
         query = select(IntegrationRow)
         if after is not None:
             query = query.where(col(IntegrationRow.id) > after)
-        rows = await fetch_all(self._connection, query.order_by(col(IntegrationRow.id)).limit(limit))
-        return [Integration.model_validate(row) for row in rows]
+        return await fetch_models(
+            self._connection, Integration, query.order_by(col(IntegrationRow.id)).limit(limit)
+        )
 
     async def lock_against_deletion(self, i: Integration) -> None:
         """Keep it from being deleted until this transaction ends. Raises Failure NOT_FOUND."""
@@ -206,10 +205,9 @@ class Integrations:
             old,
         )
         oldest = col(IntegrationRow.metadata_read_at).asc().nulls_first()
-        rows = await fetch_all(
-            self._connection, select(IntegrationRow).where(ready).order_by(oldest).limit(limit)
+        return await fetch_models(
+            self._connection, Integration, select(IntegrationRow).where(ready).order_by(oldest).limit(limit)
         )
-        return [Integration.model_validate(row) for row in rows]
 
     async def with_certificates_expiring_before(
         self, before: datetime, limit: int = 100
@@ -217,7 +215,7 @@ class Integrations:
         """Those of every tenant whose client certificate ends before that, the first to end first."""
         ends = col(IntegrationRow.client_certificate_expires_at)
         query = select(IntegrationRow).where(ends < before).order_by(ends.asc()).limit(limit)
-        return [Integration.model_validate(row) for row in await fetch_all(self._connection, query)]
+        return await fetch_models(self._connection, Integration, query)
 
     async def delete_expired_previous_secrets(self, now: datetime) -> int:
         """Forget the secrets whose overlap has ended; says how many. One that alone works stays."""
@@ -247,14 +245,13 @@ class Integrations:
         row = await find_one(self._connection, IntegrationRow, tenant=i.tenant, id=i.id)
         if row is None or row[column] is None:
             return None
-        return await self._seals.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(i, column), row[column])
+        return await self._sealer.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(i, column), row[column])
 
     async def _sealed(self, i: Integration, secret: Secret, column: str = _COLUMN) -> Sealed:
-        return await self._seals.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(i, column), secret)
+        return await self._sealer.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(i, column), secret)
 
     async def _one(self, **equal: str) -> Integration | None:
-        row = await find_one(self._connection, IntegrationRow, **equal)
-        return None if row is None else Integration.model_validate(row)
+        return await find_model(self._connection, Integration, IntegrationRow, **equal)
 
 
 def _place(i: Integration, column: str) -> AssociatedData:

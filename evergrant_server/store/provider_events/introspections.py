@@ -10,18 +10,21 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.provider_events.introspection import IntrospectionFinding
 from evergrant_server.store.connections.tables import ConnectionRow
-from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.database.rows import columns_equal, compare_and_set, fetch_all, find_one, insert
+from evergrant_server.store.database.rows import (
+    Repository,
+    columns_equal,
+    compare_and_set,
+    fetch_models,
+    find_one,
+    insert,
+)
 from evergrant_server.store.provider_events.tables import IntrospectionRow
 
 NEVER_INTROSPECTED = "never"
 
 
-class Introspections:
+class Introspections(Repository):
     """Introspections of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
 
     async def unscheduled(
         self, tenant: Tenant, integration_id: IntegrationId, limit: int
@@ -88,4 +91,4 @@ class Introspections:
         )
 
     async def _list(self, query: Executable) -> list[Connection]:
-        return [Connection.model_validate(row) for row in await fetch_all(self._connection, query)]
+        return await fetch_models(self._connection, Connection, query)

@@ -9,29 +9,26 @@ from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant
 from evergrant_server.core.provider_events.receivers import Receiver
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Values,
     already_exists,
     column_values,
     columns_equal,
     compare_and_set,
-    fetch_all,
+    fetch_models,
+    find_model,
     find_one,
     insert,
 )
+from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.store.provider_events.tables import EventReceiverRow, ReceivedEventRow
-from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
+from evergrant_server.store.sealing import SealedRepository
 
 _COLUMN = "sealed_secret"
 
 
-class Receivers:
+class Receivers(SealedRepository):
     """Receivers of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
-        self._connection = connection
-        self._seals = seals
 
     async def put(self, it: Receiver, secret: Secret | None, *, expected: int | None) -> Receiver:
         """Add (`expected` None) or change a receiver; `secret` None keeps the old one.
@@ -40,7 +37,7 @@ class Receivers:
         """
         sealed: Values = {}
         if secret is not None:
-            sealed[_COLUMN] = await self._seals.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(it), secret)
+            sealed[_COLUMN] = await self._sealer.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(it), secret)
         if expected is None:
             if not await insert(
                 self._connection, EventReceiverRow, column_values(it, **{_COLUMN: None, **sealed})
@@ -65,7 +62,7 @@ class Receivers:
         row = await find_one(self._connection, EventReceiverRow, tenant=it.tenant, id=it.id)
         if row is None or row[_COLUMN] is None:
             return None
-        return await self._seals.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(it), row[_COLUMN])
+        return await self._sealer.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(it), row[_COLUMN])
 
     async def delete(self, it: Receiver) -> None:
         mine = columns_equal(EventReceiverRow, tenant=it.tenant, id=it.id)
@@ -75,8 +72,9 @@ class Receivers:
         """Receivers of every tenant whose keys were fetched before then, or never."""
         old = or_(col(EventReceiverRow.keys_at).is_(None), col(EventReceiverRow.keys_at) < before)
         query = select(EventReceiverRow).where(old, col(EventReceiverRow.jwks_uri).is_not(None))
-        rows = await fetch_all(self._connection, query.order_by(col(EventReceiverRow.id)).limit(limit))
-        return [Receiver.model_validate(row) for row in rows]
+        return await fetch_models(
+            self._connection, Receiver, query.order_by(col(EventReceiverRow.id)).limit(limit)
+        )
 
     async def is_known_event(self, it: Receiver, event_hash: str) -> bool:
         """True when this event came before."""
@@ -107,8 +105,7 @@ class Receivers:
         return it.model_copy(update={"revision": revision})
 
     async def _one(self, **equal: str) -> Receiver | None:
-        row = await find_one(self._connection, EventReceiverRow, **equal)
-        return None if row is None else Receiver.model_validate(row)
+        return await find_model(self._connection, Receiver, EventReceiverRow, **equal)
 
 
 def _place(it: Receiver) -> AssociatedData:

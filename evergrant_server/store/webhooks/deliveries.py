@@ -1,4 +1,4 @@
-"""Events that somebody subscribed to, and how far each is on its way to each webhook."""
+"""Events that webhooks subscribe to, and their deliveries."""
 
 from datetime import datetime
 
@@ -8,14 +8,14 @@ from sqlmodel import col
 from evergrant_server.core.events import WebhookEvent
 from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
 from evergrant_server.core.webhooks import Delivery, DeliveryStatus, Webhook
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
+    Repository,
     already_exists,
     column_values,
     columns_equal,
     compare_and_set,
-    fetch_all,
-    find_one,
+    fetch_models,
+    find_model,
     insert,
 )
 from evergrant_server.store.webhooks.tables import DeliveryRow, EventRow
@@ -23,19 +23,15 @@ from evergrant_server.store.webhooks.tables import DeliveryRow, EventRow
 _PRUNED_AT_ONCE = 500
 
 
-class Deliveries:
+class Deliveries(Repository):
     """Events and deliveries of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection) -> None:
-        self._connection = connection
 
     async def add_event(self, event: WebhookEvent) -> bool:
         """Add an event; False when it is there already."""
         return await insert(self._connection, EventRow, column_values(event))
 
     async def event(self, tenant: Tenant, id: EventId) -> WebhookEvent | None:
-        row = await find_one(self._connection, EventRow, tenant=tenant, id=id)
-        return None if row is None else WebhookEvent.model_validate(row)
+        return await find_model(self._connection, WebhookEvent, EventRow, tenant=tenant, id=id)
 
     async def add(self, delivery: Delivery) -> None:
         """Add a delivery. Raises Failure ALREADY_EXISTS."""
@@ -43,8 +39,7 @@ class Deliveries:
             raise already_exists(f"Delivery {delivery.id}")
 
     async def get(self, tenant: Tenant, id: DeliveryId) -> Delivery | None:
-        row = await find_one(self._connection, DeliveryRow, tenant=tenant, id=id)
-        return None if row is None else Delivery.model_validate(row)
+        return await find_model(self._connection, Delivery, DeliveryRow, tenant=tenant, id=id)
 
     async def replace(self, delivery: Delivery, *, expected: int) -> Delivery:
         """Write it if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
@@ -55,10 +50,10 @@ class Deliveries:
         return delivery.model_copy(update={"revision": revision})
 
     async def due(self, webhook: Webhook, now: datetime, limit: int, *, by_hand: bool) -> list[Delivery]:
-        """What is due, the longest overdue first: either what somebody asked for by hand, or the rest."""
+        """Due deliveries, the longest overdue first: either those requested by hand, or the others."""
         ripe = _pending(webhook, by_hand) & (col(DeliveryRow.next_at) <= now)
         query = select(DeliveryRow).where(ripe).order_by(col(DeliveryRow.next_at)).limit(limit)
-        return [Delivery.model_validate(row) for row in await fetch_all(self._connection, query)]
+        return await fetch_models(self._connection, Delivery, query)
 
     async def next_at(self, webhook: Webhook, *, by_hand: bool) -> datetime | None:
         """When the first of them is due; None when nothing waits."""
@@ -83,11 +78,11 @@ class Deliveries:
             at, id = after
             query = query.where((order[0] < at) | ((order[0] == at) & (order[1] < id)))
         newest = query.order_by(order[0].desc(), order[1].desc()).limit(limit)
-        return [Delivery.model_validate(row) for row in await fetch_all(self._connection, newest)]
+        return await fetch_models(self._connection, Delivery, newest)
 
     async def prune(self, tenant: Tenant, webhook_id: WebhookId, before: datetime) -> int:
-        """Delete deliveries from before this moment, whatever became of them, and events that nobody
-        waits for any more; a bounded number. Returns how many deliveries."""
+        """Delete deliveries from before this moment with any outcome, and events without deliveries;
+        a bounded number. Returns how many deliveries."""
         mine = columns_equal(DeliveryRow, tenant=tenant, webhook_id=webhook_id)
         oldest = (
             select(col(DeliveryRow.id))

@@ -47,7 +47,7 @@ class EventRow(Row, table=True):
 
 
 class DeliveryRow(Row, table=True):
-    """No foreign key to the webhook: whoever commits an event must not wait for who changes a webhook."""
+    """No foreign key to the webhook: a commit of an event must not wait for a change of a webhook."""
 
     __table_args__ = (
         ForeignKeyConstraint(["tenant", "event_id"], ["event.tenant", "event.id"]),

@@ -10,29 +10,26 @@ from evergrant_server.core.ids import Tenant, WebhookId
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import DeliveryStatus, Webhook
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
-from evergrant_server.store.database.connection import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Values,
     already_exists,
     column_values,
     columns_equal,
     compare_and_set,
-    fetch_all,
+    fetch_models,
+    find_model,
     find_one,
     insert,
 )
-from evergrant_server.store.sealing import NO_CONNECTION, ColumnSealer
+from evergrant_server.store.keys import NO_CONNECTION
+from evergrant_server.store.sealing import SealedRepository
 from evergrant_server.store.webhooks.tables import DeliveryRow, EventRow, WebhookRow
 
 _SECRET, _PREVIOUS = "sealed_secret", "sealed_previous_secret"
 
 
-class Webhooks:
+class Webhooks(SealedRepository):
     """Webhooks of one transaction."""
-
-    def __init__(self, connection: DatabaseConnection, seals: ColumnSealer) -> None:
-        self._connection = connection
-        self._seals = seals
 
     async def add(self, webhook: Webhook, secret: Secret) -> Webhook:
         """Add a webhook with its secret. Raises Failure ALREADY_EXISTS when the name is there."""
@@ -53,13 +50,14 @@ class Webhooks:
         query = select(WebhookRow).where(columns_equal(WebhookRow, tenant=tenant))
         if after is not None:
             query = query.where(col(WebhookRow.name) > after)
-        rows = await fetch_all(self._connection, query.order_by(col(WebhookRow.name)).limit(limit))
-        return [Webhook.model_validate(row) for row in rows]
+        return await fetch_models(
+            self._connection, Webhook, query.order_by(col(WebhookRow.name)).limit(limit)
+        )
 
     async def enabled(self, tenant: Tenant) -> list[Webhook]:
         """Those of the tenant that are not disabled: a handful, or none, in one look at an index."""
         query = select(WebhookRow).where(columns_equal(WebhookRow, tenant=tenant, disabled_by=None))
-        return [Webhook.model_validate(row) for row in await fetch_all(self._connection, query)]
+        return await fetch_models(self._connection, Webhook, query)
 
     async def with_overdue_deliveries(self, before: datetime) -> list[Webhook]:
         """Those of every tenant that should have been sent something before this moment."""
@@ -72,7 +70,7 @@ class Webhooks:
         )
         works = col(WebhookRow.disabled_by).is_(None), or_(paused_until.is_(None), paused_until < before)
         query = select(WebhookRow).where(*works, waits)
-        return [Webhook.model_validate(row) for row in await fetch_all(self._connection, query)]
+        return await fetch_models(self._connection, Webhook, query)
 
     async def replace(self, webhook: Webhook, *, expected: int) -> Webhook:
         """Write it if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
@@ -124,17 +122,16 @@ class Webhooks:
         return webhook.model_copy(update={"revision": revision})
 
     async def _sealed(self, webhook: Webhook, column: str, secret: Secret) -> Sealed:
-        return await self._seals.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(webhook, column), secret)
+        return await self._sealer.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(webhook, column), secret)
 
     async def _opened(self, webhook: Webhook, column: str) -> Secret | None:
         row = await find_one(self._connection, WebhookRow, tenant=webhook.tenant, id=webhook.id)
         if row is None or row[column] is None:
             return None
-        return await self._seals.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(webhook, column), row[column])
+        return await self._sealer.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(webhook, column), row[column])
 
     async def _one(self, **equal: str) -> Webhook | None:
-        row = await find_one(self._connection, WebhookRow, **equal)
-        return None if row is None else Webhook.model_validate(row)
+        return await find_model(self._connection, Webhook, WebhookRow, **equal)
 
 
 def _place(webhook: Webhook, column: str) -> AssociatedData:

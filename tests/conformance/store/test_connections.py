@@ -1,4 +1,4 @@
-"""Connections: names are unique while live, and whoever changes one says what they read."""
+"""Connections: names are unique while live, and a change names the revision that was read."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone

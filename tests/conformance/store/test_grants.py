@@ -15,7 +15,7 @@ from evergrant_server.crypto import KeyPurpose, KeyRing, Role, Sealed
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.connections.tables import ConnectionGrantRow
 from evergrant_server.store.database.columns import METADATA, Row
-from evergrant_server.store.sealing import KeyRow
+from evergrant_server.store.keys import KeyRow
 from tests.conformance.store.samples import (
     ACME,
     a_connection,
@@ -35,7 +35,7 @@ async def columns_of(store: Store, table: type[Row], **equal: Any) -> dict[str, 
 
 
 async def tamper(store: Store, table: type[Row], values: dict[str, Any], **equal: Any) -> None:
-    """Change a row as somebody with the database's password would."""
+    """Change a row as an attacker with the database's password would."""
     async with store.write() as tx:
         await tx.connection.execute(update(table).filter_by(**equal).values(values))
 
@@ -71,7 +71,7 @@ async def test_rfc6749_6_a_reply_without_a_refresh_token_keeps_the_old_one(store
 
 
 async def test_a_new_consent_inherits_no_token_of_the_grant_before(store: Store):
-    """Whoever consents again may have done so with another account."""
+    """A new consent may have been given with another account."""
     connection = await granted(store)
     after = connection.granted(NOW)
     grant = a_grant(after.generation, refreshable=False)

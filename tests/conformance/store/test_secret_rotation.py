@@ -56,7 +56,7 @@ async def test_a_refused_secret_is_the_one_that_a_rotation_forgets(store: Store)
         refused = await tx.integrations.replace(
             first.model_copy(update={"secret_refused_at": NOW}), expected=first.revision
         )
-        assert await tx.integrations.delete_expired_previous_secrets(UNTIL) == 0  # nothing else works
+        assert await tx.integrations.delete_expired_previous_secrets(UNTIL) == 0  # no other secret works
     assert refused.previous_secret_is_usable(UNTIL)
     after = await rotated(store, refused, "two")
     assert after.secret_refused_at is None

@@ -27,7 +27,7 @@ async def test_an_import_keeps_its_tokens_until_they_are_used(store: Store):
     async with store.read() as tx:
         assert await tx.consents.import_consent(ACME, connection.id) == consent
         assert await tx.consents.imported_tokens(consent) == tokens
-        assert await tx.consents.open_consent(ACME, connection.id, NOW) is None  # nobody has a link to it
+        assert await tx.consents.open_consent(ACME, connection.id, NOW) is None  # it has no link
         raw = (await tx.connection.exec_driver_sql("SELECT sealed_tokens FROM consent")).scalar_one()
     assert bytes(raw).startswith(b"EVS")
     assert b"access_token" not in bytes(raw)

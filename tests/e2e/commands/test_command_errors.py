@@ -96,10 +96,7 @@ async def keys(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
         Mistake("the API's key file given to a worker", "worker", 1, ("refresh lane", "full key file"), env),
         folder,
     )
-    yield (
-        Mistake("rotating the API's key file", "keys rotate lease", 1, ("full key file",), env),
-        folder,
-    )
+    yield (Mistake("rotating the API's key file", "keys rotate lease", 1, ("full key file",), env), folder)
     yield Mistake("an unknown lane", "keys rotate tokens", 2, ("tokens", "lease, refresh, intake")), folder
     yield Mistake("keys made twice", "keys create", 1, ("exists already", "keys.json")), folder
 
@@ -176,7 +173,7 @@ async def temporals(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
         folder,
     )
     yield (
-        Mistake("nobody works", "doctor -o json", 1, ("evergrant_server worker",), env, wrong="workers"),
+        Mistake("no worker runs", "doctor -o json", 1, ("evergrant_server worker",), env, wrong="workers"),
         folder,
     )
     env = {"EVERGRANT_TEMPORAL_PROFILE": "staging"}
@@ -212,10 +209,10 @@ async def checkouts(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
     folder = await place.sound("checkout")
     foreign = place.root / "site-packages"
     (foreign / "workflows").mkdir(parents=True)
-    (foreign / "workflows/__init__.py").write_text('"""Somebody else\'s."""\n')
+    (foreign / "workflows/__init__.py").write_text('"""Another distribution."""\n')
     env = {"PYTHONPATH": f"{foreign}:{ROOT}"}
     said = ("'workflows'", str(foreign / "workflows"), "PYTHONPATH")
-    yield Mistake("somebody else's workflows", "worker", 2, said, env, python=("-P",)), folder
+    yield Mistake("another distribution's workflows", "worker", 2, said, env, python=("-P",)), folder
 
     copy = place.root / "copy"
     for name in ("evergrant_server", "workflows", "activities", "providers", "migrations"):
@@ -278,7 +275,7 @@ async def test_each_has_its_exit_status(answers: Answers) -> None:
     assert wrong == {}
 
 
-async def test_each_names_what_is_wrong_and_the_repair(answers: Answers) -> None:
+async def test_each_message_names_the_fault_and_the_repair(answers: Answers) -> None:
     silent = {}
     for name, (mistake, told) in answers.items():
         text = _finding(mistake, told) if mistake.wrong else told.err
@@ -287,7 +284,7 @@ async def test_each_names_what_is_wrong_and_the_repair(answers: Answers) -> None
     assert silent == {}
 
 
-async def test_each_is_one_message_without_a_traceback(answers: Answers) -> None:
+async def test_each_message_is_short_and_without_a_traceback(answers: Answers) -> None:
     noisy = {}
     for name, (mistake, told) in answers.items():
         lines = told.err.splitlines()
@@ -301,7 +298,7 @@ async def test_each_is_one_message_without_a_traceback(answers: Answers) -> None
     assert noisy == {}
 
 
-async def test_none_leaves_anything_half_written(answers: Answers) -> None:
+async def test_no_command_leaves_a_half_written_file(answers: Answers) -> None:
     left = {name: it.after ^ it.before for name, (_, it) in answers.items() if it.after != it.before}
     assert left == {}
 

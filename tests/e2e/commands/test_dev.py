@@ -15,7 +15,7 @@ from examples.demo.processes import ROOT
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 
-NOBODY = "127.0.0.1:9"
+UNUSED_ADDRESS = "127.0.0.1:9"
 
 
 async def ready(platform: EvergrantProcess) -> int:
@@ -29,8 +29,8 @@ async def get(platform: EvergrantProcess, path: str) -> httpx2.Response:
         return await http.get(f"{platform.api}{path}")
 
 
-async def test_it_ends_with_everything_and_the_second_start_finds_it_as_it_was(tmp_path: Path):
-    first = await EvergrantProcess.start(tmp_path, NOBODY)
+async def test_dev_ends_every_process_and_keeps_its_state(tmp_path: Path):
+    first = await EvergrantProcess.start(tmp_path, UNUSED_ADDRESS)
     pids = first.pids()
     assert await ready(first) == 200
     headers = {"Authorization": f"Bearer {first.admin_key}"}
@@ -40,7 +40,7 @@ async def test_it_ends_with_everything_and_the_second_start_finds_it_as_it_was(t
     assert still_running(pids) == []
     assert [name for name in os.listdir(tmp_path) if name.endswith(".pid")] == []
 
-    second = await EvergrantProcess.start(tmp_path, NOBODY)
+    second = await EvergrantProcess.start(tmp_path, UNUSED_ADDRESS)
     try:
         assert second.admin_key == first.admin_key
         assert (await get(second, "/v1/apps/crm-sync")).status_code == 200
@@ -48,7 +48,7 @@ async def test_it_ends_with_everything_and_the_second_start_finds_it_as_it_was(t
         assert await second.stop() == 0
 
 
-async def test_ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path: Path):
+async def test_ctrl_c_during_the_start_leaves_no_process(tmp_path: Path):
     """The interrupt comes as soon as Temporal runs, while schema and namespace are being prepared."""
     environment = {**os.environ, "EVERGRANT_TEMPORAL_PORT": str(free_port())}
     environment |= {"EVERGRANT_TEMPORAL_UI_PORT": str(free_port()), "EVERGRANT_PORT": str(free_port())}

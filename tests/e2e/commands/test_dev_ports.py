@@ -1,4 +1,4 @@
-"""`dev` and the ports that Temporal chooses itself: somebody can have one before it listens there."""
+"""`dev` and the ports that Temporal chooses itself: another process may take one before Temporal listens."""
 
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -63,7 +63,7 @@ async def running(process: ChildProcess) -> AsyncIterator[ChildProcess]:
         await process.stop()
 
 
-async def test_temporal_is_started_again_when_a_port_that_it_chose_was_taken(
+async def test_temporal_is_restarted_when_a_port_it_chose_is_taken(
     settings: Settings, starting: Callable[..., ChildProcess], tmp_path: Path
 ):
     async with running(starting(2)) as temporal:
@@ -72,7 +72,7 @@ async def test_temporal_is_started_again_when_a_port_that_it_chose_was_taken(
     assert (tmp_path / "starts").read_text() == "3\n"
 
 
-async def test_it_is_not_started_for_ever(
+async def test_temporal_is_restarted_a_bounded_number_of_times(
     settings: Settings, starting: Callable[..., ChildProcess], tmp_path: Path
 ):
     async with running(starting(99)) as temporal:

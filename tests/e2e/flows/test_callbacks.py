@@ -209,12 +209,7 @@ SITES = [{"id": "site-1", "name": "First <b>site</b>"}, {"id": "site-2", "name":
 
 
 async def looks_up(world: World, name: str) -> None:
-    lookup = {
-        "url": world.idp.url("sites"),
-        "choose": "[]",
-        "metadata": {"cloud_id": "id"},
-        "label": "name",
-    }
+    lookup = {"url": world.idp.url("sites"), "choose": "[]", "metadata": {"cloud_id": "id"}, "label": "name"}
     await world.integration(name, post_auth=[lookup])
 
 
@@ -276,7 +271,7 @@ async def test_a_lookup_is_asked_again_and_outlives_its_worker(world: World):
     assert (found["choice"], found["metadata"], found["reason"]) == ("site-1", {"cloud_id": "site-1"}, None)
 
 
-async def test_an_account_is_asked_for_beforehand_and_another_one_chosen_later(world: World):
+async def test_a_requested_account_is_selected_and_changed_later(world: World):
     await looks_up(world, "asked")
     world.idp.script(raw(json.dumps(SITES).encode()), at="sites")
     begun = await world.begin("asked", choice="site-2")
@@ -296,7 +291,7 @@ async def test_an_account_is_asked_for_beforehand_and_another_one_chosen_later(w
 # --- mutual TLS -------------------------------------------------------------------------------
 
 
-async def test_rfc8705_a_certificate_says_who_we_are_at_the_alias(world: World):
+async def test_rfc8705_a_certificate_authenticates_at_the_mtls_alias(world: World):
     world.idp.metadata["mtls_endpoint_aliases"] = {"token_endpoint": world.mutual.url("token")}
     body = {
         "provider": "generic",
@@ -318,8 +313,8 @@ async def test_rfc8705_a_certificate_says_who_we_are_at_the_alias(world: World):
     assert (world.mutual.count("token"), world.idp.count("token", grant_type="client_credentials")) == (1, 0)
 
 
-async def test_a_host_registers_us_in_words_of_its_own(world: World):
-    """As Mastodon's servers do: the base URL is enough, nobody types a client id."""
+async def test_a_client_is_registered_at_a_host(world: World):
+    """As Mastodon's servers do: the base URL is enough, without a client id."""
     name = "toots"
     app = {"id": "1", "client_id": world.idp.client_id, "client_secret": world.idp.client_secret}
     world.idp.script(raw(json.dumps({**app, "client_secret_expires_at": 0}).encode()), at="api/v1/apps")

@@ -141,7 +141,7 @@ async def introspected(world: World, lease: dict) -> bool:
     return (await world.real.introspect(lease["access_token"]))["active"]
 
 
-async def test_rfc7523_2_2_private_key_jwt_says_who_we_are(world: World):
+async def test_rfc7523_2_2_private_key_jwt_authenticates(world: World):
     await world.integration(
         "signing", world.idp, client_secret=None, client_auth="private_key_jwt", client_key=PRIVATE
     )
@@ -215,14 +215,14 @@ async def test_rfc8628_a_code_survives_the_workers_restart(world: World):
 @pytest.mark.parametrize(
     ("answer", "state"), [("access_denied", "denied"), ("expired_token", "consent_expired")]
 )
-async def test_rfc8628_a_code_that_is_over_ends_the_connection(world: World, answer: str, state: str):
+async def test_rfc8628_an_ended_code_ends_the_connection(world: World, answer: str, state: str):
     await world.integration(f"over-{state.replace('_', '-')}", world.idp)
     world.idp.script(error(answer))
     begun = await world.connect(f"over-{state.replace('_', '-')}", "device_code", "sam")
     ended = await world.api.state(begun["id"], state, SOON_S)
     assert ended["device"] is None
     asked = world.idp.count("token")
-    await asyncio.sleep(2)  # twice the interval: nobody asks again
+    await asyncio.sleep(2)  # twice the interval: no further poll
     assert world.idp.count("token") == asked == 1
 
 
@@ -256,7 +256,7 @@ async def test_rfc8693_token_exchange_from_another_connection(world: World):
     other = await world.active("front", "client_credentials", subject="another")
     with pytest.raises(ApiProblem, match="already_exists"):
         await world.connect("back", "token_exchange", source=other["id"])
-    await asyncio.sleep(TOKEN_S + 1)  # until the source's token is over, and nobody leases it
+    await asyncio.sleep(TOKEN_S + 1)  # until the source's token has expired without a lease
     assert world.idp.active(lease["access_token"]) is False
 
     async def exchanged() -> dict | None:
@@ -271,7 +271,7 @@ async def test_rfc8693_token_exchange_from_another_connection(world: World):
     assert (await world.api.connection(source["id"]))["state"] == "active"
 
 
-async def test_rfc8693_token_exchange_of_a_token_that_was_brought(world: World):
+async def test_rfc8693_token_exchange_of_a_given_token(world: World):
     await world.integration("bridge", world.idp)
     theirs, family = world.idp.grant()["access_token"], world.idp.families[-1]
     connection = await world.active("bridge", "token_exchange", subject_token=theirs)
@@ -291,7 +291,7 @@ async def test_rfc8693_token_exchange_of_a_token_that_was_brought(world: World):
     assert world.idp.count("revoke", token=theirs) == 0  # what was brought is not ours to end
 
 
-async def test_a_source_is_only_for_who_may_lease_it(world: World):
+async def test_a_source_needs_a_permit_to_lease_it(world: World):
     await world.integration("hidden", world.idp)
     source = await world.active("hidden", "client_credentials")
     await world.admin.put("/v1/apps/stranger", {})
@@ -336,14 +336,14 @@ async def test_static_credentials_are_leased_like_any_other(
         {"flow": "client_credentials", "subject_token": "t"},
     ],
 )
-async def test_what_a_flow_cannot_use_is_refused(world: World, body: dict):
+async def test_input_of_another_flow_is_refused(world: World, body: dict):
     await world.integration("strictly", world.idp)
     with pytest.raises(ApiProblem) as refused:
         await world.api.post("/v1/connections", {"integration": "strictly", "subject": "x", **body})
     assert (refused.value.status, refused.value.code) == (400, "invalid_request")
 
 
-async def test_a_first_token_is_asked_for_until_it_comes(world: World):
+async def test_a_first_token_is_requested_until_it_is_granted(world: World):
     """What time or an admin repairs is tried again by the workflow; the row says why it waits."""
     await world.integration("slow", world.idp)
     world.idp.script(status(503, {"Retry-After": "2"}), error("invalid_client", 401))
@@ -353,7 +353,7 @@ async def test_a_first_token_is_asked_for_until_it_comes(world: World):
         return (await world.api.connection(begun["id"]))["reason"]
 
     assert await wait_until(why, "a reason", SOON_S) == "provider_error"
-    with pytest.raises(ApiProblem) as refused:  # no link: there is nobody who could consent
+    with pytest.raises(ApiProblem) as refused:  # no link: no subject consents in this flow
         await world.api.lease("slow", "nightly")
     assert refused.value.code == "provider_error"
 
@@ -365,8 +365,8 @@ async def test_a_first_token_is_asked_for_until_it_comes(world: World):
     assert world.idp.count("token") == 2  # an admin's to repair: looked at again slowly
 
 
-async def test_a_live_connection_keeps_its_flow_and_what_its_tokens_are_for(world: World):
-    """Asked for anything else, nobody is handed what there is."""
+async def test_a_live_connection_keeps_its_flow_and_resources(world: World):
+    """A request for other resources or another flow gets no token of the existing grant."""
     await world.integration("one", world.idp)
     await world.active("one", "client_credentials", resources=["https://api.example/v1"])
     for flow, more in (

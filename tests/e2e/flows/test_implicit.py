@@ -112,7 +112,7 @@ async def test_rfc6749_4_2_a_token_that_a_browser_brings(world: World):
         assert b"exchange_code" in b"".join(files.values()), "Temporal's own database is among them"
         assert [path for path, held in files.items() if token.encode() in held] == []
 
-        await page.goto(redirect_uri)  # somebody comes without a token
+        await page.goto(redirect_uri)  # a visit without a token
         await page.get_by_text("callback_invalid").wait_for()
         assert await page.inner_text("h1") == "This didn't work"
         assert world.problems == []

@@ -153,7 +153,7 @@ async def world() -> AsyncIterator[World]:
 
 
 @pytest.mark.parametrize("how", ["HMAC-SHA1", "HMAC-SHA256"])
-async def test_rfc5849_a_life_whose_requests_are_signed(world: World, how: str):
+async def test_rfc5849_from_consent_to_signed_requests(world: World, how: str):
     """The library of another implementation checks every signature; the app never sees a secret."""
     name = f"old-{how.lower()}"
     await world.integration(name, how)
@@ -199,7 +199,7 @@ async def test_invariant_1_no_secret_of_oauth1_is_in_any_file(world: World):
     async with world.signing() as client:
         signed = await client.sign(begun["id"], "GET", world.idp.url("api"))
     secrets.add(dict(parse_authorization_header(signed.headers["Authorization"]))["oauth_signature"])
-    secrets |= {it["secret"] for it in world.idp.known.temporary.values()}  # of those that nobody used
+    secrets |= {it["secret"] for it in world.idp.known.temporary.values()}  # including unused ones
     files = {it: it.read_bytes() for it in world.settings.data_dir.rglob("*") if it.is_file()}
     held = b"".join(files.values())
     assert held.count(begun["id"].encode()) > 3, "the files are those that this connection is in"
@@ -231,7 +231,7 @@ async def test_there_is_no_token_to_lease(world: World):
     assert refused.value.code == "connection_revoked"
 
 
-async def test_rfc5849_3_4_4_plaintext_hands_no_app_the_secrets(world: World):
+async def test_rfc5849_3_4_4_plaintext_discloses_no_secret_to_an_app(world: World):
     await world.integration("plain", "PLAINTEXT")
     connection = await world.active("plain")
     async with world.signing() as client:
@@ -239,7 +239,7 @@ async def test_rfc5849_3_4_4_plaintext_hands_no_app_the_secrets(world: World):
             await client.sign(connection["id"], "GET", world.idp.url("api"))
 
 
-async def test_rfc5849_2_2_who_says_no_is_heard(world: World):
+async def test_rfc5849_2_2_a_declined_consent_is_denied(world: World):
     await world.integration("declined")
     begun = await world.connect("declined")
     async with world.browser() as browser:
@@ -265,7 +265,7 @@ async def test_rfc5849_4_the_callback_belongs_to_the_browser_that_began(world: W
     assert (await world.api.connection(begun["id"]))["state"] == "pending_consent"
 
 
-async def test_a_server_that_is_away_is_told_of_and_the_link_still_works(world: World):
+async def test_an_unreachable_server_is_reported_and_the_link_still_works(world: World):
     await world.integration("away")
     begun = await world.connect("away")
     world.idp.script(status(503), at="temporary")

@@ -66,7 +66,7 @@ class World:
         return client
 
     async def machine(self, name: str, dpop: bool = False, **metadata: Any) -> dict[str, Any]:
-        """An integration that asks nobody, and its client."""
+        """An integration of a flow without a subject, and its client."""
         bound = {"dpop": True} if dpop else {}
         client = await self.server.register(**metadata)
         key = "jwks" in metadata
@@ -112,7 +112,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         yield made
 
 
-async def test_a_life_from_registration_to_revocation(world: World):
+async def test_from_registration_to_revocation(world: World):
     """Registered by itself (RFC 7591), code with PKCE and `iss` (RFC 9207), strict rotation, revoked."""
     made = await world.integration("registered", registration="dynamic")
     assert made["client_id"]
@@ -149,7 +149,7 @@ async def test_rfc9207_a_callback_that_lost_its_issuer_is_refused(world: World):
 
 
 async def test_rfc9700_4_14_a_stolen_refresh_token_ends_the_grant_and_the_subject_is_asked(world: World):
-    """Somebody else uses a spent token: the server ends the family, and we say who repairs it."""
+    """A thief uses a spent token: the server ends the family, and the failure names the repairer."""
     client = await world.browsing("stolen")
     connection = await world.consented("stolen")
     await world.refreshed(connection)
@@ -167,7 +167,7 @@ async def test_rfc9700_4_14_a_stolen_refresh_token_ends_the_grant_and_the_subjec
     assert (await world.revoked(again))["revocation"] == "confirmed"
 
 
-async def test_rfc9126_what_is_asked_is_pushed_and_the_browser_carries_a_reference(world: World):
+async def test_rfc9126_the_request_is_pushed_and_the_browser_carries_a_reference(world: World):
     """Also in a second consent, to a server that takes nothing else from this client."""
     client = await world.browsing("pushing", require_pushed_authorization_requests=True)
     connection = await world.consented("pushing")
@@ -179,7 +179,7 @@ async def test_rfc9126_what_is_asked_is_pushed_and_the_browser_carries_a_referen
     assert (await world.revoked(connection))["revocation"] == "confirmed"
 
 
-async def test_rfc9126_2_3_a_refused_request_says_who_repairs_it(world: World):
+async def test_rfc9126_2_3_a_refused_request_names_the_repairer(world: World):
     """Our secret is wrong: the page says so before the browser leaves, and the same link works later."""
     client = await world.browsing("mistaken")
     told = {"client_id": client["client_id"], "client_auth": "client_secret_basic"}

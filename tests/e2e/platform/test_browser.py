@@ -75,8 +75,7 @@ async def test_a_consent_and_the_story_that_temporal_tells(told: tuple[story.Sto
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on(
-        "console",
-        lambda said: problems.append(said.text) if "Content Security Policy" in said.text else None,
+        "console", lambda said: problems.append(said.text) if "Content Security Policy" in said.text else None
     )
     await consent(it, page)
     token = (await it.lease())["access_token"]
@@ -104,9 +103,7 @@ async def test_a_consent_and_the_story_that_temporal_tells(told: tuple[story.Sto
         assert secret not in story_told
 
 
-async def test_a_consent_started_in_one_browser_cannot_be_finished_in_another(
-    told: tuple[story.Story, Page],
-):
+async def test_a_consent_started_in_one_browser_cannot_be_finished_in_another(told: tuple[story.Story, Page]):
     """The callback is opened in another browser, as a thief of the redirect would."""
     it, thief = told
     body = {"integration": it.integration, "subject": it.subject}

@@ -94,7 +94,7 @@ def five_lines() -> str:
     return said.replace("...  # send", "print('open', url)  # send", 1)
 
 
-async def test_a_life_through_the_client(world: World):
+async def test_from_consent_to_revocation_through_the_client(world: World):
     status, out, err = await world.run(sys.executable, "-c", five_lines())
     assert (status, out.split()[0], err) == (0, "open", "")
 

@@ -1,4 +1,4 @@
-"""Grants move in from elsewhere and on to a second installation, and nobody consents again.
+"""Grants are imported from another system and moved to a second installation without a new consent.
 
 A real worker on a real Temporal server, the API served over HTTP, the `evergrant` command in
 its own process, a provider that rotates refresh tokens and kills a family on reuse.
@@ -212,10 +212,10 @@ async def test_grants_move_in_and_on_to_a_second_instance(temporal_address: str,
             second_s = time.monotonic() - began
             assert all(idp.active(it.access_token) for it in leases)
             assert idp.refreshes == 2 * GRANTS
-            assert all(family.alive for family in idp.families)  # nobody used a spent token
+            assert all(family.alive for family in idp.families)  # no spent token was used
             counted = await two.actions()
             assert counted[AuditAction.CONNECTION_IMPORTED] == counted[AuditAction.LEASE_ISSUED] == GRANTS
-        assert idp.count("authorize") == 0  # nobody was asked again, anywhere
+        assert idp.count("authorize") == 0  # no subject was asked again
         await nothing_secret_in_temporal(one, idp)
         print(
             f"{GRANTS} grants: dry run {dry_s:.1f} s, import with a refresh each {import_s:.1f} s, "
@@ -245,7 +245,7 @@ async def nothing_secret_in_temporal(one: Instance, idp: ScriptedProvider) -> No
     assert searched
 
 
-async def test_a_cold_import_refreshes_nothing_until_somebody_leases(temporal_address: str, tmp_path: Path):
+async def test_a_cold_import_refreshes_nothing_before_a_lease(temporal_address: str, tmp_path: Path):
     async with ScriptedProvider() as idp, instance(temporal_address, tmp_path / "one", idp) as one:
         file = tmp_path / "grants.jsonl"
         file.write_text("\n".join(json.dumps(it) for it in grants_of(idp, 4)))
@@ -253,13 +253,13 @@ async def test_a_cold_import_refreshes_nothing_until_somebody_leases(temporal_ad
         assert (status, cold["imported"], cold["unverified"]) == (0, 4, 4)
         assert idp.refreshes == 0
         await one.leases([f"user-{number}" for number in range(4)])
-        assert idp.refreshes == 2  # those whose expiry nobody knew
+        assert idp.refreshes == 2  # those of unknown expiry
         status, warm = await one.imported(file)
         assert (status, warm["exists"], warm["verified"]) == (0, 4, 2)  # the others, now that it is asked for
         assert idp.refreshes == 4
 
 
-async def test_a_dead_refresh_token_is_said_and_the_rest_goes_on(temporal_address: str, tmp_path: Path):
+async def test_a_dead_refresh_token_is_reported_and_the_rest_imported(temporal_address: str, tmp_path: Path):
     async with ScriptedProvider() as idp, instance(temporal_address, tmp_path / "one", idp) as one:
         grants = grants_of(idp, 3)
         grants[1]["refresh_token"] = "rt-spent-long-ago"

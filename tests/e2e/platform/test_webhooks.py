@@ -33,7 +33,7 @@ async def evergrant(platform: RunningPlatform, *arguments: str) -> str:
     return said.decode()
 
 
-async def test_a_stranger_follows_the_guide() -> None:
+async def test_the_guide_works_as_written() -> None:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="evergrant-") as name:
         folder = Path(name)

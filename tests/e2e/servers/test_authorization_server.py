@@ -20,7 +20,7 @@ from examples.demo.authorization_server import AuthorizationServer
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.authorization_server import running_authorization_server
 
-REDIRECT = "http://127.0.0.1:1/callback"  # nobody listens there: the person stops before it
+REDIRECT = "http://127.0.0.1:1/callback"  # no server listens there: the subject stops before it
 LIVE = 60
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one server for all of them: it takes 1.5 s to start
@@ -241,7 +241,7 @@ async def test_a_withheld_answer_was_acted_upon_and_its_client_may_vanish(server
     assert (await server.whoami(again["access_token"])).status_code == 200
 
 
-async def test_it_knows_what_it_issued(server, client):
+async def test_its_control_surface_counts_tokens(server, client):
     live, spent = await server.refresh_tokens()
     first = await client.tokens()
     second = (await client.refresh(first["refresh_token"])).json()
@@ -269,7 +269,7 @@ async def test_the_control_surface_needs_its_key(client):
         assert reply.status_code == 403
 
 
-async def test_it_starts_again_with_its_data_and_ends_without_a_word(tmp_path):
+async def test_it_restarts_with_its_data_and_ends_silently(tmp_path):
     first = await AuthorizationServer.start(tmp_path, interpreter=("-W", "error"))
     assert await first.stop() == 0
     second = await AuthorizationServer.start(tmp_path, interpreter=("-W", "error"))

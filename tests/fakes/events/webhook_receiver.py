@@ -1,4 +1,4 @@
-"""Somebody who receives webhooks: an HTTP server on loopback that answers as its script says.
+"""A receiver of webhooks: an HTTP server on loopback that answers as its script says.
 
 async with Receiver() as receiver:
     receiver.script(500, 500, 204)      # then 204 for ever

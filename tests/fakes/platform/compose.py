@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Compose:
-    """The file, with `given` as the environment of whoever types `docker compose up`."""
+    """The file, with `given` as the environment of `docker compose up`."""
 
     def __init__(self, replaced: Mapping[str, str], given: Mapping[str, str]) -> None:
         self.document = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))

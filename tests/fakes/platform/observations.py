@@ -9,9 +9,7 @@ from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
-from evergrant_server.core.ids import (
-    Tenant,
-)
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.single_use.attempt import AttemptKind, LateTokens
 from evergrant_server.wiring.platform import Platform
@@ -93,10 +91,7 @@ class Observations:
             return [record.action for record in await audit.page(tx, TENANT, object=object, limit=100)]
 
     async def until(
-        self,
-        connection: Connection,
-        condition: Callable[[Connection], bool],
-        limit_s: float = PATIENCE_S,
+        self, connection: Connection, condition: Callable[[Connection], bool], limit_s: float = PATIENCE_S
     ) -> Connection:
         async with asyncio.timeout(limit_s):
             while not condition(row := await self.row(connection)):

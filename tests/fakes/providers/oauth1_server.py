@@ -150,5 +150,5 @@ class OAuth1Server(ScriptedProvider):
 
 
 def denied(callback: str, token: str) -> str:
-    """Where X sends the browser of somebody who said no."""
+    """Where X sends the browser of a subject who declines."""
     return f"{callback}?{urlencode({'denied': token})}"

@@ -82,7 +82,7 @@ class OidcProvider:
 
     @staticmethod
     def person(subject: str) -> Subject:
-        """Somebody with a fresh browser; any password will do."""
+        """A subject with a fresh browser; any password is accepted."""
         return Subject(subject, secrets.token_urlsafe(8))
 
 

@@ -192,7 +192,7 @@ class ScriptedProvider(ScriptedServer):
     def _refresh(self, token: str) -> tuple[int, dict[str, Any]]:
         for family in self.families:
             if token in family.used:
-                family.alive = False  # reuse: somebody else has the newer one (RFC 9700 section 4.14.2)
+                family.alive = False  # reuse: another party has the newer one (RFC 9700 section 4.14.2)
             elif token == family.refresh_token and family.alive:
                 self.refreshes += 1
                 if self._rotation == "strict":

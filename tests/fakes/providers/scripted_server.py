@@ -84,7 +84,7 @@ class ScriptedServer(ABC):
         self._scripts[at].extend(answers)
 
     def unscript(self, at: str = "token") -> int:
-        """Forget what is queued and nobody came for; returns how many answers that were."""
+        """Drop the queued answers; returns their number."""
         forgotten = len(self._scripts[at])
         self._scripts[at].clear()
         return forgotten

@@ -14,7 +14,8 @@ from activities.grants.token_request import CODE_RULES
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journaled_reply import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
-from activities.support.provider_context import ProviderContext, ProviderContextLoader
+from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_context import ProviderContext
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
@@ -160,7 +161,7 @@ async def device(place: Installation, idp: ScriptedProvider, tmp_path: Path) -> 
     return await Device(place, idp, tmp_path).begun()
 
 
-async def test_a_device_code_that_is_over_waits_for_its_last_polls_answer(device: Device):
+async def test_an_expired_device_code_waits_for_the_last_polls_reply(device: Device):
     """The subject had approved in time, and the tokens lie in a journal."""
     await device.died_with_the_answer()
     device.worker.clock.advance(CODE_LIVES_S)
@@ -174,7 +175,7 @@ async def test_a_device_code_that_is_over_waits_for_its_last_polls_answer(device
     assert (await device.worker.poll(device.connection, device.consent)).generation == 1
 
 
-async def test_no_other_host_asks_about_a_code_while_an_answer_may_come(device: Device, tmp_path: Path):
+async def test_another_host_does_not_poll_while_a_reply_may_come(device: Device, tmp_path: Path):
     """It may bring the tokens, and the second one would hear that the code is spent."""
     other = Activities(device.place, (device.idp.allowance,), tmp_path / "another-host")
     gate = asyncio.Event()
@@ -190,13 +191,13 @@ async def test_no_other_host_asks_about_a_code_while_an_answer_may_come(device: 
     assert (await other.poll(device.connection, device.consent)).generation == 1
 
 
-async def test_a_device_code_that_is_over_ends_when_nothing_is_on_its_way(device: Device):
+async def test_an_expired_device_code_ends_without_a_pending_reply(device: Device):
     device.worker.clock.advance(CODE_LIVES_S)
     news = await device.worker.poll(device.connection, device.consent)
     assert (news.failure, news.consent_over) == (ErrorCode.CONSENT_EXPIRED, True)
 
 
-async def test_a_consents_deadline_waits_for_what_is_on_its_way(device: Device):
+async def test_a_consent_deadline_waits_for_a_pending_reply(device: Device):
     await device.died_with_the_answer()
     with pytest.raises(Failure) as waits:
         await device.worker.end(device.connection)
@@ -211,10 +212,10 @@ async def test_a_consents_deadline_waits_for_what_is_on_its_way(device: Device):
     ("state", "said", "revoked"),
     [(LifecycleState.CONSENT_EXPIRED, ok(), True), (LifecycleState.DENIED, status(503), False)],
 )
-async def test_what_a_journal_has_for_a_consent_that_ended_is_revoked_once_and_told(
+async def test_a_journalled_reply_for_an_ended_consent_is_revoked_once(
     device: Device, state: LifecycleState, said: Scripted, revoked: bool
 ):
-    """Nobody can have these tokens any more: they must not live on without a word."""
+    """No connection can hold these tokens any more: they are revoked, and the audit log records them."""
     attempt_id = await device.died_with_the_answer()
     await device.ends(state)
     device.idp.script(said, at="revoke")
@@ -231,7 +232,7 @@ async def test_what_a_journal_has_for_a_consent_that_ended_is_revoked_once_and_t
     assert told == (["refresh_token", "access_token"] if revoked else ["refresh_token"])
 
 
-async def test_an_answer_in_flight_when_its_consent_ends_is_revoked(device: Device):
+async def test_a_reply_in_flight_when_its_consent_ends_is_revoked(device: Device):
     """It ends with a word of its own, and not as something unexpected."""
     gate = asyncio.Event()
     device.idp.script(delay(gate, raw(device.approved(), headers={"Content-Type": "application/json"})))
@@ -260,21 +261,21 @@ async def kept_late(device: Device, *chains: str) -> LateTokens:
     return await device.place.keep_late(device.connection, tokens)
 
 
-async def test_the_chains_of_a_late_answer_end_with_their_consent(device: Device):
+async def test_every_slot_of_a_late_reply_ends_with_its_consent(device: Device):
     await kept_late(device, "user")
     assert await device.worker.end(device.connection) is None
     assert await device.turned_away()
     assert [it.alive for it in device.idp.families] == [False, False]
 
 
-async def test_the_chains_of_a_late_answer_are_revoked_with_their_connection(device: Device):
+async def test_every_slot_of_a_late_reply_is_revoked_with_its_connection(device: Device):
     await kept_late(device, "user")
     await device.place.revoke(device.connection, tell=False)
     assert (await device.worker.revoke(device.connection)).revocation is RevocationOutcome.CONFIRMED
     assert [it.alive for it in device.idp.families] == [False, False]
 
 
-async def test_a_store_that_is_away_when_a_consent_has_ended_doesn_t_leave_late_tokens_alive(
+async def test_a_store_outage_at_a_consents_end_leaves_no_late_tokens(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ):
     await kept_late(device)
@@ -293,7 +294,7 @@ async def test_a_store_that_is_away_when_a_consent_has_ended_doesn_t_leave_late_
     assert await device.turned_away()
 
 
-async def test_a_mistake_of_ours_in_telling_is_no_reason_to_tell_every_second(
+async def test_an_unexpected_error_while_revoking_late_tokens_is_not_retried_forever(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ):
     await device.died_with_the_answer()
@@ -308,7 +309,7 @@ async def test_a_mistake_of_ours_in_telling_is_no_reason_to_tell_every_second(
     assert device.worker.journal.count_waiting() == (0, 0)
 
 
-async def test_a_device_code_that_nobody_can_open_is_over(device: Device):
+async def test_a_device_code_with_a_broken_seal_ends_its_consent(device: Device):
     async with device.place.store.write() as tx:
         await breaks(tx, ConsentRow, "sealed_device", id=device.consent.id)
     news = await device.worker.poll(device.connection, device.consent)
@@ -316,7 +317,7 @@ async def test_a_device_code_that_nobody_can_open_is_over(device: Device):
 
 
 @pytest.mark.parametrize(("said", "revoked"), [(ok(), True), (status(503), False)])
-async def test_a_late_answer_that_its_consents_deadline_overtakes_is_revoked(
+async def test_a_late_reply_is_revoked_at_its_consents_deadline(
     device: Device, said: Scripted, revoked: bool
 ):
     """It waited to be verified, and its provider said neither yes nor no."""
@@ -332,7 +333,7 @@ async def test_a_late_answer_that_its_consents_deadline_overtakes_is_revoked(
     assert device.idp.count("revoke") == told, "once"
 
 
-async def test_a_late_answer_that_is_verified_after_its_consent_ended_is_revoked(device: Device):
+async def test_a_late_reply_verified_after_its_consent_ended_is_revoked(device: Device):
     late = await kept_late(device)
     gate = asyncio.Event()
     device.idp.script(hold_answer(gate))

@@ -54,7 +54,7 @@ async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 
 class Staged:
-    """A good version that serves all, and one over it for practically everybody."""
+    """A good version that serves all, and a staged one for practically every connection."""
 
     def __init__(self, place: Installation, idp: ScriptedProvider, folder: Path) -> None:
         self.place = place
@@ -216,10 +216,7 @@ async def test_a_staged_version_that_mints_nothing_ends_no_consent(staged: Stage
     assert (news.failure, await staged.counted()) == (None, (0, 1))
 
 
-@pytest.mark.parametrize(
-    ("wrong", "asked"),
-    [("misreads", ok()), ("elsewhere", status(500))],
-)
+@pytest.mark.parametrize(("wrong", "asked"), [("misreads", ok()), ("elsewhere", status(500))])
 async def test_a_poll_that_a_staged_version_gets_wrong_is_asked_as_before(
     staged: Staged, wrong: str, asked: Answer
 ):

@@ -71,7 +71,7 @@ async def test_a_reconnect_supersedes_a_refresh_whose_answer_was_lost(
     assert await place.open_attempts(connection) == 0
 
 
-async def test_a_refusal_that_comes_with_status_200_doesn_t_block_the_reconnect(
+async def test_a_refusal_with_status_200_does_not_block_the_reconnect(
     place: Installation, idp: ScriptedProvider
 ):
     """GitHub answers so."""
@@ -83,7 +83,7 @@ async def test_a_refusal_that_comes_with_status_200_doesn_t_block_the_reconnect(
     assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 2
 
 
-async def test_a_revocation_that_meets_the_deadline_is_carried_out(
+async def test_a_revocation_at_the_consent_deadline_is_carried_out(
     place: Installation, idp: ScriptedProvider
 ):
     """The store says revoking before the workflow hears of it, and its time has come."""
@@ -94,10 +94,10 @@ async def test_a_revocation_that_meets_the_deadline_is_carried_out(
     await ended(place, connection)
 
 
-async def test_a_code_that_came_before_the_deadline_is_exchanged_after_it(
+async def test_a_code_received_before_the_deadline_is_exchanged_after_it(
     place: Installation, idp: ScriptedProvider
 ):
-    """Nobody relayed its message in time; the subject has consented all the same."""
+    """Its message was not relayed in time, but the subject has consented."""
     integration = await place.integration(idp)
     connection = await place.begin(integration, deadline=NEARLY_OVER)
     await place.consent(idp, integration, connection, tell=False)
@@ -106,7 +106,7 @@ async def test_a_code_that_came_before_the_deadline_is_exchanged_after_it(
     assert (await place.ensure_fresh(connection, 1)).generation == 2
 
 
-async def test_a_live_row_gets_a_workflow_even_when_its_last_one_has_ended(
+async def test_a_live_row_gets_a_workflow_after_its_last_one_ended(
     place: Installation, idp: ScriptedProvider
 ):
     """A store restored from a backup, say: what it says is live must be revocable."""
@@ -121,7 +121,7 @@ async def test_a_live_row_gets_a_workflow_even_when_its_last_one_has_ended(
     await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
 
 
-async def test_reconcile_hands_over_a_code_that_waits(place: Installation, idp: ScriptedProvider):
+async def test_reconcile_resumes_a_waiting_code(place: Installation, idp: ScriptedProvider):
     integration = await place.integration(idp)
     connection = await place.begin(integration)
     await place.until_started(connection)
@@ -131,9 +131,7 @@ async def test_reconcile_hands_over_a_code_that_waits(place: Installation, idp: 
     assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
 
 
-async def test_a_broken_seal_doesn_t_stand_between_a_subject_and_a_new_grant(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_broken_seal_does_not_block_a_new_consent(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp)
     async with place.store.write() as tx:
         await breaks(tx, ConnectionGrantRow, "sealed_refresh", connection_id=connection.id)
@@ -159,9 +157,7 @@ async def test_a_provider_that_left_the_catalogue_ends_no_workflow(
     assert (await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)).revocation
 
 
-async def test_a_code_that_can_t_be_exchanged_leaves_no_page_waiting(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_code_that_cannot_be_exchanged_ends_its_consent(place: Installation, idp: ScriptedProvider):
     integration = await place.integration(idp)
     connection = await place.begin(integration)
     mine = columns_equal(IntegrationRow, tenant=TENANT, id=integration.id)
@@ -173,7 +169,7 @@ async def test_a_code_that_can_t_be_exchanged_leaves_no_page_waiting(
     assert (failed.status, failed.failure) == (ConsentStatus.FAILED, ErrorCode.CLIENT_REJECTED)
 
 
-async def test_a_code_whose_seal_is_broken_doesn_t_block_what_comes_behind_it(
+async def test_a_code_with_a_broken_seal_does_not_block_the_next_consent(
     place: Installation, idp: ScriptedProvider
 ):
     integration = await place.integration(idp)
@@ -188,7 +184,7 @@ async def test_a_code_whose_seal_is_broken_doesn_t_block_what_comes_behind_it(
     assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
 
 
-async def test_tokens_brought_by_an_import_that_nobody_can_open_don_t_block_a_revocation(
+async def test_imported_tokens_with_a_broken_seal_do_not_block_a_revocation(
     place: Installation, idp: ScriptedProvider
 ):
     connection = await place.begin(await place.integration(idp))
@@ -202,7 +198,7 @@ async def test_tokens_brought_by_an_import_that_nobody_can_open_don_t_block_a_re
     await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
 
 
-async def test_an_import_outlasts_a_broken_secret_of_our_client(place: Installation, idp: ScriptedProvider):
+async def test_an_import_survives_a_broken_client_secret(place: Installation, idp: ScriptedProvider):
     """Its tokens may be the only copies, and an admin puts the secret again."""
     integration = await place.integration(idp)
     connection = await place.begin(integration)

@@ -45,7 +45,7 @@ async def unread(
     return consent
 
 
-async def test_a_new_consents_tokens_are_installed_beside_a_grant_that_still_works(
+async def test_unreadable_tokens_of_a_new_consent_replace_a_working_grant_after_the_repair(
     place: Installation, idp: ScriptedProvider, here: Activities
 ):
     """For more scopes, say. The provider may have ended the grant before with it."""
@@ -68,7 +68,7 @@ async def known(place: Installation, connection: Connection, generation: int) ->
             await asyncio.sleep(0.05)
 
 
-async def test_what_ends_follows_a_token_that_never_would(
+async def test_an_expiring_token_after_one_without_expiry_is_scheduled(
     place: Installation, idp: ScriptedProvider, here: Activities
 ):
     """Nothing else would ever tell its workflow that something is due."""
@@ -84,7 +84,7 @@ async def test_what_ends_follows_a_token_that_never_would(
 @pytest.mark.parametrize(
     ("before", "state"), [(False, LifecycleState.NEEDS_REAUTH), (True, LifecycleState.ACTIVE)]
 )
-async def test_tokens_that_the_provider_has_ended_meanwhile_are_verified_first(
+async def test_first_tokens_read_after_the_grant_ended_are_verified(
     place: Installation, idp: ScriptedProvider, here: Activities, before: bool, state: LifecycleState
 ):
     """A security event says so of what there was before it, and nothing of a later consent."""
@@ -114,7 +114,7 @@ async def ended_elsewhere(place: Installation, connection: Connection) -> None:
     await place.until(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
 
 
-async def test_a_first_consents_tokens_are_installed_and_its_workflow_knows(
+async def test_unreadable_first_tokens_are_installed_after_the_repair(
     place: Installation, idp: ScriptedProvider, here: Activities, monkeypatch: pytest.MonkeyPatch
 ):
     connection = await place.begin(await place.integration(idp))
@@ -130,7 +130,7 @@ async def test_a_first_consents_tokens_are_installed_and_its_workflow_knows(
     assert idp.count("token", grant_type="authorization_code") == 1
 
 
-async def test_a_revocation_names_a_consents_tokens_that_nobody_could_read(
+async def test_a_revocation_names_a_code_reply_set_aside(
     place: Installation, idp: ScriptedProvider, here: Activities, tmp_path: Path
 ):
     connection = await place.begin(await place.integration(idp))
@@ -142,7 +142,9 @@ async def test_a_revocation_names_a_consents_tokens_that_nobody_could_read(
     assert said.detail["answer_lost"] == aside.stem
 
 
-async def test_a_newer_grant_overtakes_them(place: Installation, idp: ScriptedProvider, here: Activities):
+async def test_a_newer_grant_discards_the_unreadable_first_tokens(
+    place: Installation, idp: ScriptedProvider, here: Activities
+):
     connection = await place.connect(idp)
     consent = await unread(place, idp, here, connection)
     assert (await place.ensure_fresh(connection, 1)).generation == 2
@@ -175,7 +177,7 @@ async def came_late(place: Installation) -> list[tuple[str, bool]]:
     return [(it.detail["state"], it.detail["revoked"]) for it in records]
 
 
-async def test_what_comes_late_while_a_revocation_is_under_way_is_revoked(
+async def test_a_late_code_reply_during_a_revocation_is_revoked(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.begin(await place.integration(idp))
@@ -187,7 +189,7 @@ async def test_what_comes_late_while_a_revocation_is_under_way_is_revoked(
     assert not any(it.alive for it in idp.families)
 
 
-async def test_what_comes_late_beside_a_grant_that_works_is_told(
+async def test_a_late_code_reply_beside_a_working_grant_is_recorded(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """Revoking it might end that grant, too."""
@@ -199,7 +201,7 @@ async def test_what_comes_late_beside_a_grant_that_works_is_told(
     assert (await place.ensure_fresh(connection, 1)).generation == 2
 
 
-async def test_a_late_answer_is_verified_with_either_secret(
+async def test_a_late_reply_is_verified_with_either_secret(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """Ours was rotated first, and no refresh has noticed that the provider takes the old one yet."""

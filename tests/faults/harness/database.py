@@ -137,7 +137,7 @@ class Ground:
         await postgres().drop(self.url)
 
     async def _asked(self) -> asyncpg.Connection:
-        """The witness's own session, which ends with everybody's when the server is restarted."""
+        """The witness's own session, opened again after a restart of the server."""
         if self._witness.is_closed():
             self._witness = await asyncpg.connect(**arguments_of(self.url))
         return self._witness
@@ -169,10 +169,7 @@ class Ground:
         integration = await tx.integrations.put(integration, Secret(first), expected=None)
         for secret in after:
             integration = await tx.integrations.rotate_secret(
-                integration,
-                Secret(secret),
-                until=now + timedelta(hours=1),
-                expected=integration.revision,
+                integration, Secret(secret), until=now + timedelta(hours=1), expected=integration.revision
             )
         return integration
 
@@ -212,7 +209,7 @@ class Ground:
         return await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
 
     async def leased(self, connection: Connection) -> None:
-        """As the ledger leaves it when somebody took this generation."""
+        """The usage row after a lease of this generation."""
         put = "INSERT INTO usage (tenant, connection_id, leased_generation, revision) VALUES ($1, $2, $3, 1)"
         async with self._asking:
             await (await self._asked()).execute(put, TENANT, connection.id, connection.generation)
@@ -258,7 +255,7 @@ class Ground:
             return await tx.consents.replace(received, expected=1, verifier=verifier, code=Secret(code))
 
     async def revoke(self, connection: Connection) -> None:
-        """What the API writes first when somebody revokes; a worker may write in the same moment."""
+        """What the API writes first for a revocation; a worker may write at the same moment."""
 
         async def revoke(tx: Transaction) -> None:
             current = await tx.connections.get(TENANT, connection.id)
@@ -289,7 +286,7 @@ class Ground:
             return await (await self._asked()).fetch(query, *arguments)
 
     async def attempts(self, connection: ConnectionId) -> tuple[Attempted, ...]:
-        """Everything that was tried for it, by moments of this machine's clock, which nobody moved."""
+        """Every attempt of the connection, in moments of this machine's unmoved clock."""
         since = time.time() - time.monotonic()
         return tuple(
             Attempted(

@@ -51,7 +51,7 @@ def run_report(ran: Ran, window_ms: float | None) -> str:
     pairs: list[tuple[str, object]] = [
         *sorted(told(ran.injected).items()),
         ("faults that could not be injected", len(ran.not_injected)),
-        ("bad answers that nobody came for", ran.unmet),
+        ("scripted failures that no request met", ran.unmet),
         ("changes of state or generation, each with its record", after.changes),
         ("refreshes", after.refreshes),
         ("calls for them", after.uses),

@@ -91,7 +91,7 @@ def test_another_host_that_takes_over_while_an_answer_could_come_is_a_violation(
     assert judged.why == ["host-b took over from host-a 1.49 s too early"]
 
 
-def test_so_it_is_in_the_window_of_a_double_send_and_for_a_code_whatever_the_rotation():
+def test_a_takeover_too_early_is_a_violation_for_codes_and_in_the_double_send_window():
     assert judge(_told(Layout.HOSTS, _refused(10.2), fault=IN_THE_WINDOW)).verdict is Verdict.VIOLATION
     code = {"spends": ("code_exchange", "cns_1", 1)}
     told = _told(
@@ -109,7 +109,7 @@ def test_so_it_is_in_the_window_of_a_double_send_and_for_a_code_whatever_the_rot
         _told(Layout.HOSTS, _refused(DEADLINE + 0.01)),
         # begun before, and decided after it
         _told(Layout.HOSTS, _refused(DEADLINE - 0.2, written=DEADLINE + 0.01)),
-        # both under way together: the first one was answered for longer than anybody listens
+        # both under way together: the first one was answered after its client had given up
         _told(Layout.HOSTS, _refused(DEADLINE + 0.01), lasts=5.0),
         # or it was stopped in the window, and sent when the other one had
         _told(Layout.HOSTS, _refused(DEADLINE + 0.01), came=10.01, fault=IN_THE_WINDOW),
@@ -127,11 +127,11 @@ def test_after_the_deadline_another_host_may_take_over_whatever_the_first_one_do
         _told(Layout.HOSTS, replace(_refused(10.2), journal="jrn_of_nobody")),
     ],
 )
-def test_who_may_send_again_at_once_is_no_violation(told: Told):
+def test_a_permitted_immediate_resend_is_no_violation(told: Told):
     assert judge(told).verdict is Verdict.UNKNOWN
 
 
-def test_what_a_provider_takes_twice_may_be_sent_at_once():
+def test_without_rotation_an_immediate_resend_is_no_violation():
     told = _told(Layout.HOSTS, _refused(10.2), rotation=Rotation.NONE)
     assert "too early" not in str(judge(told))
 
@@ -142,14 +142,14 @@ def test_two_uses_under_way_together_on_one_host_are_a_violation():
     assert judged.why == ["1 uses of one credential in flight together on one host"]
 
 
-def test_an_answer_that_was_kept_here_is_not_asked_for_again():
+def test_a_journalled_reply_is_not_asked_for_again():
     """It was journalled after its fault, so that nothing was kept when that came."""
     judged = judge(_told(Layout.TWO, _refused(10.2), kept_at=10.1))
     assert "a's answer lay in a journal of host-a, and was asked for again there" in judged.why
     assert judged.verdict in (Verdict.LOST, Verdict.VIOLATION)
 
 
-def test_nor_when_it_had_been_installed():
+def test_an_installed_reply_is_not_asked_for_again():
     first = _opened("a", 10.0, AttemptOutcome.INSTALLED)
     judged = judge(_told(Layout.TWO, _refused(10.2), first=first, kept_at=10.1))
     assert "a's answer lay in a journal of host-a, and was asked for again there" in judged.why
@@ -166,7 +166,7 @@ _OF_A_DISK = Fault(
     [
         # the other one had begun: its answer was in hand, and in no journal
         _told(Layout.TWO, _refused(12.0), kept_at=12.01),
-        # nobody could replay it for so long
+        # no worker could replay it for so long
         _told(Layout.TWO, _refused(_LATE + 0.01), kept_at=10.1),
         # the disk said no
         _told(Layout.TWO, _refused(12.0), kept_at=10.1, fault=_OF_A_DISK),

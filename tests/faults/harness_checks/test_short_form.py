@@ -38,7 +38,7 @@ CASES, SEED = 12, 1
 
 
 async def test_the_table_has_every_await_of_the_path_and_a_sample_of_it_loses_nothing(tmp_path: Path):
-    """What a broken build fails with, this one must not; and of a reply that died in the window it says so."""
+    """This build passes the cases that broken builds fail, and replies lost in the window are named so."""
     walked = await walk_table(tmp_path, _sample_and_given, short=True)
     assert walked.table.never == []
     assert [str(it) for it in walked.bad] == []
@@ -76,7 +76,7 @@ def _revoked_while_the_answer_is_committed(table: Table) -> Sequence[Case]:
 
 
 def _stopped_while_the_answer_is_on_its_way(table: Table) -> Sequence[Case]:
-    """Once its bytes are written. It is answered late, but before anybody may take over, and whoever else
+    """Once its bytes are written. It is answered late, but before a takeover is allowed, and the other worker
     is there is asked meanwhile."""
     slow = replace(SCENARIOS[0], answers=lambda _: (Answer(wait=5 * BEAT_S, wait_first=False),))
     listens = Fault(point=WRITING, kind="stop", passage=7)  # of the transport's events

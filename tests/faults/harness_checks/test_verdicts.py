@@ -106,7 +106,7 @@ def test_a_run_in_which_everything_happened_is_good():
 @pytest.mark.parametrize(
     ("ran", "told"),
     [
-        (_ran(leases=0), "nobody got a token"),
+        (_ran(leases=0), "no lease was given"),
         (_ran(refreshes=0), "nothing was refreshed"),
         (_ran(active=0), "no connection at the real server is active"),
         (_ran(failed=(OF_AN_ANSWER,)), "answer lost: planned, and never injected"),
@@ -160,7 +160,7 @@ async def _read(answers: int, revoked: dict[str, float]) -> Seen:
 
 
 class _NoChance:
-    """It chooses what is first, and nobody waits."""
+    """It always chooses the first item and never waits."""
 
     def uniform(self, least: float, most: float) -> float:
         return least / 100

@@ -170,7 +170,7 @@ async def test_a_token_endpoint_moves_under_load_without_a_failed_refresh(
     assert sum(call.target.startswith("/v2/") for call in idp.calls) == before + 1
 
 
-async def test_an_endpoint_that_refuses_every_grant_is_rolled_back_and_condemns_nobody(
+async def test_an_endpoint_that_refuses_every_grant_is_rolled_back_and_ends_none(
     place: Installation, idp: ScriptedProvider
 ):
     """The worst replacement: it calls living grants dead, in the words of RFC 6749 section 5.2."""
@@ -193,7 +193,7 @@ async def test_an_endpoint_that_refuses_every_grant_is_rolled_back_and_condemns_
     assert idp.count("broken") == tried
 
 
-async def test_what_is_no_token_endpoint_can_not_be_approved(place: Installation, idp: ScriptedProvider):
+async def test_a_url_without_a_token_endpoint_cannot_be_approved(place: Installation, idp: ScriptedProvider):
     proposed = await Onboarding(place).propose(document(idp, "nowhere"))
     assert proposed.state is DefinitionState.UNSOUND
     wrong = [it for it in proposed.findings if it.level is CheckLevel.PROBLEM]
@@ -217,9 +217,7 @@ async def test_a_rejected_version_never_serves_and_all_of_it_is_on_record(
     ]
 
 
-async def test_an_onboarding_that_was_ended_by_hand_goes_on_where_it_was(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_terminated_rollout_is_resumed_by_reconcile(place: Installation, idp: ScriptedProvider):
     """Its workflow is terminated before the decision, and the decision finds none; reconcile mends it."""
     onboarding = Onboarding(place)
     proposed = await onboarding.propose(document(idp))

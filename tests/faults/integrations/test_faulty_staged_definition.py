@@ -1,4 +1,4 @@
-"""A staged definition is wrong in ways that no status code tells: nobody's grant pays for it."""
+"""A staged definition that is wrong in ways that no status code shows costs no grant."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider, error, sta
 from tests.faults.integrations.test_definition_rollout import Onboarding, connections_of, document
 
 NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
-STAYS_STAGED = Rollout(shares=(0.999999, 1.0), stage_s=3600, most_bad=1)  # for practically everybody
+STAYS_STAGED = Rollout(shares=(0.999999, 1.0), stage_s=3600, most_bad=1)  # for practically every connection
 
 
 @pytest_asyncio.fixture
@@ -59,7 +59,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_refreshes_go_on_as_before_and_count_against_it(
+async def test_refreshes_fall_back_and_count_against_the_staged_version(
     place: Installation, idp: ScriptedProvider, wrong: str
 ):
     onboarding, version, connection = await staged(place, idp, **WRONG[wrong])
@@ -71,7 +71,7 @@ async def test_refreshes_go_on_as_before_and_count_against_it(
     assert counted.succeeded == 0
 
 
-async def test_an_endpoint_that_is_left_alone_keeps_nobody_from_the_one_before(
+async def test_an_open_breaker_of_the_staged_endpoint_leaves_the_previous_one_usable(
     place: Installation, idp: ScriptedProvider
 ):
     idp.script(*[status(500) for _ in range(100)], at="broken")
@@ -87,10 +87,10 @@ async def test_an_endpoint_that_is_left_alone_keeps_nobody_from_the_one_before(
     assert idp.count("broken") - before < 9, "its circuit opened"
 
 
-async def test_its_refusal_of_a_token_that_was_sent_before_condemns_nobody(
+async def test_a_staged_endpoints_refusal_does_not_end_a_grant_sent_before(
     place: Installation, idp: ScriptedProvider
 ):
-    """Nobody knows what became of an earlier use, and its endpoint calls every grant dead."""
+    """The outcome of an earlier use is unknown, and the staged endpoint refuses every grant."""
     idp.script(*[error("invalid_grant") for _ in range(100)], at="broken")
     _, _, connection = await staged(place, idp, token_endpoint=idp.url("broken"))
     async with place.store.write() as tx:
@@ -102,7 +102,9 @@ async def test_its_refusal_of_a_token_that_was_sent_before_condemns_nobody(
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
 
 
-async def test_it_never_gets_the_last_send_of_a_token(place: Installation, idp: ScriptedProvider):
+async def test_a_staged_endpoint_never_gets_the_last_send_of_a_token(
+    place: Installation, idp: ScriptedProvider
+):
     """Its 500 may have followed a commit, so a token that rotates strictly is sent once more at most."""
     idp.script(*[status(500) for _ in range(100)], at="broken")
     _, _, connection = await staged(place, idp, token_endpoint=idp.url("broken"))
@@ -113,7 +115,7 @@ async def test_it_never_gets_the_last_send_of_a_token(place: Installation, idp: 
     assert row.state is LifecycleState.ACTIVE
 
 
-async def test_it_is_not_believed_that_there_is_nothing_to_revoke_at(
+async def test_a_staged_definition_without_a_revocation_endpoint_is_not_trusted(
     place: Installation, idp: ScriptedProvider
 ):
     _, _, connection = await staged(place, idp, revocation_endpoint=None)

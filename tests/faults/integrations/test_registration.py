@@ -30,13 +30,7 @@ from evergrant_server.store import Store
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.providers.authorization_server import running_authorization_server
-from tests.fakes.providers.scripted_provider import (
-    ScriptedProvider,
-    drop,
-    drop_after_commit,
-    error,
-    status,
-)
+from tests.fakes.providers.scripted_provider import ScriptedProvider, drop, drop_after_commit, error, status
 
 
 @pytest_asyncio.fixture
@@ -99,7 +93,7 @@ async def test_rfc7591_a_registered_client_connects(place: Installation, idp: Sc
     ]
 
 
-async def test_reading_the_metadata_again_registers_nobody_again(place: Installation, idp: ScriptedProvider):
+async def test_a_second_discovery_registers_no_second_client(place: Installation, idp: ScriptedProvider):
     integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     await discovered(place, integration)
     await discovered(place, integration)
@@ -161,10 +155,10 @@ class DiesWithTheAnswer(Worker):
 
 
 @pytest.mark.parametrize("initial", [None, "iat-1"])
-async def test_an_answer_whose_worker_died_with_it_is_replayed_by_any_other(
+async def test_a_registration_reply_is_replayed_after_its_worker_died(
     place: Installation, idp: ScriptedProvider, tmp_path: Path, initial: str | None
 ):
-    """Else the client at the issuer is nobody's, and an open issuer makes a second one."""
+    """Else the registered client is lost, and an open issuer registers a second one."""
     integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial=initial)
     first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
     with pytest.raises(_Dies):
@@ -181,7 +175,7 @@ async def test_an_answer_whose_worker_died_with_it_is_replayed_by_any_other(
     assert await second.replayer.sweep() == 0
 
 
-async def test_what_asks_again_before_the_replay_waits_for_it(
+async def test_a_second_discovery_waits_for_the_replay(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
@@ -197,7 +191,7 @@ async def test_what_asks_again_before_the_replay_waits_for_it(
     assert idp.count("register") == 1
 
 
-async def test_an_answer_that_somebody_no_longer_wants_changes_nothing(
+async def test_a_superseded_registration_reply_changes_nothing(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
@@ -222,7 +216,7 @@ async def test_no_plain_secret_lies_in_the_journal(
     assert idp.client_secret.encode() not in entry.read_bytes()
 
 
-async def test_what_was_certainly_not_sent_may_be_sent_again(place: Installation, idp: ScriptedProvider):
+async def test_a_registration_that_was_not_sent_is_sent_again(place: Installation, idp: ScriptedProvider):
     integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial="iat-1")
     nowhere = idp.url("register").replace(str(idp.port), "9")
     idp.metadata["registration_endpoint"] = nowhere
@@ -268,7 +262,7 @@ async def reread(place: Installation) -> RereadMetadataResult:
     )
 
 
-async def test_metadata_that_weakens_is_refused_once_and_what_was_pinned_stays(
+async def test_weaker_metadata_is_refused_once_and_the_pinned_one_stays(
     place: Installation, idp: ScriptedProvider
 ):
     integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
@@ -308,7 +302,7 @@ async def test_an_issuer_that_is_away_has_changed_nothing(place: Installation, i
 async def test_django_oauth_toolkit_registers_us_and_knows_our_secret(
     temporal_address: str, database_url: str, tmp_path: Path
 ):
-    """A server that nobody here wrote: it refuses the code, so it knew the client."""
+    """An independent server: it refuses the code, so it has accepted the client."""
     async with (
         running_authorization_server(tmp_path / "server", "--registration") as server,
         installation(

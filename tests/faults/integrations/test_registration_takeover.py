@@ -20,7 +20,7 @@ __all__ = ["idp"]  # a fixture
 async def test_a_registration_on_another_host_is_waited_for(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
-    """Neither sees the other's journals: a second client at the issuer would be nobody's."""
+    """Neither sees the other's journals: a second client at the issuer would stay unused."""
     integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
     slow, second = (Worker(place, idp, tmp_path / host) for host in ("slow", "second"))
     gate = asyncio.Event()
@@ -54,7 +54,7 @@ async def test_a_registration_on_another_host_is_taken_over_when_its_answer_can_
     assert await now_of(place, integration) == ready
 
 
-async def test_a_registration_whose_intent_was_not_heard_of_is_sent_all_the_same(
+async def test_a_lost_commit_reply_does_not_stop_a_registration(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """The commit is tried again, and finds the intent: it is its own, and no other worker's. Else its
@@ -79,7 +79,7 @@ async def test_a_registration_whose_intent_was_not_heard_of_is_sent_all_the_same
     assert sent.headers["authorization"] == "Bearer iat-1"
 
 
-async def test_a_registration_that_is_dated_ahead_is_waited_for_from_when_it_was_seen(
+async def test_a_registration_dated_in_the_future_is_waited_for_from_now(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """The other host's clock was an hour ahead, and it died."""

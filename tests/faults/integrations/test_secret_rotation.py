@@ -1,4 +1,4 @@
-"""A client secret is rotated, and whichever of the two the provider knows, nobody fails.
+"""A client secret is rotated: no request fails, whichever of the two the provider knows.
 
 RFC 6749 section 5.2: invalid_client is about us, so it has spent neither a code nor a refresh token.
 """
@@ -28,7 +28,7 @@ async def rotate(place: Installation, integration: Integration, secret: str, ove
         await tx.integrations.rotate_secret(current, Secret(secret), until=until, expected=current.revision)
 
 
-async def test_before_and_after_the_provider_learns_the_new_secret_every_refresh_works(
+async def test_refreshes_work_before_and_after_the_provider_changes_the_secret(
     place: Installation, idp: ScriptedProvider
 ):
     connection = await place.connect(idp, STRICT)
@@ -43,7 +43,7 @@ async def test_before_and_after_the_provider_learns_the_new_secret_every_refresh
     assert said == [AuditAction.SECRET_REFUSED, AuditAction.SECRET_ACCEPTED]
 
 
-async def test_the_secret_that_works_comes_first(place: Installation, idp: ScriptedProvider):
+async def test_the_accepted_secret_is_tried_first(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
     await rotate(place, await place.integration_of(connection), "mistyped")
     await place.ensure_fresh(connection, 1)
@@ -52,7 +52,7 @@ async def test_the_secret_that_works_comes_first(place: Installation, idp: Scrip
     assert idp.count("token") == before + 1
 
 
-async def test_an_outage_says_nothing_of_the_other_secret(place: Installation, idp: ScriptedProvider):
+async def test_an_outage_decides_nothing_about_the_other_secret(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
     await rotate(place, await place.integration_of(connection), "new-secret")
     idp.script(error("invalid_client", 401), status(503))
@@ -91,12 +91,12 @@ async def test_a_revocation_is_confirmed_with_the_other_secret(place: Installati
     await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
 
 
-async def test_when_neither_is_taken_an_admin_must_act_and_the_grant_stays(
+async def test_two_refused_secrets_need_an_admin_and_keep_the_grant(
     place: Installation, idp: ScriptedProvider
 ):
     connection = await place.connect(idp, STRICT)
     await rotate(place, await place.integration_of(connection), "mistyped")
-    idp.client_secret = "nobody told us"
+    idp.client_secret = "a third one"
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.CLIENT_REJECTED
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
     assert (await place.integration_of(connection)).secret_refused_at is None  # nothing is known of it

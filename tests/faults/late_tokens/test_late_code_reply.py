@@ -103,7 +103,7 @@ async def came_late(
     assert (await exchange).failure is ErrorCode.OUTCOME_UNKNOWN
 
 
-async def test_a_late_first_answer_brings_what_came_with_it(
+async def test_a_late_code_reply_keeps_the_facts_of_its_consent(
     place: Installation, idp: SaysMoreAtFirst, tmp_path: Path
 ):
     """It is verified at the host that the callback named, and counts as the consent that it is."""
@@ -127,7 +127,7 @@ async def test_a_late_first_answer_brings_what_came_with_it(
     assert await place.records(AuditAction.CONNECTION_RECOVERED) == [], "it had never failed"
 
 
-async def test_a_late_answer_to_another_consent_replaces_what_was_known_of_the_one_before(
+async def test_a_late_code_reply_replaces_the_facts_of_the_previous_consent(
     place: Installation, idp: SaysMoreAtFirst, tmp_path: Path
 ):
     """Another company was chosen, at another host: the old one's id beside its tokens would be a lie."""
@@ -169,15 +169,13 @@ async def verified(place: Installation, idp: SaysMoreAtFirst, folder: Path, flow
     return await Activities(place, (idp.allowance,), folder / "here").verify(connection, late.attempt_id)
 
 
-async def test_a_late_answer_of_a_device_connection_is_verified(
-    place: Installation, idp: SaysMoreAtFirst, tmp_path: Path
-):
+async def test_a_late_device_reply_is_verified(place: Installation, idp: SaysMoreAtFirst, tmp_path: Path):
     """Its definition would refuse to be asked for a flow with a code."""
     news = await verified(place, idp, tmp_path, Flow.DEVICE_CODE)
     assert (news.failure, news.generation) == (None, 1)
 
 
-async def test_what_was_brought_to_be_exchanged_is_no_refresh_token(
+async def test_a_subject_token_is_not_used_as_a_refresh_token(
     place: Installation, idp: SaysMoreAtFirst, tmp_path: Path
 ):
     """It lies where refresh tokens do, and nothing is lost without the late answer: another is minted."""

@@ -85,7 +85,7 @@ async def late_records(place: Installation, connection: Connection) -> list[Audi
     return [it for it in found if it.action is AuditAction.LATE_TOKENS_RECEIVED]
 
 
-async def test_a_late_answer_that_still_works_brings_the_connection_back(
+async def test_a_late_reply_that_works_reactivates_the_connection(
     place: Installation, brief: ScriptedProvider, tmp_path: Path
 ):
     """The provider refuses a second use and leaves the family alone."""
@@ -110,7 +110,7 @@ async def test_a_late_answer_that_still_works_brings_the_connection_back(
     assert brief.families[-1].alive
 
 
-async def test_a_late_answer_of_a_family_that_was_ended_is_not_believed(
+async def test_a_late_reply_of_an_ended_family_is_discarded(
     place: Installation, brief: ScriptedProvider, tmp_path: Path
 ):
     slow = Slow(place, brief, tmp_path)
@@ -132,7 +132,7 @@ async def test_a_late_answer_of_a_family_that_was_ended_is_not_believed(
     assert await place.late_tokens(connection) == []
 
 
-async def test_a_late_answer_is_verified_again_until_the_provider_says_what_it_is(
+async def test_a_late_reply_is_verified_until_the_provider_decides(
     place: Installation, brief: ScriptedProvider, tmp_path: Path
 ):
     slow = Slow(place, brief, tmp_path)
@@ -145,7 +145,7 @@ async def test_a_late_answer_is_verified_again_until_the_provider_says_what_it_i
     await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
 
 
-async def test_a_late_answer_is_overtaken_by_a_new_consent(
+async def test_a_new_consent_discards_a_late_reply(
     place: Installation, brief: ScriptedProvider, tmp_path: Path
 ):
     slow = Slow(place, brief, tmp_path)
@@ -158,10 +158,10 @@ async def test_a_late_answer_is_overtaken_by_a_new_consent(
     assert await late_records(place, connection) == []
 
 
-async def test_a_late_answer_is_revoked_with_its_connection(
+async def test_a_late_reply_is_revoked_with_its_connection(
     place: Installation, brief: ScriptedProvider, tmp_path: Path
 ):
-    """Nobody has verified it when the subject leaves: it may be alive, so it's revoked as well."""
+    """It is unverified when the connection is revoked and may be valid, so it is revoked as well."""
     slow = Slow(place, brief, tmp_path)
     connection = await place.connect(brief, STRICT)
     await slow.refreshes(connection)

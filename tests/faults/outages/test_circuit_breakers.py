@@ -22,7 +22,7 @@ async def served() -> Any:
     return None
 
 
-async def test_a_repaired_integration_is_no_longer_counted_as_left_alone():
+async def test_a_repaired_integration_has_no_open_breaker():
     circuits = CircuitBreakers(BreakerRules(threshold=1))
     broken = an_integration()
     async with circuits.permit(broken, ONE) as passage:

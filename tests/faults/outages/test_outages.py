@@ -19,9 +19,7 @@ async def fleet(place: Installation, idp: ScriptedProvider, size: int) -> list[C
     return [await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE) for connection in found]
 
 
-async def test_a_fleet_leaves_a_provider_alone_that_fails_everybody(
-    place: Installation, lenient: ScriptedProvider
-):
+async def test_a_fleet_stops_calling_a_provider_that_fails(place: Installation, lenient: ScriptedProvider):
     connections = await fleet(place, lenient, 12)
     before = lenient.count("token")
     lenient.script(*[status(503)] * 100)
@@ -33,10 +31,8 @@ async def test_a_fleet_leaves_a_provider_alone_that_fails_everybody(
     assert {(await place.row(it)).state for it in connections} == {LifecycleState.ACTIVE}
 
 
-async def test_a_refusal_of_one_connection_says_nothing_about_the_others(
-    place: Installation, lenient: ScriptedProvider
-):
-    """A dead connection, or one that is answered with an invented error, stops nobody else."""
+async def test_refusals_of_single_connections_open_no_breaker(place: Installation, lenient: ScriptedProvider):
+    """A dead connection, or one that is answered with an unknown error code, stops no other."""
     connections = await fleet(place, lenient, 8)
     lenient.script(*[error("invented")] * 7)
     told = [await place.ensure_fresh(connection, 1) for connection in connections]

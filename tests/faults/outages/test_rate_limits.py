@@ -1,4 +1,4 @@
-"""A provider that limits each user: who has used up theirs stops nobody else's refreshes."""
+"""A provider that limits each user: a limited user stops no other user's refreshes."""
 
 from evergrant_server.core.access import Integration
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -15,7 +15,7 @@ async def granted(
     return await place.until(connection, lambda it: it.state is LifecycleState.ACTIVE)
 
 
-async def test_a_subject_that_is_rate_limited_stops_nobody(place: Installation, idp: ScriptedProvider):
+async def test_a_rate_limited_subject_blocks_no_other(place: Installation, idp: ScriptedProvider):
     integration = await place.integration(idp)
     limited = await granted(place, idp, integration, "user-1")
     other = await granted(place, idp, integration, "user-2")

@@ -97,7 +97,7 @@ async def reauthorized(place: Installation, idp: ScriptedProvider, connection: C
     return await place.until(connection, lambda row: row.generation > before.generation)
 
 
-async def test_nothing_spent_is_sent_and_each_connection_is_named(
+async def test_no_spent_token_is_sent_and_each_connection_is_named(
     place: Installation, idp: ScriptedProvider, backup: Backup
 ):
     behind, untouched = await place.connect(idp, STRICT), await place.connect(idp, STRICT)
@@ -114,7 +114,9 @@ async def test_nothing_spent_is_sent_and_each_connection_is_named(
     assert all(family.alive for family in idp.families)
 
 
-async def test_a_reauthorization_ends_it(place: Installation, idp: ScriptedProvider, backup: Backup):
+async def test_a_reauthorization_repairs_the_connection(
+    place: Installation, idp: ScriptedProvider, backup: Backup
+):
     """The new grant's number goes beyond those that were lost, or it would look like one of them."""
     connection = await place.connect(idp, STRICT)
     restore = await backup()
@@ -127,7 +129,7 @@ async def test_a_reauthorization_ends_it(place: Installation, idp: ScriptedProvi
     assert (await place.ensure_fresh(connection, 5)).generation == 6
 
 
-async def test_a_workflow_that_was_ended_by_hand_still_tells(
+async def test_a_terminated_workflows_generation_still_detects_the_old_store(
     place: Installation, idp: ScriptedProvider, backup: Backup
 ):
     """Its closed run knows the generation; the run that follows is told, and sends nothing."""
@@ -144,7 +146,7 @@ async def test_a_workflow_that_was_ended_by_hand_still_tells(
     assert idp.count("token") == sent
 
 
-async def test_the_schedules_pass_sees_that_the_store_is_older_than_it_was(
+async def test_the_scheduled_pass_detects_the_restored_store(
     place: Installation, idp: ScriptedProvider, backup: Backup
 ):
     """It asks no workflow unless a record of the audit log is missing that was there before."""
@@ -167,7 +169,7 @@ async def test_the_schedules_pass_sees_that_the_store_is_older_than_it_was(
 
 
 class SetBack(ClosedRunExporter):
-    """Somebody puts the backup back between a pass's beginning and its end."""
+    """The backup is restored between a pass's beginning and its end."""
 
     restore: Callable[[], Awaitable[None]]
 
@@ -176,10 +178,10 @@ class SetBack(ClosedRunExporter):
         return await super().request_exports(since)
 
 
-async def test_a_store_that_is_set_back_during_a_pass_is_seen_by_the_next_one(
+async def test_a_restore_during_a_pass_is_detected_by_the_next_pass(
     place: Installation, idp: ScriptedProvider, backup: Backup
 ):
-    """At the pass's beginning the record was there, so it asked nobody."""
+    """At the pass's beginning the record was there, so no workflow was asked."""
     connection = await place.connect(idp, STRICT)
     restore = await backup()
     await refreshed(place, connection, 2)
@@ -199,7 +201,7 @@ async def test_a_store_that_is_set_back_during_a_pass_is_seen_by_the_next_one(
     assert third.first_behind == (connection.id,)
 
 
-async def test_a_revocation_that_the_backup_has_forgotten_is_carried_out_again(
+async def test_a_revocation_missing_in_the_backup_is_repeated(
     place: Installation, idp: ScriptedProvider, backup: Backup
 ):
     connection = await place.connect(idp, STRICT)
@@ -216,7 +218,7 @@ async def test_a_revocation_that_the_backup_has_forgotten_is_carried_out_again(
     assert idp.count("revoke") > told
 
 
-async def test_a_closed_run_that_visibility_still_shows_is_followed_by_one_that_revokes(
+async def test_a_closed_run_still_listed_is_followed_by_one_that_revokes(
     place: Installation, idp: ScriptedProvider, backup: Backup
 ):
     """A pass that looks a moment after the end finds it running, and asks it."""
@@ -229,7 +231,7 @@ async def test_a_closed_run_that_visibility_still_shows_is_followed_by_one_that_
     parts = place.parts
     lives = WorkflowStarter(parts.store, parts.link, parts.ring, parts.clock, parts.registry.refresh_rules)
     found = await DriftRepair(parts.store, parts.link, lives, parts.clock).compare(connection)
-    assert (found.started, found.store_behind) == (True, False), "nobody has to do anything about it"
+    assert (found.started, found.store_behind) == (True, False), "no person has to act"
     await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
 
 
@@ -247,7 +249,7 @@ async def alone(
     await servers[0].stop()
 
 
-async def test_when_temporal_is_lost_too_nobody_knows_and_the_provider_s_no_is_believed(
+async def test_with_temporal_lost_too_the_providers_refusal_is_believed(
     alone: tuple[Installation, Any], tmp_path: Path, idp: ScriptedProvider, backup: Backup
 ):
     """What is left: one spent token is sent, the provider says no, and the subject is asked."""

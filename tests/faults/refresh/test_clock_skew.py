@@ -1,4 +1,4 @@
-"""Hosts whose clocks are an hour apart: nothing is sent twice, nobody waits an hour or is condemned."""
+"""Hosts whose clocks are an hour apart: no token is sent twice, no worker waits an hour, no grant ends."""
 
 import asyncio
 from dataclasses import replace
@@ -35,7 +35,7 @@ def worker(place: Installation, idp: ScriptedProvider, folder: Path, clock: Off,
     return Activities(place, (idp.allowance,), folder, clock=clock, **more)
 
 
-async def test_a_host_that_was_ahead_and_died_is_waited_for_as_any_other_is(
+async def test_the_wait_for_a_dead_host_ignores_its_fast_clock(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """Its attempt's deadlines lie an hour ahead of what the others' clocks say."""
@@ -52,7 +52,7 @@ async def test_a_host_that_was_ahead_and_died_is_waited_for_as_any_other_is(
     assert (await other.revoke(connection)).revocation is not None
 
 
-async def test_a_token_that_is_over_is_sent_again_after_a_host_that_was_ahead(
+async def test_an_expired_token_is_sent_again_after_a_host_with_a_fast_clock_died(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(idp, STRICT)
@@ -67,7 +67,7 @@ async def test_a_token_that_is_over_is_sent_again_after_a_host_that_was_ahead(
 
 
 @pytest.mark.parametrize("off", [HOUR, timedelta(0)], ids=["ahead", "right"])
-async def test_a_worker_that_is_ahead_condemns_nobody_whose_token_is_good(
+async def test_a_fast_clock_ends_no_valid_grant(
     place: Installation, idp: ScriptedProvider, tmp_path: Path, off: timedelta
 ):
     """It can't be refreshed: once it is over the subject has to consent again, and no sooner."""
@@ -84,7 +84,7 @@ async def test_a_worker_that_is_ahead_condemns_nobody_whose_token_is_good(
 @pytest.mark.parametrize(
     ("sender", "finder"), [(timedelta(0), HOUR + timedelta(minutes=1)), (-HOUR, timedelta(0))]
 )
-async def test_hosts_whose_clocks_are_apart_send_nothing_twice_that_is_in_flight(
+async def test_clock_skew_sends_no_token_that_is_in_flight(
     place: Installation, idp: ScriptedProvider, tmp_path: Path, sender: timedelta, finder: timedelta
 ):
     """The one that finds the other's attempt is ahead of it; its deadline isn't over by Temporal's clock."""
@@ -102,7 +102,7 @@ async def test_hosts_whose_clocks_are_apart_send_nothing_twice_that_is_in_flight
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["code exchange", "refresh"])
-async def test_tokens_are_dated_by_the_middle_one_of_three_clocks(
+async def test_expiry_is_dated_by_the_middle_one_of_three_clocks(
     place: Installation, idp: ScriptedProvider, tmp_path: Path, first: bool
 ):
     """The worker's is ahead; Temporal's and the provider's are right."""

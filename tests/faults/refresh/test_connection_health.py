@@ -21,15 +21,13 @@ FAILING, RECOVERED = AuditAction.CONNECTION_FAILING, AuditAction.CONNECTION_RECO
 
 
 async def look_again(place: Installation, connection: Connection) -> EnsureFreshResult:
-    """An admin has changed the integration, and somebody wants a token."""
+    """Signal a changed integration, then ask for a fresh token."""
     workflow = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
     await workflow.signal(SignalName.PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
     return await place.ensure_fresh(connection, 1)
 
 
-async def test_failing_is_said_once_and_so_is_that_it_works_again(
-    place: Installation, lenient: ScriptedProvider
-):
+async def test_failing_and_recovery_are_recorded_once(place: Installation, lenient: ScriptedProvider):
     connection = await place.connect(lenient, NEVER_ROTATES)
     lenient.script(*[error("invalid_client", 401)] * 5)
     for tries in range(1, 6):
@@ -50,7 +48,7 @@ async def test_failing_is_said_once_and_so_is_that_it_works_again(
     assert (actions.count(FAILING), actions.count(RECOVERED)) == (1, 1)
 
 
-async def test_one_failure_is_nobodys_business(place: Installation, lenient: ScriptedProvider):
+async def test_one_failure_is_not_recorded(place: Installation, lenient: ScriptedProvider):
     connection = await place.connect(lenient, NEVER_ROTATES)
     lenient.script(status(503))
     await place.ensure_fresh(connection, 1)
@@ -70,7 +68,7 @@ async def test_a_consent_that_repairs_is_a_recovery(place: Installation, idp: Sc
     assert [it.detail["reason"] for it in recovered] == [ErrorCode.GRANT_REJECTED]
 
 
-async def test_an_end_that_comes_near_is_recorded(place: Installation, idp: ScriptedProvider):
+async def test_an_approaching_expiry_is_recorded(place: Installation, idp: ScriptedProvider):
     """A token that lasts a day and two seconds, and no refresh token."""
     integration = await place.integration(idp)
     connection = await place.begin(integration, "warm")
@@ -82,9 +80,7 @@ async def test_an_end_that_comes_near_is_recorded(place: Installation, idp: Scri
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
 
 
-async def test_an_end_is_not_announced_again_by_a_run_that_begins_again(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_new_run_announces_no_expiry_twice(place: Installation, idp: ScriptedProvider):
     """The run was terminated, and the one that follows has announced nothing yet. Another grant ends anew."""
     integration = await place.integration(idp)
     connection = await place.begin(integration, "warm")

@@ -1,4 +1,4 @@
-"""A grant that nothing refreshes: whoever reports its token is answered at once, by a real workflow's API."""
+"""A grant that cannot be refreshed: the API and a real workflow answer a report of its token at once."""
 
 import asyncio
 import json
@@ -78,7 +78,7 @@ async def test_a_refresh_token_that_the_definition_has_no_use_for_is_no_reason_t
             assert (answer.status_code, answer.json().get("generation")) == (200, 1), answer.text
     assert idp.count("token") == sent
     again = (await place.parts.link.describe(TENANT, connection.id)).next_at
-    assert ends or again is None, "nothing is due, and nobody looks again and again"
+    assert ends or again is None, "nothing is due, so no timer is set"
 
 
 async def test_rfc6749_6_a_new_consent_is_never_refreshed_with_the_token_of_the_one_before(

@@ -76,7 +76,7 @@ async def test_a_restart_with_an_expired_token_refreshes_once(place: Installatio
 
 
 @pytest.mark.parametrize("said", ["0", "NaN"])
-async def test_a_lifetime_that_can_not_be_read_keeps_the_old_grant_and_causes_no_storm(
+async def test_an_unreadable_lifetime_keeps_the_grant_and_causes_no_retry_storm(
     place: Installation, lenient: ScriptedProvider, said: str
 ):
     """Zero would make a token that is due at once, for ever."""
@@ -93,7 +93,7 @@ async def test_a_lifetime_that_can_not_be_read_keeps_the_old_grant_and_causes_no
 
 
 @pytest.mark.parametrize("loser", [error("invalid_grant"), status(400)])
-async def test_a_race_whose_loser_is_refused_condemns_nobody(
+async def test_a_refusal_of_a_replaced_token_does_not_end_the_grant(
     place: Installation, idp: ScriptedProvider, loser: Any
 ):
     """Another process rotated the token: ours loses, reads the store again, and goes on from there."""
@@ -109,7 +109,7 @@ async def test_a_race_whose_loser_is_refused_condemns_nobody(
     assert (await place.ensure_fresh(connection, 2)).generation == 3
 
 
-async def test_one_dead_connection_is_asked_for_once_however_many_want_it(
+async def test_a_dead_grant_is_sent_once_for_any_number_of_callers(
     place: Installation, idp: ScriptedProvider
 ):
     """60,000 failing refreshes a day from one dead connection: here it is one."""

@@ -34,7 +34,7 @@ STRICT = RefreshRules(rotation=Rotation.STRICT)
 NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
 
 
-async def test_a_whole_life(place: Installation, idp: ScriptedProvider):
+async def test_from_consent_to_revocation(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp)
     assert (await place.ensure_fresh(connection, 1)).generation == 2
     token = await place.access_token(connection)
@@ -78,7 +78,7 @@ async def test_invariant_3_fifty_callers_cost_one_refresh(place: Installation, i
 @pytest.mark.parametrize(
     "answer", [status(503, {"Retry-After": "1"}), status(500), html(), drop(), raw(b"{}")]
 )
-async def test_what_is_no_refusal_costs_nobody_their_connection(
+async def test_a_failure_that_is_no_refusal_keeps_the_grant(
     place: Installation, idp: ScriptedProvider, answer
 ):
     connection = await place.connect(idp, NEVER_ROTATES)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from activities.support.provider_context import ProviderContextLoader
+from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.definition import DefinitionState, Rollout
@@ -58,12 +58,8 @@ async def rules_for(place: Installation, connection: Connection) -> RefreshRules
         (None, Rotation.STRICT, Rotation.STRICT),  # of before it was kept what was said
     ],
 )
-async def test_refresh_rules_follow_the_definition_and_the_admin_s_word_stays(
-    place: Installation,
-    idp: ScriptedProvider,
-    said: dict[str, Any] | None,
-    before: Rotation,
-    after: Rotation,
+async def test_refresh_rules_follow_the_definition_unless_the_admin_set_them(
+    place: Installation, idp: ScriptedProvider, said: dict[str, Any] | None, before: Rotation, after: Rotation
 ):
     await version(place, 1, DefinitionState.ACTIVE, refresh_rotates=True)
     connection = await connection_of(place, idp, said)
@@ -74,7 +70,7 @@ async def test_refresh_rules_follow_the_definition_and_the_admin_s_word_stays(
     assert (await rules_for(place, connection)).rotation is after
 
 
-async def test_a_run_that_begins_again_goes_by_the_rules_of_now_and_the_operator_s_days(
+async def test_a_new_run_uses_the_current_rules_and_settings(
     temporal_address: str, database_url: str, tmp_path: Path, idp: ScriptedProvider
 ):
     """It was terminated, and the definition has learnt that this provider refuses early refreshes."""

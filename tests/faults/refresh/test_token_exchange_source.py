@@ -47,7 +47,7 @@ class World:
         )
 
     async def begin(self, flow: Flow, **more: Any) -> Connection:
-        """What the API writes for a connection that nobody has to consent to."""
+        """What the API writes for a connection without a consent."""
         place, now = self.place, self.place.parts.clock.now()
         integration = await place.integration(self.idp)
         connection = Connection(
@@ -146,7 +146,7 @@ async def world(temporal_address: str, database_url: str, tmp_path: Path) -> Asy
 
 
 @pytest.mark.parametrize("withdraw", [withdrawn, ceiling_lowered, disabled])
-async def test_an_exchange_ends_with_the_apps_right_to_lease_the_source(
+async def test_without_the_right_to_lease_the_source_nothing_is_exchanged(
     world: World, withdraw: Callable[[World], Awaitable[None]]
 ):
     """Nothing is sent, the connection stays as it is, and with the right it works again."""
@@ -171,7 +171,7 @@ async def test_an_exchange_ends_with_the_apps_right_to_lease_the_source(
     assert (await world.place.row(connection)).last_failure is None
 
 
-async def test_the_permits_admin_is_who_repairs_it_and_is_waited_for_as_any_admin(world: World):
+async def test_a_withdrawn_permit_is_retried_like_any_failure_of_an_admin(world: World):
     _, connection = await world.exchanging()
     await withdrawn(world)
     await world.place.ensure_fresh(connection, 1)
@@ -182,7 +182,7 @@ async def test_the_permits_admin_is_who_repairs_it_and_is_waited_for_as_any_admi
     assert timedelta(minutes=14) < told.next_at - now < timedelta(minutes=16)
 
 
-async def test_a_source_that_can_do_more_than_before_is_none_any_more(world: World):
+async def test_a_source_beyond_the_scope_ceiling_is_not_exchanged(world: World):
     """Its subject has consented to more since; the app's ceiling says read."""
     source, connection = await world.exchanging()
     world.idp.script(ok(scope="read write"))
@@ -192,7 +192,7 @@ async def test_a_source_that_can_do_more_than_before_is_none_any_more(world: Wor
     assert world.exchanges == 1
 
 
-async def test_a_connection_in_nobodys_name_exchanges_nothing(world: World):
+async def test_without_a_source_app_nothing_is_exchanged(world: World):
     """A row of before it was kept: it waits for an app that asks."""
     source, connection = await world.exchanging()
     before = await world.place.row(connection)
@@ -220,7 +220,7 @@ async def test_a_first_token_waits_for_the_permit(world: World):
     assert world.exchanges == 1
 
 
-async def test_without_the_permit_the_source_is_not_made_new_either(world: World):
+async def test_without_the_permit_the_source_is_not_refreshed(world: World):
     source, connection = await world.exchanging()
     row, grant = await world.place.grant(source)
     over = grant.model_copy(update={"expires_at": grant.obtained_at})

@@ -110,7 +110,7 @@ def world(place: Installation, idp: SlackLike) -> World:
     return World(place, idp)
 
 
-async def test_each_chain_rotates_on_its_own_and_a_new_consent_renews_both(world: World):
+async def test_each_slot_rotates_on_its_own_and_a_new_consent_renews_both(world: World):
     place, idp = world.place, world.idp
     integration = await world.integration()
     first, second = await world.connected(integration)
@@ -139,7 +139,7 @@ async def test_each_chain_rotates_on_its_own_and_a_new_consent_renews_both(world
     assert actions.count(AuditAction.GRANT_INSTALLED) == 2
 
 
-async def test_a_revoked_chain_leaves_the_other_and_begins_anew_when_consented_to_again(world: World):
+async def test_a_revoked_slot_leaves_the_other_and_begins_anew_with_a_new_consent(world: World):
     place, idp = world.place, world.idp
     integration = await world.integration()
     first, second = await world.connected(integration)
@@ -162,7 +162,7 @@ async def test_a_revoked_chain_leaves_the_other_and_begins_anew_when_consented_t
     assert (await place.row(second)).state is LifecycleState.REVOKED, "what was revoked stays revoked"
 
 
-async def test_what_is_revoked_before_its_tokens_came_is_revoked_with_all_of_them(world: World):
+async def test_a_revocation_during_the_code_exchange_revokes_every_slot(world: World):
     place, idp = world.place, world.idp
     integration = await world.integration()
     first = await place.begin(integration)
@@ -179,7 +179,7 @@ async def test_what_is_revoked_before_its_tokens_came_is_revoked_with_all_of_the
     assert not any(family.alive for family in idp.families)
 
 
-async def test_killed_between_journal_and_commit_both_chains_are_installed(
+async def test_a_worker_killed_between_journal_and_commit_loses_no_slot(
     temporal_address: str, tmp_path: Path, idp: SlackLike
 ):
     await migrated_sqlite(tmp_path)

@@ -34,14 +34,14 @@ STRICT = RefreshRules(rotation=Rotation.STRICT)
         (False, drop_after_commit(), (LifecycleState.NEEDS_REAUTH, 1, ErrorCode.OUTCOME_UNKNOWN)),
     ],
 )
-async def test_a_token_that_was_reported_keeps_nobody_waiting_for_a_lost_answer(
+async def test_a_reported_token_ends_the_wait_for_a_lost_reply(
     place: Installation,
     idp: ScriptedProvider,
     endless: bool,
     lost: Answer,
     ends_as: tuple[LifecycleState, int, ErrorCode | None],
 ):
-    """Whether it has no end or thirty days left: whoever holds it is refused now."""
+    """The provider refuses the token now, however long its expiry says it is valid."""
     idp.script(ok(expires_in=None if endless else 30 * 86_400))
     connection = await place.connect(idp, STRICT)
     idp.script(lost)
@@ -54,10 +54,10 @@ async def test_a_token_that_was_reported_keeps_nobody_waiting_for_a_lost_answer(
     assert (row.state, row.generation, row.reason) == ends_as
 
 
-async def test_a_wait_of_an_hour_for_another_hosts_answer_is_told_once(
+async def test_an_hours_wait_for_another_host_is_recorded_once(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
-    """The token works, and may for days: but a host has to come back, and somebody should know."""
+    """The token stays valid for days, but the operator has to bring the other host back."""
     idp.script(ok(expires_in=30 * 86_400))
     connection = await place.connect(idp, STRICT)
     clock = SetClock(place.parts.clock.now())

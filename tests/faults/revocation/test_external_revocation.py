@@ -11,7 +11,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.maintenance.introspection import IntrospectionActivities
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
-from activities.support.provider_context import ProviderContextLoader
+from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.audit.external_revocation import apply_external_event
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -86,7 +86,7 @@ async def until_told(place: Installation, connection: Connection, state: Lifecyc
             await asyncio.sleep(0.05)
 
 
-async def test_a_grant_that_its_provider_ended_is_noticed_before_anybody_needs_it(
+async def test_introspection_notices_an_ended_grant_before_a_lease(
     place: Installation, idp: ScriptedProvider
 ):
     connection = await introspected(place, idp)
@@ -102,7 +102,7 @@ async def test_a_grant_that_its_provider_ended_is_noticed_before_anybody_needs_i
     assert (await one_pass(place)).checked == 0, "its turn is over"
 
 
-async def test_a_token_whose_successor_is_kept_unread_is_no_witness(
+async def test_a_token_with_an_unreadable_successor_says_nothing_about_the_grant(
     place: Installation, idp: ScriptedProvider
 ):
     """It is spent, and what was made of it waits for a definition that can read it."""
@@ -116,7 +116,7 @@ async def test_a_token_whose_successor_is_kept_unread_is_no_witness(
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
 
 
-async def test_rfc7662_2_2_a_server_that_knows_no_refresh_tokens_condemns_nobody(
+async def test_rfc7662_2_2_inactive_refresh_tokens_are_not_believed_while_the_access_token_is_active(
     place: Installation, idp: ScriptedProvider
 ):
     """It says `active: false` of every refresh token; the access token is asked about instead."""
@@ -128,9 +128,7 @@ async def test_rfc7662_2_2_a_server_that_knows_no_refresh_tokens_condemns_nobody
     assert idp.refreshes == 0
 
 
-async def test_a_token_that_was_brought_to_be_exchanged_is_not_asked_about(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_subject_token_is_not_introspected(place: Installation, idp: ScriptedProvider):
     """It lies where refresh tokens do, and is none of this provider's: a no says nothing of the grant."""
     connection = await introspected(place, idp)
     await one_pass(place)
@@ -150,9 +148,7 @@ async def test_a_token_that_was_brought_to_be_exchanged_is_not_asked_about(
     assert idp.count("introspect", token="another-issuer-s") == 0
 
 
-async def test_a_credential_that_somebody_brought_is_no_token_of_the_provider_s(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_static_credentials_are_not_introspected(place: Installation, idp: ScriptedProvider):
     connection = await introspected(place, idp)
     begun = await place.begin(await place.integration_of(connection), subject="user-2")
     _, grant = await place.grant(connection)
@@ -167,9 +163,7 @@ async def test_a_credential_that_somebody_brought_is_no_token_of_the_provider_s(
     assert idp.count("introspect", token="a-key") == 0
 
 
-async def test_a_dead_access_token_is_a_reason_to_refresh_and_no_more(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_an_inactive_access_token_causes_one_refresh(place: Installation, idp: ScriptedProvider):
     connection = await introspected(place, idp)
     dead = raw(b'{"active": false}', 200)
     idp.script(dead, dead, at="introspect")
@@ -179,15 +173,8 @@ async def test_a_dead_access_token_is_a_reason_to_refresh_and_no_more(
     assert AuditAction.PROVIDER_REPORT_RECEIVED in await place.actions(connection)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        status(500),
-        html(),
-        raw(b'{"active": "false"}', 200),
-    ],
-)
-async def test_rfc7662_2_2_errors_condemn_nobody(place: Installation, idp: ScriptedProvider, answer):
+@pytest.mark.parametrize("answer", [status(500), html(), raw(b'{"active": "false"}', 200)])
+async def test_rfc7662_2_2_an_error_ends_no_grant(place: Installation, idp: ScriptedProvider, answer):
     connection = await introspected(place, idp)
     await one_pass(place)
     idp.script(answer, at="introspect")
@@ -198,7 +185,7 @@ async def test_rfc7662_2_2_errors_condemn_nobody(place: Installation, idp: Scrip
 
 
 async def a_receiver(place: Installation, connection: Connection, jwks_uri: str) -> Receiver:
-    """Of its integration; nobody has read its transmitter's keys yet."""
+    """A receiver of the connection's integration, whose transmitter's keys are still unread."""
     now = place.parts.clock.now()
     receiver = Receiver(
         tenant=TENANT,
@@ -236,9 +223,7 @@ async def test_transmitters_keys_are_read_however_long_a_provider_takes_to_answe
     assert read
 
 
-async def test_a_turn_ends_and_what_is_left_comes_first_in_the_next_pass(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_pass_starts_with_what_the_last_one_left(place: Installation, idp: ScriptedProvider):
     """As when each answer takes all the time that an integration has in a pass."""
     first = await introspected(place, idp)
     integration = await place.integration_of(first)
@@ -282,7 +267,7 @@ async def told(place: Installation, connection: Connection) -> ReportDecision:
     return verdict
 
 
-async def test_a_refresh_under_way_that_succeeds_is_verified_before_it_is_believed(
+async def test_tokens_of_a_refresh_that_overlapped_a_report_are_verified_first(
     place: Installation, idp: ScriptedProvider
 ):
     """Its answer may be older than the news. The token it brought is tried, and the grant lives."""
@@ -302,9 +287,7 @@ async def test_a_refresh_under_way_that_succeeds_is_verified_before_it_is_believ
     await until_told(place, connection, LifecycleState.ACTIVE)
 
 
-async def test_a_refresh_under_way_whose_grant_is_dead_changes_nothing(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_refresh_of_an_ended_grant_installs_nothing(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
     gate = asyncio.Event()
     idp.script(hold_answer(gate))
@@ -320,7 +303,7 @@ async def test_a_refresh_under_way_whose_grant_is_dead_changes_nothing(
     assert (row.state, row.generation) == (LifecycleState.NEEDS_REAUTH, 1)
 
 
-async def test_a_doubt_is_settled_by_the_token_endpoint(place: Installation, idp: ScriptedProvider):
+async def test_a_suspicion_is_settled_by_a_refresh(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
     idp.families[-1].alive = False
     news = ProviderReport(source=ReportSource.HOOK, kind="github", certainty=Certainty.SUSPECTED)
@@ -336,7 +319,7 @@ async def test_a_doubt_is_settled_by_the_token_endpoint(place: Installation, idp
     assert ended.reason is ErrorCode.GRANT_REJECTED
 
 
-async def test_doubts_that_come_together_cost_one_refresh(place: Installation, idp: ScriptedProvider):
+async def test_ten_suspicions_cost_one_refresh(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
     news = ProviderReport(
         source=ReportSource.SECURITY_EVENT, kind="session-revoked", certainty=Certainty.SUSPECTED

@@ -20,7 +20,7 @@ from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role
 from evergrant_server.store import Store
 from evergrant_server.store.connections.grants import Grants
-from evergrant_server.store.sealing import KeyRow
+from evergrant_server.store.keys import KeyRow
 from tests.fakes.databases import sqlite_url
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
@@ -62,7 +62,7 @@ async def described(place: Installation, connection: Connection) -> ConnectionDe
         ([UNSUPPORTED, UNSUPPORTED], RevocationOutcome.NOT_SUPPORTED, [REFRESH, ACCESS]),
     ],
 )
-async def test_what_a_provider_can_t_revoke_is_said(
+async def test_rfc7009_2_2_1_the_outcome_names_what_the_provider_revoked(
     place: Installation, idp: ScriptedProvider, answers: list[Answer], how: RevocationOutcome, told: list[str]
 ):
     """RFC 7009 section 2.2.1."""
@@ -76,7 +76,7 @@ async def test_what_a_provider_can_t_revoke_is_said(
     assert (await last(place, connection, AuditAction.REVOKED)).detail["how"] == how
 
 
-async def test_no_key_of_it_is_left_and_the_audit_log_says_so(place: Installation, idp: ScriptedProvider):
+async def test_a_revoked_connection_keeps_no_key(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp, STRICT)
     backup = await place.grant(connection)
     assert await keys_of(place, connection) == {KeyPurpose.LEASE: 1, KeyPurpose.REFRESH: 1}
@@ -91,7 +91,7 @@ async def test_no_key_of_it_is_left_and_the_audit_log_says_so(place: Installatio
     assert backup[1].generation == 1
 
 
-async def test_what_failed_last_is_told_by_the_workflow_while_it_goes_on_trying(
+async def test_the_workflow_reports_the_last_failed_revocation_while_it_retries(
     place: Installation, idp: ScriptedProvider
 ):
     connection = await place.connect(idp, STRICT)
@@ -115,10 +115,10 @@ async def test_what_failed_last_is_told_by_the_workflow_while_it_goes_on_trying(
     assert then is None or then.revocation_failure is None, "its run has ended, or is about to"
 
 
-async def test_what_nobody_foresaw_is_tried_again_ever_more_slowly(
+async def test_an_unexpected_error_is_retried_with_growing_pauses(
     place: Installation, idp: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ):
-    """It doesn't turn into Temporal's own retries, which nobody sees and which end at thirty seconds."""
+    """Temporal's own retries would hide it and are spaced by at most thirty seconds."""
     connection = await place.connect(idp, STRICT)
     told: list[str] = []
 
@@ -144,12 +144,12 @@ async def test_what_nobody_foresaw_is_tried_again_ever_more_slowly(
     assert told
 
 
-async def test_once_an_admin_has_repaired_our_client_it_is_told_at_once(
+async def test_a_repaired_client_secret_retries_the_revocation_at_once(
     place: Installation, idp: ScriptedProvider
 ):
     """No refresh of it has failed, and it would be tried again after a quarter of an hour."""
     connection = await place.connect(idp, STRICT)
-    idp.client_secret = "which nobody told us"
+    idp.client_secret = "a secret that was not rotated here"
     await place.revoke(connection)
     async with asyncio.timeout(PATIENCE_S):
         while (
@@ -164,9 +164,7 @@ async def test_once_an_admin_has_repaired_our_client_it_is_told_at_once(
     await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
 
 
-async def test_a_store_that_has_forgotten_the_revocation_is_no_obstacle(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_restored_store_does_not_stop_a_revocation(place: Installation, idp: ScriptedProvider):
     """A backup was restored while the workflow was telling the provider."""
     connection = await place.connect(idp, STRICT)
     active = await place.row(connection)
@@ -188,7 +186,7 @@ async def lease(caller: httpx2.AsyncClient) -> httpx2.Response:
 async def test_no_process_leases_once_another_has_revoked(
     tmp_path: Path, temporal_address: str, idp: ScriptedProvider
 ):
-    """Two API processes, both with the rows cached; nobody tells the other one."""
+    """Two API processes with cached rows; no message passes between them."""
     async with running_platform(tmp_path, temporal_address, allow=(idp.allowance,)) as platform:
         await platform.integration("crm", idp)
         key = await platform.app("pipeline", "crm", "token", "connect")
@@ -230,7 +228,7 @@ async def until_ready(caller: httpx2.AsyncClient) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_the_api_says_since_when_and_what_failed_last(
+async def test_the_api_shows_since_when_a_revocation_fails_and_why(
     tmp_path: Path, temporal_address: str, idp: ScriptedProvider
 ):
     async with running_platform(tmp_path, temporal_address, allow=(idp.allowance,)) as platform:

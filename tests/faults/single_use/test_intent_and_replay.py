@@ -12,7 +12,8 @@ import pytest
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journaled_reply import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
-from activities.support.provider_context import ProviderContext, ProviderContextLoader
+from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_context import ProviderContext
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
@@ -22,12 +23,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.activities import ConnectionCall, RefreshGrant
 from evergrant_server.core.messages.base import Provenance
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.single_use.attempt import (
-    LIMITS,
-    AttemptKind,
-    AttemptOutcome,
-    TimeLimits,
-)
+from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
@@ -41,7 +37,7 @@ from tests.unit.activities.single_use.protocol_worker import Told
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 
 
-async def test_the_time_to_send_counts_from_before_the_intent(
+async def test_send_by_counts_from_before_the_intent(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """Others count it from the row's `opened_at`: a pause during or after the commit is part of it."""
@@ -72,7 +68,7 @@ LOST = Failure(ErrorCode.STORE_UNAVAILABLE, "its answer was lost")
 
 
 @pytest.mark.parametrize("cut", [LOST, asyncio.CancelledError()], ids=["answer lost", "cut"])
-async def test_an_intent_whose_commit_was_not_heard_of_is_no_use(
+async def test_a_lost_commit_reply_of_an_intent_sends_nothing(
     place: Installation, idp: ScriptedProvider, tmp_path: Path, cut: BaseException
 ):
     """Nothing was sent: the token isn't waited for until it is over, and its next use is its first."""
@@ -104,7 +100,7 @@ async def test_an_intent_whose_commit_was_not_heard_of_is_no_use(
 
 
 @pytest.mark.parametrize("refused", [0, 1])
-async def test_a_late_answer_that_is_refused_takes_no_other_with_it(
+async def test_a_refused_late_reply_leaves_the_other_one(
     place: Installation, idp: ScriptedProvider, tmp_path: Path, refused: int
 ):
     """Two workers sent, and both answers came late: one of them may be the newest token there is."""
@@ -132,7 +128,7 @@ async def test_a_late_answer_that_is_refused_takes_no_other_with_it(
     assert (await worker.verify(connection, kept[1 - refused].attempt_id)).next_late_attempt is None
 
 
-async def test_nothing_is_sent_for_a_connection_that_was_condemned_since_it_was_read(
+async def test_nothing_is_sent_for_a_connection_ended_since_it_was_read(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """A replayed refusal condemned it while a refresh had its token in hand: that closed the attempt
@@ -176,7 +172,7 @@ async def died_with(
 @pytest.mark.parametrize(
     ("provisional", "state"), [(True, LifecycleState.ACTIVE), (False, LifecycleState.NEEDS_REAUTH)]
 )
-async def test_a_staged_definitions_refusal_is_not_believed_by_whoever_replays_it(
+async def test_a_replay_does_not_trust_a_staged_definitions_refusal(
     place: Installation, idp: ScriptedProvider, tmp_path: Path, provisional: bool, state: LifecycleState
 ):
     """Its worker died with the answer in its journal, and the definition was rolled back meanwhile."""
@@ -188,7 +184,7 @@ async def test_a_staged_definitions_refusal_is_not_believed_by_whoever_replays_i
     assert not path.exists()
 
 
-async def test_a_yes_that_nobody_can_read_is_set_aside_by_whoever_replays_it(
+async def test_a_replay_sets_an_unreadable_reply_aside(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """It may hold the only good token, and a repaired definition reads it."""
@@ -199,7 +195,7 @@ async def test_a_yes_that_nobody_can_read_is_set_aside_by_whoever_replays_it(
     assert path.with_suffix(".set-aside").exists()
 
 
-async def test_a_code_exchange_whose_commit_was_not_heard_of_brings_its_grant(
+async def test_a_lost_commit_reply_of_a_code_exchange_keeps_its_grant(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """It is tried again, and finds that its attempt has ended: by its own commit."""
@@ -225,7 +221,7 @@ async def test_a_code_exchange_whose_commit_was_not_heard_of_brings_its_grant(
     assert await worker.replayer.sweep() == 0, "its entry is dropped"
 
 
-async def test_a_code_exchange_that_is_overtaken_by_a_replay_brings_its_grant(
+async def test_a_code_exchange_overtaken_by_a_replay_returns_its_grant(
     place: Installation, idp: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Asked again by Temporal, a worker has read the consent; then its code is gone."""
@@ -249,10 +245,10 @@ async def test_a_code_exchange_that_is_overtaken_by_a_replay_brings_its_grant(
     assert idp.count("token") == 1
 
 
-async def test_what_lands_while_the_provider_is_told_is_revoked_too(
+async def test_tokens_that_land_during_the_revocation_are_revoked(
     place: Installation, idp: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Its host was away for longer than anybody waits for an answer, and comes back in this moment."""
+    """Its host was away for longer than replies are waited for, and comes back at this moment."""
     connection = await place.connect(idp, STRICT)
     long_ago = TimeLimits(send=-timedelta(minutes=2))
     await died_with(place, connection, tmp_path / "far", LATE, limits=long_ago)
@@ -275,10 +271,10 @@ async def test_what_lands_while_the_provider_is_told_is_revoked_too(
     assert told[2:] == ["rt-late", "at-late"]
 
 
-async def test_what_comes_after_all_was_revoked_is_revoked_too(
+async def test_tokens_that_land_after_the_revocation_are_revoked(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
-    """Its host was away, and nobody waited for the answer any more; its process has it in hand."""
+    """Its host was away and the wait for the reply had ended; the process still has the reply."""
     connection = await place.connect(idp, STRICT)
     long_ago = TimeLimits(send=-timedelta(minutes=2))
     far = Activities(place, (idp.allowance,), tmp_path / "far", long_ago)

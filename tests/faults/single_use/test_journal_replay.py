@@ -1,4 +1,4 @@
-"""An answer that a worker could write down is never lost: whoever lives on that host has it.
+"""A journalled reply is never lost: every worker of that host can replay it.
 
 Workers are killed where it hurts without any patch: the test holds the store's write lock, so
 that a worker has its answer in the journal and can't commit it.
@@ -105,7 +105,7 @@ async def host(
 
 @asynccontextmanager
 async def store_that_takes_no_write(folder: Path) -> AsyncIterator[None]:
-    """Somebody holds SQLite's write lock, as a stopped process would."""
+    """Hold SQLite's write lock, as a stopped process would."""
     lock = sqlite3.connect(folder / "evergrant.db", isolation_level=None, timeout=PATIENCE_S)
     try:
         lock.execute("BEGIN IMMEDIATE")
@@ -236,7 +236,7 @@ async def test_a_journal_without_room_is_found_before_anything_is_sent(
 
 
 async def left_behind(place: Installation, connection: Connection, dies: Activities) -> Path:
-    """The entry of a worker that is gone, sealed with a key that nobody knows."""
+    """The entry of a worker that is gone, sealed with an unknown key."""
     now = place.parts.clock.now()
     attempt = Attempt(
         tenant=TENANT,
@@ -255,7 +255,7 @@ async def left_behind(place: Installation, connection: Connection, dies: Activit
     return path
 
 
-async def test_a_torn_entry_is_kept_out_of_the_way_and_the_connection_goes_on(
+async def test_a_torn_entry_is_set_aside_and_the_connection_goes_on(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(idp, STRICT)
@@ -269,7 +269,7 @@ async def test_a_torn_entry_is_kept_out_of_the_way_and_the_connection_goes_on(
     assert (await lives.refresh(connection, 1)).generation == 2, "as for any answer that is lost"
 
 
-async def test_an_entry_whose_key_is_away_is_waited_for(
+async def test_an_entry_whose_key_is_unavailable_is_waited_for(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(idp, STRICT)

@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import text
 
 from activities.single_use import protocol
+from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.intent import commit_intent
-from activities.single_use.protocol import SingleUseAttempt
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin
@@ -33,7 +33,7 @@ __all__ = ["clock", "database_url", "key_path", "postgres_server", "ring", "stor
 
 
 class Instant:
-    """A late answer that nobody has to wait for any more, and a third use by another worker."""
+    """A late reply whose wait is over, and a third use by another worker."""
 
     def __init__(self, store: Store, connection: Connection, slow: Worker, late: SingleUseAttempt) -> None:
         self._store, self.connection, self._slow, self._late = store, connection, slow, late
@@ -59,7 +59,7 @@ class Instant:
 
 @pytest.fixture
 def quick(store: Store, clock: SetClock, tmp_path: Path) -> Worker:
-    """By whose clock nobody can be listening to an earlier use any more."""
+    """A worker by whose clock every earlier use has timed out."""
     return Worker(store, clock, tmp_path / "host", TimeLimits(send=LIMITS.send, answer=-LIMITS.send))
 
 
@@ -79,7 +79,7 @@ async def begun(store: Store, clock: SetClock, host: Path, quick: Worker) -> Ins
 
 
 async def waits(store: Store, task: asyncio.Task[Any]) -> None:
-    """For somebody else's transaction: SQLite begins no second one, PostgreSQL says who waits for a row."""
+    """Wait until the task is blocked: SQLite begins no second transaction, PostgreSQL lists row locks."""
     waiting = text("SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted")
     async with asyncio.timeout(PATIENCE_S):
         while not store.is_sqlite and not task.done():
@@ -90,7 +90,7 @@ async def waits(store: Store, task: asyncio.Task[Any]) -> None:
     assert not task.done()
 
 
-async def test_a_use_that_begins_while_an_answer_is_installed_sends_nothing(
+async def test_an_attempt_opened_during_a_late_install_sends_nothing(
     store: Store, clock: SetClock, tmp_path: Path, quick: Worker, monkeypatch: pytest.MonkeyPatch
 ):
     instant = await begun(store, clock, tmp_path / "host", quick)
@@ -104,7 +104,7 @@ async def test_a_use_that_begins_while_an_answer_is_installed_sends_nothing(
         await third
 
 
-async def test_an_answer_that_would_be_installed_while_a_use_begins_waits_for_it(
+async def test_a_late_install_waits_for_an_attempt_being_opened(
     store: Store, clock: SetClock, tmp_path: Path, quick: Worker, monkeypatch: pytest.MonkeyPatch
 ):
     instant = await begun(store, clock, tmp_path / "host", quick)

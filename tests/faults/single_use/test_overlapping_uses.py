@@ -54,7 +54,7 @@ class Crossing:
         self._idp.script(second)
         self._second = await left(self._idp, partial(self.quick.refresh, connection, 1, token_over=True))
         assert (await self.slow.answered()).failure is ErrorCode.REFRESH_PENDING
-        assert (await self._place.row(connection)).generation == 1, "nobody knows yet whether it is any good"
+        assert (await self._place.row(connection)).generation == 1, "it is still unknown whether it works"
         assert await self.slow.worker.replayer.sweep() == 0, "its journal keeps it"
 
     async def answered(self) -> None:
@@ -74,10 +74,8 @@ def crossing(place: Installation, brief: ScriptedProvider, tmp_path: Path) -> Cr
     return Crossing(place, brief, tmp_path)
 
 
-async def test_an_answer_that_the_other_use_killed_is_not_installed(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+async def test_a_reply_ended_by_the_second_use_is_not_installed(
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
     """Else the connection would be called active, and its next refresh be refused without a reason."""
     connection = await place.connect(brief, STRICT)
@@ -96,10 +94,8 @@ async def test_an_answer_that_the_other_use_killed_is_not_installed(
     assert await place.open_attempts(connection) == 0
 
 
-async def test_an_answer_that_the_other_use_left_alone_brings_the_connection_back(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+async def test_a_reply_untouched_by_the_second_use_reactivates_the_connection(
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, error("invalid_grant")))
@@ -110,11 +106,8 @@ async def test_an_answer_that_the_other_use_left_alone_brings_the_connection_bac
 
 
 @pytest.mark.parametrize("nothing_said", [status(500), drop()], ids=["500", "dropped"])
-async def test_an_answer_is_installed_when_nothing_more_can_come_of_the_other_use(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
-    nothing_said: Answer,
+async def test_a_reply_is_installed_once_the_second_use_has_failed(
+    place: Installation, brief: ScriptedProvider, crossing: Crossing, nothing_said: Answer
 ):
     """In an outage it can't be verified; and a connection that works isn't called lost."""
     connection = await place.connect(brief, STRICT)
@@ -127,26 +120,22 @@ async def test_an_answer_is_installed_when_nothing_more_can_come_of_the_other_us
     assert brief.families[-1].alive
 
 
-async def test_what_a_use_without_an_answer_has_ended_is_found_out_at_once(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+async def test_a_lost_second_reply_has_the_installed_grant_tried(
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
-    """Nobody can know it when the answer is installed: both answers to the token are lost, one too late."""
+    """When the reply is installed this is still unknown: the second reply is lost."""
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, drop_after_commit()))
     await crossing.ends()
     over = await place.until(
         connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH
-    )  # and nobody has asked
+    )  # without a caller
     assert (over.generation, over.reason) == (2, ErrorCode.OUTCOME_UNKNOWN)
     assert not brief.families[-1].alive
 
 
-async def test_what_is_refused_later_is_refused_for_its_own_sake_when_the_other_use_did_nothing(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+async def test_a_later_refusal_counts_when_the_second_use_did_nothing(
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, status(429)))
@@ -157,10 +146,8 @@ async def test_what_is_refused_later_is_refused_for_its_own_sake_when_the_other_
     assert "rotate" not in await place.signals(connection)
 
 
-async def test_a_token_is_not_sent_a_third_time_while_an_answer_waits_for_the_second(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+async def test_a_token_is_not_sent_a_third_time_while_a_reply_waits(
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, status(503)))
@@ -173,12 +160,10 @@ async def test_a_token_is_not_sent_a_third_time_while_an_answer_waits_for_the_se
     assert brief.count("token", grant_type="refresh_token") == 2
 
 
-async def test_a_revocation_in_between_gets_the_newest_token(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+async def test_a_revocation_waits_for_the_newest_token(
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
-    """It waits for what lies in a journal, which then waits for nobody."""
+    """The revocation waits for the journalled reply, which then waits for no other use."""
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, status(503)))
     await crossing.answered()
@@ -191,10 +176,8 @@ async def test_a_revocation_in_between_gets_the_newest_token(
     assert not brief.families[-1].alive
 
 
-async def test_a_revocation_makes_an_answer_wait_no_longer(
-    place: Installation,
-    brief: ScriptedProvider,
-    crossing: Crossing,
+async def test_a_revocation_ends_the_wait_of_a_reply(
+    place: Installation, brief: ScriptedProvider, crossing: Crossing
 ):
     connection = await place.connect(brief, STRICT)
     await crossing.begins(connection, delay(crossing.answers, status(503)))
@@ -205,10 +188,10 @@ async def test_a_revocation_makes_an_answer_wait_no_longer(
     await crossing.answered()
 
 
-async def test_what_a_second_use_ended_on_another_host_is_said_for_what_it_is(
+async def test_a_second_use_on_another_host_ends_as_outcome_unknown(
     place: Installation, brief: ScriptedProvider, tmp_path: Path
 ):
-    """There the first answer is installed at once: nobody can see how long to wait for the second."""
+    """Across hosts the first reply is installed at once: how long to wait for the second is unknown."""
     connection = await place.connect(brief, STRICT)
     slow = Slow(place, brief, tmp_path)
     quick = Activities(place, (brief.allowance,), tmp_path / "a third host", SHORT)
@@ -223,10 +206,10 @@ async def test_what_a_second_use_ended_on_another_host_is_said_for_what_it_is(
     assert (over.generation, over.reason) == (2, ErrorCode.OUTCOME_UNKNOWN)
 
 
-async def test_a_no_to_a_use_that_was_taken_over_has_its_successor_tried(
+async def test_a_refusal_of_the_first_use_has_the_successor_tried(
     place: Installation, brief: ScriptedProvider, tmp_path: Path
 ):
-    """Its bytes left after the other's: what that one brought may be over, and nobody else hears of it."""
+    """Its bytes left after the other's: its tokens may be revoked, and no other process learns of it."""
     connection = await place.connect(brief, STRICT)
     slow, quick = (Activities(place, (brief.allowance,), tmp_path / it, SHORT) for it in ("one", "another"))
     answers = asyncio.Event()

@@ -35,10 +35,10 @@ def two_hosts(place: Installation, idp: ScriptedProvider, folder: Path) -> tuple
 
 
 @pytest.mark.parametrize("refused", [False, True])
-async def test_an_answer_that_comes_after_a_takeover_ends_quietly(
+async def test_a_reply_after_a_takeover_changes_nothing(
     place: Installation, lenient: ScriptedProvider, tmp_path: Path, refused: bool
 ):
-    """It changes nothing: the newer grant stays, a late no doesn't condemn it, and nobody loops."""
+    """The newer grant stays, also when the late reply is a refusal."""
     connection = await place.connect(lenient, NEVER_ROTATES)
     slow, quick = two_hosts(place, lenient, tmp_path)
     gate = asyncio.Event()
@@ -53,7 +53,7 @@ async def test_an_answer_that_comes_after_a_takeover_ends_quietly(
     assert await place.open_attempts(connection) == 0
 
 
-async def test_an_answer_that_comes_after_the_takeover_was_refused_is_verified_first(
+async def test_a_reply_after_a_refused_takeover_is_verified_first(
     place: Installation, lenient: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(lenient, NEVER_ROTATES)
@@ -70,7 +70,7 @@ async def test_an_answer_that_comes_after_the_takeover_was_refused_is_verified_f
     assert await place.open_attempts(connection) == 0
 
 
-async def test_a_second_use_that_is_refused_after_the_first_was_installed_has_the_new_grant_tried(
+async def test_a_refused_second_use_has_the_installed_grant_tried(
     place: Installation, lenient: ScriptedProvider, tmp_path: Path
 ):
     """The refusal may have ended the family: whether the new token works is found out at once."""
@@ -90,7 +90,7 @@ async def test_a_second_use_that_is_refused_after_the_first_was_installed_has_th
     await place.until_signalled(connection, "rotate")
 
 
-async def test_what_is_in_flight_here_is_not_sent_again(
+async def test_a_token_in_flight_is_not_sent_again(
     place: Installation, lenient: ScriptedProvider, tmp_path: Path
 ):
     """Temporal gave the activity up and asks again; the provider would take the token, too."""
@@ -107,7 +107,7 @@ async def test_what_is_in_flight_here_is_not_sent_again(
     assert lenient.count("token", grant_type="refresh_token") == 1
 
 
-async def test_a_revocation_and_a_new_code_wait_for_what_is_in_flight(
+async def test_a_revocation_and_a_code_exchange_wait_for_a_refresh_in_flight(
     place: Installation, lenient: ScriptedProvider, tmp_path: Path
 ):
     """The first would miss the token that lands; the second would be overtaken by it."""
@@ -131,7 +131,7 @@ async def test_a_revocation_and_a_new_code_wait_for_what_is_in_flight(
     assert not any(family.alive for family in lenient.families if family.used or family.access_tokens)
 
 
-async def test_cancelling_the_activity_doesn_t_cut_the_critical_section(
+async def test_cancelling_the_activity_does_not_cut_the_critical_section(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(idp)
@@ -147,7 +147,7 @@ async def test_cancelling_the_activity_doesn_t_cut_the_critical_section(
     assert (await place.until(connection, lambda c: c.generation == 2)).state is LifecycleState.ACTIVE
 
 
-async def test_a_token_spent_by_a_worker_that_died_is_sent_once_more_and_named_honestly(
+async def test_a_token_spent_by_a_dead_worker_is_sent_once_more_then_outcome_unknown(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(idp, RefreshRules(rotation=Rotation.STRICT))
@@ -162,7 +162,7 @@ async def test_a_token_spent_by_a_worker_that_died_is_sent_once_more_and_named_h
     assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.OUTCOME_UNKNOWN)
 
 
-async def test_a_second_send_doesn_t_make_a_token_younger(
+async def test_a_second_send_keeps_the_date_of_the_first(
     place: Installation, lenient: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(lenient, NEVER_ROTATES)
@@ -175,7 +175,7 @@ async def test_a_second_send_doesn_t_make_a_token_younger(
     assert (await worker.refresh(connection, 1)).obtained_at == first.opened_at
 
 
-async def test_an_outage_longer_than_a_tokens_life_makes_the_next_token_no_older(
+async def test_a_token_is_dated_by_the_send_that_brought_it(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """It would seem over when it comes, and is not due again at once: callers would go without it."""
@@ -192,11 +192,9 @@ async def test_an_outage_longer_than_a_tokens_life_makes_the_next_token_no_older
     assert (await place.grant(connection))[1].obtained_at >= sent_after
 
 
-async def test_an_outage_that_answers_500_condemns_no_grant_that_it_never_touched(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path
-):
-    """A 500 doesn't say whether the token is spent. Sending again does, once nobody can be listening:
-    what would be lost by it is lost already (strict rotation, the access token over)."""
+async def test_repeated_500s_do_not_end_the_grant(place: Installation, idp: ScriptedProvider, tmp_path: Path):
+    """A 500 doesn't say whether the token is spent. Sending again does, once no client can wait for a reply:
+    what it could lose is lost already (strict rotation, an expired access token)."""
     idp.script(ok(expires_in=1))
     connection = await place.connect(idp)
     here = Activities(place, (idp.allowance,), tmp_path / "here")
@@ -210,7 +208,7 @@ async def test_an_outage_that_answers_500_condemns_no_grant_that_it_never_touche
     assert (await here.refresh(connection, 1)).generation == 2
 
 
-async def test_a_500_that_followed_a_commit_is_named_honestly_at_the_first_refusal(
+async def test_a_refusal_after_a_lost_commit_is_outcome_unknown(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     idp.script(ok(expires_in=1))

@@ -33,7 +33,7 @@ def repaired(spec: ProviderSpec) -> ProviderSpec:
     )
 
 
-async def test_a_yes_that_nobody_can_read_is_set_aside_and_read_once_the_definition_is_repaired(
+async def test_an_unreadable_reply_is_set_aside_until_the_definition_is_repaired(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """The provider has rotated: what it said holds the only good token, and must not be dropped."""
@@ -55,7 +55,7 @@ async def test_a_yes_that_nobody_can_read_is_set_aside_and_read_once_the_definit
     assert list((tmp_path / "here").glob("*/*.set-aside")) == []
 
 
-async def test_a_revocation_names_the_tokens_that_nobody_could_read(
+async def test_a_revocation_names_a_refresh_reply_set_aside(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(idp, STRICT)
@@ -71,7 +71,7 @@ async def test_a_revocation_names_the_tokens_that_nobody_could_read(
     assert not aside.exists(), "its keys are destroyed"
 
 
-async def test_who_asks_after_the_repair_waits_for_no_backoff(
+async def test_a_repaired_definition_ends_the_backoff(
     place: Installation, idp: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ):
     """The workflow had been told to wait for an admin, for a quarter of an hour at first."""
@@ -89,7 +89,7 @@ async def test_who_asks_after_the_repair_waits_for_no_backoff(
     assert (fresh.problem, fresh.generation) == (None, 3)
 
 
-async def test_what_turns_out_to_be_no_answer_with_tokens_holds_nothing_up(
+async def test_a_reply_set_aside_that_holds_no_tokens_is_dropped(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """An error behind a 200, which the definition didn't know of, beside something named like a token."""
@@ -105,7 +105,7 @@ async def test_what_turns_out_to_be_no_answer_with_tokens_holds_nothing_up(
     assert (await here.refresh(connection, 1)).generation == 2
 
 
-async def test_what_a_newer_grant_has_overtaken_is_kept_no_longer(
+async def test_a_newer_grant_drops_the_reply_set_aside(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     connection = await place.connect(idp, STRICT)
@@ -122,7 +122,7 @@ async def test_what_a_newer_grant_has_overtaken_is_kept_no_longer(
     assert list((tmp_path / "here").glob("*/*.set-aside")) == []
 
 
-async def test_what_may_be_asked_for_again_is_not_kept(
+async def test_a_repeatable_reply_is_not_set_aside(
     place: Installation, lenient: ScriptedProvider, tmp_path: Path
 ):
     """It would take the room of what may not, at every try."""

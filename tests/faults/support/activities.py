@@ -1,4 +1,4 @@
-"""One worker's activities, called without Temporal: with a journal folder of its own it is on another host."""
+"""One worker's activities, called without Temporal. A journal folder of its own makes it another host."""
 
 import asyncio
 from dataclasses import replace
@@ -20,7 +20,7 @@ from activities.single_use.circuit_breakers import CircuitBreakers
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journal_replay import JournalReplayer
 from activities.single_use.protocol import SingleUseProtocol
-from activities.support.provider_context import ProviderContextLoader
+from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
@@ -126,9 +126,4 @@ def at_temporal(now: datetime | None = None) -> ActivityEnvironment:
 def _call(connection: Connection) -> dict[str, Any]:
     workflow = connection_workflow_id(TENANT, connection.id)
     provenance = Provenance(workflow_id=workflow, run_id="r", event_id=1)
-    return {
-        "tenant": TENANT,
-        "connection_id": connection.id,
-        "context": ASKED,
-        "provenance": provenance,
-    }
+    return {"tenant": TENANT, "connection_id": connection.id, "context": ASKED, "provenance": provenance}

@@ -16,10 +16,7 @@ import pytest
 import pytest_asyncio
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import ResetReapplyType
-from temporalio.api.workflowservice.v1 import (
-    DeleteWorkflowExecutionRequest,
-    ResetWorkflowExecutionRequest,
-)
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, ResetWorkflowExecutionRequest
 from temporalio.client import WorkflowExecutionStatus
 
 from activities.single_use.critical_section import CriticalSections
@@ -38,10 +35,7 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answe
 
 INTERVAL = timedelta(seconds=2)
 STRICT = RefreshRules(rotation=Rotation.STRICT)
-ALL, NOTHING = (
-    ResetReapplyType.RESET_REAPPLY_TYPE_UNSPECIFIED,
-    ResetReapplyType.RESET_REAPPLY_TYPE_NONE,
-)
+ALL, NOTHING = (ResetReapplyType.RESET_REAPPLY_TYPE_UNSPECIFIED, ResetReapplyType.RESET_REAPPLY_TYPE_NONE)
 
 Hand = Callable[[Installation, Connection], Awaitable[None]]
 
@@ -147,7 +141,9 @@ async def unharmed(place: Installation, idp: ScriptedProvider, connection: Conne
 
 
 @pytest.mark.parametrize("hand", AT_REST)
-async def test_at_rest(place: Installation, idp: ScriptedProvider, hand: str):
+async def test_an_operators_action_at_rest_loses_nothing(
+    place: Installation, idp: ScriptedProvider, hand: str
+):
     connection = await place.connect(idp, STRICT)
     await place.ensure_fresh(connection, 1)
     before = await place.parts.link.current_run(connection_workflow_id(TENANT, connection.id))
@@ -165,7 +161,9 @@ async def test_at_rest(place: Installation, idp: ScriptedProvider, hand: str):
 
 
 @pytest.mark.parametrize("hand", IN_THE_MIDDLE)
-async def test_in_the_middle_of_a_refresh(place: Installation, idp: ScriptedProvider, hand: str):
+async def test_an_operators_action_during_a_refresh_loses_nothing(
+    place: Installation, idp: ScriptedProvider, hand: str
+):
     connection = await place.connect(idp, STRICT)
     gate = asyncio.Event()
     idp.script(hold_answer(gate))
@@ -201,7 +199,7 @@ async def test_a_cancelled_run_is_followed_by_another(place: Installation, idp: 
 
 
 @pytest.mark.parametrize("hand", ["cancel", "delete", "reset to the beginning, signals dropped"])
-async def test_a_revocation_under_way_is_carried_out_all_the_same(
+async def test_an_operators_action_does_not_stop_a_revocation(
     place: Installation, idp: ScriptedProvider, hand: str
 ):
     connection = await place.connect(idp, STRICT)
@@ -216,7 +214,7 @@ async def test_a_revocation_under_way_is_carried_out_all_the_same(
     assert not any(family.alive for family in idp.families)
 
 
-async def test_a_credential_that_was_spent_since_it_was_read_gets_no_intent(
+async def test_a_credential_spent_since_it_was_read_gets_no_intent(
     place: Installation, idp: ScriptedProvider, tmp_path: Path
 ):
     """The attempt that spent it has ended, so no open row is in the way: the generation is."""

@@ -1,4 +1,4 @@
-"""One message that can't be delivered is in nobody else's way, and ends no relay."""
+"""One undeliverable message blocks no other and ends no relay."""
 
 import asyncio
 from datetime import timedelta
@@ -82,7 +82,7 @@ async def put(store: Store, clock: SetClock, target: str) -> None:  # noqa: F811
         {"at_revival": Failure(ErrorCode.TEMPORAL_UNAVAILABLE)},
     ],
 )
-async def test_what_can_t_be_delivered_is_put_off_and_the_next_one_delivered(
+async def test_an_undeliverable_message_is_postponed_and_the_next_one_delivered(
     store: Store,  # noqa: F811  # the fixture
     clock: SetClock,  # noqa: F811  # the fixture
     goes_wrong: dict[str, Any],
@@ -95,13 +95,13 @@ async def test_what_can_t_be_delivered_is_put_off_and_the_next_one_delivered(
     assert trouble.signalled == [GOOD]
     clock.advance(2)
     async with store.write() as tx:
-        (again,) = await tx.outbox.claim("somebody", clock.now(), timedelta(seconds=1))
+        (again,) = await tx.outbox.claim("another-relay", clock.now(), timedelta(seconds=1))
     assert (again.target, again.attempts) == (BAD, 1)
     assert "secret" not in (again.last_error or "")
 
 
 @pytest.mark.parametrize("revives", [StartOutcome.STARTED, StartOutcome.ALREADY_RUNNING])
-async def test_a_signal_to_a_workflow_that_somebody_started_meanwhile_is_sent_again(
+async def test_a_signal_is_sent_again_after_its_workflow_was_started(
     store: Store,  # noqa: F811  # the fixture
     clock: SetClock,  # noqa: F811  # the fixture
     revives: StartOutcome,
@@ -133,11 +133,11 @@ async def test_a_signal_to_a_connection_that_has_ended_is_dropped(
     assert trouble.signalled == []
 
 
-async def test_a_message_of_a_newer_version_is_in_nobodys_way(
+async def test_a_message_of_a_newer_version_blocks_no_other(
     store: Store,  # noqa: F811  # the fixture
     clock: SetClock,  # noqa: F811  # the fixture
 ):
-    """As after the code was rolled back: whoever knows it delivers it."""
+    """After a rollback of the code: a newer worker delivers it."""
     trouble = Trouble()
     await put(store, clock, BAD)
     await put(store, clock, GOOD)
@@ -151,7 +151,7 @@ async def test_a_message_of_a_newer_version_is_in_nobodys_way(
         assert await tx.outbox.targets_with_undelivered([BAD, GOOD]) == {BAD}
 
 
-async def test_a_relay_outlives_what_nobody_thought_of(
+async def test_the_relay_survives_an_unexpected_error(
     store: Store,  # noqa: F811  # the fixture
     clock: SetClock,  # noqa: F811  # the fixture
     caplog: pytest.LogCaptureFixture,
@@ -168,7 +168,7 @@ async def test_a_relay_outlives_what_nobody_thought_of(
     assert "secret" not in caplog.text
 
 
-async def test_a_relay_that_is_ended_as_it_is_nudged_ends(
+async def test_a_relay_cancelled_while_notified_ends(
     store: Store,  # noqa: F811  # the fixture
     clock: SetClock,  # noqa: F811  # the fixture
 ):
@@ -180,8 +180,8 @@ async def test_a_relay_that_is_ended_as_it_is_nudged_ends(
             looked.set()
             return 0
 
-    nobody: Any = None
-    relay = Idle(store, nobody, nobody, clock, timedelta(hours=1))
+    unused: Any = None
+    relay = Idle(store, unused, unused, clock, timedelta(hours=1))
     running = asyncio.create_task(relay.run())
     await looked.wait()  # from here on it waits for a nudge
     relay.notify()

@@ -52,10 +52,7 @@ async def test_runs_that_are_older_start_anew_and_their_connections_notice_nothi
 
 @pytest.mark.parametrize("older_than", [None, timedelta(0)])
 async def test_a_run_that_has_ended_is_followed_though_the_list_of_runs_still_has_it(
-    place: Installation,
-    idp: ScriptedProvider,
-    monkeypatch: pytest.MonkeyPatch,
-    older_than: timedelta | None,
+    place: Installation, idp: ScriptedProvider, monkeypatch: pytest.MonkeyPatch, older_than: timedelta | None
 ):
     """A run that has ended answers questions too, and the list lags behind."""
     connection = await place.connect(idp)
@@ -109,7 +106,7 @@ async def test_a_pass_goes_on_where_the_worker_before_was(place: Installation, i
         for number in range(3)
     ]
     async with place.store.write() as tx:
-        for it in alone:  # and nobody starts their workflows
+        for it in alone:  # without their workflows
             await tx.connections.add(it)
     passed, second, third = sorted(it.id for it in alone)
     upkeep = ReconcileActivities(

@@ -39,7 +39,7 @@ async def described(place: Installation) -> ScheduleDescription:
                 await asyncio.sleep(0.05)
 
 
-async def test_a_worker_declares_what_recurs(place: Installation):
+async def test_a_worker_declares_the_schedules(place: Installation):
     found = await described(place)
     action = found.schedule.action
     assert isinstance(action, ScheduleActionStartWorkflow)
@@ -52,7 +52,7 @@ async def test_a_worker_declares_what_recurs(place: Installation):
     assert "not paused" in await doctor_temporal.schedules(place.parts.settings)
 
 
-async def test_declaring_again_changes_nothing_and_another_interval_is_taken_over(place: Installation):
+async def test_declaring_again_updates_only_the_interval(place: Installation):
     before = await described(place)
     await declare_schedules(place.parts.client, place.parts.settings)
     assert (await described(place)).info.last_updated_at == before.info.last_updated_at
@@ -61,7 +61,7 @@ async def test_declaring_again_changes_nothing_and_another_interval_is_taken_ove
     assert (await described(place)).schedule.spec.intervals[0].every == timedelta(minutes=7)
 
 
-async def test_what_somebody_deleted_comes_back(place: Installation):
+async def test_a_deleted_schedule_is_restored(place: Installation):
     handle = place.parts.client.get_schedule_handle((await described(place)).id)
     await handle.delete()
     with pytest.raises(CheckFailed, match="reconcile"):
@@ -69,7 +69,7 @@ async def test_what_somebody_deleted_comes_back(place: Installation):
     await described(place)  # the worker looks again by itself
 
 
-async def test_what_somebody_paused_stays_paused_and_the_doctor_says_so(place: Installation):
+async def test_a_paused_schedule_stays_paused_and_the_doctor_reports_it(place: Installation):
     handle = place.parts.client.get_schedule_handle((await described(place)).id)
     await handle.pause(note="maintenance till noon")
     slower = place.parts.settings.model_copy(update={"reconcile_interval": timedelta(minutes=7)})

@@ -36,9 +36,7 @@ class WaitingPipeline(TokenInbox):
         return self._told
 
 
-async def test_a_run_that_is_started_anew_tells_who_waited_for_the_one_before(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_restarted_run_notifies_the_pipelines_that_waited(place: Installation, idp: ScriptedProvider):
     connection = await place.connect(idp)
     await until_visible(place, [connection])
     idp.script(error("invalid_grant"))

@@ -36,7 +36,7 @@ async def here(
         yield place
 
 
-async def test_a_life_is_told_signed_and_in_words_a_receiver_can_use(
+async def test_the_events_of_a_connection_are_signed_and_complete(
     here: Installation, idp: ScriptedProvider, receiver: Receiver
 ):
     webhook = await listening(here.store, receiver.url, here.parts.clock.now(), events=CONNECTION_EVENTS)
@@ -60,7 +60,7 @@ async def test_a_life_is_told_signed_and_in_words_a_receiver_can_use(
     assert sorted(it.event_id for it in log) == sorted(it.id for it in receiver.received)
 
 
-async def test_a_lost_grant_says_who_must_act_and_where(
+async def test_needs_reauth_names_the_repairer_and_the_route(
     here: Installation, idp: ScriptedProvider, receiver: Receiver
 ):
     await listening(here.store, receiver.url, here.parts.clock.now())
@@ -72,7 +72,7 @@ async def test_a_lost_grant_says_who_must_act_and_where(
     (lost,) = [it["data"] for it in bodies if it["type"] == EventType.NEEDS_REAUTH]
     assert (lost["reason"], lost["repairer"]) == (ErrorCode.GRANT_REJECTED, "subject")
     assert lost["reauthorize"] == f"/v1/connections/{connection.id}/reauthorize"
-    assert "connection.refreshed" not in {it["type"] for it in bodies}, "nobody asked for it"
+    assert "connection.refreshed" not in {it["type"] for it in bodies}, "the webhook did not subscribe to it"
 
 
 async def test_500s_then_ok_is_delivered_once_under_one_id(
@@ -90,9 +90,7 @@ async def test_500s_then_ok_is_delivered_once_under_one_id(
     await until_row(here.store, webhook, lambda it: it.failures == 0)
 
 
-async def test_410_disables_the_webhook_and_says_so(
-    here: Installation, idp: ScriptedProvider, receiver: Receiver
-):
+async def test_410_disables_the_webhook(here: Installation, idp: ScriptedProvider, receiver: Receiver):
     webhook = await listening(here.store, receiver.url, here.parts.clock.now())
     receiver.script(410)
     await here.connect(idp)
@@ -106,7 +104,7 @@ async def test_410_disables_the_webhook_and_says_so(
     ]
 
 
-async def test_nobody_subscribed_nothing_written(
+async def test_without_a_subscription_nothing_is_written(
     here: Installation, idp: ScriptedProvider, receiver: Receiver
 ):
     other = await listening(here.store, receiver.url, here.parts.clock.now(), integration="another")
@@ -119,7 +117,7 @@ async def test_nobody_subscribed_nothing_written(
     assert receiver.received == []
 
 
-async def test_a_workflow_that_was_ended_by_hand_is_given_back_by_reconcile(
+async def test_a_terminated_delivery_workflow_is_restored_by_reconcile(
     here: Installation, idp: ScriptedProvider, receiver: Receiver
 ):
     """Terminated in the Temporal UI while its endpoint was down: what waited goes out all the same."""

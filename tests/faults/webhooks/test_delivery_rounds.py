@@ -91,7 +91,7 @@ async def rounds(store: Store, clock: SetClock) -> AsyncIterator[Rounds]:  # noq
         yield Rounds(store, clock, receiver, webhook)
 
 
-async def test_a_round_is_bounded_and_so_is_what_an_endpoint_gets_at_once(rounds: Rounds):
+async def test_a_round_and_its_concurrency_are_bounded(rounds: Rounds):
     async def slowly(message: Received) -> int:
         await asyncio.sleep(0.02)
         return 204
@@ -108,7 +108,7 @@ async def test_a_round_is_bounded_and_so_is_what_an_endpoint_gets_at_once(rounds
     assert len({it.id for it in rounds.receiver.received}) == ROUND_SIZE + 5
 
 
-async def test_waits_are_told_by_the_clock_that_moments_are_from(rounds: Rounds):
+async def test_waits_are_computed_by_the_injected_clock(rounds: Rounds):
     """Temporal's clock may be an hour ahead: the next moment is over there, and not here."""
     await rounds.tell(ROUND_SIZE + 1)
     assert (await rounds.round()).wait_s == 0, "the rest is due at once"
@@ -146,7 +146,7 @@ async def test_an_endpoint_that_is_down_costs_one_call_a_round_however_much_wait
     assert all(it.status == "delivered" or it.next_at for it in await log_of(rounds.store, rounds.webhook))
 
 
-async def test_one_event_that_a_receiver_chokes_on_is_not_in_the_others_way(rounds: Rounds):
+async def test_an_event_that_always_fails_blocks_no_other(rounds: Rounds):
     await rounds.tell(1)
     (poison,) = await log_of(rounds.store, rounds.webhook)
     await rounds.tell(5)
@@ -164,7 +164,7 @@ async def test_one_event_that_a_receiver_chokes_on_is_not_in_the_others_way(roun
     assert [it.status for it in log if it.id != poison.id] == [DeliveryStatus.DELIVERED] * 5
 
 
-async def test_days_of_failing_disable_it_and_nothing_more_is_sent(rounds: Rounds):
+async def test_days_of_failures_disable_the_webhook(rounds: Rounds):
     rounds.receiver.answer = 500
     calls, began = 0, rounds.clock.now()
     while not (await rounds.row()).disabled:
@@ -180,7 +180,7 @@ async def test_days_of_failing_disable_it_and_nothing_more_is_sent(rounds: Round
     assert len(rounds.receiver.received) == calls
 
 
-async def test_a_ping_goes_even_into_a_pause_and_before_what_waits(rounds: Rounds):
+async def test_a_ping_is_sent_during_a_pause_and_before_the_backlog(rounds: Rounds):
     rounds.receiver.script(500)
     await rounds.tell(3)
     assert (await rounds.round()).paused
@@ -210,7 +210,7 @@ async def test_the_old_secret_signs_during_its_overlap_and_not_after(rounds: Rou
     assert signed_by(after, new)
 
 
-async def test_a_receiver_may_ask_to_be_left_alone(rounds: Rounds):
+async def test_retry_after_of_a_receiver_is_obeyed(rounds: Rounds):
     rounds.receiver.script(429)
     rounds.receiver.headers["retry-after"] = "3600"
     await rounds.tell()
@@ -226,7 +226,7 @@ async def test_a_receiver_may_ask_to_be_left_alone(rounds: Rounds):
     ],
     ids=["a receiver that never answers", "an answer without end"],
 )
-async def test_what_a_hostile_receiver_gets(
+async def test_a_hostile_receiver_is_cut_off(
     rounds: Rounds, limits: dict[str, Any], body: bytes, problem: DeliveryProblem
 ):
     if not body:
@@ -239,7 +239,7 @@ async def test_what_a_hostile_receiver_gets(
     assert (delivery.problem, delivery.response_status) == (problem, None)
 
 
-async def test_an_address_that_is_not_allowed_any_more_is_not_called(rounds: Rounds):
+async def test_an_address_no_longer_allowed_is_not_called(rounds: Rounds):
     rounds.allow = ()
     await rounds.tell()
     await rounds.round()
@@ -296,7 +296,7 @@ async def test_slow_receivers_take_a_bounded_share_of_a_worker(rounds: Rounds):
     assert (await ActivityEnvironment().run(activities.deliver_due, order)).next_at is None
 
 
-async def test_what_the_old_url_did_is_not_held_against_the_new_one(rounds: Rounds):
+async def test_a_new_url_starts_without_the_old_ones_failures(rounds: Rounds):
     async def moved_meanwhile(message: Received) -> int:
         async with rounds.store.write() as tx:
             after = rounds.webhook.model_copy(update={"url": rounds.receiver.origin})
@@ -310,7 +310,7 @@ async def test_what_the_old_url_did_is_not_held_against_the_new_one(rounds: Roun
     assert (row.disabled, row.failures) == (False, 0)
 
 
-async def test_a_replay_during_a_try_is_sent_again_all_the_same(rounds: Rounds):
+async def test_a_replay_requested_during_a_delivery_is_sent(rounds: Rounds):
     await rounds.tell()
     (delivery,) = await log_of(rounds.store, rounds.webhook)
 
@@ -327,7 +327,7 @@ async def test_a_replay_during_a_try_is_sent_again_all_the_same(rounds: Rounds):
     assert first.id == second.id
 
 
-async def test_old_entries_of_the_log_go(rounds: Rounds):
+async def test_old_deliveries_are_deleted(rounds: Rounds):
     await rounds.tell(3)
     await rounds.round()
     rounds.clock.advance(RETENTION.total_seconds() + 1)

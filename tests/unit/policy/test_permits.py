@@ -43,7 +43,7 @@ def permit(name="p", integration="*", subjects=("*",), ceiling=None, actions=(Ac
         ([permit(integration="crm")], {"subject": None}, DecisionReason.ALLOWED),
         ([permit(integration="crm")], {"integration": None, "subject": None}, DecisionReason.NO_PERMIT),
         ([permit()], {"integration": None, "subject": None}, DecisionReason.ALLOWED),
-        # a subject that is called * is nobody
+        # a subject that is called * matches no permit
         ([permit(subjects=("user-1",))], {"subject": "*"}, DecisionReason.NO_PERMIT),
     ],
 )

@@ -18,7 +18,7 @@ def _body(text: str) -> list[ast.stmt]:
 
 
 def without_compare_and_set(module: str, tree: ast.Module) -> None:
-    """A row is overwritten whatever its revision is."""
+    """A row is overwritten at any revision."""
     if module == "evergrant_server.store.database.rows":
         where = next(
             node

@@ -117,7 +117,7 @@ class _Around:
 
 
 def step(name: str, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """A system call, in whatever thread."""
+    """A system call, in any thread."""
     passages.passed(name, BEFORE)
     result = call(*arguments, **named)
     robbed = passages.passed(name, AFTER)

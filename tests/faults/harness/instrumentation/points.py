@@ -43,8 +43,8 @@ PATH = (
     "activities.single_use.journal_replay",
     "activities.single_use.journaled_reply",
     "activities.single_use.protocol",
+    "activities.support.context_loader",
     "activities.support.heartbeat",
-    "activities.support.provider_context",
     "activities.support.transactions",
     "evergrant_server.egress.network",
     "evergrant_server.egress.transport",
@@ -62,8 +62,8 @@ ELSEWHERE = {
     "activities.consents.first_grant_outcome:record_failed_try": "a client grant or a device code",
     "activities.consents.first_grant_outcome:record_ended_consent": "a device code",
     "activities.consents.first_grant_outcome:_record_failed_consent": "a client grant or a device code",
-    "activities.consents.first_grant_outcome:FirstGrantOutcome.install#4": "another grant overtook what was unread",
-    "activities.consents.first_grant_outcome:FirstGrantOutcome.install#5": "another grant overtook what was unread",
+    "activities.consents.first_grant_outcome:FirstGrantOutcome.install#4": "another grant came first",
+    "activities.consents.first_grant_outcome:FirstGrantOutcome.install#5": "another grant came first",
     "activities.consents.first_grant_outcome:FirstGrantOutcome._keep_late#3": (
         "another grant is installed: nothing is replaced"
     ),
@@ -75,7 +75,7 @@ ELSEWHERE = {
     "providers.requests.sender:Sender.exchange_access_token": (
         "an access token that is exchanged is not spent"
     ),
-    "providers.requests.sender:Sender.send_signed": "OAuth 1.0a: another request in the code exchange's section",
+    "providers.requests.sender:Sender.send_signed": "OAuth 1.0a: another request of the code exchange",
     "providers.requests.sender:Sender.send_prepared": "a minting spends nothing",
     "providers.requests.sender:Sender.revoke": "revocation spends nothing",
     "providers.requests.sender:Sender.introspect": "introspection spends nothing",
@@ -157,7 +157,7 @@ class Marker(ast.NodeTransformer):
             return node  # it has no body to leave
         before = len(self.points)
         self._within(node)
-        if len(self.points) == before:  # somebody awaits it: it is left as a point is
+        if len(self.points) == before:  # its caller awaits it: it counts as a point
             self._inside.append(node.name)
             name = self._point(node, None)
             self._inside.pop()
@@ -258,7 +258,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
         self._module, self._changes, self._mark = name, changes, mark
 
     def get_code(self, fullname: str) -> CodeType | None:
-        """No cache: what is compiled here is nobody else's."""
+        """Without a cache: only these processes may run what is compiled here."""
         source = Path(self.path).read_text(encoding="utf-8")
         tree = ast.parse(source)
         for change in self._changes:

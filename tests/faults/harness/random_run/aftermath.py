@@ -104,7 +104,7 @@ async def judge_real(real: RealServer, ends: list[End], after: Aftermath) -> Non
 async def _settled(
     here: Installation, connections: Sequence[str], reader: httpx2.AsyncClient, limit_s: float
 ) -> list[End]:
-    """Until no attempt is open. Somebody needs each of them: what nobody leases may rest as it is."""
+    """Wait until no attempt is open. Each connection is leased, since an idle one may keep its attempt."""
     until = time.monotonic() + limit_s
     while True:
         ends = [await _end(here, connection) for connection in connections]
@@ -131,7 +131,7 @@ async def _as_it_is(here: Installation, end: End) -> End:
 
 
 async def _end(here: Installation, connection: str) -> End:
-    """Our own sessions were dropped with everybody's: ask again."""
+    """The restart dropped these sessions as well: ask again."""
     for _ in range(20):
         try:
             return await here.ground.end(ConnectionId(connection), None)

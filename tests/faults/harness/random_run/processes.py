@@ -92,7 +92,7 @@ class Installation:
         self._set_clock(now)
 
     def clock_is_right_again(self) -> None:
-        """As late as it ever was: what would be over looks over, and nobody waits for hours for it."""
+        """As late as it ever was, so that expired tokens look expired and no timer waits for hours."""
         self._set_clock(self.latest)
 
     def _set_clock(self, seconds: float) -> None:

@@ -28,7 +28,7 @@ class Seen:
     violations: list[str] = field(default_factory=list)
     revoked: dict[str, float] = field(default_factory=dict)  # connection -> when the API had said so
     slowest_s: float = 0.0
-    clock_went_back: bool = False  # then a token that is over looks good, until somebody reports it
+    clock_went_back: bool = False  # then a token that is over looks valid until a reader reports it
     reported: int = 0
 
 
@@ -57,12 +57,7 @@ async def read(
 
 
 async def _insist(
-    client: httpx2.AsyncClient,
-    connection: str,
-    refused: Leased,
-    works: Works,
-    seen: Seen,
-    until: float,
+    client: httpx2.AsyncClient, connection: str, refused: Leased, works: Works, seen: Seen, until: float
 ) -> None:
     """The provider refuses what we were given. Where our clock says that it is good it is reported, as
     clients do: the answer is a newer token, or a typed no."""
@@ -78,7 +73,7 @@ async def _insist(
             seen.violations.append(f"{connection}: a token that the provider refuses was given again")
             return
         if seen.clock_went_back and time.monotonic() > until:
-            return  # the next refresh may be half a minute away, and nobody will see it
+            return  # the next refresh may come after the run
         refused = again
 
 

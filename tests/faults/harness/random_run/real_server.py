@@ -1,4 +1,4 @@
-"""A server that nobody here wrote in the random run: django-oauth-toolkit, on PostgreSQL.
+"""An independent authorization server in the random run: django-oauth-toolkit, on PostgreSQL.
 
 Its refresh tokens rotate with a grace, and one that is used after that ends its family. Its
 connections come from consents that a scripted person gives, through the API. What it counts itself
@@ -85,7 +85,7 @@ class RealServer:
         return answer.status_code == 200
 
     async def withhold_an_answer(self) -> None:
-        """The next refresh is carried out, and its answer kept back until nobody listens any more."""
+        """The server carries out the next refresh and withholds the reply until the client has given up."""
         await self._server.hold_next("refresh_token")
 
     async def withhold_no_more(self) -> None:

@@ -37,7 +37,7 @@ class Ran:
     aftermath: Aftermath
     took_s: float
     not_injected: list[str] = field(default_factory=list)
-    unmet: int = 0  # answers that were to go wrong, and that nobody came for
+    unmet: int = 0  # scripted failures that no request met
 
     @property
     def violations(self) -> list[str]:
@@ -48,7 +48,7 @@ class Ran:
         """What a run is for, and what didn't happen in it: without that it says nothing."""
         failed = Counter(it.partition(":")[0] for it in self.not_injected)
         happened = {
-            "nobody got a token": self.seen.leases,
+            "no lease was given": self.seen.leases,
             "nothing was refreshed": self.aftermath.refreshes,
             "no connection at the real server is active": self.aftermath.real_states[LifecycleState.ACTIVE],
         }
@@ -116,7 +116,7 @@ async def run(
         try:
             await asyncio.gather(*lives)
             failed = await hurting
-            unmet = idp.unscript()  # from here on nothing befalls anybody
+            unmet = idp.unscript()  # from here on no fault is injected
             await real.withhold_no_more()
             here.clock_is_right_again()
             aftermath = await judged(here, made, consented, clients[0], seen, injections, _SETTLING_S)

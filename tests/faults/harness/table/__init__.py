@@ -1,4 +1,4 @@
-"""The table: a case for each point, fault, rotation and layout of workers; its run, and the judgement of its end.
+"""The table: a case for each point, fault, rotation and layout of workers; its run, and its verdict.
 
 Owns scenarios, cases and the judge. The worker processes are `workers`' business.
 """

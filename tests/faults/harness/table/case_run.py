@@ -1,4 +1,4 @@
-"""One case of the table: a worker, a fault at a point, and whoever goes on afterwards."""
+"""One case of the table: a worker, a fault at a point, and the workers that go on afterwards."""
 
 import asyncio
 import contextlib
@@ -58,7 +58,7 @@ class Case:
     fault: Fault | None
     layout: Layout
     rotation: Rotation
-    revoked: bool = False  # somebody revokes while the worker is stopped
+    revoked: bool = False  # a revocation is written while the worker is stopped
 
     def __str__(self) -> str:
         fault = self.fault
@@ -166,7 +166,7 @@ class Walk:
             ),
         }  # fmt: skip
         if consent is not None:
-            return connection, consent, ExchangeCode(**call, consent_id=consent.id)
+            return connection, consent, ExchangeCode(**call, consent_id=consent.id, generation=0)
         order = RefreshGrant(**call, generation=connection.generation, only_if_leased=scenario.leased)
         return connection, None, order
 
@@ -250,7 +250,7 @@ class Walk:
         return [at for point, side, at in self._passed if (point, side) == _KEPT]
 
     def _over(self, first: Hand, answer: Answer) -> bool:
-        """The first worker is asked until its fault has befallen it, or nobody would ask again."""
+        """The first worker is asked until its fault has struck, or Temporal would not ask again."""
         fault = self._case.fault
         befallen = fault is not None and first.befell(fault)
         return answer.died or befallen or ended(self._case.scenario, answer) or time.monotonic() > self._until

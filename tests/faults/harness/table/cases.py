@@ -139,7 +139,7 @@ def points_of(cases: Iterable[Case]) -> set[str]:
 
 
 def _same(scenario: Scenario) -> list[tuple[Layout, ...]]:
-    """The layouts in which its way is the same: who is stopped is overtaken by whoever else is there."""
+    """The layouts in which its way is the same: a stopped worker is overtaken by the other worker."""
     layouts = tuple(Layout(it) for it in scenario.layouts)
     return [(it,) for it in layouts] if any(it.kind == "stop" for it in scenario.befalls) else [layouts]
 

@@ -59,7 +59,7 @@ def judge(told: Told) -> Judged:
         wrongs.append(f"{overlapping} uses of one credential in flight together on one host")
     wrongs += [*taken_over_too_early(told), *sent_though_kept(told)]
     if told.hung:
-        wrongs.append("nobody came to an outcome")
+        wrongs.append("no worker came to an outcome")
     wrongs += [it for it in told.raised if it.startswith("unexpected")]
     if told.end.open_attempt and not told.case.revoked:  # a revocation settles what it finds open
         wrongs.append("an attempt is still open")
@@ -74,7 +74,7 @@ def judge(told: Told) -> Judged:
 
 def in_window(told: Told) -> bool:
     """The provider acted, and nothing of ours had kept its answer: neither when the fault came, nor
-    afterwards, before somebody sent again.
+    afterwards, before another use was sent.
 
     Without a fault (its point was not reached) a short limit passed, on a busy machine.
     """

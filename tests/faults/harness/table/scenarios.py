@@ -50,7 +50,7 @@ class Scenario:
     leased: bool = False
     unread: bool = False  # its definition can't read the provider's tokens, and is repaired meanwhile
     held: bool = False  # the provider answers late, and the worker is shut down meanwhile
-    ends: bool = False  # and is gone then, whatever it still waited for
+    ends: bool = False  # and it ends then, although it still waits
     crosses: Callable[[asyncio.Event], Answer] | None = None  # stopped, it goes on while another use waits
     rotations: tuple[Rotation, ...] = field(default=ROTATIONS)
 
@@ -129,12 +129,7 @@ SCENARIOS = (
         befalls=(READ_TOO_LATE,),
         refused=True,  # unless another host went on meanwhile
     ),
-    Scenario(
-        "code exchange, answer read too late",
-        EXCHANGE,
-        befalls=(READ_TOO_LATE,),
-        refused=True,
-    ),
+    Scenario("code exchange, answer read too late", EXCHANGE, befalls=(READ_TOO_LATE,), refused=True),
     Scenario("refresh, a library's mistake", REFRESH, befalls=(UNEXPECTED,), refused=True),
     Scenario("refresh, in a queue after an outage", REFRESH, queued=True),
     Scenario("refresh, definition on trial works", REFRESH, provider=ON_TRIAL),

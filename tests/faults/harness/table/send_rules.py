@@ -1,8 +1,8 @@
 """Who may send a credential again: two rules of docs/protocol.md, judged by the rows of the attempts.
 
-They hold whatever befell anybody, for what a provider takes once. They are judged by moments of one
+They hold under every fault, for credentials that a provider takes once. They are judged by moments of one
 machine, on which all of a case's workers run, and only by those that are certain: where it isn't known
-whose journal it was, or when somebody decided, nothing is said.
+whose journal it was, or the time of a decision, nothing is judged.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _ANSWERED = (*_TAKEN_OVER, AttemptOutcome.INSTALLED)
 def taken_over_too_early(told: Told) -> list[str]:
     """By another host, which can't see what the first one does, while an answer could still come.
 
-    Lets through: whatever comes after `send_by` and the longest answer, also when the first one was
+    Lets through: every use after `send_by` and the longest answer, also when the first one was
     stopped and sends or is answered later than that (the double-send window, which is counted), or when
     the machine stood still, so that both uses were under way together; and a worker of the same host,
     which sees for itself who is dead. `written` is after the decision: who decided late isn't early.
@@ -42,9 +42,9 @@ def sent_though_kept(told: Told) -> list[str]:
     """An answer that gave something lay in a journal of the same host: it is replayed, never asked for
     again.
 
-    Lets through: an answer that was kept only when somebody had begun to take over, as by a worker that
-    was stopped with it in hand; one in a journal of another host, which is away; and one that nobody
-    could replay for so long that it keeps nobody else waiting.
+    Lets through: an answer that was kept only after a takeover had begun, as by a worker that
+    was stopped with it in hand; one in a journal of another host, which is away; and one that no worker
+    could replay for so long that no other worker waits for it.
     """
     return [
         f"{use.worker}'s answer lay in a journal of {host}, and was asked for again there"
@@ -54,8 +54,8 @@ def sent_though_kept(told: Told) -> list[str]:
 
 
 def all_were_kept(told: Told) -> bool:
-    """Of every use that gave something the answer was in a journal before anybody began to send again.
-    False where nobody did: then it isn't known whether an answer came in time."""
+    """Of every use that gave something the answer was in a journal before another use was sent.
+    False without another use: then it isn't known whether an answer came in time."""
     kept = [use for use, _, _ in _kept_in_time(told)]
     return all(use in kept for use in told.idp.uses if use.good)
 
@@ -65,7 +65,7 @@ def _kept_in_time(told: Told) -> Iterator[tuple[Use, Attempted, Attempted]]:
     if told.case.scenario.unread:  # kept, and asked for again once it can be read
         return
     if fault is not None and fault.kind == "lost" and fault.point.startswith(JOURNAL):
-        return  # its disk said no: the answer was in nobody's journal, though it was to be
+        return  # its disk said no: the reply is in no journal, although its worker tried
     for worker, at in sorted(told.entries):
         uses = [it for it in told.idp.uses if it.worker == worker and it.came < at]
         use = max(uses, key=lambda it: it.came, default=None)
@@ -91,7 +91,7 @@ def _one_after_another(told: Told) -> Iterator[tuple[Attempted, Attempted]]:
 
 
 def _host(told: Told, attempt: Attempted) -> str | None:
-    """Where its journal is; None when nobody told of that journal."""
+    """Where its journal is; None when that journal is unknown."""
     return next(
         (host_of(it, told.case.layout) for it, id in told.journals.items() if id == attempt.journal), None
     )

@@ -40,7 +40,7 @@ def serve(path: str) -> None:
 
 
 def _dies_with_its_parent() -> None:
-    """Whoever ends the harness by force leaves nobody behind, stopped or not."""
+    """A killed harness leaves no process behind, not even a stopped one."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

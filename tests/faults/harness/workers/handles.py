@@ -77,7 +77,7 @@ class Hand:
         return next((kept for it, kept in self._befell if it == fault), [])
 
     def kept(self) -> list[float]:
-        """The same before anything befell it: what a worker that died tells nobody else."""
+        """The entries that a worker had kept before its fault, as it reported them."""
         return [at for _, kept in self._befell for at in kept]
 
     def goes_on(self) -> None:
@@ -161,7 +161,7 @@ class Warm:
         return hand
 
     async def back(self, hand: Hand) -> None:
-        """Its case is over. Whoever can't leave it is killed."""
+        """End its case. A worker that still has tasks of the case is killed."""
         if await hand.leave():
             self._free.append(hand)
         else:

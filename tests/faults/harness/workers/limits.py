@@ -5,10 +5,10 @@ from datetime import timedelta
 HTTP_S = 0.9  # the longest a provider is listened to
 PATIENT_S = 8.0  # for each of these in the proof afterwards
 SEND_S = 0.6  # from the intent to the first byte
-ANSWER_S = 1.1  # after that nobody listens any more
+ANSWER_S = 1.1  # after that no client waits for the reply
 TOKEN_S = 1  # an access token's life
 LOOK_AGAIN_S = 0.2
-REPLAY_S = 6.0  # a journalled answer keeps nobody else waiting for longer
+REPLAY_S = 6.0  # the longest that others wait for a journalled reply
 COMMIT_AGAIN_S = 0.5  # how long one that failed is put off at the most
 SWEEP_S = 0.3  # how often journals are looked through
 LOOK_ASIDE_S = 0.3  # and what was set aside there
@@ -20,7 +20,7 @@ DRAIN_S = 2.0  # after that a worker that ends waits no longer for a store that 
 BEAT_S = 0.2
 DATABASE_MS = 900  # statement, lock and idle-in-transaction time-outs
 PAUSE_S = 2.4  # past every one of them
-MOMENT_S = 0.4  # shorter than any of them: somebody else's change comes in between
+MOMENT_S = 0.4  # shorter than any of them: another change comes in between
 MOST_SENDS = 2  # a thousand in production: what happens then is on the table, too
 CASE_S = 20.0  # a case that takes longer hangs
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journaled_reply import JournaledReply
-from activities.single_use.protocol import OutcomeHandler, SingleUseAttempt, SingleUseProtocol
+from activities.single_use.protocol import SingleUseProtocol
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.single_use.protocol import SingleUseAttempt
+from activities.single_use.attempt import SingleUseAttempt
 from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.refresh_rules import RefreshRules

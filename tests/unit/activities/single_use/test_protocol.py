@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from activities.single_use import protocol, send_fence
+from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.journaled_reply import JournaledReply
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
@@ -210,7 +211,7 @@ async def test_an_entry_that_is_set_aside_is_concluded_once_it_can_be_read(
     assert "a lifetime that is a string" in said.getMessage()
     assert {ErrorCode.REPLY_UNREADABLE, use.row.id} <= set(map(str, said.__dict__.values()))
     (path,) = worker.journal.folder.glob("*/*.set-aside")
-    kept = protocol.SingleUseAttempt(use.row, use.keys, entry=JournalEntry.read(path))
+    kept = SingleUseAttempt(use.row, use.keys, entry=JournalEntry.read(path))
     again = Told(worker.journal, judge=unread)
     with fails(ErrorCode.REPLY_UNREADABLE):
         await worker.single_use.conclude(kept, journaled(kept), again.ending())
@@ -359,11 +360,11 @@ async def test_a_journaled_reply_is_concluded_like_a_new_one(worker: Worker, con
     use, told = await worker.begin(connection), Told(worker.journal)
     assert use.reservation is not None
     entry = use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer")
-    replayed = protocol.SingleUseAttempt(use.row, use.keys, entry=entry)
+    replayed = SingleUseAttempt(use.row, use.keys, entry=entry)
     assert await worker.single_use.conclude(replayed, journaled(replayed), told.ending()) == "at-2"
     assert told.committed == [replayed]
     assert worker.files() == []
     refused = Told(worker.journal, judge=refusing(ErrorCode.GRANT_REJECTED))
-    without_entry = protocol.SingleUseAttempt(use.row, use.keys)
+    without_entry = SingleUseAttempt(use.row, use.keys)
     await worker.single_use.conclude(without_entry, journaled(use, NO), refused.ending())
     assert refused.settled == [(ErrorCode.GRANT_REJECTED, AttemptOutcome.REFUSED)]

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from activities.single_use import send_fence
-from activities.single_use.protocol import SingleUseAttempt
+from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.send_fence import SendFence
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditRecord

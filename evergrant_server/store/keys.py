@@ -1,0 +1,106 @@
+"""Keys of tenants and connections: each is a row, wrapped by the key above it."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import (
+    Index,
+    and_,
+    bindparam,
+    select,
+    text,
+)
+from sqlmodel import Field
+
+from evergrant_server.crypto import (
+    AssociatedData,
+    KeyPurpose,
+    KeyRing,
+    Sealed,
+    SealingKey,
+    open_sealed,
+)
+from evergrant_server.store.database.columns import (
+    Row,
+    optional_timestamp_column,
+    sealed_column,
+    table_of,
+    timestamp_column,
+)
+
+NO_CONNECTION = ""  # the connection id of a tenant's own key
+
+
+class KeyRow(Row, table=True):
+    """A tenant's key (`connection_id` empty, wrapped by a root) or a connection's (by the tenant's)."""
+
+    __table_args__ = (
+        Index(
+            "uq_key_current",
+            "tenant",
+            "connection_id",
+            "purpose",
+            unique=True,
+            sqlite_where=text("retired_at IS NULL"),
+            postgresql_where=text("retired_at IS NULL"),
+        ),
+    )
+    tenant: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    purpose: str
+    connection_id: str
+    wrapping_key_id: str
+    sealed_key: Sealed = sealed_column()
+    created_at: datetime = timestamp_column()
+    retired_at: datetime | None = optional_timestamp_column()
+    revision: int
+
+
+_KEYS = table_of(KeyRow)
+_WRAPPING_KEYS = _KEYS.alias()
+_KEY = (
+    select(
+        _KEYS.c.id,
+        _KEYS.c.connection_id,
+        _KEYS.c.sealed_key,
+        _WRAPPING_KEYS.c.id.label("wrapping_key_id"),
+        _WRAPPING_KEYS.c.sealed_key.label("wrapping_key"),
+    )
+    .select_from(_KEYS)
+    .outerjoin(
+        _WRAPPING_KEYS,
+        and_(
+            _WRAPPING_KEYS.c.tenant == _KEYS.c.tenant,
+            _WRAPPING_KEYS.c.purpose == _KEYS.c.purpose,
+            _WRAPPING_KEYS.c.id == _KEYS.c.wrapping_key_id,
+        ),
+    )
+    .where(_KEYS.c.tenant == bindparam("tenant"), _KEYS.c.purpose == bindparam("purpose"))
+)
+KEY_BY_ID = _KEY.where(_KEYS.c.id == bindparam("id"))
+CURRENT_KEY = _KEY.where(_KEYS.c.connection_id == bindparam("connection_id"), _KEYS.c.retired_at.is_(None))
+
+
+class WrappedKey(NamedTuple):
+    """A key's row, and the row of the tenant key that wraps it (the same for a tenant key)."""
+
+    id: str
+    connection_id: str
+    wrapped: Sealed
+    tenant_key_id: str
+    tenant_key: Sealed
+
+
+def key_associated_data(tenant: str, key_id: str, purpose: KeyPurpose, connection_id: str) -> AssociatedData:
+    """Where a wrapped key lives; its purpose and connection are part of the place."""
+    return AssociatedData(tenant, "key", key_id, f"sealed_key:{purpose.value}:{connection_id}")
+
+
+def unwrap(ring: KeyRing, tenant: str, purpose: KeyPurpose, rows: WrappedKey) -> SealingKey:
+    """Unwrap a key through its tenant's. Raises Failure KEY_UNAVAILABLE or SEAL_BROKEN."""
+    above = key_associated_data(tenant, rows.tenant_key_id, purpose, NO_CONNECTION)
+    tenant_key = ring.unwrap(purpose, above, rows.tenant_key_id, rows.tenant_key)
+    if rows.connection_id == NO_CONNECTION:
+        return tenant_key
+    place = key_associated_data(tenant, rows.id, purpose, rows.connection_id)
+    return SealingKey(rows.id, open_sealed(tenant_key, place, rows.wrapped))
