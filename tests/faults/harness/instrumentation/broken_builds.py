@@ -20,12 +20,11 @@ def _body(text: str) -> list[ast.stmt]:
 def without_compare_and_set(module: str, tree: ast.Module) -> None:
     """A row is overwritten at any revision."""
     if module == "evergrant_server.store.database.rows":
-        where = next(
-            node
-            for node in ast.walk(_function(tree, "compare_and_set"))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "where"
+        _function(tree, "_update_statement").body = _body(
+            """same = (table.c[name] == bindparam(f"read_{name}") for name in key)
+any_revision = table.c.revision * 0 <= bindparam("read_revision")
+return update(table).where(*same, any_revision).values({name: bindparam(name) for name in names})"""
         )
-        where.keywords = [it for it in where.keywords if it.arg != "revision"]
 
 
 def without_journal(module: str, tree: ast.Module) -> None:
