@@ -49,17 +49,3 @@ class SystemClock:
 
     def now(self) -> datetime:
         return datetime.now(UTC)
-
-
-class SetClock:
-    """A clock that moves only when told, so that a test can skip a year."""
-
-    def __init__(self, at: datetime) -> None:
-        self._at = at
-
-    def now(self) -> datetime:
-        return self._at
-
-    def advance(self, seconds: float) -> None:
-        """Move forward by `seconds` (negative values move back, as clocks do)."""
-        self._at += timedelta(seconds=seconds)

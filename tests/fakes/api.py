@@ -22,7 +22,6 @@ from evergrant_server.api.http.authentication import format_key, hash_secret, ne
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.core.access import Action, App, AppKey, Integration, Permit
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -36,6 +35,7 @@ from evergrant_server.egress import EgressPolicy
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows, Store
 from providers.definition.registry import Registry
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
 
 TENANT = Tenant("acme")

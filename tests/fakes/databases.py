@@ -22,11 +22,11 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from evergrant_server.core.clock import SetClock
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.columns import METADATA
+from tests.fakes.clock import SetClock
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 _TEMPLATE = "evergrant_template"

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.database import schema, sqlite
 from tests.conformance.store.samples import ACME, a_connection, added, granted
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, Postgres, sqlite_url
 
 

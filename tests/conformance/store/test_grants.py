@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -25,6 +24,7 @@ from tests.conformance.store.samples import (
     refreshed,
     some_tokens,
 )
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 
 

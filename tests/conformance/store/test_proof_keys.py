@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from evergrant_server.core.clock import SetClock
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from evergrant_server.store.connections.tables import ProofKeyRow
 from tests.conformance.store.samples import ACME, granted, refreshed, some_tokens
 from tests.conformance.store.test_grants import columns_of
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, inspect, text
 
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.columns import METADATA
 from evergrant_server.store.database.engine import open_database
+from tests.fakes.clock import SetClock
 
 
 async def test_an_empty_database_is_brought_to_head_and_stays_there(empty_url: str):

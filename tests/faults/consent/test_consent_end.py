@@ -17,7 +17,6 @@ from activities.single_use.protocol import SingleUseProtocol
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_context import ProviderContext
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.consent import Consent, ConsentKind
 from evergrant_server.core.connections.device_code import DevicePoll
@@ -34,6 +33,7 @@ from evergrant_server.journal import Journal
 from evergrant_server.store.connections.tables import ConsentRow
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import loopback_tls
+from tests.fakes.clock import SetClock
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import Answer as Scripted
 from tests.fakes.providers.scripted_provider import ScriptedProvider, delay, hold_answer, ok, raw, status

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.connection import EnsureFresh, RefreshReason
+from tests.fakes.clock import SetClock
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import (

@@ -17,7 +17,6 @@ from sqlalchemy import text
 from activities.single_use import protocol
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.intent import commit_intent
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -25,6 +24,7 @@ from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, Ti
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_grant, granted, some_tokens
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, clock, database_url, key_path, postgres_server, ring, store
 from tests.fakes.patience import PATIENCE_S
 from tests.unit.activities.single_use.protocol_worker import LIMITS, STRICT, Told, Worker, fails

@@ -8,7 +8,6 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
 from evergrant_server.core.messages.names import connection_workflow_id
@@ -18,6 +17,7 @@ from evergrant_server.store.outbox import Outbox, OutboxRow
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
 from evergrant_server.temporal_link.reconcile import StartOutcome
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import (  # noqa: F401  # fixtures
     clock,
     database_url,

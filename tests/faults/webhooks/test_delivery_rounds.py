@@ -17,7 +17,6 @@ from activities.maintenance.webhook_delivery import (
     WebhookDeliveryActivities,
 )
 from evergrant_server import audit
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.ids import EventId, new_id
 from evergrant_server.core.messages.base import RequestContext
@@ -32,6 +31,7 @@ from evergrant_server.core.webhooks import (
 )
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.store import Store
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import clock, key_path, ring, store  # noqa: F401  # fixtures
 from tests.fakes.events.webhook_receiver import Received, Receiver
 from tests.fakes.events.webhooks import SECRET, TENANT, listening, log_of, reread

@@ -13,7 +13,6 @@ from evergrant_server import audit
 from evergrant_server.audit import LeaseClaim, LeaseLedger, StaleClaim
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
@@ -28,6 +27,7 @@ from tests.conformance.store.samples import (
     refreshed,
     some_tokens,
 )
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 
 

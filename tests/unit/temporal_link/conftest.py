@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant, new_id
 from evergrant_server.crypto.keyring import KeyRing
@@ -15,6 +14,7 @@ from evergrant_server.store import Store
 from evergrant_server.temporal_link.reconcile import Reconciler
 from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 from providers.definition.registry import Registry
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import clock, key_path, migrated_sqlite, ring, sqlite_url
 from tests.unit.temporal_link.scripted_link import ScriptedLink
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, Tenant
@@ -11,6 +10,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.reconcile import StartOutcome
 from evergrant_server.temporal_link.runs import NewestRun
+from tests.fakes.clock import SetClock
 from tests.unit.temporal_link.conftest import Prepare, connection_ids
 
 NEVER = 1_000  # more queries than a pass sends

@@ -10,13 +10,13 @@ from temporalio.testing import ActivityEnvironment
 from activities.maintenance.reconcile import RUN_LIMIT, ReconcileActivities
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.temporal_link.reconcile import Reconciler
+from tests.fakes.clock import SetClock
 from tests.unit.temporal_link.conftest import Prepare, connection_ids
 from tests.unit.temporal_link.scripted_link import ScriptedLink
 

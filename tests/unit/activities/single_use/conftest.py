@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from tests.conformance.store.samples import granted
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
 from tests.unit.activities.single_use.protocol_worker import Worker
 

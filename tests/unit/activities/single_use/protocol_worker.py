@@ -12,7 +12,6 @@ from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journaled_reply import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
@@ -25,6 +24,7 @@ from evergrant_server.store import Store
 from providers.responses.error_mapping import UnreadableTokens
 from providers.responses.raw_reply import RawReply
 from tests.conformance.store.samples import some_tokens
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)

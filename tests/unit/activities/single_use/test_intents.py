@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from activities.single_use import attempt_tracker
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -15,6 +14,7 @@ from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 from tests.conformance.store.samples import refreshed, some_tokens
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.unit.activities.single_use.protocol_worker import (
     LIMITS,

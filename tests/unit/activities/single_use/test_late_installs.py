@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from activities.single_use.attempt import SingleUseAttempt
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Store
+from tests.fakes.clock import SetClock
 from tests.unit.activities.single_use.protocol_worker import (
     LIMITS,
     NO_ROTATION,

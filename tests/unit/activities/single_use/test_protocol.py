@@ -17,7 +17,7 @@ from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.journaled_reply import JournaledReply
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.clock import SetClock, seconds_since_boot
+from evergrant_server.core.clock import seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -27,6 +27,7 @@ from evergrant_server.journal import JournalEntry
 from evergrant_server.store import Store
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.unit.activities.single_use.protocol_worker import (
     NO,

@@ -9,13 +9,13 @@ from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.send_fence import SendFence
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditRecord
-from evergrant_server.core.clock import SetClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import AttemptOutcome, TimeLimits
 from evergrant_server.journal.entry import RESERVATION_SUFFIX, remove_reservation
 from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.unit.activities.single_use.protocol_worker import Worker, an_order
 
