@@ -1,1 +1,4 @@
-"""Apps."""
+"""`/v1/apps`: apps, their API keys and permits, and the first admin.
+
+Doesn't own authentication (http) or what a permit allows (policy).
+"""

@@ -1,9 +1,9 @@
 """Creates the first admin: an app, a permit and an API key. Needs the store and its keys."""
 
-from evergrant_server import audit
+from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
 from evergrant_server.core.access import Action, App, AppKey, Permit
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId, PermitId, Tenant, new_id
@@ -57,12 +57,6 @@ async def bootstrap_admin(store: Store, clock: Clock, tenant: Tenant, *, force: 
 
 
 async def _record(tx: Transaction, app: App, action: AuditAction, what: str, **detail: object) -> None:
-    entry = AuditEntry(
-        tenant=app.tenant,
-        at=app.created_at,
-        action=action,
-        object=what,
-        context=RequestContext(by="operator"),
-        detail={"app": app.name, **detail},
+    await record(
+        tx, app.tenant, action, what, RequestContext(by="operator"), app.created_at, app=app.name, **detail
     )
-    await audit.append(tx, entry)

@@ -34,7 +34,7 @@ async def create_key(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Create a key. Only this response contains it."""
-    once = IdempotentCommand(request, caller, idempotency_key, None)
+    command = IdempotentCommand(request, caller, idempotency_key, None)
     secret, now = new_key_secret(), api.clock.now()
 
     async def add(tx: Transaction) -> CommandResponse:
@@ -51,7 +51,7 @@ async def create_key(
         shown = NewKeyView(**KeyView.of(key).model_dump(), key=format_key(key.id, secret))
         return CommandResponse.from_view(201, shown)
 
-    return (await once.run(api, add)).response()
+    return (await command.run(api, add)).response()
 
 
 @router.get("/v1/apps/{name}/keys")

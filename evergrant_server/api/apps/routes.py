@@ -1,17 +1,16 @@
 """`/v1/apps`: apps and their permits. A change makes the lease path read the app again."""
 
-from typing import Annotated
+from fastapi import APIRouter, Response
 
-from fastapi import APIRouter, Query, Response
-
-from evergrant_server import audit
 from evergrant_server.api.apps.models import AppBody, AppView, PermitBody, PermitView
 from evergrant_server.api.connections.source_tokens import retry_waiting_connections
+from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.dependencies import ApiDep, ContextDep, TenantAdminDep
-from evergrant_server.api.http.requests import Slug
+from evergrant_server.api.http.problems import require_found
+from evergrant_server.api.http.requests import PageCursor, PageLimit, Slug
 from evergrant_server.api.http.responses import Page
 from evergrant_server.core.access import App, Permit
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, PermitId, Tenant, new_id
@@ -23,10 +22,7 @@ router = APIRouter(tags=["apps"])
 
 async def require_app(tx: Transaction, tenant: Tenant, name: str) -> App:
     """The app of this name. Raises Failure NOT_FOUND."""
-    found = await tx.access.app_by_name(tenant, name)
-    if found is None:
-        raise Failure(ErrorCode.NOT_FOUND)
-    return found
+    return require_found(await tx.access.app_by_name(tenant, name))
 
 
 async def record_app_change(
@@ -38,15 +34,7 @@ async def record_app_change(
     context: RequestContext,
     **detail: object,
 ) -> None:
-    entry = AuditEntry(
-        tenant=app.tenant,
-        at=clock.now(),
-        action=action,
-        object=what,
-        context=context,
-        detail={"app": app.name, **detail},
-    )
-    await audit.append(tx, entry)
+    await record(tx, app.tenant, action, what, context, clock.now(), app=app.name, **detail)
 
 
 @router.put("/v1/apps/{name}")
@@ -89,15 +77,15 @@ async def put_app(
 async def list_apps(
     api: ApiDep,
     caller: TenantAdminDep,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=2000)] = None,
+    limit: PageLimit = 50,
+    cursor: PageCursor = None,
 ) -> Page[AppView]:
     """All apps of the tenant, sorted by name."""
     after = api.cursors.decode(cursor, caller.tenant, list="apps")
     async with api.store.read() as tx:
         found = await tx.access.apps(caller.tenant, after, limit + 1)
-    following = api.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, list="apps")
-    return Page(items=[AppView.of(app) for app in found[:limit]], next_cursor=following)
+    next_cursor = api.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, list="apps")
+    return Page(items=[AppView.of(app) for app in found[:limit]], next_cursor=next_cursor)
 
 
 @router.get("/v1/apps/{name}")

@@ -16,6 +16,7 @@ async def record(
     object_id: str,
     context: RequestContext,
     at: datetime,
+    /,
     **detail: object,
 ) -> None:
     """Append one record about the object with this id. `detail` must hold no secret."""

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from evergrant_server import audit
+from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import (
     ApiDep,
@@ -15,6 +15,7 @@ from evergrant_server.api.http.dependencies import (
     TenantAdminDep,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
+from evergrant_server.api.http.problems import require_found
 from evergrant_server.api.http.requests import Slug
 from evergrant_server.api.http.responses import Page
 from evergrant_server.api.http.transactions import run_transaction
@@ -24,7 +25,7 @@ from evergrant_server.api.integrations.definition_models import (
     DefinitionView,
     RollBackBody,
 )
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import DefinitionId, new_id
@@ -55,7 +56,7 @@ async def propose_definition(
 
     A worker checks it. No connection uses it before an admin approves it.
     """
-    once = IdempotentCommand(request, caller, key, body)
+    command = IdempotentCommand(request, caller, key, body)
     spec = parse_definition(body.definition, "the proposal")
 
     async def write(tx: Transaction) -> CommandResponse:
@@ -80,9 +81,7 @@ async def propose_definition(
         await _record(tx, definition, AuditAction.DEFINITION_PROPOSED, context, now)
         return CommandResponse.from_view(201, DefinitionView.of(definition))
 
-    answer = await once.run(api, write)
-    api.relay.notify()
-    return answer.response()
+    return (await command.run(api, write)).response()
 
 
 @router.get("/v1/providers/{provider}/versions")
@@ -204,10 +203,7 @@ async def _save_decision(
 
 
 async def _require_version(tx: Transaction, tenant: Any, provider: str, version: int) -> Definition:
-    found = await tx.definitions.version(tenant, provider, version)
-    if found is None:
-        raise Failure(ErrorCode.NOT_FOUND)
-    return found
+    return require_found(await tx.definitions.version(tenant, provider, version))
 
 
 async def signal_rollout(
@@ -249,12 +245,4 @@ async def _record(
     now: datetime,
     **detail: object,
 ) -> None:
-    entry = AuditEntry(
-        tenant=it.tenant,
-        at=now,
-        action=action,
-        object=it.id,
-        context=context,
-        detail={"provider": it.name, "version": it.version, **detail},
-    )
-    await audit.append(tx, entry)
+    await record(tx, it.tenant, action, it.id, context, now, provider=it.name, version=it.version, **detail)

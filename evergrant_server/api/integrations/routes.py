@@ -4,12 +4,11 @@ import asyncio
 import logging
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from evergrant_server import audit
+from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import (
@@ -20,22 +19,21 @@ from evergrant_server.api.http.dependencies import (
     require_permit,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
-from evergrant_server.api.http.requests import Slug
+from evergrant_server.api.http.problems import require_found
+from evergrant_server.api.http.requests import PageCursor, PageLimit, Slug
 from evergrant_server.api.http.responses import Page
 from evergrant_server.api.integrations import client_metadata
 from evergrant_server.api.integrations.changes import (
     change_client_secret,
     changed_integration,
-    check_body,
-    client_certificate_of,
-    client_key_of,
     new_integration,
     retry_failing_connections,
 )
+from evergrant_server.api.integrations.checks import check_body, client_certificate_of, client_key_of
 from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
 from evergrant_server.api.integrations.models import IntegrationBody, IntegrationView, RotateSecretBody
 from evergrant_server.core.access import Action, Integration, IntegrationState, RegistrationMethod
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.secret import Secret
@@ -133,7 +131,7 @@ async def rotate_client_secret(
     two the provider accepts. `roll_back` makes the previous secret the only one again.
     """
     _require_admin(caller, name)
-    once = IdempotentCommand(
+    command = IdempotentCommand(
         request, caller, key, body.model_copy(update={"client_secret": None})
     )  # the secret is not hashed
 
@@ -146,9 +144,7 @@ async def rotate_client_secret(
         await retry_failing_connections(tx, after, context, now)
         return CommandResponse.from_view(200, await _view(tx, api, after))
 
-    answer = await once.run(api, rotate)
-    api.relay.notify()
-    return answer.response()
+    return (await command.run(api, rotate)).response()
 
 
 async def _request_registration(
@@ -186,8 +182,8 @@ async def _discover(api: ApiContext, integration: Integration, context: RequestC
 async def list_integrations(
     api: ApiDep,
     caller: CallerDep,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=2000)] = None,
+    limit: PageLimit = 50,
+    cursor: PageCursor = None,
 ) -> Page[IntegrationView]:
     """The integrations that the app administers, sorted by name."""
     bound = {"list": "integrations", "app": caller.app.id}
@@ -195,8 +191,8 @@ async def list_integrations(
     async with api.store.read() as tx:
         found = await tx.integrations.page(caller.tenant, after, limit + 1)
         shown = [await _view(tx, api, it) for it in found[:limit] if _administers(caller, it.name)]
-    following = api.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, **bound)
-    return Page(items=shown, next_cursor=following)
+    next_cursor = api.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, **bound)
+    return Page(items=shown, next_cursor=next_cursor)
 
 
 def _administers(caller: Caller, name: str) -> bool:
@@ -223,21 +219,20 @@ async def delete_integration(name: Slug, api: ApiDep, caller: CallerDep, context
 
 
 async def _require_integration(tx: Transaction, caller: Caller, name: str) -> Integration:
-    found = await tx.integrations.by_name(caller.tenant, name)
-    if found is None:
-        raise Failure(ErrorCode.NOT_FOUND)
-    return found
+    return require_found(await tx.integrations.by_name(caller.tenant, name))
 
 
 async def _record(
     tx: Transaction, action: AuditAction, it: Integration, context: RequestContext, now: datetime
 ) -> None:
-    entry = AuditEntry(
-        tenant=it.tenant,
-        at=now,
-        action=action,
-        object=it.id,
-        context=context,
-        detail={"integration": it.name, "provider": it.provider, "client_id": it.client_id},
+    await record(
+        tx,
+        it.tenant,
+        action,
+        it.id,
+        context,
+        now,
+        integration=it.name,
+        provider=it.provider,
+        client_id=it.client_id,
     )
-    await audit.append(tx, entry)

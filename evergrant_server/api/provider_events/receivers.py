@@ -8,16 +8,17 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
-from evergrant_server import audit
+from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import ApiDep, CallerDep, ContextDep, require_permit
 from evergrant_server.api.http.outbox_messages import fetch_keys_message
+from evergrant_server.api.http.problems import require_found
 from evergrant_server.api.http.requests import Body, Slug, StorableSecret, Text
 from evergrant_server.api.http.responses import View
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.core.access import Action, Integration
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ReceiverId, new_id
 from evergrant_server.core.messages.base import RequestContext
@@ -199,18 +200,12 @@ async def _view(api: ApiContext, it: Receiver) -> EventReceiverView:
 
 async def _require_integration(tx: Transaction, caller: Caller, name: str) -> Integration:
     require_permit(caller, Action.ADMIN, integration=name, subject=None, hidden=False)
-    found = await tx.integrations.by_name(caller.tenant, name)
-    if found is None:
-        raise Failure(ErrorCode.NOT_FOUND)
-    return found
+    return require_found(await tx.integrations.by_name(caller.tenant, name))
 
 
 async def _require_receiver(tx: Transaction, caller: Caller, name: str) -> Receiver:
     integration = await _require_integration(tx, caller, name)
-    found = await tx.receivers.of_integration(caller.tenant, integration.id)
-    if found is None:
-        raise Failure(ErrorCode.NOT_FOUND)
-    return found
+    return require_found(await tx.receivers.of_integration(caller.tenant, integration.id))
 
 
 async def _record(
@@ -221,12 +216,14 @@ async def _record(
     context: RequestContext,
     now: datetime,
 ) -> None:
-    entry = AuditEntry(
-        tenant=it.tenant,
-        at=now,
-        action=action,
-        object=integration.id,
-        context=context,
-        detail={"integration": integration.name, "kind": it.kind.value, "receiver": it.id},
+    await record(
+        tx,
+        it.tenant,
+        action,
+        integration.id,
+        context,
+        now,
+        integration=integration.name,
+        kind=it.kind.value,
+        receiver=it.id,
     )
-    await audit.append(tx, entry)

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from evergrant_server import audit
-from evergrant_server.api.connections.scopes import raise_scope_not_permitted
+from evergrant_server.api.connections.scopes import require_permitted
+from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.outbox_messages import connection_signal_message, connection_start_message
@@ -15,7 +15,7 @@ from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import integration_spec, require_ready
 from evergrant_server.api.transfer.models import ImportItem, ImportOutcome
 from evergrant_server.core.access import Action, Integration
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import MAX_LIFETIME
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind
@@ -25,7 +25,6 @@ from evergrant_server.core.ids import ConnectionId, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConsentGranted
 from evergrant_server.core.messages.names import SignalName
-from evergrant_server.policy import decide, scopes_above
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 
@@ -105,16 +104,7 @@ class ImportWriter:
             item.scopes if item.scopes is not None else (integration.default_scopes or spec.default_scopes)
         )
         scopes = tuple(dict.fromkeys(scopes))
-        counted = tuple(scope for scope in scopes if scope != spec.offline_scope)
-        verdict = decide(
-            self._caller.permits,
-            integration=integration.name,
-            subject=item.subject,
-            action=Action.ADMIN,
-            scopes=counted,
-        )
-        if not verdict.allowed or scopes_above(counted, integration.scope_ceiling):
-            raise_scope_not_permitted(scopes_above(counted, verdict.ceiling, integration.scope_ceiling))
+        require_permitted(self._caller, integration, spec, item.subject, scopes, Action.ADMIN)
         return scopes
 
     async def _write(
@@ -148,21 +138,19 @@ class ImportWriter:
         await tx.outbox.add(connection_start_message(connection, self._api.ring, self._context, now))
         granted = ConsentGranted(consent_id=consent.id, context=self._context)
         await tx.outbox.add(connection_signal_message(connection, SignalName.CONSENT_GRANTED, granted, now))
-        entry = AuditEntry(
-            tenant=connection.tenant,
-            at=now,
-            action=AuditAction.CONNECTION_IMPORTED,
-            object=connection.id,
-            context=self._context,
-            detail={
-                "integration": integration.name,
-                "label": item.label,
-                "scopes": list(scopes),
-                "refreshable": item.refresh_token is not None,
-                "consent": consent.id,
-            },
+        await record(
+            tx,
+            connection.tenant,
+            AuditAction.CONNECTION_IMPORTED,
+            connection.id,
+            self._context,
+            now,
+            integration=integration.name,
+            label=item.label,
+            scopes=list(scopes),
+            refreshable=item.refresh_token is not None,
+            consent=consent.id,
         )
-        await audit.append(tx, entry)
         return connection
 
 

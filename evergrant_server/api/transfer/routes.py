@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
-from evergrant_server import audit
+from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.dependencies import (
     ApiDep,
     ContextDep,
@@ -20,7 +20,7 @@ from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.transfer.intake import ImportWriter
 from evergrant_server.api.transfer.models import ExportBody, ExportView, ImportBody, ImportView
 from evergrant_server.api.transfer.verification import ImportVerification
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.ids import ExportId, Tenant, new_id
@@ -86,7 +86,7 @@ async def request_export(
     key: IdempotencyKey = None,
 ) -> Response:
     """Have a worker seal every live grant to `public_key`. Fetch the lines with GET."""
-    once = IdempotentCommand(request, caller, key, body)
+    command = IdempotentCommand(request, caller, key, body)
     recipient = Recipient.parse(body.public_key)
     now = api.clock.now()
     export = Export(
@@ -107,9 +107,7 @@ async def request_export(
         await _record(tx, export, AuditAction.EXPORT_REQUESTED, context, now, detail)
         return CommandResponse.from_view(202, ExportView.of(export, recipient.thumbprint))
 
-    answer = await once.run(api, begin)
-    api.relay.notify()
-    return answer.response()
+    return (await command.run(api, begin)).response()
 
 
 @router.get(
@@ -187,7 +185,4 @@ async def _record(
     at: Any,
     detail: dict[str, Any],
 ) -> None:
-    entry = AuditEntry(
-        tenant=export.tenant, at=at, action=action, object=export.id, context=context, detail=detail
-    )
-    await audit.append(tx, entry)
+    await record(tx, export.tenant, action, export.id, context, at, **detail)

@@ -1,9 +1,8 @@
 """`/v1/webhooks/{name}/deliveries`: delivery log, replay and test event. For admins of the tenant."""
 
 from datetime import datetime
-from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from evergrant_server import audit
@@ -14,10 +13,10 @@ from evergrant_server.api.http.dependencies import (
     TenantAdminDep,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
-from evergrant_server.api.http.requests import Slug
+from evergrant_server.api.http.requests import PageCursor, PageLimit, Slug
 from evergrant_server.api.http.responses import Page
 from evergrant_server.api.webhooks.models import DeliveryView
-from evergrant_server.api.webhooks.routes import Cursor, record_webhook_change, require_webhook
+from evergrant_server.api.webhooks.routes import record_webhook_change, require_webhook
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.events import EventType, WebhookEvent, ping_body
@@ -38,7 +37,7 @@ async def send_ping(
     key: IdempotencyKey = None,
 ) -> Response:
     """Send a `webhook.ping` before pending deliveries. The delivery log shows the outcome."""
-    once = IdempotentCommand(request, caller, key, None)
+    command = IdempotentCommand(request, caller, key, None)
 
     async def ping(tx: Transaction) -> CommandResponse:
         now = api.clock.now()
@@ -56,9 +55,7 @@ async def send_ping(
         await record_webhook_change(tx, AuditAction.WEBHOOK_TESTED, webhook, context, now, event=event.id)
         return CommandResponse.from_view(202, DeliveryView.of(delivery))
 
-    answer = await once.run(api, ping)
-    api.relay.notify()
-    return answer.response()
+    return (await command.run(api, ping)).response()
 
 
 @router.get("/v1/webhooks/{name}/deliveries")
@@ -67,8 +64,8 @@ async def list_deliveries(
     api: ApiDep,
     caller: TenantAdminDep,
     status: DeliveryStatus | None = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Cursor = None,
+    limit: PageLimit = 50,
+    cursor: PageCursor = None,
 ) -> Page[DeliveryView]:
     """The delivery log, newest first."""
     async with api.store.read() as tx:
@@ -79,8 +76,8 @@ async def list_deliveries(
         found = await tx.deliveries.page(
             caller.tenant, webhook.id, status=status, after=position, limit=limit + 1
         )
-    following = api.cursors.next_cursor(found, limit, _cursor_position, caller.tenant, **bound)
-    return Page(items=[DeliveryView.of(it) for it in found[:limit]], next_cursor=following)
+    next_cursor = api.cursors.next_cursor(found, limit, _cursor_position, caller.tenant, **bound)
+    return Page(items=[DeliveryView.of(it) for it in found[:limit]], next_cursor=next_cursor)
 
 
 @router.post(
@@ -95,8 +92,8 @@ async def replay_delivery(
     context: ContextDep,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Send a delivery again, whatever its status. It keeps its `webhook-id`, by which receivers deduplicate."""
-    once = IdempotentCommand(request, caller, key, None)
+    """Send a delivery again. It keeps its `webhook-id`, by which receivers deduplicate."""
+    command = IdempotentCommand(request, caller, key, None)
 
     async def again(tx: Transaction) -> CommandResponse:
         now = api.clock.now()
@@ -112,9 +109,7 @@ async def replay_delivery(
         )
         return CommandResponse.from_view(202, DeliveryView.of(after))
 
-    answer = await once.run(api, again)
-    api.relay.notify()
-    return answer.response()
+    return (await command.run(api, again)).response()
 
 
 def _require_enabled(webhook: Webhook) -> None:

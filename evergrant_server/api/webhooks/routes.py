@@ -2,13 +2,13 @@
 
 import secrets
 from datetime import datetime, timedelta
-from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from evergrant_server import audit
+from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import (
     ApiDep,
@@ -17,7 +17,8 @@ from evergrant_server.api.http.dependencies import (
     TenantAdminDep,
 )
 from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
-from evergrant_server.api.http.requests import Slug
+from evergrant_server.api.http.problems import require_found
+from evergrant_server.api.http.requests import PageCursor, PageLimit, Slug
 from evergrant_server.api.http.responses import Page
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.webhooks.models import (
@@ -26,7 +27,7 @@ from evergrant_server.api.webhooks.models import (
     WebhookSecretView,
     WebhookView,
 )
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant, WebhookId, new_id
 from evergrant_server.core.messages.base import RequestContext
@@ -36,8 +37,6 @@ from evergrant_server.store import Transaction
 router = APIRouter(tags=["webhooks"])
 
 MAX_WEBHOOKS = 50  # webhooks of a tenant: each event is matched against all of them
-
-Cursor = Annotated[str | None, Query(max_length=2000)]
 
 
 @router.put("/v1/webhooks/{name}")
@@ -82,15 +81,15 @@ async def put_webhook(
 async def list_webhooks(
     api: ApiDep,
     caller: TenantAdminDep,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Cursor = None,
+    limit: PageLimit = 50,
+    cursor: PageCursor = None,
 ) -> Page[WebhookView]:
     """All webhooks of the tenant, sorted by name."""
     after = api.cursors.decode(cursor, caller.tenant, list="webhooks")
     async with api.store.read() as tx:
         found = await tx.webhooks.page(caller.tenant, after, limit + 1)
-    following = api.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, list="webhooks")
-    return Page(items=[WebhookView.of(it) for it in found[:limit]], next_cursor=following)
+    next_cursor = api.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, list="webhooks")
+    return Page(items=[WebhookView.of(it) for it in found[:limit]], next_cursor=next_cursor)
 
 
 @router.get("/v1/webhooks/{name}")
@@ -124,7 +123,7 @@ async def rotate_webhook_secret(
     key: IdempotencyKey = None,
 ) -> Response:
     """Create a new signing secret and return it once. In the overlap, messages carry both signatures."""
-    once = IdempotentCommand(request, caller, key, body)
+    command = IdempotentCommand(request, caller, key, body)
     overlap = api.settings.webhook_secret_overlap
     if body is not None and body.overlap is not None:
         overlap = timedelta(seconds=body.overlap)
@@ -147,7 +146,7 @@ async def rotate_webhook_secret(
         )
         return CommandResponse.from_view(200, WebhookSecretView.with_secret(after, secret.reveal()))
 
-    return (await once.run(api, rotate)).response()
+    return (await command.run(api, rotate)).response()
 
 
 def _require_reachable(api: ApiContext, url: str) -> None:
@@ -197,10 +196,7 @@ def _origin(url: str) -> str:
 
 async def require_webhook(tx: Transaction, tenant: Tenant, name: str) -> Webhook:
     """The webhook of this name. Raises Failure NOT_FOUND."""
-    found = await tx.webhooks.by_name(tenant, name)
-    if found is None:
-        raise Failure(ErrorCode.NOT_FOUND)
-    return found
+    return require_found(await tx.webhooks.by_name(tenant, name))
 
 
 async def record_webhook_change(
@@ -211,12 +207,4 @@ async def record_webhook_change(
     now: datetime,
     **detail: object,
 ) -> None:
-    entry = AuditEntry(
-        tenant=webhook.tenant,
-        at=now,
-        action=action,
-        object=webhook.id,
-        context=context,
-        detail={"webhook": webhook.name, **detail},
-    )
-    await audit.append(tx, entry)
+    await record(tx, webhook.tenant, action, webhook.id, context, now, webhook=webhook.name, **detail)

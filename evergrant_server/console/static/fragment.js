@@ -1,6 +1,6 @@
 "use strict";
 (async () => {
-  const said = location.hash.slice(1);
+  const fragment = location.hash.slice(1);
   history.replaceState(null, "", location.pathname);
   const failed = (text, code) => {
     document.querySelector(".mark").className = "mark bad";
@@ -10,18 +10,18 @@
     document.querySelector(".note").hidden = false;
   };
   try {
-    const answer = await fetch(location.pathname + "/fragment", {
+    const response = await fetch(location.pathname + "/fragment", {
       method: "POST",
       headers: { "Content-Type": "application/x-www-form-urlencoded" },
-      body: said,
+      body: fragment,
       credentials: "same-origin",
       redirect: "error",
       referrerPolicy: "no-referrer",
     });
-    const heard = await answer.json();
-    if (answer.ok) location.replace(heard.next);
-    else failed(heard.detail + " " + heard.repair, heard.code);
+    const result = await response.json();
+    if (response.ok) location.replace(result.next);
+    else failed(result.detail + " " + result.repair, result.code);
   } catch {
-    failed("The answer could not be passed on. Open the link that you were sent again.", "callback_invalid");
+    failed("The response could not be sent. Open your link again.", "callback_invalid");
   }
 })();
