@@ -117,7 +117,7 @@ async def test_ssrf_a_host_that_is_not_the_vendors_is_refused(api: Api):
 async def test_a_part_of_the_token_endpoint_has_to_come(api: Api):
     it = await sent(api, "lightspeed-retail")
     assert "{domain_prefix}" in str((await it.consent()).token_endpoint)
-    await it.refused("domain_prefix comes in a callback")
+    await it.refused("domain_prefix is not known yet")
 
 
 async def test_scopes_of_a_callback_are_never_more_than_were_asked_for(api: Api):
