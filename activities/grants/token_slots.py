@@ -6,8 +6,8 @@ workflow of each connection then installs its grant.
 
 from datetime import datetime
 
-from evergrant_server import audit
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from activities.support.transactions import append_audit
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind
 from evergrant_server.core.connections.grant import TokenSet
@@ -105,20 +105,13 @@ async def _create_connection(
     await tx.connections.add_new(connection)
     subject_hash = ring.subject_hash(connection.tenant, connection.subject)
     await tx.outbox.add(start_message(connection, subject_hash, call.context, now))
-    entry = AuditEntry(
-        tenant=connection.tenant,
-        at=now,
-        action=AuditAction.CONNECTION_CREATED,
-        object=connection.id,
-        context=call.context,
-        detail={
-            "integration": connection.integration,
-            "label": label,
-            "scopes": list(scopes),
-            "flow": connection.flow,
-            "consented_with": first.id,
-        },
-        provenance=call.provenance,
-    )
-    await audit.append(tx, entry)
+    detail = {
+        "integration": connection.integration,
+        "label": label,
+        "scopes": list(scopes),
+        "flow": connection.flow,
+        "consented_with": first.id,
+    }
+    created = call.model_copy(update={"connection_id": connection.id})
+    await append_audit(tx, created, AuditAction.CONNECTION_CREATED, now, **detail)
     return connection

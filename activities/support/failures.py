@@ -14,7 +14,7 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, RetryAdvice
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
 from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.logs import log_event, stack_frames
 
 log = logging.getLogger("evergrant.activities")
 
@@ -71,15 +71,7 @@ class _FailureMapper(ActivityInboundInterceptor):
             error = to_application_error(failure)
         except Exception as unexpected:
             # the message may quote a secret: only the type and the place are kept
-            where = _innermost_frame(unexpected)
-            what = f"{input.fn.__name__}: {type(unexpected).__name__} at {where}"
+            what = f"{input.fn.__name__}: {type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
             log_event(log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what)
             error = ApplicationError(f"unexpected {type(unexpected).__name__}", type=ErrorCode.INTERNAL)
         raise error from None
-
-
-def _innermost_frame(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown"

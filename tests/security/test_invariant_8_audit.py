@@ -19,7 +19,7 @@ class FullDisk:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.sqlite = store.is_sqlite
+        self.is_sqlite = store.is_sqlite
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Transaction]:

@@ -1,6 +1,5 @@
 """Decides one lease: the caller's permit, the row, its freshness, or the refusal."""
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from starlette.requests import Request
@@ -32,13 +31,6 @@ _NameKey = tuple[Tenant, str, str, str]
 _IdKey = tuple[Tenant, ConnectionId]
 
 
-@dataclass(frozen=True)
-class Lease:
-    """A lease that is in the audit log, with its token still sealed in the row."""
-
-    row: LeaseRow
-
-
 class LeaseIssuer:
     """Issues leases. Sealed rows are cached; no token leaves before the ledger's commit."""
 
@@ -50,8 +42,10 @@ class LeaseIssuer:
         self._proofs = DpopProofs(api)
         self._rows: dict[_NameKey | _IdKey, LeaseRow] = {}
 
-    async def issue(self, request: Request, lease_request: LeaseRequest, known: tuple[Caller, bool]) -> Lease:
-        """Decide and record a lease. `known` is the result of `Authenticator.cached`.
+    async def issue(
+        self, request: Request, lease_request: LeaseRequest, known: tuple[Caller, bool]
+    ) -> LeaseRow:
+        """Decide and record a lease: its row, with the token still sealed. `known` is the caller as cached.
 
         Raises Failure; a refusal of an authenticated app is in the audit log too.
         """
@@ -78,7 +72,7 @@ class LeaseIssuer:
 
     async def _decide(
         self, caller: Caller, lease_request: LeaseRequest, context: RequestContext, *, cached: bool
-    ) -> Lease:
+    ) -> LeaseRow:
         row = await self._load_row(caller, lease_request, cached=cached)
         if cached and not self._can_serve_cached(row, lease_request):
             raise StaleClaim  # a cached caller starts nothing: no link, no refresh
@@ -95,7 +89,7 @@ class LeaseIssuer:
             await self._proofs.require_provable(row, lease_request.proof)
         await self._api.ledger.record(self._claim(caller, lease_request, row, context))
         self._remember(lease_request, row)
-        return Lease(row)
+        return row
 
     # --- rows -------------------------------------------------------------------------
 

@@ -91,13 +91,13 @@ async def sign_request(
     """Sign one request with a connection's token (OAuth 1.0a, RFC 5849 section 3)."""
     await _require_no_provider_endpoint(api, caller, connection_id, body.url)
     ask = LeaseRequest(TokenBody(), None, ConnectionId(connection_id), signs=body.audit_text)
-    lease = await LeaseIssuer(api, refresher).issue(request, ask, (caller, False))
+    row = await LeaseIssuer(api, refresher).issue(request, ask, (caller, False))
     response.headers["Cache-Control"] = "no-store"
-    header = await _authorization_header(api, lease.row, body)
+    header = await _authorization_header(api, row, body)
     return SignatureView(
         headers={"Authorization": header},
-        generation=lease.row.generation,
-        connection_id=lease.row.connection_id,
+        generation=row.generation,
+        connection_id=row.connection_id,
     )
 
 

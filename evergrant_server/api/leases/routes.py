@@ -14,13 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.problems import invalid_request_response
 from evergrant_server.api.http.requests import Body
-from evergrant_server.api.leases.decision import Lease, LeaseIssuer
+from evergrant_server.api.leases.decision import LeaseIssuer
 from evergrant_server.api.leases.dpop import DpopProofs, ProofRequest
 from evergrant_server.api.leases.models import LeaseBody, ProofBody, TokenBody
 from evergrant_server.api.leases.refresher import RefreshWaiter
 from evergrant_server.api.leases.refusals import LeaseRequest
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import metrics
 
 LEASE_PATH = "/v1/lease"
@@ -32,7 +33,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class LeaseRoute(Route):
-    """Leaves itself in the scope, as FastAPI's routes do, so that a trace knows the template."""
+    """Puts itself into the scope, as FastAPI's routes do, so that traces have the path template."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, found = super().matches(scope)
@@ -72,34 +73,34 @@ async def _respond(endpoint: Endpoint, request: Request) -> Response:
 
 def routes(api: ApiContext, refresher: RefreshWaiter) -> list[LeaseRoute]:
     """`POST /v1/lease`, `POST /v1/connections/{id}/token` and `…/proof`."""
-    leasing, proving = LeaseIssuer(api, refresher), DpopProofs(api)
+    issuer, proofs = LeaseIssuer(api, refresher), DpopProofs(api)
     base_url = api.settings.public_url
 
     async def by_names(request: Request) -> Response:
-        known = await api.authenticator.authenticate_cached(request)
+        caller = await api.authenticator.authenticate_cached(request)
         body = await _parse_body(request, LeaseBody)
-        lease = await leasing.issue(request, LeaseRequest(body, body, None), known)
-        return _lease_response(lease, api)
+        row = await issuer.issue(request, LeaseRequest(body, body, None), caller)
+        return _lease_response(row, api)
 
     async def by_id(request: Request) -> Response:
-        known = await api.authenticator.authenticate_cached(request)
+        caller = await api.authenticator.authenticate_cached(request)
         body = await _parse_body(request, TokenBody)
-        connection_id = ConnectionId(request.path_params["connection_id"])
-        lease = await leasing.issue(request, LeaseRequest(body, None, connection_id), known)
-        return _lease_response(lease, api)
+        row = await issuer.issue(request, LeaseRequest(body, None, _connection_id(request)), caller)
+        return _lease_response(row, api)
 
-    async def a_proof(request: Request) -> Response:
-        known = await api.authenticator.authenticate_cached(request)
+    async def dpop_proof(request: Request) -> Response:
+        caller = await api.authenticator.authenticate_cached(request)
         body = await _parse_body(request, ProofBody)
-        wanted = ProofRequest(body.htm, body.htu, body.nonce)
-        connection_id = ConnectionId(request.path_params["connection_id"])
-        lease = await leasing.issue(request, LeaseRequest(TokenBody(), None, connection_id, wanted), known)
-        return _proof_response(lease, wanted.htu, await proving.create(lease.row, wanted))
+        proof_request = ProofRequest(body.htm, body.htu, body.nonce)
+        lease_request = LeaseRequest(TokenBody(), None, _connection_id(request), proof_request)
+        row = await issuer.issue(request, lease_request, caller)
+        proof = await proofs.create(row, proof_request)
+        return _grant_response(row, proof=proof, htu=proof_request.htu)
 
     return [
         LeaseRoute(LEASE_PATH, _counting_refusals(by_names, base_url), methods=["POST"]),
         LeaseRoute(TOKEN_PATH, _counting_refusals(by_id, base_url), methods=["POST"]),
-        LeaseRoute(PROOF_PATH, _counting_refusals(a_proof, base_url), methods=["POST"]),
+        LeaseRoute(PROOF_PATH, _counting_refusals(dpop_proof, base_url), methods=["POST"]),
     ]
 
 
@@ -122,33 +123,27 @@ async def _parse_body(request: Request, shape: type[B]) -> B:
     return shape.model_validate_json(await request.body() or b"{}")
 
 
-def _lease_response(lease: Lease, api: ApiContext) -> Response:
+def _connection_id(request: Request) -> ConnectionId:
+    return ConnectionId(request.path_params["connection_id"])
+
+
+def _lease_response(row: LeaseRow, api: ApiContext) -> Response:
     """Open the seal. The lease is in the audit log by now (docs/architecture.md, rule 8)."""
-    row = lease.row
-    assert row.grant is not None
-    expires_at = row.grant.expires_at
+    expires_at = row.grant.expires_at if row.grant else None
     left = (expires_at - api.clock.now()).total_seconds() if expires_at else None
     metrics.count_lease(row.provider, left)
-    body = {
-        "access_token": row.open_access_token(api.ring).reveal(),
-        "token_type": row.grant.token_type,
-        "expires_at": expires_at.isoformat() if expires_at else None,
-        "scopes": row.grant.scopes,
-        "generation": row.generation,
-        "connection_id": row.connection_id,
-    }
-    return Response(json.dumps(body), 200, {"Cache-Control": "no-store"}, "application/json")
+    scopes = row.grant.scopes if row.grant else ()
+    return _grant_response(row, access_token=row.open_access_token(api.ring).reveal(), scopes=scopes)
 
 
-def _proof_response(lease: Lease, htu: str, proof: str) -> Response:
-    row = lease.row
+def _grant_response(row: LeaseRow, **values: object) -> Response:
+    """`values`, with the facts of the leased grant that every answer has."""
     assert row.grant is not None
     body = {
-        "proof": proof,
+        **values,
         "token_type": row.grant.token_type,
-        "htu": htu,
-        "generation": row.generation,
         "expires_at": row.grant.expires_at.isoformat() if row.grant.expires_at else None,
+        "generation": row.generation,
         "connection_id": row.connection_id,
     }
     return Response(json.dumps(body), 200, {"Cache-Control": "no-store"}, "application/json")
