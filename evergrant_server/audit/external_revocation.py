@@ -45,18 +45,20 @@ async def apply_external_event(
     if verdict is ReportDecision.ENDED:
         after = connection.rejected(ErrorCode.GRANT_REVOKED_ELSEWHERE, now)
         await tx.connections.replace(after, expected=connection.revision)
-        told = RevokedAtProvider(generation=connection.generation, source=news.source, context=asked)
-        await _tell(tx, connection, SignalName.REVOKED_AT_PROVIDER, told, now)
+        event = RevokedAtProvider(generation=connection.generation, source=news.source, context=asked)
+        await _signal(tx, connection, SignalName.REVOKED_AT_PROVIDER, event, now)
     elif verdict is ReportDecision.REFRESH_REQUESTED:
         rotate = Rotate(reason=news.kind, context=asked, seen_generation=connection.generation)
-        await _tell(tx, connection, SignalName.ROTATE, rotate, now)
+        await _signal(tx, connection, SignalName.ROTATE, rotate, now)
     if verdict in _RECORDED:
         await append(tx, _entry(connection, news, verdict, asked, now, provenance))
     return verdict
 
 
-async def _tell(tx: Transaction, connection: Connection, name: str, said: Message, now: datetime) -> None:
-    await tx.outbox.add(signal_message(connection.tenant, connection.id, name, said, now))
+async def _signal(
+    tx: Transaction, connection: Connection, name: str, message: Message, now: datetime
+) -> None:
+    await tx.outbox.add(signal_message(connection.tenant, connection.id, name, message, now))
 
 
 def _entry(

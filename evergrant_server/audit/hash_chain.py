@@ -42,8 +42,8 @@ _LOCK_END = (
 
 
 async def append(tx: Transaction, entry: AuditEntry, *, shard: str = "main") -> AuditRecord:
-    """Add a record to the chain (tenant, shard), committed or rolled back with `tx`; and what webhooks
-    are to be told of it.
+    """Add a record to the chain (tenant, shard), committed or rolled back with `tx`, and write
+    the webhook events that follow from it.
 
     Change the rows first and append last: from here to the commit the chain is locked, and
     writers that lock a chain before a row would wait for each other crosswise.

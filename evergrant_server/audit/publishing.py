@@ -29,9 +29,9 @@ async def publish_events(tx: Transaction, entry: AuditEntry) -> None:
         return
     grant = await tx.grants.get(entry.tenant, connection.id)
     for type in types:
-        told = [webhook for webhook in listening if webhook.subscribes_to(type, connection.integration)]
+        subscribed = [webhook for webhook in listening if webhook.subscribes_to(type, connection.integration)]
         body = event_body(type, entry, connection, grant)
-        await write_event(tx, told, _event(entry, connection.id, type, body), entry.context, entry.at)
+        await write_event(tx, subscribed, _event(entry, connection.id, type, body), entry.context, entry.at)
 
 
 async def write_event(

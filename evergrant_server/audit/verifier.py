@@ -17,7 +17,7 @@ _STRIDE = 1_000  # records read at a time
 
 
 class ShardHead(NamedTuple):
-    """How long a chain is and the hash of its last record: what an outside anchor would keep."""
+    """The length of a hash chain and the hash of its last record, to be kept outside the database."""
 
     count: int
     last_hash: str

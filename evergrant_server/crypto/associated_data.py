@@ -1,4 +1,4 @@
-"""What a sealed value is bound to: tenant, table, row, column and generation."""
+"""Associated data of sealed values: tenant, table, row, column and generation."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class AssociatedData:
 
     @property
     def error_context(self) -> dict[str, str]:
-        """What a failure about this place says of it."""
+        """The members of a failure about this value."""
         return {"table": self.table, "row": self.row, "column": self.column}
 
 

@@ -80,7 +80,7 @@ def key_id_of(sealed: bytes, place: AssociatedData) -> str:
 
 
 def open_sealed(key: SealingKey, place: AssociatedData, sealed: bytes) -> bytes:
-    """What was sealed for `place`.
+    """Open a value that was sealed for `place`.
 
     Raises Failure SEAL_BROKEN when the bytes were altered, belong to another place or
     generation, or were sealed with another key.

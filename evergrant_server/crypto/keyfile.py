@@ -35,7 +35,7 @@ class RootKeys:
 
 @dataclass(frozen=True)
 class KeyFile:
-    """What a key file holds. `export` is True for a copy made for a role with fewer purposes."""
+    """The content of a key file. `export` is True for a copy made for a role with fewer purposes."""
 
     purposes: dict[str, RootKeys]
     subject: SealingKey

@@ -25,7 +25,7 @@ from evergrant_server.crypto.keyfile import KeyFile, RootKeys
 
 
 class KeyPurpose(StrEnum):
-    """What a key may open. Keys of one purpose never open values of another."""
+    """The purpose of a key. Keys of one purpose never open values of another."""
 
     LEASE = "lease"  # access tokens
     REFRESH = "refresh"  # refresh tokens and id tokens
@@ -33,7 +33,7 @@ class KeyPurpose(StrEnum):
 
 
 class Role(StrEnum):
-    """Who opens the ring. The internet-facing API never holds the refresh purpose."""
+    """The role of a process. The internet-facing API never holds keys of the refresh purpose."""
 
     API = "api"
     WORKER = "worker"

@@ -1,4 +1,4 @@
-"""Which permit, if any, lets an app do something to a connection or to the tenant's configuration."""
+"""Decides by an app's permits what it may do to connections and to the tenant's configuration."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ WILDCARD = "*"
 
 
 class DecisionReason(StrEnum):
-    """Why a verdict is as it is; the API turns it into a code."""
+    """The reason of a decision; the API turns it into an error code."""
 
     ALLOWED = "allowed"
     NO_PERMIT = "no_permit"  # nothing covers it: for this app it doesn't exist

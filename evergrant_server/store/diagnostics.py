@@ -1,4 +1,4 @@
-"""Questions of an operator about a store: its clock, its outbox, and whether its keys open."""
+"""Checks for operators: the database's clock, the outbox's depth, and whether the key ring fits."""
 
 from datetime import datetime
 
@@ -14,7 +14,7 @@ from evergrant_server.store.store import Store
 
 
 async def database_time(store: Store) -> datetime | None:
-    """What time the database has; None for SQLite, which has this host's."""
+    """The database's time; None for SQLite, which uses this host's clock."""
     if store.is_sqlite:
         return None
     async with store.autocommit() as connection:
@@ -22,7 +22,7 @@ async def database_time(store: Store) -> datetime | None:
 
 
 async def undelivered_messages(store: Store) -> tuple[int, datetime | None]:
-    """How many outbox messages are not delivered, and when the oldest of them was written."""
+    """The number of undelivered outbox messages, and when the oldest of them was written."""
     undelivered = col(OutboxRow.delivered_at).is_(None)
     query = select(func.count(), func.min(OutboxRow.created_at)).where(undelivered)
     async with store.autocommit() as connection:

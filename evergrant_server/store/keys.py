@@ -92,7 +92,7 @@ class WrappedKey(NamedTuple):
 
 
 def key_associated_data(tenant: str, key_id: str, purpose: KeyPurpose, connection_id: str) -> AssociatedData:
-    """Where a wrapped key lives; its purpose and connection are part of the place."""
+    """What a wrapped key's seal is bound to, its purpose and connection among it."""
     return AssociatedData(tenant, "key", key_id, f"sealed_key:{purpose.value}:{connection_id}")
 
 

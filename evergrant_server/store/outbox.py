@@ -131,7 +131,7 @@ class Outbox(Repository):
         return set((await self._connection.execute(query)).scalars())
 
     async def depth(self, now: datetime) -> int:
-        """How many messages written by `now` are not delivered, postponed ones included."""
+        """The number of undelivered messages written by `now`, postponed ones included."""
         written = col(OutboxRow.created_at) <= now
         counted = select(func.count()).select_from(OutboxRow).where(_undelivered(), written)
         return (await self._connection.execute(counted)).scalar_one()

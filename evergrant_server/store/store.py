@@ -74,7 +74,7 @@ class Store:
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncGenerator[DatabaseConnection]:
-        """A connection for one plain query, without a transaction around it: the lease path's."""
+        """A connection for single queries without a transaction around them, as on the lease path."""
         with translate_errors():
             async with self._database.autocommit() as connection:
                 yield connection

@@ -23,7 +23,7 @@ from evergrant_server.store.database.rows import (
 
 
 class Access(Repository):
-    """Who may do what, within one transaction."""
+    """Apps, keys and permits of one transaction."""
 
     async def put_app(self, app: App, *, expected: int | None) -> App:
         """Add (`expected` None) or change an app.

@@ -99,8 +99,8 @@ class Consents(SealedRepository):
         Raises Failure STORE_CONFLICT when the row changed meanwhile, NOT_FOUND when it is gone.
         """
         pushed = None if request is None else request.as_secret()
-        brought = None if tokens is None else tokens.as_secret()
-        given = {_VERIFIER: verifier, _CODE: code, _TOKENS: brought, _REQUEST: pushed}
+        imported = None if tokens is None else tokens.as_secret()
+        given = {_VERIFIER: verifier, _CODE: code, _TOKENS: imported, _REQUEST: pushed}
         values = column_values(consent, **await self._sealed(consent, given))
         key = {"tenant": consent.tenant, "id": consent.id}
         revision = await compare_and_set(self._connection, ConsentRow, key, values, expected)
@@ -119,7 +119,7 @@ class Consents(SealedRepository):
         return await self._open(consent, _CODE)
 
     async def imported_tokens(self, consent: Consent) -> ImportedTokens:
-        """What came with an import. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""
+        """The tokens of an import. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""
         return ImportedTokens.from_secret(await self._open(consent, _TOKENS))
 
     async def store_device_code(self, consent: Consent, device: DeviceCode, *, expected: int) -> Consent:
@@ -140,7 +140,7 @@ class Consents(SealedRepository):
             return None
 
     async def pushed_request(self, consent: Consent) -> PushedAuthorization:
-        """What is pushed, and what came of it. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""
+        """The pushed authorization request and its result. Raises as `code`."""
         return PushedAuthorization.from_secret(await self._open(consent, _REQUEST))
 
     async def erase_secrets(self, consent: Consent) -> None:

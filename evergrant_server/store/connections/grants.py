@@ -47,7 +47,7 @@ _GRANT_AND_GENERATION = (
 def grant_associated_data(
     tenant: str, connection_id: str, slot: str, column: str, generation: int
 ) -> AssociatedData:
-    """Where a token lives. The generation is part of it: an older token doesn't open in its place."""
+    """What a token's seal is bound to: by its generation an older token can't replace a newer one."""
     return AssociatedData(tenant, "connection_grant", f"{connection_id}/{slot}", column, generation)
 
 
@@ -124,12 +124,12 @@ class Grants(SealedRepository):
         mine = columns_equal(
             ConnectionGrantRow, tenant=connection.tenant, connection_id=connection.id, slot=MAIN_SLOT
         )
-        told: Values = {
+        values: Values = {
             "facts": grant.metadata,
             "options": [option.model_dump() for option in grant.options],
             "revision": col(ConnectionGrantRow.revision) + 1,
         }
-        await self._connection.execute(update(ConnectionGrantRow).where(mine).values(told))
+        await self._connection.execute(update(ConnectionGrantRow).where(mine).values(values))
 
     async def shred(self, tenant: Tenant, connection_id: ConnectionId) -> int:
         """Destroy the connection's keys, of every purpose, and every sealed column of it; facts stay.

@@ -81,7 +81,7 @@ class LeaseRow:
 
     @property
     def leasable(self) -> bool:
-        """May its token be handed out while it is valid?"""
+        """True when its token may be leased while it is valid."""
         reported = self.reported_generation == self.generation
         return is_leasable(self.state, self.reason, self.follow_up, reported=reported)
 

@@ -1,4 +1,4 @@
-"""What all tables are made of: the schema they belong to, the row they share, and their columns."""
+"""Building blocks of the tables: the metadata, the base class of rows, and column types."""
 
 import re
 from typing import Any, ClassVar
@@ -49,7 +49,7 @@ def app_foreign_key() -> ForeignKeyConstraint:
 
 
 class Row(SQLModel):
-    """What all rows share: one schema, and no sealed bytes in `repr`."""
+    """The base class of rows: one metadata, and no sealed bytes in `repr`."""
 
     metadata: ClassVar[MetaData] = METADATA  # pyright: ignore[reportIncompatibleVariableOverride]  # our own schema, not SQLModel's global one
     model_config = {"arbitrary_types_allowed": True}

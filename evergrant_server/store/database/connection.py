@@ -1,4 +1,4 @@
-"""What the store needs of a database: connections inside a transaction, on SQLite or PostgreSQL."""
+"""The interface of a database: connections inside a transaction, on SQLite or PostgreSQL."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager

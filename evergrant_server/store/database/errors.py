@@ -1,4 +1,4 @@
-"""What a database's complaint means to a caller: one translation, used by every transaction."""
+"""Translates a driver's exceptions into failures; every transaction uses it."""
 
 import sqlite3
 from collections.abc import Generator

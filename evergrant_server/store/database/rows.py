@@ -1,4 +1,4 @@
-"""Between values of core and rows: the few statements every repository is made of."""
+"""Reads and writes rows as values of core: the statements that every repository shares."""
 
 from enum import StrEnum
 from functools import cache

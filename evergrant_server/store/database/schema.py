@@ -1,4 +1,4 @@
-"""The schema's version: what the database has, what this code wants, and the way up."""
+"""The schema's version: reads the database's, compares it with this code's, and upgrades."""
 
 import os
 from functools import cache
@@ -87,7 +87,7 @@ def _version(connection: Connection) -> str | None:
 
 
 def is_known(version: str) -> bool:
-    """Is this a version of ours?"""
+    """True for a version that this code has a migration of."""
     return any(script.revision == version for script in _scripts().walk_revisions())
 
 
@@ -107,7 +107,7 @@ def _mismatch(found: str | None, expected: str) -> Failure:
 
 
 def _absent(url: str) -> bool:
-    """Is it SQLite, without its file? Raises Failure STORE_UNAVAILABLE when even its folder isn't there."""
+    """True for SQLite without its file. Raises Failure STORE_UNAVAILABLE when its folder is missing."""
     file = sqlite_path(url)
     if file is not None and not file.parent.is_dir():
         raise store_unavailable(f"the folder {file.parent} isn't there")

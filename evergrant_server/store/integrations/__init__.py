@@ -1,1 +1,4 @@
-"""Integrations."""
+"""Rows of integrations with their sealed credentials, and of the definitions that tenants add.
+
+Doesn't own the catalogue of providers (providers).
+"""

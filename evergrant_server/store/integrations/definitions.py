@@ -1,4 +1,4 @@
-"""Definitions of providers that tenants brought, a row a version."""
+"""Definitions of providers that tenants add: one row for each version."""
 
 from sqlalchemy import func, select, update
 from sqlmodel import col

@@ -170,7 +170,7 @@ class Integrations(SealedRepository):
         return await self._change(after, expected, {_COLUMN: await self._sealed(i, kept), _PREVIOUS: None})
 
     async def request_registration(self, i: Integration, initial: Secret | None) -> Integration:
-        """Have a worker register us; `initial` is the token the server demands for it, used once.
+        """Request a registration by a worker; `initial` is the token the server demands for it, used once.
 
         Raises Failure STORE_CONFLICT, NOT_FOUND.
         """
@@ -186,7 +186,7 @@ class Integrations(SealedRepository):
     async def store_registration(
         self, i: Integration, secret: Secret | None, management: Secret | None
     ) -> Integration:
-        """What the server made of us; the initial token is gone. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        """Write the result of a registration and delete the initial access token. Raises as `replace`."""
         values: Values = {
             _COLUMN: await self._sealed(i, secret) if secret else None,
             _MANAGEMENT: await self._sealed(i, management, _MANAGEMENT) if management else None,

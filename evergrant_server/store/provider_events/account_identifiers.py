@@ -1,4 +1,4 @@
-"""What connections are known by at their providers: keyed hashes, to be found by and never read back."""
+"""Providers' identifiers of the accounts behind connections: keyed hashes, to look connections up by."""
 
 from sqlalchemy import delete, func, select
 from sqlmodel import col

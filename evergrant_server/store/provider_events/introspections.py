@@ -1,4 +1,4 @@
-"""When connections were last introspected, and when they are next; apart from the connection's own row."""
+"""The schedule of introspections, apart from the rows of connections: writing it moves no revision."""
 
 from datetime import datetime
 from typing import Any
@@ -50,7 +50,7 @@ class Introspections(Repository):
         outcome: str = NEVER_INTROSPECTED,
         checked_at: datetime | None = None,
     ) -> None:
-        """Write what came of it, and when it is next. Another worker's word is as good: no conflict."""
+        """Write the outcome and the time of the next one. Another worker's result is as good: no conflict."""
         key = {"tenant": tenant, "connection_id": connection_id}
         old = await find_one(self._connection, IntrospectionRow, **key)
         values = {**key, "next_at": next_at, "checked_at": checked_at, "outcome": outcome}
@@ -71,7 +71,7 @@ class Introspections(Repository):
         return bool(found.scalar_one())
 
     async def last_outcome(self, tenant: Tenant, connection_id: ConnectionId) -> str | None:
-        """What came of the last one; None: it isn't planned."""
+        """The outcome of the last introspection; None when none is scheduled."""
         row = await find_one(self._connection, IntrospectionRow, tenant=tenant, connection_id=connection_id)
         return None if row is None else row["outcome"]
 

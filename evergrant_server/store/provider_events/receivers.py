@@ -30,25 +30,27 @@ _COLUMN = "sealed_secret"
 class Receivers(SealedRepository):
     """Receivers of one transaction."""
 
-    async def put(self, it: Receiver, secret: Secret | None, *, expected: int | None) -> Receiver:
+    async def put(self, receiver: Receiver, secret: Secret | None, *, expected: int | None) -> Receiver:
         """Add (`expected` None) or change a receiver; `secret` None keeps the old one.
 
         Raises Failure ALREADY_EXISTS when adding, STORE_CONFLICT or NOT_FOUND when changing.
         """
         sealed: Values = {}
         if secret is not None:
-            sealed[_COLUMN] = await self._sealer.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(it), secret)
+            sealed[_COLUMN] = await self._sealer.seal(
+                KeyPurpose.INTAKE, NO_CONNECTION, _place(receiver), secret
+            )
         if expected is None:
             if not await insert(
-                self._connection, EventReceiverRow, column_values(it, **{_COLUMN: None, **sealed})
+                self._connection, EventReceiverRow, column_values(receiver, **{_COLUMN: None, **sealed})
             ):
                 raise already_exists("A receiver of this integration")
-            return it
-        return await self._change(it, expected, sealed)
+            return receiver
+        return await self._change(receiver, expected, sealed)
 
-    async def replace(self, it: Receiver, *, expected: int) -> Receiver:
-        """Write `it` if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
-        return await self._change(it, expected, {})
+    async def replace(self, receiver: Receiver, *, expected: int) -> Receiver:
+        """Write `receiver` if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        return await self._change(receiver, expected, {})
 
     async def find_in_any_tenant(self, id: ReceiverId) -> Receiver | None:
         """The receiver with this id in whichever tenant: who calls it knows no more."""
@@ -57,15 +59,15 @@ class Receivers(SealedRepository):
     async def of_integration(self, tenant: Tenant, integration_id: IntegrationId) -> Receiver | None:
         return await self._one(tenant=tenant, integration_id=integration_id)
 
-    async def secret(self, it: Receiver) -> Secret | None:
+    async def secret(self, receiver: Receiver) -> Secret | None:
         """The signing secret, if there is one. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
-        row = await find_one(self._connection, EventReceiverRow, tenant=it.tenant, id=it.id)
+        row = await find_one(self._connection, EventReceiverRow, tenant=receiver.tenant, id=receiver.id)
         if row is None or row[_COLUMN] is None:
             return None
-        return await self._sealer.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(it), row[_COLUMN])
+        return await self._sealer.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(receiver), row[_COLUMN])
 
-    async def delete(self, it: Receiver) -> None:
-        mine = columns_equal(EventReceiverRow, tenant=it.tenant, id=it.id)
+    async def delete(self, receiver: Receiver) -> None:
+        mine = columns_equal(EventReceiverRow, tenant=receiver.tenant, id=receiver.id)
         await self._connection.execute(delete(EventReceiverRow).where(mine))
 
     async def with_keys_older_than(self, before: datetime, limit: int = 500) -> list[Receiver]:
@@ -76,16 +78,16 @@ class Receivers(SealedRepository):
             self._connection, Receiver, query.order_by(col(EventReceiverRow.id)).limit(limit)
         )
 
-    async def is_known_event(self, it: Receiver, event_hash: str) -> bool:
+    async def is_known_event(self, receiver: Receiver, event_hash: str) -> bool:
         """True when this event came before."""
-        key = {"tenant": it.tenant, "receiver_id": it.id, "event_hash": event_hash}
+        key = {"tenant": receiver.tenant, "receiver_id": receiver.id, "event_hash": event_hash}
         return await find_one(self._connection, ReceivedEventRow, **key) is not None
 
-    async def record_event(self, it: Receiver, event_hash: str, at: datetime) -> bool:
+    async def record_event(self, receiver: Receiver, event_hash: str, at: datetime) -> bool:
         """Remember that this event came; False when another process was faster."""
         values: Values = {
-            "tenant": it.tenant,
-            "receiver_id": it.id,
+            "tenant": receiver.tenant,
+            "receiver_id": receiver.id,
             "event_hash": event_hash,
             "received_at": at,
             "revision": 1,
@@ -97,16 +99,16 @@ class Receivers(SealedRepository):
         old = delete(ReceivedEventRow).where(col(ReceivedEventRow.received_at) < before)
         return (await self._connection.execute(old)).rowcount
 
-    async def _change(self, it: Receiver, expected: int, sealed: Values) -> Receiver:
-        key = {"tenant": it.tenant, "id": it.id}
+    async def _change(self, receiver: Receiver, expected: int, sealed: Values) -> Receiver:
+        key = {"tenant": receiver.tenant, "id": receiver.id}
         revision = await compare_and_set(
-            self._connection, EventReceiverRow, key, column_values(it, **sealed), expected
+            self._connection, EventReceiverRow, key, column_values(receiver, **sealed), expected
         )
-        return it.model_copy(update={"revision": revision})
+        return receiver.model_copy(update={"revision": revision})
 
     async def _one(self, **equal: str) -> Receiver | None:
         return await find_model(self._connection, Receiver, EventReceiverRow, **equal)
 
 
-def _place(it: Receiver) -> AssociatedData:
-    return AssociatedData(it.tenant, "event_receiver", it.id, _COLUMN)
+def _place(receiver: Receiver) -> AssociatedData:
+    return AssociatedData(receiver.tenant, "event_receiver", receiver.id, _COLUMN)

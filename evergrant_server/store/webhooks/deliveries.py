@@ -56,7 +56,7 @@ class Deliveries(Repository):
         return await fetch_models(self._connection, Delivery, query)
 
     async def next_at(self, webhook: Webhook, *, by_hand: bool) -> datetime | None:
-        """When the first of them is due; None when nothing waits."""
+        """When the first pending delivery is due; None without one."""
         first = select(func.min(col(DeliveryRow.next_at))).where(_pending(webhook, by_hand))
         return (await self._connection.execute(first)).scalar_one_or_none()
 

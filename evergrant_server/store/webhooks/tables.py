@@ -1,4 +1,4 @@
-"""The tables of webhooks, of the events they are told and of the deliveries on their way."""
+"""The tables of webhooks, of their events and of deliveries."""
 
 from datetime import datetime
 

@@ -77,7 +77,7 @@ class Webhooks(SealedRepository):
         return await self._change(webhook, expected, {})
 
     async def rotate_secret(self, webhook: Webhook, new: Secret, *, expected: int) -> Webhook:
-        """Give it a new secret; the one before stays beside it, for as long as the row says.
+        """Write a new secret; the previous one stays valid until `previous_secret_until`.
 
         Raises Failure STORE_CONFLICT, NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE.
         """
@@ -90,7 +90,7 @@ class Webhooks(SealedRepository):
         return await self._change(webhook, expected, sealed)
 
     async def signing_secrets(self, webhook: Webhook, now: datetime) -> tuple[Secret, ...]:
-        """What messages are signed with now: the secret and, during its overlap, the one before.
+        """The secrets that sign messages now: the current one and, during a rotation, the previous one.
 
         Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE.
         """
