@@ -95,12 +95,13 @@ def _temporal_command(settings: Settings) -> list[str]:
 async def _start_and_wait(
     settings: Settings, temporal: ChildProcess, api: ChildProcess, worker: ChildProcess
 ) -> None:
-    await upgrade_when_ready(settings, temporal)
+    await schema.upgrade(settings.database_url)
     admin_key = settings.data_dir / "admin.key"
     if not admin_key.exists():
         await operate.bootstrap(settings, again=True, out=admin_key)
+    await api.start()  # at the same time as Temporal, which it needs only for requests
+    await prepare_temporal(settings, temporal)
     await worker.start()
-    await api.start()
     async with httpx2.AsyncClient(trust_env=False) as http:
         for _ in range(_START_LIMIT_S * 10):
             with suppress(httpx2.HTTPError):
@@ -115,14 +116,13 @@ async def _start_and_wait(
     )
 
 
-async def upgrade_when_ready(settings: Settings, temporal: ChildProcess) -> None:
-    """Upgrade the schema, and prepare the namespace as soon as Temporal answers.
+async def prepare_temporal(settings: Settings, temporal: ChildProcess) -> None:
+    """Prepare the namespace as soon as Temporal answers.
 
     Temporal chooses most of its ports itself. When another process takes one of them first,
     Temporal is started again. Raises BadSettings when that port is one of the settings, and Failure
     when Temporal exits for another reason or doesn't answer within a minute.
     """
-    await schema.upgrade(settings.database_url)
     starts_left = _TEMPORAL_STARTS - 1
     for attempt in range(_START_LIMIT_S * 5):
         if starts_left and temporal.has_exited and temporal.has_logged("address already in use"):

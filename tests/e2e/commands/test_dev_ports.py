@@ -67,7 +67,7 @@ async def test_temporal_is_restarted_when_a_port_it_chose_is_taken(
     settings: Settings, starting: Callable[..., ChildProcess], tmp_path: Path
 ):
     async with running(starting(2)) as temporal:
-        await dev.upgrade_when_ready(settings, temporal)
+        await dev.prepare_temporal(settings, temporal)
         assert not temporal.has_exited
     assert (tmp_path / "starts").read_text() == "3\n"
 
@@ -77,7 +77,7 @@ async def test_temporal_is_restarted_a_bounded_number_of_times(
 ):
     async with running(starting(99)) as temporal:
         with pytest.raises(Failure, match=r"temporal exited with status 1: .*address already in use"):
-            await dev.upgrade_when_ready(settings, temporal)
+            await dev.prepare_temporal(settings, temporal)
     assert (tmp_path / "starts").read_text() == "3\n"
 
 
@@ -89,4 +89,4 @@ async def test_a_port_of_the_settings_that_was_taken_meanwhile_is_named(
         listener.listen()
         async with running(starting(99)) as temporal:
             with pytest.raises(BadSettings, match="EVERGRANT_TEMPORAL_UI_PORT"):
-                await dev.upgrade_when_ready(settings, temporal)
+                await dev.prepare_temporal(settings, temporal)
