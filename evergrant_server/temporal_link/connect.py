@@ -5,9 +5,11 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
+from temporalio.plugin import SimplePlugin
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.telemetry import traces
 
 
 async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> Client:
@@ -36,3 +38,12 @@ async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> 
         )
     except RuntimeError:
         raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, f"no Temporal server answers at {target}") from None
+
+
+def client_plugins() -> list[SimplePlugin]:
+    """Plugins for the client, which pass to its workers; empty when this process doesn't trace."""
+    if not traces.is_enabled():
+        return []
+    from temporalio.contrib.opentelemetry import OpenTelemetryPlugin  # slow to import
+
+    return [OpenTelemetryPlugin(add_temporal_spans=True)]

@@ -1,4 +1,4 @@
-"""Traces across Temporal: its own plugin's spans, and the link from a request to its activities.
+"""Links the trace of a request to the activities that it causes.
 
 A workflow's `run` carries out what a signal or an update requested, so by default an activity would
 belong to the trace in which the workflow was started, long ago. The interceptor writes the span of
@@ -9,13 +9,6 @@ Workflow code knows nothing of it.
 from collections.abc import Sequence
 from typing import Any, cast
 
-from opentelemetry.sdk.resources import Resource
-from temporalio.contrib.opentelemetry import (
-    OpenTelemetryPlugin,
-    ReplaySafeTracerProvider,
-    create_tracer_provider,
-)
-from temporalio.plugin import SimplePlugin
 from temporalio.worker import (
     HandleSignalInput,
     HandleUpdateInput,
@@ -29,16 +22,6 @@ from temporalio.workflow import ActivityHandle
 
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.telemetry import traces
-
-
-def replay_safe_provider(resource: Resource) -> ReplaySafeTracerProvider:
-    """Temporal's provider: a replay creates the same span ids again, and ends no span twice."""
-    return create_tracer_provider(resource=resource, shutdown_on_exit=False)
-
-
-def client_plugins() -> list[SimplePlugin]:
-    """Plugins for the client, which pass to its workers; empty when this process doesn't trace."""
-    return [OpenTelemetryPlugin(add_temporal_spans=True)] if traces.is_enabled() else []
 
 
 class RequestTraceInterceptor(Interceptor):

@@ -13,11 +13,10 @@ from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
 from evergrant_server.store.diagnostics import require_matching_key_ring
-from evergrant_server.temporal_link.connect import connect
+from evergrant_server.temporal_link.connect import client_plugins, connect
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
 from evergrant_server.temporal_link.reconcile import Reconciler
-from evergrant_server.temporal_link.tracing import client_plugins
 from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 from providers.definition.registry import Registry
 
