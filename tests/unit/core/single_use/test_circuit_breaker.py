@@ -46,7 +46,7 @@ def test_one_probe_at_a_time():
     assert first.probe
     assert first.delay == 0
     assert admit(it, 100, RULES, 0)[1].delay is None
-    assert admit(it, 100 + RULES.probe_limit, RULES, 0)[1].probe, "a probe that is never heard of is lost"
+    assert admit(it, 100 + RULES.probe_timeout, RULES, 0)[1].probe, "a probe that is never heard of is lost"
     assert admit(released(it, probe=True), 100, RULES, 0)[1].probe, "nothing was sent: the next one probes"
 
 

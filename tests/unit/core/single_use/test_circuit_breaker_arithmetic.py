@@ -18,8 +18,8 @@ from evergrant_server.core.single_use.circuit_breaker import (
 
 DOWN = ErrorCode.PROVIDER_UNREACHABLE
 PLAIN = BreakerRules(
-    threshold=2, limited=1, first_gap=10, gap_growth=2, longest_gap=35, longest_limit=50, probe_limit=50,
-    first_rate=4, doubling=10, recovery=100, patience=2,
+    threshold=2, limited=1, first_gap=10, gap_growth=2, longest_gap=35, longest_limit=50, first_rate=4,
+    recovery=60, patience=2,
 )  # fmt: skip
 OPEN = CircuitBreaker(failures=2, reason=DOWN, opened=True, next_probe=10)
 PROBING = replace(OPEN, probing_since=10)
@@ -89,8 +89,8 @@ def test_a_circuit_that_is_turned_off_opens_for_no_limit_either():
 def test_a_probe_leaves_when_its_time_has_come_and_the_next_when_it_is_lost():
     assert not admit(OPEN, 9.9, PLAIN, 0)[1].probe
     assert admit(OPEN, 10, PLAIN, 0) == (PROBING, Admission(0.0, probe=True))
-    assert not admit(PROBING, 59.9, PLAIN, 0)[1].probe
-    assert admit(PROBING, 60, PLAIN, 0)[0].probing_since == 60
+    assert not admit(PROBING, 129.9, PLAIN, 0)[1].probe
+    assert admit(PROBING, 130, PLAIN, 0)[0].probing_since == 130
 
 
 def test_who_is_sent_away_comes_back_after_the_next_probe():
@@ -113,17 +113,17 @@ def test_who_would_wait_too_long_for_a_turn_is_sent_away_spread_over_half_of_wha
     it = CircuitBreaker(recovering_since=0, next_turn=42)
     assert admit(it, 40, PLAIN, 0.5)[1] == Admission(2), "as long as its patience"
     it = replace(it, next_turn=43)
-    assert admit(it, 40, PLAIN, 0.5) == (it, Admission(None, 3 + 0.5 * 60 / 2))
+    assert admit(it, 40, PLAIN, 0.5) == (it, Admission(None, 3 + 0.5 * 20 / 2))
 
 
 def test_it_is_closed_a_while_after_the_last_failure():
     it = CircuitBreaker(failures=1, recovering_since=0, next_turn=0)
-    assert admit(it, 99.9, PLAIN, 0)[0].recovering_since == 0
-    assert admit(it, 100, PLAIN, 0) == (CircuitBreaker(), Admission(0.0))
-    assert answered(it, 99.9, PLAIN) == replace(it, failures=0)
-    assert answered(it, 100, PLAIN) == CircuitBreaker()
+    assert admit(it, 59.9, PLAIN, 0)[0].recovering_since == 0
+    assert admit(it, 60, PLAIN, 0) == (CircuitBreaker(), Admission(0.0))
+    assert answered(it, 59.9, PLAIN) == replace(it, failures=0)
+    assert answered(it, 60, PLAIN) == CircuitBreaker()
     later = replace(it, recovering_since=20)
-    assert answered(later, 119.9, PLAIN) == replace(later, failures=0)
+    assert answered(later, 79.9, PLAIN) == replace(later, failures=0)
 
 
 def test_only_a_probe_that_was_not_heard_of_makes_way_for_another():

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.single_use import circuit_breaker
 from evergrant_server.core.single_use.circuit_breaker import (
     Admission,
     BreakerRules,
@@ -29,7 +31,7 @@ ERROR = ErrorCode.PROVIDER_ERROR
 ONE, OTHER, THIRD = (ConnectionId(f"con_{number}") for number in range(3))
 PLAIN = BreakerRules(
     threshold=1000, first_gap=10, recovery=100, retries=2, retry_share=0.25, retry_rate=0.5, well=4,
-    remembered=1000, most_remembered=2,
+    longest_limit=1000,
 )  # fmt: skip
 OPENS_NEVER = BreakerRules(threshold=10**6)
 
@@ -112,7 +114,13 @@ def test_a_failure_that_is_long_ago_makes_no_retry():
     assert later.budget.missed == {OTHER: LastFailure(1000, DOWN)}
 
 
-def test_no_more_are_remembered_than_there_is_room_for_and_the_newest_failure_counts():
+@pytest.fixture
+def room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(circuit_breaker, "MAX_REMEMBERED", 2)
+
+
+@pytest.mark.usefixtures("room_for_two")
+def test_the_oldest_failure_is_dropped_for_the_newest():
     it = missed(ONE, OTHER)
     it = failed(it, 5, PLAIN, DOWN, None, probe=False, connection=ONE)
     assert list(it.budget.missed.items()) == [(OTHER, LastFailure(0, ERROR)), (ONE, LastFailure(5, DOWN))]
@@ -135,7 +143,8 @@ def test_a_rate_limit_makes_no_retry():
     assert it.budget == RetryBudget()
 
 
-def test_an_outage_and_the_way_back_look_at_no_budget_and_forget_none():
+@pytest.mark.usefixtures("room_for_two")
+def test_an_open_and_a_recovering_breaker_neither_use_nor_lose_the_budget():
     rules = replace(PLAIN, threshold=2)
     it = spent(missed(ONE, OTHER, rules=rules), 2)
     assert it.opened
