@@ -104,7 +104,7 @@ async def test_facts_are_bound_to_the_consent(
 
 
 async def test_ssrf_a_host_that_is_not_the_vendors_is_refused(api: Api):
-    """The other notations are in tests/unit/providers/test_callback.py."""
+    """The other notations are in tests/unit/providers/requests/test_callback.py."""
     host = "https://accounts.zoho.eu.evil.example"
     it = await sent(api, "zoho")
     consent = await it.refused("accounts_server is malformed", **{"accounts-server": host})

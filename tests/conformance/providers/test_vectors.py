@@ -63,7 +63,7 @@ def the_guides() -> Exchange:
     return Exchange(spec, parse_yaml(vector))
 
 
-def test_the_browser_is_sent_with_exactly_this(exchange: Exchange) -> None:
+def test_authorization_url(exchange: Exchange) -> None:
     if not exchange.speaks_code:
         assert "authorize" not in exchange.vector
         return
@@ -90,7 +90,7 @@ def test_the_browser_is_sent_with_exactly_this(exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize("kind", ["exchange", "post_exchange", "refresh", "revoke"])
-async def test_a_request_as_documented_and_its_reply_read(exchange: Exchange, kind: str) -> None:
+async def test_request_and_reply(exchange: Exchange, kind: str) -> None:
     expected = exchange.vector.get(kind)
     if not exchange.speaks_code:
         assert expected is None
@@ -119,7 +119,7 @@ async def test_a_request_as_documented_and_its_reply_read(exchange: Exchange, ki
         assert_further(exchange.spec, reply, expected)
 
 
-async def test_grants_that_ask_nobody(exchange: Exchange) -> None:
+async def test_client_grants_and_oauth1(exchange: Exchange) -> None:
     grants = exchange.vector.get("grants", {})
     assert grants or exchange.speaks_code
     for name, expected in grants.items():
@@ -132,7 +132,7 @@ async def test_grants_that_ask_nobody(exchange: Exchange) -> None:
         assert_tokens(exchange.read(tokens, refreshing=False), expected["tokens"])
 
 
-def test_refusals_are_sorted_as_this_provider_means_them(exchange: Exchange) -> None:
+def test_refusals(exchange: Exchange) -> None:
     assert exchange.vector["refusals"]
     for refusal in exchange.vector["refusals"]:
         with pytest.raises(Failure) as raised:
@@ -140,7 +140,7 @@ def test_refusals_are_sorted_as_this_provider_means_them(exchange: Exchange) -> 
         assert raised.value.code.value == refusal["code"], refusal
 
 
-def test_odd_replies_are_read(exchange: Exchange) -> None:
+def test_further_replies(exchange: Exchange) -> None:
     for odd in exchange.vector.get("replies", []):
         refreshing, reply = odd["to"] == "refresh", as_read(odd["reply"])
         assert_tokens(exchange.read(reply, refreshing=refreshing), odd["tokens"])
@@ -148,7 +148,7 @@ def test_odd_replies_are_read(exchange: Exchange) -> None:
             assert_further(exchange.spec, reply, odd)
 
 
-def test_callbacks_in_this_providers_words_are_read(exchange: Exchange) -> None:
+def test_callbacks(exchange: Exchange) -> None:
     for callback in exchange.vector.get("callbacks", []):
         query = [(name, str(value)) for name, value in callback["query"].items()]
         read = read_callback(
@@ -165,7 +165,7 @@ def test_callbacks_in_this_providers_words_are_read(exchange: Exchange) -> None:
         assert read.scopes == (tuple(callback["scopes"]) if "scopes" in callback else None)
 
 
-def test_accounts_are_read_as_documented_and_name_the_api(exchange: Exchange) -> None:
+def test_accounts_and_api_base_url(exchange: Exchange) -> None:
     vector, spec = exchange.vector, exchange.whole
     facts = dict(exchange.facts)
     for lookup, replies in zip(spec.post_auth, vector.get("lookups", []), strict=True):

@@ -40,11 +40,11 @@ async def hosts(**changed: Any) -> CheckResult:
         ("127.0.0.3", {"template_params": {"region": {"enum": ["127.0.0.3"], "default": "127.0.0.3"}}}),
     ],
 )
-async def test_a_new_host_for_secrets_is_named(host: str, changed: dict[str, Any]):
+async def test_new_host_of_secrets_named(host: str, changed: dict[str, Any]):
     found = await hosts(**changed)
     assert found.level is CheckLevel.WARNING
     assert host in found.detail
 
 
-async def test_the_same_hosts_are_no_warning():
+async def test_same_hosts_give_no_warning():
     assert (await hosts(display_name="Acme")).level is CheckLevel.OK

@@ -11,7 +11,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from providers.requests.authorization_url import token_slot_scope_params
 from providers.responses.additional_tokens import additional_token_sets
 from providers.responses.raw_reply import RawReply
-from tests.unit.providers.definitions import NOW, spec_like
+from tests.unit.providers.samples import NOW, fails, spec_like
 
 ONE = spec_like(response={"additional_tokens": {"path": "authed_user", "name": "user"}})
 MANY = spec_like(response={"additional_tokens": {"path": "other_tokens", "key": "resource_server"}})
@@ -36,7 +36,7 @@ def replied(**data: Any) -> RawReply:
         ),
     ],
 )
-def test_chains_by_name(spec: Any, data: dict[str, Any], names: Any):
+def test_token_slots_by_name(spec: Any, data: dict[str, Any], names: Any):
     read = additional_token_sets(spec, replied(**data), now=NOW)
     assert list(read) == list(names)
     for tokens in read.values():
@@ -58,14 +58,13 @@ def test_chains_by_name(spec: Any, data: dict[str, Any], names: Any):
         (MANY, {"other_tokens": [{**TOKEN, "resource_server": str(n)} for n in range(51)]}),
     ],
 )
-def test_what_cannot_be_kept_whole_is_unreadable(spec: Any, data: dict[str, Any]):
-    with pytest.raises(Failure) as raised:
+def test_invalid_additional_tokens_unreadable(spec: Any, data: dict[str, Any]):
+    with fails(ErrorCode.REPLY_UNREADABLE) as raised:
         additional_token_sets(spec, replied(**data), now=NOW)
-    assert raised.value.code is ErrorCode.REPLY_UNREADABLE
     assert "at-9" not in str(raised.value)
 
 
-def test_a_sealed_answer_keeps_its_further_chains():
+def test_token_set_round_trip():
     read = additional_token_sets(ONE, replied(authed_user=TOKEN), now=NOW)
     tokens = read["user"].model_copy(update={"further": read})
     assert TokenSet.from_secret(tokens.as_secret()) == tokens
@@ -73,7 +72,7 @@ def test_a_sealed_answer_keeps_its_further_chains():
     assert waiting.token_set(NOW) == read["user"]
 
 
-def test_scopes_of_a_chain_go_into_its_own_parameter():
+def test_scopes_of_a_token_slot():
     response = {"additional_tokens": {"path": "authed_user", "name": "user"}}
     spec = spec_like(scope_params={"user": "user_scope"}, response=response)
     assert token_slot_scope_params(spec, {"user": ("a", "b")}) == {"user_scope": ("a", "b")}

@@ -21,7 +21,7 @@ from providers.requests.sender import Sender, SendFailed
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
-from tests.unit.providers.definitions import a_grant, an_integration, spec_like
+from tests.unit.providers.samples import a_grant, an_integration, fails, spec_like
 
 AT = datetime(2026, 5, 1, tzinfo=UTC)
 KEY = new_proof_key()
@@ -34,7 +34,7 @@ def opened(made: str, key: ProofKey = KEY) -> tuple[dict[str, Any], dict[str, An
     return token.header, token.claims
 
 
-def test_rfc9449_4_2_what_is_in_a_proof():
+def test_rfc9449_4_2_proof():
     header, claims = opened(dpop_proof(KEY, "post", "https://s.example/token?a=b#c", AT, nonce="n"))
     assert header == {"typ": "dpop+jwt", "alg": "ES256", "jwk": KEY.public}
     assert set(header["jwk"]) == {"kty", "crv", "x", "y"}  # and nothing of the private half
@@ -45,13 +45,13 @@ def test_rfc9449_4_2_what_is_in_a_proof():
     assert KEY.thumbprint == ECKey.import_key(dict(KEY.public)).thumbprint()
 
 
-def test_rfc9449_7_1_the_hash_of_the_rfcs_own_token():
+def test_rfc9449_7_1_access_token_hash():
     token = Secret("Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU")
     _, claims = opened(dpop_proof(KEY, "GET", "https://resource.example.org/r", AT, access_token=token))
     assert claims["ath"] == "fUHyO2r2Z3DZ53EsNrWBb0xWXoaNy59IiKCAqksmQEo"
 
 
-def test_a_key_shows_its_public_half_alone():
+def test_proof_key_repr_hides_private_part():
     private = json.loads(KEY.private.reveal())["d"]
     assert private not in repr(KEY)
     assert ProofKey.from_secret(KEY.as_secret()) == KEY
@@ -70,7 +70,7 @@ def test_a_key_shows_its_public_half_alone():
         ("DPoP", False, None),  # nobody could use it
     ],
 )
-def test_rfc9449_5_the_type_has_to_be_what_was_asked_for(kind: str | None, dpop: bool, read: str | None):
+def test_rfc9449_5_token_type_must_be_as_requested(kind: str | None, dpop: bool, read: str | None):
     body = json.dumps({"access_token": "a", "token_type": kind}).encode()
     spec = spec_like(dpop=dpop)
 
@@ -81,9 +81,8 @@ def test_rfc9449_5_the_type_has_to_be_what_was_asked_for(kind: str | None, dpop:
     if read is not None:
         assert judged() == read
         return
-    with pytest.raises(Failure) as failure:
+    with fails(ErrorCode.REPLY_UNREADABLE):
         judged()
-    assert failure.value.code is ErrorCode.REPLY_UNREADABLE
 
 
 @pytest.mark.parametrize(
@@ -97,29 +96,30 @@ def test_rfc9449_5_the_type_has_to_be_what_was_asked_for(kind: str | None, dpop:
         (True, False, None, True),
     ],
 )
-def test_whose_word_counts(says: bool | None, defined: bool, held: str | None, bound: bool):
+def test_dpop_by_integration_definition_and_grant(
+    says: bool | None, defined: bool, held: str | None, bound: bool
+):
     grant = None if held is None else a_grant(token_type=held)
     assert wants_dpop(spec_like(dpop=defined), an_integration("generic", dpop=says), grant) is bound
 
 
-def test_rfc9449_5_a_public_clients_refresh_token_is_bound_whatever_is_said_later():
+def test_rfc9449_5_public_client_stays_bound():
     held, ours = a_grant(token_type="DPoP"), an_integration("generic", dpop=False, client_auth="none")
     assert wants_dpop(spec_like(dpop=True), ours, held)
     assert not wants_dpop(spec_like(dpop=True), ours, None)
 
 
-def test_rfc9449_5_1_a_server_that_verifies_no_key_of_ours_is_refused():
+def test_rfc9449_5_1_unsupported_algorithm_refused():
     require_dpop_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t"))
     require_dpop_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t", dpop_algorithms=("ES256",)))
-    with pytest.raises(Failure) as failure:
+    with fails(ErrorCode.CLIENT_REJECTED):
         require_dpop_algorithm(
             BOUND, Endpoints(token_endpoint="https://s.example/t", dpop_algorithms=("EdDSA",))
         )
-    assert failure.value.code is ErrorCode.CLIENT_REJECTED
 
 
 @pytest.mark.parametrize("said", ["", 'a"b', "a\\b", "a b", "ü", "x" * 2000])
-def test_rfc9449_8_1_what_is_no_nonce(said: str):
+def test_rfc9449_8_1_invalid_nonce_ignored(said: str):
     assert nonce_in(RawReply(400, {"dpop-nonce": said}, b"{}")) is None
 
 
@@ -160,7 +160,7 @@ def wants(nonce: str, status: int = 400) -> Any:
     return raw(b'{"error": "use_dpop_nonce"}', status, headers)
 
 
-async def test_rfc9449_8_a_nonce_costs_a_second_request_and_no_second_use() -> None:
+async def test_rfc9449_8_request_repeated_with_nonce() -> None:
     async with ScriptedProvider() as idp:
         talk, grant = Talk(idp), idp.grant()
         idp.script(wants("n-1"))
@@ -172,7 +172,7 @@ async def test_rfc9449_8_a_nonce_costs_a_second_request_and_no_second_use() -> N
         assert talk.nonces == [None, "n-1", "n-1"]  # remembered
 
 
-async def test_rfc9449_8_whoever_asks_twice_is_answered_once() -> None:
+async def test_rfc9449_8_request_repeated_only_once() -> None:
     async with ScriptedProvider() as idp:
         talk, grant = Talk(idp), idp.grant()
         idp.script(wants("n-1"), wants("n-2"))
@@ -182,7 +182,7 @@ async def test_rfc9449_8_whoever_asks_twice_is_answered_once() -> None:
         assert talk.nonces[-1] == "n-2"
 
 
-async def test_a_second_request_that_is_stopped_leaves_the_credential_unspent() -> None:
+async def test_repeated_request_stopped_by_before_send() -> None:
     async with ScriptedProvider() as idp:
         talk, grant = Talk(idp), idp.grant()
         idp.script(wants("n-1"))
@@ -197,7 +197,7 @@ async def test_a_second_request_that_is_stopped_leaves_the_credential_unspent() 
         assert (await talk.refresh(grant["refresh_token"])).status == 200
 
 
-async def test_a_proof_goes_where_tokens_come_from_and_nowhere_else() -> None:
+async def test_no_proof_in_a_revocation() -> None:
     async with ScriptedProvider() as idp:
         talk, grant = Talk(idp), idp.grant()
         client = OAuthClient(idp.client_id, Secret(idp.client_secret), "client_secret_basic", proof_key=KEY)

@@ -11,8 +11,8 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.host_validation import hosts_are_pinned
 from providers.definition.patterns import InvalidPattern, check_pattern, matches
 from providers.definition.registry import Registry, parse_yaml_definition
-from tests.unit.providers.definitions import spec_like
-from tests.unit.providers.test_definitions import MINIMAL
+from tests.unit.providers.definition.test_schema import MINIMAL
+from tests.unit.providers.samples import spec_like
 
 BILLION = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 
@@ -40,13 +40,15 @@ def refused(text: str) -> Failure:
         (MINIMAL + "!!python/name:os.system x: y\n", "is not YAML"),
         (MINIMAL + "<<: {a: b}\n", "is no field"),
         ("- a\n", "is an array, not a mapping"),
+        ("# nothing yet\n", "is empty"),
+        ("a:\n\tb: c\n", "is not YAML: it has a tab where YAML needs spaces (line 2)"),
         ("\x00", "is not YAML"),
         (MINIMAL + "name: acme\n", "'name' is repeated"),
         (MINIMAL + "? " + "k" * 1000 + "\n: v\n", "is no field"),
         (MINIMAL + "".join(f"field{n}: 1\n" for n in range(500)), "and 488 more"),
     ],
 )
-def test_what_is_no_plain_data_is_refused(text: str, said: str) -> None:
+def test_invalid_yaml_refused(text: str, said: str) -> None:
     assert said in refused(text).detail
 
 
@@ -76,7 +78,7 @@ def test_what_is_no_plain_data_is_refused(text: str, said: str) -> None:
         ),
     ],
 )
-def test_a_hostile_field_is_named_and_never_quoted(line: str, field: str) -> None:
+def test_hostile_field_named_and_not_quoted(line: str, field: str) -> None:
     replaced = line.split(":")[0]
     kept = [kept for kept in MINIMAL.splitlines() if kept.split(":")[0] != replaced]
     failure = refused("\n".join([*kept, line]))
@@ -85,14 +87,14 @@ def test_a_hostile_field_is_named_and_never_quoted(line: str, field: str) -> Non
     assert "169.254" not in failure.detail
 
 
-def test_the_shape_of_what_stands_there_is_told() -> None:
+def test_error_describes_the_value() -> None:
     text = MINIMAL.replace("https://acme.example/token", "http://acme.example/token")
     said = "token_endpoint: must start with https:// (it is a string of 25 characters)"
     assert said in refused(text).detail
     assert refused(MINIMAL + "pkce: [1]\n").detail.endswith("(it is an array)")
 
 
-def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_unreadable_file_refused(tmp_path: Path) -> None:
     for name, content in (("a.yaml", b"\xff\xfe"), ("b.yaml", b"name: x\n" * 100_000)):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(Failure, match=name):
@@ -142,7 +144,7 @@ def test_pattern_matched_in_linear_time(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["api_base_url", "token_endpoint"])
-def test_a_callback_chooses_no_host_that_tokens_go_to(where: str):
+def test_callback_parameter_in_a_credential_host_refused(where: str):
     """Apps send their leases to `api_base_url`, and whoever sends a browser writes its callback."""
     from_callback = {"x": {"pattern": "^[a-z.]{1,40}$", "source": "callback"}}
     loose = spec_like(template_params=from_callback, **{where: "https://{x}/v1"})

@@ -5,11 +5,11 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, RSAKey
 
 from evergrant_server.core.connections.client_key import ClientKey
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.secret import Secret
 from providers.client_auth.generated_secret import generate_client_secret
 from providers.definition.registry import Registry
-from tests.unit.providers.definitions import NOW
+from tests.unit.providers.samples import NOW, fails
 
 APPLE = Registry.load().get("apple")
 EC = ECKey.generate_key("P-256")
@@ -17,7 +17,7 @@ KEY = ClientKey(private=Secret(EC.as_pem(private=True).decode()), id="another id
 PARAMS = {"team_id": "A1B2C3D4E5", "key_id": "F6G7H8I9J0"}
 
 
-def test_it_says_who_we_are_for_a_day() -> None:
+def test_generated_secret_claims() -> None:
     APPLE.require_usable()
     secret = generate_client_secret(APPLE, "com.example.app", PARAMS, KEY, NOW)
     token = jwt.decode(secret.reveal(), EC, algorithms=["ES256"])
@@ -46,7 +46,8 @@ def test_it_says_who_we_are_for_a_day() -> None:
         ),
     ],
 )
-def test_what_an_admin_has_to_repair(params: dict[str, str], key: ClientKey | None, why: str) -> None:
-    with pytest.raises(Failure, match=why) as raised:
+def test_missing_key_or_parameter_is_client_rejected(
+    params: dict[str, str], key: ClientKey | None, why: str
+) -> None:
+    with fails(ErrorCode.CLIENT_REJECTED, why):
         generate_client_secret(APPLE, "com.example.app", params, key, NOW)
-    assert raised.value.code is ErrorCode.CLIENT_REJECTED

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from evergrant_server.core.errors import ErrorCode, FailureKind
-from tests.unit.providers.definitions import NOW, spec_like
-from tests.unit.providers.test_replies import GOOD, SLACKLIKE, failure, read
+from tests.unit.providers.responses.test_token_response import GOOD, SLACKLIKE, failure, read
+from tests.unit.providers.samples import NOW, spec_like
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ from tests.unit.providers.test_replies import GOOD, SLACKLIKE, failure, read
         (201, GOOD, ErrorCode.REPLY_UNREADABLE),
     ],
 )
-def test_a_refusal_is_sorted_by_who_repairs_it(status: int, data: Any, code: ErrorCode) -> None:
+def test_error_mapping(status: int, data: Any, code: ErrorCode) -> None:
     assert failure(data, status).code is code
 
 
@@ -85,7 +85,7 @@ BASIC = 'Basic realm="clients"'
     ],
 )
 @pytest.mark.parametrize("body", [b"", b"<html>no</html>", {}, {"message": "no"}, {"error": ["no"]}])
-def test_rfc6749_5_2_a_401_that_asks_for_a_client_refuses_the_client(
+def test_rfc6749_5_2_401_with_client_challenge_is_client_rejected(
     challenge: str, code: ErrorCode, body: Any
 ) -> None:
     raised = failure(body, 401, www_authenticate=challenge)
@@ -107,13 +107,11 @@ def test_rfc6749_5_2_a_401_that_asks_for_a_client_refuses_the_client(
         (503, b"", ErrorCode.PROVIDER_ERROR),
     ],
 )
-def test_with_a_name_or_another_status_a_challenge_says_nothing(
-    status: int, data: Any, code: ErrorCode
-) -> None:
+def test_challenge_ignored_with_an_error_or_another_status(status: int, data: Any, code: ErrorCode) -> None:
     assert failure(data, status, www_authenticate=BASIC).code is code
 
 
-def test_only_known_errors_condemn_a_grant() -> None:
+def test_unknown_errors_never_end_a_grant() -> None:
     """Whatever a provider invents, a grant is kept unless the error is known to end it."""
     for status in (400, 401, 403, 409, 422, 500):
         for data in (b"", b"<html>", {"error": "invented"}, {"message": "no"}, {"error": {"code": 7}}):
@@ -130,7 +128,7 @@ def test_only_known_errors_condemn_a_grant() -> None:
         ("A B", False),
     ],
 )
-def test_an_error_name_is_shown_only_in_its_known_shape(error: str, shown: bool) -> None:
+def test_only_well_formed_error_names_are_quoted(error: str, shown: bool) -> None:
     raised = failure({"error": error, "error_description": "canary"}, 400)
     assert (raised.context.get("provider_error") == error) is shown
     assert (error in str(raised)) is shown
@@ -178,7 +176,7 @@ def test_rfc9110_retry_after(headers: Any, seconds: float | None) -> None:
         ("iso8601", "", None),
     ],
 )
-def test_a_declared_rate_limit_header_says_when_it_ends(how: str, value: str, seconds: float | None) -> None:
+def test_declared_rate_limit_header(how: str, value: str, seconds: float | None) -> None:
     spec = spec_like(rate_limit_reset_header="X-RateLimit-Reset", rate_limit_reset_format=how)
     headers = {"x_ratelimit_reset": value}
     assert failure(b"", 429, spec, **headers).retry_after == seconds
@@ -195,7 +193,7 @@ def test_a_declared_rate_limit_header_says_when_it_ends(how: str, value: str, se
         ({"ok": False}, ErrorCode.PROVIDER_ERROR),
     ],
 )
-def test_errors_behind_200_by_rule(data: dict[str, Any], code: ErrorCode) -> None:
+def test_error_rules_apply_to_200(data: dict[str, Any], code: ErrorCode) -> None:
     assert failure(data, 200, SLACKLIKE).code is code
     assert read(GOOD | {"ok": True}, spec=SLACKLIKE).expires_in == 3600
 

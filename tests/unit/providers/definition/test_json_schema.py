@@ -8,7 +8,7 @@ import pytest
 
 from docs.generate import DOCS
 from providers.definition.registry import CATALOG
-from tests.unit.providers.test_definitions import MINIMAL
+from tests.unit.providers.definition.test_schema import MINIMAL
 
 CHECK = Path(sys.executable).parent / "check-jsonschema"
 SCHEMA = DOCS / "reference" / "provider.schema.json"
@@ -20,12 +20,12 @@ def checked(*files: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_it_takes_the_catalogue() -> None:
+def test_json_schema_accepts_the_catalogue() -> None:
     told = checked(*sorted(CATALOG.glob("*.yaml")))
     assert told.returncode == 0, told.stdout
 
 
-def test_it_marks_mistakes(tmp_path: Path) -> None:
+def test_json_schema_rejects_mistakes(tmp_path: Path) -> None:
     files = []
     for number, line in enumerate(MISTAKES):
         kept = [kept for kept in MINIMAL.splitlines() if kept.split(":")[0] != line.split(":")[0]]

@@ -27,7 +27,7 @@ from providers.requests.sender import Sender, SendFailed
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import LoopbackTls, OwnCertificate, loopback_tls, own_certificate
 from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
-from tests.unit.providers.definitions import an_integration, spec_like
+from tests.unit.providers.samples import an_integration, spec_like
 
 NOW = datetime.now(UTC)
 METHODS = ("tls_client_auth", "self_signed_tls_client_auth")
@@ -62,7 +62,7 @@ async def minted(idp: ScriptedProvider, tls: LoopbackTls, ours: OAuthClient) -> 
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_rfc8705_2_the_handshake_says_who_we_are(
+async def test_rfc8705_2_handshake_authenticates_the_client(
     idp: ScriptedProvider, tls: LoopbackTls, method: str
 ) -> None:
     idp.script(TOKEN)
@@ -78,7 +78,9 @@ async def test_rfc8705_2_the_handshake_says_who_we_are(
     [client(own_certificate("somebody else")), client(auth="client_secret_basic")],
     ids=["another certificate", "another method, which presents none"],
 )
-async def test_nobody_else_gets_in(idp: ScriptedProvider, tls: LoopbackTls, ours: OAuthClient) -> None:
+async def test_other_certificate_or_method_fails(
+    idp: ScriptedProvider, tls: LoopbackTls, ours: OAuthClient
+) -> None:
     with pytest.raises(SendFailed) as raised:
         await minted(idp, tls, ours)
     assert raised.value.code is ErrorCode.PROVIDER_UNREACHABLE
@@ -92,7 +94,7 @@ async def test_nobody_else_gets_in(idp: ScriptedProvider, tls: LoopbackTls, ours
         (replace(client(), now=lambda: NOW + timedelta(days=2)), "expired on"),
     ],
 )
-async def test_without_a_good_certificate_nothing_is_sent(
+async def test_missing_or_expired_certificate_not_sent(
     idp: ScriptedProvider, tls: LoopbackTls, ours: OAuthClient, why: str
 ) -> None:
     with pytest.raises(SendFailed, match=why) as raised:
@@ -100,14 +102,14 @@ async def test_without_a_good_certificate_nothing_is_sent(
     assert (raised.value.code, raised.value.sent) == (ErrorCode.CLIENT_REJECTED, False)
 
 
-async def test_its_servers_certificate_is_checked_all_the_same(idp: ScriptedProvider, tmp_path: Path) -> None:
+async def test_server_certificate_verified(idp: ScriptedProvider, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(SendFailed) as raised:
         await minted(idp, loopback_tls(tmp_path / "other"), client())
     assert raised.value.code is ErrorCode.PROVIDER_UNREACHABLE
 
 
-def test_what_cannot_be_presented_is_not_kept() -> None:
+def test_invalid_certificate_refused() -> None:
     other = own_certificate()
     for certificate, private, why in (
         ("no PEM", OURS.private, "is not PEM"),
@@ -125,7 +127,7 @@ def test_what_cannot_be_presented_is_not_kept() -> None:
         assert "PRIVATE" not in str(raised.value)
 
 
-def test_a_certificate_with_a_key_that_nobody_knows_is_not_kept() -> None:
+def test_certificate_with_unknown_key_type_refused() -> None:
     p256, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f")
     der = x509.load_pem_x509_certificate(OURS.certificate.encode()).public_bytes(Encoding.DER)
     strange = ssl.DER_cert_to_PEM_cert(der.replace(p256, unknown))
@@ -137,7 +139,7 @@ def test_a_certificate_with_a_key_that_nobody_knows_is_not_kept() -> None:
     )
 
 
-async def test_without_room_for_its_key_nothing_is_sent(
+async def test_unwritable_key_file_counts_as_not_sent(
     idp: ScriptedProvider, tls: LoopbackTls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file system that is full or read-only costs no credential: its use is known not to have begun."""
@@ -147,13 +149,13 @@ async def test_without_room_for_its_key_nothing_is_sent(
     assert (failed.value.code, failed.value.sent) == (ErrorCode.JOURNAL_UNAVAILABLE, False)
 
 
-def test_no_repr_shows_the_key() -> None:
+def test_certificate_repr_hides_the_key() -> None:
     held = parse_client_certificate(OURS.certificate, Secret(OURS.private), NOW)
     assert OURS.private not in repr(held)
     assert held == type(held).from_secret(held.as_secret())
 
 
-async def test_rfc8705_5_aliases_are_for_those_who_present_a_certificate(tls: LoopbackTls) -> None:
+async def test_rfc8705_5_aliases_for_mutual_tls_only(tls: LoopbackTls) -> None:
     aliases = {"token_endpoint": "https://127.0.0.1:8443/mtls/token", "unknown": 1}
     async with ScriptedProvider(tls=tls, metadata={"mtls_endpoint_aliases": aliases}) as idp:
         egress = Egress(EgressPolicy(allow=(idp.allowance, "127.0.0.1:8443")), tls=tls.trust)
