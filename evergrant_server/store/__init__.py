@@ -10,6 +10,7 @@ STORE_CONFLICT when a row changed meanwhile, SCHEMA_MISMATCH, SEAL_BROKEN, KEY_U
 """
 
 from evergrant_server.store.access.idempotency import StoredResponse
+from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from evergrant_server.store.connections.histories import HistoryExport
 from evergrant_server.store.connections.lease_rows import LeaseRow, LeaseRows
 from evergrant_server.store.keys import NO_CONNECTION
@@ -19,6 +20,8 @@ from evergrant_server.store.transactions import Transaction
 
 __all__ = [
     "NO_CONNECTION",
+    "AuditRow",
+    "AuditShardRow",
     "HistoryExport",
     "LeaseRow",
     "LeaseRows",

@@ -14,13 +14,33 @@ _BIG_INTEGER_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLit
 
 
 def upgrade() -> None:
-    _integrations()
-    _keys_and_apps()
-    _connections()
-    _consents()
-    _provider_events()
-    _webhooks()
-    _outbox_audit_and_exports()
+    _integration()
+    _definition()
+    _key()
+    _app()
+    _app_key()
+    _permit()
+    _idempotency()
+    _connection()
+    _connection_grant()
+    _consent()
+    _attempt()
+    _late_tokens()
+    _proof_key()
+    _usage()
+    _history()
+    _event_receiver()
+    _received_event()
+    _account_identifier()
+    _introspection()
+    _webhook()
+    _event()
+    _delivery()
+    _outbox()
+    _audit()
+    _audit_shard()
+    _export()
+    _export_line()
 
 
 def downgrade() -> None:
@@ -68,77 +88,7 @@ def _sealed(*names: str, null: bool = False) -> list[sa.Column[Any]]:
     return _columns(sa.LargeBinary(), names, null)
 
 
-def _keys_and_apps() -> None:
-    """Keys, apps and permits."""
-    op.create_table(
-        "key",
-        *_text("tenant", "id", "purpose", "connection_id", "wrapping_key_id"),
-        *_sealed("sealed_key"),
-        *_time("created_at"),
-        *_time("retired_at", null=True),
-        *_integer("revision"),
-        sa.PrimaryKeyConstraint("tenant", "id", name="pk_key"),
-    )
-    op.create_index(
-        "uq_key_current",
-        "key",
-        ["tenant", "connection_id", "purpose"],
-        unique=True,
-        sqlite_where=sa.text("retired_at IS NULL"),
-        postgresql_where=sa.text("retired_at IS NULL"),
-    )
-    op.create_table(
-        "app",
-        *_text("tenant", "id", "name"),
-        *_boolean("disabled"),
-        *_json("return_to"),
-        *_time("created_at"),
-        *_integer("revision"),
-        sa.PrimaryKeyConstraint("tenant", "id", name="pk_app"),
-        sa.UniqueConstraint("tenant", "name", name="uq_app_tenant_name"),
-    )
-    op.create_index("ix_app_id", "app", ["id"], unique=True)
-    op.create_table(
-        "app_key",
-        *_text("tenant", "id", "app_id", "secret_hash"),
-        *_time("created_at"),
-        *_time("revoked_at", null=True),
-        *_integer("revision"),
-        sa.ForeignKeyConstraint(
-            ["tenant", "app_id"], ["app.tenant", "app.id"], name="fk_app_key_app", ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("tenant", "id", name="pk_app_key"),
-    )
-    op.create_index("ix_app_key_id", "app_key", ["id"], unique=True)
-    op.create_index("ix_app_key_tenant_app_id", "app_key", ["tenant", "app_id"])
-    op.create_table(
-        "permit",
-        *_text("tenant", "id", "app_id", "name", "integration"),
-        *_json("subjects"),
-        *_json("scope_ceiling", null=True),
-        *_json("actions"),
-        *_time("created_at"),
-        *_integer("revision"),
-        sa.ForeignKeyConstraint(
-            ["tenant", "app_id"], ["app.tenant", "app.id"], name="fk_permit_app", ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("tenant", "id", name="pk_permit"),
-        sa.UniqueConstraint("tenant", "app_id", "name", name="uq_permit_tenant_app_id_name"),
-    )
-    op.create_table(
-        "idempotency",
-        *_text("tenant", "app_id", "key", "request_hash"),
-        *_integer("status"),
-        *_sealed("sealed_body"),
-        *_time("stored_at"),
-        *_integer("revision"),
-        sa.PrimaryKeyConstraint("tenant", "app_id", "key", name="pk_idempotency"),
-    )
-    op.create_index("ix_idempotency_stored_at", "idempotency", ["stored_at"])
-
-
-def _integrations() -> None:
-    """Integrations and definitions of providers."""
+def _integration() -> None:
     op.create_table(
         "integration",
         *_text("tenant", "id", "name", "provider", "client_id"),
@@ -172,6 +122,9 @@ def _integrations() -> None:
         sa.UniqueConstraint("tenant", "name", name="uq_integration_tenant_name"),
     )
     op.create_index("ix_integration_id", "integration", ["id"], unique=True)
+
+
+def _definition() -> None:
     op.create_table(
         "definition",
         *_text("tenant", "id", "name"),
@@ -193,8 +146,87 @@ def _integrations() -> None:
     op.create_index("ix_definition_id", "definition", ["id"], unique=True)
 
 
-def _connections() -> None:
-    """Connections with their grants, attempts and late tokens."""
+def _key() -> None:
+    op.create_table(
+        "key",
+        *_text("tenant", "id", "purpose", "connection_id", "wrapping_key_id"),
+        *_sealed("sealed_key"),
+        *_time("created_at"),
+        *_time("retired_at", null=True),
+        *_integer("revision"),
+        sa.PrimaryKeyConstraint("tenant", "id", name="pk_key"),
+    )
+    op.create_index(
+        "uq_key_current",
+        "key",
+        ["tenant", "connection_id", "purpose"],
+        unique=True,
+        sqlite_where=sa.text("retired_at IS NULL"),
+        postgresql_where=sa.text("retired_at IS NULL"),
+    )
+
+
+def _app() -> None:
+    op.create_table(
+        "app",
+        *_text("tenant", "id", "name"),
+        *_boolean("disabled"),
+        *_json("return_to"),
+        *_time("created_at"),
+        *_integer("revision"),
+        sa.PrimaryKeyConstraint("tenant", "id", name="pk_app"),
+        sa.UniqueConstraint("tenant", "name", name="uq_app_tenant_name"),
+    )
+    op.create_index("ix_app_id", "app", ["id"], unique=True)
+
+
+def _app_key() -> None:
+    op.create_table(
+        "app_key",
+        *_text("tenant", "id", "app_id", "secret_hash"),
+        *_time("created_at"),
+        *_time("revoked_at", null=True),
+        *_integer("revision"),
+        sa.ForeignKeyConstraint(
+            ["tenant", "app_id"], ["app.tenant", "app.id"], name="fk_app_key_app", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("tenant", "id", name="pk_app_key"),
+    )
+    op.create_index("ix_app_key_id", "app_key", ["id"], unique=True)
+    op.create_index("ix_app_key_tenant_app_id", "app_key", ["tenant", "app_id"])
+
+
+def _permit() -> None:
+    op.create_table(
+        "permit",
+        *_text("tenant", "id", "app_id", "name", "integration"),
+        *_json("subjects"),
+        *_json("scope_ceiling", null=True),
+        *_json("actions"),
+        *_time("created_at"),
+        *_integer("revision"),
+        sa.ForeignKeyConstraint(
+            ["tenant", "app_id"], ["app.tenant", "app.id"], name="fk_permit_app", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("tenant", "id", name="pk_permit"),
+        sa.UniqueConstraint("tenant", "app_id", "name", name="uq_permit_tenant_app_id_name"),
+    )
+
+
+def _idempotency() -> None:
+    op.create_table(
+        "idempotency",
+        *_text("tenant", "app_id", "key", "request_hash"),
+        *_integer("status"),
+        *_sealed("sealed_body"),
+        *_time("stored_at"),
+        *_integer("revision"),
+        sa.PrimaryKeyConstraint("tenant", "app_id", "key", name="pk_idempotency"),
+    )
+    op.create_index("ix_idempotency_stored_at", "idempotency", ["stored_at"])
+
+
+def _connection() -> None:
     op.create_table(
         "connection",
         *_text("tenant", "id", "integration_id", "integration", "provider", "subject", "label", "state"),
@@ -236,6 +268,9 @@ def _connections() -> None:
         sqlite_where=sa.text("source_app IS NOT NULL"),
         postgresql_where=sa.text("source_app IS NOT NULL"),
     )
+
+
+def _connection_grant() -> None:
     op.create_table(
         "connection_grant",
         *_text("tenant", "connection_id", "slot"),
@@ -256,90 +291,9 @@ def _connections() -> None:
         sa.PrimaryKeyConstraint("tenant", "connection_id", "slot", name="pk_connection_grant"),
     )
     op.create_index("ix_connection_grant_tenant_expires_at", "connection_grant", ["tenant", "expires_at"])
-    op.create_table(
-        "attempt",
-        *_text("tenant", "id", "connection_id", "slot", "kind", "credential"),
-        *_integer("from_generation"),
-        *_text("journal_id"),
-        *_time("opened_at", "send_by"),
-        *_integer("sends"),
-        *_time("first_sent_at", null=True),
-        *_text("outcome", null=True),
-        *_time("closed_at", null=True),
-        *_integer("revision"),
-        sa.ForeignKeyConstraint(
-            ["tenant", "connection_id"], ["connection.tenant", "connection.id"], name="fk_attempt_connection"
-        ),
-        sa.PrimaryKeyConstraint("tenant", "id", name="pk_attempt"),
-    )
-    op.create_index(
-        "ix_attempt_tenant_connection_id_from_generation",
-        "attempt",
-        ["tenant", "connection_id", "from_generation"],
-    )
-    op.create_index(
-        "uq_attempt_open",
-        "attempt",
-        ["tenant", "connection_id", "slot"],
-        unique=True,
-        sqlite_where=sa.text("outcome IS NULL"),
-        postgresql_where=sa.text("outcome IS NULL"),
-    )
-    op.create_table(
-        "late_tokens",
-        *_text("tenant", "attempt_id", "connection_id", "slot"),
-        *_integer("from_generation"),
-        *_time("requested_at", "received_at"),
-        *_sealed("sealed_tokens"),
-        *_integer("revision"),
-        sa.ForeignKeyConstraint(
-            ["tenant", "connection_id"],
-            ["connection.tenant", "connection.id"],
-            name="fk_late_tokens_connection",
-        ),
-        sa.PrimaryKeyConstraint("tenant", "attempt_id", name="pk_late_tokens"),
-    )
-    op.create_index("ix_late_tokens_tenant_connection_id", "late_tokens", ["tenant", "connection_id"])
-    op.create_table(
-        "proof_key",
-        *_text("tenant", "connection_id", "thumbprint"),
-        *_sealed("sealed_key"),
-        *_time("created_at"),
-        *_integer("revision"),
-        sa.ForeignKeyConstraint(
-            ["tenant", "connection_id"],
-            ["connection.tenant", "connection.id"],
-            name="fk_proof_key_connection",
-        ),
-        sa.PrimaryKeyConstraint("tenant", "connection_id", name="pk_proof_key"),
-    )
-    op.create_table(
-        "usage",
-        *_text("tenant", "connection_id"),
-        *_integer("leased_generation", "revision"),
-        sa.ForeignKeyConstraint(
-            ["tenant", "connection_id"], ["connection.tenant", "connection.id"], name="fk_usage_connection"
-        ),
-        sa.PrimaryKeyConstraint("tenant", "connection_id", name="pk_usage"),
-    )
-    op.create_table(
-        "history",
-        *_text("tenant", "connection_id", "workflow_id", "run_id"),
-        *_time("exported_at"),
-        *_boolean("closed"),
-        *_integer("last_event_id"),
-        *_json("events"),
-        *_integer("revision"),
-        sa.ForeignKeyConstraint(
-            ["tenant", "connection_id"], ["connection.tenant", "connection.id"], name="fk_history_connection"
-        ),
-        sa.PrimaryKeyConstraint("tenant", "workflow_id", "run_id", name="pk_history"),
-    )
-    op.create_index("ix_history_tenant_connection_id", "history", ["tenant", "connection_id"])
 
 
-def _consents() -> None:
-    """Consents."""
+def _consent() -> None:
     op.create_table(
         "consent",
         *_text("tenant", "id", "connection_id", "integration_id", "kind", "status"),
@@ -380,8 +334,102 @@ def _consents() -> None:
     op.create_index("ix_consent_tenant_connection_id", "consent", ["tenant", "connection_id"])
 
 
-def _provider_events() -> None:
-    """Receivers of provider events, account identifiers and introspections."""
+def _attempt() -> None:
+    op.create_table(
+        "attempt",
+        *_text("tenant", "id", "connection_id", "slot", "kind", "credential"),
+        *_integer("from_generation"),
+        *_text("journal_id"),
+        *_time("opened_at", "send_by"),
+        *_integer("sends"),
+        *_time("first_sent_at", null=True),
+        *_text("outcome", null=True),
+        *_time("closed_at", null=True),
+        *_integer("revision"),
+        sa.ForeignKeyConstraint(
+            ["tenant", "connection_id"], ["connection.tenant", "connection.id"], name="fk_attempt_connection"
+        ),
+        sa.PrimaryKeyConstraint("tenant", "id", name="pk_attempt"),
+    )
+    op.create_index(
+        "ix_attempt_tenant_connection_id_from_generation",
+        "attempt",
+        ["tenant", "connection_id", "from_generation"],
+    )
+    op.create_index(
+        "uq_attempt_open",
+        "attempt",
+        ["tenant", "connection_id", "slot"],
+        unique=True,
+        sqlite_where=sa.text("outcome IS NULL"),
+        postgresql_where=sa.text("outcome IS NULL"),
+    )
+
+
+def _late_tokens() -> None:
+    op.create_table(
+        "late_tokens",
+        *_text("tenant", "attempt_id", "connection_id", "slot"),
+        *_integer("from_generation"),
+        *_time("requested_at", "received_at"),
+        *_sealed("sealed_tokens"),
+        *_integer("revision"),
+        sa.ForeignKeyConstraint(
+            ["tenant", "connection_id"],
+            ["connection.tenant", "connection.id"],
+            name="fk_late_tokens_connection",
+        ),
+        sa.PrimaryKeyConstraint("tenant", "attempt_id", name="pk_late_tokens"),
+    )
+    op.create_index("ix_late_tokens_tenant_connection_id", "late_tokens", ["tenant", "connection_id"])
+
+
+def _proof_key() -> None:
+    op.create_table(
+        "proof_key",
+        *_text("tenant", "connection_id", "thumbprint"),
+        *_sealed("sealed_key"),
+        *_time("created_at"),
+        *_integer("revision"),
+        sa.ForeignKeyConstraint(
+            ["tenant", "connection_id"],
+            ["connection.tenant", "connection.id"],
+            name="fk_proof_key_connection",
+        ),
+        sa.PrimaryKeyConstraint("tenant", "connection_id", name="pk_proof_key"),
+    )
+
+
+def _usage() -> None:
+    op.create_table(
+        "usage",
+        *_text("tenant", "connection_id"),
+        *_integer("leased_generation", "revision"),
+        sa.ForeignKeyConstraint(
+            ["tenant", "connection_id"], ["connection.tenant", "connection.id"], name="fk_usage_connection"
+        ),
+        sa.PrimaryKeyConstraint("tenant", "connection_id", name="pk_usage"),
+    )
+
+
+def _history() -> None:
+    op.create_table(
+        "history",
+        *_text("tenant", "connection_id", "workflow_id", "run_id"),
+        *_time("exported_at"),
+        *_boolean("closed"),
+        *_integer("last_event_id"),
+        *_json("events"),
+        *_integer("revision"),
+        sa.ForeignKeyConstraint(
+            ["tenant", "connection_id"], ["connection.tenant", "connection.id"], name="fk_history_connection"
+        ),
+        sa.PrimaryKeyConstraint("tenant", "workflow_id", "run_id", name="pk_history"),
+    )
+    op.create_index("ix_history_tenant_connection_id", "history", ["tenant", "connection_id"])
+
+
+def _event_receiver() -> None:
     op.create_table(
         "event_receiver",
         *_text("tenant", "id", "integration_id", "kind"),
@@ -404,6 +452,9 @@ def _provider_events() -> None:
         sa.UniqueConstraint("tenant", "integration_id", name="uq_event_receiver_tenant_integration_id"),
     )
     op.create_index("ix_event_receiver_id", "event_receiver", ["id"], unique=True)
+
+
+def _received_event() -> None:
     op.create_table(
         "received_event",
         *_text("tenant", "receiver_id", "event_hash"),
@@ -418,6 +469,9 @@ def _provider_events() -> None:
         sa.PrimaryKeyConstraint("tenant", "receiver_id", "event_hash", name="pk_received_event"),
     )
     op.create_index("ix_received_event_received_at", "received_event", ["received_at"])
+
+
+def _account_identifier() -> None:
     op.create_table(
         "account_identifier",
         *_text("tenant", "connection_id", "name", "integration_id", "identifier_hash"),
@@ -434,6 +488,9 @@ def _provider_events() -> None:
         "account_identifier",
         ["tenant", "integration_id", "identifier_hash"],
     )
+
+
+def _introspection() -> None:
     op.create_table(
         "introspection",
         *_text("tenant", "connection_id"),
@@ -451,8 +508,7 @@ def _provider_events() -> None:
     op.create_index("ix_introspection_next_at", "introspection", ["next_at"])
 
 
-def _webhooks() -> None:
-    """Webhooks, their events and deliveries."""
+def _webhook() -> None:
     op.create_table(
         "webhook",
         *_text("tenant", "id", "name", "url"),
@@ -470,6 +526,9 @@ def _webhooks() -> None:
         sa.UniqueConstraint("tenant", "name", name="uq_webhook_tenant_name"),
     )
     op.create_index("ix_webhook_id", "webhook", ["id"], unique=True)
+
+
+def _event() -> None:
     op.create_table(
         "event",
         *_text("tenant", "id", "type"),
@@ -480,6 +539,9 @@ def _webhooks() -> None:
         sa.PrimaryKeyConstraint("tenant", "id", name="pk_event"),
     )
     op.create_index("ix_event_tenant_at", "event", ["tenant", "at"])
+
+
+def _delivery() -> None:
     op.create_table(
         "delivery",
         *_text("tenant", "id", "webhook_id", "event_id", "event_type", "status"),
@@ -511,8 +573,7 @@ def _webhooks() -> None:
     )
 
 
-def _outbox_audit_and_exports() -> None:
-    """Outbox, audit log and exports."""
+def _outbox() -> None:
     op.create_table(
         "outbox",
         *_text("tenant"),
@@ -536,6 +597,9 @@ def _outbox_audit_and_exports() -> None:
         sqlite_where=sa.text("delivered_at IS NULL"),
         postgresql_where=sa.text("delivered_at IS NULL"),
     )
+
+
+def _audit() -> None:
     op.create_table(
         "audit",
         *_text("tenant", "shard"),
@@ -551,6 +615,9 @@ def _outbox_audit_and_exports() -> None:
     )
     op.create_index("ix_audit_tenant_at", "audit", ["tenant", "at"])
     op.create_index("ix_audit_tenant_object_at", "audit", ["tenant", "object", "at"])
+
+
+def _audit_shard() -> None:
     op.create_table(
         "audit_shard",
         *_text("tenant", "shard"),
@@ -559,6 +626,9 @@ def _outbox_audit_and_exports() -> None:
         *_integer("revision"),
         sa.PrimaryKeyConstraint("tenant", "shard", name="pk_audit_shard"),
     )
+
+
+def _export() -> None:
     op.create_table(
         "export",
         *_text("tenant", "id", "status"),
@@ -571,6 +641,9 @@ def _outbox_audit_and_exports() -> None:
         sa.PrimaryKeyConstraint("tenant", "id", name="pk_export"),
     )
     op.create_index("ix_export_id", "export", ["id"], unique=True)
+
+
+def _export_line() -> None:
     op.create_table(
         "export_line",
         *_text("tenant", "export_id"),

@@ -49,11 +49,11 @@ class Receivers(SealedRepository):
         return await self._change(receiver, expected, sealed)
 
     async def replace(self, receiver: Receiver, *, expected: int) -> Receiver:
-        """Write `receiver` if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        """Write the row if it is at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
         return await self._change(receiver, expected, {})
 
     async def find_in_any_tenant(self, id: ReceiverId) -> Receiver | None:
-        """The receiver with this id in whichever tenant: who calls it knows no more."""
+        """The receiver with this id in any tenant: a provider that calls it sends no more."""
         return await self._one(id=id)
 
     async def of_integration(self, tenant: Tenant, integration_id: IntegrationId) -> Receiver | None:
