@@ -1,4 +1,4 @@
-"""`dev`: the whole platform from one command, with nothing else installed.
+"""`dev`: the whole platform from one command, without another installation.
 
 Starts the Temporal dev server (with its UI and a database file), the API and a worker as child
 processes, restarts those that exit, and stops all on Ctrl-C. Keys, database and Temporal's file

@@ -64,8 +64,8 @@ class Egress:
     def client(self, observer: SendObserver | None = None, **options: Any) -> httpx2.AsyncClient:
         """An httpx2 client on a guarded transport. An `observer` is for one request.
 
-        It follows no redirects and reads neither proxies nor .netrc from the environment, whatever
-        `options` say. Use as `async with`.
+        It follows no redirects and reads neither proxies nor .netrc from the environment; `options`
+        can't change that. Use as `async with`.
         """
         options.update(
             transport=self.transport(observer), trust_env=False, follow_redirects=False, timeout=None

@@ -1,4 +1,4 @@
-"""Keeps the HTTP libraries from logging URLs and headers, whatever the log level."""
+"""Keeps the HTTP libraries from logging URLs and headers at every log level."""
 
 import logging
 
