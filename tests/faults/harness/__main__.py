@@ -18,14 +18,14 @@ from tests.faults.harness.random_run.run import run
 from tests.faults.harness.report import run_report, table_report
 from tests.faults.harness.table.case_run import Case
 from tests.faults.harness.table.cases import Table
-from tests.faults.harness.table.table_run import Walked, walk_table
+from tests.faults.harness.table.table_run import TableResult, walk_table
 
 
 def say(line: str) -> None:
     print(line, flush=True)
 
 
-async def table(folder: Path, arguments: argparse.Namespace) -> Walked:
+async def table(folder: Path, arguments: argparse.Namespace) -> TableResult:
     say("==> the table: every await point of the refresh and of the code exchange")
     number, of = arguments.shard
 

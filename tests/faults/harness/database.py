@@ -62,7 +62,7 @@ CROSSED = """FROM attempt it JOIN attempt other USING (tenant, connection_id, ki
 
 
 @dataclass(frozen=True)
-class End:
+class FinalState:
     """What the store says when a case is over."""
 
     connection: Connection
@@ -74,7 +74,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Attempted:
+class AttemptRecord:
     """One attempt, as its row tells it. Monotonic seconds: the case's machine is one."""
 
     journal: str
@@ -85,7 +85,7 @@ class Attempted:
     outcome: str | None = None
 
 
-class Ground:
+class HarnessDatabase:
     """One migrated database for the whole table, and the shortest way to a connection in it."""
 
     def __init__(self, url: str, key_file: Path, store: Store, witness: asyncpg.Connection) -> None:
@@ -97,7 +97,7 @@ class Ground:
         self._browser = httpx2.AsyncClient(trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0))
 
     @classmethod
-    async def open(cls, folder: Path) -> "Ground":
+    async def open(cls, folder: Path) -> "HarnessDatabase":
         url = await postgres().fresh()
         key_file = folder / f"{new_id('key')}.json"
         KeyRing.create(key_file)
@@ -127,13 +127,13 @@ class Ground:
         async with self.store.write() as tx:
             await tx.definitions.add(definition)
 
-    async def let_go(self) -> None:
+    async def close_sessions(self) -> None:
         await self.store.close()
         await self._browser.aclose()
         await self._witness.close()
 
     async def close(self) -> None:
-        await self.let_go()
+        await self.close_sessions()
         await postgres().drop(self.url)
 
     async def _asked(self) -> asyncpg.Connection:
@@ -285,11 +285,11 @@ class Ground:
         async with self._asking:
             return await (await self._asked()).fetch(query, *arguments)
 
-    async def attempts(self, connection: ConnectionId) -> tuple[Attempted, ...]:
+    async def attempts(self, connection: ConnectionId) -> tuple[AttemptRecord, ...]:
         """Every attempt of the connection, in moments of this machine's unmoved clock."""
         since = time.time() - time.monotonic()
         return tuple(
-            Attempted(
+            AttemptRecord(
                 journal=it["journal_id"],
                 spends=(it["kind"], it["credential"], it["from_generation"]),
                 opened=it["opened_at"].timestamp() - since,
@@ -306,7 +306,7 @@ class Ground:
         assert row is not None
         return row
 
-    async def end(self, connection: ConnectionId, consent: Consent | None) -> End:
+    async def end(self, connection: ConnectionId, consent: Consent | None) -> FinalState:
         """One snapshot of the store. A grant that doesn't belong to its connection's row is a wrong, and no
         reason to stop: a build without compare-and-set leaves such rows."""
         wrongs: list[str] = []
@@ -328,7 +328,7 @@ class Ground:
             crossed = await witness.fetchval(f"SELECT count(*) {CROSSED} AND connection_id = $1", connection)
         wrongs += [str(it["wrong"]) for it in seen]
         token = refresh.reveal() if refresh is not None else None
-        return End(row, now, token, still_open, tuple(wrongs), bool(crossed))
+        return FinalState(row, now, token, still_open, tuple(wrongs), bool(crossed))
 
 
 def arguments_of(url: str) -> dict[str, Any]:

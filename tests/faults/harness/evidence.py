@@ -3,7 +3,7 @@
 import time
 from datetime import UTC, datetime
 
-from tests.faults.harness.database import End
+from tests.faults.harness.database import FinalState
 from tests.faults.harness.provider import Use
 from tests.faults.harness.random_run.processes import Installation
 
@@ -21,7 +21,7 @@ _OF_AUDIT = """
 _OF_CHANGES = "SELECT at, 'true' AS clock, change AS what FROM witness_change WHERE row_id = $1"
 
 
-async def story(here: Installation, end: End) -> list[str]:
+async def story(here: Installation, end: FinalState) -> list[str]:
     """The last of each kind, in the order of their own clocks: ours was moved."""
     lines = [f"  {it}" for it in _seen_by_provider(here, end)]
     for query in (_OF_CHANGES, _OF_ATTEMPTS, _OF_AUDIT):
@@ -31,7 +31,7 @@ async def story(here: Installation, end: End) -> list[str]:
     return lines
 
 
-def _seen_by_provider(here: Installation, end: End) -> list[str]:
+def _seen_by_provider(here: Installation, end: FinalState) -> list[str]:
     family = here.idp.family_of(end.refresh_token)
     if family is None:
         return ["the provider knows nothing of its refresh token"]

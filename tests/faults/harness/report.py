@@ -4,9 +4,9 @@ from collections import Counter
 from statistics import median
 
 from tests.faults.harness.random_run.plan import told
-from tests.faults.harness.random_run.run import Ran
+from tests.faults.harness.random_run.run import RunResult
 from tests.faults.harness.table.judge import Verdict
-from tests.faults.harness.table.table_run import Walked
+from tests.faults.harness.table.table_run import TableResult
 
 _WORDS = {"die": "process killed", "stop": "process stopped", "lost": "answer lost", "cut": "activity cut"}
 
@@ -17,7 +17,7 @@ def rows(title: str, pairs: list[tuple[str, object]]) -> str:
     return "\n".join([title, *(f"  {name:<{width}}{value!s:>10}" for name, value in pairs)])
 
 
-def table_report(walked: Walked) -> str:
+def table_report(walked: TableResult) -> str:
     """The numbers of a walk."""
     table, windows = walked.table, walked.windows_ms
     faults = [(_WORDS[kind], number) for kind, number in sorted(walked.faults.items())]
@@ -45,7 +45,7 @@ def table_report(walked: Walked) -> str:
     return "\n".join(lines)
 
 
-def run_report(ran: Ran, window_ms: float | None) -> str:
+def run_report(ran: RunResult, window_ms: float | None) -> str:
     """The numbers of a random run; the window is the table's, measured where nothing is in the way."""
     after, seen = ran.aftermath, ran.seen
     pairs: list[tuple[str, object]] = [

@@ -11,10 +11,10 @@ from evergrant_server.core.connections.refresh_rules import Rotation
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from evergrant_server.core.single_use.attempt import AttemptOutcome
-from tests.faults.harness.database import TENANT, Attempted, End
+from tests.faults.harness.database import TENANT, AttemptRecord, FinalState
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
 from tests.faults.harness.provider import StrictProvider, Use
-from tests.faults.harness.table.case_run import Case, Layout, Told
+from tests.faults.harness.table.case_run import Case, CaseRecord, Layout
 from tests.faults.harness.table.cases import WRITING
 from tests.faults.harness.table.judge import Verdict, judge
 from tests.faults.harness.table.scenarios import SCENARIOS, SENDING
@@ -26,9 +26,11 @@ STOPPED = Fault(point=SENDING, side=AFTER, kind="stop")
 IN_THE_WINDOW = Fault(point=WRITING, side=AFTER, kind="stop")
 
 
-def _opened(worker: str, at: float, outcome: AttemptOutcome, *, written: float | None = None) -> Attempted:
+def _opened(
+    worker: str, at: float, outcome: AttemptOutcome, *, written: float | None = None
+) -> AttemptRecord:
     decided = at + 0.01 if written is None else written
-    return Attempted(f"jrn_{worker}", TOKEN, at, decided, at + SEND_S, outcome)
+    return AttemptRecord(f"jrn_{worker}", TOKEN, at, decided, at + SEND_S, outcome)
 
 
 def _use(worker: str, at: float, *, good: bool, lasts: float = 0.0) -> Use:
@@ -37,25 +39,25 @@ def _use(worker: str, at: float, *, good: bool, lasts: float = 0.0) -> Use:
 
 def _told(
     layout: Layout,
-    second: Attempted,
+    second: AttemptRecord,
     *,
     came: float | None = None,
-    first: Attempted | None = None,
+    first: AttemptRecord | None = None,
     kept_at: float | None = None,
     lasts: float = 0.0,
     fault: Fault = STOPPED,
     rotation: Rotation = Rotation.STRICT,
-) -> Told:
+) -> CaseRecord:
     """A refresh whose first use, by `a` at 10, gave something; `b` sent again and was refused."""
     idp = StrictProvider(rotation, 1)
     again = second.written + 0.01 if came is None else came
     idp.uses = [_use("a", 10.02, good=True, lasts=lasts), _use("b", again, good=False)]
-    return Told(
+    return CaseRecord(
         Case(SCENARIOS[0], fault, layout, rotation),
         reached=True,
         kept=False,
         heard=False,
-        end=End(_given_up(), None, None, None, ()),
+        end=FinalState(_given_up(), None, None, None, ()),
         idp=idp,
         passed=[],
         attempts=(first or _opened("a", 10.0, AttemptOutcome.SUPERSEDED), second),
@@ -81,7 +83,7 @@ def _given_up() -> Connection:
     return new.granted(now).rejected(ErrorCode.OUTCOME_UNKNOWN, now)
 
 
-def _refused(at: float, **more: Any) -> Attempted:
+def _refused(at: float, **more: Any) -> AttemptRecord:
     return _opened("b", at, AttemptOutcome.REFUSED, **more)
 
 
@@ -115,7 +117,7 @@ def test_a_takeover_too_early_is_a_violation_for_codes_and_in_the_double_send_wi
         _told(Layout.HOSTS, _refused(DEADLINE + 0.01), came=10.01, fault=IN_THE_WINDOW),
     ],
 )
-def test_after_the_deadline_another_host_may_take_over_whatever_the_first_one_does(told: Told):
+def test_after_the_deadline_another_host_may_take_over_whatever_the_first_one_does(told: CaseRecord):
     assert judge(told).verdict is Verdict.UNKNOWN
 
 
@@ -127,7 +129,7 @@ def test_after_the_deadline_another_host_may_take_over_whatever_the_first_one_do
         _told(Layout.HOSTS, replace(_refused(10.2), journal="jrn_of_nobody")),
     ],
 )
-def test_a_permitted_immediate_resend_is_no_violation(told: Told):
+def test_a_permitted_immediate_resend_is_no_violation(told: CaseRecord):
     assert judge(told).verdict is Verdict.UNKNOWN
 
 
@@ -175,7 +177,7 @@ _OF_A_DISK = Fault(
         _told(Layout.ONE, _refused(12.0), fault=Fault(point=SENDING, side=BEFORE, kind="stop")),
     ],
 )
-def test_an_answer_that_no_journal_had_in_time_is_an_honest_loss(told: Told):
+def test_an_answer_that_no_journal_had_in_time_is_an_honest_loss(told: CaseRecord):
     assert judge(told).verdict is Verdict.UNKNOWN
 
 

@@ -18,7 +18,7 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from tests.e2e.servers.test_authorization_server import REDIRECT, Client
 from tests.fakes.providers.authorization_server import running_authorization_server
 from tests.fakes.providers.scripted_provider import Answer, drip, drop_after_commit, error
-from tests.faults.harness.database import TENANT, End, Ground
+from tests.faults.harness.database import TENANT, FinalState, HarnessDatabase
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
 from tests.faults.harness.instrumentation.points import ROOT, Point, existing
 from tests.faults.harness.provider import StrictProvider
@@ -30,7 +30,7 @@ from tests.faults.harness.table.case_run import Case, Layout
 from tests.faults.harness.table.cases import WRITING, Table
 from tests.faults.harness.table.judge import BAD, Verdict
 from tests.faults.harness.table.scenarios import JOURNALLED, SCENARIOS
-from tests.faults.harness.table.table_run import Choose, Walked, walk_table
+from tests.faults.harness.table.table_run import Choose, TableResult, walk_table
 from tests.faults.harness.workers.limits import BEAT_S
 
 REFRESH = SCENARIOS[:1]
@@ -130,7 +130,7 @@ def _sample_and_given(table: Table) -> Sequence[Case]:
     return [*sample, *(case for choose in given for case in choose(table)), *_LOST_IN_THE_WINDOW]
 
 
-async def _broken(folder: Path, choose: Choose, build: str) -> Walked:
+async def _broken(folder: Path, choose: Choose, build: str) -> TableResult:
     walked = await walk_table(folder, choose, broken=(build,), scenarios=REFRESH)
     assert walked.cases > 0
     return walked
@@ -200,7 +200,7 @@ async def test_a_connection_whose_family_the_real_server_has_killed_counts_as_lo
         newest = (await client.refresh(first)).json()["refresh_token"]
         assert (await client.refresh(first)).status_code == 400
         real, after = RealServer(server), Aftermath()
-        await judge_real(real, [End(_active(), None, newest, None, ())], after)
+        await judge_real(real, [FinalState(_active(), None, newest, None, ())], after)
         await client.http.aclose()
     assert [it.partition(": ")[2] for it in after.lost] == [
         "the store calls it active, the provider has killed it"
@@ -225,7 +225,7 @@ def _active() -> Connection:
 
 
 async def test_a_change_of_state_without_its_record_is_seen(tmp_path: Path):
-    ground = await Ground.open(tmp_path)
+    ground = await HarnessDatabase.open(tmp_path)
     try:
         async with StrictProvider(Rotation.STRICT, 60) as idp, ground.store.write() as tx:
             integration = await ground.integration(tx, idp, Rotation.STRICT, "generic", "right")
@@ -241,7 +241,7 @@ async def test_a_change_of_state_without_its_record_is_seen(tmp_path: Path):
 
 async def test_a_grant_of_another_generation_than_its_connection_is_a_violation(tmp_path: Path):
     """A build without compare-and-set can leave such rows, and the harness still comes to its end."""
-    ground = await Ground.open(tmp_path)
+    ground = await HarnessDatabase.open(tmp_path)
     try:
         async with StrictProvider(Rotation.STRICT, 60) as idp, ground.store.write() as tx:
             integration = await ground.integration(tx, idp, Rotation.STRICT, "generic", "right")

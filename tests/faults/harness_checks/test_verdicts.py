@@ -16,14 +16,14 @@ from tests.faults.harness.instrumentation.passages import Fault
 from tests.faults.harness.provider import StrictProvider, Use
 from tests.faults.harness.random_run.aftermath import Aftermath, audited, judge_calls, searched
 from tests.faults.harness.random_run.plan import Injection, plan
-from tests.faults.harness.random_run.readers import Seen, read
-from tests.faults.harness.random_run.run import Ran
+from tests.faults.harness.random_run.readers import ReaderRecord, read
+from tests.faults.harness.random_run.run import RunResult
 from tests.faults.harness.report import run_report, table_report
-from tests.faults.harness.table.case_run import Case, Layout, Told
+from tests.faults.harness.table.case_run import Case, CaseRecord, Layout
 from tests.faults.harness.table.cases import Table
-from tests.faults.harness.table.judge import Judged, Verdict
+from tests.faults.harness.table.judge import Judgement, Verdict
 from tests.faults.harness.table.scenarios import SCENARIOS
-from tests.faults.harness.table.table_run import Walked
+from tests.faults.harness.table.table_run import TableResult
 
 OF_AN_ANSWER, OF_A_WORKER = "answer lost", "worker killed"
 
@@ -35,17 +35,17 @@ def _case(point: str) -> Case:
     return Case(SCENARIOS[0], Fault(point=point, kind="die"), Layout.ONE, Rotation.STRICT)
 
 
-def _judged(case: Case, verdict: Verdict = Verdict.KEPT, *, reached: bool = True) -> Judged:
+def _judged(case: Case, verdict: Verdict = Verdict.KEPT, *, reached: bool = True) -> Judgement:
     nothing = cast(Any, None)
-    return Judged(Told(case, reached, False, True, nothing, nothing, []), verdict)
+    return Judgement(CaseRecord(case, reached, False, True, nothing, nothing, []), verdict)
 
 
-def _walk(*, without: int = 0, unreached: int = 0, of: int | None = None) -> Walked:
+def _walk(*, without: int = 0, unreached: int = 0, of: int | None = None) -> TableResult:
     """Of a table with one case at each point; the first `without` of them are in no case, and the first
     `unreached` cases didn't get there. `of`: how many of the cases were walked."""
     table = Table([])
     table.cases = [_case(name) for name in sorted(table.path)[without:]]
-    walked = Walked(table, len(table.cases[:of]), 1.0)
+    walked = TableResult(table, len(table.cases[:of]), 1.0)
     walked.judged = [
         _judged(case, reached=number >= unreached) for number, case in enumerate(table.cases[:of])
     ]
@@ -92,10 +92,12 @@ def test_a_walk_with_something_bad_fails(verdict: Verdict):
 # --- a random run ---------------------------------------------------------------------------
 
 
-def _ran(*, leases: int = 1, refreshes: int = 1, active: int = 1, failed: tuple[str, ...] = ()) -> Ran:
+def _ran(*, leases: int = 1, refreshes: int = 1, active: int = 1, failed: tuple[str, ...] = ()) -> RunResult:
     after = Aftermath(refreshes=refreshes, real_states=Counter({LifecycleState.ACTIVE: active}))
     planned = [Injection(0.0, kind, 0, 1.0) for kind in (OF_AN_ANSWER, OF_A_WORKER, OF_A_WORKER)]
-    return Ran(planned, Seen(leases=leases), after, 1.0, [f"{it}: RuntimeError why: not" for it in failed])
+    return RunResult(
+        planned, ReaderRecord(leases=leases), after, 1.0, [f"{it}: RuntimeError why: not" for it in failed]
+    )
 
 
 def test_a_run_in_which_everything_happened_is_good():
@@ -113,7 +115,7 @@ def test_a_run_in_which_everything_happened_is_good():
         (_ran(failed=(OF_A_WORKER, OF_A_WORKER)), "worker killed: planned, and never injected"),
     ],
 )
-def test_a_run_in_which_nothing_happened_fails(ran: Ran, told: str):
+def test_a_run_in_which_nothing_happened_fails(ran: RunResult, told: str):
     assert ran.missing == [told]
     assert ran.bad
     assert f"DIDN'T HAPPEN: {told}" in run_report(ran, None)
@@ -143,7 +145,7 @@ def test_a_run_of_ten_minutes_has_room_for_twice_its_calls_and_not_for_a_second_
     assert len(_called(3005 + 5 * 76, *kinds, refreshes=3005, unknown=31)) == 1
 
 
-async def _read(answers: int, revoked: dict[str, float]) -> Seen:
+async def _read(answers: int, revoked: dict[str, float]) -> ReaderRecord:
     """What a reader sees that leases one token of `con`."""
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -152,7 +154,7 @@ async def _read(answers: int, revoked: dict[str, float]) -> Seen:
     async def works(token: str) -> bool:
         return True
 
-    seen = Seen(revoked=revoked)
+    seen = ReaderRecord(revoked=revoked)
     transport = httpx2.MockTransport(answer)
     async with httpx2.AsyncClient(base_url="http://api", transport=transport) as client:
         await read([client], ["con"], works, seen, cast(random.Random, _NoChance()), time.monotonic() + 0.01)
@@ -180,7 +182,7 @@ async def test_a_token_before_a_revocation_was_answered_and_a_typed_no_after_it_
 
 
 async def test_an_answer_without_a_meaning_is_a_violation():
-    seen = Seen()
+    seen = ReaderRecord()
     transport = httpx2.MockTransport(lambda request: httpx2.Response(502, text="bad gateway"))
     async with httpx2.AsyncClient(base_url="http://api", transport=transport) as client:
         chance = cast(random.Random, _NoChance())
@@ -203,7 +205,7 @@ class _Counts:
 
 async def _audit(leases: int, generations: int, refreshed: int) -> list[str]:
     after, ground = Aftermath(), _Counts(leases, generations, refreshed)
-    await audited(cast(Any, SimpleNamespace(ground=ground)), Seen(leases=3), after)
+    await audited(cast(Any, SimpleNamespace(ground=ground)), ReaderRecord(leases=3), after)
     return after.violations
 
 

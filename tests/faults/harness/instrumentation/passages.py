@@ -14,17 +14,17 @@ BEFORE, AFTER = "before", "after"
 
 
 class Fault(BaseModel):
-    """What befalls a worker at the n-th passage of a point, counted from 1."""
+    """A fault at the n-th passage of a point, counted from 1."""
 
     point: str
     kind: str  # "die", "stop", "lost" or "cut"
     side: str = BEFORE
     passage: int = 1
     answered_by: str = "task"
-    lasts: bool = False  # it befalls every later passage as well
+    lasts: bool = False  # at every later passage as well
 
 
-class Passages:
+class FaultInjector:
     """The points that this process has passed, and what is planned for it."""
 
     def __init__(self) -> None:
@@ -53,10 +53,10 @@ class Passages:
                 continue
             count = len(self._times[name, side])
             if count == fault.passage or (fault.lasts and count > fault.passage):
-                return self._befall(fault)
+                return self._strike(fault)
         return None
 
-    def _befall(self, fault: Fault) -> Exception | None:
+    def _strike(self, fault: Fault) -> Exception | None:
         self.tell(fault)
         match fault.kind:
             case "die":
@@ -70,7 +70,7 @@ class Passages:
         return None
 
 
-passages = Passages()
+passages = FaultInjector()
 
 
 async def point(name: str, awaited: Awaitable[Any]) -> Any:
@@ -79,16 +79,16 @@ async def point(name: str, awaited: Awaitable[Any]) -> Any:
     try:
         result = await awaited
     except Exception:  # some answers are raised
-        robbed = passages.passed(name, AFTER)
-        if robbed is not None:
-            raise robbed from None
+        lost_reply = passages.passed(name, AFTER)
+        if lost_reply is not None:
+            raise lost_reply from None
         raise
     except BaseException:
         passages.passed(name, AFTER)
         raise
-    robbed = passages.passed(name, AFTER)
-    if robbed is not None:
-        raise robbed
+    lost_reply = passages.passed(name, AFTER)
+    if lost_reply is not None:
+        raise lost_reply
     return result
 
 
@@ -100,19 +100,19 @@ class _Around:
         name = f"{self._name}.enter"
         passages.passed(name, BEFORE)
         value = await self._inner.__aenter__()
-        robbed = passages.passed(name, AFTER)
-        if robbed is not None:
-            await self._inner.__aexit__(type(robbed), robbed, None)
-            raise robbed
+        lost_reply = passages.passed(name, AFTER)
+        if lost_reply is not None:
+            await self._inner.__aexit__(type(lost_reply), lost_reply, None)
+            raise lost_reply
         return value
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> Any:
         name = f"{self._name}.exit"
         passages.passed(name, BEFORE)
         quiet = await self._inner.__aexit__(kind, error, trace)
-        robbed = passages.passed(name, AFTER)
-        if robbed is not None and error is None:
-            raise robbed
+        lost_reply = passages.passed(name, AFTER)
+        if lost_reply is not None and error is None:
+            raise lost_reply
         return quiet
 
 
@@ -120,9 +120,9 @@ def step(name: str, call: Callable[..., Any], *arguments: Any, **named: Any) -> 
     """A system call, in any thread."""
     passages.passed(name, BEFORE)
     result = call(*arguments, **named)
-    robbed = passages.passed(name, AFTER)
-    if robbed is not None:
-        raise robbed
+    lost_reply = passages.passed(name, AFTER)
+    if lost_reply is not None:
+        raise lost_reply
     return result
 
 
@@ -135,6 +135,6 @@ def called(name: str) -> Generator[None]:
     """An async function that awaits nothing: its caller awaits it."""
     passages.passed(name, BEFORE)
     yield
-    robbed = passages.passed(name, AFTER)
-    if robbed is not None:
-        raise robbed
+    lost_reply = passages.passed(name, AFTER)
+    if lost_reply is not None:
+        raise lost_reply

@@ -13,11 +13,11 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.single_use.attempt import Attempt
-from tests.faults.harness.database import CROSSED, End
+from tests.faults.harness.database import CROSSED, FinalState
 from tests.faults.harness.evidence import story
 from tests.faults.harness.random_run.plan import Injection
 from tests.faults.harness.random_run.processes import Installation
-from tests.faults.harness.random_run.readers import Seen
+from tests.faults.harness.random_run.readers import ReaderRecord
 from tests.faults.harness.random_run.real_server import Counted, RealServer
 from tests.security.canaries import hits
 
@@ -48,7 +48,7 @@ async def judged(
     connections: Sequence[Connection],
     consented: Sequence[str],
     reader: httpx2.AsyncClient,
-    seen: Seen,
+    seen: ReaderRecord,
     injected: list[Injection],
     settling_s: float,
 ) -> Aftermath:
@@ -91,7 +91,7 @@ async def _taken_for_good(here: Installation) -> list[str]:
     return [str(it["connection_id"]) for it in crossed]
 
 
-async def judge_real(real: RealServer, ends: list[End], after: Aftermath) -> None:
+async def judge_real(real: RealServer, ends: list[FinalState], after: Aftermath) -> None:
     """By the server's own counts, and by asking it with what the store holds: nothing comes after."""
     after.real = await real.counted()
     for end in ends:
@@ -103,7 +103,7 @@ async def judge_real(real: RealServer, ends: list[End], after: Aftermath) -> Non
 
 async def _settled(
     here: Installation, connections: Sequence[str], reader: httpx2.AsyncClient, limit_s: float
-) -> list[End]:
+) -> list[FinalState]:
     """Wait until no attempt is open. Each connection is leased, since an idle one may keep its attempt."""
     until = time.monotonic() + limit_s
     while True:
@@ -117,7 +117,7 @@ async def _settled(
         await asyncio.sleep(2)
 
 
-async def _as_it_is(here: Installation, end: End) -> End:
+async def _as_it_is(here: Installation, end: FinalState) -> FinalState:
     """Refreshes go on: what the store held a moment ago may be spent, and its successor be there by now."""
     until = time.monotonic() + _SETTLES_S
     while not here.idp.usable(end.refresh_token):
@@ -130,7 +130,7 @@ async def _as_it_is(here: Installation, end: End) -> End:
     return end
 
 
-async def _end(here: Installation, connection: str) -> End:
+async def _end(here: Installation, connection: str) -> FinalState:
     """The restart dropped these sessions as well: ask again."""
     for _ in range(20):
         try:
@@ -141,7 +141,7 @@ async def _end(here: Installation, connection: str) -> End:
     raise TimeoutError("the database doesn't come back")
 
 
-def _judge(end: End, usable: bool, after: Aftermath, states: Counter[str]) -> None:
+def _judge(end: FinalState, usable: bool, after: Aftermath, states: Counter[str]) -> None:
     row = end.connection
     states[row.state] += 1
     after.violations += [f"{row.id}: {wrong}" for wrong in end.wrongs]
@@ -164,7 +164,7 @@ def _told(attempt: Attempt) -> str:
     return f"attempt {attempt.sends} at generation {attempt.from_generation}, begun {began} by our clock"
 
 
-async def audited(here: Installation, seen: Seen, after: Aftermath) -> None:
+async def audited(here: Installation, seen: ReaderRecord, after: Aftermath) -> None:
     """A record for each lease that left, for each generation that came, and with each change of state."""
     leases = await here.ground.count("SELECT count(*) FROM audit WHERE action = 'lease.issued'")
     if leases < seen.leases:

@@ -20,7 +20,7 @@ from tests.fakes.databases import postgres
 from tests.fakes.platform.processes import ROOT, RunningPlatform, running_platform
 from tests.fakes.ports import free_port
 from tests.fakes.temporal import TemporalServer
-from tests.faults.harness.database import TENANT, WITNESS, Ground, arguments_of
+from tests.faults.harness.database import TENANT, WITNESS, HarnessDatabase, arguments_of
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.random_run.moved_clock import FILE
 from tests.faults.harness.random_run.plan import WORKERS
@@ -34,7 +34,7 @@ class Installation:
     """Four workers on one host, two APIs, Temporal, a database: and the hands that hurt them."""
 
     platform: RunningPlatform
-    ground: Ground
+    ground: HarnessDatabase
     idp: StrictProvider
     folder: Path
     temporal: TemporalServer
@@ -139,14 +139,14 @@ async def installed(folder: Path, idp: StrictProvider, real: RealServer) -> Asyn
             for number in range(2, WORKERS + 1):
                 await platform.start(f"worker-{number}", "worker")
             urls = (platform.url, f"http://127.0.0.1:{port}")
-            ground = Ground(url, platform.key_file, store, witness)
+            ground = HarnessDatabase(url, platform.key_file, store, witness)
             here = Installation(platform, ground, idp, folder, temporal, urls, clock_file, real)
             try:
                 yield here
             finally:
                 for name in here.workers:
                     here.signal(name, signal.SIGCONT)
-                await ground.let_go()
+                await ground.close_sessions()
     finally:
         with contextlib.suppress(ProcessLookupError):
             await (here.temporal if here else temporal).stop()

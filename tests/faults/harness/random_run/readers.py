@@ -20,7 +20,7 @@ Works = Callable[[str], Awaitable[bool]]  # does the provider take this access t
 
 
 @dataclass
-class Seen:
+class ReaderRecord:
     """What all readers saw."""
 
     leases: int = 0
@@ -42,7 +42,7 @@ async def read(
     clients: list[httpx2.AsyncClient],
     connections: list[str],
     works: Works,
-    seen: Seen,
+    seen: ReaderRecord,
     chance: random.Random,
     until: float,
 ) -> None:
@@ -57,7 +57,12 @@ async def read(
 
 
 async def _insist(
-    client: httpx2.AsyncClient, connection: str, refused: Leased, works: Works, seen: Seen, until: float
+    client: httpx2.AsyncClient,
+    connection: str,
+    refused: Leased,
+    works: Works,
+    seen: ReaderRecord,
+    until: float,
 ) -> None:
     """The provider refuses what we were given. Where our clock says that it is good it is reported, as
     clients do: the answer is a newer token, or a typed no."""
@@ -77,7 +82,7 @@ async def _insist(
         refused = again
 
 
-async def _reported(client: httpx2.AsyncClient, connection: str, token: Leased, seen: Seen) -> bool:
+async def _reported(client: httpx2.AsyncClient, connection: str, token: Leased, seen: ReaderRecord) -> bool:
     """Say that the provider answered 401 to this generation. True: done, and a lease is worth another try."""
     body = {"generation": token.generation, "reason": "unauthorized"}
     answer = await _asked(client, f"/v1/connections/{connection}/refresh", body, connection, seen)
@@ -85,7 +90,7 @@ async def _reported(client: httpx2.AsyncClient, connection: str, token: Leased, 
     return answer is not None and answer.status_code == 200
 
 
-async def _lease(client: httpx2.AsyncClient, connection: str, seen: Seen) -> Leased | None:
+async def _lease(client: httpx2.AsyncClient, connection: str, seen: ReaderRecord) -> Leased | None:
     """A token, or None for a typed answer. Everything else is a violation."""
     began = time.monotonic()
     answer = await _asked(client, f"/v1/connections/{connection}/token", {}, connection, seen)
@@ -99,7 +104,7 @@ async def _lease(client: httpx2.AsyncClient, connection: str, seen: Seen) -> Lea
 
 
 async def _asked(
-    client: httpx2.AsyncClient, path: str, body: dict[str, Any], connection: str, seen: Seen
+    client: httpx2.AsyncClient, path: str, body: dict[str, Any], connection: str, seen: ReaderRecord
 ) -> httpx2.Response | None:
     """The answer, if it is one with a meaning."""
     began = time.monotonic()

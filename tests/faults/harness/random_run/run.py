@@ -18,7 +18,7 @@ from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.random_run.aftermath import Aftermath, judged
 from tests.faults.harness.random_run.plan import Injection, plan, told
 from tests.faults.harness.random_run.processes import Installation, installed
-from tests.faults.harness.random_run.readers import DEADLINE_S, READERS, Seen, read
+from tests.faults.harness.random_run.readers import DEADLINE_S, READERS, ReaderRecord, read
 from tests.faults.harness.random_run.real_server import READERS as REAL_READERS
 from tests.faults.harness.random_run.real_server import real_server
 
@@ -31,9 +31,9 @@ _DRIPS_S = 6.0  # not as long as that
 
 
 @dataclass
-class Ran:
+class RunResult:
     injected: list[Injection]
-    seen: Seen
+    seen: ReaderRecord
     aftermath: Aftermath
     took_s: float
     not_injected: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ async def run(
     readers: int = READERS,
     connections: int = CONNECTIONS,
     without: Sequence[str] = (),
-) -> Ran:
+) -> RunResult:
     """Start everything, hurt it, let it settle, and judge."""
     began = time.monotonic()
     injections = plan(seed, seconds, without=without)
@@ -92,7 +92,7 @@ async def run(
         await here.platform.children["reconcile"].wait()
         consented = await real.consented(here.platform)
         key = await here.platform.app("reader", "*", "token")
-        seen = Seen()
+        seen = ReaderRecord()
         headers = {"Authorization": f"Bearer {key}"}
         clients = [
             httpx2.AsyncClient(
@@ -123,14 +123,14 @@ async def run(
         finally:
             supervising.cancel()
             await asyncio.gather(*(it.aclose() for it in clients))
-    return Ran(injections, seen, aftermath, time.monotonic() - began, failed, unmet)
+    return RunResult(injections, seen, aftermath, time.monotonic() - began, failed, unmet)
 
 
 _LIMITS = httpx2.Limits(max_connections=READERS, max_keepalive_connections=READERS)
 
 
 async def _hurt(
-    here: Installation, injections: list[Injection], connections: list[Connection], seen: Seen
+    here: Installation, injections: list[Injection], connections: list[Connection], seen: ReaderRecord
 ) -> list[str]:
     """Each injection at its time; those that last go on beside the others. Says what didn't work."""
     began = time.monotonic()
@@ -147,7 +147,7 @@ async def _hurt(
     ]
 
 
-async def _inject(here: Installation, it: Injection, victim: Connection, seen: Seen) -> None:
+async def _inject(here: Installation, it: Injection, victim: Connection, seen: ReaderRecord) -> None:
     worker = here.workers[it.worker]
     match it.kind:
         case "worker killed":
@@ -191,7 +191,7 @@ async def _inject(here: Installation, it: Injection, victim: Connection, seen: S
             await _revoke(here, victim, seen)
 
 
-async def _revoke(here: Installation, victim: Connection, seen: Seen) -> None:
+async def _revoke(here: Installation, victim: Connection, seen: ReaderRecord) -> None:
     async with here.platform.client() as admin:
         for _ in range(200):  # longer than the longest outage
             answer = await admin.post(f"/v1/connections/{victim.id}/revoke", json={"reason": "left"})

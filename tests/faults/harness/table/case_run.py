@@ -16,11 +16,11 @@ from evergrant_server.core.messages.activities import ExchangeCode, GrantResult,
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.messages.names import connection_workflow_id
 from tests.fakes.providers.scripted_provider import hold_answer
-from tests.faults.harness.database import PUBLIC_URL, TENANT, Attempted, End, Ground
+from tests.faults.harness.database import PUBLIC_URL, TENANT, AttemptRecord, FinalState, HarnessDatabase
 from tests.faults.harness.instrumentation.passages import AFTER, Fault
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.table.scenarios import JOURNALLED, REFRESH, Scenario
-from tests.faults.harness.workers.handles import Answer, Hand, Warm
+from tests.faults.harness.workers.handles import Answer, ForkServer, WorkerHandle
 from tests.faults.harness.workers.limits import (
     CASE_S,
     HTTP_S,
@@ -31,7 +31,7 @@ from tests.faults.harness.workers.limits import (
     SWEEP_SECOND_S,
     TOKEN_S,
 )
-from tests.faults.harness.workers.start import Start
+from tests.faults.harness.workers.start import WorkerStart
 
 _ASK_AGAIN_S, _ASK_AGAIN_AT_LAST_S = 0.08, 0.5
 _REHEARSALS = 5
@@ -68,14 +68,14 @@ class Case:
 
 
 @dataclass
-class Told:
+class CaseRecord:
     """Everything that is known of a case when it is over."""
 
     case: Case
     reached: bool
     kept: bool  # an answer that gave something, in a journal, when the fault came (or ever, if none came)
     heard: bool  # the workflow, of a grant
-    end: End
+    end: FinalState
     idp: StrictProvider
     passed: list[tuple[str, str, float]]
     proof: GrantResult | None = None  # one more refresh, when the store calls the connection active
@@ -83,29 +83,31 @@ class Told:
     took_s: float = 0.0
     raised: list[str] = field(default_factory=list)
     error: str = ""
-    attempts: tuple[Attempted, ...] = ()
+    attempts: tuple[AttemptRecord, ...] = ()
     journals: dict[str, str] = field(default_factory=dict)  # worker -> its journal
     entries: set[tuple[str, float]] = field(default_factory=set)  # worker, and when it had kept an answer
 
 
-class Walk:
+class CaseRun:
     """Carries out one case."""
 
-    def __init__(self, case: Case, ground: Ground, warm: Warm, folder: Path, idp: StrictProvider) -> None:
+    def __init__(
+        self, case: Case, ground: HarnessDatabase, warm: ForkServer, folder: Path, idp: StrictProvider
+    ) -> None:
         self._case, self._ground, self._warm, self._idp = case, ground, warm, idp
         self._folder = folder
-        self._hands: list[Hand] = []
-        self._names: dict[Hand, str] = {}
+        self._hands: list[WorkerHandle] = []
+        self._names: dict[WorkerHandle, str] = {}
         self._entries: set[tuple[str, float]] = set()
         self._raised: list[str] = []
-        self._left_stopped: tuple[Hand, asyncio.Task[Answer]] | None = None
+        self._left_stopped: tuple[WorkerHandle, asyncio.Task[Answer]] | None = None
         self._kept = case.scenario.begins_answered
         self._heard = self._crossed = False
         self._passed: list[tuple[str, str, float]] = []
         self.first: list[tuple[str, str, float]] = []  # of them by the first worker, until its answer
         self._until = time.monotonic() + CASE_S
 
-    async def run(self) -> Told:
+    async def run(self) -> CaseRecord:
         began = time.monotonic()
         hung, reached, proof, journals = False, False, None, {}
         self._connection, self._consent, self._order = await self._prepare()
@@ -124,13 +126,13 @@ class Walk:
             await asyncio.gather(*(self._warm.back(hand) for hand in self._hands))
         end = await self._ground.end(self._connection.id, self._consent)
         took = time.monotonic() - began
-        return Told(
+        return CaseRecord(
             self._case, reached, self._kept, self._heard, end, self._idp, self._passed, proof, hung, took,
             self._raised, attempts=await self._ground.attempts(self._connection.id), journals=journals,
             entries=self._entries,
         )  # fmt: skip
 
-    async def rehearse(self, hand: Hand | None) -> Hand:
+    async def rehearse(self, hand: WorkerHandle | None) -> WorkerHandle:
         """Until it is done without any fault; keeps the worker. The first time may be too slow."""
         hand = hand or await self._hand("rehearsal")
         for _ in range(_REHEARSALS):
@@ -170,10 +172,10 @@ class Walk:
         order = RefreshGrant(**call, generation=connection.generation, only_if_leased=scenario.leased)
         return connection, None, order
 
-    async def _hand(self, name: str, *plan: Fault) -> Hand:
+    async def _hand(self, name: str, *plan: Fault) -> WorkerHandle:
         journals = self._folder / host_of(name, self._case.layout) / "journals"
         journals.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        start = Start(
+        start = WorkerStart(
             name=name,
             database_url=self._ground.url,
             key_file=self._ground.key_file,
@@ -202,7 +204,7 @@ class Walk:
     async def _happen(self) -> bool:
         """Run it to an outcome; says whether the fault's point was reached."""
         case, scenario = self._case, self._case.scenario
-        plan = [*scenario.befalls, *([case.fault] if case.fault else [])]
+        plan = [*scenario.faults, *([case.fault] if case.fault else [])]
         leaves = await self._hand("zero", scenario.leaves or _LEAVES) if scenario.replayed else None
         if leaves is not None and not scenario.neighbour and not await self._leave_an_answer(leaves):
             return False
@@ -236,11 +238,11 @@ class Walk:
             restarted = await self._hand("a2")
             await self._until_outcome(other or restarted)
         if self._left_stopped is not None:
-            self._left_stopped[0].goes_on()
+            self._left_stopped[0].resume()
             await self._left_stopped[1]
         if case.fault is None:
             return True
-        reached = first.befell(case.fault)
+        reached = first.was_struck_by(case.fault)
         kept, by = (first.kept_at(case.fault), "a") if reached else (self._journalled(), None)
         self._kept |= any(self._idp.gave(at, by) for at in kept)
         return reached
@@ -249,13 +251,13 @@ class Walk:
         """When answers were put into journals, by workers that told of it: all of them, when none died."""
         return [at for point, side, at in self._passed if (point, side) == _KEPT]
 
-    def _over(self, first: Hand, answer: Answer) -> bool:
+    def _over(self, first: WorkerHandle, answer: Answer) -> bool:
         """The first worker is asked until its fault has struck, or Temporal would not ask again."""
         fault = self._case.fault
-        befallen = fault is not None and first.befell(fault)
-        return answer.died or befallen or ended(self._case.scenario, answer) or time.monotonic() > self._until
+        struck = fault is not None and first.was_struck_by(fault)
+        return answer.died or struck or ended(self._case.scenario, answer) or time.monotonic() > self._until
 
-    async def _leave_an_answer(self, dies: Hand) -> bool:
+    async def _leave_an_answer(self, dies: WorkerHandle) -> bool:
         """A worker dies between its journal's fsync and the commit. False when a busy machine let a limit
         pass before it got there."""
         asked = asyncio.create_task(dies.ask(self._case.scenario.flow, self._order))
@@ -269,7 +271,7 @@ class Walk:
         self._left_stopped = dies, asked
         return True
 
-    async def _shut_down(self, first: Hand, gate: asyncio.Event) -> None:
+    async def _shut_down(self, first: WorkerHandle, gate: asyncio.Event) -> None:
         """The worker ends while the provider still thinks: the section is let come to its end."""
         with contextlib.suppress(TimeoutError):
             await self._idp.until("token", 1, timeout=2)
@@ -281,7 +283,9 @@ class Walk:
             await asyncio.wait({draining})
             await first.end()
 
-    async def _until_over(self, first: Hand, other: Hand | None, answering: asyncio.Task[Any]) -> None:
+    async def _until_over(
+        self, first: WorkerHandle, other: WorkerHandle | None, answering: asyncio.Task[Any]
+    ) -> None:
         """Until the first worker has answered or died; stopped, it is let go on after every deadline."""
         while True:
             stopped = asyncio.create_task(first.stopped.acquire())
@@ -292,7 +296,7 @@ class Walk:
             await self._paused(first, other, answering)
 
     async def _paused(
-        self, first: Hand, other: Hand | None, answering: asyncio.Task[Any] | None = None
+        self, first: WorkerHandle, other: WorkerHandle | None, answering: asyncio.Task[Any] | None = None
     ) -> None:
         pause_s = MOMENT_S if self._case.revoked else PAUSE_S
         pause = asyncio.create_task(asyncio.sleep(pause_s))
@@ -305,9 +309,11 @@ class Walk:
         elif other is not None:
             await self._until_outcome(other, give_up_after=pause_s)
         await pause
-        first.goes_on()
+        first.resume()
 
-    async def _crossing(self, first: Hand, other: Hand, answering: asyncio.Task[Any] | None) -> None:
+    async def _crossing(
+        self, first: WorkerHandle, other: WorkerHandle, answering: asyncio.Task[Any] | None
+    ) -> None:
         """It goes on while the other one's use of the same credential is under way."""
         gate, crosses = asyncio.Event(), self._case.scenario.crosses
         assert crosses is not None
@@ -316,14 +322,14 @@ class Walk:
         sent = asyncio.create_task(self._idp.until("token", self._idp.count("token") + 1, timeout=CASE_S))
         await asyncio.wait({going_on, sent}, return_when=asyncio.FIRST_COMPLETED)
         sent.cancel()
-        first.goes_on()
+        first.resume()
         if answering is not None:
             await asyncio.wait({answering}, timeout=HTTP_S / 2)
         gate.set()
         await going_on
 
     async def _until_outcome(
-        self, hand: Hand, answer: Answer | None = None, *, give_up_after: float | None = None
+        self, hand: WorkerHandle, answer: Answer | None = None, *, give_up_after: float | None = None
     ) -> None:
         """What Temporal and the workflow do: ask again until an answer ends it."""
         until = min(self._until, time.monotonic() + (give_up_after or CASE_S))
@@ -338,7 +344,7 @@ class Walk:
             self._note(answer, hand)
 
     async def _prove(self, connection: Connection) -> GrantResult:
-        """The connection works: it can be refreshed once more, by a worker that nothing befalls."""
+        """The connection works: it can be refreshed once more, by a worker without a fault."""
         hand = await self._hand("proof")
         order = RefreshGrant(**self._order.model_dump(include=_CALL), generation=connection.generation)
         until = time.monotonic() + CASE_S / 2
@@ -351,7 +357,7 @@ class Walk:
                     return news
             await _a_moment(answer)
 
-    def _note(self, answer: Answer, by: Hand, *, first: bool = False) -> None:
+    def _note(self, answer: Answer, by: WorkerHandle, *, first: bool = False) -> None:
         self._passed += answer.passed
         self._entries |= {(self._names[by], at) for it, side, at in answer.passed if (it, side) == _KEPT}
         self.first += answer.passed if first else []

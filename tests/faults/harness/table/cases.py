@@ -10,13 +10,13 @@ from pathlib import Path
 from zlib import crc32
 
 from evergrant_server.core.connections.refresh_rules import Rotation
-from tests.faults.harness.database import Ground
+from tests.faults.harness.database import HarnessDatabase
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
 from tests.faults.harness.instrumentation.points import Point, existing
 from tests.faults.harness.provider import StrictProvider
-from tests.faults.harness.table.case_run import Case, Layout, Told, Walk
+from tests.faults.harness.table.case_run import Case, CaseRecord, CaseRun, Layout
 from tests.faults.harness.table.scenarios import JOURNALLED, SCENARIOS, Scenario
-from tests.faults.harness.workers.handles import Warm
+from tests.faults.harness.workers.handles import ForkServer
 from tests.faults.harness.workers.limits import TOKEN_S
 
 Passage = tuple[str, str, int]  # point, side, the how-manieth time
@@ -30,13 +30,13 @@ WRITING = "evergrant_server.egress.transport:SendObserver.trace#1"  # after it t
 
 
 @dataclass(frozen=True)
-class Way:
-    """What a scenario passes, in order, when nothing befalls it."""
+class ScenarioPath:
+    """The points that a scenario passes without a fault, in order."""
 
     scenario: Scenario
     rotation: Rotation
     layouts: tuple[Layout, ...]  # in which it is the same
-    told: Told
+    told: CaseRecord
     passed: tuple[Passage, ...]
     times: tuple[float, ...]
 
@@ -56,7 +56,7 @@ class Way:
 class Table:
     """Everything that is walked."""
 
-    def __init__(self, ways: list[Way]) -> None:
+    def __init__(self, ways: list[ScenarioPath]) -> None:
         self.ways = ways
         self.points = {point.name: point for point in existing()}
         self.elsewhere = {
@@ -67,8 +67,8 @@ class Table:
     @classmethod
     async def learn(
         cls,
-        ground: Ground,
-        warm: Warm,
+        ground: HarnessDatabase,
+        warm: ForkServer,
         folder: Path,
         scenarios: Sequence[Scenario] = SCENARIOS,
         *,
@@ -78,7 +78,7 @@ class Table:
         others for the strictest of theirs; every point is passed all the same."""
         turns, plain = asyncio.Semaphore(6), SCENARIOS[:2]
 
-        async def learnt(scenario: Scenario, rotation: Rotation, layouts: tuple[Layout, ...]) -> Way:
+        async def learnt(scenario: Scenario, rotation: Rotation, layouts: tuple[Layout, ...]) -> ScenarioPath:
             async with turns:
                 return await _way(scenario, rotation, layouts, ground, warm, folder)
 
@@ -94,7 +94,7 @@ class Table:
         if cls(ways).never and len(scenarios) == len(SCENARIOS):
             # a busy machine may let a short limit pass first: once more, and the longer way counts
             again = await asyncio.gather(*(learnt(*it) for it in wanted))
-            ways = [max(pair, key=Way.points) for pair in zip(ways, again, strict=True)]
+            ways = [max(pair, key=ScenarioPath.points) for pair in zip(ways, again, strict=True)]
         return cls(ways)
 
     @property
@@ -134,25 +134,25 @@ class Table:
 
 
 def points_of(cases: Iterable[Case]) -> set[str]:
-    """Where something befalls a worker in these cases."""
+    """The points at which these cases inject a fault."""
     return {case.fault.point for case in cases if case.fault}
 
 
 def _same(scenario: Scenario) -> list[tuple[Layout, ...]]:
     """The layouts in which its way is the same: a stopped worker is overtaken by the other worker."""
     layouts = tuple(Layout(it) for it in scenario.layouts)
-    return [(it,) for it in layouts] if any(it.kind == "stop" for it in scenario.befalls) else [layouts]
+    return [(it,) for it in layouts] if any(it.kind == "stop" for it in scenario.faults) else [layouts]
 
 
-def _cases(way: Way, passage: Passage, point: Point) -> Iterable[Case]:
+def _cases(way: ScenarioPath, passage: Passage, point: Point) -> Iterable[Case]:
     name, side, count = passage
     fault = Fault(point=name, side=side, passage=count, kind="die")
-    robbed = {"kind": "lost" if point.kind != "task" else "cut", "answered_by": point.kind}
+    lost_reply = {"kind": "lost" if point.kind != "task" else "cut", "answered_by": point.kind}
     for layout in way.layouts:
         case = Case(way.scenario, fault, layout, way.rotation)
         yield case
         if side == AFTER:
-            yield replace(case, fault=fault.model_copy(update=robbed))
+            yield replace(case, fault=fault.model_copy(update=lost_reply))
         if side == BEFORE or name == WRITING:
             stopped = replace(case, fault=fault.model_copy(update={"kind": "stop"}))
             yield stopped
@@ -164,13 +164,13 @@ async def _way(
     scenario: Scenario,
     rotation: Rotation,
     layouts: tuple[Layout, ...],
-    ground: Ground,
-    warm: Warm,
+    ground: HarnessDatabase,
+    warm: ForkServer,
     folder: Path,
-) -> Way:
+) -> ScenarioPath:
     async with StrictProvider(rotation, TOKEN_S) as idp:
         case = Case(scenario, None, layouts[0], rotation)
-        walk = Walk(case, ground, warm, Path(tempfile.mkdtemp(prefix="way-", dir=folder)), idp)
+        walk = CaseRun(case, ground, warm, Path(tempfile.mkdtemp(prefix="way-", dir=folder)), idp)
         told = await walk.run()
     counted: Counter[tuple[str, str]] = Counter()
     passed: list[Passage] = []
@@ -180,4 +180,4 @@ async def _way(
         if scenario.replayed or scenario.unread or not name.startswith(_SWEEPING):
             passed.append((name, side, counted[name, side]))
             times.append(at)
-    return Way(scenario, rotation, layouts, told, tuple(passed), tuple(times))
+    return ScenarioPath(scenario, rotation, layouts, told, tuple(passed), tuple(times))

@@ -7,7 +7,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.refresh_rules import Rotation
 from evergrant_server.core.errors import ErrorCode
-from tests.faults.harness.table.case_run import Layout, Told
+from tests.faults.harness.table.case_run import CaseRecord, Layout
 from tests.faults.harness.table.cases import WRITING
 from tests.faults.harness.table.scenarios import EXCHANGE, REFRESH
 from tests.faults.harness.table.send_rules import all_were_kept, sent_though_kept, taken_over_too_early
@@ -31,8 +31,8 @@ GRANTED = 1  # the generation that a refresh begins with
 
 
 @dataclass
-class Judged:
-    told: Told
+class Judgement:
+    told: CaseRecord
     verdict: Verdict
     why: list[str] = field(default_factory=list)
     double_sends: int = 0
@@ -51,7 +51,7 @@ class Judged:
         return f"{self.verdict.upper()}: {self.told.case}: {'; '.join(self.why)}"
 
 
-def judge(told: Told) -> Judged:
+def judge(told: CaseRecord) -> Judgement:
     """The oracles of one case; the worst thing found is its verdict."""
     wrongs = [*told.end.wrongs]
     overlapping = told.idp.in_flight_together()
@@ -69,10 +69,10 @@ def judge(told: Told) -> Judged:
         verdict, why = _excused(told) or (verdict, why)
     if wrongs and verdict is not Verdict.LOST:
         verdict = Verdict.VIOLATION
-    return Judged(told, verdict, [*wrongs, *([why] if why else [])], overlapping)
+    return Judgement(told, verdict, [*wrongs, *([why] if why else [])], overlapping)
 
 
-def in_window(told: Told) -> bool:
+def in_window(told: CaseRecord) -> bool:
     """The provider acted, and nothing of ours had kept its answer: neither when the fault came, nor
     afterwards, before another use was sent.
 
@@ -82,14 +82,14 @@ def in_window(told: Told) -> bool:
     return good and not told.kept and not all_were_kept(told)
 
 
-def double_sent(told: Told) -> bool:
+def double_sent(told: CaseRecord) -> bool:
     """Stopped between the last check and the first byte: what no client can exclude across hosts."""
     fault = told.case.fault
     stopped = fault is not None and (fault.kind, fault.side, fault.point) == ("stop", "after", WRITING)
     return stopped and told.case.layout is Layout.HOSTS
 
 
-def _excused(told: Told) -> tuple[Verdict, str] | None:
+def _excused(told: CaseRecord) -> tuple[Verdict, str] | None:
     """A loss that no client can exclude: it is counted, by its own name."""
     if double_sent(told):
         return Verdict.DOUBLE, ""
@@ -99,19 +99,19 @@ def _excused(told: Told) -> tuple[Verdict, str] | None:
     return None
 
 
-def _went_on(told: Told) -> bool:
+def _went_on(told: CaseRecord) -> bool:
     """Stopped with the answer in hand and not in a journal yet, it went on and installed it."""
     fault = told.case.fault
     return fault is not None and fault.kind == "stop" and told.end.connection.generation > GRANTED
 
 
-def _away(told: Told) -> bool:
+def _away(told: CaseRecord) -> bool:
     """Another host went on, and the journal with the answer was out of its reach for too long. That it
     wasn't too short is judged by itself."""
     return told.case.layout is Layout.HOSTS and told.case.fault is not None
 
 
-def _of_refresh(told: Told) -> tuple[Verdict, str]:
+def _of_refresh(told: CaseRecord) -> tuple[Verdict, str]:
     connection, scenario = told.end.connection, told.case.scenario
     match connection.state:
         case LifecycleState.REVOKING if told.case.revoked:
@@ -128,13 +128,13 @@ def _of_refresh(told: Told) -> tuple[Verdict, str]:
             return Verdict.LOST, f"ended {connection.state} because of {connection.reason}"
 
 
-def _taken_for_good(told: Told) -> bool:
+def _taken_for_good(told: CaseRecord) -> bool:
     """An answer that crossed another use was installed, though a journal would have kept it for so long."""
     installed = told.end.crossed_a_refusal or told.end.connection.reason is not ErrorCode.OUTCOME_UNKNOWN
     return told.case.scenario.crosses is not None and told.kept and installed
 
 
-def _of_unknown(told: Told) -> tuple[Verdict, str]:
+def _of_unknown(told: CaseRecord) -> tuple[Verdict, str]:
     """`outcome_unknown` is honest only when an answer died, or was out of reach."""
     if told.end.crossed_a_refusal:
         return _excused(told) or (Verdict.LOST, "what was installed had been ended by another use")
@@ -152,7 +152,7 @@ def _of_unknown(told: Told) -> tuple[Verdict, str]:
     return Verdict.LOST, "given up as outcome_unknown, and no answer had died in the window"
 
 
-def _of_active(told: Told) -> tuple[Verdict, str]:
+def _of_active(told: CaseRecord) -> tuple[Verdict, str]:
     if told.case.scenario.provider == "crooked" or told.case.scenario.secrets == "wrong":
         return Verdict.REFUSED, ""
     if told.case.revoked:
@@ -165,7 +165,7 @@ def _of_active(told: Told) -> tuple[Verdict, str]:
     return Verdict.KEPT, ""
 
 
-def _of_exchange(told: Told) -> tuple[Verdict, str]:
+def _of_exchange(told: CaseRecord) -> tuple[Verdict, str]:
     connection, consent = told.end.connection, told.end.consent
     assert consent is not None
     if consent.status is ConsentStatus.DONE and connection.state is LifecycleState.ACTIVE:

@@ -30,12 +30,12 @@ def _nothing(rotation: Rotation) -> tuple[Answer, ...]:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One way: what the provider is told to answer, and what befalls the worker besides the fault."""
+    """One way: what the provider is told to answer, and the faults besides that of the case."""
 
     name: str
     flow: str
     answers: Callable[[Rotation], tuple[Answer, ...]] = _nothing
-    befalls: tuple[Fault, ...] = ()
+    faults: tuple[Fault, ...] = ()
     refused: bool = False  # the provider says no, or the consent can't be exchanged: that is the right end
     provider: str = "generic"
     refreshable: bool = True
@@ -43,7 +43,9 @@ class Scenario:
     secrets: str = "right"
     replayed: bool = False  # a worker before this one died with the answer in its journal
     neighbour: bool = False  # and this one was there already: it has a journal of its own
-    leaves: Fault | None = None  # what befalls the worker before this one; None: dead with its answer kept
+    leaves: Fault | None = (
+        None  # the fault of the worker before this one; None: it died with a journalled reply
+    )
     layouts: tuple[str, ...] = ("one worker", "two, one host", "two hosts")
     sweeps_late: bool = False  # the refresh comes before it has looked through any journal
     queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
@@ -114,23 +116,23 @@ SCENARIOS = (
     Scenario("refresh, connection closed without acting", REFRESH, lambda _: (drop(),)),
     Scenario("refresh, definition can't be used", REFRESH, refused=True, provider=CROOKED),
     Scenario("refresh, nothing to refresh with", REFRESH, refused=True, refreshable=False),
-    Scenario("refresh, the commit's answer lost", REFRESH, befalls=(LOST_COMMIT,)),
+    Scenario("refresh, the commit's answer lost", REFRESH, faults=(LOST_COMMIT,)),
     Scenario(
         "refresh, answer read too late",
         REFRESH,
         _answered_then_refused,
-        befalls=(READ_TOO_LATE,),
+        faults=(READ_TOO_LATE,),
         refused=True,
     ),
     Scenario(
         "refresh, refusal read too late",
         REFRESH,
         lambda _: (error("invalid_grant"), ok()),
-        befalls=(READ_TOO_LATE,),
+        faults=(READ_TOO_LATE,),
         refused=True,  # unless another host went on meanwhile
     ),
-    Scenario("code exchange, answer read too late", EXCHANGE, befalls=(READ_TOO_LATE,), refused=True),
-    Scenario("refresh, a library's mistake", REFRESH, befalls=(UNEXPECTED,), refused=True),
+    Scenario("code exchange, answer read too late", EXCHANGE, faults=(READ_TOO_LATE,), refused=True),
+    Scenario("refresh, a library's mistake", REFRESH, faults=(UNEXPECTED,), refused=True),
     Scenario("refresh, in a queue after an outage", REFRESH, queued=True),
     Scenario("refresh, definition on trial works", REFRESH, provider=ON_TRIAL),
     Scenario(
@@ -151,7 +153,7 @@ SCENARIOS = (
         "refresh, a second use refused too late",
         REFRESH,
         lambda _: (drop(), error("invalid_grant"), ok()),
-        befalls=(READ_TOO_LATE.model_copy(update={"passage": 2}),),
+        faults=(READ_TOO_LATE.model_copy(update={"passage": 2}),),
         refused=True,  # unless another host went on meanwhile
         rotations=(Rotation.NONE,),
     ),
@@ -159,7 +161,7 @@ SCENARIOS = (
     Scenario(
         "refresh, worker shut down while the store is away",
         REFRESH,
-        befalls=(STORE_AWAY,),
+        faults=(STORE_AWAY,),
         held=True,
         ends=True,
     ),
@@ -210,14 +212,14 @@ SCENARIOS = (
         "refresh, fenced off with an answer",
         REFRESH,
         _answered_then_refused,
-        befalls=(READ_TOO_LATE,),
+        faults=(READ_TOO_LATE,),
         refused=True,
         layouts=("two, one host",),
     ),
     Scenario(
         "refresh, an answer crosses its successor",
         REFRESH,
-        befalls=(READ_TOO_LATE,),
+        faults=(READ_TOO_LATE,),
         refused=True,
         crosses=hold_answer,
         layouts=("two, one host",),
@@ -226,18 +228,18 @@ SCENARIOS = (
     Scenario(
         "refresh, an answer crosses a use that has none",
         REFRESH,
-        befalls=(READ_TOO_LATE,),
+        faults=(READ_TOO_LATE,),
         crosses=lambda gate: delay(gate, drop()),
         layouts=("two, one host",),
         rotations=(Rotation.STRICT,),
     ),
     Scenario("code exchange, refused", EXCHANGE, _refused, refused=True),
     Scenario("code exchange, consent never started", EXCHANGE, started=False, refused=True),
-    Scenario("code exchange, store away at first", EXCHANGE, befalls=(LOST_CONSENT,)),
+    Scenario("code exchange, store away at first", EXCHANGE, faults=(LOST_CONSENT,)),
     Scenario(
         "code exchange, done by another meanwhile",
         EXCHANGE,
-        befalls=(LOOKED_TOO_SOON,),
+        faults=(LOOKED_TOO_SOON,),
         layouts=("two, one host", "two hosts"),
         rotations=(Rotation.STRICT,),
     ),

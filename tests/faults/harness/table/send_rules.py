@@ -9,17 +9,17 @@ from collections.abc import Iterator
 
 from evergrant_server.core.connections.refresh_rules import Rotation
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
-from tests.faults.harness.database import Attempted
+from tests.faults.harness.database import AttemptRecord
 from tests.faults.harness.instrumentation.points import JOURNAL
 from tests.faults.harness.provider import Use
-from tests.faults.harness.table.case_run import Told, host_of
+from tests.faults.harness.table.case_run import CaseRecord, host_of
 from tests.faults.harness.workers.limits import ANSWER_S, REPLAY_S
 
 _TAKEN_OVER = (AttemptOutcome.SUPERSEDED, AttemptOutcome.INSTALLED_LATE)
 _ANSWERED = (*_TAKEN_OVER, AttemptOutcome.INSTALLED)
 
 
-def taken_over_too_early(told: Told) -> list[str]:
+def taken_over_too_early(told: CaseRecord) -> list[str]:
     """By another host, which can't see what the first one does, while an answer could still come.
 
     Lets through: every use after `send_by` and the longest answer, also when the first one was
@@ -38,7 +38,7 @@ def taken_over_too_early(told: Told) -> list[str]:
     ]
 
 
-def sent_though_kept(told: Told) -> list[str]:
+def sent_though_kept(told: CaseRecord) -> list[str]:
     """An answer that gave something lay in a journal of the same host: it is replayed, never asked for
     again.
 
@@ -53,14 +53,14 @@ def sent_though_kept(told: Told) -> list[str]:
     ]
 
 
-def all_were_kept(told: Told) -> bool:
+def all_were_kept(told: CaseRecord) -> bool:
     """Of every use that gave something the answer was in a journal before another use was sent.
     False without another use: then it isn't known whether an answer came in time."""
     kept = [use for use, _, _ in _kept_in_time(told)]
     return all(use in kept for use in told.idp.uses if use.good)
 
 
-def _kept_in_time(told: Told) -> Iterator[tuple[Use, Attempted, Attempted]]:
+def _kept_in_time(told: CaseRecord) -> Iterator[tuple[Use, AttemptRecord, AttemptRecord]]:
     fault = told.case.fault
     if told.case.scenario.unread:  # kept, and asked for again once it can be read
         return
@@ -80,7 +80,7 @@ def _kept_in_time(told: Told) -> Iterator[tuple[Use, Attempted, Attempted]]:
                 yield use, first, second
 
 
-def _one_after_another(told: Told) -> Iterator[tuple[Attempted, Attempted]]:
+def _one_after_another(told: CaseRecord) -> Iterator[tuple[AttemptRecord, AttemptRecord]]:
     """Each attempt, and the next one for the same credential, where its provider takes it once."""
     attempts = sorted(told.attempts, key=lambda it: it.written)
     for number, first in enumerate(attempts):
@@ -90,7 +90,7 @@ def _one_after_another(told: Told) -> Iterator[tuple[Attempted, Attempted]]:
             yield first, second
 
 
-def _host(told: Told, attempt: Attempted) -> str | None:
+def _host(told: CaseRecord, attempt: AttemptRecord) -> str | None:
     """Where its journal is; None when that journal is unknown."""
     return next(
         (host_of(it, told.case.layout) for it, id in told.journals.items() if id == attempt.journal), None

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.fakes.databases import postgres
-from tests.faults.harness.database import Ground
+from tests.faults.harness.database import HarnessDatabase
 from tests.faults.harness.provider import StrictProvider
-from tests.faults.harness.table.case_run import Case, Walk
+from tests.faults.harness.table.case_run import Case, CaseRun
 from tests.faults.harness.table.cases import Table, points_of
-from tests.faults.harness.table.judge import BAD, Judged, Verdict, judge
+from tests.faults.harness.table.judge import BAD, Judgement, Verdict, judge
 from tests.faults.harness.table.scenarios import SCENARIOS, Scenario
-from tests.faults.harness.workers.handles import Warm
+from tests.faults.harness.workers.handles import ForkServer
 from tests.faults.harness.workers.limits import TOKEN_S
 from tests.faults.harness.workers.rehearsal import rehearse
 
@@ -26,14 +26,14 @@ _TRIES = 3  # a busy machine may let a short limit pass before the point is reac
 
 
 @dataclass
-class Walked:
+class TableResult:
     """What a walk of the table came to."""
 
     table: Table
     cases: int
     took_s: float
     walking_s: float = 0.0  # without learning the ways
-    judged: list[Judged] = field(default_factory=list)
+    judged: list[Judgement] = field(default_factory=list)
     unreached: list[Case] = field(default_factory=list)
 
     @property
@@ -45,7 +45,7 @@ class Walked:
         return Counter(it.told.case.fault.kind for it in self.judged if it.told.case.fault)
 
     @property
-    def bad(self) -> list[Judged]:
+    def bad(self) -> list[Judgement]:
         return [it for it in self.judged if it.verdict in BAD]
 
     @property
@@ -90,28 +90,28 @@ async def walk_table(
     jobs: int = 1,
     short: bool = False,
     say: Say = lambda line: None,
-) -> Walked:
+) -> TableResult:
     """Learn the ways, choose cases, carry them out: each job has a fork server of its own."""
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(dir=folder))
     await postgres().seats(_SEATS)
     async with AsyncExitStack() as stack:
-        ground = await Ground.open(folder)
+        ground = await HarnessDatabase.open(folder)
         stack.push_async_callback(ground.close)
-        servers: list[Warm] = []
+        servers: list[ForkServer] = []
         for _ in range(jobs):
-            servers.append(await Warm.start(folder, *broken))
+            servers.append(await ForkServer.start(folder, *broken))
             stack.push_async_callback(servers[-1].stop)
             await rehearse(ground, servers[-1], folder)
         table = await Table.learn(ground, servers[0], folder, scenarios, short=short)
         cases = choose(table)
         share = table.share(points_of(cases))
         say(f"{len(table.cases)} cases, {len(cases)} of them now; {share} % of the points")
-        walked = Walked(table, len(cases), 0)
+        walked = TableResult(table, len(cases), 0)
         learnt = time.monotonic()
         queue = list(enumerate(cases))[::-1]
 
-        async def one_after_another(warm: Warm) -> None:
+        async def one_after_another(warm: ForkServer) -> None:
             while queue:
                 number, case = queue.pop()
                 judged = await _one(walked, case, ground, warm, folder / f"case-{number}")
@@ -126,10 +126,12 @@ async def walk_table(
     return walked
 
 
-async def _one(walked: Walked, case: Case, ground: Ground, warm: Warm, folder: Path) -> Judged:
+async def _one(
+    walked: TableResult, case: Case, ground: HarnessDatabase, warm: ForkServer, folder: Path
+) -> Judgement:
     for number in range(_TRIES):
         async with StrictProvider(case.rotation, TOKEN_S) as idp:
-            told = await Walk(case, ground, warm, folder / str(number), idp).run()
+            told = await CaseRun(case, ground, warm, folder / str(number), idp).run()
         if told.reached:
             break
     else:

@@ -31,7 +31,7 @@ class Answer(BaseModel):
         return self.news is None and self.raised is None
 
 
-class Hand:
+class WorkerHandle:
     """One worker process: it takes part in one case after another."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -69,18 +69,18 @@ class Hand:
         with contextlib.suppress(ConnectionError):
             self._writer.write(json.dumps(message).encode() + b"\n")
 
-    def befell(self, fault: Fault) -> bool:
+    def was_struck_by(self, fault: Fault) -> bool:
         return any(it == fault for it, _ in self._befell)
 
     def kept_at(self, fault: Fault) -> list[float]:
-        """When it had put answers into the journal, before this befell it."""
+        """When it had put answers into the journal, before this fault."""
         return next((kept for it, kept in self._befell if it == fault), [])
 
     def kept(self) -> list[float]:
         """The entries that a worker had kept before its fault, as it reported them."""
         return [at for _, kept in self._befell for at in kept]
 
-    def goes_on(self) -> None:
+    def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
     async def leave(self) -> bool:
@@ -133,12 +133,12 @@ class Hand:
         self._waiting.clear()
 
 
-class Warm:
+class ForkServer:
     """The fork server's process."""
 
     def __init__(self, child: asyncio.subprocess.Process, path: Path) -> None:
         self._child, self._path = child, path
-        self._free: list[Hand] = []
+        self._free: list[WorkerHandle] = []
 
     @classmethod
     async def start(cls, folder: Path, *broken: str) -> Self:
@@ -154,23 +154,23 @@ class Warm:
                 raise RuntimeError("the fork server did not come up")
         return cls(child, path)
 
-    async def hand(self, start: BaseModel) -> Hand:
+    async def hand(self, start: BaseModel) -> WorkerHandle:
         """A worker, ready for orders: one that has left its case, or a new one."""
         hand = self._free.pop() if self._free else await self._new()
         await hand.begin(start)
         return hand
 
-    async def back(self, hand: Hand) -> None:
+    async def back(self, hand: WorkerHandle) -> None:
         """End its case. A worker that still has tasks of the case is killed."""
         if await hand.leave():
             self._free.append(hand)
         else:
             await hand.end()
 
-    async def _new(self) -> Hand:
-        return Hand(*await asyncio.open_unix_connection(str(self._path), limit=1 << 20))
+    async def _new(self) -> WorkerHandle:
+        return WorkerHandle(*await asyncio.open_unix_connection(str(self._path), limit=1 << 20))
 
-    async def rehearsed(self, hand: Hand) -> None:
+    async def rehearsed(self, hand: WorkerHandle) -> None:
         """The first one was the fork server itself: from now on it forks."""
         if not await hand.leave():
             raise RuntimeError("the rehearsal has no end")

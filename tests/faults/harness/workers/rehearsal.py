@@ -3,19 +3,19 @@
 from pathlib import Path
 
 from evergrant_server.core.connections.refresh_rules import Rotation
-from tests.faults.harness.database import Ground
+from tests.faults.harness.database import HarnessDatabase
 from tests.faults.harness.provider import StrictProvider
-from tests.faults.harness.table.case_run import Case, Layout, Walk
+from tests.faults.harness.table.case_run import Case, CaseRun, Layout
 from tests.faults.harness.table.scenarios import SCENARIOS
-from tests.faults.harness.workers.handles import Warm
+from tests.faults.harness.workers.handles import ForkServer
 from tests.faults.harness.workers.limits import TOKEN_S
 
 
-async def rehearse(ground: Ground, warm: Warm, folder: Path) -> None:
+async def rehearse(ground: HarnessDatabase, warm: ForkServer, folder: Path) -> None:
     """Carry out a refresh and a code exchange in the fork server itself."""
     async with StrictProvider(Rotation.STRICT, TOKEN_S) as idp:
         walks = [
-            Walk(Case(it, None, Layout.ONE, Rotation.STRICT), ground, warm, folder / "rehearsal", idp)
+            CaseRun(Case(it, None, Layout.ONE, Rotation.STRICT), ground, warm, folder / "rehearsal", idp)
             for it in SCENARIOS[:2]
         ]
         hand = None

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from tests.faults.harness.instrumentation.passages import Fault
 
 
-class Start(BaseModel):
+class WorkerStart(BaseModel):
     name: str
     database_url: str
     key_file: Path

@@ -60,7 +60,7 @@ from tests.faults.harness.workers.limits import (
     SWEEP_S,
     seconds,
 )
-from tests.faults.harness.workers.start import Start
+from tests.faults.harness.workers.start import WorkerStart
 
 WORKER = "x-harness-worker"
 TLS = default_tls_context()
@@ -107,7 +107,7 @@ def shorten() -> None:
     )
 
 
-class Named(httpx2.AsyncBaseTransport):
+class NamedTransport(httpx2.AsyncBaseTransport):
     """Says which worker a request came from, for the records of the other end."""
 
     def __init__(self, inner: httpx2.AsyncBaseTransport, name: str) -> None:
@@ -121,7 +121,7 @@ class Named(httpx2.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-def parts_of(start: Start) -> Platform:
+def parts_of(start: WorkerStart) -> Platform:
     """A worker's parts without Temporal."""
     settings = Settings(
         data_dir=start.journals.parent,
@@ -155,12 +155,12 @@ def _queued(circuit: Any, *_: Any) -> tuple[Any, Admission]:
     return circuit, Admission(BEAT_S)
 
 
-def work_of(parts: Platform, sections: CriticalSections, journal: Journal, start: Start) -> WorkerParts:
+def work_of(parts: Platform, sections: CriticalSections, journal: Journal, start: WorkerStart) -> WorkerParts:
     longest = PATIENT_S if start.patient else HTTP_S
 
     def egress(policy: EgressPolicy, **_: object) -> Egress:
         def named(inner: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:
-            return Named(inner, start.name)
+            return NamedTransport(inner, start.name)
 
         return Egress(policy, tls=TLS, connect_timeout_s=longest, answer_timeout_s=longest, wrapper=named)
 
@@ -226,7 +226,7 @@ class Child:
         while line := await reader.readline():
             told = json.loads(line)
             if "start" in told:
-                self._begin(Start.model_validate(told["start"]))
+                self._begin(WorkerStart.model_validate(told["start"]))
             elif "leave" in told:
                 if not await self._leaves():
                     return
@@ -235,7 +235,7 @@ class Child:
                 self._under_way.add(task)
                 task.add_done_callback(self._under_way.discard)
 
-    def _begin(self, start: Start) -> None:
+    def _begin(self, start: WorkerStart) -> None:
         self._environment, self._was_stopped = None, False
         passages.start(start.plan)
         self._database_url = start.database_url
