@@ -82,7 +82,7 @@ def create_app(api: ApiContext) -> FastAPI:
     app = FastAPI(
         title="Evergrant",
         version=VERSION,
-        description="Managed OAuth: name a connection, get a token, or a typed answer that says who has to act.",
+        description="Managed OAuth: name a connection, get a token, or learn who has to act.",
         docs_url=None,  # FastAPI's own pages load scripts from a CDN
         redoc_url=None,
         lifespan=lifespan,

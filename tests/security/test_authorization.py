@@ -40,7 +40,7 @@ OPEN = {
 }
 SIGNED = {"/v1/security-events/{receiver_id}"}  # a signature stands in for a key: test_security_events.py
 PAGES = ("/connect/", "/oauth/callback/")
-# Lists and the catalogue have no id: they must show nothing of anybody else's.
+# Lists and the catalogue have no id: they must show nothing of another tenant.
 LISTS = {"/v1/providers", "/v1/providers/{provider}", "/v1/integrations", "/v1/apps", "/v1/connections",
          "/v1/audit", "/v1/audit/verify", "/v1/webhooks",
          "/v1/connections/import", "/v1/connections/export"}  # fmt: skip

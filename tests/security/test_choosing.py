@@ -119,7 +119,7 @@ async def test_another_account_for_a_live_connection_is_not_passed_over(api: Api
     names = {"integration": "crm", "subject": "user-1"}
     await api.integration(name="other", provider="atlassian", default_scopes=())
     it = await Choosing(api).begin()
-    for choice in ("1", "2"):  # nobody has consented yet
+    for choice in ("1", "2"):  # no subject has consented yet
         asked = await api.post("/v1/connections", it.key, {**names, "integration": "other", "choice": choice})
         assert asked.json()["choice"] == choice
     refused = await api.post("/v1/connections", it.key, {**names, "choice": "2"})

@@ -7,7 +7,7 @@ from tests.fakes.api import Api
 
 
 class Untouchable:
-    """Stands for Temporal: whoever asks it for anything has broken the invariant."""
+    """Stands for Temporal: any call to it breaks the invariant."""
 
     def __init__(self) -> None:
         self.touched: list[str] = []

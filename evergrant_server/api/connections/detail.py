@@ -1,4 +1,4 @@
-"""`GET /v1/connections/{id}`: a connection with its next action and, on request, the workflow's own description."""
+"""`GET /v1/connections/{id}`: a connection, its next action, and its workflow's description on request."""
 
 from contextlib import suppress
 from typing import Annotated

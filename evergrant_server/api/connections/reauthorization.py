@@ -107,11 +107,11 @@ async def consenting_connection(tx: Transaction, connection: Connection) -> Conn
 async def unrevoked_slots(tx: Transaction, first: Connection) -> dict[str, tuple[str, ...]]:
     """The scopes of the further slots, without those whose connections were revoked."""
     kept: dict[str, tuple[str, ...]] = {}
-    for chain, scopes in first.slot_scopes.items():
-        label = first.label_of_slot(chain)
+    for slot, scopes in first.slot_scopes.items():
+        label = first.label_of_slot(slot)
         found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
         if found is None or found.state not in (LifecycleState.REVOKING, LifecycleState.REVOKED):
-            kept[chain] = scopes
+            kept[slot] = scopes
     return kept
 
 

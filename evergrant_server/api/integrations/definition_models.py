@@ -41,7 +41,7 @@ class RollBackBody(Body):
 
 
 class DefinitionView(View):
-    """`share` is the part of the connections that use this version; `succeeded` and `failed` count its stage."""
+    """`share` of the connections use this version; `succeeded` and `failed` count its stage."""
 
     id: str
     name: str

@@ -181,7 +181,7 @@ async def _save_decision(
         if approved and api.settings.four_eyes and found.proposed_by == context.by:
             raise Failure(ErrorCode.NOT_PERMITTED, "The proposer can't approve it: EVERGRANT_FOUR_EYES.")
         if approved and found.changes_secret_hosts and not body.accept_hosts:
-            why = "Client secrets and tokens would be sent to new hosts: see the check results, and accept the hosts."
+            why = "Secrets and tokens would be sent to new hosts: see the check results, and accept them."
             raise Failure(ErrorCode.INVALID_REQUEST, why, field="accept_hosts")
         decided = found.with_decision(context.by, body.reason, now, approved=approved)
         saved = await tx.definitions.replace(decided, expected=found.revision)

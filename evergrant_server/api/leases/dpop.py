@@ -39,7 +39,7 @@ class DpopProofs:
         self._api = api
 
     async def require_provable(self, row: LeaseRow, wanted: ProofRequest) -> None:
-        """Raise Failure INVALID_REQUEST for an unbound token, and for an endpoint of the authorization server."""
+        """Raise Failure INVALID_REQUEST for an unbound token or an endpoint of the authorization server."""
         if row.grant is None or row.grant.token_type != DPOP_TOKEN_TYPE:
             raise Failure(
                 ErrorCode.INVALID_REQUEST, "Its tokens are not bound to a key.", field="connection_id"

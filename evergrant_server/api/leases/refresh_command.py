@@ -86,7 +86,7 @@ async def refresh_connection(
 async def _note_report(
     api: ApiContext, caller: Caller, context: RequestContext, reported: Connection
 ) -> Connection:
-    """Record once that the token of this generation was reported: unless a refresh helps, it is not leased."""
+    """Record once that this generation's token was reported: unless a refresh helps, it is not leased."""
     if reported.reported_generation == reported.generation:
         return reported
 

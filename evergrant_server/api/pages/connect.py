@@ -161,7 +161,7 @@ async def _start_attempt(pages: SubjectPages, request: Request, link: str, brows
 async def _save_attempt(
     tx: Transaction, session: ConsentSession, context: RequestContext, now: datetime
 ) -> AuthorizationAttempt:
-    """Store a new state, code verifier and nonce; have a worker push the request if the provider takes that."""
+    """Store a new state, code verifier and nonce; have a worker push the request where PAR is used."""
     state, spec, consent = new_state(), session.spec, session.consent
     assert consent.redirect_uri is not None
     verifier = None if session.connection.flow is Flow.IMPLICIT else new_verifier()

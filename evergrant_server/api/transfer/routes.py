@@ -1,4 +1,4 @@
-"""`/v1/connections/import` and `/v1/connections/export`: take over existing grants, and export them sealed."""
+"""`/v1/connections/import` and `/v1/connections/export`: import existing grants, export them sealed."""
 
 import json
 from datetime import timedelta

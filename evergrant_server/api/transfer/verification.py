@@ -19,7 +19,7 @@ _REFUSED_KINDS = (FailureKind.RECONNECT_NEEDED, FailureKind.CLIENT_MISCONFIGURED
 
 
 class ImportVerification:
-    """Verifies the outcomes of one request within `WAIT_S` of its creation. Later refreshes continue unobserved."""
+    """Verifies the outcomes of one request within `WAIT_S` of its creation."""
 
     def __init__(self, api: ApiContext, tenant: Tenant, context: RequestContext, *, refresh: bool) -> None:
         self._api = api

@@ -150,7 +150,7 @@ async def rotate_webhook_secret(
 
 
 def _require_reachable(api: ApiContext, url: str) -> None:
-    """Raise Failure INVALID_REQUEST for a URL that egress never allows. Host names are resolved at delivery."""
+    """Raise Failure INVALID_REQUEST for a URL that egress never allows. Names are resolved at delivery."""
     try:
         api.check_endpoint(url)
     except Failure as failure:

@@ -207,7 +207,7 @@ async def test_refresh_waits_for_the_workflow(api: Api):
     at = f"/v1/connections/{connection.id}/refresh"
     answer = await api.post(at, key)
     assert (answer.status_code, answer.json()["generation"]) == (200, 2)
-    # somebody who saw an older generation needs no refresh
+    # a caller that saw an older generation needs no refresh
     assert (await api.post(at, key, {"seen_generation": 1})).json()["generation"] == 2
     assert len(api.link.asked) == 1
     api.refreshes_fail(ErrorCode.CLIENT_REJECTED)
