@@ -134,7 +134,7 @@ async def put_permit(
             changed = before.model_copy(update=dict(body))
             after = await tx.access.put_permit(changed, expected=before.revision)
         await retry_waiting_connections(tx, app, context, api.clock.now())
-        said = body.model_dump(mode="json")
+        sent = body.model_dump(mode="json")
         await record_app_change(
             tx,
             api.clock,
@@ -143,7 +143,7 @@ async def put_permit(
             app,
             context,
             name=permit_name,
-            **said,
+            **sent,
         )
     api.relay.notify()
     response.status_code = 201 if before is None else 200

@@ -20,10 +20,10 @@ def connection_start_message(
 
 
 def connection_signal_message(
-    connection: Connection, name: str, said: Message, now: datetime
+    connection: Connection, name: str, message: Message, now: datetime
 ) -> OutboxMessage:
     """Signal a connection's workflow."""
-    return signal_message(connection.tenant, connection.id, name, said, now)
+    return signal_message(connection.tenant, connection.id, name, message, now)
 
 
 def fetch_keys_message(receiver: Receiver, context: RequestContext, now: datetime) -> OutboxMessage:

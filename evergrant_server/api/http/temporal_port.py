@@ -24,7 +24,7 @@ class TemporalPort(Protocol):
     ) -> ConnectionDescription | None: ...
 
     async def discover(
-        self, tenant: Tenant, integration_id: IntegrationId, api: RequestContext, timeout: float
+        self, tenant: Tenant, integration_id: IntegrationId, context: RequestContext, timeout: float
     ) -> DiscoveryResult: ...
 
     async def prepare_consent(

@@ -165,9 +165,9 @@ async def retry_failing_connections(
     tx: Transaction, integration: Integration, context: RequestContext, now: datetime
 ) -> None:
     """Have every failing connection of the integration try again."""
-    said = ProviderChanged(version=integration.revision, context=context)
+    message = ProviderChanged(version=integration.revision, context=context)
     for connection in await tx.connections.failing(integration.tenant, integration.id):
-        await tx.outbox.add(connection_signal_message(connection, SignalName.PROVIDER_CHANGED, said, now))
+        await tx.outbox.add(connection_signal_message(connection, SignalName.PROVIDER_CHANGED, message, now))
 
 
 def _with_body(

@@ -210,13 +210,13 @@ async def signal_rollout(
     tx: Transaction,
     definition: Definition,
     name: str,
-    said: Message,
+    message: Message,
     context: RequestContext,
     now: datetime,
 ) -> None:
     """Signal the rollout workflow, and start it first in case Temporal has lost it."""
     await tx.outbox.add(rollout_start_message(definition, context, now))
-    await tx.outbox.add(_workflow_message(definition, OutboxKind.SIGNAL, name, said, now))
+    await tx.outbox.add(_workflow_message(definition, OutboxKind.SIGNAL, name, message, now))
 
 
 def rollout_start_message(definition: Definition, context: RequestContext, now: datetime) -> OutboxMessage:
@@ -231,10 +231,10 @@ def rollout_start_message(definition: Definition, context: RequestContext, now: 
 
 
 def _workflow_message(
-    definition: Definition, kind: OutboxKind, name: str, said: Message, now: datetime
+    definition: Definition, kind: OutboxKind, name: str, message: Message, now: datetime
 ) -> OutboxMessage:
     target = definition_rollout_workflow_id(definition.tenant, definition.id)
-    return outbox_message(definition.tenant, kind, target, said, now, name=name)
+    return outbox_message(definition.tenant, kind, target, message, now, name=name)
 
 
 async def _record(

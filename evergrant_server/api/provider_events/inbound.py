@@ -72,16 +72,16 @@ async def receive_event(receiver_id: str, request: Request, api: ApiDep) -> Resp
     try:
         if len(body) > BODY_LIMIT:
             raise EventRejected("invalid_request", "The body is too large.")
-        heard = VERIFIERS[receiver.kind](EventRequest(_headers(request), body, api.clock.now()), trust)
+        verified = VERIFIERS[receiver.kind](EventRequest(_headers(request), body, api.clock.now()), trust)
     except EventRejected as refused:
         return _refusal_response(receiver, refused)
     except UnknownKey:
         return await _refetch_keys(api, receiver, trace_of(request).request_context(_actor(integration)))
-    if heard.reply is not None:
-        return JSONResponse(heard.reply)
-    if heard.events or heard.audit_detail:
+    if verified.reply is not None:
+        return JSONResponse(verified.reply)
+    if verified.events or verified.audit_detail:
         await _deliver(
-            api, receiver, integration, heard, trace_of(request).request_context(_actor(integration))
+            api, receiver, integration, verified, trace_of(request).request_context(_actor(integration))
         )
     metrics.count_security_event("heard")
     return Response(status_code=202 if receiver.kind is ReceiverKind.SET else 200)
@@ -159,24 +159,24 @@ async def _deliver(
     api: ApiContext,
     receiver: Receiver,
     integration: Integration,
-    heard: VerifiedEvents,
+    verified: VerifiedEvents,
     context: RequestContext,
 ) -> None:
     """Report to every affected connection, then record the event: after a crash it is sent again."""
     now = api.clock.now()
-    event = hashlib.sha256(heard.id.encode()).hexdigest()
+    event = hashlib.sha256(verified.id.encode()).hexdigest()
     async with api.store.read() as tx:
         if await tx.receivers.is_known_event(receiver, event):
             return
-        meant = [(it, await _affected_connections(tx, receiver, it)) for it in heard.events]
+        affected = [(it, await _affected_connections(tx, receiver, it)) for it in verified.events]
     verdicts: list[ReportDecision] = []
-    for it, connections in meant:
+    for it, connections in affected:
         for connection_id in connections:
             verdicts.append(await _report_to_connection(api, receiver, connection_id, it, context, now))
 
     async def remember(tx: Transaction) -> None:
         if await tx.receivers.record_event(receiver, event, now):
-            await audit.append(tx, _audit_entry(receiver, integration, heard, verdicts, context, now))
+            await audit.append(tx, _audit_entry(receiver, integration, verified, verdicts, context, now))
 
     await run_transaction(api.store, remember)
     api.relay.notify()
@@ -214,7 +214,7 @@ async def _report_to_connection(
 ) -> ReportDecision:
     """Write the connection's state, its workflow's message and the audit record in one transaction."""
     source = ReportSource.SECURITY_EVENT if receiver.kind is ReceiverKind.SET else ReportSource.HOOK
-    news = ProviderReport(
+    report = ProviderReport(
         source=source, kind=it.kind, certainty=it.certainty, at=it.at, at_is_issue_time=it.at_is_issue_time
     )
 
@@ -222,7 +222,7 @@ async def _report_to_connection(
         connection = await tx.connections.get(receiver.tenant, connection_id)
         if connection is None:
             return ReportDecision.NOTHING_HELD
-        return await apply_external_event(tx, connection, news, context, now)
+        return await apply_external_event(tx, connection, report, context, now)
 
     return await run_transaction(api.store, tell, tries=_ATTEMPTS)
 
@@ -230,18 +230,18 @@ async def _report_to_connection(
 def _audit_entry(
     receiver: Receiver,
     integration: Integration,
-    heard: VerifiedEvents,
+    verified: VerifiedEvents,
     verdicts: list[ReportDecision],
     context: RequestContext,
     now: datetime,
 ) -> AuditEntry:
-    told = {it.value: verdicts.count(it) for it in ReportDecision if it in verdicts}
-    kinds = sorted({it.kind for it in heard.events})
+    counts = {it.value: verdicts.count(it) for it in ReportDecision if it in verdicts}
+    kinds = sorted({it.kind for it in verified.events})
     return AuditEntry(
         tenant=receiver.tenant,
         at=now,
         action=AuditAction.SECURITY_EVENT,
         object=integration.id,
         context=context,
-        detail={"receiver": receiver.id, "facts": kinds, "connections": told, **heard.audit_detail},
+        detail={"receiver": receiver.id, "facts": kinds, "connections": counts, **verified.audit_detail},
     )

@@ -184,7 +184,7 @@ def imported_tokens(item: ImportItem, now: datetime) -> ImportedTokens:
 
 def _parse_item(raw: Any) -> ImportItem:
     """Parse an item. Raises Failure INVALID_REQUEST that names the field, never its value."""
-    if getattr(raw, "doubled", None):
+    if getattr(raw, "has_duplicates", None):
         raise _invalid("item", "a member is given twice")
     try:
         return ImportItem.model_validate(raw)

@@ -81,12 +81,12 @@ class ImportItem(Body):
 
     @model_validator(mode="after")
     def _one_expiry(self) -> "ImportItem":
-        said = [
+        given = [
             self.expires_at is not None,
             self.expires_in is not None,
             self.expires is not None or self.never_expires,
         ]
-        if sum(said) != 1:
+        if sum(given) != 1:
             raise ValueError('give one of expires_at, expires_in, expires: "unknown" and never_expires')
         return self
 

@@ -46,7 +46,7 @@ class _JsonObject(dict[str, Any]):
     def of(cls, pairs: list[tuple[str, Any]]) -> "_JsonObject":
         found = cls(pairs)
         found.has_duplicates = len(found) < len(pairs) or any(
-            getattr(it, "doubled", False) for _, it in pairs
+            getattr(value, "has_duplicates", False) for _, value in pairs
         )
         return found
 

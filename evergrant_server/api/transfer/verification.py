@@ -98,12 +98,12 @@ class ImportVerification:
         ask = EnsureFresh(seen_generation=_FIRST_GENERATION, context=self._context)
         left = max(self._seconds_left(), 0.5)
         try:
-            said = await self._api.link.ensure_fresh(self._tenant, connection.id, ask, timeout=left)
+            result = await self._api.link.ensure_fresh(self._tenant, connection.id, ask, timeout=left)
         except Failure as failure:
             return outcome.with_verification("unverified", failure.code, failure.detail)
-        if said.generation > _FIRST_GENERATION:
+        if result.generation > _FIRST_GENERATION:
             return outcome.with_verification("verified")
-        failure = Failure(said.problem or ErrorCode.REFRESH_PENDING)
+        failure = Failure(result.problem or ErrorCode.REFRESH_PENDING)
         how = "failed" if failure.kind in _REFUSED_KINDS else "unverified"
         return outcome.with_verification(how, failure.code, failure.detail)
 

@@ -184,8 +184,8 @@ def _with_body(before: Webhook, body: WebhookBody, now: datetime) -> Webhook:
         start = before if before.disabled else before.model_copy(update={"disabled_by": DisabledBy.ADMIN})
     elif before.disabled or body.url != before.url:
         start = before.enabled()
-    told = {"url": body.url, "events": body.events, "integration": body.integration, "changed_at": now}
-    return start.model_copy(update=told)
+    changes = {"url": body.url, "events": body.events, "integration": body.integration, "changed_at": now}
+    return start.model_copy(update=changes)
 
 
 def _origin(url: str) -> str:
