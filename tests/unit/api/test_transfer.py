@@ -160,11 +160,14 @@ async def test_a_bad_item_is_typed_and_touches_no_other(
         assert await tx.connections.page(OTHER) == []
 
 
-@pytest.mark.parametrize("raw", ["[]", "7", "null", '"text"', '{"integration": "crm", "integration": "crm"}'])
-async def test_items_that_are_no_objects_or_say_something_twice(api: Api, raw: str):
+GIVEN_TWICE = json.dumps(item(subject="user-1")).replace("{", '{"subject": "user-9", ', 1)
+
+
+@pytest.mark.parametrize("raw", ["[]", "7", "null", '"text"', GIVEN_TWICE])
+async def test_an_item_is_an_object_that_gives_each_member_once(api: Api, raw: str):
     await api.integration()
     key = await api.app_with("boss", Action.ADMIN)
-    body = f'{{"verify": false, "items": [{raw}, {json.dumps(item())}]}}'
+    body = f'{{"verify": false, "items": [{raw}, {json.dumps(item(subject="user-2"))}]}}'
     headers = {"content-type": "application/json"}
     answer = await api.call("POST", "/v1/connections/import", key, content=body, headers=headers)
     bad, good = answer.json()["items"]
