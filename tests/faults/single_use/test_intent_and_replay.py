@@ -32,7 +32,7 @@ from providers.responses.raw_reply import RawReply
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error
 from tests.faults.support.activities import Activities, at_temporal
-from tests.unit.activities.single_use.protocol_worker import Told
+from tests.unit.activities.single_use.protocol_worker import RecordedOutcome
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 
@@ -56,10 +56,10 @@ async def test_send_by_counts_from_before_the_intent(
 
     provenance = Provenance(workflow_id="w", run_id="r", event_id=1)
     order = ConnectionCall(tenant=TENANT, connection_id=connection.id, context=ASKED, provenance=provenance)
-    told = Told(journal)
-    await single_use.spend(use, order, sending(), told.ending())
+    recorded = RecordedOutcome(journal)
+    await single_use.spend(use, order, sending(), recorded.handler())
     assert left == []
-    assert told.settled == [(ErrorCode.REFRESH_PENDING, AttemptOutcome.NOT_SENT)]
+    assert recorded.failed == [(ErrorCode.REFRESH_PENDING, AttemptOutcome.NOT_SENT)]
     journal.release()
 
 
@@ -267,8 +267,8 @@ async def test_tokens_that_land_during_the_revocation_are_revoked(
     row = await place.row(connection)
     assert (row.state, row.generation) == (LifecycleState.REVOKING, 2)
     assert (await here.revoke(connection)).revocation is RevocationOutcome.CONFIRMED
-    told = [call.params["token"] for call in idp.calls if call.endpoint == "revoke"]
-    assert told[2:] == ["rt-late", "at-late"]
+    recorded = [call.params["token"] for call in idp.calls if call.endpoint == "revoke"]
+    assert recorded[2:] == ["rt-late", "at-late"]
 
 
 async def test_tokens_that_land_after_the_revocation_are_revoked(
@@ -288,7 +288,7 @@ async def test_tokens_that_land_after_the_revocation_are_revoked(
     answer = JournaledReply.for_request(order, LATE, place.parts.clock.now())
     news = await at_temporal().run(far._refresh.replay, use, answer)
     assert news.state is LifecycleState.REVOKED
-    told = [call.params["token"] for call in idp.calls if call.endpoint == "revoke"]
-    assert told[-2:] == ["rt-late", "at-late"]
+    recorded = [call.params["token"] for call in idp.calls if call.endpoint == "revoke"]
+    assert recorded[-2:] == ["rt-late", "at-late"]
     (said,) = await place.records(AuditAction.LATE_TOKENS_RECEIVED)
     assert (said.detail["state"], said.detail["revoked"]) == (LifecycleState.REVOKED, True)

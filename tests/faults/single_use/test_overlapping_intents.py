@@ -27,7 +27,7 @@ from tests.conformance.store.samples import a_grant, granted, some_tokens
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, clock, database_url, key_path, postgres_server, ring, store
 from tests.fakes.patience import PATIENCE_S
-from tests.unit.activities.single_use.protocol_worker import LIMITS, STRICT, Told, Worker, fails
+from tests.unit.activities.single_use.protocol_worker import LIMITS, STRICT, RecordedOutcome, Worker, fails
 
 __all__ = ["clock", "database_url", "key_path", "postgres_server", "ring", "store"]  # fixtures
 
@@ -69,7 +69,7 @@ async def begun(store: Store, clock: SetClock, host: Path, quick: Worker) -> Ins
     late = await slow.begin(connection)
     assert late.reservation is not None
     second = await quick.begin(connection)
-    await quick.spend(second, Told(quick.journal), Failure(ErrorCode.INTERNAL))
+    await quick.spend(second, RecordedOutcome(quick.journal), Failure(ErrorCode.INTERNAL))
     async with store.write() as tx:
         await tx.attempts.close(second.row, AttemptOutcome.NOT_SENT, NOW)
     late = replace(

@@ -55,41 +55,41 @@ def fails(code: ErrorCode, why: str = "") -> "pytest.RaisesExc[Failure]":
 
 
 @dataclass
-class Told:
-    """What an ending was told, and what lay on the disk by then."""
+class RecordedOutcome:
+    """What an ending was recorded, and what lay on the disk by then."""
 
     journal: Journal
     judge: Judge = lambda reply: some_tokens("at-2", "rt-2") if reply == YES else some_tokens("of another")
     commits: Callable[[], Awaitable[None]] | None = None
     spends: bool = True
     committed: list[SingleUseAttempt] = field(default_factory=list)
-    settled: list[tuple[ErrorCode, AttemptOutcome | None]] = field(default_factory=list)
+    failed: list[tuple[ErrorCode, AttemptOutcome | None]] = field(default_factory=list)
     failures: list[tuple[str, Failure]] = field(default_factory=list)  # of which attempt
     entries: list[str] = field(default_factory=list)
 
-    def ending(self, *, provisional: bool = False) -> OutcomeHandler[str]:
+    def handler(self, *, provisional: bool = False) -> OutcomeHandler[str]:
         return RecordingHandler(self, provisional)
 
 
 class RecordingHandler(OutcomeHandler[str]):
-    def __init__(self, told: Told, provisional: bool) -> None:
-        self._told = told
+    def __init__(self, recorded: RecordedOutcome, provisional: bool) -> None:
+        self._told = recorded
         self.provisional = provisional
-        self.spends_credential = told.spends
+        self.spends_credential = recorded.spends
 
     def judge(self, reply: RawReply, came_at: datetime) -> TokenSet:
         return self._told.judge(reply)
 
     async def commit(self, attempt: SingleUseAttempt, tokens: TokenSet) -> str:
-        told = self._told
-        told.entries += [it.name for it in told.journal.folder.glob("*/*.entry")]
-        if told.commits is not None:
-            await told.commits()
-        told.committed.append(attempt)
+        recorded = self._told
+        recorded.entries += [it.name for it in recorded.journal.folder.glob("*/*.entry")]
+        if recorded.commits is not None:
+            await recorded.commits()
+        recorded.committed.append(attempt)
         return tokens.access_token.reveal()
 
     async def fail(self, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None) -> str:
-        self._told.settled.append((failure.code, outcome))
+        self._told.failed.append((failure.code, outcome))
         self._told.failures.append((attempt.row.id, failure))
         return failure.code
 
@@ -116,7 +116,7 @@ class Worker:
     async def spend(
         self,
         use: SingleUseAttempt,
-        told: Told,
+        recorded: RecordedOutcome,
         reply: RawReply | Exception = YES,
         *,
         provisional: bool = False,
@@ -129,8 +129,8 @@ class Worker:
                 raise reply
             return reply
 
-        handler = told.ending(provisional=provisional)
-        return await self.single_use.spend(use, an_order(use), sending(), handler)
+        handler = recorded.handler(provisional=provisional)
+        return await self.single_use.spend(use, a_request(use), sending(), handler)
 
     async def dies(self, use: SingleUseAttempt, *, sent: bool) -> None:
         """As the kernel ends a process: its locks go, its files stay."""
@@ -146,7 +146,7 @@ class Worker:
         return sorted(found)
 
 
-def an_order(use: SingleUseAttempt) -> ConnectionCall:
+def a_request(use: SingleUseAttempt) -> ConnectionCall:
     attempt = use.row
     return ConnectionCall(
         tenant=attempt.tenant,
@@ -157,7 +157,7 @@ def an_order(use: SingleUseAttempt) -> ConnectionCall:
 
 
 def journaled(use: SingleUseAttempt, reply: RawReply = YES) -> JournaledReply:
-    return JournaledReply.for_request(an_order(use), reply, NOW)
+    return JournaledReply.for_request(a_request(use), reply, NOW)
 
 
 async def row(store: Store, attempt: Attempt) -> Attempt:

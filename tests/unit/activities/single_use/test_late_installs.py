@@ -17,7 +17,7 @@ from tests.unit.activities.single_use.protocol_worker import (
     LIMITS,
     NO_ROTATION,
     STRICT,
-    Told,
+    RecordedOutcome,
     Worker,
     fails,
     row,
@@ -68,7 +68,7 @@ async def test_a_late_reply_waits_for_a_use_in_flight(
     with fails(ErrorCode.REFRESH_PENDING, WAITS) as raised:
         await waits(store, answered, late)
     assert raised.value.retry_after == LIMITS.poll_interval.total_seconds()
-    await other.spend(second, Told(other.journal), Failure(ErrorCode.INTERNAL))
+    await other.spend(second, RecordedOutcome(other.journal), Failure(ErrorCode.INTERNAL))
     assert await waits(store, answered, late)
     assert (await row(store, late.row)).outcome is AttemptOutcome.INSTALLED_LATE
 
@@ -128,7 +128,7 @@ async def test_a_credential_is_not_sent_again_while_its_late_reply_is_journaled(
     second = await other.begin(connection)
     late = came(late)
     assert late.entry is not None
-    await other.spend(second, Told(other.journal), Failure(ErrorCode.INTERNAL))
+    await other.spend(second, RecordedOutcome(other.journal), Failure(ErrorCode.INTERNAL))
     if end is not None:
         async with store.write() as tx:
             await tx.attempts.close(second.row, end, second.row.opened_at)
@@ -145,7 +145,7 @@ async def test_without_rotation_a_credential_is_sent_again_beside_a_late_reply(
     late = await answered.begin(connection)
     second = await other.begin(connection)
     came(late)
-    await other.spend(second, Told(other.journal), Failure(ErrorCode.INTERNAL))
+    await other.spend(second, RecordedOutcome(other.journal), Failure(ErrorCode.INTERNAL))
     assert (await other.begin(connection, rules=NO_ROTATION)).row.sends == 3
 
 

@@ -34,9 +34,9 @@ from tests.unit.activities.single_use.protocol_worker import (
     NO_ROTATION,
     YES,
     Judge,
-    Told,
+    RecordedOutcome,
     Worker,
-    an_order,
+    a_request,
     fails,
     journaled,
     refusing,
@@ -45,13 +45,13 @@ from tests.unit.activities.single_use.protocol_worker import (
 
 
 async def test_a_reply_is_in_the_journal_until_it_is_committed(worker: Worker, connection: Connection):
-    use, told = await worker.begin(connection), Told(worker.journal)
-    assert await worker.spend(use, told) == "at-2"
-    assert told.entries == [f"{use.row.id}.entry"]
-    (committed,) = told.committed
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
+    assert await worker.spend(use, recorded) == "at-2"
+    assert recorded.entries == [f"{use.row.id}.entry"]
+    (committed,) = recorded.committed
     assert (committed.row, committed.keys) == (use.row, use.keys)
     assert committed.entry is not None
-    assert told.settled == []
+    assert recorded.failed == []
     assert worker.files() == []
 
 
@@ -62,27 +62,27 @@ async def test_the_journal_keeps_the_raw_reply_and_its_request(
     async def away() -> None:
         raise Failure(ErrorCode.KEY_UNAVAILABLE)
 
-    use, told = await worker.begin(connection), Told(worker.journal, commits=away)
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, commits=away)
     with fails(ErrorCode.KEY_UNAVAILABLE):
-        await worker.spend(use, told, provisional=provisional)
+        await worker.spend(use, recorded, provisional=provisional)
     assert worker.files() == [".entry"], "whatever raises, the answer isn't lost"
     (path,) = worker.journal.own_paths()
     entry = JournalEntry.read(path)
     packed = open_sealed(use.keys.current(KeyPurpose.REFRESH), entry.header.associated_data, entry.sealed)
     answer = JournaledReply.unpack(packed)
     assert (answer.reply, answer.came_at, answer.provisional) == (YES, NOW, provisional)
-    assert answer.request == an_order(use).model_dump(mode="json")
+    assert answer.request == a_request(use).model_dump(mode="json")
 
 
 @pytest.mark.parametrize(("sent", "outcome"), [(True, None), (False, AttemptOutcome.NOT_SENT)])
 async def test_without_a_reply_only_an_unsent_credential_is_unused(
     worker: Worker, connection: Connection, sent: bool, outcome: AttemptOutcome | None
 ):
-    use, told = await worker.begin(connection), Told(worker.journal)
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
     failed = SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE), sent=sent)
-    assert await worker.spend(use, told, failed) == ErrorCode.PROVIDER_UNREACHABLE
-    assert told.settled == [(ErrorCode.PROVIDER_UNREACHABLE, outcome)]
-    assert [attempt for attempt, _ in told.failures] == [use.row.id]
+    assert await worker.spend(use, recorded, failed) == ErrorCode.PROVIDER_UNREACHABLE
+    assert recorded.failed == [(ErrorCode.PROVIDER_UNREACHABLE, outcome)]
+    assert [attempt for attempt, _ in recorded.failures] == [use.row.id]
     assert worker.files() == []
 
 
@@ -96,23 +96,23 @@ async def test_without_a_reply_only_an_unsent_credential_is_unused(
 async def test_a_definition_that_does_not_fit_is_client_misconfigured(
     worker: Worker, connection: Connection, wrong: ErrorCode, said: ErrorCode
 ):
-    use, told = await worker.begin(connection), Told(worker.journal)
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
 
     async def sending() -> RawReply:
         raise Failure(wrong, "no field for the scopes")
 
-    await worker.single_use.spend(use, an_order(use), sending(), told.ending())
-    assert told.settled == [(said, AttemptOutcome.NOT_SENT)]
-    assert [failure.detail for _, failure in told.failures] == ["no field for the scopes"]
+    await worker.single_use.spend(use, a_request(use), sending(), recorded.handler())
+    assert recorded.failed == [(said, AttemptOutcome.NOT_SENT)]
+    assert [failure.detail for _, failure in recorded.failures] == ["no field for the scopes"]
 
 
 async def test_an_unexpected_exception_leaves_the_outcome_unknown_and_is_logged_without_its_text(
     worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level(logging.DEBUG)
-    use, told = await worker.begin(connection), Told(worker.journal)
-    await worker.spend(use, told, ValueError("rt-1"))
-    assert told.settled == [(ErrorCode.INTERNAL, None)]
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
+    await worker.spend(use, recorded, ValueError("rt-1"))
+    assert recorded.failed == [(ErrorCode.INTERNAL, None)]
     (said,) = [it for it in caplog.records if it.name == "evergrant.protocol"]
     assert "ValueError at " in said.getMessage()
     assert "protocol_worker.py" in said.getMessage()
@@ -138,10 +138,10 @@ async def test_an_unexpected_exception_leaves_the_outcome_unknown_and_is_logged_
 async def test_an_error_reply_decides_the_outcome(
     worker: Worker, connection: Connection, status: int, code: ErrorCode, outcome: AttemptOutcome | None
 ):
-    use, told = await worker.begin(connection), Told(worker.journal, judge=refusing(code))
-    assert await worker.spend(use, told, RawReply(status, {}, b"")) == code
-    assert (told.settled, told.committed) == ([(code, outcome)], [])
-    assert [attempt for attempt, _ in told.failures] == [use.row.id]
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, judge=refusing(code))
+    assert await worker.spend(use, recorded, RawReply(status, {}, b"")) == code
+    assert (recorded.failed, recorded.committed) == ([(code, outcome)], [])
+    assert [attempt for attempt, _ in recorded.failures] == [use.row.id]
 
 
 async def test_a_reply_that_breaks_the_judge_stays_in_the_journal(
@@ -150,9 +150,9 @@ async def test_a_reply_that_breaks_the_judge_stays_in_the_journal(
     def judge(reply: RawReply) -> None:
         raise KeyError("at-2")
 
-    use, told = await worker.begin(connection), Told(worker.journal, judge=judge)  # type: ignore[arg-type]  # it never returns
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, judge=judge)  # type: ignore[arg-type]  # it never returns
     with fails(ErrorCode.INTERNAL, "the journal keeps it"):
-        await worker.spend(use, told)
+        await worker.spend(use, recorded)
     assert worker.files() == [".entry"]
     assert "KeyError at " in caplog.text
     assert "at-2" not in caplog.text
@@ -173,9 +173,9 @@ async def test_the_credential_of_unreadable_tokens_is_not_sent_again(
     token_valid: bool,
 ):
     """A second use would end them, and a definition that is repaired reads them."""
-    use, told = await worker.begin(connection, kind), Told(worker.journal, judge=unread)
-    await worker.spend(use, told)
-    assert told.settled == [(ErrorCode.REPLY_UNREADABLE, AttemptOutcome.UNREAD)]
+    use, recorded = await worker.begin(connection, kind), RecordedOutcome(worker.journal, judge=unread)
+    await worker.spend(use, recorded)
+    assert recorded.failed == [(ErrorCode.REPLY_UNREADABLE, AttemptOutcome.UNREAD)]
     async with store.write() as tx:
         await tx.attempts.close(use.row, AttemptOutcome.UNREAD, NOW)  # as its ending does
     clock.advance(86_400)
@@ -191,13 +191,13 @@ async def test_a_later_use_without_a_reply_does_not_release_unreadable_tokens(
 ):
     """Inside its grace the provider takes the token again; after it a further use would end those tokens."""
     rules = RefreshRules(rotation=Rotation.GRACE, grace_s=60)
-    use, told = await worker.begin(connection, rules=rules), Told(worker.journal, judge=unread)
-    await worker.spend(use, told)
+    use, recorded = await worker.begin(connection, rules=rules), RecordedOutcome(worker.journal, judge=unread)
+    await worker.spend(use, recorded)
     async with store.write() as tx:
         await tx.attempts.close(use.row, AttemptOutcome.UNREAD, NOW)  # as its ending does
     again = await worker.begin(connection, rules=rules)
     assert again.row.sends == 2
-    await worker.spend(again, told, SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE), sent=True))
+    await worker.spend(again, recorded, SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE), sent=True))
     clock.advance(86_400)
     with fails(ErrorCode.REPLY_UNREADABLE, "until its definition can read it"):
         await worker.begin(connection, rules=rules)
@@ -206,30 +206,30 @@ async def test_a_later_use_without_a_reply_does_not_release_unreadable_tokens(
 async def test_an_entry_that_is_set_aside_is_concluded_once_it_can_be_read(
     worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture
 ):
-    use, told = await worker.begin(connection), Told(worker.journal, judge=unread)
-    await worker.spend(use, told)
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, judge=unread)
+    await worker.spend(use, recorded)
     (said,) = [it for it in caplog.records if it.name == "evergrant.protocol"]
     assert "a lifetime that is a string" in said.getMessage()
     assert {ErrorCode.REPLY_UNREADABLE, use.row.id} <= set(map(str, said.__dict__.values()))
     (path,) = worker.journal.folder.glob("*/*.set-aside")
     kept = SingleUseAttempt(use.row, use.keys, entry=JournalEntry.read(path))
-    again = Told(worker.journal, judge=unread)
+    again = RecordedOutcome(worker.journal, judge=unread)
     with fails(ErrorCode.REPLY_UNREADABLE):
-        await worker.single_use.conclude(kept, journaled(kept), again.ending())
-    assert (again.settled, worker.files()) == ([], [".set-aside"])
-    repaired = Told(worker.journal)
-    assert await worker.single_use.conclude(kept, journaled(kept), repaired.ending()) == "at-2"
+        await worker.single_use.conclude(kept, journaled(kept), again.handler())
+    assert (again.failed, worker.files()) == ([], [".set-aside"])
+    repaired = RecordedOutcome(worker.journal)
+    assert await worker.single_use.conclude(kept, journaled(kept), repaired.handler()) == "at-2"
     assert worker.files() == []
 
 
 async def test_journal_writes_do_not_wait_for_the_resolvers_threads(worker: Worker, connection: Connection):
     """The event loop's threads are also the resolver's, and a name that hangs keeps one for long."""
-    use, told, hangs = await worker.begin(connection), Told(worker.journal), threading.Event()
+    use, recorded, hangs = await worker.begin(connection), RecordedOutcome(worker.journal), threading.Event()
     loop = asyncio.get_running_loop()
     stuck = [loop.run_in_executor(None, hangs.wait) for _ in range(64)]
     try:
         async with asyncio.timeout(20):
-            assert await worker.spend(use, told) == "at-2"
+            assert await worker.spend(use, recorded) == "at-2"
     finally:
         hangs.set()
         await asyncio.gather(*stuck)
@@ -255,25 +255,28 @@ async def test_only_an_unreadable_success_that_spent_its_credential_is_set_aside
     status: int, judge: Judge, most: int, spends: bool, left: list[str], outcome: AttemptOutcome | None,
 ):  # fmt: skip
     monkeypatch.setattr(protocol, "_MAX_SET_ASIDE", most)
-    use, told = await worker.begin(connection), Told(worker.journal, judge=judge, spends=spends)
-    await worker.spend(use, told, RawReply(status, {}, b"<p>"))
+    use, recorded = (
+        await worker.begin(connection),
+        RecordedOutcome(worker.journal, judge=judge, spends=spends),
+    )
+    await worker.spend(use, recorded, RawReply(status, {}, b"<p>"))
     assert worker.files() == left
-    assert [settled for _, settled in told.settled] == [outcome]
+    assert [settled for _, settled in recorded.failed] == [outcome]
 
 
 async def test_a_disk_that_breaks_after_the_intent_stops_no_commit(
     worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    use, told = await worker.begin(connection), Told(worker.journal)
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
     assert use.reservation is not None
 
     def broken(key: object, answer: bytes) -> JournalEntry:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(use.reservation, "write_entry", broken)
-    assert await worker.spend(use, told) == "at-2"
+    assert await worker.spend(use, recorded) == "at-2"
     assert worker.files() == []
-    (committed,) = told.committed
+    (committed,) = recorded.committed
     assert committed.entry is None
     (said,) = [it for it in caplog.records if it.name == "evergrant.protocol"]
     assert "Input/output error" in said.getMessage()
@@ -286,7 +289,7 @@ async def test_a_disk_that_breaks_after_the_intent_stops_no_commit(
     caplog.clear()
     again = await worker.begin(connection, AttemptKind.CLIENT_GRANT, rules=NO_ROTATION)
     monkeypatch.setattr(again.reservation, "write_entry", odd)
-    await worker.spend(again, told)
+    await worker.spend(again, recorded)
     assert "OSError" in caplog.text
 
 
@@ -299,8 +302,8 @@ async def test_cancelling_the_activity_does_not_cancel_send_and_commit(
         asked.set()
         await let_go.wait()
 
-    use, told = await worker.begin(connection), Told(worker.journal, commits=slow)
-    activity = asyncio.create_task(worker.spend(use, told))
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, commits=slow)
+    activity = asyncio.create_task(worker.spend(use, recorded))
     await asked.wait()
     activity.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -308,7 +311,7 @@ async def test_cancelling_the_activity_does_not_cancel_send_and_commit(
     assert worker.single_use.tracker.status_of(use.row).in_flight, "the process owns it"
     let_go.set()
     await worker.sections.drain()
-    assert len(told.committed) == 1
+    assert len(recorded.committed) == 1
     assert worker.files() == []
 
 
@@ -316,7 +319,7 @@ async def test_an_attempt_that_is_past_send_by_does_not_send(
     store: Store, clock: SetClock, host: Path, connection: Connection
 ):
     late = Worker(store, clock, host, TimeLimits(send=timedelta(0), poll_interval=timedelta(seconds=7)))
-    use, told = await late.begin(connection), Told(late.journal)
+    use, recorded = await late.begin(connection), RecordedOutcome(late.journal)
     left: list[bool] = []
 
     async def sending() -> RawReply:
@@ -325,11 +328,11 @@ async def test_an_attempt_that_is_past_send_by_does_not_send(
         written()
         return YES
 
-    said = await late.single_use.spend(use, an_order(use), sending(), told.ending())
+    said = await late.single_use.spend(use, a_request(use), sending(), recorded.handler())
     assert said == ErrorCode.REFRESH_PENDING
     assert left == []
-    assert told.settled == [(ErrorCode.REFRESH_PENDING, AttemptOutcome.NOT_SENT)]
-    assert [failure.retry_after for _, failure in told.failures] == [7]
+    assert recorded.failed == [(ErrorCode.REFRESH_PENDING, AttemptOutcome.NOT_SENT)]
+    assert [failure.retry_after for _, failure in recorded.failures] == [7]
 
 
 async def test_a_use_that_continues_after_a_takeover_is_recorded(
@@ -337,7 +340,7 @@ async def test_a_use_that_continues_after_a_takeover_is_recorded(
 ):
     machine = seconds_since_boot()
     monkeypatch.setattr(send_fence, "seconds_since_boot", lambda: machine)
-    use, told = await worker.begin(connection), Told(worker.journal)
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
 
     async def sending() -> RawReply:
         nonlocal machine
@@ -347,25 +350,25 @@ async def test_a_use_that_continues_after_a_takeover_is_recorded(
             await tx.attempts.close(use.row, AttemptOutcome.SUPERSEDED, NOW)
         return YES
 
-    await worker.single_use.spend(use, an_order(use), sending(), told.ending())
+    await worker.single_use.spend(use, a_request(use), sending(), recorded.handler())
     async with store.read() as tx:
         (said,) = await audit.page(tx, connection.tenant, object=connection.id, limit=9)
     assert (said.action, said.context, said.detail["attempt"]) == (
         AuditAction.SENT_TWICE,
-        an_order(use).context,
+        a_request(use).context,
         use.row.id,
     )
 
 
 async def test_a_journaled_reply_is_concluded_like_a_new_one(worker: Worker, connection: Connection):
-    use, told = await worker.begin(connection), Told(worker.journal)
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
     assert use.reservation is not None
     entry = use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer")
     replayed = SingleUseAttempt(use.row, use.keys, entry=entry)
-    assert await worker.single_use.conclude(replayed, journaled(replayed), told.ending()) == "at-2"
-    assert told.committed == [replayed]
+    assert await worker.single_use.conclude(replayed, journaled(replayed), recorded.handler()) == "at-2"
+    assert recorded.committed == [replayed]
     assert worker.files() == []
-    refused = Told(worker.journal, judge=refusing(ErrorCode.GRANT_REJECTED))
+    refused = RecordedOutcome(worker.journal, judge=refusing(ErrorCode.GRANT_REJECTED))
     without_entry = SingleUseAttempt(use.row, use.keys)
-    await worker.single_use.conclude(without_entry, journaled(use, NO), refused.ending())
-    assert refused.settled == [(ErrorCode.GRANT_REJECTED, AttemptOutcome.REFUSED)]
+    await worker.single_use.conclude(without_entry, journaled(use, NO), refused.handler())
+    assert refused.failed == [(ErrorCode.GRANT_REJECTED, AttemptOutcome.REFUSED)]

@@ -17,7 +17,7 @@ from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
-from tests.unit.activities.single_use.protocol_worker import Worker, an_order
+from tests.unit.activities.single_use.protocol_worker import Worker, a_request
 
 LIMITS = TimeLimits(send=timedelta(0), poll_interval=timedelta(seconds=7))
 LAST = 1000.0  # the last moment, by the machine's own count
@@ -94,7 +94,7 @@ async def test_a_fenced_attempt_is_not_sent(
     assert (caught.value.code, caught.value.retry_after) == (ErrorCode.REFRESH_PENDING, 7)
 
 
-async def told(store: Store, connection: Connection) -> list[AuditRecord]:
+async def recorded(store: Store, connection: Connection) -> list[AuditRecord]:
     async with store.read() as tx:
         found = await audit.page(tx, connection.tenant, object=connection.id, limit=100)
     return [it for it in found if it.action is AuditAction.SENT_TWICE]
@@ -135,8 +135,8 @@ async def test_a_use_after_a_takeover_is_recorded_and_counted(
         written()
     clock.advance(5)
     machine.advance(60)
-    await leaves.record_double_send(store, use.row, an_order(use))
-    (said,) = await told(store, connection)
+    await leaves.record_double_send(store, use.row, a_request(use))
+    (said,) = await recorded(store, connection)
     assert said.at == clock.now()
     assert said.detail == {
         "attempt": use.row.id,
@@ -170,9 +170,9 @@ async def test_a_use_without_a_takeover_was_sent_once(
         async with store.write() as tx:
             await tx.attempts.close(use.row, outcome, NOW)
     machine.advance(60 if late else 0)
-    await leaves.record_double_send(store, use.row, an_order(use))
+    await leaves.record_double_send(store, use.row, a_request(use))
     twice = late and checked and outcome is AttemptOutcome.SUPERSEDED
-    assert len(await told(store, connection)) == len(counted) == twice
+    assert len(await recorded(store, connection)) == len(counted) == twice
 
 
 async def test_an_unavailable_store_does_not_fail_the_attempt(
@@ -192,5 +192,5 @@ async def test_an_unavailable_store_does_not_fail_the_attempt(
         raise Failure(ErrorCode.STORE_UNAVAILABLE)
 
     monkeypatch.setattr(store, "read", away)
-    await leaves.record_double_send(store, use.row, an_order(use))
+    await leaves.record_double_send(store, use.row, a_request(use))
     assert counted == []
