@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -85,11 +86,12 @@ async def carried_out(mistake: Mistake, folder: Path) -> Told:
     child = await asyncio.create_subprocess_exec(
         sys.executable, *mistake.python, *COMMAND, *mistake.command.split(), cwd=mistake.cwd, env=env,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )  # fmt: skip
     try:
         out, err = await asyncio.wait_for(child.communicate(), _LIMIT_S)
     except TimeoutError:
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)  # with the workers of a server that has started
         out, err = await child.communicate()
         err += b"\n(it went on instead of refusing)"
     assert child.returncode is not None
