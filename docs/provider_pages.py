@@ -1,4 +1,4 @@
-"""Renders the pages about providers from the catalogue: an index by category, and a page for each letter."""
+"""Renders the pages about providers from the catalogue: an index by category and a page for each letter."""
 
 from collections import defaultdict
 from functools import cache
@@ -44,13 +44,13 @@ def _index(note: str) -> str:
         note,
         "# Providers",
         "",
-        f"{len(specs)} services, by what they are for. Each links to what Evergrant knows of it: flows,",
-        "scopes, how its tokens age and end, where to register a client, and how many sources say so. A",
-        "server with metadata of its own (RFC 8414, OpenID Connect Discovery) needs no entry: it is",
-        "`generic` with an issuer. [Adding a provider](../guide/adding-a-provider.md) takes one file and",
-        "one vector; [providers of your own](../guide/own-providers.md) take none of ours.",
+        f"{len(specs)} services by category. An entry has the flows, scopes, token lifetimes and revocation",
+        "of a provider, where to register a client, and the number of sources. A server that publishes",
+        "metadata (RFC 8414, OpenID Connect Discovery) needs no entry: use `generic` with its issuer.",
+        "[Adding a provider](../guide/adding-a-provider.md) takes one file and one vector;",
+        "[providers of your own](../guide/own-providers.md) need no file in this repository.",
         "",
-        "`python -m evergrant_server providers check` looks at all of them.",
+        "`python -m evergrant_server providers check` checks all of them.",
     ]
     for category in sorted(by_category, key=lambda name: CATEGORIES[name]):
         lines += ["", f"## {CATEGORIES[category]}", "", *_HEAD]
@@ -79,8 +79,8 @@ def _letter(letter: str, note: str) -> str:
 
 
 def _facts_of(spec: ProviderSpec) -> list[str]:
-    """What is known of one provider, a line each; what isn't known has none."""
-    said = {
+    """A line for each known fact of a provider."""
+    facts = {
         "Flows": ", ".join(words.flows(spec)),
         "Register a client": f"<{spec.docs_url}>" if spec.docs_url else "",
         "Parameters": words.parameters(spec),
@@ -91,10 +91,11 @@ def _facts_of(spec: ProviderSpec) -> list[str]:
         "Refresh tokens": words.refresh_tokens(spec),
         "Revocation": words.revocation(spec),
         "API": f"`{spec.api_base_url}`" if spec.api_base_url else "",
+        "Userinfo": f"`{spec.userinfo_endpoint}`" if spec.userinfo_endpoint else "",
         "Limits": words.limits(spec),
-        "Peculiar": words.deviations(spec),
+        "Peculiarities": words.deviations(spec),
         "Notes": "; ".join(words.escape_markdown(note) for note in spec.notes),
         "Not usable yet": words.unusable_flows_text(spec),
         "Sources": words.sources(spec),
     }
-    return [f"- {name}: {text}" for name, text in said.items() if text]
+    return [f"- {name}: {text}" for name, text in facts.items() if text]

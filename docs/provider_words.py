@@ -1,4 +1,4 @@
-"""What a definition says, in words for people."""
+"""Describes the parts of a definition in words."""
 
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import BodyFormat, ClientAuth, Pkce
@@ -51,7 +51,7 @@ def token_summary(spec: ProviderSpec) -> str:
         return "no consent in a browser"
     if not spec.refresh_supported:
         return "no refresh"
-    rotates = {True: "refresh, rotating", False: "refresh", None: "refresh, rotation not known"}
+    rotates = {True: "refresh, rotating", False: "refresh", None: "refresh, rotation unknown"}
     return rotates[spec.refresh_rotates]
 
 
@@ -71,26 +71,26 @@ def parameters(spec: ProviderSpec) -> str:
 
 def scopes(spec: ProviderSpec) -> str:
     if not spec.scopes_supported:
-        return "none; what an app may do is set where it is registered" if spec.docs_url else "none"
+        return "none; the app's registration decides what it may do" if spec.docs_url else "none"
     parts = []
     if spec.scope_separator != " ":
         parts.append(f"separated by {_SEPARATORS.get(spec.scope_separator, spec.scope_separator)}")
     if spec.default_scopes:
-        parts.append("asked for by default: " + ", ".join(f"`{scope}`" for scope in spec.default_scopes))
+        parts.append("requested by default: " + ", ".join(f"`{scope}`" for scope in spec.default_scopes))
     if spec.offline_scope:
-        parts.append(f"`{spec.offline_scope}` yields the refresh token and is always added")
+        parts.append(f"`{spec.offline_scope}` yields the refresh token and is always requested")
     return "; ".join(parts)
 
 
 def pkce(spec: ProviderSpec) -> str:
     if "authorization_code" not in spec.auth_modes:
         return ""
-    said = {
-        Pkce.REQUIRED: "demanded",
+    texts = {
+        Pkce.REQUIRED: "required",
         Pkce.S256: "S256",
-        Pkce.OFF: "not sent: it is refused or ignored there",
+        Pkce.OFF: "not sent: the provider refuses or ignores it",
     }
-    return said.get(spec.pkce, "sent, S256")
+    return texts.get(spec.pkce, "sent, S256")
 
 
 def client_authentication(spec: ProviderSpec) -> str:
@@ -98,10 +98,10 @@ def client_authentication(spec: ProviderSpec) -> str:
     if spec.client_secret_header:
         text = f"secret in the header `{spec.client_secret_header}`"
     if spec.client_secret_generator:
-        text = "a secret that is a signed JWT, made on demand"
+        text = "a secret that is a signed JWT, generated when needed"
     known = spec.sources.agreeing.keys() | set(spec.sources.vendor_documentation)
     if "client_auth" not in known and spec.client_auth is ClientAuth.BASIC:
-        text += "; not known, so as RFC 6749 says"
+        text += "; unknown, so the default of RFC 6749"
     if spec.refresh_client_auth:
         text += f"; when refreshing: {_CLIENT[spec.refresh_client_auth]}"
     return text
@@ -109,28 +109,28 @@ def client_authentication(spec: ProviderSpec) -> str:
 
 def access_tokens(spec: ProviderSpec) -> str:
     if spec.assumed_lifetime_s:
-        return f"last {format_duration(spec.assumed_lifetime_s)}, which the reply doesn't say"
+        return f"last {format_duration(spec.assumed_lifetime_s)}, which the reply omits"
     if spec.access_token_lifetime_s:
         return f"last {format_duration(spec.access_token_lifetime_s)}; the reply decides"
-    return "" if spec.refresh_supported else "don't expire by themselves, as far as is known"
+    return "" if spec.refresh_supported else "no known expiry"
 
 
 def refresh_tokens(spec: ProviderSpec) -> str:
     if not spec.refresh_supported or "authorization_code" not in spec.auth_modes:
         return "none"
     if spec.refresh.kind != "refresh_token":
-        return "none; the access token itself is exchanged for a new one"
+        return "none; the access token is exchanged for a new one"
     parts = {
         True: ["rotate: each works once"],
         False: ["stay the same"],
-        None: ["rotation isn't known, so each is treated as if it worked once"],
+        None: ["rotation is unknown, so each is used only once"],
     }[spec.refresh_rotates]
     if spec.rotation_grace_s == "unlimited":
-        parts = ["a new one comes each time, and the old one stays good"]
+        parts = ["a refresh returns a new one, and the old one stays valid"]
     elif spec.rotation_grace_s:
         parts.append(f"the old one works for {format_duration(spec.rotation_grace_s)} more")
     if spec.on_reuse:
-        parts.append("using one twice ends the whole grant")
+        parts.append("a second use of one ends the grant")
     if spec.refresh_token_lifetime_s:
         parts.append(f"last {format_duration(spec.refresh_token_lifetime_s)}")
     if spec.refresh_token_idle_s:
@@ -140,8 +140,8 @@ def refresh_tokens(spec: ProviderSpec) -> str:
 
 def revocation(spec: ProviderSpec) -> str:
     if not spec.has_revocation:
-        return "none is known: the subject ends the grant at the provider" if not spec.discovery else ""
-    return "as RFC 7009 says" if spec.revocation is None else "in its own way"
+        return "none known: the subject ends the grant at the provider" if not spec.discovery else ""
+    return "RFC 7009" if spec.revocation is None else "a request of its own"
 
 
 def limits(spec: ProviderSpec) -> str:
@@ -152,32 +152,32 @@ def limits(spec: ProviderSpec) -> str:
 
 
 def deviations(spec: ProviderSpec) -> str:
-    """What differs from RFC 6749, and the API's own way to take a token."""
+    """Differences from RFC 6749, and the API's header for the token."""
     response = spec.response
-    said = {
+    texts = {
         "the token request is a GET": spec.token_request_method == "GET",
         "the token request is JSON": spec.token_request_format is BodyFormat.JSON,
-        "parameters of the token request ride in the query": spec.token_request_format is BodyFormat.QUERY,
+        "parameters of the token request are in the query": spec.token_request_format is BodyFormat.QUERY,
         "parameters have other names": spec.client_id_param != "client_id"
         or spec.authorization_client_id_param
         or spec.authorization_param_names
         or spec.token_request_param_names,
-        "refreshing has a URL of its own": spec.refresh_endpoint,
-        "tokens sit deeper in the reply": "." in response.access_token_path,
+        "refreshing has its own URL": spec.refresh_endpoint,
+        "tokens are nested in the reply": "." in response.access_token_path,
         "fields of the reply have other names": "." not in response.access_token_path
         and response.access_token_path != "access_token",
         "the expiry is a date": response.expires_at_path,
-        "errors come with status 200": spec.error_rules or spec.status_field,
-        "the callback carries facts: " + ", ".join(f"`{n}`" for n in spec.callback_metadata_params): (
+        "errors have status 200": spec.error_rules or spec.status_field,
+        "the callback has metadata: " + ", ".join(f"`{n}`" for n in spec.callback_metadata_params): (
             spec.callback_metadata_params
         ),
         "the callback is signed": spec.callback_verify,
-        "the provider begins the flow": spec.flow == "install",
-        "granted scopes are told in the callback": spec.scope_from_callback,
-        "an account is looked up after consent": spec.post_auth,
+        "the provider starts the flow": spec.flow == "install",
+        "the callback has the granted scopes": spec.scope_from_callback,
+        "the account is looked up after the consent": spec.post_auth,
         f"the API takes the token in `{_api_header(spec)}`": spec.api_request and _api_header(spec),
     }
-    return "; ".join(text for text, holds in said.items() if holds)
+    return "; ".join(text for text, holds in texts.items() if holds)
 
 
 def _api_header(spec: ProviderSpec) -> str:
@@ -188,8 +188,8 @@ def _api_header(spec: ProviderSpec) -> str:
 
 
 def unusable_flows_text(spec: ProviderSpec) -> str:
-    said = [f"{it.flow.replace('_', ' ')}: `{it.field}`: {it.why}" for it in unusable_flows(spec)]
-    return "; ".join(dict.fromkeys(said))
+    texts = [f"{flow.flow.replace('_', ' ')}: `{flow.field}`: {flow.why}" for flow in unusable_flows(spec)]
+    return "; ".join(dict.fromkeys(texts))
 
 
 def sources(spec: ProviderSpec) -> str:
@@ -199,7 +199,7 @@ def sources(spec: ProviderSpec) -> str:
         parts = ["one for the token endpoint"]
     if spec.sources.vendor_documentation:
         fields = ", ".join(f"`{name}`" for name in spec.sources.vendor_documentation)
-        parts.append(f"the vendor's pages alone say {fields}")
+        parts.append(f"only the vendor documents {fields}")
     if spec.sources.disagreements:
-        parts.append("the definition lists who says otherwise")
+        parts.append("the definition lists contradicting sources")
     return "; ".join(part for part in parts if part)
