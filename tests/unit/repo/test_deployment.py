@@ -87,7 +87,7 @@ def test_every_stop_limit_includes_the_one_inside_it(name: str) -> None:
     answer = (LIMITS.send + LIMITS.answer).total_seconds()
     times = [
         answer,
-        activity_calls.PROVIDER_TIME.total_seconds(),
+        activity_calls.PROVIDER_TIMEOUT.total_seconds(),
         worker.GRACEFUL_SHUTDOWN.total_seconds(),
         stopping,
     ]

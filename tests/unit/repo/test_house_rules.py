@@ -96,7 +96,9 @@ def test_every_module_has_a_docstring() -> None:
 
 
 def test_files_stay_readable() -> None:
-    lengths = {name: text.count("\n") for name, text in python()}
+    lengths = {
+        name: text.count("\n") for name, text in python() if not name.startswith("migrations/versions/")
+    }
     long = {name: length for name, length in lengths.items() if LONG < length <= TOO_LONG}
     if long:
         with warnings.catch_warnings():
