@@ -51,7 +51,7 @@ async def test_rfc8935_2_a_believed_event_stops_leases_and_is_answered_202(api: 
     assert await state(api, connection) is LifecycleState.NEEDS_REAUTH
     event, ended = await records(api, *HEARD)
     assert {event.action, ended.action} == {AuditAction.SECURITY_EVENT, AuditAction.REVOKED_AT_PROVIDER}
-    assert event.asked.by == "provider:gitlab"
+    assert event.context.by == "provider:gitlab"
 
 
 FORGED = Transmitter()
