@@ -1,9 +1,10 @@
 """A value that cannot be shown: the type every token, code, verifier and key travels in."""
 
-from typing import Any, NoReturn
+import json
+from typing import Any, NoReturn, Self, cast
 
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import core_schema
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import core_schema, to_jsonable_python
 
 
 class SecretLeak(TypeError):
@@ -56,3 +57,29 @@ class Secret:
             core_schema.union_schema([core_schema.is_instance_schema(cls), core_schema.str_schema()]),
             serialization=core_schema.plain_serializer_function_ser_schema(refuse),
         )
+
+
+class SealableModel(BaseModel):
+    """A value with secrets that a sealer keeps as one text.
+
+    Never a message: its secrets refuse to be serialised, except into another secret.
+    """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    def as_secret(self) -> Secret:
+        return Secret(json.dumps(_revealed(self)))
+
+    @classmethod
+    def from_secret(cls, text: Secret) -> Self:
+        return cls.model_validate(json.loads(text.reveal()))
+
+
+def _revealed(value: object) -> Any:
+    if isinstance(value, Secret):
+        return value.reveal()
+    if isinstance(value, SealableModel):
+        return {name: _revealed(member) for name, member in value}
+    if isinstance(value, dict):
+        return {key: _revealed(member) for key, member in cast("dict[str, object]", value).items()}
+    return to_jsonable_python(value)

@@ -1,12 +1,9 @@
 """A device code (RFC 8628): the codes, and how often the worker may poll. Pure."""
 
-import json
 from datetime import datetime
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
-
-from evergrant_server.core.secret import Secret
+from evergrant_server.core.secret import SealableModel, Secret
 
 DEFAULT_INTERVAL_S = 5.0  # RFC 8628 section 3.2: when the server doesn't say
 _SLOWER_BY_S = 5.0  # section 3.5: for this and all later requests
@@ -31,13 +28,11 @@ def next_poll_interval(interval_s: float, poll: DevicePoll) -> float:
     return interval_s
 
 
-class DeviceCode(BaseModel):
+class DeviceCode(SealableModel):
     """A device authorization response (RFC 8628 section 3.2).
 
     Never a message: the device code is as good as a token once the subject has approved it.
     """
-
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     device_code: Secret
     user_code: str
@@ -45,12 +40,3 @@ class DeviceCode(BaseModel):
     verification_uri_complete: str | None = None
     expires_at: datetime
     interval_s: float = DEFAULT_INTERVAL_S
-
-    def as_secret(self) -> Secret:
-        """All of it as one text, for a sealer."""
-        plain = self.model_dump(exclude={"device_code"}, mode="json")
-        return Secret(json.dumps({**plain, "device_code": self.device_code.reveal()}))
-
-    @classmethod
-    def from_secret(cls, text: Secret) -> "DeviceCode":
-        return cls.model_validate(json.loads(text.reveal()))

@@ -1,15 +1,14 @@
 """A grant: the tokens of one reply, their scopes and expiry, and the words valid, due, fresh."""
 
-import json
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from evergrant_server.core.clock import CLOCK_SKEW, add_time
 from evergrant_server.core.connections.account import AccountOption
-from evergrant_server.core.secret import Secret
+from evergrant_server.core.secret import SealableModel, Secret
 
 MAIN_SLOT = "main"
 
@@ -21,14 +20,12 @@ class Origin(StrEnum):
     REFRESH = "refresh"  # made from the grant before: what the reply leaves out stays (RFC 6749 section 6)
 
 
-class TokenSet(BaseModel):
+class TokenSet(SealableModel):
     """The secrets and facts of one token reply, on their way from its parser to the store.
 
     Never a message: its secrets refuse to be serialised. `expires_in` and
     `refresh_expires_in` are seconds from `obtained_at`; None: the reply had none.
     """
-
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     access_token: Secret
     token_type: str = "Bearer"
@@ -37,29 +34,11 @@ class TokenSet(BaseModel):
     expires_in: float | None = None
     refresh_expires_in: float | None = None
     scopes: tuple[str, ...] | None = None  # None: the reply had no scope, so as requested (RFC 6749 5.1)
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = Field(default_factory=dict)
     server_time: datetime | None = None  # the reply's Date header (RFC 9110 section 6.6.1)
-    further: dict[str, "TokenSet"] = {}  # by token slot; each is refreshed on its own
-
-    def as_secret(self) -> Secret:
-        """All of it as one text, for a sealer."""
-        return Secret(json.dumps(self._plain()))
-
-    def _plain(self) -> dict[str, Any]:
-        plain = {
-            name: value.reveal() if isinstance(value, Secret) else value
-            for name, value in self
-            if value is not None and name not in ("further", "server_time")
-        }
-        if self.server_time is not None:
-            plain["server_time"] = self.server_time.isoformat()
-        if self.further:
-            plain["further"] = {slot: tokens._plain() for slot, tokens in self.further.items()}
-        return plain
-
-    @classmethod
-    def from_secret(cls, text: Secret) -> "TokenSet":
-        return cls.model_validate(json.loads(text.reveal()))
+    further: dict[str, "TokenSet"] = Field(
+        default_factory=dict
+    )  # by token slot; each is refreshed on its own
 
 
 class Grant(BaseModel):

@@ -1,26 +1,21 @@
 """Tokens that Evergrant didn't request itself, and their facts, on the way from the API to the worker."""
 
-import json
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from evergrant_server.core.clock import add_time
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.secret import Secret
+from evergrant_server.core.secret import SealableModel, Secret
 
 INSTALL_WITHIN = timedelta(days=7)  # a worker that stays away longer finds the connection expired
 
 
-class ImportedTokens(BaseModel):
-    """Never a message: its secrets refuse to be serialised, except into another secret.
-
-    `expires_at` None means that the access token never expires; a token of unknown expiry
+class ImportedTokens(SealableModel):
+    """`expires_at` None means that the access token never expires; a token of unknown expiry
     counts as expired since it was received.
     """
-
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     access_token: Secret
     refresh_token: Secret | None = None
@@ -29,25 +24,7 @@ class ImportedTokens(BaseModel):
     refresh_expires_at: datetime | None = None
     scopes: tuple[str, ...] | None = None  # None: the consent's
     issued_at: datetime | None = None  # None: when it was received
-    metadata: dict[str, Any] = {}
-
-    def as_secret(self) -> Secret:
-        """All of it as one text, for a sealer."""
-        refresh = self.refresh_token
-        return Secret(
-            json.dumps(
-                {
-                    "access_token": self.access_token.reveal(),
-                    "refresh_token": None if refresh is None else refresh.reveal(),
-                    "token_type": self.token_type,
-                    "expires_at": _text(self.expires_at),
-                    "refresh_expires_at": _text(self.refresh_expires_at),
-                    "scopes": self.scopes,
-                    "issued_at": _text(self.issued_at),
-                    "metadata": self.metadata,
-                }
-            )
-        )
+    metadata: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
     def from_token_set(cls, tokens: TokenSet, at: datetime) -> "ImportedTokens":
@@ -61,10 +38,6 @@ class ImportedTokens(BaseModel):
             scopes=tokens.scopes,
             metadata=tokens.metadata,
         )
-
-    @classmethod
-    def from_secret(cls, text: Secret) -> "ImportedTokens":
-        return cls.model_validate(json.loads(text.reveal()))
 
     def obtained_at(self, received_at: datetime) -> datetime:
         """When the provider issued it, as far as is known; never after its end."""
@@ -82,10 +55,6 @@ class ImportedTokens(BaseModel):
             scopes=self.scopes,
             metadata=self.metadata,
         )
-
-
-def _text(at: datetime | None) -> str | None:
-    return None if at is None else at.isoformat()
 
 
 def _after(at: datetime, seconds: float | None) -> datetime | None:

@@ -7,6 +7,7 @@ import pickle
 import pytest
 from pydantic import BaseModel
 
+from evergrant_server.core.connections.imported_tokens import ImportedTokens
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind, Repairer, RetryAdvice
 from evergrant_server.core.ids import PREFIXES, is_id, is_slug, new_id
 from evergrant_server.core.secret import Secret, SecretLeak
@@ -108,3 +109,8 @@ def test_slugs(name: str, good: bool):
 def test_a_name_with_a_newline_behind_it_is_another_name(shape):
     assert shape("")
     assert not shape("\n")
+
+
+def test_a_sealable_value_comes_back_from_its_text_with_what_it_lacks():
+    tokens = ImportedTokens(access_token=Secret("hunter2"), expires_at=None, scopes=("read",))
+    assert ImportedTokens.from_secret(tokens.as_secret()) == tokens
