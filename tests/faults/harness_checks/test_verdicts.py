@@ -1,5 +1,6 @@
 """What makes `make faults` fail, each check with evidence that was made up for it."""
 
+import ast
 import random
 import time
 from collections import Counter
@@ -12,7 +13,9 @@ import pytest
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.refresh_rules import Rotation
+from tests.faults.harness.instrumentation.broken_builds import BUILDS
 from tests.faults.harness.instrumentation.passages import Fault
+from tests.faults.harness.instrumentation.points import ROOT
 from tests.faults.harness.provider import StrictProvider, Use
 from tests.faults.harness.random_run.aftermath import Aftermath, audited, judge_calls, searched
 from tests.faults.harness.random_run.plan import Injection, plan
@@ -245,3 +248,15 @@ def test_two_uses_of_one_token_before_the_first_is_over_are_in_flight_together()
     assert _in_flight("rt-1", 2.0) == 1
     assert _in_flight("rt-2", 2.0) == 0
     assert _in_flight("rt-1", 3.5) == 0
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_every_broken_build_still_finds_what_it_breaks(build: str):
+    changed = []
+    for path in (*(ROOT / "activities").rglob("*.py"), *(ROOT / "evergrant_server").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        before = ast.dump(tree)
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        BUILDS[build](module.removesuffix(".__init__"), tree)
+        changed += [module] if ast.dump(tree) != before else []
+    assert len(changed) == 1
