@@ -202,7 +202,7 @@ async def test_without_a_source_app_nothing_is_exchanged(world: World):
     assert (await world.place.ensure_fresh(connection, 1)).problem is REFUSED
     assert world.exchanges == 1
     (said,) = await world.said(connection, AuditAction.REFRESH_FAILED)
-    assert (said["source"], said["source_app"]) == (source.id, "nobody")
+    assert (said["source"], said["source_app"]) == (source.id, "none")
 
 
 async def test_a_first_token_waits_for_the_permit(world: World):

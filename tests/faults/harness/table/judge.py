@@ -155,7 +155,7 @@ def _of_unknown(told: CaseRecord) -> tuple[Verdict, str]:
 def _of_active(told: CaseRecord) -> tuple[Verdict, str]:
     if told.case.scenario.provider == "crooked" or told.case.scenario.secrets == "wrong":
         return Verdict.REFUSED, ""
-    if told.case.revoked:
+    if told.case.revoked and told.reached:  # else nothing was revoked
         return Verdict.VIOLATION, "a revocation was undone"
     if not told.idp.usable(told.end.refresh_token):
         return Verdict.LOST, "the store calls it active, the provider has killed it"
