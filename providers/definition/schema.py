@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
-from providers.definition.schema_base import SpecPart, TextLine, UrlTemplate, placeholders
+from providers.definition.schema_base import UrlTemplate, placeholders
+from providers.definition.schema_description import DescriptivePart
 from providers.definition.schema_lifecycle import RefreshPart, RevocationPart
 from providers.definition.schema_request import (
     AuthorizationPart,
@@ -21,7 +22,7 @@ from providers.definition.schema_request import (
     OtherGrantsPart,
     TokenRequestPart,
 )
-from providers.definition.schema_response import AccountLookup, ApiRequest, ErrorPart, ResponseSpec
+from providers.definition.schema_response import ErrorPart, ResponseSpec
 from providers.definition.template_param import TemplateParam
 
 AuthMode = Literal[
@@ -42,30 +43,6 @@ _EXEMPT_FLOWS: dict[str, tuple[Flow, ...]] = {  # flows that a field doesn't con
     "dpop": _WITH_TOKEN_REQUEST,
     "callback_verify": _WITH_TOKEN_REQUEST,
 }
-
-
-class Sources(SpecPart):
-    """By field, how many independent public sources agree; and the fields that only the vendor documents."""
-
-    agreeing: dict[str, int] = Field(default_factory=dict)
-    vendor_documentation: tuple[str, ...] = ()
-    disagreements: tuple[str, ...] = ()
-
-
-class DescriptivePart(SpecPart):
-    """Fields on which no OAuth request depends."""
-
-    display_name: TextLine
-    categories: tuple[str, ...] = ()
-    docs_url: UrlTemplate | None = None
-    sources: Sources = Sources()
-    notes: tuple[TextLine, ...] = ()
-    rate_limit: TextLine | None = None
-    token_rate_limit: TextLine | None = None
-    api_base_url: UrlTemplate | None = None
-    userinfo_endpoint: UrlTemplate | None = None
-    api_request: ApiRequest | None = None
-    post_auth: tuple[AccountLookup, ...] = ()
 
 
 class ProviderSpec(

@@ -75,6 +75,13 @@ def require_complete(spec: ProviderSpec, url: str) -> str:
     return url
 
 
+def require_endpoint(spec: ProviderSpec, url: str | None, name: str) -> str:
+    """The endpoint `name`. Raises Failure INVALID_REQUEST when it is absent, or as `require_complete`."""
+    if url is None:
+        raise Failure(ErrorCode.INVALID_REQUEST, f"{spec.name} has no {name}", provider=spec.name, field=name)
+    return require_complete(spec, url)
+
+
 def params_from_metadata(spec: ProviderSpec, metadata: Mapping[str, Any]) -> dict[str, str]:
     """The template parameters among a connection's metadata, unchecked."""
     names = [name for name, rule in spec.template_params.items() if rule.source != "integration"]

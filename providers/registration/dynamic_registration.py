@@ -9,7 +9,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend, Egress, SendObserver
 from providers.requests.client import STANDARD_HEADERS
-from providers.requests.sender import SendFailed
+from providers.requests.send_failure import SendFailed
 from providers.responses.raw_reply import RawReply
 
 

@@ -1,6 +1,6 @@
 """The OAuth client of an integration, and an authlib client that hands over the raw reply."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,6 +14,7 @@ from evergrant_server.core.connections.proof_key import ProofKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema_request import MUTUAL_TLS
+from providers.quirks import Quirk
 
 STANDARD_HEADERS = {"Accept": "application/json", "User-Agent": "Evergrant"}
 
@@ -61,7 +62,9 @@ class ProviderClient(AsyncOAuth2Client):
     Its compliance hooks, which are the quirks, run before the raw reply is handed over.
     """
 
-    def __init__(self, client: OAuthClient, transport: httpx2.AsyncBaseTransport) -> None:
+    def __init__(
+        self, client: OAuthClient, transport: httpx2.AsyncBaseTransport, quirks: Sequence[Quirk] = ()
+    ) -> None:
         super().__init__(
             client_id=client.client_id,
             transport=transport,
@@ -69,6 +72,9 @@ class ProviderClient(AsyncOAuth2Client):
             follow_redirects=False,
             timeout=None,  # the transport limits the duration
         )
+        for quirk in quirks:
+            for hook in quirk.hooks:
+                self.register_compliance_hook(hook, quirk.reshape)
 
     def parse_response_token(self, resp: httpx2.Response) -> dict[str, object]:
         raise ReplyReceived(resp)

@@ -1,6 +1,6 @@
 """Sends the requests to a provider, through authlib's AsyncOAuth2Client on the egress transport."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx2
@@ -19,11 +19,13 @@ from providers.definition.templates import (
     fill_url_encoded,
     redirect_uri_to_send,
     require_complete,
+    require_endpoint,
 )
-from providers.quirks import QUIRKS, Quirk
+from providers.quirks import QUIRKS
 from providers.requests.client import OAuthClient, ProviderClient, ReplyReceived
 from providers.requests.dpop import NonceCache, requires_nonce
 from providers.requests.request_format import (
+    Params,
     PreparedRequest,
     RequestFormat,
     SignedRequest,
@@ -33,34 +35,23 @@ from providers.requests.request_format import (
     revocation_format,
     with_resources,
 )
+from providers.requests.send_failure import SendFailed, SendStopped, stop_on_failure, unreachable_failure
 from providers.requests.wire import ProviderRequestAuth
 from providers.responses.raw_reply import RawReply
 
-Params = Mapping[str, str]
 AuthlibCall = Callable[[ProviderClient], Awaitable[Any]]
-
-
-class SendFailed(Failure):
-    """No reply was received. `sent` is False only when certainly no byte of the request was sent."""
-
-    def __init__(self, failure: Failure, *, sent: bool) -> None:
-        super().__init__(failure.code, failure.detail, retry_after=failure.retry_after, **failure.context)
-        self.failure = failure
-        self.sent = sent
 
 
 class Sender:
     """Sends OAuth requests for any provider, each over its own TCP connection.
 
-    Every method raises SendFailed when no reply is received, and Failure INVALID_REQUEST before
-    sending when the definition doesn't support the call. `before_send` is called when the TCP
-    connection is open, just before the first byte; an exception of it stops the request. `params` are
-    the integration's template parameters.
+    Every method raises SendFailed when no reply is received, and Failure INVALID_REQUEST for a call that
+    the definition doesn't support. `before_send` is called on the open TCP connection, before the first
+    byte; its exception stops the request. `params` are the integration's template parameters.
     """
 
-    def __init__(self, egress: Egress, quirks: Mapping[str, Quirk] = QUIRKS) -> None:
+    def __init__(self, egress: Egress) -> None:
         self._egress = egress
-        self._quirks = quirks
         self._nonces = NonceCache()
 
     async def exchange_code(
@@ -107,7 +98,7 @@ class Sender:
             raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="refresh_supported")
         url = require_complete(spec, endpoints.refresh_endpoint or endpoints.token_endpoint)
         format = refresh_format(spec, client, refresh_token, redirect_uri, params or {})
-        auth = self._request_auth(spec, client, with_resources(format, resources))
+        auth = ProviderRequestAuth(spec, client, with_resources(format, resources), self._nonces)
         standard = {"scope": spec.scope_separator.join(scopes)} if spec.refresh_sends_scope and scopes else {}
 
         def call(authlib: ProviderClient) -> Awaitable[Any]:
@@ -128,10 +119,8 @@ class Sender:
     ) -> RawReply:
         """Exchange a valid access token for the next one. No RFC describes it; Meta's services do it."""
         format = access_token_exchange_format(spec, client, rule, token, params or {})
-        url = endpoints.token_endpoint
-        if rule.url is not None:
-            url = fill_template(rule.url, checked_params(spec, params or {}), spec)
-        request = PreparedRequest(url, str(rule.grant_type), format)
+        own_url = rule.url and fill_template(rule.url, checked_params(spec, params or {}), spec)
+        request = PreparedRequest(own_url or endpoints.token_endpoint, str(rule.grant_type), format)
         return await self._fetch_token(spec, client, request, before_send)
 
     async def send_prepared(
@@ -160,9 +149,11 @@ class Sender:
         `hint` is `refresh_token` or `access_token`; `spec.revocation.token` names the one that ends
         the grant.
         """
-        url = _require_endpoint(spec, endpoints.revocation_endpoint, "revocation_endpoint")
-        url = require_complete(spec, fill_url_encoded(url, client_id=client.client_id, token=token.reveal()))
-        auth = self._request_auth(spec, client, revocation_format(spec, client, token))
+        url = endpoints.revocation_endpoint
+        if url is not None:
+            url = fill_url_encoded(url, client_id=client.client_id, token=token.reveal())
+        url = require_endpoint(spec, url, "revocation_endpoint")
+        auth = ProviderRequestAuth(spec, client, revocation_format(spec, client, token), self._nonces)
 
         def call(authlib: ProviderClient) -> Awaitable[Any]:
             return authlib.revoke_token(url, token=token.reveal(), token_type_hint=hint, auth=auth)
@@ -180,9 +171,8 @@ class Sender:
         before_send: BeforeSend | None = None,
     ) -> RawReply:
         """Ask whether a token is active (RFC 7662 section 2.1)."""
-        url = _require_endpoint(spec, endpoints.introspection_endpoint, "introspection_endpoint")
-        url = require_complete(spec, url)
-        auth = self._request_auth(spec, client, RequestFormat(auth=client.auth))
+        url = require_endpoint(spec, endpoints.introspection_endpoint, "introspection_endpoint")
+        auth = ProviderRequestAuth(spec, client, RequestFormat(auth=client.auth), self._nonces)
 
         def call(authlib: ProviderClient) -> Awaitable[Any]:
             return authlib.introspect_token(url, token=token.reveal(), token_type_hint=hint, auth=auth)
@@ -204,11 +194,6 @@ class Sender:
 
         return await self._send(spec, client, call, before_send)
 
-    def _request_auth(
-        self, spec: ProviderSpec, client: OAuthClient, format: RequestFormat
-    ) -> ProviderRequestAuth:
-        return ProviderRequestAuth(spec, client, format, self._nonces)
-
     async def _fetch_token(
         self,
         spec: ProviderSpec,
@@ -218,7 +203,7 @@ class Sender:
         standard: Params | None = None,
     ) -> RawReply:
         url = require_complete(spec, request.url)
-        auth = self._request_auth(spec, client, request.format)
+        auth = ProviderRequestAuth(spec, client, request.format, self._nonces)
 
         def call(authlib: ProviderClient) -> Awaitable[Any]:
             return authlib.fetch_token(url, grant_type=request.grant_type, auth=auth, **(standard or {}))
@@ -226,11 +211,7 @@ class Sender:
         return await self._send(spec, client, call, before_send)
 
     async def _send(
-        self,
-        spec: ProviderSpec,
-        client: OAuthClient,
-        call: AuthlibCall,
-        before_send: BeforeSend | None,
+        self, spec: ProviderSpec, client: OAuthClient, call: AuthlibCall, before_send: BeforeSend | None
     ) -> RawReply:
         """Send once, and again when the server only asks for a DPoP nonce (RFC 9449 section 8).
 
@@ -243,31 +224,23 @@ class Sender:
         return reply
 
     async def _send_once(
-        self,
-        spec: ProviderSpec,
-        client: OAuthClient,
-        call: AuthlibCall,
-        before_send: BeforeSend | None,
+        self, spec: ProviderSpec, client: OAuthClient, call: AuthlibCall, before_send: BeforeSend | None
     ) -> RawReply:
-        watch = SendObserver(_stop_on_failure(before_send))
+        watch = SendObserver(stop_on_failure(before_send))
         try:
             transport = self._egress.transport(watch, client.certificate_to_present())
         except Failure as failure:
             raise SendFailed(failure, sent=False) from None
-        authlib = ProviderClient(client, transport)
-        for name in spec.quirks:
-            for hook in self._quirks[name].hooks:
-                authlib.register_compliance_hook(hook, self._quirks[name].reshape)
         try:
-            response = await call(authlib)
+            response = await call(ProviderClient(client, transport, [QUIRKS[name] for name in spec.quirks]))
         except ReplyReceived as answered:
             response = answered.response
-        except _SendStopped as stopped:
+        except SendStopped as stopped:
             raise SendFailed(stopped.failure, sent=False) from stopped.__cause__
         except httpx2.InvalidURL:
             raise SendFailed(Failure(ErrorCode.EGRESS_REFUSED, "not a URL"), sent=False) from None
         except httpx2.TransportError as error:
-            raise SendFailed(_unreachable_failure(spec, error), sent=watch.sent) from None
+            raise SendFailed(unreachable_failure(spec, error), sent=watch.sent) from None
         except Failure as failure:
             raise SendFailed(failure, sent=watch.sent) from None
         finally:
@@ -276,40 +249,3 @@ class Sender:
         if client.proof_key is not None:
             self._nonces.remember(str(response.request.url), client.proof_key, reply)
         return reply
-
-
-class _SendStopped(Exception):
-    """An exception of `before_send`, on its way through authlib."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__("stopped before sending")
-        self.failure = failure
-
-
-def _stop_on_failure(before_send: BeforeSend | None) -> BeforeSend | None:
-    if before_send is None:
-        return None
-
-    def check() -> Callable[[], None] | None:
-        try:
-            return before_send()
-        except Failure as failure:
-            raise _SendStopped(failure) from failure
-        except Exception as error:
-            detail = "the request was stopped before sending"
-            raise _SendStopped(Failure(ErrorCode.PROVIDER_UNREACHABLE, detail)) from error
-
-    return check
-
-
-def _unreachable_failure(spec: ProviderSpec, error: httpx2.TransportError) -> Failure:
-    """The failure with the kind of error only, since the error's text may quote a URL."""
-    timed_out = isinstance(error, httpx2.TimeoutException)
-    kind = "did not reply in time" if timed_out else f"could not be reached ({type(error).__name__})"
-    return Failure(ErrorCode.PROVIDER_UNREACHABLE, f"{spec.name} {kind}", provider=spec.name)
-
-
-def _require_endpoint(spec: ProviderSpec, url: str | None, name: str) -> str:
-    if url is None:
-        raise Failure(ErrorCode.INVALID_REQUEST, f"{spec.name} has no {name}", provider=spec.name, field=name)
-    return url

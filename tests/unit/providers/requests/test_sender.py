@@ -17,7 +17,8 @@ from providers.registration.discovery import discover
 from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
 from providers.requests.callback import read_callback
 from providers.requests.client import OAuthClient
-from providers.requests.sender import Sender, SendFailed
+from providers.requests.send_failure import SendFailed
+from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_introspection, read_revocation, read_tokens
 from tests.fakes.providers.scripted_provider import (

@@ -1,0 +1,30 @@
+"""The fields of a definition that describe a provider to people and apps."""
+
+from pydantic import Field
+
+from providers.definition.schema_base import SpecPart, TextLine, UrlTemplate
+from providers.definition.schema_response import AccountLookup, ApiRequest
+
+
+class Sources(SpecPart):
+    """By field, how many independent public sources agree; and the fields that only the vendor documents."""
+
+    agreeing: dict[str, int] = Field(default_factory=dict)
+    vendor_documentation: tuple[str, ...] = ()
+    disagreements: tuple[str, ...] = ()
+
+
+class DescriptivePart(SpecPart):
+    """Fields on which no OAuth request depends."""
+
+    display_name: TextLine
+    categories: tuple[str, ...] = ()
+    docs_url: UrlTemplate | None = None
+    sources: Sources = Sources()
+    notes: tuple[TextLine, ...] = ()
+    rate_limit: TextLine | None = None
+    token_rate_limit: TextLine | None = None
+    api_base_url: UrlTemplate | None = None
+    userinfo_endpoint: UrlTemplate | None = None
+    api_request: ApiRequest | None = None
+    post_auth: tuple[AccountLookup, ...] = ()
