@@ -315,7 +315,7 @@ async def device_code_denied(client: Client) -> Life:
 
 
 async def told_no_and_told_again(client: Client) -> Life:
-    """A pipeline asks while the subject has to act; it hears at once, and once more when it works."""
+    """A pipeline asks while the subject has to act; it is told at once, and again when there is a token."""
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()

@@ -82,7 +82,7 @@ async def test_a_hard_end_is_announced_and_then_needs_its_subject():
 
 
 async def test_a_caller_is_served_soon_after_an_outage_of_twelve_hours():
-    """Somebody asks every ten minutes; nobody waits for the half hours of a schedule."""
+    """A caller asks every ten minutes, so that no outage lasts until the next backoff."""
     end = 20 * HOUR
     async with skipping() as env:
         provider = Provider(away=lambda passed: 8 * HOUR <= passed < end)

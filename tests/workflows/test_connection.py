@@ -25,7 +25,7 @@ from tests.workflows.lives import ASKED, a_consent, living
 REFRESH = ActivityName.REFRESH_GRANT
 
 
-async def test_a_life_from_consent_to_revocation(client: Client):
+async def test_from_consent_to_revocation(client: Client):
     async with living(client) as life:
         assert (await life.describe()).state is LifecycleState.PENDING_CONSENT
         granted = await life.consent()
@@ -46,7 +46,7 @@ async def test_a_life_from_consent_to_revocation(client: Client):
         ]
 
 
-async def test_every_command_carries_who_asked_and_the_trace_into_history(client: Client):
+async def test_every_command_carries_its_request_context_into_history(client: Client):
     async with living(client) as life:
         await life.consent()
         await life.ensure_fresh(1)
@@ -100,7 +100,7 @@ async def test_the_validator_refuses_what_is_done_and_writes_nothing(client: Cli
         assert len(await life.events()) == before
 
 
-async def test_a_rejected_grant_is_said_to_whoever_waits(client: Client):
+async def test_a_rejected_grant_answers_the_waiting_update(client: Client):
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()
@@ -192,7 +192,7 @@ async def test_request_token_says_why_there_is_none(client: Client):
 
 @workflow.defn(name="PatientPipeline")
 class PatientPipeline(TokenInbox):
-    """Is told no, and waits until somebody has repaired it."""
+    """Is refused a token, and waits until the grant is repaired."""
 
     @workflow.run
     async def run(self, connection: str) -> tuple[str, int]:
@@ -224,7 +224,7 @@ class ToldOnce:
         self._news = news
 
 
-async def test_who_was_told_no_hears_again_when_the_subject_has_acted(client: Client):
+async def test_refused_pipelines_are_told_again_when_the_subject_has_acted(client: Client):
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()
@@ -244,7 +244,7 @@ async def test_who_was_told_no_hears_again_when_the_subject_has_acted(client: Cl
         assert [tuple(it) for it in results] == [("grant_rejected", 2)] * 3
 
 
-async def test_who_finds_out_that_the_grant_is_dead_hears_again_as_well(client: Client):
+async def test_a_pipeline_that_exposed_the_dead_grant_is_told_again(client: Client):
     scripted = ScriptedActivities(lifetime=timedelta(seconds=1))
     async with living(client, scripted, policy="on_demand") as life:
         await life.consent()
@@ -260,7 +260,7 @@ async def test_who_finds_out_that_the_grant_is_dead_hears_again_as_well(client: 
             assert tuple(await pipeline.result()) == ("grant_rejected", 2)
 
 
-async def test_a_run_that_begins_with_a_token_tells_those_who_waited_for_it(client: Client):
+async def test_a_run_that_begins_with_a_token_answers_waiting_callers(client: Client):
     """The run before was behind the store, and was replaced: see `Lives.begin`."""
     look = m.LifecycleEvent(kind=m.EventKind.TIMER_FIRED, context=ASKED)
     queue = f"waited-{new_id('out')}"
@@ -272,7 +272,7 @@ async def test_a_run_that_begins_with_a_token_tells_those_who_waited_for_it(clie
             assert (await connection.describe()).waiting_callers == ()
 
 
-async def test_a_caller_that_is_gone_disturbs_nobody(client: Client):
+async def test_a_caller_that_has_ended_stops_nothing(client: Client):
     async with living(client) as life:
         await life.consent()
         ask = m.RequestToken(app="x", reply_to="no-such-workflow", context=ASKED)

@@ -72,7 +72,7 @@ async def test_updates_are_answered_across_continue_as_new(client: Client, short
 
 
 class Year(ScriptedActivities):
-    """Days in `outage` answer `provider_error`; without `leased` nobody wants refreshing ahead."""
+    """Days in `outage` answer `provider_error`; without `leased` no app has leased the token."""
 
     def __init__(self, begin: datetime, outage: range, leased: bool, idle_s: float | None):
         super().__init__(idle_s=idle_s)

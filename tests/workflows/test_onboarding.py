@@ -38,7 +38,7 @@ async def test_an_admins_roll_back_does_not_wait_for_the_next_look(client: Clien
     assert scripted.orders[-1][1].roll_back == "support tickets"
 
 
-async def test_nobody_decides_for_a_month():
+async def test_a_month_without_a_decision_rejects_the_definition():
     scripted = ScriptedOnboarding(WAITING)
     async with (
         skipping_time(data_converter=pydantic_data_converter) as env,

@@ -75,12 +75,14 @@ def test_what_a_stage_decides(good: int, bad: int, after: timedelta, said: Rollo
         (20, 0, RolloutVerdict.ROLL_ON),
     ],
 )
-def test_what_nobody_has_seen_work_does_not_become_active(good: int, bad: int, said: RolloutVerdict):
+def test_a_version_without_a_working_refresh_does_not_become_active(
+    good: int, bad: int, said: RolloutVerdict
+):
     assert judge_rollout(staged(1.0, succeeded=good, failed=bad), NOW + HOUR * LONGEST_STAGE) is said
     assert judge_rollout(staged(1.0, succeeded=good, failed=bad), NOW + HOUR * LONGEST_STAGE * 100) is said
 
 
-def test_who_asks_for_no_evidence_needs_none():
+def test_a_rollout_that_asks_for_no_evidence_needs_none():
     asks_for_none = staged(1.0, rollout=Rollout(enough=0))
     assert judge_rollout(asks_for_none, NOW + HOUR) is RolloutVerdict.ROLL_ON
 
@@ -107,7 +109,7 @@ def test_one_problem_makes_it_unsound_and_a_warning_does_not():
 
 
 @given(st.floats(min_value=0.01, max_value=0.99), st.integers(min_value=0, max_value=10_000))
-def test_who_is_served_stays_served_when_the_share_grows(share: float, number: int):
+def test_a_connection_stays_served_when_the_share_grows(share: float, number: int):
     small = staged(share)
     larger = small.model_copy(update={"share": min(share * 2, 1.0)})
     assert larger.serves(f"con_{number}") or not small.serves(f"con_{number}")

@@ -153,7 +153,7 @@ def test_what_is_sent_fits_the_published_schema():
     assert not validator.is_valid(broken)
 
 
-def test_what_it_recovered_from_asks_nobody_for_anything():
+def test_a_recovered_event_names_no_repairer():
     data = said(LifecycleState.ACTIVE, type=EventType.RECOVERED, reason=ErrorCode.GRANT_REJECTED)["data"]
     assert (data["reason"], data["repairer"], data["reauthorize"]) == (None, None, None)
 

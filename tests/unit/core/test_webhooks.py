@@ -190,5 +190,5 @@ def test_failures_with_days_between_them_in_which_nothing_was_tried_are_not_one_
         ({"disabled_by": DisabledBy.ADMIN}, "crm", False),
     ],
 )
-def test_who_is_told(changes: dict[str, Any], integration: str, wanted: bool):
+def test_which_webhooks_get_an_event(changes: dict[str, Any], integration: str, wanted: bool):
     assert a_webhook(**changes).subscribes_to(EventType.CREATED, integration) is wanted

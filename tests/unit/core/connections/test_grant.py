@@ -51,7 +51,7 @@ def test_a_due_token_is_still_valid():
     assert not token.is_valid(at(20))
 
 
-def test_a_grant_from_the_future_is_fresh_for_nobody():
+def test_a_grant_dated_in_the_future_is_due_and_not_fresh():
     """A clock that was ahead dated it: it ends sooner than it says, and is to be replaced."""
     early = at(-121)
     assert grant(3600).is_due(early, MARGIN)
@@ -94,7 +94,7 @@ def test_rfc6749_5_1_absent_scope_means_as_requested_and_a_narrower_one_is_recor
 
 
 @pytest.mark.parametrize("seconds", [1e12, 1e300])
-def test_a_life_that_no_date_can_end_is_cut_short(seconds: float):
+def test_a_lifetime_beyond_every_date_ends_at_the_latest(seconds: float):
     tokens = TokenSet(access_token=Secret("x"), expires_in=seconds, refresh_expires_in=seconds)
     found = Grant.from_tokens(tokens, generation=1, requested=(), at=NOW)
     assert (found.expires_at, found.refresh_expires_at) == (LATEST, LATEST)

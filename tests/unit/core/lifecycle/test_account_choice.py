@@ -3,31 +3,18 @@
 import pytest
 
 from evergrant_server.core.connections.account import AccountOption, FollowUp, matching_option
-from evergrant_server.core.connections.connection import Connection, LifecycleState, is_leasable
+from evergrant_server.core.connections.connection import LifecycleState, is_leasable
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.lifecycle.account_choice import blocking_reason
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.snapshot import state_from_store
 from evergrant_server.core.lifecycle.timers import TimerPurpose
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind
-from tests.unit.core.lifecycle.steps import HOUR, NOW, step, timer_of
+from tests.unit.core.lifecycle.steps import HOUR, NOW, connection, step, timer_of
 
 ONE, TWO = AccountOption(id="1", label="One", metadata={"site": "1"}), AccountOption(id="2", label="Two")
-CONNECTION = Connection(
-    tenant=Tenant("acme"),
-    id=ConnectionId("con_1"),
-    integration_id=IntegrationId("int_1"),
-    integration="crm",
-    provider="acme",
-    subject="sam",
-    state=LifecycleState.ACTIVE,
-    follow_up=FollowUp.LOOKING_UP,
-    created_at=NOW,
-    changed_at=NOW,
-    consent_deadline=NOW,
-)
+CONNECTION = connection(provider="acme", follow_up=FollowUp.LOOKING_UP)
 
 
 def news(**more: object) -> GrantResult:
@@ -108,7 +95,7 @@ def test_a_workflow_that_begins_again_goes_on_where_the_store_is():
     assert (choosing.account_lookup_at, choosing.choice_pending) == (None, True)
 
 
-def test_no_lease_leaves_for_nobody_knows_which_account():
+def test_no_lease_while_the_account_is_to_be_chosen():
     assert is_leasable(LifecycleState.ACTIVE, None, FollowUp.LOOKING_UP)
     assert not is_leasable(LifecycleState.ACTIVE, None, FollowUp.CHOOSING)
     assert not is_leasable(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED, FollowUp.CHOOSING)

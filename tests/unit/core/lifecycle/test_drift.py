@@ -1,4 +1,4 @@
-"""Who is behind, told from what store and workflow say."""
+"""Drift between the store and the workflow: one row per pair of states."""
 
 import pytest
 

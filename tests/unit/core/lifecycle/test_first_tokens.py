@@ -1,4 +1,4 @@
-"""What the lives of other flows decide, where nobody brings a code."""
+"""First tokens without a code: client grants and device codes."""
 
 from datetime import datetime, timedelta
 
@@ -37,7 +37,7 @@ def failed(life: ConnectionState, code: ErrorCode, **more: object) -> Connection
     return step(life, EventKind.FIRST_TOKENS_ENDED, result=news, consent_id=CONSENT).state
 
 
-def test_a_consent_that_nobody_gives_is_minted():
+def test_a_client_grant_installs_its_first_token():
     after = step(begun(), EventKind.FIRST_TOKENS_ENDED, result=GRANTED, consent_id=CONSENT)
     assert (after.command, after.state.state, after.state.generation) == (
         Command.NOTHING,
@@ -67,7 +67,7 @@ def test_what_can_be_repaired_is_tried_again_by_itself(
     assert (again.command, again.state.waiting_consent) == (Command.REQUEST_CLIENT_GRANT, CONSENT)
 
 
-def test_a_refusal_for_good_waits_for_somebody():
+def test_a_permanent_refusal_is_not_retried():
     life = failed(begun(), ErrorCode.GRANT_REJECTED)
     assert (life.state, life.reason, life.waiting_consent) == (
         LifecycleState.PENDING_CONSENT,
@@ -85,7 +85,7 @@ def test_it_does_not_try_for_ever():
     assert (ended.command, ended.state.state) == (Command.END_CONSENT, LifecycleState.CONSENT_EXPIRED)
 
 
-def test_an_admin_who_repairs_it_is_not_kept_waiting():
+def test_a_repair_by_the_admin_is_tried_at_once():
     life = step(failed(begun(), ErrorCode.CLIENT_REJECTED), EventKind.PROVIDER_CHANGED).state
     due = timer_of(life)
     assert due.at == NOW

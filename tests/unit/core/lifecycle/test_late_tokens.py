@@ -1,4 +1,4 @@
-"""An answer that came too late: verified where nobody has a grant, and never forgotten while unsure."""
+"""Late tokens: verified where there is no grant, and kept until a verification has an answer."""
 
 from datetime import timedelta
 
@@ -25,7 +25,7 @@ def came(life: ConnectionState) -> Transition:
 
 
 @pytest.mark.parametrize("state", [it for it in LifecycleState if it is not LifecycleState.ACTIVE])
-def test_it_is_verified_where_nobody_has_a_grant(state: LifecycleState):
+def test_late_tokens_are_verified_in_states_without_a_grant(state: LifecycleState):
     found = came(GIVEN_UP.model_copy(update={"state": state}))
     wanted = state in (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
     assert (found.command is Command.VERIFY_LATE_TOKENS, found.state.late_attempt == LATE) == (wanted, wanted)
@@ -33,7 +33,7 @@ def test_it_is_verified_where_nobody_has_a_grant(state: LifecycleState):
 
 
 def test_beside_a_grant_that_works_it_is_asked_what_holds():
-    """A journal brought tokens that nobody could read at first, and they are installed already."""
+    """A journal's tokens could be parsed only later, and are installed already."""
     active = ConnectionState(
         state=LifecycleState.ACTIVE, generation=3, failures=2, retry_at=NOW, reason=ErrorCode.PROVIDER_ERROR
     )

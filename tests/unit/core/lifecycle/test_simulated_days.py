@@ -73,8 +73,8 @@ def test_an_outage_of_twelve_hours_costs_a_handful_of_calls(share: float):
     assert 8 <= len(tries) <= 16
 
 
-def test_a_dead_connection_whose_error_nobody_knows_costs_single_digits_a_day():
-    """60,000 failing refreshes a day from one connection is somebody else's scar."""
+def test_an_unknown_error_costs_fewer_than_ten_calls_a_day():
+    """60,000 requests a day, of which almost none may reach the provider."""
     dead = failing(ErrorCode.PROVIDER_ERROR, unknown_error=True)
     for share in (0.0, 0.5, 0.99):
         _, tries, _ = simulated(ACTIVE, dead, NOW + DAY, asks_every=timedelta(seconds=1.44), share=share)
@@ -94,7 +94,7 @@ def test_a_grant_that_is_refused_costs_one_call():
     assert life.state is LifecycleState.NEEDS_REAUTH
 
 
-def test_who_needs_a_token_during_an_outage_causes_a_try_a_minute_at_most_and_no_later():
+def test_callers_cause_one_try_a_minute_in_an_outage():
     life = ACTIVE.model_copy(update={"failures": 9})
     failed = step(
         life, EventKind.REFRESH_ENDED, result=GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
@@ -294,8 +294,8 @@ def test_a_report_of_an_older_generation_is_answered_and_one_after_a_day_forces_
 # --- clocks -------------------------------------------------------------------------------
 
 
-def test_a_report_of_a_token_that_is_over_is_no_riddle():
-    """Forced a moment ago, and over now by our clock: whoever says that it is good has a wrong one."""
+def test_a_report_of_an_expired_token_refreshes_at_once():
+    """Forced a moment ago, and expired now by the workflow's clock."""
     life = ACTIVE.model_copy(
         update={"forced_refreshes": 3, "last_forced_at": NOW + HOUR, "installed_at": NOW}
     )

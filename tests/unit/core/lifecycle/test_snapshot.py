@@ -4,32 +4,17 @@ from datetime import timedelta
 
 import pytest
 
-from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.connections.refresh_rules import RefreshRules
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.lifecycle.snapshot import grant_result_of, state_from_store
 from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
-from tests.unit.core.lifecycle.steps import NEWEST, NOW, timer_of
+from tests.unit.core.lifecycle.steps import NEWEST, NOW, connection, timer_of
 
 TEN_MINUTES = timedelta(minutes=10)
 PICKY = RefreshRules(refresh_token_idle_s=86_400.0, min_age_s=570)
-CONNECTION = Connection(
-    tenant=Tenant("acme"),
-    id=ConnectionId("con_1"),
-    integration_id=IntegrationId("int_1"),
-    integration="crm",
-    provider="exact-online",
-    subject="sam",
-    state=LifecycleState.ACTIVE,
-    generation=1,
-    refresh_policy="warm",
-    created_at=NOW,
-    changed_at=NOW,
-    consent_deadline=NOW,
-)
+CONNECTION = connection(provider="exact-online", generation=1, refresh_policy="warm")
 GRANT = Grant(
     generation=1,
     scopes=("read",),
@@ -80,7 +65,7 @@ def test_the_days_that_the_operator_set_are_known():
 
 @pytest.mark.parametrize("rules", [PICKY, RefreshRules(margin_s=30), RefreshRules()])
 @pytest.mark.parametrize("interim", [True, False])
-def test_beginning_with_a_grant_is_hearing_of_it(rules: RefreshRules, interim: bool):
+def test_the_state_from_the_store_equals_the_state_after_the_event(rules: RefreshRules, interim: bool):
     end = NOW + timedelta(days=30)
     grant = GRANT.model_copy(update={"short_lived": interim, "refresh_expires_at": end})
     begun = revived(grant, rules, (9, 2))

@@ -49,7 +49,7 @@ def waiting(**what: object) -> ConnectionState:
 
 
 @pytest.mark.parametrize("state", [LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH])
-def test_without_a_grant_a_late_answer_and_a_first_token_are_looked_at(state: LifecycleState):
+def test_timers_of_late_tokens_and_first_tokens_without_a_grant(state: LifecycleState):
     assert next_timer(ConnectionState(state=state), NEWEST) is None
     late = ConnectionState(state=state, late_attempt=AttemptId("att_1"), verify_late_at=SOON)
     assert next_timer(late, NEWEST) == Timer(
@@ -80,7 +80,7 @@ def test_a_consent_ends_a_grace_after_its_deadline_unless_something_comes_before
     )
 
 
-def test_what_is_over_is_not_looked_at():
+def test_timers_of_revoking_and_final_states():
     told = ConnectionState(state=LifecycleState.REVOKING, retry_at=SOON)
     assert next_timer(told, NEWEST) == Timer(SOON, "revoke again", TimerPurpose.REVOKE)
     assert next_timer(life(told, retry_at=None), NEWEST) is None
@@ -96,7 +96,7 @@ def test_an_active_connection_still_polls_for_another_consent():
     assert moment(life(poll_at=DUE + MINUTE)) == DUE
 
 
-def test_a_token_ends_by_the_clock_of_who_installed_it():
+def test_a_token_ends_by_the_workflows_clock():
     assert token_ends_at(ACTIVE) == NOW + HOUR
     assert token_ends_at(life(installed_at=NOW + MINUTE)) == NOW + HOUR + MINUTE
     assert token_ends_at(life(installed_at=NOW - MINUTE)) == NOW + HOUR
@@ -128,7 +128,7 @@ def test_a_grant_that_can_t_be_refreshed_ends_with_its_token():
     ("policy", "leased", "ahead"),
     [("warm", False, True), ("adaptive", True, True), ("adaptive", False, False), ("on_demand", True, False)],
 )
-def test_who_is_refreshed_ahead(policy: str, leased: bool, ahead: bool):
+def test_which_policies_refresh_ahead(policy: str, leased: bool, ahead: bool):
     found = next_timer(life(policy=policy, leased=leased, refresh_token_idle_s=40 * 3600.0), NEWEST)
     assert found == (
         Timer(DUE, "refresh due")
@@ -174,7 +174,7 @@ def test_a_refresh_comes_no_sooner_than_the_grant_has_settled():
     assert moment(life(kept, refresh_token_idle_s=86_400.0)) == NOW + 11 * HOUR
 
 
-def test_a_grant_settles_for_a_quarter_of_a_short_life():
+def test_a_grant_settles_for_at_most_a_quarter_of_its_lifetime():
     assert settled_at(life(installed_at=NOW), NEWEST) == NOW + 2 * MINUTE
     assert settled_at(life(installed_at=NOW, expires_at=NOW + 4 * MINUTE), NEWEST) == NOW + MINUTE
     assert settled_at(ACTIVE, NEWEST) is None
@@ -252,7 +252,7 @@ def test_a_first_token_is_exchanged_at_once():
 
 
 @pytest.mark.parametrize("policy", ["warm", "adaptive", "on_demand"])
-def test_what_can_only_be_refreshed_while_it_is_good_is_refreshed_at_half_of_its_life(policy: str):
+def test_a_token_refreshed_with_itself_is_refreshed_at_half_of_its_lifetime(policy: str):
     long_before = Timer(NOW + 30 * DAY, "refresh long before the token ends")
     assert next_timer(life(ITSELF, policy=policy), NEWEST) == long_before
     assert moment(life(ITSELF, policy=policy, leased=False)) == NOW + 30 * DAY

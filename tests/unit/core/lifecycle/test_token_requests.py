@@ -1,4 +1,4 @@
-"""Who wants the same newer token shares one refresh, and who has to wait for a person hears again."""
+"""Requests for a token: shared refreshes, forced refreshes, and callers that are told again."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ NEWER = GrantResult(
 DEAD = GrantResult(failure=ErrorCode.GRANT_REJECTED)
 
 
-def test_fifty_who_want_a_newer_token_than_the_same_one_share_one_refresh():
+def test_fifty_rotations_of_one_generation_share_one_refresh():
     life, done = ACTIVE, 0
     for _ in range(50):
         asked = step(life, EventKind.ROTATION_REQUESTED, seen_generation=1)
@@ -37,7 +37,7 @@ def test_fifty_who_want_a_newer_token_than_the_same_one_share_one_refresh():
     assert done == 1
 
 
-def test_who_names_no_generation_wants_a_newer_one_than_the_newest():
+def test_a_rotation_without_a_generation_always_refreshes():
     assert (
         step(ACTIVE.model_copy(update={"generation": 7}), EventKind.ROTATION_REQUESTED).command
         is Command.REFRESH
@@ -47,7 +47,7 @@ def test_who_names_no_generation_wants_a_newer_one_than_the_newest():
     )
 
 
-def test_who_finds_out_that_the_grant_is_dead_hears_again():
+def test_a_caller_whose_request_exposed_the_dead_grant_is_told_again():
     asked = step(ACTIVE, EventKind.TOKEN_REQUESTED, reply_to="pipeline")
     assert (asked.command, asked.state.waiting_callers) == (Command.REFRESH, ())
     after = step(asked.state, EventKind.REFRESH_ENDED, result=DEAD).state
@@ -58,7 +58,7 @@ def test_who_finds_out_that_the_grant_is_dead_hears_again():
     assert with_waiting_caller(life, "pipeline").waiting_callers == ("pipeline",), "once"
 
 
-def test_who_asks_while_an_account_has_to_be_chosen_hears_again():
+def test_a_caller_during_an_account_choice_is_told_again():
     choosing = ACTIVE.model_copy(update={"choice_pending": True, "expires_at": NOW + HOUR})
     life = with_waiting_caller(
         step(choosing, EventKind.TOKEN_REQUESTED, reply_to="pipeline").state, "pipeline"
@@ -69,14 +69,14 @@ def test_who_asks_while_an_account_has_to_be_chosen_hears_again():
     assert callers_can_be_told(chosen)
 
 
-def test_nobody_waits_where_there_is_a_token_or_nothing_will_come():
+def test_no_caller_waits_for_a_usable_or_a_final_connection():
     assert with_waiting_caller(ACTIVE, "pipeline") == ACTIVE
     dead = ACTIVE.model_copy(update={"state": LifecycleState.NEEDS_REAUTH})
     assert with_waiting_caller(dead, None) == dead
     assert callers_can_be_told(ACTIVE.model_copy(update={"state": LifecycleState.REVOKED}))
 
 
-def test_the_hundred_who_came_first_hear_again_and_who_comes_later_hears_that_nothing_follows():
+def test_the_first_hundred_callers_are_told_again():
     dead = ACTIVE.model_copy(update={"state": LifecycleState.NEEDS_REAUTH})
     for caller in range(150):
         dead = with_waiting_caller(dead, f"pipeline-{caller}")

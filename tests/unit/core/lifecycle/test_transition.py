@@ -5,7 +5,6 @@ from datetime import timedelta
 import pytest
 
 from evergrant_server.core.connections.connection import (
-    Connection,
     IllegalStateChange,
     LifecycleState,
     RevocationOutcome,
@@ -13,19 +12,13 @@ from evergrant_server.core.connections.connection import (
     state_after,
 )
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant
+from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.lifecycle.token_requests import ensure_fresh_refusal
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind
-from tests.unit.core.lifecycle.steps import ACTIVE, HOUR, NEWEST, NOW, step, timer_of
-
-
-def test_adaptive_looks_whether_the_generation_was_leased_before_it_refreshes_ahead():
-    due = timer_of(ACTIVE)
-    assert due.at == NOW + HOUR - timedelta(minutes=5)
-    assert step(ACTIVE, EventKind.TIMER_FIRED, due.at).command is Command.REFRESH_IF_LEASED
+from tests.unit.core.lifecycle.steps import ACTIVE, HOUR, NEWEST, NOW, connection, step, timer_of
 
 
 def test_an_idle_connection_costs_nothing_until_its_refresh_token_would_die():
@@ -46,10 +39,6 @@ def test_policies_that_refresh_ahead(policy: str, do: Command):
     assert step(life, EventKind.TIMER_FIRED, due.at).command is do
 
 
-def test_on_demand_never_wakes_for_an_expiry():
-    assert next_timer(ACTIVE.model_copy(update={"policy": "on_demand"}), NEWEST) is None
-
-
 def test_an_outage_costs_no_call_per_caller():
     failed = step(
         ACTIVE, EventKind.REFRESH_ENDED, result=GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
@@ -64,20 +53,6 @@ def test_an_outage_costs_no_call_per_caller():
         step(failed, EventKind.REFRESH_REQUESTED, failed.retry_at, seen_generation=3).command
         is Command.REFRESH
     )
-
-
-def test_retry_after_is_honoured_and_backoff_grows():
-    life, waits = ACTIVE, []
-    for _ in range(12):
-        life = step(life, EventKind.REFRESH_ENDED, result=GrantResult(failure=ErrorCode.PROVIDER_ERROR)).state
-        assert life.retry_at is not None
-        waits.append((life.retry_at - NOW).total_seconds())
-    assert waits == sorted(waits)
-    assert waits[-1] <= 2 * 3600
-    told = step(
-        ACTIVE, EventKind.REFRESH_ENDED, result=GrantResult(failure=ErrorCode.PROVIDER_ERROR, retry_after=500)
-    )
-    assert told.state.retry_at == NOW + timedelta(seconds=500)
 
 
 def test_a_refused_grant_needs_its_subject_and_is_not_tried_again():
@@ -227,20 +202,9 @@ def test_revoked_stays_revoked_whatever_stands():
 
 
 def test_a_grant_that_lands_while_revoking_keeps_the_reason():
-    connection = Connection(
-        tenant=Tenant("acme"),
-        id=ConnectionId("con_1"),
-        integration_id=IntegrationId("int_1"),
-        integration="crm",
-        provider="generic",
-        subject="user-1",
-        state=LifecycleState.ACTIVE,
-        created_at=NOW,
-        changed_at=NOW,
-        consent_deadline=NOW,
-    )
-    revoking = connection.revocation_requested("left", NOW)
+    held = connection()
+    revoking = held.revocation_requested("left", NOW)
     for landed in (revoking.refreshed(NOW), revoking.granted(NOW)):
         assert (landed.state, landed.reason) == (LifecycleState.REVOKING, ErrorCode.CONNECTION_REVOKED)
-    rejected = connection.rejected(ErrorCode.GRANT_REJECTED, NOW)
+    rejected = held.rejected(ErrorCode.GRANT_REJECTED, NOW)
     assert rejected.granted(NOW).reason is None

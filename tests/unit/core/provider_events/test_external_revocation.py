@@ -77,7 +77,7 @@ def test_news_change_nothing_where_nothing_is_held(state: LifecycleState):
     assert judge_report(connection(), None, news()) is ReportDecision.NOTHING_HELD
 
 
-def test_a_connection_that_needs_somebody_anyway_stops_serving_its_last_token():
+def test_a_connection_in_needs_reauth_stops_serving_its_last_token():
     """Its access token is served while it is valid, until the provider says that it is dead."""
     waiting = connection(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED)
     assert judge_report(waiting, GRANT, news()) is ReportDecision.ENDED
@@ -86,7 +86,7 @@ def test_a_connection_that_needs_somebody_anyway_stops_serving_its_last_token():
     assert judge_report(known, GRANT, news()) is ReportDecision.NOTHING_HELD
 
 
-def test_a_doubt_without_a_refresh_token_condemns_nobody():
+def test_a_suspicion_without_a_refresh_token_ends_no_grant():
     unrefreshable = GRANT.model_copy(update={"refreshable": False})
     assert judge_report(connection(), unrefreshable, news(Certainty.SUSPECTED)) is ReportDecision.UNTESTABLE
 

@@ -78,7 +78,7 @@ class Sight:
         return owner.alive, mine, answered
 
     def _out_of_reach(self, worker: Worker, opened: Attempt) -> bool:
-        """On another host, or stopped past every deadline: nobody can say what came of it."""
+        """On another host, or stopped past every deadline: its outcome can't be known."""
         owner = self.workers[opened.journal_id]
         stopped = owner.section is not None and owner.section.attempt.id == opened.id
         return owner.host != worker.host or stopped

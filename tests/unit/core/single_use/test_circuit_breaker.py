@@ -99,7 +99,7 @@ def test_a_failure_while_it_recovers_opens_it_again():
     assert admit(it, 200 + RULES.recovery, RULES, 0)[0] == CircuitBreaker()
 
 
-def test_who_was_sent_before_it_opened_tells_nothing_new():
+def test_a_failure_from_before_it_opened_changes_nothing():
     it = opened()
     assert failed(it, 1, RULES, DOWN, None, probe=False) == it
 
@@ -122,7 +122,7 @@ def test_a_connection_that_is_rate_limited_stops_no_other(wait: float | None):
         assert admit(it, now, RULES, 0)[1].delay == 0
 
 
-def test_when_several_are_rate_limited_in_a_row_everybody_waits_and_an_absurd_time_is_not_believed():
+def test_several_rate_limits_in_a_row_open_it_for_a_believable_time():
     for wait, waited in ((30, 30), (3000, 3000), (86_400, 3600), (None, RULES.first_gap)):
         it = CircuitBreaker()
         for number in range(RULES.limited):
@@ -169,7 +169,7 @@ def test_a_probe_that_is_rate_limited_alone_prolongs_an_outage_by_a_gap_and_not_
     assert it.next_probe > 600, "several in a row: it is the provider's word to everybody"
 
 
-def test_an_outage_opens_it_whoever_is_rate_limited_meanwhile():
+def test_an_outage_opens_it_despite_rate_limits_between():
     it = CircuitBreaker()
     for _ in range(RULES.threshold):
         assert not it.opened
@@ -185,6 +185,6 @@ def test_it_can_be_turned_off():
     assert admit(it, 0, off, 0)[1].delay == 0
 
 
-def test_those_who_are_sent_away_come_back_spread():
+def test_refused_requests_come_back_spread():
     waits = {admit(opened(), 1, RULES, share / 10)[1].retry_after for share in range(10)}
     assert len(waits) == 10

@@ -32,7 +32,7 @@ def test_the_first_failure_is_remembered_and_the_second_opens():
     assert failed(first, 0, PLAIN, DOWN, None, probe=False) == OPEN
 
 
-def test_the_gaps_between_probes_grow_up_to_the_longest_and_a_longer_wish_is_kept():
+def test_the_gaps_between_probes_grow_and_a_longer_retry_after_counts():
     it, gaps = OPEN, []
     for _ in range(3):
         it = failed(it, 100, PLAIN, DOWN, None, probe=True)
@@ -60,7 +60,7 @@ def test_a_year_of_probes_is_no_number_too_large():
 @pytest.mark.parametrize(
     ("code", "retry_after", "opens"), [(LIMITED, 0.5, 0.5), (LIMITED, None, 10), (DOWN, 30, None)]
 )
-def test_a_limit_of_everybody_opens_it_at_once_for_the_time_that_was_told(
+def test_a_shared_limit_opens_it_for_its_retry_after(
     code: ErrorCode, retry_after: float | None, opens: float | None
 ):
     it = failed(CircuitBreaker(), 0, PLAIN, code, retry_after, probe=False)
@@ -93,7 +93,7 @@ def test_a_probe_leaves_when_its_time_has_come_and_the_next_when_it_is_lost():
     assert admit(PROBING, 130, PLAIN, 0)[0].probing_since == 130
 
 
-def test_who_is_sent_away_comes_back_after_the_next_probe():
+def test_a_refused_request_comes_back_after_the_next_probe():
     later = replace(OPEN, next_probe=100)
     assert admit(later, 60, PLAIN, 0) == (later, Admission(None, 40))
     assert admit(later, 60, PLAIN, 0.5)[1].retry_after == 45, "up to a quarter later"
@@ -109,7 +109,7 @@ def test_after_a_probe_turns_are_given_at_a_rate_that_doubles():
     assert (faster, it.next_turn) == (Admission(0.0), 30.125)
 
 
-def test_who_would_wait_too_long_for_a_turn_is_sent_away_spread_over_half_of_what_is_left():
+def test_a_turn_beyond_the_patience_is_refused_and_spread():
     it = CircuitBreaker(recovering_since=0, next_turn=42)
     assert admit(it, 40, PLAIN, 0.5)[1] == Admission(2), "as long as its patience"
     it = replace(it, next_turn=43)
@@ -126,7 +126,7 @@ def test_it_is_closed_a_while_after_the_last_failure():
     assert answered(later, 79.9, PLAIN) == replace(later, failures=0)
 
 
-def test_only_a_probe_that_was_not_heard_of_makes_way_for_another():
+def test_only_a_lost_probe_makes_way_for_another():
     assert released(PROBING, probe=True) == OPEN
     assert released(PROBING, probe=False) == PROBING
     closed = CircuitBreaker(probing_since=1)

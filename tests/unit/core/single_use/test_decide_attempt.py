@@ -73,7 +73,7 @@ def test_what_made_tokens_that_wait_to_be_read_is_not_sent_again_where_that_woul
 
 @pytest.mark.parametrize("later", [OPEN.model_copy(update={"sends": 2}), TWICE])
 def test_tokens_that_wait_to_be_read_hold_their_credential_after_a_later_use_too(later: Attempt):
-    """Inside a grace it may go out again, and nobody hears of it: those tokens are as good as before."""
+    """A resend inside a grace invalidates none of those tokens."""
     unread = OPEN.model_copy(update={"outcome": AttemptOutcome.UNREAD})
     seen = {"unread": unread, "owner_alive": False, "in_flight": False}
     assert decided(WANTED, LISTENED, later, **seen) is Takeover.AWAIT_DEFINITION

@@ -64,14 +64,14 @@ def test_a_retry_without_budget_is_sent_away_until_time_has_earned_one():
     assert admit(it, 500, PLAIN, 0, ONE)[0] == spent(it, 1, 500), "and no more than a whole budget is kept"
 
 
-def test_those_who_are_sent_away_come_back_spread():
+def test_refused_requests_come_back_spread():
     it = spent(missed(ONE, OTHER), 2, 100)
     assert admit(it, 100, PLAIN, 0.5, ONE)[1].retry_after == 2 + 0.5 * 2 / 0.5
     many = replace(PLAIN, recovery=3)
     assert admit(it, 100, many, 0.5, ONE)[1].retry_after == 2 + 0.5 * 3, "over no more than a recovery"
 
 
-def test_an_answer_earns_a_share_and_ends_who_was_answered():
+def test_an_answer_earns_a_share_and_clears_its_connection():
     it = spent(missed(ONE, OTHER), 2, 100)
     it = answered(it, 101, PLAIN, ONE)
     assert it == CircuitBreaker(budget=RetryBudget({OTHER: LastFailure(0, ERROR)}, 1.25, 101, served=1))
@@ -80,7 +80,7 @@ def test_an_answer_earns_a_share_and_ends_who_was_answered():
     assert admit(it, 101, PLAIN, 0, ONE)[1] == Admission(0.0), "its next one is a first try"
 
 
-def test_with_nobody_left_and_nothing_spent_it_is_as_good_as_new():
+def test_a_full_budget_without_failures_equals_a_new_one():
     assert answered(missed(ONE), 1, PLAIN, ONE) == CircuitBreaker()
     assert answered(spent(missed(ONE), 0.25), 0, PLAIN, ONE) == CircuitBreaker()
     left = answered(spent(missed(ONE), 0.5), 0, PLAIN, ONE)
@@ -91,7 +91,7 @@ def test_with_nobody_left_and_nothing_spent_it_is_as_good_as_new():
     )
 
 
-def test_a_provider_that_is_well_again_has_nobody_wait():
+def test_a_provider_that_has_recovered_fills_the_budget():
     it = spent(missed(ONE), 2, 0)
     for served in range(1, PLAIN.well):
         it = answered(it, 0, PLAIN, OTHER)
@@ -138,7 +138,7 @@ def test_what_was_spent_without_a_word_from_the_provider_is_given_back():
 
 
 def test_a_rate_limit_makes_no_retry():
-    """Who is limited comes back when it was told to."""
+    """A rate-limited connection comes back after its Retry-After."""
     it = failed(CircuitBreaker(), 0, PLAIN, ErrorCode.PROVIDER_RATE_LIMITED, 5, probe=False, connection=ONE)
     assert it.budget == RetryBudget()
 
