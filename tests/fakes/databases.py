@@ -62,8 +62,12 @@ class Postgres:
         self._server: Any = get_server(self._folder / "data", cleanup_mode="delete")
         self._clean: list[str] = []
         self._socket = str(self._server.get_postmaster_info().socket_dir)
-        with ThreadPoolExecutor(1) as aside:  # fixtures may ask from inside a running loop
-            aside.submit(asyncio.run, self._prepare()).result()
+        try:
+            with ThreadPoolExecutor(1) as aside:  # fixtures may ask from inside a running loop
+                aside.submit(asyncio.run, self._prepare()).result()
+        except BaseException:
+            self.stop()  # the next test tries again with a server of its own
+            raise
 
     def url(self, database: str) -> str:
         return f"postgresql+asyncpg://postgres@/{database}?host={self._socket}"
