@@ -56,15 +56,7 @@ async def commit_intent(
         answered=status.answered,
         limits=tracker.limits,
     )
-    match decision:
-        case Takeover.WAIT:
-            raise tracker.pending("an earlier attempt has no known outcome yet")
-        case Takeover.AWAIT_DEFINITION:
-            raise Failure(ErrorCode.REPLY_UNREADABLE, "its reply is kept until its definition can read it")
-        case Takeover.GIVE_UP:
-            raise Failure(ErrorCode.OUTCOME_UNKNOWN, "it was sent as often as allowed, and no reply came")
-        case Takeover.RESEND:
-            pass
+    _require_resend(decision, tracker)
     attempt = with_earlier_sends(attempt, unknown)
     if earlier is not None:
         if not tracker.fence(earlier):
@@ -76,6 +68,19 @@ async def commit_intent(
     # a second look: from here on no other attempt is opened or installed, and one that was is visible
     _require_unchanged(attempt, state, await tx.connections.get_for_share(*connection))
     return attempt
+
+
+def _require_resend(decision: Takeover, tracker: AttemptTracker) -> None:
+    """Raises the Failure of every decision but RESEND."""
+    match decision:
+        case Takeover.WAIT:
+            raise tracker.pending("an earlier attempt has no known outcome yet")
+        case Takeover.AWAIT_DEFINITION:
+            raise Failure(ErrorCode.REPLY_UNREADABLE, "its reply is kept until its definition can read it")
+        case Takeover.GIVE_UP:
+            raise Failure(ErrorCode.OUTCOME_UNKNOWN, "it was sent as often as allowed, and no reply came")
+        case Takeover.RESEND:
+            pass
 
 
 async def _require_no_late_entry(

@@ -77,14 +77,10 @@ class ProviderContextLoader:
             skipped, spec, definition, previous_spec = definition, previous_spec, None, None
             endpoints = resolve_endpoints(spec, integration, facts)
         spec = with_dpop_binding(spec, integration, grant)
-        previous_spec = (
-            None if previous_spec is None else with_dpop_binding(previous_spec, integration, grant)
-        )
-        key = (
-            await tx.proof_keys.get(tenant, connection_id)
-            if spec.dpop or (previous_spec and previous_spec.dpop)
-            else None
-        )
+        if previous_spec is not None:
+            previous_spec = with_dpop_binding(previous_spec, integration, grant)
+        uses_dpop = spec.dpop or (previous_spec is not None and previous_spec.dpop)
+        key = await tx.proof_keys.get(tenant, connection_id) if uses_dpop else None
         clients = await self._clients(tx, spec, endpoints, integration)
         # whether a credential may be sent twice: a staged version isn't relied on
         rules = (previous_spec or spec).refresh_rules()
