@@ -95,11 +95,15 @@ def read_catalogue() -> None:
 
 def shorten() -> None:
     """Every limit of the path, in this process alone."""
-    heartbeat._INTERVAL_S = BEAT_S
-    journal_replay._OVERDUE_S = OVERDUE_S
-    journal_replay._RETRY_SET_ASIDE_S = LOOK_ASIDE_S
-    transactions._MAX_WAIT_S = COMMIT_AGAIN_S
-    protocol.MAX_SENDS = MOST_SENDS
+    for module, name, value in (
+        (heartbeat, "_INTERVAL_S", BEAT_S),
+        (journal_replay, "_OVERDUE_S", OVERDUE_S),
+        (journal_replay, "_RETRY_SET_ASIDE_S", LOOK_ASIDE_S),
+        (transactions, "_MAX_WAIT_S", COMMIT_AGAIN_S),
+        (protocol, "MAX_SENDS", MOST_SENDS),
+    ):
+        getattr(module, name)  # a renamed limit would be shortened in vain
+        setattr(module, name, value)
     postgresql._SETTINGS.update(
         statement_timeout=str(DATABASE_MS),
         lock_timeout=str(DATABASE_MS),
