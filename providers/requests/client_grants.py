@@ -18,7 +18,12 @@ from providers.definition.schema_base import PLACEHOLDER
 from providers.definition.schema_request import ClientCredentialsGrant, JwtBearerGrant, TokenExchangeGrant
 from providers.definition.templates import checked_params
 from providers.requests.client import OAuthClient
-from providers.requests.request_format import PreparedRequest, RequestFormat, filled_params
+from providers.requests.request_format import (
+    PreparedRequest,
+    filled_params,
+    token_request_format,
+    with_resources,
+)
 from providers.responses.error_mapping import reply_fields, unreadable_reply
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
@@ -81,17 +86,8 @@ def _prepared(
         fields[spec.scope_param_name] = spec.scope_separator.join(grant.scopes)
     if grant.target.audience:
         fields["audience"] = grant.target.audience
-    format = RequestFormat(
-        method=spec.token_request_method,
-        body_format=spec.token_request_format.value,
-        auth=client.auth,
-        renames=spec.token_request_param_names,
-        extra_params=fields,
-        repeated_params=tuple(("resource", uri) for uri in grant.target.resources),  # RFC 8707 section 2
-        query=filled_params(spec, spec.token_query_params, grant.params),
-        headers=spec.token_request_headers,
-        requests_tokens=True,
-    )
+    format = token_request_format(spec, client, grant.params, fields)
+    format = with_resources(format, grant.target.resources)
     return PreparedRequest(endpoints.token_endpoint, grant_type, format)
 
 

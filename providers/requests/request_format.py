@@ -53,44 +53,47 @@ class SignedRequest:
     headers: dict[str, str] = field(repr=False)
 
 
-def code_exchange_format(spec: ProviderSpec, client: OAuthClient, params: Params) -> RequestFormat:
-    """The format of a code exchange. Raises Failure INVALID_REQUEST for a missing parameter."""
+def token_request_format(
+    spec: ProviderSpec, client: OAuthClient, params: Params, extra_params: Params
+) -> RequestFormat:
+    """The format of a token request. Raises Failure INVALID_REQUEST for a missing template parameter."""
     return RequestFormat(
         method=spec.token_request_method,
         body_format=spec.token_request_format.value,
         auth=client.auth,
         renames=spec.token_request_param_names,
-        extra_params=filled_params(spec, spec.token_params, params),
+        extra_params=extra_params,
         query=filled_params(spec, spec.token_query_params, params),
         headers=spec.token_request_headers,
         requests_tokens=True,
     )
 
 
+def code_exchange_format(spec: ProviderSpec, client: OAuthClient, params: Params) -> RequestFormat:
+    """The format of a code exchange. Raises as `token_request_format`."""
+    return token_request_format(spec, client, params, filled_params(spec, spec.token_params, params))
+
+
 def refresh_format(
     spec: ProviderSpec, client: OAuthClient, token: Secret, redirect_uri: str | None, params: Params
 ) -> RequestFormat:
-    """The format of a refresh. Raises Failure INVALID_REQUEST for a missing parameter."""
+    """The format of a refresh. Raises as `token_request_format`."""
+    extra = filled_params(spec, spec.refresh_params, params) | _redirect_uri_param(spec, redirect_uri, params)
+    format = token_request_format(spec, client, params, extra)
     in_header = spec.refresh_token_in == "header"
-    return RequestFormat(
-        method=spec.token_request_method,
-        body_format=spec.token_request_format.value,
-        auth=spec.refresh_client_auth.value if spec.refresh_client_auth else client.auth,
+    return replace(
+        format,
+        auth=spec.refresh_client_auth.value if spec.refresh_client_auth else format.auth,
         renames=spec.token_request_param_names | spec.refresh_param_names,
-        extra_params=filled_params(spec, spec.refresh_params, params)
-        | _redirect_uri_param(spec, redirect_uri, params),
-        query=filled_params(spec, spec.token_query_params, params),
-        headers=spec.token_request_headers,
         bearer=token.reveal() if in_header else None,
         omitted_params=("refresh_token",) if in_header else (),
-        requests_tokens=True,
     )
 
 
 def access_token_exchange_format(
     spec: ProviderSpec, client: OAuthClient, rule: RefreshSpec, token: Secret, params: Params
 ) -> RequestFormat:
-    """The format of exchanging an access token for the next one. Raises as `refresh_format`."""
+    """The format of exchanging an access token for the next one. Raises as `token_request_format`."""
     renames = dict(spec.token_request_param_names)
     if rule.client == "secret":
         renames["client_id"] = None

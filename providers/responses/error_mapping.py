@@ -109,11 +109,11 @@ def failure_of_reply(
     context = {"provider": spec.name, "provider_status": str(reply.status)}
     if error and _LOGGABLE_ERROR.fullmatch(error):
         context["provider_error"] = error
-    text = f" and the error {context['provider_error']}" if "provider_error" in context else ""
+    suffix = f" and the error {context['provider_error']}" if "provider_error" in context else ""
     waits = code in (ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_RATE_LIMITED)
     return (_failure_class(reply) if code is ErrorCode.REPLY_UNREADABLE else Failure)(
         code,
-        f"{spec.name} answered with status {reply.status}{text}",
+        f"{spec.name} answered with status {reply.status}{suffix}",
         retry_after=wait if waits else None,
         **context,
     )
