@@ -33,7 +33,7 @@ class Repairer(StrEnum):
 class RetryAdvice(StrEnum):
     """What the caller's side may do with the same request."""
 
-    NEVER = "never"  # the same request fails again until somebody acts
+    NEVER = "never"  # the same request fails again until the repairer acts
     AFTER_REPAIR = "after_repair"  # workflows look again slowly: an admin may have acted
     BACKOFF = "backoff"  # grows with each failure, honours Retry-After
 
@@ -144,10 +144,10 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "The subject has not consented, or must consent again.", "Send the subject to connect_url."
     ),
     ErrorCode.CONSENT_DENIED: _reconnect(
-        "The subject, or the provider for them, said no.", "Start a new connection when they agree."
+        "The subject, or the provider, denied the consent.", "Start a new connection when they agree."
     ),
     ErrorCode.CONSENT_EXPIRED: _reconnect(
-        "Nobody finished the consent before its deadline.", "Start a new connection."
+        "The consent was not finished before its deadline.", "Start a new connection."
     ),
     ErrorCode.GRANT_REJECTED: _reconnect(
         "The provider no longer accepts this grant.", "Reauthorize the connection."
@@ -157,7 +157,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Reauthorize the connection.",
     ),
     ErrorCode.GRANT_REVOKED_ELSEWHERE: _reconnect(
-        "The provider said that the subject, or it, ended this grant on its side.",
+        "The provider reports that this grant was ended on its side.",
         "Reauthorize the connection; or revoke it, if the subject doesn't want it any more.",
     ),
     ErrorCode.CONNECTION_REVOKED: _reconnect(
@@ -173,7 +173,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         status=400,
     ),
     ErrorCode.CHOICE_REQUIRED: _reconnect(
-        "The grant reaches several accounts, and nobody has said which one the connection is for.",
+        "The grant reaches several accounts, and the connection's account is still to be chosen.",
         "Choose one of the connection's choices: the subject on the connect page, or "
         "POST /v1/connections/{id}/choose.",
     ),
@@ -211,8 +211,8 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Ask for fewer scopes, or raise the ceiling.",
     ),
     ErrorCode.SOURCE_NOT_PERMITTED: _denied(
-        "The app in whose name another connection's token is exchanged for this one's may not lease that "
-        "other one (any more).",
+        "The app on whose behalf another connection's token is exchanged for this one's may no longer "
+        "lease that other one.",
         "Give that app a permit to lease the source, with all of its scopes; or have an app that has one "
         "reauthorize the connection.",
         RetryAdvice.AFTER_REPAIR,
@@ -237,11 +237,11 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.SEAL_BROKEN: _platform(
         "A sealed value was altered, moved or sealed with another key.",
-        "Restore the named row from a backup; nothing was guessed.",
+        "Restore the named row from a backup.",
         500,
     ),
     ErrorCode.AUDIT_UNAVAILABLE: _platform(
-        "The audit record could not be committed, so nothing was handed out.", "Check the store."
+        "The audit record could not be committed, so no token was leased.", "Check the store."
     ),
     ErrorCode.JOURNAL_UNAVAILABLE: _platform(
         "A worker's journal has no room for a provider's answer, so nothing was sent.",
@@ -250,7 +250,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.TEMPORAL_UNAVAILABLE: _platform(
         "Temporal can't be reached.", "Check EVERGRANT_TEMPORAL_ADDRESS and the Temporal server."
     ),
-    ErrorCode.INTERNAL: _platform("Evergrant failed in a way it has no name for.", "Read the log.", 500),
+    ErrorCode.INTERNAL: _platform("Evergrant failed for an unknown reason.", "Read the log.", 500),
     ErrorCode.INVALID_REQUEST: _caller(400, "The request is malformed.", "Correct the named field."),
     ErrorCode.UNAUTHENTICATED: _caller(
         401, "No valid credential came with the request.", "Send Authorization: Bearer <api key>."

@@ -51,7 +51,7 @@ async def test_every_command_carries_its_request_context_into_history(client: Cl
         await life.consent()
         await life.ensure_fresh(1)
         order = life.scripted.calls[-1][1]
-        assert order.asked == ASKED
+        assert order.context == ASKED
         assert order.provenance.run_id == (await life.handle.describe()).run_id
         events = await life.events()
         decided = next(e for e in events if int(e["eventId"]) == order.provenance.event_id)

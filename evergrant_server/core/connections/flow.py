@@ -24,7 +24,7 @@ class Flow(StrEnum):
 
     @property
     def is_client_grant(self) -> bool:
-        """Our own credentials get a token without the subject, and aren't spent: a lost reply costs a request."""
+        """Our own credentials get a token without the subject. They aren't spent by it."""
         return self in (Flow.CLIENT_CREDENTIALS, Flow.JWT_BEARER, Flow.TOKEN_EXCHANGE)
 
     @property

@@ -16,7 +16,7 @@ MAIN_SLOT = "main"
 class Origin(StrEnum):
     """Where a grant's tokens come from, and so whether those of the grant before are still part of it."""
 
-    NEW = "new"  # a consent, an import, a client grant: the account may be another, so nothing of the old one stays
+    NEW = "new"  # from a consent, an import, a client grant: of another account, perhaps
     REFRESH = "refresh"  # made from the grant before: what the reply leaves out stays (RFC 6749 section 6)
 
 

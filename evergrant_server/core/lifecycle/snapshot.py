@@ -1,4 +1,4 @@
-"""The store's view of a connection as messages: the state that a run starts with, and a grant's facts. Pure."""
+"""The store's view of a connection, as the state that a run starts with and as a grant's facts. Pure."""
 
 from datetime import datetime
 

@@ -219,7 +219,7 @@ def _refresh(connection: ConnectionState, rules: LifecycleRules, share: float) -
 
 
 def _before_the_end(connection: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
-    """A token that is refreshed with itself is refreshed at half of its life, so that an outage has time to end.
+    """A token that is refreshed with itself is refreshed at half of its lifetime: an outage may end by then.
 
     Where a refresh doesn't move the end, the margin is early enough.
     """

@@ -71,6 +71,6 @@ def judge_report(connection: Connection, grant: Grant | None, report: ProviderRe
 
 
 def _may_be_outdated(grant: Grant, report: ProviderReport) -> bool:
-    """Issued just after the grant was obtained, without the event's own time: it may be about the one before."""
+    """Issued just after the grant was obtained, without the event's own time."""
     recent = report.at is not None and report.at - grant.obtained_at < _REPORT_DELAY
     return report.at_is_issue_time and recent and grant.refreshable

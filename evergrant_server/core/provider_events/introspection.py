@@ -12,7 +12,7 @@ from evergrant_server.core.provider_events.external_revocation import Certainty
 
 @dataclass(frozen=True)
 class IntrospectionAnswers:
-    """The provider's answers; None: not asked. `refresh_answers`: it has called a refresh token active before."""
+    """The provider's answers; None: not asked. `refresh_answers`: it can introspect refresh tokens."""
 
     refresh_active: bool | None
     access_active: bool | None

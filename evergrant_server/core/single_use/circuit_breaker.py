@@ -64,7 +64,7 @@ class LastFailure:
 
 @dataclass(frozen=True)
 class RetryBudget:
-    """What retries have cost, and which connections' next request is one. A new budget is full and empty of failures."""
+    """What retries have cost, and which connections' next request is one. A new one is full."""
 
     missed: Mapping[ConnectionId, LastFailure] = field(
         default_factory=dict[ConnectionId, LastFailure]

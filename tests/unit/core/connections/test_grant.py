@@ -137,7 +137,8 @@ def test_takeover(rules, now, token_valid, owner_alive, in_flight, verdict):
 
 @pytest.mark.parametrize(
     ("status", "outcome"),
-    [(429, AttemptOutcome.NOT_SENT), (503, AttemptOutcome.NOT_SENT), (400, AttemptOutcome.REFUSED), (401, AttemptOutcome.REFUSED),
+    [(429, AttemptOutcome.NOT_SENT), (503, AttemptOutcome.NOT_SENT),
+     (400, AttemptOutcome.REFUSED), (401, AttemptOutcome.REFUSED),
      (500, None), (502, None), (504, None), (200, None)],
 )  # fmt: skip
 def test_what_an_error_answer_says_about_the_credential(status: int, outcome: AttemptOutcome | None):

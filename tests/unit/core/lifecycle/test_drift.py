@@ -46,6 +46,7 @@ def test_drift(stored: tuple[LifecycleState, int], known: tuple[LifecycleState, 
     )  # fmt: skip
     described = ConnectionDescription(
         connection_id=connection.id, state=known[0], generation=known[1], expires_at=None, next_step="",
-        next_at=None, reason=None, repairer=None, failures=0, revocation_failure=None, revocation_failing_since=None, waiting_callers=(),
+        next_at=None, reason=None, repairer=None, failures=0,
+        revocation_failure=None, revocation_failing_since=None, waiting_callers=(),
     )  # fmt: skip
     assert find_drift(connection, described) is meaning

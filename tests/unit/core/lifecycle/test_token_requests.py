@@ -16,8 +16,8 @@ from evergrant_server.core.messages.connection import (
 from tests.unit.core.lifecycle.steps import HOUR, NOW, step
 
 ACTIVE = ConnectionState(
-    state=LifecycleState.ACTIVE, generation=1, obtained_at=NOW - HOUR, expires_at=NOW, installed_at=NOW - HOUR,
-    refreshable=True, policy="on_demand",
+    state=LifecycleState.ACTIVE, generation=1, obtained_at=NOW - HOUR, expires_at=NOW,
+    installed_at=NOW - HOUR, refreshable=True, policy="on_demand",
 )  # fmt: skip
 NEWER = GrantResult(
     state=LifecycleState.ACTIVE, generation=2, obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True
