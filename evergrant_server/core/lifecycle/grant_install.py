@@ -6,7 +6,7 @@ from typing import Any
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command, Transition
-from evergrant_server.core.lifecycle.timers import grant_ends_at, is_same_end, refresh_extends_end
+from evergrant_server.core.lifecycle.grant_lifetime import grant_ends_at, is_same_end, refresh_extends_end
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState
 

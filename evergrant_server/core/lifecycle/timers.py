@@ -4,15 +4,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
 
-from evergrant_server.core.clock import CLOCK_SKEW, add_time
-from evergrant_server.core.connections.connection import LifecycleState, StateChange
+from evergrant_server.core.clock import add_time
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.lifecycle.grant_lifetime import grant_ends_at, refreshable_for
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy, due_at, keep_alive_at
-from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState
-
-_SAME_END = timedelta(hours=1)  # replies round, and clocks differ a little
-_LAST_CHANCE = 0.9  # of the refresh token's lifetime, after which no lost reply is waited for
-
 
 # Late tokens may be the way back to a grant here.
 STATES_WITHOUT_GRANT = (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
@@ -94,45 +90,6 @@ def refresh_due_at(connection: ConnectionState, rules: LifecycleRules, share: fl
     )
 
 
-def token_ends_at(connection: ConnectionState) -> datetime | None:
-    """When the access token ends by the workflow's own clock: a worker's clock may be behind."""
-    if connection.expires_at is None or connection.installed_at is None or connection.obtained_at is None:
-        return connection.expires_at
-    return max(
-        connection.expires_at,
-        add_time(connection.installed_at, connection.expires_at - connection.obtained_at),
-    )
-
-
-def token_has_ended(connection: ConnectionState, now: datetime) -> bool:
-    ends = token_ends_at(connection)
-    return ends is not None and now >= ends
-
-
-def no_token_to_protect(connection: ConnectionState, now: datetime) -> bool:
-    """True when waiting for a lost answer keeps no token alive: the access token has ended or was
-    refused, or the refresh token is about to end."""
-    reported = (
-        connection.reported_generation is not None and connection.reported_generation == connection.generation
-    )
-    if reported or token_has_ended(connection, now):
-        return True
-    if connection.obtained_at is None:
-        return False
-    span = _refreshable_for(connection)
-    return span is not None and now >= add_time(connection.obtained_at, span * _LAST_CHANCE)
-
-
-def without_future_dates(result: GrantResult, now: datetime) -> GrantResult:
-    """A grant that is dated later than `now` comes from a worker whose clock is ahead: shift its dates."""
-    if result.obtained_at is None or result.obtained_at <= now + CLOCK_SKEW:
-        return result
-    ahead = result.obtained_at - now
-    ends = {"expires_at": result.expires_at, "refresh_expires_at": result.refresh_expires_at}
-    shifted = {name: None if end is None else end - ahead for name, end in ends.items()}
-    return result.model_copy(update={"obtained_at": now, **shifted})
-
-
 def earliest_refresh_at(connection: ConnectionState) -> datetime | None:
     """The provider is declared to refuse a refresh before this; None: at no time."""
     moments: list[datetime] = []
@@ -155,21 +112,6 @@ def settled_at(connection: ConnectionState, rules: LifecycleRules) -> datetime |
     return connection.installed_at + min(
         rules.shortest_interval, (connection.expires_at - connection.obtained_at) / 4
     )
-
-
-def grant_ends_at(connection: ConnectionState) -> datetime | None:
-    """When the grant ends unless the subject consents again; None when no end is known."""
-    if not connection.refreshable:
-        return connection.expires_at
-    if connection.refresh_extends is False or connection.failures:
-        return connection.refresh_expires_at
-    return None  # refreshing keeps it alive
-
-
-def is_same_end(one: datetime | None, other: datetime | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return abs(one - other) <= _SAME_END
 
 
 def _earlier(*moments: Timer | None) -> Timer | None:
@@ -236,24 +178,13 @@ def _before_the_end(connection: ConnectionState, rules: LifecycleRules, share: f
 def _keep_alive(connection: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
     """Before the refresh token ends by idleness, or by an age that a refresh starts anew."""
     assert connection.obtained_at is not None
-    span = _refreshable_for(connection)
+    span = refreshable_for(connection)
     if span is None:
         return None
     at = keep_alive_at(connection.obtained_at, span, rules, share)
     return Timer(
         max(at, settled_at(connection, rules) or at), "keep the refresh token alive", TimerPurpose.KEEP_ALIVE
     )
-
-
-def _refreshable_for(connection: ConnectionState) -> float | None:
-    """Seconds from when the grant was obtained: until then a refresh keeps its refresh token alive."""
-    assert connection.obtained_at is not None
-    spans = [] if connection.refresh_token_idle_s is None else [connection.refresh_token_idle_s]
-    ages = connection.refreshable and connection.refresh_extends is not False
-    if ages and connection.refresh_expires_at is not None:
-        left = (connection.refresh_expires_at - connection.obtained_at).total_seconds()
-        spans += [left] if left > 0 else []
-    return min(spans, default=None)
 
 
 def _announcement(connection: ConnectionState, rules: LifecycleRules) -> Timer | None:
@@ -270,16 +201,3 @@ def _announcement(connection: ConnectionState, rules: LifecycleRules) -> Timer |
         return None
     days = max(open_)
     return Timer(end - timedelta(days=days), "announce that the grant ends", TimerPurpose.ANNOUNCE_EXPIRY)
-
-
-def refresh_extends_end(connection: ConnectionState, change: StateChange, result: GrantResult) -> bool | None:
-    """Did this refresh move the refresh token's end? None while that isn't known."""
-    if change is not StateChange.REFRESHED:
-        return None  # another grant, which may behave otherwise
-    before, after = connection.refresh_expires_at, result.refresh_expires_at
-    if before is None or after is None or connection.obtained_at is None or result.obtained_at is None:
-        return connection.refresh_extends
-    passed = result.obtained_at - connection.obtained_at
-    if passed < timedelta(minutes=1):
-        return connection.refresh_extends  # too short to tell a moved end from a rounded one
-    return after - before > passed / 2

@@ -21,6 +21,7 @@ from evergrant_server.core.lifecycle.consents import (
     on_first_tokens_ended,
     request_first_tokens,
 )
+from evergrant_server.core.lifecycle.grant_lifetime import grant_ends_at, without_future_dates
 from evergrant_server.core.lifecycle.late_tokens import on_late_tokens_received, on_late_verification_ended
 from evergrant_server.core.lifecycle.refresh import on_refresh_ended
 from evergrant_server.core.lifecycle.revocation import (
@@ -29,13 +30,7 @@ from evergrant_server.core.lifecycle.revocation import (
     on_revoked_at_provider,
 )
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy
-from evergrant_server.core.lifecycle.timers import (
-    Timer,
-    TimerPurpose,
-    grant_ends_at,
-    next_timer,
-    without_future_dates,
-)
+from evergrant_server.core.lifecycle.timers import Timer, TimerPurpose, next_timer
 from evergrant_server.core.lifecycle.token_requests import (
     on_refresh_requested,
     on_rotation_requested,

@@ -8,20 +8,22 @@ from evergrant_server.core.clock import LATEST
 from evergrant_server.core.connections.connection import LifecycleState, StateChange
 from evergrant_server.core.ids import AttemptId, ConsentId
 from evergrant_server.core.lifecycle.command import Command
+from evergrant_server.core.lifecycle.grant_lifetime import (
+    grant_ends_at,
+    is_same_end,
+    no_token_to_protect,
+    refresh_extends_end,
+    token_ends_at,
+    token_has_ended,
+)
 from evergrant_server.core.lifecycle.schedule import LifecycleRules
 from evergrant_server.core.lifecycle.timers import (
     Timer,
     TimerPurpose,
     earliest_refresh_at,
-    grant_ends_at,
-    is_same_end,
     next_timer,
-    no_token_to_protect,
     refresh_due_at,
-    refresh_extends_end,
     settled_at,
-    token_ends_at,
-    token_has_ended,
 )
 from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.activities import GrantResult
