@@ -1,4 +1,4 @@
-"""A client secret that is a JWT, as the catalogue's own definition of Apple has it."""
+"""A generated client secret, with the catalogue's definition of Apple."""
 
 import pytest
 from joserfc import jwt

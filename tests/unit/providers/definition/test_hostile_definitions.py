@@ -1,4 +1,4 @@
-"""Definitions written to do harm: each ends in one typed error that names provider and field, soon."""
+"""A hostile definition ends soon in a typed error that names provider and field."""
 
 import time
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_invalid_yaml_refused(text: str, said: str) -> None:
         ("refresh_token_idle_s: .nan", "refresh_token_idle_s"),
         ("refresh_rotates: true\nrotation_grace_s: -1", "rotation_grace_s"),
         ("token_params: {a: '{client_secret}'}", "token_params"),
-        ("redirect_uri_override: '{nobody}'", "redirect_uri_override"),
+        ("redirect_uri_override: '{unknown}'", "redirect_uri_override"),
         ("template_params: {a: {pattern: '^(?=evil)$'}}", "template_params.a.pattern"),
         (
             "response: {metadata_patterns: {a: {path: b, pattern: '(a)'}}}",
@@ -145,7 +145,7 @@ def test_pattern_matched_in_linear_time(pattern: str) -> None:
 
 @pytest.mark.parametrize("where", ["api_base_url", "token_endpoint"])
 def test_callback_parameter_in_a_credential_host_refused(where: str):
-    """Apps send their leases to `api_base_url`, and whoever sends a browser writes its callback."""
+    """Apps send their tokens to `api_base_url`, and a callback is untrusted."""
     from_callback = {"x": {"pattern": "^[a-z.]{1,40}$", "source": "callback"}}
     loose = spec_like(template_params=from_callback, **{where: "https://{x}/v1"})
     assert [field for field, _, _ in hosts_are_pinned(loose)] == ["template_params.x"]

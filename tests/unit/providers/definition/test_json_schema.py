@@ -1,4 +1,4 @@
-"""The JSON Schema for editors takes every definition of the catalogue, and marks a mistake."""
+"""The JSON Schema for editors accepts the catalogue and rejects mistakes."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Definitions: errors that name provider and field, what may be said, and what may be used."""
+"""Errors of a definition, unsupported fields, refresh rules and quirks."""
 
 import json
 from pathlib import Path

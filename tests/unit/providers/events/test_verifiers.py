@@ -1,4 +1,4 @@
-"""Hooks of providers: their documented examples verify, and nothing that was changed does."""
+"""Verifiers accept the providers' documented examples and reject changed requests."""
 
 import hashlib
 import hmac
@@ -122,7 +122,7 @@ def test_zoom_deauthorized():
     assert it.at == NOW - timedelta(milliseconds=500)
     body["payload"] = {"user_id": "\ud800", "client_id": "client-1"}
     (it,) = hear(ReceiverKind.ZOOM, *zoom(body)).events
-    assert it.accounts == (), "half a character is nobody's id"
+    assert it.accounts == (), "a lone surrogate is no id"
     body["payload"] = {"user_id": "zu-1", "client_id": "another app"}
     assert hear(ReceiverKind.ZOOM, *zoom(body)).events == ()
 

@@ -1,4 +1,4 @@
-"""OAuth 1.0a: the RFC's own signatures, oauthlib's judgement of ours, and what replies and callbacks say."""
+"""OAuth 1.0a: the RFC's signatures, verification by oauthlib, replies and callbacks."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""What we say of ourselves, and what a registration's answer means (RFC 7591)."""
+"""Client metadata, and replies to a registration (RFC 7591)."""
 
 import json
 from datetime import UTC, datetime

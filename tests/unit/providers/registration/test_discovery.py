@@ -1,4 +1,4 @@
-"""From an issuer to its endpoints, against a scripted server."""
+"""Discovery of an issuer's endpoints, against a scripted server."""
 
 import json
 from typing import Any

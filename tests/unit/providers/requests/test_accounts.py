@@ -1,4 +1,4 @@
-"""What a lookup's reply is read as; whatever comes, accounts or a typed failure."""
+"""Replies to account lookups."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What came back with the browser: one state, one issuer, a code or a reason."""
+"""Callbacks: state, issuer, code or error, metadata."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""Tokens that nobody consents to, and clients that sign: what is sent, over real sockets."""
+"""Client grants and signed client assertions, over real sockets."""
 
 import json
 from datetime import UTC, datetime
@@ -100,20 +100,6 @@ async def test_rfc8707_2_resources_and_audience() -> None:
         body = idp.calls[-1].body.decode()
     assert body.count("resource=https%3A%2F%2F") == 2
     assert "audience=api" in body
-
-
-async def test_client_credentials_in_provider_format() -> None:
-    spec = {
-        "client_credentials": {"grant_type": "account_credentials", "params": {"account_id": "{account}"}},
-        "template_params": {"account": {"pattern": "^[a-z0-9]+$"}},
-    }
-    async with an_idp() as idp:
-        with pytest.raises(Failure) as refused:  # the scripted server knows no such grant
-            await Signing(idp, "client_secret_basic").mint(
-                Flow.CLIENT_CREDENTIALS, spec=spec, params={"account": "a1"}
-            )
-        assert refused.value.code is ErrorCode.CLIENT_REJECTED
-        assert idp.count("token", grant_type="account_credentials", account_id="a1") == 1
 
 
 async def test_rfc7523_2_1_jwt_bearer_grant() -> None:

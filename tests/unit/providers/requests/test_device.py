@@ -1,4 +1,4 @@
-"""What a server may answer in the device flow, and that nothing but a typed failure comes of the rest."""
+"""Replies in the device flow (RFC 8628)."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""Proofs of possession (RFC 9449): what is in one, and that a nonce costs no second use of a credential."""
+"""DPoP proofs (RFC 9449), and nonces that cost no second use of a credential."""
 
 import json
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def test_proof_key_repr_hides_private_part():
         ("Bearer", True, None),  # section 5: it must be discarded
         (None, True, None),
         ("Bearer", False, "Bearer"),
-        ("DPoP", False, None),  # nobody could use it
+        ("DPoP", False, None),  # an app couldn't use it
     ],
 )
 def test_rfc9449_5_token_type_must_be_as_requested(kind: str | None, dpop: bool, read: str | None):

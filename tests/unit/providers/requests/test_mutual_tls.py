@@ -1,4 +1,4 @@
-"""Mutual TLS (RFC 8705): the handshake says who we are, to whom it is meant for and nobody else."""
+"""Mutual TLS (RFC 8705): the client's certificate in the handshake."""
 
 import ssl
 import tempfile
@@ -76,7 +76,7 @@ async def test_rfc8705_2_handshake_authenticates_the_client(
 
 @pytest.mark.parametrize(
     "ours",
-    [client(own_certificate("somebody else")), client(auth="client_secret_basic")],
+    [client(own_certificate("another client")), client(auth="client_secret_basic")],
     ids=["another certificate", "another method, which presents none"],
 )
 async def test_other_certificate_or_method_fails(

@@ -1,4 +1,4 @@
-"""What a server may answer to a pushed request, and what the browser carries instead (RFC 9126)."""
+"""Pushed authorization requests and their replies (RFC 9126)."""
 
 import json
 from datetime import UTC, datetime, timedelta

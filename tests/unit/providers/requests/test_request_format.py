@@ -105,20 +105,22 @@ async def test_unsupported_request_not_sent() -> None:
         server.script(raw(b"{}"))
         sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
         endpoints = Endpoints(authorization_endpoint=server.url("a"), token_endpoint=server.url("token"))
-        nobody = OAuthClient("client-1", None, "client_secret_post")
+        without_secret = OAuthClient("client-1", None, "client_secret_post")
         with pytest.raises(SendFailed) as raised:
-            await sender.refresh(spec_like(), endpoints, nobody, refresh_token=TOKEN)
+            await sender.refresh(spec_like(), endpoints, without_secret, refresh_token=TOKEN)
         assert (raised.value.code, raised.value.sent) == (ErrorCode.CLIENT_REJECTED, False)
         with pytest.raises(SendFailed, match="no client certificate"):
             await sender.refresh(
                 spec_like(), endpoints, OAuthClient("c", None, "tls_client_auth"), refresh_token=TOKEN
             )
         with pytest.raises(Failure, match="no refresh"):
-            await sender.refresh(spec_like(refresh_supported=False), endpoints, nobody, refresh_token=TOKEN)
+            await sender.refresh(
+                spec_like(refresh_supported=False), endpoints, without_secret, refresh_token=TOKEN
+            )
         with pytest.raises(Failure, match="no revocation_endpoint"):
-            await sender.revoke(spec_like(), endpoints, nobody, token=TOKEN)
+            await sender.revoke(spec_like(), endpoints, without_secret, token=TOKEN)
         with pytest.raises(Failure, match="auth_modes"):
             await sender.refresh(
-                spec_like(auth_modes=["client_credentials"]), endpoints, nobody, refresh_token=TOKEN
+                spec_like(auth_modes=["client_credentials"]), endpoints, without_secret, refresh_token=TOKEN
             )
         assert server.calls == []

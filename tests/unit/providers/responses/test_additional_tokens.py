@@ -1,4 +1,4 @@
-"""Further chains in a reply: read whole or not at all."""
+"""Tokens of further slots are read completely or not at all."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Refusals, by tables: who repairs what a provider says no to, and when it may be asked again."""
+"""Error replies: their failures and retry times."""
 
 from typing import Any
 
@@ -181,7 +181,7 @@ def test_declared_rate_limit_header(how: str, value: str, seconds: float | None)
     headers = {"x_ratelimit_reset": value}
     assert failure(b"", 429, spec, **headers).retry_after == seconds
     assert failure(b"", 429, spec, **headers, retry_after="7").retry_after == 7.0
-    assert failure(b"", 429, **headers).retry_after is None, "nobody declared it"
+    assert failure(b"", 429, **headers).retry_after is None, "undeclared"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The judge, by tables: what a reply says, and who repairs what it doesn't."""
+"""Token, revocation and introspection replies."""
 
 import json
 from typing import Any
@@ -53,7 +53,7 @@ def failure(data: Any, status: int = 200, spec: ProviderSpec = PLAIN, **headers:
     ],
 )
 def test_unreadable_reply_with_tokens_is_unreadable_tokens(said: bytes, made: bool) -> None:
-    """Whoever sends what they were asked with again may end them."""
+    """The credential is spent, so the request may not be repeated."""
     raised = failure(said)
     assert raised.code is ErrorCode.REPLY_UNREADABLE
     assert isinstance(raised, UnreadableTokens) is made
@@ -303,7 +303,7 @@ def test_metadata_in_any_script_kept():
 @pytest.mark.parametrize("scope_format", ["string", "array"])
 @pytest.mark.parametrize("half", ["\ud800", "files\udfff", "a\0b"])
 def test_unstorable_scope_left_out(scope_format: str, half: str):
-    """It would make an answer of ours, and the next request of whoever sends scopes, fail."""
+    """The API's response and the next request with scopes would fail."""
     spec = spec_like(response={"scope_format": scope_format})
     scopes = ["read", half]
     said = scopes if scope_format == "array" else " ".join(scopes)

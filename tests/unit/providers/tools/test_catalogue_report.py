@@ -1,4 +1,4 @@
-"""`providers check`: each rule fires on what it is about, and the catalogue itself is clean."""
+"""`providers check`: each rule finds its mistake, and the catalogue has none."""
 
 import json
 import subprocess

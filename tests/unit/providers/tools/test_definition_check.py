@@ -1,4 +1,4 @@
-"""Whoever approves a definition is told of every host to which a secret would go as it doesn't now."""
+"""The check of a proposed definition names every new host of secrets."""
 
 from typing import Any
 
