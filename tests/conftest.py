@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from pydantic import BaseModel
 
 from evergrant_server.process_exit import exit_process
 from tests.fakes import leftovers
@@ -57,3 +58,16 @@ def pytest_unconfigure(config: Any) -> None:
     """After the summary: leave as every command of ours does (see `evergrant_server.process_exit`)."""
     if _ended and "MUTANT_UNDER_TEST" not in os.environ:  # mutmut goes on after it
         exit_process(_ended[0])
+
+
+_model_copy = BaseModel.model_copy
+
+
+def _copy_of_known_fields(self: BaseModel, *, update: Any = None, deep: bool = False) -> BaseModel:
+    """pydantic takes any name in `update`; a name that is no field is a mistake here."""
+    unknown = set(update or {}) - set(type(self).model_fields)
+    assert not unknown, f"{type(self).__name__} has no field {sorted(unknown)}"
+    return _model_copy(self, update=update, deep=deep)
+
+
+BaseModel.model_copy = _copy_of_known_fields

@@ -76,7 +76,7 @@ def _failure(started: Any) -> str:
 def _by(payloads: Iterable[Payload]) -> str:
     for value in map(_value, payloads):
         if isinstance(value, dict) and isinstance(value.get("context"), dict):
-            return f"by {value['asked'].get('by', '?')}"
+            return f"by {value['context'].get('by', '?')}"
     return ""
 
 
