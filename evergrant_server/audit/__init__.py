@@ -1,7 +1,8 @@
 """The audit log: hash-chained records, written in the transaction of what they record.
 
 Owns the canonical form of a record, the chains (one per tenant and shard, with gapless
-numbers), their verification, the group commit of leases, and the events of webhooks. Doesn't own the tables (store), what is worth recording (its callers) or the words
+numbers), their verification, the group commit of leases, and the events of webhooks.
+Doesn't own the tables (store), what is worth recording (its callers) or the words
 (`core.audit`, `core.events`).
 """
 
