@@ -28,13 +28,8 @@ from evergrant_server.core.messages.names import (
     connection_workflow_id,
 )
 from evergrant_server.core.messages.search_attributes import KEYWORDS
-from evergrant_server.core.single_use.circuit_breaker import (
-    BreakerRules,
-    CircuitBreaker,
-    admit,
-    answered,
-    failed,
-)
+from evergrant_server.core.single_use.breaker_rules import BreakerRules
+from evergrant_server.core.single_use.circuit_breaker import CircuitBreaker, admit, answered, failed
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
 from tests.workflows.lives import a_consent, a_start, a_worker

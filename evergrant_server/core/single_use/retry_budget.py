@@ -1,0 +1,79 @@
+"""The budget for retries at one integration's token endpoint. Pure.
+
+Answers and time fill it; a retry spends from it, a first try never does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.single_use.breaker_rules import BreakerRules
+
+MAX_REMEMBERED = 10_000  # connections that failed; the oldest is dropped for the next
+
+
+@dataclass(frozen=True)
+class LastFailure:
+    """The last request of a connection failed, so its next one is a retry."""
+
+    at: float
+    code: ErrorCode
+
+
+@dataclass(frozen=True)
+class RetryBudget:
+    """What retries have cost, and which connections' next request is one. A new one is full."""
+
+    missed: Mapping[ConnectionId, LastFailure] = field(
+        default_factory=dict[ConnectionId, LastFailure]
+    )  # oldest first
+    spent: float = 0.0  # as of `spent_at`; time and answers bring it back to 0
+    spent_at: float = 0.0
+    served: int = 0  # answers in a row, while there is something to remember
+
+
+def normalised(
+    missed: Mapping[ConnectionId, LastFailure], spent: float, at: float, served: int
+) -> RetryBudget:
+    """A full budget without failures is as good as new."""
+    if spent > 0:
+        return RetryBudget(missed, spent, at, served)
+    return RetryBudget(missed, served=served) if missed else RetryBudget()
+
+
+def spent_now(budget: RetryBudget, now: float, rules: BreakerRules) -> float:
+    return max(budget.spent - (now - budget.spent_at) * rules.retry_rate, 0.0)
+
+
+def after_answer(
+    budget: RetryBudget, now: float, rules: BreakerRules, connection: ConnectionId | None
+) -> RetryBudget:
+    """After an answer to `connection`."""
+    if not budget.missed and not budget.spent:
+        return budget
+    served = budget.served + 1
+    spent = 0.0 if served >= rules.well else spent_now(budget, now, rules) - rules.retry_share
+    return normalised(_others(budget, now, rules, connection), spent, now, served)
+
+
+def after_failure(
+    budget: RetryBudget, now: float, rules: BreakerRules, code: ErrorCode, connection: ConnectionId
+) -> RetryBudget:
+    missed = _others(budget, now, rules, connection)
+    missed[connection] = LastFailure(now, code)
+    if len(missed) > MAX_REMEMBERED:
+        del missed[next(iter(missed))]
+    return RetryBudget(missed, budget.spent, budget.spent_at)
+
+
+def _others(
+    budget: RetryBudget, now: float, rules: BreakerRules, connection: ConnectionId | None
+) -> dict[ConnectionId, LastFailure]:
+    """The connections whose next request is a retry, without `connection` and without old failures."""
+    missed = dict(budget.missed)
+    if connection is not None:
+        missed.pop(connection, None)
+    while missed and now - missed[oldest := next(iter(missed))].at >= rules.retry_window:
+        del missed[oldest]
+    return missed
