@@ -47,7 +47,9 @@ async def test_the_table_has_every_await_of_the_path_and_a_sample_of_it_loses_no
     assert walked.verdicts[Verdict.KEPT] > CASES / 3
     windows = {str(it.told.case): it for it in walked.judged if it.told.case in _LOST_IN_THE_WINDOW}
     assert len(windows) == len(_LOST_IN_THE_WINDOW)
-    told = {name: (it.verdict, it.story) for name, it in windows.items() if it.verdict is not Verdict.UNKNOWN}
+    # on a busy machine the first beat can come before the code is sent, which is named, too
+    honest = (Verdict.UNKNOWN, Verdict.ASKED_AGAIN)
+    told = {name: (it.verdict, it.story) for name, it in windows.items() if it.verdict not in honest}
     assert told == {}
 
 
