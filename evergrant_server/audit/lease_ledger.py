@@ -59,7 +59,7 @@ class LeaseLedger:
     async def record(self, claim: LeaseClaim) -> None:
         """Return once the lease is committed to the log. Only then may it leave.
 
-        Raises Stale when connection or app changed since the claim was judged, Failure
+        Raises StaleClaim when connection or app changed since the claim was judged, Failure
         AUDIT_UNAVAILABLE when the log can't be written.
         """
         if self._task is None or self._task.done() or self._stopping:

@@ -1,4 +1,4 @@
-"""Who may do what: integrations (our clients at providers), apps, their keys and permits."""
+"""Integrations with their endpoints and secret overlap; apps, keys, permits."""
 
 from datetime import datetime
 from enum import StrEnum

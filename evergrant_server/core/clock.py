@@ -1,4 +1,4 @@
-"""The `Clock` port, and arithmetic with moments. Workflows use Temporal's clock instead."""
+"""The clock interface, the system's clock, and date arithmetic. Workflows use Temporal's clock instead."""
 
 import time
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,7 @@
-"""Failures sorted by who repairs them, and the one table that says what follows.
+"""Failures sorted by who repairs them: `FAILURES` has the HTTP status and retry advice of each code.
 
-API, workflows, activities and the reference page all read `FAILURES`; nothing else
-decides whether something is tried again or which HTTP status it has.
+API, workflows, activities and the reference page all read it. `core.lifecycle.schedule.retry_at`
+computes the delays; it tries the platform's own failures again sooner (`_PLATFORM_CODES`).
 """
 
 from dataclasses import dataclass

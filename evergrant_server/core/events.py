@@ -55,7 +55,7 @@ def _installed(detail: _Detail) -> tuple[EventType, ...]:
 
 
 def _needs_reauth(detail: _Detail) -> tuple[EventType, ...]:
-    """A lost reply is two events: the subject must act, and a token was lost.
+    """`needs_reauth`, and `outcome_unknown` when a reply was lost.
 
     An app that asks subjects to reconnect subscribes to the first, an operator to the second.
     """

@@ -1,15 +1,15 @@
-"""Which text from outside can be stored. Pure."""
+"""Which text the store and JSON can hold: no NUL, no lone surrogates."""
 
 from typing import cast
 
 
 def is_storable_text(text: str) -> bool:
-    """No NUL and no lone surrogate, which JSON allows and the store doesn't."""
+    """True without NUL and lone surrogates."""
     return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def is_storable(value: object) -> bool:
-    """The same of every text in what JSON can say, names included."""
+    """True when every text of a parsed JSON value is storable, names of members included."""
     left: list[object] = [value]
     while left:
         one = left.pop()

@@ -68,7 +68,7 @@ class Webhook(BaseModel):
         )
 
     def enabled(self) -> "Webhook":
-        """Without failures: waiting deliveries are tried at once."""
+        """The webhook enabled again, without failures and pause: waiting deliveries are tried at once."""
         fresh = {"disabled_by": None, "failures": 0, "failing_since": None, "paused_until": None}
         return self.model_copy(update=fresh)
 

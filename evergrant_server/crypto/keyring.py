@@ -51,7 +51,7 @@ class KeyRing:
     """Root keys of the purposes a role may use. Doesn't print; every failure names the place."""
 
     def __init__(self, path: Path, role: Role, file: KeyFile) -> None:
-        """Use `open` or `create`: they check the file. Lanes the role may not use are dropped here."""
+        """Use `open` or `create`: they check the file. Purposes the role may not use are dropped here."""
         self._path = path
         self._role = role
         self._file = replace(

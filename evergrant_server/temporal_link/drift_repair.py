@@ -1,4 +1,5 @@
-"""Compares a connection's row with its workflow, and repairs what needs no person."""
+"""Compares a connection's row with its workflow, repairs what needs no person, and starts a workflow
+that is missing."""
 
 from dataclasses import dataclass
 from datetime import timedelta

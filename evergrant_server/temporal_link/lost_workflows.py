@@ -1,4 +1,7 @@
-"""Restarts workflows of webhooks and definitions that were terminated, or lost with Temporal's database."""
+"""Restarts workflows of webhooks and definitions that were terminated, or lost with Temporal's database.
+
+Workflows of connections are started by `reconcile` and `drift_repair`.
+"""
 
 from datetime import timedelta
 

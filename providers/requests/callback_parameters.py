@@ -33,7 +33,7 @@ def state_in(query: Query) -> Secret:
 def checked_query(
     query: Query, expected_issuer: str | None, iss_required: bool
 ) -> tuple[dict[str, str], Secret]:
-    """The parameters and the state. Raises Failure CALLBACK_INVALID.
+    """The parameters and the state, after the check of `iss` (RFC 9207). Raises Failure CALLBACK_INVALID.
 
     A missing or wrong `iss` may be a mix-up attack (RFC 9207 section 2.4).
     """

@@ -1,4 +1,7 @@
-"""Checks a callback before its content is used: bound browser, signature, issuer, unchanged endpoints."""
+"""Checks a callback before its content is used: bound browser, signature, unchanged endpoints.
+
+Decides which issuer is expected; `providers.requests.callback_parameters` compares it with `iss`.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -78,7 +78,7 @@ class IllegalStateChange(ValueError):
 
 
 def state_after(state: LifecycleState, move: StateChange) -> LifecycleState:
-    """The state after `move`. Raises IllegalMove when the table has no such row."""
+    """The state after `move`. Raises IllegalStateChange when the table has no such row."""
     try:
         return STATE_CHANGES[(state, move)]
     except KeyError:
@@ -150,9 +150,9 @@ class Connection(BaseModel):
     def account_chosen(self, option: AccountOption, at: datetime) -> "Connection":
         return self.model_copy(update={"follow_up": None, "choice": option.id, "changed_at": at})
 
-    def label_of_slot(self, chain: str) -> str:
-        """The label of the connection that holds a further chain of this one's consents."""
-        return chain if self.label == "default" != chain else f"{self.label}:{chain}"
+    def label_of_slot(self, slot: str) -> str:
+        """The label of the connection that holds a further token slot of this one's consents."""
+        return slot if self.label == "default" != slot else f"{self.label}:{slot}"
 
     def with_source_app(self, app: AppId) -> "Connection":
         """From here on its source's token is exchanged on behalf of `app`."""

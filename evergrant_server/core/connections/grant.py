@@ -100,7 +100,7 @@ class Grant(BaseModel):
 
     @property
     def ends_together(self) -> bool:
-        """The refresh token ends no later than the access token, so a refresh can't wait for that end."""
+        """True when the refresh token expires no later than the access token."""
         ends, refresh_ends = self.expires_at, self.refresh_expires_at
         return self.refreshable and ends is not None and refresh_ends is not None and refresh_ends <= ends
 

@@ -1,4 +1,4 @@
-"""How the tokens of a provider age, and whether a refresh token may be sent twice."""
+"""A provider's declared rotation, grace and token ages. The resend rule is in `core.single_use.attempt`."""
 
 from datetime import timedelta
 from enum import StrEnum

@@ -101,9 +101,9 @@ def earliest_refresh_at(connection: ConnectionState) -> datetime | None:
 
 
 def settled_at(connection: ConnectionState, rules: LifecycleRules) -> datetime | None:
-    """Until then a new grant is not due, whatever its dates say; None: it is of unknown age.
+    """The earliest refresh after an installation; None for a grant without an expiry.
 
-    A worker whose clock is an hour behind brings tokens that look expired at once.
+    Guards against slow clocks: tokens from a worker whose clock is an hour behind look expired at once.
     """
     if connection.installed_at is None:
         return None
@@ -119,7 +119,7 @@ def _earlier(*moments: Timer | None) -> Timer | None:
 
 
 def _first_tokens(connection: ConnectionState) -> Timer | None:
-    """Of a consent that needs no subject, or is given on another device."""
+    """When first tokens are requested or polled next: without a subject, or with a device code."""
     if connection.waiting_consent is None or connection.poll_at is not None:
         return _device_poll(connection)
     if connection.retry_at is None:
@@ -161,9 +161,9 @@ def _refresh(connection: ConnectionState, rules: LifecycleRules, share: float) -
 
 
 def _before_the_end(connection: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
-    """A token that is refreshed with itself is refreshed at half of its lifetime: an outage may end by then.
+    """The refresh of a token that ends with its refresh token: at half its life, so that an outage may end.
 
-    Where a refresh doesn't move the end, the margin is early enough.
+    Where a refresh doesn't move that end, the margin is early enough.
     """
     kept, last = _keep_alive(connection, rules, share), refresh_due_at(connection, rules, share)
     if kept is None:

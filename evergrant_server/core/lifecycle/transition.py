@@ -46,7 +46,10 @@ def next_step(
     rules: LifecycleRules,
     share: float = 0.0,
 ) -> Transition:
-    """Decide. `share` in [0, 1) spreads a fleet; it is an argument so that replay agrees."""
+    """The next state and command after an event.
+
+    `share` in [0, 1) spreads a fleet's timers; it is an argument so that a replay decides the same.
+    """
     if connection.state.is_final and event.kind is not EventKind.CONSENT_NOT_ENDED:
         refusal = connection.reason or ErrorCode.CONNECTION_REVOKED
         return Transition(connection.model_copy(update={"refusal": refusal}))

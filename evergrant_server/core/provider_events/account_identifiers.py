@@ -17,7 +17,7 @@ _LONGEST = 256
 
 
 def fact_name(path: str) -> str:
-    """The name of the identifier that a fact of the grant is."""
+    """The identifier's name for a fact at this path."""
     return f"fact:{path}"
 
 

@@ -1,4 +1,6 @@
-"""What introspection says of a grant (RFC 7662). Pure.
+"""Judges an `active` answer of introspection (RFC 7662). Pure.
+
+When to introspect: `activities.maintenance.introspection`. What follows: `external_revocation`.
 
 A server that can't introspect refresh tokens answers `active: false` for each of them (section
 2.2), so that answer counts only if the server has said `active: true` of one before.

@@ -1,7 +1,8 @@
-"""One use of a single-use credential: the intent that is committed before anything is sent.
+"""Attempts: the intent row, and the rules when a credential may be sent again.
 
-The rules are in docs/protocol.md; they are pure functions here, so that a model test can try them
-all (tests/unit/core/single_use/test_protocol_model.py).
+An attempt is committed before its request is sent. docs/protocol.md has the rules; they are pure
+functions here, so that a model test can try them all
+(tests/unit/core/single_use/test_protocol_model.py).
 """
 
 from datetime import datetime, timedelta
@@ -110,7 +111,7 @@ class Attempt(BaseModel):
 
 
 class LateTokens(BaseModel):
-    """Tokens that came after their attempt had been given up; they are verified before they are used."""
+    """The row of tokens whose reply came too late; they are verified before they are used."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -219,7 +220,7 @@ def is_dated_ahead(attempt: Attempt, now: datetime, limits: TimeLimits = LIMITS)
 
 
 def redated(attempt: Attempt, since: datetime, limits: TimeLimits = LIMITS) -> Attempt:
-    """An attempt that is dated ahead, with deadlines that count from when it was first seen."""
+    """The attempt with its deadlines moved to our clock: they count from `since`, when it was first seen."""
     deadlines = {"opened_at": since, "send_by": since + limits.send}
     return attempt.model_copy(update={**deadlines, "first_sent_at": attempt.first_opened_at})
 

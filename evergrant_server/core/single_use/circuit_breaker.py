@@ -90,7 +90,7 @@ def _probe(
 def _rationed(
     breaker: CircuitBreaker, now: float, rules: BreakerRules, share: float, connection: ConnectionId | None
 ) -> tuple[CircuitBreaker, Admission]:
-    """Closed: every request is sent, a retry if there is budget for it."""
+    """Admission while closed: a retry needs budget, a first try doesn't."""
     missed = breaker.budget.missed.get(connection) if connection is not None else None
     if missed is None or now - missed.at >= rules.retry_window:
         return breaker, _GO

@@ -70,7 +70,7 @@ def after_failure(
 def _others(
     budget: RetryBudget, now: float, rules: BreakerRules, connection: ConnectionId | None
 ) -> dict[ConnectionId, LastFailure]:
-    """The connections whose next request is a retry, without `connection` and without old failures."""
+    """The remembered failures without this connection's and without old ones."""
     missed = dict(budget.missed)
     if connection is not None:
         missed.pop(connection, None)

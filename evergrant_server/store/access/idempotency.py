@@ -18,21 +18,21 @@ from evergrant_server.store.sealing import SealedRepository
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """An answer given before: the hash of its request, its HTTP status and its body's text."""
+    """An earlier response: the hash of its request, its HTTP status and its body's text."""
 
     request_hash: str
     status: int
     body: str
 
     def __repr__(self) -> str:
-        return f"Remembered(status={self.status}, body=<{len(self.body)} characters>)"
+        return f"StoredResponse(status={self.status}, body=<{len(self.body)} characters>)"
 
 
 class Idempotency(SealedRepository):
-    """Remembered answers of one transaction."""
+    """Stored responses, read and written in one transaction."""
 
     async def find(self, tenant: Tenant, app_id: AppId, key: str) -> StoredResponse | None:
-        """The answer given for this key, or None. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
+        """The response stored for this key, or None. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
         row = await find_one(self._connection, IdempotencyRow, tenant=tenant, app_id=app_id, key=key)
         if row is None:
             return None
@@ -43,7 +43,7 @@ class Idempotency(SealedRepository):
     async def store(
         self, tenant: Tenant, app_id: AppId, key: str, request_hash: str, status: int, body: str, at: datetime
     ) -> None:
-        """Keep an answer. Raises Failure IDEMPOTENCY_CONFLICT when the key was used for another
+        """Store a response. Raises Failure IDEMPOTENCY_CONFLICT when the key was used for another
         request, STORE_CONFLICT when the same request was answered meanwhile: recall it."""
         place = _place(tenant, app_id, key)
         values: Values = {

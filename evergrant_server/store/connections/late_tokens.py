@@ -37,7 +37,7 @@ class LateTokenSets(SealedRepository):
         )
 
     async def of_connection(self, tenant: Tenant, connection_id: ConnectionId) -> list[LateTokens]:
-        """The newest first."""
+        """Late tokens of a connection, newest first."""
         mine = columns_equal(LateTokensRow, tenant=tenant, connection_id=connection_id)
         newest = col(LateTokensRow.received_at).desc()
         return await fetch_models(

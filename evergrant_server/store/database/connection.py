@@ -1,4 +1,4 @@
-"""The interface of a database: connections inside a transaction, on SQLite or PostgreSQL."""
+"""The interface that SQLite and PostgreSQL implement: a database and its connections."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager

@@ -46,7 +46,7 @@ async def current_version(url: str) -> str | None:
 
 
 async def upgrade(url: str) -> None:
-    """Bring the database to `head()`, in one transaction; does nothing when it is there.
+    """Bring the database to `expected_version()`, in one transaction; does nothing when it is there.
 
     Raises Failure SCHEMA_MISMATCH for a database from a newer version, STORE_UNAVAILABLE
     when it can't be reached.
