@@ -51,7 +51,7 @@ WHEN = {
     AuditAction.CONSENT_GRANTED: "the provider redirected the subject back with a code",
     AuditAction.CONSENT_DENIED: "the subject or the provider denied the consent",
     AuditAction.CONSENT_EXPIRED: "the subject did not finish the consent before its deadline",
-    AuditAction.CONSENT_FAILED: "a code arrived, but the exchange brought no grant",
+    AuditAction.CONSENT_FAILED: "a code arrived, but its exchange led to no grant",
     AuditAction.CALLBACK_REFUSED: "a callback belonged to no open consent of that browser",
     AuditAction.GRANT_INSTALLED: "the first grant of a consent was stored",
     AuditAction.GRANT_REFRESHED: "a refresh replaced the grant",

@@ -137,7 +137,7 @@ class ConnectionWorkflow:
     # --- answers to `request_token` ----------------------------------------------------
 
     async def _reply(self, reply_to: str | None) -> None:
-        """Answer the workflow that asked; and those that waited for a person, if one has acted."""
+        """Answer the workflow that requested a token and, once a person has acted, those that waited."""
         self._connection = with_waiting_caller(self._connection, reply_to)
         if reply_to is not None:
             await self._send_token_ready(reply_to)
@@ -160,7 +160,7 @@ class ConnectionWorkflow:
         try:
             await workflow.get_external_workflow_handle(workflow_id).signal(SignalName.TOKEN_READY, message)
         except FailureError:
-            workflow.logger.warning("the workflow that asked for a token is gone")
+            workflow.logger.warning("the workflow that requested a token is gone")
 
     # --- signals, updates, queries -----------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The end of a consent that brought no tokens: its deadline passed, or the subject denied it."""
+"""The end of a consent without tokens: its deadline passed, or the subject denied it."""
 
 from temporalio import activity
 
@@ -76,4 +76,4 @@ class ConsentEndActivities:
         except Failure as failure:
             if is_temporary_outage(failure):
                 raise  # Temporal runs it again
-            # without its definition the provider can't be asked: the tokens stay sealed
+            # without its definition no request can be made: the tokens stay sealed

@@ -51,7 +51,7 @@ class DeviceOutcome(FirstGrantOutcome):
     ) -> GrantResult:
         now, row = self.services.clock.now(), attempt.row
         pending = failure.poll if isinstance(failure, DevicePending) else None
-        # the previous definition polls with the same code, unless the reply brought unreadable tokens
+        # the previous definition polls with the same code, unless the reply had unreadable tokens
         if outcome is not AttemptOutcome.UNREAD and self._may_be_definition_fault(failure):
             if outcome is not None:
                 await close_attempt(tx, row, outcome, now)

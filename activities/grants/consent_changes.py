@@ -19,7 +19,7 @@ async def end_consent(
 async def end_unless_done(
     tx: Transaction, consent: Consent, status: ConsentStatus, failure: ErrorCode | None = None
 ) -> None:
-    """As `end_consent`, on the stored row; a consent that has brought its grant stays done."""
+    """As `end_consent`, on the stored row; a consent whose grant is installed stays done."""
     current = await tx.consents.get(consent.tenant, consent.id)
     if current is not None and current.status is not ConsentStatus.DONE:
         await end_consent(tx, current, status, failure)

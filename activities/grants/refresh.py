@@ -89,7 +89,7 @@ class RefreshActivities:
     async def _result_without_request(
         self, request: RefreshGrant, context: ProviderContext
     ) -> GrantResult | None:
-        """The result when no provider is asked: revoking, refreshed by an earlier try, or idle."""
+        """The result when no request is sent: revoking, refreshed by an earlier try, or idle."""
         connection, grant = context.connection, context.grant
         if connection.state is LifecycleState.REVOKING:
             return GrantResult(state=LifecycleState.REVOKING)
@@ -164,7 +164,7 @@ class RefreshActivities:
     async def _without_refresh_token(self, request: RefreshGrant, context: ProviderContext) -> GrantResult:
         """The result for a grant that can't be refreshed; once its access token is over, it is condemned."""
         if context.provisional and not context.spec.refresh_supported:
-            raise Failure(ErrorCode.CLIENT_REJECTED)  # a staged definition says so: the previous one is asked
+            raise Failure(ErrorCode.CLIENT_REJECTED)  # a staged definition says so: the previous one is used
         grant = context.grant
         assert grant is not None
         if self._token_is_valid(context):

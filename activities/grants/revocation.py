@@ -142,7 +142,7 @@ class RevocationActivities:
     async def _record_failure(self, request: RevokeGrant, failure: Failure) -> RevocationResult:
         result = revocation_result_of(failure)
         if failure.code is ErrorCode.REFRESH_PENDING:
-            return result  # the provider was not asked yet
+            return result  # no revocation was sent yet
 
         async def record(tx: Transaction) -> None:
             now = self._clock.now()
@@ -154,7 +154,7 @@ class RevocationActivities:
     async def _finish(
         self, tx: Transaction, request: RevokeGrant, outcome: RevocationOutcome, generation: int
     ) -> RevocationResult:
-        """Write `revoked` and destroy the keys, if the provider was asked about the current `generation`."""
+        """Write `revoked` and destroy the keys, if `generation` is still the current one."""
         now = self._clock.now()
         current = await load_connection(tx, request)
         if current.state is LifecycleState.REVOKED:

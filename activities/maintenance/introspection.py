@@ -229,7 +229,7 @@ class IntrospectionActivities:
 
 
 def supports_introspection(context: ProviderContext) -> bool:
-    """Whether the provider can be asked about this connection's tokens (RFC 7662)."""
+    """True when the provider can introspect this connection's tokens (RFC 7662)."""
     return context.connection.flow.is_bearer and context.endpoints.introspection_endpoint is not None
 
 

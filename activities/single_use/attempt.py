@@ -43,7 +43,7 @@ class SingleUseAttempt:
 class OutcomeHandler(ABC, Generic[T]):
     """What follows from a reply: the same for one that has just arrived and for a journaled one."""
 
-    provisional = False  # asked by a staged definition, which the journal records
+    provisional = False  # sent with a staged definition, which the journal records
     spends_credential = True  # False: the same request may be sent again and brings as much
 
     @abstractmethod

@@ -24,7 +24,7 @@ class JournaledReply:
     request: dict[str, Any] = field(repr=False)  # the activity's input
     came_at: datetime
     reply: RawReply
-    provisional: bool = False  # asked by a staged definition: a refusal condemns nothing
+    provisional: bool = False  # sent with a staged definition: a refusal ends no grant
 
     @classmethod
     def for_request(

@@ -1,4 +1,4 @@
-"""The one path for news from the provider's side: row, workflow's message and audit in one transaction."""
+"""The one path for a provider's report: row, workflow's message and audit record in one transaction."""
 
 from datetime import datetime
 
@@ -30,28 +30,28 @@ _RECORDED = frozenset(
 async def apply_external_event(
     tx: Transaction,
     connection: Connection,
-    news: ProviderReport,
-    asked: RequestContext,
+    report: ProviderReport,
+    context: RequestContext,
     now: datetime,
     provenance: Provenance | None = None,
 ) -> ReportDecision:
-    """Judge the news by what the store holds now, and do what follows.
+    """Judge the report by the rows as they are now, and write what follows from it.
 
-    From the commit of ENDED on no lease leaves: the row's revision has moved, and its reason
-    keeps even a valid token in. Raises Failure STORE_CONFLICT when the row changed meanwhile.
+    After the commit of ENDED no lease is issued: the row's revision has moved, and its reason
+    refuses even a valid token. Raises Failure STORE_CONFLICT when the row changed meanwhile.
     """
     grant = await tx.grants.get(connection.tenant, connection.id)
-    verdict = judge_report(connection, grant, news)
+    verdict = judge_report(connection, grant, report)
     if verdict is ReportDecision.ENDED:
         after = connection.rejected(ErrorCode.GRANT_REVOKED_ELSEWHERE, now)
         await tx.connections.replace(after, expected=connection.revision)
-        event = RevokedAtProvider(generation=connection.generation, source=news.source, context=asked)
+        event = RevokedAtProvider(generation=connection.generation, source=report.source, context=context)
         await _signal(tx, connection, SignalName.REVOKED_AT_PROVIDER, event, now)
     elif verdict is ReportDecision.REFRESH_REQUESTED:
-        rotate = Rotate(reason=news.kind, context=asked, seen_generation=connection.generation)
+        rotate = Rotate(reason=report.kind, context=context, seen_generation=connection.generation)
         await _signal(tx, connection, SignalName.ROTATE, rotate, now)
     if verdict in _RECORDED:
-        await append(tx, _entry(connection, news, verdict, asked, now, provenance))
+        await append(tx, _entry(connection, report, verdict, context, now, provenance))
     return verdict
 
 
@@ -63,17 +63,17 @@ async def _signal(
 
 def _entry(
     connection: Connection,
-    news: ProviderReport,
+    report: ProviderReport,
     verdict: ReportDecision,
-    asked: RequestContext,
+    context: RequestContext,
     now: datetime,
     provenance: Provenance | None,
 ) -> AuditEntry:
     ended = verdict is ReportDecision.ENDED
     detail: dict[str, object] = {
-        "source": news.source.value,
-        "kind": news.kind,
-        "at": news.at.isoformat() if news.at else None,
+        "source": report.source.value,
+        "kind": report.kind,
+        "at": report.at.isoformat() if report.at else None,
         "generation": connection.generation,
     }
     detail |= {"reason": ErrorCode.GRANT_REVOKED_ELSEWHERE.value} if ended else {"verdict": verdict.value}
@@ -82,7 +82,7 @@ def _entry(
         at=now,
         action=AuditAction.REVOKED_AT_PROVIDER if ended else AuditAction.PROVIDER_REPORT_RECEIVED,
         object=connection.id,
-        context=asked,
+        context=context,
         detail=detail,
         provenance=provenance,
     )

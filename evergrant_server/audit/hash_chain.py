@@ -125,7 +125,7 @@ def _position(cursor: str) -> tuple[datetime, str, int]:
 
 
 class _Head(NamedTuple):
-    """The end of a chain, and whether the tenant has a webhook: asked on the way, at no cost."""
+    """The end of a chain, and whether the tenant has a webhook: both from one query."""
 
     count: int
     last_hash: str

@@ -20,7 +20,7 @@ from evergrant_server.store import Transaction
 from evergrant_server.store.database.postgresql import asyncpg_driver
 from evergrant_server.store.database.sqlite import sqlite_driver
 
-# A token that is valid is served while the subject is asked to consent again, too.
+# A valid token is leased while a new consent is awaited, too.
 _LEASABLE = frozenset({LifecycleState.ACTIVE.value, LifecycleState.NEEDS_REAUTH.value})
 _COLUMNS = (
     "tenant", "shard", "seq", "at", "action", "object", "by", "trace_id", "detail",
@@ -92,7 +92,7 @@ class LeaseClaim:
     scopes: tuple[str, ...]
     at: datetime
     dpop_request: str | None = None  # method and origin: a proof for one request instead of the token
-    signed_request: str = ""  # the request that was signed, where that was asked for instead of the token
+    signed_request: str = ""  # the signed request, when a signature is leased instead of the token
 
 
 async def write_sqlite(tx: Transaction, shard: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:

@@ -38,7 +38,7 @@ async def write_event(
     tx: Transaction,
     webhooks: list[Webhook],
     event: WebhookEvent,
-    asked: RequestContext,
+    context: RequestContext,
     now: datetime,
     *,
     by_hand: bool = False,
@@ -62,16 +62,16 @@ async def write_event(
             created_at=now,
         )
         await tx.deliveries.add(delivery)
-        await wake_webhook(tx, webhook, asked, now, at_once=by_hand)
+        await wake_webhook(tx, webhook, context, now, at_once=by_hand)
         written.append(delivery)
     return written
 
 
 async def wake_webhook(
-    tx: Transaction, webhook: Webhook, asked: RequestContext, now: datetime, *, at_once: bool = False
+    tx: Transaction, webhook: Webhook, context: RequestContext, now: datetime, *, at_once: bool = False
 ) -> None:
     """Have the webhook's workflow look at what waits."""
-    order = WakeWebhook(tenant=webhook.tenant, webhook_id=webhook.id, at_once=at_once, context=asked)
+    order = WakeWebhook(tenant=webhook.tenant, webhook_id=webhook.id, at_once=at_once, context=context)
     id = OutboxId(new_id("out"))
     message = OutboxMessage(
         tenant=webhook.tenant,

@@ -58,7 +58,7 @@ class WorkflowStarter:
         is behind is still noticed. `pending_replies` are workflows that the earlier run owed a
         `token_ready`. `replace_running` terminates a running workflow in the same call.
         """
-        async with self._store.read() as tx:  # read after Temporal was asked: it may just have ended
+        async with self._store.read() as tx:  # read after the query to Temporal: it may just have ended
             current = await tx.connections.get(connection.tenant, connection.id)
             if current is None or current.state.is_final:
                 return False

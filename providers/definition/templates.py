@@ -52,7 +52,7 @@ def integration_endpoints(
 ) -> Endpoints:
     """An integration's endpoints: those discovered and pinned, else the definition's.
 
-    `metadata` is the connection's, in which a callback may have brought a template parameter.
+    `metadata` is the connection's, which may have a template parameter from a callback.
     """
     if integration.endpoints is not None:
         mutual = client_auth_of(spec, integration) in MUTUAL_TLS

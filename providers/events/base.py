@@ -15,7 +15,7 @@ from evergrant_server.core.text import is_storable_text
 
 TIMESTAMP_TOLERANCE = timedelta(minutes=5)  # between a signed timestamp and now
 MAX_ID_LENGTH = 256
-ACCOUNT_ID = "account"  # a mark that the receiver's `account_in` gives its meaning
+ACCOUNT_ID = "account"  # an identifier that the receiver's `account_in` gives its meaning
 
 
 @dataclass(frozen=True)

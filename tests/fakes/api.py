@@ -109,7 +109,7 @@ class ScriptedLink:
 
 
 class CountingRelay:
-    """Stands where OutboxRelay stands; `on_nudge` may do what a worker would."""
+    """Stands in for `OutboxRelay` and counts its notifications."""
 
     def __init__(self) -> None:
         self.nudges = 0

@@ -148,7 +148,7 @@ async def _refetch_keys(api: ApiContext, receiver: Receiver, context: RequestCon
                 await tx.outbox.add(fetch_keys_message(after, context, now))
         except Failure as failure:
             if failure.code is not ErrorCode.STORE_CONFLICT:
-                raise  # a concurrent request has asked for the keys
+                raise  # a concurrent request has requested the keys
         api.relay.notify()
     raise Failure(
         ErrorCode.PROVIDER_UNREACHABLE, "The transmitter's keys are being fetched.", retry_after=10.0
@@ -186,22 +186,22 @@ async def _affected_connections(tx: Transaction, receiver: Receiver, it: Provide
     """The affected connections, of the receiver's own integration only."""
     found: dict[ConnectionId, None] = {}
     tenant, integration = receiver.tenant, receiver.integration_id
-    for marks in it.accounts:
-        accounts = [mark.value for mark in marks if mark.name == ACCOUNT_ID]
+    for identifiers in it.accounts:
+        accounts = [identifier.value for identifier in identifiers if identifier.name == ACCOUNT_ID]
         if accounts and receiver.account_in == ACCOUNT_IS_SUBJECT:
             bearers = await tx.account_identifiers.connections_of_subject(tenant, integration, accounts[0])
         else:
-            wanted = frozenset(_resolve_identifier(receiver, mark) for mark in marks)
+            wanted = frozenset(_resolve_identifier(receiver, identifier) for identifier in identifiers)
             bearers = await tx.account_identifiers.connections_identified_by(tenant, integration, wanted)
         found |= dict.fromkeys(bearers)
     return list(found)
 
 
-def _resolve_identifier(receiver: Receiver, mark: AccountIdentifier) -> AccountIdentifier:
-    if mark.name != ACCOUNT_ID:
-        return mark
+def _resolve_identifier(receiver: Receiver, identifier: AccountIdentifier) -> AccountIdentifier:
+    if identifier.name != ACCOUNT_ID:
+        return identifier
     name = SUB if receiver.account_in == ACCOUNT_IS_SUB else fact_name(receiver.account_in)
-    return AccountIdentifier(name, mark.value)
+    return AccountIdentifier(name, identifier.value)
 
 
 async def _report_to_connection(

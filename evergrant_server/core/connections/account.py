@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 class FollowUp(StrEnum):
     """What is still open after a new grant."""
 
-    LOOKING_UP = "looking_up"  # the provider is asked for the accounts
+    LOOKING_UP = "looking_up"  # the worker requests the accounts from the provider
     CHOOSING = "choosing"  # there are several: the subject or the app chooses one
 
 

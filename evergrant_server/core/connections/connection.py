@@ -124,7 +124,7 @@ class Connection(BaseModel):
     revision: int = 1
 
     def granted(self, at: datetime, known: int = 0) -> "Connection":
-        """A consent brought a new grant, which ends any failure.
+        """The row after a consent with a new grant, which ends any failure.
 
         `known` is the newest generation that the workflow knows: a row from an older backup goes
         beyond it, or the new grant would look like one that the backup lost.
@@ -227,13 +227,13 @@ def is_leasable(
     *,
     reported: bool = False,
 ) -> bool:
-    """May a valid token be leased? Also while the subject is asked for a new consent; not once the
+    """May a valid token be leased? Also while a new consent is awaited; not once the
     provider has ended the grant, nor while the account is still to be chosen.
 
     `reported`: an app says that the provider's API refuses the token. It counts once the grant can't
     be refreshed any more; by itself it proves nothing.
     """
-    held = state in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
+    has_grant = state in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
     ended = reason is ErrorCode.GRANT_REVOKED_ELSEWHERE
     refused = reported and state is LifecycleState.NEEDS_REAUTH
-    return held and not ended and not refused and follow_up is not FollowUp.CHOOSING
+    return has_grant and not ended and not refused and follow_up is not FollowUp.CHOOSING

@@ -40,7 +40,7 @@ class ConsentKind(StrEnum):
     CODE = "code"  # from a code that the subject's browser brings
     IMPORT = "import"  # they came with the consent: by an import, or in a fragment
     DEVICE = "device"  # from a code that the subject types in on another device (RFC 8628)
-    CLIENT_GRANT = "client_grant"  # from our own credentials: no subject is asked
+    CLIENT_GRANT = "client_grant"  # from our own credentials, without a subject
 
 
 class Consent(BaseModel):
@@ -69,7 +69,7 @@ class Consent(BaseModel):
     issuer: str | None = None
     token_endpoint: str | None = None
     failure: str | None = None  # a Code
-    facts: dict[str, str] = {}  # what the callback brought beside the code, checked
+    facts: dict[str, str] = {}  # the callback's parameters beside the code, checked
     granted_scopes: tuple[str, ...] | None = None  # where the callback says which
     created_at: datetime
     expires_at: datetime

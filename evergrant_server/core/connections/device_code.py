@@ -11,7 +11,7 @@ _LONGEST_INTERVAL_S = 60.0
 
 
 class DevicePoll(StrEnum):
-    """The outcome of one poll that brought neither tokens nor an end."""
+    """The outcome of one poll whose reply has neither tokens nor a final error."""
 
     STARTED = "started"  # there is a code now, and no poll yet
     PENDING = "authorization_pending"

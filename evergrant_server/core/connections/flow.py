@@ -59,7 +59,7 @@ class TokenTarget(BaseModel):
 
     resources: tuple[str, ...] = ()
     audience: str | None = None
-    subject_token_type: str | None = None  # of a token that was brought to be exchanged (RFC 8693 section 3)
+    subject_token_type: str | None = None  # of an imported token that is exchanged (RFC 8693 section 3)
 
     def __bool__(self) -> bool:
         return bool(self.resources or self.audience)

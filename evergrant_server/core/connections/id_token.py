@@ -29,7 +29,7 @@ def hash_of_nonce(nonce: str) -> str:
 def require_nonce(id_token: Secret | None, nonce_hash: str | None) -> None:
     """Raise Failure ID_TOKEN_REFUSED for an id token that isn't of the request with this nonce.
 
-    None was asked for without a hash, and a reply without an id token is the provider's business.
+    Without a `nonce_hash` no nonce was sent. A reply without an id token is accepted.
     """
     if id_token is None or nonce_hash is None:
         return

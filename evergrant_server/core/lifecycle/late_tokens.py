@@ -40,7 +40,7 @@ def _verify(connection: ConnectionState, attempt_id: AttemptId | None) -> Transi
     """None when the tokens are of no use to the connection any more."""
     if attempt_id is None:
         return None
-    if connection.state is LifecycleState.ACTIVE:  # installed already: the store is asked what holds
+    if connection.state is LifecycleState.ACTIVE:  # installed already: the store says which state holds
         changes = {"late_attempt": attempt_id}
     elif connection.state in STATES_WITHOUT_GRANT:
         changes = {**_without_late_tokens(connection), "late_attempt": attempt_id}

@@ -34,7 +34,7 @@ class LifecycleRules(BaseModel):
     first_backoff: timedelta = timedelta(seconds=2)
     backoff_growth: float = 4.0
     longest_backoff: timedelta = timedelta(hours=2)
-    longest_platform_backoff: timedelta = timedelta(minutes=1)  # nothing was sent: the provider isn't asked
+    longest_platform_backoff: timedelta = timedelta(minutes=1)  # nothing was sent to the provider
     longest_revocation_backoff: timedelta = timedelta(hours=1)
     longest_retry_after: timedelta = timedelta(hours=1)  # a longer Retry-After is not believed
     caller_backoff: timedelta = timedelta(minutes=1)  # callers may cause a try this often in an outage

@@ -65,7 +65,7 @@ class ConnectionState(Message):
     late_attempt: AttemptId | None = None  # late tokens of this attempt wait to be verified
     verify_late_at: datetime | None = None
     late_failures: int = 0
-    account_lookup_at: datetime | None = None  # when the provider is asked for the accounts
+    account_lookup_at: datetime | None = None  # when the accounts are looked up
     account_lookup_failures: int = 0  # failed in a row
     choice_pending: bool = False  # the account is still to be chosen
     waiting_callers: tuple[str, ...] = ()  # workflows that are told once there is a token
@@ -109,7 +109,7 @@ class RefreshReason(StrEnum):
 
 
 class LifecycleEvent(Message):
-    """One event with what it brought."""
+    """One event and its data."""
 
     kind: EventKind
     context: RequestContext

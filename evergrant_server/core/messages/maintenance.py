@@ -27,7 +27,7 @@ class ReconcileResult(Message):
     unanswered: int = 0  # no answer came, so it is open whether the store is behind them
     first_unanswered: tuple[str, ...] = ()
     compared: bool = True  # False: no worker answered, so the rest was left out
-    comparing: bool = False  # every workflow is asked for its generation, from the first to the last
+    comparing: bool = False  # every workflow is queried for its generation, from the first to the last
     after: str | None = None  # the last connection that was looked at, while the pass goes on
     spent_s: float = 0  # by this run, while it goes on; earlier tries included
     exported: int = 0  # histories of closed runs whose export was missing

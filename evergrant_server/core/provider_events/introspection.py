@@ -14,7 +14,7 @@ from evergrant_server.core.provider_events.external_revocation import Certainty
 
 @dataclass(frozen=True)
 class IntrospectionAnswers:
-    """The provider's answers; None: not asked. `refresh_answers`: it can introspect refresh tokens."""
+    """The provider's answers; None: not introspected. `refresh_answers`: it can introspect refresh tokens."""
 
     refresh_active: bool | None
     access_active: bool | None

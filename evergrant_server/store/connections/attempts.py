@@ -106,8 +106,8 @@ class Attempts(Repository):
         return await fetch_models(self._connection, Attempt, found)
 
     async def may_be_invalidated(self, tenant: Tenant, connection_id: ConnectionId, generation: int) -> bool:
-        """True when this generation was installed late, beside another use of what it was made from that
-        was refused or never answered: the provider may have ended by that one what it brought."""
+        """True when this generation was installed late, while another use of the same credential was
+        refused or never answered: that use may have made the provider end this grant."""
         uses = columns_equal(
             AttemptRow,
             tenant=tenant,

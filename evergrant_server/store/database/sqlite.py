@@ -34,7 +34,7 @@ _RETRY_DELAYS_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.05, 0.1)  # 
 
 
 class SqliteConnection:
-    """A `DatabaseConnection`: what it is asked runs at once, on the event loop."""
+    """A `DatabaseConnection`: statements run at once, on the event loop."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -138,7 +138,7 @@ class SqliteDatabase:
             except asyncio.CancelledError as error:
                 cancelled = error
         if cancelled is not None:
-            future.exception()  # marked as retrieved: the caller hears of its cancellation instead
+            future.exception()  # marked as retrieved: the caller gets its cancellation instead
             raise cancelled
         return future.result()
 

@@ -16,7 +16,7 @@ from evergrant_server.store.provider_events.tables import AccountIdentifierRow
 
 
 class AccountIdentifiers:
-    """Marks of one transaction."""
+    """Account identifiers, read and written in one transaction."""
 
     def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
         self._connection = connection
@@ -25,38 +25,38 @@ class AccountIdentifiers:
     async def update_from_reply(
         self, owner: Connection, tokens: TokenSet, grant: Grant, origin: Origin
     ) -> None:
-        """Make the marks those of this token reply; writes nothing when they are the same."""
+        """Store the identifiers of this token reply; writes nothing when they are the same."""
         wanted = {
-            name: self._hash(owner.tenant, owner.integration_id, mark)
-            for name, mark in account_identifiers_of(tokens, grant).items()
+            name: self._hash(owner.tenant, owner.integration_id, identifier)
+            for name, identifier in account_identifiers_of(tokens, grant).items()
         }
         mine = columns_equal(AccountIdentifierRow, tenant=owner.tenant, connection_id=owner.id)
         rows = await fetch_all(self._connection, select(AccountIdentifierRow).where(mine))
         had = {row["name"]: row["identifier_hash"] for row in rows}
         stay = unreplaced_names(tokens, origin)
-        gone = [name for name, mark in had.items() if name not in stay and wanted.get(name) != mark]
+        gone = [name for name, hashed in had.items() if name not in stay and wanted.get(name) != hashed]
         if gone:
             old = delete(AccountIdentifierRow).where(mine, col(AccountIdentifierRow.name).in_(gone))
             await self._connection.execute(old)
-        for name, mark in wanted.items():
-            if had.get(name) != mark:
+        for name, hashed in wanted.items():
+            if had.get(name) != hashed:
                 values = {
                     "tenant": owner.tenant,
                     "connection_id": owner.id,
                     "name": name,
                     "integration_id": owner.integration_id,
-                    "identifier_hash": mark,
+                    "identifier_hash": hashed,
                     "revision": 1,
                 }
                 await insert(self._connection, AccountIdentifierRow, values)
 
     async def connections_identified_by(
-        self, tenant: Tenant, integration_id: IntegrationId, marks: frozenset[AccountIdentifier]
+        self, tenant: Tenant, integration_id: IntegrationId, identifiers: frozenset[AccountIdentifier]
     ) -> list[ConnectionId]:
-        """Connections of this integration that bear every one of these marks; none for no marks."""
-        if not marks:
+        """Connections of this integration that have every one of these identifiers; none for an empty set."""
+        if not identifiers:
             return []
-        hashes = [self._hash(tenant, integration_id, mark) for mark in marks]
+        hashes = [self._hash(tenant, integration_id, identifier) for identifier in identifiers]
         found = columns_equal(AccountIdentifierRow, tenant=tenant, integration_id=integration_id)
         query = (
             select(col(AccountIdentifierRow.connection_id))
@@ -81,5 +81,5 @@ class AccountIdentifiers:
         mine = columns_equal(AccountIdentifierRow, tenant=tenant, connection_id=connection_id)
         await self._connection.execute(delete(AccountIdentifierRow).where(mine))
 
-    def _hash(self, tenant: str, integration_id: str, mark: AccountIdentifier) -> str:
-        return self._ring.account_hash(tenant, integration_id, mark.name, mark.value)
+    def _hash(self, tenant: str, integration_id: str, identifier: AccountIdentifier) -> str:
+        return self._ring.account_hash(tenant, integration_id, identifier.name, identifier.value)

@@ -1,7 +1,7 @@
 """Mistakes in settings, keys, database, Temporal and checkout: each is answered with its repair.
 
 One message that names what is wrong and what to do, the right exit status (1 failed with a code,
-2 wrong usage or settings), no traceback, and nothing half-written. The table is `seeded`.
+2 wrong usage or settings), no traceback, and nothing half-written.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Two chains of tokens from one consent, as Slack gives them: two connections, two lives."""
+"""Two token slots from one consent, as Slack fills them: two connections with lifecycles of their own."""
 
 import asyncio
 import signal
@@ -55,7 +55,7 @@ class World:
     made: list[Integration] = field(default_factory=list)
 
     async def integration(self) -> Integration:
-        """At a provider whose definition speaks of two chains as the catalogue's for Slack does."""
+        """At a provider whose definition declares two token slots as the catalogue's for Slack does."""
         document = {
             "name": f"two-{new_id('def')[-6:]}",
             "display_name": "As Slack does",
@@ -124,7 +124,7 @@ async def test_each_slot_rotates_on_its_own_and_a_new_consent_renews_both(world:
 
     assert (await place.ensure_fresh(second, 1)).generation == 2
     assert idp.count("token", refresh_token=others[1]) == 1
-    assert await world.tokens(first) == held, "the other chain is untouched"
+    assert await world.tokens(first) == held, "the other slot is untouched"
     assert (await place.ensure_fresh(first, 1)).generation == 2
     assert (await place.ensure_fresh(second, 2)).generation == 3, "its rotated refresh token is its own"
     assert (await place.row(first)).generation == 2

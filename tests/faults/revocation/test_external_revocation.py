@@ -270,7 +270,7 @@ async def told(place: Installation, connection: Connection) -> ReportDecision:
 async def test_tokens_of_a_refresh_that_overlapped_a_report_are_verified_first(
     place: Installation, idp: ScriptedProvider
 ):
-    """Its answer may be older than the news. The token it brought is tried, and the grant lives."""
+    """Its reply may be older than the report. Its token is tried, and the grant stays active."""
     connection = await place.connect(idp, STRICT)
     gate = asyncio.Event()
     idp.script(hold_answer(gate))

@@ -42,7 +42,7 @@ async def keys_of(place: Installation, connection: Connection) -> dict[str, int]
         .group_by(col(KeyRow.purpose))
     )
     async with place.store.read() as tx:
-        return {lane: count for lane, count in await tx.connection.execute(query)}
+        return {purpose: count for purpose, count in await tx.connection.execute(query)}
 
 
 async def last(place: Installation, connection: Connection, action: AuditAction) -> AuditRecord:

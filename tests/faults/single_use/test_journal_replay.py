@@ -175,10 +175,10 @@ class FailingRing(KeyRing):
 
     away = False
 
-    def unwrap(self, lane: KeyPurpose, place: AssociatedData, key_id: str, wrapped: bytes) -> SealingKey:
+    def unwrap(self, purpose: KeyPurpose, place: AssociatedData, key_id: str, wrapped: bytes) -> SealingKey:
         if self.away:
             raise Failure(ErrorCode.KEY_UNAVAILABLE, "the key service is away")
-        return super().unwrap(lane, place, key_id, wrapped)
+        return super().unwrap(purpose, place, key_id, wrapped)
 
 
 @pytest_asyncio.fixture

@@ -69,7 +69,7 @@ class Deadline:
 
 
 def is_consent_complete(connection: Connection, newer_than: int) -> bool:
-    """Whether the consent has brought a grant. Raises ReconnectNeeded when it ended without one."""
+    """True once the consent has led to a grant. Raises ReconnectNeeded when it ended without one."""
     if connection.state is State.ACTIVE:
         return connection.generation > newer_than
     if connection.state.final or connection.state is State.REVOKING:

@@ -1,6 +1,6 @@
 """The critical section, from the last check to the dropped entry: a real store and journal, no provider.
 
-That the rules are enough is the model's to say (tests/unit/core/test_protocol_model.py), that they
+That the rules are enough is the model's to say (tests/unit/core/single_use/test_protocol_model.py), that they
 hold while processes die the harness's (tests/faults/harness). Here each line has a test that notices.
 """
 

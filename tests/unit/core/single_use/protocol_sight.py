@@ -65,7 +65,7 @@ class Sight:
         )
 
     def _fate(self, worker: Worker, opened: Attempt | None) -> tuple[bool | None, bool | None, bool]:
-        """What SingleUse.fate sees."""
+        """What `AttemptTracker.status_of` sees."""
         if opened is None:
             return None, None, False
         owner = self.workers[opened.journal_id]
@@ -100,7 +100,7 @@ class Sight:
         return True
 
     def _waits_for_another(self, worker: Worker, attempt: Attempt) -> bool:
-        """What SingleUse.install_late finds."""
+        """What `AttemptTracker.record_late_install` finds."""
         other = self._pending()
         if not self.rules.defers or attempt.outcome is None or other is None:
             return False
@@ -115,7 +115,7 @@ class Sight:
         )
 
     def _came_late(self, worker: Worker, wanted: Attempt, unknown: Attempt | None) -> bool:
-        """What SingleUse.kept_late finds."""
+        """What `AttemptTracker.has_late_entry` finds."""
         if unknown is None or not may_invalidate(
             with_earlier_sends(wanted, unknown), unknown, self.refresh_rules, self.now
         ):
@@ -125,7 +125,7 @@ class Sight:
         return any(self._fate(worker, it)[2] for it in now)
 
     def _unknown(self, wanted: Attempt) -> Attempt | None:
-        """What store.attempts.last_unknown finds."""
+        """What `Attempts.newest_of_unknown_outcome` finds."""
         same = [
             it
             for it in self.attempts

@@ -1,6 +1,6 @@
 """A world for the protocol's rules: two hosts, three workers, one connection, one provider.
 
-What decides is the real thing (`decide`, `counted`, `outcome_of_refusal` of core.attempt); the
+What decides is the real thing (`decide_attempt`, `with_earlier_sends`, `outcome_of_error`); the
 world supplies what the decisions are about: processes that stop and die at every step, answers
 that get lost, journals that only their host can see, time. A `Rules` without one of its rules
 is a protocol without it, which the model must be able to refute.

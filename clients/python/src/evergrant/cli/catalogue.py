@@ -15,7 +15,7 @@ def check_catalogue(checkout: Path = Path(), /, *, options: Options = DEFAULTS) 
     """Check every definition and test vector of the catalogue in a checkout of Evergrant.
 
     The same as `python -m evergrant_server providers check` there. Exits with 1 when a check fails.
-    No running server is asked: it has read its catalogue at its start.
+    Reads files only: a running server has read its catalogue at its start.
 
     Parameters
     ----------
