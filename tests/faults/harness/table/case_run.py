@@ -86,6 +86,7 @@ class CaseRecord:
     attempts: tuple[AttemptRecord, ...] = ()
     journals: dict[str, str] = field(default_factory=dict)  # worker -> its journal
     entries: set[tuple[str, float]] = field(default_factory=set)  # worker, and when it had kept an answer
+    revoked: bool = False  # a revocation was written: the point of a case that revokes was reached
 
 
 class CaseRun:
@@ -102,7 +103,7 @@ class CaseRun:
         self._raised: list[str] = []
         self._left_stopped: tuple[WorkerHandle, asyncio.Task[Answer]] | None = None
         self._kept = case.scenario.begins_answered
-        self._heard = self._crossed = False
+        self._heard = self._crossed = self._revoked = False
         self._passed: list[tuple[str, str, float]] = []
         self.first: list[tuple[str, str, float]] = []  # of them by the first worker, until its answer
         self._until = time.monotonic() + CASE_S
@@ -129,7 +130,7 @@ class CaseRun:
         return CaseRecord(
             self._case, reached, self._kept, self._heard, end, self._idp, self._passed, proof, hung, took,
             self._raised, attempts=await self._ground.attempts(self._connection.id), journals=journals,
-            entries=self._entries,
+            entries=self._entries, revoked=self._revoked,
         )  # fmt: skip
 
     async def rehearse(self, hand: WorkerHandle | None) -> WorkerHandle:
@@ -302,6 +303,7 @@ class CaseRun:
         pause = asyncio.create_task(asyncio.sleep(pause_s))
         if self._case.revoked:
             await self._ground.revoke(self._connection)
+            self._revoked = True
         elif other is not None and self._case.scenario.crosses and not self._crossed:
             self._crossed = True
             pause.cancel()

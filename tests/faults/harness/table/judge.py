@@ -61,7 +61,7 @@ def judge(told: CaseRecord) -> Judgement:
     if told.hung:
         wrongs.append("no worker came to an outcome")
     wrongs += [it for it in told.raised if it.startswith("unexpected")]
-    if told.end.open_attempt and not told.case.revoked:  # a revocation settles what it finds open
+    if told.end.open_attempt and not told.revoked:  # a revocation settles what it finds open
         wrongs.append("an attempt is still open")
     ended = _of_refresh if told.case.scenario.flow == REFRESH else _of_exchange
     verdict, why = ended(told)
@@ -114,7 +114,7 @@ def _away(told: CaseRecord) -> bool:
 def _of_refresh(told: CaseRecord) -> tuple[Verdict, str]:
     connection, scenario = told.end.connection, told.case.scenario
     match connection.state:
-        case LifecycleState.REVOKING if told.case.revoked:
+        case LifecycleState.REVOKING if told.revoked:
             return Verdict.REVOKED, ""
         case LifecycleState.ACTIVE:
             return _of_active(told)
@@ -155,7 +155,7 @@ def _of_unknown(told: CaseRecord) -> tuple[Verdict, str]:
 def _of_active(told: CaseRecord) -> tuple[Verdict, str]:
     if told.case.scenario.provider == "crooked" or told.case.scenario.secrets == "wrong":
         return Verdict.REFUSED, ""
-    if told.case.revoked and told.reached:  # else nothing was revoked
+    if told.revoked:
         return Verdict.VIOLATION, "a revocation was undone"
     if not told.idp.usable(told.end.refresh_token):
         return Verdict.LOST, "the store calls it active, the provider has killed it"
