@@ -78,7 +78,7 @@ docs: $(TEST_READY) ## write the pages that are made from code: docs/errors.md, 
 	@PYTHONPATH=. $(PY) docs/generate.py
 
 histories: $(TEST_READY) ## record the golden workflow histories that are missing; the replay test reads them
-	@$(PY) -m tests.workflows.stories
+	@$(PY) -m tests.workflows.stories.record
 
 db-upgrade: $(DEMO_READY) ## bring the database of EVERGRANT_DATABASE_URL to this code's schema
 	@$(PY) -m evergrant_server db upgrade

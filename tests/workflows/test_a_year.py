@@ -9,7 +9,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.names import SignalName, UpdateName
-from tests.workflows.lives import a_consent
+from tests.workflows.connection_runs import a_consent
 from tests.workflows.year import (
     DAY,
     HOUR,

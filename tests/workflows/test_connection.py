@@ -20,7 +20,7 @@ from evergrant_server.core.messages.activities import GrantResult, RevocationRes
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.names import ActivityName, SignalName
 from tests.fakes.scripted_activities import ScriptedActivities
-from tests.workflows.lives import ASKED, a_consent, living
+from tests.workflows.connection_runs import ASKED, a_consent, living
 
 REFRESH = ActivityName.REFRESH_GRANT
 

@@ -9,7 +9,7 @@ from temporalio.worker import Replayer
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import NondeterminismError
 
-from tests.workflows.stories import HISTORIES, STORIES
+from tests.workflows.stories.record import HISTORIES, STORIES
 from workflows.registry import WORKFLOWS
 
 FILES = sorted(HISTORIES.glob("*.json"))

@@ -26,7 +26,7 @@ from tests.fakes.events.webhook_receiver import Receiver
 from tests.fakes.events.webhooks import listening, log_of
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
-from tests.workflows.tellings import delivering, until_called
+from tests.workflows.webhook_runs import delivering, until_called
 
 ASKED = RequestContext(by="app:boss")
 TENANT = Tenant("acme")

@@ -32,7 +32,7 @@ from evergrant_server.core.single_use.breaker_rules import BreakerRules
 from evergrant_server.core.single_use.circuit_breaker import CircuitBreaker, admit, answered, failed
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
-from tests.workflows.lives import a_consent, a_start, a_worker
+from tests.workflows.connection_runs import a_consent, a_start, a_worker
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 REFRESH = ActivityName.REFRESH_GRANT

@@ -33,7 +33,7 @@ from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, prepared
 from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer
 from tests.faults.support.activities import Activities
-from tests.security.canaries import hits
+from tests.security.secrets.canaries import hits
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 ROOT = Path(__file__).parents[3]

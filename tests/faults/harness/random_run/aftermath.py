@@ -19,7 +19,7 @@ from tests.faults.harness.random_run.plan import Injection
 from tests.faults.harness.random_run.processes import Installation
 from tests.faults.harness.random_run.readers import ReaderRecord
 from tests.faults.harness.random_run.real_server import Counted, RealServer
-from tests.security.canaries import hits
+from tests.security.secrets.canaries import hits
 
 _SETTLES_S = 60.0  # a refresh that is under way
 _STORIES = 6  # told in full

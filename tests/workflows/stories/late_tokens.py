@@ -11,7 +11,7 @@ from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import LateTokensReceived
 from evergrant_server.core.messages.names import ActivityName, SignalName
 from tests.fakes.scripted_activities import ScriptedActivities
-from tests.workflows.lives import ASKED, Life, living
+from tests.workflows.connection_runs import ASKED, Life, living
 
 REFRESH = ActivityName.REFRESH_GRANT
 

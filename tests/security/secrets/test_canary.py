@@ -40,8 +40,8 @@ from tests.fakes.platform.processes import RunningPlatform, running_platform
 from tests.fakes.providers.oauth1_server import OAuth1Server
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok, raw
 from tests.fakes.temporal import running_temporal
-from tests.security.canaries import decoded, dump, files, forms, hits, keys_of
-from tests.security.canary_flows import ManyFlows, OtherLives
+from tests.security.secrets.canaries import decoded, dump, files, forms, hits, keys_of
+from tests.security.secrets.canary_flows import ManyFlows, OtherLives
 
 Secrets = dict[str, list[str | bytes]]
 Places = dict[str, Sequence[bytes]]

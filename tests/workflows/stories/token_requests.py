@@ -11,7 +11,7 @@ from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.names import ActivityName, SignalName, UpdateName
 from tests.fakes.scripted_activities import ScriptedActivities
-from tests.workflows.lives import ASKED, Life, a_consent, living
+from tests.workflows.connection_runs import ASKED, Life, a_consent, living
 
 
 async def asked_by_many_at_once(client: Client) -> Life:

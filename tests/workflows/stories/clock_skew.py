@@ -10,7 +10,7 @@ from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.names import ActivityName, UpdateName
 from tests.fakes.scripted_activities import ScriptedActivities
-from tests.workflows.lives import ASKED, Life, living
+from tests.workflows.connection_runs import ASKED, Life, living
 
 _LIVES = timedelta(seconds=2)
 

@@ -6,7 +6,7 @@ from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
 from evergrant_server.core.messages.integrations import PushAuthorizationRequest
 from evergrant_server.core.messages.names import WorkflowName, pushed_authorization_workflow_id
 from tests.fakes.scripted_activities import ScriptedActivities
-from tests.workflows.lives import ASKED, Life, a_start, a_worker
+from tests.workflows.connection_runs import ASKED, Life, a_start, a_worker
 
 
 async def request_pushed(client: Client) -> Life:

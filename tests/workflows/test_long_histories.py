@@ -28,7 +28,7 @@ from evergrant_server.core.messages.names import (
 from evergrant_server.core.messages.search_attributes import KEYWORDS
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
-from tests.workflows.lives import ASKED, Life, a_consent, a_start, a_worker, living
+from tests.workflows.connection_runs import ASKED, Life, a_consent, a_start, a_worker, living
 
 REFRESH = ActivityName.REFRESH_GRANT
 

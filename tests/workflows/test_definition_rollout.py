@@ -5,7 +5,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from evergrant_server.core.definition import DefinitionState
 from tests.fakes.temporal import skipping_time
-from tests.workflows.onboardings import FOREVER, ScriptedOnboarding, decided, onboarding, wanted_back
+from tests.workflows.rollout_runs import FOREVER, ScriptedOnboarding, decided, onboarding, wanted_back
 
 WAITING, STAGED, ACTIVE = DefinitionState.WAITING, DefinitionState.STAGED, DefinitionState.ACTIVE
 

@@ -19,7 +19,7 @@ from evergrant_server.core.messages.names import (
     WorkflowName,
     definition_rollout_workflow_id,
 )
-from tests.workflows.lives import ASKED
+from tests.workflows.connection_runs import ASKED
 from workflows.registry import WORKFLOWS
 
 

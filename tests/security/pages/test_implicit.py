@@ -22,7 +22,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from tests.fakes.api import Api
 from tests.fakes.events.transmitter import id_token
 from tests.fakes.visitor import Visitor
-from tests.security.test_callback import ISSUER, Started, an_integration, assert_refused
+from tests.security.pages.test_callback import ISSUER, Started, an_integration, assert_refused
 
 TOKEN = "at-that-passed-through-a-browser"
 _FORM = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -1,69 +1,27 @@
-"""Lives worth keeping: each is run once, and its history kept for replay.
-
-`python -m tests.workflows.stories [NAME …]` records them into `histories/`; an existing file is never
-overwritten, since a history that was once real must replay for ever. A change of the
-workflow adds a story, or a second recording under a new name.
-"""
+"""Stories of one connection: consent, refreshes, outages, revocation."""
 
 import asyncio
-import sys
-import tempfile
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, Protocol
 
-from temporalio.client import Client, WorkflowHandle
-from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.client import Client
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.device_code import DevicePoll
-from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ReceiverId, Tenant
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import RevokedAtProvider
-from evergrant_server.core.messages.integrations import FetchReceiverKeys
-from evergrant_server.core.messages.maintenance import IntrospectGrants, ReconcileRequest, RereadMetadata
 from evergrant_server.core.messages.names import (
     ActivityName,
     SignalName,
     UpdateName,
-    WorkflowName,
-    receiver_keys_workflow_id,
 )
-from evergrant_server.core.messages.webhooks import DeliveryRound
 from evergrant_server.core.provider_events.external_revocation import ReportSource
-from evergrant_server.temporal_link.namespace import prepare_namespace
 from tests.fakes.scripted_activities import ScriptedActivities
-from tests.fakes.temporal import running_temporal
-from tests.workflows.asking_stories import asked_by_many_at_once, reported_while_an_answer_is_lost
-from tests.workflows.choice_stories import accounts_looked_up_and_chosen
-from tests.workflows.clock_stories import reported_when_over
-from tests.workflows.late_stories import (
-    answer_came_late,
-    interim_exchanged,
-    late_answers_one_after_another,
-    tokens_read_beside_a_grant,
-)
-from tests.workflows.lives import ASKED, Life, a_consent, a_start, a_worker, living
-from tests.workflows.onboardings import FOREVER, ScriptedOnboarding, decided, onboarding, wanted_back
-from tests.workflows.push_stories import request_pushed
-from tests.workflows.tellings import delivering, until_called
+from tests.workflows.connection_runs import ASKED, Life, a_consent, living
 
-HISTORIES = Path(__file__).parent / "histories"
 REFRESH = ActivityName.REFRESH_GRANT
-
-
-class Lived(Protocol):
-    """What has a history: a connection's life, or a webhook's."""
-
-    handle: WorkflowHandle[Any, Any]
-
-
-Story = Callable[[Client], Awaitable[Lived]]
 
 
 async def whole_life(client: Client) -> Life:
@@ -186,94 +144,6 @@ async def cancelled_in_the_middle_of_a_refresh(client: Client) -> Life:
         return Life(first, scripted, life.start)
 
 
-async def reconciled(client: Client) -> Life:
-    """What the schedule starts."""
-    scripted = ScriptedActivities()
-    async with a_worker(client, scripted, "queue-reconcile"):
-        await client.execute_workflow(
-            WorkflowName.RECONCILE, ReconcileRequest(), id="evergrant:reconcile", task_queue="queue-reconcile"
-        )
-        return Life(client.get_workflow_handle("evergrant:reconcile"), scripted, a_start())
-
-
-async def metadata_read_again(client: Client) -> Life:
-    """What the schedule starts."""
-    scripted = ScriptedActivities()
-    async with a_worker(client, scripted, "queue-reread"):
-        handle = await client.start_workflow(
-            WorkflowName.REREAD_METADATA,
-            RereadMetadata(),
-            id="evergrant:reread-metadata",
-            task_queue="queue-reread",
-        )
-        await handle.result()
-        return Life(handle, scripted, a_start())
-
-
-async def looked_elsewhere(client: Client) -> Life:
-    """What the schedule starts."""
-    scripted = ScriptedActivities()
-    async with a_worker(client, scripted, "queue-elsewhere"):
-        name = "evergrant:look-elsewhere"
-        await client.execute_workflow(
-            WorkflowName.INTROSPECTION, IntrospectGrants(), id=name, task_queue="queue-elsewhere"
-        )
-        return Life(client.get_workflow_handle(name), scripted, a_start())
-
-
-async def keys_fetched(client: Client) -> Life:
-    async with a_worker(client, scripted := ScriptedActivities(), "queue-keys"):
-        receiver_id = ReceiverId("rcv_0000000000000000000000")
-        order = FetchReceiverKeys(tenant=Tenant("acme"), receiver_id=receiver_id, context=ASKED)
-        name = receiver_keys_workflow_id(Tenant("acme"), receiver_id)
-        await client.execute_workflow(
-            WorkflowName.FETCH_RECEIVER_KEYS, order, id=name, task_queue="queue-keys"
-        )
-        return Life(client.get_workflow_handle(name), scripted, a_start())
-
-
-async def onboarded_in_stages(client: Client) -> Life:
-    scripted = ScriptedOnboarding(
-        DefinitionState.WAITING, DefinitionState.STAGED, DefinitionState.STAGED, DefinitionState.ACTIVE
-    )
-    async with onboarding(client, scripted) as handle:
-        await decided(handle)
-        await handle.result()
-        return Life(handle, ScriptedActivities(), a_start())
-
-
-async def onboarding_rolled_back(client: Client) -> Life:
-    scripted = ScriptedOnboarding(DefinitionState.WAITING, DefinitionState.STAGED)
-    async with onboarding(client, scripted, watch_s=FOREVER) as handle:
-        await decided(handle)
-        await wanted_back(handle)
-        await handle.result()
-        return Life(handle, ScriptedActivities(), a_start())
-
-
-async def told_to_a_receiver_that_was_down(client: Client) -> Lived:
-    """Full rounds, a pause that only a person cuts, a timer that ends one, and events meanwhile."""
-    scripted = ScriptedActivities()
-    now = datetime.now(UTC)
-    paused = DeliveryRound(failed=1, next_at=now + timedelta(hours=1), paused=True)
-    soon = DeliveryRound(failed=1, next_at=now + timedelta(seconds=4), paused=True)
-    scripted.answers[ActivityName.DELIVER_WEBHOOKS] = [
-        DeliveryRound(delivered=20, next_at=now),
-        paused,
-        soon,
-        DeliveryRound(delivered=1),
-    ]
-    async with delivering(client, scripted.everything()) as told:
-        await told.wake()
-        await until_called(scripted, 2)
-        await told.wake()
-        await told.wake(at_once=True)
-        await until_called(scripted, 4)
-        await told.wake()
-        await until_called(scripted, 5)
-        return told
-
-
 async def minted_after_an_outage(client: Client) -> Life:
     """Nobody consents: the first token is asked for again by itself, the next ones are minted too."""
     scripted = ScriptedActivities()
@@ -352,62 +222,3 @@ async def end_announced(client: Client) -> Life:
             )
             await life.handle.execute_update(UpdateName.ENSURE_FRESH, report, result_type=m.EnsureFreshResult)
         return life
-
-
-STORIES: dict[str, Story] = {
-    story.__name__: story
-    for story in (
-        accounts_looked_up_and_chosen,
-        answer_came_late,
-        approved_on_another_device,
-        asked_by_a_pipeline_while_revoking,
-        asked_by_many_at_once,
-        cancelled_in_the_middle_of_a_refresh,
-        continued_as_new,
-        denied,
-        device_code_denied,
-        end_announced,
-        idle_then_kept_alive,
-        interim_exchanged,
-        keys_fetched,
-        late_answers_one_after_another,
-        looked_elsewhere,
-        metadata_read_again,
-        minted_after_an_outage,
-        nobody_consented,
-        onboarded_in_stages,
-        onboarding_rolled_back,
-        outage_then_refused_then_reconnected,
-        reconciled,
-        reported_when_over,
-        reported_while_an_answer_is_lost,
-        request_pushed,
-        revoked_elsewhere_then_reconnected,
-        rotated_and_repaired,
-        tokens_read_beside_a_grant,
-        told_no_and_told_again,
-        told_to_a_receiver_that_was_down,
-        whole_life,
-    )
-}
-
-
-async def record(names: list[str]) -> None:
-    with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
-        async with running_temporal(Path(folder)) as server:
-            client = await Client.connect(
-                server.address, data_converter=pydantic_data_converter, identity="worker"
-            )
-            await prepare_namespace(client, timedelta(days=365))
-            for name in names or STORIES:
-                file = HISTORIES / f"{name}.json"
-                if file.exists():
-                    print(f"{name}: kept")
-                    continue
-                life = await STORIES[name](client)
-                file.write_text((await life.handle.fetch_history()).to_json() + "\n")
-                print(f"{name}: recorded")
-
-
-if __name__ == "__main__":
-    asyncio.run(record(sys.argv[1:]))

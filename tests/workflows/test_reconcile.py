@@ -9,7 +9,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
 from evergrant_server.core.messages.names import ActivityName, WorkflowName
 from tests.fakes.scripted_activities import ScriptedActivities
-from tests.workflows.lives import a_worker
+from tests.workflows.connection_runs import a_worker
 
 MARK = AuditCheckpoint(tenant=Tenant("acme"), seq=7, hash="h")
 QUEUE = "queue-long-pass"
