@@ -7,7 +7,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptOutcome,
-    Takeover,
+    ResendDecision,
     decide_attempt,
     may_invalidate,
     with_earlier_sends,
@@ -70,16 +70,16 @@ async def commit_intent(
     return attempt
 
 
-def _require_resend(decision: Takeover, tracker: AttemptTracker) -> None:
+def _require_resend(decision: ResendDecision, tracker: AttemptTracker) -> None:
     """Raises the Failure of every decision but RESEND."""
     match decision:
-        case Takeover.WAIT:
+        case ResendDecision.WAIT:
             raise tracker.pending("an earlier attempt has no known outcome yet")
-        case Takeover.AWAIT_DEFINITION:
+        case ResendDecision.AWAIT_DEFINITION:
             raise Failure(ErrorCode.REPLY_UNREADABLE, "its reply is kept until its definition can read it")
-        case Takeover.GIVE_UP:
+        case ResendDecision.GIVE_UP:
             raise Failure(ErrorCode.OUTCOME_UNKNOWN, "it was sent as often as allowed, and no reply came")
-        case Takeover.RESEND:
+        case ResendDecision.RESEND:
             pass
 
 

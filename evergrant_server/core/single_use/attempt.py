@@ -125,8 +125,8 @@ class LateTokens(BaseModel):
     revision: int = 1
 
 
-class Takeover(StrEnum):
-    """What to do about an open attempt of another worker."""
+class ResendDecision(StrEnum):
+    """Whether a credential may be sent, or sent again, and what a worker does when it may not."""
 
     RESEND = "resend"
     WAIT = "wait"
@@ -134,7 +134,7 @@ class Takeover(StrEnum):
     AWAIT_DEFINITION = "await definition"  # its reply is kept until a definition can parse it
 
 
-def decide_takeover(
+def decide_resend(
     attempt: Attempt,
     rules: RefreshRules,
     now: datetime,
@@ -144,7 +144,7 @@ def decide_takeover(
     in_flight: bool | None,
     answered: bool = False,
     limits: TimeLimits = LIMITS,
-) -> Takeover:
+) -> ResendDecision:
     """Decide about an attempt of unknown outcome (docs/protocol.md). Pure.
 
     `answered`: its reply is in a journal of this host. It is replayed, never requested again.
@@ -155,14 +155,14 @@ def decide_takeover(
     answer can no longer come.
     """
     if answered or in_flight:
-        return Takeover.WAIT
+        return ResendDecision.WAIT
     if _is_safe_to_resend(rules, attempt, now):
-        return Takeover.RESEND
+        return ResendDecision.RESEND
     if answer_may_come(attempt, now, owner_alive=owner_alive, in_flight=in_flight, limits=limits):
-        return Takeover.WAIT
+        return ResendDecision.WAIT
     if owner_alive is not False and token_valid:
-        return Takeover.WAIT
-    return Takeover.RESEND if may_send_again(rules, attempt, now) else Takeover.GIVE_UP
+        return ResendDecision.WAIT
+    return ResendDecision.RESEND if may_send_again(rules, attempt, now) else ResendDecision.GIVE_UP
 
 
 def may_send_again(rules: RefreshRules, last: Attempt, now: datetime) -> bool:
@@ -183,7 +183,7 @@ def decide_attempt(
     in_flight: bool | None = None,
     answered: bool = False,
     limits: TimeLimits = LIMITS,
-) -> Takeover:
+) -> ResendDecision:
     """May `wanted` be the next attempt of its slot? Pure; RESEND means yes.
 
     `opened` is the slot's open attempt, and the last arguments tell what this host sees of it;
@@ -192,7 +192,7 @@ def decide_attempt(
     """
     kept = unread is not None and not _is_safe_to_resend(rules, unread, now)
     if opened is not None and opened.spends(wanted.kind, wanted.from_generation, wanted.credential):
-        verdict = decide_takeover(
+        verdict = decide_resend(
             opened,
             rules,
             now,
@@ -202,16 +202,16 @@ def decide_attempt(
             answered=answered,
             limits=limits,
         )
-        return Takeover.AWAIT_DEFINITION if kept and verdict is not Takeover.WAIT else verdict
+        return ResendDecision.AWAIT_DEFINITION if kept and verdict is not ResendDecision.WAIT else verdict
     if opened is not None and answer_may_come(
         opened, now, owner_alive=owner_alive, in_flight=in_flight, answered=answered, limits=limits
     ):
-        return Takeover.WAIT
+        return ResendDecision.WAIT
     if kept:
-        return Takeover.AWAIT_DEFINITION
+        return ResendDecision.AWAIT_DEFINITION
     if unknown is not None and not may_send_again(rules, unknown, now):
-        return Takeover.GIVE_UP
-    return Takeover.RESEND
+        return ResendDecision.GIVE_UP
+    return ResendDecision.RESEND
 
 
 def is_dated_ahead(attempt: Attempt, now: datetime, limits: TimeLimits = LIMITS) -> bool:

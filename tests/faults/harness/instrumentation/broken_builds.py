@@ -36,7 +36,7 @@ def without_journal(module: str, tree: ast.Module) -> None:
 def without_waiting(module: str, tree: ast.Module) -> None:
     """An attempt of unknown outcome is taken over at once."""
     if module == "evergrant_server.core.single_use.attempt":
-        _function(tree, "decide_takeover").body = _body("return Takeover.RESEND")
+        _function(tree, "decide_resend").body = _body("return ResendDecision.RESEND")
 
 
 BUILDS: dict[str, Change] = {

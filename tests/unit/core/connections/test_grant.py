@@ -16,8 +16,8 @@ from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptKind,
     AttemptOutcome,
-    Takeover,
-    decide_takeover,
+    ResendDecision,
+    decide_resend,
     outcome_of_error,
 )
 
@@ -113,23 +113,30 @@ LATE = at(15) + LIMITS.answer + timedelta(seconds=1)
 @pytest.mark.parametrize(
     ("rules", "now", "token_valid", "owner_alive", "in_flight", "verdict"),
     [
-        (RefreshRules(rotation=Rotation.NONE), at(1), True, None, None, Takeover.RESEND),
-        (RefreshRules(rotation=Rotation.GRACE, grace_s=30), at(29), True, False, False, Takeover.RESEND),
-        (RefreshRules(rotation=Rotation.GRACE, grace_s=30), at(29), True, True, True, Takeover.WAIT),
-        (RefreshRules(rotation=Rotation.GRACE, grace_s=30), at(31), True, True, False, Takeover.WAIT),
-        (RefreshRules(rotation=Rotation.STRICT), at(1), True, True, False, Takeover.WAIT),
-        (RefreshRules(rotation=Rotation.STRICT), at(1), False, True, False, Takeover.RESEND),
-        (RefreshRules(rotation=Rotation.STRICT), at(1), False, True, True, Takeover.WAIT),
-        (RefreshRules(rotation=Rotation.STRICT), at(1), True, False, False, Takeover.RESEND),
-        (RefreshRules(rotation=Rotation.UNKNOWN), at(1), False, None, None, Takeover.WAIT),
-        (RefreshRules(rotation=Rotation.UNKNOWN), LATE, False, None, None, Takeover.RESEND),
-        (RefreshRules(rotation=Rotation.UNKNOWN), LATE, True, None, None, Takeover.WAIT),
-        (RefreshRules(rotation=Rotation.STRICT), at(1), False, True, None, Takeover.WAIT),
-        (RefreshRules(rotation=Rotation.STRICT), LATE, False, True, None, Takeover.RESEND),
+        (RefreshRules(rotation=Rotation.NONE), at(1), True, None, None, ResendDecision.RESEND),
+        (
+            RefreshRules(rotation=Rotation.GRACE, grace_s=30),
+            at(29),
+            True,
+            False,
+            False,
+            ResendDecision.RESEND,
+        ),
+        (RefreshRules(rotation=Rotation.GRACE, grace_s=30), at(29), True, True, True, ResendDecision.WAIT),
+        (RefreshRules(rotation=Rotation.GRACE, grace_s=30), at(31), True, True, False, ResendDecision.WAIT),
+        (RefreshRules(rotation=Rotation.STRICT), at(1), True, True, False, ResendDecision.WAIT),
+        (RefreshRules(rotation=Rotation.STRICT), at(1), False, True, False, ResendDecision.RESEND),
+        (RefreshRules(rotation=Rotation.STRICT), at(1), False, True, True, ResendDecision.WAIT),
+        (RefreshRules(rotation=Rotation.STRICT), at(1), True, False, False, ResendDecision.RESEND),
+        (RefreshRules(rotation=Rotation.UNKNOWN), at(1), False, None, None, ResendDecision.WAIT),
+        (RefreshRules(rotation=Rotation.UNKNOWN), LATE, False, None, None, ResendDecision.RESEND),
+        (RefreshRules(rotation=Rotation.UNKNOWN), LATE, True, None, None, ResendDecision.WAIT),
+        (RefreshRules(rotation=Rotation.STRICT), at(1), False, True, None, ResendDecision.WAIT),
+        (RefreshRules(rotation=Rotation.STRICT), LATE, False, True, None, ResendDecision.RESEND),
     ],
 )
 def test_takeover(rules, now, token_valid, owner_alive, in_flight, verdict):
-    found = decide_takeover(
+    found = decide_resend(
         ATTEMPT, rules, now, token_valid=token_valid, owner_alive=owner_alive, in_flight=in_flight
     )
     assert found is verdict

@@ -6,7 +6,7 @@ from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotati
 from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptOutcome,
-    Takeover,
+    ResendDecision,
     answer_may_come,
     decide_attempt,
     may_invalidate,
@@ -47,10 +47,10 @@ class Sight:
 
     def _decide(
         self, worker: Worker, wanted: Attempt, opened: Attempt | None, unknown: Attempt | None
-    ) -> Takeover:
+    ) -> ResendDecision:
         alive, in_flight, answered = self._fate(worker, opened)
         if not self.rules.waits:
-            return Takeover.RESEND
+            return ResendDecision.RESEND
         return decide_attempt(
             wanted,
             self.refresh_rules,

@@ -14,7 +14,7 @@ from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptKind,
     AttemptOutcome,
-    Takeover,
+    ResendDecision,
     outcome_of_error,
     with_earlier_sends,
 )
@@ -61,11 +61,11 @@ class World(Sight):
         if self.rules.defers and self._came_late(worker, wanted, unknown):
             return
         verdict = self._decide(worker, wanted, opened, unknown)
-        if verdict is Takeover.WAIT:
+        if verdict is ResendDecision.WAIT:
             return
         if opened is not None and self._out_of_reach(worker, opened):
             self.out_of_reach = True
-        if verdict is Takeover.GIVE_UP:
+        if verdict is ResendDecision.GIVE_UP:
             self._given_up(opened, verifies)
             return
         if opened is not None:

@@ -14,10 +14,10 @@ from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptKind,
     AttemptOutcome,
-    Takeover,
+    ResendDecision,
     answer_may_come,
     decide_attempt,
-    decide_takeover,
+    decide_resend,
     is_dated_ahead,
     may_invalidate,
     may_send_again,
@@ -30,7 +30,7 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 TICK, HOUR = timedelta(microseconds=1), timedelta(hours=1)
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 GRACE = RefreshRules(rotation=Rotation.GRACE, grace_s=30)
-RESEND, WAIT, GIVE_UP = Takeover.RESEND, Takeover.WAIT, Takeover.GIVE_UP
+RESEND, WAIT, GIVE_UP = ResendDecision.RESEND, ResendDecision.WAIT, ResendDecision.GIVE_UP
 
 OPEN = Attempt(
     tenant=Tenant("t"), id=AttemptId("att_1"), connection_id=ConnectionId("con_1"), kind=AttemptKind.REFRESH,
@@ -43,7 +43,7 @@ CONSENT = WANTED.model_copy(update={"kind": AttemptKind.CODE_EXCHANGE, "credenti
 TWICE = OPEN.model_copy(update={"sends": MAX_SENDS})
 
 
-def decided(wanted: Attempt, now: datetime, opened: Attempt | None = None, **more: object) -> Takeover:
+def decided(wanted: Attempt, now: datetime, opened: Attempt | None = None, **more: object) -> ResendDecision:
     seen = {"unknown": None, "token_valid": False} | more
     return decide_attempt(wanted, STRICT, now, opened=opened, **seen)
 
@@ -60,10 +60,10 @@ def test_a_lost_use_may_be_repeated_once_and_never_again():
 
 def test_what_made_tokens_that_wait_to_be_read_is_not_sent_again_where_that_would_end_them():
     unread = OPEN.model_copy(update={"outcome": AttemptOutcome.UNREAD})
-    assert decided(WANTED, LISTENED, unread=unread) is Takeover.AWAIT_DEFINITION
+    assert decided(WANTED, LISTENED, unread=unread) is ResendDecision.AWAIT_DEFINITION
     for now, verdict in (
         (NOW + timedelta(seconds=30), RESEND),
-        (NOW + timedelta(seconds=31), Takeover.AWAIT_DEFINITION),
+        (NOW + timedelta(seconds=31), ResendDecision.AWAIT_DEFINITION),
     ):
         assert (
             decide_attempt(WANTED, GRACE, now, opened=None, unknown=None, unread=unread, token_valid=False)
@@ -76,8 +76,8 @@ def test_tokens_that_wait_to_be_read_hold_their_credential_after_a_later_use_too
     """A resend inside a grace invalidates none of those tokens."""
     unread = OPEN.model_copy(update={"outcome": AttemptOutcome.UNREAD})
     seen = {"unread": unread, "owner_alive": False, "in_flight": False}
-    assert decided(WANTED, LISTENED, later, **seen) is Takeover.AWAIT_DEFINITION
-    assert decided(WANTED, LISTENED, unknown=later, unread=unread) is Takeover.AWAIT_DEFINITION
+    assert decided(WANTED, LISTENED, later, **seen) is ResendDecision.AWAIT_DEFINITION
+    assert decided(WANTED, LISTENED, unknown=later, unread=unread) is ResendDecision.AWAIT_DEFINITION
     assert decided(WANTED, LISTENED, later, **seen | {"in_flight": True}) is WAIT
     assert decide_attempt(WANTED, GRACE, NOW, opened=later, unknown=None, token_valid=False, **seen) is RESEND
 
@@ -96,7 +96,7 @@ def test_tokens_that_wait_to_be_read_hold_their_credential_after_a_later_use_too
     ],
 )
 def test_another_credential_waits_for_what_may_still_come(
-    sees: dict[str, object], now: datetime, verdict: Takeover
+    sees: dict[str, object], now: datetime, verdict: ResendDecision
 ):
     """A new consent while a refresh is open: two answers at once would write over one another."""
     assert decided(CONSENT, now, OPEN, **sees) is verdict
@@ -140,8 +140,8 @@ def test_the_limits_are_those_that_were_given():
 def test_a_grace_is_over_the_moment_after_its_last():
     alive = {"token_valid": True, "owner_alive": True, "in_flight": False}
     end = NOW + timedelta(seconds=30)
-    assert decide_takeover(OPEN, GRACE, end, **alive) is RESEND
-    assert decide_takeover(OPEN, GRACE, end + TICK, **alive) is WAIT
+    assert decide_resend(OPEN, GRACE, end, **alive) is RESEND
+    assert decide_resend(OPEN, GRACE, end + TICK, **alive) is WAIT
     again = OPEN.model_copy(update={"first_sent_at": NOW, "opened_at": end, "sends": MAX_SENDS})
     assert may_send_again(GRACE, again, end)
     assert not may_send_again(GRACE, again, end + TICK), "it counts from the first use, not from the last"
