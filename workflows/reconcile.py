@@ -10,7 +10,7 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn(name=WorkflowName.RECONCILE)
 class ReconcileWorkflow:
-    """Started by a schedule; goes on where the run before it ended. Knows counts alone."""
+    """Started by a schedule; continues where the run before it ended. Sees counts alone."""
 
     @workflow.run
     async def run(self, request: ReconcileRequest) -> ReconcileResult:

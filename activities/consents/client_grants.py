@@ -27,7 +27,7 @@ from providers.responses.raw_reply import RawReply
 
 
 class ClientGrantOutcome(FirstGrantOutcome):
-    """A lost reply holds a token that nothing uses: the next try asks for another."""
+    """Installs the tokens of a client grant. A token in a lost reply stays unused."""
 
     spends_credential = False
 

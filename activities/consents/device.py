@@ -1,7 +1,7 @@
 """The device flow: get a code for the subject, then poll whether they approved it (RFC 8628).
 
-Only the poll that brings tokens spends the code; since no poll is known to be that one before
-its reply, each is an attempt of the protocol.
+Only the poll whose reply has tokens spends the code; since no poll is known to be that one
+before its reply, each is an attempt of the protocol.
 """
 
 from datetime import datetime

@@ -115,7 +115,7 @@ async def record_failed_try(tx: Transaction, call: ConsentRequest, failure: Fail
 async def record_ended_consent(
     tx: Transaction, call: ConsentRequest, failure: Failure, now: datetime
 ) -> None:
-    """End a consent that brings no tokens any more, and record the reason."""
+    """End a consent that can't lead to tokens any more, and record the reason."""
     denied = failure.code is ErrorCode.CONSENT_DENIED
     await _record_failed_consent(
         tx, call, failure, ConsentStatus.DENIED if denied else ConsentStatus.FAILED, now

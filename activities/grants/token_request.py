@@ -96,7 +96,7 @@ class PreparedTokenRequest(TokenRequest):
 def client_grant_token_request(
     context: ProviderContext, scopes: tuple[str, ...], at: datetime, subject_token: Secret | None
 ) -> PreparedTokenRequest:
-    """Ask with what the integration holds: a lost reply costs another request (RFC 6749 section 4.4)."""
+    """A request with the integration's credentials. After a lost reply another follows (RFC 6749 section 4.4)."""
     connection = context.connection
     grant_input = ClientGrantInput(
         scopes=scopes,

@@ -64,31 +64,31 @@ class ReconcileActivities:
             progress.log_unanswered()
             exported = await self._closed_runs.request_exports(request.closed_since)
             await prune_store(self._store, self._clock, self._deliveries_age)
-            mark = await self._next_mark(request, progress.result, counts.complete)
-        end = {"exported": exported, "mark": mark, "closed_since": began - _OVERLAP, "spent_s": 0}
+            checkpoint = await self._next_checkpoint(request, progress.result, counts.complete)
+        end = {"exported": exported, "mark": checkpoint, "closed_since": began - _OVERLAP, "spent_s": 0}
         return progress.result.model_copy(update=end | {"after": None if counts.complete else counts.after})
 
     async def _should_compare(self, request: ReconcileRequest, before: ReconcileResult) -> bool:
-        return request.compare or before.comparing or not await self._store_has_mark(request.mark)
+        return request.compare or before.comparing or not await self._store_has_checkpoint(request.mark)
 
-    async def _store_has_mark(self, mark: AuditCheckpoint | None) -> bool:
-        if mark is None:
+    async def _store_has_checkpoint(self, checkpoint: AuditCheckpoint | None) -> bool:
+        if checkpoint is None:
             return True
         async with self._store.read() as tx:
-            return await audit.contains_checkpoint(tx, mark)
+            return await audit.contains_checkpoint(tx, checkpoint)
 
-    async def _next_mark(
+    async def _next_checkpoint(
         self, request: ReconcileRequest, result: ReconcileResult, complete: bool
     ) -> AuditCheckpoint | None:
-        """The mark for the next run: a new one, or the old one so that the next run compares again.
+        """The checkpoint for the next run: a new one, or the old one so that the next run compares again.
 
         The old one stays while a connection's store is behind, while a comparison is incomplete,
-        and when the store lost the mark during a run that didn't compare.
+        and when the store lost it during a run that didn't compare.
         """
         compared_all = complete and result.compared and not result.unanswered
         if result.behind or (result.comparing and not compared_all):
             return request.mark
-        if not result.comparing and not await self._store_has_mark(request.mark):
+        if not result.comparing and not await self._store_has_checkpoint(request.mark):
             return request.mark
         async with self._store.read() as tx:
             return await audit.newest_checkpoint(tx)

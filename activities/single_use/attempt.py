@@ -44,7 +44,7 @@ class OutcomeHandler(ABC, Generic[T]):
     """What follows from a reply: the same for one that has just arrived and for a journaled one."""
 
     provisional = False  # sent with a staged definition, which the journal records
-    spends_credential = True  # False: the same request may be sent again and brings as much
+    spends_credential = True  # False: the same request may be sent again, with the same effect
 
     @abstractmethod
     def judge(self, reply: RawReply, came_at: datetime) -> TokenSet:

@@ -27,7 +27,7 @@ async def newest_checkpoint(tx: Transaction) -> AuditCheckpoint | None:
     return None if row is None else AuditCheckpoint.model_validate(row)
 
 
-async def contains_checkpoint(tx: Transaction, mark: AuditCheckpoint) -> bool:
+async def contains_checkpoint(tx: Transaction, checkpoint: AuditCheckpoint) -> bool:
     """False when the record isn't there, or another one is in its place."""
-    row = await find_one(tx.connection, AuditRow, tenant=mark.tenant, shard="main", seq=mark.seq)
-    return row is not None and row["hash"] == mark.hash
+    row = await find_one(tx.connection, AuditRow, tenant=checkpoint.tenant, shard="main", seq=checkpoint.seq)
+    return row is not None and row["hash"] == checkpoint.hash

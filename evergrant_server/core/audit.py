@@ -1,4 +1,4 @@
-"""The audit log's actions, and what every record holds."""
+"""The audit log's actions, and the fields of every record."""
 
 from datetime import datetime
 from enum import StrEnum

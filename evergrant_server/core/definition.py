@@ -68,7 +68,7 @@ class Rollout(BaseModel):
 
     shares: tuple[float, ...] = Field(default=(0.05, 0.25, 1.0), min_length=1, max_length=20)
     stage_s: float = Field(default=3600, ge=0, le=2_592_000, allow_inf_nan=False)
-    enough: int = Field(default=20, ge=0)  # refreshes that a stage wants to see
+    enough: int = Field(default=20, ge=0)  # refreshes that a stage needs
     most_bad: float = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
 
     @property

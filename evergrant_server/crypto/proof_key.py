@@ -9,7 +9,7 @@ from evergrant_server.core.secret import Secret
 
 
 def new_proof_key() -> ProofKey:
-    """A fresh P-256 key: what every server that knows DPoP takes (RFC 9449 section 4.2)."""
+    """A new P-256 key, which every server with DPoP accepts (RFC 9449 section 4.2)."""
     key = ECKey.generate_key("P-256", private=True)
     public = {name: str(value) for name, value in key.as_dict(private=False).items()}
     return ProofKey(

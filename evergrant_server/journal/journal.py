@@ -110,17 +110,17 @@ class Journal:
     def abandoned_paths(self) -> Iterator[list[Path]]:
         """Entries and reservations of owners that are gone, locked for the length of the block."""
         found: list[Path] = []
-        held: list[int] = []
+        locks: list[int] = []
         try:
             for directory in sorted(self.folder.iterdir()):
                 if directory.is_dir() and directory != self._directory and _paths_in(directory):
                     fd = self._lock.try_take(directory)
                     if fd is not None:
-                        held.append(fd)
+                        locks.append(fd)
                         found += _paths_in(directory)
             yield found
         finally:
-            for fd in held:
+            for fd in locks:
                 os.close(fd)
 
     @contextmanager
@@ -133,18 +133,18 @@ class Journal:
         others = (it for it in self.folder.glob(f"*/*{ENTRY_SUFFIX}") if it.parent != self._directory)
         since = {it: self._first_seen.get(it, seconds_since_boot()) for it in others}
         self._first_seen = since
-        held: dict[Path, int] = {}
+        locks: dict[Path, int] = {}
         try:
             for path, seen in since.items():
-                if len(held) == _MAX_LOCKED:
+                if len(locks) == _MAX_LOCKED:
                     break
                 if seconds_since_boot() - seen >= after_s and self._lock.is_held(path.parent.name):
                     fd = try_lock(path)
                     if fd is not None:
-                        held[path] = fd
-            yield sorted(held)
+                        locks[path] = fd
+            yield sorted(locks)
         finally:
-            for fd in held.values():
+            for fd in locks.values():
                 os.close(fd)
 
     def set_aside_batch(self) -> list[Path]:

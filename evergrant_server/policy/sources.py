@@ -9,7 +9,7 @@ from evergrant_server.policy.permits import PermitDecision, decide
 
 
 def source_scopes(source: Connection, grant: Grant | None, offline: str | None) -> tuple[str, ...]:
-    """All that its token can do. `offline`, the scope that brings a refresh token, does nothing by itself."""
+    """All that its token can do. `offline`, the scope for a refresh token, permits nothing by itself."""
     scopes = source.requested_scopes if grant is None else grant.scopes
     return tuple(scope for scope in scopes if scope != offline)
 

@@ -52,8 +52,8 @@ async def unwrap_newest_tenant_key(store: Store, ring: KeyRing, purpose: KeyPurp
 async def require_matching_key_ring(store: Store, ring: KeyRing) -> None:
     """Raise Failure KEY_UNAVAILABLE when this ring doesn't open what the database holds.
 
-    Found at the start: a process that went on would seal new rows with keys that the old ones
-    don't know.
+    Checked at the start: otherwise the process would seal new rows under other keys than the old
+    rows.
     """
     for purpose in KeyPurpose:
         if not ring.holds(purpose):

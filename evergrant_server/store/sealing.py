@@ -70,12 +70,12 @@ class ColumnSealer:
     """Seals and opens columns within one transaction; makes missing keys in the same one."""
 
     def __init__(
-        self, connection: DatabaseConnection, ring: KeyRing, now: datetime, held: UnwrappedKeys | None = None
+        self, connection: DatabaseConnection, ring: KeyRing, now: datetime, keys: UnwrappedKeys | None = None
     ) -> None:
         self._connection = connection
         self.ring = ring
         self._now = now
-        self._held = held
+        self._unwrapped_keys = keys
 
     async def find_current_keys(
         self, tenant: str, connection_id: str, purposes: Iterable[KeyPurpose]
@@ -143,8 +143,8 @@ class ColumnSealer:
         return self._unwrapped(place.tenant, purpose, rows)
 
     def _unwrapped(self, tenant: str, purpose: KeyPurpose, rows: WrappedKey) -> SealingKey:
-        held = self._held.get(rows.id) if self._held else None
-        return held or unwrap(self.ring, tenant, purpose, rows)
+        known = self._unwrapped_keys.get(rows.id) if self._unwrapped_keys else None
+        return known or unwrap(self.ring, tenant, purpose, rows)
 
     async def _create(
         self, tenant: str, purpose: KeyPurpose, connection_id: str, for_place: AssociatedData

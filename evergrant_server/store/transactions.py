@@ -30,10 +30,10 @@ class Transaction:
     """The repositories of one transaction. Nothing but calls to these may be awaited inside it."""
 
     def __init__(
-        self, connection: DatabaseConnection, ring: KeyRing, now: datetime, held: UnwrappedKeys | None = None
+        self, connection: DatabaseConnection, ring: KeyRing, now: datetime, keys: UnwrappedKeys | None = None
     ) -> None:
         self.connection = connection
-        sealer = self.sealer = ColumnSealer(connection, ring, now, held)
+        sealer = self.sealer = ColumnSealer(connection, ring, now, keys)
         self.connections = Connections(connection)
         self.grants = Grants(connection, sealer)
         self.integrations = Integrations(connection, sealer)

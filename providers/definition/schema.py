@@ -55,7 +55,7 @@ class ProviderSpec(
     RefreshPart,
     RevocationPart,
 ):
-    """How one service speaks OAuth. It is the same for every tenant and holds no secret."""
+    """How one provider implements OAuth. It is the same for every tenant and holds no secret."""
 
     name: str = Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
     version: int = Field(1, ge=1)

@@ -40,11 +40,11 @@ def read_set_events(
         if weight is None or not isinstance(event, dict):
             continue
         subject = event.get("subject") or claims.get("sub_id")
-        told = _timestamp(event.get("event_timestamp")) or _timestamp(claims.get("toe"))
-        at = min(told, issued_at) if told is not None else issued_at
+        happened_at = _timestamp(event.get("event_timestamp")) or _timestamp(claims.get("toe"))
+        at = min(happened_at, issued_at) if happened_at is not None else issued_at
         found.append(
             ProviderEvent(
-                kind, weight, _accounts_of_subject(subject, issuers), at, at_is_issue_time=told is None
+                kind, weight, _accounts_of_subject(subject, issuers), at, at_is_issue_time=happened_at is None
             )
         )
     return tuple(found)

@@ -77,7 +77,7 @@ def _escaped_pair(name: str, value: str) -> str:
 
 
 def _template_params(spec: ProviderSpec, query: Mapping[str, str]) -> dict[str, str]:
-    """The template parameters that the callback brings, checked and normalised."""
+    """The template parameters in the callback, checked and normalised."""
     given = {
         name: query[param]
         for name, rule in spec.template_params.items()

@@ -209,13 +209,13 @@ class ConnectionView(View):
         chooses = connection.state is LifecycleState.ACTIVE and connection.follow_up is FollowUp.CHOOSING
         reason = connection.reason or (ErrorCode.CHOICE_REQUIRED if chooses else None)
         shown = connection.model_dump(exclude=hidden)
-        held = grant if grant and not connection.state.is_final else None
+        current = grant if grant and not connection.state.is_final else None
         shown |= {
             **connection.target.model_dump(),
-            "scopes": held.scopes if held else (),
-            "expires_at": held.expires_at if held else None,
-            "metadata": held.metadata if held else {},
-            "choices": held.options if held else (),
+            "scopes": current.scopes if current else (),
+            "expires_at": current.expires_at if current else None,
+            "metadata": current.metadata if current else {},
+            "choices": current.options if current else (),
             "reason": reason,
             "repairer": _repairer(reason or connection.last_failure),
         }

@@ -88,7 +88,7 @@ def is_reusable(consent: Consent, wanted: ConnectionRequest) -> bool:
 
 
 async def consenting_connection(tx: Transaction, connection: Connection) -> Connection:
-    """The connection whose consent brings this one's grants: itself, but for a further token slot.
+    """The connection whose consents fill this one: itself, but for a further token slot.
 
     Raises Failure INVALID_REQUEST when that connection has ended.
     """

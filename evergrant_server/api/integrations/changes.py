@@ -96,15 +96,15 @@ async def changed_integration(
             "Give the client key again: the stored one belongs to the previous client.",
             field="client_key",
         )
-    held = before.client_certificate_expires_at is not None
-    if held and other_client and body.client_certificate is None:
+    has_certificate = before.client_certificate_expires_at is not None
+    if has_certificate and other_client and body.client_certificate is None:
         raise Failure(
             ErrorCode.INVALID_REQUEST,
             "Give the client certificate again: the stored one belongs to the previous client.",
             field="client_certificate",
         )
     wanted = ClientAuth(body.client_auth or spec.client_auth) in MUTUAL_TLS
-    if wanted and not held and body.client_certificate is None:
+    if wanted and not has_certificate and body.client_certificate is None:
         why = "A client certificate is needed to present."
         raise Failure(ErrorCode.INVALID_REQUEST, why, field="client_certificate")
     discover = spec.discovery and (moves or before.state is not IntegrationState.READY)

@@ -119,7 +119,7 @@ class Connection(BaseModel):
     choice: str | None = None  # the account that was requested or chosen
     # requested for further token slots, which the same consent fills
     slot_scopes: dict[str, tuple[str, ...]] = {}
-    consented_with: ConnectionId | None = None  # the consents of that connection bring this one's grants
+    consented_with: ConnectionId | None = None  # the consents of that connection fill this one's token slot
     reported_generation: int | None = None  # whose access token the provider's API has refused, says an app
     revision: int = 1
 

@@ -37,7 +37,7 @@ class ConsentStatus(StrEnum):
 class ConsentKind(StrEnum):
     """Where the tokens of a consent come from."""
 
-    CODE = "code"  # from a code that the subject's browser brings
+    CODE = "code"  # from a code in the subject's browser
     IMPORT = "import"  # they came with the consent: by an import, or in a fragment
     DEVICE = "device"  # from a code that the subject types in on another device (RFC 8628)
     CLIENT_GRANT = "client_grant"  # from our own credentials, without a subject
@@ -119,5 +119,5 @@ class Consent(BaseModel):
 
     @property
     def came_from_browser(self) -> bool:
-        """A browser brought its code or tokens; if they fail, the subject is asked again."""
+        """True when a browser carried its code or tokens; if they fail, the subject must consent again."""
         return self.browser_hash is not None

@@ -24,17 +24,17 @@ class Flow(StrEnum):
 
     @property
     def is_client_grant(self) -> bool:
-        """Our own credentials get a token without the subject. They aren't spent by it."""
+        """True for flows in which our own credentials get a token without the subject; they aren't spent."""
         return self in (Flow.CLIENT_CREDENTIALS, Flow.JWT_BEARER, Flow.TOKEN_EXCHANGE)
 
     @property
     def is_static(self) -> bool:
-        """The app brings the credential, which is valid until the app brings another."""
+        """The app supplies the credential, which is valid until the app supplies another."""
         return self in (Flow.API_KEY, Flow.BASIC)
 
     @property
     def uses_browser(self) -> bool:
-        """The subject's browser brings a code back to us, or the token itself."""
+        """The subject's browser carries a code to the callback, or the token itself."""
         return self in (Flow.AUTHORIZATION_CODE, Flow.OAUTH1, Flow.IMPLICIT)
 
     @property

@@ -11,7 +11,7 @@ class Rotation(StrEnum):
 
     NONE = "none"  # it stays valid
     GRACE = "grace"  # a new one is issued; the old one is valid for `grace_s` more seconds
-    STRICT = "strict"  # a second use is refused, and may kill the whole family
+    STRICT = "strict"  # a second use is refused, and may revoke the whole token family
     UNKNOWN = "unknown"  # not known: treated as strict
 
 

@@ -1,6 +1,6 @@
 """What it means when a workflow and the store differ about a connection. Pure.
 
-The store is written first and the workflow is told at once, so they differ for moments only,
+The store is written first and the workflow signalled at once, so they differ for moments only,
 unless one was set back: the store by a backup, the workflow by an operator's reset.
 """
 

@@ -25,8 +25,8 @@ def on_revocation_ended(connection: ConnectionState, event: LifecycleEvent, at: 
 
 def on_revoked_at_provider(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
     """The provider ended a generation, as the store says already; a newer grant stays."""
-    held = connection.state in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
-    if not held or connection.generation > (event.seen_generation or 0):
+    has_grant = connection.state in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
+    if not has_grant or connection.generation > (event.seen_generation or 0):
         return Transition(connection)
     changes = {
         "state": LifecycleState.NEEDS_REAUTH,

@@ -10,7 +10,7 @@ from evergrant_server.core.lifecycle.schedule import next_forced_refresh_at
 from evergrant_server.core.lifecycle.timers import earliest_refresh_at, refresh_due_at, settled_at
 from evergrant_server.core.messages.connection import ConnectionState, LifecycleEvent, RefreshReason
 
-_MOST_WAITING_CALLERS = 100  # one that comes later is told that no further answer follows
+_MOST_WAITING_CALLERS = 100  # the answer to a later one says that no further answer follows
 
 
 def ensure_fresh_refusal(connection: ConnectionState, seen_generation: int) -> ErrorCode | None:
@@ -21,7 +21,7 @@ def ensure_fresh_refusal(connection: ConnectionState, seen_generation: int) -> E
 
 
 def on_refresh_requested(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
-    """A caller holds a generation, and says why it isn't good enough."""
+    """A caller asks for a newer generation than the one it has."""
     seen = event.seen_generation if event.seen_generation is not None else connection.generation
     if connection.state is LifecycleState.ACTIVE and connection.generation > seen:
         return Transition(connection)
@@ -35,7 +35,7 @@ def on_refresh_requested(connection: ConnectionState, event: LifecycleEvent, at:
 
 
 def on_token_requested(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
-    """A workflow wants a token that lasts; if a person has to act first, it is told again afterwards."""
+    """A workflow requests a valid token; if a person has to act first, it is signalled again afterwards."""
     due = refresh_due_at(connection, at.rules)
     if connection.state is LifecycleState.ACTIVE and (due is None or at.now < due):
         return Transition(connection)

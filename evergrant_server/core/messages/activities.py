@@ -107,7 +107,7 @@ class GrantResult(Message):
     client_refused: bool = False  # the provider refused our client secret before it looked at the grant
     device_poll: DevicePoll | None = None  # the device code has neither tokens nor an end yet
     interval_s: float | None = None  # between two polls, as the provider says
-    consent_over: bool = False  # the consent has ended: another request brings nothing
+    consent_over: bool = False  # the consent has ended: no further request can succeed
     unknown_error: bool = False  # the provider refused this grant by an error whose name isn't known
     used_previous_definition: bool = (
         False  # the staged definition couldn't parse the reply, the one before could

@@ -16,7 +16,7 @@ from evergrant_server.core.provider_events.external_revocation import ReportSour
 
 
 class ConnectionState(Message):
-    """What the workflow knows of its connection: the facts that decide the next step."""
+    """The workflow's own state of its connection: the facts that decide the next step."""
 
     state: LifecycleState = LifecycleState.PENDING_CONSENT
     flow: Flow = Flow.AUTHORIZATION_CODE
@@ -68,7 +68,7 @@ class ConnectionState(Message):
     account_lookup_at: datetime | None = None  # when the accounts are looked up
     account_lookup_failures: int = 0  # failed in a row
     choice_pending: bool = False  # the account is still to be chosen
-    waiting_callers: tuple[str, ...] = ()  # workflows that are told once there is a token
+    waiting_callers: tuple[str, ...] = ()  # workflows that are signalled once there is a token
 
     # revocation
     revoke_reason: str | None = None

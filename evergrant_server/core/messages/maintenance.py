@@ -40,7 +40,7 @@ class ReconcileRequest(Message):
 
     mark: AuditCheckpoint | None = None  # what the store had at the end of the last pass
     closed_since: datetime | None = None  # runs that closed before it are exported already
-    compare: bool = False  # ask every workflow for its generation, even if the mark is found
+    compare: bool = False  # ask every workflow for its generation, even if the record of `mark` is found
     so_far: ReconcileResult | None = None  # of a pass that isn't at its end: go on from there
 
 

@@ -30,7 +30,7 @@ class IntrospectionFinding(StrEnum):
 
     @property
     def certainty(self) -> Certainty | None:
-        """What it says of the grant; None: no doubt."""
+        """How surely the grant has ended; None: the finding is no sign of it."""
         return _CERTAINTIES.get(self)
 
 

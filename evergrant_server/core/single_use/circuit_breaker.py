@@ -142,18 +142,18 @@ def failed(
     breaker = replace(breaker, limited=_limited(breaker, rules, connection)) if one else breaker
     shared = not one or len(breaker.limited) >= rules.limited
     believed = rules.longest_limit if one else rules.longest_gap
-    told = min(retry_after or 0.0, believed) if shared else 0.0
+    requested_wait = min(retry_after or 0.0, believed) if shared else 0.0
     if breaker.opened:
         gap = min(rules.first_gap * rules.gap_growth ** min(breaker.probes + 1, 50), rules.longest_gap)
         probes = breaker.probes + 1
         return replace(
-            breaker, reason=code, probes=probes, next_probe=now + max(gap, told), probing_since=None
+            breaker, reason=code, probes=probes, next_probe=now + max(gap, requested_wait), probing_since=None
         )
     if not shared:
         return breaker
     failures = breaker.failures if one else breaker.failures + 1
     if failures >= rules.threshold or one or breaker.recovering_since is not None:
-        next_probe = now + (told or rules.first_gap)
+        next_probe = now + (requested_wait or rules.first_gap)
         opened = CircuitBreaker(failures, code, opened=True, next_probe=next_probe, limited=breaker.limited)
         return replace(opened, budget=breaker.budget)
     return replace(breaker, failures=failures, reason=code)

@@ -103,8 +103,8 @@ class Integrations(SealedRepository):
     async def lock_against_deletion(self, i: Integration) -> None:
         """Keep it from being deleted until this transaction ends. Raises Failure NOT_FOUND."""
         mine = select(col(IntegrationRow.id)).where(columns_equal(IntegrationRow, tenant=i.tenant, id=i.id))
-        held = mine.with_for_update(read=True, key_share=True)
-        if (await self._connection.execute(held)).first() is None:
+        locked = mine.with_for_update(read=True, key_share=True)
+        if (await self._connection.execute(locked)).first() is None:
             raise Failure(ErrorCode.NOT_FOUND, f"{i.id} doesn't exist.")
 
     async def delete(self, tenant: Tenant, id: IntegrationId) -> None:
