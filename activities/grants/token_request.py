@@ -96,7 +96,7 @@ class PreparedTokenRequest(TokenRequest):
 def client_grant_token_request(
     context: ProviderContext, scopes: tuple[str, ...], at: datetime, subject_token: Secret | None
 ) -> PreparedTokenRequest:
-    """A request with the integration's credentials. After a lost reply another follows (RFC 6749 section 4.4)."""
+    """A request with the integration's credentials (RFC 6749 section 4.4), sent again after a lost reply."""
     connection = context.connection
     grant_input = ClientGrantInput(
         scopes=scopes,

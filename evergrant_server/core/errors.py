@@ -164,7 +164,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "The connection was revoked; revocation is final.", "Start a new connection."
     ),
     ErrorCode.SCOPE_NOT_GRANTED: _reconnect(
-        "The subject has not granted a scope that was asked for.",
+        "The subject has not granted a requested scope.",
         "Reauthorize the connection with that scope.",
     ),
     ErrorCode.CALLBACK_INVALID: _reconnect(

@@ -32,7 +32,7 @@ class _Seen:
 
 
 class SlackLike(ScriptedProvider):
-    """Gives a second token below `authed_user` when `user_scope` was asked for."""
+    """Gives a second token below `authed_user` when `user_scope` was requested."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)
