@@ -1,4 +1,4 @@
-"""An onboarding's workflow under test: activities that answer from a script, and its start."""
+"""A rollout's workflow under test: activities that answer from a script, and its start."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +23,7 @@ from tests.workflows.connection_runs import ASKED
 from workflows.registry import WORKFLOWS
 
 
-class ScriptedOnboarding:
+class ScriptedRollout:
     """`checked` is what the checks say, `stages` what each look at a stage says; `orders` keeps the calls."""
 
     def __init__(self, checked: DefinitionState, *stages: DefinitionState) -> None:
@@ -55,10 +55,10 @@ class ScriptedOnboarding:
 
 
 @asynccontextmanager
-async def onboarding(
-    client: Client, scripted: ScriptedOnboarding, *, watch_s: float = 1.0
+async def running_rollout(
+    client: Client, scripted: ScriptedRollout, *, watch_s: float = 1.0
 ) -> AsyncIterator[WorkflowHandle[Any, m.RolloutResult]]:
-    """Start a worker on a queue of its own, and an onboarding on it."""
+    """Start a worker on a queue of its own, and a rollout on it."""
     start = m.RolloutStart(
         tenant=Tenant("acme"),
         definition_id=DefinitionId(new_id("def")),

@@ -1,37 +1,37 @@
-"""The order of an onboarding: checks, a decision or none, stages, an admin's roll-back."""
+"""The order of a rollout: checks, a decision or none, stages, an admin's roll-back."""
 
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from evergrant_server.core.definition import DefinitionState
 from tests.fakes.temporal import skipping_time
-from tests.workflows.rollout_runs import FOREVER, ScriptedOnboarding, decided, onboarding, wanted_back
+from tests.workflows.rollout_runs import FOREVER, ScriptedRollout, decided, running_rollout, wanted_back
 
 WAITING, STAGED, ACTIVE = DefinitionState.WAITING, DefinitionState.STAGED, DefinitionState.ACTIVE
 
 
-def done(scripted: ScriptedOnboarding) -> list[str]:
+def done(scripted: ScriptedRollout) -> list[str]:
     return [what for what, _ in scripted.orders]
 
 
 async def test_an_unsound_definition_needs_no_decision(client: Client):
-    scripted = ScriptedOnboarding(DefinitionState.UNSOUND)
-    async with onboarding(client, scripted) as handle:
+    scripted = ScriptedRollout(DefinitionState.UNSOUND)
+    async with running_rollout(client, scripted) as handle:
         assert (await handle.result()).state is DefinitionState.UNSOUND
     assert done(scripted) == ["check"]
 
 
 async def test_an_approved_one_is_watched_until_it_serves_all(client: Client):
-    scripted = ScriptedOnboarding(WAITING, STAGED, STAGED, STAGED, ACTIVE)
-    async with onboarding(client, scripted) as handle:
+    scripted = ScriptedRollout(WAITING, STAGED, STAGED, STAGED, ACTIVE)
+    async with running_rollout(client, scripted) as handle:
         await decided(handle)
         assert (await handle.result()).state is ACTIVE
     assert done(scripted) == ["check", "decide", "watch", "watch", "watch"]
 
 
 async def test_an_admins_roll_back_does_not_wait_for_the_next_look(client: Client):
-    scripted = ScriptedOnboarding(WAITING, STAGED)
-    async with onboarding(client, scripted, watch_s=FOREVER) as handle:
+    scripted = ScriptedRollout(WAITING, STAGED)
+    async with running_rollout(client, scripted, watch_s=FOREVER) as handle:
         await decided(handle)
         await wanted_back(handle)
         assert (await handle.result()).state is DefinitionState.ROLLED_BACK
@@ -39,10 +39,10 @@ async def test_an_admins_roll_back_does_not_wait_for_the_next_look(client: Clien
 
 
 async def test_a_month_without_a_decision_rejects_the_definition():
-    scripted = ScriptedOnboarding(WAITING)
+    scripted = ScriptedRollout(WAITING)
     async with (
         skipping_time(data_converter=pydantic_data_converter) as env,
-        onboarding(env.client, scripted) as handle,
+        running_rollout(env.client, scripted) as handle,
     ):
         assert (await handle.result()).state is DefinitionState.REJECTED
     assert scripted.orders[-1][1].overdue

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from evergrant_server.api.integrations import definition_rollout as onboarding
+from evergrant_server.api.integrations import definition_rollout
 from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -52,8 +52,8 @@ def document(idp: ScriptedProvider, token: str = "token") -> dict[str, Any]:
     }
 
 
-class Onboarding:
-    """What the API writes, and what came of it."""
+class RolloutDriver:
+    """Writes what the API writes for a version of a definition, and waits for the workflow's effect."""
 
     def __init__(self, place: Installation) -> None:
         self._place = place
@@ -73,7 +73,7 @@ class Onboarding:
                 changed_at=now,
             )
             await tx.definitions.add(definition)
-            await tx.outbox.add(onboarding.rollout_start_message(definition, ASKED, now))
+            await tx.outbox.add(definition_rollout.rollout_start_message(definition, ASKED, now))
         self._place.parts.relay.notify()
         return await self.until(definition, lambda it: it.state is not DefinitionState.CHECKING)
 
@@ -82,7 +82,7 @@ class Onboarding:
         async with self._place.store.write() as tx:
             decided = definition.with_decision("app:admin", "looked at it", now, approved=approved)
             saved = await tx.definitions.replace(decided, expected=definition.revision)
-            await onboarding.signal_rollout(
+            await definition_rollout.signal_rollout(
                 tx, saved, SignalName.DEFINITION_DECIDED, DefinitionDecided(context=ASKED), ASKED, now
             )
         self._place.parts.relay.notify()
@@ -153,18 +153,18 @@ async def test_a_token_endpoint_moves_under_load_without_a_failed_refresh(
     place: Installation, idp: ScriptedProvider
 ):
     idp.aliases["v2/token"] = "token"
-    onboarding = Onboarding(place)
-    first = await onboarding.active(document(idp))
+    driver = RolloutDriver(place)
+    first = await driver.active(document(idp))
     connections = await connections_of(place, idp, 6)
-    proposed = await onboarding.propose(document(idp, "v2/token"))
-    await onboarding.decide(proposed, approved=True)
+    proposed = await driver.propose(document(idp, "v2/token"))
+    await driver.decide(proposed, approved=True)
     moved, said = await under_load(
-        place, connections, onboarding.until(proposed, lambda it: not it.state.in_progress)
+        place, connections, driver.until(proposed, lambda it: not it.state.in_progress)
     )
     assert moved.state is DefinitionState.ACTIVE
     assert len(said) >= 12
     assert set(said) == {None}
-    assert (await onboarding.until(first, lambda it: True)).state is DefinitionState.REPLACED
+    assert (await driver.until(first, lambda it: True)).state is DefinitionState.REPLACED
     before = sum(call.target.startswith("/v2/") for call in idp.calls)
     await place.ensure_fresh(connections[0], (await place.row(connections[0])).generation)
     assert sum(call.target.startswith("/v2/") for call in idp.calls) == before + 1
@@ -174,15 +174,15 @@ async def test_an_endpoint_that_refuses_every_grant_is_rolled_back_and_ends_none
     place: Installation, idp: ScriptedProvider
 ):
     """The worst replacement: it calls living grants dead, in the words of RFC 6749 section 5.2."""
-    onboarding = Onboarding(place)
-    await onboarding.active(document(idp))
+    driver = RolloutDriver(place)
+    await driver.active(document(idp))
     connections = await connections_of(place, idp, 6)
     idp.script(*[error("invalid_grant") for _ in range(500)], at="broken")
-    proposed = await onboarding.propose(document(idp, "broken"))
+    proposed = await driver.propose(document(idp, "broken"))
     assert proposed.state is DefinitionState.WAITING
-    await onboarding.decide(proposed, approved=True)
+    await driver.decide(proposed, approved=True)
     moved, said = await under_load(
-        place, connections, onboarding.until(proposed, lambda it: not it.state.in_progress)
+        place, connections, driver.until(proposed, lambda it: not it.state.in_progress)
     )
     assert moved.state is DefinitionState.ROLLED_BACK
     assert "worked only with the earlier version" in (moved.reason or "")
@@ -194,7 +194,7 @@ async def test_an_endpoint_that_refuses_every_grant_is_rolled_back_and_ends_none
 
 
 async def test_a_url_without_a_token_endpoint_cannot_be_approved(place: Installation, idp: ScriptedProvider):
-    proposed = await Onboarding(place).propose(document(idp, "nowhere"))
+    proposed = await RolloutDriver(place).propose(document(idp, "nowhere"))
     assert proposed.state is DefinitionState.UNSOUND
     wrong = [it for it in proposed.findings if it.level is CheckLevel.PROBLEM]
     assert [it.check for it in wrong] == ["token_endpoint"]
@@ -204,10 +204,10 @@ async def test_a_url_without_a_token_endpoint_cannot_be_approved(place: Installa
 async def test_a_rejected_version_never_serves_and_all_of_it_is_on_record(
     place: Installation, idp: ScriptedProvider
 ):
-    onboarding = Onboarding(place)
-    proposed = await onboarding.propose(document(idp))
-    await onboarding.decide(proposed, approved=False)
-    ended = await onboarding.until(proposed, lambda it: not it.state.in_progress)
+    driver = RolloutDriver(place)
+    proposed = await driver.propose(document(idp))
+    await driver.decide(proposed, approved=False)
+    ended = await driver.until(proposed, lambda it: not it.state.in_progress)
     assert (ended.state, ended.reason) == (DefinitionState.REJECTED, "looked at it")
     async with place.store.read() as tx:
         assert await tx.definitions.serving(TENANT, "acme-crm") == []
@@ -219,8 +219,8 @@ async def test_a_rejected_version_never_serves_and_all_of_it_is_on_record(
 
 async def test_a_terminated_rollout_is_resumed_by_reconcile(place: Installation, idp: ScriptedProvider):
     """Its workflow is terminated before the decision, and the decision finds none; reconcile mends it."""
-    onboarding = Onboarding(place)
-    proposed = await onboarding.propose(document(idp))
+    driver = RolloutDriver(place)
+    proposed = await driver.propose(document(idp))
     handle = place.parts.client.get_workflow_handle(definition_rollout_workflow_id(TENANT, proposed.id))
     await handle.terminate()
     now = place.parts.clock.now()
@@ -228,4 +228,4 @@ async def test_a_terminated_rollout_is_resumed_by_reconcile(place: Installation,
         decided = proposed.with_decision("app:admin", "looked at it", now, approved=True)
         await tx.definitions.replace(decided, expected=proposed.revision)
     await place.parts.reconciler.reconcile_all()
-    await onboarding.until(proposed, lambda it: it.state is DefinitionState.ACTIVE)
+    await driver.until(proposed, lambda it: it.state is DefinitionState.ACTIVE)

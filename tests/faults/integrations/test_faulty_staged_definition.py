@@ -17,7 +17,7 @@ from tests.conformance.store.samples import an_attempt
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, status
-from tests.faults.integrations.test_definition_rollout import Onboarding, connections_of, document
+from tests.faults.integrations.test_definition_rollout import RolloutDriver, connections_of, document
 
 NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
 STAYS_STAGED = Rollout(shares=(0.999999, 1.0), stage_s=3600, most_bad=1)  # for practically every connection
@@ -33,19 +33,19 @@ async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 async def staged(
     place: Installation, idp: ScriptedProvider, **wrong: Any
-) -> tuple[Onboarding, Definition, Connection]:
+) -> tuple[RolloutDriver, Definition, Connection]:
     """A connection that a good definition connected, and a staged one that is wrong about something."""
-    onboarding = Onboarding(place)
+    driver = RolloutDriver(place)
     good = document(idp) | {"revocation_endpoint": idp.url("revoke")}
-    await onboarding.active(good)
+    await driver.active(good)
     (connection,) = await connections_of(place, idp, 1)
-    proposed = await onboarding.propose(
+    proposed = await driver.propose(
         {name: value for name, value in (good | wrong).items() if value is not None}, STAYS_STAGED
     )
     assert proposed.state is DefinitionState.WAITING, proposed.findings
-    await onboarding.decide(proposed, approved=True)
-    proposed = await onboarding.until(proposed, lambda it: it.state is DefinitionState.STAGED)
-    return onboarding, proposed, connection
+    await driver.decide(proposed, approved=True)
+    proposed = await driver.until(proposed, lambda it: it.state is DefinitionState.STAGED)
+    return driver, proposed, connection
 
 
 WRONG = {
@@ -62,12 +62,12 @@ WRONG = {
 async def test_refreshes_fall_back_and_count_against_the_staged_version(
     place: Installation, idp: ScriptedProvider, wrong: str
 ):
-    onboarding, version, connection = await staged(place, idp, **WRONG[wrong])
+    driver, version, connection = await staged(place, idp, **WRONG[wrong])
     for generation in (1, 2, 3):
         fresh = await place.ensure_fresh(connection, generation)
         assert (fresh.problem, fresh.generation) == (None, generation + 1)
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
-    counted = await onboarding.until(version, lambda it: it.failed >= 3)
+    counted = await driver.until(version, lambda it: it.failed >= 3)
     assert counted.succeeded == 0
 
 

@@ -17,7 +17,7 @@ from evergrant_server.core.messages.names import (
 from evergrant_server.core.messages.webhooks import DeliveryRound
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Life, a_start, a_worker
-from tests.workflows.rollout_runs import FOREVER, ScriptedOnboarding, decided, onboarding, wanted_back
+from tests.workflows.rollout_runs import FOREVER, ScriptedRollout, decided, running_rollout, wanted_back
 from tests.workflows.webhook_runs import delivering, until_called
 
 
@@ -74,18 +74,18 @@ async def keys_fetched(client: Client) -> Life:
 
 
 async def onboarded_in_stages(client: Client) -> Life:
-    scripted = ScriptedOnboarding(
+    scripted = ScriptedRollout(
         DefinitionState.WAITING, DefinitionState.STAGED, DefinitionState.STAGED, DefinitionState.ACTIVE
     )
-    async with onboarding(client, scripted) as handle:
+    async with running_rollout(client, scripted) as handle:
         await decided(handle)
         await handle.result()
         return Life(handle, ScriptedActivities(), a_start())
 
 
 async def onboarding_rolled_back(client: Client) -> Life:
-    scripted = ScriptedOnboarding(DefinitionState.WAITING, DefinitionState.STAGED)
-    async with onboarding(client, scripted, watch_s=FOREVER) as handle:
+    scripted = ScriptedRollout(DefinitionState.WAITING, DefinitionState.STAGED)
+    async with running_rollout(client, scripted, watch_s=FOREVER) as handle:
         await decided(handle)
         await wanted_back(handle)
         await handle.result()
