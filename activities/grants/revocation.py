@@ -34,7 +34,7 @@ _BEST_FIRST = (
     RevocationOutcome.ACCESS_TOKEN_ONLY,
     RevocationOutcome.NOT_SUPPORTED,
 )
-_RESTORED_REASON = "asked for before, and the store came from an older backup"
+_RESTORED_REASON = "requested before, and the store came from an older backup"
 
 
 class RevocationActivities:

@@ -300,7 +300,7 @@ async def slacks(api: Api, integration: Integration, tokens: TokenSet, label: st
 
 
 @pytest.mark.parametrize(("ended", "user", "left"), [("oauth", "U1", "default"), ("bot", "B1", "user")])
-async def test_slacks_news_of_a_user_s_token_leave_the_bot_s_alone_and_the_other_way_round(
+async def test_slacks_report_of_a_user_s_token_leaves_the_bot_s_alone_and_the_other_way_round(
     api: Api, ended: str, user: str, left: str
 ):
     """One consent brought both, and each reply's facts name the user and the bot."""

@@ -71,7 +71,7 @@ class ConnectionSetup:
         spec = await integration_spec(tx, self._api.registry, integration)
         flow = live.flow if live is not None else usable_flow(spec, integration, wanted.flow)
         if wanted.slot_scopes and flow is not Flow.AUTHORIZATION_CODE:
-            detail = "Only the flow authorization_code brings further token slots."
+            detail = "Only the flow authorization_code fills further token slots."
             raise Failure(ErrorCode.INVALID_REQUEST, detail, field="slot_scopes")
         requested = scopes_to_request(wanted, live.requested_scopes if live is not None else ())
         scopes = permitted_scopes(self._caller, integration, spec, wanted.subject, requested)

@@ -239,7 +239,7 @@ def assert_request(call: Call, expected: dict[str, Any]) -> None:
 
 
 def assert_further(spec: ProviderSpec, reply: RawReply, expected: dict[str, Any]) -> None:
-    """Exactly these chains came beside the main one; a vector that names none has none."""
+    """Exactly these token slots came beside the main one; a vector that names none has none."""
     read = additional_token_sets(spec, reply, now=NOW)
     named = known(expected.get("further", {}))
     assert set(read) == set(named)

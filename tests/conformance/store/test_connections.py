@@ -204,7 +204,7 @@ async def test_what_waits_for_an_app_is_what_does_not_work(store: Store):
 
 
 async def test_what_an_admin_s_repair_may_help_is_found_also_where_no_refresh_failed(store: Store):
-    """A revocation, a first token that is minted or polled for, and a late answer are tried again as well."""
+    """A revocation, a first token that is requested or polled for, and a late reply are tried again."""
     bad: dict[str, Any] = {"state": LifecycleState.ACTIVE, "failures": 2}
     helped = [
         await added(store, a_connection(subject="fails", **bad)),

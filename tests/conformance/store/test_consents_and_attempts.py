@@ -84,7 +84,7 @@ async def test_a_link_or_state_belongs_to_one_consent(store: Store):
     assert caught.value.code is ErrorCode.ALREADY_EXISTS
 
 
-async def test_one_attempt_is_open_per_connection_and_chain(store: Store):
+async def test_one_attempt_is_open_per_connection_and_slot(store: Store):
     connection = await granted(store)
 
     async def begin() -> None:

@@ -118,7 +118,7 @@ async def test_a_mark_is_stored_as_a_keyed_hash(store: Store):
     assert all(len(row) == 32 and "account" not in row and "rt-" not in row for row in rows)
 
 
-async def test_news_against_a_stale_row_are_a_conflict_and_write_nothing(store: Store):
+async def test_a_report_against_a_stale_row_is_a_conflict_and_writes_nothing(store: Store):
     one = await granted(store)
     async with store.write() as tx:
         await tx.connections.replace(one, expected=one.revision)

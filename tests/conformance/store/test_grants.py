@@ -1,4 +1,4 @@
-"""Grants: installed whole, sealed in their lanes, opened nowhere but in their own place."""
+"""Grants: installed whole, sealed under keys of their purposes, opened in their own place alone."""
 
 import asyncio
 from pathlib import Path
@@ -137,10 +137,10 @@ async def test_the_api_role_opens_access_tokens_and_never_refresh_tokens(
         assert (await tx.grants.access_token(connection)).reveal() == "at-1"
 
 
-async def test_the_wrapped_keys_of_the_refresh_lane_do_not_open_with_the_lease_root(
+async def test_the_wrapped_keys_of_the_refresh_purpose_do_not_open_with_the_lease_root(
     store: Store, key_path: Path
 ):
-    """Even with the database in hand and lane names rewritten, the API's ring opens nothing."""
+    """Even with access to the database and rewritten purposes, the API's ring opens nothing."""
     connection = await granted(store)
     async with store.write() as tx:
         await tx.connection.execute(KeyRow.__table__.delete().where(KeyRow.purpose == KeyPurpose.LEASE))  # type: ignore[attr-defined]  # SQLModel adds it
@@ -319,7 +319,7 @@ async def test_two_first_grants_of_a_tenant_agree_on_its_keys(store: Store):
     assert len(keys) == 2  # lease and refresh: nothing of this tenant used intake yet
 
 
-async def test_a_second_chain_has_tokens_of_its_own(store: Store):
+async def test_a_second_slot_has_tokens_of_its_own(store: Store):
     connection = await granted(store)
     async with store.write() as tx:
         grant, tokens = a_grant(5, slot="bot"), some_tokens("bot-at", None)

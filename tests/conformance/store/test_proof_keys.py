@@ -1,4 +1,4 @@
-"""Keys that tokens are bound to: one for a connection's life, in the lease lane, gone with its grant."""
+"""Keys that tokens are bound to: one per connection, sealed for `lease`, deleted with its grant."""
 
 from pathlib import Path
 

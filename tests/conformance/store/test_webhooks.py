@@ -324,7 +324,7 @@ async def test_nobody_is_told_what_they_did_not_ask_for(store: Store):
 
 
 async def test_the_api_can_seal_what_a_worker_opens(store: Store, ring: KeyRing):
-    """Both roles hold the intake lane."""
+    """Both roles have keys of the intake purpose."""
     webhook = await listening(store, URL, NOW)
     for role in (Role.API, Role.WORKER):
         store.ring = ring.restricted(role)

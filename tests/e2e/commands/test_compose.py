@@ -81,7 +81,7 @@ async def test_the_services_of_the_file_serve_a_lease(tmp_path):
         assert [await process.stop() for process in started] == [0, 0, 0]
 
 
-async def test_init_gives_the_api_a_file_without_the_refresh_lane(tmp_path):
+async def test_init_gives_the_api_a_file_without_the_refresh_purpose(tmp_path):
     async with ScriptedProvider() as idp, site(tmp_path, idp) as place:
         await place.compose.run("init", extra=place.own("init"))
     full, api = (json.loads((tmp_path / f"keys/{who}/keys.json").read_text()) for who in ("worker", "api"))

@@ -117,7 +117,7 @@ async def nothing_left(world: World) -> None:
 
 
 async def test_rfc6749_4_4_client_credentials_at_a_real_server(world: World):
-    """Active without a browser, minted again when it is due, revoked at the server."""
+    """Active without a browser, requested again when it is due, revoked at the server."""
     await world.real.register("", client_id="machine", grant_type="client-credentials")
     await world.integration("machine", world.real, client_id="machine")
     connection = await world.active("machine", "client_credentials")

@@ -247,7 +247,7 @@ async def test_a_reply_in_flight_when_its_consent_ends_is_revoked(device: Device
 
 
 async def kept_late(device: Device, *chains: str) -> LateTokens:
-    """With the tokens of further chains beside it."""
+    """With the tokens of further slots beside it."""
     given = device.idp.grant()
     beside = {name: device.idp.grant() for name in chains}
     tokens = TokenSet(

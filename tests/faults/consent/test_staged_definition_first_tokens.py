@@ -200,7 +200,7 @@ async def test_an_answer_that_said_yes_and_that_neither_reads_is_not_asked_for_a
     assert staged.worker.journal.count_waiting()[1] == 1
 
 
-async def test_a_minted_token_that_a_staged_version_misreads_is_read_as_before(staged: Staged):
+async def test_a_client_grant_that_a_staged_version_misreads_is_read_as_before(staged: Staged):
     _, connection = await staged.begin(Flow.CLIENT_CREDENTIALS, **MISREADS)
     staged.idp.script(TOKENS)
     news = await staged.worker.mint(connection, await staged.unasked(connection, ConsentKind.CLIENT_GRANT))
@@ -208,7 +208,7 @@ async def test_a_minted_token_that_a_staged_version_misreads_is_read_as_before(s
     assert await staged.counted() == (0, 1)
 
 
-async def test_a_staged_version_that_mints_nothing_ends_no_consent(staged: Staged):
+async def test_a_staged_version_that_gets_no_token_ends_no_consent(staged: Staged):
     staged.idp.script(error("unauthorized_client"), at="broken")
     staged.idp.script(TOKENS)
     _, connection = await staged.begin(Flow.CLIENT_CREDENTIALS, token_endpoint=staged.idp.url("broken"))

@@ -178,7 +178,7 @@ async def test_a_late_device_reply_is_verified(place: Installation, idp: SaysMor
 async def test_a_subject_token_is_not_used_as_a_refresh_token(
     place: Installation, idp: SaysMoreAtFirst, tmp_path: Path
 ):
-    """It lies where refresh tokens do, and nothing is lost without the late answer: another is minted."""
+    """It is kept with refresh tokens, and nothing is lost without the late reply: another is requested."""
     news = await verified(place, idp, tmp_path, Flow.TOKEN_EXCHANGE)
     assert (news.failure, news.consent_over) == (ErrorCode.CONSENT_REQUIRED, False)
     assert idp.count("token") == 0

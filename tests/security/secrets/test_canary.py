@@ -1,6 +1,6 @@
 """A whole life with known secrets at LOG_LEVEL=DEBUG, and then a search for them everywhere.
 
-The secrets are the real ones of that life: what the provider minted and was sent, what the API
+The secrets are the real ones of that life: what the provider issued and was sent, what the API
 handed out, what the key file holds.
 """
 

@@ -82,7 +82,7 @@ async def test_concurrent_writers_share_a_chain_without_gaps(store: Store):
     assert (await audit.verify_log(store, ACME)).ok
 
 
-async def test_lanes_and_tenants_have_chains_of_their_own(store: Store):
+async def test_shards_and_tenants_have_chains_of_their_own(store: Store):
     await put(store, an_entry(), an_entry(tenant="other"))
     await put(store, an_entry(), an_entry(), shard="lease-1")
     verdict = await audit.verify_log(store, ACME)

@@ -128,7 +128,7 @@ def test_random_keys_do_not_look_weak():
     assert not any(is_weak(os.urandom(32)) for _ in range(5_000))
 
 
-def test_the_api_role_never_holds_the_refresh_lane(path: Path):
+def test_the_api_role_never_holds_the_refresh_purpose(path: Path):
     api, worker = KeyRing.open(path, Role.API), KeyRing.open(path, Role.WORKER)
     key = new_sealing_key("tky")
     wrapped = worker.wrap(KeyPurpose.REFRESH, PLACE, key)
@@ -182,7 +182,7 @@ def test_rotation_seals_with_a_new_key_and_opens_with_the_old(path: Path):
     )
 
 
-def test_the_api_role_can_rotate_no_refresh_lane(path: Path):
+def test_the_api_role_can_rotate_no_refresh_purpose(path: Path):
     refusal(lambda: KeyRing.open(path, Role.API).rotate(KeyPurpose.REFRESH))
 
 

@@ -145,7 +145,7 @@ async def cancelled_in_the_middle_of_a_refresh(client: Client) -> Life:
 
 
 async def minted_after_an_outage(client: Client) -> Life:
-    """Nobody consents: the first token is asked for again by itself, the next ones are minted too."""
+    """Without a subject: the first token is requested again after a failure, and so are the next ones."""
     scripted = ScriptedActivities()
     scripted.answers[ActivityName.REQUEST_CLIENT_GRANT].append(
         GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)

@@ -34,7 +34,7 @@ async def answer_came_late(client: Client) -> Life:
 
 
 async def tokens_read_beside_a_grant(client: Client) -> Life:
-    """A journal brings a newer grant than the one that works, and then the same news again."""
+    """A journal has a newer grant than the one that works, and then the same signal arrives again."""
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()

@@ -20,7 +20,7 @@ _LEAVES_WITHIN_S = 1.0
 
 
 class Answer(BaseModel):
-    """What came of one order: news, what was raised, or nothing because the worker died."""
+    """The outcome of one order: a result, what was raised, or nothing because the worker died."""
 
     news: dict[str, Any] | None = None
     raised: str | None = None

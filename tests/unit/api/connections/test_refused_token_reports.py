@@ -216,7 +216,7 @@ async def test_a_report_that_nothing_confirms_withholds_nothing(api: Api):
     assert (await api.lease(key)).json()["access_token"] == "at-1"
 
 
-async def test_a_report_of_an_older_token_or_a_wish_for_a_newer_one_says_nothing_of_this_one(api: Api):
+async def test_a_report_of_an_older_token_or_a_request_for_a_newer_one_says_nothing_of_this_one(api: Api):
     connection = await api.active(await api.integration())
     key = await api.app_with("reader", Action.TOKEN, Action.CONNECT)
     await api.install(connection, "at-2")

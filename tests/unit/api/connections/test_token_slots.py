@@ -1,4 +1,4 @@
-"""Further chains: their scopes are asked for with the first one's, and so is their next grant."""
+"""Further token slots: their scopes are requested with the first one's, and so is their next grant."""
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection
@@ -45,7 +45,7 @@ async def test_the_browser_asks_for_both_lists_and_the_subject_sees_both(api: Ap
     assert "user_scope=users%3Aread" in left.text
 
 
-async def test_only_chains_that_the_definition_knows_and_scopes_below_the_ceilings(api: Api):
+async def test_only_slots_of_the_definition_and_scopes_below_the_ceilings(api: Api):
     await api.integration(provider="slack", default_scopes=("commands",))
     key = await api.app_with("asker", Action.CONNECT, ceiling=("commands",))
     above = await api.post("/v1/connections", key, NEW)
@@ -60,7 +60,7 @@ async def test_only_chains_that_the_definition_knows_and_scopes_below_the_ceilin
     assert empty.status_code == 400
 
 
-async def test_a_permits_ceiling_tells_the_chains_apart(api: Api):
+async def test_a_permits_ceiling_tells_the_slots_apart(api: Api):
     await slack(api)
     bot = await api.app_with("bot", Action.TOKEN, ceiling=("commands",))
     assert (await api.lease(bot)).json()["access_token"] == "at-1"
@@ -69,7 +69,7 @@ async def test_a_permits_ceiling_tells_the_chains_apart(api: Api):
     assert (await api.lease(both, label="user")).json()["access_token"] == "at-user"
 
 
-async def test_a_chain_that_needs_its_subject_is_asked_for_with_the_first(api: Api):
+async def test_a_slot_that_needs_its_subject_is_requested_with_the_first(api: Api):
     first, second = await slack(api)
     await api.change(second, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
     key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)

@@ -70,14 +70,14 @@ async def test_its_workflow_is_told_and_the_log_says_who_told_us(api: Api):
     assert told == 1
 
 
-async def test_news_twice_are_one_revocation(api: Api):
+async def test_a_report_twice_is_one_revocation(api: Api):
     connection = await api.active(await api.integration())
     assert await heard(api, connection) is ReportDecision.ENDED
     assert await heard(api, connection) is ReportDecision.NOTHING_HELD
     assert await recorded(api, connection) == [AuditAction.REVOKED_AT_PROVIDER]
 
 
-async def test_older_news_are_recorded_and_change_nothing(api: Api):
+async def test_an_older_report_is_recorded_and_changes_nothing(api: Api):
     connection = await api.active(await api.integration())
     before = api.clock.now() - timedelta(seconds=1)
     assert await heard(api, connection, at=before) is ReportDecision.OUTDATED

@@ -1,4 +1,4 @@
-"""Where a provider's news come in: configured by an admin, with a secret that is never shown."""
+"""Receivers of a provider's events: configured by an admin, with a secret that is never shown."""
 
 import hashlib
 import hmac

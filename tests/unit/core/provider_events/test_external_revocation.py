@@ -1,4 +1,4 @@
-"""News from the provider's side: what they do to a connection, and what they never do."""
+"""Reports of a provider: what they change about a connection, and what they never change."""
 
 from datetime import datetime, timedelta
 
@@ -65,14 +65,14 @@ def news(weight: Certainty = Certainty.ENDED, at: datetime | None = None, genera
         (news(Certainty.SUSPECTED, at=NOW - HOUR), ReportDecision.OUTDATED),
     ],
 )
-def test_news_about_an_active_connection(told: ProviderReport, verdict: ReportDecision):
+def test_a_report_about_an_active_connection(told: ProviderReport, verdict: ReportDecision):
     assert judge_report(connection(), GRANT, told) is verdict
 
 
 @pytest.mark.parametrize(
     "state", [it for it in LifecycleState if it not in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)]
 )
-def test_news_change_nothing_where_nothing_is_held(state: LifecycleState):
+def test_a_report_changes_nothing_without_a_grant(state: LifecycleState):
     assert judge_report(connection(state), GRANT, news()) is ReportDecision.NOTHING_HELD
     assert judge_report(connection(), None, news()) is ReportDecision.NOTHING_HELD
 
@@ -113,8 +113,8 @@ def test_the_workflow_waits_for_the_subject_and_tries_nothing():
     assert step(ended.state, EventKind.REFRESH_REQUESTED).state.refusal is ErrorCode.GRANT_REVOKED_ELSEWHERE
 
 
-def test_news_of_an_older_generation_leave_the_newer_grant_alone():
-    """The refresh was under way when the news came, and the store took the newer grant first."""
+def test_a_report_of_an_older_generation_leaves_the_newer_grant_alone():
+    """The refresh was under way when the report came, and the store took the newer grant first."""
     newer = step(ACTIVE, EventKind.REFRESH_ENDED, result=GrantResult(generation=4, obtained_at=NOW)).state
     assert step(newer, EventKind.REVOKED_AT_PROVIDER, seen_generation=3).state.state is LifecycleState.ACTIVE
     assert (

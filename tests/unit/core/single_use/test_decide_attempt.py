@@ -1,4 +1,4 @@
-"""May an attempt be the next of its chain? Each case of `decide`, and each edge of its times."""
+"""May an attempt be the next of its slot? Each case of `decide_attempt`, and each edge of its times."""
 
 from datetime import UTC, datetime, timedelta
 
