@@ -72,7 +72,7 @@ class ResponseSpec(SpecPart):
 
 
 class ErrorRule(SpecPart):
-    """A field that makes a reply an error, whatever its HTTP status.
+    """A field that makes a reply an error, with any HTTP status.
 
     The field at `path` is compared as JSON. With `not_in` the rule applies when the field is
     present with another value, with `values` when it has one of these, with neither when it is present.

@@ -123,7 +123,7 @@ class LeaseIssuer:
     async def _refreshed_row(
         self, lease_request: LeaseRequest, row: LeaseRow, context: RequestContext
     ) -> LeaseRow:
-        """The row, or a newer one. A valid token is served whatever the refresh does (rule 5)."""
+        """The row, or a newer one. A valid token is served even if the refresh fails (rule 5)."""
         if self._is_fresh(row, lease_request) or row.state is not LifecycleState.ACTIVE:
             return row
         waiter = self._refresher

@@ -23,7 +23,7 @@ def on_refresh_ended(connection: ConnectionState, event: LifecycleEvent, at: Mom
 
 
 def _installed(connection: ConnectionState, result: GrantResult, at: Moment) -> Transition:
-    """After a refresh without a newer grant, the next one is not due at once, whatever the grant says."""
+    """After a refresh without a newer grant, the next one is due later, even if the grant has expired."""
     after = install(connection, StateChange.REFRESHED, result, at.now)
     state = after.state
     if state.state is not LifecycleState.ACTIVE or state.generation > connection.generation:

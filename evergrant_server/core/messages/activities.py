@@ -36,7 +36,7 @@ class RefreshGrant(ConnectionCall):
     """Refresh from `generation` (RFC 6749 section 6).
 
     `only_if_leased`: do nothing when no app has leased it. `token_over`: the access token has
-    ended or was refused, whatever the worker's clock says.
+    ended or was refused, even if the worker's clock says otherwise.
     """
 
     generation: int

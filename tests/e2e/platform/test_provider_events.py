@@ -126,7 +126,7 @@ async def test_django_oauth_toolkit_forgets_a_token_and_the_next_pass_finds_out(
             )
             assert gone.status_code == 200
             await due(place, connection)
-            assert (await one_pass(place)).asked == 1
+            assert (await one_pass(place)).refresh_requested == 1
             ended = await place.until(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
             assert ended.reason is ErrorCode.GRANT_REJECTED
         await client.http.aclose()

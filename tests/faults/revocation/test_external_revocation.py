@@ -167,7 +167,7 @@ async def test_an_inactive_access_token_causes_one_refresh(place: Installation, 
     connection = await introspected(place, idp)
     dead = raw(b'{"active": false}', 200)
     idp.script(dead, dead, at="introspect")
-    assert (await one_pass(place)).asked == 1
+    assert (await one_pass(place)).refresh_requested == 1
     refreshed = await place.until(connection, lambda it: it.generation == 2)
     assert refreshed.state is LifecycleState.ACTIVE
     assert AuditAction.PROVIDER_REPORT_RECEIVED in await place.actions(connection)
