@@ -39,7 +39,7 @@ IN_SETTINGS = [
     Mistake("a flag's value of the wrong kind", "serve --port http", 2, ("--port", "serve --help")),
     Mistake("an unknown flag", "serve --hots 127.0.0.1", 2, ("--hots", "--host", "serve --help")),
     Mistake("an unknown command", "sevre", 2, ("sevre", "serve", "--help")),
-    Mistake("a missing argument", "keys rotate", 2, ("lane", "keys rotate --help")),
+    Mistake("a missing argument", "keys rotate", 2, ("purpose", "keys rotate --help")),
     Mistake("a misspelt setting", "db current", 2,
             ("EVERGRANT_DATABSE_URL", "did you mean EVERGRANT_DATABASE_URL"),
             env={"EVERGRANT_DATABSE_URL": "postgresql+asyncpg://evergrant@db/evergrant"}),

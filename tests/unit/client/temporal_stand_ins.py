@@ -35,6 +35,7 @@ class StandInConnection:
             generation=7,
             expires_at=None if problem else workflow.now() + timedelta(hours=1),
             problem=problem,
+            again=False,
         )
         await workflow.get_external_workflow_handle(request.reply_to).signal("token_ready", ready)
         return [request.app, request.context.by, request.reply_to]
