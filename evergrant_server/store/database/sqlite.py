@@ -122,14 +122,20 @@ class SqliteDatabase:
             raise PoolTimeout from None
         try:
             idle = cast(QueuePool, self._engine.pool).checkedin()
-            connection = self._engine.connect() if idle else await self._in_thread(self._engine.connect)
+            if idle:
+                connection = self._engine.connect()
+            else:
+                connection = await self._in_thread(self._engine.connect, discard=Connection.close)
             with connection:
                 yield connection
         finally:
             self._free.release()
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run `work` in the thread and wait for its end, even when the caller is cancelled meanwhile."""
+    async def _in_thread(self, work: Callable[[], T], discard: Callable[[T], None] | None = None) -> T:
+        """Run `work` in the thread and wait for its end, even when the caller is cancelled meanwhile.
+
+        `discard` takes the result that a cancelled caller can't take.
+        """
         future = asyncio.get_running_loop().run_in_executor(self._thread, work)
         cancelled: asyncio.CancelledError | None = None
         while not future.done():
@@ -138,7 +144,9 @@ class SqliteDatabase:
             except asyncio.CancelledError as error:
                 cancelled = error
         if cancelled is not None:
-            future.exception()  # marked as retrieved: the caller gets its cancellation instead
+            failed = future.exception()  # marked as retrieved: the caller gets its cancellation instead
+            if discard is not None and failed is None:
+                discard(future.result())
             raise cancelled
         return future.result()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store.database import sqlite
@@ -150,3 +150,22 @@ def test_a_loop_that_ends_during_a_commit_leaves_it_committed(tmp_path: Path):
     with sqlite3.connect(file) as other:
         assert other.execute("SELECT count(*) FROM noted").fetchone() == (1,)
     other.close()
+
+
+async def test_a_caller_that_is_cancelled_while_a_connection_opens_leaves_none_open(database: SqliteDatabase):
+    entered, go_on = threading.Event(), threading.Event()
+
+    def configure(driver: sqlite3.Connection, record: object) -> None:
+        entered.set()
+        go_on.wait(10)
+
+    event.listen(database._engine, "connect", configure)
+    async with database.read():  # the connection that the pool has
+        reading = asyncio.create_task(count(database))
+        while not entered.is_set():
+            await asyncio.sleep(0.001)
+        reading.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+    assert database._engine.pool.checkedout() == 0

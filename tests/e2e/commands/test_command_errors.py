@@ -93,11 +93,16 @@ async def keys(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
     KeyRing.open(folder / "keys.json", Role.OPERATOR).export(folder / "api.json", Role.API)
     env = {"EVERGRANT_KEY_FILE": str(folder / "api.json")}
     yield (
-        Mistake("the API's key file given to a worker", "worker", 1, ("refresh lane", "full key file"), env),
+        Mistake(
+            "the API's key file given to a worker", "worker", 1, ("no refresh purpose", "full key file"), env
+        ),
         folder,
     )
     yield (Mistake("rotating the API's key file", "keys rotate lease", 1, ("full key file",), env), folder)
-    yield Mistake("an unknown lane", "keys rotate tokens", 2, ("tokens", "lease, refresh, intake")), folder
+    yield (
+        Mistake("an unknown key purpose", "keys rotate tokens", 2, ("tokens", "lease, refresh, intake")),
+        folder,
+    )
     yield Mistake("keys made twice", "keys create", 1, ("exists already", "keys.json")), folder
 
 

@@ -235,7 +235,7 @@ async def test_rfc5849_3_4_4_plaintext_discloses_no_secret_to_an_app(world: Worl
     await world.integration("plain", "PLAINTEXT")
     connection = await world.active("plain")
     async with world.signing() as client:
-        with pytest.raises(BadRequest, match="not handed out"):
+        with pytest.raises(BadRequest, match="would reveal the secrets"):
             await client.sign(connection["id"], "GET", world.idp.url("api"))
 
 

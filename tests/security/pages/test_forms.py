@@ -15,7 +15,7 @@ READING = {"get", "head", "options"}
 # Not from a page of ours: the state, which is of one browser, is what can't be forged there.
 # test_callback.py and test_implicit.py carry that out.
 BROUGHT_BY_STATE = {"/oauth/callback/{integration_id}", "/oauth/callback/{integration_id}/fragment"}
-REFUSED = "The form didn&#39;t come from this page"
+REFUSED = "The form was not sent from this page"
 ELSEWHERE = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
 
 
