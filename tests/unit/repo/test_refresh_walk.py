@@ -1,4 +1,4 @@
-"""The walk of one refresh in docs/architecture.md is true: its functions exist and call each other in order."""
+"""The walk of one refresh in docs/architecture.md: its functions exist and call each other in that order."""
 
 import ast
 import re
