@@ -130,9 +130,9 @@ async def test_more_transactions_than_connections_wait_and_then_fail(
 def test_a_loop_that_ends_during_a_commit_leaves_it_committed(tmp_path: Path):
     file = tmp_path / "evergrant.db"
     failed: list[object] = []
+    database = SqliteDatabase(file)
 
     async def leaves() -> None:
-        database = SqliteDatabase(file)
         async with database.write() as connection:
             await connection.execute(text("CREATE TABLE noted (n INTEGER)"))
         timer = threading.Event()
@@ -146,6 +146,7 @@ def test_a_loop_that_ends_during_a_commit_leaves_it_committed(tmp_path: Path):
         asyncio.run(leaves())
     finally:
         threading.excepthook = before
+        asyncio.run(database.close())
     assert not failed
     with sqlite3.connect(file) as other:
         assert other.execute("SELECT count(*) FROM noted").fetchone() == (1,)
