@@ -63,9 +63,8 @@ class Application:
             check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
         )
         self._app = create_app(api)
-        self._open.push_async_callback(
-            self._app.state.refresher.stop
-        )  # before the ledger, which it writes to
+        # before the ledger, which it writes to
+        self._open.push_async_callback(self._app.state.refresher.stop)
         tune_garbage_collector()
 
 

@@ -41,9 +41,8 @@ class ProviderContext:
     skipped_definition: Definition | None = (
         None  # a staged version that isn't used: a success counts against it
     )
-    facts: Mapping[str, Any] = field(
-        default_factory=dict[str, Any]
-    )  # known of the grant: they fill templates
+    # known of the grant: they fill templates
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def definition_id(self) -> str:

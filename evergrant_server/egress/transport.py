@@ -149,9 +149,8 @@ class _Body:
     def add(self, chunk: bytes) -> None:
         self._raw += len(chunk)
         if self._decoder is not None:
-            room = (
-                self._limit - len(self._parts) + 1
-            )  # one byte more than the limit reveals that it is exceeded
+            # one byte more than the limit reveals that it is exceeded
+            room = self._limit - len(self._parts) + 1
             try:
                 chunk = self._decoder.decompress(chunk, room)
             except zlib.error:

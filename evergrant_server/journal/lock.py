@@ -20,9 +20,8 @@ class JournalLock:
         """Lock a free directory, or make one. Raises Failure STORE_UNAVAILABLE."""
         self._folder = folder
         try:
-            folder.parent.mkdir(
-                mode=0o700, parents=True, exist_ok=True
-            )  # `mode` doesn't apply to parents that are created
+            # `mode` doesn't apply to parents that are created
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
             self.id, self._fd = self._claim_directory()
         except OSError as error:

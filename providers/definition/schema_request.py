@@ -92,9 +92,8 @@ class CallbackPart(SpecPart):
     callback_missing_code_is_denial: bool = False
     callback_metadata_params: tuple[ParamName, ...] = ()  # kept as metadata, sent in no request
     callback_patterns: dict[ParamName, AnchoredPattern] = Field(default_factory=dict)  # of that metadata
-    callback_expected: dict[ParamName, str] = Field(
-        default_factory=dict
-    )  # templates that the parameter must equal
+    # templates that the parameter must equal
+    callback_expected: dict[ParamName, str] = Field(default_factory=dict)
     callback_verify: CallbackSignature | None = None
     scope_from_callback: bool = False
     callback_scope_param: ParamName = "scope"

@@ -131,9 +131,8 @@ async def rotate_client_secret(
     two the provider accepts. `roll_back` makes the previous secret the only one again.
     """
     _require_admin(caller, name)
-    command = IdempotentCommand(
-        request, caller, key, body.model_copy(update={"client_secret": None})
-    )  # the secret is not hashed
+    # the secret is not hashed
+    command = IdempotentCommand(request, caller, key, body.model_copy(update={"client_secret": None}))
 
     async def rotate(tx: Transaction) -> CommandResponse:
         now = api.clock.now()

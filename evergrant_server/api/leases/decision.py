@@ -61,9 +61,8 @@ class LeaseIssuer:
                 if not from_cache:
                     await self._refusals.record(caller, lease_request, context, failure)
                     raise
-                self._forget(
-                    caller, lease_request
-                )  # a refusal from the cache is decided again from the store
+                # a refusal from the cache is decided again from the store
+                self._forget(caller, lease_request)
             caller, from_cache = await self._api.authenticator.authenticate(request), False
             self._api.authenticator.cache(caller)
         failure = Failure(ErrorCode.STORE_CONFLICT, "The connection keeps changing.", retry_after=1.0)

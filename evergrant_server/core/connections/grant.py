@@ -36,9 +36,8 @@ class TokenSet(SealableModel):
     scopes: tuple[str, ...] | None = None  # None: the reply had no scope, so as requested (RFC 6749 5.1)
     metadata: dict[str, Any] = Field(default_factory=dict)
     server_time: datetime | None = None  # the reply's Date header (RFC 9110 section 6.6.1)
-    further: dict[str, "TokenSet"] = Field(
-        default_factory=dict
-    )  # by token slot; each is refreshed on its own
+    # by token slot; each is refreshed on its own
+    further: dict[str, "TokenSet"] = Field(default_factory=dict)
 
 
 class Grant(BaseModel):

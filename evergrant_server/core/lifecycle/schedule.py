@@ -23,9 +23,8 @@ class LifecycleRules(BaseModel):
 
     margin: timedelta = timedelta(minutes=5)  # capped at a quarter of the token's lifetime
     spread: float = 0.2  # the share of the margin over which a fleet's refreshes are spread
-    shortest_interval: timedelta = timedelta(
-        minutes=2
-    )  # between refreshes, capped at a quarter of a lifetime
+    # between refreshes, capped at a quarter of a lifetime
+    shortest_interval: timedelta = timedelta(minutes=2)
     keep_alive_share: float = 0.5  # of its idle life, after which an idle grant is refreshed
     consent_grace: timedelta = timedelta(minutes=1)  # a callback at the deadline still gets through
     longest_history: int = 2000  # events after which a run continues as new; Temporal's own limit is higher

@@ -49,12 +49,10 @@ class TimeLimits(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     send: timedelta = timedelta(seconds=15)  # from the intent's commit to the first byte
-    answer: timedelta = timedelta(
-        seconds=45
-    )  # how long the worker waits for the provider's reply, see egress
-    poll_interval: timedelta = timedelta(
-        seconds=3
-    )  # between two looks at an attempt that has to be waited for
+    # how long the worker waits for the provider's reply, see egress
+    answer: timedelta = timedelta(seconds=45)
+    # between two looks at an attempt that has to be waited for
+    poll_interval: timedelta = timedelta(seconds=3)
     replay: timedelta = timedelta(minutes=10)  # other work waits this long for a journalled reply
 
 

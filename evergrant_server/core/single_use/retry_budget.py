@@ -25,9 +25,8 @@ class LastFailure:
 class RetryBudget:
     """What retries have cost, and which connections' next request is one. A new one is full."""
 
-    missed: Mapping[ConnectionId, LastFailure] = field(
-        default_factory=dict[ConnectionId, LastFailure]
-    )  # oldest first
+    # oldest first
+    missed: Mapping[ConnectionId, LastFailure] = field(default_factory=dict[ConnectionId, LastFailure])
     spent: float = 0.0  # as of `spent_at`; time and answers bring it back to 0
     spent_at: float = 0.0
     served: int = 0  # answers in a row, while there is something to remember

@@ -16,6 +16,7 @@ from evergrant_server.core.lifecycle.schedule import (
     keep_alive_at,
     next_forced_refresh_at,
     retry_at,
+    with_announce_days,
 )
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -154,3 +155,11 @@ def test_the_numbers_of_a_version_never_change(version: int, numbers: dict[str, 
 
 def test_new_runs_begin_with_the_newest_rules():
     assert max(RULES) == NEWEST_RULES
+
+
+def test_the_days_that_an_operator_set_replace_those_of_the_rules():
+    rules = RULES[NEWEST_RULES]
+    assert rules.announce_days == (14, 3, 1)
+    assert with_announce_days(rules, (7,)) == rules.model_copy(update={"announce_days": (7,)})
+    assert with_announce_days(rules, ()).announce_days == ()
+    assert with_announce_days(rules, None) is rules
