@@ -68,7 +68,7 @@ class LateTokenActivities:
         result: GrantResult | None = None
         async for candidate in candidates(services, request, context):
             context = candidate.context.with_facts(late_reply.metadata(candidate.context.facts))
-            token_request = RefreshTokenRequest(context, refresh_token, late_reply.scopes(context))
+            token_request = RefreshTokenRequest(context, refresh_token)
             attempt = await services.single_use.open(
                 AttemptKind.LATE_TOKENS,
                 context.connection,

@@ -4,7 +4,7 @@ from activities.support.provider_context import ProviderContext
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.secret import Secret
 from providers.requests.sender import Sender
-from providers.responses.token_response import is_unsupported_token_type, read_revocation
+from providers.responses.error_mapping import is_unsupported_token_type, read_revocation
 
 
 async def revoke_at_provider(

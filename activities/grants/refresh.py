@@ -128,7 +128,7 @@ class RefreshActivities:
             refresh_token = await tx.grants.refresh_token(context.connection)
         if refresh_token is None:
             return None
-        return RefreshTokenRequest(context, refresh_token, grant.scopes)
+        return RefreshTokenRequest(context, refresh_token)
 
     async def _open_attempt(
         self, request: RefreshGrant, context: ProviderContext, token_request: TokenRequest

@@ -11,9 +11,8 @@ from evergrant_server.core.connections.proof_key import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.oauth1.flow import read_token_credentials
 from providers.requests.client_grants import read_exchanged_token
-from providers.responses.additional_tokens import additional_token_sets
 from providers.responses.raw_reply import RawReply
-from providers.responses.token_response import read_tokens
+from providers.responses.token_response import additional_token_sets, read_tokens
 
 
 def read_refreshed_tokens(context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:

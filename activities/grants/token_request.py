@@ -35,11 +35,10 @@ class TokenRequest(ABC):
 class RefreshTokenRequest(TokenRequest):
     """Spends a refresh token (RFC 6749 section 6)."""
 
-    def __init__(self, context: ProviderContext, token: Secret, scopes: tuple[str, ...]) -> None:
+    def __init__(self, context: ProviderContext, token: Secret) -> None:
         self.rules = context.integration.refresh
         self._context = context
         self._token = token
-        self._scopes = scopes
 
     def send(self, sender: Sender, before_send: BeforeSend) -> Awaitable[RawReply]:
         context = self._context
@@ -48,7 +47,6 @@ class RefreshTokenRequest(TokenRequest):
             context.endpoints,
             context.client,
             refresh_token=self._token,
-            scopes=self._scopes,
             redirect_uri=context.redirect_uri,
             params=context.params,
             flow=context.connection.flow,

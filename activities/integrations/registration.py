@@ -35,7 +35,7 @@ from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from evergrant_server.store.keys import NO_CONNECTION
 from providers.quirks import registration_request
 from providers.registration.client_metadata import auth_method_to_request, client_metadata
-from providers.registration.dynamic_registration import send_registration
+from providers.registration.discovery import send_registration
 from providers.requests.send_failure import SendFailed
 from providers.responses.raw_reply import RawReply
 

@@ -35,7 +35,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import ROTATING
 from evergrant_server.store import Store, Transaction
 from providers.requests.sender import Sender
-from providers.responses.token_response import read_introspection
+from providers.responses.error_mapping import read_introspection
 
 INTEGRATION_LIMIT = timedelta(minutes=10)  # enough for _MAX_CONNECTIONS when the provider answers at once
 _SCHEDULE_CONTEXT = RequestContext(by="schedule")

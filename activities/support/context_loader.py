@@ -9,7 +9,7 @@ from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.store import Store, Transaction
-from providers.client_auth.generated_secret import generate_client_secret
+from providers.client_auth import generate_client_secret
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import (

@@ -1,6 +1,6 @@
-"""Which text the store and JSON can hold: no NUL, no lone surrogates."""
+"""Which text the store and JSON can hold: no NUL, no lone surrogates; names of JSON types."""
 
-from typing import cast
+from typing import Any, cast
 
 
 def is_storable_text(text: str) -> bool:
@@ -21,3 +21,20 @@ def is_storable(value: object) -> bool:
         elif isinstance(one, list):
             left += cast("list[object]", one)
     return True
+
+
+def json_type(value: Any) -> str:
+    """The JSON type of a value, for messages that may not show the value."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case _:
+            return "an object"

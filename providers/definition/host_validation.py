@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_base import PLACEHOLDER, placeholders
-from providers.definition.template_param import TemplateParam
+from providers.definition.schema_base import PLACEHOLDER, TemplateParam, placeholders
 
 _PROBES = (
     "evil.com",

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
-from providers.definition.schema_base import UrlTemplate, placeholders
+from providers.definition.schema_base import TemplateParam, UrlTemplate, placeholders
 from providers.definition.schema_description import DescriptivePart
 from providers.definition.schema_lifecycle import RefreshPart, RevocationPart
 from providers.definition.schema_request import (
@@ -23,7 +23,6 @@ from providers.definition.schema_request import (
     TokenRequestPart,
 )
 from providers.definition.schema_response import ErrorPart, ResponseSpec
-from providers.definition.template_param import TemplateParam
 
 AuthMode = Literal[
     "authorization_code",
@@ -65,7 +64,7 @@ class ProviderSpec(
     iss_in_callback: bool = False  # authorization_response_iss_parameter_supported (RFC 9207)
     template_params: dict[str, TemplateParam] = Field(default_factory=dict)
     response: ResponseSpec = Field(default_factory=ResponseSpec)
-    quirks: tuple[str, ...] = ()  # see providers/quirks
+    quirks: tuple[str, ...] = ()  # see providers/quirks.py
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

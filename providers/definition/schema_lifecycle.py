@@ -51,7 +51,6 @@ class RefreshPart(SpecPart):
     refresh_param_names: Renames = Field(default_factory=dict)
     refresh_params_include: tuple[Literal["redirect_uri"], ...] = ()
     refresh_token_in: Literal["body", "header"] = "body"
-    refresh_sends_scope: bool = False
     refresh: RefreshSpec = RefreshSpec()
     post_token_exchange: RefreshSpec | None = None  # exchanges the first token for a long-lived one, once
     refresh_rotates: bool | None = None  # None: unknown
@@ -86,8 +85,7 @@ class RevocationSpec(SpecPart):
     param_names: Renames = Field(default_factory=dict)  # of the client's parameters: {client_id: clientId}
     headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
     success_statuses: tuple[int, ...] = (200, 204)
-    gone_statuses: tuple[int, ...] = ()  # the token is unknown or ended already
-    gone_error_codes: tuple[str, ...] = ()
+    gone_error_codes: tuple[str, ...] = ()  # the token is unknown or ended already
 
 
 class RevocationPart(SpecPart):

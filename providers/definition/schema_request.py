@@ -68,7 +68,6 @@ class AuthorizationPart(SpecPart):
     scope_raw_encoding: bool = False  # the separator is sent unescaped
     scope_param_name: ParamName = "scope"
     scope_params: dict[str, ParamName] = Field(default_factory=dict)  # token slot -> its scope parameter
-    omit_empty_scope: bool = True
     id_token_nonce: bool = True  # false: its id tokens repeat no nonce, so none is sent
     pkce: Pkce = Pkce.SUPPORTED
     pkce_challenge_encoding: Literal["base64url", "hex"] = "base64url"
@@ -88,7 +87,6 @@ class CallbackPart(SpecPart):
     flow: Literal["redirect", "install"] = "redirect"  # install: the provider starts it, without a state
     callback_code_param: ParamName = "code"
     callback_error_params: tuple[ParamName, ...] = ("error",)
-    callback_denials: tuple[str, ...] = ("access_denied",)
     callback_missing_code_is_denial: bool = False
     callback_metadata_params: tuple[ParamName, ...] = ()  # kept as metadata, sent in no request
     callback_patterns: dict[ParamName, AnchoredPattern] = Field(default_factory=dict)  # of that metadata
@@ -126,7 +124,6 @@ class TokenRequestPart(SpecPart):
     dpop: bool = False  # tokens are bound to the connection's key (RFC 9449)
     client_assertion_audience: Literal["issuer", "token_endpoint"] = "issuer"  # RFC 7523 section 3
     basic_auth_template: str | None = None  # for example "{client_secret}:"
-    basic_auth_encoding: Literal["form", "raw"] = "form"  # form: RFC 6749 section 2.3.1
     client_id_param: ParamName = "client_id"
     client_secret_param: ParamName = "client_secret"
     client_secret_header: HeaderName | None = None

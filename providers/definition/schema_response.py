@@ -47,13 +47,9 @@ class AdditionalTokens(SpecPart):
 class ResponseSpec(SpecPart):
     """A token reply (RFC 6749 section 5.1). A path that a reply lacks reads as absent."""
 
-    format: Literal["sniff", "json", "form"] = "sniff"  # Content-Type is ignored
     strip_body_prefix: str | None = None
     access_token_path: JsonPath = "access_token"
-    alternate_access_token_path: JsonPath | None = None
     refresh_token_path: JsonPath | None = "refresh_token"
-    id_token_path: JsonPath | None = "id_token"
-    token_type_path: JsonPath | None = "token_type"
     bearer_token_types: tuple[str, ...] = ("bearer",)  # names for RFC 6750 tokens; case is ignored
     expires_in_path: JsonPath | None = "expires_in"
     expires_in_unit: Literal["s", "ms"] = "s"
@@ -99,8 +95,6 @@ class ErrorPart(SpecPart):
     error_rules: tuple[ErrorRule, ...] = ()
     terminal_error_codes: tuple[str, ...] = ()
     retryable_error_codes: tuple[str, ...] = ()
-    rate_limit_reset_header: HeaderName | None = None  # read when Retry-After is absent
-    rate_limit_reset_format: Literal["seconds", "epoch_s", "epoch_ms", "iso8601"] = "epoch_s"
 
     @model_validator(mode="after")
     def _field_and_values(self) -> Self:

@@ -35,7 +35,6 @@ _REFRESH_FIELDS = (
     "refresh_params",
     "refresh_param_names",
     "refresh_params_include",
-    "refresh_sends_scope",
     "refresh_client_auth",
     "refresh_rotates",
     "rotation_grace_s",
@@ -175,7 +174,7 @@ def dates_have_a_path(spec: ProviderSpec) -> RuleFindings:
 
 def metadata_holds_no_secret(spec: ProviderSpec) -> RuleFindings:
     """Metadata is shown to people and written to logs."""
-    secrets = {spec.response.access_token_path, spec.response.refresh_token_path, spec.response.id_token_path}
+    secrets = {spec.response.access_token_path, spec.response.refresh_token_path, "id_token"}
     for field, names in (
         ("response.metadata_paths", spec.response.metadata_paths),
         ("callback_metadata_params", spec.callback_metadata_params),

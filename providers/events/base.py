@@ -1,8 +1,6 @@
-"""The inputs and outputs of verifiers, and the steps that most of them share."""
+"""The inputs and outputs of verifiers, and the steps that they share."""
 
-import hashlib
-import hmac
-import json
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -93,41 +91,6 @@ def is_identifier(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= MAX_ID_LENGTH and is_storable_text(value)
 
 
-def checked_challenge(value: str) -> str:
-    """A challenge to repeat in the response. Raises EventRejected for invalid text."""
-    if not is_storable_text(value):
-        raise EventRejected("invalid_request", "The challenge holds NUL or a lone surrogate.")
-    return value
-
-
-def secret_key(trust: EventTrust) -> bytes:
-    if trust.secret is None:
-        raise EventRejected("authentication_failed", "No signing secret is configured.")
-    return trust.secret.reveal().encode()
-
-
-def equal_in_constant_time(expected: str, given: str) -> bool:
-    """Compared in constant time."""
-    return hmac.compare_digest(expected.encode(), given.encode("utf-8", "replace"))
-
-
-def hmac_hex(key: bytes, *parts: bytes) -> str:
-    return hmac.new(key, b"".join(parts), hashlib.sha256).hexdigest()
-
-
-def require_signature(signature_holds: bool) -> None:
-    if not signature_holds:
-        raise EventRejected("authentication_failed", "The signature is invalid.")
-
-
-def signed_timestamp(text: str, now: datetime) -> datetime:
-    """A signed timestamp in Unix seconds. Raises EventRejected when it is too far from `now`."""
-    timestamp = from_unix(text) if text.isascii() and text.isdigit() else None
-    if timestamp is None or abs(now - timestamp) > TIMESTAMP_TOLERANCE:
-        raise EventRejected("invalid_request", "The timestamp is missing, or too far from now.")
-    return timestamp
-
-
 def from_unix(value: object, *, unit: float = 1) -> datetime | None:
     """The time after a number of seconds (times `unit`) since 1970, or None."""
     try:
@@ -136,23 +99,6 @@ def from_unix(value: object, *, unit: float = 1) -> datetime | None:
         return None
 
 
-def json_object(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object. Raises EventRejected."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise EventRejected("invalid_request", "The body is not a JSON object.")
-    return value
-
-
-def nested(value: object, *names: str) -> Any:
-    """A member of nested objects, or None."""
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def sha256_hex(*parts: bytes) -> str:
-    return hashlib.sha256(b"\n".join(parts)).hexdigest()
+def decode_base64url(part: str) -> bytes:
+    """Raises ValueError."""
+    return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))

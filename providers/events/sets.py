@@ -1,7 +1,5 @@
 """Pushed security event tokens: RFC 8417 (the token), RFC 8935 (delivery), RFC 9493 (subjects)."""
 
-import base64
-import binascii
 import json
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,6 +8,9 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
+from evergrant_server.core.provider_events.account_identifiers import EMAIL, TOKEN_HASH, TOKEN_PREFIX
+from evergrant_server.core.provider_events.external_revocation import Certainty
+from evergrant_server.core.provider_events.receivers import AccountIdentifier
 from evergrant_server.core.text import is_storable_text
 from providers.events.base import (
     MAX_ID_LENGTH,
@@ -17,12 +18,14 @@ from providers.events.base import (
     EventRejected,
     EventRequest,
     EventTrust,
+    ProviderEvent,
     UnknownKey,
     VerifiedEvents,
+    accounts_with_id,
+    decode_base64url,
     from_unix,
     is_identifier,
 )
-from providers.events.set_events import read_set_events, verification_state
 
 MEDIA_TYPE = "application/secevent+jwt"
 MAX_EVENT_AGE = timedelta(days=30)  # an older event is rejected, so `jti` is kept no longer
@@ -64,8 +67,8 @@ def _header(token: bytes) -> dict[str, Any]:
     if token.count(b".") != 2:
         raise EventRejected("invalid_request", "The body is not a signed token in compact form.")
     try:
-        header = json.loads(_decode_base64url(token.partition(b".")[0]))
-    except (ValueError, binascii.Error, RecursionError):
+        header = json.loads(decode_base64url(token.partition(b".")[0].decode("ascii")))
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise EventRejected("invalid_request", "The token's header can't be read.")
@@ -101,7 +104,7 @@ def _key(header: dict[str, Any], trust: EventTrust) -> RSAKey | ECKey:
         for key in trust.keys or ()
         if key.get("kty") == family
         and key.get("use") in (None, "sig")
-        and _allows_algorithm(key, header["alg"])
+        and key.get("alg") in (None, header["alg"])
     ]
     named = [key for key in usable if key.get("kid") == kid] if kid is not None else usable
     if len(named) != 1:
@@ -110,10 +113,6 @@ def _key(header: dict[str, Any], trust: EventTrust) -> RSAKey | ECKey:
         return _KEY_TYPES[family].import_key(named[0])
     except (JoseError, ValueError, KeyError):
         raise EventRejected("invalid_key", "The transmitter's key is unusable.") from None
-
-
-def _allows_algorithm(key: dict[str, Any], alg: str) -> bool:
-    return key.get("alg") in (None, alg)
 
 
 def _check_parties(claims: dict[str, Any], trust: EventTrust) -> None:
@@ -139,5 +138,108 @@ def _check_time(claims: dict[str, Any], now: datetime) -> datetime:
     return issued_at
 
 
-def _decode_base64url(part: bytes) -> bytes:
-    return base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))
+_SCHEMAS = "https://schemas.openid.net/secevent"
+# RISC 1.0, CAEP 1.0, and the OAuth event types that Google sends
+CERTAINTIES: dict[str, Certainty] = {
+    f"{_SCHEMAS}/risc/event-type/account-disabled": Certainty.ENDED,
+    f"{_SCHEMAS}/risc/event-type/account-purged": Certainty.ENDED,
+    f"{_SCHEMAS}/oauth/event-type/tokens-revoked": Certainty.ENDED,
+    f"{_SCHEMAS}/oauth/event-type/token-revoked": Certainty.ENDED,
+    # the end of a session says little about a grant
+    f"{_SCHEMAS}/risc/event-type/sessions-revoked": Certainty.SUSPECTED,
+    f"{_SCHEMAS}/risc/event-type/account-credential-change-required": Certainty.SUSPECTED,
+    f"{_SCHEMAS}/caep/event-type/session-revoked": Certainty.SUSPECTED,
+    f"{_SCHEMAS}/caep/event-type/credential-change": Certainty.SUSPECTED,
+}
+_VERIFICATION_TYPES = (
+    f"{_SCHEMAS}/risc/event-type/verification",
+    f"{_SCHEMAS}/ssf/event-type/verification",
+)
+_TOKEN_NAMES = {"prefix": TOKEN_PREFIX, "hash_base64_sha512_sha512": TOKEN_HASH}
+_Accounts = tuple[frozenset[AccountIdentifier], ...]
+
+
+def read_set_events(
+    events: dict[str, Any], claims: dict[str, Any], issued_at: datetime, issuers: frozenset[str]
+) -> tuple[ProviderEvent, ...]:
+    """The events that can concern a grant, also those of unknown subjects."""
+    found: list[ProviderEvent] = []
+    for kind, event in events.items():
+        weight = CERTAINTIES.get(kind)
+        if weight is None or not isinstance(event, dict):
+            continue
+        subject = event.get("subject") or claims.get("sub_id")
+        happened_at = _timestamp(event.get("event_timestamp")) or _timestamp(claims.get("toe"))
+        at = min(happened_at, issued_at) if happened_at is not None else issued_at
+        found.append(
+            ProviderEvent(
+                kind, weight, _accounts_of_subject(subject, issuers), at, at_is_issue_time=happened_at is None
+            )
+        )
+    return tuple(found)
+
+
+def verification_state(events: dict[str, Any]) -> str | None:
+    """The `state` of a verification event, empty when absent; None for other events."""
+    for kind in _VERIFICATION_TYPES:
+        if kind in events:
+            state = events[kind].get("state") if isinstance(events[kind], dict) else None
+            return state[:MAX_ID_LENGTH] if isinstance(state, str) and is_storable_text(state) else ""
+    return None
+
+
+def _timestamp(value: Any) -> datetime | None:
+    return from_unix(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _accounts_of_subject(subject: Any, issuers: frozenset[str]) -> _Accounts:
+    """By `format` (RFC 9493), or `subject_type`, as its drafts and Google have it."""
+    if not isinstance(subject, dict):
+        return ()
+    match str(subject.get("format") or subject.get("subject_type")).replace("-", "_"):
+        case "iss_sub" | "id_token_claims":
+            return _accounts_of_issuer(subject, issuers)
+        case "email":
+            return _accounts_of_email(subject.get("email"))
+        case "opaque":
+            return accounts_with_id(subject.get("id"))
+        case "account":
+            return ()  # an acct: URI is no identifier of a connection
+        case "oauth_token" | "token":
+            return _accounts_of_token(subject)
+        case "complex":
+            return _accounts_of_subject(subject.get("user"), issuers)
+        case "aliases":
+            each = subject.get("identifiers")
+            return tuple(
+                it
+                for one in (each if isinstance(each, list) else ())[:10]
+                for it in _accounts_of_alias(one, issuers)
+            )
+    return ()
+
+
+def _accounts_of_alias(subject: Any, issuers: frozenset[str]) -> _Accounts:
+    """RFC 9493 section 3.2.8: no aliases in aliases."""
+    nested = isinstance(subject, dict) and subject.get("format") in ("aliases", "complex")
+    return () if nested else _accounts_of_subject(subject, issuers)
+
+
+def _accounts_of_issuer(subject: dict[str, Any], issuers: frozenset[str]) -> _Accounts:
+    """A `sub` is unique only within its issuer."""
+    iss, sub = subject.get("iss"), subject.get("sub")
+    ours = isinstance(iss, str) and iss in issuers
+    return accounts_with_id(sub) if ours and isinstance(sub, str) else ()
+
+
+def _accounts_of_email(email: Any) -> _Accounts:
+    return (frozenset({AccountIdentifier(EMAIL, email.casefold())}),) if is_identifier(email) else ()
+
+
+def _accounts_of_token(subject: dict[str, Any]) -> _Accounts:
+    """Google names a refresh token by its first 16 characters or its double SHA-512."""
+    name = _TOKEN_NAMES.get(str(subject.get("token_identifier_alg")))
+    token = subject.get("token")
+    if subject.get("token_type") != "refresh_token" or name is None:
+        return ()
+    return (frozenset({AccountIdentifier(name, token)}),) if is_identifier(token) else ()

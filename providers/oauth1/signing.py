@@ -21,7 +21,7 @@ from joserfc.jwk import RSAKey
 from evergrant_server.core.connections.token_pair import TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.client_auth.assertions import import_signing_key
+from providers.client_auth import import_signing_key
 from providers.definition.schema_request import SignatureMethod
 from providers.requests.client import OAuthClient
 

@@ -7,10 +7,9 @@ from typing import Any
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.json_type import json_type
+from evergrant_server.core.text import json_type
 from providers.responses.durations import retry_after
-from providers.responses.json_paths import UnreadableBody, parse_body
-from providers.responses.raw_reply import RawReply
+from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body
 
 CLIENT_NAME = "Evergrant"
 _AUTH_METHODS = ("client_secret_basic", "client_secret_post", "none")

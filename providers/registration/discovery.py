@@ -1,9 +1,10 @@
-"""Discovers the endpoints of an issuer: RFC 8414, then OpenID Connect Discovery 1.0.
+"""Discovers the endpoints of an issuer (RFC 8414, then OpenID Connect Discovery 1.0), and registers a client.
 
 The issuer in the document must equal the requested one as a string (RFC 8414 section 3.3), so that
 no server can publish metadata for another.
 """
 
+import json
 from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
@@ -11,11 +12,13 @@ import httpx2
 
 from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.egress import Egress
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.text import json_type
+from evergrant_server.egress import BeforeSend, Egress, SendObserver
 from providers.definition.schema_request import MUTUAL_TLS
-from providers.json_type import json_type
 from providers.requests.client import STANDARD_HEADERS
-from providers.responses.json_paths import UnreadableBody, parse_body
+from providers.requests.send_failure import SendFailed
+from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body
 
 _MAX_URL_LENGTH = 2048
 _ALIASED = (
@@ -213,3 +216,27 @@ def _optional_strings(issuer: str, document: dict[str, Any], name: str) -> list[
 
 def _fail(issuer: str, why: str) -> NoReturn:
     raise Failure(ErrorCode.DISCOVERY_FAILED, f"{issuer or 'discovery'}: {why}", issuer=issuer[:200])
+
+
+async def send_registration(
+    egress: Egress,
+    endpoint: str,
+    metadata: dict[str, Any],
+    initial_token: Secret | None,
+    *,
+    before_send: BeforeSend | None = None,
+) -> RawReply:
+    """POST the metadata (RFC 7591 section 3.1). Raises SendFailed."""
+    headers = {**STANDARD_HEADERS, "Content-Type": "application/json"}
+    if initial_token is not None:
+        headers["Authorization"] = f"Bearer {initial_token.reveal()}"
+    watch = SendObserver(before_send)
+    try:
+        async with egress.client(watch, headers=headers) as http:
+            response = await http.post(endpoint, content=json.dumps(metadata).encode())
+    except Failure as failure:
+        raise SendFailed(failure, sent=watch.sent) from None
+    except httpx2.TransportError as error:
+        why = f"the registration endpoint could not be reached ({type(error).__name__})"
+        raise SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE, why), sent=watch.sent) from None
+    return RawReply.of(response)

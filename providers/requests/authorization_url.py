@@ -149,7 +149,7 @@ def build_authorization_url(
         challenge = hashlib.sha256(verifier.reveal().encode()).hexdigest()
         query = [(name, challenge if name == "code_challenge" else value) for name, value in query]
     requested = requested_scopes(spec, integration, scopes)
-    if spec.scopes_supported and (requested or not spec.omit_empty_scope):
+    if requested:
         query.append((spec.scope_param_name, spec.scope_separator.join(requested)))
     query.extend(("resource", uri) for uri in (target.resources if target else ()))
     return _in_provider_format(spec, url, query)

@@ -1,14 +1,29 @@
-"""Reads the callback of an authorization request (RFC 6749 section 4.1.2, RFC 9207). Pure."""
+"""Reads a callback: its query (RFC 6749 section 4.1.2), or the implicit flow's fragment (4.2.2). Pure."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from urllib.parse import unquote
 
+from evergrant_server.core.connections.id_token import require_nonce
 from evergrant_server.core.connections.imported_tokens import ImportedTokens
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
-from providers.requests.callback_metadata import callback_metadata, callback_scopes
-from providers.requests.callback_parameters import VISIBLE, Query, checked_query, error_param, reject_callback
+from providers.requests.callback_parameters import (
+    VISIBLE,
+    Query,
+    callback_metadata,
+    callback_scopes,
+    checked_query,
+    error_param,
+    reject_callback,
+)
+from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import read_tokens
+
+ACCESS_TOKEN_PARAM = "access_token"
+_DENIED = "access_denied"
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ def read_callback(
     if error is not None:
         if code:
             reject_callback("a code and an error at once")
-        return Callback(None, state, denied=error in spec.callback_denials, error=error)
+        return Callback(None, state, denied=error == _DENIED, error=error)
     if not code:
         if spec.callback_missing_code_is_denial:
             return Callback(None, state, denied=True, error=None)
@@ -56,3 +71,75 @@ def read_callback(
         reject_callback(f"{spec.callback_code_param} is malformed")
     metadata = callback_metadata(spec, given, params)
     return Callback(Secret(code), state, False, None, metadata, callback_scopes(spec, given, requested))
+
+
+def read_fragment(
+    fragment: Query,
+    *,
+    expected_issuer: str | None,
+    iss_required: bool,
+    spec: ProviderSpec,
+    params: Mapping[str, str],
+    requested: Sequence[str],
+    nonce_hash: str | None,
+    now: datetime,
+) -> Callback:
+    """Read the fragment of an implicit response (RFC 6749 section 4.2.2).
+
+    Raises Failure CALLBACK_INVALID as `read_callback`, REPLY_UNREADABLE as `read_tokens`, and
+    ID_TOKEN_REFUSED for an id token of another request.
+    """
+    given, state = checked_query(fragment, expected_issuer, iss_required)
+    error = error_param(given, spec.callback_error_params)
+    if error is not None:
+        if given.get(ACCESS_TOKEN_PARAM):
+            reject_callback("a token and an error at once")
+        return Callback(None, state, denied=error == _DENIED, error=error)
+    if not given.get(ACCESS_TOKEN_PARAM):
+        reject_callback("access_token is missing")
+    if not given.get("token_type"):
+        reject_callback("token_type is missing")  # required (sections 4.2.2 and 7.1)
+    tokens, scopes = _read_tokens(spec, given, requested, nonce_hash, now)
+    metadata = callback_metadata(spec, given, params)
+    tokens = tokens.model_copy(update={"metadata": tokens.metadata | metadata})
+    return Callback(None, state, False, None, metadata, scopes, tokens)
+
+
+def read_implicit_query(
+    query: Query, *, expected_issuer: str | None, iss_required: bool, spec: ProviderSpec
+) -> Callback:
+    """Read the query of an implicit response: an error. Raises Failure CALLBACK_INVALID.
+
+    A token in a query is refused, since servers log URLs.
+    """
+    given, state = checked_query(query, expected_issuer, iss_required)
+    if ACCESS_TOKEN_PARAM in given:
+        reject_callback("a token is in the query, which servers log")
+    error = error_param(given, spec.callback_error_params)
+    if error is None:
+        reject_callback("its fragment holds no token")
+    return Callback(None, state, denied=error == _DENIED, error=error)
+
+
+def _read_tokens(
+    spec: ProviderSpec,
+    given: Mapping[str, str],
+    requested: Sequence[str],
+    nonce_hash: str | None,
+    now: datetime,
+) -> tuple[ImportedTokens, tuple[str, ...] | None]:
+    """Read the fragment as a token reply. A refresh token, which may not be sent this way, is ignored."""
+    fields = {name: value for name, value in given.items() if name not in ("state", "iss", "refresh_token")}
+    reply = RawReply(spec.success_statuses[0], {}, json.dumps(fields).encode())
+    read = read_tokens(spec, reply, requested_scopes=requested, refreshing=False, now=now)
+    require_nonce(read.id_token, nonce_hash)
+    ends = None if read.expires_in is None else now + timedelta(seconds=read.expires_in)
+    tokens = ImportedTokens(
+        access_token=read.access_token,
+        token_type=read.token_type,
+        expires_at=ends,
+        issued_at=now,
+        scopes=read.scopes,
+        metadata=read.metadata,
+    )
+    return tokens, read.scopes

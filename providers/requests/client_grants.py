@@ -12,7 +12,7 @@ from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.client_auth.assertions import sign_jwt
+from providers.client_auth import sign_jwt
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import PLACEHOLDER
 from providers.definition.schema_request import ClientCredentialsGrant, JwtBearerGrant, TokenExchangeGrant

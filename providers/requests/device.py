@@ -15,8 +15,8 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
-from providers.json_type import json_type
 from providers.requests.client import OAuthClient
 from providers.requests.request_format import PreparedRequest, code_exchange_format
 from providers.responses.error_mapping import (
@@ -25,8 +25,7 @@ from providers.responses.error_mapping import (
     reply_fields,
     unreadable_reply,
 )
-from providers.responses.json_paths import UnreadableBody
-from providers.responses.raw_reply import RawReply
+from providers.responses.raw_reply import RawReply, UnreadableBody
 from providers.responses.token_response import read_tokens
 
 DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"

@@ -23,8 +23,7 @@ from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import ClientAuth
 from providers.definition.templates import client_auth_of
-from providers.responses.json_paths import UnreadableBody, parse_body
-from providers.responses.raw_reply import RawReply
+from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body
 
 _NONCE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,1024}")  # RFC 9449 section 8.1
 _MAX_NONCES = 10_000

@@ -11,8 +11,8 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.connections.pushed_authorization import Fields, PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
-from providers.json_type import json_type
 from providers.requests.client import OAuthClient
 from providers.requests.request_format import PreparedRequest, RequestFormat
 from providers.responses.error_mapping import (
@@ -21,8 +21,7 @@ from providers.responses.error_mapping import (
     reply_fields,
     unreadable_reply,
 )
-from providers.responses.json_paths import UnreadableBody
-from providers.responses.raw_reply import RawReply
+from providers.responses.raw_reply import RawReply, UnreadableBody
 
 _REQUEST_URI = re.compile(r"[\x21-\x7e]{1,2048}")
 _MAX_LIFETIME_S = 3600.0

@@ -84,14 +84,13 @@ class Sender:
         client: OAuthClient,
         *,
         refresh_token: Secret,
-        scopes: Sequence[str] = (),
         redirect_uri: str | None = None,
         params: Params | None = None,
         flow: Flow = Flow.AUTHORIZATION_CODE,
         resources: Sequence[str] = (),
         before_send: BeforeSend | None = None,
     ) -> RawReply:
-        """Use a refresh token (RFC 6749 section 6). `scopes` are sent only if `refresh_sends_scope`."""
+        """Use a refresh token (RFC 6749 section 6)."""
         spec.require_usable(flow)
         if not spec.refresh_supported:
             detail = f"provider {spec.name} has no refresh"
@@ -99,10 +98,9 @@ class Sender:
         url = require_complete(spec, endpoints.refresh_endpoint or endpoints.token_endpoint)
         format = refresh_format(spec, client, refresh_token, redirect_uri, params or {})
         auth = ProviderRequestAuth(spec, client, with_resources(format, resources), self._nonces)
-        standard = {"scope": spec.scope_separator.join(scopes)} if spec.refresh_sends_scope and scopes else {}
 
         def call(authlib: ProviderClient) -> Awaitable[Any]:
-            return authlib.refresh_token(url, refresh_token=refresh_token.reveal(), auth=auth, **standard)
+            return authlib.refresh_token(url, refresh_token=refresh_token.reveal(), auth=auth)
 
         return await self._send(spec, client, call, before_send)
 

@@ -9,7 +9,7 @@ import httpx2
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.client_auth.assertions import ASSERTION_TYPE, client_assertion, secret_assertion
+from providers.client_auth import ASSERTION_TYPE, client_assertion, secret_assertion
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import ClientAuth
 from providers.requests.client import STANDARD_HEADERS, OAuthClient
@@ -112,8 +112,7 @@ class ProviderRequestAuth(httpx2.Auth):
         return client_assertion(client.client_id, client.audience, client.key, client.now())
 
     def _basic(self) -> str:
-        encode = quote_plus if self._spec.basic_auth_encoding == "form" else str
-        client_id, secret = encode(self._client.client_id), encode(self._secret())
+        client_id, secret = quote_plus(self._client.client_id), quote_plus(self._secret())
         pair = f"{client_id}:{secret}"
         if self._spec.basic_auth_template is not None:
             pair = self._spec.basic_auth_template.replace("{client_id}", client_id)

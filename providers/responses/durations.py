@@ -6,8 +6,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from evergrant_server.core.clock import MAX_LIFETIME
-from providers.json_type import json_type
-from providers.responses.json_paths import UnreadableBody
+from evergrant_server.core.text import json_type
+from providers.responses.raw_reply import UnreadableBody
 
 _DIGITS = re.compile(r"[0-9]{1,15}")
 _MAX_SECONDS = MAX_LIFETIME.total_seconds()  # a longer one is a mistake and overflows dates
@@ -79,23 +79,6 @@ def retry_after(headers: dict[str, str], now: datetime | None = None) -> float |
     if time is None or now is None:
         return None
     return min(max((time - now).total_seconds(), 0.0), _MAX_RETRY_S)
-
-
-def rate_limit_reset(
-    headers: dict[str, str], name: str, format: str, now: datetime | None = None
-) -> float | None:
-    """Seconds until a rate limit ends, from the provider's own header; a day at most."""
-    text = headers.get(name.lower(), "").strip()
-    if format == "seconds":
-        return min(float(text), _MAX_RETRY_S) if _DIGITS.fullmatch(text) else None
-    now = reply_date(headers) or now
-    if not text or now is None:
-        return None
-    try:
-        seconds = (_parse_moment(text, format) - now).total_seconds()
-    except (ValueError, TypeError, OverflowError, OSError):
-        return None
-    return min(max(seconds, 0.0), _MAX_RETRY_S)
 
 
 def _http_date(text: str) -> datetime | None:

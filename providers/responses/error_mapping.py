@@ -1,4 +1,4 @@
-"""Maps an unsuccessful reply to a failure, sorted by who repairs it. Pure.
+"""Whether a reply is a success, else its failure, sorted by who repairs it. Pure.
 
 Only an error that is known to end a grant does so. Providers invent error names and gateways reply
 in their place; ending a grant for such a reply would send the subject to a new consent because of an
@@ -14,10 +14,11 @@ from datetime import datetime
 from typing import Any
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
-from providers.responses.durations import rate_limit_reset, retry_after
-from providers.responses.json_paths import UnreadableBody, parse_body, value_at
-from providers.responses.raw_reply import RawReply
+from providers.definition.schema_lifecycle import RevocationSpec
+from providers.responses.durations import retry_after
+from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, value_at
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
 _CLIENT_ERRORS = frozenset(
@@ -101,10 +102,6 @@ def failure_of_reply(
     `now` converts a retry date when the reply has no Date header.
     """
     wait = retry_after(reply.headers, now)
-    if wait is None and spec.rate_limit_reset_header:
-        wait = rate_limit_reset(
-            reply.headers, spec.rate_limit_reset_header, spec.rate_limit_reset_format, now
-        )
     code = _code_of_reply(spec, reply, error)
     context = {"provider": spec.name, "provider_status": str(reply.status)}
     if error and _LOGGABLE_ERROR.fullmatch(error):
@@ -164,6 +161,45 @@ def _failure_class(reply: RawReply) -> type[Failure]:
 def reply_fields(spec: ProviderSpec, reply: RawReply) -> dict[str, Any]:
     """The reply's fields. Raises Failure REPLY_UNREADABLE."""
     try:
-        return parse_body(reply.body, spec.response.format, spec.response.strip_body_prefix)
+        return parse_body(reply.body, prefix=spec.response.strip_body_prefix)
     except UnreadableBody as why:
         raise unreadable_reply(spec, reply, str(why)) from None
+
+
+def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
+    """Return when the provider has confirmed the revocation, else raise Failure.
+
+    200 confirms it for an unknown token too (RFC 7009 section 2.2). The body is ignored unless the
+    definition has rules for errors in it. After 503 the token is still valid.
+    """
+    rule = spec.revocation or RevocationSpec()
+    error = error_name_or_none(spec, reply)
+    if error and error in rule.gone_error_codes:
+        return
+    if reply.status not in rule.success_statuses:
+        raise failure_of_reply(spec, reply, error)
+    if error is not None and (spec.error_rules or spec.status_field):
+        raise failure_of_reply(spec, reply, error)
+
+
+def is_unsupported_token_type(spec: ProviderSpec, reply: RawReply) -> bool:
+    """Whether the provider can't revoke tokens of this type (RFC 7009 section 2.2.1)."""
+    return reply.status == 400 and error_name_or_none(spec, reply) == "unsupported_token_type"
+
+
+def read_introspection(spec: ProviderSpec, reply: RawReply) -> bool:
+    """Whether the token is active, for which `active` must be a JSON boolean (RFC 7662 section 2.2)."""
+    raise_for_failure(spec, reply, (200,))
+    active = reply_fields(spec, reply).get("active")
+    if not isinstance(active, bool):
+        raise unreadable_reply(spec, reply, f"active that is {json_type(active)}")
+    return active
+
+
+def raise_for_failure(
+    spec: ProviderSpec, reply: RawReply, success: tuple[int, ...], now: datetime | None = None
+) -> None:
+    """Raise for a status that isn't a success, and for an error in a reply whose status is one."""
+    error = error_name_or_none(spec, reply)
+    if reply.status not in success or error is not None:
+        raise failure_of_reply(spec, reply, error, now)

@@ -1,9 +1,15 @@
-"""A provider's reply as it was received."""
+"""A provider's reply as it was received; its body, parsed strictly, and the values at dotted paths. Pure."""
 
+import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, NoReturn, Self
+from urllib.parse import parse_qsl
 
 import httpx2
+
+from evergrant_server.core.text import is_storable_text, json_type
 
 
 @dataclass(frozen=True)
@@ -18,3 +24,111 @@ class RawReply:
     def of(cls, response: httpx2.Response) -> Self:
         headers = {name.lower(): value for name, value in response.headers.items()}
         return cls(response.status_code, headers, response.content)
+
+
+_MAX_DEPTH = 32
+_MAX_BYTES = 1024 * 1024
+MAX_VALUE_LENGTH = 1024
+
+
+class UnreadableBody(Exception):
+    """A body that isn't as expected. The message describes it without its content."""
+
+
+def parse_body(body: bytes, form: str = "sniff", prefix: str | None = None) -> dict[str, Any]:
+    """A JSON object or a form as a dict. The body decides, since Content-Type is often wrong.
+
+    Raises UnreadableBody for a body that is empty, not UTF-8, neither JSON nor a form, not an object,
+    nested too deeply, or has a repeated name (RFC 8259 section 4), NaN or Infinity.
+    """
+    if len(body) > _MAX_BYTES:
+        raise UnreadableBody(f"a body of {len(body)} bytes")
+    try:
+        text = body.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise UnreadableBody(f"a body of {len(body)} bytes that is not UTF-8") from None
+    if prefix:
+        text = text.removeprefix(prefix).strip()
+    if not text:
+        raise UnreadableBody("an empty body")
+    if form == "json" or (form == "sniff" and text[0] in '{["'):
+        return _parse_json(text)
+    return _parse_form(text)
+
+
+def _parse_json(text: str) -> dict[str, Any]:
+    if _depth(text) > _MAX_DEPTH:
+        raise UnreadableBody(f"JSON nested deeper than {_MAX_DEPTH}")
+    try:
+        data = json.loads(text, object_pairs_hook=_unique_names, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise UnreadableBody(f"a body of {len(text)} characters that is not JSON") from None
+    if not isinstance(data, dict):
+        raise UnreadableBody(f"JSON that is {json_type(data)}, not an object")
+    return data
+
+
+def _parse_form(text: str) -> dict[str, Any]:
+    if text.startswith("<"):
+        raise UnreadableBody(f"markup of {len(text)} characters")
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, max_num_fields=200)
+    except ValueError:
+        raise UnreadableBody(f"a body of {len(text)} characters that is neither JSON nor a form") from None
+    return _unique_names(pairs)
+
+
+def _unique_names(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise UnreadableBody("a name that is repeated")
+        found[name] = value
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise UnreadableBody("a number that is not a number")
+
+
+def _depth(text: str) -> int:
+    """The depth of nesting outside of strings, found without recursion."""
+    deepest = level = 0
+    in_string = escaped = False
+    for char in text:
+        if in_string:
+            in_string = escaped or char != '"'
+            escaped = char == "\\" and not escaped
+        elif char == '"':
+            in_string = True
+        elif char in "{[":
+            level += 1
+            deepest = max(deepest, level)
+        elif char in "}]":
+            level -= 1
+    return deepest
+
+
+def value_at(data: Any, path: str | None) -> Any:
+    """The value at a dotted path, or None."""
+    if path is None:
+        return None
+    for name in path.split("."):
+        if isinstance(data, dict):
+            data = data.get(name)
+        elif isinstance(data, list) and name.isdigit() and int(name) < len(data):
+            data = data[int(name)]
+        else:
+            return None
+    return data
+
+
+def is_metadata_value(value: Any) -> bool:
+    """Whether the value is a short scalar that a column can hold, unlike 1e999 or a lone surrogate."""
+    match value:
+        case str():
+            return len(value) <= MAX_VALUE_LENGTH and is_storable_text(value)
+        case float():
+            return math.isfinite(value)
+        case _:
+            return isinstance(value, int) and len(str(value)) <= MAX_VALUE_LENGTH

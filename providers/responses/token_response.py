@@ -1,36 +1,33 @@
-"""Reads replies to token, revocation and introspection requests, or raises a typed failure. Pure.
+"""Reads the tokens of a reply (RFC 6749 sections 5.1 and 6), those of further slots too. Pure.
 
-RFC 6749 sections 5.1, 5.2 and 6; RFC 7009 section 2.2; RFC 7662 section 2.2. Messages hold a
-reply's status, sizes, types and well-formed error names only.
+Messages hold a reply's status, sizes, types and well-formed error names only.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.proof_key import DPOP_TOKEN_TYPE
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.text import is_storable_text
+from evergrant_server.core.text import is_storable_text, json_type
 from providers.definition.patterns import first_group
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_lifecycle import RevocationSpec
+from providers.definition.schema_response import AdditionalTokens
 from providers.responses.durations import parse_duration, reply_date, seconds_until
 from providers.responses.error_mapping import (
-    error_name_or_none,
-    failure_of_reply,
+    raise_for_failure,
     reply_fields,
     unreadable_reply,
 )
-from providers.responses.json_paths import (
+from providers.responses.raw_reply import (
     MAX_VALUE_LENGTH,
+    RawReply,
     UnreadableBody,
     is_metadata_value,
-    json_type,
     value_at,
 )
-from providers.responses.raw_reply import RawReply
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")  # VSCHAR without space, which a header can hold
 
@@ -58,47 +55,6 @@ def read_tokens(
         raise unreadable_reply(spec, reply, str(why)) from None
 
 
-def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
-    """Return when the provider has confirmed the revocation, else raise Failure.
-
-    200 confirms it for an unknown token too (RFC 7009 section 2.2). The body is ignored unless the
-    definition has rules for errors in it. After 503 the token is still valid.
-    """
-    rule = spec.revocation or RevocationSpec()
-    if reply.status in rule.gone_statuses:
-        return
-    error = error_name_or_none(spec, reply)
-    if error and error in rule.gone_error_codes:
-        return
-    if reply.status not in rule.success_statuses:
-        raise failure_of_reply(spec, reply, error)
-    if error is not None and (spec.error_rules or spec.status_field):
-        raise failure_of_reply(spec, reply, error)
-
-
-def is_unsupported_token_type(spec: ProviderSpec, reply: RawReply) -> bool:
-    """Whether the provider can't revoke tokens of this type (RFC 7009 section 2.2.1)."""
-    return reply.status == 400 and error_name_or_none(spec, reply) == "unsupported_token_type"
-
-
-def read_introspection(spec: ProviderSpec, reply: RawReply) -> bool:
-    """Whether the token is active, for which `active` must be a JSON boolean (RFC 7662 section 2.2)."""
-    raise_for_failure(spec, reply, (200,))
-    active = reply_fields(spec, reply).get("active")
-    if not isinstance(active, bool):
-        raise unreadable_reply(spec, reply, f"active that is {json_type(active)}")
-    return active
-
-
-def raise_for_failure(
-    spec: ProviderSpec, reply: RawReply, success: tuple[int, ...], now: datetime | None = None
-) -> None:
-    """Raise for a status that isn't a success, and for an error in a reply whose status is one."""
-    error = error_name_or_none(spec, reply)
-    if reply.status not in success or error is not None:
-        raise failure_of_reply(spec, reply, error, now)
-
-
 def _read_token_set(
     spec: ProviderSpec,
     reply: RawReply,
@@ -109,8 +65,6 @@ def _read_token_set(
 ) -> TokenSet:
     response = spec.response
     access = value_at(data, response.access_token_path)
-    if access is None and response.alternate_access_token_path:
-        access = value_at(data, response.alternate_access_token_path)
     if access is None:
         raise UnreadableBody("no access token")
     refresh_token = _checked_token(value_at(data, response.refresh_token_path), "a refresh token")
@@ -128,9 +82,9 @@ def _read_token_set(
         refresh_token, refresh_expires_in = None, expires_in
     return TokenSet(
         access_token=token,
-        token_type=_token_type(spec, value_at(data, response.token_type_path)),
+        token_type=_token_type(spec, data.get("token_type")),
         refresh_token=refresh_token if spec.refresh_supported else None,
-        id_token=_checked_token(value_at(data, response.id_token_path), "an id token"),
+        id_token=_checked_token(data.get("id_token"), "an id token"),
         expires_in=expires_in,
         refresh_expires_in=refresh_expires_in,
         scopes=scopes,
@@ -226,3 +180,48 @@ def _metadata(spec: ProviderSpec, data: dict[str, Any]) -> dict[str, Any]:
     for name, rule in spec.response.metadata_patterns.items():
         metadata[name] = first_group(rule.pattern, str(value_at(data, rule.path) or "")[:MAX_VALUE_LENGTH])
     return {name: value for name, value in metadata.items() if is_metadata_value(value)}
+
+
+_MAX_TOKEN_SETS = 50
+_NAME = re.compile(r"[\x21-\x7e]{1,80}")  # becomes a connection's label
+
+
+def additional_token_sets(
+    spec: ProviderSpec, reply: RawReply, *, now: datetime | None = None
+) -> dict[str, TokenSet]:
+    """The tokens of each slot but `main`, in a reply that `read_tokens` has accepted.
+
+    Raises Failure REPLY_UNREADABLE when any of them is unreadable, since those that weren't kept would
+    be lost.
+    """
+    rule = spec.response.additional_tokens
+    if rule is None:
+        return {}
+    slots: dict[str, TokenSet] = {}
+    try:
+        for name, data in _token_objects(spec, rule, value_at(reply_fields(spec, reply), rule.path)):
+            if name in slots:
+                raise UnreadableBody("two token slots of one name")
+            slots[name] = read_nested_tokens(spec, reply, data, now)
+    except UnreadableBody as why:
+        raise unreadable_reply(spec, reply, str(why)) from None
+    return slots
+
+
+def _token_objects(
+    spec: ProviderSpec, rule: AdditionalTokens, value: Any
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if value is None:
+        return
+    items = [value] if rule.name else value
+    if not isinstance(items, list) or len(items) > _MAX_TOKEN_SETS:
+        raise UnreadableBody(f"further tokens that are {json_type(value)}, or too many")
+    for item in items:
+        if not isinstance(item, dict):
+            raise UnreadableBody(f"further tokens that are {json_type(item)}")
+        if value_at(item, spec.response.access_token_path) is None:
+            continue  # an account without a token
+        name = rule.name or item.get(str(rule.key))
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise UnreadableBody("further tokens without a name")
+        yield name, item

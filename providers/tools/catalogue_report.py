@@ -8,9 +8,9 @@ from typing import Any
 
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import Failure
-from providers.definition.registry import CATALOG, read_definition_file
+from providers.definition.parsing import InvalidYaml, parse_yaml, read_definition_file
+from providers.definition.registry import CATALOG
 from providers.definition.schema import ProviderSpec
-from providers.definition.strict_yaml import InvalidYaml, parse_yaml
 from providers.definition.validation import DefinitionProblem, problems_of
 
 VECTORS = CATALOG.parent.parent / "tests" / "conformance" / "providers" / "vectors"

@@ -15,9 +15,8 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.secret import Secret
-from providers.responses.additional_tokens import additional_token_sets
 from providers.responses.raw_reply import RawReply
-from providers.responses.token_response import read_tokens
+from providers.responses.token_response import additional_token_sets, read_tokens
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.events.security_events import (
     HEARD,

@@ -9,8 +9,7 @@ from evergrant_server.core.connections.client_key import ClientKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import scopes_above
-from providers.client_auth.assertions import import_signing_key
-from providers.client_auth.certificates import parse_client_certificate
+from providers.client_auth import import_signing_key, parse_client_certificate
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import definition_endpoints
 

@@ -38,7 +38,7 @@ from evergrant_server.core.messages.definition_rollout import (
 from evergrant_server.core.messages.names import SignalName, definition_rollout_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 from evergrant_server.store import Transaction
-from providers.definition.registry import parse_definition
+from providers.definition.parsing import parse_definition
 
 router = APIRouter(tags=["providers"])
 

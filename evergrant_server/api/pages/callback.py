@@ -37,8 +37,8 @@ from evergrant_server.core.connections.consent import ConsentStatus, hash_state
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId
 from providers.oauth1 import flow
+from providers.requests.callback import ACCESS_TOKEN_PARAM
 from providers.requests.callback_parameters import state_in
-from providers.requests.implicit import ACCESS_TOKEN_PARAM
 
 router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 

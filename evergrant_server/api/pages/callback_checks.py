@@ -22,9 +22,8 @@ from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.store import Transaction
 from providers.definition.templates import integration_endpoints, require_complete
 from providers.oauth1 import flow
-from providers.requests.callback import Callback, read_callback
-from providers.requests.callback_metadata import check_callback_signature
-from providers.requests.implicit import read_implicit_query
+from providers.requests.callback import Callback, read_callback, read_implicit_query
+from providers.requests.callback_parameters import check_callback_signature
 
 _MAX_QUERY_BYTES = 16_384
 

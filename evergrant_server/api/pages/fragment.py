@@ -15,8 +15,7 @@ from evergrant_server.api.pages.callback_outcome import connect_path, record_ref
 from evergrant_server.api.pages.session import ConsentSession, SubjectPages, subject_pages
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
-from providers.requests.callback import Callback
-from providers.requests.implicit import read_fragment
+from providers.requests.callback import Callback, read_fragment
 
 router = APIRouter(tags=["pages"])
 

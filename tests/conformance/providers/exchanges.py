@@ -25,9 +25,8 @@ from providers.requests.authorization_url import requested_scopes
 from providers.requests.client import OAuthClient
 from providers.requests.client_grants import ClientGrantInput, client_grant_request
 from providers.requests.sender import Sender
-from providers.responses.additional_tokens import additional_token_sets
 from providers.responses.raw_reply import RawReply
-from providers.responses.token_response import read_tokens
+from providers.responses.token_response import additional_token_sets, read_tokens
 from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, raw
 from tests.unit.providers.samples import NOW, an_integration
 
@@ -191,7 +190,6 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
             endpoints,
             client,
             refresh_token=token,
-            scopes=exchange.scopes,
             redirect_uri=REDIRECT,
             params=exchange.params,
         )

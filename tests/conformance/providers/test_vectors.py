@@ -15,14 +15,14 @@ from docs.generate import DOCS
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.secret import Secret
-from providers.definition.registry import Registry, parse_yaml_definition
-from providers.definition.strict_yaml import parse_yaml
+from providers.definition.parsing import parse_yaml, parse_yaml_definition
+from providers.definition.registry import Registry
 from providers.definition.templates import api_base_url_of
 from providers.definition.validation import problems_of
 from providers.requests.accounts import read_lookup
 from providers.requests.authorization_url import build_authorization_url
 from providers.requests.callback import read_callback
-from providers.responses.token_response import read_revocation
+from providers.responses.error_mapping import read_revocation
 from tests.conformance.providers.exchanges import (
     REDIRECT,
     SECRETS,

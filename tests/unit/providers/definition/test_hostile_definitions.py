@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.host_validation import hosts_are_pinned
+from providers.definition.parsing import parse_yaml_definition
 from providers.definition.patterns import InvalidPattern, check_pattern, matches
-from providers.definition.registry import Registry, parse_yaml_definition
+from providers.definition.registry import Registry
 from tests.unit.providers.definition.test_schema import MINIMAL
 from tests.unit.providers.samples import spec_like
 

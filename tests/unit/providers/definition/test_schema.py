@@ -10,7 +10,8 @@ import pytest
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.refresh_rules import Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
-from providers.definition.registry import CATALOG, Registry, parse_yaml_definition
+from providers.definition.parsing import parse_yaml_definition
+from providers.definition.registry import CATALOG, Registry
 from providers.quirks import QUIRKS
 from providers.tools.catalogue_report import unusable_field
 from tests.unit.providers.samples import fails, spec_like

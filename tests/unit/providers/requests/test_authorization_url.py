@@ -104,7 +104,6 @@ def test_hex_challenge_and_empty_scope() -> None:
     hexed = query_of(url_for(spec_like(pkce_challenge_encoding="hex")))
     assert hexed["code_challenge"] == hashlib.sha256(VERIFIER.reveal().encode()).hexdigest()
     assert "scope" not in query_of(url_for(spec_like(), scopes=()))
-    assert query_of(url_for(spec_like(omit_empty_scope=False), scopes=()))["scope"] == ""
 
 
 def test_default_scopes() -> None:

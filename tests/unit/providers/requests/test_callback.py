@@ -98,14 +98,13 @@ def test_callback_parameter_names() -> None:
     spec = spec_like(
         callback_code_param="auth_code",
         callback_error_params=["error", "errCode"],
-        callback_denials=["user_cancelled"],
         callback_metadata_params=["realmId"],
         decode_code=True,
     )
     callback = judge([("auth_code", "a%2Fb"), ("state", "s"), ("iss", ISSUER), ("realmId", "9")], spec=spec)
     assert callback.code is not None
     assert (callback.code.reveal(), callback.metadata) == ("a/b", {"realmId": "9"})
-    assert judge([("errCode", "user_cancelled"), ("state", "s"), ("iss", ISSUER)], spec=spec).denied
+    assert judge([("errCode", "access_denied"), ("state", "s"), ("iss", ISSUER)], spec=spec).denied
     quiet = spec_like(callback_missing_code_is_denial=True)
     assert judge([("state", "s"), ("iss", ISSUER)], spec=quiet).denied
 

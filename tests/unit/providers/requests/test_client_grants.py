@@ -13,7 +13,7 @@ from evergrant_server.core.connections.client_key import ClientKey
 from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.client_auth.assertions import client_assertion, import_signing_key, signing_algorithm
+from providers.client_auth import client_assertion, import_signing_key, signing_algorithm
 from providers.requests.client import OAuthClient
 from providers.requests.client_grants import (
     ACCESS_TOKEN_TYPE,

@@ -18,7 +18,7 @@ from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.client_auth.certificates import parse_client_certificate
+from providers.client_auth import parse_client_certificate
 from providers.definition.templates import integration_endpoints
 from providers.registration.discovery import discover, weakening_changes
 from providers.requests.client import OAuthClient

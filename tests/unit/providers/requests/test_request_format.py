@@ -43,9 +43,7 @@ async def sent(kind: str, *, auth: str = "client_secret_post", **fields: Any) ->
                 params=params,
             )
         elif kind == "refresh":
-            await sender.refresh(
-                spec, endpoints, client, refresh_token=TOKEN, scopes=("a", "b"), redirect_uri="https://us/cb"
-            )
+            await sender.refresh(spec, endpoints, client, refresh_token=TOKEN, redirect_uri="https://us/cb")
         else:
             await sender.revoke(spec, endpoints, client, token=TOKEN, hint="refresh_token")
         (call,) = server.calls
@@ -60,7 +58,6 @@ POST = {"client_id": "client-1", "client_secret": "s3cret"}
     ("fields", "expected"),
     [
         ({}, STANDARD | POST),
-        ({"refresh_sends_scope": True}, STANDARD | POST | {"scope": "a b"}),
         ({"refresh_params_include": ["redirect_uri"]}, STANDARD | POST | {"redirect_uri": "https://us/cb"}),
         (
             {"refresh_param_names": {"refresh_token": "RefreshToken", "client_secret": None}},

@@ -19,8 +19,9 @@ from providers.requests.callback import read_callback
 from providers.requests.client import OAuthClient
 from providers.requests.send_failure import SendFailed
 from providers.requests.sender import Sender
+from providers.responses.error_mapping import read_introspection, read_revocation
 from providers.responses.raw_reply import RawReply
-from providers.responses.token_response import read_introspection, read_revocation, read_tokens
+from providers.responses.token_response import read_tokens
 from tests.fakes.providers.scripted_provider import (
     ScriptedProvider,
     delay,
@@ -90,9 +91,7 @@ async def test_discovery_to_revocation(auth: str) -> None:
         first = read_tokens(GENERIC, reply, requested_scopes=("read",), refreshing=False)
         assert first.refresh_token is not None
         assert (first.scopes, first.expires_in, first.token_type) == (("read",), 3600, "Bearer")
-        reply = await talk.sender.refresh(
-            GENERIC, endpoints, talk.client, refresh_token=first.refresh_token, scopes=("read",)
-        )
+        reply = await talk.sender.refresh(GENERIC, endpoints, talk.client, refresh_token=first.refresh_token)
         second = read_tokens(GENERIC, reply, requested_scopes=("read",), refreshing=True)
         assert second.refresh_token not in (None, first.refresh_token)
         assert "scope" not in idp.calls[-1].params

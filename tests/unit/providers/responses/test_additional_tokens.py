@@ -9,8 +9,8 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.imported_tokens import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.requests.authorization_url import token_slot_scope_params
-from providers.responses.additional_tokens import additional_token_sets
 from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import additional_token_sets
 from tests.unit.providers.samples import NOW, fails, spec_like
 
 ONE = spec_like(response={"additional_tokens": {"path": "authed_user", "name": "user"}})

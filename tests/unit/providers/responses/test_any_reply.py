@@ -16,8 +16,9 @@ from providers.requests.accounts import read_lookup
 from providers.requests.client_grants import read_exchanged_token
 from providers.requests.device import read_device_authorization, read_device_token
 from providers.requests.par import read_par_reply
+from providers.responses.error_mapping import read_introspection, read_revocation
 from providers.responses.raw_reply import RawReply
-from providers.responses.token_response import read_introspection, read_revocation, read_tokens
+from providers.responses.token_response import read_tokens
 from tests.unit.providers.samples import NOW, spec_like
 
 PLAIN = spec_like()

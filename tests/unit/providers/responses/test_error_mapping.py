@@ -6,7 +6,7 @@ import pytest
 
 from evergrant_server.core.errors import ErrorCode, FailureKind
 from tests.unit.providers.responses.test_token_response import GOOD, SLACKLIKE, failure, read
-from tests.unit.providers.samples import NOW, spec_like
+from tests.unit.providers.samples import spec_like
 
 
 @pytest.mark.parametrize(
@@ -157,31 +157,6 @@ def test_only_well_formed_error_names_are_quoted(error: str, shown: bool) -> Non
 )
 def test_rfc9110_retry_after(headers: Any, seconds: float | None) -> None:
     assert failure(b"", 503, **headers).retry_after == seconds
-
-
-@pytest.mark.parametrize(
-    ("how", "value", "seconds"),
-    [
-        ("epoch_s", str(int(NOW.timestamp()) + 90), 90.0),
-        ("epoch_ms", str((int(NOW.timestamp()) + 90) * 1000), 90.0),
-        ("iso8601", "2026-05-01T12:01:30Z", 90.0),
-        ("seconds", "90", 90.0),
-        ("seconds", "99999999", 86400.0),
-        ("epoch_s", "99999999999", 86400.0),
-        ("epoch_s", "1", 0.0),
-        ("epoch_s", "nan", None),
-        ("epoch_s", "1e400", None),
-        ("epoch_s", "soon", None),
-        ("seconds", "-3", None),
-        ("iso8601", "", None),
-    ],
-)
-def test_declared_rate_limit_header(how: str, value: str, seconds: float | None) -> None:
-    spec = spec_like(rate_limit_reset_header="X-RateLimit-Reset", rate_limit_reset_format=how)
-    headers = {"x_ratelimit_reset": value}
-    assert failure(b"", 429, spec, **headers).retry_after == seconds
-    assert failure(b"", 429, spec, **headers, retry_after="7").retry_after == 7.0
-    assert failure(b"", 429, **headers).retry_after is None, "undeclared"
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.schema import ProviderSpec
-from providers.responses.error_mapping import UnreadableTokens
+from providers.responses.error_mapping import UnreadableTokens, read_introspection, read_revocation
 from providers.responses.raw_reply import RawReply
-from providers.responses.token_response import read_introspection, read_revocation, read_tokens
+from providers.responses.token_response import read_tokens
 from tests.unit.providers.samples import NOW, fails, reply_of, spec_like
 
 PLAIN = spec_like()
@@ -268,11 +268,10 @@ def test_401_by_challenge(challenge: str, code: ErrorCode) -> None:
 def test_declared_revocation() -> None:
     spec = spec_like(
         error_rules=[{"path": "ok", "not_in": [True], "code_path": "error"}],
-        revocation={"gone_error_codes": ["token_revoked"], "gone_statuses": [404]},
+        revocation={"gone_error_codes": ["token_revoked"]},
     )
     read_revocation(spec, reply_of({"ok": True}))
     read_revocation(spec, reply_of({"ok": False, "error": "token_revoked"}))
-    read_revocation(spec, reply_of(b"", 404))
     with pytest.raises(Failure):
         read_revocation(spec, reply_of({"ok": False, "error": "internal"}))
 

@@ -6,7 +6,7 @@ import pytest
 
 from evergrant_server.core.definition import CheckLevel, CheckResult
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.definition.registry import parse_definition
+from providers.definition.parsing import parse_definition
 from providers.tools.definition_check import check_definition
 
 BEFORE: dict[str, Any] = {

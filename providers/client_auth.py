@@ -1,4 +1,8 @@
-"""Signs JWTs with a client's key or secret: client assertions (RFC 7523 section 2.2) and grants (2.1)."""
+"""Client credentials that are keys: signed assertions, generated secrets, TLS certificates.
+
+Owns signing with the integration's key and parsing its certificate. Doesn't store them and doesn't
+write them into requests (`providers.requests.wire`).
+"""
 
 import json
 import secrets
@@ -6,13 +10,19 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, Key, OctKey, OKPKey, RSAKey
 
+from evergrant_server.core.connections.client_certificate import ClientCertificate
 from evergrant_server.core.connections.client_key import ClientKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
+from providers.definition.schema import ProviderSpec
+from providers.definition.templates import checked_params, fill_template
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _LIFETIME_S = 60  # an assertion is used at once
@@ -110,4 +120,66 @@ def _claims(client_id: str, audience: str, at: datetime) -> dict[str, Any]:
 def _unusable_key(why: str) -> Failure:
     return Failure(
         ErrorCode.CLIENT_REJECTED, f"the integration's key can't be used: {why}", field="client_key"
+    )
+
+
+def generate_client_secret(
+    spec: ProviderSpec, client_id: str, params: Mapping[str, str], key: ClientKey | None, at: datetime
+) -> Secret:
+    """A client secret signed with the integration's key.
+
+    Raises Failure CLIENT_REJECTED when the integration lacks the key or a parameter, or when the key
+    can't sign with the definition's algorithm.
+    """
+    rule = spec.client_secret_generator
+    assert rule is not None
+    if key is None:
+        why = f"the integration has no key to sign the client secret that {spec.name} requires"
+        raise Failure(ErrorCode.CLIENT_REJECTED, why, provider=spec.name, field="client_key")
+    try:
+        values = {**checked_params(spec, params), "client_id": client_id}
+        claims = {name: fill_template(text, values, spec) for name, text in rule.claims.items()}
+        named = {name: fill_template(text, values, spec) for name, text in rule.headers.items()}
+    except Failure as failure:  # the integration's admin repairs it
+        raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail, provider=spec.name) from None
+    now = int(at.timestamp())
+    times = {"iat": now, "exp": now + rule.lifetime_s}
+    return Secret(sign_jwt(key, claims | times, alg=rule.alg, headers=named))
+
+
+_MAX_CERTIFICATES = 10
+
+
+def parse_client_certificate(certificate: str, private: Secret, now: datetime) -> ClientCertificate:
+    """A certificate chain and its key.
+
+    Raises Failure INVALID_REQUEST (field `client_certificate`) when they aren't PEM, have expired, or
+    don't belong together.
+    """
+    try:
+        chain = x509.load_pem_x509_certificates(certificate.encode())
+    except ValueError:
+        raise _unusable_certificate("the certificate is not PEM") from None
+    if len(chain) > _MAX_CERTIFICATES:
+        raise _unusable_certificate(f"more than {_MAX_CERTIFICATES} certificates")
+    try:
+        key = load_pem_private_key(private.reveal().encode(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # or encrypted
+        raise _unusable_certificate("the private key is not PEM without a password") from None
+    try:
+        ours = chain[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        raise _unusable_certificate("the certificate's key has an unknown type") from None
+    if key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != ours:
+        raise _unusable_certificate("the private key is not the first certificate's")
+    ends = min(each.not_valid_after_utc for each in chain)
+    if ends <= now:
+        raise _unusable_certificate("a certificate of the chain has expired")
+    text = "".join(each.public_bytes(Encoding.PEM).decode() for each in chain)
+    return ClientCertificate(certificate=text, private=private, expires_at=ends)
+
+
+def _unusable_certificate(why: str) -> Failure:
+    return Failure(
+        ErrorCode.INVALID_REQUEST, f"The client certificate can't be used: {why}.", field="client_certificate"
     )

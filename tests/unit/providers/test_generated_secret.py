@@ -7,7 +7,7 @@ from joserfc.jwk import ECKey, RSAKey
 from evergrant_server.core.connections.client_key import ClientKey
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.secret import Secret
-from providers.client_auth.generated_secret import generate_client_secret
+from providers.client_auth import generate_client_secret
 from providers.definition.registry import Registry
 from tests.unit.providers.samples import NOW, fails
 

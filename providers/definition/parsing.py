@@ -1,0 +1,222 @@
+"""Parses definitions strictly; describes their errors by field and repair, never by value.
+
+Plain data, each key once, no aliases, a bounded size. An alias can expand a file of a hundred bytes to
+gigabytes, and of a repeated key the first value would be lost silently.
+"""
+
+from collections.abc import Sequence
+from datetime import date
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.text import json_type
+from providers.definition.schema import ProviderSpec
+from providers.quirks import QUIRKS
+
+_MAX_CHARACTERS = 64 * 1024
+_MAX_DEPTH = 32
+_MAX_ERRORS = 12
+_MESSAGES = {
+    "dict_type": "must be a mapping of fields",
+    "missing": "is missing",
+    "model_type": "must be a mapping of fields",
+    "string_type": "must be text, which needs quotes here in YAML",
+    "too_short": "must not be empty",
+    "tuple_type": "must be a list: [one, another]",
+}
+_MAX_NAME_LENGTH = 64
+
+# libyaml's loader is faster, and the catalogue is read at every start
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class InvalidYaml(ValueError):
+    """Why a text was refused. The message names positions and kinds, and quotes little of the text."""
+
+
+class _StrictLoader(_Loader):  # type: ignore[misc]  # either loader is a SafeLoader
+    """SafeLoader that refuses a repeated key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise InvalidYaml(f"a key must be a scalar (line {key.start_mark.line + 1})")
+            if key.value in seen:
+                raise InvalidYaml(f"{key.value[:64]!r} is repeated (line {key.start_mark.line + 1})")
+            seen.add(key.value)
+        return dict(super().construct_mapping(node, deep))
+
+
+def parse_yaml(text: str) -> Any:
+    """The data of one document. Raises NotYaml."""
+    if len(text) > _MAX_CHARACTERS:
+        raise InvalidYaml(f"has {len(text)} characters; the limit is {_MAX_CHARACTERS}")
+    try:
+        _refuse_bombs(text)
+        return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise InvalidYaml(f"is not YAML: {_why(text, error)}") from None
+    except ValueError as error:
+        if isinstance(error, InvalidYaml):
+            raise
+        raise InvalidYaml("has a number or a date that is invalid") from None
+
+
+def _why(text: str, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    lines = text.split("\n")
+    if mark is not None and mark.line < len(lines) and lines[mark.line].startswith("\t", mark.column):
+        return f"it has a tab where YAML needs spaces (line {mark.line + 1})"
+    return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())[:300]
+
+
+def _refuse_bombs(text: str) -> None:
+    """Check the parser's events before any object is built."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            line = event.start_mark.line + 1
+            raise InvalidYaml(f"has anchors or aliases, which are not supported (line {line})")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise InvalidYaml("is nested too deeply")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _describe_errors(found: Sequence[ErrorDetails]) -> list[str]:
+    """A line `field: problem` for each error up to a limit, and the number of the others."""
+    # pydantic calls a list whose only item is invalid too short as well
+    ancestors = {item["loc"][:depth] for item in found for depth in range(len(item["loc"]))}
+    own = [item for item in found if item["type"] != "too_short" or item["loc"] not in ancestors]
+    more = [f"and {len(own) - _MAX_ERRORS} more"] if len(own) > _MAX_ERRORS else []
+    return [*map(_describe_error, own[:_MAX_ERRORS]), *more]
+
+
+def _describe_error(item: ErrorDetails) -> str:
+    message = _MESSAGES.get(item["type"]) or item["msg"].removeprefix("Value error, ")
+    if not item["loc"]:
+        return _describe_model_error(message)
+    field = ".".join(_printable_name(str(part)) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{field}: is no field{_suggestion(item['loc'])}"
+    value = item["input"]
+    if item["type"] == "missing" or (item["type"] == "value_error" and isinstance(value, dict)):
+        return f"{field}: {message}"
+    return f"{field}: {message} (it is {_describe_type(value)})"
+
+
+def _describe_model_error(message: str) -> str:
+    """The message of a rule about several fields, which begins with a field's name."""
+    first, _, rest = message.partition(" ")
+    field = first.removesuffix(":")
+    if field.split(".")[0] not in ProviderSpec.model_fields:
+        return f"definition: {message}"
+    return f"{field}: {message if rest.startswith('and ') else rest}"
+
+
+def _describe_type(value: Any) -> str:
+    match value:
+        case str():
+            return f"{json_type(value)} of {len(value)} character{'s' * (len(value) != 1)}"
+        case bool():
+            return f"{json_type(value)}: in YAML on, off, yes and no need quotes"
+        case date():
+            return "a date"
+        case _:
+            return json_type(value)
+
+
+def _suggestion(path: tuple[int | str, ...]) -> str:
+    """A field with a similar name, or with this name in another part."""
+    *parents, last = path
+    name = str(last)[:_MAX_NAME_LENGTH]
+    here: type[BaseModel] = ProviderSpec
+    for part in parents:
+        field = here.model_fields.get(str(part))
+        here = (_nested_model(field.annotation) if field else None) or here
+    for close in get_close_matches(name, here.model_fields, n=1, cutoff=0.8):
+        return f"; {'.'.join(map(str, (*parents, close)))} is one"
+    if here is not ProviderSpec and name in ProviderSpec.model_fields:
+        return f" of {'.'.join(map(str, parents))}; {name} is one by itself"
+    for other, field in ProviderSpec.model_fields.items():
+        part = _nested_model(field.annotation)
+        if part is not None and name in part.model_fields:
+            return f" by itself; {other}.{name} is one"
+    return "; docs/reference/provider.schema.json lists the fields"
+
+
+def _nested_model(annotation: Any) -> type[BaseModel] | None:
+    """The model in `Model`, `Model | None`, `tuple[Model, …]` or `dict[str, Model]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((part for it in get_args(annotation) if (part := _nested_model(it)) is not None), None)
+
+
+def _printable_name(name: str) -> str:
+    return name[:_MAX_NAME_LENGTH] if name.isprintable() else ascii(name[:_MAX_NAME_LENGTH])
+
+
+def read_definition_file(path: Path) -> ProviderSpec:
+    """One definition from its file. Raises Failure INVALID_REQUEST."""
+    spec = _cached_parse(_read_text(path), path.name)
+    if spec.name != path.stem:
+        raise _invalid_definition(path.name, f"name: is {spec.name!r}, but the file is called {path.stem!r}")
+    return spec
+
+
+@lru_cache(maxsize=512)  # tests load the catalogue many times
+def _cached_parse(text: str, where: str) -> ProviderSpec:
+    return parse_yaml_definition(text, where)
+
+
+def parse_yaml_definition(text: str, where: str) -> ProviderSpec:
+    """One definition from YAML. Raises Failure INVALID_REQUEST that names every invalid field."""
+    try:
+        data = parse_yaml(text)
+    except InvalidYaml as error:
+        raise _invalid_definition(where, str(error)) from None
+    return parse_definition(data, where)
+
+
+def parse_definition(data: object, where: str) -> ProviderSpec:
+    """A definition from parsed data. Raises Failure INVALID_REQUEST that names every invalid field."""
+    if not isinstance(data, dict):
+        shape = "empty" if data is None else json_type(data)
+        raise _invalid_definition(where, f"is {shape}, not a mapping of fields")
+    try:
+        spec = ProviderSpec.model_validate(data)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False)
+        raise _invalid_definition(
+            where, "; ".join(_describe_errors(found)), str(data.get("name", ""))[:64]
+        ) from None
+    unknown = set(spec.quirks) - set(QUIRKS)
+    if unknown:
+        raise _invalid_definition(where, f"quirks: unknown: {', '.join(sorted(unknown))[:200]}", spec.name)
+    return spec
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file, up to the limit of `parse_yaml`. Raises Failure INVALID_REQUEST."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4 * _MAX_CHARACTERS + 1).decode("utf-8")
+    except UnicodeDecodeError:
+        raise _invalid_definition(path.name, "is not UTF-8") from None
+    except OSError as error:
+        raise _invalid_definition(path.name, f"can't be read: {error.strerror}") from None
+
+
+def _invalid_definition(where: str, what: str, provider: str = "") -> Failure:
+    named = f"provider {provider!r} in {where}" if provider else where
+    return Failure(ErrorCode.INVALID_REQUEST, f"{named}: {what}", field=what.split(":", 1)[0])
