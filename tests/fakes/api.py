@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest_asyncio
 
+from evergrant_server import audit
 from evergrant_server.api.app import create_app
 from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.core.access import Action, App, AppKey, Integration, Permit
+from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -29,6 +32,7 @@ from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, KeyId,
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.integrations import DiscoveryResult
+from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.egress import EgressPolicy
@@ -246,6 +250,10 @@ class Api:
         connection = await self.connection(integration, **changes)
         return await self.install(connection, token, refreshable=refreshable, **said)
 
+    async def active_for(self, name: str, *actions: Action, **permit: Any) -> tuple[Connection, str]:
+        """An active connection of a new integration, and the key of an app that may do `actions`."""
+        return await self.active(await self.integration()), await self.app_with(name, *actions, **permit)
+
     async def install(
         self,
         connection: Connection,
@@ -301,6 +309,22 @@ class Api:
         assert found is not None
         return found
 
+    async def records(self, *actions: AuditAction, of: str | None = None) -> list[AuditRecord]:
+        """The audit log, or what it has of one object: all records, or those of `actions`."""
+        async with self.worker.read() as tx:
+            found = await audit.page(tx, TENANT, object=of, limit=500)
+        return [it for it in found if not actions or it.action in actions]
+
+    async def outbox(self) -> list[OutboxMessage]:
+        """What waits to be delivered, and afterwards doesn't."""
+        found: list[OutboxMessage] = []
+        async with self.worker.write() as tx:
+            while batch := await tx.outbox.claim("test", self.clock.now(), timedelta(seconds=30)):
+                found += batch
+                for message in batch:
+                    await tx.outbox.mark_delivered(message.id, self.clock.now())
+        return found
+
     async def change(self, connection: Connection, changed: Callable[[Connection], Connection]) -> Connection:
         """What another process does to a connection."""
         async with self.worker.write() as tx:
@@ -354,3 +378,10 @@ async def running_api(
         await ledger.stop()
         await store.close()
         await worker.close()
+
+
+@pytest_asyncio.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    """One API over a SQLite store of its own for each test."""
+    async with running_api(tmp_path) as running:
+        yield running

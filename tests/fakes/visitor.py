@@ -6,10 +6,19 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import httpx2
 
+from evergrant_server.core.connections.consent import Consent, hash_link
 from tests.fakes.api import Api
 
 _LEAVING = re.compile(r'<meta http-equiv="refresh" content="0;url=([^"]+)">')
 _CSRF = re.compile(r'name="csrf" value="([0-9a-f]+)"')
+
+
+async def consent_of(api: Api, connect_url: str) -> Consent:
+    """What the store says of it."""
+    async with api.worker.read() as tx:
+        found = await tx.consents.by_link(hash_link(connect_url.rpartition("/")[2]))
+    assert found is not None
+    return found
 
 
 class Visitor:
@@ -22,12 +31,16 @@ class Visitor:
     async def open(self, connect_url: str) -> httpx2.Response:
         return await self.browser.get(connect_url)
 
-    async def go_on(self, connect_url: str) -> httpx2.Response:
-        """Open the page and press its button."""
+    async def csrf(self, connect_url: str) -> str:
+        """The token of the page's form."""
         shown = await self.open(connect_url)
         found = _CSRF.search(shown.text)
         assert found is not None, shown.text
-        answer = await self.browser.post(connect_url, data={"csrf": found.group(1)})
+        return found.group(1)
+
+    async def go_on(self, connect_url: str) -> httpx2.Response:
+        """Open the page and press its button."""
+        answer = await self.browser.post(connect_url, data={"csrf": await self.csrf(connect_url)})
         if (leaving := _LEAVING.search(answer.text)) is not None:
             self.provider_url = html.unescape(leaving.group(1))
         return answer

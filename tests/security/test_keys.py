@@ -35,8 +35,7 @@ async def test_anything_but_a_whole_key_is_401(api: Api, header: str | None):
 
 
 async def test_a_key_with_another_secret_is_401_also_from_memory(api: Api):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     assert (await api.lease(key)).status_code == 200
     wrong = key[:-1] + ("0" if key[-1] != "0" else "1")
     assert (await api.lease(wrong)).status_code == 401
@@ -51,8 +50,7 @@ async def test_rfc6750_2_3_a_key_in_the_query_or_twice_in_the_headers_is_no_key(
 
 
 async def test_a_revoked_key_is_refused_at_once_though_it_is_cached(api: Api):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     admin = await api.app_with("boss", Action.ADMIN)
     assert (await api.lease(key)).status_code == 200
     (shown,) = (await api.get("/v1/apps/pipeline/keys", admin)).json()["items"]
@@ -63,8 +61,7 @@ async def test_a_revoked_key_is_refused_at_once_though_it_is_cached(api: Api):
 
 async def test_a_revoked_key_makes_nothing_happen_from_memory(api: Api):
     """A cached caller could still begin a connection or a refresh, were it not read again."""
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
+    _, key = await api.active_for("pipeline", Action.TOKEN, Action.CONNECT)
     assert (await api.lease(key)).status_code == 200
     async with api.worker.write() as tx:
         app = await tx.access.app_by_name(api.parts.settings.tenant, "pipeline")  # type: ignore[arg-type]  # a tenant's name is text in settings

@@ -18,8 +18,7 @@ class Untouchable:
 
 
 async def test_a_fresh_lease_never_touches_temporal(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
     untouchable = Untouchable()
     api.parts.link = untouchable  # type: ignore[assignment]  # it answers nothing, on purpose
     api.app.state.refresher._link = untouchable
@@ -33,8 +32,7 @@ async def test_a_fresh_lease_never_touches_temporal(api: Api):
 
 async def test_the_untouchable_link_is_noticed(api: Api):
     """The test above can fail: an expired token does reach the link."""
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     untouchable = Untouchable()
     api.app.state.refresher._link = untouchable  # type: ignore[assignment]  # it answers nothing, on purpose
     api.clock.advance(3601)

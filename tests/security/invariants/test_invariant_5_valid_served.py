@@ -21,8 +21,7 @@ from tests.fakes.api import Api
     ],
 )
 async def test_a_failing_refresh_withholds_nothing(api: Api, problem: ErrorCode):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     api.refreshes_fail(problem, retry_after=30)
     api.clock.advance(3590)
     for body in ({}, {"min_ttl": 1800}):
@@ -34,8 +33,7 @@ async def test_a_failing_refresh_withholds_nothing(api: Api, problem: ErrorCode)
 
 
 async def test_temporal_away_withholds_nothing(api: Api):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     api.link.up = False
     api.clock.advance(3590)
     assert (await api.lease(key)).status_code == 200
@@ -43,8 +41,7 @@ async def test_temporal_away_withholds_nothing(api: Api):
 
 
 async def test_a_refresh_that_hangs_withholds_nothing(api: Api):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     api.refreshes_with("unused", after=asyncio.Event())
     api.clock.advance(3590)
     assert (await asyncio.wait_for(api.lease(key), 1)).status_code == 200
@@ -52,8 +49,7 @@ async def test_a_refresh_that_hangs_withholds_nothing(api: Api):
 
 
 async def test_a_refused_refresh_token_leaves_the_access_token_good(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
     assert (await api.lease(key)).status_code == 200
     await api.change(connection, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
     assert (await api.lease(key)).json()["access_token"] == "at-1"
@@ -63,8 +59,7 @@ async def test_a_refused_refresh_token_leaves_the_access_token_good(api: Api):
 
 async def test_a_provider_that_is_down_is_not_stormed(api: Api):
     """Leases of a due token start one refresh, not one each, and none while it just failed."""
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     api.refreshes_fail(ErrorCode.PROVIDER_RATE_LIMITED, retry_after=60)
     api.clock.advance(3500)
     for _ in range(10):

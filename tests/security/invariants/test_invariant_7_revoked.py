@@ -4,13 +4,12 @@ import asyncio
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
-from tests.fakes.api import Api
+from tests.fakes.api import TENANT, Api
 
 
 async def test_no_lease_after_a_revocation_in_another_process(api: Api):
     """Rows and callers are cached here; the revocation is committed by a second store."""
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
     for _ in range(20):
         assert (await api.lease(key)).status_code == 200
     await api.change(connection, lambda it: it.revocation_requested("stolen laptop", api.clock.now()))
@@ -24,8 +23,7 @@ async def test_no_lease_after_a_revocation_in_another_process(api: Api):
 
 async def test_leases_in_flight_around_a_revocation(api: Api):
     """Many at once: those that were committed before it leave, none that began after it."""
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
     assert (await api.lease(key)).status_code == 200
     before = [asyncio.create_task(api.lease(key)) for _ in range(20)]
     await api.change(connection, lambda it: it.revocation_requested("left", api.clock.now()))
@@ -35,21 +33,18 @@ async def test_leases_in_flight_around_a_revocation(api: Api):
 
 
 async def test_revoking_through_the_api_works_without_temporal(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
+    connection, key = await api.active_for("pipeline", Action.TOKEN, Action.CONNECT)
     api.link.up = False
     answer = await api.post(f"/v1/connections/{connection.id}/revoke", key, {"reason": "left"})
     assert (answer.status_code, answer.json()["state"]) == (202, "revoking")
     assert (await api.lease(key)).json()["code"] == "connection_revoked"
-    async with api.worker.write() as tx:
-        (message,) = await tx.outbox.claim("test", api.clock.now(), api.parts.settings.lease_wait)
+    (message,) = await api.outbox()
     assert (message.name, message.payload["reason"]) == ("revoke", "left")
     assert message.target == f"connection:acme:{connection.id}"
 
 
 async def test_a_token_that_lands_while_revoking_is_not_leased(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
     await api.change(connection, lambda it: it.revocation_requested("left", api.clock.now()))
     landed = await api.install(connection, "at-2")
     assert landed.state is LifecycleState.REVOKING
@@ -59,11 +54,10 @@ async def test_a_token_that_lands_while_revoking_is_not_leased(api: Api):
 
 
 async def test_a_disabled_app_is_refused_at_once(api: Api):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     assert (await api.lease(key)).status_code == 200
     async with api.worker.write() as tx:
-        app = await tx.access.app_by_name(connection_tenant(api), "pipeline")
+        app = await tx.access.app_by_name(TENANT, "pipeline")
         assert app is not None
         await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
     answer = await api.lease(key)
@@ -71,16 +65,11 @@ async def test_a_disabled_app_is_refused_at_once(api: Api):
 
 
 async def test_a_permit_that_was_taken_away_is_refused_at_once(api: Api):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     assert (await api.lease(key)).status_code == 200
     async with api.worker.write() as tx:
-        app = await tx.access.app_by_name(connection_tenant(api), "pipeline")
+        app = await tx.access.app_by_name(TENANT, "pipeline")
         assert app is not None
         await tx.access.delete_permit(app.tenant, app.id, "only")
     answer = await api.lease(key)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
-
-
-def connection_tenant(api: Api):
-    return api.parts.settings.tenant

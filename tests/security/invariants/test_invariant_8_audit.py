@@ -38,8 +38,7 @@ async def unwritable(api: Api) -> AsyncIterator[Api]:
 
 async def test_the_audit_log_can_not_be_written(unwritable: Api):
     api = unwritable
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     for _ in range(3):
         answer = await api.lease(key)
         assert (answer.status_code, answer.json()["code"]) == (503, "audit_unavailable")
@@ -48,8 +47,7 @@ async def test_the_audit_log_can_not_be_written(unwritable: Api):
 
 
 async def test_a_ledger_that_was_stopped_lets_nothing_out(api: Api):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     ledger = LeaseLedger(api.store, "api-stopped", api.clock)
     api.parts.ledger = ledger
     assert (await api.lease(key)).json()["code"] == "audit_unavailable"
@@ -64,12 +62,10 @@ async def test_every_lease_and_every_refusal_is_in_the_log(api: Api):
         path = f"/v1/connections/{connection.id}/token"
         assert (await api.post(path, may, headers=headers)).status_code == 200
         assert (await api.post(path, may_not, headers=headers)).status_code == 403
-    async with api.worker.read() as tx:
-        records = await audit.page(tx, TENANT, object=connection.id, limit=100)
-    issued = [it for it in records if it.action is AuditAction.LEASE_ISSUED]
-    refused = [it for it in records if it.action is AuditAction.LEASE_REFUSED]
+    issued = await api.records(AuditAction.LEASE_ISSUED, of=connection.id)
+    refused = await api.records(AuditAction.LEASE_REFUSED, of=connection.id)
     assert (len(issued), len(refused)) == (3, 3)
     assert {it.context.by for it in issued} == {"app:may"}
     assert {it.context.by for it in refused} == {"app:may-not"}
-    assert {it.context.trace_id for it in records} == {trace}
+    assert {it.context.trace_id for it in issued + refused} == {trace}
     assert (await audit.verify_log(api.worker, TENANT)).ok

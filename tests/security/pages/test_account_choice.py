@@ -1,20 +1,16 @@
 """Which account: chosen by who consented, in the browser that did, or by an app that may connect."""
 
-import re
-
-import httpx2
 import pytest
 
-from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.account import AccountOption, FollowUp
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.consent import ConsentStatus, hash_link
+from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import OTHER, TENANT, Api
-from tests.fakes.visitor import Visitor
+from tests.fakes.visitor import Visitor, consent_of
 
 OPTIONS = (
     AccountOption(id="1", label='<script>alert("1")</script>', metadata={"site": "1"}),
@@ -46,12 +42,9 @@ class Choosing:
         return self
 
     async def _worker_finds_two(self) -> None:
+        consent, connection = await consent_of(self.api, self.link), await self.row()
+        now = self.api.clock.now()
         async with self.api.worker.write() as tx:
-            consent = await tx.consents.by_link(hash_link(self.link.rsplit("/", 1)[1]))
-            connection = await tx.connections.get(TENANT, self.id)
-            assert consent is not None
-            assert connection is not None
-            now = self.api.clock.now()
             after = connection.granted(now).model_copy(update={"follow_up": FollowUp.CHOOSING})
             tokens = TokenSet(access_token=Secret("at-1"))
             grant = Grant.from_tokens(tokens, generation=after.generation, requested=(), at=now)
@@ -60,13 +53,8 @@ class Choosing:
             done = consent.model_copy(update={"status": ConsentStatus.DONE})
             await tx.consents.replace(done, expected=consent.revision)
 
-    async def page(self) -> httpx2.Response:
-        return await self.visitor.open(self.link)
-
     async def chooses(self, choice: str, csrf: str | None = None, browser: Visitor | None = None):
-        found = re.search(r'name="csrf" value="([0-9a-f]+)"', (await self.page()).text)
-        token = csrf if csrf is not None else found.group(1) if found else ""
-        form = {"csrf": token, "choice": choice}
+        form = {"csrf": csrf or await self.visitor.csrf(self.link), "choice": choice}
         return await (browser or self.visitor).browser.post(f"{self.link}/choice", data=form)
 
     async def row(self) -> Connection:
@@ -75,7 +63,7 @@ class Choosing:
 
 async def test_the_subject_chooses_and_it_is_on_record(api: Api):
     it = await Choosing(api).begin()
-    shown = await it.page()
+    shown = await it.visitor.open(it.link)
     assert "&lt;script&gt;" in shown.text
     assert "<script>" not in shown.text
     refused = await api.lease(it.key)
@@ -83,8 +71,7 @@ async def test_the_subject_chooses_and_it_is_on_record(api: Api):
     assert "is connected" in (await it.chooses("2")).text
     row = await it.row()
     assert (row.follow_up, row.choice) == (None, "2")
-    async with api.worker.read() as tx:
-        record = (await audit.page(tx, TENANT, object=it.id, limit=100))[-1]
+    record = (await api.records(of=it.id))[-1]
     assert (record.action, record.detail, record.context.by) == (
         AuditAction.ACCOUNT_CHOSEN,
         {"choice": "2", "of": 2},

@@ -1,19 +1,18 @@
 """The callback under attack: each ends with a clear error, nothing stored, nothing lost, a record."""
 
 import asyncio
-from datetime import timedelta
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from evergrant_server import audit
 from evergrant_server.core.access import Action, Endpoints, Integration
 from evergrant_server.core.audit import AuditAction, AuditRecord
-from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import OTHER, TENANT, Api
-from tests.fakes.visitor import Visitor
+from tests.fakes.visitor import Visitor, consent_of
 
 ISSUER = "https://idp.example"
 ENDPOINTS = Endpoints(
@@ -34,24 +33,13 @@ class Started:
         self.link = link
 
     async def consent(self) -> Consent:
-        async with self.api.worker.read() as tx:
-            found = await tx.consents.by_link(hash_link(self.link.rsplit("/", 1)[1]))
-        assert found is not None
-        return found
+        return await consent_of(self.api, self.link)
 
     async def records(self, action: AuditAction) -> list[AuditRecord]:
-        async with self.api.worker.read() as tx:
-            return [it for it in await audit.page(tx, TENANT, limit=500) if it.action is action]
+        return await self.api.records(action)
 
     async def signals(self) -> list[str]:
-        async with self.api.worker.write() as tx:
-            claimed = []
-            now, hold = self.api.clock.now(), timedelta(seconds=30)
-            while batch := await tx.outbox.claim("test", now, hold):
-                claimed += [message.name for message in batch if message.name]
-                for message in batch:
-                    await tx.outbox.mark_delivered(message.id, now)
-        return claimed
+        return [message.name for message in await self.api.outbox() if message.name]
 
     async def worker_finishes(self, status: ConsentStatus = ConsentStatus.DONE) -> None:
         """What the worker does once the code is there."""
@@ -74,16 +62,20 @@ async def an_integration(api: Api, **more) -> Integration:
     return await api.integration(provider="generic", issuer=ISSUER, endpoints=ENDPOINTS, **more)
 
 
-async def started(api: Api, *, return_to: str | None = None, name: str = "crm") -> Started:
-    await an_integration(api, name=name)
-    listed = (return_to,) if return_to else ()
-    key = await api.app_with(f"asker-{name}", Action.CONNECT, return_to=listed)
-    body = {"integration": name, "subject": "user-1"} | ({"return_to": return_to} if return_to else {})
+async def sent_away(api: Api, key: str, kind: type[Started] = Started, **asked: object) -> Any:
+    """Begin a connection, and send a browser to its provider."""
+    body = {"integration": "crm", "subject": "user-1", **asked}
     made = (await api.post("/v1/connections", key, body)).json()
     visitor = Visitor(api)
     answer = await visitor.go_on(made["connect_url"])
     assert visitor.provider_url, answer.text
-    return Started(api, visitor, made["id"], made["connect_url"])
+    return kind(api, visitor, made["id"], made["connect_url"])
+
+
+async def started(api: Api, *return_to: str) -> Started:
+    await an_integration(api)
+    key = await api.app_with("asker", Action.CONNECT, return_to=return_to)
+    return await sent_away(api, key, **({"return_to": return_to[0]} if return_to else {}))
 
 
 async def assert_refused(answer, code: str = "callback_invalid", status: int = 400) -> None:
@@ -288,7 +280,7 @@ async def test_form_post_comes_again_as_a_get_with_the_cookie(api: Api):
 
 
 async def test_rfc9700_4_11_return_to_gets_the_outcome_and_nothing_else(api: Api):
-    it = await started(api, return_to="https://app.example/done?tab=1")
+    it = await started(api, "https://app.example/done?tab=1")
     answer, _ = await asyncio.gather(it.visitor.come_back(iss=ISSUER), it.worker_finishes())
     assert answer.status_code == 303
     expected = f"https://app.example/done?tab=1&connection_id={it.connection_id}&state=active"
@@ -296,9 +288,9 @@ async def test_rfc9700_4_11_return_to_gets_the_outcome_and_nothing_else(api: Api
 
 
 async def test_rfc9700_4_11_a_return_to_that_was_taken_off_the_list_is_not_followed(api: Api):
-    it = await started(api, return_to="https://app.example/done")
+    it = await started(api, "https://app.example/done")
     async with api.worker.write() as tx:
-        app = await tx.access.app_by_name(TENANT, "asker-crm")
+        app = await tx.access.app_by_name(TENANT, "asker")
         assert app is not None
         await tx.access.put_app(app.model_copy(update={"return_to": ()}), expected=app.revision)
     answer, _ = await asyncio.gather(it.visitor.come_back(iss=ISSUER), it.worker_finishes())
@@ -311,17 +303,13 @@ async def test_oidc_core_3_1_2_1_a_nonce_is_sent_with_openid_and_kept_as_a_hash(
     key = await api.app_with("asker", Action.CONNECT)
     sent: list[str] = []
     for subject, scopes in (("user-1", ["openid", "read"]), ("user-2", ["read"])):
-        body = {"integration": "crm", "subject": subject, "scopes": scopes}
-        made = (await api.post("/v1/connections", key, body)).json()
-        visitor = Visitor(api)
+        it = await sent_away(api, key, subject=subject, scopes=scopes)
         for _ in range(2):
-            await visitor.go_on(made["connect_url"])
-            kept = (await Started(api, visitor, made["id"], made["connect_url"]).consent()).nonce_hash
-            nonce = visitor.sent.get("nonce")
+            kept, nonce = (await it.consent()).nonce_hash, it.visitor.sent.get("nonce")
             sent += [nonce] if nonce else []
             assert kept == (hash_of_nonce(nonce) if nonce else None)
-            assert nonce is None or nonce not in (visitor.sent["state"], kept)
+            assert nonce is None or nonce not in (it.visitor.sent["state"], kept)
+            await it.visitor.go_on(it.link)
     assert len(set(sent)) == 2, "a fresh one for each click, and none where no id token comes"
-    async with api.worker.write() as tx:
-        messages = str(await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=30)))
+    messages = str(await api.outbox())
     assert not any(nonce in messages for nonce in sent)

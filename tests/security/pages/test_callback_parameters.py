@@ -9,30 +9,18 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import TENANT, Api
-from tests.fakes.visitor import Visitor
+from tests.security.pages.test_callback import Started, sent_away
 
 SECRET = "hush-hush"  # what tests.fakes.api gives every integration
 
 
-class Sent:
+class Sent(Started):
     """A browser that was sent to a provider of the catalogue."""
-
-    def __init__(self, api: Api, visitor: Visitor, link: str) -> None:
-        self.api = api
-        self.visitor = visitor
-        self._link = link
-
-    async def consent(self) -> Consent:
-        async with self.api.worker.read() as tx:
-            found = await tx.consents.by_link(hash_link(self._link.rsplit("/", 1)[1]))
-        assert found is not None
-        return found
 
     async def comes_back(self, **facts: str) -> Consent:
         """The callback page waits for a worker, and there is none: what was written is looked at."""
@@ -42,9 +30,7 @@ class Sent:
     async def refused(self, why: str, **facts: str) -> Consent:
         answer = await self.visitor.come_back(**facts)
         assert (answer.status_code, "callback_invalid" in answer.text) == (400, True), answer.text
-        async with self.api.worker.read() as tx:
-            records = await audit.page(tx, TENANT, limit=500)
-        record = next(it for it in records if it.action is AuditAction.CALLBACK_REFUSED)
+        record = (await self.records(AuditAction.CALLBACK_REFUSED))[0]
         assert why in str(record.detail["why"])
         return await self.consent()
 
@@ -63,11 +49,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 async def sent(api: Api, provider: str, **integration: object) -> Sent:
     await api.integration(provider=provider, default_scopes=(), **integration)
     key = await api.app_with("asker", Action.CONNECT)
-    made = (await api.post("/v1/connections", key, {"integration": "crm", "subject": "user-1"})).json()
-    visitor = Visitor(api)
-    answer = await visitor.go_on(made["connect_url"])
-    assert visitor.provider_url, answer.text
-    return Sent(api, visitor, made["connect_url"])
+    return await sent_away(api, key, Sent)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,11 @@
 What is under /v1 takes a key or a signature, which no browser sends by itself: test_authorization.py.
 """
 
-import re
-
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.consent import Consent, hash_link
+from evergrant_server.core.connections.consent import Consent
 from tests.fakes.api import TENANT, Api
-from tests.fakes.visitor import Visitor
+from tests.fakes.visitor import Visitor, consent_of
 
 READING = {"get", "head", "options"}
 # Not from a page of ours: the state, which is of one browser, is what can't be forged there.
@@ -29,20 +27,12 @@ def forms(api: Api) -> list[str]:
 async def a_link(api: Api, subject: str) -> str:
     key = await api.app_with(f"asks-for-{subject}", Action.CONNECT)
     made = await api.post("/v1/connections", key, {"integration": "crm", "subject": subject})
-    return made.json()["connect_url"].rsplit("/", 1)[1]
+    return made.json()["connect_url"].removeprefix("https://evergrant.test")
 
 
-async def token(visitor: Visitor, link: str) -> str:
-    found = re.search(r'name="csrf" value="([0-9a-f]{64})"', (await visitor.open(f"/connect/{link}")).text)
-    assert found is not None
-    return found.group(1)
-
-
-async def rows(api: Api, link: str) -> tuple[Consent | None, Connection | None]:
-    async with api.worker.read() as tx:
-        consent = await tx.consents.by_link(hash_link(link))
-        assert consent is not None
-        return consent, await tx.connections.get(TENANT, consent.connection_id)
+async def rows(api: Api, link: str) -> tuple[Consent, Connection]:
+    consent = await consent_of(api, link)
+    return consent, await api.row(TENANT, consent.connection_id)
 
 
 async def test_the_forms_are_found(api: Api):
@@ -53,11 +43,11 @@ async def test_csrf_every_form_refuses_every_forged_one_and_changes_nothing(api:
     await api.integration()
     link, another = await a_link(api, "user-1"), await a_link(api, "user-2")
     mine, theirs = Visitor(api), Visitor(api)
-    good, of_another_link = await token(mine, link), await token(mine, another)
-    of_another_browser = await token(theirs, link)
+    good, of_another_link = await mine.csrf(link), await mine.csrf(another)
+    of_another_browser = await theirs.csrf(link)
     before = await rows(api, link)
     for path in forms(api):
-        url = path.replace("{link}", link)
+        url = path.replace("/connect/{link}", link)
         fields: list[dict[str, str]] = [{}, {"csrf": ""}, {"csrf": "0" * 64}, {"csrf": "é"}]
         fields += [{"csrf": of_another_link}, {"csrf": of_another_browser}]
         answers = [await mine.browser.post(url, data=it) for it in fields]
@@ -74,6 +64,6 @@ async def test_csrf_every_form_takes_its_own_page(api: Api):
     await api.integration()
     for number, path in enumerate(forms(api)):
         link, visitor = await a_link(api, f"user-{number}"), Visitor(api)
-        good = await token(visitor, link)
-        answer = await visitor.browser.post(path.replace("{link}", link), data={"csrf": good})
+        good = await visitor.csrf(link)
+        answer = await visitor.browser.post(path.replace("/connect/{link}", link), data={"csrf": good})
         assert REFUSED not in answer.text, path

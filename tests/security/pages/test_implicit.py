@@ -22,7 +22,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from tests.fakes.api import Api
 from tests.fakes.events.transmitter import id_token
 from tests.fakes.visitor import Visitor
-from tests.security.pages.test_callback import ISSUER, Started, an_integration, assert_refused
+from tests.security.pages.test_callback import ISSUER, Started, an_integration, assert_refused, sent_away
 
 TOKEN = "at-that-passed-through-a-browser"
 _FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -61,23 +61,25 @@ class Sent(Started):
                 await tx.consents.imported_tokens(consent)
 
 
-async def asking(api: Api) -> tuple[str, dict[str, str]]:
-    await an_integration(api)
-    key = await api.app_with("asker", Action.CONNECT)
-    return key, {"integration": "crm", "subject": "user-1", "flow": "implicit"}
+ASKED = {"integration": "crm", "subject": "user-1", "flow": "implicit"}
+
+
+async def an_app(api: Api, **integration: object) -> str:
+    await an_integration(api, **integration)
+    return await api.app_with("asker", Action.CONNECT)
+
+
+async def asking(api: Api, **asked: object) -> Sent:
+    key = await an_app(api)
+    sent = await sent_away(api, key, Sent, **ASKED | asked)
+    sent.key = key
+    return sent
 
 
 @pytest_asyncio.fixture
 async def it(api: Api) -> Sent:
     api.parts.settings.allow_tokens_in_browser = True
-    key, body = await asking(api)
-    made = (await api.post("/v1/connections", key, body)).json()
-    visitor = Visitor(api)
-    answer = await visitor.go_on(made["connect_url"])
-    assert visitor.provider_url, answer.text
-    sent = Sent(api, visitor, made["id"], made["connect_url"])
-    sent.key = key
-    return sent
+    return await asking(api)
 
 
 async def test_rfc6749_4_2_1_a_token_is_asked_for_and_no_code(it: Sent):
@@ -205,12 +207,9 @@ async def test_a_body_that_is_no_fragment(it: Sent, fragment: str):
     await it.assert_nothing_kept()
 
 
-async def test_a_huge_body(it: Sent):
+async def test_a_huge_body_and_another_content_type(it: Sent):
     assert (await it.bring("a=" + "x" * (2 << 20))).status_code == 413
     assert (await it.consent()).status is ConsentStatus.STARTED
-
-
-async def test_another_content_type(it: Sent):
     await assert_refused(await it.bring(it.fragment(), **{"Content-Type": "text/plain"}))
     await it.assert_nothing_kept()
 
@@ -256,19 +255,15 @@ async def test_another_error_has_its_repairer(it: Sent):
 
 async def test_an_attempt_for_a_code_takes_no_token(api: Api):
     api.parts.settings.allow_tokens_in_browser = True
-    key, body = await asking(api)
-    made = (await api.post("/v1/connections", key, body | {"flow": "authorization_code"})).json()
-    visitor = Visitor(api)
-    await visitor.go_on(made["connect_url"])
-    sent = Sent(api, visitor, made["id"], made["connect_url"])
+    sent = await asking(api, flow="authorization_code")
     await assert_refused(await sent.bring(sent.fragment()))
     await sent.assert_nothing_kept(ConsentStatus.FAILED)
 
 
 async def test_off_until_an_operator_allows_it(api: Api):
     """When it is begun: nothing is made, and the answer names the setting."""
-    key, body = await asking(api)
-    answer = await api.post("/v1/connections", key, body)
+    key = await an_app(api)
+    answer = await api.post("/v1/connections", key, ASKED)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
     assert ALLOW_SETTING in answer.json()["detail"]
     assert (answer.json()["field"], answer.json()["setting"]) == ("flow", ALLOW_SETTING)
@@ -293,21 +288,14 @@ async def test_turned_off_meanwhile(api: Api, it: Sent):
 
 async def test_dpop_and_a_token_in_a_browser_exclude_each_other(api: Api):
     api.parts.settings.allow_tokens_in_browser = True
-    await an_integration(api, dpop=True)
-    key = await api.app_with("asker", Action.CONNECT)
-    body = {"integration": "crm", "subject": "user-1", "flow": "implicit"}
-    answer = await api.post("/v1/connections", key, body)
+    answer = await api.post("/v1/connections", await an_app(api, dpop=True), ASKED)
     assert (answer.json()["code"], answer.json()["field"]) == ("invalid_request", "dpop")
 
 
 @pytest.mark.parametrize("claims", [{}, {"nonce": "another"}])
 async def test_oidc_core_3_2_2_11_an_id_token_of_another_attempt(api: Api, claims: dict[str, str]):
     api.parts.settings.allow_tokens_in_browser = True
-    key, body = await asking(api)
-    made = (await api.post("/v1/connections", key, {**body, "scopes": ["openid"]})).json()
-    visitor = Visitor(api)
-    await visitor.go_on(made["connect_url"])
-    it = Sent(api, visitor, made["id"], made["connect_url"])
+    it = await asking(api, scopes=["openid"])
     assert (await it.bring(it.fragment(id_token=id_token("account-1", **claims)))).status_code == 409
     await it.assert_nothing_kept(ConsentStatus.FAILED)
     assert (await it.consent()).failure == ErrorCode.ID_TOKEN_REFUSED

@@ -1,14 +1,13 @@
-"""One API over a real SQLite store for each test."""
+"""One API over a real SQLite store for each test, and its first admin's key."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+import pytest
 
-import pytest_asyncio
+from evergrant_server.api.apps.bootstrap import bootstrap_admin
+from tests.fakes.api import TENANT, Api, api
 
-from tests.fakes.api import Api, running_api
+__all__ = ["admin", "api"]
 
 
-@pytest_asyncio.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with running_api(tmp_path) as running:
-        yield running
+@pytest.fixture
+async def admin(api: Api) -> str:
+    return await bootstrap_admin(api.store, api.clock, TENANT)

@@ -83,8 +83,7 @@ async def api(between: tuple[Between, str], tmp_path: Path) -> AsyncIterator[Api
 async def test_every_call_is_answered_within_its_deadline(
     api: Api, between: tuple[Between, str], trouble: str, monkeypatch: pytest.MonkeyPatch
 ):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN, Action.ADMIN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN, Action.ADMIN)
     assert (await api.lease(key)).status_code == 200
     monkeypatch.setattr(deadline, "LEASE_SLACK_S", SLACK_S)
     monkeypatch.setattr(deadline, "RESPONSE_LIMIT_S", WITHIN_S)

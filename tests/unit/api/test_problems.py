@@ -101,8 +101,7 @@ async def test_request_ids_come_back_and_hostile_ones_do_not(api: Api):
 
 
 async def test_every_503_says_when_to_come_back(api: Api):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     await api.parts.ledger.stop()
     answer = await api.lease(key)
     body = assert_problem(answer, "audit_unavailable")

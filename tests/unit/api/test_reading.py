@@ -54,8 +54,7 @@ SECOND = [
 
 
 async def test_history_joins_exported_runs_and_the_live_one(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("boss", Action.ADMIN)
+    connection, key = await api.active_for("boss", Action.ADMIN)
     export = HistoryExport(
         tenant=TENANT,
         connection_id=connection.id,
@@ -89,16 +88,14 @@ async def test_history_joins_exported_runs_and_the_live_one(api: Api):
 
 
 async def test_a_run_that_was_not_exported_yet_is_fetched(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("boss", Action.ADMIN)
+    connection, key = await api.active_for("boss", Action.ADMIN)
     api.link.events = {None: SECOND, "run-1": FIRST}
     body = (await api.get(f"/v1/connections/{connection.id}/history", key)).json()
     assert {it["run_id"] for it in body["items"]} == {"run-1", "run-2"}
 
 
 async def test_audit_pages_in_order_and_verifies(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("reader", Action.TOKEN)
+    connection, key = await api.active_for("reader", Action.TOKEN)
     admin = await api.app_with("boss", Action.ADMIN)
     for _ in range(5):
         await api.lease(key)

@@ -7,7 +7,6 @@ import httpx2
 import pytest
 
 from evergrant_server import audit
-from evergrant_server.api.apps.bootstrap import bootstrap_admin
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.events import DEFAULT_EVENTS, EventType
@@ -17,11 +16,6 @@ from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, Disa
 from tests.fakes.api import TENANT, Api
 
 URL = "https://hooks.example.com/in?token=canary-in-the-url"
-
-
-@pytest.fixture
-async def admin(api: Api) -> str:
-    return await bootstrap_admin(api.store, api.clock, TENANT)
 
 
 async def put(api: Api, key: str, name: str = "hooks", **body: Any) -> httpx2.Response:

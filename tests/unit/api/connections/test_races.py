@@ -41,11 +41,14 @@ async def test_one_idempotency_key_is_one_command(api: Api):
     )
     assert {answer.status_code for answer in answers} == {201}
     assert len({answer.text for answer in answers}) == 1
+    other = await api.post("/v1/connections", key, {**NEW, "subject": "user-2"}, headers=headers)
+    assert (other.status_code, other.json()["code"]) == (409, "idempotency_conflict")
+    second = await api.app_with("second", Action.CONNECT)  # whose key of the same name is another one
+    assert (await api.post("/v1/connections", second, NEW, headers=headers)).status_code == 200
 
 
 async def test_a_revocation_gets_through_while_tokens_land(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("asker", Action.CONNECT, Action.TOKEN)
+    connection, key = await api.active_for("asker", Action.CONNECT, Action.TOKEN)
 
     async def land() -> None:
         for number in range(20):

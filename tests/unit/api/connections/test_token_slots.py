@@ -6,6 +6,7 @@ from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import TENANT, Api
+from tests.fakes.visitor import Visitor
 
 USER = {"user": ("users:read",)}
 NEW = {"integration": "crm", "subject": "user-1", "slot_scopes": USER}
@@ -36,13 +37,11 @@ async def test_the_browser_asks_for_both_lists_and_the_subject_sees_both(api: Ap
     assert answer.json()["slot_scopes"] == {"user": ["users:read"]}
     consent = await consent_of(api, answer.json()["id"])
     assert (consent.scopes, consent.slot_scopes) == (("commands",), USER)
-    page = await api.client.get(answer.json()["connect_url"])
-    assert "commands" in page.text
-    assert "users:read" in page.text
-    csrf = page.text.partition('name="csrf" value="')[2].partition('"')[0]
-    left = await api.client.post(answer.json()["connect_url"], data={"csrf": csrf})
-    assert "scope=commands" in left.text
-    assert "user_scope=users%3Aread" in left.text
+    visitor = Visitor(api)
+    page = (await visitor.open(answer.json()["connect_url"])).text
+    assert ("commands" in page, "users:read" in page) == (True, True)
+    await visitor.go_on(answer.json()["connect_url"])
+    assert (visitor.sent["scope"], visitor.sent["user_scope"]) == ("commands", "users:read")
 
 
 async def test_only_slots_of_the_definition_and_scopes_below_the_ceilings(api: Api):

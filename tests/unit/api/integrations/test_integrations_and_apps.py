@@ -18,11 +18,6 @@ ENDPOINTS = Endpoints(
 )
 
 
-@pytest.fixture
-async def admin(api: Api) -> str:
-    return await bootstrap_admin(api.store, api.clock, TENANT)
-
-
 async def put(api: Api, admin: str, body: dict, name: str = "crm"):
     return await api.call("PUT", f"/v1/integrations/{name}", admin, json=body)
 

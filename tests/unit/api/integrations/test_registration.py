@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.api.apps.bootstrap import bootstrap_admin
 from evergrant_server.core.access import Endpoints, Integration, IntegrationState
 from evergrant_server.core.messages.integrations import DiscoveryResult
 from tests.fakes.api import TENANT, Api
@@ -12,11 +11,6 @@ from tests.fakes.api import TENANT, Api
 ISSUER = "https://idp.example"
 DYNAMIC = {"provider": "generic", "issuer": ISSUER, "registration": "dynamic"}
 DOCUMENT = {**DYNAMIC, "registration": "metadata_document"}
-
-
-@pytest.fixture
-async def admin(api: Api) -> str:
-    return await bootstrap_admin(api.store, api.clock, TENANT)
 
 
 async def put(api: Api, admin: str, body: dict[str, Any]):

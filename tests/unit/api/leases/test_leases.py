@@ -34,8 +34,7 @@ async def test_a_fresh_lease_says_what_the_token_can_do(api: Api):
 
 
 async def test_a_lease_by_id_with_an_empty_body(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
     answer = await api.call("POST", f"/v1/connections/{connection.id}/token", key)
     assert answer.json()["access_token"] == "at-1"
     again = await api.call("POST", f"/v1/connections/{connection.id}/token", key)
@@ -44,8 +43,7 @@ async def test_a_lease_by_id_with_an_empty_body(api: Api):
 
 
 async def test_a_due_token_is_served_now_and_refreshed_behind(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
     api.clock.advance(3500)
     gate = asyncio.Event()
     api.refreshes_with("at-2", after=gate)
@@ -57,8 +55,7 @@ async def test_a_due_token_is_served_now_and_refreshed_behind(api: Api):
 
 
 async def test_an_expired_token_waits_for_one_refresh_shared_by_all(api: Api):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     api.clock.advance(3601)
     gate = asyncio.Event()
     api.refreshes_with("at-2", after=gate)
@@ -72,8 +69,7 @@ async def test_an_expired_token_waits_for_one_refresh_shared_by_all(api: Api):
 
 async def test_the_store_may_answer_before_the_workflow(api: Api):
     """The update hangs; another process installs the token: whichever answers first wins."""
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
     api.clock.advance(3601)
     never = asyncio.Event()
     api.refreshes_with("unused", after=never)
@@ -84,8 +80,7 @@ async def test_the_store_may_answer_before_the_workflow(api: Api):
 
 
 async def test_min_ttl_waits_for_a_longer_lived_token(api: Api):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     api.clock.advance(1800)
     api.refreshes_with("at-2")
     assert (await api.lease(key, min_ttl=600)).json()["access_token"] == "at-1"
@@ -93,8 +88,7 @@ async def test_min_ttl_waits_for_a_longer_lived_token(api: Api):
 
 
 async def test_a_refusal_names_who_repairs_it_and_when_to_come_back(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
     api.clock.advance(3601)
     api.refreshes_fail(ErrorCode.PROVIDER_RATE_LIMITED, 17.2)
     answer = await api.lease(key)
@@ -111,8 +105,7 @@ async def test_a_refusal_names_who_repairs_it_and_when_to_come_back(api: Api):
 
 
 async def test_temporal_away_and_the_token_expired(api: Api):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     api.clock.advance(3601)
     api.link.up = False
     answer = await api.lease(key)
@@ -121,8 +114,7 @@ async def test_temporal_away_and_the_token_expired(api: Api):
 
 
 async def test_a_refresh_that_is_refused_for_good_leads_to_a_connect_link(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
+    connection, key = await api.active_for("pipeline", Action.TOKEN, Action.CONNECT)
     api.clock.advance(3601)
 
     async def refused(tenant, connection_id, ask):
@@ -180,8 +172,7 @@ async def test_a_token_that_never_expires(api: Api):
 
 
 async def test_one_who_waits_gets_a_typed_answer_when_time_is_up(api: Api):
-    await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    _, key = await api.active_for("pipeline", Action.TOKEN)
     api.clock.advance(3601)
     api.refreshes_with("unused", after=asyncio.Event())
     began = asyncio.get_running_loop().time()

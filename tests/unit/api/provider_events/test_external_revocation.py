@@ -40,8 +40,7 @@ async def recorded(api: Api, connection: Connection) -> list[AuditAction]:
 
 
 async def test_no_lease_leaves_though_the_token_is_cached_and_valid(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
+    connection, key = await api.active_for("pipeline", Action.TOKEN, Action.CONNECT)
     for _ in range(2):
         assert (await api.lease(key)).status_code == 200
     assert await heard(api, connection) is ReportDecision.ENDED
@@ -86,8 +85,7 @@ async def test_an_older_report_is_recorded_and_changes_nothing(api: Api):
 
 
 async def test_a_doubt_asks_for_a_refresh_and_the_token_is_served_meanwhile(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
     assert await heard(api, connection, Certainty.SUSPECTED) is ReportDecision.REFRESH_REQUESTED
     assert (await api.lease(key)).status_code == 200
     async with api.store.write() as tx:
@@ -97,8 +95,7 @@ async def test_a_doubt_asks_for_a_refresh_and_the_token_is_served_meanwhile(api:
 
 @pytest.mark.parametrize("reason", [ErrorCode.GRANT_REJECTED, ErrorCode.OUTCOME_UNKNOWN])
 async def test_a_token_that_was_still_served_is_served_no_more(api: Api, reason: ErrorCode):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
     await api.change(connection, lambda it: it.rejected(reason, api.clock.now()))
     assert (await api.lease(key)).status_code == 200
     await heard(api, connection)
@@ -106,8 +103,7 @@ async def test_a_token_that_was_still_served_is_served_no_more(api: Api, reason:
 
 
 async def test_a_new_consent_repairs_it(api: Api):
-    connection = await api.active(await api.integration())
-    key = await api.app_with("pipeline", Action.TOKEN)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
     await heard(api, connection)
     again = await api.row(TENANT, connection.id)
     async with api.worker.write() as tx:
