@@ -8,11 +8,12 @@ from typing import Any
 
 from bench.load import HOST
 from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
-from evergrant_server.core.access import Action, App, AppKey, Endpoints, Integration, Permit
+from evergrant_server.core.access import Action, App, AppKey, Permit
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, KeyId, PermitId, Tenant, new_id
+from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings

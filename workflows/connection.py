@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError, FailureError
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.connections.connection import LifecycleState
     from evergrant_server.core.errors import FAILURES
-    from evergrant_server.core.lifecycle.account_choice import blocking_reason
+    from evergrant_server.core.lifecycle.consents import blocking_reason
     from evergrant_server.core.lifecycle.schedule import (
         NEWEST_RULES,
         RULES,
@@ -32,9 +32,9 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.lifecycle.transition import next_step
     from evergrant_server.core.messages import connection as m
     from evergrant_server.core.messages.activities import ExportRunHistory
-    from evergrant_server.core.messages.base import RequestContext
-    from evergrant_server.core.messages.names import (
+    from evergrant_server.core.messages.base import (
         QueryName,
+        RequestContext,
         SignalName,
         UpdateName,
         WorkflowName,

@@ -4,10 +4,10 @@ from temporalio.common import SearchAttributeKey
 
 from evergrant_server.core.errors import FAILURES
 from evergrant_server.core.lifecycle.timers import Timer
+from evergrant_server.core.messages.base import SearchAttribute
 from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
-from evergrant_server.core.messages.search_attributes import STATE
 
-STATE_ATTRIBUTE = SearchAttributeKey.for_keyword(STATE)
+STATE_ATTRIBUTE = SearchAttributeKey.for_keyword(SearchAttribute.STATE)
 
 
 def connection_details(start: ConnectionStart, connection: ConnectionState, timer: Timer | None) -> str:

@@ -3,6 +3,7 @@
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
+    from evergrant_server.core.messages.base import WorkflowName
     from evergrant_server.core.messages.integrations import (
         DiscoverEndpoints,
         DiscoveryResult,
@@ -19,7 +20,6 @@ with workflow.unsafe.imports_passed_through():
         RereadMetadata,
         RereadMetadataResult,
     )
-    from evergrant_server.core.messages.names import WorkflowName
     from workflows import activity_calls
 
 

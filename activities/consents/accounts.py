@@ -9,12 +9,11 @@ from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.connections.account import AccountOption, FollowUp
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.connections.grant import AccountOption, FollowUp, Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import GrantResult, LookUpAccounts
-from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from providers.requests.accounts import read_lookup, send_lookup

@@ -14,13 +14,13 @@ from activities.grants.token_request import TokenRequest, client_grant_token_req
 from activities.single_use.attempt import SingleUseAttempt
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import close_attempt
-from evergrant_server.core.access import Endpoints
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.activities import GrantResult, RequestFirstTokens
-from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.responses.raw_reply import RawReply

@@ -15,14 +15,14 @@ from activities.grants.token_request import CodeExchangeRequest
 from activities.single_use.attempt import SingleUseAttempt
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, close_attempt
-from evergrant_server.core.access import Endpoints
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.id_token import require_nonce
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.activities import ExchangeCode, GrantResult
-from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics

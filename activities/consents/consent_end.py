@@ -14,7 +14,7 @@ from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
 from evergrant_server.core.messages.activities import EndConsent, GrantResult
-from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.store import Transaction
 
 

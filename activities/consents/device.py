@@ -21,13 +21,12 @@ from activities.grants.token_request import CODE_RULES, PreparedTokenRequest, To
 from activities.single_use.attempt import SingleUseAttempt
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import close_attempt, commit_with_retries
-from evergrant_server.core.access import Endpoints
-from evergrant_server.core.connections.consent import Consent, ConsentStatus
-from evergrant_server.core.connections.device_code import DevicePoll
+from evergrant_server.core.connections.consent import Consent, ConsentStatus, DevicePoll
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.activities import GrantResult, RequestFirstTokens
-from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.requests.device import (

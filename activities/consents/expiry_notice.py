@@ -9,9 +9,9 @@ from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.lifecycle.grant_lifetime import is_same_end
+from evergrant_server.core.lifecycle.grant_install import is_same_end
 from evergrant_server.core.messages.activities import AnnounceExpiry
-from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.store import Store, Transaction
 
 

@@ -16,10 +16,10 @@ from activities.support.failures import failed_grant_result
 from activities.support.heartbeat import heartbeating
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import commit_with_retries
-from evergrant_server.core.access import Endpoints
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RequestFirstTokens
 from evergrant_server.core.single_use.attempt import AttemptKind
 from evergrant_server.store import Transaction

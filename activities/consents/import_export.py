@@ -13,16 +13,15 @@ from activities.support.transactions import append_audit, commit_with_retries, l
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin
-from evergrant_server.core.connections.proof_key import DPOP_TOKEN_TYPE
+from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
+from evergrant_server.core.connections.grant import MAIN_SLOT, FollowUp, Grant, Origin
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RequestFirstTokens
+from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.export import DeleteExport, ExportCall, ExportProgress, SealExportPage
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.crypto import Recipient

@@ -1,9 +1,9 @@
 """How a consent ends, and what it changes on its connection."""
 
 from activities.support.provider_context import ProviderContext
-from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.store import Transaction
 

@@ -3,12 +3,12 @@
 from datetime import datetime
 
 from activities.support.provider_context import ProviderContext
-from evergrant_server.core.access import Endpoints
 from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.connections.proof_key import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from providers.oauth1.flow import read_token_credentials
 from providers.requests.client_grants import read_exchanged_token
 from providers.responses.raw_reply import RawReply

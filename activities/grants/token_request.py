@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from activities.support.provider_context import ProviderContext
-from evergrant_server.core.access import Endpoints
+from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
-from evergrant_server.core.connections.token_pair import TokenPair
+from evergrant_server.core.integrations import Endpoints, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend
 from providers.definition.schema_lifecycle import RefreshSpec

@@ -10,13 +10,12 @@ from activities.support.transactions import append_audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind
-from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.connections.imported_tokens import INSTALL_WITHIN, ImportedTokens
+from evergrant_server.core.connections.grant import INSTALL_WITHIN, ImportedTokens, TokenSet
 from evergrant_server.core.ids import ConnectionId, new_id
 from evergrant_server.core.lifecycle.snapshot import start_message
 from evergrant_server.core.messages.activities import ConnectionCall
+from evergrant_server.core.messages.base import SignalName
 from evergrant_server.core.messages.connection import ConsentGranted, Revoke
-from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction

@@ -3,8 +3,8 @@
 from datetime import datetime
 
 from evergrant_server import audit
-from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
 

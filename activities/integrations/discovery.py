@@ -7,12 +7,12 @@ from activities.integrations.registration import ClientRegistrations, Registrati
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.journaled_reply import JournaledReply
 from activities.support.transactions import commit_with_retries
-from evergrant_server.core.access import Endpoints, Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState, RegistrationMethod
+from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from providers.definition.registry import Registry

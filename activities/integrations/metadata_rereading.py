@@ -8,13 +8,12 @@ from temporalio import activity
 from activities.integrations.change_records import current_if_same_issuer, record_change
 from activities.support.heartbeat import heartbeating
 from activities.support.transactions import commit_with_retries
-from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.messages.base import ActivityName, RequestContext
 from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMetadataResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from providers.registration.discovery import discover, weakening_changes

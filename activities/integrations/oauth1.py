@@ -10,14 +10,14 @@ from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_context import ProviderContext
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.consent import Consent, hash_state
+from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.token_pair import TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.integrations import (
     RequestTemporaryCredentials,
     TemporaryCredentialsResult,
 )
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store
 from providers.oauth1.flow import oauth1_endpoints, read_temporary_credentials, temporary_credentials_request
 from providers.requests.sender import Sender

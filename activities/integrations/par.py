@@ -10,11 +10,10 @@ from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.connections.consent import Consent
-from evergrant_server.core.connections.pushed_authorization import PushedAuthorization
+from evergrant_server.core.connections.consent import Consent, PushedAuthorization
 from evergrant_server.core.errors import Failure, FailureKind
+from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.integrations import PushAuthorizationRequest, PushResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 from providers.requests.par import par_request, read_par_reply
 from providers.requests.sender import Sender
@@ -45,7 +44,7 @@ class ParActivities:
             except Failure as failure:
                 if failure.kind is FailureKind.PLATFORM_UNAVAILABLE:
                     raise  # Temporal retries
-                outcome = PushedAuthorization(failure=failure)
+                outcome = PushedAuthorization.failed(failure)
             return await self._write_outcome(request, outcome)
 
     async def _send(self, context: ProviderContext, pushed: PushedAuthorization) -> PushedAuthorization:

@@ -15,10 +15,10 @@ from activities.single_use.journaled_reply import JournaledReply, write_entry
 from activities.single_use.registration_intent import end_intent, registration_attempt_id
 from activities.single_use.send_fence import SendFence
 from activities.support.transactions import commit_with_retries
-from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.messages.base import Message
 from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
 from evergrant_server.core.secret import Secret

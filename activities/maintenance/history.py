@@ -5,7 +5,7 @@ from temporalio import activity
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.messages.activities import ExportRunHistory
-from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.outbox import history_export_message
 from evergrant_server.store import Store, Transaction
 

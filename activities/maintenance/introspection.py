@@ -12,23 +12,20 @@ from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import commit_with_retries
 from evergrant_server.audit.external_revocation import apply_external_event
-from evergrant_server.core.access import Integration
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.schedule import jitter
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.base import ActivityName, RequestContext
 from evergrant_server.core.messages.integrations import FetchReceiverKeys
 from evergrant_server.core.messages.maintenance import IntrospectGrants, IntrospectGrantsResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.provider_events.external_revocation import (
+    IntrospectionAnswers,
+    IntrospectionFinding,
     ProviderReport,
     ReportDecision,
     ReportSource,
-)
-from evergrant_server.core.provider_events.introspection import (
-    IntrospectionAnswers,
-    IntrospectionFinding,
     judge_introspection,
 )
 from evergrant_server.core.secret import Secret

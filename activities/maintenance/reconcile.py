@@ -10,8 +10,8 @@ from activities.support.heartbeat import heartbeating
 from evergrant_server import audit
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store
 from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event

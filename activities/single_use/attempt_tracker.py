@@ -8,9 +8,9 @@ from activities.support.clocks import earlier_now
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT
-from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId
+from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptOutcome,

@@ -10,12 +10,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from evergrant_server.core.access import Integration
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId
-from evergrant_server.core.single_use.breaker_rules import BreakerRules
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.single_use.circuit_breaker import (
     Admission,
+    BreakerRules,
     CircuitBreaker,
     admit,
     answered,

@@ -2,8 +2,8 @@
 
 from activities.single_use.attempt_tracker import AttemptTracker
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptOutcome,

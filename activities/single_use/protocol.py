@@ -18,9 +18,9 @@ from activities.single_use.send_fence import SendFence
 from activities.support.clocks import later_now
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import AttemptId, new_id
+from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.core.single_use.attempt import (
     LIMITS,

@@ -2,12 +2,12 @@
 
 from activities.support.provider_context import ProviderContext, resolve_endpoints
 from activities.support.transactions import commit_with_retries
-from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.store import Store, Transaction
 from providers.client_auth import generate_client_secret
 from providers.definition.registry import Registry

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.credentials import ProofKey
 from evergrant_server.core.connections.grant import Grant
-from evergrant_server.core.connections.proof_key import ProofKey
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
 from evergrant_server.core.messages.activities import GrantResult
 from providers.definition.schema import ProviderSpec

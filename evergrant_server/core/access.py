@@ -1,100 +1,11 @@
-"""Integrations with their endpoints and secret overlap; apps, keys, permits."""
+"""Apps, their keys, and the permits that say which connections they may use."""
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from evergrant_server.core.connections.refresh_rules import RefreshRules
-from evergrant_server.core.ids import AppId, IntegrationId, KeyId, PermitId, Tenant
-
-
-class Endpoints(BaseModel):
-    """Where an integration's provider is reached: from its definition, or discovered and pinned."""
-
-    model_config = ConfigDict(frozen=True)
-
-    issuer: str | None = None
-    authorization_endpoint: str | None = None  # None: the provider has no consent in a browser
-    token_endpoint: str
-    refresh_endpoint: str | None = None
-    revocation_endpoint: str | None = None
-    introspection_endpoint: str | None = None
-    device_authorization_endpoint: str | None = None  # RFC 8628 section 3.1
-    iss_in_callback: bool = False  # authorization_response_iss_parameter_supported (RFC 9207)
-    token_auth_methods: tuple[str, ...] = ()  # token_endpoint_auth_methods_supported, when discovered
-    registration_endpoint: str | None = None  # RFC 7591 section 3
-    pushed_authorization_request_endpoint: str | None = None  # RFC 9126 section 5
-    pushed_requests_required: bool = False  # require_pushed_authorization_requests
-    dpop_algorithms: tuple[str, ...] = ()  # dpop_signing_alg_values_supported (RFC 9449 section 5.1)
-    takes_metadata_documents: bool = False  # client_id_metadata_document_supported
-    mtls_aliases: dict[str, str] = {}  # where a client goes that presents a certificate (RFC 8705 section 5)
-
-    def for_mutual_tls(self) -> "Endpoints":
-        """The endpoints of a client that presents a certificate."""
-        return self.model_copy(update=self.mtls_aliases)
-
-
-class IntegrationState(StrEnum):
-    DISCOVERING = "discovering"  # waits for the issuer's metadata
-    READY = "ready"
-    FAILED = "failed"  # `problem` says why
-
-
-class RegistrationMethod(StrEnum):
-    """How Evergrant gets a client id when the admin gives none."""
-
-    DYNAMIC = "dynamic"  # RFC 7591: the server makes one
-    METADATA_DOCUMENT = "metadata_document"  # it is the URL of a document about us, which the server reads
-
-
-class Integration(BaseModel):
-    """Our OAuth client at a provider, for one tenant. The client secrets stay in the store."""
-
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
-    id: IntegrationId
-    name: str
-    provider: str
-    client_id: str
-    issuer: str | None = None
-    params: dict[str, str] = {}  # template parameters of the provider's URLs
-    client_auth: str | None = None  # overrides the provider's own
-    default_scopes: tuple[str, ...] = ()
-    scope_ceiling: tuple[str, ...] | None = None  # None: no ceiling of its own
-    refresh: RefreshRules = RefreshRules()
-    refresh_overrides: dict[str, Any] | None = (
-        None  # of these, what its admin says; None: of before it was kept
-    )
-    state: IntegrationState = IntegrationState.READY
-    problem: str | None = None
-    endpoints: Endpoints | None = None
-    previous_secret_until: datetime | None = None  # the secret before this one is tried as well, until then
-    registration: RegistrationMethod | None = None
-    registration_sent_at: datetime | None = None  # the intent: an initial token is not sent twice
-    registration_url: str | None = None  # where the registration is managed (RFC 7592 section 3)
-    client_secret_expires_at: datetime | None = None
-    client_certificate_expires_at: datetime | None = None  # None: there is no certificate
-    metadata_read_at: datetime | None = None  # when what was discovered was last compared
-    dpop: bool | None = None  # are tokens bound to a key (RFC 9449)? None: as the provider's definition says
-    secret_refused_at: datetime | None = None  # the provider takes the previous secret, and not this one
-    created_at: datetime
-    changed_at: datetime
-    revision: int = 1
-
-    def with_provider_rules(self, known: RefreshRules) -> "Integration":
-        """With the refresh rules of its provider's current definition, and the admin's over them."""
-        if self.refresh_overrides is None:
-            return self
-        rules = RefreshRules.model_validate({**known.model_dump(), **self.refresh_overrides})
-        return self.model_copy(update={"refresh": rules})
-
-    def previous_secret_is_usable(self, now: datetime) -> bool:
-        """True in the overlap of a rotation, and after it while the new secret is the refused one."""
-        until = self.previous_secret_until
-        return until is not None and (now < until or self.secret_refused_at is not None)
+from evergrant_server.core.ids import AppId, KeyId, PermitId, TenantRow
 
 
 class Action(StrEnum):
@@ -104,35 +15,27 @@ class Action(StrEnum):
     ADMIN = "admin"
 
 
-class App(BaseModel):
+class App(TenantRow):
     """A consumer: a pipeline, a service, an agent."""
 
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
     id: AppId
     name: str
     disabled: bool = False
     return_to: tuple[str, ...] = ()  # exact URLs a connect page may send the subject back to
     created_at: datetime
-    revision: int = 1
 
 
-class AppKey(BaseModel):
+class AppKey(TenantRow):
     """An API key: `evg_<key id>_<secret>`. Only a hash of the secret is kept."""
 
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
     id: KeyId
     app_id: AppId
     secret_hash: str
     created_at: datetime
     revoked_at: datetime | None = None
-    revision: int = 1
 
 
-class Permit(BaseModel):
+class Permit(TenantRow):
     """A rule that lets an app use connections.
 
     `integration` is a name, or `*` for every one. `subjects` holds exact subjects, or `*`.
@@ -140,9 +43,6 @@ class Permit(BaseModel):
     tenant's configuration, not tokens: those need `token`.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
     id: PermitId
     app_id: AppId
     name: str
@@ -151,4 +51,3 @@ class Permit(BaseModel):
     scope_ceiling: tuple[str, ...] | None = None
     actions: tuple[Action, ...] = Field(min_length=1)
     created_at: datetime
-    revision: int = 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from evergrant_server.core.ids import DefinitionId, Tenant
+from evergrant_server.core.ids import DefinitionId, TenantRow
 
 _CHECKS_PER_STAGE = 4
 _SHORTEST_CHECK_INTERVAL_S = 1.0
@@ -82,12 +82,9 @@ class Rollout(BaseModel):
             raise ValueError("shares rise from above 0 to 1")
 
 
-class Definition(BaseModel):
+class Definition(TenantRow):
     """One version of a provider's definition, for one tenant. It comes before the catalogue's."""
 
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
     id: DefinitionId
     name: str
     version: int
@@ -104,7 +101,6 @@ class Definition(BaseModel):
     reason: str | None = None
     created_at: datetime
     changed_at: datetime
-    revision: int = 1
 
     @property
     def changes_secret_hosts(self) -> bool:

@@ -4,6 +4,7 @@ API, workflows, activities and the reference page all read it. `core.lifecycle.s
 computes the delays; it tries the platform's own failures again sooner (`_PLATFORM_CODES`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -102,42 +103,26 @@ class FailureRule:
     repair: str
 
 
-def _reconnect(meaning: str, repair: str, status: int = 409) -> FailureRule:
-    return FailureRule(
-        FailureKind.RECONNECT_NEEDED, Repairer.SUBJECT, RetryAdvice.NEVER, status, meaning, repair
-    )
+def _rows(
+    kind: FailureKind, repairer: Repairer, usual_retry: RetryAdvice, usual_status: int
+) -> Callable[..., FailureRule]:
+    """Makes the rows of this kind."""
+
+    def row(
+        meaning: str, repair: str, *, status: int = usual_status, retry: RetryAdvice = usual_retry
+    ) -> FailureRule:
+        return FailureRule(kind, repairer, retry, status, meaning, repair)
+
+    return row
 
 
-def _client(meaning: str, repair: str) -> FailureRule:
-    return FailureRule(
-        FailureKind.CLIENT_MISCONFIGURED,
-        Repairer.INTEGRATION_ADMIN,
-        RetryAdvice.AFTER_REPAIR,
-        424,
-        meaning,
-        repair,
-    )
-
-
-def _provider(meaning: str, repair: str = "Try again after Retry-After seconds.") -> FailureRule:
-    return FailureRule(
-        FailureKind.PROVIDER_UNAVAILABLE, Repairer.TIME, RetryAdvice.BACKOFF, 503, meaning, repair
-    )
-
-
-def _denied(meaning: str, repair: str, retry: RetryAdvice = RetryAdvice.NEVER) -> FailureRule:
-    return FailureRule(FailureKind.DENIED, Repairer.PERMIT_ADMIN, retry, 403, meaning, repair)
-
-
-def _platform(meaning: str, repair: str, status: int = 503) -> FailureRule:
-    return FailureRule(
-        FailureKind.PLATFORM_UNAVAILABLE, Repairer.OPERATOR, RetryAdvice.BACKOFF, status, meaning, repair
-    )
-
-
-def _caller(status: int, meaning: str, repair: str) -> FailureRule:
-    return FailureRule(FailureKind.BAD_REQUEST, Repairer.CALLER, RetryAdvice.NEVER, status, meaning, repair)
-
+_reconnect = _rows(FailureKind.RECONNECT_NEEDED, Repairer.SUBJECT, RetryAdvice.NEVER, 409)
+_client = _rows(FailureKind.CLIENT_MISCONFIGURED, Repairer.INTEGRATION_ADMIN, RetryAdvice.AFTER_REPAIR, 424)
+_provider = _rows(FailureKind.PROVIDER_UNAVAILABLE, Repairer.TIME, RetryAdvice.BACKOFF, 503)
+_denied = _rows(FailureKind.DENIED, Repairer.PERMIT_ADMIN, RetryAdvice.NEVER, 403)
+_platform = _rows(FailureKind.PLATFORM_UNAVAILABLE, Repairer.OPERATOR, RetryAdvice.BACKOFF, 503)
+_caller = _rows(FailureKind.BAD_REQUEST, Repairer.CALLER, RetryAdvice.NEVER, 400)
+_LATER = "Try again after Retry-After seconds."
 
 FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.CONSENT_REQUIRED: _reconnect(
@@ -198,10 +183,10 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "A provider URL points where Evergrant may not connect.",
         "Use a public https URL, or allow the host with EVERGRANT_EGRESS_ALLOW.",
     ),
-    ErrorCode.PROVIDER_UNREACHABLE: _provider("The provider did not answer in time."),
-    ErrorCode.PROVIDER_ERROR: _provider("The provider answered with an error of its own."),
-    ErrorCode.PROVIDER_RATE_LIMITED: _provider("The provider asks us to slow down."),
-    ErrorCode.REFRESH_PENDING: _provider("A refresh is under way and has not ended yet."),
+    ErrorCode.PROVIDER_UNREACHABLE: _provider("The provider did not answer in time.", _LATER),
+    ErrorCode.PROVIDER_ERROR: _provider("The provider answered with an error of its own.", _LATER),
+    ErrorCode.PROVIDER_RATE_LIMITED: _provider("The provider asks us to slow down.", _LATER),
+    ErrorCode.REFRESH_PENDING: _provider("A refresh is under way and has not ended yet.", _LATER),
     ErrorCode.NOT_PERMITTED: _denied(
         "No permit of this app covers that.", "Give the app a permit for this integration and subject."
     ),
@@ -215,22 +200,21 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "lease that other one.",
         "Give that app a permit to lease the source, with all of its scopes; or have an app that has one "
         "reauthorize the connection.",
-        RetryAdvice.AFTER_REPAIR,
+        retry=RetryAdvice.AFTER_REPAIR,
     ),
     ErrorCode.STORE_UNAVAILABLE: _platform("The store can't be reached.", "Check EVERGRANT_DATABASE_URL."),
-    ErrorCode.STORE_CONFLICT: _platform("The row changed while it was being changed.", "Try again.", 409),
+    ErrorCode.STORE_CONFLICT: _platform(
+        "The row changed while it was being changed.", "Try again.", status=409
+    ),
     ErrorCode.SCHEMA_MISMATCH: _platform(
         "The database has another schema version than this code.",
         "Run: python -m evergrant_server db upgrade. A newer database needs a newer server.",
     ),
-    ErrorCode.STORE_BEHIND: FailureRule(
-        FailureKind.PLATFORM_UNAVAILABLE,
-        Repairer.OPERATOR,
-        RetryAdvice.AFTER_REPAIR,
-        503,
+    ErrorCode.STORE_BEHIND: _platform(
         "The store holds an older generation than the workflow knows: it was restored from a backup, "
         "and its refresh token may be spent.",
         "Restore a newer backup, or reauthorize the connection.",
+        retry=RetryAdvice.AFTER_REPAIR,
     ),
     ErrorCode.KEY_UNAVAILABLE: _platform(
         "A key that sealed this row is not in the key ring.", "Restore the key file."
@@ -238,7 +222,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.SEAL_BROKEN: _platform(
         "A sealed value was altered, moved or sealed with another key.",
         "Restore the named row from a backup.",
-        500,
+        status=500,
     ),
     ErrorCode.AUDIT_UNAVAILABLE: _platform(
         "The audit record could not be committed, so no token was leased.", "Check the store."
@@ -250,27 +234,29 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.TEMPORAL_UNAVAILABLE: _platform(
         "Temporal can't be reached.", "Check EVERGRANT_TEMPORAL_ADDRESS and the Temporal server."
     ),
-    ErrorCode.INTERNAL: _platform("Evergrant failed for an unknown reason.", "Read the log.", 500),
-    ErrorCode.INVALID_REQUEST: _caller(400, "The request is malformed.", "Correct the named field."),
+    ErrorCode.INTERNAL: _platform("Evergrant failed for an unknown reason.", "Read the log.", status=500),
+    ErrorCode.INVALID_REQUEST: _caller("The request is malformed.", "Correct the named field."),
     ErrorCode.UNAUTHENTICATED: _caller(
-        401, "No valid credential came with the request.", "Send Authorization: Bearer <api key>."
+        "No valid credential came with the request.", "Send Authorization: Bearer <api key>.", status=401
     ),
     ErrorCode.NOT_FOUND: _caller(
-        404, "There is no such thing, or not for this app.", "Check the name and the permit."
+        "There is no such thing, or not for this app.", "Check the name and the permit.", status=404
     ),
-    ErrorCode.METHOD_NOT_ALLOWED: _caller(405, "This route has no such method.", "See /docs."),
+    ErrorCode.METHOD_NOT_ALLOWED: _caller("This route has no such method.", "See /docs.", status=405),
     ErrorCode.PROVIDER_UNKNOWN: _caller(
-        404, "No provider in the catalogue has this name.", "List them with GET /v1/providers."
+        "No provider in the catalogue has this name.", "List them with GET /v1/providers.", status=404
     ),
-    ErrorCode.ALREADY_EXISTS: _caller(409, "Something with this name is there already.", "Use another name."),
+    ErrorCode.ALREADY_EXISTS: _caller(
+        "Something with this name is there already.", "Use another name.", status=409
+    ),
     ErrorCode.IDEMPOTENCY_CONFLICT: _caller(
-        409, "This Idempotency-Key was used with another request.", "Use a new key."
+        "This Idempotency-Key was used with another request.", "Use a new key.", status=409
     ),
-    ErrorCode.BODY_TOO_LARGE: _caller(413, "The request body is too large.", "Send less than 1 MiB."),
+    ErrorCode.BODY_TOO_LARGE: _caller("The request body is too large.", "Send less than 1 MiB.", status=413),
     ErrorCode.SIGNATURE_NEEDED: _caller(
-        409,
         "Each request with this connection's token is signed, so there is no token to lease.",
         "Have requests signed: POST /v1/connections/{id}/signatures.",
+        status=409,
     ),
 }
 

@@ -10,13 +10,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
-from evergrant_server.core.ids import ConnectionId, EventId, Tenant
+from evergrant_server.core.ids import ConnectionId, EventId, Tenant, TenantRow
 
 
 class EventType(StrEnum):
@@ -82,18 +82,14 @@ def events_of(action: AuditAction, detail: _Detail) -> tuple[EventType, ...]:
     return () if judge is None else judge(detail)
 
 
-class WebhookEvent(BaseModel):
+class WebhookEvent(TenantRow):
     """One event and its bytes, for every webhook that subscribes to it. No secret."""
 
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
     id: EventId
     type: EventType
     connection_id: ConnectionId | None
     at: datetime
     body: str  # JSON as text: exactly these bytes are signed
-    revision: int = 1
 
 
 class EventData(BaseModel):

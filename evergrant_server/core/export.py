@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from evergrant_server.core.ids import ExportId, Tenant
+from evergrant_server.core.ids import ExportId, TenantRow
 
 
 class ExportStatus(StrEnum):
@@ -24,12 +24,9 @@ class ExportFilters(BaseModel):
     subject: str | None = None
 
 
-class Export(BaseModel):
+class Export(TenantRow):
     """The row. `recipient` is a public key (JWK, RFC 7517); `after` is the last connection looked at."""
 
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
     id: ExportId
     status: ExportStatus = ExportStatus.RUNNING
     recipient: dict[str, str]
@@ -42,7 +39,6 @@ class Export(BaseModel):
     trace_id: str
     created_at: datetime
     expires_at: datetime
-    revision: int = 1
 
     def page_sealed(self, exported: int, skipped: int, after: str | None) -> "Export":
         """One more page is written; without `after` it was the last."""

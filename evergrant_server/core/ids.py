@@ -1,9 +1,14 @@
-"""Typed, prefixed identifiers. A prefix says what an id names; a type stops mixing them up."""
+"""Typed, prefixed identifiers, and the row that each names.
+
+A prefix says what an id names; a type stops mixing them up.
+"""
 
 import hashlib
 import re
 import secrets
 from typing import NewType
+
+from pydantic import BaseModel, ConfigDict
 
 Tenant = NewType("Tenant", str)
 ConnectionId = NewType("ConnectionId", str)
@@ -21,22 +26,18 @@ DeliveryId = NewType("DeliveryId", str)
 ReceiverId = NewType("ReceiverId", str)
 DefinitionId = NewType("DefinitionId", str)
 
-PREFIXES = {
-    "con": ConnectionId,
-    "int": IntegrationId,
-    "app": AppId,
-    "key": KeyId,
-    "per": PermitId,
-    "cns": ConsentId,
-    "att": AttemptId,
-    "out": OutboxId,
-    "exp": ExportId,
-    "whk": WebhookId,
-    "evt": EventId,
-    "dlv": DeliveryId,
-    "rcv": ReceiverId,
-    "def": DefinitionId,
-}
+# in the order of the types above
+PREFIXES = ("con", "int", "app", "key", "per", "cns", "att", "out", "exp", "whk", "evt", "dlv", "rcv", "def")
+
+
+class TenantRow(BaseModel):
+    """A tenant's row of the store. `revision` counts its changes, for compare-and-set."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: Tenant
+    revision: int = 1
+
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
 _LENGTH = 22  # 110 bits
@@ -46,17 +47,20 @@ _SLUG = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 
 def new_id(prefix: str) -> str:
     """A new random id such as `con_…`. Raises ValueError for an unknown prefix."""
-    if prefix not in PREFIXES:
-        raise ValueError(f"no id has the prefix {prefix!r}")
+    _require_prefix(prefix)
     return f"{prefix}_" + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
 
 
 def derived_id(prefix: str, *parts: str | int) -> str:
     """The id with this prefix that these parts always give."""
-    if prefix not in PREFIXES:
-        raise ValueError(f"no id has the prefix {prefix!r}")
+    _require_prefix(prefix)
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return f"{prefix}_" + "".join(_ALPHABET[byte % 32] for byte in digest[:_LENGTH])
+
+
+def _require_prefix(prefix: str) -> None:
+    if prefix not in PREFIXES:
+        raise ValueError(f"no id has the prefix {prefix!r}")
 
 
 def is_id(value: str, prefix: str) -> bool:

@@ -7,8 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
-from evergrant_server.core.messages.base import Message
-from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.messages.base import Message, connection_workflow_id
 
 
 class OutboxKind(StrEnum):

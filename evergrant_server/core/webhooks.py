@@ -12,10 +12,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from evergrant_server.core.events import EventType
-from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
+from evergrant_server.core.ids import DeliveryId, EventId, TenantRow, WebhookId
 from evergrant_server.core.lifecycle.schedule import jitter
 from evergrant_server.core.secret import Secret
 
@@ -33,16 +31,13 @@ class DisabledBy(StrEnum):
     FAILING = "failing"  # no delivery succeeded for as long as the setting allows
 
 
-class Webhook(BaseModel):
+class Webhook(TenantRow):
     """An endpoint and its subscriptions. The signing secret, and the one before it, stay in the store.
 
     `failures` counts failed deliveries in a row at this endpoint, of any event; `paused_until` is when
     the next one is sent, one at a time until one succeeds.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
     id: WebhookId
     name: str
     url: str
@@ -56,7 +51,6 @@ class Webhook(BaseModel):
     secret_changed_at: datetime
     created_at: datetime
     changed_at: datetime
-    revision: int = 1
 
     @property
     def disabled(self) -> bool:
@@ -127,12 +121,9 @@ def delivery_problem(status: int) -> DeliveryProblem | None:
     return DeliveryProblem.REDIRECTED if 300 <= status < 400 else DeliveryProblem.REFUSED
 
 
-class Delivery(BaseModel):
+class Delivery(TenantRow):
     """One event on its way to one webhook. `tries` counts since it was last (re)played."""
 
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
     id: DeliveryId
     webhook_id: WebhookId
     event_id: EventId
@@ -146,7 +137,6 @@ class Delivery(BaseModel):
     next_at: datetime | None
     created_at: datetime
     ended_at: datetime | None = None
-    revision: int = 1
 
     def delivered(self, status: int, at: datetime) -> "Delivery":
         return self._tried(

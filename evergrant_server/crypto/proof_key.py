@@ -4,7 +4,7 @@ import json
 
 from joserfc.jwk import ECKey
 
-from evergrant_server.core.connections.proof_key import ProofKey
+from evergrant_server.core.connections.credentials import ProofKey
 from evergrant_server.core.secret import Secret
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 
-from evergrant_server.core.connections.client_certificate import ClientCertificate
+from evergrant_server.core.connections.credentials import ClientCertificate
 from evergrant_server.egress.client_tls import tls_with_certificate
 from evergrant_server.egress.network import default_tls_context
 from evergrant_server.egress.policy import EgressPolicy

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from evergrant_server.core.connections.client_certificate import ClientCertificate
+from evergrant_server.core.connections.credentials import ClientCertificate
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress.network import default_tls_context
 

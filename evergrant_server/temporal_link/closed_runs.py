@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages.names import CONNECTION_WORKFLOW_ID
+from evergrant_server.core.messages.base import CONNECTION_WORKFLOW_ID
 from evergrant_server.core.outbox import history_export_message, history_target
 from evergrant_server.store import Store, Transaction
 from evergrant_server.temporal_link.link import TemporalLink

@@ -16,7 +16,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.search_attributes import KEYWORDS
+from evergrant_server.core.messages.base import SearchAttribute
 from evergrant_server.temporal_link.calls import call_temporal, find_in_temporal
 
 _REPAIR = "Run: python -m evergrant_server db upgrade"
@@ -57,7 +57,9 @@ async def missing_search_attributes(client: Client) -> list[str] | None:
     """
     request = ListSearchAttributesRequest(namespace=client.namespace)
     answer = await find_in_temporal(client.operator_service.list_search_attributes(request))
-    return None if answer is None else [name for name in KEYWORDS if name not in answer.custom_attributes]
+    return (
+        None if answer is None else [name for name in SearchAttribute if name not in answer.custom_attributes]
+    )
 
 
 async def get_retention(client: Client) -> timedelta | None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.drift_repair import CheckedConnection, DriftRepair
 from evergrant_server.temporal_link.link import TemporalLink

@@ -11,8 +11,7 @@ from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescri
 from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError
 
-from evergrant_server.core.messages import search_attributes
-from evergrant_server.core.messages.names import WorkflowName
+from evergrant_server.core.messages.base import SearchAttribute, WorkflowName
 from evergrant_server.temporal_link.calls import call_temporal, find_in_temporal
 
 
@@ -120,7 +119,7 @@ class WorkflowRuns:
 
 
 def _state_attribute(run: WorkflowExecution) -> str | None:
-    return run.typed_search_attributes.get(SearchAttributeKey.for_keyword(search_attributes.STATE))
+    return run.typed_search_attributes.get(SearchAttributeKey.for_keyword(SearchAttribute.STATE))
 
 
 def _payloads(event: dict[str, Any]) -> list[dict[str, Any]]:

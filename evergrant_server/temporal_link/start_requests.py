@@ -13,13 +13,9 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 
-from evergrant_server.core.messages import search_attributes
-from evergrant_server.core.messages.base import Message
-from evergrant_server.core.messages.connection import ConnectionStart
-from evergrant_server.core.messages.definition_rollout import RolloutStart
-from evergrant_server.core.messages.export import ExportStart
-from evergrant_server.core.messages.integrations import FetchReceiverKeys, PushAuthorizationRequest
-from evergrant_server.core.messages.names import (
+from evergrant_server.core.messages.base import (
+    Message,
+    SearchAttribute,
     SignalName,
     WorkflowName,
     connection_workflow_id,
@@ -29,6 +25,10 @@ from evergrant_server.core.messages.names import (
     receiver_keys_workflow_id,
     webhook_workflow_id,
 )
+from evergrant_server.core.messages.connection import ConnectionStart
+from evergrant_server.core.messages.definition_rollout import RolloutStart
+from evergrant_server.core.messages.export import ExportStart
+from evergrant_server.core.messages.integrations import FetchReceiverKeys, PushAuthorizationRequest
 from evergrant_server.core.messages.webhooks import WakeWebhook, WebhookStart
 from evergrant_server.core.outbox import OutboxKind
 
@@ -54,11 +54,11 @@ def connection(
     the running one in the same call, so there is no moment without a workflow.
     """
     attributes = {
-        search_attributes.TENANT: start.tenant,
-        search_attributes.PROVIDER: start.provider,
-        search_attributes.INTEGRATION: start.integration,
-        search_attributes.STATE: start.state.state,
-        search_attributes.SUBJECT: start.subject_hash,
+        SearchAttribute.TENANT: start.tenant,
+        SearchAttribute.PROVIDER: start.provider,
+        SearchAttribute.INTEGRATION: start.integration,
+        SearchAttribute.STATE: start.state.state,
+        SearchAttribute.SUBJECT: start.subject_hash,
     }
     pairs = [
         SearchAttributePair(SearchAttributeKey.for_keyword(name), str(value))

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from evergrant_server.core.access import Integration
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT
-from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.integrations import Integration, RefreshRules
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.lifecycle.snapshot import state_from_store
 from evergrant_server.core.messages.base import RequestContext

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.definition import Definition, serving_versions
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import RefreshRules
 from providers.definition.parsing import parse_definition, read_definition_file
 from providers.definition.schema import ProviderSpec
 

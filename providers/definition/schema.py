@@ -10,8 +10,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from providers.definition.schema_base import TemplateParam, UrlTemplate, placeholders
 from providers.definition.schema_description import DescriptivePart
 from providers.definition.schema_lifecycle import RefreshPart, RevocationPart

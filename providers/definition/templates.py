@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints, Integration
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import PLACEHOLDER
 from providers.definition.schema_request import MUTUAL_TLS, ClientAuth

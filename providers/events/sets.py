@@ -8,9 +8,8 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
-from evergrant_server.core.provider_events.account_identifiers import EMAIL, TOKEN_HASH, TOKEN_PREFIX
 from evergrant_server.core.provider_events.external_revocation import Certainty
-from evergrant_server.core.provider_events.receivers import AccountIdentifier
+from evergrant_server.core.provider_events.receivers import EMAIL, TOKEN_HASH, TOKEN_PREFIX, AccountIdentifier
 from evergrant_server.core.text import is_storable_text
 from providers.events.base import (
     MAX_ID_LENGTH,

@@ -7,9 +7,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs
 
-from evergrant_server.core.provider_events.account_identifiers import fact_name
 from evergrant_server.core.provider_events.external_revocation import Certainty
-from evergrant_server.core.provider_events.receivers import AccountIdentifier, ReceiverKind
+from evergrant_server.core.provider_events.receivers import AccountIdentifier, ReceiverKind, fact_name
 from evergrant_server.core.text import is_storable_text
 from providers.events.base import (
     MAX_ID_LENGTH,

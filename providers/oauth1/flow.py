@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
-from evergrant_server.core.access import Integration
+from evergrant_server.core.connections.credentials import OAUTH1, TokenPair
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.connections.token_pair import OAUTH1, TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import OAuth1Spec

@@ -18,7 +18,7 @@ from authlib.oauth1.rfc5849.signature import (
 from authlib.oauth1.rfc5849.util import escape
 from joserfc.jwk import RSAKey
 
-from evergrant_server.core.connections.token_pair import TokenPair
+from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.client_auth import import_signing_key

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 
-from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
 from evergrant_server.egress import BeforeSend, Egress, SendObserver

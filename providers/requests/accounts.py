@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from evergrant_server.core.connections.account import AccountOption
+from evergrant_server.core.connections.grant import AccountOption
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress

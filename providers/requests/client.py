@@ -8,9 +8,7 @@ import httpx2
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.connections.client_certificate import ClientCertificate
-from evergrant_server.core.connections.client_key import ClientKey
-from evergrant_server.core.connections.proof_key import ProofKey
+from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey, ProofKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema_request import MUTUAL_TLS

@@ -9,11 +9,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
-from evergrant_server.core.access import Endpoints
-from evergrant_server.core.connections.device_code import DEFAULT_INTERVAL_S, DeviceCode, DevicePoll
+from evergrant_server.core.connections.consent import DEFAULT_INTERVAL_S, DeviceCode, DevicePoll
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec

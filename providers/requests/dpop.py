@@ -15,10 +15,10 @@ from urllib.parse import urlsplit, urlunsplit
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from evergrant_server.core.access import Endpoints, Integration
+from evergrant_server.core.connections.credentials import DPOP_ALGORITHM, DPOP_TOKEN_TYPE, ProofKey
 from evergrant_server.core.connections.grant import Grant
-from evergrant_server.core.connections.proof_key import DPOP_ALGORITHM, DPOP_TOKEN_TYPE, ProofKey
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import ClientAuth

@@ -8,9 +8,9 @@ import re
 from datetime import datetime, timedelta
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
-from evergrant_server.core.access import Endpoints, Integration
-from evergrant_server.core.connections.pushed_authorization import Fields, PushedAuthorization
+from evergrant_server.core.connections.consent import PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
 from providers.requests.client import OAuthClient
@@ -46,7 +46,7 @@ def uses_par(spec: ProviderSpec, endpoints: Endpoints) -> bool:
     return False
 
 
-def par_fields(url: str, authorization_endpoint: str) -> Fields:
+def par_fields(url: str, authorization_endpoint: str) -> tuple[tuple[str, str], ...]:
     """The parameters of an authorization URL, without those of the endpoint itself."""
     fixed = parse_qsl(urlsplit(authorization_endpoint).query, keep_blank_values=True)
     query = parse_qsl(urlsplit(url).query, keep_blank_values=True)
@@ -54,7 +54,7 @@ def par_fields(url: str, authorization_endpoint: str) -> Fields:
 
 
 def par_request(
-    spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, fields: Fields
+    spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, fields: tuple[tuple[str, str], ...]
 ) -> PreparedRequest:
     """The pushed request (RFC 9126 section 2.1), authenticated as a token request is."""
     url = endpoints.pushed_authorization_request_endpoint

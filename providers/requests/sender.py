@@ -5,9 +5,9 @@ from typing import Any
 
 import httpx2
 
-from evergrant_server.core.access import Endpoints
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend, Egress, SendObserver
 from providers.definition.schema import ProviderSpec

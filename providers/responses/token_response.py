@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.connections.proof_key import DPOP_TOKEN_TYPE
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable_text, json_type
 from providers.definition.patterns import first_group

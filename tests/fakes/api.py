@@ -23,12 +23,13 @@ from evergrant_server.api.app import create_app
 from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.audit.lease_ledger import LeaseLedger
-from evergrant_server.core.access import Action, App, AppKey, Integration, Permit
+from evergrant_server.core.access import Action, App, AppKey, Permit
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, KeyId, PermitId, Tenant, new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.integrations import DiscoveryResult

@@ -13,9 +13,9 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant, new_id
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.messages import connection as m
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.names import (
+from evergrant_server.core.messages.base import (
     QueryName,
+    RequestContext,
     SignalName,
     UpdateName,
     WorkflowName,

@@ -13,7 +13,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant, new_id
 from evergrant_server.core.messages import definition_rollout as m
-from evergrant_server.core.messages.names import (
+from evergrant_server.core.messages.base import (
     ActivityName,
     SignalName,
     WorkflowName,

@@ -7,8 +7,7 @@ import pytest
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import connection as m
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.names import SignalName, UpdateName
+from evergrant_server.core.messages.base import RequestContext, SignalName, UpdateName
 from tests.workflows.connection_runs import a_consent
 from tests.workflows.year import (
     DAY,

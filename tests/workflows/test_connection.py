@@ -17,8 +17,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.names import ActivityName, SignalName
+from evergrant_server.core.messages.base import ActivityName, RequestContext, SignalName
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, a_consent, living
 

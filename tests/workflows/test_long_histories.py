@@ -18,14 +18,14 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
-from evergrant_server.core.messages.names import (
+from evergrant_server.core.messages.base import (
     ActivityName,
+    SearchAttribute,
     SignalName,
     UpdateName,
     WorkflowName,
     connection_workflow_id,
 )
-from evergrant_server.core.messages.search_attributes import KEYWORDS
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
 from tests.workflows.connection_runs import ASKED, Life, a_consent, a_start, a_worker, living
@@ -111,7 +111,7 @@ async def one_year(policy: str, *, idle_s: float | None, leased: bool, outage: r
 async def prepare_search_attributes(env: WorkflowEnvironment) -> None:
     request = AddSearchAttributesRequest(
         namespace=env.client.namespace,
-        search_attributes=dict.fromkeys(KEYWORDS, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),
+        search_attributes=dict.fromkeys(SearchAttribute, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),
     )
     await env.client.operator_service.add_search_attributes(request)
 

@@ -15,8 +15,7 @@ from evergrant_server import audit
 from evergrant_server.core import webhooks as core
 from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.ids import EventId, Tenant, WebhookId, new_id
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.names import ActivityName, webhook_workflow_id
+from evergrant_server.core.messages.base import ActivityName, RequestContext, webhook_workflow_id
 from evergrant_server.core.messages.webhooks import DeliveryRound
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.egress import Egress, EgressPolicy

@@ -10,8 +10,13 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from evergrant_server.core.ids import Tenant, WebhookId, new_id
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.names import ActivityName, SignalName, WorkflowName, webhook_workflow_id
+from evergrant_server.core.messages.base import (
+    ActivityName,
+    RequestContext,
+    SignalName,
+    WorkflowName,
+    webhook_workflow_id,
+)
 from evergrant_server.core.messages.webhooks import DeliveryRound, WakeWebhook, WebhookStart
 from tests.fakes.scripted_activities import ScriptedActivities
 from workflows.registry import WORKFLOWS

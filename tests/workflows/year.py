@@ -20,16 +20,21 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.names import (
+from evergrant_server.core.messages.base import (
     ActivityName,
     QueryName,
+    SearchAttribute,
     SignalName,
     WorkflowName,
     connection_workflow_id,
 )
-from evergrant_server.core.messages.search_attributes import KEYWORDS
-from evergrant_server.core.single_use.breaker_rules import BreakerRules
-from evergrant_server.core.single_use.circuit_breaker import CircuitBreaker, admit, answered, failed
+from evergrant_server.core.single_use.circuit_breaker import (
+    BreakerRules,
+    CircuitBreaker,
+    admit,
+    answered,
+    failed,
+)
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
 from tests.workflows.connection_runs import a_consent, a_start, a_worker
@@ -104,7 +109,7 @@ async def skipping() -> AsyncIterator[WorkflowEnvironment]:
     async with skipping_time(data_converter=pydantic_data_converter) as env:
         request = AddSearchAttributesRequest(
             namespace=env.client.namespace,
-            search_attributes=dict.fromkeys(KEYWORDS, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),
+            search_attributes=dict.fromkeys(SearchAttribute, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),
         )
         await env.client.operator_service.add_search_attributes(request)
         yield env

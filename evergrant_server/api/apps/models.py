@@ -7,12 +7,7 @@ from pydantic import AfterValidator, Field
 
 from evergrant_server.api.http.requests import Body, ReturnTo, Scopes, _printable, _slug
 from evergrant_server.api.http.responses import View
-from evergrant_server.core.access import (
-    Action,
-    App,
-    AppKey,
-    Permit,
-)
+from evergrant_server.core.access import Action, App, AppKey, Permit
 
 
 class AppBody(Body):

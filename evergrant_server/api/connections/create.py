@@ -28,12 +28,13 @@ from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.outbox_messages import connection_start_message
 from evergrant_server.api.integrations.definitions import integration_spec, require_ready
-from evergrant_server.core.access import Action, Integration
+from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.policy import DecisionReason, decide
 from evergrant_server.store import Transaction

@@ -20,8 +20,8 @@ from evergrant_server.api.http.dependencies import (
 )
 from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.core.access import Action
-from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.messages.connection import ConnectionDescription
 from evergrant_server.policy import decide

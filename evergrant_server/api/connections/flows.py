@@ -1,9 +1,9 @@
 """Which flow a new connection uses, and whether the operator allows it."""
 
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.core.access import Integration
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Integration
 from providers.definition.schema import ProviderSpec
 from providers.requests.dpop import with_dpop_binding
 

@@ -19,11 +19,10 @@ from evergrant_server.api.http.requests import (
     _resource,
 )
 from evergrant_server.api.http.responses import View
-from evergrant_server.core.connections.account import AccountOption, FollowUp
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
-from evergrant_server.core.connections.device_code import DeviceCode
+from evergrant_server.core.connections.consent import DeviceCode
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.connections.grant import AccountOption, FollowUp, Grant
 from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
 from evergrant_server.core.ids import is_id
 from evergrant_server.core.messages.connection import ConnectionDescription

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.flow import Flow, TokenTarget
-from evergrant_server.core.connections.imported_tokens import ImportedTokens
+from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.store import Transaction

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 
 from evergrant_server.api.connections.reauthorization import unrevoked_slots
 from evergrant_server.api.http.authentication import Caller
-from evergrant_server.core.access import Action, Integration
+from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Integration
 from evergrant_server.policy import decide, scopes_above
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec

@@ -16,9 +16,8 @@ from evergrant_server.core.access import Action, App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.base import RequestContext, SignalName
 from evergrant_server.core.messages.connection import ProviderChanged
-from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.policy import PermitDecision, may_exchange, scopes_above, source_scopes
 from evergrant_server.store import Transaction

@@ -8,7 +8,7 @@ from evergrant_server.api.connections.models import (
     CredentialBody,
 )
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.imported_tokens import ImportedTokens
+from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec

@@ -4,9 +4,8 @@ from datetime import datetime
 
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.lifecycle.snapshot import start_message
-from evergrant_server.core.messages.base import Message, RequestContext
+from evergrant_server.core.messages.base import Message, RequestContext, receiver_keys_workflow_id
 from evergrant_server.core.messages.integrations import FetchReceiverKeys
-from evergrant_server.core.messages.names import receiver_keys_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message, signal_message
 from evergrant_server.core.provider_events.receivers import Receiver
 from evergrant_server.crypto import KeyRing

@@ -8,13 +8,12 @@ from datetime import datetime, timedelta
 from evergrant_server.api.http.outbox_messages import connection_signal_message
 from evergrant_server.api.integrations.checks import require_nonempty
 from evergrant_server.api.integrations.models import IntegrationBody, RotateSecretBody
-from evergrant_server.core.access import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
+from evergrant_server.core.messages.base import RequestContext, SignalName
 from evergrant_server.core.messages.connection import ProviderChanged
-from evergrant_server.core.messages.names import SignalName
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import MUTUAL_TLS, ClientAuth

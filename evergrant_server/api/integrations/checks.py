@@ -3,10 +3,9 @@
 from datetime import datetime
 
 from evergrant_server.api.integrations.models import IntegrationBody
-from evergrant_server.core.access import RegistrationMethod
-from evergrant_server.core.connections.client_certificate import ClientCertificate
-from evergrant_server.core.connections.client_key import ClientKey
+from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import RegistrationMethod
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import scopes_above
 from providers.client_auth import import_signing_key, parse_client_certificate

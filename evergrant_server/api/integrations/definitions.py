@@ -1,9 +1,9 @@
 """Resolves the provider definition that an integration uses: the tenant's own before the catalogue's."""
 
-from evergrant_server.core.access import Integration, IntegrationState
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
+from evergrant_server.core.integrations import Integration, IntegrationState
 from evergrant_server.store import Transaction
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec

@@ -15,13 +15,14 @@ from evergrant_server.api.http.requests import (
     _printable,
 )
 from evergrant_server.api.http.responses import View
-from evergrant_server.core.access import (
+from evergrant_server.core.clock import MAX_LIFETIME
+from evergrant_server.core.integrations import (
     Integration,
     IntegrationState,
+    RefreshRules,
     RegistrationMethod,
+    Rotation,
 )
-from evergrant_server.core.clock import MAX_LIFETIME
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 
 
 class RefreshRulesBody(Body):

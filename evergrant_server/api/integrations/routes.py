@@ -32,9 +32,10 @@ from evergrant_server.api.integrations.changes import (
 from evergrant_server.api.integrations.checks import check_body, client_certificate_of, client_key_of
 from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
 from evergrant_server.api.integrations.models import IntegrationBody, IntegrationView, RotateSecretBody
-from evergrant_server.core.access import Action, Integration, IntegrationState, RegistrationMethod
+from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import decide

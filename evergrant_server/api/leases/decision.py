@@ -14,7 +14,7 @@ from evergrant_server.api.leases.refusals import LeaseRefusals, LeaseRequest
 from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.token_pair import OAUTH1
+from evergrant_server.core.connections.credentials import OAUTH1
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES

@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlsplit
 
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.integrations.definitions import integration_spec
-from evergrant_server.core.access import Endpoints
-from evergrant_server.core.connections.proof_key import DPOP_TOKEN_TYPE
+from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.store import LeaseRow
 from providers.definition.templates import integration_endpoints
 from providers.requests.dpop import dpop_proof, htu_of, origin_of

@@ -23,7 +23,7 @@ from evergrant_server.api.leases.models import TokenBody
 from evergrant_server.api.leases.refresh_command import RefreshWaiterDep
 from evergrant_server.api.leases.refusals import LeaseRequest
 from evergrant_server.core.access import Action
-from evergrant_server.core.connections.token_pair import TokenPair
+from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.store import LeaseRow

@@ -14,8 +14,8 @@ from evergrant_server.api.leases.dpop import ProofRequest
 from evergrant_server.api.leases.models import LeaseBody, TokenBody
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, is_id
 from evergrant_server.core.messages.base import RequestContext

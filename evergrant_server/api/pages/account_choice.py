@@ -8,9 +8,9 @@ from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.pages.forms import read_form
 from evergrant_server.api.pages.session import SUBJECT_ACTOR, html_route, subject_pages
-from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store import Transaction
 

@@ -31,11 +31,11 @@ from evergrant_server.api.pages.session import (
     html_route,
     subject_pages,
 )
-from evergrant_server.core.access import Integration
-from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.consent import ConsentStatus, hash_state
+from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId
+from evergrant_server.core.integrations import Integration
 from providers.oauth1 import flow
 from providers.requests.callback import ACCESS_TOKEN_PARAM
 from providers.requests.callback_parameters import state_in

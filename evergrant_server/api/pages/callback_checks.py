@@ -14,11 +14,11 @@ from evergrant_server.api.pages.session import (
     SubjectPages,
     require_open_consent,
 )
-from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
+from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.store import Transaction
 from providers.definition.templates import integration_endpoints, require_complete
 from providers.oauth1 import flow

@@ -14,14 +14,14 @@ from evergrant_server.api.pages.session import (
     ConsentSession,
     SubjectPages,
 )
-from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Integration
+from evergrant_server.core.messages.base import SignalName
 from evergrant_server.core.messages.connection import ConsentDenied, ConsentGranted
-from evergrant_server.core.messages.names import SignalName
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.log_names import LogEvent
 from evergrant_server.telemetry.logs import log_event

@@ -25,19 +25,19 @@ from evergrant_server.api.pages.session import (
     require_open_consent,
     subject_pages,
 )
-from evergrant_server.core.access import Endpoints
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.consent import (
     Consent,
     ConsentKind,
     ConsentStatus,
+    DeviceCode,
+    PushedAuthorization,
     hash_state,
 )
-from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.id_token import hash_of_nonce
-from evergrant_server.core.connections.pushed_authorization import PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
 from providers.definition.templates import integration_endpoints
@@ -181,7 +181,7 @@ async def _save_attempt(
     endpoints = integration_endpoints(spec, session.integration)
     pushed = None
     if uses_par(spec, endpoints):
-        pushed = PushedAuthorization(par_fields(url, _authorization_endpoint(endpoints)))
+        pushed = PushedAuthorization(fields=par_fields(url, _authorization_endpoint(endpoints)))
     sent = {
         "state_hash": hash_state(state),
         "nonce_hash": None if nonce is None else hash_of_nonce(nonce.reveal()),

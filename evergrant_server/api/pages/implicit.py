@@ -10,9 +10,9 @@ from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.pages.browser import html_response
 from evergrant_server.api.pages.session import SubjectPages, provider_display_name
 from evergrant_server.console.pages import FRAGMENT_SCRIPT_HASH
-from evergrant_server.core.access import Integration
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import Integration
 
 
 async def fragment_page(pages: SubjectPages, integration: Integration) -> Response | None:

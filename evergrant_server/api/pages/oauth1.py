@@ -2,7 +2,7 @@
 
 from evergrant_server.api.pages.session import ConsentSession, SubjectPages
 from evergrant_server.core.connections.consent import Consent
-from evergrant_server.core.connections.token_pair import TokenPair
+from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import RequestTemporaryCredentials

@@ -4,13 +4,11 @@ from datetime import datetime
 
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.polling import poll_until
-from evergrant_server.core.access import Endpoints
-from evergrant_server.core.connections.consent import Consent
-from evergrant_server.core.connections.pushed_authorization import PushedAuthorization
+from evergrant_server.core.connections.consent import Consent, PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.messages.base import RequestContext, pushed_authorization_workflow_id
 from evergrant_server.core.messages.integrations import PushAuthorizationRequest
-from evergrant_server.core.messages.names import pushed_authorization_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 from providers.definition.schema import ProviderSpec
 from providers.requests.par import requires_par
@@ -54,7 +52,7 @@ async def wait_for_request_uri(
     if outcome.request_uri is not None and outcome.expires_at is not None:
         if api.clock.now() < outcome.expires_at:
             return outcome.request_uri
-        outcome = PushedAuthorization(failure=_push_timed_out("the provider's answer arrived too late"))
+        outcome = PushedAuthorization.failed(_push_timed_out("the provider's answer arrived too late"))
     failure = outcome.failure or _push_timed_out("no worker has pushed it yet")
     if requires_par(spec, endpoints) or failure.code not in _FALLBACK_CODES:
         raise failure

@@ -16,13 +16,13 @@ from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.integrations.definitions import consent_spec
 from evergrant_server.api.pages.browser import BrowserSessions, html_response, redirect_response
 from evergrant_server.console import Pages
-from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link
+from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
+from evergrant_server.core.integrations import Integration
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 

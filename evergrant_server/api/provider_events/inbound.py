@@ -18,12 +18,11 @@ from evergrant_server.api.http.outbox_messages import fetch_keys_message
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.audit.external_revocation import apply_external_event
-from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ReceiverId, is_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.provider_events.account_identifiers import SUB, fact_name
 from evergrant_server.core.provider_events.external_revocation import (
     ProviderReport,
     ReportDecision,
@@ -32,9 +31,11 @@ from evergrant_server.core.provider_events.external_revocation import (
 from evergrant_server.core.provider_events.receivers import (
     ACCOUNT_IS_SUB,
     ACCOUNT_IS_SUBJECT,
+    SUB,
     AccountIdentifier,
     Receiver,
     ReceiverKind,
+    fact_name,
 )
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics

@@ -17,10 +17,11 @@ from evergrant_server.api.http.problems import require_found
 from evergrant_server.api.http.requests import Body, Slug, StorableSecret, Text
 from evergrant_server.api.http.responses import View
 from evergrant_server.api.http.transactions import run_transaction
-from evergrant_server.core.access import Action, Integration
+from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ReceiverId, new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.provider_events.receivers import (
     ACCOUNT_IS_SUB,

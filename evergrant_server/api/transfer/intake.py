@@ -14,17 +14,17 @@ from evergrant_server.api.http.problems import field_errors
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import integration_spec, require_ready
 from evergrant_server.api.transfer.models import ImportItem, ImportOutcome
-from evergrant_server.core.access import Action, Integration
+from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import MAX_LIFETIME
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind
-from evergrant_server.core.connections.imported_tokens import INSTALL_WITHIN, ImportedTokens
+from evergrant_server.core.connections.grant import INSTALL_WITHIN, ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import ConnectionId, new_id
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.integrations import Integration
+from evergrant_server.core.messages.base import RequestContext, SignalName
 from evergrant_server.core.messages.connection import ConsentGranted
-from evergrant_server.core.messages.names import SignalName
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 

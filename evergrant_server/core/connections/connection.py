@@ -3,12 +3,12 @@
 from datetime import datetime
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from evergrant_server.core.connections.account import AccountOption, FollowUp, matching_option
 from evergrant_server.core.connections.flow import Flow, TokenTarget
+from evergrant_server.core.connections.grant import AccountOption, FollowUp, matching_option
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, TenantRow
 
 
 class LifecycleState(StrEnum):
@@ -85,12 +85,9 @@ def state_after(state: LifecycleState, move: StateChange) -> LifecycleState:
         raise IllegalStateChange(f"a connection that is {state} can't be {move}") from None
 
 
-class Connection(BaseModel):
+class Connection(TenantRow):
     """The row that a connection is. Verbs return the next row; `revision` is the store's business."""
 
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
     id: ConnectionId
     integration_id: IntegrationId
     integration: str
@@ -118,10 +115,9 @@ class Connection(BaseModel):
     follow_up: FollowUp | None = None
     choice: str | None = None  # the account that was requested or chosen
     # requested for further token slots, which the same consent fills
-    slot_scopes: dict[str, tuple[str, ...]] = {}
+    slot_scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     consented_with: ConnectionId | None = None  # the consents of that connection fill this one's token slot
     reported_generation: int | None = None  # whose access token the provider's API has refused, says an app
-    revision: int = 1
 
     def granted(self, at: datetime, known: int = 0) -> "Connection":
         """The row after a consent with a new grant, which ends any failure.

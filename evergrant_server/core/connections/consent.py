@@ -1,16 +1,17 @@
-"""A consent: one try of one subject in one browser to grant access, from link to code."""
+"""A consent: one try of one subject to grant access, from link to code, with what it requests. Pure."""
 
 import hashlib
 import secrets
 from datetime import datetime
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant, new_id
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, TenantRow, new_id
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.secret import Secret
+from evergrant_server.core.secret import SealableModel, Secret
 
 LINK_BYTES = 32
 
@@ -43,23 +44,20 @@ class ConsentKind(StrEnum):
     CLIENT_GRANT = "client_grant"  # from our own credentials, without a subject
 
 
-class Consent(BaseModel):
+class Consent(TenantRow):
     """The row, without its secrets: hashes identify link, state and browser.
 
     `issuer` and `token_endpoint` are recorded when the browser is sent away: code, verifier
     and secret go there and nowhere else (RFC 9700 section 4.4, RFC 9207 section 2.4).
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
     id: ConsentId
     connection_id: ConnectionId
     integration_id: IntegrationId
     kind: ConsentKind = ConsentKind.CODE
     status: ConsentStatus = ConsentStatus.OPEN
     scopes: tuple[str, ...] = ()
-    slot_scopes: dict[str, tuple[str, ...]] = {}  # further scopes, by token slot
+    slot_scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # further scopes, by token slot
     return_to: str | None = None
     link_hash: str
     state_hash: str | None = None
@@ -69,13 +67,12 @@ class Consent(BaseModel):
     issuer: str | None = None
     token_endpoint: str | None = None
     failure: str | None = None  # a Code
-    facts: dict[str, str] = {}  # the callback's parameters beside the code, checked
+    facts: dict[str, str] = Field(default_factory=dict)  # the callback's parameters beside the code, checked
     granted_scopes: tuple[str, ...] | None = None  # where the callback says which
     created_at: datetime
     expires_at: datetime
     by: str
     trace_id: str
-    revision: int = 1
 
     @classmethod
     def without_subject(
@@ -121,3 +118,66 @@ class Consent(BaseModel):
     def came_from_browser(self) -> bool:
         """True when a browser carried its code or tokens; if they fail, the subject must consent again."""
         return self.browser_hash is not None
+
+
+DEFAULT_INTERVAL_S = 5.0  # RFC 8628 section 3.2: when the server doesn't say
+_SLOWER_BY_S = 5.0  # section 3.5: for this and all later requests
+_LONGEST_INTERVAL_S = 60.0
+
+
+class DevicePoll(StrEnum):
+    """The outcome of one poll whose reply has neither tokens nor a final error."""
+
+    STARTED = "started"  # there is a code now, and no poll yet
+    PENDING = "authorization_pending"
+    SLOW_DOWN = "slow_down"
+    NO_ANSWER = "no_answer"  # none in time, or a server error
+
+
+def next_poll_interval(interval_s: float, poll: DevicePoll) -> float:
+    """Seconds until the next request. It only ever grows (RFC 8628 section 3.5)."""
+    if poll is DevicePoll.SLOW_DOWN:
+        return interval_s + _SLOWER_BY_S
+    if poll is DevicePoll.NO_ANSWER:
+        return max(interval_s, min(interval_s * 2, _LONGEST_INTERVAL_S))
+    return interval_s
+
+
+class DeviceCode(SealableModel):
+    """A device authorization response (RFC 8628 section 3.2).
+
+    Never a message: the device code is as good as a token once the subject has approved it.
+    """
+
+    device_code: Secret
+    user_code: str
+    verification_uri: str
+    verification_uri_complete: str | None = None
+    expires_at: datetime
+    interval_s: float = DEFAULT_INTERVAL_S
+
+
+class PushedAuthorization(SealableModel):
+    """A pushed authorization request (RFC 9126).
+
+    First `fields` alone; then a `request_uri` until `expires_at`, or the failure that came instead.
+    The fields hold the state and the reference is as good as they are, so neither shows itself.
+    """
+
+    fields: tuple[tuple[str, str], ...] = Field(default=(), repr=False)
+    request_uri: str | None = Field(default=None, repr=False)
+    expires_at: datetime | None = None
+    code: ErrorCode | None = None  # of the failure
+    detail: str = ""
+
+    @classmethod
+    def failed(cls, failure: Failure) -> "PushedAuthorization":
+        return cls(code=failure.code, detail=failure.detail)
+
+    @property
+    def failure(self) -> Failure | None:
+        return None if self.code is None else Failure(self.code, self.detail)
+
+    @property
+    def is_answered(self) -> bool:
+        return self.request_uri is not None or self.code is not None

@@ -1,4 +1,4 @@
-"""A grant: the tokens of one reply, their scopes and expiry, and the words valid, due, fresh."""
+"""A grant: the tokens of one reply, their accounts, scopes and expiry; the words valid, due, fresh. Pure."""
 
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -7,8 +7,32 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from evergrant_server.core.clock import CLOCK_SKEW, add_time
-from evergrant_server.core.connections.account import AccountOption
 from evergrant_server.core.secret import SealableModel, Secret
+
+
+class FollowUp(StrEnum):
+    """What is still open after a new grant."""
+
+    LOOKING_UP = "looking_up"  # the worker requests the accounts from the provider
+    CHOOSING = "choosing"  # there are several: the subject or the app chooses one
+
+
+class AccountOption(BaseModel):
+    """One account that the grant reaches. `metadata` becomes the connection's when it is chosen."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    label: str
+    metadata: dict[str, Any] = {}
+
+
+def matching_option(options: tuple[AccountOption, ...], choice: str | None) -> AccountOption | None:
+    """The only account, or the one with the id `choice`; None when one has to be chosen."""
+    if len(options) == 1:
+        return options[0]
+    return next((option for option in options if option.id == choice), None)
+
 
 MAIN_SLOT = "main"
 
@@ -139,5 +163,59 @@ class Grant(BaseModel):
         return self.obtained_at - now > CLOCK_SKEW
 
 
+INSTALL_WITHIN = timedelta(days=7)  # a worker that stays away longer finds the connection expired
+
+
+class ImportedTokens(SealableModel):
+    """Tokens that Evergrant didn't request itself, on the way from the API to the worker.
+
+    `expires_at` None means that the access token never expires; a token of unknown expiry
+    counts as expired since it was received.
+    """
+
+    access_token: Secret
+    refresh_token: Secret | None = None
+    token_type: str = "Bearer"
+    expires_at: datetime | None
+    refresh_expires_at: datetime | None = None
+    scopes: tuple[str, ...] | None = None  # None: the consent's
+    issued_at: datetime | None = None  # None: when it was received
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def from_token_set(cls, tokens: TokenSet, at: datetime) -> "ImportedTokens":
+        """Those of a reply that was requested `at`."""
+        return cls(
+            access_token=tokens.access_token,
+            refresh_token=tokens.refresh_token,
+            token_type=tokens.token_type,
+            expires_at=_after(at, tokens.expires_in),
+            refresh_expires_at=_after(at, tokens.refresh_expires_in),
+            scopes=tokens.scopes,
+            metadata=tokens.metadata,
+        )
+
+    def obtained_at(self, received_at: datetime) -> datetime:
+        """When the provider issued it, as far as is known; never after its end."""
+        issued_at = self.issued_at or received_at
+        return issued_at if self.expires_at is None else min(issued_at, self.expires_at)
+
+    def token_set(self, obtained_at: datetime) -> TokenSet:
+        left = _seconds(obtained_at, self.expires_at)
+        return TokenSet(
+            access_token=self.access_token,
+            refresh_token=self.refresh_token,
+            token_type=self.token_type,
+            expires_in=left,
+            refresh_expires_in=_seconds(obtained_at, self.refresh_expires_at),
+            scopes=self.scopes,
+            metadata=self.metadata,
+        )
+
+
 def _after(at: datetime, seconds: float | None) -> datetime | None:
     return None if seconds is None else add_time(at, seconds)
+
+
+def _seconds(since: datetime, until: datetime | None) -> float | None:
+    return None if until is None else (until - since).total_seconds()

@@ -1,9 +1,13 @@
-"""What a consent leads to: a code exchange, first tokens without a subject, or its end. Pure."""
+"""What a consent leads to: a code exchange, first tokens without a subject, or its end. Pure.
 
-from datetime import timedelta
+Then the accounts of the new grant are looked up, and one is chosen if there are several. The lookup
+asks with the access token and spends nothing, so it is tried until it has an answer.
+"""
+
+from datetime import datetime, timedelta
 
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
-from evergrant_server.core.connections.device_code import DEFAULT_INTERVAL_S, DevicePoll, next_poll_interval
+from evergrant_server.core.connections.consent import DEFAULT_INTERVAL_S, DevicePoll, next_poll_interval
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import FAILURES, ErrorCode, RetryAdvice
 from evergrant_server.core.ids import ConsentId
@@ -127,3 +131,43 @@ def _request_again(
         return connection
     again = retry_at(at.now, failures, code, result.retry_after, at.rules, at.share)
     return connection.model_copy(update={"waiting_consent": consent, "retry_at": again})
+
+
+def on_account_lookup_ended(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
+    after = _after_lookup(connection, event.result or GrantResult(), at)
+    return Transition(after, Command.REFRESH if _needs_refresh(after, at.now) else Command.NOTHING)
+
+
+def on_account_chosen(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
+    return Transition(connection.model_copy(update={"choice_pending": False, "account_lookup_at": None}))
+
+
+def blocking_reason(connection: ConnectionState) -> ErrorCode | None:
+    """Why the connection can't be used as it is."""
+    undecided = connection.choice_pending and connection.state is LifecycleState.ACTIVE
+    return connection.reason or (ErrorCode.CHOICE_REQUIRED if undecided else None)
+
+
+def _after_lookup(connection: ConnectionState, result: GrantResult, at: Moment) -> ConnectionState:
+    """The answer, or the moment of the next try."""
+    another = result.generation not in (None, connection.generation)  # it has a lookup of its own
+    if connection.state is not LifecycleState.ACTIVE or another:
+        return connection.model_copy(update={"account_lookup_at": None})
+    if result.failure is None:
+        return connection.model_copy(
+            update={
+                "account_lookup_at": None,
+                "account_lookup_failures": 0,
+                "choice_pending": result.choice_pending,
+            }
+        )
+    failures = connection.account_lookup_failures + 1
+    again = retry_at(at.now, failures, result.failure, result.retry_after, at.rules, at.share)
+    return connection.model_copy(update={"account_lookup_failures": failures, "account_lookup_at": again})
+
+
+def _needs_refresh(connection: ConnectionState, now: datetime) -> bool:
+    """The lookup waits for a valid token, and no other timer is about to bring one."""
+    ended = connection.expires_at is not None and connection.expires_at <= now
+    waits = connection.account_lookup_at is not None and connection.retry_at is None
+    return ended and waits and connection.refreshable

@@ -1,14 +1,96 @@
-"""A new grant in a connection's state: its facts, and everything it makes obsolete. Pure."""
+"""A grant in a connection's state: its facts, what a new one makes obsolete, and when it ends. Pure."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
+from evergrant_server.core.clock import CLOCK_SKEW, add_time
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command, Transition
-from evergrant_server.core.lifecycle.grant_lifetime import grant_ends_at, is_same_end, refresh_extends_end
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState
+
+_LAST_CHANCE = 0.9  # of the refresh token's lifetime, after which no lost reply is waited for
+_SAME_END = timedelta(hours=1)  # replies round, and clocks differ a little
+
+
+def token_ends_at(connection: ConnectionState) -> datetime | None:
+    """When the access token ends by the workflow's own clock: a worker's clock may be behind."""
+    if connection.expires_at is None or connection.installed_at is None or connection.obtained_at is None:
+        return connection.expires_at
+    return max(
+        connection.expires_at,
+        add_time(connection.installed_at, connection.expires_at - connection.obtained_at),
+    )
+
+
+def token_has_ended(connection: ConnectionState, now: datetime) -> bool:
+    ends = token_ends_at(connection)
+    return ends is not None and now >= ends
+
+
+def no_token_to_protect(connection: ConnectionState, now: datetime) -> bool:
+    """True when waiting for a lost answer keeps no token alive: the access token has ended or was
+    refused, or the refresh token is about to end."""
+    reported = (
+        connection.reported_generation is not None and connection.reported_generation == connection.generation
+    )
+    if reported or token_has_ended(connection, now):
+        return True
+    if connection.obtained_at is None:
+        return False
+    span = refreshable_for(connection)
+    return span is not None and now >= add_time(connection.obtained_at, span * _LAST_CHANCE)
+
+
+def without_future_dates(result: GrantResult, now: datetime) -> GrantResult:
+    """A grant that is dated later than `now` comes from a worker whose clock is ahead: shift its dates."""
+    if result.obtained_at is None or result.obtained_at <= now + CLOCK_SKEW:
+        return result
+    ahead = result.obtained_at - now
+    ends = {"expires_at": result.expires_at, "refresh_expires_at": result.refresh_expires_at}
+    shifted = {name: None if end is None else end - ahead for name, end in ends.items()}
+    return result.model_copy(update={"obtained_at": now, **shifted})
+
+
+def grant_ends_at(connection: ConnectionState) -> datetime | None:
+    """When the grant ends unless the subject consents again; None when no end is known."""
+    if not connection.refreshable:
+        return connection.expires_at
+    if connection.refresh_extends is False or connection.failures:
+        return connection.refresh_expires_at
+    return None  # refreshing keeps it alive
+
+
+def is_same_end(one: datetime | None, other: datetime | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) <= _SAME_END
+
+
+def refreshable_for(connection: ConnectionState) -> float | None:
+    """Seconds from when the grant was obtained: until then a refresh keeps its refresh token alive."""
+    assert connection.obtained_at is not None
+    spans = [] if connection.refresh_token_idle_s is None else [connection.refresh_token_idle_s]
+    ages = connection.refreshable and connection.refresh_extends is not False
+    if ages and connection.refresh_expires_at is not None:
+        left = (connection.refresh_expires_at - connection.obtained_at).total_seconds()
+        spans += [left] if left > 0 else []
+    return min(spans, default=None)
+
+
+def refresh_extends_end(connection: ConnectionState, change: StateChange, result: GrantResult) -> bool | None:
+    """Did this refresh move the refresh token's end? None while that isn't known."""
+    if change is not StateChange.REFRESHED:
+        return None  # another grant, which may behave otherwise
+    before, after = connection.refresh_expires_at, result.refresh_expires_at
+    if before is None or after is None or connection.obtained_at is None or result.obtained_at is None:
+        return connection.refresh_extends
+    passed = result.obtained_at - connection.obtained_at
+    if passed < timedelta(minutes=1):
+        return connection.refresh_extends  # too short to tell a moved end from a rounded one
+    return after - before > passed / 2
+
 
 NO_LATE_TOKENS: dict[str, Any] = {"late_attempt": None, "verify_late_at": None, "late_failures": 0}
 

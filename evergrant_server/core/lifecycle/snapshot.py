@@ -1,17 +1,20 @@
-"""The store's view of a connection, as the state that a run starts with and as a grant's facts. Pure."""
+"""The store's view of a connection: the state that a run starts with, a grant's facts, and a drift. Pure.
+
+The store is written first and the workflow signalled at once, so they differ for moments only,
+unless one was set back: the store by a backup, the workflow by an operator's reset.
+"""
 
 from datetime import datetime
+from enum import StrEnum
 
-from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.grant import Grant
-from evergrant_server.core.connections.refresh_rules import RefreshRules
+from evergrant_server.core.connections.grant import FollowUp, Grant
+from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.lifecycle.grant_install import grant_facts_of
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
-from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.messages.base import RequestContext, connection_workflow_id
+from evergrant_server.core.messages.connection import ConnectionDescription, ConnectionStart, ConnectionState
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 
 
@@ -83,3 +86,28 @@ def start_message(
     )
     target = connection_workflow_id(connection.tenant, connection.id)
     return outbox_message(connection.tenant, OutboxKind.START_WORKFLOW, target, start, now)
+
+
+class Drift(StrEnum):
+    """Which of store and workflow is behind, and in what."""
+
+    NONE = "none"
+    STORE_BEHIND = "store behind"  # a newer generation was installed: the refresh token may be spent
+    STORE_LOST_REVOCATION = "store lost a revocation"
+    WORKFLOW_MISSED_REVOCATION = "workflow missed a revocation"
+    WORKFLOW_BEHIND = "workflow behind"  # it waits for what has happened already
+
+
+def find_drift(stored: Connection, known: ConnectionDescription) -> Drift:
+    """Compare. A higher generation is the later one; a revocation outweighs everything."""
+    revoking = stored.state is LifecycleState.REVOKING
+    workflow_knows = known.state in (LifecycleState.REVOKING, LifecycleState.REVOKED)
+    if workflow_knows and not (revoking or stored.state is LifecycleState.REVOKED):
+        return Drift.STORE_LOST_REVOCATION
+    if revoking and not workflow_knows:
+        return Drift.WORKFLOW_MISSED_REVOCATION
+    if known.generation > stored.generation:
+        return Drift.STORE_BEHIND
+    if stored.generation > known.generation and stored.state is not known.state:
+        return Drift.WORKFLOW_BEHIND
+    return Drift.NONE

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
-from evergrant_server.core.lifecycle.grant_lifetime import token_ends_at, token_has_ended
+from evergrant_server.core.lifecycle.grant_install import token_ends_at, token_has_ended
 from evergrant_server.core.lifecycle.schedule import next_forced_refresh_at
 from evergrant_server.core.lifecycle.timers import earliest_refresh_at, refresh_due_at, settled_at
 from evergrant_server.core.messages.connection import ConnectionState, LifecycleEvent, RefreshReason

@@ -10,32 +10,11 @@ from datetime import datetime, timedelta
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.lifecycle.account_choice import on_account_chosen, on_account_lookup_ended
+from evergrant_server.core.lifecycle import consents, refresh, revocation, token_requests
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
-from evergrant_server.core.lifecycle.consents import (
-    on_code_exchange_ended,
-    on_consent_denied,
-    on_consent_expired,
-    on_consent_granted,
-    on_consent_not_ended,
-    on_first_tokens_ended,
-    request_first_tokens,
-)
-from evergrant_server.core.lifecycle.grant_lifetime import grant_ends_at, without_future_dates
-from evergrant_server.core.lifecycle.late_tokens import on_late_tokens_received, on_late_verification_ended
-from evergrant_server.core.lifecycle.refresh import on_refresh_ended
-from evergrant_server.core.lifecycle.revocation import (
-    on_revocation_ended,
-    on_revocation_requested,
-    on_revoked_at_provider,
-)
+from evergrant_server.core.lifecycle.grant_install import grant_ends_at, without_future_dates
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy
 from evergrant_server.core.lifecycle.timers import Timer, TimerPurpose, next_timer
-from evergrant_server.core.lifecycle.token_requests import (
-    on_refresh_requested,
-    on_rotation_requested,
-    on_token_requested,
-)
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
 
 
@@ -69,11 +48,11 @@ def _on_timer_fired(connection: ConnectionState, event: LifecycleEvent, at: Mome
         case TimerPurpose.VERIFY_LATE_TOKENS:
             return Transition(connection, Command.VERIFY_LATE_TOKENS)
         case TimerPurpose.REQUEST_FIRST_TOKENS:
-            return Transition(connection, request_first_tokens(connection))
+            return Transition(connection, consents.request_first_tokens(connection))
         case TimerPurpose.LOOK_UP_ACCOUNTS:
             return Transition(connection, Command.LOOK_UP_ACCOUNTS)
         case TimerPurpose.END_CONSENT:
-            return on_consent_expired(connection)
+            return consents.on_consent_expired(connection)
         case TimerPurpose.REVOKE:
             return Transition(connection, Command.REVOKE)
         case TimerPurpose.REFRESH | TimerPurpose.KEEP_ALIVE:
@@ -113,22 +92,22 @@ def _on_provider_changed(connection: ConnectionState, event: LifecycleEvent, at:
 
 
 _HANDLERS: dict[EventKind, Callable[[ConnectionState, LifecycleEvent, Moment], Transition]] = {
-    EventKind.CONSENT_GRANTED: on_consent_granted,
-    EventKind.CONSENT_DENIED: on_consent_denied,
-    EventKind.CONSENT_NOT_ENDED: on_consent_not_ended,
-    EventKind.CODE_EXCHANGE_ENDED: on_code_exchange_ended,
-    EventKind.FIRST_TOKENS_ENDED: on_first_tokens_ended,
-    EventKind.REFRESH_REQUESTED: on_refresh_requested,
-    EventKind.TOKEN_REQUESTED: on_token_requested,
-    EventKind.ROTATION_REQUESTED: on_rotation_requested,
-    EventKind.REFRESH_ENDED: on_refresh_ended,
+    EventKind.CONSENT_GRANTED: consents.on_consent_granted,
+    EventKind.CONSENT_DENIED: consents.on_consent_denied,
+    EventKind.CONSENT_NOT_ENDED: consents.on_consent_not_ended,
+    EventKind.CODE_EXCHANGE_ENDED: consents.on_code_exchange_ended,
+    EventKind.FIRST_TOKENS_ENDED: consents.on_first_tokens_ended,
+    EventKind.REFRESH_REQUESTED: token_requests.on_refresh_requested,
+    EventKind.TOKEN_REQUESTED: token_requests.on_token_requested,
+    EventKind.ROTATION_REQUESTED: token_requests.on_rotation_requested,
+    EventKind.REFRESH_ENDED: refresh.on_refresh_ended,
     EventKind.TIMER_FIRED: _on_timer_fired,
     EventKind.PROVIDER_CHANGED: _on_provider_changed,
-    EventKind.REVOCATION_REQUESTED: on_revocation_requested,
-    EventKind.REVOCATION_ENDED: on_revocation_ended,
-    EventKind.REVOKED_AT_PROVIDER: on_revoked_at_provider,
-    EventKind.LATE_TOKENS_RECEIVED: on_late_tokens_received,
-    EventKind.LATE_VERIFICATION_ENDED: on_late_verification_ended,
-    EventKind.ACCOUNT_LOOKUP_ENDED: on_account_lookup_ended,
-    EventKind.ACCOUNT_CHOSEN: on_account_chosen,
+    EventKind.REVOCATION_REQUESTED: revocation.on_revocation_requested,
+    EventKind.REVOCATION_ENDED: revocation.on_revocation_ended,
+    EventKind.REVOKED_AT_PROVIDER: revocation.on_revoked_at_provider,
+    EventKind.LATE_TOKENS_RECEIVED: refresh.on_late_tokens_received,
+    EventKind.LATE_VERIFICATION_ENDED: refresh.on_late_verification_ended,
+    EventKind.ACCOUNT_LOOKUP_ENDED: consents.on_account_lookup_ended,
+    EventKind.ACCOUNT_CHOSEN: consents.on_account_chosen,
 }

@@ -4,6 +4,7 @@ Reports come by introspection, a security event or a provider's own hook. A cert
 connection at once; a suspicion leads to a refresh, since the token endpoint knows.
 """
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -74,3 +75,49 @@ def _may_be_outdated(grant: Grant, report: ProviderReport) -> bool:
     """Issued just after the grant was obtained, without the event's own time."""
     recent = report.at is not None and report.at - grant.obtained_at < _REPORT_DELAY
     return report.at_is_issue_time and recent and grant.refreshable
+
+
+@dataclass(frozen=True)
+class IntrospectionAnswers:
+    """Answers of introspection (RFC 7662).
+
+    A server that can't introspect refresh tokens answers `active: false` for each of them (section
+    2.2), so that answer counts only if the server has said `active: true` of one before.
+
+    The provider's answers; None: not introspected. `refresh_answers`: it can introspect refresh tokens.
+    """
+
+    refresh_active: bool | None
+    access_active: bool | None
+    refresh_answers: bool
+
+
+class IntrospectionFinding(StrEnum):
+    REFRESH_TOKEN_ACTIVE = "refresh_token_active"
+    ACCESS_TOKEN_ACTIVE = "access_token_active"
+    REFRESH_TOKEN_INACTIVE = "refresh_token_inactive"
+    ACCESS_TOKEN_INACTIVE = "access_token_inactive"
+    NOTHING_LEARNT = "nothing_learnt"
+
+    @property
+    def certainty(self) -> Certainty | None:
+        """How surely the grant has ended; None: the finding is no sign of it."""
+        return _CERTAINTIES.get(self)
+
+
+_CERTAINTIES = {
+    IntrospectionFinding.REFRESH_TOKEN_INACTIVE: Certainty.ENDED,
+    IntrospectionFinding.ACCESS_TOKEN_INACTIVE: Certainty.SUSPECTED,  # an access token alone proves no end
+}
+
+
+def judge_introspection(seen: IntrospectionAnswers) -> IntrospectionFinding:
+    if seen.refresh_active:
+        return IntrospectionFinding.REFRESH_TOKEN_ACTIVE
+    if seen.refresh_active is False and seen.refresh_answers:
+        return IntrospectionFinding.REFRESH_TOKEN_INACTIVE
+    if seen.access_active:
+        return IntrospectionFinding.ACCESS_TOKEN_ACTIVE
+    if seen.access_active is False:
+        return IntrospectionFinding.ACCESS_TOKEN_INACTIVE
+    return IntrospectionFinding.NOTHING_LEARNT

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.connections.grant import MAIN_SLOT
-from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.core.ids import AttemptId, ConnectionId, TenantRow
+from evergrant_server.core.integrations import RefreshRules
 
 
 class AttemptKind(StrEnum):
@@ -63,7 +63,7 @@ LIMITS = TimeLimits()
 MAX_SENDS = 1000
 
 
-class Attempt(BaseModel):
+class Attempt(TenantRow):
     """The intent row. `send_by` is the last moment at which its bytes may be written.
 
     `credential` tells apart the credentials of one generation, such as the consents of two codes.
@@ -71,9 +71,6 @@ class Attempt(BaseModel):
     carried from attempt to attempt, through restarts and from worker to worker.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
     id: AttemptId
     connection_id: ConnectionId
     slot: str = MAIN_SLOT
@@ -87,7 +84,6 @@ class Attempt(BaseModel):
     first_sent_at: datetime | None = None  # when the first of these uses was opened; None: this is it
     outcome: AttemptOutcome | None = None
     closed_at: datetime | None = None
-    revision: int = 1
 
     @property
     def first_opened_at(self) -> datetime:
@@ -108,19 +104,15 @@ class Attempt(BaseModel):
         return (self.kind, self.from_generation, self.credential) == (kind, from_generation, credential)
 
 
-class LateTokens(BaseModel):
+class LateTokens(TenantRow):
     """The row of tokens whose reply came too late; they are verified before they are used."""
 
-    model_config = ConfigDict(frozen=True)
-
-    tenant: Tenant
     attempt_id: AttemptId
     connection_id: ConnectionId
     slot: str = MAIN_SLOT
     from_generation: int
     requested_at: datetime
     received_at: datetime
-    revision: int = 1
 
 
 class ResendDecision(StrEnum):

@@ -5,10 +5,14 @@ from datetime import datetime
 from sqlalchemy import select, update
 from sqlmodel import col
 
-from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.connections.device_code import DeviceCode
-from evergrant_server.core.connections.imported_tokens import ImportedTokens
-from evergrant_server.core.connections.pushed_authorization import PushedAuthorization
+from evergrant_server.core.connections.consent import (
+    Consent,
+    ConsentKind,
+    ConsentStatus,
+    DeviceCode,
+    PushedAuthorization,
+)
+from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
 from evergrant_server.core.secret import Secret

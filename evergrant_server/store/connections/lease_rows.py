@@ -5,9 +5,8 @@ from typing import Any
 
 from sqlalchemy import JSON, Boolean, Integer, String, TextualSelect, text
 
-from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import LifecycleState, is_leasable
-from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
+from evergrant_server.core.connections.grant import MAIN_SLOT, FollowUp, Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.secret import Secret

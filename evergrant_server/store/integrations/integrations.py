@@ -5,11 +5,10 @@ from datetime import datetime
 from sqlalchemy import and_, delete, exists, or_, select, update
 from sqlmodel import col
 
-from evergrant_server.core.access import Integration, IntegrationState
-from evergrant_server.core.connections.client_certificate import ClientCertificate
-from evergrant_server.core.connections.client_key import ClientKey
+from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
+from evergrant_server.core.integrations import Integration, IntegrationState
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow

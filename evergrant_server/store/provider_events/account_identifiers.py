@@ -6,8 +6,11 @@ from sqlmodel import col
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.provider_events.account_identifiers import account_identifiers_of, unreplaced_names
-from evergrant_server.core.provider_events.receivers import AccountIdentifier
+from evergrant_server.core.provider_events.receivers import (
+    AccountIdentifier,
+    account_identifiers_of,
+    unreplaced_names,
+)
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
 from evergrant_server.store.database.connection import DatabaseConnection

@@ -10,11 +10,10 @@ from urllib.parse import parse_qsl
 from joserfc.jwk import RSAKey
 from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
-from evergrant_server.core.access import Endpoints, Integration
-from evergrant_server.core.connections.client_key import ClientKey
+from evergrant_server.core.connections.credentials import OAUTH1, ClientKey, TokenPair
 from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.connections.token_pair import OAUTH1, TokenPair
+from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.definition.schema import ProviderSpec

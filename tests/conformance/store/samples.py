@@ -3,11 +3,12 @@
 from datetime import timedelta
 from typing import Any
 
-from evergrant_server.core.access import App, AppKey, Integration, Permit
+from evergrant_server.core.access import App, AppKey, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import Tenant, new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind

@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from sqlalchemy import select, update
 
-from evergrant_server.core.access import Action, App, Endpoints, IntegrationState
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.access import Action, App
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
+from evergrant_server.core.integrations import Endpoints, IntegrationState, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from evergrant_server.store.integrations.tables import IntegrationRow

@@ -12,11 +12,11 @@ from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.provider_events.external_revocation import (
     Certainty,
+    IntrospectionFinding,
     ProviderReport,
     ReportDecision,
     ReportSource,
 )
-from evergrant_server.core.provider_events.introspection import IntrospectionFinding
 from evergrant_server.core.provider_events.receivers import AccountIdentifier, Receiver, ReceiverKind
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store

@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
-from evergrant_server.core.access import Integration
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from evergrant_server.store.integrations.tables import IntegrationRow

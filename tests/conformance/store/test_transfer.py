@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
-from evergrant_server.core.connections.imported_tokens import ImportedTokens
+from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportFilters, ExportStatus
 from evergrant_server.core.ids import ExportId, new_id

@@ -20,9 +20,9 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from evergrant_server.core.access import Integration
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store

@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
-from evergrant_server.core.provider_events.introspection import IntrospectionFinding
+from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.provider_events.external_revocation import IntrospectionFinding
 from evergrant_server.core.secret import Secret
 from evergrant_server.temporal_link.reconcile import StartOutcome
 from tests.e2e.servers.test_authorization_server import REDIRECT, Client

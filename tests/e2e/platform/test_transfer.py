@@ -21,10 +21,10 @@ from typing import Any
 from evergrant import AsyncEvergrant, Lease
 
 from evergrant_server.audit import verify_log
-from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
-from evergrant_server.core.messages.names import WorkflowName
+from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.messages.base import WorkflowName
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.wiring.platform import Platform, open_platform

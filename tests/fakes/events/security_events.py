@@ -6,10 +6,11 @@ from typing import Any
 import httpx2
 
 from evergrant_server import audit
-from evergrant_server.core.access import Action, Integration
+from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from providers.events.keys import parse_jwks
 from tests.fakes.api import TENANT, Api

@@ -18,11 +18,10 @@ import httpx2
 
 import worker
 from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
-from evergrant_server.core.access import Action, App, AppKey, Endpoints, Integration, Permit
+from evergrant_server.core.access import Action, App, AppKey, Permit
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
-from evergrant_server.core.connections.refresh_rules import RefreshRules
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import (
     AppId,
@@ -36,9 +35,10 @@ from evergrant_server.core.ids import (
     PermitId,
     new_id,
 )
+from evergrant_server.core.integrations import Endpoints, Integration, RefreshRules
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.lifecycle.snapshot import state_from_store
-from evergrant_server.core.messages.base import Message, RequestContext
+from evergrant_server.core.messages.base import Message, RequestContext, SignalName, connection_workflow_id
 from evergrant_server.core.messages.connection import (
     ConnectionStart,
     ConsentGranted,
@@ -46,7 +46,6 @@ from evergrant_server.core.messages.connection import (
     EnsureFreshResult,
     Revoke,
 )
-from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LIMITS, LateTokens, TimeLimits

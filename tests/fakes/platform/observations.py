@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable
 
 from evergrant_server import audit
-from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.integrations import Integration
+from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.single_use.attempt import AttemptKind, LateTokens
 from evergrant_server.wiring.platform import Platform
 from tests.fakes.patience import PATIENCE_S

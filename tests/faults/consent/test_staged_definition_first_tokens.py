@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from evergrant_server.core.access import Integration
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.connections.device_code import DevicePoll
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, DevicePoll
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.definition import Definition, DefinitionState, Rollout
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConsentId, DefinitionId, IntegrationId, new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.secret import Secret
 from tests.fakes.certificates import loopback_tls

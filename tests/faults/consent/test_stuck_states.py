@@ -9,11 +9,11 @@ from sqlalchemy import update
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.connections.imported_tokens import ImportedTokens
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import RefreshRules, Rotation
+from evergrant_server.core.messages.base import SignalName, connection_workflow_id
 from evergrant_server.core.messages.connection import ProviderChanged
-from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Sealed
 from evergrant_server.store import Transaction

@@ -17,15 +17,14 @@ import httpx2
 import yaml
 
 from activities.support.transactions import commit_with_retries
-from evergrant_server.core.access import Endpoints, Integration
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, TokenSet
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId, DefinitionId, IntegrationId, Tenant, new_id
+from evergrant_server.core.integrations import Endpoints, Integration, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt
 from evergrant_server.crypto.keyring import KeyRing, Role

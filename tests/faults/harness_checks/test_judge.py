@@ -7,9 +7,9 @@ import pytest
 
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.refresh_rules import Rotation
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
+from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from tests.faults.harness.database import TENANT, AttemptRecord, FinalState
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault

@@ -13,8 +13,8 @@ import pytest
 
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.refresh_rules import Rotation
 from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
+from evergrant_server.core.integrations import Rotation
 from tests.e2e.servers.test_authorization_server import REDIRECT, Client
 from tests.fakes.providers.authorization_server import running_authorization_server
 from tests.fakes.providers.scripted_provider import Answer, drip, drop_after_commit, error

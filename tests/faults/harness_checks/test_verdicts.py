@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.integrations import Rotation
 from tests.faults.harness.instrumentation.broken_builds import BUILDS
 from tests.faults.harness.instrumentation.passages import Fault
 from tests.faults.harness.instrumentation.points import ROOT

@@ -12,15 +12,14 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server.api.integrations import definition_rollout
-from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.definition import CheckLevel, Definition, DefinitionState, Rollout
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import DefinitionId, IntegrationId, new_id
+from evergrant_server.core.integrations import Integration, RefreshRules, Rotation
+from evergrant_server.core.messages.base import SignalName, definition_rollout_workflow_id
 from evergrant_server.core.messages.definition_rollout import DefinitionDecided
-from evergrant_server.core.messages.names import SignalName, definition_rollout_workflow_id
 from evergrant_server.core.secret import Secret
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.patience import PATIENCE_S

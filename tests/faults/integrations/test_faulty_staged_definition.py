@@ -8,10 +8,10 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.definition import Definition, DefinitionState, Rollout
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import IntegrationId
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from tests.conformance.store.samples import an_attempt
 from tests.fakes.certificates import loopback_tls

@@ -14,14 +14,14 @@ from activities.integrations.discovery import DiscoveryActivities
 from activities.integrations.registration import ClientRegistrations
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journal_replay import JournalReplayer
-from evergrant_server.core.access import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import IntegrationId, new_id
+from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
+from evergrant_server.core.messages.base import WorkflowName
 from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
 from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMetadataResult
-from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.egress import Egress, EgressPolicy

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from evergrant_server.core.access import IntegrationState, RegistrationMethod
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import IntegrationState, RegistrationMethod
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from tests.fakes.platform.installation import Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer

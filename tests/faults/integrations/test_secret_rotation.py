@@ -6,11 +6,10 @@ RFC 6749 section 5.2: invalid_client is about us, so it has spent neither a code
 import asyncio
 from datetime import timedelta
 
-from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import Integration, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation

@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.account import FollowUp
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.grant import FollowUp, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.secret import Secret
 from tests.fakes.certificates import loopback_tls

@@ -13,8 +13,8 @@ import pytest_asyncio
 
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.attempt import TimeLimits
 from tests.fakes.databases import database_url, postgres_server  # noqa: F401  # fixtures

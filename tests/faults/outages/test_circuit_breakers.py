@@ -7,7 +7,7 @@ import pytest
 from activities.single_use.circuit_breakers import CircuitBreakers
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.single_use.breaker_rules import BreakerRules
+from evergrant_server.core.single_use.circuit_breaker import BreakerRules
 from providers.requests.send_failure import SendFailed
 from tests.conformance.store.samples import an_integration
 

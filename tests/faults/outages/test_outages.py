@@ -1,8 +1,8 @@
 """Outages and late answers on real parts: what is sent, what is kept, who is served when it is over."""
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.single_use.attempt import AttemptKind
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, raw, status

@@ -1,8 +1,8 @@
 """A provider that limits each user: a limited user stops no other user's refreshes."""
 
-from evergrant_server.core.access import Integration
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import Integration
 from tests.fakes.platform.installation import Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, status
 

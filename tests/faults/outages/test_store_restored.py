@@ -18,10 +18,10 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.maintenance.reconcile import ReconcileActivities
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import RefreshRules, Rotation
+from evergrant_server.core.messages.base import WorkflowName, connection_workflow_id
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
-from evergrant_server.core.messages.names import WorkflowName, connection_workflow_id
 from evergrant_server.store.database.columns import METADATA
 from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.temporal_link.drift_repair import DriftRepair

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.single_use.attempt import TimeLimits
 from tests.fakes.platform.installation import Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, drop, hold_answer, ok

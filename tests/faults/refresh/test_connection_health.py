@@ -6,12 +6,11 @@ from datetime import timedelta
 from activities.consents.expiry_notice import ExpiryActivities
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.messages.activities import AnnounceExpiry
-from evergrant_server.core.messages.base import Provenance
+from evergrant_server.core.messages.base import Provenance, SignalName, connection_workflow_id
 from evergrant_server.core.messages.connection import EnsureFreshResult, ProviderChanged
-from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, ok, status

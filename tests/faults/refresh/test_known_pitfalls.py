@@ -9,8 +9,8 @@ import pytest
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Origin, TokenSet
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from tests.fakes.platform.installation import Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, delay, error, ok, raw, status

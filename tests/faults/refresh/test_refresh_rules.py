@@ -9,10 +9,10 @@ import pytest
 
 from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.definition import DefinitionState, Rollout
+from evergrant_server.core.integrations import RefreshRules, Rotation
+from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
-from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.reconcile import StartOutcome
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, installation

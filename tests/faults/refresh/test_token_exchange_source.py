@@ -18,8 +18,8 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AppId, ConnectionId, PermitId, new_id
 from evergrant_server.core.lifecycle.schedule import jitter
 from evergrant_server.core.lifecycle.snapshot import start_message
+from evergrant_server.core.messages.base import SignalName, connection_workflow_id
 from evergrant_server.core.messages.connection import ProviderChanged
-from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.providers.client_grants import TOKEN_EXCHANGE, OtherGrants
 from tests.fakes.providers.scripted_provider import ok

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from evergrant_server.core.access import Integration
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.wiring.platform import open_platform
 from tests.fakes.certificates import loopback_tls

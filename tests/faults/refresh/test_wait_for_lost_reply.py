@@ -7,8 +7,8 @@ import pytest
 
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.messages.connection import EnsureFresh, RefreshReason
 from tests.fakes.clock import SetClock
 from tests.fakes.patience import PATIENCE_S

@@ -17,19 +17,18 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import Origin, TokenSet
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ReceiverId, new_id
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.integrations import RefreshRules, Rotation
+from evergrant_server.core.messages.base import RequestContext, WorkflowName, connection_workflow_id
 from evergrant_server.core.messages.maintenance import IntrospectGrants, IntrospectGrantsResult
-from evergrant_server.core.messages.names import WorkflowName, connection_workflow_id
 from evergrant_server.core.provider_events.external_revocation import (
     Certainty,
+    IntrospectionFinding,
     ProviderReport,
     ReportDecision,
     ReportSource,
 )
-from evergrant_server.core.provider_events.introspection import IntrospectionFinding
 from evergrant_server.core.provider_events.receivers import Receiver, ReceiverKind
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy

@@ -12,11 +12,11 @@ from evergrant_server.api.integrations.changes import retry_failing_connections
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
+from evergrant_server.core.integrations import RefreshRules, Rotation
+from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.messages.connection import ConnectionDescription
-from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role
 from evergrant_server.store import Store
 from evergrant_server.store.connections.grants import Grants

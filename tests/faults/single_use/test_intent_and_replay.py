@@ -17,9 +17,9 @@ from activities.support.provider_context import ProviderContext
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.messages.activities import ConnectionCall, RefreshGrant
 from evergrant_server.core.messages.base import Provenance
 from evergrant_server.core.secret import Secret

@@ -19,9 +19,9 @@ import pytest_asyncio
 
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, new_id
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind
 from evergrant_server.crypto import AssociatedData, KeyPurpose, SealingKey, new_sealing_key
 from evergrant_server.crypto.keyring import KeyRing, Role

@@ -9,9 +9,9 @@ from activities.single_use import journal_replay
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.grant import Origin, TokenSet
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.integrations import RefreshRules, Rotation
+from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.secret import Secret
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec

@@ -34,10 +34,9 @@ from evergrant_server.core.messages.activities import (
     RevokeGrant,
     VerifyLateTokens,
 )
-from evergrant_server.core.messages.base import Provenance
-from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.messages.base import Provenance, connection_workflow_id
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
-from evergrant_server.core.single_use.breaker_rules import BreakerRules
+from evergrant_server.core.single_use.circuit_breaker import BreakerRules
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store

@@ -6,7 +6,7 @@ import pytest
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 
-from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation

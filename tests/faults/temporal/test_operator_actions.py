@@ -23,9 +23,9 @@ from activities.single_use.critical_section import CriticalSections
 from activities.single_use.protocol import SingleUseProtocol
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.integrations import RefreshRules, Rotation
+from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.single_use.attempt import AttemptKind
 from evergrant_server.journal import Journal
 from tests.fakes.databases import sqlite_url

@@ -11,8 +11,8 @@ from activities.maintenance.reconcile import ReconcileActivities
 from evergrant_server.cli import operate
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, new_id
+from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.messages.maintenance import ReconcileRequest, ReconcileResult
-from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.temporal_link.runs import RunningWorkflow
 from tests.fakes.patience import PATIENCE_S

@@ -19,11 +19,11 @@ import pytest_asyncio
 from sqlalchemy import update
 from sqlmodel import col
 
-from evergrant_server.core.access import Integration
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, Tenant, new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store

@@ -10,10 +10,10 @@ from standardwebhooks import Webhook as Judge
 
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.events import CONNECTION_EVENTS, EventType
-from evergrant_server.core.messages.names import webhook_workflow_id
+from evergrant_server.core.integrations import RefreshRules, Rotation
+from evergrant_server.core.messages.base import webhook_workflow_id
 from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, DisabledBy
 from tests.fakes.events.webhook_receiver import Receiver
 from tests.fakes.events.webhooks import SECRET, listening, log_of, until_log, until_row

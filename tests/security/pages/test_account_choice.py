@@ -4,10 +4,9 @@ import pytest
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.account import AccountOption, FollowUp
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import ConsentStatus
-from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.grant import AccountOption, FollowUp, Grant, Origin, TokenSet
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.visitor import Visitor, consent_of

@@ -6,11 +6,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from evergrant_server.core.access import Action, Endpoints, Integration
+from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.integrations import Endpoints, Integration
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.visitor import Visitor, consent_of
 

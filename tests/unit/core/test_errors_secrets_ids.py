@@ -7,7 +7,7 @@ import pickle
 import pytest
 from pydantic import BaseModel
 
-from evergrant_server.core.connections.imported_tokens import ImportedTokens
+from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind, Repairer, RetryAdvice
 from evergrant_server.core.ids import PREFIXES, is_id, is_slug, new_id
 from evergrant_server.core.secret import Secret, SecretLeak

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.access import Integration
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
+from evergrant_server.core.integrations import Integration
 from providers.definition.schema import ProviderSpec
 from providers.responses.raw_reply import RawReply
 

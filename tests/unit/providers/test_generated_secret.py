@@ -4,7 +4,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, RSAKey
 
-from evergrant_server.core.connections.client_key import ClientKey
+from evergrant_server.core.connections.credentials import ClientKey
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.secret import Secret
 from providers.client_auth import generate_client_secret

@@ -7,8 +7,8 @@ from datetime import datetime
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.messages.connection import ConnectionDescription, ConnectionStart
-from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.runs import ClosedRun, NewestRun, RunningWorkflow
 from evergrant_server.temporal_link.start_requests import StartRequest

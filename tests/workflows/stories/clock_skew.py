@@ -8,7 +8,7 @@ from temporalio.client import Client
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.names import ActivityName, UpdateName
+from evergrant_server.core.messages.base import ActivityName, UpdateName
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Life, living
 

@@ -6,17 +6,12 @@ from datetime import UTC, datetime, timedelta
 from temporalio.client import Client
 
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.device_code import DevicePoll
+from evergrant_server.core.connections.consent import DevicePoll
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.base import ActivityName, RequestContext, SignalName, UpdateName
 from evergrant_server.core.messages.connection import RevokedAtProvider
-from evergrant_server.core.messages.names import (
-    ActivityName,
-    SignalName,
-    UpdateName,
-)
 from evergrant_server.core.provider_events.external_revocation import ReportSource
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Life, a_consent, living

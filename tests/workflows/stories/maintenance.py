@@ -7,13 +7,9 @@ from temporalio.client import Client, WorkflowHandle
 
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import ReceiverId, Tenant
+from evergrant_server.core.messages.base import ActivityName, WorkflowName, receiver_keys_workflow_id
 from evergrant_server.core.messages.integrations import FetchReceiverKeys
 from evergrant_server.core.messages.maintenance import IntrospectGrants, ReconcileRequest, RereadMetadata
-from evergrant_server.core.messages.names import (
-    ActivityName,
-    WorkflowName,
-    receiver_keys_workflow_id,
-)
 from evergrant_server.core.messages.webhooks import DeliveryRound
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Life, a_start, a_worker

@@ -3,8 +3,8 @@
 from temporalio.client import Client
 
 from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
+from evergrant_server.core.messages.base import WorkflowName, pushed_authorization_workflow_id
 from evergrant_server.core.messages.integrations import PushAuthorizationRequest
-from evergrant_server.core.messages.names import WorkflowName, pushed_authorization_workflow_id
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Life, a_start, a_worker
 

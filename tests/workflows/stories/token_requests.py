@@ -9,7 +9,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.names import ActivityName, SignalName, UpdateName
+from evergrant_server.core.messages.base import ActivityName, SignalName, UpdateName
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Life, a_consent, living
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.integrations import Rotation
 from tests.fakes.providers.scripted_provider import delay, drip, drop, drop_after_commit, status
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.random_run.aftermath import Aftermath, judged

@@ -5,8 +5,8 @@ from enum import StrEnum
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.consent import ConsentStatus
-from evergrant_server.core.connections.refresh_rules import Rotation
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import Rotation
 from tests.faults.harness.table.case_run import CaseRecord, Layout
 from tests.faults.harness.table.cases import WRITING
 from tests.faults.harness.table.scenarios import EXCHANGE, REFRESH

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.integrations import Rotation
 from tests.fakes.providers.scripted_provider import (
     Answer,
     delay,

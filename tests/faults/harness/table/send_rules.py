@@ -7,7 +7,7 @@ whose journal it was, or the time of a decision, nothing is judged.
 
 from collections.abc import Iterator
 
-from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from tests.faults.harness.database import AttemptRecord
 from tests.faults.harness.instrumentation.points import JOURNAL

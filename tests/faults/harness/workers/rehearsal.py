@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.integrations import Rotation
 from tests.faults.harness.database import HarnessDatabase
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.table.case_run import Case, CaseRun, Layout

@@ -14,8 +14,8 @@ from activities.single_use.journaled_reply import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome, TimeLimits

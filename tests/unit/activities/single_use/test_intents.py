@@ -7,8 +7,8 @@ import pytest
 
 from activities.single_use import attempt_tracker
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.single_use.attempt import MAX_SENDS, AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Store

@@ -2,12 +2,13 @@
 
 import pytest
 
-from evergrant_server.core.access import Action, Endpoints
+from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AppId, ConnectionId
-from evergrant_server.core.messages.names import SignalName
+from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.messages.base import SignalName
 from tests.fakes.api import TENANT, Api
 
 ISSUER = "https://back.example"

@@ -4,8 +4,9 @@ import pytest
 
 from evergrant_server import audit
 from evergrant_server.api.apps.bootstrap import bootstrap_admin
-from evergrant_server.core.access import Action, Endpoints, Integration, IntegrationState
+from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState
 from evergrant_server.core.messages.integrations import DiscoveryResult
 from tests.fakes.api import TENANT, Api
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.access import Endpoints, Integration, IntegrationState
+from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState
 from evergrant_server.core.messages.integrations import DiscoveryResult
 from tests.fakes.api import TENANT, Api
 

@@ -10,10 +10,11 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from evergrant_server import audit
-from evergrant_server.core.access import Action, Endpoints
+from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.proof_key import ProofKey
+from evergrant_server.core.connections.credentials import ProofKey
+from evergrant_server.core.integrations import Endpoints
 from tests.fakes.api import TENANT, Api
 
 ISSUER = "https://idp.example"

@@ -8,7 +8,7 @@ from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.token_pair import OAUTH1, TokenPair
+from evergrant_server.core.connections.credentials import OAUTH1, TokenPair
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import TENANT, Api
 

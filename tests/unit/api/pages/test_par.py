@@ -7,11 +7,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from evergrant_server.core.access import Action, Endpoints
-from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link
+from evergrant_server.core.access import Action
+from evergrant_server.core.connections.consent import Consent, ConsentStatus, PushedAuthorization, hash_link
 from evergrant_server.core.connections.id_token import hash_of_nonce
-from evergrant_server.core.connections.pushed_authorization import PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.integrations import PushAuthorizationRequest
 from evergrant_server.core.outbox import OutboxKind
 from tests.fakes.api import Api
@@ -109,7 +109,7 @@ async def test_where_it_is_a_choice_only_a_no_keeps_the_browser_here(
     api: Api, code: ErrorCode, says_no: bool, required: bool
 ):
     page = await waiting(api, pushed_requests_required=required)
-    answer = await page.goes_on(PushedAuthorization(failure=Failure(code, "said so")))
+    answer = await page.goes_on(PushedAuthorization.failed(Failure(code, "said so")))
     if says_no or required:
         assert (code.value in answer.text, page.visitor.provider_url) == (True, "")
     else:

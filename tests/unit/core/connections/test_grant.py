@@ -5,11 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from evergrant_server.core.clock import LATEST
-from evergrant_server.core.connections.grant import Grant, TokenSet
-from evergrant_server.core.connections.imported_tokens import ImportedTokens
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.connections.grant import Grant, ImportedTokens, TokenSet
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import (
     LIMITS,

@@ -2,11 +2,11 @@
 
 import pytest
 
-from evergrant_server.core.connections.account import AccountOption, FollowUp, matching_option
 from evergrant_server.core.connections.connection import LifecycleState, is_leasable
+from evergrant_server.core.connections.grant import AccountOption, FollowUp, matching_option
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.lifecycle.account_choice import blocking_reason
 from evergrant_server.core.lifecycle.command import Command
+from evergrant_server.core.lifecycle.consents import blocking_reason
 from evergrant_server.core.lifecycle.snapshot import state_from_store
 from evergrant_server.core.lifecycle.timers import TimerPurpose
 from evergrant_server.core.messages.activities import GrantResult

@@ -4,7 +4,7 @@ import pytest
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.lifecycle.drift import Drift, find_drift
+from evergrant_server.core.lifecycle.snapshot import Drift, find_drift
 from evergrant_server.core.messages.connection import ConnectionDescription
 from tests.fakes.databases import NOW
 

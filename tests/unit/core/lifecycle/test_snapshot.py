@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from evergrant_server.core.connections.grant import Grant
-from evergrant_server.core.connections.refresh_rules import RefreshRules
+from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.lifecycle.snapshot import grant_result_of, state_from_store
 from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.base import RequestContext

@@ -2,8 +2,8 @@
 
 import pytest
 
-from evergrant_server.core.provider_events.external_revocation import Certainty
-from evergrant_server.core.provider_events.introspection import (
+from evergrant_server.core.provider_events.external_revocation import (
+    Certainty,
     IntrospectionAnswers,
     IntrospectionFinding,
     judge_introspection,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 
-from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, TimeLimits
 
 START = datetime(2030, 1, 1, tzinfo=UTC)

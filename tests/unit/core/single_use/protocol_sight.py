@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from evergrant_server.core.connections.refresh_rules import RefreshRules, Rotation
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptOutcome,

@@ -9,8 +9,14 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.lifecycle.schedule import RULES as SCHEDULE
-from evergrant_server.core.single_use.breaker_rules import BreakerRules
-from evergrant_server.core.single_use.circuit_breaker import CircuitBreaker, admit, answered, failed, released
+from evergrant_server.core.single_use.circuit_breaker import (
+    BreakerRules,
+    CircuitBreaker,
+    admit,
+    answered,
+    failed,
+    released,
+)
 
 RULES = BreakerRules()
 DOWN = ErrorCode.PROVIDER_UNREACHABLE

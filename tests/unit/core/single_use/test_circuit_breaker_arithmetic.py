@@ -6,9 +6,9 @@ import pytest
 
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.single_use.breaker_rules import BreakerRules
 from evergrant_server.core.single_use.circuit_breaker import (
     Admission,
+    BreakerRules,
     CircuitBreaker,
     admit,
     answered,

@@ -14,8 +14,13 @@ from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
-from evergrant_server.core.single_use.breaker_rules import BreakerRules
-from evergrant_server.core.single_use.circuit_breaker import CircuitBreaker, admit, answered, failed
+from evergrant_server.core.single_use.circuit_breaker import (
+    BreakerRules,
+    CircuitBreaker,
+    admit,
+    answered,
+    failed,
+)
 
 RULES_NOW = RULES[NEWEST_RULES]
 ASKED = RequestContext(by="app:test")

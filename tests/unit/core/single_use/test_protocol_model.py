@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from evergrant_server.core.connections.refresh_rules import Rotation
+from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.single_use import attempt as protocol
 from tests.unit.core.single_use.protocol_parts import Rules, without
 from tests.unit.core.single_use.protocol_world import World

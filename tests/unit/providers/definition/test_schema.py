@@ -8,8 +8,8 @@ import httpx2
 import pytest
 
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.refresh_rules import Rotation
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Rotation
 from providers.definition.parsing import parse_yaml_definition
 from providers.definition.registry import CATALOG, Registry
 from providers.quirks import QUIRKS

@@ -15,8 +15,7 @@ from joserfc.jwk import RSAKey
 from oauthlib.oauth1.rfc5849 import signature as theirs
 from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
-from evergrant_server.core.connections.client_key import ClientKey
-from evergrant_server.core.connections.token_pair import OAUTH1, TokenPair
+from evergrant_server.core.connections.credentials import OAUTH1, ClientKey, TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema_request import SignatureMethod

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import Endpoints
 from providers.registration.client_metadata import auth_method_to_request, client_metadata, read_registration
 from providers.responses.raw_reply import RawReply
 from tests.unit.providers.samples import fails

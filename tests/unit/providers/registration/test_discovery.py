@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.registration.discovery import discover, document_urls, weakening_changes
 from tests.fakes.providers.scripted_provider import ScriptedProvider, drop, html, raw, status

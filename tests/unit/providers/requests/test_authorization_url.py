@@ -8,9 +8,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from evergrant_server.core.access import Endpoints
 from evergrant_server.core.connections.flow import TokenTarget
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import client_auth_of, definition_endpoints

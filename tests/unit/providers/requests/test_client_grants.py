@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
-from evergrant_server.core.connections.client_key import ClientKey
+from evergrant_server.core.connections.credentials import ClientKey
 from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
@@ -137,7 +137,7 @@ async def test_unknown_key_is_client_rejected() -> None:
 @pytest.mark.parametrize("flow", [Flow.AUTHORIZATION_CODE, Flow.DEVICE_CODE])
 def test_flow_with_consent_is_no_client_grant(flow: Flow) -> None:
     spec = spec_like(auth_modes=[*BOTH, "authorization_code", "device_code"])
-    from evergrant_server.core.access import Endpoints
+    from evergrant_server.core.integrations import Endpoints
 
     with pytest.raises(Failure, match="subject's consent"):
         client_grant_request(

@@ -9,9 +9,9 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from evergrant_server.core.access import Endpoints
-from evergrant_server.core.connections.proof_key import ProofKey
+from evergrant_server.core.connections.credentials import ProofKey
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import new_proof_key
 from evergrant_server.egress import Egress, EgressPolicy

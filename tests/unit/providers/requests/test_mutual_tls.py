@@ -13,9 +13,9 @@ import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from evergrant_server.core.access import Endpoints
 from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.client_auth import parse_client_certificate

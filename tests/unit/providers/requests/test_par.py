@@ -7,10 +7,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from evergrant_server.core.access import Endpoints, Integration
-from evergrant_server.core.connections.pushed_authorization import PushedAuthorization
+from evergrant_server.core.connections.consent import PushedAuthorization
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import IntegrationId, Tenant
+from evergrant_server.core.integrations import Endpoints, Integration
 from providers.requests.client import OAuthClient
 from providers.requests.par import (
     par_authorization_url,
@@ -83,7 +83,7 @@ def test_rfc9126_2_2_example_response(status: int):
 def test_rfc9126_2_3_error_and_invalid_responses(body: Any, status: int, code: ErrorCode):
     with fails(code) as failure:
         read_par_reply(SPEC, reply(body, status), NOW)
-    told = PushedAuthorization(failure=failure.value)
+    told = PushedAuthorization.failed(failure.value)
     assert PushedAuthorization.from_secret(told.as_secret()).failure.code is code  # type: ignore[union-attr] it has one
 
 
@@ -101,7 +101,7 @@ def test_rfc9126_2_1_pushed_parameters():
     request = par_request(SPEC, known, CLIENT, asked)
     assert (request.url, request.format.extra_params) == ("https://idp.example/par", {"state": "s"})
     assert request.format.repeated_params == asked[1:]
-    assert "state" not in repr(PushedAuthorization(asked))
+    assert "state" not in repr(PushedAuthorization(fields=asked))
 
 
 def test_rfc9126_5_required_by_metadata_or_definition():

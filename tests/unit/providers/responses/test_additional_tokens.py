@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.connections.imported_tokens import ImportedTokens
+from evergrant_server.core.connections.grant import ImportedTokens, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.requests.authorization_url import token_slot_scope_params
 from providers.responses.raw_reply import RawReply
