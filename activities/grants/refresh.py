@@ -104,7 +104,7 @@ class RefreshActivities:
             raise Failure(ErrorCode.STORE_BEHIND, f"generation {stored} is stored, {seen} was seen")
         if request.only_if_leased:
             async with self._store.read() as tx:
-                leased = await tx.usage.leased_generation(request.tenant, request.connection_id)
+                leased = await tx.connections.leased_generation(request.tenant, request.connection_id)
             if leased < request.generation:
                 return GrantResult(not_leased=True)
         return None

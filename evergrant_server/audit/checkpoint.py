@@ -4,9 +4,9 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from evergrant_server.core.messages.maintenance import AuditCheckpoint
+from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from evergrant_server.store.database.rows import fetch_first, find_one
-from evergrant_server.store.transactions import Transaction
 
 
 async def newest_checkpoint(tx: Transaction) -> AuditCheckpoint | None:

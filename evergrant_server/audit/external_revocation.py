@@ -14,7 +14,7 @@ from evergrant_server.core.provider_events.external_revocation import (
     ReportDecision,
     judge_report,
 )
-from evergrant_server.store.transactions import Transaction
+from evergrant_server.store import Transaction
 
 _RECORDED = frozenset(
     {

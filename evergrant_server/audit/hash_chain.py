@@ -15,12 +15,11 @@ from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import Provenance, RequestContext
+from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
-from evergrant_server.store.database.columns import table_of
-from evergrant_server.store.database.connection import DatabaseConnection
+from evergrant_server.store.database.columns import UtcDateTime, table_of
+from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, insert
-from evergrant_server.store.database.types import UtcDateTime
-from evergrant_server.store.transactions import Transaction
 from evergrant_server.store.webhooks.tables import WebhookRow
 
 _SHARDS = table_of(AuditShardRow)

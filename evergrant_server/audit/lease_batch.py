@@ -17,8 +17,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
-from evergrant_server.store.database.postgresql import asyncpg_driver
-from evergrant_server.store.database.sqlite import sqlite_driver
+from evergrant_server.store.database.engine import asyncpg_driver, sqlite_driver
 
 # A valid token is leased while a new consent is awaited, too.
 _LEASABLE = frozenset({LifecycleState.ACTIVE.value, LifecycleState.NEEDS_REAUTH.value})

@@ -9,7 +9,7 @@ from evergrant_server.core.messages.base import RequestContext, webhook_workflow
 from evergrant_server.core.messages.webhooks import WakeWebhook
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.webhooks import Delivery, Webhook
-from evergrant_server.store.transactions import Transaction
+from evergrant_server.store import Transaction
 
 
 async def publish_events(tx: Transaction, entry: AuditEntry) -> None:

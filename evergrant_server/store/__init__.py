@@ -15,8 +15,7 @@ from evergrant_server.store.connections.histories import HistoryExport
 from evergrant_server.store.connections.lease_rows import LeaseRow, LeaseRows
 from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.store.sealing import UnwrappedKeys
-from evergrant_server.store.store import Store
-from evergrant_server.store.transactions import Transaction
+from evergrant_server.store.store import Store, Transaction
 
 __all__ = [
     "NO_CONNECTION",

@@ -5,18 +5,14 @@ from datetime import datetime
 from sqlalchemy import BigInteger, Index, Text
 from sqlmodel import Field
 
-from evergrant_server.store.database.columns import (
-    Row,
-    timestamp_column,
-)
+from evergrant_server.store.database import columns
 
 
-class AuditRow(Row, table=True):
+class AuditRow(columns.TenantRow, table=True):
     __table_args__ = (Index(None, "tenant", "object", "at"), Index(None, "tenant", "at"))
-    tenant: str = Field(primary_key=True)
     shard: str = Field(primary_key=True)
     seq: int = Field(primary_key=True, sa_type=BigInteger)
-    at: datetime = timestamp_column()
+    at: datetime = columns.timestamp()
     action: str
     object: str
     by: str
@@ -27,12 +23,9 @@ class AuditRow(Row, table=True):
     event_id: int | None = None
     previous_hash: str
     hash: str
-    revision: int
 
 
-class AuditShardRow(Row, table=True):
-    tenant: str = Field(primary_key=True)
+class AuditShardRow(columns.TenantRow, table=True):
     shard: str = Field(primary_key=True)
     count: int = Field(sa_type=BigInteger)
     last_hash: str
-    revision: int

@@ -4,13 +4,10 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import (
-    Index,
     and_,
     bindparam,
     select,
-    text,
 )
-from sqlmodel import Field
 
 from evergrant_server.crypto import (
     AssociatedData,
@@ -20,40 +17,26 @@ from evergrant_server.crypto import (
     SealingKey,
     open_sealed,
 )
-from evergrant_server.store.database.columns import (
-    Row,
-    optional_timestamp_column,
-    sealed_column,
-    table_of,
-    timestamp_column,
-)
+from evergrant_server.store.database import columns
+from evergrant_server.store.database.columns import table_of
 
 NO_CONNECTION = ""  # the connection id of a tenant's own key
 
 
-class KeyRow(Row, table=True):
+class KeyRow(columns.IdRow, table=True):
     """A tenant's key (`connection_id` empty, wrapped by a root) or a connection's (by the tenant's)."""
 
     __table_args__ = (
-        Index(
-            "uq_key_current",
-            "tenant",
-            "connection_id",
-            "purpose",
-            unique=True,
-            sqlite_where=text("retired_at IS NULL"),
-            postgresql_where=text("retired_at IS NULL"),
+        columns.partial_index(
+            "uq_key_current", "tenant", "connection_id", "purpose", where="retired_at IS NULL", unique=True
         ),
     )
-    tenant: str = Field(primary_key=True)
-    id: str = Field(primary_key=True)
     purpose: str
     connection_id: str
     wrapping_key_id: str
-    sealed_key: Sealed = sealed_column()
-    created_at: datetime = timestamp_column()
-    retired_at: datetime | None = optional_timestamp_column()
-    revision: int
+    sealed_key: Sealed = columns.sealed()
+    created_at: datetime = columns.timestamp()
+    retired_at: datetime | None = columns.optional_timestamp()
 
 
 _KEYS = table_of(KeyRow)

@@ -22,13 +22,7 @@ from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import OutboxId
 from evergrant_server.core.outbox import OutboxMessage
-from evergrant_server.store.database.columns import (
-    BIG_INTEGER,
-    Row,
-    json_column,
-    optional_timestamp_column,
-    timestamp_column,
-)
+from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import (
     Repository,
     Values,
@@ -40,32 +34,26 @@ from evergrant_server.store.database.rows import (
 )
 
 
-class OutboxRow(Row, table=True):
+class OutboxRow(columns.Row, table=True):
     __table_args__ = (
         Index(None, "id", unique=True),
-        Index(
-            "ix_outbox_undelivered",
-            "target",
-            "seq",
-            sqlite_where=text("delivered_at IS NULL"),
-            postgresql_where=text("delivered_at IS NULL"),
-        ),
+        columns.partial_index("ix_outbox_undelivered", "target", "seq", where="delivered_at IS NULL"),
         {"sqlite_autoincrement": True},
     )
     tenant: str
-    seq: int | None = Field(default=None, primary_key=True, sa_type=BIG_INTEGER)  # pyright: ignore[reportArgumentType]  # an instance carries the variant
+    seq: int | None = Field(default=None, primary_key=True, sa_type=columns.BIG_INTEGER)  # pyright: ignore[reportArgumentType]  # an instance carries the variant
     id: str
     kind: str
     target: str
     name: str
-    payload: dict[str, Any] = json_column()
-    created_at: datetime = timestamp_column()
+    payload: dict[str, Any] = columns.json()
+    created_at: datetime = columns.timestamp()
     attempts: int
-    next_at: datetime | None = optional_timestamp_column()
+    next_at: datetime | None = columns.optional_timestamp()
     last_error: str | None = None
     claimed_by: str | None = None
-    claimed_until: datetime | None = optional_timestamp_column()
-    delivered_at: datetime | None = optional_timestamp_column()
+    claimed_until: datetime | None = columns.optional_timestamp()
+    delivered_at: datetime | None = columns.optional_timestamp()
     revision: int
 
 

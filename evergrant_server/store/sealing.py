@@ -7,11 +7,9 @@ for those that a single-use credential's answer will need (`UnwrappedKeys`).
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import Protocol
 
-from sqlalchemy import (
-    Executable,
-    delete,
-)
+from sqlalchemy import Executable, delete
 from sqlmodel import col
 
 from evergrant_server.core.secret import Secret
@@ -27,8 +25,18 @@ from evergrant_server.crypto import (
     seal,
 )
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
-from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.database.rows import Repository, columns_equal, fetch_first, insert
+from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.engine import DatabaseConnection
+from evergrant_server.store.database.rows import (
+    Id,
+    Model,
+    ModelRepository,
+    Repository,
+    columns_equal,
+    fetch_first,
+    find_one,
+    insert,
+)
 from evergrant_server.store.keys import (
     CURRENT_KEY,
     KEY_BY_ID,
@@ -192,9 +200,43 @@ class ColumnSealer:
         return WrappedKey(*key, row["wrapping_key_id"], row["wrapping_key"])
 
 
+class Named(Protocol):
+    """A value of core whose row has a tenant and an id."""
+
+    @property
+    def tenant(self) -> str: ...
+
+    @property
+    def id(self) -> str: ...
+
+
 class SealedRepository(Repository):
     """The rows of one feature, with sealed columns, within one transaction."""
 
     def __init__(self, connection: DatabaseConnection, sealer: ColumnSealer) -> None:
         super().__init__(connection)
         self._sealer = sealer
+
+
+class IntakeRepository(SealedRepository, ModelRepository[Model, Id]):
+    """The rows of one table with columns that are sealed by the tenant's intake key."""
+
+    async def _sealed(self, owner: Named, secrets: dict[str, Secret | None]) -> dict[str, Sealed | None]:
+        """The secrets of these columns, sealed for the row of `owner`."""
+        return {
+            column: None
+            if secret is None
+            else await self._sealer.seal(KeyPurpose.INTAKE, NO_CONNECTION, self._place(owner, column), secret)
+            for column, secret in secrets.items()
+        }
+
+    async def _opened(self, owner: Named, column: str) -> Secret | None:
+        """The secret of this column, or None. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
+        row = await find_one(self._connection, self._table, tenant=owner.tenant, id=owner.id)
+        if row is None or row[column] is None:
+            return None
+        place = self._place(owner, column)
+        return await self._sealer.open(KeyPurpose.INTAKE, NO_CONNECTION, place, row[column])
+
+    def _place(self, owner: Named, column: str) -> AssociatedData:
+        return AssociatedData(owner.tenant, table_of(self._table).name, owner.id, column)

@@ -6,58 +6,46 @@ from sqlalchemy import delete, select, update
 from sqlmodel import col
 
 from evergrant_server.core.access import App, AppKey, Permit
-from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId, Tenant
 from evergrant_server.store.access.tables import AppKeyRow, AppRow, PermitRow
 from evergrant_server.store.database.rows import (
-    Repository,
+    ModelRepository,
     already_exists,
     column_values,
     columns_equal,
     compare_and_set,
-    fetch_models,
-    find_model,
+    fetch_all,
     find_one,
     insert,
+    not_found,
 )
 
 
-class Access(Repository):
+class Access(ModelRepository[App, AppId]):
     """Apps, keys and permits of one transaction."""
+
+    _table, _model = AppRow, App
 
     async def put_app(self, app: App, *, expected: int | None) -> App:
         """Add (`expected` None) or change an app.
 
         Raises Failure ALREADY_EXISTS when adding, STORE_CONFLICT or NOT_FOUND when changing.
         """
-        if expected is None:
-            if not await insert(self._connection, AppRow, column_values(app)):
-                raise already_exists(f"App {app.name!r}")
-            return app
-        key = {"tenant": app.tenant, "id": app.id}
-        revision = await compare_and_set(self._connection, AppRow, key, column_values(app), expected)
-        return app.model_copy(update={"revision": revision})
+        return await self._put(app, f"App {app.name!r}", expected)
 
     async def app(self, tenant: Tenant, id: AppId) -> App | None:
-        return await self._app(tenant=tenant, id=id)
+        return await self.get(tenant, id)
 
     async def app_by_name(self, tenant: Tenant, name: str) -> App | None:
-        return await self._app(tenant=tenant, name=name)
+        return await self._one(tenant=tenant, name=name)
 
     async def apps(self, tenant: Tenant, after: str | None = None, limit: int = 50) -> list[App]:
         """Apps sorted by name, after the name `after`."""
-        query = select(AppRow).where(columns_equal(AppRow, tenant=tenant))
-        if after is not None:
-            query = query.where(col(AppRow.name) > after)
-        return await fetch_models(self._connection, App, query.order_by(col(AppRow.name)).limit(limit))
+        return await self._page(self._where(tenant=tenant), "name", after, limit)
 
     async def delete_app(self, tenant: Tenant, id: AppId) -> None:
         """Delete an app with its keys and permits. Raises Failure NOT_FOUND."""
-        gone = await self._connection.execute(
-            delete(AppRow).where(columns_equal(AppRow, tenant=tenant, id=id))
-        )
-        if gone.rowcount != 1:
-            raise _absent(id)
+        await self._delete(id, tenant=tenant, id=id)
 
     async def add_key(self, key: AppKey) -> None:
         """Add an API key. Raises Failure NOT_FOUND without its app, ALREADY_EXISTS."""
@@ -75,16 +63,15 @@ class Access(Repository):
         return None if app is None else (key, app)
 
     async def keys(self, tenant: Tenant, app_id: AppId) -> list[AppKey]:
-        mine = columns_equal(AppKeyRow, tenant=tenant, app_id=app_id)
-        return await fetch_models(
-            self._connection, AppKey, select(AppKeyRow).where(mine).order_by(col(AppKeyRow.id))
-        )
+        mine = select(AppKeyRow).where(columns_equal(AppKeyRow, tenant=tenant, app_id=app_id))
+        rows = await fetch_all(self._connection, mine.order_by(col(AppKeyRow.id)))
+        return [AppKey.model_validate(row) for row in rows]
 
     async def revoke_key(self, tenant: Tenant, key_id: KeyId, at: datetime) -> AppKey:
         """Revoke a key; revoking it again changes nothing. Raises Failure NOT_FOUND."""
         row = await find_one(self._connection, AppKeyRow, tenant=tenant, id=key_id)
         if row is None:
-            raise _absent(key_id)
+            raise not_found(key_id)
         key = AppKey.model_validate(row)
         if key.revoked_at is not None:
             return key
@@ -109,32 +96,25 @@ class Access(Repository):
         return p.model_copy(update={"revision": revision})
 
     async def permit(self, tenant: Tenant, app_id: AppId, name: str) -> Permit | None:
-        return await find_model(self._connection, Permit, PermitRow, tenant=tenant, app_id=app_id, name=name)
+        row = await find_one(self._connection, PermitRow, tenant=tenant, app_id=app_id, name=name)
+        return None if row is None else Permit.model_validate(row)
 
     async def permits(self, tenant: Tenant, app_id: AppId) -> list[Permit]:
         """All permits of an app, sorted by name."""
-        mine = columns_equal(PermitRow, tenant=tenant, app_id=app_id)
-        return await fetch_models(
-            self._connection, Permit, select(PermitRow).where(mine).order_by(col(PermitRow.name))
-        )
+        mine = select(PermitRow).where(columns_equal(PermitRow, tenant=tenant, app_id=app_id))
+        rows = await fetch_all(self._connection, mine.order_by(col(PermitRow.name)))
+        return [Permit.model_validate(row) for row in rows]
 
     async def delete_permit(self, tenant: Tenant, app_id: AppId, name: str) -> None:
         """Delete a permit. Raises Failure NOT_FOUND."""
         mine = columns_equal(PermitRow, tenant=tenant, app_id=app_id, name=name)
-        if (await self._connection.execute(delete(PermitRow).where(mine))).rowcount != 1:
-            raise Failure(ErrorCode.NOT_FOUND, f"Permit {name!r} doesn't exist.")
+        if await self._run(delete(PermitRow).where(mine)) != 1:
+            raise not_found(f"Permit {name!r}")
         await self._bump(tenant, app_id)
-
-    async def _app(self, **equal: str) -> App | None:
-        return await find_model(self._connection, App, AppRow, **equal)
 
     async def _bump(self, tenant: Tenant, app_id: AppId) -> None:
         """One revision tells a lease whether anything about the app changed."""
         next_one = {"revision": col(AppRow.revision) + 1}
         mine = columns_equal(AppRow, tenant=tenant, id=app_id)
-        if (await self._connection.execute(update(AppRow).where(mine).values(next_one))).rowcount != 1:
-            raise _absent(app_id)
-
-
-def _absent(id: str) -> Failure:
-    return Failure(ErrorCode.NOT_FOUND, f"{id} doesn't exist.")
+        if await self._run(update(AppRow).where(mine).values(next_one)) != 1:
+            raise not_found(app_id)

@@ -67,8 +67,7 @@ class Idempotency(SealedRepository):
         """Forget answers given before this moment, `limit` at the most; returns how many."""
         key = (col(IdempotencyRow.tenant), col(IdempotencyRow.app_id), col(IdempotencyRow.key))
         old = select(*key).where(col(IdempotencyRow.stored_at) < before).limit(limit)
-        gone = delete(IdempotencyRow).where(tuple_(*key).in_(old))
-        return (await self._connection.execute(gone)).rowcount
+        return await self._run(delete(IdempotencyRow).where(tuple_(*key).in_(old)))
 
 
 def _place(tenant: str, app_id: str, key: str) -> AssociatedData:

@@ -3,63 +3,48 @@
 from datetime import datetime
 
 from sqlalchemy import Index, UniqueConstraint
-from sqlmodel import Field
+from sqlmodel import Field, ForeignKeyConstraint
 
 from evergrant_server.crypto import Sealed
-from evergrant_server.store.database.columns import (
-    Row,
-    app_foreign_key,
-    json_column,
-    optional_json_column,
-    optional_timestamp_column,
-    sealed_column,
-    timestamp_column,
-)
+from evergrant_server.store.database import columns
 
 
-class AppRow(Row, table=True):
+def app_foreign_key() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["tenant", "app_id"], ["app.tenant", "app.id"], ondelete="CASCADE")
+
+
+class AppRow(columns.IdRow, table=True):
     __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
-    tenant: str = Field(primary_key=True)
-    id: str = Field(primary_key=True)
     name: str
     disabled: bool
-    return_to: list[str] = json_column()
-    created_at: datetime = timestamp_column()
-    revision: int
+    return_to: list[str] = columns.json()
+    created_at: datetime = columns.timestamp()
 
 
-class AppKeyRow(Row, table=True):
+class AppKeyRow(columns.IdRow, table=True):
     __table_args__ = (app_foreign_key(), Index(None, "id", unique=True), Index(None, "tenant", "app_id"))
-    tenant: str = Field(primary_key=True)
-    id: str = Field(primary_key=True)
     app_id: str
     secret_hash: str
-    created_at: datetime = timestamp_column()
-    revoked_at: datetime | None = optional_timestamp_column()
-    revision: int
+    created_at: datetime = columns.timestamp()
+    revoked_at: datetime | None = columns.optional_timestamp()
 
 
-class PermitRow(Row, table=True):
+class PermitRow(columns.IdRow, table=True):
     __table_args__ = (app_foreign_key(), UniqueConstraint("tenant", "app_id", "name"))
-    tenant: str = Field(primary_key=True)
-    id: str = Field(primary_key=True)
     app_id: str
     name: str
     integration: str
-    subjects: list[str] = json_column()
-    scope_ceiling: list[str] | None = optional_json_column()
-    actions: list[str] = json_column()
-    created_at: datetime = timestamp_column()
-    revision: int
+    subjects: list[str] = columns.json()
+    scope_ceiling: list[str] | None = columns.optional_json()
+    actions: list[str] = columns.json()
+    created_at: datetime = columns.timestamp()
 
 
-class IdempotencyRow(Row, table=True):
+class IdempotencyRow(columns.TenantRow, table=True):
     __table_args__ = (Index(None, "stored_at"),)
-    tenant: str = Field(primary_key=True)
     app_id: str = Field(primary_key=True)
     key: str = Field(primary_key=True)
     request_hash: str
     status: int
-    sealed_body: Sealed = sealed_column()
-    stored_at: datetime = timestamp_column()
-    revision: int
+    sealed_body: Sealed = columns.sealed()
+    stored_at: datetime = columns.timestamp()

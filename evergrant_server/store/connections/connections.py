@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Executable, and_, exists, or_, select
+from sqlalchemy import ColumnElement, and_, exists, or_
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -15,46 +15,29 @@ from evergrant_server.store.connections.tables import (
     ConnectionGrantRow,
     ConnectionRow,
     LateTokensRow,
+    UsageRow,
 )
-from evergrant_server.store.database.rows import (
-    Repository,
-    already_exists,
-    column_values,
-    columns_equal,
-    compare_and_set,
-    fetch_model,
-    fetch_models,
-    find_model,
-    insert,
-)
+from evergrant_server.store.database.rows import ModelRepository, find_one
 
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
 
 
-class Connections(Repository):
+class Connections(ModelRepository[Connection, ConnectionId]):
     """Connections of one transaction."""
+
+    _table, _model = ConnectionRow, Connection
 
     async def add(self, c: Connection) -> None:
         """Add a connection. Raises Failure ALREADY_EXISTS when a live one has the same names."""
-        if not await insert(self._connection, ConnectionRow, column_values(c)):
-            raise already_exists(
-                f"A live connection of this subject at {c.integration!r}, label {c.label!r},"
-            )
+        await self._add(c, f"A live connection of this subject at {c.integration!r}, label {c.label!r},")
 
     async def add_new(self, c: Connection) -> None:
         """Add a connection whose names were looked up and found free in this transaction.
 
         Raises Failure STORE_CONFLICT when they were taken meanwhile: look again.
         """
-        try:
-            await self.add(c)
-        except Failure as failure:
-            if failure.code is not ErrorCode.ALREADY_EXISTS:
-                raise
-            raise Failure(ErrorCode.STORE_CONFLICT, "It was started meanwhile.") from None
-
-    async def get(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
-        return await find_model(self._connection, Connection, ConnectionRow, tenant=tenant, id=id)
+        if not await self._insert(c):
+            raise Failure(ErrorCode.STORE_CONFLICT, "It was started meanwhile.")
 
     async def get_for_share(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
         """The connection, locked against changes until this transaction ends."""
@@ -68,15 +51,10 @@ class Connections(Repository):
         self, tenant: Tenant, integration_name: str, subject: str, label: str = "default"
     ) -> Connection | None:
         """The live connection with these names, or else the newest of the ended ones."""
-        names = columns_equal(
-            ConnectionRow, tenant=tenant, integration=integration_name, subject=subject, label=label
-        )
+        query = self._where(tenant=tenant, integration=integration_name, subject=subject, label=label)
         ended = col(ConnectionRow.state).in_(FINAL_STATES)
         newest = col(ConnectionRow.created_at).desc()
-        found = await self._list(
-            select(ConnectionRow).where(names).order_by(ended, newest, col(ConnectionRow.id)).limit(1)
-        )
-        return found[0] if found else None
+        return await self._first(query.order_by(ended, newest, col(ConnectionRow.id)))
 
     async def page(
         self,
@@ -93,58 +71,52 @@ class Connections(Repository):
         """Connections sorted by id, after the id `after`; filters narrow, None doesn't."""
         equal = {"integration": integration, "provider": provider, "subject": subject, "state": state}
         given = {name: str(value) for name, value in equal.items() if value is not None}
-        query = select(ConnectionRow).where(columns_equal(ConnectionRow, tenant=tenant, **given))
-        if after is not None:
-            query = query.where(col(ConnectionRow.id) > after)
+        query = self._where(tenant=tenant, **given)
         if expiring_before is not None:
             query = query.where(_expires_before(expiring_before))
-        return await self._list(query.order_by(col(ConnectionRow.id)).limit(limit))
+        return await self._page(query, "id", after, limit)
 
     async def failing(self, tenant: Tenant, integration_id: IntegrationId) -> list[Connection]:
         """Live connections of an integration whose last refresh failed, and those that may be trying
         something else that no row counts. Sorted by id."""
-        query = select(ConnectionRow).where(
-            columns_equal(ConnectionRow, tenant=tenant, integration_id=integration_id),
+        query = self._where(
             col(ConnectionRow.state).not_in(FINAL_STATES),
             or_(col(ConnectionRow.failures) > 0, _tries_uncounted()),
+            tenant=tenant,
+            integration_id=integration_id,
         )
-        return await self._list(query.order_by(col(ConnectionRow.id)))
+        return await self._all(query.order_by(col(ConnectionRow.id)))
 
     async def waiting_for_source_app(self, tenant: Tenant, app: AppId) -> list[Connection]:
         """Live connections for which tokens are exchanged in the name of `app`, and that have no
         first grant, or a last refresh that failed. Sorted by id."""
-        query = select(ConnectionRow).where(
-            columns_equal(ConnectionRow, tenant=tenant, source_app=app),
+        query = self._where(
             col(ConnectionRow.state).not_in(FINAL_STATES),
             or_(col(ConnectionRow.failures) > 0, col(ConnectionRow.state).in_(_WAITS)),
+            tenant=tenant,
+            source_app=app,
         )
-        return await self._list(query.order_by(col(ConnectionRow.id)))
+        return await self._all(query.order_by(col(ConnectionRow.id)))
 
     async def live_in_all_tenants(self, after: str | None = None, limit: int = 500) -> list[Connection]:
         """Connections of every tenant that haven't ended, sorted by id."""
-        query = select(ConnectionRow).where(col(ConnectionRow.state).not_in(FINAL_STATES))
-        if after is not None:
-            query = query.where(col(ConnectionRow.id) > after)
-        return await self._list(query.order_by(col(ConnectionRow.id)).limit(limit))
-
-    async def replace(self, c: Connection, *, expected: int) -> Connection:
-        """Write `c` if its row is still at revision `expected`; returns it with the next one.
-
-        Raises Failure STORE_CONFLICT when the row changed meanwhile, NOT_FOUND when it is gone.
-        """
-        key = {"tenant": c.tenant, "id": c.id}
-        revision = await compare_and_set(self._connection, ConnectionRow, key, column_values(c), expected)
-        return c.model_copy(update={"revision": revision})
-
-    async def _locked(self, tenant: Tenant, id: ConnectionId, *, read: bool) -> Connection | None:
-        query = select(ConnectionRow).where(columns_equal(ConnectionRow, tenant=tenant, id=id))
-        # SQLite has no such clause and needs none: it writes in one transaction at a time
-        return await fetch_model(
-            self._connection, Connection, query.with_for_update(read=read, key_share=not read)
+        return await self._page(
+            self._where(col(ConnectionRow.state).not_in(FINAL_STATES)), "id", after, limit
         )
 
-    async def _list(self, query: Executable) -> list[Connection]:
-        return await fetch_models(self._connection, Connection, query)
+    async def leased_generation(self, tenant: Tenant, id: ConnectionId) -> int:
+        """The newest generation that was leased, 0 when none was: the schedule refreshes ahead by it.
+
+        The lease ledger raises it without touching the connection's revision.
+        """
+        row = await find_one(self._connection, UsageRow, tenant=tenant, connection_id=id)
+        return 0 if row is None else int(row["leased_generation"])
+
+    async def _locked(self, tenant: Tenant, id: ConnectionId, *, read: bool) -> Connection | None:
+        # SQLite has no such clause and needs none: it writes in one transaction at a time
+        return await self._first(
+            self._where(tenant=tenant, id=id).with_for_update(read=read, key_share=not read)
+        )
 
 
 def _tries_uncounted() -> ColumnElement[bool]:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.consent import (
@@ -16,43 +16,29 @@ from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import AssociatedData, KeyPurpose
 from evergrant_server.store.connections.tables import ConsentRow
-from evergrant_server.store.database.rows import (
-    Values,
-    already_exists,
-    column_values,
-    columns_equal,
-    compare_and_set,
-    fetch_model,
-    find_model,
-    find_one,
-    insert,
-)
-from evergrant_server.store.keys import NO_CONNECTION
-from evergrant_server.store.sealing import SealedRepository
+from evergrant_server.store.database.rows import Values, columns_equal
+from evergrant_server.store.sealing import IntakeRepository
 
 _LINK, _VERIFIER, _CODE = "sealed_link", "sealed_verifier", "sealed_code"
-_TOKENS = "sealed_tokens"
-_DEVICE = "sealed_device"
-_REQUEST = "sealed_request"
+_TOKENS, _DEVICE, _REQUEST = "sealed_tokens", "sealed_device", "sealed_request"
 _CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value)
 
 
-class Consents(SealedRepository):
+class Consents(IntakeRepository[Consent, ConsentId]):
     """Consents of one transaction."""
+
+    _table, _model = ConsentRow, Consent
 
     async def add(self, consent: Consent, link: Secret | None) -> None:
         """Add a consent with its connect link, if there is one. Raises Failure ALREADY_EXISTS."""
-        values = column_values(consent, **await self._sealed(consent, {_LINK: link}))
-        if not await insert(self._connection, ConsentRow, values):
-            raise already_exists(f"Consent {consent.id}, or one with its link,")
+        sealed = await self._sealed(consent, {_LINK: link})
+        await self._add(consent, f"Consent {consent.id}, or one with its link,", **sealed)
 
     async def add_import(self, consent: Consent, tokens: ImportedTokens) -> None:
         """Add a consent that already has its tokens and no link. Raises Failure ALREADY_EXISTS."""
-        values = column_values(consent, **await self._sealed(consent, {_TOKENS: tokens.as_secret()}))
-        if not await insert(self._connection, ConsentRow, values):
-            raise already_exists(f"Consent {consent.id}")
+        sealed = await self._sealed(consent, {_TOKENS: tokens.as_secret()})
+        await self._add(consent, f"Consent {consent.id}", **sealed)
 
     async def import_consent(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
         """The import that this connection began with, or None."""
@@ -60,15 +46,8 @@ class Consents(SealedRepository):
 
     async def received_consent(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
         """The newest consent whose code, or whose tokens, wait for a worker; or None."""
-        mine = columns_equal(ConsentRow, tenant=tenant, connection_id=connection_id)
         waits = col(ConsentRow.status) == ConsentStatus.CODE_RECEIVED.value
-        newest = (col(ConsentRow.created_at).desc(), col(ConsentRow.id).desc())
-        return await fetch_model(
-            self._connection, Consent, select(ConsentRow).where(mine, waits).order_by(*newest).limit(1)
-        )
-
-    async def get(self, tenant: Tenant, id: ConsentId) -> Consent | None:
-        return await self._one(tenant=tenant, id=id)
+        return await self._newest(tenant, connection_id, waits)
 
     async def by_link(self, link_hash: str) -> Consent | None:
         """The consent of this link, in whichever tenant."""
@@ -82,11 +61,8 @@ class Consents(SealedRepository):
         self, tenant: Tenant, connection_id: ConnectionId, now: datetime
     ) -> Consent | None:
         """The newest consent that the subject can still go on with, or None."""
-        mine = columns_equal(ConsentRow, tenant=tenant, connection_id=connection_id)
         open_now = col(ConsentRow.status).in_(_CAN_GO_ON) & (col(ConsentRow.expires_at) > now)
-        newest = (col(ConsentRow.created_at).desc(), col(ConsentRow.id).desc())
-        query = select(ConsentRow).where(mine, open_now).order_by(*newest).limit(1)
-        return await fetch_model(self._connection, Consent, query)
+        return await self._newest(tenant, connection_id, open_now)
 
     async def replace(
         self,
@@ -105,10 +81,8 @@ class Consents(SealedRepository):
         pushed = None if request is None else request.as_secret()
         imported = None if tokens is None else tokens.as_secret()
         given = {_VERIFIER: verifier, _CODE: code, _TOKENS: imported, _REQUEST: pushed}
-        values = column_values(consent, **await self._sealed(consent, given))
-        key = {"tenant": consent.tenant, "id": consent.id}
-        revision = await compare_and_set(self._connection, ConsentRow, key, values, expected)
-        return consent.model_copy(update={"revision": revision})
+        sealed = await self._sealed(consent, {name: it for name, it in given.items() if it is not None})
+        return await self._change(consent, expected, **sealed)
 
     async def connect_link(self, consent: Consent) -> Secret:
         """The connect link's secret. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""
@@ -129,19 +103,12 @@ class Consents(SealedRepository):
     async def store_device_code(self, consent: Consent, device: DeviceCode, *, expected: int) -> Consent:
         """Keep the code that was got; the consent ends with it. Raises Failure STORE_CONFLICT, NOT_FOUND."""
         after = consent.model_copy(update={"expires_at": device.expires_at})
-        values = column_values(after, **await self._sealed(after, {_DEVICE: device.as_secret()}))
-        key = {"tenant": consent.tenant, "id": consent.id}
-        revision = await compare_and_set(self._connection, ConsentRow, key, values, expected)
-        return after.model_copy(update={"revision": revision})
+        return await self._change(after, expected, **await self._sealed(after, {_DEVICE: device.as_secret()}))
 
     async def device_code(self, consent: Consent) -> DeviceCode | None:
         """The device code, or None before there is one. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
-        try:
-            return DeviceCode.from_secret(await self._open(consent, _DEVICE))
-        except Failure as failure:
-            if failure.code is not ErrorCode.NOT_FOUND:
-                raise
-            return None
+        code = await self._opened(consent, _DEVICE)
+        return None if code is None else DeviceCode.from_secret(code)
 
     async def pushed_request(self, consent: Consent) -> PushedAuthorization:
         """The pushed authorization request and its result. Raises as `code`."""
@@ -151,24 +118,16 @@ class Consents(SealedRepository):
         """Drop verifier, codes, tokens and request: they were used. Row and revision stay as they are."""
         mine = columns_equal(ConsentRow, tenant=consent.tenant, id=consent.id)
         empty: Values = dict.fromkeys((_VERIFIER, _CODE, _TOKENS, _DEVICE, _REQUEST))
-        await self._connection.execute(update(ConsentRow).where(mine).values(empty))
-
-    async def _sealed(self, consent: Consent, secrets: dict[str, Secret | None]) -> Values:
-        return {
-            column: await self._sealer.seal(KeyPurpose.INTAKE, NO_CONNECTION, _place(consent, column), secret)
-            for column, secret in secrets.items()
-            if secret is not None
-        }
+        await self._run(update(ConsentRow).where(mine).values(empty))
 
     async def _open(self, consent: Consent, column: str) -> Secret:
-        row = await find_one(self._connection, ConsentRow, tenant=consent.tenant, id=consent.id)
-        if row is None or row[column] is None:
+        secret = await self._opened(consent, column)
+        if secret is None:
             raise Failure(ErrorCode.NOT_FOUND, f"{consent.id} holds no {column.removeprefix('sealed_')}.")
-        return await self._sealer.open(KeyPurpose.INTAKE, NO_CONNECTION, _place(consent, column), row[column])
+        return secret
 
-    async def _one(self, **equal: str) -> Consent | None:
-        return await find_model(self._connection, Consent, ConsentRow, **equal)
-
-
-def _place(consent: Consent, column: str) -> AssociatedData:
-    return AssociatedData(consent.tenant, "consent", consent.id, column)
+    async def _newest(
+        self, tenant: Tenant, connection_id: ConnectionId, condition: ColumnElement[bool]
+    ) -> Consent | None:
+        mine = self._where(condition, tenant=tenant, connection_id=connection_id)
+        return await self._first(mine.order_by(col(ConsentRow.created_at).desc(), col(ConsentRow.id).desc()))

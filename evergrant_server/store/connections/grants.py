@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import and_, bindparam, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, select, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection
@@ -30,6 +30,7 @@ from evergrant_server.store.provider_events.account_identifiers import AccountId
 from evergrant_server.store.sealing import SealedRepository
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
+_SEALED_CONSENT_COLUMNS = [it.name for it in table_of(ConsentRow).c if it.name.startswith("sealed_")]
 
 _GRANTS, _CONNECTIONS = table_of(ConnectionGrantRow), table_of(ConnectionRow)
 _GRANT_AND_GENERATION = (
@@ -38,9 +39,7 @@ _GRANT_AND_GENERATION = (
         _CONNECTIONS,
         and_(_CONNECTIONS.c.tenant == _GRANTS.c.tenant, _CONNECTIONS.c.id == _GRANTS.c.connection_id),
     )
-    .where(
-        *(_GRANTS.c[name] == bindparam(name) for name in ("tenant", "connection_id", "slot")),
-    )
+    .where(*(_GRANTS.c[name] == bindparam(name) for name in ("tenant", "connection_id", "slot")))
 )
 
 
@@ -87,7 +86,7 @@ class Grants(SealedRepository):
             **columns,
             "tenant": after.tenant,
             "connection_id": after.id,
-            ACCESS_COLUMN: await self._sealed(
+            ACCESS_COLUMN: await self._seal(
                 KeyPurpose.LEASE, after, grant, ACCESS_COLUMN, tokens.access_token
             ),
             REFRESH_COLUMN: await self._kept(after, grant, REFRESH_COLUMN, tokens.refresh_token, kept),
@@ -121,15 +120,13 @@ class Grants(SealedRepository):
     async def update_facts(self, connection: Connection, grant: Grant) -> None:
         """Write what was found out of a grant, its facts and options, in a transaction that has changed
         its connection."""
-        mine = columns_equal(
-            ConnectionGrantRow, tenant=connection.tenant, connection_id=connection.id, slot=MAIN_SLOT
-        )
         values: Values = {
             "facts": grant.metadata,
             "options": [option.model_dump() for option in grant.options],
-            "revision": col(ConnectionGrantRow.revision) + 1,
         }
-        await self._connection.execute(update(ConnectionGrantRow).where(mine).values(values))
+        await self._update(
+            connection.tenant, connection.id, values, col(ConnectionGrantRow.slot) == MAIN_SLOT
+        )
 
     async def shred(self, tenant: Tenant, connection_id: ConnectionId) -> int:
         """Destroy the connection's keys, of every purpose, and every sealed column of it; facts stay.
@@ -141,30 +138,20 @@ class Grants(SealedRepository):
             tenant, connection_id
         )
         await ProofKeys(self._connection, self._sealer).delete(tenant, connection_id)
-        mine = {"tenant": tenant, "connection_id": connection_id}
-        empty: Values = {
-            ACCESS_COLUMN: None,
-            REFRESH_COLUMN: None,
-            ID_TOKEN_COLUMN: None,
-            "revision": col(ConnectionGrantRow.revision) + 1,
-        }
-        await self._connection.execute(
-            update(ConnectionGrantRow).where(columns_equal(ConnectionGrantRow, **mine)).values(empty)
-        )
-        columns = (
-            "sealed_link",
-            "sealed_verifier",
-            "sealed_code",
-            "sealed_tokens",
-            "sealed_device",
-            "sealed_request",
-        )
         await LateTokenSets(self._connection, self._sealer).delete(tenant, connection_id)
-        consents: Values = dict.fromkeys(columns)
-        await self._connection.execute(
-            update(ConsentRow).where(columns_equal(ConsentRow, **mine)).values(consents)
-        )
+        empty: Values = dict.fromkeys((ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN))
+        await self._update(tenant, connection_id, empty)
+        consents = columns_equal(ConsentRow, tenant=tenant, connection_id=connection_id)
+        await self._run(update(ConsentRow).where(consents).values(dict.fromkeys(_SEALED_CONSENT_COLUMNS)))
         return destroyed
+
+    async def _update(
+        self, tenant: Tenant, connection_id: ConnectionId, values: Values, *where: ColumnElement[bool]
+    ) -> None:
+        """Change the connection's grants, whatever their revision is."""
+        mine = columns_equal(ConnectionGrantRow, tenant=tenant, connection_id=connection_id)
+        values = {**values, "revision": col(ConnectionGrantRow.revision) + 1}
+        await self._run(update(ConnectionGrantRow).where(mine, *where).values(values))
 
     async def _put(self, values: Values, old: Mapping[str, Any] | None) -> None:
         key = {name: values[name] for name in ("tenant", "connection_id", "slot")}
@@ -182,9 +169,9 @@ class Grants(SealedRepository):
             new = await self._sealer.open(KeyPurpose.REFRESH, after.id, place, kept[column])
         if new is None:
             return None
-        return await self._sealed(KeyPurpose.REFRESH, after, grant, column, new)
+        return await self._seal(KeyPurpose.REFRESH, after, grant, column, new)
 
-    async def _sealed(
+    async def _seal(
         self, purpose: KeyPurpose, owner: Connection, grant: Grant, column: str, value: Secret
     ) -> Sealed:
         place = grant_associated_data(owner.tenant, owner.id, grant.slot, column, grant.generation)

@@ -9,15 +9,7 @@ from sqlmodel import col
 
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.store.connections.tables import HistoryRow
-from evergrant_server.store.database.rows import (
-    Repository,
-    column_values,
-    columns_equal,
-    compare_and_set,
-    fetch_models,
-    find_one,
-    insert,
-)
+from evergrant_server.store.database.rows import ModelRepository, column_values, compare_and_set, find_one
 
 
 class HistoryExport(BaseModel):
@@ -35,26 +27,25 @@ class HistoryExport(BaseModel):
     events: list[dict[str, Any]]
 
 
-class Histories(Repository):
+class Histories(ModelRepository[HistoryExport, str]):
     """Exports of one transaction."""
+
+    _table, _model = HistoryRow, HistoryExport
 
     async def add(self, export: HistoryExport) -> None:
         """Keep an export. A longer one of the same run replaces a shorter one, never the reverse."""
-        if await insert(self._connection, HistoryRow, column_values(export, revision=1)):
+        if await self._insert(export, revision=1):
             return
         key = {"tenant": export.tenant, "workflow_id": export.workflow_id, "run_id": export.run_id}
         old = await find_one(self._connection, HistoryRow, **key)
-        if old is None or (old["last_event_id"], old["closed"]) >= (export.last_event_id, export.closed):
-            return
-        await compare_and_set(self._connection, HistoryRow, key, column_values(export), old["revision"])
+        if old is not None and (old["last_event_id"], old["closed"]) < (export.last_event_id, export.closed):
+            values = column_values(export)
+            await compare_and_set(self._connection, HistoryRow, key, values, old["revision"])
 
     async def of_connection(self, tenant: Tenant, connection_id: ConnectionId) -> list[HistoryExport]:
         """Every exported run of a connection, in the order in which they were exported."""
-        mine = columns_equal(HistoryRow, tenant=tenant, connection_id=connection_id)
-        order = (col(HistoryRow.exported_at), col(HistoryRow.run_id))
-        return await fetch_models(
-            self._connection, HistoryExport, select(HistoryRow).where(mine).order_by(*order)
-        )
+        mine = self._where(tenant=tenant, connection_id=connection_id)
+        return await self._all(mine.order_by(col(HistoryRow.exported_at), col(HistoryRow.run_id)))
 
     async def closed_run_ids(self, runs: list[tuple[Tenant, str, str]]) -> set[str]:
         """The ids of those runs (tenant, workflow id, run id) whose whole history is kept."""

@@ -1,6 +1,6 @@
 """Answers that came when their connection had been given up: sealed until they are verified."""
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete
 from sqlmodel import col
 
 from evergrant_server.core.connections.grant import TokenSet
@@ -8,41 +8,31 @@ from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.core.single_use.attempt import LateTokens
 from evergrant_server.crypto import AssociatedData, KeyPurpose
 from evergrant_server.store.connections.tables import LateTokensRow
-from evergrant_server.store.database.rows import (
-    column_values,
-    columns_equal,
-    fetch_models,
-    find_model,
-    find_one,
-    insert,
-)
+from evergrant_server.store.database.rows import ModelRepository, columns_equal, find_one
 from evergrant_server.store.sealing import SealedRepository
 
 _COLUMN = "sealed_tokens"
 
 
-class LateTokenSets(SealedRepository):
+class LateTokenSets(SealedRepository, ModelRepository[LateTokens, AttemptId]):
     """Late answers of one transaction."""
+
+    _table, _model = LateTokensRow, LateTokens
 
     async def add(self, late: LateTokens, tokens: TokenSet) -> bool:
         """Keep its tokens sealed with the connection's refresh key; False when they are kept already."""
         sealed = await self._sealer.seal(
             KeyPurpose.REFRESH, late.connection_id, _place(late), tokens.as_secret()
         )
-        return await insert(self._connection, LateTokensRow, column_values(late, **{_COLUMN: sealed}))
+        return await self._insert(late, **{_COLUMN: sealed})
 
-    async def get(self, tenant: Tenant, attempt_id: AttemptId) -> LateTokens | None:
-        return await find_model(
-            self._connection, LateTokens, LateTokensRow, tenant=tenant, attempt_id=attempt_id
-        )
+    async def get(self, tenant: Tenant, id: AttemptId) -> LateTokens | None:
+        return await self._one(tenant=tenant, attempt_id=id)
 
     async def of_connection(self, tenant: Tenant, connection_id: ConnectionId) -> list[LateTokens]:
         """Late tokens of a connection, newest first."""
-        mine = columns_equal(LateTokensRow, tenant=tenant, connection_id=connection_id)
-        newest = col(LateTokensRow.received_at).desc()
-        return await fetch_models(
-            self._connection, LateTokens, select(LateTokensRow).where(mine).order_by(newest)
-        )
+        mine = self._where(tenant=tenant, connection_id=connection_id)
+        return await self._all(mine.order_by(col(LateTokensRow.received_at).desc()))
 
     async def tokens(self, late: LateTokens) -> TokenSet:
         """Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
@@ -58,7 +48,7 @@ class LateTokenSets(SealedRepository):
         mine = columns_equal(LateTokensRow, tenant=tenant, connection_id=connection_id)
         if attempt_id is not None:
             mine = columns_equal(LateTokensRow, tenant=tenant, attempt_id=attempt_id)
-        await self._connection.execute(delete(LateTokensRow).where(mine))
+        await self._run(delete(LateTokensRow).where(mine))
 
 
 def _place(late: LateTokens) -> AssociatedData:

@@ -14,8 +14,8 @@ from evergrant_server.crypto import KeyPurpose, KeyRing, Sealed, key_id_of, open
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
 from evergrant_server.store.connections.grants import ACCESS_COLUMN, grant_associated_data, was_rolled_back
 from evergrant_server.store.connections.tables import LIVE_CONDITION
-from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.database.types import SealedBytes, UtcDateTime
+from evergrant_server.store.database.columns import SealedBytes, UtcDateTime
+from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.keys import WrappedKey, unwrap
 from evergrant_server.store.store import Store
 
@@ -53,7 +53,7 @@ def _typed(condition: str) -> TextualSelect:
 _BY_ID = _typed("WHERE c.tenant = :tenant AND c.id = :id")
 _BY_NAMES = _typed(
     "WHERE c.tenant = :tenant AND c.integration = :integration AND c.subject = :subject AND c.label = :label"
-    f" ORDER BY CASE WHEN c.{LIVE_CONDITION.text} THEN 0 ELSE 1 END, c.created_at DESC, c.id LIMIT 1"
+    f" ORDER BY CASE WHEN c.{LIVE_CONDITION} THEN 0 ELSE 1 END, c.created_at DESC, c.id LIMIT 1"
 )
 
 

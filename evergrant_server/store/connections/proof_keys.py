@@ -49,7 +49,7 @@ class ProofKeys(SealedRepository):
 
     async def delete(self, tenant: Tenant, connection_id: ConnectionId) -> None:
         mine = columns_equal(ProofKeyRow, tenant=tenant, connection_id=connection_id)
-        await self._connection.execute(delete(ProofKeyRow).where(mine))
+        await self._run(delete(ProofKeyRow).where(mine))
 
 
 def _place(tenant: Tenant, connection_id: ConnectionId) -> AssociatedData:

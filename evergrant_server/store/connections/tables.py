@@ -6,49 +6,34 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, text
+from sqlalchemy import Index
 from sqlmodel import Field
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.crypto import Sealed
-from evergrant_server.store.database.columns import (
-    Row,
-    connection_foreign_key,
-    json_column,
-    optional_json_column,
-    optional_timestamp_column,
-    sealed_column,
-    timestamp_column,
-)
+from evergrant_server.store.database import columns
 
 FINAL_STATES = tuple(state.value for state in LifecycleState if state.is_final)
-LIVE_CONDITION = text("state NOT IN ({})".format(", ".join(f"'{state}'" for state in sorted(FINAL_STATES))))
+LIVE_CONDITION = "state NOT IN ({})".format(", ".join(f"'{state}'" for state in sorted(FINAL_STATES)))
 
 
-class ConnectionRow(Row, table=True):
+class ConnectionRow(columns.IdRow, table=True):
     __table_args__ = (
-        Index(
+        columns.partial_index(
             "uq_connection_live",
             "tenant",
             "integration_id",
             "subject",
             "label",
+            where=LIVE_CONDITION,
             unique=True,
-            sqlite_where=LIVE_CONDITION,
-            postgresql_where=LIVE_CONDITION,
         ),
         Index(None, "tenant", "integration", "subject", "label"),
         Index(None, "id", unique=True),
-        Index(
-            "ix_connection_source_app",
-            "tenant",
-            "source_app",
-            sqlite_where=text("source_app IS NOT NULL"),
-            postgresql_where=text("source_app IS NOT NULL"),
+        columns.partial_index(
+            "ix_connection_source_app", "tenant", "source_app", where="source_app IS NOT NULL"
         ),
     )
-    tenant: str = Field(primary_key=True)
-    id: str = Field(primary_key=True)
     integration_id: str
     integration: str
     provider: str
@@ -56,66 +41,61 @@ class ConnectionRow(Row, table=True):
     label: str
     state: str
     generation: int
-    requested_scopes: list[str] = json_column()
+    requested_scopes: list[str] = columns.json()
     reason: str | None = None
     revocation: str | None = None
     revoke_reason: str | None = None
     refresh_policy: str
     flow: str
-    target: dict[str, Any] = json_column()
+    target: dict[str, Any] = columns.json()
     source: str | None = None
     source_app: str | None = None
-    created_at: datetime = timestamp_column()
-    changed_at: datetime = timestamp_column()
-    consent_deadline: datetime = timestamp_column()
+    created_at: datetime = columns.timestamp()
+    changed_at: datetime = columns.timestamp()
+    consent_deadline: datetime = columns.timestamp()
     failures: int = 0
     last_failure: str | None = None
-    last_failed_at: datetime | None = optional_timestamp_column()
-    failing_since: datetime | None = optional_timestamp_column()
+    last_failed_at: datetime | None = columns.optional_timestamp()
+    failing_since: datetime | None = columns.optional_timestamp()
     follow_up: str | None = None
     choice: str | None = None
-    slot_scopes: dict[str, Any] = json_column()
+    slot_scopes: dict[str, Any] = columns.json()
     consented_with: str | None = None
     reported_generation: int | None = None
-    revision: int
 
 
-class ConnectionGrantRow(Row, table=True):
-    __table_args__ = (connection_foreign_key(), Index(None, "tenant", "expires_at"))
-    tenant: str = Field(primary_key=True)
+class ConnectionGrantRow(columns.TenantRow, table=True):
+    __table_args__ = (columns.connection_foreign_key(), Index(None, "tenant", "expires_at"))
     connection_id: str = Field(primary_key=True)
     slot: str = Field(primary_key=True)
     generation: int
     token_type: str
-    scopes: list[str] = json_column()
-    obtained_at: datetime = timestamp_column()
-    expires_at: datetime | None = optional_timestamp_column()
-    refresh_expires_at: datetime | None = optional_timestamp_column()
+    scopes: list[str] = columns.json()
+    obtained_at: datetime = columns.timestamp()
+    expires_at: datetime | None = columns.optional_timestamp()
+    refresh_expires_at: datetime | None = columns.optional_timestamp()
     refreshable: bool
     short_lived: bool = False
-    facts: dict[str, Any] = json_column()  # the grant's `metadata`
-    options: list[dict[str, Any]] = json_column()
-    sealed_access: Sealed | None = sealed_column()
-    sealed_refresh: Sealed | None = sealed_column()
-    sealed_id_token: Sealed | None = sealed_column()
-    revision: int
+    facts: dict[str, Any] = columns.json()  # the grant's `metadata`
+    options: list[dict[str, Any]] = columns.json()
+    sealed_access: Sealed | None = columns.sealed()
+    sealed_refresh: Sealed | None = columns.sealed()
+    sealed_id_token: Sealed | None = columns.sealed()
 
 
-class ConsentRow(Row, table=True):
+class ConsentRow(columns.IdRow, table=True):
     __table_args__ = (
-        connection_foreign_key(),
+        columns.connection_foreign_key(),
         Index(None, "link_hash", unique=True),
         Index(None, "state_hash", unique=True),
         Index(None, "tenant", "connection_id"),
     )
-    tenant: str = Field(primary_key=True)
-    id: str = Field(primary_key=True)
     connection_id: str
     integration_id: str
     kind: str
     status: str
-    scopes: list[str] = json_column()
-    slot_scopes: dict[str, Any] = json_column()
+    scopes: list[str] = columns.json()
+    slot_scopes: dict[str, Any] = columns.json()
     return_to: str | None = None
     link_hash: str
     state_hash: str | None = None
@@ -125,94 +105,76 @@ class ConsentRow(Row, table=True):
     issuer: str | None = None
     token_endpoint: str | None = None
     failure: str | None = None
-    facts: dict[str, Any] = json_column()
-    granted_scopes: list[str] | None = optional_json_column()
-    created_at: datetime = timestamp_column()
-    expires_at: datetime = timestamp_column()
+    facts: dict[str, Any] = columns.json()
+    granted_scopes: list[str] | None = columns.optional_json()
+    created_at: datetime = columns.timestamp()
+    expires_at: datetime = columns.timestamp()
     by: str
     trace_id: str
-    sealed_link: Sealed | None = sealed_column()
-    sealed_verifier: Sealed | None = sealed_column()
-    sealed_code: Sealed | None = sealed_column()
-    sealed_tokens: Sealed | None = sealed_column()
-    sealed_device: Sealed | None = sealed_column()
-    sealed_request: Sealed | None = sealed_column()
-    revision: int
+    sealed_link: Sealed | None = columns.sealed()
+    sealed_verifier: Sealed | None = columns.sealed()
+    sealed_code: Sealed | None = columns.sealed()
+    sealed_tokens: Sealed | None = columns.sealed()
+    sealed_device: Sealed | None = columns.sealed()
+    sealed_request: Sealed | None = columns.sealed()
 
 
-class AttemptRow(Row, table=True):
+class AttemptRow(columns.IdRow, table=True):
     __table_args__ = (
-        connection_foreign_key(),
-        Index(
-            "uq_attempt_open",
-            "tenant",
-            "connection_id",
-            "slot",
-            unique=True,
-            sqlite_where=text("outcome IS NULL"),
-            postgresql_where=text("outcome IS NULL"),
+        columns.connection_foreign_key(),
+        columns.partial_index(
+            "uq_attempt_open", "tenant", "connection_id", "slot", where="outcome IS NULL", unique=True
         ),
         Index(None, "tenant", "connection_id", "from_generation"),
     )
-    tenant: str = Field(primary_key=True)
-    id: str = Field(primary_key=True)
     connection_id: str
     slot: str
     kind: str
     credential: str
     from_generation: int
     journal_id: str
-    opened_at: datetime = timestamp_column()
-    send_by: datetime = timestamp_column()
+    opened_at: datetime = columns.timestamp()
+    send_by: datetime = columns.timestamp()
     sends: int
-    first_sent_at: datetime | None = optional_timestamp_column()
+    first_sent_at: datetime | None = columns.optional_timestamp()
     outcome: str | None = None
-    closed_at: datetime | None = optional_timestamp_column()
-    revision: int
+    closed_at: datetime | None = columns.optional_timestamp()
 
 
-class LateTokensRow(Row, table=True):
+class LateTokensRow(columns.TenantRow, table=True):
     __table_args__ = (
-        connection_foreign_key(),
+        columns.connection_foreign_key(),
         Index(None, "tenant", "connection_id"),
     )
-    tenant: str = Field(primary_key=True)
     attempt_id: str = Field(primary_key=True)
     connection_id: str
     slot: str
     from_generation: int
-    requested_at: datetime = timestamp_column()
-    received_at: datetime = timestamp_column()
-    sealed_tokens: Sealed = sealed_column()
-    revision: int
+    requested_at: datetime = columns.timestamp()
+    received_at: datetime = columns.timestamp()
+    sealed_tokens: Sealed = columns.sealed()
 
 
-class ProofKeyRow(Row, table=True):
-    __table_args__ = (connection_foreign_key(),)
-    tenant: str = Field(primary_key=True)
+class ProofKeyRow(columns.TenantRow, table=True):
+    __table_args__ = (columns.connection_foreign_key(),)
     connection_id: str = Field(primary_key=True)
     thumbprint: str
-    sealed_key: Sealed = sealed_column()
-    created_at: datetime = timestamp_column()
-    revision: int
+    sealed_key: Sealed = columns.sealed()
+    created_at: datetime = columns.timestamp()
 
 
-class UsageRow(Row, table=True):
-    __table_args__ = (connection_foreign_key(),)
-    tenant: str = Field(primary_key=True)
+class UsageRow(columns.TenantRow, table=True):
+    __table_args__ = (columns.connection_foreign_key(),)
     connection_id: str = Field(primary_key=True)
     leased_generation: int
-    revision: int
 
 
-class HistoryRow(Row, table=True):
-    __table_args__ = (connection_foreign_key(), Index(None, "tenant", "connection_id"))
-    tenant: str = Field(primary_key=True)
+class HistoryRow(columns.TenantRow, table=True):
+    __table_args__ = (columns.connection_foreign_key(), Index(None, "tenant", "connection_id"))
     connection_id: str
     workflow_id: str = Field(primary_key=True)
     run_id: str = Field(primary_key=True)
-    exported_at: datetime = timestamp_column()
+    exported_at: datetime = columns.timestamp()
     closed: bool
     last_event_id: int
-    events: list[dict[str, Any]] = json_column()
-    revision: int
+    events: list[dict[str, Any]] = columns.json()

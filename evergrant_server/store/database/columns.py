@@ -1,13 +1,29 @@
-"""Building blocks of the tables: the metadata, the base class of rows, and column types."""
+"""Building blocks of the tables: the metadata, the base classes of rows, and column types.
+
+The types mean the same on SQLite and PostgreSQL.
+"""
 
 import re
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Integer, MetaData, Table
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    TypeDecorator,
+    text,
+)
 from sqlalchemy.orm import declared_attr
 from sqlmodel import Field, ForeignKeyConstraint, SQLModel
 
-from evergrant_server.store.database.types import SealedBytes, UtcDateTime
+from evergrant_server.crypto import Sealed
 
 METADATA = MetaData(
     naming_convention={
@@ -20,32 +36,71 @@ METADATA = MetaData(
 BIG_INTEGER = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
 
 
-def timestamp_column() -> Any:
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment in UTC with microseconds: `timestamptz` on PostgreSQL, ISO text on SQLite.
+
+    A naive datetime is refused: it would mean another moment on another machine.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment without a time zone can't be stored")
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class SealedBytes(TypeDecorator[Sealed]):
+    """Sealed bytes; what comes back doesn't print its content."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> bytes | None:
+        if value is not None and not isinstance(value, Sealed):
+            raise TypeError("only sealed bytes may be stored in a sealed column")
+        return None if value is None else bytes(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Sealed | None:
+        return None if value is None else Sealed(value)
+
+
+def timestamp() -> Any:
     return Field(sa_type=UtcDateTime)
 
 
-def optional_timestamp_column() -> Any:
+def optional_timestamp() -> Any:
     return Field(default=None, sa_type=UtcDateTime)
 
 
-def json_column() -> Any:
+def json() -> Any:
     return Field(sa_type=JSON)
 
 
-def optional_json_column() -> Any:
+def optional_json() -> Any:
     return Field(default=None, sa_type=JSON)
 
 
-def sealed_column() -> Any:
+def sealed() -> Any:
     return Field(default=None, sa_type=SealedBytes)
+
+
+def partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    """An index over the rows for which the condition `where` holds."""
+    return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
 
 
 def connection_foreign_key() -> ForeignKeyConstraint:
     return ForeignKeyConstraint(["tenant", "connection_id"], ["connection.tenant", "connection.id"])
-
-
-def app_foreign_key() -> ForeignKeyConstraint:
-    return ForeignKeyConstraint(["tenant", "app_id"], ["app.tenant", "app.id"], ondelete="CASCADE")
 
 
 class Row(SQLModel):
@@ -58,6 +113,19 @@ class Row(SQLModel):
     def __tablename__(cls) -> str:  # noqa: N805  # pyright: ignore[reportIncompatibleVariableOverride]  # as SQLModel does: SQLAlchemy hands over the class
         """`AppKeyRow` is the table `app_key`."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Row")).lower()
+
+
+class TenantRow(Row):
+    """A row of one tenant. Its primary key begins with the tenant."""
+
+    tenant: str = Field(primary_key=True)
+    revision: int
+
+
+class IdRow(TenantRow):
+    """A row that its tenant and its id name."""
+
+    id: str = Field(primary_key=True)
 
 
 def table_of(row: type[Row]) -> Table:

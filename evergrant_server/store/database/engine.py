@@ -1,14 +1,24 @@
-"""Opens the database that a URL names."""
+"""Opens the database that a URL names: SQLite or PostgreSQL, with the same methods.
 
+`read` is one snapshot, `write` one change that is committed on a clean exit and rolled back on an
+exception, `autocommit` runs single statements without a transaction around them. A database
+belongs to one event loop.
+"""
+
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.store.database.connection import Database
 from evergrant_server.store.database.postgresql import PostgresDatabase
-from evergrant_server.store.database.sqlite import SqliteDatabase
+from evergrant_server.store.database.sqlite import SqliteConnection, SqliteDatabase
+
+Database = SqliteDatabase | PostgresDatabase
+DatabaseConnection = SqliteConnection | AsyncConnection  # inside one transaction
 
 
 def open_database(url: str) -> Database:
@@ -21,6 +31,23 @@ def sqlite_path(url: str) -> Path | None:
     """The database file of a SQLite URL; None for PostgreSQL. Raises Failure STORE_UNAVAILABLE."""
     parsed = _parse_url(url)
     return Path(parsed.database or "") if parsed.drivername == "sqlite" else None
+
+
+def sqlite_driver(connection: DatabaseConnection) -> sqlite3.Connection:
+    """sqlite3's own connection, inside the same transaction: for statements too hot to be built."""
+    if not isinstance(connection, SqliteConnection):
+        raise TypeError("this connection is not SQLite's")
+    return connection.driver
+
+
+async def asyncpg_driver(connection: DatabaseConnection) -> Any:
+    """asyncpg's own connection, with its prepared statements cached by their text.
+
+    SQLAlchemy begins only with its own first statement: use `transaction()` of what this returns.
+    """
+    if not isinstance(connection, AsyncConnection):
+        raise TypeError("this connection is not PostgreSQL's")
+    return (await connection.get_raw_connection()).driver_connection
 
 
 def _parse_url(url: str) -> URL:

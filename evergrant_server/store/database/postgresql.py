@@ -2,12 +2,9 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
-
-from evergrant_server.store.database.connection import DatabaseConnection
 
 _SETTINGS = {
     "application_name": "evergrant",
@@ -54,13 +51,3 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         await self._engine.dispose()
-
-
-async def asyncpg_driver(connection: DatabaseConnection) -> Any:
-    """asyncpg's own connection, with its prepared statements cached by their text.
-
-    SQLAlchemy begins only with its own first statement: use `transaction()` of what this returns.
-    """
-    if not isinstance(connection, AsyncConnection):
-        raise TypeError("this connection is not PostgreSQL's")
-    return (await connection.get_raw_connection()).driver_connection

@@ -2,30 +2,35 @@
 
 from enum import StrEnum
 from functools import cache
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy import (
     ColumnElement,
     Executable,
     Insert,
+    Select,
     Table,
     Update,
     and_,
     bindparam,
+    delete,
     exists,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import col
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import Tenant
 from evergrant_server.store.database.columns import Row, table_of
-from evergrant_server.store.database.connection import DatabaseConnection
+from evergrant_server.store.database.engine import DatabaseConnection
 
 Values = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
+Id = TypeVar("Id", bound=str)
 
 
 def column_values(model: BaseModel, **more: Any) -> Values:
@@ -42,7 +47,7 @@ async def insert(connection: DatabaseConnection, table: type[Row], values: Value
 
 def columns_equal(table: type[Row], **equal: Any) -> ColumnElement[bool]:
     """All of the named columns equal these values."""
-    return and_(*(col(getattr(table, name)) == value for name, value in equal.items()))
+    return and_(true(), *(col(getattr(table, name)) == value for name, value in equal.items()))
 
 
 async def find_one(connection: DatabaseConnection, table: type[Row], **equal: Any) -> Values | None:
@@ -66,25 +71,6 @@ async def fetch_all(connection: DatabaseConnection, query: Executable) -> list[V
     """The query's rows by their column names."""
     rows = (await connection.execute(query)).mappings()
     return [{str(name): value for name, value in row.items()} for row in rows]
-
-
-async def find_model(
-    connection: DatabaseConnection, model: type[Model], table: type[Row], **equal: Any
-) -> Model | None:
-    """The one row with these columns as a value of core, or None."""
-    row = await find_one(connection, table, **equal)
-    return None if row is None else model.model_validate(row)
-
-
-async def fetch_model(connection: DatabaseConnection, model: type[Model], query: Executable) -> Model | None:
-    """The query's first row as a value of core, or None."""
-    row = await fetch_first(connection, query)
-    return None if row is None else model.model_validate(row)
-
-
-async def fetch_models(connection: DatabaseConnection, model: type[Model], query: Executable) -> list[Model]:
-    """The query's rows as values of core."""
-    return [model.model_validate(row) for row in await fetch_all(connection, query)]
 
 
 async def compare_and_set(
@@ -134,6 +120,10 @@ async def _explain_conflict(
     raise Failure(ErrorCode.NOT_FOUND, f"{name} doesn't exist.", row=name)
 
 
+def not_found(what: str) -> Failure:
+    return Failure(ErrorCode.NOT_FOUND, f"{what} doesn't exist.")
+
+
 def already_exists(what: str) -> Failure:
     return Failure(ErrorCode.ALREADY_EXISTS, f"{what} exists already.")
 
@@ -143,3 +133,75 @@ class Repository:
 
     def __init__(self, connection: DatabaseConnection) -> None:
         self._connection = connection
+
+    async def _run(self, statement: Executable) -> int:
+        """Run a change of rows; returns how many it changed."""
+        return (await self._connection.execute(statement)).rowcount
+
+
+class ModelRepository(Repository, Generic[Model, Id]):
+    """The rows of one table as values of core."""
+
+    _table: type[Row]
+    _model: type[Model]
+
+    async def get(self, tenant: Tenant, id: Id) -> Model | None:
+        return await self._one(tenant=tenant, id=id)
+
+    async def replace(self, model: Model, /, *, expected: int) -> Model:
+        """Write it if its row is still at revision `expected`; returns it with the next one.
+
+        Raises Failure STORE_CONFLICT when the row changed meanwhile, NOT_FOUND when it is gone.
+        """
+        return await self._change(model, expected)
+
+    async def _insert(self, model: Model, **more: Any) -> bool:
+        """Add its row, with more columns; False when one of the table's unique indexes already has it."""
+        return await insert(self._connection, self._table, column_values(model, **more))
+
+    async def _add(self, model: Model, what: str, **more: Any) -> Model:
+        """Add its row, with more columns. Raises Failure ALREADY_EXISTS that says `what`."""
+        if not await self._insert(model, **more):
+            raise already_exists(what)
+        return model
+
+    async def _change(self, model: Model, expected: int, **more: Any) -> Model:
+        """As `replace`, with more columns."""
+        values = column_values(model, **more)
+        key = {"tenant": values["tenant"], "id": values["id"]}
+        revision = await compare_and_set(self._connection, self._table, key, values, expected)
+        return model.model_copy(update={"revision": revision})
+
+    async def _put(self, model: Model, what: str, expected: int | None, **more: Any) -> Model:
+        """Add (`expected` None) or change it. Raises as `_add` and `replace`."""
+        if expected is None:
+            return await self._add(model, what, **more)
+        return await self._change(model, expected, **more)
+
+    async def _one(self, **equal: Any) -> Model | None:
+        """The one row with these columns, or None."""
+        row = await find_one(self._connection, self._table, **equal)
+        return None if row is None else self._model.model_validate(row)
+
+    def _where(self, *conditions: ColumnElement[bool], **equal: Any) -> Select[Any]:
+        """Rows for which all of this holds."""
+        return select(self._table).where(columns_equal(self._table, **equal), *conditions)
+
+    async def _all(self, query: Executable) -> list[Model]:
+        return [self._model.model_validate(row) for row in await fetch_all(self._connection, query)]
+
+    async def _first(self, query: Select[Any]) -> Model | None:
+        found = await self._all(query.limit(1))
+        return found[0] if found else None
+
+    async def _page(self, query: Select[Any], by: str, after: str | None, limit: int) -> list[Model]:
+        """The query's rows sorted by the column `by`, after the value `after`."""
+        column = col(getattr(self._table, by))
+        if after is not None:
+            query = query.where(column > after)
+        return await self._all(query.order_by(column).limit(limit))
+
+    async def _delete(self, what: str, **equal: Any) -> None:
+        """Delete the one row with these columns. Raises Failure NOT_FOUND that says `what`."""
+        if await self._run(delete(self._table).where(columns_equal(self._table, **equal))) != 1:
+            raise not_found(what)

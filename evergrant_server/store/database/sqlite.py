@@ -7,7 +7,7 @@ a thread, and BEGIN IMMEDIATE is retried between sleeps while another process wr
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,10 +17,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from sqlalchemy import URL, Connection, CursorResult, Dialect, Executable, QueuePool, create_engine, event
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from evergrant_server.store.database.connection import DatabaseConnection, Parameters
-
 P = ParamSpec("P")
 T = TypeVar("T")
+Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 BUSY_MS = 5_000  # how long SQLite waits for another process's write
 _CONNECTIONS = 16
 _POOL_TIMEOUT_S = 10.0
@@ -34,7 +33,7 @@ _RETRY_DELAYS_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.05, 0.1)  # 
 
 
 class SqliteConnection:
-    """A `DatabaseConnection`: statements run at once, on the event loop."""
+    """As SQLAlchemy's AsyncConnection, but statements run at once, on the event loop."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -180,10 +179,3 @@ def _begun(driver: sqlite3.Connection, *, last: bool) -> bool:
 
 def _driver_of(connection: Connection) -> sqlite3.Connection:
     return cast(sqlite3.Connection, connection.connection.dbapi_connection)
-
-
-def sqlite_driver(connection: DatabaseConnection) -> sqlite3.Connection:
-    """sqlite3's own connection, inside the same transaction: for statements too hot to be built."""
-    if not isinstance(connection, SqliteConnection):
-        raise TypeError("this connection is not SQLite's")
-    return connection.driver

@@ -1,63 +1,48 @@
 """Definitions of providers that tenants add: one row for each version."""
 
-from sqlalchemy import func, select, update
+from typing import Any
+
+from sqlalchemy import Select, func, select, update
 from sqlmodel import col
 
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant
-from evergrant_server.store.database.rows import (
-    Repository,
-    Values,
-    already_exists,
-    column_values,
-    columns_equal,
-    compare_and_set,
-    fetch_models,
-    find_model,
-    insert,
-)
+from evergrant_server.store.database.rows import ModelRepository, columns_equal
 from evergrant_server.store.integrations.tables import DefinitionRow
 
 _SERVING = tuple(state.value for state in DefinitionState if state.serves)
 _OPEN = tuple(state.value for state in DefinitionState if state.in_progress)
 
 
-class Definitions(Repository):
+class Definitions(ModelRepository[Definition, DefinitionId]):
     """Definitions of one transaction."""
+
+    _table, _model = DefinitionRow, Definition
 
     async def add(self, definition: Definition) -> None:
         """Add a version. Raises Failure ALREADY_EXISTS when its number is taken."""
-        if not await insert(self._connection, DefinitionRow, _values(definition)):
-            raise already_exists(f"Version {definition.version} of {definition.name}")
-
-    async def get(self, tenant: Tenant, id: DefinitionId) -> Definition | None:
-        return await find_model(self._connection, Definition, DefinitionRow, tenant=tenant, id=id)
+        what = f"Version {definition.version} of {definition.name}"
+        await self._add(definition, what, **_json(definition))
 
     async def version(self, tenant: Tenant, name: str, version: int) -> Definition | None:
-        return await find_model(
-            self._connection, Definition, DefinitionRow, tenant=tenant, name=name, version=version
-        )
+        return await self._one(tenant=tenant, name=name, version=version)
 
     async def serving(self, tenant: Tenant, name: str) -> list[Definition]:
         """Those that answer for connections of this provider now."""
-        mine = columns_equal(DefinitionRow, tenant=tenant, name=name)
-        return await self._some(select(DefinitionRow).where(mine, col(DefinitionRow.state).in_(_SERVING)))
+        return await self._all(self._where(col(DefinitionRow.state).in_(_SERVING), tenant=tenant, name=name))
 
     async def open_version(self, tenant: Tenant, name: str) -> Definition | None:
         """The version of this provider that is under way, if one is."""
-        mine = columns_equal(DefinitionRow, tenant=tenant, name=name)
-        found = await self._some(select(DefinitionRow).where(mine, col(DefinitionRow.state).in_(_OPEN)))
-        return found[0] if found else None
+        return await self._first(self._open().where(columns_equal(DefinitionRow, tenant=tenant, name=name)))
 
     async def open_versions_of_all_tenants(self) -> list[Definition]:
         """Every version that is under way, of every tenant: reconcile gives them their workflow."""
-        return await self._some(select(DefinitionRow).where(col(DefinitionRow.state).in_(_OPEN)))
+        return await self._all(self._open())
 
     async def versions(self, tenant: Tenant, name: str) -> list[Definition]:
         """Every version, the newest first."""
-        mine = columns_equal(DefinitionRow, tenant=tenant, name=name)
-        newest = col(DefinitionRow.version).desc()
-        return await self._some(select(DefinitionRow).where(mine).order_by(newest))
+        mine = self._where(tenant=tenant, name=name)
+        return await self._all(mine.order_by(col(DefinitionRow.version).desc()))
 
     async def names(self, tenant: Tenant) -> list[str]:
         """Providers that this tenant has a definition of."""
@@ -76,20 +61,15 @@ class Definitions(Repository):
         mine = columns_equal(
             DefinitionRow, tenant=definition.tenant, id=definition.id, share=definition.share
         )
-        await self._connection.execute(update(DefinitionRow).where(mine).values({column: column + 1}))  # pyright: ignore[reportArgumentType]  # a column, for SQLAlchemy
+        await self._run(update(DefinitionRow).where(mine).values({column: column + 1}))  # pyright: ignore[reportArgumentType]  # a column, for SQLAlchemy
 
     async def replace(self, definition: Definition, *, expected: int) -> Definition:
-        """Write a row if it is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
-        key = {"tenant": definition.tenant, "id": definition.id}
-        values = _values(definition)
-        revision = await compare_and_set(self._connection, DefinitionRow, key, values, expected)
-        return definition.model_copy(update={"revision": revision})
+        return await self._change(definition, expected, **_json(definition))
 
-    async def _some(self, query: object) -> list[Definition]:
-        return await fetch_models(self._connection, Definition, query)  # pyright: ignore[reportArgumentType]  # a select
+    def _open(self) -> Select[Any]:
+        return self._where(col(DefinitionRow.state).in_(_OPEN))
 
 
-def _values(definition: Definition) -> Values:
-    """The columns; what is a list or a model of core is written as JSON."""
-    plain = definition.model_dump(mode="json")
-    return column_values(definition, rollout=plain["rollout"], findings=plain["findings"])
+def _json(definition: Definition) -> dict[str, Any]:
+    """The columns for which a list or a model of core is written as JSON."""
+    return definition.model_dump(mode="json", include={"rollout", "findings"})

@@ -13,16 +13,16 @@ from evergrant_server.core.provider_events.receivers import (
 )
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
-from evergrant_server.store.database.connection import DatabaseConnection
-from evergrant_server.store.database.rows import columns_equal, fetch_all, insert
+from evergrant_server.store.database.engine import DatabaseConnection
+from evergrant_server.store.database.rows import Repository, columns_equal, fetch_all, insert
 from evergrant_server.store.provider_events.tables import AccountIdentifierRow
 
 
-class AccountIdentifiers:
+class AccountIdentifiers(Repository):
     """Account identifiers, read and written in one transaction."""
 
     def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
-        self._connection = connection
+        super().__init__(connection)
         self._ring = ring
 
     async def update_from_reply(
@@ -39,8 +39,9 @@ class AccountIdentifiers:
         stay = unreplaced_names(tokens, origin)
         gone = [name for name, hashed in had.items() if name not in stay and wanted.get(name) != hashed]
         if gone:
-            old = delete(AccountIdentifierRow).where(mine, col(AccountIdentifierRow.name).in_(gone))
-            await self._connection.execute(old)
+            await self._run(
+                delete(AccountIdentifierRow).where(mine, col(AccountIdentifierRow.name).in_(gone))
+            )
         for name, hashed in wanted.items():
             if had.get(name) != hashed:
                 values = {
@@ -82,7 +83,7 @@ class AccountIdentifiers:
     async def delete_of_connection(self, tenant: Tenant, connection_id: ConnectionId) -> None:
         """Delete all of a connection."""
         mine = columns_equal(AccountIdentifierRow, tenant=tenant, connection_id=connection_id)
-        await self._connection.execute(delete(AccountIdentifierRow).where(mine))
+        await self._run(delete(AccountIdentifierRow).where(mine))
 
     def _hash(self, tenant: str, integration_id: str, identifier: AccountIdentifier) -> str:
         return self._ring.account_hash(tenant, integration_id, identifier.name, identifier.value)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, Select, and_, exists, select
+from sqlalchemy import Select, and_, exists, select
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -11,10 +11,9 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.provider_events.external_revocation import IntrospectionFinding
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.rows import (
-    Repository,
+    ModelRepository,
     columns_equal,
     compare_and_set,
-    fetch_models,
     find_one,
     insert,
 )
@@ -23,15 +22,23 @@ from evergrant_server.store.provider_events.tables import IntrospectionRow
 NEVER_INTROSPECTED = "never"
 
 
-class Introspections(Repository):
+_SAME = and_(
+    col(IntrospectionRow.tenant) == col(ConnectionRow.tenant),
+    col(IntrospectionRow.connection_id) == col(ConnectionRow.id),
+)
+
+
+class Introspections(ModelRepository[Connection, ConnectionId]):
     """Introspections of one transaction."""
+
+    _table, _model = ConnectionRow, Connection
 
     async def unscheduled(
         self, tenant: Tenant, integration_id: IntegrationId, limit: int
     ) -> list[Connection]:
         """Active connections of this integration that have no place in the order yet."""
         query = self._active(tenant, integration_id).where(col(IntrospectionRow.connection_id).is_(None))
-        return await self._list(query.order_by(col(ConnectionRow.id)).limit(limit))
+        return await self._all(query.order_by(col(ConnectionRow.id)).limit(limit))
 
     async def due(
         self, tenant: Tenant, integration_id: IntegrationId, now: datetime, limit: int
@@ -39,7 +46,7 @@ class Introspections(Repository):
         """Active connections whose time has come, the longest overdue first."""
         query = self._active(tenant, integration_id).where(col(IntrospectionRow.next_at) <= now)
         order = (col(IntrospectionRow.next_at), col(ConnectionRow.id))
-        return await self._list(query.order_by(*order).limit(limit))
+        return await self._all(query.order_by(*order).limit(limit))
 
     async def schedule(
         self,
@@ -61,34 +68,11 @@ class Introspections(Repository):
 
     async def provider_recognizes_tokens(self, tenant: Tenant, integration_id: IntegrationId) -> bool:
         """True when this provider has said of a refresh token that it is active: it knows of them."""
-        same = and_(
-            col(IntrospectionRow.tenant) == col(ConnectionRow.tenant),
-            col(IntrospectionRow.connection_id) == col(ConnectionRow.id),
-        )
         mine = columns_equal(ConnectionRow, tenant=tenant, integration_id=integration_id)
         known = col(IntrospectionRow.outcome) == IntrospectionFinding.REFRESH_TOKEN_ACTIVE.value
-        found = await self._connection.execute(select(exists().where(same, mine, known)))
+        found = await self._connection.execute(select(exists().where(_SAME, mine, known)))
         return bool(found.scalar_one())
 
-    async def last_outcome(self, tenant: Tenant, connection_id: ConnectionId) -> str | None:
-        """The outcome of the last introspection; None when none is scheduled."""
-        row = await find_one(self._connection, IntrospectionRow, tenant=tenant, connection_id=connection_id)
-        return None if row is None else row["outcome"]
-
     def _active(self, tenant: Tenant, integration_id: IntegrationId) -> Select[Any]:
-        same = and_(
-            col(IntrospectionRow.tenant) == col(ConnectionRow.tenant),
-            col(IntrospectionRow.connection_id) == col(ConnectionRow.id),
-        )
-        return (
-            select(ConnectionRow)
-            .outerjoin(IntrospectionRow, same)
-            .where(
-                col(ConnectionRow.tenant) == tenant,
-                col(ConnectionRow.integration_id) == integration_id,
-                col(ConnectionRow.state) == LifecycleState.ACTIVE.value,
-            )
-        )
-
-    async def _list(self, query: Executable) -> list[Connection]:
-        return await fetch_models(self._connection, Connection, query)
+        active = self._where(tenant=tenant, integration_id=integration_id, state=LifecycleState.ACTIVE.value)
+        return active.outerjoin(IntrospectionRow, _SAME)

@@ -7,18 +7,10 @@ from sqlalchemy import Index, UniqueConstraint
 from sqlmodel import Field, ForeignKeyConstraint
 
 from evergrant_server.crypto import Sealed
-from evergrant_server.store.database.columns import (
-    Row,
-    connection_foreign_key,
-    json_column,
-    optional_json_column,
-    optional_timestamp_column,
-    sealed_column,
-    timestamp_column,
-)
+from evergrant_server.store.database import columns
 
 
-class EventReceiverRow(Row, table=True):
+class EventReceiverRow(columns.IdRow, table=True):
     __table_args__ = (
         ForeignKeyConstraint(
             ["tenant", "integration_id"], ["integration.tenant", "integration.id"], ondelete="CASCADE"
@@ -26,53 +18,47 @@ class EventReceiverRow(Row, table=True):
         UniqueConstraint("tenant", "integration_id"),
         Index(None, "id", unique=True),
     )
-    tenant: str = Field(primary_key=True)
-    id: str = Field(primary_key=True)
     integration_id: str
     kind: str
     issuer: str | None = None
     jwks_uri: str | None = None
-    audience: list[str] = json_column()
+    audience: list[str] = columns.json()
     account_in: str
-    keys: list[dict[str, Any]] | None = optional_json_column()
-    keys_at: datetime | None = optional_timestamp_column()
-    keys_requested_at: datetime | None = optional_timestamp_column()
+    keys: list[dict[str, Any]] | None = columns.optional_json()
+    keys_at: datetime | None = columns.optional_timestamp()
+    keys_requested_at: datetime | None = columns.optional_timestamp()
     keys_problem: str | None = None
-    sealed_secret: Sealed | None = sealed_column()
-    created_at: datetime = timestamp_column()
-    changed_at: datetime = timestamp_column()
-    revision: int
+    sealed_secret: Sealed | None = columns.sealed()
+    created_at: datetime = columns.timestamp()
+    changed_at: datetime = columns.timestamp()
 
 
-class ReceivedEventRow(Row, table=True):
+class ReceivedEventRow(columns.TenantRow, table=True):
     __table_args__ = (
         ForeignKeyConstraint(
             ["tenant", "receiver_id"], ["event_receiver.tenant", "event_receiver.id"], ondelete="CASCADE"
         ),
         Index(None, "received_at"),
     )
-    tenant: str = Field(primary_key=True)
     receiver_id: str = Field(primary_key=True)
     event_hash: str = Field(primary_key=True)
-    received_at: datetime = timestamp_column()
-    revision: int
+    received_at: datetime = columns.timestamp()
 
 
-class AccountIdentifierRow(Row, table=True):
-    __table_args__ = (connection_foreign_key(), Index(None, "tenant", "integration_id", "identifier_hash"))
-    tenant: str = Field(primary_key=True)
+class AccountIdentifierRow(columns.TenantRow, table=True):
+    __table_args__ = (
+        columns.connection_foreign_key(),
+        Index(None, "tenant", "integration_id", "identifier_hash"),
+    )
     connection_id: str = Field(primary_key=True)
     name: str = Field(primary_key=True)
     integration_id: str
     identifier_hash: str
-    revision: int
 
 
-class IntrospectionRow(Row, table=True):
-    __table_args__ = (connection_foreign_key(), Index(None, "next_at"))
-    tenant: str = Field(primary_key=True)
+class IntrospectionRow(columns.TenantRow, table=True):
+    __table_args__ = (columns.connection_foreign_key(), Index(None, "next_at"))
     connection_id: str = Field(primary_key=True)
-    next_at: datetime = timestamp_column()
-    checked_at: datetime | None = optional_timestamp_column()
+    next_at: datetime = columns.timestamp()
+    checked_at: datetime | None = columns.optional_timestamp()
     outcome: str
-    revision: int

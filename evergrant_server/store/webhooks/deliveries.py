@@ -9,13 +9,10 @@ from evergrant_server.core.events import WebhookEvent
 from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
 from evergrant_server.core.webhooks import Delivery, DeliveryStatus, Webhook
 from evergrant_server.store.database.rows import (
-    Repository,
-    already_exists,
+    ModelRepository,
     column_values,
     columns_equal,
-    compare_and_set,
-    fetch_models,
-    find_model,
+    find_one,
     insert,
 )
 from evergrant_server.store.webhooks.tables import DeliveryRow, EventRow
@@ -23,37 +20,27 @@ from evergrant_server.store.webhooks.tables import DeliveryRow, EventRow
 _PRUNED_AT_ONCE = 500
 
 
-class Deliveries(Repository):
+class Deliveries(ModelRepository[Delivery, DeliveryId]):
     """Events and deliveries of one transaction."""
+
+    _table, _model = DeliveryRow, Delivery
 
     async def add_event(self, event: WebhookEvent) -> bool:
         """Add an event; False when it is there already."""
         return await insert(self._connection, EventRow, column_values(event))
 
     async def event(self, tenant: Tenant, id: EventId) -> WebhookEvent | None:
-        return await find_model(self._connection, WebhookEvent, EventRow, tenant=tenant, id=id)
+        row = await find_one(self._connection, EventRow, tenant=tenant, id=id)
+        return None if row is None else WebhookEvent.model_validate(row)
 
     async def add(self, delivery: Delivery) -> None:
         """Add a delivery. Raises Failure ALREADY_EXISTS."""
-        if not await insert(self._connection, DeliveryRow, column_values(delivery)):
-            raise already_exists(f"Delivery {delivery.id}")
-
-    async def get(self, tenant: Tenant, id: DeliveryId) -> Delivery | None:
-        return await find_model(self._connection, Delivery, DeliveryRow, tenant=tenant, id=id)
-
-    async def replace(self, delivery: Delivery, *, expected: int) -> Delivery:
-        """Write it if its row is still at revision `expected`. Raises Failure STORE_CONFLICT, NOT_FOUND."""
-        key = {"tenant": delivery.tenant, "id": delivery.id}
-        revision = await compare_and_set(
-            self._connection, DeliveryRow, key, column_values(delivery), expected
-        )
-        return delivery.model_copy(update={"revision": revision})
+        await self._add(delivery, f"Delivery {delivery.id}")
 
     async def due(self, webhook: Webhook, now: datetime, limit: int, *, by_hand: bool) -> list[Delivery]:
         """Due deliveries, the longest overdue first: either those requested by hand, or the others."""
         ripe = _pending(webhook, by_hand) & (col(DeliveryRow.next_at) <= now)
-        query = select(DeliveryRow).where(ripe).order_by(col(DeliveryRow.next_at)).limit(limit)
-        return await fetch_models(self._connection, Delivery, query)
+        return await self._all(self._where(ripe).order_by(col(DeliveryRow.next_at)).limit(limit))
 
     async def next_at(self, webhook: Webhook, *, by_hand: bool) -> datetime | None:
         """When the first pending delivery is due; None without one."""
@@ -71,14 +58,13 @@ class Deliveries(Repository):
     ) -> list[Delivery]:
         """Deliveries to one webhook, newest first (by moment and id), behind `after`."""
         order = (col(DeliveryRow.created_at), col(DeliveryRow.id))
-        query = select(DeliveryRow).where(columns_equal(DeliveryRow, tenant=tenant, webhook_id=webhook_id))
+        query = self._where(tenant=tenant, webhook_id=webhook_id)
         if status is not None:
             query = query.where(col(DeliveryRow.status) == status.value)
         if after is not None:
             at, id = after
             query = query.where((order[0] < at) | ((order[0] == at) & (order[1] < id)))
-        newest = query.order_by(order[0].desc(), order[1].desc()).limit(limit)
-        return await fetch_models(self._connection, Delivery, newest)
+        return await self._all(query.order_by(order[0].desc(), order[1].desc()).limit(limit))
 
     async def prune(self, tenant: Tenant, webhook_id: WebhookId, before: datetime) -> int:
         """Delete deliveries from before this moment with any outcome, and events without deliveries;
@@ -90,18 +76,15 @@ class Deliveries(Repository):
             .order_by(col(DeliveryRow.created_at))
             .limit(_PRUNED_AT_ONCE)
         )
-        gone = await self._connection.execute(
-            delete(DeliveryRow).where(mine, col(DeliveryRow.id).in_(oldest))
-        )
+        gone = await self._run(delete(DeliveryRow).where(mine, col(DeliveryRow.id).in_(oldest)))
         waited_for = exists().where(
             col(DeliveryRow.tenant) == col(EventRow.tenant), col(DeliveryRow.event_id) == col(EventRow.id)
         )
-        over = columns_equal(EventRow, tenant=tenant) & (col(EventRow.at) < before) & ~waited_for
+        of_tenant = columns_equal(EventRow, tenant=tenant)
+        over = of_tenant & (col(EventRow.at) < before) & ~waited_for
         some = select(col(EventRow.id)).where(over).limit(_PRUNED_AT_ONCE)
-        await self._connection.execute(
-            delete(EventRow).where(columns_equal(EventRow, tenant=tenant), col(EventRow.id).in_(some))
-        )
-        return gone.rowcount
+        await self._run(delete(EventRow).where(of_tenant, col(EventRow.id).in_(some)))
+        return gone
 
     async def webhooks_with_deliveries_before(
         self, before: datetime, limit: int = 100

@@ -131,4 +131,4 @@ async def test_a_longer_export_replaces_a_shorter_one_and_never_the_reverse(stor
 async def test_nothing_was_leased_at_first(store: Store):
     connection = await granted(store)
     async with store.read() as tx:
-        assert await tx.usage.leased_generation(ACME, connection.id) == 0
+        assert await tx.connections.leased_generation(ACME, connection.id) == 0

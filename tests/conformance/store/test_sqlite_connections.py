@@ -12,8 +12,9 @@ from sqlalchemy import event, text
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store.database import sqlite
+from evergrant_server.store.database.engine import sqlite_driver
 from evergrant_server.store.database.errors import translate_errors
-from evergrant_server.store.database.sqlite import SqliteDatabase, sqlite_driver
+from evergrant_server.store.database.sqlite import SqliteDatabase
 
 COUNT = text("SELECT count(*) FROM noted")
 NOTE = text("INSERT INTO noted VALUES (1)")

@@ -3,7 +3,6 @@
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.integrations import RefreshRules, Rotation
-from evergrant_server.core.single_use.attempt import AttemptKind
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, raw, status
 
@@ -46,4 +45,4 @@ async def test_an_error_with_status_200_leaves_no_attempt_open(place: Installati
     idp.script(raw(b'{"error": "temporarily_unavailable"}'))
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.PROVIDER_ERROR
     async with place.store.read() as tx:
-        assert await tx.attempts.open_of_kind(TENANT, connection.id, "main", AttemptKind.REFRESH) is None
+        assert await tx.attempts.open_of_any_kind(TENANT, connection.id, "main") is None

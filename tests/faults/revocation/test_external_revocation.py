@@ -32,6 +32,8 @@ from evergrant_server.core.provider_events.external_revocation import (
 from evergrant_server.core.provider_events.receivers import Receiver, ReceiverKind
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.store.database.rows import find_one
+from evergrant_server.store.provider_events.tables import IntrospectionRow
 from providers.requests.sender import Sender
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation
@@ -57,9 +59,11 @@ async def introspected(place: Installation, idp: ScriptedProvider) -> Connection
 
 async def due(place: Installation, connection: Connection) -> None:
     async with place.store.write() as tx:
-        known = await tx.introspections.last_outcome(TENANT, connection.id)
+        known = await find_one(tx.connection, IntrospectionRow, tenant=TENANT, connection_id=connection.id)
         now = place.parts.clock.now()
-        await tx.introspections.schedule(TENANT, connection.id, now, outcome=known or "never")
+        await tx.introspections.schedule(
+            TENANT, connection.id, now, outcome=known["outcome"] if known else "never"
+        )
 
 
 async def one_pass(place: Installation) -> IntrospectGrantsResult:
@@ -75,7 +79,8 @@ async def one_pass(place: Installation) -> IntrospectGrantsResult:
 
 async def outcome(place: Installation, connection: Connection) -> str | None:
     async with place.store.read() as tx:
-        return await tx.introspections.last_outcome(TENANT, connection.id)
+        row = await find_one(tx.connection, IntrospectionRow, tenant=TENANT, connection_id=connection.id)
+    return None if row is None else row["outcome"]
 
 
 async def until_told(place: Installation, connection: Connection, state: LifecycleState) -> None:

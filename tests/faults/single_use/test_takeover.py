@@ -11,7 +11,6 @@ import pytest
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RefreshRules, Rotation
-from evergrant_server.core.single_use.attempt import AttemptKind
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import (
@@ -170,7 +169,7 @@ async def test_a_second_send_keeps_the_date_of_the_first(
     lenient.script(drop_after_commit())
     await worker.refresh(connection, 1)
     async with place.store.read() as tx:
-        first = await tx.attempts.open_of_kind(TENANT, connection.id, "main", AttemptKind.REFRESH)
+        first = await tx.attempts.open_of_any_kind(TENANT, connection.id, "main")
     assert first is not None
     assert (await worker.refresh(connection, 1)).obtained_at == first.opened_at
 

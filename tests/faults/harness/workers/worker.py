@@ -35,8 +35,7 @@ from evergrant_server.journal import Journal
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import postgresql
-from evergrant_server.store.database.connection import Database
-from evergrant_server.store.database.engine import open_database
+from evergrant_server.store.database.engine import Database, open_database
 from evergrant_server.wiring.platform import Platform
 from evergrant_server.wiring.worker_parts import WorkerParts, build_worker_parts
 from providers.definition.registry import Registry

@@ -30,7 +30,7 @@ async def test_a_fresh_lease_says_what_the_token_can_do(api: Api):
     assert answer.headers["cache-control"] == "no-store"
     assert await actions_of(api, connection.id) == [AuditAction.LEASE_ISSUED]
     async with api.worker.read() as tx:
-        assert await tx.usage.leased_generation(TENANT, connection.id) == 1
+        assert await tx.connections.leased_generation(TENANT, connection.id) == 1
 
 
 async def test_a_lease_by_id_with_an_empty_body(api: Api):

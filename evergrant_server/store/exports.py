@@ -1,32 +1,49 @@
 """Exports and their lines. A line is a JWE to a key that this store doesn't have."""
 
-from sqlalchemy import delete, select
-from sqlmodel import col
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Index, Text, delete, select
+from sqlmodel import Field, ForeignKeyConstraint, col
 
 from evergrant_server.core.export import Export
-from evergrant_server.core.ids import ExportId, Tenant
-from evergrant_server.store.database.rows import (
-    Repository,
-    already_exists,
-    column_values,
-    columns_equal,
-    compare_and_set,
-    find_model,
-    insert,
-)
-from evergrant_server.store.exports.tables import ExportLineRow, ExportRow
+from evergrant_server.core.ids import ExportId
+from evergrant_server.store.database import columns
+from evergrant_server.store.database.rows import ModelRepository, columns_equal, insert
 
 
-class Exports(Repository):
+class ExportRow(columns.IdRow, table=True):
+    __table_args__ = (Index(None, "id", unique=True),)
+    status: str
+    recipient: dict[str, str] = columns.json()
+    filters: dict[str, Any] = columns.json()
+    exported: int
+    skipped: int
+    pages: int
+    after: str | None = None
+    by: str
+    trace_id: str
+    created_at: datetime = columns.timestamp()
+    expires_at: datetime = columns.timestamp()
+
+
+class ExportLineRow(columns.TenantRow, table=True):
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant", "export_id"], ["export.tenant", "export.id"], ondelete="CASCADE"),
+    )
+    export_id: str = Field(primary_key=True)
+    seq: int = Field(primary_key=True, sa_type=columns.BIG_INTEGER, sa_column_kwargs={"autoincrement": False})  # pyright: ignore[reportArgumentType]  # an instance carries the variant
+    jwe: str = Field(sa_type=Text)
+
+
+class Exports(ModelRepository[Export, ExportId]):
     """Exports of one transaction."""
+
+    _table, _model = ExportRow, Export
 
     async def add(self, export: Export) -> None:
         """Add an export. Raises Failure ALREADY_EXISTS."""
-        if not await insert(self._connection, ExportRow, column_values(export)):
-            raise already_exists(f"Export {export.id}")
-
-    async def get(self, tenant: Tenant, id: ExportId) -> Export | None:
-        return await find_model(self._connection, Export, ExportRow, tenant=tenant, id=id)
+        await self._add(export, f"Export {export.id}")
 
     async def write_page(self, before: Export, after: Export, lines: list[str]) -> Export:
         """Write a page's lines with the row that counts them, if the row is as `before` was.
@@ -49,10 +66,5 @@ class Exports(Repository):
     async def delete_lines(self, export: Export) -> Export:
         """Delete the lines; the row stays and says so. Raises Failure STORE_CONFLICT."""
         mine = columns_equal(ExportLineRow, tenant=export.tenant, export_id=export.id)
-        await self._connection.execute(delete(ExportLineRow).where(mine))
+        await self._run(delete(ExportLineRow).where(mine))
         return await self.replace(export.deleted(), expected=export.revision)
-
-    async def replace(self, export: Export, *, expected: int) -> Export:
-        key = {"tenant": export.tenant, "id": export.id}
-        revision = await compare_and_set(self._connection, ExportRow, key, column_values(export), expected)
-        return export.model_copy(update={"revision": revision})
