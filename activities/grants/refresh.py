@@ -9,9 +9,9 @@ from activities.grants.refresh_outcome import RefreshOutcome
 from activities.grants.services import GrantServices
 from activities.grants.subject_tokens import load_subject_token
 from activities.grants.token_request import (
-    AccessTokenExchangeRequest,
     RefreshTokenRequest,
     TokenRequest,
+    access_token_exchange,
     client_grant_token_request,
 )
 from activities.single_use.attempt import SingleUseAttempt
@@ -120,7 +120,7 @@ class RefreshActivities:
                 return None
             async with self._store.read() as tx:
                 access_token = await tx.grants.access_token(context.connection)
-            return AccessTokenExchangeRequest(context, context.access_token_exchange, access_token)
+            return access_token_exchange(context, context.access_token_exchange, access_token)
         grant = context.grant
         if not context.spec.refresh_supported or grant is None or not grant.refreshable:
             return None

@@ -14,6 +14,7 @@ from evergrant_server.egress import BeforeSend
 from providers.definition.schema_lifecycle import RefreshSpec
 from providers.oauth1.flow import token_credentials_request
 from providers.requests.client_grants import ClientGrantInput, PreparedRequest, client_grant_request
+from providers.requests.request_format import access_token_exchange_request
 from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply
 
@@ -54,31 +55,8 @@ class RefreshTokenRequest(TokenRequest):
         )
 
 
-class AccessTokenExchangeRequest(TokenRequest):
-    """Exchanges a valid access token, which stays valid: nothing is spent."""
-
-    rules = NO_CREDENTIAL_SPENT
-
-    def __init__(self, context: ProviderContext, rule: RefreshSpec, token: Secret) -> None:
-        self._context = context
-        self._rule = rule
-        self._token = token
-
-    def send(self, sender: Sender, before_send: BeforeSend) -> Awaitable[RawReply]:
-        context = self._context
-        return sender.exchange_access_token(
-            context.spec,
-            context.endpoints,
-            context.client,
-            self._rule,
-            token=self._token,
-            params=context.params,
-            before_send=before_send,
-        )
-
-
 class PreparedTokenRequest(TokenRequest):
-    """Sends a request that `providers` has built: a client grant or the poll of a device code."""
+    """Sends a request that `providers` has built, such as a client grant or a poll."""
 
     def __init__(self, context: ProviderContext, request: PreparedRequest, rules: RefreshRules) -> None:
         self.rules = rules
@@ -88,6 +66,14 @@ class PreparedTokenRequest(TokenRequest):
     def send(self, sender: Sender, before_send: BeforeSend) -> Awaitable[RawReply]:
         context = self._context
         return sender.send_prepared(context.spec, context.client, self._request, before_send=before_send)
+
+
+def access_token_exchange(context: ProviderContext, rule: RefreshSpec, token: Secret) -> PreparedTokenRequest:
+    """Exchanges a valid access token, which stays valid: nothing is spent."""
+    request = access_token_exchange_request(
+        context.spec, context.endpoints, context.client, rule, token, context.params
+    )
+    return PreparedTokenRequest(context, request, NO_CREDENTIAL_SPENT)
 
 
 def client_grant_token_request(

@@ -36,7 +36,7 @@ from evergrant_server.store.keys import NO_CONNECTION
 from providers.quirks import registration_request
 from providers.registration.client_metadata import auth_method_to_request, client_metadata
 from providers.registration.discovery import send_registration
-from providers.requests.send_failure import SendFailed
+from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
 
 _WAIT_FOR_REPLAY_S = 20.0  # for a journaled reply: a sweep replays it within seconds

@@ -23,7 +23,7 @@ from evergrant_server.core.single_use.circuit_breaker import (
     released,
 )
 from evergrant_server.telemetry import metrics
-from providers.requests.send_failure import SendFailed
+from providers.requests.sender import SendFailed
 from providers.responses.durations import retry_after
 from providers.responses.raw_reply import RawReply
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
@@ -90,20 +91,30 @@ def refresh_format(
     )
 
 
-def access_token_exchange_format(
-    spec: ProviderSpec, client: OAuthClient, rule: RefreshSpec, token: Secret, params: Params
-) -> RequestFormat:
-    """The format of exchanging an access token for the next one. Raises as `token_request_format`."""
+def access_token_exchange_request(
+    spec: ProviderSpec,
+    endpoints: Endpoints,
+    client: OAuthClient,
+    rule: RefreshSpec,
+    token: Secret,
+    params: Params,
+) -> PreparedRequest:
+    """Exchange a valid access token for the next one. No RFC describes it; Meta's services do it.
+
+    Raises as `token_request_format`.
+    """
     renames = dict(spec.token_request_param_names)
     if rule.client == "secret":
         renames["client_id"] = None
-    return RequestFormat(
+    format = RequestFormat(
         method=rule.method,
         auth=NO_AUTH if rule.client == "none" else client.auth,
         renames=renames,
         extra_params={rule.token_param: token.reveal()} | filled_params(spec, rule.params, params),
         headers=spec.token_request_headers,
     )
+    own_url = rule.url and fill_template(rule.url, checked_params(spec, params), spec)
+    return PreparedRequest(own_url or endpoints.token_endpoint, str(rule.grant_type), format)
 
 
 def with_resources(format: RequestFormat, resources: Sequence[str]) -> RequestFormat:

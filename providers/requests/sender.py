@@ -1,6 +1,7 @@
 """Sends the requests to a provider, through authlib's AsyncOAuth2Client on the egress transport."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -11,11 +12,8 @@ from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend, Egress, SendObserver
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_lifecycle import RefreshSpec
 from providers.definition.schema_request import Pkce
 from providers.definition.templates import (
-    checked_params,
-    fill_template,
     fill_url_encoded,
     redirect_uri_to_send,
     require_complete,
@@ -29,17 +27,32 @@ from providers.requests.request_format import (
     PreparedRequest,
     RequestFormat,
     SignedRequest,
-    access_token_exchange_format,
     code_exchange_format,
     refresh_format,
     revocation_format,
     with_resources,
 )
-from providers.requests.send_failure import SendFailed, SendStopped, stop_on_failure, unreachable_failure
 from providers.requests.wire import ProviderRequestAuth
 from providers.responses.raw_reply import RawReply
 
 AuthlibCall = Callable[[ProviderClient], Awaitable[Any]]
+
+
+class SendFailed(Failure):
+    """No reply was received. `sent` is False only when certainly no byte of the request was sent."""
+
+    def __init__(self, failure: Failure, *, sent: bool) -> None:
+        super().__init__(failure.code, failure.detail, retry_after=failure.retry_after, **failure.context)
+        self.failure = failure
+        self.sent = sent
+
+
+class _SendStopped(Exception):
+    """An exception of `before_send`, on its way through authlib."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__("stopped before sending")
+        self.failure = failure
 
 
 class Sender:
@@ -74,8 +87,14 @@ class Sender:
         standard = {"code": code.reveal(), "redirect_uri": redirect_uri_to_send(spec, params, redirect_uri)}
         if spec.pkce is not Pkce.OFF:
             standard["code_verifier"] = verifier.reveal()
-        request = PreparedRequest(endpoints.token_endpoint, "authorization_code", format)
-        return await self._fetch_token(spec, client, request, before_send, standard)
+        call = partial(
+            ProviderClient.fetch_token,
+            url=require_complete(spec, endpoints.token_endpoint),
+            grant_type="authorization_code",
+            auth=self._auth(spec, client, format),
+            **standard,
+        )
+        return await self._send(spec, client, call, before_send)
 
     async def refresh(
         self,
@@ -97,29 +116,9 @@ class Sender:
             raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="refresh_supported")
         url = require_complete(spec, endpoints.refresh_endpoint or endpoints.token_endpoint)
         format = refresh_format(spec, client, refresh_token, redirect_uri, params or {})
-        auth = ProviderRequestAuth(spec, client, with_resources(format, resources), self._nonces)
-
-        def call(authlib: ProviderClient) -> Awaitable[Any]:
-            return authlib.refresh_token(url, refresh_token=refresh_token.reveal(), auth=auth)
-
+        auth = self._auth(spec, client, with_resources(format, resources))
+        call = partial(ProviderClient.refresh_token, url=url, refresh_token=refresh_token.reveal(), auth=auth)
         return await self._send(spec, client, call, before_send)
-
-    async def exchange_access_token(
-        self,
-        spec: ProviderSpec,
-        endpoints: Endpoints,
-        client: OAuthClient,
-        rule: RefreshSpec,
-        *,
-        token: Secret,
-        params: Params | None = None,
-        before_send: BeforeSend | None = None,
-    ) -> RawReply:
-        """Exchange a valid access token for the next one. No RFC describes it; Meta's services do it."""
-        format = access_token_exchange_format(spec, client, rule, token, params or {})
-        own_url = rule.url and fill_template(rule.url, checked_params(spec, params or {}), spec)
-        request = PreparedRequest(own_url or endpoints.token_endpoint, str(rule.grant_type), format)
-        return await self._fetch_token(spec, client, request, before_send)
 
     async def send_prepared(
         self,
@@ -129,8 +128,10 @@ class Sender:
         *,
         before_send: BeforeSend | None = None,
     ) -> RawReply:
-        """Send a client grant, device or PAR request."""
-        return await self._fetch_token(spec, client, request, before_send)
+        """Send a client grant, device, PAR or access token exchange request."""
+        url, auth = require_complete(spec, request.url), self._auth(spec, client, request.format)
+        call = partial(ProviderClient.fetch_token, url=url, grant_type=request.grant_type, auth=auth)
+        return await self._send(spec, client, call, before_send)
 
     async def revoke(
         self,
@@ -151,11 +152,10 @@ class Sender:
         if url is not None:
             url = fill_url_encoded(url, client_id=client.client_id, token=token.reveal())
         url = require_endpoint(spec, url, "revocation_endpoint")
-        auth = ProviderRequestAuth(spec, client, revocation_format(spec, client, token), self._nonces)
-
-        def call(authlib: ProviderClient) -> Awaitable[Any]:
-            return authlib.revoke_token(url, token=token.reveal(), token_type_hint=hint, auth=auth)
-
+        auth = self._auth(spec, client, revocation_format(spec, client, token))
+        call = partial(
+            ProviderClient.revoke_token, url=url, token=token.reveal(), token_type_hint=hint, auth=auth
+        )
         return await self._send(spec, client, call, before_send)
 
     async def introspect(
@@ -170,11 +170,10 @@ class Sender:
     ) -> RawReply:
         """Ask whether a token is active (RFC 7662 section 2.1)."""
         url = require_endpoint(spec, endpoints.introspection_endpoint, "introspection_endpoint")
-        auth = ProviderRequestAuth(spec, client, RequestFormat(auth=client.auth), self._nonces)
-
-        def call(authlib: ProviderClient) -> Awaitable[Any]:
-            return authlib.introspect_token(url, token=token.reveal(), token_type_hint=hint, auth=auth)
-
+        auth = self._auth(spec, client, RequestFormat(auth=client.auth))
+        call = partial(
+            ProviderClient.introspect_token, url=url, token=token.reveal(), token_type_hint=hint, auth=auth
+        )
         return await self._send(spec, client, call, before_send)
 
     async def send_signed(
@@ -186,27 +185,17 @@ class Sender:
         before_send: BeforeSend | None = None,
     ) -> RawReply:
         """Send a signed request of OAuth 1.0a (RFC 5849 sections 2.1 and 2.3)."""
-
-        def call(authlib: ProviderClient) -> Awaitable[Any]:
-            return authlib.request(request.method, request.url, headers=request.headers, withhold_token=True)
-
+        call = partial(
+            ProviderClient.request,
+            method=request.method,
+            url=request.url,
+            headers=request.headers,
+            withhold_token=True,
+        )
         return await self._send(spec, client, call, before_send)
 
-    async def _fetch_token(
-        self,
-        spec: ProviderSpec,
-        client: OAuthClient,
-        request: PreparedRequest,
-        before_send: BeforeSend | None,
-        standard: Params | None = None,
-    ) -> RawReply:
-        url = require_complete(spec, request.url)
-        auth = ProviderRequestAuth(spec, client, request.format, self._nonces)
-
-        def call(authlib: ProviderClient) -> Awaitable[Any]:
-            return authlib.fetch_token(url, grant_type=request.grant_type, auth=auth, **(standard or {}))
-
-        return await self._send(spec, client, call, before_send)
+    def _auth(self, spec: ProviderSpec, client: OAuthClient, format: RequestFormat) -> ProviderRequestAuth:
+        return ProviderRequestAuth(spec, client, format, self._nonces)
 
     async def _send(
         self, spec: ProviderSpec, client: OAuthClient, call: AuthlibCall, before_send: BeforeSend | None
@@ -224,7 +213,7 @@ class Sender:
     async def _send_once(
         self, spec: ProviderSpec, client: OAuthClient, call: AuthlibCall, before_send: BeforeSend | None
     ) -> RawReply:
-        watch = SendObserver(stop_on_failure(before_send))
+        watch = SendObserver(_stop_on_failure(before_send))
         try:
             transport = self._egress.transport(watch, client.certificate_to_present())
         except Failure as failure:
@@ -233,12 +222,12 @@ class Sender:
             response = await call(ProviderClient(client, transport, [QUIRKS[name] for name in spec.quirks]))
         except ReplyReceived as answered:
             response = answered.response
-        except SendStopped as stopped:
+        except _SendStopped as stopped:
             raise SendFailed(stopped.failure, sent=False) from stopped.__cause__
         except httpx2.InvalidURL:
             raise SendFailed(Failure(ErrorCode.EGRESS_REFUSED, "not a URL"), sent=False) from None
         except httpx2.TransportError as error:
-            raise SendFailed(unreachable_failure(spec, error), sent=watch.sent) from None
+            raise SendFailed(_unreachable_failure(spec, error), sent=watch.sent) from None
         except Failure as failure:
             raise SendFailed(failure, sent=watch.sent) from None
         finally:
@@ -247,3 +236,26 @@ class Sender:
         if client.proof_key is not None:
             self._nonces.remember(str(response.request.url), client.proof_key, reply)
         return reply
+
+
+def _stop_on_failure(before_send: BeforeSend | None) -> BeforeSend | None:
+    if before_send is None:
+        return None
+
+    def check() -> Callable[[], None] | None:
+        try:
+            return before_send()
+        except Failure as failure:
+            raise _SendStopped(failure) from failure
+        except Exception as error:
+            detail = "the request was stopped before sending"
+            raise _SendStopped(Failure(ErrorCode.PROVIDER_UNREACHABLE, detail)) from error
+
+    return check
+
+
+def _unreachable_failure(spec: ProviderSpec, error: httpx2.TransportError) -> Failure:
+    """The failure with the kind of error only, since the error's text may quote a URL."""
+    timed_out = isinstance(error, httpx2.TimeoutException)
+    kind = "did not reply in time" if timed_out else f"could not be reached ({type(error).__name__})"
+    return Failure(ErrorCode.PROVIDER_UNREACHABLE, f"{spec.name} {kind}", provider=spec.name)

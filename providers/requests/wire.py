@@ -25,16 +25,12 @@ class ProviderRequestAuth(httpx2.Auth):
     requires_request_body = True
 
     def __init__(
-        self,
-        spec: ProviderSpec,
-        client: OAuthClient,
-        format: RequestFormat,
-        nonces: NonceCache | None = None,
+        self, spec: ProviderSpec, client: OAuthClient, format: RequestFormat, nonces: NonceCache
     ) -> None:
         self._spec = spec
         self._client = client
         self._format = format
-        self._nonces = nonces or NonceCache()
+        self._nonces = nonces
 
     def auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         format = self._format

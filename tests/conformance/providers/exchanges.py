@@ -23,6 +23,7 @@ from providers.oauth1.flow import oauth1_endpoints as oauth1_endpoints
 from providers.requests.authorization_url import requested_scopes
 from providers.requests.client import OAuthClient
 from providers.requests.client_grants import ClientGrantInput, client_grant_request
+from providers.requests.request_format import access_token_exchange_request
 from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import additional_token_sets, read_tokens
@@ -181,7 +182,8 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
         if rule.url is not None:
             rule = rule.model_copy(update={"url": rule.url.replace("https://", f"{server.origin}/")})
         token, given = Secret(SECRETS["<access token>"]), exchange.integration.params
-        return await sender.exchange_access_token(spec, endpoints, client, rule, token=token, params=given)
+        request = access_token_exchange_request(spec, endpoints, client, rule, token, given)
+        return await sender.send_prepared(spec, client, request)
     if kind == "refresh":
         token = Secret(SECRETS["<refresh token>"])
         return await sender.refresh(

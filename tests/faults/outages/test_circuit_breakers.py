@@ -8,7 +8,7 @@ from activities.single_use.circuit_breakers import CircuitBreakers
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.single_use.circuit_breaker import BreakerRules
-from providers.requests.send_failure import SendFailed
+from providers.requests.sender import SendFailed
 from tests.conformance.store.samples import an_integration
 
 ONE = ConnectionId("con_1")

@@ -72,9 +72,6 @@ ELSEWHERE = {
     "activities.grants.refresh:RefreshActivities._token_request#2": (
         "an access token that is exchanged is not spent"
     ),
-    "providers.requests.sender:Sender.exchange_access_token": (
-        "an access token that is exchanged is not spent"
-    ),
     "providers.requests.sender:Sender.send_signed": "OAuth 1.0a: another request of the code exchange",
     "providers.requests.sender:Sender.send_prepared": "a minting spends nothing",
     "providers.requests.sender:Sender.revoke": "revocation spends nothing",

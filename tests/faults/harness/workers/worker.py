@@ -39,7 +39,7 @@ from evergrant_server.store.database.engine import Database, open_database
 from evergrant_server.wiring.platform import Platform
 from evergrant_server.wiring.worker_parts import WorkerParts, build_worker_parts
 from providers.definition.registry import Registry
-from providers.requests.send_failure import SendFailed
+from providers.requests.sender import SendFailed
 from tests.faults.harness.instrumentation.passages import AFTER, Fault, passages
 from tests.faults.harness.table.scenarios import CROOKED, JOURNALLED, ON_TRIAL, PROVING
 from tests.faults.harness.workers.limits import (

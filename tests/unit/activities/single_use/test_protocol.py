@@ -25,7 +25,7 @@ from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.crypto import KeyPurpose, open_sealed
 from evergrant_server.journal import JournalEntry
 from evergrant_server.store import Store
-from providers.requests.send_failure import SendFailed
+from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW

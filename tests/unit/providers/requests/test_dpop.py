@@ -17,8 +17,7 @@ from evergrant_server.crypto import new_proof_key
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.requests.client import OAuthClient
 from providers.requests.dpop import dpop_proof, nonce_in, require_dpop_algorithm, wants_dpop
-from providers.requests.send_failure import SendFailed
-from providers.requests.sender import Sender
+from providers.requests.sender import Sender, SendFailed
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 from tests.fakes.providers.scripted_provider import ScriptedProvider, raw

@@ -23,8 +23,7 @@ from providers.definition.templates import integration_endpoints
 from providers.registration.discovery import discover, weakening_changes
 from providers.requests.client import OAuthClient
 from providers.requests.client_grants import ClientGrantInput, client_grant_request
-from providers.requests.send_failure import SendFailed
-from providers.requests.sender import Sender
+from providers.requests.sender import Sender, SendFailed
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import LoopbackTls, OwnCertificate, loopback_tls, own_certificate
 from tests.fakes.providers.scripted_provider import ScriptedProvider, raw

@@ -10,8 +10,7 @@ from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.requests.client import OAuthClient
-from providers.requests.send_failure import SendFailed
-from providers.requests.sender import Sender
+from providers.requests.sender import Sender, SendFailed
 from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, raw
 from tests.unit.providers.samples import spec_like
 

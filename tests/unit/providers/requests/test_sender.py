@@ -17,8 +17,7 @@ from providers.registration.discovery import discover
 from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
 from providers.requests.callback import read_callback
 from providers.requests.client import OAuthClient
-from providers.requests.send_failure import SendFailed
-from providers.requests.sender import Sender
+from providers.requests.sender import Sender, SendFailed
 from providers.responses.error_mapping import read_introspection, read_revocation
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
