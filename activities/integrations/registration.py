@@ -18,7 +18,7 @@ from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.integrations import Endpoints, Integration, RegistrationMethod
 from evergrant_server.core.messages.base import Message
 from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
 from evergrant_server.core.secret import Secret
@@ -54,6 +54,21 @@ class RegistrationAttempt(Message):
 
 
 CommitRegistration = Callable[[RegistrationAttempt, RawReply, UnwrappedKeys], Awaitable[DiscoveryResult]]
+
+
+def must_register(integration: Integration, endpoints: Endpoints) -> bool:
+    """Whether a registration is configured and missing. Raises Failure CLIENT_REJECTED."""
+    by_document = integration.registration is RegistrationMethod.METADATA_DOCUMENT
+    needed = integration.registration is RegistrationMethod.DYNAMIC and not integration.client_id
+    lacks = None
+    if by_document and not endpoints.takes_metadata_documents:
+        lacks = "doesn't support client metadata documents"
+    elif needed and endpoints.registration_endpoint is None:
+        lacks = "has no registration endpoint"
+    if lacks is not None:
+        why = f"the server can't register the client: it {lacks}"
+        raise Failure(ErrorCode.CLIENT_REJECTED, why, field="registration")
+    return needed
 
 
 class ClientRegistrations:

@@ -15,11 +15,9 @@ from activities.grants.late_verification import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
 from activities.grants.revocation import RevocationActivities
 from activities.grants.services import GrantServices
+from activities.integrations.consent_start import ConsentStartActivities
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities
-from activities.integrations.metadata_rereading import MetadataRereadingActivities
-from activities.integrations.oauth1 import OAuth1Activities
-from activities.integrations.par import ParActivities
 from activities.integrations.registration import ClientRegistrations
 from activities.maintenance.history import HistoryActivities
 from activities.maintenance.introspection import IntrospectionActivities
@@ -130,12 +128,13 @@ def _integration_activities(
     discovery: DiscoveryActivities,
 ) -> list[Activity]:
     store, clock = platform.store, platform.clock
+    consent_start = ConsentStartActivities(store, contexts, sender, clock)
     rollout = DefinitionRolloutActivities(store, platform.registry, egress, clock)
     return [
         discovery.discover_endpoints,
-        MetadataRereadingActivities(store, egress, clock).reread_metadata,
-        ParActivities(store, contexts, sender, clock).push_authorization_request,
-        OAuth1Activities(store, contexts, sender, clock).request_temporary_credentials,
+        discovery.reread_metadata,
+        consent_start.push_authorization_request,
+        consent_start.request_temporary_credentials,
         rollout.check_definition,
         rollout.apply_decision,
         rollout.evaluate_rollout,

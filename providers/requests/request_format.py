@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from evergrant_server.core.access import Endpoints
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_lifecycle import RefreshSpec, RevocationSpec
