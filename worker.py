@@ -14,12 +14,15 @@ from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal import Journal
 from evergrant_server.process_exit import exit_process
 from evergrant_server.settings import Settings, load_settings
-from evergrant_server.temporal_link.namespace import require_prepared_namespace
+from evergrant_server.temporal_link.connect import require_prepared_namespace
 from evergrant_server.temporal_link.schedules import keep_schedules
-from evergrant_server.temporal_link.tracing import RequestTraceInterceptor
-from evergrant_server.temporal_link.worker_metrics import serve_worker_metrics
+from evergrant_server.temporal_link.telemetry import (
+    RequestTraceInterceptor,
+    flush_telemetry,
+    serve_worker_metrics,
+    start_telemetry,
+)
 from evergrant_server.wiring.platform import Platform, open_platform
-from evergrant_server.wiring.telemetry import flush_telemetry, start_telemetry
 from evergrant_server.wiring.worker_parts import WorkerParts, build_worker_parts
 from workflows.registry import WORKFLOWS
 

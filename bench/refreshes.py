@@ -20,7 +20,7 @@ from evergrant_server.core.ids import new_id
 from evergrant_server.core.messages.base import RequestContext, connection_workflow_id
 from evergrant_server.core.messages.connection import EnsureFresh
 from evergrant_server.crypto.keyring import Role
-from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.wiring.platform import Platform, open_platform
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from docs import events_page, provider_pages, telemetry_page
+from docs import events_page, provider_pages
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import FAILURES, FailureKind, Repairer, RetryAdvice
 from evergrant_server.settings import Settings
@@ -197,7 +197,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/audit.md": audit_actions,
     "reference/events.md": lambda: events_page.page(NOTE, table),
     "reference/event.schema.json": events_page.schema,
-    "telemetry.md": lambda: telemetry_page.page(NOTE, table),
     "reference/provider.schema.json": provider_schema,
     **{name: partial(provider_pages.render_page, name, NOTE) for name in provider_pages.page_names()},
 }

@@ -14,8 +14,8 @@ from evergrant_server.egress import EgressPolicy
 from evergrant_server.gc_tuning import tune_garbage_collector
 from evergrant_server.settings import load_settings
 from evergrant_server.store import LeaseRows
+from evergrant_server.temporal_link.telemetry import flush_telemetry, start_telemetry
 from evergrant_server.wiring.platform import open_platform
-from evergrant_server.wiring.telemetry import flush_telemetry, start_telemetry
 
 
 class Application:

@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def temporal_address() -> AsyncIterator[str]:
     """The address of a server with the namespace that an installation needs: tests share it."""
-    from evergrant_server.temporal_link.namespace import prepare_namespace  # half a second that others save
+    from evergrant_server.temporal_link.connect import prepare_namespace  # half a second that others save
     from tests.fakes.temporal import running_temporal
 
     with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:

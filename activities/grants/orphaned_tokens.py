@@ -17,8 +17,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import ConnectionCall, GrantResult
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, LateTokens
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event, stack_frames
+from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 from providers.requests.sender import Sender
 
 log = logging.getLogger("evergrant.activities")

@@ -23,8 +23,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event, stack_frames
+from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 
 log = logging.getLogger("evergrant.activities")
 

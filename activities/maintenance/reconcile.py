@@ -1,11 +1,15 @@
-"""The recurring pass over the store: missing workflows, unexported histories and old rows."""
+"""The recurring pass over the store: missing workflows, unexported histories and old rows.
+
+Old secrets, delivered messages, deliveries and responses are deleted in a bounded number of bounded
+transactions; the next pass continues.
+"""
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from temporalio import activity
 
-from activities.maintenance.pruning import prune_store
+from activities.maintenance.history import ClosedRunExporter
 from activities.support.heartbeat import heartbeating
 from evergrant_server import audit
 from evergrant_server.core.clock import Clock, seconds_since_boot
@@ -13,9 +17,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
 from evergrant_server.store import Store
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
-from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
+from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link.reconcile import ReconcileCounts, Reconciler
 
 log = logging.getLogger("evergrant.reconcile")
@@ -23,6 +25,10 @@ log = logging.getLogger("evergrant.reconcile")
 RUN_LIMIT = timedelta(minutes=40)  # less than the schedule's hour, with time for what follows the pass
 _OVERLAP = timedelta(minutes=10)  # visibility may have missed a run that closed this long before a pass
 _MAX_NAMED = 20
+
+_DELIVERED_AGE = timedelta(days=7)  # delivered outbox messages, which help an operator in a diagnosis
+_IDEMPOTENCY_AGE = timedelta(days=1)  # responses to `Idempotency-Key`, which may show a key or a link
+_MAX_BATCHES = 50
 
 
 class ReconcileActivities:
@@ -148,3 +154,28 @@ def _last_heartbeat() -> ReconcileResult | None:
     """The progress of an earlier attempt of this activity."""
     details = activity.info().heartbeat_details
     return ReconcileResult.model_validate(details[0]) if details else None
+
+
+async def prune_store(store: Store, clock: Clock, deliveries_age: timedelta) -> None:
+    """Delete everything that is over its age. Raises Failure STORE_UNAVAILABLE."""
+    now = clock.now()
+    async with store.write() as tx:  # client secrets whose overlap has ended
+        await tx.integrations.delete_expired_previous_secrets(now)
+    for _ in range(_MAX_BATCHES):
+        async with store.write() as tx:
+            if await tx.outbox.prune(now - _DELIVERED_AGE) == 0:
+                break
+    await _prune_deliveries(store, now - deliveries_age)
+    for _ in range(_MAX_BATCHES):
+        async with store.write() as tx:
+            if await tx.idempotency.prune(now - _IDEMPOTENCY_AGE) == 0:
+                break
+
+
+async def _prune_deliveries(store: Store, before: datetime) -> None:
+    """Delete old deliveries of webhooks whose workflow no longer wakes to do so itself."""
+    async with store.read() as tx:
+        webhooks = await tx.deliveries.webhooks_with_deliveries_before(before)
+    for tenant, webhook in webhooks:
+        async with store.write() as tx:
+            await tx.deliveries.prune(tenant, webhook, before)

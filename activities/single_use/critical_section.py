@@ -12,8 +12,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from evergrant_server.core.ids import AttemptId
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.journal")
 

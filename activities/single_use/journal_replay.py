@@ -27,8 +27,7 @@ from evergrant_server.journal.journal import attempt_id_of
 from evergrant_server.store import Store
 from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event, stack_frames
+from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 
 log = logging.getLogger("evergrant.journal")
 

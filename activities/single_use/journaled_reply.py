@@ -10,8 +10,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import Message
 from evergrant_server.crypto import SealingKey
 from evergrant_server.journal import Journal, JournalEntry, JournalReservation
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.responses.raw_reply import RawReply
 
 log = logging.getLogger("evergrant.protocol")

@@ -33,8 +33,7 @@ from evergrant_server.core.single_use.attempt import (
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal, JournalEntry
 from evergrant_server.store import NO_CONNECTION, Store
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event, stack_frames
+from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 from providers.requests.sender import SendFailed
 from providers.responses.error_mapping import UnreadableTokens
 from providers.responses.raw_reply import RawReply

@@ -13,8 +13,7 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, RetryAdvice
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event, stack_frames
+from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 
 log = logging.getLogger("evergrant.activities")
 

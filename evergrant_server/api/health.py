@@ -10,8 +10,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.crypto import AssociatedData, KeyPurpose, new_sealing_key
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.api")
 

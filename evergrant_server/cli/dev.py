@@ -23,8 +23,7 @@ from evergrant_server.cli.serve import require_free_port, settings_environment
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store.database import schema
-from evergrant_server.temporal_link.connect import connect
-from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.temporal_link.connect import connect, prepare_namespace
 
 _START_LIMIT_S = 60
 _TEMPORAL_STARTS = 3

@@ -15,8 +15,7 @@ from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
-from evergrant_server.temporal_link.connect import connect
-from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.temporal_link.connect import connect, prepare_namespace
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
 from evergrant_server.wiring.platform import open_platform
 

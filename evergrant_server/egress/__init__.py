@@ -5,8 +5,7 @@ and for how many bytes. Knows nothing of OAuth: `providers` owns what is sent an
 means.
 """
 
-from evergrant_server.egress.client import ANSWER_TIMEOUT_S, Egress
-from evergrant_server.egress.http_logging import silence_http_debug_logs
+from evergrant_server.egress.client import ANSWER_TIMEOUT_S, Egress, silence_http_debug_logs
 from evergrant_server.egress.policy import EgressPolicy
 from evergrant_server.egress.transport import BeforeSend, SendObserver
 

@@ -1,23 +1,42 @@
-"""Makes HTTP transports and clients that connect only through the guard."""
+"""Makes HTTP transports and clients that connect only through the guard, with client certificates (mTLS)."""
 
+import logging
+import secrets
 import ssl
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from evergrant_server.core.connections.credentials import ClientCertificate
-from evergrant_server.egress.client_tls import tls_with_certificate
-from evergrant_server.egress.network import default_tls_context
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress.policy import EgressPolicy
-from evergrant_server.egress.transport import GuardedTransport, SendObserver
+from evergrant_server.egress.transport import GuardedTransport, SendObserver, default_tls_context
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0  # for the whole exchange; less than core.attempt.LIMITS.answer
 BODY_LIMIT = 1024 * 1024  # bytes, after decompression
 
-
 TransportWrapper = Callable[[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport]
+
+# httpx2 logs every URL at INFO, and some providers require the secret in the query of a GET.
+# httpcore2 logs response headers at DEBUG. A filter is kept when a level is lowered again.
+_NOISY = (
+    "httpx2",
+    "httpcore2.connection",
+    "httpcore2.http11",
+    "httpcore2.http2",
+    "httpcore2.proxy",
+    "httpcore2.socks",
+)
 
 
 class Egress:
@@ -74,3 +93,47 @@ class Egress:
             if option in options:
                 raise TypeError(f"{option} would go around the egress guard")
         return httpx2.AsyncClient(**options)
+
+
+def tls_with_certificate(trusting: ssl.SSLContext, certificate: ClientCertificate) -> ssl.SSLContext:
+    """A new context with the authorities of `trusting`; no other integration presents the certificate.
+
+    The standard library loads keys only from files. Meanwhile the key is on disk, encrypted with a
+    random password. Raises Failure CLIENT_REJECTED when the certificate can't be used, and
+    JOURNAL_UNAVAILABLE when it can't be written.
+    """
+    authorities = trusting.get_ca_certs(binary_form=True)
+    context = (
+        ssl.create_default_context(cadata=b"".join(authorities)) if authorities else default_tls_context()
+    )
+    password = secrets.token_bytes(32).hex()
+    try:
+        key = load_pem_private_key(certificate.private.reveal().encode(), None)
+        sealed = key.private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(password.encode())
+        )
+        with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
+            chain, private = Path(folder) / "chain.pem", Path(folder) / "key.pem"
+            chain.write_text(certificate.certificate, encoding="ascii")
+            private.write_bytes(sealed)
+            context.load_cert_chain(chain, private, password)
+    except (ValueError, TypeError, ssl.SSLError):  # the library's message may quote the key
+        raise Failure(
+            ErrorCode.CLIENT_REJECTED, "the integration's client certificate can't be used"
+        ) from None
+    except OSError as error:
+        detail = f"a client certificate's key can't be written: {error.strerror or type(error).__name__}"
+        raise Failure(ErrorCode.JOURNAL_UNAVAILABLE, detail) from None
+    return context
+
+
+def _warnings_only(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
+def silence_http_debug_logs() -> None:
+    """Let the HTTP libraries log nothing below WARNING. Doing it twice changes nothing."""
+    for name in _NOISY:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.WARNING)
+        logger.addFilter(_warnings_only)

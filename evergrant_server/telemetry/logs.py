@@ -8,13 +8,12 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from enum import StrEnum
 from traceback import walk_tb
 from types import TracebackType
 from typing import Any, TextIO
 
 from opentelemetry import trace
-
-from evergrant_server.telemetry.log_names import LogEvent, LogField
 
 _QUIET_LIBRARIES = (
     "httpx2", "httpcore2", "authlib", "asyncio", "sqlalchemy", "alembic", "_granian",
@@ -22,6 +21,29 @@ _QUIET_LIBRARIES = (
 )  # fmt: skip
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+class LogEvent(StrEnum):
+    """Every event that the server logs; the message begins with it. docs/telemetry.md explains each."""
+
+    ACTIVITY_FAILED = "activity failed"
+    CALLBACK_REFUSED = "callback refused"
+    DISCOVERY_FAILED = "discovery failed"
+    ENSURE_FRESH_FAILED = "ensure_fresh failed"
+    HISTORY_UNREADABLE = "history unreadable"
+    JOURNAL_FAILED = "journal failed"
+    JOURNAL_REPLAYED = "journal replayed"
+    JOURNAL_STUCK = "journal stuck"
+    MESSAGE_TOO_LATE = "message too late"
+    NOT_COMPARED = "not compared"
+    OUTBOX_STUCK = "outbox stuck"
+    PROTOCOL_FAILED = "protocol failed"
+    REQUEST_FAILED = "request failed"
+    SECURITY_EVENT_REFUSED = "security event refused"
+    SCHEDULE_MISSING = "schedule missing"
+    STORE_BEHIND = "store behind"
+    TEMPORAL_NOT_READY = "temporal not ready"
+    UNEXPECTED = "unexpected error"
 
 
 def configure_logging(level: str, form: str = "text", stream: TextIO | None = None) -> None:
@@ -41,7 +63,7 @@ def log_event(
 ) -> None:
     """Log an event. `detail` must hold no secret; `object` is an id."""
     message = f"{event.value}: {detail}" if detail else event.value
-    logger.log(level, message, extra={LogField.CODE: code, LogField.OBJECT: object}, stacklevel=2)
+    logger.log(level, message, extra={"code": code, "object": object}, stacklevel=2)
 
 
 def stack_frames(error: BaseException) -> list[str]:
@@ -61,7 +83,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         record.exc_text = None  # another handler may have put a full traceback there
         line = super().format(record)
-        tags = [tag for field in (LogField.CODE, LogField.OBJECT) if (tag := _extra(record, field))]
+        tags = [tag for field in ("code", "object") if (tag := getattr(record, field, None))]
         return f"{line} [{' '.join(tags)}]" if tags else line
 
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802 the standard library calls it so
@@ -73,29 +95,25 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object with the members of `LogField`."""
+    """One JSON object; docs/telemetry.md lists its members. Those without a value are left out."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         span = trace.get_current_span().get_span_context()
         error = record.exc_info[1] if record.exc_info else None
-        members: dict[LogField, Any] = {
-            LogField.TIME: at.replace("+00:00", "Z"),
-            LogField.LEVEL: record.levelname,
-            LogField.LOGGER: record.name,
-            LogField.MESSAGE: record.getMessage(),
-            LogField.TRACE_ID: trace.format_trace_id(span.trace_id) if span.is_valid else None,
-            LogField.SPAN_ID: trace.format_span_id(span.span_id) if span.is_valid else None,
-            LogField.CODE: _extra(record, LogField.CODE),
-            LogField.OBJECT: _extra(record, LogField.OBJECT),
-            LogField.EXCEPTION: type(error).__name__ if error is not None else None,
-            LogField.STACK: stack_frames(error) if error is not None else None,
+        members: dict[str, Any] = {
+            "time": at.replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "trace_id": trace.format_trace_id(span.trace_id) if span.is_valid else None,
+            "span_id": trace.format_span_id(span.span_id) if span.is_valid else None,
+            "code": getattr(record, "code", None),
+            "object": getattr(record, "object", None),
+            "exception": type(error).__name__ if error is not None else None,
+            "stack": stack_frames(error) if error is not None else None,
         }
-        return json.dumps({name.value: value for name, value in members.items() if value})
-
-
-def _extra(record: logging.LogRecord, field: LogField) -> str | None:
-    return getattr(record, field.value, None)
+        return json.dumps({name: value for name, value in members.items() if value})
 
 
 def _indented_frames(error: BaseException) -> list[str]:

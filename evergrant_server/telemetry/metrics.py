@@ -13,50 +13,88 @@ from opentelemetry import metrics
 
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.telemetry import names
-from evergrant_server.telemetry.names import OUTCOME, PROVIDER, MetricName
 from evergrant_server.telemetry.sdk import otlp_enabled, resource
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OUTCOME = "evergrant.outcome"
+PROVIDER = "evergrant.provider"
 _UNKNOWN_PROVIDER = "unknown"  # the lease was refused before its provider was known
+
+# the bounds of histograms
+_LIFETIME_BUCKETS = (0, 30, 60, 300, 600, 1800, 3600, 7200, 14400, 28800, 86400, 604800, 2592000)
+_CALL_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30)
+_INSTANT_BUCKETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.1, 1, 10, 60)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 500)
 
 _meter = metrics.get_meter("evergrant")  # a no-op until `start` sets a provider
 
 
-def _counter(metric: MetricName) -> metrics.Counter:
-    return _meter.create_counter(metric.name, metric.unit, metric.description)
+def _histogram(name: str, unit: str, description: str, bounds: tuple[float, ...]) -> metrics.Histogram:
+    return _meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=list(bounds))
 
 
-def _gauge(metric: MetricName) -> Any:
-    return _meter.create_gauge(metric.name, metric.unit, metric.description)
-
-
-def _histogram(metric: MetricName) -> metrics.Histogram:
-    return _meter.create_histogram(
-        metric.name,
-        metric.unit,
-        metric.description,
-        explicit_bucket_boundaries_advisory=list(metric.buckets),
-    )
-
-
-_leases = _counter(names.LEASES)
-_time_to_expiry = _histogram(names.TIME_TO_EXPIRY)
-_refreshes = _counter(names.REFRESHES)
-_refresh_time = _histogram(names.REFRESH_TIME)
-_code_exchanges = _counter(names.EXCHANGES)
-_revocations = _counter(names.REVOCATIONS)
-_deliveries = _counter(names.DELIVERIES)
-_security_events = _counter(names.SECURITY_EVENTS)
-_audit_batch = _histogram(names.AUDIT_BATCH)
-_circuits_open = _gauge(names.CIRCUITS_OPEN)
-_outbox_depth = _gauge(names.OUTBOX_DEPTH)
-_outbox_age = _gauge(names.OUTBOX_AGE)
-_journal_waiting = _gauge(names.JOURNAL_WAITING)
-_journal_set_aside = _gauge(names.JOURNAL_SET_ASIDE)
-_journal_replayed = _counter(names.JOURNAL_REPLAYED)
-_double_sends = _counter(names.DOUBLE_SENDS)
-_double_send_window = _histogram(names.DOUBLE_SEND_WINDOW)
+_leases = _meter.create_counter("evergrant.lease.count", "{lease}", "requests for a lease")
+_time_to_expiry = _histogram(
+    "evergrant.lease.time_to_expiry",
+    "s",
+    "remaining lifetime of a leased token; tokens without an expiry are left out",
+    _LIFETIME_BUCKETS,
+)
+_refreshes = _meter.create_counter(
+    "evergrant.refresh.count", "{refresh}", "refreshes that got as far as the provider's request"
+)
+_refresh_time = _histogram(
+    "evergrant.refresh.duration",
+    "s",
+    "from the request to the provider to the commit of its answer",
+    _CALL_BUCKETS,
+)
+_code_exchanges = _meter.create_counter(
+    "evergrant.code_exchange.count", "{exchange}", "authorization codes exchanged"
+)
+_revocations = _meter.create_counter(
+    "evergrant.revocation.count", "{revocation}", "attempts to revoke a grant"
+)
+_deliveries = _meter.create_counter(
+    "evergrant.webhook.delivery.count", "{delivery}", "attempts to deliver an event to a webhook"
+)
+_security_events = _meter.create_counter(
+    "evergrant.security_event.count", "{event}", "security events and hooks that providers sent"
+)
+_audit_batch = _histogram(
+    "evergrant.audit.batch.size", "{record}", "leases in one commit of the audit log", _BATCH_BUCKETS
+)
+_circuits_open = _meter.create_gauge(
+    "evergrant.circuit.open",
+    "{integration}",
+    "integrations whose circuit is open in this worker because their provider fails",
+)
+_outbox_depth = _meter.create_gauge(
+    "evergrant.outbox.depth", "{message}", "messages that wait for delivery, including postponed ones"
+)
+_outbox_age = _meter.create_gauge(
+    "evergrant.outbox.oldest_age", "s", "age of the oldest waiting message; 0 when none waits"
+)
+_journal_waiting = _meter.create_gauge(
+    "evergrant.journal.waiting", "{entry}", "answers in this host's journals that are not in the store yet"
+)
+_journal_set_aside = _meter.create_gauge(
+    "evergrant.journal.set_aside", "{entry}", "unreadable journal entries of this host"
+)
+_journal_replayed = _meter.create_counter(
+    "evergrant.journal.replayed", "{entry}", "journal entries that were replayed, or set aside"
+)
+_double_sends = _meter.create_counter(
+    "evergrant.double_send.count",
+    "{send}",
+    "credentials that two workers sent or may have sent: possible, one after the other, overlapped",
+)
+_double_send_window = _histogram(
+    "evergrant.double_send.window",
+    "s",
+    "from the last check of a credential's deadline to its last byte: a pause in it can cause a double send",
+    _INSTANT_BUCKETS,
+)
 
 
 def count_lease(provider: str, seconds_left: float | None) -> None:

@@ -16,16 +16,15 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.telemetry.names import (
-    CODE,
-    ERROR_TYPE,
-    HTTP_METHOD,
-    HTTP_ROUTE,
-    HTTP_STATUS,
-    SERVER_ADDRESS,
-    SERVER_PORT,
-)
 from evergrant_server.telemetry.sdk import otlp_enabled, resource
+
+HTTP_METHOD = "http.request.method"
+HTTP_STATUS = "http.response.status_code"
+HTTP_ROUTE = "http.route"
+SERVER_ADDRESS = "server.address"
+SERVER_PORT = "server.port"
+ERROR_TYPE = "error.type"
+CODE = "evergrant.code"
 
 # W3C Trace Context section 3.2.2
 _TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")

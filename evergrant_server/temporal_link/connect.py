@@ -1,15 +1,32 @@
-"""Connects to Temporal with the data converter of our workflows."""
+"""Connects to Temporal with the data converter of our workflows, and prepares a namespace for workers:
+the namespace itself, its search attributes and its retention."""
 
+import asyncio
+from datetime import timedelta
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.namespace.v1 import NamespaceConfig
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceRequest,
+    RegisterNamespaceRequest,
+    UpdateNamespaceRequest,
+)
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 from temporalio.plugin import SimplePlugin
+from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.base import SearchAttribute
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.telemetry import traces
+from evergrant_server.temporal_link.calls import call_temporal, find_in_temporal
+
+_REPAIR = "Run: python -m evergrant_server db upgrade"
 
 
 async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> Client:
@@ -47,3 +64,102 @@ def client_plugins() -> list[SimplePlugin]:
     from temporalio.contrib.opentelemetry import OpenTelemetryPlugin  # slow to import
 
     return [OpenTelemetryPlugin(add_temporal_spans=True)]
+
+
+async def prepare_namespace(client: Client, retention: timedelta) -> None:
+    """Register the namespace and its search attributes, and raise its retention to `retention`.
+
+    Does nothing the second time. Raises Failure TEMPORAL_UNAVAILABLE.
+    """
+    current = await get_retention(client)
+    if current is None:
+        await _register_namespace(client, retention)
+        current = await get_retention(client)
+    if await missing_search_attributes(client):
+        await _register_search_attributes(client)
+    if current is not None and current < retention:
+        await _set_retention(client, retention)
+
+
+async def require_prepared_namespace(client: Client) -> None:
+    """Raise Failure TEMPORAL_UNAVAILABLE, with the repair, when a worker couldn't work here."""
+    missing = await missing_search_attributes(client)
+    if missing is None:
+        detail = f"the namespace {client.namespace} doesn't exist. {_REPAIR}"
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, detail)
+    if missing:
+        detail = (
+            f"the namespace {client.namespace} lacks the search attributes {', '.join(missing)}. {_REPAIR}"
+        )
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, detail)
+
+
+async def missing_search_attributes(client: Client) -> list[str] | None:
+    """The search attributes that the namespace lacks; None when there is no such namespace.
+
+    Raises Failure TEMPORAL_UNAVAILABLE.
+    """
+    request = ListSearchAttributesRequest(namespace=client.namespace)
+    answer = await find_in_temporal(client.operator_service.list_search_attributes(request))
+    return (
+        None if answer is None else [name for name in SearchAttribute if name not in answer.custom_attributes]
+    )
+
+
+async def get_retention(client: Client) -> timedelta | None:
+    """How long the namespace keeps closed runs; None when there is no such namespace.
+
+    Raises Failure TEMPORAL_UNAVAILABLE.
+    """
+    request = DescribeNamespaceRequest(namespace=client.namespace)
+    answer = await find_in_temporal(client.workflow_service.describe_namespace(request))
+    return None if answer is None else answer.config.workflow_execution_retention_ttl.ToTimedelta()
+
+
+async def _register_namespace(client: Client, retention: timedelta) -> None:
+    request = RegisterNamespaceRequest(
+        namespace=client.namespace,
+        workflow_execution_retention_period=_duration(retention),
+        description="Evergrant",
+    )
+    try:
+        await client.workflow_service.register_namespace(request)
+    except RPCError as error:
+        _raise_unless_exists(error, client)
+    async with asyncio.timeout(60):  # Temporal's services cache namespaces for a few seconds
+        while await missing_search_attributes(client) is None:
+            await asyncio.sleep(0.2)
+
+
+async def _register_search_attributes(client: Client) -> None:
+    missing = await missing_search_attributes(client) or []
+    request = AddSearchAttributesRequest(
+        namespace=client.namespace,
+        search_attributes=dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),
+    )
+    try:
+        await client.operator_service.add_search_attributes(request)
+    except RPCError as error:
+        _raise_unless_exists(error, client)
+    async with asyncio.timeout(30):
+        while await missing_search_attributes(client):
+            await asyncio.sleep(0.1)
+
+
+async def _set_retention(client: Client, retention: timedelta) -> None:
+    config = NamespaceConfig(workflow_execution_retention_ttl=_duration(retention))
+    request = UpdateNamespaceRequest(namespace=client.namespace, config=config)
+    await call_temporal(client.workflow_service.update_namespace(request))
+
+
+def _raise_unless_exists(error: RPCError, client: Client) -> None:
+    """Ignore that another process registered the same first."""
+    if error.status is not RPCStatusCode.ALREADY_EXISTS:
+        detail = f"namespace {client.namespace} can't be prepared: {error.status.name}"
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, detail) from None
+
+
+def _duration(value: timedelta) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(value)
+    return duration

@@ -15,8 +15,7 @@ from evergrant_server.core.messages.base import CONNECTION_WORKFLOW_ID, Provenan
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import HistoryExport, Store
 from evergrant_server.telemetry import metrics, traces
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link import start_requests
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from evergrant_server.temporal_link.link import TemporalLink

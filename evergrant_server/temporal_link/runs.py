@@ -62,11 +62,6 @@ class WorkflowRuns:
         events = await self.history(workflow, run_id)
         return max((_generation_in(payload) for event in events for payload in _payloads(event)), default=0)
 
-    async def current_run(self, workflow: str) -> str | None:
-        """The id of the newest run, or None when Temporal has none."""
-        found = await self._describe_newest(workflow)
-        return None if found is None else found.run_id
-
     async def newest_run(self, workflow: str) -> NewestRun | None:
         """The newest run, or None when Temporal has none. Reads Temporal itself, not visibility."""
         found = await self._describe_newest(workflow)
@@ -83,11 +78,6 @@ class WorkflowRuns:
             "pending_workflow_task"
         )
         return found.close_time is None and not busy
-
-    async def is_running(self, workflow: str) -> bool:
-        """True while the newest run of this workflow is open."""
-        found = await self._describe_newest(workflow)
-        return found is not None and found.close_time is None
 
     async def running_connections(self) -> dict[str, RunningWorkflow]:
         """Running connection workflows by id, from visibility, which lags: a missing one may run."""

@@ -31,8 +31,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import Message, WorkflowName
 from evergrant_server.core.messages.maintenance import IntrospectGrants, ReconcileRequest, RereadMetadata
 from evergrant_server.settings import Settings
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link.calls import find_in_temporal
 
 log = logging.getLogger("evergrant.schedules")

@@ -19,7 +19,7 @@ from activities.integrations.consent_start import ConsentStartActivities
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities
 from activities.integrations.registration import ClientRegistrations
-from activities.maintenance.history import HistoryActivities
+from activities.maintenance.history import ClosedRunExporter, HistoryActivities
 from activities.maintenance.introspection import IntrospectionActivities
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
 from activities.maintenance.reconcile import ReconcileActivities
@@ -35,7 +35,6 @@ from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.telemetry import traces
 from evergrant_server.telemetry.traces import TracingTransport
-from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.wiring.platform import Platform
 from providers.requests.sender import Sender
 

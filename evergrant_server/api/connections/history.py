@@ -19,8 +19,7 @@ from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.dependencies import ApiDep, CallerDep, visible_connection
 from evergrant_server.core.access import Action
 from evergrant_server.core.messages.base import connection_workflow_id
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.api")
 

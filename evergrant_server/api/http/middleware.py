@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from evergrant_server.api.http.problems import problem_response
 from evergrant_server.api.http.tracing import begin_trace
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.telemetry.log_names import LogEvent
+from evergrant_server.telemetry.logs import LogEvent
 
 log = logging.getLogger("evergrant.api")
 

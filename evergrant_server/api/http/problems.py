@@ -16,8 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.telemetry.traces import set_problem_code
 
 log = logging.getLogger("evergrant.api")

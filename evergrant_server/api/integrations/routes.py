@@ -40,8 +40,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import decide
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.api")
 

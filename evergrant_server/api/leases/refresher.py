@@ -18,8 +18,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult, RefreshReason
 from evergrant_server.store import LeaseRow, LeaseRows
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.api")
 

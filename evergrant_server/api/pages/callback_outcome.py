@@ -23,8 +23,7 @@ from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import SignalName
 from evergrant_server.core.messages.connection import ConsentDenied, ConsentGranted
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.requests.callback import Callback
 
 log = logging.getLogger("evergrant.api")

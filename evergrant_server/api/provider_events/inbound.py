@@ -39,8 +39,7 @@ from evergrant_server.core.provider_events.receivers import (
 )
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import log_event
+from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.events.base import (
     ACCOUNT_ID,
     EventRejected,

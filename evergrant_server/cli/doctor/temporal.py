@@ -10,8 +10,7 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import Settings
 from evergrant_server.temporal_link import probe
-from evergrant_server.temporal_link.connect import connect
-from evergrant_server.temporal_link.namespace import get_retention, missing_search_attributes
+from evergrant_server.temporal_link.connect import connect, get_retention, missing_search_attributes
 from evergrant_server.temporal_link.schedules import schedule_statuses
 
 UPGRADE = f"{COMMAND} db upgrade"

@@ -27,7 +27,7 @@ from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import DefinitionId, new_id
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.settings import Settings
-from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.wiring.platform import Platform, open_platform
 from examples.demo.evergrant_api import ApiProblem, EvergrantApi
 from tests.fakes.certificates import LoopbackTls, loopback_tls

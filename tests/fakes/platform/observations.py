@@ -14,6 +14,7 @@ from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.single_use.attempt import LateTokens
 from evergrant_server.wiring.platform import Platform
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.temporal import runs
 
 TENANT = Tenant("acme")
 
@@ -104,7 +105,7 @@ class Observations:
     async def until_started(self, connection: Connection) -> None:
         """Wait until the connection's workflow is there."""
         async with asyncio.timeout(PATIENCE_S):
-            while not await self.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
+            while not await runs(self.parts.link, connection_workflow_id(TENANT, connection.id)):
                 await asyncio.sleep(0.05)
 
     async def until_audited(self, connection: Connection, action: AuditAction) -> None:

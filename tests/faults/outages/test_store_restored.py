@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 from temporalio.testing import ActivityEnvironment
 
+from activities.maintenance.history import ClosedRunExporter
 from activities.maintenance.reconcile import ReconcileActivities
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
@@ -23,9 +24,8 @@ from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.messages.base import WorkflowName, connection_workflow_id
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
 from evergrant_server.store.database.columns import METADATA
-from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
+from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.temporal_link.drift_repair import DriftRepair
-from evergrant_server.temporal_link.namespace import prepare_namespace
 from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider

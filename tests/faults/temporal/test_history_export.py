@@ -11,6 +11,7 @@ from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider
+from tests.fakes.temporal import run_id
 
 
 async def test_history_outlives_temporal(place: Installation, idp: ScriptedProvider):
@@ -26,7 +27,7 @@ async def test_history_outlives_temporal(place: Installation, idp: ScriptedProvi
         )
     )
     async with asyncio.timeout(PATIENCE_S):
-        while await place.parts.link.current_run(workflow) is not None:
+        while await run_id(place.parts.link, workflow) is not None:
             await asyncio.sleep(0.1)
     with pytest.raises(WorkflowNotRunning):
         await place.parts.link.history(workflow)

@@ -32,6 +32,7 @@ from tests.fakes.databases import sqlite_url
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer
+from tests.fakes.temporal import run_id, runs
 
 INTERVAL = timedelta(seconds=2)
 STRICT = RefreshRules(rotation=Rotation.STRICT)
@@ -72,7 +73,7 @@ def reset(where: str, reapply: ResetReapplyType.ValueType = ALL) -> Hand:
     async def by_hand(place: Installation, connection: Connection) -> None:
         name = connection_workflow_id(TENANT, connection.id)
         events = await place.parts.link.history(name)
-        run = await place.parts.link.current_run(name)
+        run = await run_id(place.parts.link, name)
         request = ResetWorkflowExecutionRequest(
             namespace="default",
             workflow_execution=WorkflowExecution(workflow_id=name, run_id=run or ""),
@@ -119,7 +120,7 @@ async def until_it_lives(place: Installation, connection: Connection, generation
     """Wait until a workflow runs that knows this generation."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            if await place.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
+            if await runs(place.parts.link, connection_workflow_id(TENANT, connection.id)):
                 with suppress(Failure):  # this run may be followed by another in this very moment
                     told = await place.ensure_fresh(connection, generation - 1)
                     if told.problem is None and told.generation >= generation:
@@ -146,10 +147,10 @@ async def test_an_operators_action_at_rest_loses_nothing(
 ):
     connection = await place.connect(idp, STRICT)
     await place.ensure_fresh(connection, 1)
-    before = await place.parts.link.current_run(connection_workflow_id(TENANT, connection.id))
+    before = await run_id(place.parts.link, connection_workflow_id(TENANT, connection.id))
     await HANDS[hand](place, connection)
     async with asyncio.timeout(PATIENCE_S):
-        while await place.parts.link.current_run(connection_workflow_id(TENANT, connection.id)) in (
+        while await run_id(place.parts.link, connection_workflow_id(TENANT, connection.id)) in (
             before,
             None,
         ):
@@ -172,7 +173,7 @@ async def test_an_operators_action_during_a_refresh_loses_nothing(
     await HANDS[hand](place, connection)
     if hand != "cancel":  # which waits for the answer
         async with asyncio.timeout(PATIENCE_S):
-            while not await place.parts.link.is_running(connection_workflow_id(TENANT, connection.id)):
+            while not await runs(place.parts.link, connection_workflow_id(TENANT, connection.id)):
                 await asyncio.sleep(0.1)
     gate.set()
     await asyncio.gather(asked, return_exceptions=True)

@@ -7,17 +7,18 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
+from activities.maintenance.history import ClosedRunExporter
 from activities.maintenance.reconcile import ReconcileActivities
 from evergrant_server.cli import operate
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, new_id
 from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.messages.maintenance import ReconcileRequest, ReconcileResult
-from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.temporal_link.runs import RunningWorkflow
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer
+from tests.fakes.temporal import runs
 
 LONG_AGO = timedelta(days=30)
 
@@ -125,7 +126,6 @@ async def test_a_pass_goes_on_where_the_worker_before_was(place: Installation, i
     assert (done.live, done.started, done.after) == (3, 3, None)
     assert told[0].after in (passed, third)
     running = [
-        await place.parts.link.is_running(connection_workflow_id(TENANT, it))
-        for it in (passed, second, third)
+        await runs(place.parts.link, connection_workflow_id(TENANT, it)) for it in (passed, second, third)
     ]
     assert running == [False, True, True]

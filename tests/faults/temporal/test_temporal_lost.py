@@ -28,7 +28,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
-from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.temporal_link.connect import prepare_namespace
 from tests.fakes.databases import sqlite_url
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.processes import ROOT, RunningPlatform, running_platform

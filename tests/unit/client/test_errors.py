@@ -8,8 +8,8 @@ from pathlib import Path
 
 import evergrant as client
 import pytest
+from evergrant.calls.call import SERVER_MAJOR, Response, error_from
 from evergrant.errors import KINDS, EvergrantError, ReconnectNeeded
-from evergrant.responses import SERVER_MAJOR, Response, error_from
 from evergrant.retries import Deadline
 
 from evergrant_server.api.app import VERSION

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from evergrant import BadRequest
 from evergrant.temporal import EvergrantPlugin, connection_workflow_id
-from evergrant.temporal.interceptor import LeaseInterceptor
+from evergrant.temporal.plugin import LeaseInterceptor
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ActivityError, ApplicationError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evergrant_server.egress.addresses import address_refusal
+from evergrant_server.egress.policy import address_refusal
 
 
 @pytest.mark.parametrize(

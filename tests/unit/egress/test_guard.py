@@ -13,7 +13,7 @@ import pytest
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import LIMITS
 from evergrant_server.egress import ANSWER_TIMEOUT_S, Egress, EgressPolicy, SendObserver
-from evergrant_server.egress.network import default_tls_context
+from evergrant_server.egress.transport import default_tls_context
 
 Respond = Callable[[asyncio.StreamWriter], Awaitable[None]]
 

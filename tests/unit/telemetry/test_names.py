@@ -1,4 +1,4 @@
-"""Telemetry uses the names in its tables and no others; log lines hold no secret."""
+"""docs/telemetry.md explains every name that telemetry uses and no others; log lines hold no secret."""
 
 import io
 import json
@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evergrant_server.telemetry.log_names import LogEvent
-from evergrant_server.telemetry.logs import configure_logging, log_event
-from evergrant_server.telemetry.names import ATTRIBUTES, METRICS
+from evergrant_server.telemetry.logs import LogEvent, configure_logging, log_event
 from evergrant_server.telemetry.sdk import BadTelemetry, otlp_enabled
 
 ROOT = Path(__file__).parents[3]
@@ -21,10 +19,20 @@ CODE = {
 }
 
 
-@pytest.mark.parametrize("event", LogEvent)
-def test_every_event_is_logged_somewhere(event: LogEvent) -> None:
-    users = [name for name, text in CODE.items() if f"Event.{event.name}" in text]
-    assert [name for name in users if name != "evergrant_server/telemetry/log_names.py"]
+PAGE = (ROOT / "docs/telemetry.md").read_text(encoding="utf-8")
+TELEMETRY = "evergrant_server/telemetry/"
+
+
+def explained(heading: str) -> list[str]:
+    """The first column of the table below this heading of the page."""
+    section = re.split(r"^#+ ", PAGE.partition(f"# {heading}\n")[2], flags=re.MULTILINE)[0]
+    return re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
+
+
+def test_every_event_is_explained_and_logged_somewhere() -> None:
+    assert explained("Events") == [event.value for event in LogEvent]
+    used = {name for text in CODE.values() for name in re.findall(r"Event\.([A-Z_]+)", text)}
+    assert set(LogEvent.__members__) <= used
 
 
 def test_every_log_call_names_an_event() -> None:
@@ -32,11 +40,15 @@ def test_every_log_call_names_an_event() -> None:
     assert [name for name, text in CODE.items() if free.search(text)] == []
 
 
-def test_names_of_metrics_and_attributes_are_written_once() -> None:
+def test_every_metric_and_attribute_is_explained_and_written_once() -> None:
+    names = [*explained("Metrics"), *explained("Attributes")]
+    used = re.compile(r'"((?:evergrant|http|server|error)\.(?!response\.start)[a-z_.]+)"')
+    telemetry = [
+        found for name, text in CODE.items() if name.startswith(TELEMETRY) for found in used.findall(text)
+    ]
+    assert sorted(telemetry) == sorted(names)
     for name, text in CODE.items():
-        if name != "evergrant_server/telemetry/names.py":
-            used = re.findall(r'"((?:evergrant|http\.re|server\.)[a-z_.]*\.[a-z_.]+)"', text)
-            assert {it for it in used if it in ATTRIBUTES or it in {m.name for m in METRICS}} == set(), name
+        assert name.startswith(TELEMETRY) or not set(used.findall(text)) & set(names), name
 
 
 def test_a_json_line_has_code_and_id_but_no_text_of_an_exception() -> None:

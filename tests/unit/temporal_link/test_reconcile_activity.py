@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
+from activities.maintenance.history import ClosedRunExporter
 from activities.maintenance.reconcile import RUN_LIMIT, ReconcileActivities
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -14,7 +15,6 @@ from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
 from evergrant_server.store import Store
-from evergrant_server.temporal_link.closed_runs import ClosedRunExporter
 from evergrant_server.temporal_link.reconcile import Reconciler
 from tests.fakes.clock import SetClock
 from tests.unit.temporal_link.conftest import Prepare, connection_ids

@@ -15,7 +15,7 @@ from pathlib import Path
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.temporal_link.connect import prepare_namespace
 from tests.fakes.temporal import running_temporal
 from tests.workflows.stories.account_choice import accounts_looked_up_and_chosen
 from tests.workflows.stories.clock_skew import reported_when_over

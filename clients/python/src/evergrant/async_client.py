@@ -3,27 +3,25 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Self, Unpack
 
 from evergrant.auth import AsyncLeaseAuth
 from evergrant.calls import connections as connection_calls
-from evergrant.calls import integrations as integration_calls
 from evergrant.calls import leases as lease_calls
 from evergrant.calls import transfer as transfer_calls
-from evergrant.calls import webhooks as webhook_calls
 from evergrant.calls.leases import LeaseOptions, LeaseRequest
 from evergrant.calls.transfer import ImportItem, ImportOutcome
-from evergrant.dpop import MAX_PROOF_ATTEMPTS, LeaseWithProof, generation_keeps_changing
+from evergrant.methods import ApiMethods
 from evergrant.models import Connection, ConsentRequired, Lease
-from evergrant.options import ClientOptions
 from evergrant.origins import AllowedOrigins
 from evergrant.retries import Deadline, is_consent_complete
 from evergrant.single_flight import AsyncSingleFlight
-from evergrant.transport import AsyncTransport, lists_async, sends_async
+from evergrant.transport import AsyncTransport, ClientOptions
 
 
-class AsyncEvergrant(AsyncTransport):
+class AsyncEvergrant(ApiMethods, AsyncTransport):
     """Evergrant over HTTP, for asyncio. An async context manager; tasks of one event loop may share one.
 
     Takes the arguments of `Evergrant` and has the same methods, awaited.
@@ -65,29 +63,14 @@ class AsyncEvergrant(AsyncTransport):
     ) -> AsyncLeaseAuth:
         """See `Evergrant.auth`."""
         request = LeaseRequest(integration, subject, **options)
-
-        async def take() -> Lease:
-            return await self._require_lease(request)
-
-        async def report(refused: Lease) -> Lease:
-            self._cache.invalidate(refused.connection_id, refused.generation)
-            if not self._reported.contains(refused.connection_id, refused.generation):
-                await self.report_refused(refused.connection_id, refused.generation)
-            return await take()
-
-        async def prove(lease: Lease, method: str, url: str, nonce: str | None) -> LeaseWithProof:
-            for _ in range(MAX_PROOF_ATTEMPTS):
-                proof = await self.proof(lease.connection_id, method, url, nonce=nonce)
-                if proof.generation == lease.generation:
-                    return LeaseWithProof(lease, proof)
-                self._cache.invalidate(lease.connection_id, lease.generation)  # it was refreshed meanwhile
-                lease = await take()
-            raise generation_keeps_changing(lease)
-
-        return AsyncLeaseAuth(AllowedOrigins.of(origins), self._reported, take, report, prove)
-
-    proof = sends_async(lease_calls.proof)
-    sign = sends_async(lease_calls.sign)
+        return AsyncLeaseAuth(
+            AllowedOrigins.of(origins),
+            self._cache,
+            self._reported,
+            take=partial(self._require_lease, request),
+            report=self.report_refused,
+            prove=self.proof,
+        )
 
     async def refresh(self, connection_id: str, *, seen_generation: int | None = None) -> Connection:
         """See `Evergrant.refresh`."""
@@ -104,7 +87,7 @@ class AsyncEvergrant(AsyncTransport):
                 connection = await self.send(call)
             finally:
                 self._cache.invalidate(connection_id, generation)  # also a lease cached meanwhile
-            self._reported.add(connection_id, generation)
+            self._reported.put((connection_id, generation), True)
             return connection
 
         return await self._reports_in_flight.run((connection_id, generation), report)
@@ -132,36 +115,6 @@ class AsyncEvergrant(AsyncTransport):
                 return found
             await asyncio.sleep(deadline.poll_pause_s(every))
 
-    connect = sends_async(connection_calls.connect)
-    connection = sends_async(connection_calls.connection)
-    connections = lists_async(connection_calls.connections)
-    reauthorize = sends_async(connection_calls.reauthorize)
-    choose = sends_async(connection_calls.choose)
-    audit = lists_async(connection_calls.audit)
-    providers = lists_async(connection_calls.providers)
-    apps = lists_async(connection_calls.apps)
-
-    integrations = lists_async(integration_calls.integrations)
-    integration = sends_async(integration_calls.integration)
-    put_integration = sends_async(integration_calls.put_integration)
-    delete_integration = sends_async(integration_calls.delete_integration)
-    rotate_client_secret = sends_async(integration_calls.rotate_client_secret)
-    roll_client_secret_back = sends_async(integration_calls.roll_client_secret_back)
-    propose_provider = sends_async(integration_calls.propose_provider)
-    provider_versions = lists_async(integration_calls.provider_versions)
-    approve_provider = sends_async(integration_calls.approve_provider)
-    reject_provider = sends_async(integration_calls.reject_provider)
-    roll_provider_back = sends_async(integration_calls.roll_provider_back)
-
-    webhooks = lists_async(webhook_calls.webhooks)
-    webhook = sends_async(webhook_calls.webhook)
-    put_webhook = sends_async(webhook_calls.put_webhook)
-    delete_webhook = sends_async(webhook_calls.delete_webhook)
-    rotate_webhook_secret = sends_async(webhook_calls.rotate_webhook_secret)
-    webhook_deliveries = lists_async(webhook_calls.webhook_deliveries)
-    replay_webhook = sends_async(webhook_calls.replay_webhook)
-    test_webhook = sends_async(webhook_calls.test_webhook)
-
     async def import_connections(
         self, items: Iterable[ImportItem], *, dry_run: bool = False, verify: bool = True
     ) -> AsyncIterator[ImportOutcome]:
@@ -169,10 +122,6 @@ class AsyncEvergrant(AsyncTransport):
         for call in transfer_calls.import_calls(items, dry_run=dry_run, verify=verify):
             for outcome in await self.send(call):
                 yield outcome
-
-    start_export = sends_async(transfer_calls.start_export)
-    export_lines = sends_async(transfer_calls.export_lines)
-    drop_export = sends_async(transfer_calls.drop_export)
 
     async def _lease(self, request: LeaseRequest) -> Lease | ConsentRequired:
         if (cached := self._cache.get(request)) is not None:

@@ -5,78 +5,130 @@ header, and a 401 of that origin says nothing about the token. A token that is b
 with a proof for each request (RFC 9449).
 """
 
+import re
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Hashable
+from functools import partial
 from threading import Lock
+from typing import Any, Generic, TypeVar
 
 import httpx2
 
-from evergrant.dpop import LeaseWithProof, NonceStore, is_bound, is_nonce_challenge, set_authorization
+from evergrant.errors import ProviderUnavailable
+from evergrant.lease_cache import LeaseCache
 from evergrant.models import Lease
-from evergrant.origins import AllowedOrigins, origin_of
+from evergrant.origins import AllowedOrigins, Origin, origin_of
 
-_MAX_REPORTED = 10_000
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+Flow = Generator[httpx2.Request | Callable[[], Any], Any, Value]
+
+_MAX_NONCES = 1_000
+_MAX_PROOF_ATTEMPTS = 3
+_USE_NONCE = re.compile(r"\buse_dpop_nonce\b")
 
 
-class ReportedTokens:
-    """The generations that were reported as refused, each once, however many requests failed."""
+class NewestEntries(Generic[Key, Value]):
+    """A map that forgets its oldest entry when it has more than `limit`. Threads may share one."""
 
-    def __init__(self) -> None:
-        self._reported: OrderedDict[tuple[str, int], None] = OrderedDict()
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._entries: OrderedDict[Key, Value] = OrderedDict()
         self._lock = Lock()
 
-    def contains(self, connection_id: str, generation: int) -> bool:
+    def get(self, key: Key) -> Value | None:
         with self._lock:
-            return (connection_id, generation) in self._reported
+            return self._entries.get(key)
 
-    def add(self, connection_id: str, generation: int) -> None:
+    def put(self, key: Key, value: Value) -> None:
         with self._lock:
-            self._reported[(connection_id, generation)] = None
-            if len(self._reported) > _MAX_REPORTED:
-                self._reported.popitem(last=False)
+            self._entries[key] = value
+            if len(self._entries) > self._limit:
+                self._entries.popitem(last=False)
 
 
-class LeaseAuth(httpx2.Auth):
-    """For httpx2.Client.
+ReportedTokens = NewestEntries[tuple[str, int], bool]  # connection and generation, each reported once
 
-    `take` leases a token; `report` reports a refused lease and returns the newest one; `prove` returns
-    a proof for method, URL and nonce with the lease it belongs to, which may be newer than the given.
+
+class _AuthFlow(httpx2.Auth):
+    """What both clients' `auth` do for a request.
+
+    `take` leases a token, `report` reports a refused one, `prove` makes a proof of the newest grant.
     """
 
     def __init__(
         self,
         origins: AllowedOrigins,
+        cache: LeaseCache,
         reported: ReportedTokens,
-        take: Callable[[], Lease],
-        report: Callable[[Lease], Lease],
-        prove: Callable[[Lease, str, str, str | None], LeaseWithProof],
+        *,
+        take: Callable[[], Any],
+        report: Callable[[str, int], Any],
+        prove: Callable[..., Any],
     ) -> None:
         self._origins = origins
+        self._cache = cache
         self._reported = reported
         self._take = take
         self._report = report
         self._prove = prove
-        self._nonces = NonceStore()
+        self._nonces = NewestEntries[Origin, str](_MAX_NONCES)
 
-    def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
+    def flow(self, request: httpx2.Request) -> Flow[None]:
+        """Yields requests to send, and calls of the client to make; receives the response or result."""
         if not self._origins.allows(request.url):
             yield request
             return
-        lease = self._authorize(request, self._take())
+        lease = yield from self._authorize(request, (yield self._take))
         response = yield request
-        self._nonces.remember(response)
-        if _needs_nonce(lease, request, response):
-            lease = self._authorize(request, lease)
+        if (nonce := response.headers.get("dpop-nonce")) is not None:  # RFC 9449 section 8.2
+            self._nonces.put(origin_of(response.request.url), nonce)
+        if _is_bound(lease) and _is_nonce_challenge(response) and _can_repeat(request):
+            lease = yield from self._authorize(request, lease)
             response = yield request
-        if not _is_refused(request, response) or is_nonce_challenge(response):
+        if not _is_refused(request, response) or _is_nonce_challenge(response):
             return
-        newer = self._report(lease)
+        self._cache.invalidate(lease.connection_id, lease.generation)
+        if not self._reported.get((lease.connection_id, lease.generation)):
+            yield partial(self._report, lease.connection_id, lease.generation)
+        newer = yield self._take
         if newer.generation <= lease.generation or not _can_repeat(request):
             return
-        newer = self._authorize(request, newer)
+        newer = yield from self._authorize(request, newer)
         if _is_refused(request, (yield request)):
             # A new token was refused too: another refresh won't help.
-            self._reported.add(newer.connection_id, newer.generation)
+            self._reported.put((newer.connection_id, newer.generation), True)
+
+    def _authorize(self, request: httpx2.Request, lease: Lease) -> Flow[Lease]:
+        """Set the headers, with a proof for a bound token. Returns the lease whose token they hold."""
+        for _ in range(_MAX_PROOF_ATTEMPTS):
+            scheme = "Bearer" if lease.token_type.lower() == "bearer" else lease.token_type
+            request.headers["authorization"] = f"{scheme} {lease.access_token}"
+            if not _is_bound(lease):
+                return lease
+            nonce, url = self._nonces.get(origin_of(request.url)), str(request.url)
+            proof = yield partial(self._prove, lease.connection_id, request.method, url, nonce=nonce)
+            if proof.generation == lease.generation:
+                request.headers["dpop"] = proof.proof
+                return lease
+            self._cache.invalidate(lease.connection_id, lease.generation)  # it was refreshed meanwhile
+            lease = yield self._take
+        raise ProviderUnavailable(
+            f"{lease.connection_id} keeps changing", code="refresh_pending", retry_after=1.0
+        )
+
+
+class LeaseAuth(_AuthFlow):
+    """For httpx2.Client."""
+
+    def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
+        flow, answer = self.flow(request), None
+        try:
+            while True:
+                step = flow.send(answer)
+                answer = (yield step) if isinstance(step, httpx2.Request) else step()
+        except StopIteration:
+            return
 
     async def async_auth_flow(
         self, request: httpx2.Request
@@ -84,72 +136,35 @@ class LeaseAuth(httpx2.Auth):
         raise RuntimeError("this auth is for httpx2.Client; take AsyncEvergrant's for httpx2.AsyncClient")
         yield request  # makes it a generator, as httpx2 expects
 
-    def _authorize(self, request: httpx2.Request, lease: Lease) -> Lease:
-        """Set the headers, with a proof for a bound token. Returns the lease whose token they hold."""
-        if not is_bound(lease):
-            set_authorization(request, lease)
-            return lease
-        nonce = self._nonces.get(request.url)
-        proven = self._prove(lease, request.method, str(request.url), nonce)
-        set_authorization(request, proven.lease, proven.proof)
-        return proven.lease
 
-
-class AsyncLeaseAuth(httpx2.Auth):
-    """`LeaseAuth` for httpx2.AsyncClient."""
-
-    def __init__(
-        self,
-        origins: AllowedOrigins,
-        reported: ReportedTokens,
-        take: Callable[[], Awaitable[Lease]],
-        report: Callable[[Lease], Awaitable[Lease]],
-        prove: Callable[[Lease, str, str, str | None], Awaitable[LeaseWithProof]],
-    ) -> None:
-        self._origins = origins
-        self._reported = reported
-        self._take = take
-        self._report = report
-        self._prove = prove
-        self._nonces = NonceStore()
+class AsyncLeaseAuth(_AuthFlow):
+    """For httpx2.AsyncClient."""
 
     async def async_auth_flow(
         self, request: httpx2.Request
     ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
-        if not self._origins.allows(request.url):
-            yield request
+        flow, answer = self.flow(request), None
+        try:
+            while True:
+                step = flow.send(answer)
+                answer = (yield step) if isinstance(step, httpx2.Request) else await step()
+        except StopIteration:
             return
-        lease = await self._authorize(request, await self._take())
-        response = yield request
-        self._nonces.remember(response)
-        if _needs_nonce(lease, request, response):
-            lease = await self._authorize(request, lease)
-            response = yield request
-        if not _is_refused(request, response) or is_nonce_challenge(response):
-            return
-        newer = await self._report(lease)
-        if newer.generation <= lease.generation or not _can_repeat(request):
-            return
-        newer = await self._authorize(request, newer)
-        if _is_refused(request, (yield request)):
-            self._reported.add(newer.connection_id, newer.generation)
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         raise RuntimeError("this auth is for httpx2.AsyncClient; take Evergrant's for httpx2.Client")
         yield request  # makes it a generator, as httpx2 expects
 
-    async def _authorize(self, request: httpx2.Request, lease: Lease) -> Lease:
-        if not is_bound(lease):
-            set_authorization(request, lease)
-            return lease
-        nonce = self._nonces.get(request.url)
-        proven = await self._prove(lease, request.method, str(request.url), nonce)
-        set_authorization(request, proven.lease, proven.proof)
-        return proven.lease
+
+def _is_bound(lease: Lease) -> bool:
+    """Whether the token is bound to a key, so that each request needs a proof."""
+    return lease.token_type.lower() == "dpop"
 
 
-def _needs_nonce(lease: Lease, request: httpx2.Request, response: httpx2.Response) -> bool:
-    return is_bound(lease) and is_nonce_challenge(response) and _can_repeat(request)
+def _is_nonce_challenge(response: httpx2.Response) -> bool:
+    """Whether a 401 only asks for a nonce (RFC 9449 section 9). It refuses no token."""
+    asks = _USE_NONCE.search(response.headers.get("www-authenticate", "")) is not None
+    return response.status_code == 401 and asks and "dpop-nonce" in response.headers
 
 
 def _is_refused(request: httpx2.Request, response: httpx2.Response) -> bool:

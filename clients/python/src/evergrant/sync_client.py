@@ -3,27 +3,25 @@
 import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Self, Unpack
 
 from evergrant.auth import LeaseAuth
 from evergrant.calls import connections as connection_calls
-from evergrant.calls import integrations as integration_calls
 from evergrant.calls import leases as lease_calls
 from evergrant.calls import transfer as transfer_calls
-from evergrant.calls import webhooks as webhook_calls
 from evergrant.calls.leases import LeaseOptions, LeaseRequest
 from evergrant.calls.transfer import ImportItem, ImportOutcome
-from evergrant.dpop import MAX_PROOF_ATTEMPTS, LeaseWithProof, generation_keeps_changing
+from evergrant.methods import ApiMethods
 from evergrant.models import Connection, ConsentRequired, Lease
-from evergrant.options import ClientOptions
 from evergrant.origins import AllowedOrigins
 from evergrant.retries import Deadline, is_consent_complete
 from evergrant.single_flight import SingleFlight
-from evergrant.transport import Transport, lists, sends
+from evergrant.transport import ClientOptions, Transport
 
 
-class Evergrant(Transport):
+class Evergrant(ApiMethods, Transport):
     """Evergrant over HTTP, for code that blocks. A context manager; threads may share one.
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by
@@ -72,29 +70,14 @@ class Evergrant(Transport):
         newer token. Requests raise ReconnectNeeded while a consent is missing.
         """
         request = LeaseRequest(integration, subject, **options)
-
-        def take() -> Lease:
-            return self._require_lease(request)
-
-        def report(refused: Lease) -> Lease:
-            self._cache.invalidate(refused.connection_id, refused.generation)
-            if not self._reported.contains(refused.connection_id, refused.generation):
-                self.report_refused(refused.connection_id, refused.generation)
-            return take()
-
-        def prove(lease: Lease, method: str, url: str, nonce: str | None) -> LeaseWithProof:
-            for _ in range(MAX_PROOF_ATTEMPTS):
-                proof = self.proof(lease.connection_id, method, url, nonce=nonce)
-                if proof.generation == lease.generation:
-                    return LeaseWithProof(lease, proof)
-                self._cache.invalidate(lease.connection_id, lease.generation)  # it was refreshed meanwhile
-                lease = take()
-            raise generation_keeps_changing(lease)
-
-        return LeaseAuth(AllowedOrigins.of(origins), self._reported, take, report, prove)
-
-    proof = sends(lease_calls.proof)
-    sign = sends(lease_calls.sign)
+        return LeaseAuth(
+            AllowedOrigins.of(origins),
+            self._cache,
+            self._reported,
+            take=partial(self._require_lease, request),
+            report=self.report_refused,
+            prove=self.proof,
+        )
 
     def refresh(self, connection_id: str, *, seen_generation: int | None = None) -> Connection:
         """Refresh the grant, unless it is newer than `seen_generation` (None: than it is now)."""
@@ -121,7 +104,7 @@ class Evergrant(Transport):
                 connection = self.send(call)
             finally:
                 self._cache.invalidate(connection_id, generation)  # also a lease cached meanwhile
-            self._reported.add(connection_id, generation)
+            self._reported.put((connection_id, generation), True)
             return connection
 
         return self._reports_in_flight.run((connection_id, generation), report)
@@ -153,36 +136,6 @@ class Evergrant(Transport):
                 return found
             time.sleep(deadline.poll_pause_s(every))
 
-    connect = sends(connection_calls.connect)
-    connection = sends(connection_calls.connection)
-    connections = lists(connection_calls.connections)
-    reauthorize = sends(connection_calls.reauthorize)
-    choose = sends(connection_calls.choose)
-    audit = lists(connection_calls.audit)
-    providers = lists(connection_calls.providers)
-    apps = lists(connection_calls.apps)
-
-    integrations = lists(integration_calls.integrations)
-    integration = sends(integration_calls.integration)
-    put_integration = sends(integration_calls.put_integration)
-    delete_integration = sends(integration_calls.delete_integration)
-    rotate_client_secret = sends(integration_calls.rotate_client_secret)
-    roll_client_secret_back = sends(integration_calls.roll_client_secret_back)
-    propose_provider = sends(integration_calls.propose_provider)
-    provider_versions = lists(integration_calls.provider_versions)
-    approve_provider = sends(integration_calls.approve_provider)
-    reject_provider = sends(integration_calls.reject_provider)
-    roll_provider_back = sends(integration_calls.roll_provider_back)
-
-    webhooks = lists(webhook_calls.webhooks)
-    webhook = sends(webhook_calls.webhook)
-    put_webhook = sends(webhook_calls.put_webhook)
-    delete_webhook = sends(webhook_calls.delete_webhook)
-    rotate_webhook_secret = sends(webhook_calls.rotate_webhook_secret)
-    webhook_deliveries = lists(webhook_calls.webhook_deliveries)
-    replay_webhook = sends(webhook_calls.replay_webhook)
-    test_webhook = sends(webhook_calls.test_webhook)
-
     def import_connections(
         self, items: Iterable[ImportItem], *, dry_run: bool = False, verify: bool = True
     ) -> Iterator[ImportOutcome]:
@@ -194,10 +147,6 @@ class Evergrant(Transport):
         """
         for call in transfer_calls.import_calls(items, dry_run=dry_run, verify=verify):
             yield from self.send(call)
-
-    start_export = sends(transfer_calls.start_export)
-    export_lines = sends(transfer_calls.export_lines)
-    drop_export = sends(transfer_calls.drop_export)
 
     def _lease(self, request: LeaseRequest) -> Lease | ConsentRequired:
         if (cached := self._cache.get(request)) is not None:

@@ -1,26 +1,67 @@
 """The two transports: a call becomes HTTP attempts within a deadline, a list is fetched page by page.
 
-`Transport` blocks, `AsyncTransport` awaits. `sends`, `lists` and their asynchronous twins make a
-client's method from a function that builds a call, with its parameters and docstring.
+`Transport` blocks, `AsyncTransport` awaits. `Sends` and `Lists` make a method of both clients from a
+function that builds a call.
 """
 
 import inspect
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import timedelta
-from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack
+from types import MethodType
+from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import httpx2
 
-from evergrant.calls.call import Call, Result, next_page
+from evergrant.auth import ReportedTokens
+from evergrant.calls.call import Call, Page, Response, Result, check_version, next_page
 from evergrant.errors import EvergrantError, ProtocolError, Unreachable
-from evergrant.options import ClientOptions, ClientState
-from evergrant.responses import Page, Response, check_version
-from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, Deadline
+from evergrant.lease_cache import CACHE_LEASES_FOR, Clock, LeaseCache, utc_now
+from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, DEADLINE, Deadline
 from evergrant.server import ServerAddress
+
+_MAX_REPORTED = 10_000
 
 Params = ParamSpec("Params")
 Item = TypeVar("Item")
+
+
+class ClientOptions(TypedDict, total=False):
+    """Optional arguments of both clients.
+
+    `deadline` bounds each call with all its attempts (thirty seconds). Plain http is for this machine
+    only, unless `allow_plain_http`. `cache_leases_for` (thirty seconds) bounds how long a lease is
+    served again from this process, and so how long it can outlive a revocation made elsewhere; with
+    zero each lease is a request to Evergrant. `clock` is for tests.
+    """
+
+    deadline: timedelta
+    tls: ssl.SSLContext | None
+    allow_plain_http: bool
+    cache_leases_for: timedelta
+    clock: Clock
+
+
+class ClientState:
+    """The server's address, the deadline, the lease cache and the reported tokens of one client."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        deadline: timedelta = DEADLINE,
+        tls: ssl.SSLContext | None = None,
+        allow_plain_http: bool = False,
+        cache_leases_for: timedelta = CACHE_LEASES_FOR,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._server = ServerAddress.from_settings(url, api_key, allow_plain_http=allow_plain_http)
+        self._deadline = deadline
+        self._tls = tls or True
+        self._cache = LeaseCache(cache_leases_for, clock)
+        self._reported = ReportedTokens(_MAX_REPORTED)
 
 
 class Transport(ClientState):
@@ -85,59 +126,60 @@ class AsyncTransport(ClientState):
             following = next_page(following, page)
 
 
-def sends(build: Callable[Params, Call[Result]]) -> Callable[Concatenate[Transport, Params], Result]:
-    """A method that sends the call of `build`."""
+class Sends(Generic[Params, Result]):
+    """A method of both clients that sends the call of `build`, with its parameters and docstring."""
 
-    def method(self: Transport, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
-        return self.send(build(*args, **kwargs))
+    def __init__(self, build: Callable[Params, Call[Result]]) -> None:
+        def send(client: Transport, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
+            return client.send(build(*args, **kwargs))
 
-    _describe(method, build)
-    return method
+        async def send_async(
+            client: AsyncTransport, /, *args: Params.args, **kwargs: Params.kwargs
+        ) -> Result:
+            return await client.send(build(*args, **kwargs))
 
+        self._methods = (_described(send, build), _described(send_async, build))
 
-def lists(
-    build: Callable[Params, Call[Page[Item]]],
-) -> Callable[Concatenate[Transport, Params], Iterator[Item]]:
-    """A method that iterates over the list of `build`."""
-
-    def method(self: Transport, /, *args: Params.args, **kwargs: Params.kwargs) -> Iterator[Item]:
-        return self.pages(build(*args, **kwargs))
-
-    _describe(method, build)
-    return method
-
-
-def sends_async(
-    build: Callable[Params, Call[Result]],
-) -> Callable[Concatenate[AsyncTransport, Params], Coroutine[Any, Any, Result]]:
-    """`sends` for `AsyncTransport`."""
-
-    async def method(self: AsyncTransport, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
-        return await self.send(build(*args, **kwargs))
-
-    _describe(method, build)
-    return method
+    @overload
+    def __get__(self, client: Transport, owner: type) -> Callable[Params, Result]: ...
+    @overload
+    def __get__(
+        self, client: AsyncTransport, owner: type
+    ) -> Callable[Params, Coroutine[Any, Any, Result]]: ...
+    @overload
+    def __get__(self, client: None, owner: type) -> Callable[..., Any]: ...
+    def __get__(self, client: object, owner: type) -> Callable[..., Any]:
+        method = self._methods[issubclass(owner, AsyncTransport)]
+        return method if client is None else MethodType(method, client)
 
 
-def lists_async(
-    build: Callable[Params, Call[Page[Item]]],
-) -> Callable[Concatenate[AsyncTransport, Params], AsyncIterator[Item]]:
-    """`lists` for `AsyncTransport`."""
+class Lists(Generic[Params, Item]):
+    """A method of both clients that iterates over the list of `build`."""
 
-    def method(self: AsyncTransport, /, *args: Params.args, **kwargs: Params.kwargs) -> AsyncIterator[Item]:
-        return self.pages(build(*args, **kwargs))
+    def __init__(self, build: Callable[Params, Call[Page[Item]]]) -> None:
+        def pages(client: Any, /, *args: Params.args, **kwargs: Params.kwargs) -> Any:
+            return client.pages(build(*args, **kwargs))
 
-    _describe(method, build)
-    return method
+        self._method = _described(pages, build)
+
+    @overload
+    def __get__(self, client: Transport, owner: type) -> Callable[Params, Iterator[Item]]: ...
+    @overload
+    def __get__(self, client: AsyncTransport, owner: type) -> Callable[Params, AsyncIterator[Item]]: ...
+    @overload
+    def __get__(self, client: None, owner: type) -> Callable[..., Any]: ...
+    def __get__(self, client: object, owner: type) -> Callable[..., Any]:
+        return self._method if client is None else MethodType(self._method, client)
 
 
-def _describe(method: Callable[..., object], build: Callable[..., object]) -> None:
-    """Give a method the name, docstring and parameters of its call, for `help` and for mocks."""
+def _described(method: Callable[..., Any], build: Callable[..., object]) -> Callable[..., Any]:
+    """The method with the name, docstring and parameters of its call, for `help` and for mocks."""
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     parameters = [own, *inspect.signature(build).parameters.values()]
     vars(method).update(__signature__=inspect.Signature(parameters))
     method.__name__ = build.__name__
     method.__doc__ = build.__doc__
+    return method
 
 
 class _RequestArguments(TypedDict):

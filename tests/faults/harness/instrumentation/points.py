@@ -46,7 +46,7 @@ PATH = (
     "activities.support.context_loader",
     "activities.support.heartbeat",
     "activities.support.transactions",
-    "evergrant_server.egress.network",
+    "evergrant_server.egress.transport",
     "evergrant_server.egress.transport",
     "evergrant_server.telemetry.metrics",
     "providers.requests.sender",
@@ -68,7 +68,7 @@ ELSEWHERE = {
         "another grant is installed: nothing is replaced"
     ),
     "activities.grants.client_secrets:try_each_secret": "a revocation, or before a consent: spends nothing",
-    "evergrant_server.egress.network:GuardedBackend.connect_unix_socket": "always refuses",
+    "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
     "activities.grants.refresh:RefreshActivities._token_request#2": (
         "an access token that is exchanged is not spent"
     ),

@@ -15,7 +15,7 @@ import asyncpg
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
-from evergrant_server.temporal_link.namespace import prepare_namespace
+from evergrant_server.temporal_link.connect import prepare_namespace
 from tests.fakes.databases import postgres
 from tests.fakes.platform.processes import ROOT, RunningPlatform, running_platform
 from tests.fakes.ports import free_port

@@ -30,7 +30,7 @@ from evergrant_server.core.single_use.attempt import TimeLimits
 from evergrant_server.core.single_use.circuit_breaker import Admission
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.egress import Egress, EgressPolicy
-from evergrant_server.egress.network import default_tls_context
+from evergrant_server.egress.transport import default_tls_context
 from evergrant_server.journal import Journal
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store

@@ -1,15 +1,62 @@
-"""`Call`: one request of the API and the parser of its response. Pure."""
+"""`Call`: one request of the API, and what its response is: an object, a page or the error to raise. Pure."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Generic, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from evergrant.responses import Page, Response
+from evergrant.errors import (
+    KINDS,
+    BadRequest,
+    ClientMisconfigured,
+    Denied,
+    EvergrantError,
+    PlatformUnavailable,
+    ProtocolError,
+    ProviderUnavailable,
+    Unreachable,
+)
+from evergrant.fields import Fields
 
 Result = TypeVar("Result")
+
+Item = TypeVar("Item")
+SERVER_MAJOR = 0  # the server's major version, which this client's follows
+# A newer server may name a kind that this client doesn't know: the status decides then.
+_BY_STATUS: Mapping[int, type[EvergrantError]] = {
+    403: Denied,
+    424: ClientMisconfigured,
+    429: ProviderUnavailable,
+}
+_GATEWAY = frozenset({429, 502, 503, 504})
+_STANDARD_MEMBERS = frozenset(
+    {"type", "title", "status", "detail", "instance", "code", "kind", "retry_after", "repair"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One HTTP response. `headers` have lower-case names; the body may hold a token."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+    @property
+    def date(self) -> datetime | None:
+        """The server's clock when it answered (RFC 9110 section 6.6.1)."""
+        return _http_date(self.headers.get("date", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Item]):
+    """One page of a list; `next_cursor` is None on the last."""
+
+    items: tuple[Item, ...]
+    next_cursor: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +102,105 @@ def list_or_none(values: tuple[str, ...] | None) -> list[str] | None:
 
 def seconds_or_none(time: timedelta | None) -> float | None:
     return None if time is None else time.total_seconds()
+
+
+def object_parser(what: str, build: Callable[[Fields], Item]) -> Callable[[Response], Item]:
+    """A parser of a response that is one JSON object."""
+    return lambda response: build(parse_body(response, what))
+
+
+def page_parser(what: str, build: Callable[[Fields], Item]) -> Callable[[Response], Page[Item]]:
+    """A parser of a response that is one page of a list."""
+
+    def parse(response: Response) -> Page[Item]:
+        body = parse_body(response, f"{what} list")
+        items = tuple(build(Fields.of(item, what)) for item in body.array("items"))
+        return Page(items, body.text_or_none("next_cursor"))
+
+    return parse
+
+
+def parse_body(response: Response, what: str) -> Fields:
+    """The JSON object of a 2xx response; `what` names it in errors. Raises EvergrantError."""
+    require_success(response)
+    return Fields.of_json(response.body, what)
+
+
+def require_success(response: Response) -> None:
+    """Accept any 2xx response. Raises the EvergrantError that another status stands for."""
+    if not 200 <= response.status < 300:
+        raise error_from(response)
+
+
+def check_version(response: Response, major: int = SERVER_MAJOR) -> None:
+    """Raises ProtocolError for a server of another major version, with any status."""
+    version = response.headers.get("evergrant-version", "").strip()
+    theirs = version.partition(".")[0]
+    if theirs.isascii() and theirs.isdigit() and int(theirs) != major:
+        raise ProtocolError(
+            f"the server is Evergrant {version[:20]}, this client speaks to version {major}",
+            code="version_mismatch",
+            repair=f"Install the client of the server's version: pip install 'evergrant=={int(theirs)}.*'",
+            status=response.status,
+        )
+
+
+def error_from(response: Response) -> EvergrantError:
+    """The error that a response outside 2xx stands for (RFC 9457 section 3)."""
+    problem = parse_problem(response)
+    retry_after = _retry_after(response, problem)
+    if problem is None or not isinstance(problem.get("code"), str):
+        if response.status in _GATEWAY:
+            return Unreachable(
+                f"a gateway answered HTTP {response.status}", status=response.status, retry_after=retry_after
+            )
+        return ProtocolError(f"HTTP {response.status} without a problem document", status=response.status)
+    kind = problem.get("kind")
+    known = KINDS.get(kind) if isinstance(kind, str) else None
+    return (known or _class_of_status(response.status))(
+        _text(problem, "detail") or _text(problem, "title") or "",
+        code=_text(problem, "code"),
+        repair=_text(problem, "repair"),
+        status=response.status,
+        retry_after=retry_after,
+        context={name: value for name, value in problem.items() if name not in _STANDARD_MEMBERS},
+    )
+
+
+def parse_problem(response: Response) -> Mapping[str, object] | None:
+    """The problem document (RFC 9457), or None when the body isn't one."""
+    if response.headers.get("content-type", "").partition(";")[0].strip() != "application/problem+json":
+        return None
+    try:
+        return Fields.of_json(response.body, "problem document").members
+    except ProtocolError:
+        return None
+
+
+def _retry_after(response: Response, problem: Mapping[str, object] | None) -> float | None:
+    """Seconds to wait: the problem document's `retry_after`, else the header (RFC 9110 section 10.2.3)."""
+    seconds = (problem or {}).get("retry_after")
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0:
+        return float(seconds)
+    header = response.headers.get("retry-after", "").strip()
+    if header.isascii() and header.isdigit():
+        return float(header)
+    at = _http_date(header)
+    return None if at is None else max(0.0, (at - datetime.now(UTC)).total_seconds())
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        at = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return at.replace(tzinfo=at.tzinfo or UTC)
+
+
+def _class_of_status(status: int) -> type[EvergrantError]:
+    return _BY_STATUS.get(status) or (PlatformUnavailable if status >= 500 else BadRequest)
+
+
+def _text(members: Mapping[str, object], name: str) -> str | None:
+    value = members.get(name)
+    return value if isinstance(value, str) else None

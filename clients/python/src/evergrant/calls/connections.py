@@ -3,9 +3,18 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from evergrant.calls.call import Call, list_or_none, path_of, post, query_of, without_none
+from evergrant.calls.call import (
+    Call,
+    Page,
+    list_or_none,
+    object_parser,
+    page_parser,
+    path_of,
+    post,
+    query_of,
+    without_none,
+)
 from evergrant.models import App, AuditRecord, Connection, Provider, State
-from evergrant.responses import Page, object_parser, page_parser
 
 _CONNECTION = object_parser("connection", lambda item: item.build(Connection))
 

@@ -5,9 +5,18 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from evergrant.calls.call import Call, path_of, post, seconds_or_none, without_none
+from evergrant.calls.call import (
+    Call,
+    Page,
+    object_parser,
+    page_parser,
+    path_of,
+    post,
+    require_success,
+    seconds_or_none,
+    without_none,
+)
 from evergrant.fields import Fields
-from evergrant.responses import Page, object_parser, page_parser, require_success
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypedDict
 
-from evergrant.calls.call import Call, list_or_none, path_of, seconds_or_none, without_none
+from evergrant.calls.call import (
+    Call,
+    Response,
+    list_or_none,
+    parse_body,
+    parse_problem,
+    path_of,
+    seconds_or_none,
+    without_none,
+)
 from evergrant.fields import Fields
 from evergrant.models import ConsentRequired, Lease, Proof, Signature
-from evergrant.responses import Response, parse_body, parse_problem
 
 FormFields = Mapping[str, str] | Sequence[tuple[str, str]]
 

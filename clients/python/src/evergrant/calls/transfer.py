@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 
-from evergrant.calls.call import Call, post, query_of
+from evergrant.calls.call import Call, Response, parse_body, post, query_of
 from evergrant.errors import ProtocolError
 from evergrant.fields import Fields
-from evergrant.responses import Response, parse_body
 
 IMPORT_BATCH_SIZE = 50  # items in one request; the server takes 100
 _LINES_PER_PAGE = 200

@@ -7,8 +7,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from evergrant.calls.call import Call, path_of, post, query_of, seconds_or_none, without_none
-from evergrant.responses import Page, object_parser, page_parser, require_success
+from evergrant.calls.call import (
+    Call,
+    Page,
+    object_parser,
+    page_parser,
+    path_of,
+    post,
+    query_of,
+    require_success,
+    seconds_or_none,
+    without_none,
+)
 
 
 @dataclass(frozen=True, slots=True)

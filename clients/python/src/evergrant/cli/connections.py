@@ -5,8 +5,16 @@ from datetime import timedelta
 
 from cyclopts import App
 
-from evergrant.cli.options import DEFAULTS, Generation, Options
-from evergrant.cli.output import Format, connection_row, show_live, show_one, show_rows
+from evergrant.cli.output import (
+    DEFAULTS,
+    Format,
+    Generation,
+    Options,
+    connection_row,
+    show_live,
+    show_one,
+    show_rows,
+)
 from evergrant.errors import PlatformUnavailable
 from evergrant.models import Connection, State
 

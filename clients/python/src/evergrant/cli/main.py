@@ -1,14 +1,25 @@
-"""From the command line to an exit status: 0 done, 1 refused or failed, 2 misused, 130 interrupted."""
+"""The whole command, and the commands that belong to no other module: token, proof, apps, audit.
+
+Exit statuses: 0 done, 1 refused or failed, 2 misused, 130 interrupted.
+"""
 
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
+from importlib.metadata import version
 
-from cyclopts import CycloptsError
+from cyclopts import App, CycloptsError
 
-from evergrant.cli.commands import build_app
-from evergrant.cli.output import show_error
-from evergrant.errors import EvergrantError
+from evergrant.cli.connections import connections_app
+from evergrant.cli.integrations import integrations_app, providers_app
+from evergrant.cli.output import DEFAULTS, Format, Options, lease_row, row_of, show_error, show_one, show_rows
+from evergrant.cli.transfer import export_file, export_key, import_file
+from evergrant.cli.webhooks import webhooks_app
+from evergrant.errors import EvergrantError, ReconnectNeeded
+from evergrant.models import ConsentRequired, Lease
+
+_AUDIT = ("seq", "shard", "at", "action", "by", "detail")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,3 +44,100 @@ def _status(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def token(
+    integration: str,
+    subject: str,
+    /,
+    *,
+    label: str = "default",
+    min_ttl: float | None = None,
+    scope: tuple[str, ...] = (),
+    show: bool = False,
+    options: Options = DEFAULTS,
+) -> None:
+    """Print an access token: in full to a pipe or a file, hidden on a terminal.
+
+    Parameters
+    ----------
+    min_ttl
+        Seconds the token must still be valid for.
+    show
+        Print the token to a terminal too.
+    """
+    ttl = None if min_ttl is None else timedelta(seconds=min_ttl)
+    with options.client() as client:
+        answer = client.lease(integration, subject, label=label, min_ttl=ttl, scopes=scope or None)
+    match answer:
+        case ConsentRequired():
+            raise ReconnectNeeded(
+                f"{subject} has not consented at {integration}",
+                repair=f"Send the subject to {answer.connect_url}",
+                context=answer.as_error().context,
+            )
+        case Lease():
+            visible = show or not sys.stdout.isatty()
+            if visible and options.output is Format.TABLE:
+                print(answer.access_token)
+            else:
+                show_one(lease_row(answer, show_token=visible), options.output)
+
+
+def proof(
+    connection_id: str,
+    method: str,
+    url: str,
+    /,
+    *,
+    nonce: str | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Print a DPoP header for one request with a token that is bound to a key (RFC 9449).
+
+    Parameters
+    ----------
+    nonce
+        The value of the API's DPoP-Nonce header.
+    """
+    with options.client() as client:
+        made = client.proof(connection_id, method, url, nonce=nonce)
+    if options.output is Format.TABLE:
+        print(made.proof)
+    else:
+        show_one(row_of(made), options.output)
+
+
+def list_apps(*, options: Options = DEFAULTS) -> None:
+    """List the apps of the tenant."""
+    with options.client() as client:
+        show_rows((row_of(app) for app in client.apps()), ("id", "name", "disabled"), options.output)
+
+
+def audit(connection_id: str | None = None, /, *, options: Options = DEFAULTS) -> None:
+    """Show the audit records of a connection, or of the whole tenant."""
+    with options.client() as client:
+        show_rows((row_of(record) for record in client.audit(connection_id)), _AUDIT, options.output)
+
+
+def build_app() -> App:
+    """The whole command with its subcommands."""
+    app = App(
+        name="evergrant",
+        help="Managed OAuth from the shell: connections, tokens, audit.",
+        version=version("evergrant"),
+    )
+    app.command(providers_app())
+    app.command(integrations_app())
+    app.command(connections_app())
+    app.command(token)
+    app.command(proof)
+    apps = App(name="apps", help="Consumers of Evergrant.")
+    apps.command(list_apps, name="ls")
+    app.command(apps)
+    app.command(audit)
+    app.command(webhooks_app())
+    app.command(import_file, name="import")
+    app.command(export_file, name="export")
+    app.command(export_key, name="export-key")
+    return app

@@ -1,19 +1,26 @@
-"""How results and errors are printed: a table for people, JSON for programs, one line for an error."""
+"""What every command shares: its options, arguments that are read in a special way, and what it prints.
+
+A table for people, JSON for programs, one line for an error.
+"""
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from math import ceil
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
 
+from cyclopts import Parameter, Token
 from rich.console import Console
 from rich.table import Table
 
-from evergrant.errors import EvergrantError
+from evergrant.errors import BadRequest, EvergrantError
 from evergrant.models import Connection, Lease
+from evergrant.server import read_key_file
+from evergrant.sync_client import Evergrant
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -25,6 +32,8 @@ _CONNECTION = (
     *("expires_at", "reason", "repairer", "created_at", "changed_at"),
 )
 _LEASE = ("token_type", "expires_at", "scopes", "generation", "connection_id")
+
+InputFile = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # - is the standard input
 
 
 class Format(StrEnum):
@@ -144,3 +153,61 @@ def _cell(value: object) -> str:
             return json.dumps(value)
         case _:
             return printable(str(value))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Options:
+    """The API key itself is no option: every process of the machine could read it."""
+
+    output: Annotated[Format, Parameter(name=["--output", "-o"])] = Format.TABLE
+    "As a table for people, or as JSON."
+
+    url: str | None = None
+    "Evergrant's URL; by default EVERGRANT_URL."
+
+    api_key_file: Path | None = None
+    "File with the app's API key; by default EVERGRANT_API_KEY or EVERGRANT_API_KEY_FILE."
+
+    def client(self) -> Evergrant:
+        return Evergrant(self.url, read_key_file(self.api_key_file) if self.api_key_file else None)
+
+
+DEFAULTS = Options()
+
+
+def _generation(_: type[int], tokens: Sequence[Token]) -> int:
+    """A generation as a lease shows it. By itself cyclopts reads 7.6 as 8, and none as no value."""
+    value = tokens[0].value
+    if not (value.isascii() and value.isdecimal() and int(value) > 0):
+        raise ValueError("a generation is a whole number from 1 on, as the lease shows it")
+    return int(value)
+
+
+Generation = Annotated[int, Parameter(converter=_generation)]
+
+
+def read_text(file: Path) -> str:
+    """The text of a file, or of the standard input for `-`. Raises BadRequest."""
+    if str(file) == "-":
+        return sys.stdin.read()
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        raise argument_error(f"{file}: {reason}") from None
+
+
+def read_json_object(file: Path) -> dict[str, object]:
+    """The JSON object in a file. Raises BadRequest."""
+    try:
+        value: object = json.loads(read_text(file))
+    except ValueError:
+        raise argument_error(f"{file} is not JSON") from None
+    if not isinstance(value, dict):
+        raise argument_error(f"{file} is not a JSON object")
+    return cast(dict[str, object], value)
+
+
+def argument_error(detail: str) -> BadRequest:
+    return BadRequest(detail, code="invalid_request", repair="Correct the argument.")

@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from evergrant.calls.transfer import IMPORT_BATCH_SIZE, Export, ImportOutcome, ImportStatus, SealedPage
-from evergrant.cli.options import DEFAULTS, Options
-from evergrant.cli.output import Format, printable, show_one
+from evergrant.cli.output import DEFAULTS, Format, Options, printable, show_one
 from evergrant.errors import BadRequest, EvergrantError
 from evergrant.grant_files import (
     InvalidLine,

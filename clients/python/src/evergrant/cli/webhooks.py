@@ -5,8 +5,7 @@ from datetime import timedelta
 from cyclopts import App
 
 from evergrant.calls.webhooks import Webhook
-from evergrant.cli.options import DEFAULTS, Options
-from evergrant.cli.output import Row, row_of, show_one, show_rows
+from evergrant.cli.output import DEFAULTS, Options, Row, row_of, show_one, show_rows
 
 _WEBHOOKS = ("name", "url", "integration", "events", "disabled_by", "failures", "failing_since")
 _DELIVERIES = (

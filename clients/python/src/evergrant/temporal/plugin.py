@@ -1,16 +1,45 @@
-"""`EvergrantPlugin`: one line in the worker, or in the Temporal client that the worker uses."""
+"""`EvergrantPlugin`: one line in the worker, or in the Temporal client that the worker uses.
+
+Its interceptor gives an activity its leases and keeps their tokens out of Temporal.
+"""
 
 from collections.abc import Awaitable, Callable
-from typing import Unpack
+from datetime import timedelta
+from typing import Any, Unpack
 
+from temporalio import activity
+from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
+from temporalio.converter import DefaultFailureConverter
+from temporalio.exceptions import ApplicationError
 from temporalio.plugin import SimplePlugin
-from temporalio.worker import Worker, WorkerConfig
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ActivityOutboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+    Worker,
+    WorkerConfig,
+)
 
 from evergrant.async_client import AsyncEvergrant
-from evergrant.options import ClientOptions
+from evergrant.errors import (
+    BadRequest,
+    ClientMisconfigured,
+    Denied,
+    EvergrantError,
+    ProtocolError,
+    ReconnectNeeded,
+)
+from evergrant.models import Lease, LeaseLeak
 from evergrant.sync_client import Evergrant
-from evergrant.temporal.interceptor import LeaseInterceptor
-from evergrant.temporal.leases import WorkerClients
+from evergrant.temporal.leak_detection import contains_secret
+from evergrant.temporal.leases import CURRENT_LEASES, ActivityLeases, WorkerClients
+from evergrant.transport import ClientOptions
+
+# The same attempt fails again until a person has acted.
+_NON_RETRYABLE = (ReconnectNeeded, Denied, BadRequest, ProtocolError)
+_RETRY_AFTER_MISCONFIGURATION = timedelta(minutes=1)  # the integration's admin may have corrected it
 
 
 class EvergrantPlugin(SimplePlugin):
@@ -60,3 +89,100 @@ class EvergrantPlugin(SimplePlugin):
         if self._clients is None:
             raise RuntimeError("the worker of this activity isn't running")
         return self._clients
+
+
+class LeaseInterceptor(Interceptor):
+    """`clients` is called for each activity: the clients are opened when the worker runs."""
+
+    def __init__(self, clients: Callable[[], WorkerClients]) -> None:
+        self._clients = clients
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        return _Inbound(next, self._clients)
+
+
+class _Inbound(ActivityInboundInterceptor):
+    def __init__(self, next: ActivityInboundInterceptor, clients: Callable[[], WorkerClients]) -> None:
+        super().__init__(next)
+        self._clients = clients
+
+    def init(self, outbound: ActivityOutboundInterceptor) -> None:
+        super().init(_Outbound(outbound))
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        leases = ActivityLeases(self._clients())
+        previous = CURRENT_LEASES.set(leases)
+        try:
+            result = await self.next.execute_activity(input)
+        except Exception as error:
+            failure = _without_secrets(error, leases)
+        else:
+            _refuse_secrets("result", (result,), leases)
+            return result
+        finally:
+            CURRENT_LEASES.reset(previous)
+        # Raised here, not above: inside the handler the original would become its context.
+        raise failure
+
+
+class _Outbound(ActivityOutboundInterceptor):
+    def heartbeat(self, *details: Any) -> None:
+        if leases := CURRENT_LEASES.get():
+            _refuse_secrets("heartbeat", details, leases)
+        super().heartbeat(*details)
+
+
+def _refuse_secrets(what: str, values: tuple[Any, ...], leases: ActivityLeases) -> None:
+    """Raises a failure that is not retried, and doesn't quote the secret."""
+    if not leases.secrets:
+        return
+    if any(isinstance(value, Lease) for value in values):
+        raise _refusal(what)
+    try:
+        payloads: list[Payload] = activity.payload_converter().to_payloads(values)
+    except LeaseLeak:
+        raise _refusal(what) from None
+    if any(contains_secret(payload.SerializeToString(), leases.secrets) for payload in payloads):
+        raise _refusal(what)
+
+
+def _without_secrets(error: Exception, leases: ActivityLeases) -> Exception:
+    """The error itself, or a replacement when it quotes a secret."""
+    failure = application_error(error) if isinstance(error, EvergrantError) else error
+    if not leases.secrets:
+        return failure
+    recorded = Failure()
+    DefaultFailureConverter().to_failure(failure, activity.payload_converter(), recorded)
+    if not contains_secret(recorded.SerializeToString(), leases.secrets):
+        return failure
+    return ApplicationError(
+        f"{type(error).__name__}: withheld, because it quoted a leased token",
+        type="TokenInFailure",
+        non_retryable=isinstance(failure, ApplicationError) and failure.non_retryable,
+    )
+
+
+def _refusal(what: str) -> ApplicationError:
+    return ApplicationError(
+        f"the activity's {what} holds a leased token; return facts, and lease where the token is used",
+        type=f"TokenIn{what.capitalize()}",
+        non_retryable=True,
+    )
+
+
+def application_error(error: EvergrantError) -> ApplicationError:
+    """The failure that Temporal records: kind and code, never a connect link."""
+    connection_id = error.connection_id if isinstance(error, ReconnectNeeded) else None
+    return ApplicationError(
+        str(error),
+        {"code": error.code, "connection_id": connection_id, "repair": error.repair},
+        type=type(error).__name__,
+        non_retryable=isinstance(error, _NON_RETRYABLE),
+        next_retry_delay=_retry_delay(error),
+    )
+
+
+def _retry_delay(error: EvergrantError) -> timedelta | None:
+    if error.retry_after is not None:
+        return timedelta(seconds=error.retry_after)
+    return _RETRY_AFTER_MISCONFIGURATION if isinstance(error, ClientMisconfigured) else None

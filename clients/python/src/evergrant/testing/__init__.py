@@ -4,8 +4,7 @@ Owns the fake (`FakeEvergrant`), its connections, and the pytest fixtures `fake_
 `evergrant_clock`. Answers in the server's HTTP formats; owns no OAuth, no permits and no storage.
 """
 
-from evergrant.testing.clock import ManualClock
-from evergrant.testing.connections import FakeConnection
+from evergrant.testing.connections import FakeConnection, ManualClock
 from evergrant.testing.fake import FakeEvergrant, Request
 
 __all__ = ["FakeConnection", "FakeEvergrant", "ManualClock", "Request"]

@@ -1,14 +1,31 @@
-"""The fake's connections: what a test can do to one, and its JSON as the server would show it."""
+"""The fake's clock and connections: what a test can do to one, and its JSON as the server would show it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from secrets import token_urlsafe
+from threading import Lock
 
 from evergrant.models import State
 
 LIFETIME = timedelta(hours=1)
 CONSENT_WITHIN = timedelta(hours=1)
+
+
+class ManualClock:
+    """Call it for the time. Pass it as `clock` to the clients too, so that an hour passes for both."""
+
+    def __init__(self, at: datetime | None = None) -> None:
+        self._at = (at or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
+        self._lock = Lock()
+
+    def __call__(self) -> datetime:
+        with self._lock:
+            return self._at
+
+    def advance(self, by: timedelta) -> None:
+        with self._lock:
+            self._at += by
 
 
 @dataclass

@@ -10,11 +10,9 @@ from types import TracebackType
 from typing import Self
 
 from evergrant.models import State
-from evergrant.testing.clock import ManualClock
-from evergrant.testing.connections import LIFETIME, FakeConnection
-from evergrant.testing.responses import FakeResponse, problem
+from evergrant.testing.connections import LIFETIME, FakeConnection, ManualClock
 from evergrant.testing.routes import route
-from evergrant.testing.serving import handler_class
+from evergrant.testing.serving import FakeResponse, handler_class, problem
 
 API_KEY = "evg_fake_key"
 

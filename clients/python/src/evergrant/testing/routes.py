@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from evergrant.models import State
 from evergrant.testing.connections import FakeConnection, connection_body, live_body, rfc3339
-from evergrant.testing.responses import FakeResponse, problem
+from evergrant.testing.serving import FakeResponse, problem
 
 if TYPE_CHECKING:
     from evergrant.testing.fake import FakeEvergrant

@@ -1,14 +1,25 @@
-"""The HTTP handler of the fake: reads a request and writes its response."""
+"""The HTTP of the fake: its handler, which reads a request and writes the response, and problem documents."""
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
 from typing import cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from evergrant.testing.clock import ManualClock
-from evergrant.testing.responses import FakeResponse
+from evergrant.testing.connections import ManualClock
+
+
+@dataclass(frozen=True, slots=True)
+class FakeResponse:
+    """A status of 0 closes the connection without a response."""
+
+    status: int
+    body: Mapping[str, object] = field(default_factory=dict[str, object], repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    media_type: str = "application/json"
+
 
 Respond = Callable[[str, str, Mapping[str, str], Mapping[str, str], Mapping[str, object]], FakeResponse]
 
@@ -65,3 +76,24 @@ def _object(raw: bytes) -> Mapping[str, object]:
     except ValueError:
         return {}
     return cast(dict[str, object], value) if isinstance(value, dict) else {}
+
+
+def problem(
+    status: int, kind: str, code: str, *, retry_after: float | None = None, **more: object
+) -> FakeResponse:
+    """A problem document (RFC 9457) in Evergrant's format."""
+    body = {
+        "type": f"/docs#{code}",
+        "title": code,
+        "status": status,
+        "detail": "the fake was told to",
+        "code": code,
+        "kind": kind,
+        "repair": "Script another response.",
+        **more,
+    }
+    headers: dict[str, str] = {}
+    if retry_after is not None:
+        body["retry_after"] = retry_after
+        headers["retry-after"] = str(max(1, round(retry_after)))
+    return FakeResponse(status, body, headers, "application/problem+json")
