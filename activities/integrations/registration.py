@@ -7,6 +7,7 @@ attempt's id is derived from it, so that a worker that reads the intent finds th
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from activities.single_use.attempt_tracker import AttemptTracker
@@ -195,14 +196,10 @@ class ClientRegistrations:
         attempt_id = registration_attempt_id(integration.id, sent_at)
         attempt = self._attempt(integration, sent_at, self._journal.owner_of(attempt_id) or "")
         status = self._journal.status_of(attempt)
-        return not status.unsent and answer_may_come(
-            self._tracker.without_clock_skew(attempt),
-            self._tracker.now(),
-            owner_alive=status.owner_alive,
-            in_flight=True if self._sections.in_flight(attempt_id) else status.in_flight,
-            answered=status.answered,
-            limits=self._limits,
-        )
+        if self._sections.in_flight(attempt_id):
+            status = replace(status, in_flight=True)
+        attempt = self._tracker.without_clock_skew(attempt)
+        return not status.unsent and answer_may_come(attempt, self._tracker.now(), status, self._limits)
 
     def _attempt(self, integration: Integration, sent_at: datetime, journal_id: str) -> Attempt:
         return Attempt(

@@ -14,13 +14,14 @@ from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptOutcome,
+    AttemptStatus,
     TimeLimits,
     answer_may_come,
     is_dated_ahead,
     may_invalidate,
     redated,
 )
-from evergrant_server.journal import AttemptStatus, Journal
+from evergrant_server.journal import Journal
 from evergrant_server.store import Transaction
 
 _MAX_FIRST_SEEN = 10_000
@@ -50,14 +51,8 @@ class AttemptTracker:
 
     def may_be_answered(self, attempt: Attempt) -> bool:
         """True while a reply may still arrive and be installed."""
-        status = self.status_of(attempt)
         return answer_may_come(
-            self.without_clock_skew(attempt),
-            earlier_now(self._clock),
-            owner_alive=status.owner_alive,
-            in_flight=status.in_flight,
-            answered=status.answered,
-            limits=self.limits,
+            self.without_clock_skew(attempt), earlier_now(self._clock), self.status_of(attempt), self.limits
         )
 
     def has_late_entry(self, superseded: list[Attempt]) -> bool:

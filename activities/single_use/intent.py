@@ -5,6 +5,7 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.single_use.attempt import (
+    UNSEEN,
     Attempt,
     AttemptOutcome,
     ResendDecision,
@@ -12,11 +13,8 @@ from evergrant_server.core.single_use.attempt import (
     may_invalidate,
     with_earlier_sends,
 )
-from evergrant_server.journal import AttemptStatus
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
-
-_NO_ATTEMPT = AttemptStatus(None, None, False)
 
 
 async def commit_intent(
@@ -36,7 +34,7 @@ async def commit_intent(
     connection = (attempt.tenant, attempt.connection_id)
     _require_unchanged(attempt, state, await tx.connections.get(*connection))
     earlier = await tx.attempts.open_of_any_kind(*connection, attempt.slot)
-    status = tracker.status_of(earlier) if earlier is not None else _NO_ATTEMPT
+    status = tracker.status_of(earlier) if earlier is not None else UNSEEN
     if earlier is not None and status.unsent:  # its owner died first: the credential was not used
         await tx.attempts.close(earlier, AttemptOutcome.NOT_SENT, attempt.opened_at)
         earlier = None
@@ -51,9 +49,7 @@ async def commit_intent(
         unknown=unknown,
         unread=await tx.attempts.unread_of_credential(attempt),
         token_valid=token_valid,
-        owner_alive=status.owner_alive,
-        in_flight=status.in_flight,
-        answered=status.answered,
+        seen=status,
         limits=tracker.limits,
     )
     _require_resend(decision, tracker)

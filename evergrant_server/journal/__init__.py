@@ -9,7 +9,7 @@ reply, or any request to a provider.
 """
 
 from evergrant_server.journal.entry import EntryHeader, JournalEntry, JournalReservation
-from evergrant_server.journal.journal import AttemptStatus, Journal
+from evergrant_server.journal.journal import Journal
 from evergrant_server.journal.lock import JournalLock
 
-__all__ = ["AttemptStatus", "EntryHeader", "Journal", "JournalEntry", "JournalLock", "JournalReservation"]
+__all__ = ["EntryHeader", "Journal", "JournalEntry", "JournalLock", "JournalReservation"]

@@ -5,13 +5,12 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from evergrant_server.core.clock import seconds_since_boot
 from evergrant_server.core.ids import AttemptId
-from evergrant_server.core.single_use.attempt import Attempt
+from evergrant_server.core.single_use.attempt import UNSEEN, Attempt, AttemptStatus
 from evergrant_server.journal.entry import (
     ENTRY_SUFFIX,
     RESERVATION_SUFFIX,
@@ -29,17 +28,6 @@ T = TypeVar("T")
 _MAX_LOCKED = 50  # entries of other workers at a time: each needs a file descriptor
 _SET_ASIDE_BATCH = 50
 _THREADS = 8
-
-
-@dataclass(frozen=True)
-class AttemptStatus:
-    """What this host can tell of an attempt. None: its owner is on another host."""
-
-    owner_alive: bool | None
-    in_flight: bool | None
-    answered: bool
-    unsent: bool = False  # its owner died, and certainly sent no byte
-    age_s: float | None = None  # of another worker's attempt in flight, in seconds since boot
 
 
 class Journal:
@@ -75,7 +63,7 @@ class Journal:
         """The status of an attempt. The order counts: a dead owner writes no more entries."""
         alive = self._lock.is_held(attempt.journal_id)
         if alive is None:
-            return AttemptStatus(None, None, False)
+            return UNSEEN
         mine = attempt.journal_id == self.id
         reservation = self._path(attempt, RESERVATION_SUFFIX)
         under_way = attempt.id in self._live if mine else alive and reservation.exists()

@@ -7,7 +7,7 @@ from evergrant_server.core.clock import CLOCK_SKEW, add_time
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command, Transition
-from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.activities import GrantFacts, GrantResult
 from evergrant_server.core.messages.connection import ConnectionState
 
 _LAST_CHANCE = 0.9  # of the refresh token's lifetime, after which no lost reply is waited for
@@ -96,19 +96,7 @@ NO_LATE_TOKENS: dict[str, Any] = {"late_attempt": None, "verify_late_at": None, 
 
 
 def grant_facts_of(result: GrantResult) -> dict[str, Any]:
-    """The fields of ConnectionState that a grant determines."""
-    return {
-        "obtained_at": result.obtained_at,
-        "expires_at": result.expires_at,
-        "refreshable": result.refreshable,
-        "refresh_token_idle_s": result.refresh_token_idle_s,
-        "refresh_expires_at": result.refresh_expires_at,
-        "margin_s": result.margin_s,
-        "min_age_s": result.min_age_s,
-        "short_lived": result.short_lived,
-        "ends_together": result.ends_together,
-        "announce_days": result.announce_days,
-    }
+    return {name: getattr(result, name) for name in GrantFacts.model_fields}
 
 
 def install(
@@ -129,7 +117,6 @@ def install(
         "refresh_extends": refresh_extends_end(connection, change, result),
         "account_lookup_at": now if result.account_lookup_needed else None,
         "account_lookup_failures": 0,
-        "choice_pending": result.choice_pending,
         **NO_LATE_TOKENS,
     }
     after = connection.model_copy(update=changes)

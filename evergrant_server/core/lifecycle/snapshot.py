@@ -17,6 +17,10 @@ from evergrant_server.core.messages.base import RequestContext, connection_workf
 from evergrant_server.core.messages.connection import ConnectionDescription, ConnectionStart, ConnectionState
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 
+_SHARED_FACTS = {
+    "generation", "obtained_at", "expires_at", "refreshable", "refresh_expires_at", "short_lived",
+}  # fmt: skip
+
 
 def grant_result_of(
     connection: Connection, grant: Grant, rules: RefreshRules, announce_days: tuple[int, ...] | None = None
@@ -24,15 +28,10 @@ def grant_result_of(
     """The facts of the grant that the store holds now. A short-lived first token has no minimum age."""
     return GrantResult(
         state=connection.state,
-        generation=grant.generation,
-        obtained_at=grant.obtained_at,
-        expires_at=grant.expires_at,
-        refreshable=grant.refreshable,
+        **grant.model_dump(include=_SHARED_FACTS),
         refresh_token_idle_s=rules.refresh_token_idle_s,
-        refresh_expires_at=grant.refresh_expires_at,
         margin_s=rules.margin_s,
         min_age_s=None if grant.short_lived else rules.min_age_s,
-        short_lived=grant.short_lived,
         ends_together=grant.ends_together,
         account_lookup_needed=connection.follow_up is FollowUp.LOOKING_UP,
         choice_pending=connection.follow_up is FollowUp.CHOOSING,

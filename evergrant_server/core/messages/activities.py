@@ -84,23 +84,29 @@ class ExportRunHistory(ConnectionCall):
     """The run is about to close or continue as new: have its history exported."""
 
 
-class GrantResult(Message):
+class GrantFacts(Message):
+    """What a grant determines of its connection's next steps."""
+
+    obtained_at: datetime | None = None
+    expires_at: datetime | None = None  # None while active: the token never expires
+    refreshable: bool = False
+    refresh_token_idle_s: float | None = None  # the refresh token ends after this many idle seconds
+    refresh_expires_at: datetime | None = None
+    margin_s: float | None = None  # a refresh earlier before the expiry is refused
+    min_age_s: float | None = None  # a refresh of a younger token is refused
+    short_lived: bool = False  # this token is exchanged for a long-lived one at once
+    ends_together: bool = False  # what a refresh is made from ends with the access token
+    announce_days: tuple[int, ...] | None = None  # as set when the grant came; None: the rules' own
+    choice_pending: bool = False  # the account is still to be chosen
+
+
+class GrantResult(GrantFacts):
     """What a token request, a verification or a lookup did to the grant: its facts, or a failure."""
 
     attempt_id: AttemptId | None = None
     consent_id: ConsentId | None = None
     state: LifecycleState | None = None  # what the store says now
     generation: int | None = None
-    obtained_at: datetime | None = None
-    expires_at: datetime | None = None
-    refreshable: bool = False
-    refresh_token_idle_s: float | None = None
-    refresh_expires_at: datetime | None = None
-    margin_s: float | None = None
-    min_age_s: float | None = None
-    short_lived: bool = False
-    ends_together: bool = False
-    announce_days: tuple[int, ...] | None = None
     not_leased: bool = False
     failure: ErrorCode | None = None
     retry_after: float | None = None  # seconds
@@ -109,14 +115,10 @@ class GrantResult(Message):
     interval_s: float | None = None  # between two polls, as the provider says
     consent_over: bool = False  # the consent has ended: no further request can succeed
     unknown_error: bool = False  # the provider refused this grant by an error whose name isn't known
-    used_previous_definition: bool = (
-        False  # the staged definition couldn't parse the reply, the one before could
-    )
+    # the staged definition couldn't parse the reply, the one before could
+    used_previous_definition: bool = False
     account_lookup_needed: bool = False  # the grant is there; the accounts are still to be looked up
-    choice_pending: bool = False  # the account is still to be chosen
-    next_late_attempt: AttemptId | None = (
-        None  # these late tokens are dropped; those of this attempt are untried
-    )
+    next_late_attempt: AttemptId | None = None  # these are dropped; those of this attempt are untried
 
 
 class RevocationResult(Message):

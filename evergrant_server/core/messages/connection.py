@@ -10,12 +10,12 @@ from evergrant_server.core.connections.connection import LifecycleState, Revocat
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Repairer
 from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
-from evergrant_server.core.messages.activities import GrantResult, RevocationResult
+from evergrant_server.core.messages.activities import GrantFacts, GrantResult, RevocationResult
 from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.provider_events.external_revocation import ReportSource
 
 
-class ConnectionState(Message):
+class ConnectionState(GrantFacts):
     """The workflow's own state of its connection: the facts that decide the next step."""
 
     state: LifecycleState = LifecycleState.PENDING_CONSENT
@@ -26,27 +26,15 @@ class ConnectionState(Message):
     leased: bool = True  # False: this generation was looked at, and no app had leased it
 
     # the grant
-    obtained_at: datetime | None = None
     installed_at: datetime | None = None  # when this workflow learnt of the grant, by its own clock
-    expires_at: datetime | None = None  # None while active: the token never expires
-    refreshable: bool = False
-    refresh_token_idle_s: float | None = None  # the refresh token ends after this many idle seconds
-    refresh_expires_at: datetime | None = None
-    refresh_extends: bool | None = None  # whether a refresh moves that moment; None: not seen yet
-    margin_s: float | None = None  # a refresh earlier before the expiry is refused
-    min_age_s: float | None = None  # a refresh of a younger token is refused
-    short_lived: bool = False  # this token is exchanged for a long-lived one at once
-    ends_together: bool = False  # what a refresh is made from ends with the access token
+    refresh_extends: bool | None = None  # whether a refresh moves `refresh_expires_at`; None: not seen yet
     end_known_at: datetime | None = None  # since when `announced` is about this end
     announced_days: tuple[int, ...] = ()  # days before the end that were announced
-    announce_days: tuple[int, ...] | None = None  # as set when the grant came; None: the rules' own
 
     # failures and tries
     failures: int = 0  # refreshes, first token requests or revocations failed in a row
     retry_at: datetime | None = None
-    caller_retry_at: datetime | None = (
-        None  # from when on a caller may cause another try; None: at `retry_at`
-    )
+    caller_retry_at: datetime | None = None  # when a caller may cause another try; None: at `retry_at`
     reason: ErrorCode | None = None
     refusal: ErrorCode | None = None  # why the last request could not be carried out
     declined_s: float | None = None  # the last request may be repeated after this; nothing is wrong
@@ -67,7 +55,6 @@ class ConnectionState(Message):
     late_failures: int = 0
     account_lookup_at: datetime | None = None  # when the accounts are looked up
     account_lookup_failures: int = 0  # failed in a row
-    choice_pending: bool = False  # the account is still to be chosen
     waiting_callers: tuple[str, ...] = ()  # workflows that are signalled once there is a token
 
     # revocation

@@ -5,6 +5,7 @@ functions here, so that a model test can try them all
 (tests/unit/core/single_use/test_protocol_model.py).
 """
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -115,6 +116,20 @@ class LateTokens(TenantRow):
     received_at: datetime
 
 
+@dataclass(frozen=True)
+class AttemptStatus:
+    """What this host can tell of an attempt. None: its owner is on another host."""
+
+    owner_alive: bool | None = None
+    in_flight: bool | None = None
+    answered: bool = False  # its reply is in a journal of this host
+    unsent: bool = False  # its owner died, and certainly sent no byte
+    age_s: float | None = None  # of another worker's attempt in flight, in seconds since boot
+
+
+UNSEEN = AttemptStatus()
+
+
 class ResendDecision(StrEnum):
     """Whether a credential may be sent, or sent again, and what a worker does when it may not."""
 
@@ -128,29 +143,26 @@ def decide_resend(
     attempt: Attempt,
     rules: RefreshRules,
     now: datetime,
+    seen: AttemptStatus,
     *,
     token_valid: bool,
-    owner_alive: bool | None,
-    in_flight: bool | None,
-    answered: bool = False,
     limits: TimeLimits = LIMITS,
 ) -> ResendDecision:
     """Decide about an attempt of unknown outcome (docs/protocol.md). Pure.
 
-    `answered`: its reply is in a journal of this host. It is replayed, never requested again.
-    Rotation `none`, or inside a declared `grace`: resend. `strict` and `unknown`: never while
-    the owner's journal lock is held and the access token is still valid, nor while an answer
-    can still come; afterwards resend, `MAX_SENDS` times at the most. `owner_alive` and
-    `in_flight` are None when the owner is on another host, which counts as alive until its
-    answer can no longer come.
+    A reply in a journal of this host is replayed, never requested again. Rotation `none`, or inside
+    a declared `grace`: resend. `strict` and `unknown`: never while the owner's journal lock is held
+    and the access token is still valid, nor while an answer can still come; afterwards resend,
+    `MAX_SENDS` times at the most. An owner on another host counts as alive until its answer can no
+    longer come.
     """
-    if answered or in_flight:
+    if seen.answered or seen.in_flight:
         return ResendDecision.WAIT
     if _is_safe_to_resend(rules, attempt, now):
         return ResendDecision.RESEND
-    if answer_may_come(attempt, now, owner_alive=owner_alive, in_flight=in_flight, limits=limits):
+    if answer_may_come(attempt, now, seen, limits):
         return ResendDecision.WAIT
-    if owner_alive is not False and token_valid:
+    if seen.owner_alive is not False and token_valid:
         return ResendDecision.WAIT
     return ResendDecision.RESEND if may_send_again(rules, attempt, now) else ResendDecision.GIVE_UP
 
@@ -169,33 +181,20 @@ def decide_attempt(
     unknown: Attempt | None,
     token_valid: bool,
     unread: Attempt | None = None,
-    owner_alive: bool | None = None,
-    in_flight: bool | None = None,
-    answered: bool = False,
+    seen: AttemptStatus = UNSEEN,
     limits: TimeLimits = LIMITS,
 ) -> ResendDecision:
     """May `wanted` be the next attempt of its slot? Pure; RESEND means yes.
 
-    `opened` is the slot's open attempt, and the last arguments tell what this host sees of it;
+    `opened` is the slot's open attempt, and `seen` what this host sees of it;
     `unknown` is the newest use of this credential with an unknown outcome; `unread` is a use whose
     tokens wait for a definition, which no later use inside a `grace` invalidates.
     """
     kept = unread is not None and not _is_safe_to_resend(rules, unread, now)
     if opened is not None and opened.spends(wanted.kind, wanted.from_generation, wanted.credential):
-        verdict = decide_resend(
-            opened,
-            rules,
-            now,
-            token_valid=token_valid,
-            owner_alive=owner_alive,
-            in_flight=in_flight,
-            answered=answered,
-            limits=limits,
-        )
+        verdict = decide_resend(opened, rules, now, seen, token_valid=token_valid, limits=limits)
         return ResendDecision.AWAIT_DEFINITION if kept and verdict is not ResendDecision.WAIT else verdict
-    if opened is not None and answer_may_come(
-        opened, now, owner_alive=owner_alive, in_flight=in_flight, answered=answered, limits=limits
-    ):
+    if opened is not None and answer_may_come(opened, now, seen, limits):
         return ResendDecision.WAIT
     if kept:
         return ResendDecision.AWAIT_DEFINITION
@@ -239,24 +238,18 @@ def may_invalidate(other: Attempt, answered: Attempt, rules: RefreshRules, now: 
 
 
 def answer_may_come(
-    attempt: Attempt,
-    now: datetime,
-    *,
-    owner_alive: bool | None,
-    in_flight: bool | None,
-    answered: bool = False,
-    limits: TimeLimits = LIMITS,
+    attempt: Attempt, now: datetime, seen: AttemptStatus, limits: TimeLimits = LIMITS
 ) -> bool:
     """True while a revocation or a new consent has to wait for the attempt's reply.
 
     Its worker may still get the reply, or a journal has it. A reply that can't be replayed (a bug
     in its parser, a missing key) delays them for `limits.replay` only.
     """
-    if answered:
+    if seen.answered:
         return now < attempt.send_by + limits.answer + limits.replay
-    if in_flight is not None:
-        return in_flight
-    return owner_alive is not False and now < attempt.send_by + limits.answer
+    if seen.in_flight is not None:
+        return seen.in_flight
+    return seen.owner_alive is not False and now < attempt.send_by + limits.answer
 
 
 def outcome_of_error(status: int, code: ErrorCode = ErrorCode.REPLY_UNREADABLE) -> AttemptOutcome | None:

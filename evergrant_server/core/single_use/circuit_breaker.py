@@ -74,7 +74,7 @@ class RetryBudget:
     served: int = 0  # answers in a row, while there is something to remember
 
 
-def normalised(
+def _normalised(
     missed: Mapping[ConnectionId, LastFailure], spent: float, at: float, served: int
 ) -> RetryBudget:
     """A full budget without failures is as good as new."""
@@ -83,22 +83,22 @@ def normalised(
     return RetryBudget(missed, served=served) if missed else RetryBudget()
 
 
-def spent_now(budget: RetryBudget, now: float, rules: BreakerRules) -> float:
+def _spent_now(budget: RetryBudget, now: float, rules: BreakerRules) -> float:
     return max(budget.spent - (now - budget.spent_at) * rules.retry_rate, 0.0)
 
 
-def after_answer(
+def _after_answer(
     budget: RetryBudget, now: float, rules: BreakerRules, connection: ConnectionId | None
 ) -> RetryBudget:
     """After an answer to `connection`."""
     if not budget.missed and not budget.spent:
         return budget
     served = budget.served + 1
-    spent = 0.0 if served >= rules.well else spent_now(budget, now, rules) - rules.retry_share
-    return normalised(_others(budget, now, rules, connection), spent, now, served)
+    spent = 0.0 if served >= rules.well else _spent_now(budget, now, rules) - rules.retry_share
+    return _normalised(_others(budget, now, rules, connection), spent, now, served)
 
 
-def after_failure(
+def _after_failure(
     budget: RetryBudget, now: float, rules: BreakerRules, code: ErrorCode, connection: ConnectionId
 ) -> RetryBudget:
     missed = _others(budget, now, rules, connection)
@@ -189,7 +189,7 @@ def _rationed(
     missed = breaker.budget.missed.get(connection) if connection is not None else None
     if missed is None or now - missed.at >= rules.retry_window:
         return breaker, _GO
-    spent = spent_now(breaker.budget, now, rules) + 1
+    spent = _spent_now(breaker.budget, now, rules) + 1
     if spent > rules.retries:
         wait = (spent - rules.retries) / rules.retry_rate
         # all of them may wait for the same retry; the next time their own schedules spread them
@@ -204,7 +204,7 @@ def answered(
     breaker: CircuitBreaker, now: float, rules: BreakerRules, connection: ConnectionId | None = None
 ) -> CircuitBreaker:
     """The provider answered a request, even with a refusal: it is available."""
-    budget = after_answer(breaker.budget, now, rules, connection)
+    budget = _after_answer(breaker.budget, now, rules, connection)
     if breaker.opened:
         return CircuitBreaker(recovering_since=now, next_turn=now + 1 / rules.first_rate, budget=budget)
     if breaker.recovering_since is not None and now - breaker.recovering_since < rules.recovery:
@@ -231,7 +231,7 @@ def failed(
         return breaker
     one = code is ErrorCode.PROVIDER_RATE_LIMITED
     if connection is not None and not one:
-        breaker = replace(breaker, budget=after_failure(breaker.budget, now, rules, code, connection))
+        breaker = replace(breaker, budget=_after_failure(breaker.budget, now, rules, code, connection))
     if breaker.opened and not probe:  # sent before the breaker opened
         return breaker
     breaker = replace(breaker, limited=_limited(breaker, rules, connection)) if one else breaker
@@ -267,6 +267,6 @@ def released(breaker: CircuitBreaker, *, probe: bool, retry: bool = False) -> Ci
     if retry:
         budget = breaker.budget
         breaker = replace(
-            breaker, budget=normalised(budget.missed, budget.spent - 1, budget.spent_at, budget.served)
+            breaker, budget=_normalised(budget.missed, budget.spent - 1, budget.spent_at, budget.served)
         )
     return replace(breaker, probing_since=None) if probe and breaker.opened else breaker

@@ -11,9 +11,9 @@ import pytest
 from activities.single_use.journaled_reply import JournaledReply
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
-from evergrant_server.core.single_use.attempt import Attempt, AttemptKind
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptStatus
 from evergrant_server.crypto import SealingKey, new_sealing_key, open_sealed
-from evergrant_server.journal import AttemptStatus, Journal, JournalEntry
+from evergrant_server.journal import Journal, JournalEntry
 from providers.responses.raw_reply import RawReply
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

@@ -15,6 +15,7 @@ from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptKind,
     AttemptOutcome,
+    AttemptStatus,
     ResendDecision,
     decide_resend,
     outcome_of_error,
@@ -135,9 +136,7 @@ LATE = at(15) + LIMITS.answer + timedelta(seconds=1)
     ],
 )
 def test_takeover(rules, now, token_valid, owner_alive, in_flight, verdict):
-    found = decide_resend(
-        ATTEMPT, rules, now, token_valid=token_valid, owner_alive=owner_alive, in_flight=in_flight
-    )
+    found = decide_resend(ATTEMPT, rules, now, AttemptStatus(owner_alive, in_flight), token_valid=token_valid)
     assert found is verdict
 
 

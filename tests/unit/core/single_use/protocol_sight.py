@@ -1,11 +1,14 @@
 """What there is in a protocol's world, and what a worker can see of it from its host."""
 
+from dataclasses import replace
 from datetime import datetime
 
 from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.single_use.attempt import (
+    UNSEEN,
     Attempt,
     AttemptOutcome,
+    AttemptStatus,
     ResendDecision,
     answer_may_come,
     decide_attempt,
@@ -48,7 +51,7 @@ class Sight:
     def _decide(
         self, worker: Worker, wanted: Attempt, opened: Attempt | None, unknown: Attempt | None
     ) -> ResendDecision:
-        alive, in_flight, answered = self._fate(worker, opened)
+        status = self._fate(worker, opened)
         if not self.rules.waits:
             return ResendDecision.RESEND
         return decide_attempt(
@@ -58,24 +61,22 @@ class Sight:
             opened=opened,
             unknown=unknown if self.rules.counts else None,
             token_valid=self.active and self.now < self.access_until,
-            owner_alive=alive,
-            in_flight=in_flight,
-            answered=answered and self.rules.journal_first,
+            seen=replace(status, answered=status.answered and self.rules.journal_first),
             limits=LIMITS,
         )
 
-    def _fate(self, worker: Worker, opened: Attempt | None) -> tuple[bool | None, bool | None, bool]:
+    def _fate(self, worker: Worker, opened: Attempt | None) -> AttemptStatus:
         """What `AttemptTracker.status_of` sees."""
         if opened is None:
-            return None, None, False
+            return UNSEEN
         owner = self.workers[opened.journal_id]
         if owner.host != worker.host:
-            return None, None, False
+            return UNSEEN
         mine = owner.section is not None and owner.section.attempt.id == opened.id
         if owner is not worker and mine and self.now >= opened.send_by + LIMITS.answer:
             mine = False  # it can be fenced off
         answered = any(it[0].attempt.id == opened.id for it in owner.entries)
-        return owner.alive, mine, answered
+        return AttemptStatus(owner.alive, mine, answered)
 
     def _out_of_reach(self, worker: Worker, opened: Attempt) -> bool:
         """On another host, or stopped past every deadline: its outcome can't be known."""
@@ -104,14 +105,11 @@ class Sight:
         other = self._pending()
         if not self.rules.defers or attempt.outcome is None or other is None:
             return False
-        alive, in_flight, answered = self._fate(worker, other)
-        seen = alive is not None
+        seen = self._fate(worker, other)
         return (
-            seen
+            seen.owner_alive is not None
             and may_invalidate(other, attempt, self.refresh_rules, self.now)
-            and answer_may_come(
-                other, self.now, owner_alive=alive, in_flight=in_flight, answered=answered, limits=LIMITS
-            )
+            and answer_may_come(other, self.now, seen, LIMITS)
         )
 
     def _came_late(self, worker: Worker, wanted: Attempt, unknown: Attempt | None) -> bool:
@@ -122,7 +120,7 @@ class Sight:
             return False
         taken_over = [it for it in self.attempts if it.outcome is AttemptOutcome.SUPERSEDED]
         now = (it for it in taken_over if it.from_generation == self.generation)
-        return any(self._fate(worker, it)[2] for it in now)
+        return any(self._fate(worker, it).answered for it in now)
 
     def _unknown(self, wanted: Attempt) -> Attempt | None:
         """What `Attempts.newest_of_unknown_outcome` finds."""

@@ -14,6 +14,7 @@ from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptKind,
     AttemptOutcome,
+    AttemptStatus,
     ResendDecision,
     answer_may_come,
     decide_attempt,
@@ -40,12 +41,15 @@ LISTENED = OPEN.send_by + LIMITS.answer  # from here on nobody listens for its a
 KEPT = LISTENED + LIMITS.replay
 WANTED = OPEN.model_copy(update={"id": AttemptId("att_2")})
 CONSENT = WANTED.model_copy(update={"kind": AttemptKind.CODE_EXCHANGE, "credential": "cns_1"})
+SEEN = {"owner_alive", "in_flight", "answered"}
 TWICE = OPEN.model_copy(update={"sends": MAX_SENDS})
 
 
 def decided(wanted: Attempt, now: datetime, opened: Attempt | None = None, **more: object) -> ResendDecision:
-    seen = {"unknown": None, "token_valid": False} | more
-    return decide_attempt(wanted, STRICT, now, opened=opened, **seen)
+    seen = AttemptStatus(**{name: more.pop(name) for name in SEEN & set(more)})
+    return decide_attempt(
+        wanted, STRICT, now, opened=opened, seen=seen, **{"unknown": None, "token_valid": False} | more
+    )
 
 
 def test_what_was_never_sent_may_be_sent():
@@ -79,7 +83,13 @@ def test_tokens_that_wait_to_be_read_hold_their_credential_after_a_later_use_too
     assert decided(WANTED, LISTENED, later, **seen) is ResendDecision.AWAIT_DEFINITION
     assert decided(WANTED, LISTENED, unknown=later, unread=unread) is ResendDecision.AWAIT_DEFINITION
     assert decided(WANTED, LISTENED, later, **seen | {"in_flight": True}) is WAIT
-    assert decide_attempt(WANTED, GRACE, NOW, opened=later, unknown=None, token_valid=False, **seen) is RESEND
+    gone = AttemptStatus(False, False)
+    assert (
+        decide_attempt(
+            WANTED, GRACE, NOW, opened=later, unknown=None, unread=unread, token_valid=False, seen=gone
+        )
+        is RESEND
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,10 +148,10 @@ def test_the_limits_are_those_that_were_given():
 
 
 def test_a_grace_is_over_the_moment_after_its_last():
-    alive = {"token_valid": True, "owner_alive": True, "in_flight": False}
+    alive = AttemptStatus(True, False)
     end = NOW + timedelta(seconds=30)
-    assert decide_resend(OPEN, GRACE, end, **alive) is RESEND
-    assert decide_resend(OPEN, GRACE, end + TICK, **alive) is WAIT
+    assert decide_resend(OPEN, GRACE, end, alive, token_valid=True) is RESEND
+    assert decide_resend(OPEN, GRACE, end + TICK, alive, token_valid=True) is WAIT
     again = OPEN.model_copy(update={"first_sent_at": NOW, "opened_at": end, "sends": MAX_SENDS})
     assert may_send_again(GRACE, again, end)
     assert not may_send_again(GRACE, again, end + TICK), "it counts from the first use, not from the last"
@@ -150,7 +160,7 @@ def test_a_grace_is_over_the_moment_after_its_last():
 @pytest.mark.parametrize(("in_flight", "may"), [(True, True), (False, False)])
 def test_what_is_seen_on_this_host_is_believed(in_flight: bool, may: bool):
     for now in (NOW, KEPT):
-        assert answer_may_come(OPEN, now, owner_alive=True, in_flight=in_flight) is may
+        assert answer_may_come(OPEN, now, AttemptStatus(True, in_flight)) is may
 
 
 def test_uses_are_counted_from_the_first():
