@@ -43,11 +43,7 @@ FIRST = [
 ]
 SECOND = [
     event(
-        1,
-        "WORKFLOW_EXECUTION_STARTED",
-        5,
-        originalExecutionRunId="run-2",
-        continuedExecutionRunId="run-1",
+        1, "WORKFLOW_EXECUTION_STARTED", 5, originalExecutionRunId="run-2", continuedExecutionRunId="run-1"
     ),
     event(2, "TIMER_STARTED", 6),
 ]
@@ -85,12 +81,9 @@ async def test_history_joins_exported_runs_and_the_live_one(api: Api):
     api.link.up = False
     kept = (await api.get(f"/v1/connections/{connection.id}/history", key)).json()
     assert (len(kept["items"]), kept["live"]) == (5, False)
-
-
-async def test_a_run_that_was_not_exported_yet_is_fetched(api: Api):
-    connection, key = await api.active_for("boss", Action.ADMIN)
-    api.link.events = {None: SECOND, "run-1": FIRST}
-    body = (await api.get(f"/v1/connections/{connection.id}/history", key)).json()
+    other = await api.active(await api.integration("other"))  # nothing of it is exported yet
+    api.link.up, api.link.events = True, {None: SECOND, "run-1": FIRST}
+    body = (await api.get(f"/v1/connections/{other.id}/history", key)).json()
     assert {it["run_id"] for it in body["items"]} == {"run-1", "run-2"}
 
 

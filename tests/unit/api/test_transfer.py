@@ -11,7 +11,6 @@ from evergrant_server.api.transfer.intake import ImportWriter
 from evergrant_server.api.transfer.models import ImportOutcome
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import ExportStatus
 from evergrant_server.core.ids import ExportId
 from evergrant_server.core.outbox import OutboxKind
@@ -55,6 +54,9 @@ async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api
     first, again = await sent(api, key, item(), item())
     assert (first["status"], first["verification"], again["status"]) == ("imported", "unverified", "exists")
     assert first["connection_id"] == again["connection_id"]
+    log = await api.get(f"/v1/connections/{first['connection_id']}/audit", key)
+    assert [it["action"] for it in log.json()["items"]] == [AuditAction.CONNECTION_IMPORTED]
+    assert ACCESS not in log.text
     (third,) = await sent(api, key, item())
     assert (third["status"], third["connection_id"]) == ("exists", first["connection_id"])
     async with api.worker.write() as tx:
@@ -63,10 +65,8 @@ async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api
         assert consent is not None
         tokens = await tx.consents.imported_tokens(consent)
         waiting = await tx.outbox.claim("test", api.clock.now(), api.clock.now() - api.clock.now())
-    assert (tokens.access_token.reveal(), tokens.refresh_token and tokens.refresh_token.reveal()) == (
-        ACCESS,
-        REFRESH,
-    )
+    assert tokens.refresh_token is not None
+    assert (tokens.access_token.reveal(), tokens.refresh_token.reveal()) == (ACCESS, REFRESH)
     assert [it.kind for it in waiting] == [OutboxKind.START_WORKFLOW]  # the signal is behind it
     assert ACCESS not in json.dumps([it.payload for it in waiting])
 
@@ -89,23 +89,12 @@ async def test_the_time_of_a_request_begins_before_its_items_are_taken(
     assert (outcome["status"], outcome["verification"]) == ("imported", "unverified")
 
 
-async def test_the_api_cannot_open_what_a_worker_has_installed(api: Api):
-    await api.integration()
-    connection = await api.active(await api.integration("crm2"))
-    with pytest.raises(Failure) as caught:
-        async with api.store.read() as tx:
-            await tx.grants.refresh_token(connection)
-    assert caught.value.code is ErrorCode.KEY_UNAVAILABLE
-
-
 async def test_a_dry_run_writes_nothing(api: Api):
     await api.integration()
     key = await api.app_with("boss", Action.ADMIN)
     outcomes = await sent(api, key, item(), item(integration="none"), dry_run=True)
-    assert [(it["status"], it["code"]) for it in outcomes] == [
-        ("would_import", None),
-        ("invalid", "not_found"),
-    ]
+    said = [(it["status"], it["code"]) for it in outcomes]
+    assert said == [("would_import", None), ("invalid", "not_found")]
     async with api.worker.read() as tx:
         assert await tx.connections.page(TENANT) == []
     assert api.relay.nudges == 0
@@ -185,13 +174,8 @@ async def test_a_moment_that_stands_for_something_else_is_told_what_to_say(api: 
         (bad,) = await sent(api, key, item(expires_in=None, expires_at=at), dry_run=dry_run)
         assert bad["status"] == "invalid"
         assert instead in bad["detail"]
-
-
-@pytest.mark.parametrize("at", ["1930-01-01T00:00:00Z", "2125-12-01T00:00:00Z"])
-async def test_a_moment_within_a_century_is_taken(api: Api, at: str):
-    await api.integration()
-    key = await api.app_with("boss", Action.ADMIN)
-    (good,) = await sent(api, key, item(expires_in=None, expires_at=at))
+    within_a_century = f"{1930 if at < '1' else 2125}-12-01T00:00:00Z"
+    (good,) = await sent(api, key, item(expires_in=None, expires_at=within_a_century))
     assert good["status"] == "imported"
 
 
@@ -212,15 +196,6 @@ async def test_a_lease_meanwhile_sends_nobody_to_consent(api: Api):
     answer = await api.lease(user)
     assert (answer.status_code, answer.json()["code"]) == (503, "refresh_pending")
     assert "connect_url" not in answer.text
-
-
-async def test_an_import_is_audited_without_its_tokens(api: Api):
-    await api.integration()
-    key = await api.app_with("boss", Action.ADMIN)
-    (outcome,) = await sent(api, key, item())
-    answer = await api.get(f"/v1/connections/{outcome['connection_id']}/audit", key)
-    assert [it["action"] for it in answer.json()["items"]] == [AuditAction.CONNECTION_IMPORTED]
-    assert ACCESS not in answer.text
 
 
 @pytest.mark.parametrize(
@@ -251,7 +226,10 @@ async def test_an_export_waits_for_a_worker_and_belongs_to_its_tenant(api: Api):
     asked = await api.post("/v1/connections/export", key, {"public_key": public})
     assert asked.status_code == 202
     where = f"/v1/connections/export?id={asked.json()['id']}"
-    assert (await api.get(where, key)).status_code == 202
+    assert (await api.get(f"{where}&after={2**31 - 1}", key)).status_code == 202
+    for after in (10**30, 2**31):
+        answer = await api.get(f"{where}&after={after}", key)
+        assert (answer.status_code, answer.json()["field"]) == (400, "after")
     other = await api.app_with("other", Action.ADMIN, tenant=OTHER)
     for method in ("GET", "DELETE"):
         assert (await api.call(method, where, other)).status_code == 404
@@ -264,11 +242,8 @@ async def test_an_export_waits_for_a_worker_and_belongs_to_its_tenant(api: Api):
     assert (await api.call("DELETE", where, key)).json()["status"] == ExportStatus.GONE
     assert (await api.get(where, key)).status_code == 404
     records = (await api.get("/v1/audit", key)).json()["items"]
-    assert {it["action"] for it in records} >= {
-        AuditAction.EXPORT_REQUESTED,
-        AuditAction.CONNECTIONS_EXPORTED,
-        AuditAction.EXPORT_DELETED,
-    }
+    wanted = {AuditAction.EXPORT_REQUESTED, AuditAction.CONNECTIONS_EXPORTED, AuditAction.EXPORT_DELETED}
+    assert {it["action"] for it in records} >= wanted
 
 
 @pytest.mark.parametrize("half", ["\ud800", "a\0b"])
@@ -278,17 +253,6 @@ async def test_a_filter_that_no_query_can_hold_is_refused(api: Api, name: str, h
     public = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
     answer = await api.post("/v1/connections/export", key, {"public_key": public, "filters": {name: half}})
     assert (answer.status_code, answer.json()["field"]) == (400, "filters")
-
-
-async def test_lines_are_asked_for_by_a_number_that_a_column_holds(api: Api):
-    key = await api.app_with("boss", Action.ADMIN)
-    public = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
-    asked = await api.post("/v1/connections/export", key, {"public_key": public})
-    where = f"/v1/connections/export?id={asked.json()['id']}"
-    for after in (10**30, 2**31):
-        answer = await api.get(f"{where}&after={after}", key)
-        assert (answer.status_code, answer.json()["field"]) == (400, "after")
-    assert (await api.get(f"{where}&after={2**31 - 1}", key)).status_code == 202
 
 
 def test_what_is_sealed_opens_with_the_other_half_alone():

@@ -6,7 +6,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.events import DEFAULT_EVENTS, EventType
@@ -42,11 +41,7 @@ async def secrets(api: Api) -> list[str]:
 
 
 async def wakes(api: Api) -> list[WakeWebhook]:
-    async with api.worker.write() as tx:
-        claimed = await tx.outbox.claim("relay", api.clock.now(), timedelta(seconds=1), 100)
-        for message in claimed:
-            await tx.outbox.mark_delivered(message.id, api.clock.now())
-    return [WakeWebhook.model_validate(it.payload) for it in claimed]
+    return [WakeWebhook.model_validate(it.payload) for it in await api.outbox()]
 
 
 async def test_the_secret_is_shown_once(api: Api, admin: str):
@@ -64,14 +59,9 @@ async def test_the_secret_is_shown_once(api: Api, admin: str):
         assert secret not in answer.text
         assert "whsec_" not in answer.text
     assert [secret] == await secrets(api)
-
-
-async def test_the_log_names_the_origin_and_not_the_rest_of_the_url(api: Api, admin: str):
-    await put(api, admin)
     assert (await api.get("/v1/webhooks/hooks", admin)).json()["url"] == URL
     log = (await api.get("/v1/audit", admin)).text
-    assert "https://hooks.example.com" in log
-    assert "canary-in-the-url" not in log
+    assert ("https://hooks.example.com" in log, "canary-in-the-url" in log) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +112,9 @@ async def test_what_else_is_refused(api: Api, admin: str, body: dict[str, Any]):
 
 async def test_rotation_overlaps_or_not_at_all(api: Api, admin: str):
     first = (await put(api, admin)).json()["secret"]
-    second = (await api.post("/v1/webhooks/hooks/rotate-secret", admin)).json()
+    once = {"headers": {"Idempotency-Key": "rotate-1"}}
+    second = (await api.post("/v1/webhooks/hooks/rotate-secret", admin, **once)).json()
+    assert (await api.post("/v1/webhooks/hooks/rotate-secret", admin, **once)).json() == second
     assert await secrets(api) == [second["secret"], first]
     assert second["previous_secret_until"] is not None
     api.clock.advance(timedelta(days=1).total_seconds())
@@ -130,15 +122,6 @@ async def test_rotation_overlaps_or_not_at_all(api: Api, admin: str):
     third = (await api.post("/v1/webhooks/hooks/rotate-secret", admin, {"overlap": 0})).json()
     assert third["previous_secret_until"] is None
     assert await secrets(api) == [third["secret"]]
-
-
-async def test_a_repeated_rotation_with_its_key_is_one_rotation(api: Api, admin: str):
-    await put(api, admin)
-    once = {"headers": {"Idempotency-Key": "rotate-1"}}
-    first = await api.post("/v1/webhooks/hooks/rotate-secret", admin, **once)
-    again = await api.post("/v1/webhooks/hooks/rotate-secret", admin, **once)
-    assert first.json() == again.json()
-    assert (await secrets(api))[0] == first.json()["secret"]
 
 
 async def test_a_ping_is_logged_and_wakes_the_workflow_at_once(api: Api, admin: str):
@@ -152,14 +135,9 @@ async def test_a_ping_is_logged_and_wakes_the_workflow_at_once(api: Api, admin: 
     assert [it["id"] for it in listed] == [answer.json()["id"]]
 
 
-async def test_a_disabled_webhook_is_not_pinged(api: Api, admin: str):
-    await put(api, admin, disabled=True)
-    assert (await stored(api)).disabled_by is DisabledBy.ADMIN
-    answer = await api.post("/v1/webhooks/hooks/test", admin)
-    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
-
-
-async def test_what_a_disabled_webhook_was_sent_is_not_replayed_and_keeps_its_outcome(api: Api, admin: str):
+async def test_a_disabled_webhook_is_sent_nothing_and_what_it_was_sent_keeps_its_outcome(
+    api: Api, admin: str
+):
     await put(api, admin)
     sent = (await api.post("/v1/webhooks/hooks/test", admin)).json()["id"]
     async with api.worker.write() as tx:
@@ -167,8 +145,10 @@ async def test_what_a_disabled_webhook_was_sent_is_not_replayed_and_keeps_its_ou
         assert delivery is not None
         await tx.deliveries.replace(delivery.delivered(204, api.clock.now()), expected=delivery.revision)
     await put(api, admin, disabled=True)
-    answer = await api.post(f"/v1/webhooks/hooks/deliveries/{sent}/replay", admin)
-    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+    assert (await stored(api)).disabled_by is DisabledBy.ADMIN
+    for path in (f"deliveries/{sent}/replay", "test"):
+        answer = await api.post(f"/v1/webhooks/hooks/{path}", admin)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
     (listed,) = (await api.get("/v1/webhooks/hooks/deliveries", admin)).json()["items"]
     assert listed["status"] == "delivered"
 
@@ -186,13 +166,9 @@ async def test_enabling_forgives_and_sends_what_waits(api: Api, admin: str):
     enabled = (await put(api, admin)).json()
     assert (enabled["disabled"], enabled["failures"], enabled["paused_until"]) == (False, 0, None)
     assert [it.at_once for it in await wakes(api)] == [True]
-
-
-async def test_another_url_is_tried_at_once(api: Api, admin: str):
-    await put(api, admin)
     await change(api, (await stored(api)).failed(api.clock.now(), None, timedelta(days=5)))
     moved = (await put(api, admin, url="https://other.example.com/in")).json()
-    assert (moved["failures"], moved["failing_since"]) == (0, None)
+    assert (moved["failures"], moved["failing_since"]) == (0, None), "another URL is tried at once"
     assert [it.at_once for it in await wakes(api)] == [True]
 
 
@@ -221,13 +197,9 @@ async def test_the_log_is_paged_filtered_and_replayed(api: Api, admin: str):
     assert (replayed.status_code, replayed.json()["status"]) == (202, "pending")
     assert replayed.json()["event_id"] == newest.event_id, "receivers know it by its id"
     assert [it.at_once for it in await wakes(api)] == [True]
-
-
-async def test_a_delivery_of_another_webhook_is_not_found(api: Api, admin: str):
-    await put(api, admin)
     await put(api, admin, "other")
-    delivery = (await api.post("/v1/webhooks/other/test", admin)).json()["id"]
-    assert (await api.post(f"/v1/webhooks/hooks/deliveries/{delivery}/replay", admin)).status_code == 404
+    foreign = await api.post(f"/v1/webhooks/other/deliveries/{newest.id}/replay", admin)
+    assert foreign.status_code == 404
 
 
 async def test_deleting_takes_the_log_and_the_name_is_free_again(api: Api, admin: str):
@@ -247,9 +219,7 @@ async def test_every_change_is_in_the_audit_log(api: Api, admin: str):
     await api.post(f"/v1/webhooks/hooks/deliveries/{delivery}/replay", admin)
     webhook = await stored(api)
     await api.call("DELETE", "/v1/webhooks/hooks", admin)
-    async with api.store.read() as tx:
-        actions = [it.action for it in await audit.page(tx, TENANT, object=webhook.id)]
-    assert actions == [
+    assert [it.action for it in await api.records(of=webhook.id)] == [
         AuditAction.WEBHOOK_PUT,
         AuditAction.WEBHOOK_SECRET_ROTATED,
         AuditAction.WEBHOOK_TESTED,

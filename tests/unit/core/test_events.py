@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
 from evergrant_server.core.events import (
@@ -21,6 +21,7 @@ from evergrant_server.core.events import (
     events_of,
 )
 from evergrant_server.core.messages.base import RequestContext
+from tests.unit.core.lifecycle import steps
 
 ROOT = Path(__file__).parents[3]
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -69,34 +70,12 @@ def said(
     type: EventType = EventType.NEEDS_REAUTH,
     **detail: Any,
 ) -> dict[str, Any]:
-    connection = Connection.model_validate(
-        {
-            "tenant": "acme",
-            "id": "con_1",
-            "integration_id": "int_1",
-            "integration": "crm",
-            "provider": "hubspot",
-            "subject": "alice",
-            "state": state,
-            "generation": 7,
-            "reason": why,
-            "created_at": NOW,
-            "changed_at": NOW,
-            "consent_deadline": NOW,
-        }
-    )
+    names = {"provider": "hubspot", "subject": "alice"}
+    connection = steps.connection(state=state, reason=why, generation=7, **names)
     until = NOW + timedelta(hours=1)
     grant = Grant(generation=7, scopes=(), obtained_at=NOW, expires_at=until, refreshable=True)
-    entry = AuditEntry.model_validate(
-        {
-            "tenant": "acme",
-            "at": NOW,
-            "action": AuditAction.NEEDS_REAUTH,
-            "object": "con_1",
-            "context": RequestContext(by="schedule"),
-            "detail": detail,
-        }
-    )
+    facts = {"tenant": "acme", "at": NOW, "action": AuditAction.NEEDS_REAUTH, "object": "con_1"}
+    entry = AuditEntry.model_validate({**facts, "context": RequestContext(by="schedule"), "detail": detail})
     return json.loads(event_body(type, entry, connection, grant))
 
 
@@ -130,13 +109,9 @@ def test_reauthorize_is_a_hint_exactly_where_the_subject_repairs(reason: ErrorCo
     assert (hint is not None) == (FAILURES[reason].repairer is Repairer.SUBJECT)
 
 
-def test_the_words_of_a_person_are_no_reason():
+def test_the_words_of_a_person_are_no_reason_and_nothing_leads_back_from_a_final_state():
     data = said(LifecycleState.REVOKED, ErrorCode.CONNECTION_REVOKED, reason="left us")["data"]
-    assert data["reason"] == "connection_revoked"
-
-
-def test_nothing_leads_back_from_a_final_state():
-    assert said(LifecycleState.REVOKED, ErrorCode.CONNECTION_REVOKED)["data"]["reauthorize"] is None
+    assert (data["reason"], data["reauthorize"]) == ("connection_revoked", None)
 
 
 def test_what_ends_is_said_with_its_moment():

@@ -1,49 +1,17 @@
 """`PUT /v1/integrations/{i}` without a client id: registration by a worker, and the document about us."""
 
-from typing import Any
-
 import pytest
 
-from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState
-from evergrant_server.core.messages.integrations import DiscoveryResult
-from tests.fakes.api import TENANT, Api
+from tests.fakes.api import Api
+from tests.unit.api.integrations.test_integrations_and_apps import discovers, put, stored
 
 ISSUER = "https://idp.example"
 DYNAMIC = {"provider": "generic", "issuer": ISSUER, "registration": "dynamic"}
 DOCUMENT = {**DYNAMIC, "registration": "metadata_document"}
 
 
-async def put(api: Api, admin: str, body: dict[str, Any]):
-    return await api.call("PUT", "/v1/integrations/crm", admin, json=body)
-
-
-async def stored(api: Api) -> Integration:
-    async with api.worker.read() as tx:
-        found = await tx.integrations.by_name(TENANT, "crm")
-    assert found is not None
-    return found
-
-
-def discovers(api: Api, client_id: str | None = None) -> None:
-    """What the worker writes."""
-
-    async def discover(tenant, integration_id):
-        async with api.worker.write() as tx:
-            before = await tx.integrations.get(tenant, integration_id)
-            assert before is not None
-            changes = {
-                "state": IntegrationState.READY,
-                "endpoints": Endpoints(authorization_endpoint=f"{ISSUER}/a", token_endpoint=f"{ISSUER}/t"),
-                "client_id": client_id or before.client_id,
-            }
-            await tx.integrations.replace(before.model_copy(update=changes), expected=before.revision)
-        return DiscoveryResult()
-
-    api.link.on_discover = discover
-
-
 async def test_a_client_id_comes_from_the_issuer(api: Api, admin: str):
-    discovers(api, "made-by-the-issuer")
+    discovers(api, client_id="made-by-the-issuer")
     answer = await put(api, admin, {**DYNAMIC, "initial_access_token": "canary-iat"})
     assert answer.status_code == 201
     assert answer.json()["client_id"] == "made-by-the-issuer"
@@ -55,18 +23,13 @@ async def test_a_client_id_comes_from_the_issuer(api: Api, admin: str):
     assert initial.reveal() == "canary-iat"
 
 
-async def test_putting_it_again_keeps_the_registration(api: Api, admin: str):
-    discovers(api, "made-by-the-issuer")
+async def test_putting_it_again_keeps_the_registration_and_another_issuer_is_another(api: Api, admin: str):
+    discovers(api, client_id="made-by-the-issuer")
     await put(api, admin, DYNAMIC)
     api.link.on_discover = None
     answer = await put(api, admin, {**DYNAMIC, "default_scopes": ["read"]})
     assert (answer.status_code, answer.json()["client_id"]) == (200, "made-by-the-issuer")
-
-
-async def test_another_issuer_is_another_registration(api: Api, admin: str):
-    discovers(api, "made-by-the-first")
-    await put(api, admin, DYNAMIC)
-    discovers(api, "made-by-the-second")
+    discovers(api, client_id="made-by-the-second")
     answer = await put(api, admin, {**DYNAMIC, "issuer": "https://other.example"})
     assert answer.json()["client_id"] == "made-by-the-second"
 
@@ -83,7 +46,7 @@ async def test_a_document_about_us_is_at_our_client_id(api: Api, admin: str):
 
 
 async def test_no_other_integration_has_a_document(api: Api, admin: str):
-    discovers(api, "made-by-the-issuer")
+    discovers(api, client_id="made-by-the-issuer")
     await put(api, admin, DYNAMIC)
     for what in ((await stored(api)).id, "int_0000000000000000000000", "nothing", "..%2Fkeys"):
         assert (await api.get(f"/oauth/client/{what}")).status_code == 404

@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 
-from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.credentials import OAUTH1, TokenPair
 from evergrant_server.core.secret import Secret
-from tests.fakes.api import TENANT, Api
+from tests.fakes.api import Api
 
 FLICKR = "https://www.flickr.com/services/oauth"
 
@@ -25,12 +24,6 @@ async def ask(api: Api, connection: Connection, url: Any, **more: Any) -> Any:
     app = await api.app_with("reader", Action.TOKEN)
     body = {"method": "POST", "url": url, **more}
     return await api.post(f"/v1/connections/{connection.id}/signatures", app, body)
-
-
-async def recorded(api: Api) -> list[Any]:
-    async with api.worker.read() as tx:
-        signed = AuditAction.LEASE_ISSUED
-        return [it for it in await audit.page(tx, TENANT, limit=500) if it.action is signed]
 
 
 async def test_a_request_to_the_api_is_signed_and_on_record(api: Api):
@@ -56,7 +49,7 @@ async def test_no_step_of_an_authorization_is_signed(api: Api, url: str):
     connection = await signing(api)
     answer = await ask(api, connection, url)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
-    assert await recorded(api) == []
+    assert await api.records(AuditAction.LEASE_ISSUED) == []
 
 
 @pytest.mark.parametrize(
@@ -71,13 +64,15 @@ async def test_no_step_of_an_authorization_is_signed(api: Api, url: str):
         {"method": "get"},
         {"method": "G\u0130T"},
         {"url": 7},
+        {"form": [["a", "\ud800"]]},
+        {"url": "https://api.flickr.com/\ud800"},
     ],
 )
 async def test_what_is_no_request_is_refused_and_not_on_record(api: Api, body: dict[str, Any]):
     connection = await signing(api)
     answer = await ask(api, connection, **{"url": "https://api.flickr.com/x", **body})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
-    assert await recorded(api) == []
+    assert await api.records(AuditAction.LEASE_ISSUED) == []
 
 
 @pytest.mark.parametrize("value", ["\0", "a" * 16_384, "\U0001f469\u200d\U0001f4bb", "&=%+"])
@@ -85,16 +80,3 @@ async def test_odd_values_are_signed(api: Api, value: str):
     connection = await signing(api)
     answer = await ask(api, connection, "https://api.flickr.com/x", form=[["a", value]])
     assert answer.status_code == 200, answer.text
-
-
-async def test_half_a_character_is_refused(api: Api):
-    connection = await signing(api)
-    app = await api.app_with("reader", Action.TOKEN)
-    for body in (
-        b'{"method": "GET", "url": "https://api.flickr.com/x", "form": [["a", "\\ud800"]]}',
-        b'{"method": "GET", "url": "https://api.flickr.com/\\ud800"}',
-    ):
-        path, headers = f"/v1/connections/{connection.id}/signatures", {"Content-Type": "application/json"}
-        answer = await api.call("POST", path, app, content=body, headers=headers)
-        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
-    assert await recorded(api) == []

@@ -8,14 +8,14 @@ import httpx2
 import pytest
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.connections.consent import Consent, ConsentStatus, PushedAuthorization, hash_link
+from evergrant_server.core.connections.consent import Consent, ConsentStatus, PushedAuthorization
 from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.integrations import PushAuthorizationRequest
 from evergrant_server.core.outbox import OutboxKind
 from tests.fakes.api import Api
-from tests.fakes.visitor import Visitor
+from tests.fakes.visitor import Visitor, consent_of
 
 ISSUER = "https://idp.example"
 REFERENCE = "urn:ietf:params:oauth:request_uri:1"
@@ -31,20 +31,14 @@ class Waiting:
 
     async def goes_on(self, outcome: PushedAuthorization) -> httpx2.Response:
         """Press the button, and have the worker end with `outcome`."""
-        before = (await self.consent()).revision
+        before = (await consent_of(self.api, self.link)).revision
         going = asyncio.create_task(self.visitor.go_on(self.link))
         await self.settle(await self.started(after=before), outcome)
         return await going
 
-    async def consent(self) -> Consent:
-        async with self.api.worker.read() as tx:
-            found = await tx.consents.by_link(hash_link(self.link.rsplit("/", 1)[1]))
-        assert found is not None
-        return found
-
     async def started(self, after: int = 0) -> Consent:
         async with asyncio.timeout(20):
-            while (consent := await self.consent()).status is not ConsentStatus.STARTED or (
+            while (consent := await consent_of(self.api, self.link)).status is not ConsentStatus.STARTED or (
                 consent.revision <= after
             ):
                 await asyncio.sleep(0.01)
@@ -76,19 +70,17 @@ def reference(api: Api, lives_s: float = 60) -> PushedAuthorization:
 
 
 async def test_the_browser_leaves_with_the_reference_and_the_worker_was_told_no_secret(api: Api):
-    page = await waiting(api)
+    page = await waiting(api, scopes=["openid"])
     going = asyncio.create_task(page.visitor.go_on(page.link))
     consent = await page.started()
-    async with api.worker.write() as tx:
-        sent = [it for it in await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=9))]
-        pushed = await tx.consents.pushed_request(consent)
-    (order,) = [
-        PushAuthorizationRequest.model_validate(it.payload)
-        for it in sent
-        if it.kind is OutboxKind.PUSH_AUTHORIZATION_REQUEST
-    ]
+    sent = await api.outbox()
+    async with api.worker.read() as tx:
+        pushed = dict((await tx.consents.pushed_request(consent)).fields)
+    (payload,) = [it.payload for it in sent if it.kind is OutboxKind.PUSH_AUTHORIZATION_REQUEST]
+    order = PushAuthorizationRequest.model_validate(payload)
     assert (order.consent_id, order.revision) == (consent.id, consent.revision)
-    assert dict(pushed.fields)["state"] not in str(sent)
+    assert consent.nonce_hash == hash_of_nonce(pushed["nonce"])
+    assert not any(pushed[name] in str(sent) for name in ("state", "nonce"))
     await page.settle(consent, reference(api))
     assert (await going).status_code == 200
     assert page.visitor.sent == {"client_id": "client-1", "request_uri": REFERENCE}
@@ -136,16 +128,3 @@ async def test_a_second_click_takes_the_place_of_the_first(api: Api):
     await page.settle(newer, reference(api))
     answers = [(await first).status_code, (await second).status_code]
     assert answers == [400, 200]
-
-
-async def test_a_nonce_is_pushed_and_no_worker_is_told_of_it(api: Api):
-    page = await waiting(api, scopes=["openid"])
-    going = asyncio.create_task(page.visitor.go_on(page.link))
-    consent = await page.started()
-    async with api.worker.write() as tx:
-        sent = [it for it in await tx.outbox.claim("test", api.clock.now(), timedelta(seconds=9))]
-        nonce = dict((await tx.consents.pushed_request(consent)).fields)["nonce"]
-    assert consent.nonce_hash == hash_of_nonce(nonce)
-    assert nonce not in str(sent)
-    await page.settle(consent, reference(api))
-    assert (await going).status_code == 200

@@ -1,4 +1,4 @@
-"""valid, due, fresh; and what is done about an attempt of unknown outcome."""
+"""valid, due, fresh."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,20 +6,7 @@ import pytest
 
 from evergrant_server.core.clock import LATEST
 from evergrant_server.core.connections.grant import Grant, ImportedTokens, TokenSet
-from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
-from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.single_use.attempt import (
-    LIMITS,
-    Attempt,
-    AttemptKind,
-    AttemptOutcome,
-    AttemptStatus,
-    ResendDecision,
-    decide_resend,
-    outcome_of_error,
-)
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 MARGIN = timedelta(minutes=5)
@@ -101,67 +88,3 @@ def test_a_lifetime_beyond_every_date_ends_at_the_latest(seconds: float):
     assert found.is_valid(NOW)
     imported = ImportedTokens.from_token_set(tokens, NOW)
     assert (imported.expires_at, imported.refresh_expires_at) == (LATEST, LATEST)
-
-
-ATTEMPT = Attempt(
-    tenant=Tenant("t"), id=AttemptId("att_1"), connection_id=ConnectionId("con_1"), kind=AttemptKind.REFRESH,
-    from_generation=1, journal_id="jrn_1", opened_at=NOW, send_by=at(15),
-)  # fmt: skip
-LATE = at(15) + LIMITS.answer + timedelta(seconds=1)
-
-
-@pytest.mark.parametrize(
-    ("rules", "now", "token_valid", "owner_alive", "in_flight", "verdict"),
-    [
-        (RefreshRules(rotation=Rotation.NONE), at(1), True, None, None, ResendDecision.RESEND),
-        (
-            RefreshRules(rotation=Rotation.GRACE, grace_s=30),
-            at(29),
-            True,
-            False,
-            False,
-            ResendDecision.RESEND,
-        ),
-        (RefreshRules(rotation=Rotation.GRACE, grace_s=30), at(29), True, True, True, ResendDecision.WAIT),
-        (RefreshRules(rotation=Rotation.GRACE, grace_s=30), at(31), True, True, False, ResendDecision.WAIT),
-        (RefreshRules(rotation=Rotation.STRICT), at(1), True, True, False, ResendDecision.WAIT),
-        (RefreshRules(rotation=Rotation.STRICT), at(1), False, True, False, ResendDecision.RESEND),
-        (RefreshRules(rotation=Rotation.STRICT), at(1), False, True, True, ResendDecision.WAIT),
-        (RefreshRules(rotation=Rotation.STRICT), at(1), True, False, False, ResendDecision.RESEND),
-        (RefreshRules(rotation=Rotation.UNKNOWN), at(1), False, None, None, ResendDecision.WAIT),
-        (RefreshRules(rotation=Rotation.UNKNOWN), LATE, False, None, None, ResendDecision.RESEND),
-        (RefreshRules(rotation=Rotation.UNKNOWN), LATE, True, None, None, ResendDecision.WAIT),
-        (RefreshRules(rotation=Rotation.STRICT), at(1), False, True, None, ResendDecision.WAIT),
-        (RefreshRules(rotation=Rotation.STRICT), LATE, False, True, None, ResendDecision.RESEND),
-    ],
-)
-def test_takeover(rules, now, token_valid, owner_alive, in_flight, verdict):
-    found = decide_resend(ATTEMPT, rules, now, AttemptStatus(owner_alive, in_flight), token_valid=token_valid)
-    assert found is verdict
-
-
-@pytest.mark.parametrize(
-    ("status", "outcome"),
-    [(429, AttemptOutcome.NOT_SENT), (503, AttemptOutcome.NOT_SENT),
-     (400, AttemptOutcome.REFUSED), (401, AttemptOutcome.REFUSED),
-     (500, None), (502, None), (504, None), (200, None)],
-)  # fmt: skip
-def test_what_an_error_answer_says_about_the_credential(status: int, outcome: AttemptOutcome | None):
-    assert outcome_of_error(status) is outcome
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "outcome"),
-    [
-        (200, ErrorCode.PROVIDER_ERROR, AttemptOutcome.REFUSED),  # it reports an error: it did not act
-        (200, ErrorCode.GRANT_REJECTED, AttemptOutcome.REFUSED),
-        (200, ErrorCode.PROVIDER_RATE_LIMITED, AttemptOutcome.NOT_SENT),
-        (200, ErrorCode.REPLY_UNREADABLE, None),
-        (302, ErrorCode.REPLY_UNREADABLE, None),
-        (500, ErrorCode.PROVIDER_ERROR, None),
-    ],
-)
-def test_an_error_with_status_200_is_a_refusal(
-    status: int, code: ErrorCode, outcome: AttemptOutcome | None
-) -> None:
-    assert outcome_of_error(status, code) is outcome

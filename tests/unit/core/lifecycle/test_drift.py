@@ -2,11 +2,10 @@
 
 import pytest
 
-from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.lifecycle.snapshot import Drift, find_drift
 from evergrant_server.core.messages.connection import ConnectionDescription
-from tests.fakes.databases import NOW
+from tests.unit.core.lifecycle.steps import connection
 
 A, N, P, R, X = (
     LifecycleState.ACTIVE,
@@ -39,14 +38,13 @@ TABLE = [
 
 @pytest.mark.parametrize(("stored", "known", "meaning"), TABLE)
 def test_drift(stored: tuple[LifecycleState, int], known: tuple[LifecycleState, int], meaning: Drift):
-    connection = Connection(
-        tenant=Tenant("acme"), id=ConnectionId("con_1"), integration_id=IntegrationId("int_1"),
-        integration="crm", provider="generic", subject="user-1", state=stored[0], generation=stored[1],
-        created_at=NOW, changed_at=NOW, consent_deadline=NOW,
-    )  # fmt: skip
-    described = ConnectionDescription(
-        connection_id=connection.id, state=known[0], generation=known[1], expires_at=None, next_step="",
-        next_at=None, reason=None, repairer=None, failures=0,
-        revocation_failure=None, revocation_failing_since=None, waiting_callers=(),
-    )  # fmt: skip
-    assert find_drift(connection, described) is meaning
+    told = {
+        "connection_id": "con_1",
+        "state": known[0],
+        "generation": known[1],
+        "next_step": "",
+        "failures": 0,
+    }
+    absent = dict.fromkeys(set(ConnectionDescription.model_fields) - set(told))
+    described = ConnectionDescription.model_construct(**absent, **told)
+    assert find_drift(connection(state=stored[0], generation=stored[1]), described) is meaning

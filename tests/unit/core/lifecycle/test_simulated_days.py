@@ -17,8 +17,9 @@ from evergrant_server.core.messages.connection import (
     EventKind,
     RefreshReason,
 )
-from tests.unit.core.lifecycle.steps import ACTIVE, DAY, HOUR, NEWEST, NOW, step, timer_of
+from tests.unit.core.lifecycle.steps import ACTIVE, DAY, HOUR, NEWEST, NOW, failed, step, timer_of
 
+SECOND = timedelta(seconds=1)
 Answer = Callable[[datetime], GrantResult]
 
 
@@ -53,7 +54,7 @@ def simulated(
 
 
 def failing(code: ErrorCode, **more: object) -> Answer:
-    return lambda now: GrantResult(failure=code, **more)
+    return lambda now: failed(code, **more)
 
 
 def hourly(**more: object) -> Answer:
@@ -74,41 +75,26 @@ def test_an_outage_of_twelve_hours_costs_a_handful_of_calls(share: float):
     assert 8 <= len(tries) <= 16
 
 
-def test_an_unknown_error_costs_fewer_than_ten_calls_a_day():
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_client_that_is_refused_and_an_unknown_error_cost_fewer_than_ten_calls_a_day(share: float):
     """60,000 requests a day, of which almost none may reach the provider."""
-    dead = failing(ErrorCode.PROVIDER_ERROR, unknown_error=True)
-    for share in (0.0, 0.5, 0.99):
-        _, tries, _ = simulated(ACTIVE, dead, NOW + DAY, asks_every=timedelta(seconds=1.44), share=share)
-        assert 1 < len(tries) < 10, "60,000 asked"
-
-
-def test_a_client_that_is_refused_costs_single_digits_a_day():
-    ask = timedelta(seconds=10)
-    _, tries, _ = simulated(ACTIVE, failing(ErrorCode.CLIENT_REJECTED), NOW + DAY, asks_every=ask)
-    assert len(tries) < 10
-
-
-def test_a_grant_that_is_refused_costs_one_call():
-    rejected = failing(ErrorCode.GRANT_REJECTED)
-    life, tries, _ = simulated(ACTIVE, rejected, NOW + DAY, asks_every=timedelta(seconds=10))
-    assert len(tries) == 1
-    assert life.state is LifecycleState.NEEDS_REAUTH
+    unknown = failing(ErrorCode.PROVIDER_ERROR, unknown_error=True)
+    refused = failing(ErrorCode.CLIENT_REJECTED)
+    for dead, asks_every in ((unknown, 1.44 * SECOND), (refused, 10 * SECOND)):
+        _, tries, _ = simulated(ACTIVE, dead, NOW + DAY, asks_every=asks_every, share=share)
+        assert 1 < len(tries) < 10
 
 
 def test_callers_cause_one_try_a_minute_in_an_outage():
-    life = ACTIVE.model_copy(update={"failures": 9})
-    failed = step(
-        life, EventKind.REFRESH_ENDED, result=GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
-    ).state
-    assert failed.retry_at is not None
-    assert failed.retry_at > NOW + HOUR
-    soon = NOW + timedelta(seconds=59)
-    asked = step(failed, EventKind.REFRESH_REQUESTED, soon, seen_generation=3)
+    life, down = ACTIVE.model_copy(update={"failures": 9}), failed(ErrorCode.PROVIDER_UNREACHABLE)
+    life = step(life, EventKind.REFRESH_ENDED, result=down).state
+    assert (life.state, life.failures) == (LifecycleState.ACTIVE, 10)
+    assert life.retry_at is not None
+    assert life.retry_at > NOW + HOUR
+    asked = step(life, EventKind.REFRESH_REQUESTED, NOW + 59 * SECOND, seen_generation=3)
     assert (asked.command, asked.state.refusal) == (Command.NOTHING, ErrorCode.PROVIDER_UNREACHABLE)
-    assert (
-        step(failed, EventKind.REFRESH_REQUESTED, NOW + timedelta(minutes=1), seen_generation=3).command
-        is Command.REFRESH
-    )
+    later = step(life, EventKind.REFRESH_REQUESTED, NOW + 60 * SECOND, seen_generation=3)
+    assert later.command is Command.REFRESH
 
 
 def test_a_wait_that_the_provider_asks_for_holds_callers_too_but_not_for_a_day():
@@ -131,16 +117,13 @@ def test_a_fleet_is_spread():
 
 
 def test_a_repaired_client_is_tried_by_all_but_not_at_once():
-    failed = step(
-        ACTIVE, EventKind.REFRESH_ENDED, result=GrantResult(failure=ErrorCode.CLIENT_REJECTED)
-    ).state
-    moments = {step(failed, EventKind.PROVIDER_CHANGED, share=n / 10).state.retry_at for n in range(10)}
+    life = step(ACTIVE, EventKind.REFRESH_ENDED, result=failed(ErrorCode.CLIENT_REJECTED)).state
+    moments = {step(life, EventKind.PROVIDER_CHANGED, share=n / 10).state.retry_at for n in range(10)}
     assert len(moments) == 10
     assert max(moments) <= NOW + timedelta(minutes=1)
-    asked = step(failed, EventKind.PROVIDER_CHANGED, share=0.9).state
-    assert step(asked, EventKind.REFRESH_REQUESTED, seen_generation=3).command is Command.REFRESH, (
-        "who asks needn't wait"
-    )
+    changed = step(life, EventKind.PROVIDER_CHANGED, share=0.9).state
+    asked = step(changed, EventKind.REFRESH_REQUESTED, seen_generation=3)
+    assert asked.command is Command.REFRESH, "who asks needn't wait"
 
 
 # --- the refresh token's own end ----------------------------------------------------------
@@ -174,14 +157,8 @@ def test_an_end_that_no_refresh_moves_is_announced_once_each_and_only_kept_alive
 
 def test_an_hour_more_or_less_is_the_same_end_and_a_new_one_is_announced_anew():
     end = NOW + 20 * DAY
-    hard = ACTIVE.model_copy(
-        update={
-            "refresh_expires_at": end,
-            "refresh_extends": False,
-            "announced_days": (14,),
-            "end_known_at": NOW,
-        }
-    )
+    known = {"refresh_expires_at": end, "refresh_extends": False, "end_known_at": NOW}
+    hard = ACTIVE.model_copy(update={**known, "announced_days": (14,)})
     for drift, announced in ((timedelta(minutes=5), (14,)), (30 * DAY, ())):
         at = NOW + HOUR
         news = hourly(refresh_expires_at=end + drift)(at)
@@ -206,11 +183,8 @@ def test_no_announcement_is_for_more_days_than_the_grant_ever_had(days: float, s
 def test_announcements_that_were_slept_through_are_not_made_up_for():
     life = ACTIVE.model_copy(update={"refreshable": False, "expires_at": NOW + 60 * DAY, "end_known_at": NOW})
     late = step(life, EventKind.TIMER_FIRED, NOW + 58 * DAY)
-    assert (late.command, late.days_before_end, late.state.announced_days) == (
-        Command.ANNOUNCE_EXPIRY,
-        3,
-        (14, 3),
-    )
+    assert late.command is Command.ANNOUNCE_EXPIRY
+    assert (late.days_before_end, late.state.announced_days) == (3, (14, 3))
 
 
 def test_an_end_comes_near_when_what_would_extend_it_fails():
@@ -233,10 +207,8 @@ def test_a_provider_that_refuses_an_early_refresh_is_not_asked_early():
     assert all(it and ten - timedelta(seconds=30) <= it.at < ten for it in moments)
     early = step(life, EventKind.REFRESH_REQUESTED, NOW + timedelta(minutes=8), seen_generation=3)
     assert (early.command, early.state.declined_s) == (Command.NOTHING, 90.0)
-    assert (
-        step(life, EventKind.REFRESH_REQUESTED, ten - timedelta(seconds=30), seen_generation=3).command
-        is Command.REFRESH
-    )
+    late = step(life, EventKind.REFRESH_REQUESTED, ten - 30 * SECOND, seen_generation=3)
+    assert late.command is Command.REFRESH
 
 
 def test_a_token_that_is_too_young_is_not_refreshed():
@@ -250,18 +222,15 @@ def test_a_token_that_is_too_young_is_not_refreshed():
 # --- reports of a refused token -----------------------------------------------------------
 
 
+REPORT = {"refresh_reason": RefreshReason.UNAUTHORIZED}
+
+
 def test_a_report_refreshes_once_and_a_provider_that_always_says_401_causes_no_storm():
     """Beyond one for each token that is over, which a report only hastens."""
     life, forced, over, now = ACTIVE, [], [], NOW
     answer = hourly()
     while now < NOW + DAY:
-        done = step(
-            life,
-            EventKind.REFRESH_REQUESTED,
-            now,
-            seen_generation=life.generation,
-            refresh_reason=RefreshReason.UNAUTHORIZED,
-        )
+        done = step(life, EventKind.REFRESH_REQUESTED, now, seen_generation=life.generation, **REPORT)
         life = done.state
         if done.command is Command.REFRESH:
             (over if token_has_ended(life, now) else forced).append(now)
@@ -278,17 +247,9 @@ def test_a_report_of_an_older_generation_is_answered_and_one_after_a_day_forces_
     life = ACTIVE.model_copy(
         update={"forced_refreshes": 5, "last_forced_at": NOW, "expires_at": NOW + 2 * DAY}
     )
-    old = step(
-        life, EventKind.REFRESH_REQUESTED, seen_generation=2, refresh_reason=RefreshReason.UNAUTHORIZED
-    )
+    old = step(life, EventKind.REFRESH_REQUESTED, seen_generation=2, **REPORT)
     assert (old.command, old.state.declined_s) == (Command.NOTHING, None)
-    later = step(
-        life,
-        EventKind.REFRESH_REQUESTED,
-        NOW + DAY,
-        seen_generation=3,
-        refresh_reason=RefreshReason.UNAUTHORIZED,
-    )
+    later = step(life, EventKind.REFRESH_REQUESTED, NOW + DAY, seen_generation=3, **REPORT)
     assert (later.command, later.state.forced_refreshes) == (Command.REFRESH, 1)
 
 
@@ -300,15 +261,14 @@ def test_a_report_of_an_expired_token_refreshes_at_once():
     life = ACTIVE.model_copy(
         update={"forced_refreshes": 3, "last_forced_at": NOW + HOUR, "installed_at": NOW}
     )
-    report = {"seen_generation": 3, "refresh_reason": RefreshReason.UNAUTHORIZED}
+    report = REPORT | {"seen_generation": 3}
     over = step(life, EventKind.REFRESH_REQUESTED, NOW + HOUR, **report)
     assert (over.command, over.state.forced_refreshes) == (Command.REFRESH, 3)
-    before = step(life, EventKind.REFRESH_REQUESTED, NOW + HOUR - timedelta(seconds=1), **report)
-    assert (before.command, before.state.declined_s) == (Command.NOTHING, 1.0), (
-        "and may report again when it is over"
-    )
+    before = step(life, EventKind.REFRESH_REQUESTED, NOW + HOUR - SECOND, **report)
+    assert before.command is Command.NOTHING
+    assert before.state.declined_s == 1.0, "and may report again when it is over"
     lasting = life.model_copy(update={"expires_at": None})
-    told = step(lasting, EventKind.REFRESH_REQUESTED, NOW + HOUR - timedelta(seconds=1), **report).state
+    told = step(lasting, EventKind.REFRESH_REQUESTED, NOW + HOUR - SECOND, **report).state
     assert told.declined_s == NEWEST.forced_interval.total_seconds() * 4 + 1
     failing = life.model_copy(
         update={"caller_retry_at": NOW + 2 * HOUR, "reason": ErrorCode.PROVIDER_UNREACHABLE}
@@ -320,11 +280,10 @@ def test_a_report_of_an_expired_token_refreshes_at_once():
 def test_a_clock_that_is_behind_makes_no_token_over_before_its_time():
     """Dated an hour early by a worker; it lives for an hour from when the workflow heard of it."""
     behind = ACTIVE.model_copy(update={"obtained_at": NOW - HOUR, "expires_at": NOW, "installed_at": NOW})
-    assert not token_has_ended(behind, NOW + HOUR - timedelta(seconds=1))
+    assert not token_has_ended(behind, NOW + HOUR - SECOND)
     assert token_has_ended(behind, NOW + HOUR)
-    assert token_has_ended(behind.model_copy(update={"installed_at": None}), NOW), (
-        "from a run that knew it not"
-    )
+    unheard = behind.model_copy(update={"installed_at": None})
+    assert token_has_ended(unheard, NOW), "from a run that knew it not"
     assert not token_has_ended(behind.model_copy(update={"expires_at": None}), NOW + DAY), "it never ends"
 
 

@@ -7,9 +7,7 @@ import pytest
 from evergrant_server.core.connections.connection import Connection, LifecycleState, is_leasable
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.lifecycle.command import Command
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import EventKind
@@ -20,36 +18,19 @@ from evergrant_server.core.provider_events.external_revocation import (
     ReportSource,
     judge_report,
 )
+from tests.unit.core.lifecycle import steps
 from tests.unit.core.lifecycle.steps import ACTIVE, HOUR, NOW, step
 
 GRANT = Grant(generation=3, scopes=("read",), obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True)
 
 
 def connection(state: LifecycleState = LifecycleState.ACTIVE, reason: ErrorCode | None = None) -> Connection:
-    return Connection(
-        tenant=Tenant("acme"),
-        id=ConnectionId("con_1"),
-        integration_id=IntegrationId("int_1"),
-        integration="crm",
-        provider="generic",
-        subject="user-1",
-        state=state,
-        reason=reason,
-        generation=3,
-        created_at=NOW,
-        changed_at=NOW,
-        consent_deadline=NOW,
-    )
+    return steps.connection(state=state, reason=reason, generation=3)
 
 
 def news(weight: Certainty = Certainty.ENDED, at: datetime | None = None, generation: int | None = None):
-    return ProviderReport(
-        source=ReportSource.SECURITY_EVENT,
-        kind="tokens-revoked",
-        certainty=weight,
-        at=at,
-        generation=generation,
-    )
+    said = {"source": ReportSource.SECURITY_EVENT, "kind": "tokens-revoked", "certainty": weight}
+    return ProviderReport(**said, at=at, generation=generation)
 
 
 @pytest.mark.parametrize(
@@ -104,23 +85,18 @@ def test_the_workflow_waits_for_the_subject_and_tries_nothing():
     failing = ACTIVE.model_copy(update={"failures": 2, "retry_at": NOW, "caller_retry_at": NOW})
     ended = step(failing, EventKind.REVOKED_AT_PROVIDER, seen_generation=3)
     assert ended.command is Command.NOTHING
-    assert (ended.state.state, ended.state.reason) == (
-        LifecycleState.NEEDS_REAUTH,
-        ErrorCode.GRANT_REVOKED_ELSEWHERE,
-    )
+    assert ended.state.state is LifecycleState.NEEDS_REAUTH
+    assert ended.state.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE
     assert (ended.state.retry_at, ended.state.caller_retry_at, ended.state.failures) == (None, None, 0)
-    assert next_timer(ended.state, RULES[NEWEST_RULES]) is None
+    assert next_timer(ended.state, steps.NEWEST) is None
     assert step(ended.state, EventKind.REFRESH_REQUESTED).state.refusal is ErrorCode.GRANT_REVOKED_ELSEWHERE
 
 
 def test_a_report_of_an_older_generation_leaves_the_newer_grant_alone():
     """The refresh was under way when the report came, and the store took the newer grant first."""
     newer = step(ACTIVE, EventKind.REFRESH_ENDED, result=GrantResult(generation=4, obtained_at=NOW)).state
-    assert step(newer, EventKind.REVOKED_AT_PROVIDER, seen_generation=3).state.state is LifecycleState.ACTIVE
-    assert (
-        step(newer, EventKind.REVOKED_AT_PROVIDER, seen_generation=4).state.state
-        is LifecycleState.NEEDS_REAUTH
-    )
+    for seen, state in ((3, LifecycleState.ACTIVE), (4, LifecycleState.NEEDS_REAUTH)):
+        assert step(newer, EventKind.REVOKED_AT_PROVIDER, seen_generation=seen).state.state is state
 
 
 @pytest.mark.parametrize("state", [LifecycleState.PENDING_CONSENT, LifecycleState.REVOKING])

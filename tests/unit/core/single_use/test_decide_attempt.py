@@ -31,6 +31,7 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 TICK, HOUR = timedelta(microseconds=1), timedelta(hours=1)
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 GRACE = RefreshRules(rotation=Rotation.GRACE, grace_s=30)
+UNKNOWN = RefreshRules(rotation=Rotation.UNKNOWN)
 RESEND, WAIT, GIVE_UP = ResendDecision.RESEND, ResendDecision.WAIT, ResendDecision.GIVE_UP
 
 OPEN = Attempt(
@@ -147,6 +148,29 @@ def test_the_limits_are_those_that_were_given():
     assert decided(CONSENT, later + timedelta(seconds=1), OPEN, answered=True, limits=quick) is RESEND
 
 
+@pytest.mark.parametrize(
+    ("rules", "seconds", "token_valid", "owner_alive", "in_flight", "verdict"),
+    [
+        (RefreshRules(rotation=Rotation.NONE), 1, True, None, None, RESEND),
+        (GRACE, 29, True, False, False, RESEND),
+        (GRACE, 29, True, True, True, WAIT),
+        (GRACE, 31, True, True, False, WAIT),
+        (STRICT, 1, True, True, False, WAIT),
+        (STRICT, 1, False, True, False, RESEND),
+        (STRICT, 1, False, True, True, WAIT),
+        (STRICT, 1, True, False, False, RESEND),
+        (UNKNOWN, 1, False, None, None, WAIT),
+        (UNKNOWN, 61, False, None, None, RESEND),
+        (UNKNOWN, 61, True, None, None, WAIT),
+        (STRICT, 1, False, True, None, WAIT),
+        (STRICT, 61, False, True, None, RESEND),
+    ],
+)
+def test_takeover(rules, seconds, token_valid, owner_alive, in_flight, verdict):
+    now, seen = NOW + timedelta(seconds=seconds), AttemptStatus(owner_alive, in_flight)
+    assert decide_resend(OPEN, rules, now, seen, token_valid=token_valid) is verdict
+
+
 def test_a_grace_is_over_the_moment_after_its_last():
     alive = AttemptStatus(True, False)
     end = NOW + timedelta(seconds=30)
@@ -171,19 +195,26 @@ def test_uses_are_counted_from_the_first():
     assert (third.sends, third.first_opened_at) == (3, NOW)
 
 
+REFUSED, NOT_SENT = AttemptOutcome.REFUSED, AttemptOutcome.NOT_SENT
+
+
 @pytest.mark.parametrize(
-    ("status", "code", "outcome"),
+    ("outcome", "statuses", "code"),
     [
-        (199, ErrorCode.PROVIDER_ERROR, None),
-        (299, ErrorCode.PROVIDER_ERROR, AttemptOutcome.REFUSED),
-        (300, ErrorCode.PROVIDER_ERROR, None),
-        (399, ErrorCode.PROVIDER_ERROR, None),
-        (499, ErrorCode.REPLY_UNREADABLE, AttemptOutcome.REFUSED),
-        (500, ErrorCode.PROVIDER_RATE_LIMITED, AttemptOutcome.NOT_SENT),
+        (REFUSED, (400, 401), None),
+        (NOT_SENT, (429, 503), None),
+        (None, (200, 500, 502, 504), None),
+        (REFUSED, (200, 299), ErrorCode.PROVIDER_ERROR),  # it reports an error: it did not act
+        (None, (199, 300, 399, 500), ErrorCode.PROVIDER_ERROR),
+        (REFUSED, (200,), ErrorCode.GRANT_REJECTED),
+        (NOT_SENT, (200, 500), ErrorCode.PROVIDER_RATE_LIMITED),
+        (None, (200, 302), ErrorCode.REPLY_UNREADABLE),
+        (REFUSED, (499,), ErrorCode.REPLY_UNREADABLE),
     ],
 )
-def test_the_edges_of_what_a_status_says(status: int, code: ErrorCode, outcome: AttemptOutcome | None):
-    assert outcome_of_error(status, code) is outcome
+def test_what_an_error_says_about_the_credential(outcome: AttemptOutcome | None, statuses, code):
+    for status in statuses:
+        assert (outcome_of_error(status, code) if code else outcome_of_error(status)) is outcome, status
 
 
 def test_a_use_that_is_dated_ahead_of_our_clock():
