@@ -1,7 +1,7 @@
 """A connection's workflow under test: starting it, talking to it, waiting for it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,9 +10,11 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant, new_id
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import (
     QueryName,
     RequestContext,
@@ -25,6 +27,7 @@ from tests.fakes.scripted_activities import ScriptedActivities
 from workflows.registry import WORKFLOWS
 
 _SIGNALLED_BACK = "EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED"
+Handle = WorkflowHandle[Any, Any]
 ASKED = RequestContext(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
 
 
@@ -47,16 +50,22 @@ def a_consent() -> m.ConsentGranted:
     return m.ConsentGranted(consent_id=ConsentId(new_id("cns")), context=ASKED)
 
 
-def a_worker(client: Client, scripted: ScriptedActivities, task_queue: str) -> Worker:
+RUNNER = SandboxedWorkflowRunner(
+    SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
+)
+
+
+def a_worker(client: Client, activities: Sequence[Callable[..., Any]], task_queue: str) -> Worker:
     return Worker(
-        client,
-        task_queue=task_queue,
-        workflows=WORKFLOWS,
-        activities=scripted.everything(),
-        workflow_runner=SandboxedWorkflowRunner(
-            SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
-        ),
+        client, task_queue=task_queue, workflows=WORKFLOWS, activities=activities, workflow_runner=RUNNER
     )
+
+
+def a_grant(generation: int = 1, lasts: timedelta | None = timedelta(hours=1), **more: Any) -> GrantResult:
+    """What an activity reports of tokens that came now."""
+    now = datetime.now(UTC)
+    facts = {"state": LifecycleState.ACTIVE, "obtained_at": now, "expires_at": now + lasts if lasts else None}
+    return GrantResult(generation=generation, **{**facts, "refreshable": True, **more})
 
 
 class Life:
@@ -94,8 +103,9 @@ class Life:
                     return
                 await asyncio.sleep(0.05)
 
-    async def ensure_fresh(self, seen: int) -> m.EnsureFreshResult:
-        ask = m.EnsureFresh(seen_generation=seen, context=ASKED)
+    async def ensure_fresh(self, seen: int, *, reported: bool = False) -> m.EnsureFreshResult:
+        reason = {"refresh_reason": m.RefreshReason.UNAUTHORIZED} if reported else {}
+        ask = m.EnsureFresh(seen_generation=seen, context=ASKED, **reason)
         return await self.handle.execute_update(UpdateName.ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
 
     async def events(self) -> list[dict[str, Any]]:
@@ -113,7 +123,9 @@ async def living(
     scripted = scripted or ScriptedActivities()
     start = a_start(**life).model_copy(update={"pending_events": waiting})
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(a_worker(client, scripted, f"queue-{start.connection_id}"))
+        await stack.enter_async_context(
+            a_worker(client, scripted.everything(), f"queue-{start.connection_id}")
+        )
         handle = await client.start_workflow(
             WorkflowName.CONNECTION,
             start,

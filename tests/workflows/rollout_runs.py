@@ -7,8 +7,6 @@ from typing import Any
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowHandle
-from temporalio.worker import Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant, new_id
@@ -19,8 +17,7 @@ from evergrant_server.core.messages.base import (
     WorkflowName,
     definition_rollout_workflow_id,
 )
-from tests.workflows.connection_runs import ASKED
-from workflows.registry import WORKFLOWS
+from tests.workflows.connection_runs import ASKED, a_worker
 
 
 class ScriptedRollout:
@@ -67,14 +64,7 @@ async def running_rollout(
         context=ASKED,
     )
     queue = f"queue-{start.definition_id}"
-    passing = SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
-    async with Worker(
-        client,
-        task_queue=queue,
-        workflows=WORKFLOWS,
-        activities=scripted.everything(),
-        workflow_runner=SandboxedWorkflowRunner(passing),
-    ):
+    async with a_worker(client, scripted.everything(), queue):
         yield await client.start_workflow(
             WorkflowName.DEFINITION_ROLLOUT,
             start,

@@ -6,20 +6,9 @@ import pytest
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages import connection as m
-from evergrant_server.core.messages.base import RequestContext, SignalName, UpdateName
+from evergrant_server.core.messages.base import SignalName
 from tests.workflows.connection_runs import a_consent
-from tests.workflows.year import (
-    DAY,
-    HOUR,
-    Provider,
-    alive,
-    described,
-    events_of,
-    living_with,
-    pass_by,
-    skipping,
-)
+from tests.workflows.year import DAY, HOUR, Provider, events_of, living_with, pass_by, skipping
 
 OUTAGE = (100 * DAY, 100 * DAY + 12 * HOUR)
 QUARTER = (180 * DAY, 271 * DAY)
@@ -38,17 +27,16 @@ async def test_a_year_with_an_outage_and_an_idle_quarter():
     """Hourly tokens, leased all the time but for a quarter; the refresh token lives 90 days from each use."""
     async with skipping() as env:
         provider = Provider(away=away, leased=leased, refresh_lives=90 * DAY)
-        async with living_with(env, provider, "adaptive") as handle:
-            first_run = (await handle.describe()).run_id
+        async with living_with(env, provider, "adaptive") as life:
+            first_run = (await life.handle.describe()).run_id
             await pass_by(env, QUARTER[1])
             idle = [it for it in provider.sent if QUARTER[0] + HOUR <= it]
-            woken = await described(handle)
-            ask = m.EnsureFresh(seen_generation=woken.generation, context=RequestContext(by="app:back"))
-            fresh = await handle.execute_update(UpdateName.ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
+            woken = await life.describe()
+            fresh = await life.ensure_fresh(woken.generation)
             assert fresh.problem is None, "the quarter has not cost the grant"
             await pass_by(env, 365 * DAY - QUARTER[1])
-            assert await alive(handle)
-            events, runs = await events_of(env.client, handle, first_run)
+            assert (await life.describe()).state is LifecycleState.ACTIVE
+            events, runs = await events_of(env.client, life.handle, first_run)
     during = [it for it in provider.sent if away(it)]
     print(
         f"\na year: {len(provider.sent)} calls at the provider ({len(during)} in an outage of 12 hours, "
@@ -67,17 +55,16 @@ async def test_a_hard_end_is_announced_and_then_needs_its_subject():
     """90 days from the consent, whatever is refreshed."""
     async with skipping() as env:
         provider = Provider(leased=lambda passed: False, refresh_lives=90 * DAY, rotates=False)
-        async with living_with(env, provider, "adaptive") as handle:
+        async with living_with(env, provider, "adaptive") as life:
             await env.sleep(89.5 * DAY)
             assert provider.announced == [14, 3, 1]
-            assert await alive(handle)
+            assert (await life.describe()).state is LifecycleState.ACTIVE
             assert len(provider.sent) <= 2, "the one that has shown that a refresh moves nothing"
             await env.sleep(2 * DAY)
-            generation = (await described(handle)).generation
-            ask = m.EnsureFresh(seen_generation=generation, context=RequestContext(by="app:late"))
-            told = await handle.execute_update(UpdateName.ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
+            generation = (await life.describe()).generation
+            told = await life.ensure_fresh(generation)
             assert told.problem is ErrorCode.GRANT_REJECTED
-            assert (await described(handle)).state is LifecycleState.NEEDS_REAUTH
+            assert (await life.describe()).state is LifecycleState.NEEDS_REAUTH
 
 
 async def test_a_caller_is_served_soon_after_an_outage_of_twelve_hours():
@@ -85,15 +72,12 @@ async def test_a_caller_is_served_soon_after_an_outage_of_twelve_hours():
     end = 20 * HOUR
     async with skipping() as env:
         provider = Provider(away=lambda passed: 8 * HOUR <= passed < end)
-        async with living_with(env, provider, "on_demand") as handle:
+        async with living_with(env, provider, "on_demand") as life:
             await env.sleep(8 * HOUR + timedelta(minutes=1))
             served = None
             for minutes in range(0, 14 * 60, 10):
-                known = await described(handle)
-                ask = m.EnsureFresh(seen_generation=known.generation, context=RequestContext(by="app:reader"))
-                told = await handle.execute_update(
-                    UpdateName.ENSURE_FRESH, ask, result_type=m.EnsureFreshResult
-                )
+                known = await life.describe()
+                told = await life.ensure_fresh(known.generation)
                 if told.problem is None:
                     served = timedelta(hours=8, minutes=minutes + 1)
                     break
@@ -109,17 +93,17 @@ async def test_a_subject_who_takes_forty_days_costs_nothing_meanwhile():
     """needs_reauth waits for a person: no call, no timer; then the same connection goes on."""
     async with skipping() as env:
         provider = Provider(refresh_lives=2 * HOUR, rotates=False)
-        async with living_with(env, provider, "warm") as handle:
-            first_run = (await handle.describe()).run_id
+        async with living_with(env, provider, "warm") as life:
+            first_run = (await life.handle.describe()).run_id
             await env.sleep(5 * HOUR)
-            assert (await described(handle)).state is LifecycleState.NEEDS_REAUTH
-            sent, events = len(provider.sent), await events_of(env.client, handle, first_run)
+            assert (await life.describe()).state is LifecycleState.NEEDS_REAUTH
+            sent, events = len(provider.sent), await events_of(env.client, life.handle, first_run)
             await pass_by(env, 40 * DAY)
-            assert (len(provider.sent), await events_of(env.client, handle, first_run)) == (sent, events)
+            assert (len(provider.sent), await events_of(env.client, life.handle, first_run)) == (sent, events)
             provider.forget()
-            generation = (await described(handle)).generation
-            await handle.signal(SignalName.CONSENT_GRANTED, a_consent())
+            generation = (await life.describe()).generation
+            await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
             await env.sleep(timedelta(minutes=1))
-            again = await described(handle)
+            again = await life.describe()
             assert (again.state, again.generation) == (LifecycleState.ACTIVE, generation + 1)
             assert again.reason is None

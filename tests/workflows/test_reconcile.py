@@ -28,7 +28,7 @@ async def test_the_next_run_goes_on_where_the_last_one_stopped_until_the_end(cli
         execution_timeout=timedelta(minutes=1),
     )
     schedule = await client.create_schedule("evergrant:long-pass", Schedule(action, spec=ScheduleSpec()))
-    async with a_worker(client, scripted, QUEUE):
+    async with a_worker(client, scripted.everything(), QUEUE):
         for runs in (1, 2, 3):
             await schedule.trigger()
             async with asyncio.timeout(20):

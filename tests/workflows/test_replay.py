@@ -6,9 +6,9 @@ import pytest
 from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import NondeterminismError
 
+from tests.workflows.connection_runs import RUNNER
 from tests.workflows.stories.record import HISTORIES, STORIES
 from workflows.registry import WORKFLOWS
 
@@ -16,13 +16,7 @@ FILES = sorted(HISTORIES.glob("*.json"))
 
 
 def replayer() -> Replayer:
-    return Replayer(
-        workflows=WORKFLOWS,
-        data_converter=pydantic_data_converter,
-        workflow_runner=SandboxedWorkflowRunner(
-            SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
-        ),
-    )
+    return Replayer(workflows=WORKFLOWS, data_converter=pydantic_data_converter, workflow_runner=RUNNER)
 
 
 def history(name: str) -> WorkflowHistory:

@@ -6,8 +6,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from temporalio.client import Client, WorkflowHandle
-from temporalio.worker import Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from evergrant_server.core.ids import Tenant, WebhookId, new_id
 from evergrant_server.core.messages.base import (
@@ -19,7 +17,7 @@ from evergrant_server.core.messages.base import (
 )
 from evergrant_server.core.messages.webhooks import DeliveryRound, WakeWebhook, WebhookStart
 from tests.fakes.scripted_activities import ScriptedActivities
-from workflows.registry import WORKFLOWS
+from tests.workflows.connection_runs import a_worker
 
 ASKED = RequestContext(by="app:boss")
 TENANT = Tenant("acme")
@@ -56,16 +54,7 @@ async def delivering(
     """A worker on a queue of its own, and a webhook it delivers to."""
     webhook = webhook or WebhookId(new_id("whk"))
     queue = f"queue-{webhook}"
-    worker = Worker(
-        client,
-        task_queue=queue,
-        workflows=WORKFLOWS,
-        activities=activities,
-        workflow_runner=SandboxedWorkflowRunner(
-            SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
-        ),
-    )
-    async with worker:
+    async with a_worker(client, activities, queue):
         yield Told(client, queue, webhook)
 
 

@@ -12,17 +12,16 @@ from typing import Any
 from temporalio import activity
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
-from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import (
     ActivityName,
-    QueryName,
     SearchAttribute,
     SignalName,
     WorkflowName,
@@ -37,7 +36,7 @@ from evergrant_server.core.single_use.circuit_breaker import (
 )
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
-from tests.workflows.connection_runs import a_consent, a_start, a_worker
+from tests.workflows.connection_runs import Handle, Life, a_consent, a_start, a_worker
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 REFRESH = ActivityName.REFRESH_GRANT
@@ -117,26 +116,21 @@ async def skipping() -> AsyncIterator[WorkflowEnvironment]:
 
 @asynccontextmanager
 async def living_with(
-    env: WorkflowEnvironment, provider: Provider, policy: str
-) -> AsyncIterator[WorkflowHandle[Any, m.ConnectionEnded]]:
+    env: WorkflowEnvironment, provider: Provider, policy: str, rules: int = NEWEST_RULES
+) -> AsyncIterator[Life]:
     begin = await env.get_current_time()
-    start = a_start(policy=policy, consent_deadline=begin + HOUR)
-    async with a_worker(env.client, provider, "year"):
+    start = a_start(policy=policy, consent_deadline=begin + HOUR).model_copy(update={"rules": rules})
+    workflow = connection_workflow_id(start.tenant, start.connection_id)
+    async with a_worker(env.client, provider.everything(), "year"):
         handle = await env.client.start_workflow(
-            WorkflowName.CONNECTION, start, id=connection_workflow_id(start.tenant, start.connection_id),
-            task_queue="year", result_type=m.ConnectionEnded,
-        )  # fmt: skip
+            WorkflowName.CONNECTION, start, id=workflow, task_queue="year"
+        )
         await handle.signal(SignalName.CONSENT_GRANTED, a_consent())
-        yield env.client.get_workflow_handle(handle.id, result_type=m.ConnectionEnded)
+        newest = env.client.get_workflow_handle(workflow, result_type=m.ConnectionEnded)
+        yield Life(newest, provider, start)
 
 
-async def described(handle: WorkflowHandle[Any, m.ConnectionEnded]) -> m.ConnectionDescription:
-    return await handle.query(QueryName.DESCRIBE, result_type=m.ConnectionDescription)
-
-
-async def events_of(
-    client: Client, handle: WorkflowHandle[Any, m.ConnectionEnded], first_run: str
-) -> tuple[int, int]:
+async def events_of(client: Client, handle: Handle, first_run: str | None) -> tuple[int, int]:
     """History events of all runs, and the number of runs."""
     events, runs, run = 0, 0, first_run
     while run:
@@ -146,10 +140,6 @@ async def events_of(
         last = history.events[-1]
         run = last.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
     return events, runs
-
-
-async def alive(handle: WorkflowHandle[Any, m.ConnectionEnded]) -> bool:
-    return (await described(handle)).state is LifecycleState.ACTIVE
 
 
 async def pass_by(env: WorkflowEnvironment, time: timedelta) -> None:

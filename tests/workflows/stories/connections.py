@@ -10,39 +10,39 @@ from evergrant_server.core.connections.consent import DevicePoll
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
-from evergrant_server.core.messages.base import ActivityName, RequestContext, SignalName, UpdateName
-from evergrant_server.core.messages.connection import RevokedAtProvider
+from evergrant_server.core.messages.base import ActivityName, RequestContext, SignalName
+from evergrant_server.core.messages.connection import AccountChosen, RevokedAtProvider
 from evergrant_server.core.provider_events.external_revocation import ReportSource
 from tests.fakes.scripted_activities import ScriptedActivities
-from tests.workflows.connection_runs import ASKED, Life, a_consent, living
+from tests.workflows.connection_runs import ASKED, Handle, a_consent, a_grant, living
 
 REFRESH = ActivityName.REFRESH_GRANT
 
 
-async def whole_life(client: Client) -> Life:
+async def whole_life(client: Client) -> Handle:
     async with living(client) as life:
         await life.consent()
         await life.ensure_fresh(1)
         await life.handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
         await life.handle.result()
-        return life
+        return life.handle
 
 
-async def denied(client: Client) -> Life:
+async def denied(client: Client) -> Handle:
     async with living(client) as life:
         no = m.ConsentDenied(consent_id=a_consent().consent_id, context=ASKED)
         await life.handle.signal(SignalName.CONSENT_DENIED, no)
         await life.handle.result()
-        return life
+        return life.handle
 
 
-async def nobody_consented(client: Client) -> Life:
+async def nobody_consented(client: Client) -> Handle:
     async with living(client, consent_deadline=datetime.now(UTC) - timedelta(seconds=58)) as life:
         await life.handle.result()
-        return life
+        return life.handle
 
 
-async def outage_then_refused_then_reconnected(client: Client) -> Life:
+async def outage_then_refused_then_reconnected(client: Client) -> Handle:
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()
@@ -55,19 +55,19 @@ async def outage_then_refused_then_reconnected(client: Client) -> Life:
         await life.until(lambda d: d.state is LifecycleState.NEEDS_REAUTH)
         await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
         await life.until(lambda d: d.state is LifecycleState.ACTIVE)
-        return life
+        return life.handle
 
 
-async def idle_then_kept_alive(client: Client) -> Life:
+async def idle_then_kept_alive(client: Client) -> Handle:
     scripted = ScriptedActivities(lifetime=timedelta(seconds=2), idle_s=8)
     scripted.answers[REFRESH].append(GrantResult(not_leased=True))
     async with living(client, scripted) as life:
         await life.consent()
         await life.until(lambda d: d.generation == 2)
-        return life
+        return life.handle
 
 
-async def asked_by_a_pipeline_while_revoking(client: Client) -> Life:
+async def asked_by_a_pipeline_while_revoking(client: Client) -> Handle:
     scripted = ScriptedActivities()
     scripted.answers[ActivityName.REVOKE_GRANT].append(RevocationResult(failure=ErrorCode.PROVIDER_ERROR))
     async with living(client, scripted) as life:
@@ -76,10 +76,10 @@ async def asked_by_a_pipeline_while_revoking(client: Client) -> Life:
         ask = m.RequestToken(app="crm-sync", reply_to="a-pipeline-that-is-gone", context=ASKED)
         await life.handle.signal(SignalName.REQUEST_TOKEN, ask)
         await life.handle.result()
-        return life
+        return life.handle
 
 
-async def rotated_and_repaired(client: Client) -> Life:
+async def rotated_and_repaired(client: Client) -> Handle:
     scripted = ScriptedActivities()
     async with living(client, scripted, policy="warm") as life:
         await life.consent()
@@ -89,10 +89,10 @@ async def rotated_and_repaired(client: Client) -> Life:
         await life.ensure_fresh(2)
         await life.handle.signal(SignalName.PROVIDER_CHANGED, m.ProviderChanged(version=2, context=ASKED))
         await life.ensure_fresh(2)
-        return life
+        return life.handle
 
 
-async def revoked_elsewhere_then_reconnected(client: Client) -> Life:
+async def revoked_elsewhere_then_reconnected(client: Client) -> Handle:
     async with living(client) as life:
         await life.consent()
         over = RevokedAtProvider(
@@ -102,10 +102,10 @@ async def revoked_elsewhere_then_reconnected(client: Client) -> Life:
         await life.until(lambda d: d.state is LifecycleState.NEEDS_REAUTH)
         await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
         await life.until(lambda d: d.state is LifecycleState.ACTIVE)
-        return life
+        return life.handle
 
 
-async def continued_as_new(client: Client) -> Life:
+async def continued_as_new(client: Client) -> Handle:
     """Recorded with the newest rules: a run that is as long as runs get."""
     async with living(client) as life:
         await life.consent()
@@ -115,10 +115,10 @@ async def continued_as_new(client: Client) -> Life:
         async with asyncio.timeout(120):
             while (await first.describe()).close_time is None:
                 await asyncio.sleep(0.2)
-        return Life(first, life.scripted, life.start)
+        return first
 
 
-async def cancelled_in_the_middle_of_a_refresh(client: Client) -> Life:
+async def cancelled_in_the_middle_of_a_refresh(client: Client) -> Handle:
     """The refresh is finished, and another run goes on."""
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
@@ -136,10 +136,10 @@ async def cancelled_in_the_middle_of_a_refresh(client: Client) -> Life:
         async with asyncio.timeout(20):
             while (await first.describe()).close_time is None:
                 await asyncio.sleep(0.05)
-        return Life(first, scripted, life.start)
+        return first
 
 
-async def minted_after_an_outage(client: Client) -> Life:
+async def minted_after_an_outage(client: Client) -> Handle:
     """Without a subject: the first token is requested again after a failure, and so are the next ones."""
     scripted = ScriptedActivities()
     scripted.answers[ActivityName.REQUEST_CLIENT_GRANT].append(
@@ -150,10 +150,10 @@ async def minted_after_an_outage(client: Client) -> Life:
         await life.ensure_fresh(1)
         await life.handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
         await life.handle.result()
-        return life
+        return life.handle
 
 
-async def approved_on_another_device(client: Client) -> Life:
+async def approved_on_another_device(client: Client) -> Handle:
     """A code is asked about until it was approved: slower when told so, and when nothing is heard."""
     scripted = ScriptedActivities()
     scripted.answers[ActivityName.POLL_DEVICE_TOKEN] += [
@@ -164,10 +164,10 @@ async def approved_on_another_device(client: Client) -> Life:
     async with living(client, scripted, flow="device_code") as life:
         await life.consent()
         await life.ensure_fresh(1)
-        return life
+        return life.handle
 
 
-async def device_code_denied(client: Client) -> Life:
+async def device_code_denied(client: Client) -> Handle:
     scripted = ScriptedActivities()
     scripted.answers[ActivityName.POLL_DEVICE_TOKEN] += [
         GrantResult(device_poll=DevicePoll.STARTED, interval_s=0.2),
@@ -176,10 +176,10 @@ async def device_code_denied(client: Client) -> Life:
     async with living(client, scripted, flow="device_code") as life:
         await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
         await life.handle.result()
-        return life
+        return life.handle
 
 
-async def told_no_and_told_again(client: Client) -> Life:
+async def told_no_and_told_again(client: Client) -> Handle:
     """A pipeline asks while the subject has to act; it is told at once, and again when there is a token."""
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
@@ -190,21 +190,14 @@ async def told_no_and_told_again(client: Client) -> Life:
         await life.handle.signal(SignalName.REQUEST_TOKEN, ask)
         await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
         await life.until(lambda d: d.generation == 2)
-        return life
+        return life.handle
 
 
-async def end_announced(client: Client) -> Life:
+async def end_announced(client: Client) -> Handle:
     """A grant that can't be refreshed lasts a day and a little: that is recorded, and a 401 reported."""
     scripted = ScriptedActivities(lifetime=timedelta(days=1, seconds=2))
-    now = datetime.now(UTC)
-    scripted.answers[ActivityName.EXCHANGE_CODE].append(
-        GrantResult(
-            state=LifecycleState.ACTIVE,
-            generation=1,
-            obtained_at=now,
-            expires_at=now + timedelta(days=1, seconds=2),
-        )
-    )
+    granted = a_grant(lasts=timedelta(days=1, seconds=2), refreshable=False)
+    scripted.answers[ActivityName.EXCHANGE_CODE].append(granted)
     async with living(client, scripted) as life:
         await life.consent()
         async with asyncio.timeout(30):
@@ -212,8 +205,21 @@ async def end_announced(client: Client) -> Life:
                 await asyncio.sleep(0.1)
         scripted.generation = 1
         for generation in (1, 2):  # the second is declined
-            report = m.EnsureFresh(
-                seen_generation=generation, context=ASKED, refresh_reason=m.RefreshReason.UNAUTHORIZED
-            )
-            await life.handle.execute_update(UpdateName.ENSURE_FRESH, report, result_type=m.EnsureFreshResult)
-        return life
+            await life.ensure_fresh(generation, reported=True)
+        return life.handle
+
+
+async def accounts_looked_up_and_chosen(client: Client) -> Handle:
+    """An outage while the provider is asked, then several accounts, then a choice."""
+    scripted = ScriptedActivities()
+    news = a_grant(account_lookup_needed=True)
+    async with living(client, scripted) as life:
+        scripted.answers[ActivityName.EXCHANGE_CODE].append(news)
+        away = GrantResult(failure=ErrorCode.PROVIDER_ERROR)
+        several = news.model_copy(update={"account_lookup_needed": False, "choice_pending": True})
+        scripted.answers[ActivityName.LOOK_UP_ACCOUNTS] += [away, several]
+        await life.consent()
+        await life.until(lambda d: d.reason is ErrorCode.CHOICE_REQUIRED)
+        await life.handle.signal(SignalName.ACCOUNT_CHOSEN, AccountChosen(choice="site-1", context=ASKED))
+        await life.until(lambda d: d.reason is None)
+        return life.handle

@@ -11,12 +11,12 @@ from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import ActivityName, SignalName
 from evergrant_server.core.messages.connection import LateTokensReceived
 from tests.fakes.scripted_activities import ScriptedActivities
-from tests.workflows.connection_runs import ASKED, Life, living
+from tests.workflows.connection_runs import ASKED, Handle, a_grant, living
 
 REFRESH = ActivityName.REFRESH_GRANT
 
 
-async def answer_came_late(client: Client) -> Life:
+async def answer_came_late(client: Client) -> Handle:
     """Given up, an outage while the late answer is verified, and back."""
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
@@ -30,54 +30,38 @@ async def answer_came_late(client: Client) -> Life:
         came = LateTokensReceived(attempt_id=AttemptId(new_id("att")), context=ASKED)
         await life.handle.signal(SignalName.LATE_TOKENS_RECEIVED, came)
         await life.until(lambda d: d.state is LifecycleState.ACTIVE)
-        return life
+        return life.handle
 
 
-async def tokens_read_beside_a_grant(client: Client) -> Life:
+async def tokens_read_beside_a_grant(client: Client) -> Handle:
     """A journal has a newer grant than the one that works, and then the same signal arrives again."""
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
         await life.consent()
-        now = datetime.now(UTC)
-        newer = GrantResult(
-            state=LifecycleState.ACTIVE,
-            generation=2,
-            obtained_at=now,
-            expires_at=now + timedelta(hours=1),
-            refreshable=True,
-        )
+        newer = a_grant(2)
         scripted.answers[ActivityName.VERIFY_LATE_TOKENS] += [newer, newer]
         for _ in range(2):
             came = LateTokensReceived(attempt_id=AttemptId(new_id("att")), context=ASKED)
             await life.handle.signal(SignalName.LATE_TOKENS_RECEIVED, came)
             await life.until(lambda d: d.generation == 2)
-        return life
+        return life.handle
 
 
-async def interim_exchanged(client: Client) -> Life:
+async def interim_exchanged(client: Client) -> Handle:
     """A first token that is exchanged for a long-lived one: at once, and again after an outage."""
-    scripted, now = ScriptedActivities(), datetime.now(UTC)
-    first = GrantResult(
-        state=LifecycleState.ACTIVE,
-        generation=1,
-        obtained_at=now,
-        expires_at=None,
-        refreshable=True,
-        short_lived=True,
-    )
-    end = now + timedelta(days=60)
-    kept = first.model_copy(update={"generation": 2, "expires_at": end, "short_lived": False})
-    scripted.answers[ActivityName.EXCHANGE_CODE].append(first)
-    long_lived = kept.model_copy(update={"refresh_expires_at": end, "ends_together": True})
+    scripted = ScriptedActivities()
+    scripted.answers[ActivityName.EXCHANGE_CODE].append(a_grant(lasts=None, short_lived=True))
+    end = datetime.now(UTC) + timedelta(days=60)
+    long_lived = a_grant(2, expires_at=end, refresh_expires_at=end, ends_together=True)
     scripted.answers[REFRESH] += [GrantResult(failure=ErrorCode.PROVIDER_ERROR), long_lived]
     async with living(client, scripted) as life:
         await life.consent()
         described = await life.until(lambda d: d.generation == 2)
         assert described.next_step == "refresh long before the token ends"
-        return life
+        return life.handle
 
 
-async def late_answers_one_after_another(client: Client) -> Life:
+async def late_answers_one_after_another(client: Client) -> Handle:
     """The first waits through an outage, the second is refused, and so the first is tried again."""
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
@@ -96,4 +80,4 @@ async def late_answers_one_after_another(client: Client) -> Life:
         await life.until(lambda d: d.next_at is not None)
         await life.handle.signal(SignalName.LATE_TOKENS_RECEIVED, second)
         await life.until(lambda d: d.state is LifecycleState.ACTIVE)
-        return life
+        return life.handle
