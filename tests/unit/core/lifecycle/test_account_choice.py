@@ -11,7 +11,7 @@ from evergrant_server.core.lifecycle.snapshot import state_from_store
 from evergrant_server.core.lifecycle.timers import TimerPurpose
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind
-from tests.unit.core.lifecycle.steps import HOUR, NOW, connection, step, timer_of
+from tests.unit.core.lifecycle.steps import HOUR, NOW, connection, failed, step, timer_of
 
 ONE, TWO = AccountOption(id="1", label="One", metadata={"site": "1"}), AccountOption(id="2", label="Two")
 CONNECTION = connection(provider="acme", follow_up=FollowUp.LOOKING_UP)
@@ -23,9 +23,8 @@ def news(**more: object) -> GrantResult:
 
 
 def granted(**more: object) -> ConnectionState:
-    return step(
-        ConnectionState(), EventKind.CODE_EXCHANGE_ENDED, result=news(account_lookup_needed=True, **more)
-    ).state
+    first = news(account_lookup_needed=True, **more)
+    return step(ConnectionState(), EventKind.CODE_EXCHANGE_ENDED, result=first).state
 
 
 @pytest.mark.parametrize(
@@ -61,9 +60,7 @@ def test_a_grant_that_came_is_followed_by_a_lookup():
 def test_a_lookup_that_fails_is_tried_again_slower_and_slower():
     life, waits = granted(), []
     for _ in range(4):
-        life = step(
-            life, EventKind.ACCOUNT_LOOKUP_ENDED, result=GrantResult(failure=ErrorCode.PROVIDER_ERROR)
-        ).state
+        life = step(life, EventKind.ACCOUNT_LOOKUP_ENDED, result=failed(ErrorCode.PROVIDER_ERROR)).state
         assert life.account_lookup_at is not None
         waits.append(life.account_lookup_at - NOW)
     assert waits == sorted(set(waits))
@@ -72,12 +69,11 @@ def test_a_lookup_that_fails_is_tried_again_slower_and_slower():
 
 def test_a_token_that_is_over_is_replaced_before_the_next_try():
     late = NOW + 2 * HOUR
-    failed = step(
-        granted(), EventKind.ACCOUNT_LOOKUP_ENDED, late, result=GrantResult(failure=ErrorCode.REFRESH_PENDING)
-    )
-    assert failed.command is Command.REFRESH
+    pending = failed(ErrorCode.REFRESH_PENDING)
+    no = step(granted(), EventKind.ACCOUNT_LOOKUP_ENDED, late, result=pending)
+    assert no.command is Command.REFRESH
     fresh = news(generation=2, obtained_at=late, expires_at=late + HOUR, account_lookup_needed=True)
-    assert step(failed.state, EventKind.REFRESH_ENDED, late, result=fresh).state.account_lookup_at == late
+    assert step(no.state, EventKind.REFRESH_ENDED, late, result=fresh).state.account_lookup_at == late
 
 
 def test_several_accounts_wait_and_a_refresh_forgets_nothing():

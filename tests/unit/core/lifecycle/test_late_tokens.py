@@ -14,10 +14,20 @@ from evergrant_server.core.lifecycle.timers import TimerPurpose, next_timer
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind
 from evergrant_server.core.secret import Secret
-from tests.unit.core.lifecycle.steps import NEWEST, NOW, step, timer_of
+from tests.unit.core.lifecycle.steps import NEWEST, NOW, failed, step, timer_of
 
 LATE = AttemptId("att_1")
 GIVEN_UP = ConnectionState(state=LifecycleState.NEEDS_REAUTH, generation=3, reason=ErrorCode.OUTCOME_UNKNOWN)
+
+
+NEWER = GrantResult(
+    state=LifecycleState.ACTIVE, generation=4, obtained_at=NOW, expires_at=NOW + timedelta(hours=1)
+)
+REFUSED, DOWN = failed(ErrorCode.GRANT_REJECTED), failed(ErrorCode.PROVIDER_ERROR)
+
+
+def ended(life: ConnectionState, news: GrantResult) -> Transition:
+    return step(life, EventKind.LATE_VERIFICATION_ENDED, result=news)
 
 
 def came(life: ConnectionState) -> Transition:
@@ -38,41 +48,23 @@ def test_beside_a_grant_that_works_it_is_asked_what_holds():
         state=LifecycleState.ACTIVE, generation=3, failures=2, retry_at=NOW, reason=ErrorCode.PROVIDER_ERROR
     )
     asked = came(active)
-    assert (asked.command, asked.state.late_attempt, asked.state.failures) == (
-        Command.VERIFY_LATE_TOKENS,
-        LATE,
-        2,
-    )
-    news = GrantResult(
-        state=LifecycleState.ACTIVE, generation=4, obtained_at=NOW, expires_at=NOW + timedelta(hours=1)
-    )
-    life = step(asked.state, EventKind.LATE_VERIFICATION_ENDED, result=news).state
+    assert asked.command is Command.VERIFY_LATE_TOKENS
+    assert (asked.state.late_attempt, asked.state.failures) == (LATE, 2)
+    life = ended(asked.state, NEWER).state
     assert (life.generation, life.failures, life.late_attempt) == (4, 0, None)
-    for nothing_newer in (
-        news.model_copy(update={"generation": 3}),
-        GrantResult(failure=ErrorCode.PROVIDER_ERROR),
-    ):
-        assert step(asked.state, EventKind.LATE_VERIFICATION_ENDED, result=nothing_newer) == Transition(
-            active
-        )
+    for nothing_newer in (NEWER.model_copy(update={"generation": 3}), DOWN):
+        assert ended(asked.state, nothing_newer) == Transition(active)
 
 
 def test_what_works_is_a_grant():
-    news = GrantResult(
-        state=LifecycleState.ACTIVE, generation=4, obtained_at=NOW, expires_at=NOW + timedelta(hours=1)
-    )
-    life = step(came(GIVEN_UP).state, EventKind.LATE_VERIFICATION_ENDED, result=news).state
-    assert (life.state, life.generation, life.reason, life.late_attempt) == (
-        LifecycleState.ACTIVE,
-        4,
-        None,
-        None,
-    )
+    life = ended(came(GIVEN_UP).state, NEWER).state
+    assert (life.state, life.generation) == (LifecycleState.ACTIVE, 4)
+    assert (life.reason, life.late_attempt) == (None, None)
 
 
 @pytest.mark.parametrize("code", [ErrorCode.GRANT_REJECTED, ErrorCode.OUTCOME_UNKNOWN])
 def test_what_is_refused_changes_nothing(code: ErrorCode):
-    after = step(came(GIVEN_UP).state, EventKind.LATE_VERIFICATION_ENDED, result=GrantResult(failure=code))
+    after = ended(came(GIVEN_UP).state, failed(code))
     assert after == Transition(GIVEN_UP)
     assert next_timer(after.state, NEWEST) is None
 
@@ -81,8 +73,7 @@ def test_what_is_refused_changes_nothing(code: ErrorCode):
 def test_an_outage_says_nothing_about_it(state: LifecycleState):
     life = came(GIVEN_UP.model_copy(update={"state": state})).state
     for failures in (1, 2):
-        news = GrantResult(failure=ErrorCode.PROVIDER_ERROR)
-        life = step(life, EventKind.LATE_VERIFICATION_ENDED, result=news).state
+        life = ended(life, DOWN).state
         assert (life.late_attempt, life.late_failures, life.state) == (LATE, failures, state)
         due = timer_of(life)
         assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.VERIFY_LATE_TOKENS
@@ -90,37 +81,16 @@ def test_an_outage_says_nothing_about_it(state: LifecycleState):
 
 def test_a_consent_deadline_is_kept_meanwhile():
     deadline = NOW + timedelta(hours=1)
-    pending = ConnectionState(consent_deadline=deadline)
-    life = step(
-        came(pending).state,
-        EventKind.LATE_VERIFICATION_ENDED,
-        result=GrantResult(failure=ErrorCode.PROVIDER_ERROR),
-    ).state
-    assert (
-        step(life, EventKind.TIMER_FIRED, deadline + NEWEST.consent_grace).command
-        is Command.VERIFY_LATE_TOKENS
-    )
+    over = deadline + NEWEST.consent_grace
+    life = ended(came(ConnectionState(consent_deadline=deadline)).state, DOWN).state
+    assert step(life, EventKind.TIMER_FIRED, over).command is Command.VERIFY_LATE_TOKENS
     life = life.model_copy(update={"verify_late_at": deadline + timedelta(days=1)})
-    assert step(life, EventKind.TIMER_FIRED, deadline + NEWEST.consent_grace).command is Command.END_CONSENT
+    assert step(life, EventKind.TIMER_FIRED, over).command is Command.END_CONSENT
 
 
 def test_a_revocation_in_between_wins():
-    news = GrantResult(state=LifecycleState.REVOKING)
-    revoking = step(came(GIVEN_UP).state, EventKind.LATE_VERIFICATION_ENDED, result=news)
+    revoking = ended(came(GIVEN_UP).state, GrantResult(state=LifecycleState.REVOKING))
     assert (revoking.state.state, revoking.command) == (LifecycleState.REVOKING, Command.REVOKE)
-
-
-def test_tokens_on_their_way_to_a_sealer_come_back_the_same():
-    tokens = TokenSet(
-        access_token=Secret("a"),
-        refresh_token=Secret("r"),
-        expires_in=60,
-        scopes=("read",),
-        metadata={"x": 1},
-    )
-    assert TokenSet.from_secret(tokens.as_secret()) == tokens
-    bare = TokenSet(access_token=Secret("a"), scopes=(), expires_in=0)
-    assert TokenSet.from_secret(bare.as_secret()) == bare
 
 
 def test_a_late_answer_keeps_every_fact_of_its_reply():
@@ -139,30 +109,28 @@ def test_a_late_answer_keeps_every_fact_of_its_reply():
     chain = TokenSet(**facts)
     tokens = TokenSet(**facts, further={"user": chain})
     assert set(TokenSet.model_fields) == {*facts, "further"}, "a new fact is kept as well"
-    assert TokenSet.from_secret(tokens.as_secret()) == tokens
-
-
-REFUSED = GrantResult(failure=ErrorCode.GRANT_REJECTED)
-DOWN = GrantResult(failure=ErrorCode.PROVIDER_ERROR)
+    bare = TokenSet(access_token=Secret("a"), scopes=(), expires_in=0)
+    for kept in (tokens, bare):
+        assert TokenSet.from_secret(kept.as_secret()) == kept
 
 
 def test_when_one_is_refused_the_next_that_is_kept_is_tried():
     """A is retried through an outage when B comes and is refused: A may be the newest token there is."""
     other = AttemptId("att_2")
-    waiting = step(came(GIVEN_UP).state, EventKind.LATE_VERIFICATION_ENDED, result=DOWN).state
+    waiting = ended(came(GIVEN_UP).state, DOWN).state
     newer = step(waiting, EventKind.LATE_TOKENS_RECEIVED, attempt_id=other)
     assert (newer.command, newer.state.late_attempt) == (Command.VERIFY_LATE_TOKENS, other)
     news = REFUSED.model_copy(update={"next_late_attempt": LATE})
-    again = step(newer.state, EventKind.LATE_VERIFICATION_ENDED, result=news)
+    again = ended(newer.state, news)
     assert (again.command, again.state.late_attempt) == (Command.VERIFY_LATE_TOKENS, LATE)
-    assert step(again.state, EventKind.LATE_VERIFICATION_ENDED, result=REFUSED) == Transition(GIVEN_UP)
+    assert ended(again.state, REFUSED) == Transition(GIVEN_UP)
 
 
 def test_one_that_is_moot_is_not_tried_again_whatever_the_connection_waits_for():
     news = GrantResult(
         state=LifecycleState.PENDING_CONSENT, failure=ErrorCode.PROVIDER_ERROR, consent_over=True
     )
-    after = step(came(ConnectionState()).state, EventKind.LATE_VERIFICATION_ENDED, result=news)
+    after = ended(came(ConnectionState()).state, news)
     assert after == Transition(ConnectionState())
 
 
@@ -182,14 +150,14 @@ def test_a_first_token_is_asked_for_again_whatever_becomes_of_a_late_answer(befo
     minting = awaiting_a_first_token()
     life = came(minting).state
     for news in [*before, REFUSED]:
-        life = step(life, EventKind.LATE_VERIFICATION_ENDED, result=news).state
+        life = ended(life, news).state
     assert life == minting.model_copy(update={"refusal": None})
     due = timer_of(life)
     assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.REQUEST_CLIENT_GRANT
 
 
 def test_a_late_answer_is_verified_again_whatever_becomes_of_a_first_token():
-    life = step(came(awaiting_a_first_token()).state, EventKind.LATE_VERIFICATION_ENDED, result=DOWN).state
+    life = ended(came(awaiting_a_first_token()).state, DOWN).state
     over = GrantResult(failure=ErrorCode.CONSENT_EXPIRED, consent_over=True)
     life = step(life, EventKind.FIRST_TOKENS_ENDED, result=over, consent_id=ConsentId("con_1")).state
     due = timer_of(life)
@@ -197,10 +165,6 @@ def test_a_late_answer_is_verified_again_whatever_becomes_of_a_first_token():
 
 
 def test_a_repair_has_both_tried_again():
-    life = step(
-        came(GIVEN_UP).state,
-        EventKind.LATE_VERIFICATION_ENDED,
-        result=GrantResult(failure=ErrorCode.CLIENT_REJECTED),
-    ).state
+    life = ended(came(GIVEN_UP).state, failed(ErrorCode.CLIENT_REJECTED)).state
     due = timer_of(step(life, EventKind.PROVIDER_CHANGED).state)
     assert due.at == NOW

@@ -25,10 +25,8 @@ from evergrant_server.core.lifecycle.timers import (
     refresh_due_at,
     settled_at,
 )
-from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
+from evergrant_server.core.messages.connection import ConnectionState, EventKind
 from tests.unit.core.lifecycle import steps
 from tests.unit.core.lifecycle.steps import DAY, HOUR, MINUTE, NEWEST, NOW, TICK, timer_of
 
@@ -46,51 +44,47 @@ def moment(it: ConnectionState, rules: LifecycleRules = NEWEST, share: float = 0
     return woken and woken.at
 
 
+def timer(it: ConnectionState) -> Timer | None:
+    return next_timer(it, NEWEST)
+
+
 def waiting(**what: object) -> ConnectionState:
     return ConnectionState(state=LifecycleState.PENDING_CONSENT, **what)
 
 
 @pytest.mark.parametrize("state", [LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH])
 def test_timers_of_late_tokens_and_first_tokens_without_a_grant(state: LifecycleState):
-    assert next_timer(ConnectionState(state=state), NEWEST) is None
+    assert timer(ConnectionState(state=state)) is None
     late = ConnectionState(state=state, late_attempt=AttemptId("att_1"), verify_late_at=SOON)
-    assert next_timer(late, NEWEST) == Timer(
-        SOON, "verify late tokens again", TimerPurpose.VERIFY_LATE_TOKENS
-    )
+    assert timer(late) == Timer(SOON, "verify late tokens again", TimerPurpose.VERIFY_LATE_TOKENS)
     mints = ConnectionState(state=state, waiting_consent=ConsentId("cns_1"), retry_at=SOON)
-    assert next_timer(mints, NEWEST) == Timer(
-        SOON, "request first tokens again", TimerPurpose.REQUEST_FIRST_TOKENS
-    )
-    assert next_timer(life(mints, waiting_consent=None), NEWEST) is None
-    assert next_timer(life(mints, retry_at=None), NEWEST) is None
+    assert timer(mints) == Timer(SOON, "request first tokens again", TimerPurpose.REQUEST_FIRST_TOKENS)
+    assert timer(life(mints, waiting_consent=None)) is None
+    assert timer(life(mints, retry_at=None)) is None
     polls = life(mints, poll_at=LATER)
-    assert next_timer(polls, NEWEST) == Timer(
-        LATER, "poll the device code", TimerPurpose.REQUEST_FIRST_TOKENS
-    )
-    assert next_timer(life(polls, retry_at=None, waiting_consent=None), NEWEST) == next_timer(polls, NEWEST)
+    assert timer(polls) == Timer(LATER, "poll the device code", TimerPurpose.REQUEST_FIRST_TOKENS)
+    assert timer(life(polls, retry_at=None, waiting_consent=None)) == timer(polls)
 
 
 def test_a_consent_ends_a_grace_after_its_deadline_unless_something_comes_before():
-    assert next_timer(waiting(consent_deadline=LATER), NEWEST) == Timer(
+    assert timer(waiting(consent_deadline=LATER)) == Timer(
         LATER + NEWEST.consent_grace, "consent deadline", TimerPurpose.END_CONSENT
     )
     both = waiting(consent_deadline=LATER, late_attempt=AttemptId("att_1"), verify_late_at=SOON)
     assert moment(both) == SOON
     assert moment(waiting(consent_deadline=NOW - HOUR, poll_at=SOON)) == NOW - HOUR + NEWEST.consent_grace
-    assert (
-        next_timer(ConnectionState(state=LifecycleState.NEEDS_REAUTH, consent_deadline=LATER), NEWEST) is None
-    )
+    assert timer(ConnectionState(state=LifecycleState.NEEDS_REAUTH, consent_deadline=LATER)) is None
 
 
 def test_timers_of_revoking_and_final_states():
     told = ConnectionState(state=LifecycleState.REVOKING, retry_at=SOON)
-    assert next_timer(told, NEWEST) == Timer(SOON, "revoke again", TimerPurpose.REVOKE)
-    assert next_timer(life(told, retry_at=None), NEWEST) is None
-    assert next_timer(life(told, state=LifecycleState.REVOKED), NEWEST) is None
+    assert timer(told) == Timer(SOON, "revoke again", TimerPurpose.REVOKE)
+    assert timer(life(told, retry_at=None)) is None
+    assert timer(life(told, state=LifecycleState.REVOKED)) is None
 
 
 def test_a_refresh_that_failed_is_tried_when_that_was_said():
-    assert next_timer(life(retry_at=NOW + DAY), NEWEST) == Timer(NOW + DAY, "try the refresh again")
+    assert timer(life(retry_at=NOW + DAY)) == Timer(NOW + DAY, "try the refresh again")
 
 
 def test_an_active_connection_still_polls_for_another_consent():
@@ -117,13 +111,13 @@ def test_an_end_beyond_every_date_is_the_last_one():
 @pytest.mark.parametrize("missing", ["expires_at", "obtained_at"])
 def test_a_token_without_an_end_is_never_due(missing: str):
     endless = life(refresh_token_idle_s=60.0, **{missing: None})
-    assert next_timer(endless, NEWEST) is None
+    assert timer(endless) is None
     assert refresh_due_at(endless, NEWEST) is None
 
 
 def test_a_grant_that_can_t_be_refreshed_ends_with_its_token():
     it = life(refreshable=False, refresh_token_idle_s=60.0, end_known_at=NOW)
-    assert next_timer(it, NEWEST) == Timer(NOW + HOUR, "access token expires, and can't be refreshed")
+    assert timer(it) == Timer(NOW + HOUR, "access token expires, and can't be refreshed")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +125,7 @@ def test_a_grant_that_can_t_be_refreshed_ends_with_its_token():
     [("warm", False, True), ("adaptive", True, True), ("adaptive", False, False), ("on_demand", True, False)],
 )
 def test_which_policies_refresh_ahead(policy: str, leased: bool, ahead: bool):
-    found = next_timer(life(policy=policy, leased=leased, refresh_token_idle_s=40 * 3600.0), NEWEST)
+    found = timer(life(policy=policy, leased=leased, refresh_token_idle_s=40 * 3600.0))
     assert found == (
         Timer(DUE, "refresh due")
         if ahead
@@ -142,19 +136,15 @@ def test_which_policies_refresh_ahead(policy: str, leased: bool, ahead: bool):
 @pytest.mark.parametrize("policy", ["warm", "adaptive", "on_demand"])
 @pytest.mark.parametrize("leased", [True, False])
 def test_a_refresh_token_that_ends_before_its_access_token_is_kept_alive(policy: str, leased: bool):
-    long = life(
-        policy=policy,
-        leased=leased,
-        expires_at=NOW + 30 * DAY,
-        refresh_token_idle_s=10 * 86_400.0,
-        generation=1,
-    )
+    facts = {"expires_at": NOW + 30 * DAY, "refresh_token_idle_s": 10 * 86_400.0, "generation": 1}
+    long = life(policy=policy, leased=leased, **facts)
     alive = Timer(NOW + 5 * DAY, "keep the refresh token alive", TimerPurpose.KEEP_ALIVE)
-    assert next_timer(long, NEWEST) == alive
-    came = LifecycleEvent(kind=EventKind.TIMER_FIRED, context=RequestContext(by="schedule"))
-    assert next_step(long, came, alive.at, NEWEST).command is Command.REFRESH, "whoever has leased it"
+    assert timer(long) == alive
+    assert steps.step(long, EventKind.TIMER_FIRED, alive.at).command is Command.REFRESH, (
+        "whoever has leased it"
+    )
     dated = life(long, refresh_token_idle_s=None, refresh_expires_at=NOW + 10 * DAY)
-    assert next_timer(dated, NEWEST) == alive
+    assert timer(dated) == alive
 
 
 def test_a_lost_answer_is_not_waited_for_beyond_the_refresh_tokens_own_end():
@@ -226,18 +216,16 @@ def test_ends_an_hour_apart_are_the_same():
 
 def test_the_next_announcement_is_the_longest_that_is_open():
     ends = life(refreshable=False, expires_at=NOW + 30 * DAY, end_known_at=NOW)
-    assert next_timer(ends, NEWEST) == Timer(
-        NOW + 16 * DAY, "announce that the grant ends", TimerPurpose.ANNOUNCE_EXPIRY
-    )
-    assert next_timer(life(ends, announced_days=(14,)), NEWEST) == Timer(
+    assert timer(ends) == Timer(NOW + 16 * DAY, "announce that the grant ends", TimerPurpose.ANNOUNCE_EXPIRY)
+    assert timer(life(ends, announced_days=(14,))) == Timer(
         NOW + 27 * DAY, "announce that the grant ends", TimerPurpose.ANNOUNCE_EXPIRY
     )
-    done = next_timer(life(ends, announced_days=(14, 3, 1)), NEWEST)
+    done = timer(life(ends, announced_days=(14, 3, 1)))
     assert done == Timer(NOW + 30 * DAY, "access token expires, and can't be refreshed")
     assert moment(life(ends, end_known_at=NOW + 16 * DAY)) == NOW + 27 * DAY, "none from before it was known"
     assert moment(life(ends, end_known_at=NOW + 16 * DAY - TICK)) == NOW + 16 * DAY
     assert moment(life(ends, end_known_at=None)) == NOW + 16 * DAY, "then since it was obtained"
-    assert next_timer(life(ends, end_known_at=None, obtained_at=None), NEWEST) is None
+    assert timer(life(ends, end_known_at=None, obtained_at=None)) is None
 
 
 ITSELF = life(
@@ -246,9 +234,7 @@ ITSELF = life(
 
 
 def test_a_first_token_is_exchanged_at_once():
-    assert next_timer(life(short_lived=True), NEWEST) == Timer(
-        NOW, "exchange the first token for a long-lived one"
-    )
+    assert timer(life(short_lived=True)) == Timer(NOW, "exchange the first token for a long-lived one")
     assert moment(life(short_lived=True, expires_at=None)) == NOW
     assert moment(life(short_lived=True, retry_at=SOON)) == SOON
 
@@ -256,7 +242,7 @@ def test_a_first_token_is_exchanged_at_once():
 @pytest.mark.parametrize("policy", ["warm", "adaptive", "on_demand"])
 def test_a_token_refreshed_with_itself_is_refreshed_at_half_of_its_lifetime(policy: str):
     long_before = Timer(NOW + 30 * DAY, "refresh long before the token ends")
-    assert next_timer(life(ITSELF, policy=policy), NEWEST) == long_before
+    assert timer(life(ITSELF, policy=policy)) == long_before
     assert moment(life(ITSELF, policy=policy, leased=False)) == NOW + 30 * DAY
 
 
@@ -267,12 +253,12 @@ def test_never_younger_than_the_provider_wants():
 
 def test_where_a_refresh_moves_no_end_it_waits_for_the_margin():
     it = life(ITSELF, refresh_extends=False, announced_days=(14, 3, 1))
-    assert next_timer(it, NEWEST) == Timer(NOW + 60 * DAY - 5 * MINUTE, "refresh due")
+    assert timer(it) == Timer(NOW + 60 * DAY - 5 * MINUTE, "refresh due")
     assert moment(it, share=0.99) != moment(it), "a fleet is spread"
 
 
 def test_accounts_are_asked_for_when_that_was_said():
-    assert next_timer(life(account_lookup_at=SOON), NEWEST) == Timer(
+    assert timer(life(account_lookup_at=SOON)) == Timer(
         SOON, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS
     )
 
@@ -309,23 +295,15 @@ def test_what_was_seen_of_an_end_stands_while_nothing_more_is_known(missing: str
 
 
 def refreshed(before: ConnectionState, news: GrantResult) -> ConnectionState:
-    happening = LifecycleEvent(
-        kind=EventKind.REFRESH_ENDED, context=RequestContext(by="app:test"), result=news
-    )
-    return next_step(before, happening, NOW, NEWEST).state
+    return steps.step(before, EventKind.REFRESH_ENDED, result=news).state
 
 
 @pytest.mark.parametrize("share", [0.0, 0.99])
 def test_a_worker_whose_clock_is_ahead_puts_no_refresh_beyond_the_end_of_what_it_is_made_from(share: float):
     """The refresh token ends with the access token: an hour late is too late."""
-    news = GrantResult(
-        generation=4,
-        obtained_at=NOW + HOUR,
-        expires_at=NOW + 2 * HOUR,
-        refresh_expires_at=NOW + 2 * HOUR,
-        refreshable=True,
-        ends_together=True,
-    )
+    end = NOW + 2 * HOUR
+    facts = {"generation": 4, "refreshable": True, "ends_together": True}
+    news = GrantResult(obtained_at=NOW + HOUR, expires_at=end, refresh_expires_at=end, **facts)
     after = refreshed(ACTIVE, news)
     assert after.refresh_expires_at == NOW + HOUR
     woken = timer_of(after, share)

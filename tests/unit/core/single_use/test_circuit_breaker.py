@@ -10,6 +10,7 @@ from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.lifecycle.schedule import RULES as SCHEDULE
 from evergrant_server.core.single_use.circuit_breaker import (
+    Admission,
     BreakerRules,
     CircuitBreaker,
     admit,
@@ -29,27 +30,6 @@ def opened(now: float = 0.0) -> CircuitBreaker:
     return it
 
 
-def test_it_opens_after_failures_in_a_row_and_not_before():
-    it = CircuitBreaker()
-    for _ in range(RULES.threshold - 1):
-        it = failed(it, 0, RULES, DOWN, None, probe=False)
-        assert admit(it, 0, RULES, 0)[1].delay == 0
-    it = answered(it, 0, RULES)
-    assert it == CircuitBreaker(), "an answer in between, be it a refusal, begins the count anew"
-    refused = admit(opened(), 1, RULES, 0)[1]
-    assert (refused.delay, opened().reason) == (None, DOWN)
-    assert refused.retry_after >= RULES.first_gap - 1
-
-
-def test_one_probe_at_a_time():
-    it, first = admit(opened(), 100, RULES, 0)
-    assert first.probe
-    assert first.delay == 0
-    assert admit(it, 100, RULES, 0)[1].delay is None
-    assert admit(it, 100 + RULES.probe_timeout, RULES, 0)[1].probe, "a probe that is never heard of is lost"
-    assert admit(released(it, probe=True), 100, RULES, 0)[1].probe, "nothing was sent: the next one probes"
-
-
 def test_an_outage_of_twelve_hours_costs_few_probes_and_a_short_wait_at_its_end():
     """Callers ask every second."""
     it, probes, end = opened(), 0, 12 * 3600
@@ -61,16 +41,6 @@ def test_an_outage_of_twelve_hours_costs_few_probes_and_a_short_wait_at_its_end(
             it = failed(it, now + 0.5, RULES, DOWN, None, probe=True)
     assert probes < 90
     assert it.next_probe - end <= RULES.longest_gap
-
-
-def test_a_short_outage_is_over_soon():
-    """The gap is about a third of the outage so far."""
-    it = opened()
-    for now in range(60):
-        it, admission = admit(it, now, RULES, 0)
-        if admission.probe:
-            it = failed(it, now, RULES, DOWN, None, probe=True)
-    assert it.next_probe - 60 <= 25
 
 
 def test_when_it_is_back_the_others_follow_at_a_bounded_rate():
@@ -99,11 +69,6 @@ def test_a_failure_while_it_recovers_opens_it_again():
     assert admit(it, 200 + RULES.recovery, RULES, 0)[0] == CircuitBreaker()
 
 
-def test_a_failure_from_before_it_opened_changes_nothing():
-    it = opened()
-    assert failed(it, 1, RULES, DOWN, None, probe=False) == it
-
-
 LIMITED = ErrorCode.PROVIDER_RATE_LIMITED
 
 
@@ -122,16 +87,6 @@ def test_a_connection_that_is_rate_limited_stops_no_other(wait: float | None):
         assert admit(it, now, RULES, 0)[1].delay == 0
 
 
-def test_several_rate_limits_in_a_row_open_it_for_a_believable_time():
-    for wait, waited in ((30, 30), (3000, 3000), (86_400, 3600), (None, RULES.first_gap)):
-        it = CircuitBreaker()
-        for number in range(RULES.limited):
-            assert not it.opened
-            it = limited(it, number, wait)
-        assert admit(it, waited - 1, RULES, 0)[1].delay is None
-        assert admit(it, waited, RULES, 0)[1].probe
-
-
 def test_a_limit_is_believed_for_an_hour_and_an_outage_for_the_longest_gap():
     """As long as a connection's own schedule believes. A page that says "down for an hour" is a guess."""
     assert timedelta(seconds=RULES.longest_limit) == SCHEDULE[NEWEST_RULES].longest_retry_after
@@ -141,14 +96,6 @@ def test_a_limit_is_believed_for_an_hour_and_an_outage_for_the_longest_gap():
     assert told.next_probe == RULES.longest_limit
     probed = limited(admit(told, 3600, RULES, 0)[0], 1, 86_400, 3600, probe=True)
     assert probed.next_probe == 2 * RULES.longest_limit, "and so each time"
-
-
-def test_one_that_is_served_in_between_begins_the_count_of_the_limited_anew():
-    it = CircuitBreaker()
-    for number in range(10):
-        it = limited(limited(it, number), number + 10)
-        it = answered(it, 0, RULES)
-    assert it == CircuitBreaker()
 
 
 def test_one_that_is_rate_limited_ends_no_recovery():
@@ -177,14 +124,113 @@ def test_an_outage_opens_it_despite_rate_limits_between():
     assert it.opened
 
 
-def test_it_can_be_turned_off():
-    off = BreakerRules(threshold=0)
-    it = CircuitBreaker()
-    for _ in range(100):
-        it = failed(it, 0, off, DOWN, None, probe=False)
-    assert admit(it, 0, off, 0)[1].delay == 0
+# --- to the number, with rules that are easy to reckon with ----------------------------------
+
+PLAIN = BreakerRules(
+    threshold=2, limited=1, first_gap=10, gap_growth=2, longest_gap=35, longest_limit=50, first_rate=4,
+    recovery=60, patience=2,
+)  # fmt: skip
+OPEN = CircuitBreaker(failures=2, reason=DOWN, opened=True, next_probe=10)
+PROBING = replace(OPEN, probing_since=10)
 
 
-def test_refused_requests_come_back_spread():
-    waits = {admit(opened(), 1, RULES, share / 10)[1].retry_after for share in range(10)}
-    assert len(waits) == 10
+def test_the_first_failure_is_remembered_and_the_second_opens():
+    first = failed(CircuitBreaker(), 0, PLAIN, DOWN, None, probe=False)
+    assert first == CircuitBreaker(failures=1, reason=DOWN)
+    assert failed(first, 0, PLAIN, DOWN, None, probe=False) == OPEN
+    assert failed(OPEN, 1, PLAIN, DOWN, None, probe=False) == OPEN, "sent before it opened"
+
+
+def test_the_gaps_between_probes_grow_and_a_longer_retry_after_counts():
+    it, gaps = OPEN, []
+    for _ in range(3):
+        it = failed(it, 100, PLAIN, DOWN, None, probe=True)
+        gaps.append(it.next_probe - 100)
+    assert gaps == [20, 35, 35]
+    assert (it.probes, it.probing_since) == (3, None)
+    endless = failed(replace(OPEN, probes=100_000), 0, PLAIN, DOWN, None, probe=True)
+    assert endless.next_probe == PLAIN.longest_gap, "a year of probes is no number too large"
+    again = failed(PROBING, 15, PLAIN, DOWN, None, probe=True)
+    assert again.probing_since is None
+    assert admit(again, again.next_probe, PLAIN, 0)[1].probe, "before it would have been taken for lost"
+    assert failed(OPEN, 100, PLAIN, LIMITED, 30, probe=True).next_probe == 130
+    assert failed(OPEN, 100, PLAIN, LIMITED, 5, probe=True).next_probe == 120
+    assert failed(OPEN, 100, PLAIN, LIMITED, 60, probe=True).next_probe == 150
+    assert failed(OPEN, 100, PLAIN, DOWN, 60, probe=True).next_probe == 135
+    assert failed(PROBING, 100, PLAIN, LIMITED, None, probe=True).reason is LIMITED, "the newest is told"
+
+
+@pytest.mark.parametrize(
+    ("code", "retry_after", "opens"), [(LIMITED, 0.5, 0.5), (LIMITED, None, 10), (DOWN, 30, None)]
+)
+def test_a_shared_limit_opens_it_for_its_retry_after(
+    code: ErrorCode, retry_after: float | None, opens: float | None
+):
+    it = failed(CircuitBreaker(), 0, PLAIN, code, retry_after, probe=False)
+    assert (it.opened, it.next_probe) == (opens is not None, opens or 0.0)
+
+
+def test_limits_are_counted_by_connection_beside_the_failures():
+    two = replace(PLAIN, limited=2)
+    one, other = ConnectionId("con_1"), ConnectionId("con_2")
+    first = failed(CircuitBreaker(failures=1), 0, two, LIMITED, 30, probe=False, connection=one)
+    assert first == CircuitBreaker(failures=1, limited=(one,))
+    assert failed(first, 0, two, LIMITED, 30, probe=False, connection=one) == first
+    second = failed(first, 0, two, LIMITED, 30, probe=False, connection=other)
+    assert second == CircuitBreaker(1, LIMITED, opened=True, next_probe=30, limited=(one, other))
+    third = failed(second, 50, two, LIMITED, 30, probe=True, connection=ConnectionId("con_3"))
+    assert (third.limited, third.next_probe) == ((one, other), 80)
+    served = answered(replace(first, recovering_since=0), 1, two)
+    assert served == CircuitBreaker(recovering_since=0)
+
+
+def test_a_circuit_that_is_turned_off_opens_for_no_limit_either():
+    off = replace(PLAIN, threshold=0)
+    assert failed(CircuitBreaker(), 0, off, LIMITED, 30, probe=False) == CircuitBreaker()
+
+
+def test_a_probe_leaves_when_its_time_has_come_and_the_next_when_it_is_lost():
+    assert not admit(OPEN, 9.9, PLAIN, 0)[1].probe
+    assert admit(OPEN, 10, PLAIN, 0) == (PROBING, Admission(0.0, probe=True))
+    assert not admit(PROBING, 129.9, PLAIN, 0)[1].probe
+    assert admit(PROBING, 130, PLAIN, 0)[0].probing_since == 130
+
+
+def test_a_refused_request_comes_back_after_the_next_probe():
+    later = replace(OPEN, next_probe=100)
+    assert admit(later, 60, PLAIN, 0) == (later, Admission(None, 40))
+    assert admit(later, 60, PLAIN, 0.5)[1].retry_after == 45, "up to a quarter later"
+    assert admit(later, 95, PLAIN, 0)[1].retry_after == PLAIN.first_gap, "and no sooner than the first gap"
+
+
+def test_after_a_probe_turns_are_given_at_a_rate_that_doubles():
+    it = answered(PROBING, 20, PLAIN)
+    assert it == CircuitBreaker(recovering_since=20, next_turn=20.25)
+    it, first = admit(it, 20, PLAIN, 0)
+    assert (first, it.next_turn) == (Admission(0.25), 20.5)
+    it, faster = admit(it, 30, PLAIN, 0)
+    assert (faster, it.next_turn) == (Admission(0.0), 30.125)
+
+
+def test_a_turn_beyond_the_patience_is_refused_and_spread():
+    it = CircuitBreaker(recovering_since=0, next_turn=42)
+    assert admit(it, 40, PLAIN, 0.5)[1] == Admission(2), "as long as its patience"
+    it = replace(it, next_turn=43)
+    assert admit(it, 40, PLAIN, 0.5) == (it, Admission(None, 3 + 0.5 * 20 / 2))
+
+
+def test_it_is_closed_a_while_after_the_last_failure():
+    it = CircuitBreaker(failures=1, recovering_since=0, next_turn=0)
+    assert admit(it, 59.9, PLAIN, 0)[0].recovering_since == 0
+    assert admit(it, 60, PLAIN, 0) == (CircuitBreaker(), Admission(0.0))
+    assert answered(it, 59.9, PLAIN) == replace(it, failures=0)
+    assert answered(it, 60, PLAIN) == CircuitBreaker()
+    later = replace(it, recovering_since=20)
+    assert answered(later, 79.9, PLAIN) == replace(later, failures=0)
+
+
+def test_only_a_lost_probe_makes_way_for_another():
+    assert released(PROBING, probe=True) == OPEN
+    assert released(PROBING, probe=False) == PROBING
+    closed = CircuitBreaker(probing_since=1)
+    assert released(closed, probe=True) is closed

@@ -2,18 +2,15 @@
 
 import heapq
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from evergrant_server.core.clock import clock_correction
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, jitter
-from evergrant_server.core.lifecycle.timers import next_timer
-from evergrant_server.core.lifecycle.transition import next_step
+from evergrant_server.core.lifecycle.schedule import jitter
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
+from evergrant_server.core.messages.connection import EventKind
 from evergrant_server.core.single_use.circuit_breaker import (
     BreakerRules,
     CircuitBreaker,
@@ -21,11 +18,9 @@ from evergrant_server.core.single_use.circuit_breaker import (
     answered,
     failed,
 )
+from tests.unit.core.lifecycle import steps
+from tests.unit.core.lifecycle.steps import ACTIVE, HOUR, NOW, timer_of
 
-RULES_NOW = RULES[NEWEST_RULES]
-ASKED = RequestContext(by="app:test")
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-HOUR = timedelta(hours=1)
 DOWN = ErrorCode.PROVIDER_UNREACHABLE
 
 
@@ -34,13 +29,7 @@ class Fleet:
 
     def __init__(self, size: int, away: tuple[datetime, datetime], asking: int) -> None:
         self.away, self.asking = away, asking
-        self.lives = [
-            ConnectionState(
-                state=LifecycleState.ACTIVE, generation=1, obtained_at=NOW, expires_at=NOW + HOUR,
-                refreshable=True, policy="warm",
-            )
-            for _ in range(size)
-        ]  # fmt: skip
+        self.lives = [ACTIVE.model_copy(update={"generation": 1, "policy": "warm"}) for _ in range(size)]
         self.circuit, self.circuit_rules = CircuitBreaker(), BreakerRules()
         self.sent: list[datetime] = []
         self.served: dict[int, datetime] = {}
@@ -49,8 +38,7 @@ class Fleet:
         return jitter(f"con_{number}", self.lives[number].generation)
 
     def step(self, number: int, event: EventKind, at: datetime, **brings: object):
-        happening = LifecycleEvent(kind=event, context=ASKED, **brings)
-        step = next_step(self.lives[number], happening, at, RULES_NOW, self.share(number))
+        step = steps.step(self.lives[number], event, at, self.share(number), **brings)
         self.lives[number] = step.state
         if step.command in (Command.REFRESH, Command.REFRESH_IF_LEASED):
             self.step(number, EventKind.REFRESH_ENDED, at, result=self.refreshed(number, at))
@@ -65,16 +53,13 @@ class Fleet:
             self.circuit = failed(self.circuit, elapsed, self.circuit_rules, DOWN, None, probe=leave.probe)
             return GrantResult(failure=DOWN)
         self.circuit = answered(self.circuit, elapsed, self.circuit_rules)
+        return self.granted(number, at)
+
+    def granted(self, number: int, at: datetime) -> GrantResult:
         if at >= self.away[1]:
             self.served.setdefault(number, at)
-        generation = self.lives[number].generation + 1
-        return GrantResult(
-            state=LifecycleState.ACTIVE,
-            generation=generation,
-            obtained_at=at,
-            expires_at=at + HOUR,
-            refreshable=True,
-        )
+        facts = {"generation": self.lives[number].generation + 1, "refreshable": True}
+        return GrantResult(state=LifecycleState.ACTIVE, obtained_at=at, expires_at=at + HOUR, **facts)
 
     def live(self, until: datetime) -> None:
         asks = [(NOW + timedelta(seconds=600 * n / self.asking), n, True) for n in range(self.asking)]
@@ -93,9 +78,7 @@ class Fleet:
                 heapq.heappush(queue, (max(self.next_of(number), at + timedelta(seconds=1)), number, False))
 
     def next_of(self, number: int) -> datetime:
-        woken = next_timer(self.lives[number], RULES_NOW, self.share(number))
-        assert woken is not None
-        return woken.at
+        return timer_of(self.lives[number], self.share(number)).at
 
 
 def test_a_fleet_in_an_outage_sends_less_than_one_call_a_connection_and_comes_back_without_a_stampede():
@@ -113,16 +96,6 @@ def test_a_fleet_in_an_outage_sends_less_than_one_call_a_connection_and_comes_ba
     assert max(after.values()) <= 10
     assert len(fleet.served) == 200, "the others by themselves"
     assert asked[-1] <= timedelta(minutes=25)
-
-
-def test_without_a_circuit_the_same_outage_costs_a_dozen_calls_a_connection():
-    """Each worker may be restarted in between: even then it is a handful."""
-    begin, end = NOW + 10 * HOUR, NOW + 22 * HOUR
-    fleet = Fleet(50, (begin, end), asking=1)
-    fleet.circuit_rules = BreakerRules(threshold=0)
-    fleet.live(end)
-    during = [at for at in fleet.sent if begin <= at < end]
-    assert len(during) / 50 <= 16 + 2
 
 
 def test_the_middle_of_three_clocks_counts():

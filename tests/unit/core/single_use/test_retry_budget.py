@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.activities import GrantResult
@@ -62,13 +61,10 @@ def test_a_retry_without_budget_is_sent_away_until_time_has_earned_one():
     assert admit(it, 101, PLAIN, 0, OTHER) == (it, Admission(0.0)), "a first try is never"
     assert admit(it, 102, PLAIN, 0, ONE)[1] == Admission(0.0, retry=True)
     assert admit(it, 500, PLAIN, 0, ONE)[0] == spent(it, 1, 500), "and no more than a whole budget is kept"
-
-
-def test_refused_requests_come_back_spread():
-    it = spent(missed(ONE, OTHER), 2, 100)
-    assert admit(it, 100, PLAIN, 0.5, ONE)[1].retry_after == 2 + 0.5 * 2 / 0.5
+    two = spent(missed(ONE, OTHER), 2, 100)
+    assert admit(two, 100, PLAIN, 0.5, ONE)[1].retry_after == 2 + 0.5 * 2 / 0.5, "spread"
     many = replace(PLAIN, recovery=3)
-    assert admit(it, 100, many, 0.5, ONE)[1].retry_after == 2 + 0.5 * 3, "over no more than a recovery"
+    assert admit(two, 100, many, 0.5, ONE)[1].retry_after == 2 + 0.5 * 3, "over no more than a recovery"
 
 
 def test_an_answer_earns_a_share_and_clears_its_connection():
@@ -247,18 +243,9 @@ class HalfServed(Fleet):
                 self.circuit = failed(self.circuit, elapsed, rules, ERROR, None, probe=False, connection=mine)
                 return GrantResult(failure=ERROR)
             self.count["answers"] += 1
-        elif at >= self.away[1]:
-            self.served.setdefault(number, at)
         self.missing.discard(number)
         self.circuit = answered(self.circuit, elapsed, rules, mine)
-        generation = self.lives[number].generation + 1
-        return GrantResult(
-            state=LifecycleState.ACTIVE,
-            generation=generation,
-            obtained_at=at,
-            expires_at=at + HOUR,
-            refreshable=True,
-        )
+        return self.granted(number, at)
 
 
 def test_a_thousand_connections_and_a_provider_that_fails_half_of_their_calls_for_an_hour():
@@ -283,22 +270,3 @@ def test_without_the_budget_the_same_hour_costs_a_retry_for_each_first_try():
     fleet = HalfServed(BreakerRules(retries=1e9))
     fleet.live(fleet.away[1])
     assert fleet.count["retries"] > 0.9 * fleet.count["first tries"]
-
-
-def test_when_it_is_well_again_a_crowd_that_waits_is_not_rationed():
-    """Four hundred whose callers ask every minute, and nothing left of the budget."""
-    rules = BreakerRules()
-    it = spent(missed(*(ConnectionId(f"con_{number}") for number in range(400)), rules=OPENS_NEVER), 30)
-    waiting = {number: number * 0.15 for number in range(400)}
-    while waiting:
-        number, now = min(waiting.items(), key=lambda item: item[1])
-        connection = ConnectionId(f"con_{number}")
-        it, leave = admit(it, now, rules, number / 400, connection)
-        if leave.delay is None:
-            waiting[number] = now + max(60.0, leave.retry_after)
-            continue
-        it = answered(it, now, rules, connection)
-        del waiting[number]
-        last = now
-    assert last < 300, "and not the half hour that its budget would take"
-    assert it == CircuitBreaker()
