@@ -5,15 +5,14 @@ can't follow.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RefreshRules, Rotation
-from providers.definition.schema_base import TemplateParam, UrlTemplate, placeholders
-from providers.definition.schema_description import DescriptivePart
+from providers.definition.schema_base import SpecPart, TemplateParam, TextLine, UrlTemplate, placeholders
 from providers.definition.schema_lifecycle import RefreshPart, RevocationPart
 from providers.definition.schema_request import (
     AuthorizationPart,
@@ -22,7 +21,7 @@ from providers.definition.schema_request import (
     OtherGrantsPart,
     TokenRequestPart,
 )
-from providers.definition.schema_response import ErrorPart, ResponseSpec
+from providers.definition.schema_response import AccountLookup, ApiRequest, ErrorPart, ResponseSpec
 
 AuthMode = Literal[
     "authorization_code",
@@ -35,13 +34,29 @@ AuthMode = Literal[
     "implicit",
 ]  # no password grant (RFC 9700 section 2.4); `implicit` only where the operator allows it (2.1.2)
 
-_WITHOUT_CODE = tuple(flow for flow in Flow if flow not in (Flow.AUTHORIZATION_CODE, Flow.IMPLICIT))
-_WITH_TOKEN_REQUEST = tuple(flow for flow in Flow if flow is not Flow.IMPLICIT)
-_EXEMPT_FLOWS: dict[str, tuple[Flow, ...]] = {  # flows that a field doesn't concern
-    "flow": _WITHOUT_CODE,
-    "dpop": _WITH_TOKEN_REQUEST,
-    "callback_verify": _WITH_TOKEN_REQUEST,
-}
+
+class Sources(SpecPart):
+    """By field, how many independent public sources agree; and the fields that only the vendor documents."""
+
+    agreeing: dict[str, int] = Field(default_factory=dict)
+    vendor_documentation: tuple[str, ...] = ()
+    disagreements: tuple[str, ...] = ()
+
+
+class DescriptivePart(SpecPart):
+    """Fields on which no OAuth request depends."""
+
+    display_name: TextLine
+    categories: tuple[str, ...] = ()
+    docs_url: UrlTemplate | None = None
+    sources: Sources = Sources()
+    notes: tuple[TextLine, ...] = ()
+    rate_limit: TextLine | None = None
+    token_rate_limit: TextLine | None = None
+    api_base_url: UrlTemplate | None = None
+    userinfo_endpoint: UrlTemplate | None = None
+    api_request: ApiRequest | None = None
+    post_auth: tuple[AccountLookup, ...] = ()
 
 
 class ProviderSpec(
@@ -205,9 +220,18 @@ class ProviderSpec(
 
     def unsupported_fields(self, flow: Flow) -> Iterator[tuple[str, str]]:
         """Fields of the definition that this flow doesn't support, each with the reason."""
-        for field, (needed, why) in self._unsupported().items():
-            if needed and not flow.is_static and flow not in _EXEMPT_FLOWS.get(field, ()):
-                yield field, why
+        if flow.is_static:
+            return
+        if self.flow != "redirect" and flow in (Flow.AUTHORIZATION_CODE, Flow.IMPLICIT):
+            yield "flow", "the provider starts it, with a callback without a state"
+        if self.dpop and flow is Flow.IMPLICIT:
+            yield "dpop", "a token in a fragment can't be bound to a key"
+        if self.callback_verify is not None and flow is Flow.IMPLICIT:
+            yield "callback_verify", "a fragment is not signed"
+        later = {name for name, rule in self.template_params.items() if rule.source == "post_auth_lookup"}
+        texts = (text for part in self._param_templates().values() for text in part)
+        if later & placeholders(*self.url_templates().values(), *texts):
+            yield "template_params", "the lookup comes after these requests"
 
     def require_any_flow(self) -> None:
         """Raise the Failure of `require_usable` for the first flow, unless some flow is usable."""
@@ -225,15 +249,3 @@ class ProviderSpec(
         article = "an" if name[0] in "aeiou" else "a"
         detail = f"provider {self.name} can't be used for {article} {name} connection: {field}: {why}"
         return Failure(ErrorCode.INVALID_REQUEST, detail, provider=self.name, field=field)
-
-    def _unsupported(self) -> dict[str, tuple[Any, str]]:
-        """Features that flows don't support, by field: whether the definition uses it, and the reason."""
-        later = {n for n, p in self.template_params.items() if p.source == "post_auth_lookup"}
-        texts = (text for part in self._param_templates().values() for text in part)
-        used = placeholders(*self.url_templates().values(), *texts)
-        return {
-            "flow": (self.flow != "redirect", "the provider starts it, with a callback without a state"),
-            "dpop": (self.dpop, "a token in a fragment can't be bound to a key"),
-            "callback_verify": (self.callback_verify, "a fragment is not signed"),
-            "template_params": (used & later, "the lookup comes after these requests"),
-        }

@@ -24,7 +24,7 @@ def definition_endpoints(spec: ProviderSpec, params: Mapping[str, str]) -> Endpo
         detail = f"provider {spec.name} has no endpoints of its own; give an issuer"
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="issuer", provider=spec.name)
     values = checked_params(spec, params)
-    later = _callback_params(spec)
+    later = frozenset(name for name, rule in spec.template_params.items() if rule.source == "callback")
 
     def filled(template: str | None) -> str | None:
         if template is None:
@@ -97,10 +97,6 @@ def api_base_url_of(spec: ProviderSpec, params: Mapping[str, str], metadata: Map
         return fill_template(spec.api_base_url, values, spec)
     except Failure:
         return None
-
-
-def _callback_params(spec: ProviderSpec) -> frozenset[str]:
-    return frozenset(name for name, rule in spec.template_params.items() if rule.source == "callback")
 
 
 def checked_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, str]:

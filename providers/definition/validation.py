@@ -12,6 +12,7 @@ from providers.definition.categories import CATEGORIES
 from providers.definition.host_validation import hosts_are_pinned, sources_are_named
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import placeholders
+from providers.definition.schema_lifecycle import RefreshPart
 from providers.definition.schema_request import BodyFormat, ClientAuth, Pkce
 
 
@@ -30,20 +31,13 @@ class DefinitionProblem:
 
 RuleFindings = Iterator[tuple[str, str, str]]  # field, what is wrong, the repair
 
+# whether and how a token is refreshed, and lifetimes of access tokens, are stated without refresh tokens too
+_NOT_ABOUT_REFRESH_TOKENS = {
+    *("refresh_supported", "refresh", "post_token_exchange", "access_token_lifetime_s", "assumed_lifetime_s"),
+}
 _REFRESH_FIELDS = (
-    "refresh_endpoint",
-    "refresh_params",
-    "refresh_param_names",
-    "refresh_params_include",
-    "refresh_client_auth",
-    "refresh_rotates",
-    "rotation_grace_s",
-    "on_reuse",
-    "refresh_token_lifetime_s",
-    "refresh_token_idle_s",
-    "min_refresh_age_s",
-    "refresh_buffer_s",
-    "offline_scope",
+    *(name for name in RefreshPart.model_fields if name not in _NOT_ABOUT_REFRESH_TOKENS),
+    *("refresh_client_auth", "offline_scope"),
 )
 _SCOPE_FIELDS = (
     "default_scopes",

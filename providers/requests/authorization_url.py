@@ -29,18 +29,11 @@ _VERIFIER = re.compile(r"[A-Za-z0-9\-._~]{43,128}")  # RFC 7636 section 4.1
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
 
 
-def new_verifier() -> Secret:
-    """A PKCE verifier: 43 characters, 256 bits (RFC 7636 section 4.1)."""
-    return Secret(secrets.token_urlsafe(32))
+def new_random_value() -> Secret:
+    """256 random bits in 43 characters, for a verifier, a state or a nonce.
 
-
-def new_state() -> Secret:
-    """A state: 43 characters, 256 bits, independent of any verifier."""
-    return Secret(secrets.token_urlsafe(32))
-
-
-def new_nonce() -> Secret:
-    """A nonce: 43 characters, 256 bits (OpenID Connect Core 1.0 section 15.5.2)."""
+    RFC 7636 section 4.1, OpenID Connect Core 1.0 section 15.5.2.
+    """
     return Secret(secrets.token_urlsafe(32))
 
 

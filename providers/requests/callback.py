@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from urllib.parse import unquote
 
 from evergrant_server.core.connections.grant import ImportedTokens
@@ -55,12 +55,10 @@ def read_callback(
     or wrong `iss` (RFC 9207 section 2.4, on error responses too), neither code nor error, or both.
     """
     given, state = checked_query(query, expected_issuer, iss_required)
-    error = error_param(given, spec.callback_error_params)
-    code = given.get(spec.callback_code_param)
+    error = _read_error(spec, given, state, spec.callback_code_param)
     if error is not None:
-        if code:
-            reject_callback("a code and an error at once")
-        return Callback(None, state, denied=error == _DENIED, error=error)
+        return error
+    code = given.get(spec.callback_code_param)
     if not code:
         if spec.callback_missing_code_is_denial:
             return Callback(None, state, denied=True, error=None)
@@ -90,19 +88,23 @@ def read_fragment(
     ID_TOKEN_REFUSED for an id token of another request.
     """
     given, state = checked_query(fragment, expected_issuer, iss_required)
-    error = error_param(given, spec.callback_error_params)
+    error = _read_error(spec, given, state, ACCESS_TOKEN_PARAM)
     if error is not None:
-        if given.get(ACCESS_TOKEN_PARAM):
-            reject_callback("a token and an error at once")
-        return Callback(None, state, denied=error == _DENIED, error=error)
+        return error
     if not given.get(ACCESS_TOKEN_PARAM):
         reject_callback("access_token is missing")
     if not given.get("token_type"):
         reject_callback("token_type is missing")  # required (sections 4.2.2 and 7.1)
-    tokens, scopes = _read_tokens(spec, given, requested, nonce_hash, now)
+    # a refresh token, which may not be sent this way, is ignored
+    fields = {name: value for name, value in given.items() if name not in ("state", "iss", "refresh_token")}
+    reply = RawReply(spec.success_statuses[0], {}, json.dumps(fields).encode())
+    read = read_tokens(spec, reply, requested_scopes=requested, refreshing=False, now=now)
+    require_nonce(read.id_token, nonce_hash)
     metadata = callback_metadata(spec, given, params)
-    tokens = tokens.model_copy(update={"metadata": tokens.metadata | metadata})
-    return Callback(None, state, False, None, metadata, scopes, tokens)
+    tokens = ImportedTokens.from_token_set(read, now).model_copy(
+        update={"issued_at": now, "refresh_expires_at": None, "metadata": read.metadata | metadata}
+    )
+    return Callback(None, state, False, None, metadata, read.scopes, tokens)
 
 
 def read_implicit_query(
@@ -115,31 +117,15 @@ def read_implicit_query(
     given, state = checked_query(query, expected_issuer, iss_required)
     if ACCESS_TOKEN_PARAM in given:
         reject_callback("a token is in the query, which servers log")
-    error = error_param(given, spec.callback_error_params)
+    error = _read_error(spec, given, state, ACCESS_TOKEN_PARAM)
     if error is None:
         reject_callback("its fragment holds no token")
-    return Callback(None, state, denied=error == _DENIED, error=error)
+    return error
 
 
-def _read_tokens(
-    spec: ProviderSpec,
-    given: Mapping[str, str],
-    requested: Sequence[str],
-    nonce_hash: str | None,
-    now: datetime,
-) -> tuple[ImportedTokens, tuple[str, ...] | None]:
-    """Read the fragment as a token reply. A refresh token, which may not be sent this way, is ignored."""
-    fields = {name: value for name, value in given.items() if name not in ("state", "iss", "refresh_token")}
-    reply = RawReply(spec.success_statuses[0], {}, json.dumps(fields).encode())
-    read = read_tokens(spec, reply, requested_scopes=requested, refreshing=False, now=now)
-    require_nonce(read.id_token, nonce_hash)
-    ends = None if read.expires_in is None else now + timedelta(seconds=read.expires_in)
-    tokens = ImportedTokens(
-        access_token=read.access_token,
-        token_type=read.token_type,
-        expires_at=ends,
-        issued_at=now,
-        scopes=read.scopes,
-        metadata=read.metadata,
-    )
-    return tokens, read.scopes
+def _read_error(spec: ProviderSpec, given: Mapping[str, str], state: Secret, other: str) -> Callback | None:
+    """The error of a callback, if it has one. Raises Failure CALLBACK_INVALID when it has `other` as well."""
+    error = error_param(given, spec.callback_error_params)
+    if error is not None and given.get(other):
+        reject_callback(f"{other} and an error at once")
+    return Callback(None, state, denied=error == _DENIED, error=error) if error is not None else None

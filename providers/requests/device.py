@@ -20,8 +20,8 @@ from providers.definition.schema import ProviderSpec
 from providers.requests.client import OAuthClient
 from providers.requests.request_format import PreparedRequest, code_exchange_format
 from providers.responses.error_mapping import (
-    error_name_or_none,
-    failure_of_reply,
+    error_name,
+    raise_for_failure,
     reply_fields,
     unreadable_reply,
 )
@@ -85,9 +85,7 @@ def device_token_request(
 
 def read_device_authorization(spec: ProviderSpec, reply: RawReply, now: datetime) -> DeviceCode:
     """The codes of a device authorization response. Raises Failure as `read_tokens`."""
-    error = error_name_or_none(spec, reply)
-    if reply.status != 200 or error is not None:
-        raise failure_of_reply(spec, reply, error)
+    raise_for_failure(spec, reply, (200,))
     data = reply_fields(spec, reply)
     try:
         complete = data.get("verification_uri_complete")
@@ -113,7 +111,7 @@ def read_device_token(
     Raises DevicePending while polling goes on, Failure CONSENT_DENIED and CONSENT_EXPIRED, and as
     `read_tokens`.
     """
-    error = error_name_or_none(spec, reply)
+    error = error_name(spec, reply)
     if error in _PENDING_ERRORS:
         raise DevicePending(_PENDING_ERRORS[error])
     if error in _FINAL_ERRORS:

@@ -16,7 +16,7 @@ from providers.definition.schema import ProviderSpec
 from providers.requests.client import OAuthClient
 from providers.requests.request_format import PreparedRequest, RequestFormat
 from providers.responses.error_mapping import (
-    error_name_or_none,
+    error_name,
     failure_of_reply,
     reply_fields,
     unreadable_reply,
@@ -59,7 +59,6 @@ def par_request(
     """The pushed request (RFC 9126 section 2.1), authenticated as a token request is."""
     url = endpoints.pushed_authorization_request_endpoint
     if url is None:
-        uses_par(spec, endpoints)
         raise Failure(ErrorCode.CLIENT_REJECTED, f"{spec.name} no longer has an endpoint for pushed requests")
     names = [name for name, _ in fields]
     once = {name: value for name, value in fields if names.count(name) == 1}
@@ -75,9 +74,12 @@ def read_par_reply(spec: ProviderSpec, reply: RawReply, now: datetime) -> Pushed
 
     Raises Failure CLIENT_REJECTED, PROVIDER_ERROR, PROVIDER_RATE_LIMITED or REPLY_UNREADABLE.
     """
-    error = error_name_or_none(spec, reply)
+    error = error_name(spec, reply)
     if reply.status not in (200, 201) or error is not None:  # the RFC says 201; some servers send 200
-        raise _as_client_failure(failure_of_reply(spec, reply, error, now))
+        failure = failure_of_reply(spec, reply, error, now)
+        if failure.code is ErrorCode.GRANT_REJECTED:  # a pushed request involves no grant
+            failure = Failure(ErrorCode.CLIENT_REJECTED, failure.detail)
+        raise failure
     data = reply_fields(spec, reply)
     try:
         reference, expires_in = data.get("request_uri"), data.get("expires_in")
@@ -106,10 +108,3 @@ def par_authorization_url(
     ]
     encoded = urlencode(query, quote_via=quote)
     return urlunsplit((*parts[:3], encoded, spec.authorization_url_fragment or ""))
-
-
-def _as_client_failure(failure: Failure) -> Failure:
-    """GRANT_REJECTED as CLIENT_REJECTED, since a pushed request involves no grant."""
-    if failure.code is not ErrorCode.GRANT_REJECTED:
-        return failure
-    return Failure(ErrorCode.CLIENT_REJECTED, failure.detail)

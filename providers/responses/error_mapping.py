@@ -57,8 +57,7 @@ _SCHEME = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:$|[ \t]+(?![ \t=]))")
 _WRONG_ENDPOINT = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
 
 
-def error_name(spec: ProviderSpec, data: dict[str, Any]) -> str | None:
-    """The name of the error in a body, "" for an error without a name, None for no error."""
+def _error_in(spec: ProviderSpec, data: dict[str, Any]) -> str | None:
     for rule in spec.error_rules:
         value = value_at(data, rule.path)
         if value is None:
@@ -86,10 +85,10 @@ def _error_text(value: Any) -> str:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
-def error_name_or_none(spec: ProviderSpec, reply: RawReply) -> str | None:
-    """`error_name` of a reply, whose body may be unreadable."""
+def error_name(spec: ProviderSpec, reply: RawReply) -> str | None:
+    """The name of a reply's error, "" for one without a name, None for no error or an unreadable body."""
     try:
-        return error_name(spec, reply_fields(spec, reply))
+        return _error_in(spec, reply_fields(spec, reply))
     except Failure:
         return None
 
@@ -173,7 +172,7 @@ def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
     definition has rules for errors in it. After 503 the token is still valid.
     """
     rule = spec.revocation or RevocationSpec()
-    error = error_name_or_none(spec, reply)
+    error = error_name(spec, reply)
     if error and error in rule.gone_error_codes:
         return
     if reply.status not in rule.success_statuses:
@@ -184,7 +183,7 @@ def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
 
 def is_unsupported_token_type(spec: ProviderSpec, reply: RawReply) -> bool:
     """Whether the provider can't revoke tokens of this type (RFC 7009 section 2.2.1)."""
-    return reply.status == 400 and error_name_or_none(spec, reply) == "unsupported_token_type"
+    return reply.status == 400 and error_name(spec, reply) == "unsupported_token_type"
 
 
 def read_introspection(spec: ProviderSpec, reply: RawReply) -> bool:
@@ -200,6 +199,6 @@ def raise_for_failure(
     spec: ProviderSpec, reply: RawReply, success: tuple[int, ...], now: datetime | None = None
 ) -> None:
     """Raise for a status that isn't a success, and for an error in a reply whose status is one."""
-    error = error_name_or_none(spec, reply)
+    error = error_name(spec, reply)
     if reply.status not in success or error is not None:
         raise failure_of_reply(spec, reply, error, now)

@@ -93,13 +93,6 @@ def _read_token_set(
     )
 
 
-def read_nested_tokens(
-    spec: ProviderSpec, reply: RawReply, data: dict[str, Any], now: datetime | None
-) -> TokenSet:
-    """The tokens of a nested object that has a token reply's fields. Raises UnreadableBody."""
-    return _read_token_set(spec, reply, data, (), False, now)
-
-
 def _checked_token(value: Any, what: str) -> Secret | None:
     if value is None or value == "":
         return None
@@ -202,7 +195,7 @@ def additional_token_sets(
         for name, data in _token_objects(spec, rule, value_at(reply_fields(spec, reply), rule.path)):
             if name in slots:
                 raise UnreadableBody("two token slots of one name")
-            slots[name] = read_nested_tokens(spec, reply, data, now)
+            slots[name] = _read_token_set(spec, reply, data, (), False, now)
     except UnreadableBody as why:
         raise unreadable_reply(spec, reply, str(why)) from None
     return slots

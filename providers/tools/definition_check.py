@@ -4,7 +4,7 @@ A request of an unknown client shows whether a URL is a token endpoint: only a t
 it as RFC 6749 section 5.2 describes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import httpx2
@@ -17,7 +17,7 @@ from providers.definition.schema_base import placeholders
 from providers.definition.templates import checked_params, fill_template
 from providers.definition.validation import problems_of
 from providers.requests.client import STANDARD_HEADERS
-from providers.responses.error_mapping import error_name_or_none, failure_of_reply
+from providers.responses.error_mapping import error_name, failure_of_reply
 from providers.responses.raw_reply import RawReply
 
 _DRY_RUN = {
@@ -27,20 +27,10 @@ _DRY_RUN = {
     "redirect_uri": "https://evergrant.invalid/",
 }
 _CATALOGUE_FIELDS = ("categories", "sources")  # about the catalogue, not the provider
-_CREDENTIAL_FIELDS = (
-    "token_endpoint",
-    "refresh_endpoint",
-    "refresh.url",
-    "post_token_exchange.url",
-    "request_token_endpoint",
-    "oauth1.token_endpoint",
-    "revocation_endpoint",
-    "revocation.url",
-    "introspection_endpoint",
-    "device_authorization_endpoint",
-    "pushed_authorization_request_endpoint",
-    "api_base_url",  # apps send tokens there
-)
+# URLs that get no secret; apps send tokens to `api_base_url`
+_NO_CREDENTIAL_FIELDS = {
+    *("authorization_endpoint", "oauth1.authorization_endpoint", "registration_endpoint", "issuer"),
+}
 
 
 async def check_definition(
@@ -86,14 +76,13 @@ def _host_findings(spec: ProviderSpec, before: ProviderSpec | None) -> Iterable[
 def _credential_hosts(spec: ProviderSpec) -> set[str]:
     """The hosts that get secrets, with the defaults of template parameters filled in."""
     urls, values = spec.credential_urls(), checked_params(spec, {})
-    goes = [name for name in urls if name in _CREDENTIAL_FIELDS or name.startswith("post_auth.")]
-    return {_host(urls[name], values) for name in goes}
-
-
-def _host(template: str, values: Mapping[str, str]) -> str:
-    for name, value in values.items():
-        template = template.replace(f"{{{name}}}", value)
-    return urlsplit(template).netloc
+    hosts: set[str] = set()
+    for field in urls.keys() - _NO_CREDENTIAL_FIELDS:
+        url = urls[field]
+        for name, value in values.items():
+            url = url.replace(f"{{{name}}}", value)
+        hosts.add(urlsplit(url).netloc)
+    return hosts
 
 
 def _endpoint_urls(spec: ProviderSpec) -> tuple[dict[str, str], set[str]]:
@@ -134,7 +123,7 @@ def _authorization_page_finding(name: str, response: httpx2.Response) -> CheckRe
 
 def _token_endpoint_finding(spec: ProviderSpec, name: str, response: httpx2.Response) -> CheckResult:
     reply = RawReply.of(response)
-    error = error_name_or_none(spec, reply)
+    error = error_name(spec, reply)
     failure = failure_of_reply(spec, reply, error)
     if failure.code in (ErrorCode.GRANT_REJECTED, ErrorCode.CLIENT_REJECTED) and (
         error or reply.status == 401

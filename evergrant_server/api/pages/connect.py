@@ -44,9 +44,7 @@ from providers.definition.templates import integration_endpoints
 from providers.requests.authorization_url import (
     asks_for_id_token,
     build_authorization_url,
-    new_nonce,
-    new_state,
-    new_verifier,
+    new_random_value,
 )
 from providers.requests.dpop import wants_dpop
 from providers.requests.par import par_authorization_url, par_fields, uses_par
@@ -162,10 +160,10 @@ async def _save_attempt(
     tx: Transaction, session: ConsentSession, context: RequestContext, now: datetime
 ) -> AuthorizationAttempt:
     """Store a new state, code verifier and nonce; have a worker push the request where PAR is used."""
-    state, spec, consent = new_state(), session.spec, session.consent
+    state, spec, consent = new_random_value(), session.spec, session.consent
     assert consent.redirect_uri is not None
-    verifier = None if session.connection.flow is Flow.IMPLICIT else new_verifier()
-    nonce = new_nonce() if asks_for_id_token(spec, session.integration, consent.scopes) else None
+    verifier = None if session.connection.flow is Flow.IMPLICIT else new_random_value()
+    nonce = new_random_value() if asks_for_id_token(spec, session.integration, consent.scopes) else None
     url = build_authorization_url(
         spec,
         session.integration,

@@ -55,7 +55,7 @@ from evergrant_server.store import Transaction
 from evergrant_server.store.database import schema
 from evergrant_server.wiring.platform import Platform, open_platform
 from providers.definition.schema import ProviderSpec
-from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
+from providers.requests.authorization_url import build_authorization_url, new_random_value
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.observations import TENANT, Observations
 from tests.fakes.providers.scripted_provider import ScriptedProvider
@@ -157,7 +157,7 @@ class Installation(Observations):
         its message is under way, or was lost with it.
         """
         now = self.parts.clock.now()
-        verifier = new_verifier()
+        verifier = new_random_value()
         code = await self._code(idp, integration, verifier, slot_scopes or {})
         consent = Consent(
             tenant=TENANT,
@@ -207,7 +207,7 @@ class Installation(Observations):
             self.parts.registry.serving(integration.provider, brought),
             integration,
             redirect_uri=f"{CALLBACK}/{integration.id}",
-            state=new_state(),
+            state=new_random_value(),
             verifier=verifier,
             scopes=("read",),
             slot_scopes=slot_scopes,

@@ -30,7 +30,7 @@ from evergrant_server.core.single_use.attempt import Attempt
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store, Transaction
 from providers.definition.registry import Registry
-from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
+from providers.requests.authorization_url import build_authorization_url, new_random_value
 from tests.fakes.databases import postgres
 from tests.faults.harness.instrumentation.points import ROOT
 from tests.faults.harness.provider import GRACE_S, StrictProvider
@@ -218,13 +218,13 @@ class HarnessDatabase:
     ) -> Consent:
         """A consent with a code of the real server; not `started`: one that can't be exchanged."""
         now = self._clock.now()
-        verifier = new_verifier()
+        verifier = new_random_value()
         redirect_uri = f"{PUBLIC_URL}/oauth/callback/{integration.id}"
         url = build_authorization_url(
             self._registry.get("generic"),
             integration,
             redirect_uri=redirect_uri,
-            state=new_state(),
+            state=new_random_value(),
             verifier=verifier,
             scopes=("read",),
         )

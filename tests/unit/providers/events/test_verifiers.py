@@ -26,19 +26,24 @@ def hear(
     return VERIFIERS[kind](EventRequest(headers, body, now), trust)
 
 
-def slack(body: dict[str, object], at: str = UNIX) -> tuple[bytes, dict[str, str]]:
+Made = tuple[bytes, dict[str, str]]
+
+
+def v0_signed(body: dict[str, object], at: str, prefix: str, timestamp: str) -> Made:
     raw = json.dumps(body).encode()
     signature = hmac.new(b"hush", b"v0:" + at.encode() + b":" + raw, hashlib.sha256).hexdigest()
-    return raw, {"x-slack-request-timestamp": at, "x-slack-signature": f"v0={signature}"}
+    return raw, {timestamp: at, f"{prefix}-signature": f"v0={signature}"}
 
 
-def zoom(body: dict[str, object], at: str = UNIX) -> tuple[bytes, dict[str, str]]:
-    raw = json.dumps(body).encode()
-    signature = hmac.new(b"hush", b"v0:" + at.encode() + b":" + raw, hashlib.sha256).hexdigest()
-    return raw, {"x-zm-request-timestamp": at, "x-zm-signature": f"v0={signature}"}
+def slack(body: dict[str, object], at: str = UNIX) -> Made:
+    return v0_signed(body, at, "x-slack", "x-slack-request-timestamp")
 
 
-def github(body: dict[str, object], event: str = "github_app_authorization") -> tuple[bytes, dict[str, str]]:
+def zoom(body: dict[str, object], at: str = UNIX) -> Made:
+    return v0_signed(body, at, "x-zm", "x-zm-request-timestamp")
+
+
+def github(body: dict[str, object], event: str = "github_app_authorization") -> Made:
     raw = json.dumps(body).encode()
     signature = hmac.new(b"hush", raw, hashlib.sha256).hexdigest()
     return raw, {"x-hub-signature-256": f"sha256={signature}", "x-github-event": event}

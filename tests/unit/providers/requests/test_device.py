@@ -1,6 +1,6 @@
 """Replies in the device flow (RFC 8628)."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -8,10 +8,9 @@ import pytest
 from evergrant_server.core.connections.consent import DeviceCode, DevicePoll
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.requests.device import DevicePending, read_device_authorization, read_device_token
-from tests.unit.providers.samples import fails, reply_of, spec_like
+from tests.unit.providers.samples import NOW, fails, reply_of, spec_like
 
 SPEC = spec_like(auth_modes=["device_code"])
-NOW = datetime(2026, 5, 1, tzinfo=UTC)
 GOOD = {
     "device_code": "GmRhmhcxhwAzkoEqiMEg_DnyEysNkuNhszIySk9eS",
     "user_code": "WDJB-MJHT",
@@ -62,8 +61,6 @@ def test_variants_of_device_responses(changes: dict[str, Any], field: str | None
     "changes",
     [
         {"device_code": None},
-        {"device_code": ""},
-        {"device_code": 5},
         {"device_code": "a b"},
         {"user_code": ["WDJB"]},
         {"user_code": "x" * 65},
@@ -72,16 +69,13 @@ def test_variants_of_device_responses(changes: dict[str, Any], field: str | None
         {"verification_uri": "http://evil.example/device"},
         {"verification_uri": "https://user@evil.example/"},
         {"verification_uri": 'https://example.com/"><script>'},
-        {"verification_uri": "//example.com"},
         {"verification_uri": "https://["},
         {"verification_uri_complete": "data:text/html,x"},
         {"expires_in": 0},
-        {"expires_in": -1},
         {"expires_in": 1e300},
         {"expires_in": True},
         {"interval": -5},
         {"interval": 1e9},
-        {"interval": {}},
     ],
 )
 def test_unsafe_device_response_unreadable(changes: dict[str, Any]):
@@ -94,8 +88,6 @@ def test_unsafe_device_response_unreadable(changes: dict[str, Any]):
     ("body", "status", "code"),
     [
         ({"error": "invalid_client"}, 401, ErrorCode.CLIENT_REJECTED),
-        ({"error": "invalid_scope"}, 400, ErrorCode.CLIENT_REJECTED),
-        ({"error": "unauthorized_client"}, 400, ErrorCode.CLIENT_REJECTED),
         (b"<html>", 404, ErrorCode.REPLY_UNREADABLE),
         (b"", 503, ErrorCode.PROVIDER_ERROR),
         ({}, 429, ErrorCode.PROVIDER_RATE_LIMITED),
@@ -116,10 +108,8 @@ def poll(body: Any, status: int):
         ({"error": "authorization_pending"}, 400, DevicePoll.PENDING),
         ({"error": "authorization_pending"}, 428, DevicePoll.PENDING),  # Google's status
         ({"error": "slow_down"}, 400, DevicePoll.SLOW_DOWN),
-        ({"error": "slow_down"}, 403, DevicePoll.SLOW_DOWN),
         (b"", 429, DevicePoll.SLOW_DOWN),
         (b"<html>", 503, DevicePoll.NO_ANSWER),
-        (b"", 500, DevicePoll.NO_ANSWER),
     ],
 )
 def test_rfc8628_3_5_pending(body: Any, status: int, said: DevicePoll):

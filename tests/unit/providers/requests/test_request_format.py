@@ -28,7 +28,6 @@ async def sent(kind: str, *, auth: str = "client_secret_post", **fields: Any) ->
         endpoints = Endpoints(
             authorization_endpoint=server.url("authorize"),
             token_endpoint=server.url("t"),
-            refresh_endpoint=server.url("r") if "refresh_endpoint" in fields else None,
             revocation_endpoint=server.url(url or "x"),
         )
         if kind == "exchange":
@@ -49,36 +48,19 @@ async def sent(kind: str, *, auth: str = "client_secret_post", **fields: Any) ->
         return call
 
 
-STANDARD = {"grant_type": "refresh_token", "refresh_token": "rt-1"}
-POST = {"client_id": "client-1", "client_secret": "s3cret"}
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({}, STANDARD | POST),
-        ({"refresh_params_include": ["redirect_uri"]}, STANDARD | POST | {"redirect_uri": "https://us/cb"}),
-        (
-            {"refresh_param_names": {"refresh_token": "RefreshToken", "client_secret": None}},
-            {"grant_type": "refresh_token", "RefreshToken": "rt-1", "client_id": "client-1"},
-        ),
-    ],
-)
-async def test_refresh_parameters(fields: dict[str, Any], expected: dict[str, str]) -> None:
-    call = await sent("refresh", **fields)
+async def test_refresh_parameter_names() -> None:
+    call = await sent("refresh", refresh_param_names={"refresh_token": "RefreshToken", "client_secret": None})
+    expected = {"grant_type": "refresh_token", "RefreshToken": "rt-1", "client_id": "client-1"}
     assert dict(parse_qsl(call.body.decode())) == expected
     assert urlsplit(call.target).query == ""
 
 
-async def test_headers_query_and_refresh_endpoint() -> None:
-    call = await sent(
-        "refresh",
-        refresh_endpoint="https://acme.example/r",
-        required_headers={"User-Agent": "acme-client/1"},
-        token_request_headers={"X-Version": "2"},
-        token_query_params={"request": "token"},
-    )
-    assert call.target == "/r?request=token"
+async def test_headers_of_a_definition() -> None:
+    headers = {
+        "required_headers": {"User-Agent": "acme-client/1"},
+        "token_request_headers": {"X-Version": "2"},
+    }
+    call = await sent("refresh", **headers)
     assert (call.headers["user-agent"], call.headers["x-version"]) == ("acme-client/1", "2")
 
 

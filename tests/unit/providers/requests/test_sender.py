@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from authlib.integrations.httpx_client import AsyncOAuth2Client
@@ -13,9 +12,6 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
-from providers.registration.discovery import discover
-from providers.requests.authorization_url import build_authorization_url, new_state, new_verifier
-from providers.requests.callback import read_callback
 from providers.requests.client import OAuthClient
 from providers.requests.sender import Sender, SendFailed
 from providers.responses.error_mapping import read_introspection, read_revocation
@@ -29,7 +25,7 @@ from tests.fakes.providers.scripted_provider import (
     ok,
     status,
 )
-from tests.unit.providers.samples import an_integration, spec_like
+from tests.unit.providers.samples import spec_like
 
 REDIRECT = "https://evergrant.example/oauth/callback/int_1"
 GENERIC = Registry.load().get("generic")
@@ -62,50 +58,25 @@ class Talk:
 
 
 @pytest.mark.parametrize("auth", ["client_secret_basic", "client_secret_post"])
-async def test_discovery_to_revocation(auth: str) -> None:
+async def test_refresh_introspection_and_revocation(auth: str) -> None:
     async with ScriptedProvider(path="/o") as idp:
-        talk = Talk(idp, auth=auth)
-        endpoints = await discover(talk.egress, idp.issuer)
-        integration = an_integration("generic", endpoints=endpoints, client_id=idp.client_id)
-        state, verifier = new_state(), new_verifier()
-        url = build_authorization_url(
-            GENERIC, integration, redirect_uri=REDIRECT, state=state, verifier=verifier, scopes=("read",)
-        )
-        async with talk.egress.client() as browser:
-            answer = await browser.get(url)
-        query = parse_qsl(urlsplit(answer.headers["location"]).query)
-        callback = read_callback(
-            query,
-            expected_issuer=endpoints.issuer,
-            iss_required=endpoints.iss_in_callback,
-            spec=GENERIC,
-            params={},
-            requested=("read",),
-        )
-        assert callback.state == state
-        assert callback.code is not None
-        reply = await talk.sender.exchange_code(
-            GENERIC, endpoints, talk.client, code=callback.code, verifier=verifier, redirect_uri=REDIRECT
-        )
-        first = read_tokens(GENERIC, reply, requested_scopes=("read",), refreshing=False)
-        assert first.refresh_token is not None
-        assert (first.scopes, first.expires_in, first.token_type) == (("read",), 3600, "Bearer")
-        reply = await talk.sender.refresh(GENERIC, endpoints, talk.client, refresh_token=first.refresh_token)
-        second = read_tokens(GENERIC, reply, requested_scopes=("read",), refreshing=True)
-        assert second.refresh_token not in (None, first.refresh_token)
+        talk, grant = Talk(idp, auth=auth), idp.grant()
+        reply = await talk.refresh(grant["refresh_token"])
+        tokens = read_tokens(GENERIC, reply, requested_scopes=("read",), refreshing=True)
+        assert tokens.refresh_token not in (None, Secret(grant["refresh_token"]))
+        assert tokens.refresh_token is not None
         assert "scope" not in idp.calls[-1].params
-        assert second.refresh_token is not None
-        await assert_active(talk, endpoints, second.access_token, active=True)
+        await assert_active(talk, tokens.access_token, active=True)
         reply = await talk.sender.revoke(
-            GENERIC, endpoints, talk.client, token=second.refresh_token, hint="refresh_token"
+            GENERIC, talk.endpoints, talk.client, token=tokens.refresh_token, hint="refresh_token"
         )
         read_revocation(GENERIC, reply)
         assert idp.calls[-1].params["token_type_hint"] == "refresh_token"
-        await assert_active(talk, endpoints, second.access_token, active=False)
+        await assert_active(talk, tokens.access_token, active=False)
 
 
-async def assert_active(talk: Talk, endpoints: Endpoints, token: Secret, *, active: bool) -> None:
-    reply = await talk.sender.introspect(GENERIC, endpoints, talk.client, token=token)
+async def assert_active(talk: Talk, token: Secret, *, active: bool) -> None:
+    reply = await talk.sender.introspect(GENERIC, talk.endpoints, talk.client, token=token)
     assert read_introspection(GENERIC, reply) is active
 
 

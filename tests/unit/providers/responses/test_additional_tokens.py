@@ -1,6 +1,5 @@
 """Tokens of further slots are read completely or not at all."""
 
-import json
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from providers.requests.authorization_url import token_slot_scope_params
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import additional_token_sets
-from tests.unit.providers.samples import NOW, fails, spec_like
+from tests.unit.providers.samples import NOW, fails, reply_of, spec_like
 
 ONE = spec_like(response={"additional_tokens": {"path": "authed_user", "name": "user"}})
 MANY = spec_like(response={"additional_tokens": {"path": "other_tokens", "key": "resource_server"}})
@@ -18,15 +17,13 @@ TOKEN = {"access_token": "at-9", "token_type": "bearer", "expires_in": 60, "refr
 
 
 def replied(**data: Any) -> RawReply:
-    return RawReply(200, {}, json.dumps({"access_token": "at-1", "token_type": "bearer", **data}).encode())
+    return reply_of({"access_token": "at-1", "token_type": "bearer", **data})
 
 
 @pytest.mark.parametrize(
     ("spec", "data", "names"),
     [
-        (ONE, {}, []),
         (ONE, {"authed_user": {"id": "U1"}}, []),
-        (ONE, {"authed_user": TOKEN}, ["user"]),
         (MANY, {"other_tokens": []}, []),
         (
             MANY,
