@@ -6,17 +6,11 @@ Doesn't own the tables (store), what is worth recording (its callers) or the wor
 (`core.audit`, `core.events`).
 """
 
-from evergrant_server.audit.checkpoint import contains_checkpoint, newest_checkpoint
 from evergrant_server.audit.hash_chain import append, newest_record, page, page_cursor
-from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger, StaleClaim
 from evergrant_server.audit.publishing import wake_webhook, write_event
-from evergrant_server.audit.verifier import AuditVerification, verify_log
+from evergrant_server.audit.verifier import contains_checkpoint, newest_checkpoint, verify_log
 
 __all__ = [
-    "AuditVerification",
-    "LeaseClaim",
-    "LeaseLedger",
-    "StaleClaim",
     "append",
     "contains_checkpoint",
     "newest_checkpoint",

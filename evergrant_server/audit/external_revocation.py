@@ -16,15 +16,6 @@ from evergrant_server.core.provider_events.external_revocation import (
 )
 from evergrant_server.store import Transaction
 
-_RECORDED = frozenset(
-    {
-        ReportDecision.ENDED,
-        ReportDecision.REFRESH_REQUESTED,
-        ReportDecision.OUTDATED,
-        ReportDecision.UNTESTABLE,
-    }
-)
-
 
 async def apply_external_event(
     tx: Transaction,
@@ -40,48 +31,39 @@ async def apply_external_event(
     refuses even a valid token. Raises Failure STORE_CONFLICT when the row changed meanwhile.
     """
     grant = await tx.grants.get(connection.tenant, connection.id)
+    told: tuple[SignalName, Message] | None = None
     verdict = judge_report(connection, grant, report)
-    if verdict is ReportDecision.ENDED:
+    ended = verdict is ReportDecision.ENDED
+    if ended:
         after = connection.rejected(ErrorCode.GRANT_REVOKED_ELSEWHERE, now)
         await tx.connections.replace(after, expected=connection.revision)
         event = RevokedAtProvider(generation=connection.generation, source=report.source, context=context)
-        await _signal(tx, connection, SignalName.REVOKED_AT_PROVIDER, event, now)
+        told = SignalName.REVOKED_AT_PROVIDER, event
     elif verdict is ReportDecision.REFRESH_REQUESTED:
         rotate = Rotate(reason=report.kind, context=context, seen_generation=connection.generation)
-        await _signal(tx, connection, SignalName.ROTATE, rotate, now)
-    if verdict in _RECORDED:
-        await append(tx, _entry(connection, report, verdict, context, now, provenance))
+        told = SignalName.ROTATE, rotate
+    if told is not None:
+        await tx.outbox.add(signal_message(connection.tenant, connection.id, *told, now))
+    if verdict is not ReportDecision.NOTHING_HELD:
+        entry = AuditEntry(
+            tenant=connection.tenant,
+            at=now,
+            action=AuditAction.REVOKED_AT_PROVIDER if ended else AuditAction.PROVIDER_REPORT_RECEIVED,
+            object=connection.id,
+            context=context,
+            detail=_detail(connection, report, verdict),
+            provenance=provenance,
+        )
+        await append(tx, entry)
     return verdict
 
 
-async def _signal(
-    tx: Transaction, connection: Connection, name: str, message: Message, now: datetime
-) -> None:
-    await tx.outbox.add(signal_message(connection.tenant, connection.id, name, message, now))
-
-
-def _entry(
-    connection: Connection,
-    report: ProviderReport,
-    verdict: ReportDecision,
-    context: RequestContext,
-    now: datetime,
-    provenance: Provenance | None,
-) -> AuditEntry:
+def _detail(connection: Connection, report: ProviderReport, verdict: ReportDecision) -> dict[str, object]:
     ended = verdict is ReportDecision.ENDED
-    detail: dict[str, object] = {
+    return {
         "source": report.source.value,
         "kind": report.kind,
         "at": report.at.isoformat() if report.at else None,
         "generation": connection.generation,
+        **({"reason": ErrorCode.GRANT_REVOKED_ELSEWHERE.value} if ended else {"verdict": verdict.value}),
     }
-    detail |= {"reason": ErrorCode.GRANT_REVOKED_ELSEWHERE.value} if ended else {"verdict": verdict.value}
-    return AuditEntry(
-        tenant=connection.tenant,
-        at=now,
-        action=AuditAction.REVOKED_AT_PROVIDER if ended else AuditAction.PROVIDER_REPORT_RECEIVED,
-        object=connection.id,
-        context=context,
-        detail=detail,
-        provenance=provenance,
-    )

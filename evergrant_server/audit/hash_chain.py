@@ -1,15 +1,15 @@
-"""Records in their chains: appended one after the other, and read in pages."""
+"""Records in their chains: appended one after the other, hashed in one spelling, and read in pages."""
 
 import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, String, Tuple, bindparam, exists, select, tuple_, update
 from sqlmodel import col
 
-from evergrant_server.audit.canonical import GENESIS_HASH, canonical_json, record_hash
 from evergrant_server.audit.publishing import publish_events
 from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -20,7 +20,54 @@ from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from evergrant_server.store.database.columns import UtcDateTime, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, insert
-from evergrant_server.store.webhooks.tables import WebhookRow
+from evergrant_server.store.webhooks import WebhookRow
+
+RECORD_FORMAT = 1
+_HASHED_AS_THEY_ARE = (
+    "tenant", "shard", "seq", "action", "object", "by", "trace_id",
+    "workflow_id", "run_id", "event_id", "previous_hash",
+)  # fmt: skip
+GENESIS_HASH = "0" * 64  # the previous hash of a chain's first record
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def canonical_json(value: Any) -> str:
+    """One JSON text per value: sorted names, no spaces, ASCII only, no NaN.
+
+    Raises TypeError for what JSON can't say (a Secret, for one) and for names that are not
+    text, ValueError for NaN and infinities.
+    """
+    _check_names(value)
+    return _ENCODER.encode(value)
+
+
+def format_timestamp(at: datetime) -> str:
+    """UTC with microseconds: the same text from SQLite and from PostgreSQL."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def record_hash(row: Mapping[str, Any]) -> str:
+    """SHA-256 over everything a row of the audit table says, the hash before it included."""
+    content = {name: row[name] for name in _HASHED_AS_THEY_ARE}
+    content |= {
+        "format": RECORD_FORMAT,
+        "at": format_timestamp(row["at"]),
+        "detail": json.loads(row["detail"]),
+    }
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def _check_names(value: Any) -> None:
+    """Refuse names that are not text: json.dumps writes 1 and "1" alike."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise TypeError(f"a name in an audit detail is text, not {type(name).__name__}")
+            _check_names(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_names(inner)
+
 
 _SHARDS = table_of(AuditShardRow)
 _ADD_RECORD = table_of(AuditRow).insert()
@@ -109,10 +156,6 @@ def page_cursor(record: AuditRecord) -> str:
 
 
 def _after(cursor: str) -> Tuple:
-    return tuple_(*_position(cursor), types=[UtcDateTime(), String(), BigInteger()])
-
-
-def _position(cursor: str) -> tuple[datetime, str, int]:
     try:
         at, shard, seq = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         position = datetime.fromisoformat(at), shard, seq
@@ -120,7 +163,7 @@ def _position(cursor: str) -> tuple[datetime, str, int]:
         position = None
     if position is None or position[0].tzinfo is None or type(shard) is not str or type(seq) is not int:
         raise Failure(ErrorCode.INVALID_REQUEST, "The cursor is not one of ours.", field="after")
-    return position
+    return tuple_(*position, types=[UtcDateTime(), String(), BigInteger()])
 
 
 class _Head(NamedTuple):

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from evergrant_server.audit.canonical import GENESIS_HASH
-from evergrant_server.audit.hash_chain import chained_rows
+from evergrant_server.audit.hash_chain import GENESIS_HASH, chained_rows
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant
@@ -200,6 +199,3 @@ def _newest_generations(claims: Sequence[LeaseClaim]) -> list[tuple[str, str, in
 def _lite_moment(at: datetime) -> str:
     """As SQLAlchemy writes it: UTC, without the zone, always with microseconds."""
     return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
-
-
-__all__ = ["LeaseClaim", "write_postgresql", "write_sqlite"]

@@ -33,7 +33,7 @@ class LeaseLedger:
 
     def __init__(self, store: Store, shard: str, clock: Clock) -> None:
         self._store = store
-        self._lane = shard
+        self._shard = shard
         self._clock = clock
         self._waiting: list[_Waiting] = []
         self._came = asyncio.Event()
@@ -46,7 +46,7 @@ class LeaseLedger:
         if self._task is not None:
             raise RuntimeError("the ledger runs already")
         self._stopping = False
-        self._task = asyncio.create_task(self._run(), name=f"lease-ledger:{self._lane}")
+        self._task = asyncio.create_task(self._run(), name=f"lease-ledger:{self._shard}")
 
     async def stop(self) -> None:
         """Commit what waits, then end; later claims are refused."""
@@ -90,7 +90,8 @@ class LeaseLedger:
         """Commit a batch and answer every caller, also when the commit fails."""
         problem = _unavailable("the ledger was stopped while it committed")
         try:
-            good = await self._commit([it.claim for it in batch])
+            async with self._store.write() as tx:
+                good = await self._write(tx, self._shard, [it.claim for it in batch])
             metrics.record_audit_batch(len(good))
             for place, (_, done) in enumerate(batch):
                 if done.done():
@@ -112,16 +113,8 @@ class LeaseLedger:
             if not done.done():
                 done.set_exception(problem)
 
-    async def _commit(self, claims: Sequence[LeaseClaim]) -> frozenset[int]:
-        """Write what still holds, in one transaction; returns the places of those claims."""
-        async with self._store.write() as tx:
-            return await self._write(tx, self._lane, claims)
-
 
 def _unavailable(why: str) -> Failure:
     return Failure(
         ErrorCode.AUDIT_UNAVAILABLE, f"The lease could not be recorded: {why}", retry_after=_RETRY_AFTER
     )
-
-
-__all__ = ["LeaseClaim", "LeaseLedger", "StaleClaim"]

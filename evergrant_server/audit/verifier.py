@@ -1,4 +1,4 @@
-"""Verifies the audit log: walks every hash chain and reports the first broken record."""
+"""Verifies the audit log: walks every hash chain, and compares with a record remembered elsewhere."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from evergrant_server.audit.canonical import GENESIS_HASH, record_hash
+from evergrant_server.audit.hash_chain import GENESIS_HASH, record_hash
 from evergrant_server.core.ids import Tenant
-from evergrant_server.store import Store
+from evergrant_server.core.messages.maintenance import AuditCheckpoint
+from evergrant_server.store import Store, Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
-from evergrant_server.store.database.rows import columns_equal
+from evergrant_server.store.database.rows import columns_equal, fetch_first, find_one
 
 _STRIDE = 1_000  # records read at a time
 
@@ -117,3 +118,27 @@ def _flaw_of(row: Mapping[str, Any], expected: int, previous: str) -> _Flaw | No
     if row["previous_hash"] != previous:
         return _Flaw(expected, "the record doesn't follow the one before it")
     return None
+
+
+async def newest_checkpoint(tx: Transaction) -> AuditCheckpoint | None:
+    """The newest record of any tenant's main chain; None while there is none."""
+    last = (
+        (col(AuditRow.tenant) == col(AuditShardRow.tenant))
+        & (col(AuditRow.shard) == col(AuditShardRow.shard))
+        & (col(AuditRow.seq) == col(AuditShardRow.count))
+    )
+    query = (
+        select(col(AuditRow.tenant), col(AuditRow.seq), col(AuditRow.hash))
+        .join(AuditShardRow, last)
+        .where(col(AuditShardRow.shard) == "main")
+        .order_by(col(AuditRow.at).desc(), col(AuditRow.tenant))
+        .limit(1)
+    )
+    row = await fetch_first(tx.connection, query)
+    return None if row is None else AuditCheckpoint.model_validate(row)
+
+
+async def contains_checkpoint(tx: Transaction, checkpoint: AuditCheckpoint) -> bool:
+    """False when the record isn't there, or another one is in its place."""
+    row = await find_one(tx.connection, AuditRow, tenant=checkpoint.tenant, shard="main", seq=checkpoint.seq)
+    return row is not None and row["hash"] == checkpoint.hash

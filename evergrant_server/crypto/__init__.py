@@ -5,11 +5,17 @@ place. Doesn't own where sealed bytes are kept or which row needs which key: tha
 store. Anything unknown or altered is a failure that names the row; nothing is guessed.
 """
 
-from evergrant_server.crypto.associated_data import AssociatedData
-from evergrant_server.crypto.envelope import Sealed, SealingKey, key_id_of, new_sealing_key, open_sealed, seal
+from evergrant_server.crypto.envelope import (
+    AssociatedData,
+    Sealed,
+    SealingKey,
+    key_id_of,
+    new_sealing_key,
+    open_sealed,
+    seal,
+)
+from evergrant_server.crypto.jose import Recipient, new_proof_key
 from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role
-from evergrant_server.crypto.proof_key import new_proof_key
-from evergrant_server.crypto.recipient import Recipient
 
 __all__ = [
     "AssociatedData",

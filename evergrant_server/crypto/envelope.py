@@ -1,6 +1,7 @@
 """One sealed value: `EVS`, format version, key id, nonce, then AES-256-GCM ciphertext and tag."""
 
 import secrets
+from dataclasses import dataclass
 from typing import NoReturn
 
 from cryptography.exceptions import InvalidTag
@@ -8,7 +9,38 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import SecretLeak
-from evergrant_server.crypto.associated_data import AssociatedData, encode_associated_data
+
+
+@dataclass(frozen=True, slots=True)
+class AssociatedData:
+    """Tenant, table, row and column of one sealed value, and the grant's generation (0: none)."""
+
+    tenant: str
+    table: str
+    row: str
+    column: str
+    generation: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.table} {self.row}, column {self.column}"
+
+    def authenticated_data(self, key_id: str, version: int) -> bytes:
+        """The additional authenticated data of AES-GCM (NIST SP 800-38D) for this value."""
+        place = (self.tenant, self.table, self.row, self.column, self.generation)
+        return encode_parts("evergrant-seal", version, *place, key_id)
+
+
+def encode_parts(*parts: str | int) -> bytes:
+    """An unambiguous encoding: each part as a type byte, its length in 4 bytes, then the part.
+
+    Two different sequences of parts never have the same encoding.
+    """
+    encoded = bytearray(len(parts).to_bytes(4))
+    for part in parts:
+        kind, raw = (b"i", str(part).encode()) if isinstance(part, int) else (b"s", part.encode())
+        encoded += kind + len(raw).to_bytes(4) + raw
+    return bytes(encoded)
+
 
 KEY_BYTES = 32
 VERSION = 1
@@ -60,7 +92,7 @@ def seal(key: SealingKey, place: AssociatedData, value: bytes) -> Sealed:
     """Seal `value` for `place`: it opens with this key, in this place, and nowhere else."""
     name = key.id.encode()
     nonce = secrets.token_bytes(_NONCE_BYTES)
-    body = AESGCM(key.reveal()).encrypt(nonce, value, encode_associated_data(place, key.id, VERSION))
+    body = AESGCM(key.reveal()).encrypt(nonce, value, place.authenticated_data(key.id, VERSION))
     return Sealed(_MAGIC + bytes((VERSION, len(name))) + name + nonce + body)
 
 
@@ -90,18 +122,21 @@ def open_sealed(key: SealingKey, place: AssociatedData, sealed: bytes) -> bytes:
     start = _HEADER_BYTES + sealed[4]
     nonce, body = sealed[start : start + _NONCE_BYTES], sealed[start + _NONCE_BYTES :]
     try:
-        return AESGCM(key.reveal()).decrypt(nonce, body, encode_associated_data(place, key.id, VERSION))
+        return AESGCM(key.reveal()).decrypt(nonce, body, place.authenticated_data(key.id, VERSION))
     except InvalidTag:
         raise seal_broken(place, "was altered, or belongs to another row, column or generation") from None
 
 
 def seal_broken(place: AssociatedData, why: str) -> Failure:
     """The failure that says which value can't be trusted."""
-    return Failure(
-        ErrorCode.SEAL_BROKEN, f"{place}: the value {why}.", retry_after=None, **place.error_context
-    )
+    return _failure(ErrorCode.SEAL_BROKEN, place, f"the value {why}")
 
 
 def key_unavailable(place: AssociatedData, why: str) -> Failure:
     """The failure that says for which value a key is missing."""
-    return Failure(ErrorCode.KEY_UNAVAILABLE, f"{place}: {why}.", retry_after=None, **place.error_context)
+    return _failure(ErrorCode.KEY_UNAVAILABLE, place, why)
+
+
+def _failure(code: ErrorCode, place: AssociatedData, why: str) -> Failure:
+    where = {"table": place.table, "row": place.row, "column": place.column}
+    return Failure(code, f"{place}: {why}.", retry_after=None, **where)

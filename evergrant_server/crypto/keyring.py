@@ -11,10 +11,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import keyfile
-from evergrant_server.crypto.associated_data import AssociatedData, encode_parts
 from evergrant_server.crypto.envelope import (
+    AssociatedData,
     Sealed,
     SealingKey,
+    encode_parts,
     key_id_of,
     key_unavailable,
     new_sealing_key,
@@ -94,21 +95,16 @@ class KeyRing:
     def holds(self, purpose: KeyPurpose) -> bool:
         return purpose in self._file.purposes
 
-    def restricted(self, role: Role) -> "KeyRing":
-        """The same ring with no more purposes than `role` may use; the others leave with this object.
-
-        Raises Failure KEY_UNAVAILABLE when this ring lacks a purpose of the role: a ring never widens.
-        """
-        self._require_purposes_of(role)
-        return KeyRing(self._path, role, self._file)
-
     def export(self, path: Path | str, role: Role) -> None:
         """Write a new key file for `role` alone, for a host that must not hold the other purposes.
 
         It can't be rotated: rotate the full file and export again. Raises Failure
         KEY_UNAVAILABLE when the file exists or this ring lacks a purpose of the role.
         """
-        self._require_purposes_of(role)
+        missing = sorted(PURPOSES_OF_ROLE[role] - self._file.purposes.keys())
+        if missing:
+            why = f"A ring of the {self._role} role doesn't hold the {missing[0]} purpose."
+            raise Failure(ErrorCode.KEY_UNAVAILABLE, why)
         purposes = {purpose.value: self._file.purposes[purpose] for purpose in sorted(PURPOSES_OF_ROLE[role])}
         keyfile.create(Path(path), replace(self._file, purposes=purposes, export=True))
 
@@ -167,14 +163,6 @@ class KeyRing:
         if roots is None:
             raise key_unavailable(place, f"the {self._role} role doesn't hold the {purpose} purpose")
         return roots
-
-    def _require_purposes_of(self, role: Role) -> None:
-        missing = sorted(PURPOSES_OF_ROLE[role] - self._file.purposes.keys())
-        if missing:
-            raise Failure(
-                ErrorCode.KEY_UNAVAILABLE,
-                f"A ring of the {self._role} role doesn't hold the {missing[0]} purpose.",
-            )
 
 
 def _with_new_key(roots: RootKeys | None) -> RootKeys:

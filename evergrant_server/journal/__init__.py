@@ -10,6 +10,5 @@ reply, or any request to a provider.
 
 from evergrant_server.journal.entry import EntryHeader, JournalEntry, JournalReservation
 from evergrant_server.journal.journal import Journal
-from evergrant_server.journal.lock import JournalLock
 
-__all__ = ["EntryHeader", "Journal", "JournalEntry", "JournalLock", "JournalReservation"]
+__all__ = ["EntryHeader", "Journal", "JournalEntry", "JournalReservation"]

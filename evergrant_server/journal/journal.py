@@ -20,7 +20,7 @@ from evergrant_server.journal.entry import (
     remove_reservation,
     reservation_age_s,
 )
-from evergrant_server.journal.lock import JournalLock, try_lock
+from evergrant_server.journal.lock import JournalLock, try_directory, try_lock
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,9 +39,8 @@ class Journal:
         self.folder = folder
         self._directory = folder / self._lock.id
         self._live: set[AttemptId] = set()
-        self._first_seen: dict[
-            Path, float
-        ] = {}  # entries of other workers: when they were first seen, in seconds since boot
+        # entries of other workers: when they were first seen, in seconds since boot
+        self._first_seen: dict[Path, float] = {}
         self._last_set_aside: Path | None = None  # where the next batch begins
         self._threads = ThreadPoolExecutor(_THREADS, "journal")
 
@@ -102,7 +101,7 @@ class Journal:
         try:
             for directory in sorted(self.folder.iterdir()):
                 if directory.is_dir() and directory != self._directory and _paths_in(directory):
-                    fd = self._lock.try_take(directory)
+                    fd = try_directory(directory)
                     if fd is not None:
                         locks.append(fd)
                         found += _paths_in(directory)

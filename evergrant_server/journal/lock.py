@@ -36,27 +36,23 @@ class JournalLock:
         named = "/" not in journal_id and journal_id not in ("", ".", "..")  # "" is the folder itself
         if not named or not (self._folder / journal_id).is_dir():
             return None
-        fd = _try_directory(self._folder / journal_id)
+        fd = try_directory(self._folder / journal_id)
         if fd is None:
             return True
         os.close(fd)
         return False
-
-    def try_take(self, directory: Path) -> int | None:
-        """Lock another directory until the descriptor is closed; None while its owner is alive."""
-        return _try_directory(directory)
 
     def release(self) -> None:
         os.close(self._fd)
 
     def _claim_directory(self) -> tuple[str, int]:
         for directory in sorted(path for path in self._folder.iterdir() if path.is_dir()):
-            fd = _try_directory(directory)
+            fd = try_directory(directory)
             if fd is not None:
                 return directory.name, fd
         directory = self._folder / f"jrn_{secrets.token_hex(8)}"
         directory.mkdir(mode=0o700)
-        fd = _try_directory(directory)
+        fd = try_directory(directory)
         return (directory.name, fd) if fd is not None else self._claim_directory()
 
 
@@ -76,5 +72,6 @@ def try_lock(path: Path, *, create: bool = False) -> int | None:
     return fd
 
 
-def _try_directory(directory: Path) -> int | None:
+def try_directory(directory: Path) -> int | None:
+    """Lock a journal until the descriptor is closed; None while its owner is alive."""
     return try_lock(directory / "lock", create=True)

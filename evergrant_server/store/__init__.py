@@ -9,8 +9,6 @@ Failures are `core.errors.Failure`: STORE_UNAVAILABLE when the database can't be
 STORE_CONFLICT when a row changed meanwhile, SCHEMA_MISMATCH, SEAL_BROKEN, KEY_UNAVAILABLE.
 """
 
-from evergrant_server.store.access.idempotency import StoredResponse
-from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from evergrant_server.store.connections.histories import HistoryExport
 from evergrant_server.store.connections.lease_rows import LeaseRow, LeaseRows
 from evergrant_server.store.keys import NO_CONNECTION
@@ -19,13 +17,10 @@ from evergrant_server.store.store import Store, Transaction
 
 __all__ = [
     "NO_CONNECTION",
-    "AuditRow",
-    "AuditShardRow",
     "HistoryExport",
     "LeaseRow",
     "LeaseRows",
     "Store",
-    "StoredResponse",
     "Transaction",
     "UnwrappedKeys",
 ]

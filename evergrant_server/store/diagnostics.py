@@ -1,15 +1,14 @@
-"""Checks for operators: the database's clock, the outbox's depth, and whether the key ring fits."""
+"""Checks for operators: the database's clock, and whether the key ring fits."""
 
 from datetime import datetime
 
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 from sqlmodel import col
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.database.rows import columns_equal, fetch_first
 from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwrap
-from evergrant_server.store.outbox import OutboxRow
 from evergrant_server.store.store import Store
 
 
@@ -19,15 +18,6 @@ async def database_time(store: Store) -> datetime | None:
         return None
     async with store.autocommit() as connection:
         return (await connection.execute(text("SELECT clock_timestamp()"))).scalar_one()
-
-
-async def undelivered_messages(store: Store) -> tuple[int, datetime | None]:
-    """The number of undelivered outbox messages, and when the oldest of them was written."""
-    undelivered = col(OutboxRow.delivered_at).is_(None)
-    query = select(func.count(), func.min(OutboxRow.created_at)).where(undelivered)
-    async with store.autocommit() as connection:
-        count, oldest = (await connection.execute(query)).one()
-    return count, oldest
 
 
 async def unwrap_newest_tenant_key(store: Store, ring: KeyRing, purpose: KeyPurpose) -> str | None:

@@ -37,8 +37,6 @@ class ExportLineRow(columns.TenantRow, table=True):
 
 
 class Exports(ModelRepository[Export, ExportId]):
-    """Exports of one transaction."""
-
     _table, _model = ExportRow, Export
 
     async def add(self, export: Export) -> None:

@@ -125,7 +125,7 @@ class ColumnSealer:
         if not self.ring.holds(purpose):
             raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {purpose} purpose")
         key_id = key_id_of(sealed, place)
-        rows = await self._by_id(place.tenant, purpose, key_id)
+        rows = await self._row(KEY_BY_ID, purpose, tenant=place.tenant, id=key_id)
         if rows is None:
             raise key_unavailable(place, f"its key {key_id} is not in the store")
         if rows.connection_id != connection_id:
@@ -178,9 +178,6 @@ class ColumnSealer:
         }
         await insert(self._connection, KeyRow, values)
 
-    async def _by_id(self, tenant: str, purpose: KeyPurpose, key_id: str) -> WrappedKey | None:
-        return await self._row(KEY_BY_ID, purpose, tenant=tenant, id=key_id)
-
     async def _current_row(self, tenant: str, purpose: KeyPurpose, connection_id: str) -> WrappedKey | None:
         return await self._row(CURRENT_KEY, purpose, tenant=tenant, connection_id=connection_id)
 
@@ -200,7 +197,7 @@ class ColumnSealer:
         return WrappedKey(*key, row["wrapping_key_id"], row["wrapping_key"])
 
 
-class Named(Protocol):
+class RowOwner(Protocol):
     """A value of core whose row has a tenant and an id."""
 
     @property
@@ -221,7 +218,7 @@ class SealedRepository(Repository):
 class IntakeRepository(SealedRepository, ModelRepository[Model, Id]):
     """The rows of one table with columns that are sealed by the tenant's intake key."""
 
-    async def _sealed(self, owner: Named, secrets: dict[str, Secret | None]) -> dict[str, Sealed | None]:
+    async def _sealed(self, owner: RowOwner, secrets: dict[str, Secret | None]) -> dict[str, Sealed | None]:
         """The secrets of these columns, sealed for the row of `owner`."""
         return {
             column: None
@@ -230,7 +227,7 @@ class IntakeRepository(SealedRepository, ModelRepository[Model, Id]):
             for column, secret in secrets.items()
         }
 
-    async def _opened(self, owner: Named, column: str) -> Secret | None:
+    async def _opened(self, owner: RowOwner, column: str) -> Secret | None:
         """The secret of this column, or None. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
         row = await find_one(self._connection, self._table, tenant=owner.tenant, id=owner.id)
         if row is None or row[column] is None:
@@ -238,5 +235,5 @@ class IntakeRepository(SealedRepository, ModelRepository[Model, Id]):
         place = self._place(owner, column)
         return await self._sealer.open(KeyPurpose.INTAKE, NO_CONNECTION, place, row[column])
 
-    def _place(self, owner: Named, column: str) -> AssociatedData:
+    def _place(self, owner: RowOwner, column: str) -> AssociatedData:
         return AssociatedData(owner.tenant, table_of(self._table).name, owner.id, column)

@@ -9,19 +9,18 @@ from sqlalchemy import Connection
 
 from evergrant_server.core.clock import Clock
 from evergrant_server.crypto import KeyPurpose, KeyRing
-from evergrant_server.store.access.apps import Access
-from evergrant_server.store.access.idempotency import Idempotency
-from evergrant_server.store.connections.attempts import Attempts
+from evergrant_server.store.access import Access
+from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
 from evergrant_server.store.connections.consents import Consents
 from evergrant_server.store.connections.grants import Grants
 from evergrant_server.store.connections.histories import Histories
-from evergrant_server.store.connections.late_tokens import LateTokenSets
 from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import Database, DatabaseConnection, open_database
 from evergrant_server.store.database.errors import translate_errors
 from evergrant_server.store.exports import Exports
+from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations.definitions import Definitions
 from evergrant_server.store.integrations.integrations import Integrations
 from evergrant_server.store.outbox import Outbox
@@ -29,8 +28,7 @@ from evergrant_server.store.provider_events.account_identifiers import AccountId
 from evergrant_server.store.provider_events.introspections import Introspections
 from evergrant_server.store.provider_events.receivers import Receivers
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
-from evergrant_server.store.webhooks.deliveries import Deliveries
-from evergrant_server.store.webhooks.webhooks import Webhooks
+from evergrant_server.store.webhooks import Deliveries, Webhooks
 
 _CLOSE_S = 10.0
 

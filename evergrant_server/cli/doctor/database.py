@@ -12,7 +12,7 @@ from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
-from evergrant_server.store.diagnostics import database_time, undelivered_messages, unwrap_newest_tenant_key
+from evergrant_server.store.diagnostics import database_time, unwrap_newest_tenant_key
 
 CERTIFICATE_WARNING = timedelta(days=30)
 OUTBOX_AGE_LIMIT = timedelta(minutes=1)  # no relay is delivering a message that waits longer
@@ -65,11 +65,12 @@ async def keys_open(settings: Settings) -> str:
 
 
 async def outbox(settings: Settings) -> str:
-    async with _store(settings, _ring(settings)[0]) as store:
-        depth, oldest = await undelivered_messages(store)
+    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+        now = SystemClock().now()
+        depth, oldest = await tx.outbox.depth(now), await tx.outbox.oldest_undelivered_at()
     if oldest is None:
         return "nothing waits"
-    age = SystemClock().now() - oldest
+    age = now - oldest
     if age > OUTBOX_AGE_LIMIT:
         raise CheckFailed(
             f"{depth} messages wait, the oldest for {age.total_seconds():.0f} s: no relay delivers them",

@@ -23,8 +23,6 @@ _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.valu
 
 
 class Connections(ModelRepository[Connection, ConnectionId]):
-    """Connections of one transaction."""
-
     _table, _model = ConnectionRow, Connection
 
     async def add(self, c: Connection) -> None:

@@ -26,8 +26,6 @@ _CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value)
 
 
 class Consents(IntakeRepository[Consent, ConsentId]):
-    """Consents of one transaction."""
-
     _table, _model = ConsentRow, Consent
 
     async def add(self, consent: Consent, link: Secret | None) -> None:

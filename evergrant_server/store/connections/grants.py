@@ -13,7 +13,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.crypto.envelope import seal_broken
-from evergrant_server.store.connections.late_tokens import LateTokenSets
+from evergrant_server.store.connections.attempts import LateTokenSets
 from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow, ConsentRow
 from evergrant_server.store.database.columns import table_of
@@ -55,8 +55,6 @@ def grant_from_row(row: Mapping[str, Any]) -> Grant:
 
 
 class Grants(SealedRepository):
-    """Grants of one transaction."""
-
     async def get(self, tenant: Tenant, connection_id: ConnectionId, slot: str = MAIN_SLOT) -> Grant | None:
         row = await find_one(
             self._connection, ConnectionGrantRow, tenant=tenant, connection_id=connection_id, slot=slot

@@ -28,8 +28,6 @@ class HistoryExport(BaseModel):
 
 
 class Histories(ModelRepository[HistoryExport, str]):
-    """Exports of one transaction."""
-
     _table, _model = HistoryRow, HistoryExport
 
     async def add(self, export: HistoryExport) -> None:

@@ -15,7 +15,6 @@ from evergrant_server.crypto.envelope import key_unavailable, seal_broken
 from evergrant_server.store.connections.grants import ACCESS_COLUMN, grant_associated_data, was_rolled_back
 from evergrant_server.store.connections.tables import LIVE_CONDITION
 from evergrant_server.store.database.columns import SealedBytes, UtcDateTime
-from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.keys import WrappedKey, unwrap
 from evergrant_server.store.store import Store
 
@@ -121,15 +120,11 @@ class LeaseRows:
 
     async def _load(self, query: TextualSelect, parameters: dict[str, str]) -> LeaseRow | None:
         async with self._store.autocommit() as connection:
-            return await _first(connection, query, parameters)
+            row = (await connection.execute(query, parameters)).mappings().first()
+        return None if row is None else _lease_row(row)
 
 
-async def _first(
-    connection: DatabaseConnection, query: TextualSelect, parameters: dict[str, str]
-) -> LeaseRow | None:
-    row = (await connection.execute(query, parameters)).mappings().first()
-    if row is None:
-        return None
+def _lease_row(row: Any) -> LeaseRow:
     keys: WrappedKey | None = None
     if row["key_id"] is not None and row["tenant_key_id"] is not None:
         mine = (row["key_id"], row["connection_id"], row["connection_key"])

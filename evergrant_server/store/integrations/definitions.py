@@ -1,22 +1,41 @@
 """Definitions of providers that tenants add: one row for each version."""
 
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Index, Select, UniqueConstraint, func, select, update
 from sqlmodel import col
 
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant
+from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import ModelRepository, columns_equal
-from evergrant_server.store.integrations.tables import DefinitionRow
+
+
+class DefinitionRow(columns.IdRow, table=True):
+    __table_args__ = (UniqueConstraint("tenant", "name", "version"), Index(None, "id", unique=True))
+    name: str
+    version: int
+    document: dict[str, Any] = columns.json()
+    state: str
+    share: float
+    rollout: dict[str, Any] = columns.json()
+    findings: list[dict[str, Any]] = columns.json()
+    succeeded: int
+    failed: int
+    proposed_by: str
+    decided_by: str | None = None
+    approved: bool | None = None
+    reason: str | None = None
+    created_at: datetime = columns.timestamp()
+    changed_at: datetime = columns.timestamp()
+
 
 _SERVING = tuple(state.value for state in DefinitionState if state.serves)
 _OPEN = tuple(state.value for state in DefinitionState if state.in_progress)
 
 
 class Definitions(ModelRepository[Definition, DefinitionId]):
-    """Definitions of one transaction."""
-
     _table, _model = DefinitionRow, Definition
 
     async def add(self, definition: Definition) -> None:

@@ -1,8 +1,9 @@
 """Integrations with their client secrets and keys, sealed by the tenant's intake key."""
 
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import and_, exists, or_, select, update
+from sqlalchemy import Index, UniqueConstraint, and_, exists, or_, select, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
@@ -10,10 +11,46 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration, IntegrationState
 from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import Sealed
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
+from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import Values, columns_equal, not_found
-from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.sealing import IntakeRepository
+
+
+class IntegrationRow(columns.IdRow, table=True):
+    __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
+    name: str
+    provider: str
+    client_id: str
+    issuer: str | None = None
+    params: dict[str, str] = columns.json()
+    client_auth: str | None = None
+    default_scopes: list[str] = columns.json()
+    scope_ceiling: list[str] | None = columns.optional_json()
+    refresh: dict[str, Any] = columns.json()
+    refresh_overrides: dict[str, Any] | None = columns.optional_json()
+    state: str
+    problem: str | None = None
+    endpoints: dict[str, Any] | None = columns.optional_json()
+    sealed_client_secret: Sealed | None = columns.sealed()
+    sealed_previous_secret: Sealed | None = columns.sealed()
+    previous_secret_until: datetime | None = columns.optional_timestamp()
+    secret_refused_at: datetime | None = columns.optional_timestamp()
+    dpop: bool | None = None
+    registration: str | None = None
+    registration_sent_at: datetime | None = columns.optional_timestamp()
+    registration_url: str | None = None
+    client_secret_expires_at: datetime | None = columns.optional_timestamp()
+    client_certificate_expires_at: datetime | None = columns.optional_timestamp()
+    metadata_read_at: datetime | None = columns.optional_timestamp()
+    sealed_initial_token: Sealed | None = columns.sealed()
+    sealed_registration_token: Sealed | None = columns.sealed()
+    sealed_client_key: Sealed | None = columns.sealed()
+    sealed_client_certificate: Sealed | None = columns.sealed()
+    created_at: datetime = columns.timestamp()
+    changed_at: datetime = columns.timestamp()
+
 
 _SECRET, _PREVIOUS = "sealed_client_secret", "sealed_previous_secret"
 _INITIAL, _MANAGEMENT = "sealed_initial_token", "sealed_registration_token"
@@ -22,8 +59,6 @@ _OVER: Values = {"previous_secret_until": None, "secret_refused_at": None}
 
 
 class Integrations(IntakeRepository[Integration, IntegrationId]):
-    """Integrations of one transaction."""
-
     _table, _model = IntegrationRow, Integration
 
     async def put(

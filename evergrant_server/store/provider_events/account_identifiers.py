@@ -1,7 +1,7 @@
 """Providers' identifiers of the accounts behind connections: keyed hashes, to look connections up by."""
 
-from sqlalchemy import delete, func, select
-from sqlmodel import col
+from sqlalchemy import Index, delete, func, select
+from sqlmodel import Field, col
 
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
@@ -13,9 +13,20 @@ from evergrant_server.core.provider_events.receivers import (
 )
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
+from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Repository, columns_equal, fetch_all, insert
-from evergrant_server.store.provider_events.tables import AccountIdentifierRow
+
+
+class AccountIdentifierRow(columns.TenantRow, table=True):
+    __table_args__ = (
+        columns.connection_foreign_key(),
+        Index(None, "tenant", "integration_id", "identifier_hash"),
+    )
+    connection_id: str = Field(primary_key=True)
+    name: str = Field(primary_key=True)
+    integration_id: str
+    identifier_hash: str
 
 
 class AccountIdentifiers(Repository):

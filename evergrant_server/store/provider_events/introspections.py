@@ -3,13 +3,14 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, and_, exists, select
-from sqlmodel import col
+from sqlalchemy import Index, Select, and_, exists, select
+from sqlmodel import Field, col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.provider_events.external_revocation import IntrospectionFinding
 from evergrant_server.store.connections.tables import ConnectionRow
+from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import (
     ModelRepository,
     columns_equal,
@@ -17,7 +18,15 @@ from evergrant_server.store.database.rows import (
     find_one,
     insert,
 )
-from evergrant_server.store.provider_events.tables import IntrospectionRow
+
+
+class IntrospectionRow(columns.TenantRow, table=True):
+    __table_args__ = (columns.connection_foreign_key(), Index(None, "next_at"))
+    connection_id: str = Field(primary_key=True)
+    next_at: datetime = columns.timestamp()
+    checked_at: datetime | None = columns.optional_timestamp()
+    outcome: str
+
 
 NEVER_INTROSPECTED = "never"
 
@@ -29,8 +38,6 @@ _SAME = and_(
 
 
 class Introspections(ModelRepository[Connection, ConnectionId]):
-    """Introspections of one transaction."""
-
     _table, _model = ConnectionRow, Connection
 
     async def unscheduled(

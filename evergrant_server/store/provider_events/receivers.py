@@ -1,23 +1,59 @@
 """Receivers with their signing secrets and pinned keys, and what came in there."""
 
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import delete, or_
-from sqlmodel import col
+from sqlalchemy import Index, UniqueConstraint, delete, or_
+from sqlmodel import Field, ForeignKeyConstraint, col
 
 from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant
 from evergrant_server.core.provider_events.receivers import Receiver
 from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import Sealed
+from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import columns_equal, find_one, insert
-from evergrant_server.store.provider_events.tables import EventReceiverRow, ReceivedEventRow
 from evergrant_server.store.sealing import IntakeRepository
+
+
+class EventReceiverRow(columns.IdRow, table=True):
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant", "integration_id"], ["integration.tenant", "integration.id"], ondelete="CASCADE"
+        ),
+        UniqueConstraint("tenant", "integration_id"),
+        Index(None, "id", unique=True),
+    )
+    integration_id: str
+    kind: str
+    issuer: str | None = None
+    jwks_uri: str | None = None
+    audience: list[str] = columns.json()
+    account_in: str
+    keys: list[dict[str, Any]] | None = columns.optional_json()
+    keys_at: datetime | None = columns.optional_timestamp()
+    keys_requested_at: datetime | None = columns.optional_timestamp()
+    keys_problem: str | None = None
+    sealed_secret: Sealed | None = columns.sealed()
+    created_at: datetime = columns.timestamp()
+    changed_at: datetime = columns.timestamp()
+
+
+class ReceivedEventRow(columns.TenantRow, table=True):
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant", "receiver_id"], ["event_receiver.tenant", "event_receiver.id"], ondelete="CASCADE"
+        ),
+        Index(None, "received_at"),
+    )
+    receiver_id: str = Field(primary_key=True)
+    event_hash: str = Field(primary_key=True)
+    received_at: datetime = columns.timestamp()
+
 
 _SECRET = "sealed_secret"
 
 
 class Receivers(IntakeRepository[Receiver, ReceiverId]):
-    """Receivers of one transaction."""
-
     _table, _model = EventReceiverRow, Receiver
 
     async def put(self, receiver: Receiver, secret: Secret | None, *, expected: int | None) -> Receiver:

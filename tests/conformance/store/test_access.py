@@ -11,7 +11,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Endpoints, IntegrationState, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
-from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.integrations.integrations import IntegrationRow
 from tests.conformance.store.samples import (
     ACME,
     a_connection,

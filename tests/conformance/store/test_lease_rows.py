@@ -9,7 +9,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant, new_id
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import HistoryExport, LeaseRows, Store
-from evergrant_server.store.access.tables import IdempotencyRow
+from evergrant_server.store.idempotency import IdempotencyRow
 from tests.conformance.store.samples import (
     ACME,
     a_connection,

@@ -9,7 +9,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
-from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.integrations.integrations import IntegrationRow
 from tests.conformance.store.samples import an_integration
 from tests.fakes.databases import NOW
 

@@ -20,11 +20,10 @@ from evergrant_server.core.webhooks import (
     Webhook,
     new_signing_secret,
 )
-from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from tests.conformance.store.samples import granted
 from tests.fakes.databases import NOW
-from tests.fakes.events.webhooks import SECRET, TENANT, a_webhook, listening, log_of, reread
+from tests.fakes.events.webhooks import SECRET, TENANT, a_webhook, listening, log_of
 
 URL = "https://hooks.example.com/in"
 ASKED = RequestContext(by="app:boss")
@@ -321,12 +320,3 @@ async def test_nobody_is_told_what_they_did_not_ask_for(store: Store):
         assert await log_of(store, webhook) == []
     async with store.write() as tx:
         assert await tx.outbox.claim("relay", NOW, timedelta(seconds=30)) == []
-
-
-async def test_the_api_can_seal_what_a_worker_opens(store: Store, ring: KeyRing):
-    """Both roles have keys of the intake purpose."""
-    webhook = await listening(store, URL, NOW)
-    for role in (Role.API, Role.WORKER):
-        store.ring = ring.restricted(role)
-        async with store.read() as tx:
-            assert await tx.webhooks.signing_secrets(await reread(store, webhook), NOW) == (SECRET,)

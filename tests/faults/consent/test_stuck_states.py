@@ -20,7 +20,7 @@ from evergrant_server.store import Transaction
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConsentRow
 from evergrant_server.store.database.columns import Row
 from evergrant_server.store.database.rows import columns_equal, find_one
-from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.integrations.integrations import IntegrationRow
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, drop_after_commit, raw
 from tests.faults.support.activities import Activities

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evergrant_server.audit.canonical import canonical_json, format_timestamp
+from evergrant_server.audit.hash_chain import canonical_json, format_timestamp
 from evergrant_server.core.secret import Secret
 
 values = st.recursive(

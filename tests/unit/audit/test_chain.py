@@ -11,7 +11,7 @@ from sqlmodel import col
 
 from evergrant_server import audit
 from evergrant_server.audit import verifier
-from evergrant_server.audit.canonical import record_hash
+from evergrant_server.audit.hash_chain import record_hash
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant

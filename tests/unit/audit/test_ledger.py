@@ -10,7 +10,7 @@ import pytest_asyncio
 from sqlalchemy import text
 
 from evergrant_server import audit
-from evergrant_server.audit import LeaseClaim, LeaseLedger, StaleClaim
+from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger, StaleClaim
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection

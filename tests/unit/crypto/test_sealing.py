@@ -17,7 +17,7 @@ from evergrant_server.crypto import (
     open_sealed,
     seal,
 )
-from evergrant_server.crypto.associated_data import encode_associated_data, encode_parts
+from evergrant_server.crypto.envelope import encode_parts
 
 PLACE = AssociatedData("acme", "connection_grant", "con_1/main", "sealed_access", 3)
 KEY = new_sealing_key("cky")
@@ -95,8 +95,8 @@ def test_another_key_of_the_same_name_is_refused():
 
 
 def test_version_and_key_are_part_of_what_is_authenticated():
-    assert encode_associated_data(PLACE, "a", 1) != encode_associated_data(PLACE, "a", 2)
-    assert encode_associated_data(PLACE, "a", 1) != encode_associated_data(PLACE, "b", 1)
+    assert PLACE.authenticated_data("a", 1) != PLACE.authenticated_data("a", 2)
+    assert PLACE.authenticated_data("a", 1) != PLACE.authenticated_data("b", 1)
 
 
 def test_no_nonce_repeats():

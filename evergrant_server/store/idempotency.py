@@ -3,17 +3,27 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, select, tuple_
-from sqlmodel import col
+from sqlalchemy import Index, delete, select, tuple_
+from sqlmodel import Field, col
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import AssociatedData, KeyPurpose
-from evergrant_server.store.access.tables import IdempotencyRow
+from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
+from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import Values, find_one, insert
 from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.store.sealing import SealedRepository
+
+
+class IdempotencyRow(columns.TenantRow, table=True):
+    __table_args__ = (Index(None, "stored_at"),)
+    app_id: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    request_hash: str
+    status: int
+    sealed_body: Sealed = columns.sealed()
+    stored_at: datetime = columns.timestamp()
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from datetime import datetime
 
-from sqlalchemy import delete, select, update
-from sqlmodel import col
+from sqlalchemy import Index, UniqueConstraint, delete, select, update
+from sqlmodel import ForeignKeyConstraint, col
 
 from evergrant_server.core.access import App, AppKey, Permit
 from evergrant_server.core.ids import AppId, KeyId, Tenant
-from evergrant_server.store.access.tables import AppKeyRow, AppRow, PermitRow
+from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import (
     ModelRepository,
     already_exists,
@@ -21,9 +21,38 @@ from evergrant_server.store.database.rows import (
 )
 
 
-class Access(ModelRepository[App, AppId]):
-    """Apps, keys and permits of one transaction."""
+def app_foreign_key() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["tenant", "app_id"], ["app.tenant", "app.id"], ondelete="CASCADE")
 
+
+class AppRow(columns.IdRow, table=True):
+    __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
+    name: str
+    disabled: bool
+    return_to: list[str] = columns.json()
+    created_at: datetime = columns.timestamp()
+
+
+class AppKeyRow(columns.IdRow, table=True):
+    __table_args__ = (app_foreign_key(), Index(None, "id", unique=True), Index(None, "tenant", "app_id"))
+    app_id: str
+    secret_hash: str
+    created_at: datetime = columns.timestamp()
+    revoked_at: datetime | None = columns.optional_timestamp()
+
+
+class PermitRow(columns.IdRow, table=True):
+    __table_args__ = (app_foreign_key(), UniqueConstraint("tenant", "app_id", "name"))
+    app_id: str
+    name: str
+    integration: str
+    subjects: list[str] = columns.json()
+    scope_ceiling: list[str] | None = columns.optional_json()
+    actions: list[str] = columns.json()
+    created_at: datetime = columns.timestamp()
+
+
+class Access(ModelRepository[App, AppId]):
     _table, _model = AppRow, App
 
     async def put_app(self, app: App, *, expected: int | None) -> App:

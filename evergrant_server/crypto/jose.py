@@ -1,12 +1,27 @@
-"""Sealing of exports: JWE (RFC 7516) to a public key whose private half only the recipient has."""
+"""JOSE keys: those that tokens are bound to (RFC 9449), and the recipients of exports (RFC 7516)."""
 
+import json
 from typing import Any, NoReturn
 
 from joserfc import jwe, jwk
 from joserfc.errors import JoseError
+from joserfc.jwk import ECKey
 
+from evergrant_server.core.connections.credentials import ProofKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
+
+
+def new_proof_key() -> ProofKey:
+    """A new P-256 key, which every server with DPoP accepts (RFC 9449 section 4.2)."""
+    key = ECKey.generate_key("P-256", private=True)
+    public = {name: str(value) for name, value in key.as_dict(private=False).items()}
+    return ProofKey(
+        private=Secret(json.dumps(key.as_dict(private=True))),
+        public={name: public[name] for name in ("kty", "crv", "x", "y")},
+        thumbprint=key.thumbprint(),
+    )
+
 
 ALGORITHM = "ECDH-ES+A256KW"  # RFC 7518 section 4.6
 ENCRYPTION = "A256GCM"  # RFC 7518 section 5.3

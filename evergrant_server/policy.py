@@ -1,10 +1,15 @@
-"""Decides by an app's permits what it may do to connections and to the tenant's configuration."""
+"""Permit decisions: may this app do that, and up to which scopes. Pure.
+
+Owns the decision and its reason. Doesn't own authentication (api), where permits are kept
+(store) or what a refusal looks like on the wire (core.errors)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from evergrant_server.core.access import Action, Permit
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import Grant
 
 WILDCARD = "*"
 
@@ -71,4 +76,21 @@ def _covers(permit: Permit, integration: str | None, subject: str | None) -> boo
         return False
     return WILDCARD in permit.subjects or (
         subject is not None and subject != WILDCARD and subject in permit.subjects
+    )
+
+
+def source_scopes(source: Connection, grant: Grant | None, offline: str | None) -> tuple[str, ...]:
+    """All that its token can do. `offline`, the scope for a refresh token, permits nothing by itself."""
+    scopes = source.requested_scopes if grant is None else grant.scopes
+    return tuple(scope for scope in scopes if scope != offline)
+
+
+def may_exchange(permits: Sequence[Permit], source: Connection, scopes: Sequence[str]) -> PermitDecision:
+    """Judge an app's permits as a lease of the source with these scopes would."""
+    return decide(
+        permits,
+        integration=source.integration,
+        subject=source.subject,
+        action=Action.TOKEN,
+        scopes=scopes,
     )
