@@ -25,7 +25,7 @@ def app_foreign_key() -> ForeignKeyConstraint:
     return ForeignKeyConstraint(["tenant", "app_id"], ["app.tenant", "app.id"], ondelete="CASCADE")
 
 
-class AppRow(columns.IdRow, table=True):
+class AppRow(columns.IdTable, table=True):
     __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
     name: str
     disabled: bool
@@ -33,7 +33,7 @@ class AppRow(columns.IdRow, table=True):
     created_at: datetime = columns.timestamp()
 
 
-class AppKeyRow(columns.IdRow, table=True):
+class AppKeyRow(columns.IdTable, table=True):
     __table_args__ = (app_foreign_key(), Index(None, "id", unique=True), Index(None, "tenant", "app_id"))
     app_id: str
     secret_hash: str
@@ -41,7 +41,7 @@ class AppKeyRow(columns.IdRow, table=True):
     revoked_at: datetime | None = columns.optional_timestamp()
 
 
-class PermitRow(columns.IdRow, table=True):
+class PermitRow(columns.IdTable, table=True):
     __table_args__ = (app_foreign_key(), UniqueConstraint("tenant", "app_id", "name"))
     app_id: str
     name: str

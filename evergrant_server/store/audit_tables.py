@@ -8,7 +8,7 @@ from sqlmodel import Field
 from evergrant_server.store.database import columns
 
 
-class AuditRow(columns.TenantRow, table=True):
+class AuditRow(columns.TenantTable, table=True):
     __table_args__ = (Index(None, "tenant", "object", "at"), Index(None, "tenant", "at"))
     shard: str = Field(primary_key=True)
     seq: int = Field(primary_key=True, sa_type=BigInteger)
@@ -25,7 +25,7 @@ class AuditRow(columns.TenantRow, table=True):
     hash: str
 
 
-class AuditShardRow(columns.TenantRow, table=True):
+class AuditShardRow(columns.TenantTable, table=True):
     shard: str = Field(primary_key=True)
     count: int = Field(sa_type=BigInteger)
     last_hash: str

@@ -12,7 +12,7 @@ from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import ModelRepository, columns_equal, insert
 
 
-class ExportRow(columns.IdRow, table=True):
+class ExportRow(columns.IdTable, table=True):
     __table_args__ = (Index(None, "id", unique=True),)
     status: str
     recipient: dict[str, str] = columns.json()
@@ -27,7 +27,7 @@ class ExportRow(columns.IdRow, table=True):
     expires_at: datetime = columns.timestamp()
 
 
-class ExportLineRow(columns.TenantRow, table=True):
+class ExportLineRow(columns.TenantTable, table=True):
     __table_args__ = (
         ForeignKeyConstraint(["tenant", "export_id"], ["export.tenant", "export.id"], ondelete="CASCADE"),
     )

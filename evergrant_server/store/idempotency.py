@@ -16,7 +16,7 @@ from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.store.sealing import SealedRepository
 
 
-class IdempotencyRow(columns.TenantRow, table=True):
+class IdempotencyRow(columns.TenantTable, table=True):
     __table_args__ = (Index(None, "stored_at"),)
     app_id: str = Field(primary_key=True)
     key: str = Field(primary_key=True)

@@ -23,7 +23,7 @@ from evergrant_server.store.database.columns import table_of
 NO_CONNECTION = ""  # the connection id of a tenant's own key
 
 
-class KeyRow(columns.IdRow, table=True):
+class KeyRow(columns.IdTable, table=True):
     """A tenant's key (`connection_id` empty, wrapped by a root) or a connection's (by the tenant's)."""
 
     __table_args__ = (

@@ -23,7 +23,7 @@ from evergrant_server.store.database.rows import (
 from evergrant_server.store.sealing import IntakeRepository
 
 
-class WebhookRow(columns.IdRow, table=True):
+class WebhookRow(columns.IdTable, table=True):
     __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
     name: str
     url: str
@@ -41,7 +41,7 @@ class WebhookRow(columns.IdRow, table=True):
     changed_at: datetime = columns.timestamp()
 
 
-class EventRow(columns.IdRow, table=True):
+class EventRow(columns.IdTable, table=True):
     __table_args__ = (Index(None, "tenant", "at"),)
     type: str
     connection_id: str | None = None
@@ -49,7 +49,7 @@ class EventRow(columns.IdRow, table=True):
     body: str = Field(sa_type=Text)  # as it is signed and sent
 
 
-class DeliveryRow(columns.IdRow, table=True):
+class DeliveryRow(columns.IdTable, table=True):
     """No foreign key to the webhook: a commit of an event must not wait for a change of a webhook."""
 
     __table_args__ = (

@@ -17,7 +17,7 @@ FINAL_STATES = tuple(state.value for state in LifecycleState if state.is_final)
 LIVE_CONDITION = "state NOT IN ({})".format(", ".join(f"'{state}'" for state in sorted(FINAL_STATES)))
 
 
-class ConnectionRow(columns.IdRow, table=True):
+class ConnectionRow(columns.IdTable, table=True):
     __table_args__ = (
         columns.partial_index(
             "uq_connection_live",
@@ -64,7 +64,7 @@ class ConnectionRow(columns.IdRow, table=True):
     reported_generation: int | None = None
 
 
-class ConnectionGrantRow(columns.TenantRow, table=True):
+class ConnectionGrantRow(columns.TenantTable, table=True):
     __table_args__ = (columns.connection_foreign_key(), Index(None, "tenant", "expires_at"))
     connection_id: str = Field(primary_key=True)
     slot: str = Field(primary_key=True)
@@ -83,7 +83,7 @@ class ConnectionGrantRow(columns.TenantRow, table=True):
     sealed_id_token: Sealed | None = columns.sealed()
 
 
-class ConsentRow(columns.IdRow, table=True):
+class ConsentRow(columns.IdTable, table=True):
     __table_args__ = (
         columns.connection_foreign_key(),
         Index(None, "link_hash", unique=True),
@@ -119,7 +119,7 @@ class ConsentRow(columns.IdRow, table=True):
     sealed_request: Sealed | None = columns.sealed()
 
 
-class AttemptRow(columns.IdRow, table=True):
+class AttemptRow(columns.IdTable, table=True):
     __table_args__ = (
         columns.connection_foreign_key(),
         columns.partial_index(
@@ -141,7 +141,7 @@ class AttemptRow(columns.IdRow, table=True):
     closed_at: datetime | None = columns.optional_timestamp()
 
 
-class LateTokensRow(columns.TenantRow, table=True):
+class LateTokensRow(columns.TenantTable, table=True):
     __table_args__ = (
         columns.connection_foreign_key(),
         Index(None, "tenant", "connection_id"),
@@ -155,7 +155,7 @@ class LateTokensRow(columns.TenantRow, table=True):
     sealed_tokens: Sealed = columns.sealed()
 
 
-class ProofKeyRow(columns.TenantRow, table=True):
+class ProofKeyRow(columns.TenantTable, table=True):
     __table_args__ = (columns.connection_foreign_key(),)
     connection_id: str = Field(primary_key=True)
     thumbprint: str
@@ -163,13 +163,13 @@ class ProofKeyRow(columns.TenantRow, table=True):
     created_at: datetime = columns.timestamp()
 
 
-class UsageRow(columns.TenantRow, table=True):
+class UsageRow(columns.TenantTable, table=True):
     __table_args__ = (columns.connection_foreign_key(),)
     connection_id: str = Field(primary_key=True)
     leased_generation: int
 
 
-class HistoryRow(columns.TenantRow, table=True):
+class HistoryRow(columns.TenantTable, table=True):
     __table_args__ = (columns.connection_foreign_key(), Index(None, "tenant", "connection_id"))
     connection_id: str
     workflow_id: str = Field(primary_key=True)

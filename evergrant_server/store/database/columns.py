@@ -115,14 +115,14 @@ class Row(SQLModel):
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Row")).lower()
 
 
-class TenantRow(Row):
+class TenantTable(Row):
     """A row of one tenant. Its primary key begins with the tenant."""
 
     tenant: str = Field(primary_key=True)
     revision: int
 
 
-class IdRow(TenantRow):
+class IdTable(TenantTable):
     """A row that its tenant and its id name."""
 
     id: str = Field(primary_key=True)

@@ -12,7 +12,7 @@ from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import ModelRepository, columns_equal
 
 
-class DefinitionRow(columns.IdRow, table=True):
+class DefinitionRow(columns.IdTable, table=True):
     __table_args__ = (UniqueConstraint("tenant", "name", "version"), Index(None, "id", unique=True))
     name: str
     version: int

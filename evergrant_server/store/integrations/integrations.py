@@ -18,7 +18,7 @@ from evergrant_server.store.database.rows import Values, columns_equal, not_foun
 from evergrant_server.store.sealing import IntakeRepository
 
 
-class IntegrationRow(columns.IdRow, table=True):
+class IntegrationRow(columns.IdTable, table=True):
     __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
     name: str
     provider: str

@@ -18,7 +18,7 @@ from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Repository, columns_equal, fetch_all, insert
 
 
-class AccountIdentifierRow(columns.TenantRow, table=True):
+class AccountIdentifierRow(columns.TenantTable, table=True):
     __table_args__ = (
         columns.connection_foreign_key(),
         Index(None, "tenant", "integration_id", "identifier_hash"),

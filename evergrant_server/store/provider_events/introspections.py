@@ -20,7 +20,7 @@ from evergrant_server.store.database.rows import (
 )
 
 
-class IntrospectionRow(columns.TenantRow, table=True):
+class IntrospectionRow(columns.TenantTable, table=True):
     __table_args__ = (columns.connection_foreign_key(), Index(None, "next_at"))
     connection_id: str = Field(primary_key=True)
     next_at: datetime = columns.timestamp()

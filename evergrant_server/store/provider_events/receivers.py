@@ -15,7 +15,7 @@ from evergrant_server.store.database.rows import columns_equal, find_one, insert
 from evergrant_server.store.sealing import IntakeRepository
 
 
-class EventReceiverRow(columns.IdRow, table=True):
+class EventReceiverRow(columns.IdTable, table=True):
     __table_args__ = (
         ForeignKeyConstraint(
             ["tenant", "integration_id"], ["integration.tenant", "integration.id"], ondelete="CASCADE"
@@ -38,7 +38,7 @@ class EventReceiverRow(columns.IdRow, table=True):
     changed_at: datetime = columns.timestamp()
 
 
-class ReceivedEventRow(columns.TenantRow, table=True):
+class ReceivedEventRow(columns.TenantTable, table=True):
     __table_args__ = (
         ForeignKeyConstraint(
             ["tenant", "receiver_id"], ["event_receiver.tenant", "event_receiver.id"], ondelete="CASCADE"
