@@ -14,7 +14,8 @@ from bench.bounds import Bounds
 from bench.leases import LeaseRate
 from bench.ledger import LedgerRate
 from bench.processes import Generator, load_generator, postgresql, sqlite
-from evergrant_server.process_exit import exit_process, run_interruptible
+from evergrant_server.process_exit import exit_process
+from examples.demo.interruption import run_interruptible
 
 PARTS = ("sqlite", "postgresql", "refreshes")
 _SECONDS = 6.0

@@ -84,13 +84,10 @@ def reconcile(
     Exits 1, and names the connections, when the store is older than their workflows or when
     workflows don't answer.
 
-    Parameters
-    ----------
-    restart_older_than
-        Also restart workflows that have run for longer, such as 30d or 12h: for runs that the
-        current workers can't continue.
-    compare
-        Query every workflow for the generation it knows. This takes most of the time.
+    Args:
+        restart_older_than: Also restart workflows that have run for longer, such as 30d or 12h: for runs
+            that the current workers can't continue.
+        compare: Query every workflow for the generation it knows. This takes most of the time.
     """
     settings = _settings(flags)
     from evergrant_server.cli import operate
@@ -108,10 +105,8 @@ def doctor(
 
     Exits 0 when nothing is wrong, 1 otherwise.
 
-    Parameters
-    ----------
-    output
-        `text`, or `json`: a list of objects with `check`, `ok`, `detail` and `repair`.
+    Args:
+        output: `text`, or `json`: a list of objects with `check`, `ok`, `detail` and `repair`.
     """
     settings = _settings(flags)
     from evergrant_server.cli.doctor import report
@@ -132,10 +127,8 @@ for group in (db, keys, audit, providers):
 def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None:
     """Bring the schema up to date, and prepare the Temporal namespace.
 
-    Parameters
-    ----------
-    namespace
-        Also register search attributes and set the retention of closed runs.
+    Args:
+        namespace: Also register search attributes and set the retention of closed runs.
     """
     settings = _settings(flags)
     from evergrant_server.cli import operate
@@ -188,12 +181,9 @@ def bootstrap(
 ) -> None:
     """Create the app `admin` and print its API key, once.
 
-    Parameters
-    ----------
-    again
-        Create another key even if there is one already.
-    out
-        Write the key to this file (mode 0600) instead of printing it.
+    Args:
+        again: Create another key even if there is one already.
+        out: Write the key to this file (mode 0600) instead of printing it.
     """
     settings = _settings(flags)
     from evergrant_server.cli import operate
@@ -221,14 +211,10 @@ def check_providers(
 
     Sends no request. Exits 0 when nothing is wrong, otherwise 1 with file, field and repair.
 
-    Parameters
-    ----------
-    catalog
-        A folder of definitions; default: the checkout's own.
-    vectors
-        A folder of exchange vectors; default: the checkout's own.
-    output
-        `text`, or `json`: the counts, and problems with `file`, `field`, `what` and `repair`.
+    Args:
+        catalog: A folder of definitions; default: the checkout's own.
+        vectors: A folder of exchange vectors; default: the checkout's own.
+        output: `text`, or `json`: the counts, and problems with `file`, `field`, `what` and `repair`.
     """
     from evergrant_server.cli import provider_check
 

@@ -1,6 +1,6 @@
 """Which workflow each kind of outbox message starts: id, argument, and what happens if it runs already."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -143,20 +143,17 @@ def definition_rollout(start: RolloutStart) -> StartRequest:
     )
 
 
+_STARTS: dict[OutboxKind, tuple[type[Message], Callable[[Any], StartRequest]]] = {
+    OutboxKind.START_WORKFLOW: (ConnectionStart, connection),
+    OutboxKind.START_EXPORT: (ExportStart, export),
+    OutboxKind.WAKE_WEBHOOK: (WakeWebhook, webhook),
+    OutboxKind.START_DEFINITION_ROLLOUT: (RolloutStart, definition_rollout),
+    OutboxKind.FETCH_RECEIVER_KEYS: (FetchReceiverKeys, receiver_keys),
+    OutboxKind.PUSH_AUTHORIZATION_REQUEST: (PushAuthorizationRequest, pushed_authorization),
+}
+
+
 def from_outbox(kind: OutboxKind, payload: dict[str, Any]) -> StartRequest:
     """The request in an outbox message of a kind that starts a workflow."""
-    match kind:
-        case OutboxKind.START_WORKFLOW:
-            return connection(ConnectionStart.model_validate(payload))
-        case OutboxKind.START_EXPORT:
-            return export(ExportStart.model_validate(payload))
-        case OutboxKind.WAKE_WEBHOOK:
-            return webhook(WakeWebhook.model_validate(payload))
-        case OutboxKind.START_DEFINITION_ROLLOUT:
-            return definition_rollout(RolloutStart.model_validate(payload))
-        case OutboxKind.FETCH_RECEIVER_KEYS:
-            return receiver_keys(FetchReceiverKeys.model_validate(payload))
-        case OutboxKind.PUSH_AUTHORIZATION_REQUEST:
-            return pushed_authorization(PushAuthorizationRequest.model_validate(payload))
-        case OutboxKind.SIGNAL | OutboxKind.EXPORT_HISTORY:
-            raise ValueError(f"a message of kind {kind} starts no workflow")
+    message, request_for = _STARTS[kind]
+    return request_for(message.model_validate(payload))

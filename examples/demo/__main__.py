@@ -16,11 +16,12 @@ from time import monotonic
 from rich.console import Console
 from temporalio.client import Client
 
-from evergrant_server.process_exit import INTERRUPTED, exit_process, run_interruptible
+from evergrant_server.process_exit import exit_process
 from examples.demo import endings, pipeline, story
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.claims import Claim, Claims
 from examples.demo.evergrant_api import EvergrantApi
+from examples.demo.interruption import INTERRUPTED, run_interruptible
 from examples.demo.platform import EvergrantProcess, still_running
 
 

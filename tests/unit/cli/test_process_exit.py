@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from evergrant_server.process_exit import INTERRUPTED, run_interruptible
+from examples.demo.interruption import INTERRUPTED, run_interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -38,10 +38,8 @@ def list_connections(
 def get_connection(connection_id: str, /, *, live: bool = False, options: Options = DEFAULTS) -> None:
     """Show one connection.
 
-    Parameters
-    ----------
-    live
-        Ask its workflow too, two seconds at most, and show where the store differs.
+    Args:
+        live: Ask its workflow too, two seconds at most, and show where the store differs.
     """
     with options.client() as client:
         found = client.connection(connection_id, live=live)
@@ -74,18 +72,13 @@ def connect(
 ) -> None:
     """Begin a connection and print the subject's next step, if there is one.
 
-    Parameters
-    ----------
-    flow
-        How its tokens are obtained, such as client_credentials; by default as the provider's definition says.
-    resource
-        The resource its tokens are for, an absolute URI (RFC 8707).
-    audience
-        The same, for servers that have a parameter of this name instead.
-    choice
-        The account to choose, where the grant reaches several.
-    wait
-        Seconds to wait for the subject to finish; the link is printed first, on stderr.
+    Args:
+        flow: How its tokens are obtained, such as client_credentials; by default as the provider's
+            definition says.
+        resource: The resource its tokens are for, an absolute URI (RFC 8707).
+        audience: The same, for servers that have a parameter of this name instead.
+        choice: The account to choose, where the grant reaches several.
+        wait: Seconds to wait for the subject to finish; the link is printed first, on stderr.
     """
     with options.client() as client:
         opened = client.connect(
@@ -112,11 +105,10 @@ def connect(
 def refresh(connection_id: str, /, *, refused: Generation | None = None, options: Options = DEFAULTS) -> None:
     """Refresh a connection's grant.
 
-    Parameters
-    ----------
-    refused
-        Report that the provider's API answered 401 to the token of a lease of this generation. However many
-        callers report it, it is refreshed once; and not at all while another refresh would not help.
+    Args:
+        refused: Report that the provider's API answered 401 to the token of a lease of this generation.
+            However many callers report it, it is refreshed once; and not at all while another refresh would
+            not help.
     """
     with options.client() as client:
         if refused is None:
@@ -158,10 +150,8 @@ def sign(
 ) -> None:
     """Print the headers that sign one request, for connections without a token to lease (OAuth 1.0a).
 
-    Parameters
-    ----------
-    form
-        A field of its form body, as NAME=VALUE; may be repeated.
+    Args:
+        form: A field of its form body, as NAME=VALUE; may be repeated.
     """
     fields = [(name, value) for name, _, value in (field.partition("=") for field in form)]
     with options.client() as client:

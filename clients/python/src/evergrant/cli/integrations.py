@@ -42,12 +42,9 @@ def list_providers(*, options: Options = DEFAULTS) -> None:
 def propose(definition: InputFile, /, *, rollout: Path | None = None, options: Options = DEFAULTS) -> None:
     """Propose a provider's definition. A worker checks it, and an admin decides.
 
-    Parameters
-    ----------
-    definition
-        A JSON file with the members of a catalogue file; - reads it from the standard input.
-    rollout
-        A JSON file: shares, stage_s, enough, most_bad.
+    Args:
+        definition: A JSON file with the members of a catalogue file; - reads it from the standard input.
+        rollout: A JSON file: shares, stage_s, enough, most_bad.
     """
     stages = read_json_object(rollout) if rollout else None
     with options.client() as client:
@@ -72,10 +69,8 @@ def approve(
 ) -> None:
     """Approve a checked version.
 
-    Parameters
-    ----------
-    accept_hosts
-        You have read the finding that client secrets and tokens would go to new hosts.
+    Args:
+        accept_hosts: You have read the finding that client secrets and tokens would go to new hosts.
     """
     with options.client() as client:
         approved = client.approve_provider(provider, version, reason=reason, accept_hosts=accept_hosts)
@@ -123,16 +118,12 @@ def put_integration(
 ) -> None:
     """Create or change an OAuth client. The provider's definition decides where an option is left out.
 
-    Parameters
-    ----------
-    client_secret_file
-        A file with the client secret; - reads it from the standard input. Left out, the secret stays.
-    registration
-        Instead of a client id: dynamic or metadata_document.
-    dpop
-        Have tokens bound to a key (RFC 9449).
-    param
-        A parameter of the provider's URLs, as NAME=VALUE.
+    Args:
+        client_secret_file: A file with the client secret; - reads it from the standard input. Left out, the
+            secret stays.
+        registration: Instead of a client id: dynamic or metadata_document.
+        dpop: Have tokens bound to a key (RFC 9449).
+        param: A parameter of the provider's URLs, as NAME=VALUE.
     """
     members = {
         "provider": provider,
@@ -166,12 +157,9 @@ def rotate_secret(
 ) -> None:
     """Put a new client secret first; the previous one is tried too, for a while.
 
-    Parameters
-    ----------
-    client_secret_file
-        A file with the new secret; - reads it from the standard input.
-    overlap
-        Seconds for which the previous one is kept; a day by default.
+    Args:
+        client_secret_file: A file with the new secret; - reads it from the standard input.
+        overlap: Seconds for which the previous one is kept; a day by default.
     """
     overlap_time = None if overlap is None else timedelta(seconds=overlap)
     with options.client() as client:
@@ -236,10 +224,8 @@ def check_catalogue(checkout: Path = Path(), /, *, options: Options = DEFAULTS) 
     The same as `python -m evergrant_server providers check` there. Exits with 1 when a check fails.
     Reads files only: a running server has read its catalogue at its start.
 
-    Parameters
-    ----------
-    checkout
-        The folder of the checkout; by default the working directory.
+    Args:
+        checkout: The folder of the checkout; by default the working directory.
     """
     if not (checkout / "evergrant_server" / "__main__.py").is_file():
         raise BadRequest(

@@ -59,12 +59,9 @@ def token(
 ) -> None:
     """Print an access token: in full to a pipe or a file, hidden on a terminal.
 
-    Parameters
-    ----------
-    min_ttl
-        Seconds the token must still be valid for.
-    show
-        Print the token to a terminal too.
+    Args:
+        min_ttl: Seconds the token must still be valid for.
+        show: Print the token to a terminal too.
     """
     ttl = None if min_ttl is None else timedelta(seconds=min_ttl)
     with options.client() as client:
@@ -95,10 +92,8 @@ def proof(
 ) -> None:
     """Print a DPoP header for one request with a token that is bound to a key (RFC 9449).
 
-    Parameters
-    ----------
-    nonce
-        The value of the API's DPoP-Nonce header.
+    Args:
+        nonce: The value of the API's DPoP-Nonce header.
     """
     with options.client() as client:
         made = client.proof(connection_id, method, url, nonce=nonce)

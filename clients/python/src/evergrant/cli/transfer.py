@@ -91,14 +91,10 @@ def import_file(
 ) -> None:
     """Import existing grants from a file with a JSON object on each line. Running it again changes nothing.
 
-    Parameters
-    ----------
-    dry_run
-        Check every line; import none.
-    verify
-        Refresh each grant once after its import. First stop every other system that refreshes it.
-    key
-        Private key of a sealed export.
+    Args:
+        dry_run: Check every line; import none.
+        verify: Refresh each grant once after its import. First stop every other system that refreshes it.
+        key: Private key of a sealed export.
     """
     decrypter = LineDecrypter(key) if key else None
     started = time.monotonic()
@@ -170,14 +166,10 @@ def export_file(
 ) -> None:
     """Export every live grant to a file, each line sealed to a public key, for import elsewhere.
 
-    Parameters
-    ----------
-    to
-        Public key: an X25519 or P-256 JWK, or PEM. `evergrant export-key` makes a pair.
-    out
-        A new file for the sealed lines.
-    wait
-        Seconds to wait for the server to seal them.
+    Args:
+        to: Public key: an X25519 or P-256 JWK, or PEM. `evergrant export-key` makes a pair.
+        out: A new file for the sealed lines.
+        wait: Seconds to wait for the server to seal them.
     """
     public = read_public_key(to)
     try:

@@ -38,13 +38,10 @@ def put_webhook(
 ) -> None:
     """Create or change a webhook. The signing secret is shown when it is created, and never again.
 
-    Parameters
-    ----------
-    event
-        An event to subscribe to, such as connection.needs_reauth; may be repeated.
-        By default all but connection.refreshed.
-    integration
-        Only events of this integration.
+    Args:
+        event: An event to subscribe to, such as connection.needs_reauth; may be repeated. By default all but
+            connection.refreshed.
+        integration: Only events of this integration.
     """
     with options.client() as client:
         made = client.put_webhook(name, url, events=event or None, integration=integration, disabled=disabled)
@@ -60,10 +57,8 @@ def delete_webhook(name: str, /, *, options: Options = DEFAULTS) -> None:
 def rotate_secret(name: str, /, *, overlap: float | None = None, options: Options = DEFAULTS) -> None:
     """Make a new signing secret and show it, once.
 
-    Parameters
-    ----------
-    overlap
-        Seconds in which messages carry both signatures; 0 for a secret that leaked.
+    Args:
+        overlap: Seconds in which messages carry both signatures; 0 for a secret that leaked.
     """
     overlap_time = None if overlap is None else timedelta(seconds=overlap)
     with options.client() as client:
@@ -73,10 +68,8 @@ def rotate_secret(name: str, /, *, overlap: float | None = None, options: Option
 def deliveries(name: str, /, *, status: str | None = None, options: Options = DEFAULTS) -> None:
     """Show the log of deliveries, newest first.
 
-    Parameters
-    ----------
-    status
-        Only those pending, delivered or failed.
+    Args:
+        status: Only those pending, delivered or failed.
     """
     with options.client() as client:
         found = client.webhook_deliveries(name, status=status)
