@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evergrant import App, LiveStatus
@@ -28,7 +29,6 @@ from tests.unit.client.scripted_evergrant import (
 from tests.unit.client.test_admin_calls import (
     INTEGRATION,
     SECRET,
-    VERSION,
     a_delivery,
     a_version,
     a_webhook,
@@ -129,15 +129,6 @@ def test_a_list_is_a_table_or_json(command: Command, evergrant: ScriptedEvergran
     }
 
 
-@pytest.mark.parametrize("name", ["refresh", "reauthorize"])
-def test_the_commands_of_a_connection(command: Command, evergrant: ScriptedEvergrant, name: str):
-    evergrant.script(
-        f"POST /v1/connections/con_1/{name}", ScriptedResponse(202, connection(connect_url=LINK))
-    )
-    ended = command("connections", name, "con_1", "-o", "json")
-    assert (ended.status, json.loads(ended.out)["connect_url"]) == (0, LINK)
-
-
 @pytest.mark.parametrize(
     ("newest", "note"),
     [(8, ""), (7, "generation 7 is still the newest: another refresh would not help now\n")],
@@ -205,28 +196,6 @@ def test_connect_waits_for_the_subject(command: Command, evergrant: ScriptedEver
     assert "timeout" in late.err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "path", "item", "shown"),
-    [
-        (("providers",), "providers", {"name": "github", "display_name": "GitHub"}, "GitHub"),
-        (("providers", "ls"), "providers", {"name": "github", "display_name": "GitHub"}, "GitHub"),
-        (("apps", "ls"), "apps", example(App, name="etl"), "etl"),
-        (("audit", "con_1"), "connections/con_1/audit", audit_record(), "grant.refreshed"),
-        (("audit",), "audit", audit_record(), "grant.refreshed"),
-    ],
-)
-def test_providers_apps_and_audit(
-    command: Command,
-    evergrant: ScriptedEvergrant,
-    arguments: tuple[str, ...],
-    path: str,
-    item: dict[str, object],
-    shown: str,
-):
-    evergrant.script(f"GET /v1/{path}", page(item))
-    assert shown in command(*arguments).out
-
-
 def test_the_catalogue_of_a_checkout_is_checked_by_its_own_server(
     command: Command, evergrant: ScriptedEvergrant, tmp_path: Path
 ):
@@ -258,17 +227,6 @@ def test_a_secret_is_read_from_a_file_or_the_standard_input(
     assert evergrant.requests[1].body == {"client_secret": SECRET, "overlap_s": 60}
 
 
-def test_a_definition_is_proposed_from_a_file(command: Command, evergrant: ScriptedEvergrant, tmp_path: Path):
-    file = tmp_path / "acme.json"
-    file.write_text('{"name": "acme-crm"}')
-    evergrant.script("POST /v1/providers", ScriptedResponse(201, a_version(state="checking")))
-    evergrant.script(f"POST {VERSION}/approve", ScriptedResponse(200, a_version(approved=True)))
-    ended = command("providers", "propose", str(file))
-    assert ended.status == 0
-    assert "hosts: warning: a new host" in ended.out
-    assert command("providers", "approve", "acme-crm", "1").status == 0
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -287,34 +245,81 @@ def test_an_unusable_argument_is_one_line(command: Command, arguments: tuple[str
     assert ended.err.startswith("evergrant: ")
 
 
-def test_the_commands_of_webhooks(command: Command, evergrant: ScriptedEvergrant):
-    route, url = "/v1/webhooks/hooks", "https://hooks.example.com/in"
-    created = ScriptedResponse(201, a_webhook(secret=SECRET))
-    evergrant.script(f"PUT {route}", created, ScriptedResponse(200, a_webhook(secret=None)))
-    evergrant.script("GET /v1/webhooks", page(a_webhook()))
-    evergrant.script(f"GET {route}", ScriptedResponse(200, a_webhook()))
-    evergrant.script(f"POST {route}/rotate-secret", ScriptedResponse(200, a_webhook(secret=SECRET)))
-    evergrant.script(f"GET {route}/deliveries", page(a_delivery()))
-    evergrant.script(
-        f"POST {route}/deliveries/dlv_1/replay", ScriptedResponse(202, a_delivery(status="pending"))
-    )
-    evergrant.script(f"POST {route}/test", ScriptedResponse(202, a_delivery(event_type="webhook.ping")))
-    evergrant.script(f"DELETE {route}", ScriptedResponse(204, ""))
+APPROVED = {"version": 1, "accept_hosts": False}
+NO = {"version": 1, "reason": "no"}
+ROLL_BACK = {"roll_back": True}
+AT_ONCE = {"overlap": 0}
+PUT_HOOK = "webhooks put hooks https://a.example --event connection.revoked"
+SUBSCRIBED = {"url": "https://a.example", "disabled": False, "events": ["connection.revoked"]}
+GITHUB = {"name": "github", "display_name": "GitHub"}
+OPENED = connection(connect_url=LINK)
+CRM, ACME, HOOK, MADE, DELIVERY = (
+    an_integration(), a_version(), a_webhook(), a_webhook(secret=SECRET), a_delivery()
+)  # fmt: skip
 
-    def printed(*arguments: str) -> str:
-        ended = command("webhooks", *arguments)
-        assert (ended.status, ended.err) == (0, "")
-        return ended.out
 
-    events = ("--event", "connection.revoked", "--event", "connection.failing")
-    assert SECRET in printed("put", "hooks", url, *events, "--integration", "crm")
-    assert evergrant.requests[0].body["events"] == ["connection.revoked", "connection.failing"]
-    assert "secret " not in printed("put", "hooks", url, "--disabled")
-    assert evergrant.requests[1].body == {"url": url, "disabled": True}
-    assert url in printed("ls")
-    assert "secret" not in json.loads(printed("get", "hooks", "-o", "json"))
-    assert json.loads(printed("rotate", "hooks", "--overlap", "0", "-o", "json"))["secret"] == SECRET
-    assert "refused" in printed("deliveries", "hooks", "--status", "failed")
-    assert "pending" in printed("replay", "hooks", "dlv_1")
-    assert "webhook.ping" in printed("test", "hooks")
-    assert printed("delete", "hooks") == ""
+@pytest.mark.parametrize(
+    ("line", "route", "body", "answer", "shown"),
+    [
+        ("connections refresh con_1", "POST connections/con_1/refresh", {}, OPENED, LINK),
+        ("connections reauthorize con_1", "POST connections/con_1/reauthorize", {}, OPENED, LINK),
+        ("connections choose con_1 a", "POST connections/con_1/choose", {"choice": "a"}, OPENED, "alice"),
+        ("connections revoke con_1 --reason x", "POST connections/con_1/revoke", {"reason": "x"}, OPENED, ""),
+        ("audit con_1", "GET connections/con_1/audit", None, [audit_record()], "grant.refreshed"),
+        ("audit", "GET audit", None, [audit_record()], "grant.refreshed"),
+        ("apps ls", "GET apps", None, [example(App, name="etl")], "etl"),
+        ("providers", "GET providers", None, [GITHUB], "GitHub"),
+        ("providers ls", "GET providers", None, [GITHUB], "GitHub"),
+        ("providers versions acme", "GET providers/acme/versions", None, [ACME], "text"),
+        ("providers approve acme 1", "POST providers/acme/approve", APPROVED, ACME, "warning: a new host"),
+        ("providers reject acme 1 --reason no", "POST providers/acme/reject", NO, ACME, "acme-crm"),
+        ("providers roll-back acme 1 --reason no", "POST providers/acme/roll-back", NO, ACME, "acme-crm"),
+        ("integrations ls", "GET integrations", None, [CRM], "crm"),
+        ("integrations get crm", "GET integrations/crm", None, CRM, "a_later_member"),
+        ("integrations delete crm", "DELETE integrations/crm", None, None, ""),
+        ("integrations roll-secret-back crm", "POST integrations/crm/rotate-secret", ROLL_BACK, CRM, "crm"),
+        (PUT_HOOK, "PUT webhooks/hooks", SUBSCRIBED, MADE, SECRET),
+        ("webhooks ls", "GET webhooks", None, [HOOK], "hooks.example.com"),
+        ("webhooks get hooks", "GET webhooks/hooks", None, HOOK, "hooks.example.com"),
+        (
+            "webhooks rotate hooks --overlap 0",
+            "POST webhooks/hooks/rotate-secret",
+            {"overlap": 0},
+            MADE,
+            SECRET,
+        ),
+        ("webhooks deliveries hooks", "GET webhooks/hooks/deliveries", None, [DELIVERY], "refused"),
+        (
+            "webhooks replay hooks dlv_1",
+            "POST webhooks/hooks/deliveries/dlv_1/replay",
+            None,
+            DELIVERY,
+            "failed",
+        ),
+        ("webhooks test hooks", "POST webhooks/hooks/test", None, DELIVERY, "dlv_1"),
+        ("webhooks delete hooks", "DELETE webhooks/hooks", None, None, ""),
+    ],
+)
+def test_a_command_is_one_call_and_shows_its_result(
+    command: Command, evergrant: ScriptedEvergrant, line: str, route: str, body: Any, answer: Any, shown: str
+):
+    path = route.replace(" ", " /v1/")
+    evergrant.script(path, page(*answer) if isinstance(answer, list) else ScriptedResponse(200, answer))
+    ended = command(*line.split())
+    assert (ended.status, ended.err) == (0, "")
+    assert shown in ended.out
+    (sent,) = evergrant.requests
+    assert sent.body == body
+
+
+def test_a_webhooks_secret_is_shown_only_when_it_is_made(command: Command, evergrant: ScriptedEvergrant):
+    evergrant.script("GET /v1/webhooks/hooks", ScriptedResponse(200, a_webhook(secret=None)))
+    assert "secret" not in json.loads(command("webhooks", "get", "hooks", "-o", "json").out)
+
+
+def test_a_definition_is_proposed_from_a_file(command: Command, evergrant: ScriptedEvergrant, tmp_path: Path):
+    file = tmp_path / "acme.json"
+    file.write_text('{"name": "acme-crm"}')
+    evergrant.script("POST /v1/providers", ScriptedResponse(201, a_version(state="checking")))
+    assert command("providers", "propose", str(file)).status == 0
+    assert evergrant.requests[0].body == {"definition": {"name": "acme-crm"}}

@@ -1,13 +1,18 @@
-"""The layout's limits: modules in a folder, names of classes, and private names of other distributions."""
+"""The layout's limits (modules in a folder, names of classes, private names of other distributions), and
+import rules beyond import-linter's contracts."""
 
 import ast
 import subprocess
+import sys
+import tomllib
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 SERVER = ("evergrant_server/", "workflows/", "activities/", "providers/", "worker.py")
+PACKAGES = ("evergrant_server", "workflows", "activities", "providers")
 PRODUCT = (*SERVER, "clients/python/src/", "bench/", "examples/")
 MOST_MODULES = 16
 EXCEPTIONS = {"clients/python/src/evergrant": 20}  # flat, so that `from evergrant import …` has one level
@@ -88,3 +93,41 @@ def used_by(node: ast.AST) -> list[str]:
         case ast.Import(names=aliases):
             return [part for alias in aliases for part in alias.name.split(".")]
     return []
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The absolute names that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield node.module or ""
+
+
+def test_core_imports_only_the_standard_library_and_pydantic() -> None:
+    allowed = sys.stdlib_module_names | {"pydantic", "pydantic_core"}
+    for path in (ROOT / "evergrant_server/core").rglob("*.py"):
+        for name in imported(path):
+            assert name.startswith("evergrant_server.core") or name.partition(".")[0] in allowed, (
+                f"{path.relative_to(ROOT)} imports {name}"
+            )
+
+
+def test_every_package_is_under_a_contract() -> None:
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = document["tool"]["importlinter"]["contracts"]
+    under = {name for contract in contracts for name in contract.get("source_modules", [])}
+    packages = {
+        f"evergrant_server.{path.parent.name}" for path in (ROOT / "evergrant_server").glob("*/__init__.py")
+    }
+    packages |= {"workflows", "activities", "providers", "evergrant"}
+    above_all = {"evergrant_server.cli", "evergrant_server.wiring"}
+    assert packages - above_all <= under
+
+
+def test_every_folder_is_a_package() -> None:
+    """import-linter reads packages only: it misses a folder without `__init__.py`."""
+    for top in PACKAGES:
+        for folder in {path.parent for path in (ROOT / top).rglob("*.py")}:
+            assert (folder / "__init__.py").exists(), f"{folder.relative_to(ROOT)} has no __init__.py"
