@@ -151,7 +151,6 @@ class _Progress:
 
 
 def _last_heartbeat() -> ReconcileResult | None:
-    """The progress of an earlier attempt of this activity."""
     details = activity.info().heartbeat_details
     return ReconcileResult.model_validate(details[0]) if details else None
 

@@ -59,7 +59,6 @@ def granian_server(target: str, host: str, port: int, workers: int) -> Any:
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables for a child process."""
     values = {f"EVERGRANT_{name.upper()}": str(getattr(settings, name)) for name in _PASSED_TO_CHILDREN}
     values["EVERGRANT_EGRESS_ALLOW"] = ",".join(settings.egress_allow)
     return values

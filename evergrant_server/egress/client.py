@@ -23,7 +23,6 @@ from evergrant_server.egress.transport import GuardedTransport, SendObserver, de
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0  # for the whole exchange; less than core.attempt.LIMITS.answer
-BODY_LIMIT = 1024 * 1024  # bytes, after decompression
 
 TransportWrapper = Callable[[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport]
 
@@ -52,14 +51,12 @@ class Egress:
         tls: ssl.SSLContext | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
-        body_limit: int = BODY_LIMIT,
         wrapper: TransportWrapper | None = None,
     ) -> None:
         self.policy = policy
         self._tls = tls or default_tls_context()
         self._connect_timeout_s = connect_timeout_s
         self._answer_timeout_s = answer_timeout_s
-        self._body_limit = body_limit
         self._wrapper = wrapper
 
     def transport(
@@ -75,7 +72,6 @@ class Egress:
             tls=tls_with_certificate(self._tls, certificate) if certificate else self._tls,
             connect_timeout_s=self._connect_timeout_s,
             answer_timeout_s=self._answer_timeout_s,
-            body_limit=self._body_limit,
             observer=observer,
         )
         return self._wrapper(guarded) if self._wrapper else guarded

@@ -29,6 +29,8 @@ _ERROR_TYPES: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = 
 _REQUEST_STARTED = frozenset({"http11.send_request_headers.started", "http2.send_request_headers.started"})
 _REQUEST_WRITTEN = frozenset({"http11.send_request_body.complete", "http2.send_request_body.complete"})
 
+BODY_LIMIT = 1024 * 1024  # bytes, before and after decompression
+
 BeforeSend = Callable[[], Callable[[], None] | None]
 
 
@@ -71,13 +73,11 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         tls: ssl.SSLContext,
         connect_timeout_s: float,
         answer_timeout_s: float,
-        body_limit: int,
         observer: SendObserver | None = None,
     ) -> None:
         self._policy = policy
         self._connect_timeout_s = connect_timeout_s
         self._answer_timeout_s = answer_timeout_s
-        self._body_limit = body_limit
         self._observer = observer
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=tls, max_keepalive_connections=0, network_backend=GuardedBackend(policy)
@@ -120,7 +120,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         try:
             assert isinstance(answer.stream, AsyncIterable)
             headers = httpx2.Headers(answer.headers)
-            body = _Body(self._body_limit, headers.get("content-encoding", ""))
+            body = _Body(headers.get("content-encoding", ""))
             async for chunk in answer.stream:
                 body.add(chunk)
         finally:
@@ -136,8 +136,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
 class _Body:
     """Collects and decodes a body, and stops at the limit, before and after decoding."""
 
-    def __init__(self, limit: int, encoding: str) -> None:
-        self._limit = limit
+    def __init__(self, encoding: str) -> None:
         self._raw = 0
         self._parts = bytearray()
         match encoding.strip().lower():
@@ -154,14 +153,14 @@ class _Body:
         self._raw += len(chunk)
         if self._decoder is not None:
             # one byte more than the limit reveals that it is exceeded
-            room = self._limit - len(self._parts) + 1
+            room = BODY_LIMIT - len(self._parts) + 1
             try:
                 chunk = self._decoder.decompress(chunk, room)
             except zlib.error:
                 raise Failure(ErrorCode.REPLY_UNREADABLE, "the answer's compression is broken") from None
         self._parts += chunk
-        if len(self._parts) > self._limit or self._raw > self._limit:
-            raise Failure(ErrorCode.REPLY_UNREADABLE, f"the answer is larger than {self._limit} bytes")
+        if len(self._parts) > BODY_LIMIT or self._raw > BODY_LIMIT:
+            raise Failure(ErrorCode.REPLY_UNREADABLE, f"the answer is larger than {BODY_LIMIT} bytes")
 
     def content(self) -> bytes:
         if self._decoder is not None and self._raw and not self._decoder.eof:

@@ -7,6 +7,7 @@ values: providers, outcomes and codes; never a tenant, an id or a subject.
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 from opentelemetry import metrics
@@ -178,15 +179,7 @@ def record_send_window(seconds: float) -> None:
 # --- export ---------------------------------------------------------------------------------
 
 
-class _MetricsState:
-    """This process's provider and registry. The SDK's provider can be set only once a process."""
-
-    def __init__(self) -> None:
-        self.provider: Any = None
-        self.registry: Any = None
-
-
-_state = _MetricsState()
+_state = SimpleNamespace(provider=None, registry=None)  # the SDK's provider can be set only once a process
 
 
 def start(service: str) -> Any:

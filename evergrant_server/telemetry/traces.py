@@ -8,6 +8,7 @@ empties, so that no request waits for a collector. Of a caller's headers, only t
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -34,14 +35,7 @@ _OTHER_METHOD = "_OTHER"  # what the conventions prescribe for an unknown method
 _tracer = trace.get_tracer("evergrant")  # a no-op until `start` sets a provider
 
 
-class _TracingState:
-    """This process's provider, which the SDK lets be set only once."""
-
-    def __init__(self) -> None:
-        self.provider: Any = None
-
-
-_state = _TracingState()
+_state = SimpleNamespace(provider=None)  # the SDK's provider can be set only once a process
 
 
 def start(service: str, provider_for: Callable[[Any], Any]) -> bool:
@@ -61,7 +55,6 @@ def start(service: str, provider_for: Callable[[Any], Any]) -> bool:
 
 
 def is_enabled() -> bool:
-    """Whether this process traces."""
     return _state.provider is not None
 
 
@@ -153,7 +146,6 @@ def _set_response_attributes(span: trace.Span, method: str, scope: Scope, status
 
 
 def set_problem_code(code: str) -> None:
-    """Set the code of the response's problem document on the current span."""
     trace.get_current_span().set_attribute(CODE, code)
 
 

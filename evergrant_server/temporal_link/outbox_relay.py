@@ -67,18 +67,15 @@ class OutboxRelay:
 
     async def _report_depth(self) -> None:
         """Set the metrics of the outbox, at most every few seconds because it costs a query."""
-        if self._loop_time() < self._reported_at + _REPORT_INTERVAL_S:
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._reported_at + _REPORT_INTERVAL_S:
             return
-        self._reported_at = self._loop_time()
+        self._reported_at = now_s
         now = self._clock.now()
         with suppress(Failure):  # the next round logs that the store is unavailable
             async with self._store.read() as tx:
                 depth, oldest = await tx.outbox.depth(now), await tx.outbox.oldest_undelivered_at()
             metrics.set_outbox(depth, (now - oldest).total_seconds() if oldest else 0)
-
-    @staticmethod
-    def _loop_time() -> float:
-        return asyncio.get_running_loop().time()
 
     async def deliver_batch(self) -> int:
         """Claim and deliver a batch of messages. Returns how many were claimed."""

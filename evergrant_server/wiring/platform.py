@@ -23,8 +23,6 @@ from providers.definition.registry import Registry
 
 @dataclass(frozen=True)
 class Platform:
-    """What every process needs."""
-
     settings: Settings
     clock: Clock
     ring: KeyRing

@@ -91,7 +91,9 @@ def _grant_activities(
     code_exchange = CodeExchangeActivities(services)
     client_grants = ClientGrantActivities(services)
     devices = DeviceActivities(services)
-    refresh = RefreshActivities(services, _circuit_breakers(platform))
+    longest_gap = platform.settings.circuit_longest_gap.total_seconds()
+    rules = BreakerRules(threshold=platform.settings.circuit_threshold, longest_gap=longest_gap)
+    refresh = RefreshActivities(services, CircuitBreakers(rules))
     late_tokens = LateTokenActivities(services)
     revocation = RevocationActivities(services)
     export = ExportActivities(store, clock)
@@ -178,13 +180,3 @@ def _policy(platform: Platform) -> EgressPolicy:
 
 def _wrapper() -> type[TracingTransport] | None:
     return TracingTransport if traces.is_enabled() else None
-
-
-def _circuit_breakers(platform: Platform) -> CircuitBreakers:
-    settings = platform.settings
-    return CircuitBreakers(
-        BreakerRules(
-            threshold=settings.circuit_threshold,
-            longest_gap=settings.circuit_longest_gap.total_seconds(),
-        )
-    )

@@ -67,7 +67,6 @@ class AsyncSingleFlight(Generic[Result]):
         return await asyncio.shield(task)
 
     async def cancel_all(self) -> None:
-        """Cancel the running calls and wait for them to end."""
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()

@@ -19,7 +19,7 @@ from evergrant.errors import (
     ProviderUnavailable,
     Unreachable,
 )
-from evergrant.fields import Fields
+from evergrant.fields import Fields, Model
 
 Result = TypeVar("Result")
 
@@ -104,20 +104,24 @@ def seconds_or_none(time: timedelta | None) -> float | None:
     return None if time is None else time.total_seconds()
 
 
-def object_parser(what: str, build: Callable[[Fields], Item]) -> Callable[[Response], Item]:
-    """A parser of a response that is one JSON object."""
-    return lambda response: build(parse_body(response, what))
+def object_parser(what: str, model: type[Model], whole: str | None = None) -> Callable[[Response], Model]:
+    """A parser of a response that is one JSON object; the field `whole` of the model gets all its members."""
+    return lambda response: _build(parse_body(response, what), model, whole)
 
 
-def page_parser(what: str, build: Callable[[Fields], Item]) -> Callable[[Response], Page[Item]]:
+def page_parser(what: str, model: type[Model], whole: str | None = None) -> Callable[[Response], Page[Model]]:
     """A parser of a response that is one page of a list."""
 
-    def parse(response: Response) -> Page[Item]:
+    def parse(response: Response) -> Page[Model]:
         body = parse_body(response, f"{what} list")
-        items = tuple(build(Fields.of(item, what)) for item in body.array("items"))
+        items = tuple(_build(Fields.of(item, what), model, whole) for item in body.array("items"))
         return Page(items, body.text_or_none("next_cursor"))
 
     return parse
+
+
+def _build(item: Fields, model: type[Model], whole: str | None) -> Model:
+    return item.build(model, **({whole: item.members} if whole else {}))
 
 
 def parse_body(response: Response, what: str) -> Fields:

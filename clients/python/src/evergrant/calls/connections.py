@@ -16,7 +16,7 @@ from evergrant.calls.call import (
 )
 from evergrant.models import App, AuditRecord, Connection, Provider, State
 
-_CONNECTION = object_parser("connection", lambda item: item.build(Connection))
+_CONNECTION = object_parser("connection", Connection)
 
 
 def connect(
@@ -78,9 +78,7 @@ def connections(
         state=state.value if state else None,
         expiring_before=expiring_before.isoformat() if expiring_before else None,
     )
-    return Call(
-        "GET", "/v1/connections", page_parser("connection", lambda item: item.build(Connection)), query=query
-    )
+    return Call("GET", "/v1/connections", page_parser("connection", Connection), query=query)
 
 
 def report_refused(connection_id: str, generation: int) -> Call[Connection]:
@@ -112,19 +110,17 @@ def revoke(connection_id: str, reason: str) -> Call[Connection]:
 def audit(connection_id: str | None = None) -> Call[Page[AuditRecord]]:
     """A connection's audit records, or the whole tenant's, fetched page by page."""
     path = "/v1/audit" if connection_id is None else path_of("connections", connection_id, "audit")
-    return Call("GET", path, page_parser("audit record", lambda item: item.build(AuditRecord)))
+    return Call("GET", path, page_parser("audit record", AuditRecord))
 
 
 def providers() -> Call[Page[Provider]]:
     """The providers of the catalogue, the tenant's own definitions among them."""
-    return Call(
-        "GET", "/v1/providers", page_parser("provider", lambda item: item.build(Provider, facts=item.members))
-    )
+    return Call("GET", "/v1/providers", page_parser("provider", Provider, "facts"))
 
 
 def apps() -> Call[Page[App]]:
     """The apps of the tenant."""
-    return Call("GET", "/v1/apps", page_parser("app", lambda item: item.build(App)))
+    return Call("GET", "/v1/apps", page_parser("app", App))
 
 
 def _command(connection_id: str, name: str, body: Mapping[str, object]) -> Call[Connection]:

@@ -16,7 +16,6 @@ from evergrant.calls.call import (
     seconds_or_none,
     without_none,
 )
-from evergrant.fields import Fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +66,22 @@ class ProviderVersion:
     reason: str | None
 
 
-_VERSION = object_parser("provider version", lambda item: item.build(ProviderVersion))
+_INTEGRATION = object_parser("integration", Integration, "members")
+_VERSION = object_parser("provider version", ProviderVersion)
 
 
 def integrations() -> Call[Page[Integration]]:
     """The integrations that this app administers."""
-    return Call("GET", "/v1/integrations", page_parser("integration", _integration))
+    return Call("GET", "/v1/integrations", page_parser("integration", Integration, "members"))
 
 
 def integration(name: str) -> Call[Integration]:
-    return Call("GET", path_of("integrations", name), object_parser("integration", _integration))
+    return Call("GET", path_of("integrations", name), _INTEGRATION)
 
 
 def put_integration(name: str, **members: object) -> Call[Integration]:
     """Create or change an integration; `members` as the HTTP reference names them, `client_secret` too."""
-    return Call(
-        "PUT", path_of("integrations", name), object_parser("integration", _integration), body=members
-    )
+    return Call("PUT", path_of("integrations", name), _INTEGRATION, body=members)
 
 
 def delete_integration(name: str) -> Call[None]:
@@ -119,7 +117,7 @@ def provider_versions(name: str) -> Call[Page[ProviderVersion]]:
     return Call(
         "GET",
         path_of("providers", name, "versions"),
-        page_parser("provider version", lambda item: item.build(ProviderVersion)),
+        page_parser("provider version", ProviderVersion),
     )
 
 
@@ -140,15 +138,9 @@ def roll_provider_back(name: str, version: int, reason: str) -> Call[ProviderVer
 
 
 def _rotate(name: str, body: Mapping[str, object]) -> Call[Integration]:
-    return post(
-        path_of("integrations", name, "rotate-secret"), object_parser("integration", _integration), body
-    )
+    return post(path_of("integrations", name, "rotate-secret"), _INTEGRATION, body)
 
 
 def _decide(name: str, decision: str, body: Mapping[str, object]) -> Call[ProviderVersion]:
     """Needs no Idempotency-Key: the server accepts the first decision only."""
     return Call("POST", path_of("providers", name, decision), _VERSION, body=body)
-
-
-def _integration(item: Fields) -> Integration:
-    return item.build(Integration, members=item.members)

@@ -9,6 +9,7 @@ from evergrant.calls.call import (
     Call,
     Response,
     list_or_none,
+    object_parser,
     parse_body,
     parse_problem,
     path_of,
@@ -66,7 +67,8 @@ def proof(connection_id: str, method: str, url: str, *, nonce: str | None = None
     one. The proof's `generation` must be the lease's: otherwise lease again. `auth` does all of this.
     """
     body = without_none(htm=method.upper(), htu=url.partition("#")[0], nonce=nonce)
-    return Call("POST", path_of("connections", connection_id, "proof"), _parse_proof, body=body)
+    path = path_of("connections", connection_id, "proof")
+    return Call("POST", path, object_parser("proof", Proof), body=body)
 
 
 def sign(connection_id: str, method: str, url: str, form: FormFields | None = None) -> Call[Signature]:
@@ -100,10 +102,6 @@ def _consent_required(response: Response) -> ConsentRequired | None:
     if problem is None or problem.get("code") != "consent_required" or "connect_url" not in problem:
         return None
     return Fields(problem, "problem document").build(ConsentRequired)
-
-
-def _parse_proof(response: Response) -> Proof:
-    return parse_body(response, "proof").build(Proof)
 
 
 def _parse_signature(response: Response) -> Signature:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 
-from evergrant.calls.call import Call, Response, parse_body, post, query_of
+from evergrant.calls.call import Call, Response, object_parser, parse_body, post, query_of
 from evergrant.errors import ProtocolError
 from evergrant.fields import Fields
 
@@ -63,6 +63,9 @@ class SealedPage:
     exported: int
 
 
+_parse_export = object_parser("export", Export)
+
+
 def import_calls(
     items: Iterable[ImportItem], *, dry_run: bool, verify: bool
 ) -> Iterator[Call[list[ImportOutcome]]]:
@@ -103,18 +106,11 @@ def _import_call(
         outcomes = parse_body(response, "import").array("items")
         if len(outcomes) != len(items):
             raise ProtocolError("the import has another number of outcomes than of items")
-        return [_outcome(Fields.of(outcome, "import outcome"), first) for outcome in outcomes]
+        parsed = [Fields.of(outcome, "import outcome") for outcome in outcomes]
+        return [item.build(ImportOutcome, index=first + item.integer("index")) for item in parsed]
 
     body = {"items": items, "dry_run": dry_run, "verify": verify}
     return Call("POST", "/v1/connections/import", parse, body=body)
-
-
-def _outcome(item: Fields, first: int) -> ImportOutcome:
-    return item.build(ImportOutcome, index=first + item.integer("index"))
-
-
-def _parse_export(response: Response) -> Export:
-    return parse_body(response, "export").build(Export)
 
 
 def _parse_lines(response: Response) -> Export | SealedPage:

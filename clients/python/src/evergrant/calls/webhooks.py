@@ -60,10 +60,10 @@ class WebhookDelivery:
     ended_at: datetime | None
 
 
-_WEBHOOK = object_parser("webhook", lambda item: item.build(Webhook))
-_WEBHOOKS = page_parser("webhook", lambda item: item.build(Webhook))
-_DELIVERY = object_parser("delivery", lambda item: item.build(WebhookDelivery))
-_DELIVERIES = page_parser("delivery", lambda item: item.build(WebhookDelivery))
+_WEBHOOK = object_parser("webhook", Webhook)
+_WEBHOOKS = page_parser("webhook", Webhook)
+_DELIVERY = object_parser("delivery", WebhookDelivery)
+_DELIVERIES = page_parser("delivery", WebhookDelivery)
 
 
 def webhooks() -> Call[Page[Webhook]]:

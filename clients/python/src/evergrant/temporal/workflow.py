@@ -11,6 +11,7 @@ facts; the token itself is leased in the activity that uses it.
             return await workflow.execute_activity(fetch, ...)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -107,15 +108,9 @@ class TokenInbox:
         connection_id = connection_workflow_id(connection).rpartition(":")[2]
         before, _ = self._received(connection_id)
         await request_token(connection, app=app, trace_id=trace_id)
-        try:
-            await workflow.wait_condition(
-                lambda: self._received(connection_id)[0] > before,
-                timeout=timeout,
-                timeout_summary=f"token of {connection_id}",
-            )
-        except TimeoutError:
-            raise TokenNotReady(connection_id, "timeout") from None
-        return self._require_ready(connection_id)
+        return await self._wait(
+            connection_id, lambda: self._received(connection_id)[0] > before, timeout, "token"
+        )
 
     async def token_repaired(
         self, connection: str | tuple[str, str], *, timeout: timedelta = timedelta(days=7)
@@ -130,15 +125,17 @@ class TokenInbox:
             _, answer = self._received(connection_id)
             return answer is not None and not answer.again
 
+        return await self._wait(connection_id, is_final, timeout, "repair")
+
+    async def _wait(
+        self, connection_id: str, has_come: Callable[[], bool], timeout: timedelta, awaited: str
+    ) -> TokenReady:
         try:
             await workflow.wait_condition(
-                is_final, timeout=timeout, timeout_summary=f"repair of {connection_id}"
+                has_come, timeout=timeout, timeout_summary=f"{awaited} of {connection_id}"
             )
         except TimeoutError:
             raise TokenNotReady(connection_id, "timeout") from None
-        return self._require_ready(connection_id)
-
-    def _require_ready(self, connection_id: str) -> TokenReady:
         _, answer = self._received(connection_id)
         assert answer is not None
         if answer.problem is not None:

@@ -106,7 +106,6 @@ class FakeConnection:
 
 
 def connection_body(connection: FakeConnection, *, link: bool = False) -> dict[str, object]:
-    """The body of `GET /v1/connections/{id}`."""
     changed = connection.events[-1][0] if connection.events else connection.now()
     body: dict[str, object] = {
         "id": connection.id,
