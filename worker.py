@@ -8,7 +8,7 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.single_use.critical_section import CriticalSections
-from activities.support.failures import FailureInterceptor
+from activities.support.temporal import FailureInterceptor
 from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal import Journal

@@ -4,15 +4,12 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.consents.first_grant import FirstGrantActivities, may_be_sent_later
-from activities.consents.first_grant_outcome import FirstGrantOutcome
+from activities.consents.first_grant import FirstGrantActivities, FirstGrantOutcome, may_be_sent_later
 from activities.consents.import_export import is_import_pending
-from activities.grants.candidates import may_be_definition_fault
-from activities.grants.client_secrets import is_client_refused
-from activities.grants.consent_changes import end_consent, end_unless_done
-from activities.grants.token_replies import read_first_tokens, token_endpoint_for_code
-from activities.grants.token_request import CodeExchangeRequest
+from activities.grants.candidates import is_client_refused, may_be_definition_fault
+from activities.grants.token_request import CODE_RULES, CodeExchangeRequest, read_first_tokens
 from activities.single_use.attempt import SingleUseAttempt
+from activities.support.connection_records import end_consent, end_unless_done
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, close_attempt
 from evergrant_server.core.audit import AuditAction
@@ -21,11 +18,10 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.id_token import require_nonce
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Endpoints
-from evergrant_server.core.messages.activities import ExchangeCode, GrantResult
+from evergrant_server.core.messages.activities import ConsentCall, ExchangeCode, GrantResult
 from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry import metrics
 from providers.definition.templates import params_from_metadata
 from providers.responses.raw_reply import RawReply
 
@@ -75,11 +71,10 @@ class CodeExchangeOutcome(FirstGrantOutcome):
         return GrantResult(attempt_id=attempt.row.id, failure=code, consent_over=True)
 
 
-class CodeExchangeActivities(FirstGrantActivities[ExchangeCode]):
+class CodeExchangeActivities(FirstGrantActivities):
     """Exchanges the codes of consents, and installs imports, which are consents with their tokens."""
 
     kind = AttemptKind.CODE_EXCHANGE
-    request_type = ExchangeCode
     outcome_type = CodeExchangeOutcome
 
     @activity.defn(name=ActivityName.EXCHANGE_CODE)
@@ -88,16 +83,17 @@ class CodeExchangeActivities(FirstGrantActivities[ExchangeCode]):
         return await self._get_first_grant(request)
 
     async def _token_request(
-        self, consent: Consent, context: ProviderContext, request: ExchangeCode, loaded: Endpoints
+        self, consent: Consent, context: ProviderContext, request: ConsentCall, loaded: Endpoints
     ) -> CodeExchangeRequest:
         async with self._services.store.read() as tx:
             code = await tx.consents.code(consent)
             verifier = await tx.consents.verifier(consent)
-        token_endpoint = token_endpoint_for_code(consent, loaded, context.endpoints)
+        token_endpoint = _token_endpoint(consent, loaded, context.endpoints)
         if consent.redirect_uri is None or token_endpoint is None:
             raise Failure(ErrorCode.CALLBACK_INVALID, "the consent was never started")
         return CodeExchangeRequest(
             context,
+            CODE_RULES,
             context.endpoints.model_copy(update={"token_endpoint": token_endpoint}),
             code,
             verifier,
@@ -106,17 +102,14 @@ class CodeExchangeActivities(FirstGrantActivities[ExchangeCode]):
             self._services.clock.now(),
         )
 
-    def _count(self, context: ProviderContext, result: GrantResult) -> None:
-        metrics.count_code_exchange(context.spec.name, result.failure)
-
-    async def _result_of_failure(self, request: ExchangeCode, failure: Failure) -> GrantResult:
+    async def _result_of_failure(self, request: ConsentCall, failure: Failure) -> GrantResult:
         """The tokens of an import can be installed once the platform is available: Temporal tries again."""
         platform = failure.kind is FailureKind.PLATFORM_UNAVAILABLE
         if platform and await is_import_pending(self._services.store, request):
             raise failure
         return await super()._result_of_failure(request, failure)
 
-    async def _record_failed_activity(self, tx: Transaction, request: ExchangeCode, failure: Failure) -> bool:
+    async def _record_failed_activity(self, tx: Transaction, request: ConsentCall, failure: Failure) -> bool:
         """End a consent whose code can't be spent: the subject opens a new link.
 
         The tokens of an import stay until its deadline, unless their seal is broken.
@@ -131,6 +124,17 @@ class CodeExchangeActivities(FirstGrantActivities[ExchangeCode]):
             now = self._services.clock.now()
             await append_audit(tx, request, AuditAction.CONSENT_FAILED, now, **detail)
         return False  # as far as the workflow knows: it may offer a new link
+
+
+def _token_endpoint(consent: Consent, loaded: Endpoints, current: Endpoints) -> str | None:
+    """The endpoint that was recorded when the browser left (RFC 9700 section 4.4).
+
+    When a staged definition named it and failed, the definition before it names another endpoint
+    of the same server: the server whose authorization endpoint gave the code.
+    """
+    replaced = consent.token_endpoint == loaded.token_endpoint
+    same_server = loaded.authorization_endpoint == current.authorization_endpoint
+    return current.token_endpoint if replaced and same_server else consent.token_endpoint
 
 
 def _was_not_sent(failure: Failure, outcome: AttemptOutcome | None) -> bool:

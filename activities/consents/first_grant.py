@@ -1,33 +1,147 @@
 """The first grant of a consent: what code exchange, client grants and the device flow have in common."""
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from datetime import datetime
 
 from temporalio import activity
 
-from activities.consents.first_grant_outcome import FirstGrantOutcome
 from activities.consents.import_export import install_import
+from activities.grants import GrantServices
 from activities.grants.candidates import candidates
-from activities.grants.services import GrantServices
+from activities.grants.grant_outcome import GrantOutcome
+from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
 from activities.grants.token_request import TokenRequest
+from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import SingleUseAttempt
-from activities.single_use.journaled_reply import JournaledReply
-from activities.support.failures import failed_grant_result
-from activities.support.heartbeat import heartbeating
+from activities.single_use.attempt_tracker import open_attempt
+from activities.single_use.journal_replay import JournaledReply
+from activities.support.connection_records import denied_source, end_consent, record_grant
 from activities.support.provider_context import ProviderContext
-from activities.support.transactions import commit_with_retries
-from evergrant_server.core.connections.connection import LifecycleState
+from activities.support.temporal import failed_grant_result, heartbeating
+from activities.support.transactions import append_audit, commit_with_retries, load_connection
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.errors import ErrorCode, Failure, RetryAdvice
 from evergrant_server.core.integrations import Endpoints
-from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RequestFirstTokens
-from evergrant_server.core.single_use.attempt import AttemptKind
+from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
+from evergrant_server.core.messages.activities import ConsentCall, GrantResult
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry import metrics
 
 _RETRIED_BY_TEMPORAL = (ErrorCode.REFRESH_PENDING, ErrorCode.JOURNAL_UNAVAILABLE)
 _MAX_TRIES = 200  # three seconds apart: longer than a reply may be waited for
 
-R = TypeVar("R", ExchangeCode, RequestFirstTokens)
+
+class FirstGrantOutcome(GrantOutcome[ConsentCall]):
+    """Installs the grant of a consent."""
+
+    def __init__(
+        self,
+        services: GrantServices,
+        request: ConsentCall,
+        context: ProviderContext,
+        consent: Consent,
+        *,
+        provisional: bool = False,
+    ) -> None:
+        super().__init__(services, request, context, provisional=provisional)
+        self.consent = consent
+
+    async def install(
+        self, tx: Transaction, attempt: SingleUseAttempt, tokens: TokenSet, since: datetime
+    ) -> GrantResult | None:
+        request, context, consent = self.call, self.context, self.consent
+        scopes = tokens.scopes if tokens.scopes is not None else consent.granted_scopes
+        tokens = tokens.model_copy(update={"metadata": tokens.metadata | consent.facts, "scopes": scopes})
+        now = self.services.clock.now()
+        current = await load_connection(tx, request)
+        row = await tx.attempts.get(attempt.row.tenant, attempt.row.id)
+        if row is None or row.outcome not in (None, AttemptOutcome.UNREAD):
+            installed = row is not None and row.outcome is AttemptOutcome.INSTALLED
+            return await self._keep_late(tx, current, attempt.row, tokens, installed=installed)
+        if current.state.is_final:
+            return None
+        was_unread = row.outcome is AttemptOutcome.UNREAD
+        if was_unread and _is_overtaken(current, attempt.row):
+            await tx.attempts.close(row, AttemptOutcome.SUPERSEDED, now)
+            return await self._keep_late(tx, current, attempt.row, tokens, installed=False)
+        after = context.after_consent(current.granted(now, request.generation), consent)
+        grant = Grant.from_tokens(
+            tokens,
+            generation=after.generation,
+            requested=consent.scopes,
+            at=since,
+            renewable=context.renewable or context.issues_short_lived_token,
+            short_lived=context.issues_short_lived_token,
+        )
+        saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
+        await install_further_slots(tx, self.services.store.ring, request, saved, tokens, since, now)
+        # not `close_attempt`: a takeover in this moment is a conflict, and the row shows it at the next try
+        await tx.attempts.close(row, AttemptOutcome.INSTALLED, now)
+        await record_grant(tx, request, current, consent, grant, now)
+        if was_unread:  # its workflow has given the consent up
+            await signal_late_tokens(tx, request, attempt.row, now)
+        return context.grant_result(saved, grant)
+
+    async def _keep_late(
+        self, tx: Transaction, current: Connection, row: Attempt, tokens: TokenSet, *, installed: bool
+    ) -> GrantResult | None:
+        """The attempt has ended: its reply was replayed, or another worker took over and was refused.
+
+        None: the connection has ended, and the tokens are revoked.
+        """
+        call, now = self.call, self.services.clock.now()
+        grant = await tx.grants.get(call.tenant, call.connection_id)
+        if installed and grant is not None:
+            return self.context.grant_result(current, grant)  # perhaps by this worker's lost commit
+        if current.state is LifecycleState.REVOKING or current.state.is_final:
+            return None
+        if current.generation == row.from_generation and current.state in STATES_WITHOUT_GRANT:
+            await keep_late_tokens(tx, call, row, tokens, now)
+        else:  # revoking them might end the grant that is installed
+            detail = {"attempt": row.id, "state": current.state, "revoked": False}
+            await append_audit(tx, call, AuditAction.LATE_TOKENS_RECEIVED, now, **detail)
+        return GrantResult(attempt_id=row.id, failure=ErrorCode.OUTCOME_UNKNOWN)
+
+
+def _is_overtaken(current: Connection, attempt: Attempt) -> bool:
+    """True when another grant came since the tokens were set aside, or the provider ended the grant."""
+    ended = current.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE and current.changed_at > attempt.opened_at
+    return ended or current.generation != attempt.from_generation
+
+
+async def record_consent_failure(
+    tx: Transaction, call: ConsentCall, failure: Failure, now: datetime, *, over: bool
+) -> None:
+    """Record the reason on consent and connection.
+
+    The consent ends when it is `over`: it can't lead to tokens any more. So does one whose next try
+    would meet the same failure again.
+    """
+    consent = await tx.consents.get(call.tenant, call.consent_id)
+    if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
+        return
+    if over or failure.rule.retry is RetryAdvice.NEVER:
+        denied = over and failure.code is ErrorCode.CONSENT_DENIED
+        await end_consent(tx, consent, ConsentStatus.DENIED if denied else ConsentStatus.FAILED, failure.code)
+    current = await load_connection(tx, call)
+    if current.state is LifecycleState.PENDING_CONSENT:
+        waiting = current.waiting_for_grant(failure.code, now)
+        await tx.connections.replace(waiting, expected=current.revision)
+    detail = {"reason": failure.code, "consent": consent.id, **denied_source(failure)}
+    await append_audit(tx, call, AuditAction.CONSENT_FAILED, now, **detail)
+
+
+async def require_no_open_attempt(services: GrantServices, tx: Transaction, connection: Connection) -> None:
+    """Raises Failure REFRESH_PENDING while an open attempt may still bring tokens: if the connection
+    ended now, nothing could use them."""
+    attempt = await open_attempt(tx, connection)
+    tracker = services.single_use.tracker
+    if attempt is not None and tracker.may_be_answered(attempt):
+        raise tracker.pending("a token is still on its way")
 
 
 def may_be_sent_later(failure: Failure) -> bool:
@@ -35,11 +149,10 @@ def may_be_sent_later(failure: Failure) -> bool:
     return failure.code in _RETRIED_BY_TEMPORAL
 
 
-class FirstGrantActivities(ABC, Generic[R]):
+class FirstGrantActivities(ABC):
     """Gets the first tokens of a consent, once. A flow says what it asks with, and what a failure ends."""
 
     kind: AttemptKind
-    request_type: type[R]
     outcome_type: type[FirstGrantOutcome]
 
     def __init__(self, services: GrantServices) -> None:
@@ -47,19 +160,17 @@ class FirstGrantActivities(ABC, Generic[R]):
 
     @abstractmethod
     async def _token_request(
-        self, consent: Consent, context: ProviderContext, request: R, loaded: Endpoints
+        self, consent: Consent, context: ProviderContext, request: ConsentCall, loaded: Endpoints
     ) -> TokenRequest | GrantResult:
         """What to ask for tokens with, or the result of another step. `loaded` are the endpoints of the
         definition that is tried first."""
 
-    @abstractmethod
-    async def _record_failed_activity(self, tx: Transaction, request: R, failure: Failure) -> bool:
+    async def _record_failed_activity(self, tx: Transaction, request: ConsentCall, failure: Failure) -> bool:
         """Record a failure that came before or instead of a reply. Returns True if the consent is over."""
+        await record_consent_failure(tx, request, failure, self._services.clock.now(), over=False)
+        return False
 
-    def _count(self, context: ProviderContext, result: GrantResult) -> None:
-        """Count a sent request in the metrics of its flow."""
-
-    async def _get_first_grant(self, request: R) -> GrantResult:
+    async def _get_first_grant(self, request: ConsentCall) -> GrantResult:
         """Returns what the store holds afterwards. Raises what Temporal tries again."""
         async with heartbeating():
             try:
@@ -69,7 +180,7 @@ class FirstGrantActivities(ABC, Generic[R]):
                     raise
                 return await self._result_of_failure(request, failure)
 
-    async def _send_and_install(self, request: R) -> GrantResult:
+    async def _send_and_install(self, request: ConsentCall) -> GrantResult:
         """The flow from load to commit. Each candidate is tried at most once, in an attempt of its own."""
         services = self._services
         consent = await self._load_consent(request)
@@ -94,20 +205,21 @@ class FirstGrantActivities(ABC, Generic[R]):
                     outcome = self.outcome_type(services, request, context, consent)
                     # in a task that nothing cuts: send, journal the reply, judge it, commit
                     candidate.result = await services.single_use.spend(attempt, request, reply, outcome)
-                    self._count(context, candidate.result)
+                    if self.kind is AttemptKind.CODE_EXCHANGE:
+                        metrics.count_code_exchange(context.spec.name, candidate.result.failure)
             result = candidate.result
         assert result is not None
         return result
 
     async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:
         """Judge and commit a reply that a journal holds, as one that has just arrived."""
-        services, request = self._services, self.request_type.model_validate(journaled.request)
+        services, request = self._services, ConsentCall.model_validate(journaled.request)
         consent = await self._load_consent(request)
         context = await services.contexts.load(request.tenant, request.connection_id)
         outcome = self.outcome_type(services, request, context, consent, provisional=journaled.provisional)
         return await services.single_use.conclude(attempt, journaled, outcome)
 
-    async def _load_consent(self, request: R) -> Consent:
+    async def _load_consent(self, request: ConsentCall) -> Consent:
         """Raises Failure CALLBACK_INVALID when the connection has no such consent."""
         async with self._services.store.read() as tx:
             consent = await tx.consents.get(request.tenant, request.consent_id)
@@ -115,7 +227,7 @@ class FirstGrantActivities(ABC, Generic[R]):
             raise Failure(ErrorCode.CALLBACK_INVALID, f"there is no consent {request.consent_id}")
         return consent
 
-    async def _result_of_failure(self, request: R, failure: Failure) -> GrantResult:
+    async def _result_of_failure(self, request: ConsentCall, failure: Failure) -> GrantResult:
         services, result = self._services, failed_grant_result(failure)
         async with services.store.read() as tx:
             consent = await tx.consents.get(request.tenant, request.consent_id)

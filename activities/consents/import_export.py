@@ -5,21 +5,19 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.grants.consent_changes import end_consent
-from activities.support.connection_health import record_recovery
-from activities.support.heartbeat import heartbeating
+from activities.support.connection_records import end_consent, record_grant
 from activities.support.provider_context import ProviderContext
+from activities.support.temporal import heartbeating
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
-from evergrant_server import audit
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
-from evergrant_server.core.connections.grant import MAIN_SLOT, FollowUp, Grant, Origin
+from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus
-from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RequestFirstTokens
+from evergrant_server.core.messages.activities import ConsentCall, GrantResult
 from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.export import DeleteExport, ExportCall, ExportProgress, SealExportPage
 from evergrant_server.core.secret import Secret
@@ -33,7 +31,7 @@ PAGE_SIZE = 100  # connections in one transaction
 async def install_import(
     store: Store,
     clock: Clock,
-    request: ExchangeCode | RequestFirstTokens,
+    request: ConsentCall,
     context: ProviderContext,
     consent: Consent,
 ) -> GrantResult:
@@ -55,7 +53,9 @@ async def install_import(
         imported = await tx.consents.imported_tokens(waiting)
         obtained_at = imported.obtained_at(consent.created_at)
         tokens = imported.token_set(obtained_at)
-        after = _with_grant(current, context, consent, now, request)
+        after = current.granted(now, request.generation)
+        if consent.came_from_browser:
+            after = context.after_consent(after, consent)
         if context.access_token_exchange is not None:  # it is the subject token of later exchanges
             tokens = tokens.model_copy(
                 update={"refresh_token": None, "refresh_expires_in": tokens.expires_in}
@@ -71,18 +71,8 @@ async def install_import(
         under_way = await tx.attempts.open_of_any_kind(request.tenant, request.connection_id, MAIN_SLOT)
         if under_way is not None:  # a refresh of the grant that this one replaces
             await tx.attempts.close(under_way, AttemptOutcome.SUPERSEDED, now)
-        await record_recovery(tx, request, current, now)
-        await end_consent(tx, waiting, ConsentStatus.DONE)
-        await append_audit(
-            tx,
-            request,
-            AuditAction.GRANT_INSTALLED,
-            now,
-            generation=grant.generation,
-            scopes=list(grant.scopes),
-            consent=consent.id,
-            **_import_details(current, consent),
-        )
+        detail = _import_details(current, consent)
+        await record_grant(tx, request, current, waiting, grant, now, **detail)
         return context.grant_result(saved, grant)
 
     return await commit_with_retries(store, install)
@@ -95,22 +85,7 @@ def _import_details(current: Connection, consent: Consent) -> dict[str, object]:
     return {} if consent.came_from_browser else {"imported": True}
 
 
-def _with_grant(
-    current: Connection,
-    context: ProviderContext,
-    consent: Consent,
-    now: datetime,
-    request: ExchangeCode | RequestFirstTokens,
-) -> Connection:
-    """The connection with the new grant. For a consent in a browser, its scopes become the requested ones."""
-    after = current.granted(now, request.generation)
-    if not consent.came_from_browser:
-        return after
-    follow_up = FollowUp.LOOKING_UP if context.spec.post_auth else None
-    return after.model_copy(update={"requested_scopes": consent.scopes, "follow_up": follow_up})
-
-
-async def is_import_pending(store: Store, request: ExchangeCode) -> bool:
+async def is_import_pending(store: Store, request: ConsentCall) -> bool:
     """True for an import whose tokens can be opened, now or once the key service answers."""
     async with store.read() as tx:
         consent = await tx.consents.get(request.tenant, request.consent_id)
@@ -147,8 +122,9 @@ class ExportActivities:
                 if (line := await _export_line(tx, connection)) is None:
                     continue
                 lines.append(recipient.seal(line))
+                action, now = AuditAction.CONNECTION_EXPORTED, self._clock.now()
                 detail = {"export": export.id, "key": recipient.thumbprint}
-                await self._record(tx, request, AuditAction.CONNECTION_EXPORTED, connection.id, detail)
+                await append_audit(tx, request, action, now, connection.id, **detail)
             last = found[-1].id if len(found) == PAGE_SIZE else None
             after = export.page_sealed(len(lines), len(found) - len(lines), last)
             return _progress(await tx.exports.write_page(export, after, lines))
@@ -165,28 +141,10 @@ class ExportActivities:
             if export.status is ExportStatus.GONE:
                 return
             await tx.exports.delete_lines(export)
-            await self._record(tx, request, AuditAction.EXPORT_DELETED, export.id, {"why": "expired"})
+            action, now = AuditAction.EXPORT_DELETED, self._clock.now()
+            await append_audit(tx, request, action, now, why="expired")
 
         await commit_with_retries(self._store, delete)
-
-    async def _record(
-        self,
-        tx: Transaction,
-        request: ExportCall,
-        action: AuditAction,
-        object_id: str,
-        detail: dict[str, object],
-    ) -> None:
-        entry = AuditEntry(
-            tenant=request.tenant,
-            at=self._clock.now(),
-            action=action,
-            object=object_id,
-            context=request.context,
-            detail=detail,
-            provenance=request.provenance,
-        )
-        await audit.append(tx, entry)
 
 
 async def _load_export(tx: Transaction, request: ExportCall) -> Export:

@@ -3,28 +3,50 @@
 from abc import abstractmethod
 from contextlib import suppress
 from datetime import datetime
+from typing import Generic, TypeVar
 
-from activities.grants.orphaned_tokens import revoke_orphaned_tokens
-from activities.grants.services import GrantServices
+from activities.grants import GrantServices
+from activities.grants.candidates import is_client_refused
+from activities.grants.client_grants import read_client_grant_tokens
+from activities.grants.late_tokens import keep_late_tokens
+from activities.grants.provider_revocation import revoke_orphaned_tokens
 from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
-from activities.support.clocks import obtained_at
+from activities.support.connection_records import record_recovery, record_refresh_failure
 from activities.support.provider_context import ProviderContext
-from activities.support.transactions import commit_with_retries
-from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.activities import ConnectionCall, GrantResult
-from evergrant_server.core.single_use.attempt import AttemptOutcome
+from activities.support.temporal import obtained_at
+from activities.support.transactions import (
+    append_audit,
+    close_attempt,
+    commit_with_retries,
+    is_taken_over,
+    load_connection,
+)
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
+from evergrant_server.core.integrations import Rotation
+from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
+from evergrant_server.core.messages.activities import ConnectionCall, GrantResult, RefreshGrant
+from evergrant_server.core.messages.base import SignalName
+from evergrant_server.core.messages.connection import ProviderChanged, Rotate
+from evergrant_server.core.outbox import signal_message
+from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import read_tokens
+
+C = TypeVar("C", bound=ConnectionCall)
 
 
-class GrantOutcome(OutcomeHandler[GrantResult]):
+class GrantOutcome(OutcomeHandler[GrantResult], Generic[C]):
     """The steps that all flows share. A flow reads its replies and writes its rows."""
 
     def __init__(
         self,
         services: GrantServices,
-        call: ConnectionCall,
+        call: C,
         context: ProviderContext,
         *,
         provisional: bool = False,
@@ -84,3 +106,146 @@ class GrantOutcome(OutcomeHandler[GrantResult]):
         return await commit_with_retries(
             self.services.store, lambda tx: self.record_failure(tx, attempt, failure, outcome)
         )
+
+
+class RefreshOutcome(GrantOutcome[RefreshGrant]):
+    """Installs a generation, or condemns the grant once the provider has refused it."""
+
+    @property
+    def spends_credential(self) -> bool:
+        rotates = self.context.integration.refresh.rotation is not Rotation.NONE
+        return rotates and not self.context.spends_nothing
+
+    def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
+        """Raises as `read_tokens`."""
+        if context.connection.flow.is_client_grant:
+            return read_client_grant_tokens(context, reply, context.connection.requested_scopes, came_at)
+        scopes = context.grant.scopes if context.grant else ()
+        try:
+            return read_tokens(context.spec, reply, requested_scopes=scopes, refreshing=True, now=came_at)
+        except Failure as failure:
+            never_bound = context.grant is not None and context.grant.token_type != DPOP_TOKEN_TYPE
+            if failure.code is not ErrorCode.REPLY_UNREADABLE or not (context.spec.dpop and never_bound):
+                raise
+            # DPoP was required after the consent and the provider didn't bind these: bearer tokens as before
+            bearer = context.spec.model_copy(update={"dpop": False})
+            return read_tokens(bearer, reply, requested_scopes=scopes, refreshing=True, now=came_at)
+
+    async def install(
+        self, tx: Transaction, attempt: SingleUseAttempt, tokens: TokenSet, since: datetime
+    ) -> GrantResult | None:
+        """Raises Failure REFRESH_PENDING while another worker's use may still invalidate the tokens: the
+        journal keeps them until then."""
+        request, context, row = self.call, self.context, attempt.row
+        now = self.services.clock.now()
+        # a late reply waits for other transactions on this row, so that what it reads still holds
+        current = await load_connection(tx, request, locked=await is_taken_over(tx, row))
+        if current.state.is_final:
+            return None
+        if current.generation != row.from_generation:
+            await close_attempt(tx, row, AttemptOutcome.SUPERSEDED, now)
+            return await self._stored_result(tx, current)
+        if current.state not in (LifecycleState.ACTIVE, LifecycleState.REVOKING):
+            # another worker took over and was refused: late tokens are verified before they are used
+            await close_attempt(tx, row, AttemptOutcome.SUPERSEDED, now)
+            if current.state in STATES_WITHOUT_GRANT:
+                await keep_late_tokens(tx, request, row, tokens, now)
+            return context.stored_result(current, None)
+        in_time = await close_attempt(tx, row, AttemptOutcome.INSTALLED, now)
+        may_be_invalid = False
+        if not in_time and current.state is LifecycleState.ACTIVE and not context.spends_nothing:
+            may_be_invalid = await self.services.single_use.tracker.record_late_install(
+                tx, row, context.integration.refresh, journaled=attempt.entry is not None
+            )
+        saved, grant = await self._replace_grant(tx, current, tokens, since, now)
+        if not in_time or (attempt.entry is not None and attempt.entry.is_set_aside):
+            # the workflow reads the store now: it may be waiting for hours
+            changed = ProviderChanged(version=saved.revision, context=request.context)
+            name, target = SignalName.PROVIDER_CHANGED, (row.tenant, row.connection_id)
+            await tx.outbox.add(signal_message(*target, name, changed, now))
+        if may_be_invalid:
+            await _signal_rotate(tx, request, row, now)
+        await record_recovery(tx, request, current, now)
+        await append_audit(tx, request, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
+        return context.grant_result(saved, grant)
+
+    async def _replace_grant(
+        self, tx: Transaction, current: Connection, tokens: TokenSet, since: datetime, now: datetime
+    ) -> tuple[Connection, Grant]:
+        after = current.refreshed(now)
+        stored = await tx.grants.get(current.tenant, current.id)  # an account may have been chosen since
+        grant = Grant.from_tokens(
+            tokens,
+            generation=after.generation,
+            requested=current.requested_scopes,
+            at=since,
+            before=stored or self.context.grant,
+            renewable=self.context.renewable,
+        )
+        saved = await tx.grants.install(
+            after, tokens, grant, origin=Origin.REFRESH, expected=current.revision
+        )
+        return saved, grant
+
+    async def record_failure(
+        self, tx: Transaction, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None
+    ) -> GrantResult:
+        """Condemn the grant only when the provider refused it, and not for a staged definition."""
+        request, row, now = self.call, attempt.row, self.services.clock.now()
+        code = failure.code
+        if code is ErrorCode.GRANT_REJECTED and await self._may_be_spent_by_another_use(tx, row):
+            code = ErrorCode.OUTCOME_UNKNOWN
+        if outcome is not None:
+            await close_attempt(tx, row, outcome, now)
+        current = await load_connection(tx, request)
+        if current.generation != row.from_generation and current.state is LifecycleState.ACTIVE:
+            # a late refusal of a grant that was replaced meanwhile says nothing about the new one
+            if code is ErrorCode.OUTCOME_UNKNOWN:
+                await _signal_rotate(tx, request, row, now)
+            await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
+            return await self._stored_result(tx, current)
+        refused = failure.kind is FailureKind.RECONNECT_NEEDED and not self.provisional
+        if refused and current.state is LifecycleState.ACTIVE:
+            await tx.connections.replace(current.rejected(code, now), expected=current.revision)
+            await append_audit(tx, request, AuditAction.NEEDS_REAUTH, now, reason=code)
+        else:
+            grant = self.context.grant
+            expired = request.token_over or (grant is not None and not grant.is_valid(now))
+            await record_refresh_failure(tx, request, current, code, now, token_over=expired)
+            await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code)
+        if current.state is LifecycleState.REVOKING:
+            return GrantResult(state=LifecycleState.REVOKING)
+        return GrantResult(
+            attempt_id=row.id,
+            failure=code,
+            retry_after=failure.retry_after,
+            client_refused=is_client_refused(failure),
+            unknown_error=outcome is AttemptOutcome.REFUSED,
+        )
+
+    async def _may_be_spent_by_another_use(self, tx: Transaction, row: Attempt) -> bool:
+        """True when another use, and not the subject, may have ended the grant."""
+        if self.provisional or self.context.spends_nothing:
+            return False
+        credential = (row.tenant, row.connection_id, row.from_generation)
+        return (
+            row.sends > 1 or await is_taken_over(tx, row) or await tx.attempts.may_be_invalidated(*credential)
+        )
+
+    async def _stored_result(self, tx: Transaction, current: Connection) -> GrantResult:
+        """The newer grant: of an import, a consent or another worker."""
+        newer = await tx.grants.get(current.tenant, current.id) or self.context.grant
+        assert newer is not None
+        return self.context.grant_result(current, newer)
+
+
+async def _signal_rotate(tx: Transaction, request: RefreshGrant, row: Attempt, now: datetime) -> None:
+    """Have the workflow refresh now: a second use of the token may have invalidated its successor.
+
+    The first signal tells a workflow that doesn't know the successor yet.
+    """
+    reason = "a second use of the previous token may have invalidated this grant"
+    for seen in (row.from_generation, row.from_generation + 1):
+        rotate = Rotate(reason=reason, context=request.context, seen_generation=seen)
+        message = signal_message(request.tenant, request.connection_id, SignalName.ROTATE, rotate, now)
+        await tx.outbox.add(message)

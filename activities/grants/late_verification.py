@@ -4,24 +4,20 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.grants.candidates import candidates
-from activities.grants.client_secrets import is_client_refused
-from activities.grants.consent_changes import after_consent, end_unless_done
+from activities.grants import GrantServices
+from activities.grants.candidates import candidates, is_client_refused
 from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import LateReply, awaits_verification
-from activities.grants.services import GrantServices
 from activities.grants.token_request import RefreshTokenRequest
 from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import SingleUseAttempt
-from activities.single_use.journaled_reply import JournaledReply
-from activities.support.connection_health import record_recovery
-from activities.support.failures import failed_grant_result
-from activities.support.heartbeat import heartbeating
+from activities.single_use.journal_replay import JournaledReply
+from activities.support.connection_records import record_grant
 from activities.support.provider_context import ProviderContext
+from activities.support.temporal import failed_grant_result, heartbeating
 from activities.support.transactions import append_audit, close_attempt, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import ConsentId
@@ -68,11 +64,12 @@ class LateTokenActivities:
         result: GrantResult | None = None
         async for candidate in candidates(services, request, context):
             context = candidate.context.with_facts(late_reply.metadata(candidate.context.facts))
-            token_request = RefreshTokenRequest(context, refresh_token)
+            rules = context.integration.refresh
+            token_request = RefreshTokenRequest(context, rules, refresh_token)
             attempt = await services.single_use.open(
                 AttemptKind.LATE_TOKENS,
                 context.connection,
-                token_request.rules,
+                rules,
                 token_valid=False,
                 credential=request.attempt_id,
             )
@@ -122,12 +119,11 @@ class LateTokenActivities:
     async def _already_decided(self, request: VerifyLateTokens) -> GrantResult:
         """Verified by an earlier try, or overtaken by another grant or a revocation."""
         context = await self._services.contexts.load(request.tenant, request.connection_id)
-        async with self._store.read() as tx:
-            result = await _stored_result(tx, context.connection, context)
+        result = context.stored_result(context.connection, context.grant)
         return result.model_copy(update={"consent_over": result.failure is not None})
 
 
-class LateTokensOutcome(GrantOutcome):
+class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
     """Brings the connection back with what the verifying refresh returned, or drops the late tokens."""
 
     def __init__(
@@ -138,7 +134,6 @@ class LateTokensOutcome(GrantOutcome):
         late_reply: LateReply,
     ) -> None:
         super().__init__(services, request, context)
-        self._request = request
         self._late = late_reply
 
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
@@ -148,17 +143,17 @@ class LateTokensOutcome(GrantOutcome):
     async def install(
         self, tx: Transaction, attempt: SingleUseAttempt, tokens: TokenSet, since: datetime
     ) -> GrantResult | None:
-        request, context, consent = self._request, self.context, self._late.consent
+        request, context, consent = self.call, self.context, self._late.consent
         now, tokens = self.services.clock.now(), self._late.merged_with(tokens, since)
         current = await load_connection(tx, request)
         if current.state.is_final:
             return None
         if current.generation != attempt.row.from_generation:
             await close_attempt(tx, attempt.row, AttemptOutcome.SUPERSEDED, now)
-            return await _stored_result(tx, current, context)
+            return context.stored_result(current, await tx.grants.get(current.tenant, current.id))
         after = current.granted(now)
         if consent is not None:
-            after = after_consent(after, consent, context)
+            after = context.after_consent(after, consent)
         stored = await tx.grants.get(request.tenant, request.connection_id)  # its account may be chosen
         grant = Grant.from_tokens(
             tokens,
@@ -173,13 +168,10 @@ class LateTokensOutcome(GrantOutcome):
         ring = self.services.store.ring
         await install_further_slots(tx, ring, request, saved, self._late.tokens, since, now)
         await close_attempt(tx, attempt.row, AttemptOutcome.INSTALLED, now)
-        detail: dict[str, object] = {"generation": grant.generation, "late_attempt": request.attempt_id}
         if consent is not None:  # it was written off when its code was refused a second time
-            await end_unless_done(tx, consent, ConsentStatus.DONE)
-            detail |= {"scopes": list(grant.scopes), "consent": consent.id}
-            await append_audit(tx, request, AuditAction.GRANT_INSTALLED, now, **detail)
-            await record_recovery(tx, request, current, now)
+            await record_grant(tx, request, current, consent, grant, now, late_attempt=request.attempt_id)
         elif current.state is not LifecycleState.REVOKING:
+            detail = {"generation": grant.generation, "late_attempt": request.attempt_id}
             await append_audit(tx, request, AuditAction.CONNECTION_RECOVERED, now, **detail)
         return context.grant_result(saved, grant)
 
@@ -190,7 +182,7 @@ class LateTokensOutcome(GrantOutcome):
         if outcome is not None:
             await close_attempt(tx, attempt.row, outcome, now)
         if failure.kind is FailureKind.RECONNECT_NEEDED:
-            return await _drop_refused(tx, self._request, failure.code, now)
+            return await _drop_refused(tx, self.call, failure.code, now)
         return GrantResult(
             attempt_id=attempt.row.id,
             failure=failure.code,
@@ -207,15 +199,6 @@ async def _drop_refused(
     detail = {"attempt": request.attempt_id, "verified": False, "reason": reason}
     await append_audit(tx, request, AuditAction.LATE_TOKENS_RECEIVED, now, **detail)
     return GrantResult(failure=reason)
-
-
-async def _stored_result(tx: Transaction, current: Connection, context: ProviderContext) -> GrantResult:
-    grant = await tx.grants.get(current.tenant, current.id)
-    if current.state is LifecycleState.ACTIVE and grant is not None:
-        return context.grant_result(current, grant)
-    if current.state is LifecycleState.REVOKING:
-        return GrantResult(state=LifecycleState.REVOKING)
-    return GrantResult(state=current.state, failure=current.reason or ErrorCode.CONSENT_REQUIRED)
 
 
 def _is_undecided(result: GrantResult) -> bool:

@@ -1,10 +1,29 @@
-"""Revokes tokens at their provider (RFC 7009)."""
+"""Revokes tokens at their provider (RFC 7009), also those that arrive after their connection has ended."""
 
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+
+from activities.grants import GrantServices
+from activities.grants.candidates import try_each_secret
 from activities.support.provider_context import ProviderContext
+from activities.support.transactions import append_audit, close_attempt, commit_with_retries, load_connection
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import RevocationOutcome
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.activities import ConnectionCall, GrantResult
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, LateTokens
+from evergrant_server.store import Transaction
+from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 from providers.requests.sender import Sender
 from providers.responses.error_mapping import is_unsupported_token_type, read_revocation
+
+log = logging.getLogger("evergrant.activities")
+
+_REVOKE_TIMEOUT_S = 10.0  # a silent provider must not keep a connection from ending
 
 
 async def revoke_at_provider(
@@ -12,6 +31,8 @@ async def revoke_at_provider(
 ) -> RevocationOutcome:
     """What the provider has confirmed. Raises Failure when that is nothing (RFC 7009 section 2.2.1)."""
     rule = context.spec.revocation
+    if context.connection.flow.is_client_grant:
+        refresh_token = None  # an imported token that is exchanged stays valid: the subject owns it
     refresh, access = (refresh_token, "refresh_token"), (access_token, "access_token")
     if rule is not None:  # not by RFC 7009: one token revokes the whole grant
         first, second = (refresh, access) if rule.token == "refresh_token" else (access, refresh)
@@ -36,3 +57,85 @@ async def _revoke_token(sender: Sender, context: ProviderContext, token: Secret 
         return False
     read_revocation(context.spec, reply)
     return True
+
+
+async def revoke_orphaned_tokens(
+    services: GrantServices,
+    call: ConnectionCall,
+    context: ProviderContext,
+    attempt: Attempt,
+    tokens: TokenSet,
+) -> GrantResult:
+    """Revoke them once, and record whether the provider confirmed: no workflow is left to try again."""
+    # a staged definition isn't relied on: the wrong endpoint may confirm, too
+    trusted = context.without_staged_definition()
+    revoked = [await _is_revoked(services.sender, trusted, it) for it in all_slots(tokens)]
+
+    async def record(tx: Transaction) -> GrantResult:
+        now = services.clock.now()
+        current = await load_connection(tx, call)
+        await close_attempt(tx, attempt, AttemptOutcome.SUPERSEDED, now)
+        detail = {"attempt": attempt.id, "state": current.state, "revoked": all(revoked)}
+        await append_audit(tx, call, AuditAction.LATE_TOKENS_RECEIVED, now, **detail)
+        failure = current.reason or ErrorCode.CONNECTION_REVOKED
+        return GrantResult(attempt_id=attempt.id, state=current.state, failure=failure, consent_over=True)
+
+    return await commit_with_retries(services.store, record)
+
+
+async def revoke_late_tokens(
+    services: GrantServices, call: ConnectionCall, context: ProviderContext, late: Sequence[LateTokens]
+) -> None:
+    """Revoke late tokens that were not verified before their connection ended."""
+    trusted = context.without_staged_definition()
+    async with services.store.read() as tx:
+        tokens = [await tx.late_tokens.tokens(it) for it in late]
+    revoked = await asyncio.gather(*(_is_revoked_in_time(services.sender, trusted, it) for it in tokens))
+    for item, confirmed in zip(late, revoked, strict=True):
+        detail = {"attempt": item.attempt_id, "state": context.connection.state, "revoked": confirmed}
+
+        async def record(
+            tx: Transaction, item: LateTokens = item, detail: dict[str, object] = detail
+        ) -> None:
+            await tx.late_tokens.delete(item.tenant, item.connection_id, item.attempt_id)
+            await append_audit(tx, call, AuditAction.LATE_TOKENS_RECEIVED, services.clock.now(), **detail)
+
+        await commit_with_retries(services.store, record)
+
+
+def all_slots(tokens: TokenSet) -> tuple[TokenSet, ...]:
+    """The main slot's tokens and those of further slots, all with the main slot's metadata."""
+    further = (
+        it.model_copy(update={"metadata": {**tokens.metadata, **it.metadata}})
+        for it in tokens.further.values()
+    )
+    return tokens, *further
+
+
+def context_for_tokens(context: ProviderContext, tokens: TokenSet) -> ProviderContext:
+    """The context for tokens whose own reply may have named the host they are valid at."""
+    return context.with_facts({**context.facts, **tokens.metadata})
+
+
+async def _is_revoked_in_time(sender: Sender, context: ProviderContext, tokens: TokenSet) -> bool:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_REVOKE_TIMEOUT_S):
+            return all([await _is_revoked(sender, context, it) for it in all_slots(tokens)])
+    return False
+
+
+async def _is_revoked(sender: Sender, context: ProviderContext, tokens: TokenSet) -> bool:
+    async def revoke(with_secret: ProviderContext) -> RevocationOutcome:
+        own_context = context_for_tokens(with_secret, tokens)
+        return await revoke_at_provider(sender, own_context, tokens.refresh_token, tokens.access_token)
+
+    if context.endpoints.revocation_endpoint is None:
+        return False
+    try:
+        return (await try_each_secret(context, revoke))[0] is RevocationOutcome.CONFIRMED
+    except Failure:
+        return False
+    except Exception as unexpected:  # raised from a journal sweep, it would be tried again every second
+        what = f"revocation: {type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
+        log_event(log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what, object=context.connection.id)
+        return False

@@ -4,25 +4,22 @@ from datetime import datetime
 
 from temporalio import activity
 
+from activities.grants import GrantServices
 from activities.grants.candidates import candidates
-from activities.grants.refresh_outcome import RefreshOutcome
-from activities.grants.services import GrantServices
-from activities.grants.subject_tokens import load_subject_token
+from activities.grants.client_grants import client_grant_token_request
+from activities.grants.grant_outcome import RefreshOutcome
 from activities.grants.token_request import (
     RefreshTokenRequest,
     TokenRequest,
     access_token_exchange,
-    client_grant_token_request,
 )
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.attempt_tracker import open_attempt
 from activities.single_use.circuit_breakers import CircuitBreakers
-from activities.single_use.journaled_reply import JournaledReply
-from activities.support.clocks import earlier_now
-from activities.support.connection_health import record_unsent
-from activities.support.failures import failed_grant_result
-from activities.support.heartbeat import heartbeating
+from activities.single_use.journal_replay import JournaledReply
+from activities.support.connection_records import record_unsent
 from activities.support.provider_context import ProviderContext
+from activities.support.temporal import earlier_now, failed_grant_result, heartbeating
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -74,9 +71,16 @@ class RefreshActivities:
                 if token_request is None:
                     return await self._without_refresh_token(request, context)
                 async with self._breakers.permit(
-                    context.integration, context.connection.id, context.definition_id
+                    context.integration,
+                    context.connection.id,
+                    context.definition.id if context.definition else "",
                 ) as permit:
-                    attempt = await self._open_attempt(request, context, token_request)
+                    attempt = await services.single_use.open(
+                        AttemptKind.REFRESH,
+                        context.connection,
+                        token_request.rules,
+                        token_valid=not request.token_over and self._token_is_valid(context),
+                    )
                     reply = permit.track(token_request.send(services.sender, attempt.check))
                     outcome = RefreshOutcome(services, request, context)
                     # in a task that nothing cuts: send, journal the reply, judge it, commit
@@ -91,14 +95,9 @@ class RefreshActivities:
     ) -> GrantResult | None:
         """The result when no request is sent: revoking, refreshed by an earlier try, or idle."""
         connection, grant = context.connection, context.grant
-        if connection.state is LifecycleState.REVOKING:
-            return GrantResult(state=LifecycleState.REVOKING)
-        if connection.state is not LifecycleState.ACTIVE or grant is None:
-            return GrantResult(
-                state=connection.state, failure=connection.reason or ErrorCode.CONSENT_REQUIRED
-            )
-        if connection.generation > request.generation:
-            return context.grant_result(connection, grant)
+        live = connection.state is LifecycleState.ACTIVE and grant is not None
+        if not live or connection.generation > request.generation:
+            return context.stored_result(connection, grant)
         if connection.generation < request.generation:
             stored, seen = connection.generation, request.generation
             raise Failure(ErrorCode.STORE_BEHIND, f"generation {stored} is stored, {seen} was seen")
@@ -112,9 +111,7 @@ class RefreshActivities:
     async def _token_request(self, request: RefreshGrant, context: ProviderContext) -> TokenRequest | None:
         """What to ask for the next token with; None when nothing is left to ask with."""
         if context.connection.flow.is_client_grant:
-            subject_token = await load_subject_token(self._services, request.context, context)
-            scopes = context.connection.requested_scopes
-            return client_grant_token_request(context, scopes, self._clock.now(), subject_token)
+            return await client_grant_token_request(self._services, request.context, context)
         if context.access_token_exchange is not None:
             if not self._token_is_valid(context):
                 return None
@@ -128,18 +125,7 @@ class RefreshActivities:
             refresh_token = await tx.grants.refresh_token(context.connection)
         if refresh_token is None:
             return None
-        return RefreshTokenRequest(context, refresh_token)
-
-    async def _open_attempt(
-        self, request: RefreshGrant, context: ProviderContext, token_request: TokenRequest
-    ) -> SingleUseAttempt:
-        """Commit the intent. Raises as `SingleUseProtocol.open`."""
-        return await self._services.single_use.open(
-            AttemptKind.REFRESH,
-            context.connection,
-            token_request.rules,
-            token_valid=not request.token_over and self._token_is_valid(context),
-        )
+        return RefreshTokenRequest(context, context.integration.refresh, refresh_token)
 
     async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:
         """Judge and commit a reply that a journal holds, as one that has just arrived."""

@@ -4,14 +4,12 @@ import logging
 
 from temporalio import activity
 
-from activities.grants.client_secrets import record_accepted_secret, try_each_secret
-from activities.grants.orphaned_tokens import all_slots, context_for_tokens
-from activities.grants.provider_revocation import revoke_at_provider
-from activities.grants.services import GrantServices
+from activities.grants import GrantServices
+from activities.grants.candidates import record_accepted_secret, try_each_secret
+from activities.grants.provider_revocation import all_slots, context_for_tokens, revoke_at_provider
 from activities.single_use.attempt_tracker import open_attempt
-from activities.support.failures import revocation_result_of
-from activities.support.heartbeat import heartbeating
 from activities.support.provider_context import ProviderContext
+from activities.support.temporal import RETRIED_BY_TEMPORAL, heartbeating
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
@@ -19,7 +17,6 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import BeginRevocation, RevocationResult, RevokeGrant
 from evergrant_server.core.messages.base import ActivityName
-from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
@@ -114,23 +111,19 @@ class RevocationActivities:
         if context.endpoints.revocation_endpoint is None or flow.is_static or not flow.is_bearer:
             # a static credential is the subject's to take back; OAuth 1.0a has no revocation
             return RevocationOutcome.NOT_SUPPORTED
+        sender = self._services.sender
         outcomes = [  # late tokens are unverified, and may be valid all the same
-            await self._revoke_tokens(context_for_tokens(context, it), it.refresh_token, it.access_token)
+            await revoke_at_provider(
+                sender, context_for_tokens(context, it), it.refresh_token, it.access_token
+            )
             for it in late
         ]
         if context.grant is not None:
             async with self._store.read() as tx:
                 refresh_token = await tx.grants.refresh_token(context.connection)
                 access_token = await tx.grants.access_token(context.connection)
-            outcomes.append(await self._revoke_tokens(context, refresh_token, access_token))
+            outcomes.append(await revoke_at_provider(sender, context, refresh_token, access_token))
         return max(outcomes, key=_BEST_FIRST.index)
-
-    async def _revoke_tokens(
-        self, context: ProviderContext, refresh_token: Secret | None, access_token: Secret
-    ) -> RevocationOutcome:
-        if context.connection.flow.is_client_grant:
-            refresh_token = None  # an imported token that is exchanged stays valid: the subject owns it
-        return await revoke_at_provider(self._services.sender, context, refresh_token, access_token)
 
     async def _late_tokens(self, context: ProviderContext) -> list[TokenSet]:
         connection = context.connection
@@ -139,7 +132,9 @@ class RevocationActivities:
             return [it for late in found for it in all_slots(await tx.late_tokens.tokens(late))]
 
     async def _record_failure(self, request: RevokeGrant, failure: Failure) -> RevocationResult:
-        result = revocation_result_of(failure)
+        if failure.code in RETRIED_BY_TEMPORAL:
+            raise failure
+        result = RevocationResult(failure=failure.code, retry_after=failure.retry_after)
         if failure.code is ErrorCode.REFRESH_PENDING:
             return result  # no revocation was sent yet
 
@@ -163,10 +158,8 @@ class RevocationActivities:
         attempt = await open_attempt(tx, current)
         if attempt is not None:
             await tx.attempts.close(attempt, AttemptOutcome.SUPERSEDED, now)
-        if current.state is not LifecycleState.REVOKING:
-            revoking = current.revocation_requested(_RESTORED_REASON, now)
-        else:
-            revoking = current
+        under_way = current.state is LifecycleState.REVOKING
+        revoking = current if under_way else current.revocation_requested(_RESTORED_REASON, now)
         await tx.connections.replace(revoking.revocation_ended(outcome, now), expected=current.revision)
         destroyed = await tx.grants.shred(request.tenant, request.connection_id)
         detail = {"how": outcome, "keys_destroyed": destroyed}

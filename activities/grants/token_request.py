@@ -8,23 +8,27 @@ from datetime import datetime
 from activities.support.provider_context import ProviderContext
 from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.integrations import Endpoints, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend
 from providers.definition.schema_lifecycle import RefreshSpec
-from providers.oauth1.flow import token_credentials_request
-from providers.requests.client_grants import ClientGrantInput, PreparedRequest, client_grant_request
+from providers.oauth1.flow import read_token_credentials, token_credentials_request
+from providers.requests.client_grants import PreparedRequest
 from providers.requests.request_format import access_token_exchange_request
 from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import additional_token_sets, read_tokens
 
 NO_CREDENTIAL_SPENT = RefreshRules(rotation=Rotation.NONE)
 CODE_RULES = RefreshRules(rotation=Rotation.STRICT)  # RFC 6749 section 4.1.2
 
 
+@dataclass(frozen=True)
 class TokenRequest(ABC):
     """One request to a token endpoint. `rules` say whether its credential may be sent twice."""
 
+    context: ProviderContext
     rules: RefreshRules
 
     @abstractmethod
@@ -32,21 +36,19 @@ class TokenRequest(ABC):
         """Send once. Raises as `Sender`."""
 
 
+@dataclass(frozen=True)
 class RefreshTokenRequest(TokenRequest):
     """Spends a refresh token (RFC 6749 section 6)."""
 
-    def __init__(self, context: ProviderContext, token: Secret) -> None:
-        self.rules = context.integration.refresh
-        self._context = context
-        self._token = token
+    token: Secret
 
     def send(self, sender: Sender, before_send: BeforeSend) -> Awaitable[RawReply]:
-        context = self._context
+        context = self.context
         return sender.refresh(
             context.spec,
             context.endpoints,
             context.client,
-            refresh_token=self._token,
+            refresh_token=self.token,
             redirect_uri=context.redirect_uri,
             params=context.params,
             flow=context.connection.flow,
@@ -55,17 +57,15 @@ class RefreshTokenRequest(TokenRequest):
         )
 
 
+@dataclass(frozen=True)
 class PreparedTokenRequest(TokenRequest):
-    """Sends a request that `providers` has built, such as a client grant or a poll."""
+    """Sends a request that `providers` has built: such as a client grant or a poll."""
 
-    def __init__(self, context: ProviderContext, request: PreparedRequest, rules: RefreshRules) -> None:
-        self.rules = rules
-        self._context = context
-        self._request = request
+    request: PreparedRequest
 
     def send(self, sender: Sender, before_send: BeforeSend) -> Awaitable[RawReply]:
-        context = self._context
-        return sender.send_prepared(context.spec, context.client, self._request, before_send=before_send)
+        context = self.context
+        return sender.send_prepared(context.spec, context.client, self.request, before_send=before_send)
 
 
 def access_token_exchange(context: ProviderContext, rule: RefreshSpec, token: Secret) -> PreparedTokenRequest:
@@ -73,26 +73,7 @@ def access_token_exchange(context: ProviderContext, rule: RefreshSpec, token: Se
     request = access_token_exchange_request(
         context.spec, context.endpoints, context.client, rule, token, context.params
     )
-    return PreparedTokenRequest(context, request, NO_CREDENTIAL_SPENT)
-
-
-def client_grant_token_request(
-    context: ProviderContext, scopes: tuple[str, ...], at: datetime, subject_token: Secret | None
-) -> PreparedTokenRequest:
-    """A request with the integration's credentials (RFC 6749 section 4.4), sent again after a lost reply."""
-    connection = context.connection
-    grant_input = ClientGrantInput(
-        scopes=scopes,
-        target=connection.target,
-        subject=connection.subject,
-        params=context.params,
-        at=at,
-        subject_token=subject_token,
-    )
-    request = client_grant_request(
-        context.spec, connection.flow, context.endpoints, context.client, grant_input
-    )
-    return PreparedTokenRequest(context, request, NO_CREDENTIAL_SPENT)
+    return PreparedTokenRequest(context, NO_CREDENTIAL_SPENT, request)
 
 
 @dataclass(frozen=True)
@@ -103,9 +84,6 @@ class CodeExchangeRequest(TokenRequest):
     belongs to (RFC 5849 section 2.3).
     """
 
-    rules = CODE_RULES
-
-    context: ProviderContext
     endpoints: Endpoints
     code: Secret
     verifier: Secret
@@ -132,3 +110,13 @@ class CodeExchangeRequest(TokenRequest):
             resources=context.resources,
             before_send=before_send,
         )
+
+
+def read_first_tokens(
+    context: ProviderContext, reply: RawReply, scopes: tuple[str, ...], came_at: datetime
+) -> TokenSet:
+    """The tokens of a code exchange. Raises as `read_tokens`."""
+    if context.connection.flow is Flow.OAUTH1:
+        return read_token_credentials(context.spec, reply, now=came_at)
+    tokens = read_tokens(context.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
+    return tokens.model_copy(update={"further": additional_token_sets(context.spec, reply, now=came_at)})

@@ -37,43 +37,30 @@ async def install_further_slots(
     """
     for slot, slot_tokens in tokens.further.items():
         label = first.label_of_slot(slot)
-        scopes = slot_tokens.scopes
-        if scopes is None:
-            scopes = first.slot_scopes.get(slot, ())
+        granted = slot_tokens.scopes
+        scopes = first.slot_scopes.get(slot, ()) if granted is None else granted
         metadata = tokens.metadata | slot_tokens.metadata
         imported = slot_tokens.model_copy(update={"scopes": scopes, "metadata": metadata})
         found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
         live = found is not None and not found.state.is_final
         if found is not None and live:
-            connection = await _update_existing(tx, found, first, scopes)
+            # its id, permits and audit stay; from now on the consents of `first` bring its grants
+            changes = {"consented_with": first.id, "requested_scopes": scopes}
+            after = found.model_copy(update=changes)
+            connection = await tx.connections.replace(after, expected=found.revision)
         else:
             connection = await _create_connection(tx, ring, call, first, label, scopes, now)
+        expires_at = asked_at + INSTALL_WITHIN
         consent = Consent.without_subject(
-            connection,
-            ConsentKind.IMPORT,
-            scopes,
-            call.context,
-            at=asked_at,
-            expires_at=asked_at + INSTALL_WITHIN,
+            connection, ConsentKind.IMPORT, scopes, call.context, at=asked_at, expires_at=expires_at
         )
         await tx.consents.add_import(consent, ImportedTokens.from_token_set(imported, asked_at))
-        granted = ConsentGranted(consent_id=consent.id, context=call.context)
-        await tx.outbox.add(
-            signal_message(connection.tenant, connection.id, SignalName.CONSENT_GRANTED, granted, now)
-        )
+        target = (connection.tenant, connection.id)
+        consented = ConsentGranted(consent_id=consent.id, context=call.context)
+        await tx.outbox.add(signal_message(*target, SignalName.CONSENT_GRANTED, consented, now))
         if first.state is LifecycleState.REVOKING and not live:  # the new connection is revoked with it
             revoke = Revoke(reason=first.revoke_reason or "", context=call.context)
-            await tx.outbox.add(
-                signal_message(connection.tenant, connection.id, SignalName.REVOKE, revoke, now)
-            )
-
-
-async def _update_existing(
-    tx: Transaction, found: Connection, first: Connection, scopes: tuple[str, ...]
-) -> Connection:
-    """Keep its id, permits and audit; from now on the consents of `first` bring its grants."""
-    changes = {"consented_with": first.id, "requested_scopes": scopes}
-    return await tx.connections.replace(found.model_copy(update=changes), expected=found.revision)
+            await tx.outbox.add(signal_message(*target, SignalName.REVOKE, revoke, now))
 
 
 async def _create_connection(

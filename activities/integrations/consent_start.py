@@ -6,10 +6,10 @@ A pushed authorization request (RFC 9126), or temporary credentials of OAuth 1.0
 
 from temporalio import activity
 
-from activities.grants.client_secrets import try_each_secret
+from activities.grants.candidates import try_each_secret
 from activities.support.context_loader import ProviderContextLoader
-from activities.support.heartbeat import heartbeating
 from activities.support.provider_context import ProviderContext
+from activities.support.temporal import heartbeating
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry

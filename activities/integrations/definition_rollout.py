@@ -2,7 +2,7 @@
 
 from temporalio import activity
 
-from activities.support.heartbeat import heartbeating
+from activities.support.temporal import heartbeating
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry

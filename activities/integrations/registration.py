@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from activities.single_use.attempt import SendFence
 from activities.single_use.attempt_tracker import AttemptTracker
 from activities.single_use.critical_section import CriticalSections
-from activities.single_use.journaled_reply import JournaledReply, write_entry
-from activities.single_use.registration_intent import end_intent, registration_attempt_id
-from activities.single_use.send_fence import SendFence
+from activities.single_use.intent import end_intent, registration_attempt_id
+from activities.single_use.journal_replay import JournaledReply, write_entry
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from temporalio import activity
 
 from activities.maintenance.history import ClosedRunExporter
-from activities.support.heartbeat import heartbeating
+from activities.support.temporal import heartbeating
 from evergrant_server import audit
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode

@@ -1,4 +1,8 @@
-"""One use of a single-use credential, and what follows from the reply to it."""
+"""One use of a single-use credential: the last check before it leaves, and what follows from the reply.
+
+A process can be stopped between the check of `send_by` and the write of the bytes; no client
+can exclude that. On one host a fence does; across hosts it is measured and counted.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -6,18 +10,93 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
-from activities.single_use.send_fence import SendFence
+from activities.support.transactions import append_audit
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.errors import Failure
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.core.single_use.attempt import (
     Attempt,
     AttemptOutcome,
+    TimeLimits,
 )
 from evergrant_server.journal import JournalEntry, JournalReservation
-from evergrant_server.store import UnwrappedKeys
+from evergrant_server.store import Store, UnwrappedKeys
+from evergrant_server.telemetry import metrics
 from providers.responses.raw_reply import RawReply
 
 T = TypeVar("T")
+
+_TAKEN_OVER_OUTCOMES = (AttemptOutcome.SUPERSEDED, AttemptOutcome.INSTALLED_LATE)
+
+
+class SendFence:
+    """Lets the bytes of one attempt leave until `send_by`.
+
+    Counted in seconds since boot, so that no clock change moves it, and from before the intent,
+    as other workers count it: a process that is stopped while it commits finds out here.
+    """
+
+    def __init__(
+        self, reservation: JournalReservation, clock: Clock, began_at: float, limits: TimeLimits
+    ) -> None:
+        self.reservation = reservation
+        self._clock = clock
+        self._deadline = began_at + limits.send.total_seconds()
+        self._retry_after_s = limits.poll_interval.total_seconds()
+        self.checked_at: datetime | None = None
+        self.written_at: datetime | None = None  # None: no byte is known to have left
+
+    def check(self) -> Callable[[], None]:
+        """The attempt's `before_send`: call it just before the bytes are written, and what it returns
+        once they are.
+
+        Raises Failure REFRESH_PENDING, and nothing is sent, when it is too late or another worker
+        of this host has taken over.
+        """
+        if not self.reservation.begin_send():
+            raise self._pending("another worker of this host took over")
+        checked = seconds_since_boot()
+        if checked > self._deadline:
+            self.reservation.end_send()
+            raise self._pending("too late to send")
+        self.checked_at = self._clock.now()
+
+        def written() -> None:
+            self.written_at = self._clock.now()
+            self.reservation.end_send()
+            metrics.record_send_window(seconds_since_boot() - checked)
+
+        return written
+
+    async def record_double_send(self, store: Store, attempt: Attempt, request: ConnectionCall) -> None:
+        """Record a use that continued after another worker's intent for the same credential."""
+        if self.checked_at is None or seconds_since_boot() <= self._deadline:
+            return
+        try:
+            async with store.read() as tx:
+                row = await tx.attempts.get(attempt.tenant, attempt.id)
+            if row is None or row.outcome not in _TAKEN_OVER_OUTCOMES or row.closed_at is None:
+                return
+            written_at = self.written_at or self._clock.now()
+            overlapped = written_at > row.closed_at  # the moment of the other intent
+            detail = {
+                "attempt": row.id,
+                "from_generation": row.from_generation,
+                "checked_at": self.checked_at.isoformat(),
+                "written_at": written_at.isoformat(),
+                "taken_over_at": row.closed_at.isoformat(),
+                "overlapped": overlapped,
+            }
+            async with store.write() as tx:
+                await append_audit(tx, request, AuditAction.SENT_TWICE, self._clock.now(), **detail)
+        except Failure:
+            return  # the store is unavailable: the attempt's row still shows it
+        metrics.count_double_send("overlapped" if overlapped else "one after the other")
+
+    def _pending(self, why: str) -> Failure:
+        return Failure(ErrorCode.REFRESH_PENDING, why, retry_after=self._retry_after_s)
 
 
 @dataclass(frozen=True)
@@ -29,11 +108,6 @@ class SingleUseAttempt:
     fence: SendFence | None = None  # None: the reply came from a journal
     entry: JournalEntry | None = None  # the reply, once a journal holds it
 
-    @property
-    def reservation(self) -> JournalReservation | None:
-        """The journal space for its reply; None once the reply is in a journal."""
-        return self.fence and self.fence.reservation
-
     def check(self) -> Callable[[], None]:
         """The last check before its bytes leave. Raises as `SendFence.check`."""
         assert self.fence is not None
@@ -44,7 +118,11 @@ class OutcomeHandler(ABC, Generic[T]):
     """What follows from a reply: the same for one that has just arrived and for a journaled one."""
 
     provisional = False  # sent with a staged definition, which the journal records
-    spends_credential = True  # False: the same request may be sent again, with the same effect
+
+    @property
+    def spends_credential(self) -> bool:
+        """False: the same request may be sent again, with the same effect."""
+        return True
 
     @abstractmethod
     def judge(self, reply: RawReply, came_at: datetime) -> TokenSet:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from activities.single_use.critical_section import CriticalSections
-from activities.support.clocks import earlier_now
+from activities.support.temporal import earlier_now
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT

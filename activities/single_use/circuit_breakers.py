@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId
@@ -27,7 +28,7 @@ from providers.requests.sender import SendFailed
 from providers.responses.durations import retry_after
 from providers.responses.raw_reply import RawReply
 
-_Key = tuple[IntegrationId, int, str]
+_Key = tuple[str, IntegrationId, int, str]  # provider, integration, its revision, definition
 _MAX_BREAKERS = 10_000
 
 
@@ -36,23 +37,15 @@ class SendSuppressed(Failure):
     Try again after `retry_after` seconds."""
 
 
+@dataclass
 class BreakerPermit:
     """The permit to send one request; its outcome is reported to the breaker."""
 
-    def __init__(
-        self,
-        breakers: "CircuitBreakers",
-        key: _Key,
-        provider: str,
-        admission: Admission,
-        connection: ConnectionId,
-    ) -> None:
-        self._breakers = breakers
-        self._key = key
-        self._provider = provider
-        self._admission = admission
-        self._connection = connection
-        self.reported = False
+    breakers: "CircuitBreakers"
+    key: _Key
+    admission: Admission
+    connection: ConnectionId
+    reported: bool = False
 
     async def track(self, sending: Awaitable[RawReply]) -> RawReply:
         """Await a request, and report whether the provider answers."""
@@ -67,34 +60,31 @@ class BreakerPermit:
         elif reply.status >= 500:
             self._report_failure(ErrorCode.PROVIDER_ERROR, retry_after(reply.headers))
         else:
-            breakers = self._breakers
-            self._report(answered(self._breaker(), breakers.elapsed(), breakers.rules, self._connection))
+            breakers, now = self.breakers, self.breakers.elapsed()
+            self._report(answered(breakers.of(self.key), now, breakers.rules, self.connection))
         return reply
 
     def release(self) -> None:
         """Give the permit back without an outcome, unless one was reported."""
         if not self.reported:
-            admission = self._admission
-            self._report(released(self._breaker(), probe=admission.probe, retry=admission.retry))
+            probe, retry = self.admission.probe, self.admission.retry
+            self._report(released(self.breakers.of(self.key), probe=probe, retry=retry))
 
     def _report_failure(self, code: ErrorCode, retry_after_s: float | None) -> None:
         after = failed(
-            self._breaker(),
-            self._breakers.elapsed(),
-            self._breakers.rules,
+            self.breakers.of(self.key),
+            self.breakers.elapsed(),
+            self.breakers.rules,
             code,
             retry_after_s,
-            probe=self._admission.probe,
-            connection=self._connection,
+            probe=self.admission.probe,
+            connection=self.connection,
         )
         self._report(after)
 
-    def _breaker(self) -> CircuitBreaker:
-        return self._breakers.of(self._key)
-
     def _report(self, after: CircuitBreaker) -> None:
         self.reported = True
-        self._breakers.put(self._key, self._provider, after)
+        self.breakers.put(self.key, after)
 
 
 class CircuitBreakers:
@@ -110,7 +100,7 @@ class CircuitBreakers:
         self.rules = rules
         self.elapsed = elapsed
         self._random = chance
-        self._breakers: dict[_Key, tuple[str, CircuitBreaker]] = {}
+        self._breakers: dict[_Key, CircuitBreaker] = {}
 
     @asynccontextmanager
     async def permit(
@@ -121,13 +111,13 @@ class CircuitBreakers:
         Each revision of an integration starts with a closed breaker, since it may be repaired; so
         does each version of a definition, whose faults must not close the way of the one before.
         """
-        key = (integration.id, integration.revision, definition)
+        key = (integration.provider, integration.id, integration.revision, definition)
         self._drop_older_revisions(integration)
         breaker, admission = admit(self.of(key), self.elapsed(), self.rules, self._random(), connection)
         if admission.delay is None:
             raise _suppressed(integration, breaker, admission)
-        self.put(key, integration.provider, breaker)
-        permit = BreakerPermit(self, key, integration.provider, admission, connection)
+        self.put(key, breaker)
+        permit = BreakerPermit(self, key, admission, connection)
         try:
             if admission.delay:
                 await asyncio.sleep(admission.delay)
@@ -136,27 +126,27 @@ class CircuitBreakers:
             permit.release()
 
     def of(self, key: _Key) -> CircuitBreaker:
-        return self._breakers.get(key, ("", CircuitBreaker()))[1]
+        return self._breakers.get(key, CircuitBreaker())
 
-    def put(self, key: _Key, provider: str, breaker: CircuitBreaker) -> None:
+    def put(self, key: _Key, breaker: CircuitBreaker) -> None:
         """Replace a breaker. One that equals a new one needs no memory."""
-        _, before = self._breakers.pop(key, ("", CircuitBreaker()))
+        before = self._breakers.pop(key, CircuitBreaker())
         if breaker != CircuitBreaker():
             if len(self._breakers) >= _MAX_BREAKERS:
                 self._breakers.pop(next(iter(self._breakers)))
-            self._breakers[key] = (provider, breaker)
+            self._breakers[key] = breaker
         if before.opened != breaker.opened:
-            metrics.set_open_circuits(provider, self.count_open(provider))
+            metrics.set_open_circuits(key[0], self.count_open(key[0]))
 
     def count_open(self, provider: str) -> int:
         """How many of a provider's integrations are not sent to now."""
-        return sum(it.opened for name, it in self._breakers.values() if name == provider)
+        return sum(it.opened for key, it in self._breakers.items() if key[0] == provider)
 
     def _drop_older_revisions(self, integration: Integration) -> None:
         """The gauge counts them, and no request uses them any more."""
-        older = [it for it in self._breakers if it[0] == integration.id and it[1] < integration.revision]
+        older = [it for it in self._breakers if it[1] == integration.id and it[2] < integration.revision]
         for key in older:
-            self.put(key, integration.provider, CircuitBreaker())
+            self.put(key, CircuitBreaker())
 
 
 def _suppressed(integration: Integration, breaker: CircuitBreaker, admission: Admission) -> SendSuppressed:

@@ -1,8 +1,15 @@
-"""The intent: the committed row that says a credential is about to be sent."""
+"""The intent: the committed row that says a credential is about to be sent.
+
+A client registration has no attempt row: its intent is the integration's `registration_sent_at`,
+from which its attempt's id is derived.
+"""
+
+from datetime import datetime
 
 from activities.single_use.attempt_tracker import AttemptTracker
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import AttemptId, IntegrationId, Tenant, derived_id
 from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.single_use.attempt import (
     UNSEEN,
@@ -13,6 +20,7 @@ from evergrant_server.core.single_use.attempt import (
     may_invalidate,
     with_earlier_sends,
 )
+from evergrant_server.journal.entry import EntryHeader
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 
@@ -98,3 +106,31 @@ def _require_unchanged(attempt: Attempt, state: LifecycleState, now: Connection 
     it: it left no open row, but a newer generation or a connection in another state."""
     if now is None or now.generation != attempt.from_generation or now.state is not state:
         raise Failure(ErrorCode.STORE_CONFLICT, f"{attempt.connection_id} was changed meanwhile")
+
+
+def registration_attempt_id(integration_id: IntegrationId, sent_at: datetime) -> AttemptId:
+    """The id of a registration's attempt."""
+    return AttemptId(derived_id("att", integration_id, sent_at.isoformat()))
+
+
+async def end_intent(
+    tx: Transaction,
+    tenant: Tenant,
+    integration_id: IntegrationId,
+    sent_at: datetime,
+    since: datetime | None = None,
+) -> None:
+    """Withdraw the intent of a registration, or date it `since`."""
+    current = await tx.integrations.get(tenant, integration_id)
+    if current is not None and current.registration_sent_at == sent_at:
+        after = current.model_copy(update={"registration_sent_at": since})
+        await tx.integrations.replace(after, expected=current.revision)
+
+
+async def drop_unsent_intent(tx: Transaction, header: EntryHeader) -> None:
+    """Withdraw the intent of a registration whose worker died before it sent."""
+    integration_id = IntegrationId(header.connection_id)
+    current = await tx.integrations.get(header.tenant, integration_id)
+    sent_at = current.registration_sent_at if current is not None else None
+    if sent_at is not None and registration_attempt_id(integration_id, sent_at) == header.attempt_id:
+        await end_intent(tx, header.tenant, integration_id, sent_at)

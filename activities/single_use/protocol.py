@@ -9,13 +9,12 @@ from collections.abc import Awaitable
 from dataclasses import replace
 from typing import TypeVar
 
-from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
+from activities.single_use.attempt import OutcomeHandler, SendFence, SingleUseAttempt
 from activities.single_use.attempt_tracker import AttemptTracker
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.intent import commit_intent
-from activities.single_use.journaled_reply import JournaledReply, write_entry
-from activities.single_use.send_fence import SendFence
-from activities.support.clocks import later_now
+from activities.single_use.journal_replay import REPLY_PURPOSES, JournaledReply, write_entry
+from activities.support.temporal import later_now
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
@@ -44,7 +43,6 @@ T = TypeVar("T")
 
 _MAX_SET_ASIDE = 1000  # files of a quarter of a megabyte at most; doctor and a metric report them
 _MAY_ISSUE_FURTHER_SLOTS = (AttemptKind.CODE_EXCHANGE, AttemptKind.LATE_TOKENS)
-REPLY_PURPOSES = (KeyPurpose.LEASE, KeyPurpose.REFRESH)  # seal a reply, in the journal and in the store
 
 
 class SingleUseProtocol:
@@ -144,9 +142,8 @@ class SingleUseProtocol:
             except Exception as unexpected:  # a byte may have left
                 _log_unexpected(attempt, unexpected)
                 return await handler.fail(attempt, Failure(ErrorCode.INTERNAL), None)
-            journaled = JournaledReply.for_request(
-                request, reply, self._clock.now(), provisional=handler.provisional
-            )
+            now, provisional = self._clock.now(), handler.provisional
+            journaled = JournaledReply.for_request(request, reply, now, provisional=provisional)
             key = attempt.keys.current(KeyPurpose.REFRESH)
             entry = await write_entry(self._journal, fence.reservation, key, journaled)
             return await self.conclude(replace(attempt, entry=entry), journaled, handler)
@@ -177,18 +174,12 @@ class SingleUseProtocol:
     ) -> T:
         """Record a refusal. A 2xx reply that can't be read may hold the only valid token: its entry is
         set aside, and its credential is not sent again while the entry is there."""
-        entry, unreadable = (
-            attempt.entry,
-            failure.code is ErrorCode.REPLY_UNREADABLE and 200 <= reply.status < 300,
-        )
+        entry = attempt.entry
+        unreadable = failure.code is ErrorCode.REPLY_UNREADABLE and 200 <= reply.status < 300
         if unreadable and entry is not None and entry.is_set_aside:
             raise failure
-        set_aside = (
-            unreadable
-            and handler.spends_credential
-            and entry is not None
-            and self._journal.count_waiting()[1] < _MAX_SET_ASIDE
-        )
+        kept = unreadable and handler.spends_credential and entry is not None
+        set_aside = kept and self._journal.count_waiting()[1] < _MAX_SET_ASIDE
         refused = failure.kind is FailureKind.RECONNECT_NEEDED  # also when it came with status 200
         outcome = AttemptOutcome.REFUSED if refused else outcome_of_error(reply.status, failure.code)
         if set_aside and isinstance(failure, UnreadableTokens):
@@ -196,8 +187,8 @@ class SingleUseProtocol:
         result = await handler.fail(attempt, failure, outcome)
         if set_aside and entry is not None:
             await self._journal.in_thread(self._journal.set_aside, entry.path)
-            what = (log, logging.ERROR, LogEvent.JOURNAL_STUCK, failure.detail)
-            log_event(*what, code=failure.code, object=attempt.row.id)
+            code, about = failure.code, attempt.row.id
+            log_event(log, logging.ERROR, LogEvent.JOURNAL_STUCK, failure.detail, code=code, object=about)
         else:
             await self._drop_entry(entry)
         return result

@@ -1,5 +1,5 @@
-"""What activities of every feature use: provider contexts, transactions, heartbeats, failures, clocks.
+"""What activities of every feature use: provider contexts, transactions, failures, heartbeats, the clock.
 
-Owns the mapping of failures to Temporal's retries (`failures`, and nowhere else). Doesn't own any
+Owns the mapping of failures to Temporal's retries (`temporal`, and nowhere else). Doesn't own any
 activity, and imports no feature.
 """

@@ -3,7 +3,8 @@
 from activities.support.provider_context import ProviderContext, resolve_endpoints
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
@@ -12,10 +13,7 @@ from evergrant_server.store import Store, Transaction
 from providers.client_auth import generate_client_secret
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
-from providers.definition.templates import (
-    assertion_audience,
-    client_auth_of,
-)
+from providers.definition.templates import assertion_audience, client_auth_of
 from providers.requests.client import OAuthClient
 from providers.requests.dpop import require_dpop_algorithm, with_dpop_binding
 
@@ -48,8 +46,10 @@ class ProviderContextLoader:
         KEY_UNAVAILABLE, SEAL_BROKEN or STORE_UNAVAILABLE.
         """
         async with self._store.read() as tx:
-            context = await self.load_in(tx, tenant, connection_id)
-        if not context.needs_proof_key:
+            context = await self._load_in(tx, tenant, connection_id)
+        state = context.connection.state
+        over = state is LifecycleState.REVOKING or state.is_final
+        if not context.uses_dpop or context.client.proof_key is not None or over:
             return context
         require_dpop_algorithm(context.spec, context.endpoints)
         now = self._clock.now()
@@ -58,32 +58,28 @@ class ProviderContextLoader:
         )
         return context.with_proof_key(key)
 
-    async def load_in(self, tx: Transaction, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
+    async def _load_in(self, tx: Transaction, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
         connection = await tx.connections.get(tenant, connection_id)
         if connection is None:
             raise Failure(ErrorCode.NOT_FOUND, f"there is no connection {connection_id}")
         integration = await tx.integrations.get(tenant, connection.integration_id)
         if integration is None:
             raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
-        spec, definition, previous_spec = await self._definition_for(tx, connection, integration)
         grant = await tx.grants.get(tenant, connection_id)
         facts = grant.metadata if grant else {}
+        specs = await self._specs(tx, connection, integration, grant)
         skipped: Definition | None = None
         try:
-            endpoints = resolve_endpoints(spec, integration, facts)
+            endpoints = resolve_endpoints(specs[0][0], integration, facts)
         except Failure:
-            if previous_spec is None:
+            if len(specs) == 1:
                 raise
-            skipped, spec, definition, previous_spec = definition, previous_spec, None, None
-            endpoints = resolve_endpoints(spec, integration, facts)
-        spec = with_dpop_binding(spec, integration, grant)
-        if previous_spec is not None:
-            previous_spec = with_dpop_binding(previous_spec, integration, grant)
-        uses_dpop = spec.dpop or (previous_spec is not None and previous_spec.dpop)
-        key = await tx.proof_keys.get(tenant, connection_id) if uses_dpop else None
+            skipped, specs = specs[0][1], [(specs[1][0], None)]
+            endpoints = resolve_endpoints(specs[0][0], integration, facts)
+        spec, definition = specs[0]
         clients = await self._clients(tx, spec, endpoints, integration)
         # whether a credential may be sent twice: a staged version isn't relied on
-        rules = (previous_spec or spec).refresh_rules()
+        rules = specs[-1][0].refresh_rules()
         context = ProviderContext(
             connection=connection,
             integration=integration.with_provider_rules(rules),
@@ -93,12 +89,13 @@ class ProviderContextLoader:
             client=clients[0],
             other_client=clients[1] if len(clients) > 1 else None,
             definition=definition,
-            previous_spec=previous_spec,
+            previous_spec=specs[1][0] if len(specs) > 1 else None,
             skipped_definition=skipped,
             facts=facts,
             announce_days=self.announce_days,
             redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )
+        key = await tx.proof_keys.get(tenant, connection_id) if context.uses_dpop else None
         return context if key is None else context.with_proof_key(key)
 
     async def _clients(
@@ -122,13 +119,13 @@ class ProviderContextLoader:
             for secret in secrets
         ]
 
-    async def _definition_for(
-        self, tx: Transaction, connection: Connection, integration: Integration
-    ) -> tuple[ProviderSpec, Definition | None, ProviderSpec | None]:
+    async def _specs(
+        self, tx: Transaction, connection: Connection, integration: Integration, grant: Grant | None
+    ) -> list[tuple[ProviderSpec, Definition | None]]:
+        """The definition to use; while it is a staged one, the version before it as well."""
         versions = await tx.definitions.serving(integration.tenant, integration.provider)
         try:
-            answering = self._registry.candidates(integration.provider, versions, connection.id)
+            found = self._registry.candidates(integration.provider, versions, connection.id)
         except Failure as failure:  # the catalogue has changed: the integration's admin can repair it
             raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None
-        previous_spec = answering[1][0] if len(answering) > 1 else None
-        return (*answering[0], previous_spec)
+        return [(with_dpop_binding(spec, integration, grant), it) for spec, it in found[:2]]

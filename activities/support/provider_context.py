@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.credentials import ProofKey
-from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.connections.grant import FollowUp, Grant
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration
@@ -38,16 +39,9 @@ class ProviderContext:
     definition: Definition | None = None  # the tenant's version that `spec` is from
     previous_spec: ProviderSpec | None = None  # while `definition` is staged: the version before it
     announce_days: tuple[int, ...] | None = None  # see `GrantResult`
-    skipped_definition: Definition | None = (
-        None  # a staged version that isn't used: a success counts against it
-    )
-    # known of the grant: they fill templates
-    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    @property
-    def definition_id(self) -> str:
-        """The tenant's version, "" for the catalogue's."""
-        return self.definition.id if self.definition else ""
+    # a staged version that isn't used: a success counts against it
+    skipped_definition: Definition | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of the grant: they fill templates
 
     @property
     def provisional(self) -> bool:
@@ -92,20 +86,36 @@ class ProviderContext:
         return self.integration.params | params_from_metadata(self.spec, self.facts)
 
     @property
-    def needs_proof_key(self) -> bool:
-        """True when its tokens are to be bound to a DPoP key (RFC 9449) that doesn't exist yet."""
-        over = self.connection.state is LifecycleState.REVOKING or self.connection.state.is_final
-        wanted = self.spec.dpop or (self.previous_spec is not None and self.previous_spec.dpop)
-        return wanted and self.client.proof_key is None and not over
+    def uses_dpop(self) -> bool:
+        """True when its tokens are, or may be, bound to a DPoP key (RFC 9449)."""
+        return self.spec.dpop or (self.previous_spec is not None and self.previous_spec.dpop)
 
     def with_proof_key(self, key: ProofKey) -> "ProviderContext":
         """The context with the DPoP key of its tokens."""
         other = replace(self.other_client, proof_key=key) if self.other_client else None
         return replace(self, client=replace(self.client, proof_key=key), other_client=other)
 
+    def after_consent(self, granted: Connection, consent: Consent) -> Connection:
+        """The connection with what was consented to, which the next consent asks for as well."""
+        looks_up = self.spec.post_auth and granted.flow.is_bearer
+        changes = {
+            "requested_scopes": consent.scopes,
+            "slot_scopes": granted.slot_scopes | consent.slot_scopes,
+            "follow_up": FollowUp.LOOKING_UP if looks_up else None,
+        }
+        return granted.model_copy(update=changes)
+
     def grant_result(self, connection: Connection, grant: Grant) -> GrantResult:
         """The result that describes a stored grant."""
         return grant_result_of(connection, grant, self.integration.refresh, self.announce_days)
+
+    def stored_result(self, connection: Connection, grant: Grant | None) -> GrantResult:
+        """The result that describes what is stored, a live grant or none."""
+        if connection.state is LifecycleState.ACTIVE and grant is not None:
+            return self.grant_result(connection, grant)
+        if connection.state is LifecycleState.REVOKING:
+            return GrantResult(state=LifecycleState.REVOKING)
+        return GrantResult(state=connection.state, failure=connection.reason or ErrorCode.CONSENT_REQUIRED)
 
     def without_staged_definition(self) -> "ProviderContext":
         """The context for what can't be tried twice: a staged version isn't relied on."""

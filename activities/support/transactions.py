@@ -10,6 +10,7 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import ConnectionCall
+from evergrant_server.core.messages.export import ExportCall
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 
@@ -40,14 +41,23 @@ async def commit_with_retries(
 
 
 async def append_audit(
-    tx: Transaction, call: ConnectionCall, action: AuditAction, at: datetime, **detail: object
+    tx: Transaction,
+    call: ConnectionCall | ExportCall,
+    action: AuditAction,
+    at: datetime,
+    object_id: str = "",
+    /,
+    **detail: object,
 ) -> None:
-    """Append an audit record, with the workflow run and event that decided it."""
+    """Append an audit record, with the workflow run and event that decided it.
+
+    `object_id` is what it is about, if that isn't the connection of `call`.
+    """
     entry = AuditEntry(
         tenant=call.tenant,
         at=at,
         action=action,
-        object=call.connection_id,
+        object=object_id or (call.connection_id if isinstance(call, ConnectionCall) else call.export_id),
         context=call.context,
         detail=detail,
         provenance=call.provenance,

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from activities.consents.accounts import AccountActivities
-from activities.consents.client_grants import ClientGrantActivities
 from activities.consents.code_exchange import CodeExchangeActivities
-from activities.consents.consent_end import ConsentEndActivities
-from activities.consents.device import DeviceActivities
-from activities.consents.expiry_notice import ExpiryActivities
+from activities.consents.consent_end import ConsentEndActivities, ExpiryActivities
+from activities.consents.first_tokens import ClientGrantActivities, DeviceActivities
 from activities.consents.import_export import ExportActivities
+from activities.grants import GrantServices
 from activities.grants.late_verification import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
 from activities.grants.revocation import RevocationActivities
-from activities.grants.services import GrantServices
 from activities.integrations.consent_start import ConsentStartActivities
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities

@@ -18,18 +18,19 @@ class ConnectionCall(Message):
     provenance: Provenance
 
 
-class ExchangeCode(ConnectionCall):
+class ConsentCall(ConnectionCall):
+    """What every activity that gets the first tokens of a consent takes."""
+
+    consent_id: ConsentId
+    generation: int  # the newest that the workflow knows
+
+
+class ExchangeCode(ConsentCall):
     """Spend the authorization code of a consent (RFC 6749 section 4.1.3)."""
 
-    consent_id: ConsentId
-    generation: int  # the newest that the workflow knows
 
-
-class RequestFirstTokens(ConnectionCall):
+class RequestFirstTokens(ConsentCall):
     """Request the first tokens of a flow without a code: client grants and device codes."""
-
-    consent_id: ConsentId
-    generation: int  # the newest that the workflow knows
 
 
 class RefreshGrant(ConnectionCall):

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from activities.grants import orphaned_tokens
+from activities.grants import provider_revocation
 from activities.grants.token_request import CODE_RULES
 from activities.single_use.critical_section import CriticalSections
-from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.journal_replay import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_context import ProviderContext
@@ -40,6 +40,7 @@ from tests.faults.consent.test_staged_definition_first_tokens import A_CODE
 from tests.faults.consent.test_stuck_states import breaks
 from tests.faults.late_tokens.test_late_code_reply import integration
 from tests.faults.support.activities import Activities, at_temporal
+from tests.unit.activities.single_use.protocol_worker import reservation_of
 
 CODE_LIVES_S = 600
 JSON = {"content-type": "application/json"}
@@ -132,8 +133,7 @@ class Device:
         answer = JournaledReply.for_request(
             order, RawReply(200, JSON, self.approved()), self.worker.clock.now()
         )
-        assert use.reservation is not None
-        use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), answer.pack())
+        reservation_of(use).write_entry(use.keys.current(KeyPurpose.REFRESH), answer.pack())
         journal.release()
         return use.row.id
 
@@ -302,7 +302,7 @@ async def test_an_unexpected_error_while_revoking_late_tokens_is_not_retried_for
     async def broken(*_: Any) -> RevocationOutcome:
         raise ValueError("at-late")
 
-    monkeypatch.setattr(orphaned_tokens, "revoke_at_provider", broken)
+    monkeypatch.setattr(provider_revocation, "revoke_at_provider", broken)
     assert await device.worker.replayer.sweep() == 1
     assert not await device.turned_away()
     assert device.worker.journal.count_waiting() == (0, 0)

@@ -93,7 +93,7 @@ def _lost_in_the_window() -> list[Case]:
         # When a worker beats is a matter of time: a slow exchange is under way at its first beat.
         (
             replace(SCENARIOS[1], answers=lambda _: (drip(3 * BEAT_S),)),
-            Fault(point="activities.support.heartbeat:heartbeating.beat#1", side=AFTER, kind="die"),
+            Fault(point="activities.support.temporal:heartbeating.beat#1", side=AFTER, kind="die"),
         ),
         # A busy machine lets a short limit pass: what was kept is the no to the version on trial.
         (

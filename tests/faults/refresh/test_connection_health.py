@@ -3,7 +3,7 @@
 import asyncio
 from datetime import timedelta
 
-from activities.consents.expiry_notice import ExpiryActivities
+from activities.consents.consent_end import ExpiryActivities
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from activities.single_use.critical_section import CriticalSections
-from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.journal_replay import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_context import ProviderContext
@@ -32,7 +32,7 @@ from providers.responses.raw_reply import RawReply
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error
 from tests.faults.support.activities import Activities, at_temporal
-from tests.unit.activities.single_use.protocol_worker import RecordedOutcome
+from tests.unit.activities.single_use.protocol_worker import RecordedOutcome, reservation_of
 
 STRICT = RefreshRules(rotation=Rotation.STRICT)
 
@@ -57,7 +57,7 @@ async def test_send_by_counts_from_before_the_intent(
     provenance = Provenance(workflow_id="w", run_id="r", event_id=1)
     order = ConnectionCall(tenant=TENANT, connection_id=connection.id, context=ASKED, provenance=provenance)
     recorded = RecordedOutcome(journal)
-    await single_use.spend(use, order, sending(), recorded.handler())
+    await single_use.spend(use, order, sending(), recorded)
     assert left == []
     assert recorded.failed == [(ErrorCode.REFRESH_PENDING, AttemptOutcome.NOT_SENT)]
     journal.release()
@@ -158,13 +158,12 @@ async def died_with(
     journal = Journal(folder)
     dies = SingleUseProtocol(place.store, place.parts.clock, CriticalSections(), journal, limits)
     use = await dies.open(AttemptKind.REFRESH, connection, STRICT, token_valid=True)
-    assert use.reservation is not None
     provenance = Provenance(workflow_id="w", run_id="r", event_id=1)
     order = RefreshGrant(
         tenant=TENANT, connection_id=connection.id, context=ASKED, provenance=provenance, generation=1
     )
     answer = JournaledReply.for_request(order, reply, place.parts.clock.now(), provisional=provisional)
-    entry = use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), answer.pack())
+    entry = reservation_of(use).write_entry(use.keys.current(KeyPurpose.REFRESH), answer.pack())
     journal.release()
     return entry.path
 

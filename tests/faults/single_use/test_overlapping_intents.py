@@ -21,13 +21,19 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, TimeLimits
-from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_grant, granted, some_tokens
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, clock, database_url, key_path, postgres_server, ring, store
 from tests.fakes.patience import PATIENCE_S
-from tests.unit.activities.single_use.protocol_worker import LIMITS, STRICT, RecordedOutcome, Worker, fails
+from tests.unit.activities.single_use.protocol_worker import (
+    LIMITS,
+    STRICT,
+    RecordedOutcome,
+    Worker,
+    fails,
+    keep_reply,
+)
 
 __all__ = ["clock", "database_url", "key_path", "postgres_server", "ring", "store"]  # fixtures
 
@@ -67,13 +73,12 @@ async def begun(store: Store, clock: SetClock, host: Path, quick: Worker) -> Ins
     connection = await granted(store)
     slow = Worker(store, clock, host)
     late = await slow.begin(connection)
-    assert late.reservation is not None
     second = await quick.begin(connection)
     await quick.spend(second, RecordedOutcome(quick.journal), Failure(ErrorCode.INTERNAL))
     async with store.write() as tx:
         await tx.attempts.close(second.row, AttemptOutcome.NOT_SENT, NOW)
     late = replace(
-        late, entry=late.reservation.write_entry(late.keys.current(KeyPurpose.REFRESH), b"an answer")
+        late, entry=keep_reply(late)
     )
     return Instant(store, connection, slow, late)
 

@@ -8,14 +8,13 @@ from typing import Any
 
 from temporalio.testing import ActivityEnvironment
 
-from activities.consents.client_grants import ClientGrantActivities
 from activities.consents.code_exchange import CodeExchangeActivities
 from activities.consents.consent_end import ConsentEndActivities
-from activities.consents.device import DeviceActivities
+from activities.consents.first_tokens import ClientGrantActivities, DeviceActivities
+from activities.grants import GrantServices
 from activities.grants.late_verification import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
 from activities.grants.revocation import RevocationActivities
-from activities.grants.services import GrantServices
 from activities.single_use.circuit_breakers import CircuitBreakers
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journal_replay import JournalReplayer

@@ -29,7 +29,7 @@ return update(table).where(*same, any_revision).values({name: bindparam(name) fo
 
 def without_journal(module: str, tree: ast.Module) -> None:
     """An answer goes straight to the database."""
-    if module == "activities.single_use.journaled_reply":
+    if module == "activities.single_use.journal_replay":
         _function(tree, "write_entry").body = _body("return None")
 
 

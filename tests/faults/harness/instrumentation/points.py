@@ -29,24 +29,19 @@ ROOT = Path(__file__).parents[4]
 # statements of a transaction that these modules begin and end: nothing of it is seen before its commit.
 PATH = (
     "activities.grants.candidates",
-    "activities.grants.client_secrets",
     "activities.consents.code_exchange",
     "activities.consents.first_grant",
-    "activities.consents.first_grant_outcome",
     "activities.grants.grant_outcome",
     "activities.grants.refresh",
-    "activities.grants.refresh_outcome",
     "activities.single_use.attempt_tracker",
     "activities.single_use.circuit_breakers",
     "activities.single_use.critical_section",
     "activities.single_use.intent",
     "activities.single_use.journal_replay",
-    "activities.single_use.journaled_reply",
     "activities.single_use.protocol",
     "activities.support.context_loader",
-    "activities.support.heartbeat",
+    "activities.support.temporal",
     "activities.support.transactions",
-    "evergrant_server.egress.transport",
     "evergrant_server.egress.transport",
     "evergrant_server.telemetry.metrics",
     "providers.requests.sender",
@@ -58,16 +53,18 @@ ELSEWHERE = {
     "activities.single_use.journal_replay:JournalReplayer._replay_registration": (
         "a registration: there is no connection yet"
     ),
-    "activities.consents.first_grant_outcome:require_no_open_attempt": "ends a consent without a code",
-    "activities.consents.first_grant_outcome:record_failed_try": "a client grant or a device code",
-    "activities.consents.first_grant_outcome:record_ended_consent": "a device code",
-    "activities.consents.first_grant_outcome:_record_failed_consent": "a client grant or a device code",
-    "activities.consents.first_grant_outcome:FirstGrantOutcome.install#4": "another grant came first",
-    "activities.consents.first_grant_outcome:FirstGrantOutcome.install#5": "another grant came first",
-    "activities.consents.first_grant_outcome:FirstGrantOutcome._keep_late#3": (
+    "activities.single_use.intent:end_intent": "a registration: there is no connection yet",
+    "activities.single_use.intent:drop_unsent_intent": "a registration: there is no connection yet",
+    "activities.support.temporal:_FailureMapper": "the harness calls activities without Temporal",
+    "activities.consents.first_grant:require_no_open_attempt": "ends a consent without a code",
+    "activities.consents.first_grant:FirstGrantActivities._record_failed_activity": "a client grant",
+    "activities.consents.first_grant:record_consent_failure": "a client grant or a device code",
+    "activities.consents.first_grant:FirstGrantOutcome.install#4": "another grant came first",
+    "activities.consents.first_grant:FirstGrantOutcome.install#5": "another grant came first",
+    "activities.consents.first_grant:FirstGrantOutcome._keep_late#3": (
         "another grant is installed: nothing is replaced"
     ),
-    "activities.grants.client_secrets:try_each_secret": "a revocation, or before a consent: spends nothing",
+    "activities.grants.candidates:try_each_secret": "a revocation, or before a consent: spends nothing",
     "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
     "activities.grants.refresh:RefreshActivities._token_request#2": (
         "an access token that is exchanged is not spent"
@@ -82,7 +79,7 @@ ELSEWHERE_CALLED = {
     "tx.grants.access_token": "an access token that is exchanged is not spent",
     "install_import": "an import brings its tokens: no provider is asked",
     "revoke_orphaned_tokens": "what came when its connection had ended: it is revoked",
-    "load_subject_token": "a minting spends nothing",
+    "client_grant_token_request": "a minting spends nothing",
     "self._replay_registration": "a registration: there is no connection yet",
     "drop_unsent_intent": "a registration: there is no connection yet",
 }

@@ -22,10 +22,9 @@ from tests.faults.harness.workers.limits import TOKEN_S
 Passage = tuple[str, str, int]  # point, side, the how-manieth time
 _KEPT = (JOURNALLED, AFTER, 1)
 _MOST_PASSAGES = 3  # of one point in one way: later ones, as in a loop, are in the same place
-_BEATING = "activities.support.heartbeat:heartbeating.beat"  # how often is a matter of the machine's speed
-_SWEEPING = (
-    "activities.single_use.journal_replay:"  # goes on beside everything; walked where it finds something
-)
+_BEATING = "activities.support.temporal:heartbeating.beat"  # how often is a matter of the machine's speed
+# goes on beside everything; walked where it finds something
+_SWEEPING = "activities.single_use.journal_replay:JournalReplayer."
 WRITING = "evergrant_server.egress.transport:SendObserver.trace#1"  # after it the first byte is written
 
 

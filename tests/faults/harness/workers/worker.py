@@ -21,7 +21,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.single_use import circuit_breakers, journal_replay
 from activities.single_use.critical_section import CriticalSections
-from activities.support import heartbeat, transactions
+from activities.support import temporal, transactions
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RefreshGrant
@@ -95,7 +95,7 @@ def read_catalogue() -> None:
 def shorten() -> None:
     """Every limit of the path, in this process alone."""
     for module, name, value in (
-        (heartbeat, "_INTERVAL_S", BEAT_S),
+        (temporal, "_INTERVAL_S", BEAT_S),
         (journal_replay, "_OVERDUE_S", OVERDUE_S),
         (journal_replay, "_RETRY_SET_ASIDE_S", LOOK_ASIDE_S),
         (transactions, "_MAX_WAIT_S", COMMIT_AGAIN_S),

@@ -10,7 +10,7 @@ import pytest
 
 from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
 from activities.single_use.critical_section import CriticalSections
-from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.journal_replay import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
@@ -19,7 +19,8 @@ from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome, TimeLimits
-from evergrant_server.journal import Journal
+from evergrant_server.crypto import KeyPurpose
+from evergrant_server.journal import Journal, JournalEntry, JournalReservation
 from evergrant_server.store import Store
 from providers.responses.error_mapping import UnreadableTokens
 from providers.responses.raw_reply import RawReply
@@ -55,42 +56,36 @@ def fails(code: ErrorCode, why: str = "") -> "pytest.RaisesExc[Failure]":
 
 
 @dataclass
-class RecordedOutcome:
+class RecordedOutcome(OutcomeHandler[str]):
     """What an ending was recorded, and what lay on the disk by then."""
 
     journal: Journal
-    judge: Judge = lambda reply: some_tokens("at-2", "rt-2") if reply == YES else some_tokens("of another")
+    judges: Judge = lambda reply: some_tokens("at-2", "rt-2") if reply == YES else some_tokens("of another")
     commits: Callable[[], Awaitable[None]] | None = None
     spends: bool = True
+    provisional: bool = False
     committed: list[SingleUseAttempt] = field(default_factory=list)
     failed: list[tuple[ErrorCode, AttemptOutcome | None]] = field(default_factory=list)
     failures: list[tuple[str, Failure]] = field(default_factory=list)  # of which attempt
     entries: list[str] = field(default_factory=list)
 
-    def handler(self, *, provisional: bool = False) -> OutcomeHandler[str]:
-        return RecordingHandler(self, provisional)
-
-
-class RecordingHandler(OutcomeHandler[str]):
-    def __init__(self, recorded: RecordedOutcome, provisional: bool) -> None:
-        self._told = recorded
-        self.provisional = provisional
-        self.spends_credential = recorded.spends
+    @property
+    def spends_credential(self) -> bool:
+        return self.spends
 
     def judge(self, reply: RawReply, came_at: datetime) -> TokenSet:
-        return self._told.judge(reply)
+        return self.judges(reply)
 
     async def commit(self, attempt: SingleUseAttempt, tokens: TokenSet) -> str:
-        recorded = self._told
-        recorded.entries += [it.name for it in recorded.journal.folder.glob("*/*.entry")]
-        if recorded.commits is not None:
-            await recorded.commits()
-        recorded.committed.append(attempt)
+        self.entries += [it.name for it in self.journal.folder.glob("*/*.entry")]
+        if self.commits is not None:
+            await self.commits()
+        self.committed.append(attempt)
         return tokens.access_token.reveal()
 
     async def fail(self, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None) -> str:
-        self._told.failed.append((failure.code, outcome))
-        self._told.failures.append((attempt.row.id, failure))
+        self.failed.append((failure.code, outcome))
+        self.failures.append((attempt.row.id, failure))
         return failure.code
 
 
@@ -118,8 +113,6 @@ class Worker:
         use: SingleUseAttempt,
         recorded: RecordedOutcome,
         reply: RawReply | Exception = YES,
-        *,
-        provisional: bool = False,
     ) -> str:
         """Send, and be answered with `reply`, or with what goes wrong once the bytes have left."""
 
@@ -129,21 +122,29 @@ class Worker:
                 raise reply
             return reply
 
-        handler = recorded.handler(provisional=provisional)
-        return await self.single_use.spend(use, a_request(use), sending(), handler)
+        return await self.single_use.spend(use, a_request(use), sending(), recorded)
 
     async def dies(self, use: SingleUseAttempt, *, sent: bool) -> None:
         """As the kernel ends a process: its locks go, its files stay."""
-        assert use.reservation is not None
         if sent:
-            assert use.reservation.begin_send()
-            use.reservation.end_send()
+            assert reservation_of(use).begin_send()
+            reservation_of(use).end_send()
         await asyncio.to_thread(self.journal.release)
 
     def files(self) -> list[str]:
         """The endings of what lies in all journals of its host."""
         found = (it.suffix for it in self.journal.folder.glob("*/*") if it.name != "lock")
         return sorted(found)
+
+
+def reservation_of(use: SingleUseAttempt) -> JournalReservation:
+    assert use.fence is not None
+    return use.fence.reservation
+
+
+def keep_reply(use: SingleUseAttempt) -> JournalEntry:
+    """Its reply comes, and its journal has it."""
+    return reservation_of(use).write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer")
 
 
 def a_request(use: SingleUseAttempt) -> ConnectionCall:

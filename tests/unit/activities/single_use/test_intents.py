@@ -22,7 +22,9 @@ from tests.unit.activities.single_use.protocol_worker import (
     STRICT,
     Worker,
     fails,
+    keep_reply,
     opened,
+    reservation_of,
     row,
 )
 
@@ -185,8 +187,7 @@ async def test_a_worker_stopped_past_every_deadline_is_fenced_off(
     clock.advance(OVER.total_seconds() + 1)
     second = await hasty.begin(connection)
     assert second.row.sends == 2
-    assert stopped.reservation is not None
-    assert not stopped.reservation.begin_send(), "it sends no more"
+    assert not reservation_of(stopped).begin_send(), "it sends no more"
 
 
 async def test_a_stopped_neighbour_is_in_flight_until_both_limits_have_passed(
@@ -203,8 +204,7 @@ async def test_a_worker_that_is_sending_is_not_taken_over(
 ):
     hasty = Worker(store, clock, host, TimeLimits(send=timedelta(0), answer=timedelta(0)))
     use = await worker.begin(connection)
-    assert use.reservation is not None
-    assert use.reservation.begin_send()
+    assert reservation_of(use).begin_send()
     clock.advance(OVER.total_seconds() + 1)
     with fails(ErrorCode.REFRESH_PENDING, "in the instant of sending"):
         await hasty.begin(connection)
@@ -229,8 +229,7 @@ async def test_a_journaled_reply_is_not_requested_again(
     worker: Worker, neighbour: Worker, connection: Connection, clock: SetClock
 ):
     use = await worker.begin(connection)
-    assert use.reservation is not None
-    use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer")
+    keep_reply(use)
     await worker.dies(use, sent=False)
     clock.advance(3600)
     with fails(ErrorCode.REFRESH_PENDING):
@@ -298,8 +297,7 @@ async def test_a_journaled_reply_that_can_t_be_replayed_is_waited_for_ten_minute
     worker: Worker, neighbour: Worker, connection: Connection, clock: SetClock
 ):
     use = await worker.begin(connection)
-    assert use.reservation is not None
-    use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer")
+    keep_reply(use)
     await worker.dies(use, sent=False)
     clock.advance((OVER + LIMITS.replay).total_seconds() - 1)
     assert neighbour.single_use.tracker.may_be_answered(use.row)

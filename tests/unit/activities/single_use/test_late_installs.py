@@ -10,7 +10,6 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, TimeLimits
-from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Store
 from tests.fakes.clock import SetClock
 from tests.unit.activities.single_use.protocol_worker import (
@@ -20,6 +19,7 @@ from tests.unit.activities.single_use.protocol_worker import (
     RecordedOutcome,
     Worker,
     fails,
+    keep_reply,
     row,
 )
 
@@ -41,8 +41,7 @@ def other(store: Store, clock: SetClock, host: Path, answered: Worker) -> Worker
 
 def came(use: SingleUseAttempt) -> SingleUseAttempt:
     """Its answer lies in the journal."""
-    assert use.reservation is not None
-    return replace(use, entry=use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer"))
+    return replace(use, entry=keep_reply(use))
 
 
 async def waits(store: Store, worker: Worker, use: SingleUseAttempt, rules: RefreshRules = STRICT) -> bool:

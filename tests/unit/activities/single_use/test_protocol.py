@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from activities.single_use import protocol, send_fence
+from activities.single_use import attempt as single_use_attempt
+from activities.single_use import protocol
 from activities.single_use.attempt import SingleUseAttempt
-from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.journal_replay import JournaledReply
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import seconds_since_boot
@@ -39,7 +40,9 @@ from tests.unit.activities.single_use.protocol_worker import (
     a_request,
     fails,
     journaled,
+    keep_reply,
     refusing,
+    reservation_of,
     unread,
 )
 
@@ -62,9 +65,10 @@ async def test_the_journal_keeps_the_raw_reply_and_its_request(
     async def away() -> None:
         raise Failure(ErrorCode.KEY_UNAVAILABLE)
 
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, commits=away)
+    use = await worker.begin(connection)
+    recorded = RecordedOutcome(worker.journal, commits=away, provisional=provisional)
     with fails(ErrorCode.KEY_UNAVAILABLE):
-        await worker.spend(use, recorded, provisional=provisional)
+        await worker.spend(use, recorded)
     assert worker.files() == [".entry"], "whatever raises, the answer isn't lost"
     (path,) = worker.journal.own_paths()
     entry = JournalEntry.read(path)
@@ -101,7 +105,7 @@ async def test_a_definition_that_does_not_fit_is_client_misconfigured(
     async def sending() -> RawReply:
         raise Failure(wrong, "no field for the scopes")
 
-    await worker.single_use.spend(use, a_request(use), sending(), recorded.handler())
+    await worker.single_use.spend(use, a_request(use), sending(), recorded)
     assert recorded.failed == [(said, AttemptOutcome.NOT_SENT)]
     assert [failure.detail for _, failure in recorded.failures] == ["no field for the scopes"]
 
@@ -138,7 +142,7 @@ async def test_an_unexpected_exception_leaves_the_outcome_unknown_and_is_logged_
 async def test_an_error_reply_decides_the_outcome(
     worker: Worker, connection: Connection, status: int, code: ErrorCode, outcome: AttemptOutcome | None
 ):
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, judge=refusing(code))
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, judges=refusing(code))
     assert await worker.spend(use, recorded, RawReply(status, {}, b"")) == code
     assert (recorded.failed, recorded.committed) == ([(code, outcome)], [])
     assert [attempt for attempt, _ in recorded.failures] == [use.row.id]
@@ -150,7 +154,7 @@ async def test_a_reply_that_breaks_the_judge_stays_in_the_journal(
     def judge(reply: RawReply) -> None:
         raise KeyError("at-2")
 
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, judge=judge)  # type: ignore[arg-type]  # it never returns
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, judges=judge)  # type: ignore[arg-type]  # it never returns
     with fails(ErrorCode.INTERNAL, "the journal keeps it"):
         await worker.spend(use, recorded)
     assert worker.files() == [".entry"]
@@ -173,7 +177,7 @@ async def test_the_credential_of_unreadable_tokens_is_not_sent_again(
     token_valid: bool,
 ):
     """A second use would end them, and a definition that is repaired reads them."""
-    use, recorded = await worker.begin(connection, kind), RecordedOutcome(worker.journal, judge=unread)
+    use, recorded = await worker.begin(connection, kind), RecordedOutcome(worker.journal, judges=unread)
     await worker.spend(use, recorded)
     assert recorded.failed == [(ErrorCode.REPLY_UNREADABLE, AttemptOutcome.UNREAD)]
     async with store.write() as tx:
@@ -191,7 +195,8 @@ async def test_a_later_use_without_a_reply_does_not_release_unreadable_tokens(
 ):
     """Inside its grace the provider takes the token again; after it a further use would end those tokens."""
     rules = RefreshRules(rotation=Rotation.GRACE, grace_s=60)
-    use, recorded = await worker.begin(connection, rules=rules), RecordedOutcome(worker.journal, judge=unread)
+    use = await worker.begin(connection, rules=rules)
+    recorded = RecordedOutcome(worker.journal, judges=unread)
     await worker.spend(use, recorded)
     async with store.write() as tx:
         await tx.attempts.close(use.row, AttemptOutcome.UNREAD, NOW)  # as its ending does
@@ -206,19 +211,19 @@ async def test_a_later_use_without_a_reply_does_not_release_unreadable_tokens(
 async def test_an_entry_that_is_set_aside_is_concluded_once_it_can_be_read(
     worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture
 ):
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, judge=unread)
+    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, judges=unread)
     await worker.spend(use, recorded)
     (said,) = [it for it in caplog.records if it.name == "evergrant.protocol"]
     assert "a lifetime that is a string" in said.getMessage()
     assert {ErrorCode.REPLY_UNREADABLE, use.row.id} <= set(map(str, said.__dict__.values()))
     (path,) = worker.journal.folder.glob("*/*.set-aside")
     kept = SingleUseAttempt(use.row, use.keys, entry=JournalEntry.read(path))
-    again = RecordedOutcome(worker.journal, judge=unread)
+    again = RecordedOutcome(worker.journal, judges=unread)
     with fails(ErrorCode.REPLY_UNREADABLE):
-        await worker.single_use.conclude(kept, journaled(kept), again.handler())
+        await worker.single_use.conclude(kept, journaled(kept), again)
     assert (again.failed, worker.files()) == ([], [".set-aside"])
     repaired = RecordedOutcome(worker.journal)
-    assert await worker.single_use.conclude(kept, journaled(kept), repaired.handler()) == "at-2"
+    assert await worker.single_use.conclude(kept, journaled(kept), repaired) == "at-2"
     assert worker.files() == []
 
 
@@ -257,7 +262,7 @@ async def test_only_an_unreadable_success_that_spent_its_credential_is_set_aside
     monkeypatch.setattr(protocol, "_MAX_SET_ASIDE", most)
     use, recorded = (
         await worker.begin(connection),
-        RecordedOutcome(worker.journal, judge=judge, spends=spends),
+        RecordedOutcome(worker.journal, judges=judge, spends=spends),
     )
     await worker.spend(use, recorded, RawReply(status, {}, b"<p>"))
     assert worker.files() == left
@@ -268,12 +273,11 @@ async def test_a_disk_that_breaks_after_the_intent_stops_no_commit(
     worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
-    assert use.reservation is not None
 
     def broken(key: object, answer: bytes) -> JournalEntry:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(use.reservation, "write_entry", broken)
+    monkeypatch.setattr(reservation_of(use), "write_entry", broken)
     assert await worker.spend(use, recorded) == "at-2"
     assert worker.files() == []
     (committed,) = recorded.committed
@@ -288,7 +292,7 @@ async def test_a_disk_that_breaks_after_the_intent_stops_no_commit(
 
     caplog.clear()
     again = await worker.begin(connection, AttemptKind.CLIENT_GRANT, rules=NO_ROTATION)
-    monkeypatch.setattr(again.reservation, "write_entry", odd)
+    monkeypatch.setattr(reservation_of(again), "write_entry", odd)
     await worker.spend(again, recorded)
     assert "OSError" in caplog.text
 
@@ -328,7 +332,7 @@ async def test_an_attempt_that_is_past_send_by_does_not_send(
         written()
         return YES
 
-    said = await late.single_use.spend(use, a_request(use), sending(), recorded.handler())
+    said = await late.single_use.spend(use, a_request(use), sending(), recorded)
     assert said == ErrorCode.REFRESH_PENDING
     assert left == []
     assert recorded.failed == [(ErrorCode.REFRESH_PENDING, AttemptOutcome.NOT_SENT)]
@@ -339,7 +343,7 @@ async def test_a_use_that_continues_after_a_takeover_is_recorded(
     store: Store, worker: Worker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ):
     machine = seconds_since_boot()
-    monkeypatch.setattr(send_fence, "seconds_since_boot", lambda: machine)
+    monkeypatch.setattr(single_use_attempt, "seconds_since_boot", lambda: machine)
     use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
 
     async def sending() -> RawReply:
@@ -350,7 +354,7 @@ async def test_a_use_that_continues_after_a_takeover_is_recorded(
             await tx.attempts.close(use.row, AttemptOutcome.SUPERSEDED, NOW)
         return YES
 
-    await worker.single_use.spend(use, a_request(use), sending(), recorded.handler())
+    await worker.single_use.spend(use, a_request(use), sending(), recorded)
     async with store.read() as tx:
         (said,) = await audit.page(tx, connection.tenant, object=connection.id, limit=9)
     assert (said.action, said.context, said.detail["attempt"]) == (
@@ -362,13 +366,12 @@ async def test_a_use_that_continues_after_a_takeover_is_recorded(
 
 async def test_a_journaled_reply_is_concluded_like_a_new_one(worker: Worker, connection: Connection):
     use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
-    assert use.reservation is not None
-    entry = use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), b"an answer")
+    entry = keep_reply(use)
     replayed = SingleUseAttempt(use.row, use.keys, entry=entry)
-    assert await worker.single_use.conclude(replayed, journaled(replayed), recorded.handler()) == "at-2"
+    assert await worker.single_use.conclude(replayed, journaled(replayed), recorded) == "at-2"
     assert recorded.committed == [replayed]
     assert worker.files() == []
-    refused = RecordedOutcome(worker.journal, judge=refusing(ErrorCode.GRANT_REJECTED))
+    refused = RecordedOutcome(worker.journal, judges=refusing(ErrorCode.GRANT_REJECTED))
     without_entry = SingleUseAttempt(use.row, use.keys)
-    await worker.single_use.conclude(without_entry, journaled(use, NO), refused.handler())
+    await worker.single_use.conclude(without_entry, journaled(use, NO), refused)
     assert refused.failed == [(ErrorCode.GRANT_REJECTED, AttemptOutcome.REFUSED)]

@@ -4,9 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from activities.single_use import send_fence
-from activities.single_use.attempt import SingleUseAttempt
-from activities.single_use.send_fence import SendFence
+from activities.single_use import attempt as single_use_attempt
+from activities.single_use.attempt import SendFence, SingleUseAttempt
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection
@@ -17,7 +16,7 @@ from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
-from tests.unit.activities.single_use.protocol_worker import Worker, a_request
+from tests.unit.activities.single_use.protocol_worker import Worker, a_request, reservation_of
 
 LIMITS = TimeLimits(send=timedelta(0), poll_interval=timedelta(seconds=7))
 LAST = 1000.0  # the last moment, by the machine's own count
@@ -27,7 +26,9 @@ LAST = 1000.0  # the last moment, by the machine's own count
 def machine(monkeypatch: pytest.MonkeyPatch) -> SetClock:
     """What counts the time that is left, and the clock that writes the hour, are two."""
     counts = SetClock(NOW)
-    monkeypatch.setattr(send_fence, "seconds_since_boot", lambda: LAST + (counts.now() - NOW).total_seconds())
+    monkeypatch.setattr(
+        single_use_attempt, "seconds_since_boot", lambda: LAST + (counts.now() - NOW).total_seconds()
+    )
     return counts
 
 
@@ -42,8 +43,7 @@ async def about_to_send(
     worker: Worker, connection: Connection, clock: SetClock
 ) -> tuple[SingleUseAttempt, SendFence]:
     use = await worker.begin(connection)
-    assert use.reservation is not None
-    return use, SendFence(use.reservation, clock, LAST, LIMITS)
+    return use, SendFence(reservation_of(use), clock, LAST, LIMITS)
 
 
 def fenced(worker: Worker, use: SingleUseAttempt) -> bool:

@@ -1,25 +1,36 @@
-"""How a failure crosses into Temporal: a code and a sentence, never a cause or a value.
+"""What passes between an activity and Temporal: failures, heartbeats and its clock.
 
-No other module makes an ApplicationError of an exception. Stack traces quote source lines
-and causes quote messages of libraries, so neither is passed on.
+A failure crosses as a code and a sentence, never a cause or a value. No other module makes an
+ApplicationError of an exception. Stack traces quote source lines and causes quote messages of
+libraries, so neither is passed on.
 """
 
+import asyncio
 import logging
-from datetime import timedelta
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
 from typing import Any
 
+from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
+from evergrant_server.core.clock import Clock, clock_correction
+from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, RetryAdvice
-from evergrant_server.core.messages.activities import GrantResult, RevocationResult
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.base import Message
+from evergrant_server.core.single_use.attempt import Attempt
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 
 log = logging.getLogger("evergrant.activities")
 
 # Raised: Temporal runs the activity again. Other failures are results, so that the workflow can
 # still handle its next event.
-_RETRIED_BY_TEMPORAL = (ErrorCode.STORE_UNAVAILABLE, ErrorCode.STORE_CONFLICT, ErrorCode.SCHEMA_MISMATCH)
+RETRIED_BY_TEMPORAL = (ErrorCode.STORE_UNAVAILABLE, ErrorCode.STORE_CONFLICT, ErrorCode.SCHEMA_MISMATCH)
+
+_INTERVAL_S = 1.5  # between heartbeats: well inside the time-out of `workflows.activity_calls`
 
 
 def is_temporary_outage(failure: Failure) -> bool:
@@ -29,16 +40,9 @@ def is_temporary_outage(failure: Failure) -> bool:
 
 def failed_grant_result(failure: Failure) -> GrantResult:
     """The result for a failure that the workflow decides about. Failures of the store are raised."""
-    if failure.code in _RETRIED_BY_TEMPORAL:
+    if failure.code in RETRIED_BY_TEMPORAL:
         raise failure
     return GrantResult(failure=failure.code, retry_after=failure.retry_after)
-
-
-def revocation_result_of(failure: Failure) -> RevocationResult:
-    """As `failed_grant_result`, for revocation."""
-    if failure.code in _RETRIED_BY_TEMPORAL:
-        raise failure
-    return RevocationResult(failure=failure.code, retry_after=failure.retry_after)
 
 
 def to_application_error(failure: Failure) -> ApplicationError:
@@ -74,3 +78,43 @@ class _FailureMapper(ActivityInboundInterceptor):
             log_event(log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what)
             error = ApplicationError(f"unexpected {type(unexpected).__name__}", type=ErrorCode.INTERNAL)
         raise error from None
+
+
+@asynccontextmanager
+async def heartbeating(progress: Callable[[], Message] | None = None) -> AsyncIterator[None]:
+    """Heartbeat for as long as the block runs, with its `progress` if there is any."""
+
+    async def beat() -> None:
+        while True:
+            activity.heartbeat(*([] if progress is None else [progress()]))
+            await asyncio.sleep(_INTERVAL_S)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def obtained_at(clock: Clock, attempt: Attempt, tokens: TokenSet) -> datetime:
+    """When tokens that have just arrived were issued, by the median of three clocks where all are known."""
+    temporal = activity.info().started_time - attempt.opened_at if activity.in_activity() else None
+    provider = None if tokens.server_time is None else tokens.server_time - clock.now()
+    return attempt.tokens_valid_from(tokens.expires_in) + clock_correction(temporal, provider)
+
+
+def earlier_now(clock: Clock) -> datetime:
+    """The earlier of the two clocks. Use it before declaring a token expired."""
+    return min(_known_times(clock))
+
+
+def later_now(clock: Clock) -> datetime:
+    """The later of local and Temporal time: a safe base for deadlines."""
+    return max(_known_times(clock))
+
+
+def _known_times(clock: Clock) -> tuple[datetime, ...]:
+    now = clock.now()
+    return (now, activity.info().started_time) if activity.in_activity() else (now,)

@@ -1,31 +1,32 @@
-"""The device flow: get a code for the subject, then poll whether they approved it (RFC 8628).
+"""First tokens without an authorization code: client grants (RFC 6749 section 4.4, RFC 7523) and devices.
 
-Only the poll whose reply has tokens spends the code; since no poll is known to be that one
-before its reply, each is an attempt of the protocol.
+The device flow gets a code for the subject, then polls whether they approved it (RFC 8628). Only the
+poll whose reply has tokens spends the code; since no poll is known to be that one before its reply,
+each is an attempt of the protocol.
 """
 
 from datetime import datetime
 
 from temporalio import activity
 
-from activities.consents.first_grant import FirstGrantActivities
-from activities.consents.first_grant_outcome import (
+from activities.consents.first_grant import (
+    FirstGrantActivities,
     FirstGrantOutcome,
-    record_ended_consent,
-    record_failed_try,
+    record_consent_failure,
     require_no_open_attempt,
 )
-from activities.grants.candidates import may_be_definition_fault
-from activities.grants.client_secrets import is_client_refused
+from activities.grants.candidates import is_client_refused, may_be_definition_fault
+from activities.grants.client_grants import client_grant_token_request, read_client_grant_tokens
 from activities.grants.token_request import CODE_RULES, PreparedTokenRequest, TokenRequest
 from activities.single_use.attempt import SingleUseAttempt
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import close_attempt, commit_with_retries
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, DevicePoll
+from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Endpoints
-from evergrant_server.core.messages.activities import GrantResult, RequestFirstTokens
+from evergrant_server.core.messages.activities import ConsentCall, GrantResult, RequestFirstTokens
 from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
@@ -37,6 +38,55 @@ from providers.requests.device import (
     read_device_token,
 )
 from providers.responses.raw_reply import RawReply
+
+
+class ClientGrantOutcome(FirstGrantOutcome):
+    """Installs the tokens of a client grant. A token in a lost reply stays unused."""
+
+    @property
+    def spends_credential(self) -> bool:
+        return False
+
+    def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
+        return read_client_grant_tokens(context, reply, self.consent.scopes, came_at)
+
+    async def commit(self, attempt: SingleUseAttempt, tokens: TokenSet) -> GrantResult:
+        """An imported subject token is kept as a refresh token is: the next token is made from it too."""
+        connection = self.context.connection
+        if connection.flow is Flow.TOKEN_EXCHANGE and connection.source is None:
+            async with self.services.store.read() as tx:
+                imported = (await tx.consents.imported_tokens(self.consent)).access_token
+            tokens = tokens.model_copy(update={"refresh_token": imported})
+        return await super().commit(attempt, tokens)
+
+    async def record_failure(
+        self, tx: Transaction, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None
+    ) -> GrantResult:
+        now, row = self.services.clock.now(), attempt.row
+        await close_attempt(tx, row, outcome or AttemptOutcome.REFUSED, now)
+        if is_client_refused(failure) and self.context.other_client is not None:
+            return GrantResult(attempt_id=row.id, failure=failure.code, client_refused=True)
+        if may_be_definition_fault(failure, provisional=self.provisional):
+            return GrantResult(attempt_id=row.id, failure=failure.code)
+        await record_consent_failure(tx, self.call, failure, now, over=False)
+        return GrantResult(attempt_id=row.id, failure=failure.code, retry_after=failure.retry_after)
+
+
+class ClientGrantActivities(FirstGrantActivities):
+    """Requests first tokens that no subject has to consent to."""
+
+    kind = AttemptKind.CLIENT_GRANT
+    outcome_type = ClientGrantOutcome
+
+    @activity.defn(name=ActivityName.REQUEST_CLIENT_GRANT)
+    async def request_client_grant(self, request: RequestFirstTokens) -> GrantResult:
+        """Get the first tokens. After a failure that can be repaired the consent waits for the next try."""
+        return await self._get_first_grant(request)
+
+    async def _token_request(
+        self, consent: Consent, context: ProviderContext, request: ConsentCall, loaded: Endpoints
+    ) -> TokenRequest:
+        return await client_grant_token_request(self._services, request.context, context, consent)
 
 
 class DeviceOutcome(FirstGrantOutcome):
@@ -68,7 +118,7 @@ class DeviceOutcome(FirstGrantOutcome):
             return GrantResult(attempt_id=row.id, failure=failure.code, client_refused=True)
         if failure.code is ErrorCode.GRANT_REJECTED and row.sends > 1:
             failure = Failure(ErrorCode.OUTCOME_UNKNOWN)  # an earlier poll spent it, and its reply is lost
-        await record_ended_consent(tx, self._request, failure, now)
+        await record_consent_failure(tx, self.call, failure, now, over=True)
         return GrantResult(attempt_id=row.id, failure=failure.code, consent_over=True)
 
     def _may_be_definition_fault(self, failure: Failure) -> bool:
@@ -78,11 +128,10 @@ class DeviceOutcome(FirstGrantOutcome):
         return may_be_definition_fault(failure, provisional=self.provisional)
 
 
-class DeviceActivities(FirstGrantActivities[RequestFirstTokens]):
+class DeviceActivities(FirstGrantActivities):
     """Makes one request a call: for a code, or the poll of one."""
 
     kind = AttemptKind.DEVICE_CODE
-    request_type = RequestFirstTokens
     outcome_type = DeviceOutcome
 
     @activity.defn(name=ActivityName.POLL_DEVICE_TOKEN)
@@ -91,7 +140,7 @@ class DeviceActivities(FirstGrantActivities[RequestFirstTokens]):
         return await self._get_first_grant(request)
 
     async def _token_request(
-        self, consent: Consent, context: ProviderContext, request: RequestFirstTokens, loaded: Endpoints
+        self, consent: Consent, context: ProviderContext, request: ConsentCall, loaded: Endpoints
     ) -> TokenRequest | GrantResult:
         """The poll, or the result of getting a code. Raises Failure CONSENT_EXPIRED after the code's end."""
         async with self._services.store.read() as tx:
@@ -104,7 +153,7 @@ class DeviceActivities(FirstGrantActivities[RequestFirstTokens]):
             return await self._request_device_code(consent, context)
         code, params = device_code.device_code, context.integration.params
         poll = device_token_request(context.spec, context.endpoints, context.client, code, params)
-        return PreparedTokenRequest(context, poll, CODE_RULES)
+        return PreparedTokenRequest(context, CODE_RULES, poll)
 
     async def _request_device_code(self, consent: Consent, context: ProviderContext) -> GrantResult:
         """Get a code. One whose reply is lost expires by itself, and another is requested."""
@@ -128,20 +177,16 @@ class DeviceActivities(FirstGrantActivities[RequestFirstTokens]):
         await commit_with_retries(services.store, store)
         return GrantResult(device_poll=DevicePoll.STARTED, interval_s=device_code.interval_s)
 
-    async def _record_failed_activity(
-        self, tx: Transaction, request: RequestFirstTokens, failure: Failure
-    ) -> bool:
+    async def _record_failed_activity(self, tx: Transaction, request: ConsentCall, failure: Failure) -> bool:
         """True when the consent is over: a code that can't be polled is of no use, while one that was
         never received can still be requested."""
         now = self._services.clock.now()
         consent = await tx.consents.get(request.tenant, request.consent_id)
         if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
             return True
-        if not await _has_device_code(tx, consent) and failure.kind is not FailureKind.RECONNECT_NEEDED:
-            await record_failed_try(tx, request, failure, now)
-            return False
-        await record_ended_consent(tx, request, failure, now)
-        return True
+        over = await _has_device_code(tx, consent) or failure.kind is FailureKind.RECONNECT_NEEDED
+        await record_consent_failure(tx, request, failure, now, over=over)
+        return over
 
 
 async def _has_device_code(tx: Transaction, consent: Consent) -> bool:

@@ -1,4 +1,7 @@
-"""Connection health: `failing` is announced once to its repairer, and so is the recovery."""
+"""What several activities record of a connection: its health, the end of a consent, its grant.
+
+`failing` is announced once to its repairer, and so is the recovery.
+"""
 
 from datetime import datetime, timedelta
 
@@ -6,7 +9,8 @@ from activities.support.transactions import append_audit, commit_with_retries, l
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.grant import MAIN_SLOT
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind
 from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.store import Store, Transaction
@@ -31,16 +35,8 @@ async def record_refresh_failure(
     after = current.refresh_failed(why, now, token_over=token_over)
     await tx.connections.replace(after, expected=current.revision)
     if current.failing_since is None and after.failing_since is not None:
-        repairer = FAILURES[why].repairer
-        await append_audit(
-            tx,
-            call,
-            AuditAction.CONNECTION_FAILING,
-            now,
-            reason=why,
-            failures=after.failures,
-            repairer=repairer,
-        )
+        detail = {"reason": why, "failures": after.failures, "repairer": FAILURES[why].repairer}
+        await append_audit(tx, call, AuditAction.CONNECTION_FAILING, now, **detail)
 
 
 async def record_recovery(tx: Transaction, call: ConnectionCall, before: Connection, now: datetime) -> None:
@@ -79,3 +75,36 @@ async def record_unsent(store: Store, clock: Clock, call: ConnectionCall, failur
 def denied_source(failure: Failure) -> dict[str, str]:
     """Which app may not lease which source, for the audit record of a denied refresh."""
     return dict(failure.context) if failure.kind is FailureKind.DENIED else {}
+
+
+async def end_consent(
+    tx: Transaction, consent: Consent, status: ConsentStatus, failure: ErrorCode | None = None
+) -> None:
+    """Write how a consent ended, and erase its secrets."""
+    ended = consent.model_copy(update={"status": status, "failure": failure})
+    await tx.consents.erase_secrets(await tx.consents.replace(ended, expected=consent.revision))
+
+
+async def end_unless_done(
+    tx: Transaction, consent: Consent, status: ConsentStatus, failure: ErrorCode | None = None
+) -> None:
+    """As `end_consent`, on the stored row; a consent whose grant is installed stays done."""
+    current = await tx.consents.get(consent.tenant, consent.id)
+    if current is not None and current.status is not ConsentStatus.DONE:
+        await end_consent(tx, current, status, failure)
+
+
+async def record_grant(
+    tx: Transaction,
+    call: ConnectionCall,
+    before: Connection,
+    consent: Consent,
+    grant: Grant,
+    now: datetime,
+    **detail: object,
+) -> None:
+    """Record that the grant of a consent is installed: the consent is done, and `before` has recovered."""
+    await record_recovery(tx, call, before, now)
+    await end_unless_done(tx, consent, ConsentStatus.DONE)
+    detail = {"generation": grant.generation, "scopes": list(grant.scopes), "consent": consent.id, **detail}
+    await append_audit(tx, call, AuditAction.GRANT_INSTALLED, now, **detail)

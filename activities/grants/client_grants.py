@@ -1,12 +1,18 @@
-"""The subject token of a token exchange (RFC 8693): another connection's, or an imported one."""
+"""Client grants: tokens for the integration's own credentials, or for a subject token that is exchanged.
 
-from activities.grants.services import GrantServices
-from activities.support.clocks import earlier_now
+RFC 6749 section 4.4, RFC 7523 and RFC 8693. The subject token is another connection's, or an imported one.
+"""
+
+from datetime import datetime
+
+from activities.grants import GrantServices
+from activities.grants.token_request import NO_CREDENTIAL_SPENT, PreparedTokenRequest
 from activities.support.provider_context import ProviderContext
+from activities.support.temporal import earlier_now
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.connections.grant import Grant, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.base import RequestContext, SignalName
@@ -15,22 +21,55 @@ from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import may_exchange, source_scopes
 from evergrant_server.store import Transaction
+from providers.requests.client_grants import ClientGrantInput, client_grant_request, read_exchanged_token
+from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import read_tokens
 
 _RETRY_AFTER_S = 3.0
 
 
-async def load_subject_token(
+async def client_grant_token_request(
     services: GrantServices, by: RequestContext, context: ProviderContext, consent: Consent | None = None
-) -> Secret | None:
-    """None for a flow that exchanges nothing.
+) -> PreparedTokenRequest:
+    """The request for a first token of `consent`, or for the next one. It is sent again after a lost reply.
 
     For an expired token of another connection, that connection's workflow is signalled to refresh
-    it. Raises Failure REFRESH_PENDING meanwhile, CONSENT_REQUIRED without any token, and
-    SOURCE_NOT_PERMITTED while the app of the exchange may not lease that connection.
+    it. Raises Failure REFRESH_PENDING meanwhile, CONSENT_REQUIRED without any token to exchange,
+    and SOURCE_NOT_PERMITTED while the app of the exchange may not lease that connection.
     """
     connection = context.connection
-    if connection.flow is not Flow.TOKEN_EXCHANGE:
-        return None
+    subject_token = None
+    if connection.flow is Flow.TOKEN_EXCHANGE:
+        subject_token = await _load_subject_token(services, by, connection, consent)
+    grant_input = ClientGrantInput(
+        scopes=connection.requested_scopes if consent is None else consent.scopes,
+        target=connection.target,
+        subject=connection.subject,
+        params=context.params,
+        at=services.clock.now(),
+        subject_token=subject_token,
+    )
+    request = client_grant_request(
+        context.spec, connection.flow, context.endpoints, context.client, grant_input
+    )
+    return PreparedTokenRequest(context, NO_CREDENTIAL_SPENT, request)
+
+
+def read_client_grant_tokens(
+    context: ProviderContext, reply: RawReply, scopes: tuple[str, ...], came_at: datetime
+) -> TokenSet:
+    """The tokens of a client grant, without a refresh token, which nothing needs (RFC 6749 section
+    4.4.3). Raises as `read_tokens`."""
+    if context.connection.flow is Flow.TOKEN_EXCHANGE:
+        tokens = read_exchanged_token(context.spec, reply, requested_scopes=scopes, now=came_at)
+    else:
+        tokens = read_tokens(context.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
+    return tokens.model_copy(update={"refresh_token": None, "refresh_expires_in": None})
+
+
+async def _load_subject_token(
+    services: GrantServices, by: RequestContext, connection: Connection, consent: Consent | None
+) -> Secret:
     if connection.source is not None:
         return await _load_source_token(services, by, connection, connection.source)
     async with services.store.read() as tx:
