@@ -77,9 +77,7 @@ async def begun(store: Store, clock: SetClock, host: Path, quick: Worker) -> Ins
     await quick.spend(second, RecordedOutcome(quick.journal), Failure(ErrorCode.INTERNAL))
     async with store.write() as tx:
         await tx.attempts.close(second.row, AttemptOutcome.NOT_SENT, NOW)
-    late = replace(
-        late, entry=keep_reply(late)
-    )
+    late = replace(late, entry=keep_reply(late))
     return Instant(store, connection, slow, late)
 
 
