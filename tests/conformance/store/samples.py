@@ -1,7 +1,9 @@
 """Values of core to put into a store."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from evergrant_server.core.access import App, AppKey, Permit
 from evergrant_server.core.connections.connection import Connection
@@ -16,22 +18,25 @@ from evergrant_server.store import Store
 from tests.fakes.databases import NOW
 
 ACME = Tenant("acme")
+Built = TypeVar("Built", bound=BaseModel)
+
+
+def built(model: type[Built], changes: dict[str, Any], **values: Any) -> Built:
+    return model(**{"tenant": ACME, "created_at": NOW, "changed_at": NOW, **values, **changes})
 
 
 def a_connection(**changes: Any) -> Connection:
-    values: dict[str, Any] = {
-        "tenant": ACME,
-        "id": new_id("con"),
-        "integration_id": "int_0000000000000000000000",
-        "integration": "github",
-        "provider": "github",
-        "subject": "user-1",
-        "requested_scopes": ("repo", "user"),
-        "created_at": NOW,
-        "changed_at": NOW,
-        "consent_deadline": NOW + timedelta(hours=1),
-    }
-    return Connection(**{**values, **changes})
+    return built(
+        Connection,
+        changes,
+        id=new_id("con"),
+        integration_id="int_0000000000000000000000",
+        integration="github",
+        provider="github",
+        subject="user-1",
+        requested_scopes=("repo", "user"),
+        consent_deadline=NOW + timedelta(hours=1),
+    )
 
 
 def some_tokens(access: str = "at-1", refresh: str | None = "rt-1", id_token: str | None = None) -> TokenSet:
@@ -76,86 +81,54 @@ async def refreshed(store: Store, connection: Connection, tokens: TokenSet) -> C
 
 
 def an_integration(**changes: Any) -> Integration:
-    values: dict[str, Any] = {
-        "tenant": ACME,
-        "id": new_id("int"),
-        "name": "github",
-        "provider": "github",
-        "client_id": "client-1",
-        "default_scopes": ("repo",),
-        "created_at": NOW,
-        "changed_at": NOW,
-    }
-    return Integration(**{**values, **changes})
+    names = {"name": "github", "provider": "github", "client_id": "client-1"}
+    return built(Integration, changes, id=new_id("int"), default_scopes=("repo",), **names)
 
 
 def an_app(**changes: Any) -> App:
-    values: dict[str, Any] = {"tenant": ACME, "id": new_id("app"), "name": "billing", "created_at": NOW}
-    return App(**{**values, **changes})
+    return built(App, changes, id=new_id("app"), name="billing")
 
 
-def a_key(app: App, **changes: Any) -> AppKey:
-    values: dict[str, Any] = {
-        "tenant": app.tenant,
-        "id": new_id("key"),
-        "app_id": app.id,
-        "secret_hash": "f" * 64,
-        "created_at": NOW,
-    }
-    return AppKey(**{**values, **changes})
+def a_key(app: App) -> AppKey:
+    return built(AppKey, {}, tenant=app.tenant, id=new_id("key"), app_id=app.id, secret_hash="f" * 64)
 
 
 def a_permit(app: App, **changes: Any) -> Permit:
-    values: dict[str, Any] = {
-        "tenant": app.tenant,
-        "id": new_id("per"),
-        "app_id": app.id,
-        "name": "read",
-        "integration": "github",
-        "actions": ("token",),
-        "created_at": NOW,
-    }
-    return Permit(**{**values, **changes})
+    names = {"tenant": app.tenant, "app_id": app.id, "name": "read", "integration": "github"}
+    return built(Permit, changes, id=new_id("per"), actions=("token",), **names)
 
 
 def a_consent(connection: Connection, **changes: Any) -> Consent:
     consent_id = new_id("cns")
-    values: dict[str, Any] = {
-        "tenant": connection.tenant,
-        "id": consent_id,
-        "connection_id": connection.id,
-        "integration_id": connection.integration_id,
-        "link_hash": f"link-of-{consent_id}",
-        "created_at": NOW,
-        "expires_at": NOW + timedelta(hours=1),
-        "by": "app:billing",
-        "trace_id": "0" * 32,
-    }
-    return Consent(**{**values, **changes})
+    return built(
+        Consent,
+        changes,
+        tenant=connection.tenant,
+        id=consent_id,
+        connection_id=connection.id,
+        integration_id=connection.integration_id,
+        link_hash=f"link-of-{consent_id}",
+        expires_at=NOW + timedelta(hours=1),
+        by="app:billing",
+        trace_id="0" * 32,
+    )
 
 
 def an_attempt(connection: Connection, **changes: Any) -> Attempt:
-    values: dict[str, Any] = {
-        "tenant": connection.tenant,
-        "id": new_id("att"),
-        "connection_id": connection.id,
-        "kind": AttemptKind.REFRESH,
-        "from_generation": connection.generation,
-        "journal_id": "journal-1",
-        "opened_at": NOW,
-        "send_by": NOW + timedelta(seconds=5),
-    }
-    return Attempt(**{**values, **changes})
+    return built(
+        Attempt,
+        changes,
+        tenant=connection.tenant,
+        id=new_id("att"),
+        connection_id=connection.id,
+        kind=AttemptKind.REFRESH,
+        from_generation=connection.generation,
+        journal_id="journal-1",
+        opened_at=NOW,
+        send_by=NOW + timedelta(seconds=5),
+    )
 
 
 def a_message(target: str = "connection:acme:con_1", **changes: Any) -> OutboxMessage:
-    values: dict[str, Any] = {
-        "tenant": ACME,
-        "id": new_id("out"),
-        "kind": OutboxKind.SIGNAL,
-        "target": target,
-        "name": "revoke",
-        "payload": {"reason": "asked"},
-        "created_at": NOW,
-    }
-    return OutboxMessage(**{**values, **changes})
+    facts = {"kind": OutboxKind.SIGNAL, "name": "revoke", "payload": {"reason": "asked"}}
+    return built(OutboxMessage, changes, id=new_id("out"), target=target, **facts)

@@ -23,6 +23,7 @@ from evergrant_server.store import Store
 from tests.conformance.store.samples import ACME, a_connection, a_grant, added, an_integration, some_tokens
 from tests.fakes.databases import NOW
 from tests.fakes.events.transmitter import id_token
+from tests.fakes.failures import fails
 
 ANOTHER = IntegrationId("int_1111111111111111111111")
 
@@ -123,10 +124,9 @@ async def test_a_report_against_a_stale_row_is_a_conflict_and_writes_nothing(sto
     async with store.write() as tx:
         await tx.connections.replace(one, expected=one.revision)
     news = ProviderReport(source=ReportSource.HOOK, kind="x", certainty=Certainty.ENDED)
-    with pytest.raises(Failure) as conflict:
+    with fails(ErrorCode.STORE_CONFLICT):
         async with store.write() as tx:
             await apply_external_event(tx, one, news, RequestContext(by="provider:x"), NOW)
-    assert conflict.value.code is ErrorCode.STORE_CONFLICT
     async with store.write() as tx:
         current = await tx.connections.get(ACME, one.id)
         assert current is not None

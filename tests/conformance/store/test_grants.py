@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.crypto import KeyPurpose, KeyRing, Role, Sealed
+from evergrant_server.crypto import KeyPurpose, KeyRing, Role
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.connections.tables import ConnectionGrantRow
 from evergrant_server.store.database.columns import METADATA, Row
@@ -26,6 +26,7 @@ from tests.conformance.store.samples import (
 )
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
+from tests.fakes.failures import fails
 
 
 async def columns_of(store: Store, table: type[Row], **equal: Any) -> dict[str, Any]:
@@ -92,9 +93,8 @@ async def test_a_late_refresh_installs_nothing_after_a_revocation(store: Store):
     connection = await granted(store)
     async with store.write() as tx:
         await tx.connections.replace(connection.revocation_requested("x", NOW), expected=connection.revision)
-    with pytest.raises(Failure) as caught:
+    with fails(ErrorCode.STORE_CONFLICT):
         await refreshed(store, connection, some_tokens("at-2", "rt-2"))
-    assert caught.value.code is ErrorCode.STORE_CONFLICT
     row = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
     assert row["generation"] == 1
 
@@ -128,9 +128,8 @@ async def test_the_api_role_opens_access_tokens_and_never_refresh_tokens(
             failure = await refusal(api, connection, column)
             assert failure.code is ErrorCode.KEY_UNAVAILABLE
             assert failure.context["row"] == f"{connection.id}/main"
-        with pytest.raises(Failure) as caught:
+        with fails(ErrorCode.KEY_UNAVAILABLE):
             await refreshed(api, connection, some_tokens("at-2", "rt-2"))
-        assert caught.value.code is ErrorCode.KEY_UNAVAILABLE
     finally:
         await api.close()
     async with store.read() as tx:
@@ -151,27 +150,8 @@ async def test_the_wrapped_keys_of_the_refresh_purpose_do_not_open_with_the_leas
     )
     lease = await LeaseRows(store).load(ACME, connection.id)
     assert lease is not None
-    with pytest.raises(Failure) as caught:
+    with fails(ErrorCode.KEY_UNAVAILABLE):
         lease.open_access_token(KeyRing.open(key_path, Role.API))
-    assert caught.value.code is ErrorCode.KEY_UNAVAILABLE
-
-
-@pytest.mark.parametrize("column", ["sealed_access", "sealed_refresh", "sealed_id_token"])
-async def test_every_altered_byte_is_seen(store: Store, column: str):
-    connection = await granted(store)
-    here = {"connection_id": connection.id}
-    good = bytes((await columns_of(store, ConnectionGrantRow, **here))[column])
-    name = {"sealed_access": "access_token", "sealed_refresh": "refresh_token"}.get(column, "id_token")
-    for place in (0, 3, 4, 6, 40, len(good) - 1):
-        bad = bytearray(good)
-        bad[place] ^= 1
-        await tamper(store, ConnectionGrantRow, {column: Sealed(bytes(bad))}, **here)
-        failure = await refusal(store, connection, name)
-        assert failure.code in (ErrorCode.SEAL_BROKEN, ErrorCode.KEY_UNAVAILABLE)
-        assert failure.context["row"] == f"{connection.id}/main"
-        assert failure.context["column"] == column
-    await tamper(store, ConnectionGrantRow, {column: Sealed(b"")}, **here)
-    assert (await refusal(store, connection, name)).code is ErrorCode.SEAL_BROKEN
 
 
 @pytest.mark.parametrize("other", [{"subject": "user-2"}, {"tenant": "other"}])
@@ -218,9 +198,8 @@ async def test_an_older_ciphertext_put_back_is_seen(store: Store):
     assert (await refusal(store, second)).code is ErrorCode.SEAL_BROKEN
     lease = await LeaseRows(store).load(ACME, first.id)
     assert lease is not None
-    with pytest.raises(Failure) as caught:
+    with fails(ErrorCode.SEAL_BROKEN):
         lease.open_access_token(store.ring)
-    assert caught.value.code is ErrorCode.SEAL_BROKEN
 
 
 async def test_a_caller_with_an_older_connection_is_told_to_read_again(store: Store):
@@ -233,8 +212,10 @@ async def test_shredding_leaves_facts_and_no_secret(store: Store):
     connection, other = await granted(store), await granted(store, subject="user-2")
     before = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
     async with store.write() as tx:
+        await tx.proof_keys.get_or_create(ACME, connection.id, NOW)
         await tx.grants.shred(ACME, connection.id)
     async with store.read() as tx:
+        assert await tx.proof_keys.get(ACME, connection.id) is None
         assert await tx.grants.get(ACME, connection.id) == a_grant(1)
         assert await tx.grants.refresh_token(connection) is None
         assert (await tx.grants.access_token(other)).reveal() == "at-1"
@@ -265,23 +246,9 @@ async def test_rows_sealed_under_an_old_root_stay_readable(
             assert (await tx.grants.access_token(newcomer)).reveal() == "at-1"
     finally:
         await after.close()
-    with pytest.raises(Failure) as caught:  # the ring from before the rotation lacks the new root
+    with fails(ErrorCode.KEY_UNAVAILABLE):  # the ring from before the rotation lacks the new root
         async with store.read() as tx:
             await tx.grants.access_token(newcomer)
-    assert caught.value.code is ErrorCode.KEY_UNAVAILABLE
-
-
-async def test_another_key_file_opens_nothing_and_names_the_row(
-    store: Store, database_url: str, tmp_path: Path, clock: SetClock
-):
-    connection = await granted(store)
-    stranger = await Store.open(database_url, KeyRing.create(tmp_path / "other.json"), clock)
-    try:
-        failure = await refusal(stranger, connection)
-    finally:
-        await stranger.close()
-    assert failure.code is ErrorCode.KEY_UNAVAILABLE
-    assert failure.context["table"] == "key"
 
 
 async def test_no_token_is_anywhere_in_the_database(store: Store):
@@ -295,19 +262,12 @@ async def test_no_token_is_anywhere_in_the_database(store: Store):
                 assert "EVS" not in repr(row)
 
 
-def test_rows_do_not_print_sealed_bytes():
-    row = ConnectionGrantRow(sealed_access=Sealed(b"EVS-secret"))  # pyright: ignore[reportCallIssue]  # one column is enough
-    assert "EVS-secret" not in repr(row)
-    assert "EVS-secret" not in str(row)
-
-
 async def test_a_naive_moment_or_an_unsealed_value_cannot_be_stored(store: Store):
     connection = await granted(store)
     here = {"connection_id": connection.id}
     for values in ({"obtained_at": NOW.replace(tzinfo=None)}, {"sealed_access": b"plain"}):
-        with pytest.raises(Failure) as caught:
+        with fails(ErrorCode.INTERNAL):
             await tamper(store, ConnectionGrantRow, values, **here)
-        assert caught.value.code is ErrorCode.INTERNAL
 
 
 async def test_two_first_grants_of_a_tenant_agree_on_its_keys(store: Store):
@@ -330,12 +290,3 @@ async def test_a_second_slot_has_tokens_of_its_own(store: Store):
         assert (await tx.grants.access_token(after, "bot")).reveal() == "bot-at"
         assert await tx.grants.refresh_token(after, "bot") is None
         assert (await tx.grants.access_token(after)).reveal() == "at-1"
-
-
-async def test_a_foreign_key_stops_a_grant_without_its_connection(store: Store):
-    columns = await columns_of(store, ConnectionGrantRow, connection_id=(await granted(store)).id)
-    orphan = insert(ConnectionGrantRow).values({**columns, "connection_id": "con_nobody"})
-    with pytest.raises(Failure) as caught:
-        async with store.write() as tx:
-            await tx.connection.execute(orphan)
-    assert caught.value.code is ErrorCode.STORE_CONFLICT

@@ -13,13 +13,13 @@ from evergrant_server import audit
 from evergrant_server.audit import verifier
 from evergrant_server.audit.hash_chain import record_hash
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import Provenance, RequestContext
-from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from tests.fakes.databases import NOW
+from tests.fakes.failures import fails
 
 ACME = Tenant("acme")
 
@@ -90,13 +90,6 @@ async def test_shards_and_tenants_have_chains_of_their_own(store: Store):
     assert (await audit.verify_log(store, Tenant("nobody"))).ok
 
 
-async def test_a_secret_never_gets_in(store: Store):
-    with pytest.raises(TypeError):
-        await put(store, an_entry(detail={"token": Secret("canary")}))
-    async with store.read() as tx:
-        assert await audit.page(tx, ACME, limit=5) == []
-
-
 async def test_pages_go_on_where_the_last_one_ended(store: Store):
     entries = [an_entry(at=NOW + timedelta(seconds=n // 2)) for n in range(9)]
     for n, entry in enumerate(entries):
@@ -113,10 +106,9 @@ async def test_pages_go_on_where_the_last_one_ended(store: Store):
 
 @pytest.mark.parametrize("cursor", ["", "x", "bm90IGpzb24", "WzEsMiwzXQ", "eyJhIjoxfQ", "W10", "é"])
 async def test_a_forged_cursor_is_an_invalid_request(store: Store, cursor: str):
-    with pytest.raises(Failure) as caught:
+    with fails(ErrorCode.INVALID_REQUEST) as caught:
         async with store.read() as tx:
             await audit.page(tx, ACME, after=cursor, limit=5)
-    assert caught.value.code is ErrorCode.INVALID_REQUEST
     assert caught.value.context == {"field": "after"}
 
 

@@ -14,6 +14,7 @@ import pytest
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Role, new_sealing_key
 from evergrant_server.crypto.keyfile import is_weak
+from tests.fakes.failures import fails
 
 PLACE = AssociatedData("acme", "key", "tky_1", "sealed_key:refresh:")
 
@@ -25,9 +26,8 @@ def path(tmp_path: Path) -> Path:
 
 
 def refusal(act: Callable[[], Any]) -> Failure:
-    with pytest.raises(Failure) as caught:
+    with fails(ErrorCode.KEY_UNAVAILABLE) as caught:
         act()
-    assert caught.value.code is ErrorCode.KEY_UNAVAILABLE
     assert "\n" not in str(caught.value)
     return caught.value
 

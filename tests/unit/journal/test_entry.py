@@ -8,14 +8,13 @@ import os
 import re
 import resource
 import stat
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
-from evergrant_server.core.single_use.attempt import Attempt, AttemptKind
+from evergrant_server.core.ids import AttemptId
 from evergrant_server.crypto import AssociatedData, SealingKey, new_sealing_key, open_sealed
 from evergrant_server.journal.entry import (
     RESERVED_BYTES,
@@ -26,13 +25,11 @@ from evergrant_server.journal.entry import (
     remove_reservation,
     reservation_age_s,
 )
+from tests.fakes.failures import fails
+from tests.unit.journal.test_journal import an_attempt
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
-ATTEMPT = Attempt(
-    tenant=Tenant("acme"), id=AttemptId("att_1"), connection_id=ConnectionId("con_1"),
-    kind=AttemptKind.REFRESH, from_generation=3, journal_id="jrn_1", opened_at=NOW,
-    send_by=NOW + timedelta(seconds=15),
-)  # fmt: skip
+ATTEMPT = an_attempt("jrn_1")
 SECRET = b"rt-that-works-once"
 
 
@@ -58,6 +55,7 @@ def key() -> SealingKey:
 
 def test_a_reservation_is_large_private_and_live(room: JournalReservation, path: Path, live: set[AttemptId]):
     assert path.stat().st_size == RESERVED_BYTES >= 256 * 1024
+    assert path.stat().st_blocks * 512 >= RESERVED_BYTES
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert live == {ATTEMPT.id}
     room.release()
@@ -69,11 +67,10 @@ def test_an_attempt_has_one_reservation(room: JournalReservation, path: Path, tm
     room.begin_send()
     before = path.read_bytes()
     live: set[AttemptId] = set()
-    with pytest.raises(
-        Failure, match=f"The journal {tmp_path} has no space for a reply: File exists"
-    ) as caught:
+    with fails(
+        ErrorCode.JOURNAL_UNAVAILABLE, f"The journal {tmp_path} has no space for a reply: File exists"
+    ):
         JournalReservation(tmp_path, ATTEMPT, live)
-    assert caught.value.code is ErrorCode.JOURNAL_UNAVAILABLE
     assert path.read_bytes() == before
     assert live == set(), "nobody waits for a room that isn't there"
 
@@ -247,13 +244,11 @@ def test_an_incomplete_entry_is_seal_broken(room: JournalReservation, key: Seali
     newer = json.dumps(json.loads(first) | {"format": 2}).encode()
     for torn in (first + b"\n", first, newer + b"\n" + sealed):
         path.write_bytes(torn)
-        with pytest.raises(Failure, match=r"att_1.entry is incomplete, or of another attempt") as caught:
+        with fails(ErrorCode.SEAL_BROKEN, "att_1.entry is incomplete, or of another attempt"):
             JournalEntry.read(path)
-        assert caught.value.code is ErrorCode.SEAL_BROKEN
     path.write_bytes(b"{}\n" + sealed)
-    with pytest.raises(Failure, match="has no header") as caught:
+    with fails(ErrorCode.SEAL_BROKEN, "has no header"):
         JournalEntry.read(path)
-    assert caught.value.code is ErrorCode.SEAL_BROKEN
     another = path.with_name("att_2.entry")
     another.write_bytes(first + b"\n" + sealed)
     with pytest.raises(Failure, match="of another attempt"):

@@ -24,11 +24,8 @@ def test_the_scope_that_brings_a_refresh_token_is_no_scope_of_the_token():
     ("changes", "reason"),
     [
         ({}, DecisionReason.ALLOWED),
-        ({"integration": "*"}, DecisionReason.ALLOWED),
-        ({"integration": "another"}, DecisionReason.NO_PERMIT),
         ({"subjects": ("user-2",)}, DecisionReason.NO_PERMIT),
         ({"actions": (Action.CONNECT, Action.PROXY, Action.ADMIN)}, DecisionReason.ACTION_NOT_PERMITTED),
-        ({"ceiling": ("read",)}, DecisionReason.ALLOWED),
         ({"ceiling": ("write",)}, DecisionReason.SCOPE_ABOVE_CEILING),
     ],
 )
