@@ -60,7 +60,7 @@ class ConsentStartActivities:
             except Failure as failure:
                 if failure.kind is FailureKind.PLATFORM_UNAVAILABLE:
                     raise  # Temporal retries
-                outcome = PushedAuthorization(failure=failure)
+                outcome = PushedAuthorization.failed(failure)
             return await self._write_outcome(request, outcome)
 
     async def _write_outcome(

@@ -1,5 +1,7 @@
 """Rolls out a proposed definition: automatic checks, an admin's decision, stages."""
 
+from collections.abc import Awaitable, Callable
+
 from temporalio import activity
 
 from activities.support.temporal import heartbeating
@@ -23,6 +25,7 @@ from providers.definition.registry import Registry
 from providers.tools.definition_check import check_definition
 
 _DECISION_TIMEOUT = "no admin decided in time"
+_Change = Callable[[Transaction, Definition], Awaitable[DefinitionResult]]
 
 
 class DefinitionRolloutActivities:
@@ -45,54 +48,39 @@ class DefinitionRolloutActivities:
             before = self._registry.serving(definition.name, serving) if replaces else None
             findings = await check_definition(self._egress, self._registry.parse(definition), before)
 
-        async def write(tx: Transaction) -> DefinitionResult:
-            now = self._clock.now()
-            current = await _load_definition(tx, request)
-            if current.state is not DefinitionState.CHECKING:
-                return _result(current)
-            after = await tx.definitions.replace(
-                current.with_checks(findings, now), expected=current.revision
-            )
+        async def write_checks(tx: Transaction, current: Definition) -> DefinitionResult:
+            checked = current.with_checks(findings, self._clock.now())
+            after = await tx.definitions.replace(checked, expected=current.revision)
             not_ok = [finding.check for finding in findings if finding.level != "ok"]
             await self._record(tx, request, AuditAction.DEFINITION_CHECKED, after, not_ok=not_ok)
             return _result(after)
 
-        return await commit_with_retries(self._store, write)
+        return await self._change_in(DefinitionState.CHECKING, request, write_checks)
 
     @activity.defn(name=ActivityName.APPLY_DEFINITION_DECISION)
     async def apply_decision(self, request: DefinitionCall) -> DefinitionResult:
         """Apply the admin's decision: start the first stage, or reject the definition."""
 
-        async def write(tx: Transaction) -> DefinitionResult:
+        async def decide(tx: Transaction, current: Definition) -> DefinitionResult:
             now = self._clock.now()
-            current = await _load_definition(tx, request)
-            if current.state is not DefinitionState.WAITING:
-                return _result(current)
             if current.approved:
                 serving = await tx.definitions.serving(request.tenant, current.name)
-                return await self._write_move(
-                    tx, request, current, current.started(now, replaces=self._replaces(current, serving))
-                )
+                started = current.started(now, replaces=self._replaces(current, serving))
+                return await self._write_move(tx, request, current, started)
             if current.approved is None and not request.overdue:
                 return _result(current)
             return await self._write_move(tx, request, current, current.rejected(now, _DECISION_TIMEOUT))
 
-        return await commit_with_retries(self._store, write)
+        return await self._change_in(DefinitionState.WAITING, request, decide)
 
     @activity.defn(name=ActivityName.EVALUATE_ROLLOUT)
     async def evaluate_rollout(self, request: DefinitionCall) -> DefinitionResult:
         """Evaluate the counts of a stage, and roll forward or back."""
 
-        async def write(tx: Transaction) -> DefinitionResult:
-            now = self._clock.now()
-            current = await _load_definition(tx, request)
-            if current.state is not DefinitionState.STAGED:
-                return _result(current)
-            if request.roll_back is not None:
-                return await self._write_move(
-                    tx, request, current, current.rolled_back(request.roll_back, now)
-                )
-            match judge_rollout(current, now):
+        async def evaluate(tx: Transaction, current: Definition) -> DefinitionResult:
+            now, why = self._clock.now(), request.roll_back
+            verdict = RolloutVerdict.ROLL_BACK if why is not None else judge_rollout(current, now)
+            match verdict:
                 case RolloutVerdict.WAIT:
                     return _result(current)
                 case RolloutVerdict.HOLD:
@@ -102,8 +90,20 @@ class DefinitionRolloutActivities:
                     return await self._write_move(tx, request, current, current.advanced(now))
                 case RolloutVerdict.ROLL_BACK:
                     total = current.succeeded + current.failed
-                    why = f"{current.failed} of {total} refreshes worked only with the earlier version"
-                    return await self._write_move(tx, request, current, current.rolled_back(why, now))
+                    counted = f"{current.failed} of {total} refreshes worked only with the earlier version"
+                    after = current.rolled_back(counted if why is None else why, now)
+                    return await self._write_move(tx, request, current, after)
+
+        return await self._change_in(DefinitionState.STAGED, request, evaluate)
+
+    async def _change_in(
+        self, state: DefinitionState, request: DefinitionCall, change: _Change
+    ) -> DefinitionResult:
+        """Run `change` on the definition, unless it has left this state."""
+
+        async def write(tx: Transaction) -> DefinitionResult:
+            current = await _load_definition(tx, request)
+            return await change(tx, current) if current.state is state else _result(current)
 
         return await commit_with_retries(self._store, write)
 

@@ -56,7 +56,7 @@ class _StrictLoader(_Loader):  # type: ignore[misc]  # either loader is a SafeLo
 
 
 def parse_yaml(text: str) -> Any:
-    """The data of one document. Raises NotYaml."""
+    """The data of one document. Raises InvalidYaml."""
     if len(text) > _MAX_CHARACTERS:
         raise InvalidYaml(f"has {len(text)} characters; the limit is {_MAX_CHARACTERS}")
     try:
@@ -168,17 +168,13 @@ def _printable_name(name: str) -> str:
 
 def read_definition_file(path: Path) -> ProviderSpec:
     """One definition from its file. Raises Failure INVALID_REQUEST."""
-    spec = _cached_parse(_read_text(path), path.name)
+    spec = parse_yaml_definition(_read_text(path), path.name)
     if spec.name != path.stem:
         raise _invalid_definition(path.name, f"name: is {spec.name!r}, but the file is called {path.stem!r}")
     return spec
 
 
 @lru_cache(maxsize=512)  # tests load the catalogue many times
-def _cached_parse(text: str, where: str) -> ProviderSpec:
-    return parse_yaml_definition(text, where)
-
-
 def parse_yaml_definition(text: str, where: str) -> ProviderSpec:
     """One definition from YAML. Raises Failure INVALID_REQUEST that names every invalid field."""
     try:

@@ -10,6 +10,11 @@ from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import PLACEHOLDER
 from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
 
+_ENDPOINTS = (
+    *("issuer", "authorization_endpoint", "token_endpoint", "refresh_endpoint", "revocation_endpoint"),
+    *("introspection_endpoint", "device_authorization_endpoint", "registration_endpoint"),
+    "pushed_authorization_request_endpoint",
+)
 _REVOCATION_PLACEHOLDERS = frozenset({"client_id", "token"})  # filled in when a revocation is sent
 
 
@@ -26,23 +31,16 @@ def definition_endpoints(spec: ProviderSpec, params: Mapping[str, str]) -> Endpo
     values = checked_params(spec, params)
     later = frozenset(name for name, rule in spec.template_params.items() if rule.source == "callback")
 
-    def filled(template: str | None) -> str | None:
-        if template is None:
-            return None
-        return fill_template(template, values, spec, leave=_REVOCATION_PLACEHOLDERS | later)
-
-    template = spec.revocation.url if spec.revocation and spec.revocation.url else spec.revocation_endpoint
+    urls = {name: getattr(spec, name) for name in _ENDPOINTS}
+    if spec.revocation is not None and spec.revocation.url is not None:
+        urls["revocation_endpoint"] = spec.revocation.url
+    leave = _REVOCATION_PLACEHOLDERS | later
+    filled: dict[str, Any] = {
+        name: fill_template(url, values, spec, leave=leave) for name, url in urls.items() if url is not None
+    }
     return Endpoints(
-        issuer=filled(spec.issuer),
-        authorization_endpoint=filled(spec.authorization_endpoint),
-        token_endpoint=fill_template(spec.token_endpoint, values, spec, leave=later),
-        refresh_endpoint=filled(spec.refresh_endpoint),
-        revocation_endpoint=filled(template),
-        introspection_endpoint=filled(spec.introspection_endpoint),
-        device_authorization_endpoint=filled(spec.device_authorization_endpoint),
-        registration_endpoint=filled(spec.registration_endpoint),
+        **filled,
         iss_in_callback=spec.iss_in_callback,
-        pushed_authorization_request_endpoint=filled(spec.pushed_authorization_request_endpoint),
         pushed_requests_required=spec.require_pushed_authorization_requests,
     )
 

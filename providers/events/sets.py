@@ -199,7 +199,8 @@ def _accounts_of_subject(subject: Any, issuers: frozenset[str]) -> _Accounts:
         case "iss_sub" | "id_token_claims":
             return _accounts_of_issuer(subject, issuers)
         case "email":
-            return _accounts_of_email(subject.get("email"))
+            email = subject.get("email")
+            return (frozenset({AccountIdentifier(EMAIL, email.casefold())}),) if is_identifier(email) else ()
         case "opaque":
             return accounts_with_id(subject.get("id"))
         case "account":
@@ -229,10 +230,6 @@ def _accounts_of_issuer(subject: dict[str, Any], issuers: frozenset[str]) -> _Ac
     iss, sub = subject.get("iss"), subject.get("sub")
     ours = isinstance(iss, str) and iss in issuers
     return accounts_with_id(sub) if ours and isinstance(sub, str) else ()
-
-
-def _accounts_of_email(email: Any) -> _Accounts:
-    return (frozenset({AccountIdentifier(EMAIL, email.casefold())}),) if is_identifier(email) else ()
 
 
 def _accounts_of_token(subject: dict[str, Any]) -> _Accounts:

@@ -5,6 +5,7 @@ no server can publish metadata for another.
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
@@ -105,48 +106,32 @@ def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> E
     named = document.get("issuer")
     if named != issuer:
         _fail(issuer, "the document names another issuer" if named else "the document names no issuer")
-    grants = _optional_strings(issuer, document, "grant_types_supported")
+    grants = _strings(issuer, document, "grant_types_supported")
     browser = grants is None or "authorization_code" in grants
-    methods = _optional_strings(issuer, document, "code_challenge_methods_supported")
+    methods = _strings(issuer, document, "code_challenge_methods_supported")
     if browser and methods is not None and "S256" not in methods:
         _fail(issuer, "the server doesn't support PKCE with S256 (RFC 9700 section 2.1.1)")
     iss = document.get("authorization_response_iss_parameter_supported", False)
     if not isinstance(iss, bool):
         _fail(issuer, f"authorization_response_iss_parameter_supported is {json_type(iss)}")
-    return Endpoints(
-        issuer=issuer,
-        # client grants need no authorization endpoint
-        authorization_endpoint=_required_url(egress, issuer, document, "authorization_endpoint")
-        if browser
-        else None,
-        token_endpoint=_required_url(egress, issuer, document, "token_endpoint"),
-        revocation_endpoint=_optional_url(egress, issuer, document, "revocation_endpoint"),
-        introspection_endpoint=_optional_url(egress, issuer, document, "introspection_endpoint"),
-        device_authorization_endpoint=_optional_url(
-            egress, issuer, document, "device_authorization_endpoint"
-        ),
-        iss_in_callback=iss,
-        token_auth_methods=tuple(
-            _optional_strings(issuer, document, "token_endpoint_auth_methods_supported") or ()
-        ),
-        registration_endpoint=_optional_url(egress, issuer, document, "registration_endpoint"),
-        pushed_authorization_request_endpoint=_optional_url(
-            egress, issuer, document, "pushed_authorization_request_endpoint"
-        ),
-        pushed_requests_required=document.get("require_pushed_authorization_requests") is True,
-        dpop_algorithms=tuple(_optional_strings(issuer, document, "dpop_signing_alg_values_supported") or ()),
-        takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,
-        mtls_aliases=_aliases(egress, issuer, document),
-    )
-
-
-def _aliases(egress: Egress, issuer: str, document: dict[str, Any]) -> dict[str, str]:
-    """The aliases for mutual TLS (RFC 8705 section 5), checked as their endpoints are."""
     aliases = document.get("mtls_endpoint_aliases", {})
     if not isinstance(aliases, dict):
         _fail(issuer, f"mtls_endpoint_aliases is {json_type(aliases)}")
-    found = {name: _optional_url(egress, issuer, aliases, name) for name in _ALIASED}
-    return {name: url for name, url in found.items() if url is not None}
+    required = ("authorization_endpoint", "token_endpoint") if browser else ("token_endpoint",)
+    urls = _urls(egress, issuer, document, (*required, "registration_endpoint", *_ALIASED))
+    for name in required:
+        if name not in urls:
+            _fail(issuer, f"{name} is missing")
+    return Endpoints(
+        **urls,
+        issuer=issuer,
+        iss_in_callback=iss,
+        token_auth_methods=tuple(_strings(issuer, document, "token_endpoint_auth_methods_supported") or ()),
+        pushed_requests_required=document.get("require_pushed_authorization_requests") is True,
+        dpop_algorithms=tuple(_strings(issuer, document, "dpop_signing_alg_values_supported") or ()),
+        takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,
+        mtls_aliases=_urls(egress, issuer, aliases, _ALIASED),  # RFC 8705 section 5
+    )
 
 
 def weakening_changes(pinned: Endpoints, now: Endpoints, client_auth: str | None = None) -> tuple[str, ...]:
@@ -175,41 +160,28 @@ def weakening_changes(pinned: Endpoints, now: Endpoints, client_auth: str | None
 
 
 def _origin_changed(before: str | None, after: str | None) -> bool:
-    return before is not None and after is not None and _origin(before) != _origin(after)
+    origins = {(url.scheme, url.netloc.lower()) for url in map(urlsplit, filter(None, (before, after)))}
+    return len(origins) > 1
 
 
-def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc.lower()
+def _urls(egress: Egress, issuer: str, fields: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of the named URLs that are there, checked."""
+    found = {name: fields[name] for name in names if fields.get(name) is not None}
+    for name, url in found.items():
+        if not isinstance(url, str) or len(url) > _MAX_URL_LENGTH or not url.isprintable() or "{" in url:
+            _fail(issuer, f"{name} is not a URL")
+        if "#" in url:
+            _fail(issuer, f"{name} has a fragment (RFC 6749 sections 3.1 and 3.2)")
+        try:
+            egress.policy.check_url(url)
+        except Failure as refused:
+            _fail(issuer, f"{name}: {refused.detail}")
+    return found
 
 
-def _required_url(egress: Egress, issuer: str, document: dict[str, Any], name: str) -> str:
-    url = _optional_url(egress, issuer, document, name)
-    if url is None:
-        _fail(issuer, f"{name} is missing")
-    return url
-
-
-def _optional_url(egress: Egress, issuer: str, document: dict[str, Any], name: str) -> str | None:
-    url = document.get(name)
-    if url is None:
-        return None
-    if not isinstance(url, str) or len(url) > _MAX_URL_LENGTH or not url.isprintable() or "{" in url:
-        _fail(issuer, f"{name} is not a URL")
-    if "#" in url:
-        _fail(issuer, f"{name} has a fragment (RFC 6749 sections 3.1 and 3.2)")
-    try:
-        egress.policy.check_url(url)
-    except Failure as refused:
-        _fail(issuer, f"{name}: {refused.detail}")
-    return url
-
-
-def _optional_strings(issuer: str, document: dict[str, Any], name: str) -> list[str] | None:
+def _strings(issuer: str, document: dict[str, Any], name: str) -> list[str] | None:
     value = document.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+    if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
         _fail(issuer, f"{name} is not an array of strings")
     return value
 

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from urllib.parse import parse_qsl, quote_plus, urlencode
 
 import httpx2
@@ -46,7 +46,11 @@ class ProviderRequestAuth(httpx2.Auth):
         if format.bearer is not None:
             headers["Authorization"] = f"Bearer {format.bearer}"
         self._authenticate_client(fields, headers)
-        written = _build_request(request, format, _rename_params(fields, self._param_names()), headers)
+        names = {"client_id": self._spec.client_id_param, "client_secret": self._spec.client_secret_param}
+        renames = {**names, **format.renames}
+        renamed = {renames.get(name, name): value for name, value in fields.items()}
+        fields = {name: value for name, value in renamed.items() if name is not None}
+        written = _build_request(request, format, fields, headers)
         self._add_dpop_proof(written)
         yield written
 
@@ -58,13 +62,6 @@ class ProviderRequestAuth(httpx2.Auth):
         url = str(request.url)
         nonce = self._nonces.get(url, key)
         request.headers["DPoP"] = dpop_proof(key, request.method, url, self._client.now(), nonce=nonce)
-
-    def _param_names(self) -> dict[str, str | None]:
-        named: dict[str, str | None] = {
-            "client_id": self._spec.client_id_param,
-            "client_secret": self._spec.client_secret_param,
-        }
-        return named | dict(self._format.renames)
 
     def _authenticate_client(self, fields: dict[str, str], headers: httpx2.Headers) -> None:
         """Add the client's credentials (RFC 6749 section 2.3.1)."""
@@ -114,11 +111,6 @@ class ProviderRequestAuth(httpx2.Auth):
             pair = self._spec.basic_auth_template.replace("{client_id}", client_id)
             pair = pair.replace("{client_secret}", secret)
         return base64.b64encode(pair.encode()).decode("ascii")
-
-
-def _rename_params(fields: Mapping[str, str], renames: Mapping[str, str | None]) -> dict[str, str]:
-    named = {renames.get(name, name): value for name, value in fields.items()}
-    return {name: value for name, value in named.items() if name is not None}
 
 
 def _build_request(

@@ -46,22 +46,19 @@ def seconds_until(value: Any, name: str, format: str, now: datetime | None) -> f
     if now is None:
         raise UnreadableBody(f"{name} that is a date, in a reply without a Date header")
     try:
-        time = _parse_moment(value, format)
+        if format == "iso8601":
+            time = datetime.fromisoformat(value)
+            time = time if time.tzinfo else time.replace(tzinfo=UTC)
+        elif isinstance(value, bool):
+            raise TypeError("a boolean is not a time")
+        else:
+            time = datetime.fromtimestamp(float(value) / (1000 if format == "epoch_ms" else 1), UTC)
         seconds = (time - now).total_seconds()
     except (ValueError, TypeError, OverflowError, OSError):
         raise UnreadableBody(f"{name} that is not a date") from None
     if not 0 < seconds <= _MAX_SECONDS:
         raise UnreadableBody(f"{name} that is out of range")
     return seconds
-
-
-def _parse_moment(value: Any, format: str) -> datetime:
-    if format == "iso8601":
-        time = datetime.fromisoformat(value)
-        return time if time.tzinfo else time.replace(tzinfo=UTC)
-    if isinstance(value, bool):
-        raise TypeError("a boolean is not a time")
-    return datetime.fromtimestamp(float(value) / (1000 if format == "epoch_ms" else 1), UTC)
 
 
 def reply_date(headers: dict[str, str]) -> datetime | None:

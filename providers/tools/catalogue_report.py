@@ -117,25 +117,15 @@ def _disagreements(specs: dict[str, ProviderSpec]) -> Iterator[DefinitionProblem
     """Differences between definitions that share a token endpoint."""
     sharing: dict[str, list[ProviderSpec]] = defaultdict(list)
     for spec in specs.values():
-        if spec.token_endpoint is not None and not spec.token_endpoint.startswith("https://{"):
+        signs_assertions = spec.auth_modes == ("jwt_bearer",)  # a service account sends no secret
+        if spec.token_endpoint and not spec.token_endpoint.startswith("https://{") and not signs_assertions:
             sharing[spec.token_endpoint].append(spec)
     for first, *others in sharing.values():
+        what = f"differs from {first.name}.yaml, which has the same token endpoint"
         for other in others:
             for name in ("client_auth", "token_request_format", "token_request_method", "client_id_param"):
-                if getattr(first, name) != getattr(other, name) and not _either_signs_assertions(
-                    first, other
-                ):
-                    yield DefinitionProblem(
-                        f"{other.name}.yaml",
-                        name,
-                        f"differs from {first.name}.yaml, which has the same token endpoint",
-                        "Find out which is right",
-                    )
-
-
-def _either_signs_assertions(*specs: ProviderSpec) -> bool:
-    """Whether one is a service account's, which sends a signed assertion instead of a secret."""
-    return any(spec.auth_modes == ("jwt_bearer",) for spec in specs)
+                if getattr(first, name) != getattr(other, name):
+                    yield DefinitionProblem(f"{other.name}.yaml", name, what, "Find out which is right")
 
 
 def _vector_problems(

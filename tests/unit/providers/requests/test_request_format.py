@@ -56,11 +56,11 @@ async def test_refresh_parameter_names() -> None:
 
 
 async def test_headers_of_a_definition() -> None:
-    headers = {
-        "required_headers": {"User-Agent": "acme-client/1"},
-        "token_request_headers": {"X-Version": "2"},
-    }
-    call = await sent("refresh", **headers)
+    call = await sent(
+        "refresh",
+        required_headers={"User-Agent": "acme-client/1"},
+        token_request_headers={"X-Version": "2"},
+    )
     assert (call.headers["user-agent"], call.headers["x-version"]) == ("acme-client/1", "2")
 
 
