@@ -18,6 +18,10 @@ class ReconcileWorkflow:
             last = workflow.get_last_completion_result(ReconcileResult)
             if last is not None:
                 so_far = None if last.after is None else last
-                noted = {"mark": last.mark, "closed_since": last.closed_since, "so_far": so_far}
+                noted = {
+                    "audit_checkpoint": last.audit_checkpoint,
+                    "closed_since": last.closed_since,
+                    "so_far": so_far,
+                }
                 request = request.model_copy(update=noted)
         return await activity_calls.reconcile(request)

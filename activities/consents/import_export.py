@@ -142,7 +142,7 @@ class ExportActivities:
                 return
             await tx.exports.delete_lines(export)
             action, now = AuditAction.EXPORT_DELETED, self._clock.now()
-            await append_audit(tx, request, action, now, why="expired")
+            await append_audit(tx, request, action, now, reason="expired")
 
         await commit_with_retries(self._store, delete)
 

@@ -167,6 +167,6 @@ class RevocationActivities:
             request.tenant, request.connection_id, generation
         )
         if lost is not None:  # its tokens were never seen, and so never revoked
-            detail["answer_lost"] = lost.id
+            detail["unread_attempt"] = lost.id
         await append_audit(tx, request, AuditAction.REVOKED, now, **detail)
         return RevocationResult(revocation=outcome)

@@ -71,11 +71,20 @@ class ReconcileActivities:
             exported = await self._closed_runs.request_exports(request.closed_since)
             await prune_store(self._store, self._clock, self._deliveries_age)
             checkpoint = await self._next_checkpoint(request, progress.result, counts.complete)
-        end = {"exported": exported, "mark": checkpoint, "closed_since": began - _OVERLAP, "spent_s": 0}
+        end = {
+            "exported": exported,
+            "audit_checkpoint": checkpoint,
+            "closed_since": began - _OVERLAP,
+            "spent_s": 0,
+        }
         return progress.result.model_copy(update=end | {"after": None if counts.complete else counts.after})
 
     async def _should_compare(self, request: ReconcileRequest, before: ReconcileResult) -> bool:
-        return request.compare or before.comparing or not await self._store_has_checkpoint(request.mark)
+        return (
+            request.compare
+            or before.comparing
+            or not await self._store_has_checkpoint(request.audit_checkpoint)
+        )
 
     async def _store_has_checkpoint(self, checkpoint: AuditCheckpoint | None) -> bool:
         if checkpoint is None:
@@ -93,9 +102,9 @@ class ReconcileActivities:
         """
         compared_all = complete and result.compared and not result.unanswered
         if result.behind or (result.comparing and not compared_all):
-            return request.mark
-        if not result.comparing and not await self._store_has_checkpoint(request.mark):
-            return request.mark
+            return request.audit_checkpoint
+        if not result.comparing and not await self._store_has_checkpoint(request.audit_checkpoint):
+            return request.audit_checkpoint
         async with self._store.read() as tx:
             return await audit.newest_checkpoint(tx)
 

@@ -184,7 +184,7 @@ class WebhookDeliveryActivities:
         await commit_with_retries(self._store, update)
 
     async def _record_disabled(self, tx: Transaction, webhook: Webhook, now: datetime) -> None:
-        detail = {"webhook": webhook.name, "why": webhook.disabled_by, "failures": webhook.failures}
+        detail = {"webhook": webhook.name, "disabled_by": webhook.disabled_by, "failures": webhook.failures}
         entry = AuditEntry(
             tenant=webhook.tenant,
             at=now,

@@ -141,7 +141,7 @@ def count_webhook_delivery(problem: str | None) -> None:
 
 
 def count_security_event(outcome: str) -> None:
-    """Count a security event. `outcome` is `heard`, or why the receiver refused it."""
+    """Count a security event. `outcome` is `accepted`, or why the receiver refused it."""
     _security_events.add(1, {OUTCOME: outcome})
 
 

@@ -17,7 +17,7 @@ QUEUE = "queue-long-pass"
 
 async def test_the_next_run_goes_on_where_the_last_one_stopped_until_the_end(client: Client):
     scripted = ScriptedActivities()
-    half = ReconcileResult(live=200, behind=1, comparing=True, after="con_200", mark=MARK)
+    half = ReconcileResult(live=200, behind=1, comparing=True, after="con_200", audit_checkpoint=MARK)
     whole = half.model_copy(update={"live": 300, "after": None})
     scripted.answers[ActivityName.RECONCILE] += [half, whole]
     action = ScheduleActionStartWorkflow(
@@ -37,7 +37,7 @@ async def test_the_next_run_goes_on_where_the_last_one_stopped_until_the_end(cli
     await schedule.delete()
     orders = [order for name, order in scripted.calls if name == ActivityName.RECONCILE]
     assert [order.so_far for order in orders] == [None, half, None]
-    assert [order.mark for order in orders] == [None, MARK, MARK]
+    assert [order.audit_checkpoint for order in orders] == [None, MARK, MARK]
 
 
 async def under_way(client: Client) -> bool:

@@ -122,7 +122,7 @@ async def record_refusal(
     if integration is None:
         log_event(log, logging.INFO, LogEvent.CALLBACK_REFUSED, "no integration", code=failure.code)
         return
-    detail = {"code": failure.code.value, "why": failure.detail}
+    detail = {"code": failure.code.value, "message": failure.detail}
     with suppress(Failure):  # refuse also when the record can't be written
         async with pages.api.store.write() as tx:
             object_id: str = integration.id

@@ -83,7 +83,7 @@ async def receive_event(receiver_id: str, request: Request, api: ApiDep) -> Resp
         await _deliver(
             api, receiver, integration, verified, trace_of(request).request_context(_actor(integration))
         )
-    metrics.count_security_event("heard")
+    metrics.count_security_event("accepted")
     return Response(status_code=202 if receiver.kind is ReceiverKind.SET else 200)
 
 

@@ -154,7 +154,7 @@ async def delete_export(
         export = await _require_export(tx, caller.tenant, id)
         after = await tx.exports.delete_lines(export)
         now = api.clock.now()
-        await _record(tx, export, AuditAction.EXPORT_DELETED, context, now, {"why": "requested"})
+        await _record(tx, export, AuditAction.EXPORT_DELETED, context, now, {"reason": "requested"})
         return after
 
     export = await run_transaction(api.store, drop)

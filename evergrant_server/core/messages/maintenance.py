@@ -31,16 +31,16 @@ class ReconcileResult(Message):
     after: str | None = None  # the last connection that was looked at, while the pass goes on
     spent_s: float = 0  # by this run, while it goes on; earlier tries included
     exported: int = 0  # histories of closed runs whose export was missing
-    mark: AuditCheckpoint | None = None
+    audit_checkpoint: AuditCheckpoint | None = None
     closed_since: datetime | None = None
 
 
 class ReconcileRequest(Message):
     """Find live connections without a workflow. The schedule sends it empty."""
 
-    mark: AuditCheckpoint | None = None  # what the store had at the end of the last pass
+    audit_checkpoint: AuditCheckpoint | None = None  # what the store had at the end of the last pass
     closed_since: datetime | None = None  # runs that closed before it are exported already
-    compare: bool = False  # ask every workflow for its generation, even if the record of `mark` is found
+    compare: bool = False  # ask every workflow for its generation, even if `audit_checkpoint` is found
     so_far: ReconcileResult | None = None  # of a pass that isn't at its end: go on from there
 
 

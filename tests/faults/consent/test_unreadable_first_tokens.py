@@ -139,7 +139,7 @@ async def test_a_revocation_names_a_code_reply_set_aside(
     await place.revoke(connection)
     await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
     (said,) = await place.records(AuditAction.REVOKED)
-    assert said.detail["answer_lost"] == aside.stem
+    assert said.detail["unread_attempt"] == aside.stem
 
 
 async def test_a_newer_grant_discards_the_unreadable_first_tokens(

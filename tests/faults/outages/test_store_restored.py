@@ -163,9 +163,11 @@ async def test_the_scheduled_pass_detects_the_restored_store(
     first = await one_pass(ReconcileRequest())
     assert (first.live, first.started, first.behind) == (1, 0, 0)
     await restore()
-    second = await one_pass(ReconcileRequest(mark=first.mark, closed_since=first.closed_since))
+    second = await one_pass(
+        ReconcileRequest(audit_checkpoint=first.audit_checkpoint, closed_since=first.closed_since)
+    )
     assert (second.behind, second.first_behind) == (1, (connection.id,))
-    assert second.mark == first.mark  # so that the next pass says it again
+    assert second.audit_checkpoint == first.audit_checkpoint  # so that the next pass says it again
 
 
 class SetBack(ClosedRunExporter):
@@ -190,14 +192,14 @@ async def test_a_restore_during_a_pass_is_detected_by_the_next_pass(
 
     async def one_pass(runs: ClosedRunExporter, mark: AuditCheckpoint | None) -> ReconcileResult:
         upkeep = ReconcileActivities(parts.store, parts.reconciler, runs, parts.clock, timedelta(days=30))
-        return await ActivityEnvironment().run(upkeep.reconcile, ReconcileRequest(mark=mark))
+        return await ActivityEnvironment().run(upkeep.reconcile, ReconcileRequest(audit_checkpoint=mark))
 
     usual = ClosedRunExporter(parts.store, parts.link, parts.clock)
     first = await one_pass(usual, None)
     closed.restore = restore
-    second = await one_pass(closed, first.mark)
-    assert (second.behind, second.mark) == (0, first.mark)
-    third = await one_pass(usual, second.mark)
+    second = await one_pass(closed, first.audit_checkpoint)
+    assert (second.behind, second.audit_checkpoint) == (0, first.audit_checkpoint)
+    third = await one_pass(usual, second.audit_checkpoint)
     assert third.first_behind == (connection.id,)
 
 

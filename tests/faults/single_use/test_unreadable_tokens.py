@@ -66,7 +66,7 @@ async def test_a_revocation_names_a_refresh_reply_set_aside(
     await place.revoke(connection)
     await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
     (said,) = await place.records(AuditAction.REVOKED)
-    assert said.detail["answer_lost"] == aside.stem
+    assert said.detail["unread_attempt"] == aside.stem
     assert await here.replayer.retry_set_aside() == 1
     assert not aside.exists(), "its keys are destroyed"
 

@@ -99,7 +99,7 @@ async def test_410_disables_the_webhook(here: Installation, idp: ScriptedProvide
     after = await until_row(here.store, webhook, lambda it: it.disabled)
     assert after.disabled_by is DisabledBy.GONE
     records = await here.records(AuditAction.WEBHOOK_DISABLED)
-    assert [(it.object, it.detail["why"], it.context.by) for it in records] == [
+    assert [(it.object, it.detail["disabled_by"], it.context.by) for it in records] == [
         (webhook.id, "gone", "schedule")
     ]
 

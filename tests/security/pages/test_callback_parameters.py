@@ -31,7 +31,7 @@ class Sent(Started):
         answer = await self.visitor.come_back(**facts)
         assert (answer.status_code, "callback_invalid" in answer.text) == (400, True), answer.text
         record = (await self.records(AuditAction.CALLBACK_REFUSED))[0]
-        assert why in str(record.detail["why"])
+        assert why in str(record.detail["message"])
         return await self.consent()
 
     def signed(self, secret: str = SECRET, **facts: str) -> dict[str, str]:

@@ -47,7 +47,7 @@ async def run(
 
 def next_request(last: ReconcileResult) -> ReconcileRequest:
     """What `ReconcileWorkflow` makes of the last run's result."""
-    return ReconcileRequest(mark=last.mark, so_far=last if last.after else None)
+    return ReconcileRequest(audit_checkpoint=last.audit_checkpoint, so_far=last if last.after else None)
 
 
 async def append_record(store: Store, clock: SetClock) -> None:
@@ -68,12 +68,12 @@ async def test_a_pass_of_several_runs_checks_each_connection_once(
     reconciler, link = await prepare(SEVERAL_BATCHES)
     await append_record(store, clock)
     activities = activities_of(reconciler, link, STOP_AFTER_A_BATCH)
-    runs = [await run(activities, ReconcileRequest(mark=LOST))]
+    runs = [await run(activities, ReconcileRequest(audit_checkpoint=LOST))]
     while runs[-1].after is not None and len(runs) < 5:
         runs.append(await run(activities, next_request(runs[-1])))
     assert [result.live for result in runs] == [200, 400, 450]
-    assert [result.mark == LOST for result in runs] == [True, True, False], "it moves at the end"
-    assert runs[-1].mark is not None
+    assert [result.audit_checkpoint == LOST for result in runs] == [True, True, False], "it moves at the end"
+    assert runs[-1].audit_checkpoint is not None
     assert (len(link.queries), set(link.queries.values())) == (SEVERAL_BATCHES, {1})
     assert link.closed_run_queries == 3, "every run exports histories"
 
@@ -86,12 +86,12 @@ async def test_the_mark_stays_when_a_workflow_did_not_answer_in_an_earlier_run(
     silent = connection_ids(0)
     link.silent = {silent[0]: 2}
     activities = activities_of(reconciler, link, STOP_AFTER_A_BATCH)
-    last = await run(activities, ReconcileRequest(mark=LOST))
+    last = await run(activities, ReconcileRequest(audit_checkpoint=LOST))
     assert last.after is not None
     for _ in range(2):
         last = await run(activities, next_request(last))
     assert last.after is None
-    assert (last.unanswered, last.first_unanswered, last.mark) == (1, silent, LOST)
+    assert (last.unanswered, last.first_unanswered, last.audit_checkpoint) == (1, silent, LOST)
 
 
 async def test_a_store_that_is_restored_during_a_pass_is_compared_from_the_beginning(
@@ -101,7 +101,7 @@ async def test_a_store_that_is_restored_during_a_pass_is_compared_from_the_begin
     activities = activities_of(reconciler, link, STOP_AFTER_A_BATCH)
     first = await run(activities, ReconcileRequest())
     assert (first.live, link.queries.total()) == (200, 0)
-    again = await run(activities, next_request(first).model_copy(update={"mark": LOST}))
+    again = await run(activities, next_request(first).model_copy(update={"audit_checkpoint": LOST}))
     assert (again.live, len(link.queries)) == (200, 200)
 
 
@@ -125,11 +125,16 @@ async def test_the_mark_moves_once_every_workflow_has_answered(
     silent = connection_ids(1)
     link.silent = {silent[0]: 2}
     activities = activities_of(reconciler, link)
-    first = await run(activities, ReconcileRequest(mark=LOST))
-    assert (first.unanswered, first.first_unanswered, first.compared, first.mark) == (1, silent, True, LOST)
+    first = await run(activities, ReconcileRequest(audit_checkpoint=LOST))
+    assert (first.unanswered, first.first_unanswered, first.compared, first.audit_checkpoint) == (
+        1,
+        silent,
+        True,
+        LOST,
+    )
     assert f"not compared: 1 didn't answer, the first {silent[0]}" in caplog.text
-    second = await run(activities, ReconcileRequest(mark=first.mark))
-    assert (second.unanswered, second.mark) == (0, None), "the audit log has no record yet"
+    second = await run(activities, ReconcileRequest(audit_checkpoint=first.audit_checkpoint))
+    assert (second.unanswered, second.audit_checkpoint) == (0, None), "the audit log has no record yet"
 
 
 @pytest.mark.parametrize(
@@ -143,10 +148,10 @@ async def test_another_attempt_keeps_what_the_heartbeat_says_is_unanswered(
     before = ReconcileResult(live=1, comparing=True, after=connection_ids(0)[0], **earlier)
     environment.info = replace(environment.info, heartbeat_details=[before])
     result = await run(
-        activities_of(reconciler, link), ReconcileRequest(mark=LOST, compare=True), environment
+        activities_of(reconciler, link), ReconcileRequest(audit_checkpoint=LOST, compare=True), environment
     )
     assert result.model_dump(include=set(earlier)) == earlier
-    assert (result.live, result.mark) == (3, LOST)
+    assert (result.live, result.audit_checkpoint) == (3, LOST)
 
 
 async def test_a_response_that_showed_a_key_is_deleted_after_a_day(

@@ -28,7 +28,7 @@ async def whole_life(client: Client) -> Handle:
         return life.handle
 
 
-async def denied(client: Client) -> Handle:
+async def consent_denied(client: Client) -> Handle:
     async with living(client) as life:
         no = m.ConsentDenied(consent_id=a_consent().consent_id, context=ASKED)
         await life.handle.signal(SignalName.CONSENT_DENIED, no)
@@ -36,7 +36,7 @@ async def denied(client: Client) -> Handle:
         return life.handle
 
 
-async def nobody_consented(client: Client) -> Handle:
+async def consent_expired(client: Client) -> Handle:
     async with living(client, consent_deadline=datetime.now(UTC) - timedelta(seconds=58)) as life:
         await life.handle.result()
         return life.handle
@@ -139,7 +139,7 @@ async def cancelled_in_the_middle_of_a_refresh(client: Client) -> Handle:
         return first
 
 
-async def minted_after_an_outage(client: Client) -> Handle:
+async def client_grant_after_an_outage(client: Client) -> Handle:
     """Without a subject: the first token is requested again after a failure, and so are the next ones."""
     scripted = ScriptedActivities()
     scripted.answers[ActivityName.REQUEST_CLIENT_GRANT].append(
@@ -179,7 +179,7 @@ async def device_code_denied(client: Client) -> Handle:
         return life.handle
 
 
-async def told_no_and_told_again(client: Client) -> Handle:
+async def refused_then_answered_once_reconnected(client: Client) -> Handle:
     """A pipeline asks while the subject has to act; it is told at once, and again when there is a token."""
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:

@@ -16,7 +16,7 @@ from tests.workflows.connection_runs import ASKED, Handle, a_grant, living
 REFRESH = ActivityName.REFRESH_GRANT
 
 
-async def answer_came_late(client: Client) -> Handle:
+async def late_tokens_verified(client: Client) -> Handle:
     """Given up, an outage while the late answer is verified, and back."""
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
@@ -33,7 +33,7 @@ async def answer_came_late(client: Client) -> Handle:
         return life.handle
 
 
-async def tokens_read_beside_a_grant(client: Client) -> Handle:
+async def late_tokens_beside_a_grant(client: Client) -> Handle:
     """A journal has a newer grant than the one that works, and then the same signal arrives again."""
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:
@@ -47,7 +47,7 @@ async def tokens_read_beside_a_grant(client: Client) -> Handle:
         return life.handle
 
 
-async def interim_exchanged(client: Client) -> Handle:
+async def short_lived_token_exchanged(client: Client) -> Handle:
     """A first token that is exchanged for a long-lived one: at once, and again after an outage."""
     scripted = ScriptedActivities()
     scripted.answers[ActivityName.EXCHANGE_CODE].append(a_grant(lasts=None, short_lived=True))
@@ -61,7 +61,7 @@ async def interim_exchanged(client: Client) -> Handle:
         return life.handle
 
 
-async def late_answers_one_after_another(client: Client) -> Handle:
+async def late_tokens_one_after_another(client: Client) -> Handle:
     """The first waits through an outage, the second is refused, and so the first is tried again."""
     scripted = ScriptedActivities()
     async with living(client, scripted) as life:

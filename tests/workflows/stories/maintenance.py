@@ -36,17 +36,17 @@ async def reconciled(client: Client) -> Handle:
     return await _run(client, WorkflowName.RECONCILE, ReconcileRequest(), "evergrant:reconcile")
 
 
-async def metadata_read_again(client: Client) -> Handle:
+async def metadata_reread(client: Client) -> Handle:
     """What the schedule starts."""
     return await _run(client, WorkflowName.REREAD_METADATA, RereadMetadata(), "evergrant:reread-metadata")
 
 
-async def looked_elsewhere(client: Client) -> Handle:
+async def grants_introspected(client: Client) -> Handle:
     """What the schedule starts."""
     return await _run(client, WorkflowName.INTROSPECTION, IntrospectGrants(), "evergrant:look-elsewhere")
 
 
-async def keys_fetched(client: Client) -> Handle:
+async def receiver_keys_fetched(client: Client) -> Handle:
     receiver_id = ReceiverId("rcv_0000000000000000000000")
     order = FetchReceiverKeys(tenant=TENANT, receiver_id=receiver_id, context=ASKED)
     workflow = receiver_keys_workflow_id(TENANT, receiver_id)
@@ -63,7 +63,7 @@ async def request_pushed(client: Client) -> Handle:
     )
 
 
-async def onboarded_in_stages(client: Client) -> Handle:
+async def definition_rolled_out_in_stages(client: Client) -> Handle:
     scripted = ScriptedRollout(
         DefinitionState.WAITING, DefinitionState.STAGED, DefinitionState.STAGED, DefinitionState.ACTIVE
     )
@@ -73,7 +73,7 @@ async def onboarded_in_stages(client: Client) -> Handle:
         return handle
 
 
-async def onboarding_rolled_back(client: Client) -> Handle:
+async def definition_rolled_back(client: Client) -> Handle:
     scripted = ScriptedRollout(DefinitionState.WAITING, DefinitionState.STAGED)
     async with running_rollout(client, scripted, watch_s=FOREVER) as handle:
         await decided(handle)
@@ -82,7 +82,7 @@ async def onboarding_rolled_back(client: Client) -> Handle:
         return handle
 
 
-async def told_to_a_receiver_that_was_down(client: Client) -> Handle:
+async def delivered_to_a_webhook_that_was_down(client: Client) -> Handle:
     """Full rounds, a pause that only a person cuts, a timer that ends one, and events meanwhile."""
     scripted = ScriptedActivities()
     now = datetime.now(UTC)

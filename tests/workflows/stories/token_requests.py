@@ -50,7 +50,7 @@ async def reported_while_an_answer_is_lost(client: Client) -> Handle:
         return life.handle
 
 
-async def reported_when_over(client: Client) -> Handle:
+async def tokens_dated_ahead(client: Client) -> Handle:
     """Tokens that are dated an hour ahead; each is over after two seconds all the same, and reported."""
     scripted = ScriptedActivities()
     async with living(client, scripted, policy="on_demand") as life:
