@@ -1,4 +1,7 @@
-"""`auth()` against an API over real HTTP: which requests carry the token, a 401's report, DPoP proofs."""
+"""`auth()` against an API over real HTTP: which requests carry the token, a 401's report, DPoP proofs.
+
+Both clients run the same flow; `test_simultaneous_401s_are_one_report` runs asyncio's.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -77,41 +80,24 @@ def other_origin(resources: tuple[Resource, Resource]) -> Resource:
     return resources[1]
 
 
-class Http:
-    """GET requests through either client's auth; `between` runs after each of them."""
+Get = Callable[..., list[int]]
 
-    def __init__(self, kind: str, clock: ManualClock) -> None:
-        self._kind = kind
-        self._clock = clock
 
-    async def get(
-        self, *urls: str, origins: Any, between: Callable[[], object] = lambda: None, **more: Any
-    ) -> list[int]:
+@pytest.fixture
+def get(evergrant_clock: ManualClock) -> Get:
+    """GET requests through a client's auth; `between` runs after each of them. Returns the statuses."""
+
+    def run(*urls: str, origins: Any, between: Callable[[], object] = lambda: None, **more: Any) -> list[int]:
         statuses: list[int] = []
-        if self._kind == "asyncio":
-            async with AsyncEvergrant(clock=self._clock) as client:
-                auth = client.auth("crm", "alice", origins=origins)
-                async with httpx2.AsyncClient(auth=auth, trust_env=False, **more) as http:
-                    for url in urls:
-                        statuses.append((await http.get(url)).status_code)
-                        between()
-            return statuses
+        with Evergrant(clock=evergrant_clock) as client:
+            auth = client.auth("crm", "alice", origins=origins)
+            with httpx2.Client(auth=auth, trust_env=False, **more) as http:
+                for url in urls:
+                    statuses.append(http.get(url).status_code)
+                    between()
+        return statuses
 
-        def blocking() -> list[int]:
-            with Evergrant(clock=self._clock) as client:
-                auth = client.auth("crm", "alice", origins=origins)
-                with httpx2.Client(auth=auth, trust_env=False, **more) as http:
-                    for url in urls:
-                        statuses.append(http.get(url).status_code)
-                        between()
-            return statuses
-
-        return await asyncio.to_thread(blocking)
-
-
-@pytest.fixture(params=["blocking", "asyncio"])
-def http(request: pytest.FixtureRequest, evergrant_clock: ManualClock) -> Http:
-    return Http(request.param, evergrant_clock)
+    return run
 
 
 @pytest.fixture
@@ -128,28 +114,28 @@ def refuse_current(resource: Resource, alice: FakeConnection) -> str:
     return refused
 
 
-async def test_each_request_carries_a_token(
-    http: Http, resource: Resource, alice: FakeConnection, reports: Callable[[], list[Any]]
+def test_each_request_carries_a_token(
+    get: Get, resource: Resource, alice: FakeConnection, reports: Callable[[], list[Any]]
 ):
-    assert await http.get(f"{resource.url}/a", f"{resource.url}/b", origins=resource.url) == [200, 200]
+    assert get(f"{resource.url}/a", f"{resource.url}/b", origins=resource.url) == [200, 200]
     assert resource.tokens == [f"Bearer {alice.token}"] * 2
     assert reports() == []
 
 
-async def test_a_401_is_reported_with_its_generation_and_the_request_repeated(
-    http: Http, resource: Resource, alice: FakeConnection, reports: Callable[[], list[Any]]
+def test_a_401_is_reported_with_its_generation_and_the_request_repeated(
+    get: Get, resource: Resource, alice: FakeConnection, reports: Callable[[], list[Any]]
 ):
     refused = refuse_current(resource, alice)
-    assert await http.get(f"{resource.url}/a", origins=resource.url) == [200]
+    assert get(f"{resource.url}/a", origins=resource.url) == [200]
     assert resource.tokens == [f"Bearer {refused}", f"Bearer {alice.token}"]
     assert reports() == [1]
 
 
-async def test_an_api_that_refuses_every_token_causes_one_report(
-    http: Http, resource: Resource, reports: Callable[[], list[Any]]
+def test_an_api_that_refuses_every_token_causes_one_report(
+    get: Get, resource: Resource, reports: Callable[[], list[Any]]
 ):
     resource.accepts = lambda token: False
-    assert await http.get(*[f"{resource.url}/a"] * 5, origins=resource.url) == [401] * 5
+    assert get(*[f"{resource.url}/a"] * 5, origins=resource.url) == [401] * 5
     assert reports() == [1]
     assert len(resource.requests) == 6
 
@@ -166,17 +152,17 @@ async def test_simultaneous_401s_are_one_report(
     assert reports() == [1]
 
 
-async def test_another_origin_gets_no_token_and_its_401_is_not_reported(
-    http: Http, resource: Resource, other_origin: Resource, fake_evergrant: FakeEvergrant
+def test_another_origin_gets_no_token_and_its_401_is_not_reported(
+    get: Get, resource: Resource, other_origin: Resource, fake_evergrant: FakeEvergrant
 ):
-    assert await http.get(f"{other_origin.url}/a", origins=[resource.url]) == [401]
+    assert get(f"{other_origin.url}/a", origins=[resource.url]) == [401]
     assert other_origin.tokens == [None]
     assert fake_evergrant.requests == []
 
 
 @pytest.mark.parametrize("back", [False, True])
-async def test_a_redirect_to_another_origin_drops_the_token(
-    http: Http,
+def test_a_redirect_to_another_origin_drops_the_token(
+    get: Get,
     resource: Resource,
     other_origin: Resource,
     reports: Callable[[], list[Any]],
@@ -185,17 +171,17 @@ async def test_a_redirect_to_another_origin_drops_the_token(
     resource.redirects["/a"] = f"{other_origin.url}/b"
     if back:
         other_origin.redirects["/b"] = f"{resource.url}/c"
-    assert await http.get(f"{resource.url}/a", origins=resource.url, follow_redirects=True) == [401]
+    assert get(f"{resource.url}/a", origins=resource.url, follow_redirects=True) == [401]
     assert other_origin.tokens == [None]
     assert reports() == []
 
 
-async def test_a_missing_consent_is_raised_before_a_request_is_sent(
-    http: Http, resource: Resource, alice: FakeConnection
+def test_a_missing_consent_is_raised_before_a_request_is_sent(
+    get: Get, resource: Resource, alice: FakeConnection
 ):
     alice.lose()
     with pytest.raises(ReconnectNeeded) as needed:
-        await http.get(f"{resource.url}/a", origins=resource.url)
+        get(f"{resource.url}/a", origins=resource.url)
     assert needed.value.connect_url == alice.link
     assert resource.requests == []
 
@@ -249,8 +235,8 @@ async def test_each_auth_is_for_its_own_kind_of_http_client(fake_evergrant: Fake
 
 
 @pytest.mark.parametrize("nonce", [None, "n-1"])
-async def test_each_request_has_a_proof_of_the_token_it_carries(
-    http: Http,
+def test_each_request_has_a_proof_of_the_token_it_carries(
+    get: Get,
     resource: Resource,
     alice: FakeConnection,
     reports: Callable[[], list[Any]],
@@ -260,7 +246,7 @@ async def test_each_request_has_a_proof_of_the_token_it_carries(
     alice.token_type = "DPoP"
     resource.proves, resource.nonce = alice, nonce
     urls = (f"{resource.url}/a", f"{resource.url}/b")
-    assert await http.get(*urls, origins=resource.url, between=alice.rotate) == [200, 200]
+    assert get(*urls, origins=resource.url, between=alice.rotate) == [200, 200]
     # The nonce costs one more request, once; a proof of another generation costs none.
     assert len(resource.requests) == (2 if nonce is None else 3)
     assert reports() == []

@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from evergrant import (
     AsyncEvergrant,
-    AuditRecord,
     Connection,
     ConsentRequired,
     ConsentTimeout,
@@ -22,7 +21,6 @@ from tests.unit.client.scripted_evergrant import (
     TOKEN,
     ScriptedEvergrant,
     ScriptedResponse,
-    audit_record,
     connection,
     consent_required,
     lease,
@@ -155,13 +153,6 @@ async def test_a_list_is_read_to_its_last_page(caller: Caller, evergrant: Script
     assert [each.id for each in found] == ["con_1", "con_2", "con_3"]
     filters = {"subject": "alice", "state": "active", "expiring_before": "2030-01-01T00:00:00+00:00"}
     assert [sent.query for sent in evergrant.requests] == [filters, filters | {"cursor": "c+/="}]
-
-
-async def test_an_audit_record_names_its_history_event(caller: Caller, evergrant: ScriptedEvergrant):
-    evergrant.script("GET /v1/connections/con_1/audit", page(audit_record()))
-    (record,) = await caller.list("audit", "con_1")
-    assert isinstance(record, AuditRecord)
-    assert (record.seq, record.workflow_event_id, record.detail) == (1, 17, {"generation": 4})
 
 
 @pytest.mark.parametrize(

@@ -66,18 +66,6 @@ async def call(client: AsyncEvergrant) -> int:
         return (await http.get("https://api.example.com/contacts")).status_code
 
 
-def refused(client: Evergrant, lease: Lease) -> str:
-    found = client.report_refused(lease.connection_id, lease.generation)
-    return "lease again" if found.generation > lease.generation else "another refresh would not help"
-
-
-def compared(client: Evergrant, connection_id: str) -> str:
-    found = client.connection(connection_id, live=True)
-    if found.live is None:
-        return "the workflow did not answer"
-    return f"{found.live.next_step}; the store differs in {', '.join(found.differs) or 'nothing'}"
-
-
 def advice(connection: Connection) -> str:
     match connection.state:
         case State.ACTIVE:
