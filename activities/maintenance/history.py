@@ -17,7 +17,6 @@ from evergrant_server.core.messages.base import CONNECTION_WORKFLOW_ID, Activity
 from evergrant_server.core.outbox import history_export_message, history_target
 from evergrant_server.store import Store, Transaction
 from evergrant_server.temporal_link.link import TemporalLink
-from evergrant_server.temporal_link.runs import ClosedRun
 
 _BATCH = 200
 
@@ -94,12 +93,10 @@ class ClosedRunExporter:
         return True
 
 
-def _connection_runs(closed: list[ClosedRun]) -> list[_ConnectionRun]:
-    matches = [(run, CONNECTION_WORKFLOW_ID.match(run.workflow_id)) for run in closed]
+def _connection_runs(closed: list[tuple[str, str]]) -> list[_ConnectionRun]:
+    matches = [(name, run_id, CONNECTION_WORKFLOW_ID.match(name)) for name, run_id in closed]
     return [
-        _ConnectionRun(
-            Tenant(match["tenant"]), ConnectionId(match["connection"]), run.workflow_id, run.run_id
-        )
-        for run, match in matches
+        _ConnectionRun(Tenant(match["tenant"]), ConnectionId(match["connection"]), name, run_id)
+        for name, run_id, match in matches
         if match is not None
     ]

@@ -88,7 +88,8 @@ class TextFormatter(logging.Formatter):
 
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802 the standard library calls it so
         error = ei[1]
-        return "" if error is None else "\n".join([f"  {type(error).__name__}", *_indented_frames(error)])
+        frames = [] if error is None else [f"    {frame}" for frame in stack_frames(error)]
+        return "" if error is None else "\n".join([f"  {type(error).__name__}", *frames])
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802 the standard library calls it so
         return ""  # it quotes source lines
@@ -114,7 +115,3 @@ class JsonFormatter(logging.Formatter):
             "stack": stack_frames(error) if error is not None else None,
         }
         return json.dumps({name: value for name, value in members.items() if value})
-
-
-def _indented_frames(error: BaseException) -> list[str]:
-    return [f"    {frame}" for frame in stack_frames(error)]

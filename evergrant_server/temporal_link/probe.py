@@ -5,7 +5,6 @@ Each raises Failure TEMPORAL_UNAVAILABLE when Temporal doesn't answer.
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from temporalio.api.enums.v1 import TaskQueueType
@@ -20,19 +19,11 @@ from evergrant_server.temporal_link.calls import find_in_temporal
 _PROBE_QUEUE = "evergrant-doctor"  # nothing is ever put into it
 
 
-@dataclass(frozen=True)
-class TaskQueuePollers:
-    """Identities (process and host) that polled in the last minutes."""
-
-    workflows: tuple[str, ...]
-    activities: tuple[str, ...]
-
-
-async def pollers(client: Client, task_queue: str) -> TaskQueuePollers:
-    """The workers that poll a task queue; none when there is no such namespace."""
+async def pollers(client: Client, task_queue: str) -> list[set[str]]:
+    """Who (process and host) polled a task queue in the last minutes: for workflows, and for activities."""
     kinds = (TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY)
     found = [await _describe(client, task_queue, kind) or [] for kind in kinds]
-    return TaskQueuePollers(*(tuple(sorted({poller.identity for poller in each})) for each in found))
+    return [{poller.identity for poller in each} for each in found]
 
 
 async def server_time(client: Client) -> datetime:

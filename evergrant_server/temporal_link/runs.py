@@ -32,12 +32,6 @@ class NewestRun:
     state: str | None
 
 
-@dataclass(frozen=True)
-class ClosedRun:
-    workflow_id: str
-    run_id: str
-
-
 class WorkflowRuns:
     """Reads the runs of one namespace. Raises Failure TEMPORAL_UNAVAILABLE."""
 
@@ -87,12 +81,12 @@ class WorkflowRuns:
             for run in await self._list_workflows(query)
         }
 
-    async def closed_connections(self, since: datetime | None) -> list[ClosedRun]:
-        """Runs of connection workflows that closed since then, as far as Temporal retains them."""
+    async def closed_connections(self, since: datetime | None) -> list[tuple[str, str]]:
+        """Workflow and run id of connections whose run closed since then, as far as Temporal retains them."""
         query = f"WorkflowType = '{WorkflowName.CONNECTION}' AND ExecutionStatus != 'Running'"
         if since is not None:
             query += f" AND CloseTime >= '{since.isoformat()}'"
-        return [ClosedRun(run.id, run.run_id) for run in await self._list_workflows(query)]
+        return [(run.id, run.run_id) for run in await self._list_workflows(query)]
 
     async def is_closed(self, workflow: str, run_id: str) -> bool:
         handle = self._client.get_workflow_handle(workflow, run_id=run_id)

@@ -62,13 +62,13 @@ async def search_attributes(settings: Settings) -> str:
 
 async def workers(settings: Settings) -> str:
     found = await probe.pollers(await _client(settings), settings.temporal_task_queue)
-    if not found.workflows or not found.activities:
+    if not all(found):
         raise CheckFailed(
             f"no worker polls the task queue {settings.temporal_task_queue!r}: "
             "refreshes and revocations wait",
             f"{COMMAND} worker",
         )
-    names = sorted({*found.workflows, *found.activities})
+    names = sorted(set[str]().union(*found))
     return f"polled the task queue {settings.temporal_task_queue!r} lately: {', '.join(names)}"
 
 

@@ -10,7 +10,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.messages.connection import ConnectionDescription, ConnectionStart
 from evergrant_server.temporal_link.link import TemporalLink
-from evergrant_server.temporal_link.runs import ClosedRun, NewestRun, RunningWorkflow
+from evergrant_server.temporal_link.runs import NewestRun, RunningWorkflow
 from evergrant_server.temporal_link.start_requests import StartRequest
 
 
@@ -42,7 +42,7 @@ class ScriptedLink(TemporalLink):
     async def is_idle(self, workflow: str) -> bool:
         return True
 
-    async def closed_connections(self, since: datetime | None) -> list[ClosedRun]:
+    async def closed_connections(self, since: datetime | None) -> list[tuple[str, str]]:
         self.closed_run_queries += 1
         return []
 

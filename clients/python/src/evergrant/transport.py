@@ -182,20 +182,11 @@ def _described(method: Callable[..., Any], build: Callable[..., object]) -> Call
     return method
 
 
-class _RequestArguments(TypedDict):
-    method: str
-    url: str
-    params: dict[str, str] | None
-    content: bytes | None
-    headers: dict[str, str]
-    timeout: httpx2.Timeout
-
-
 def _deadline(total: timedelta, within_s: float | None) -> Deadline:
     return Deadline(total if within_s is None else min(total, timedelta(seconds=within_s)))
 
 
-def _arguments(call: Call[Result], server: ServerAddress, deadline: Deadline) -> _RequestArguments:
+def _arguments(call: Call[Result], server: ServerAddress, deadline: Deadline) -> dict[str, Any]:
     """The arguments of one attempt. Its timeout is what is left of the deadline."""
     headers = {"authorization": f"Bearer {server.api_key}", "accept": "application/json"}
     if call.body is not None:
@@ -203,7 +194,7 @@ def _arguments(call: Call[Result], server: ServerAddress, deadline: Deadline) ->
     if call.idempotency_key is not None:
         headers["idempotency-key"] = call.idempotency_key
     left = deadline.seconds_left()
-    return _RequestArguments(
+    return dict(
         method=call.method,
         url=server.url + call.path,
         params=dict(call.query) if call.query else None,

@@ -20,7 +20,10 @@ from evergrant.models import Connection, State
 
 _CONNECTIONS = ("id", "integration", "subject", "label", "state", "generation", "expires_at", "reason")
 
+connections = App(name="connections", help="Subjects' grants.")
 
+
+@connections.command(name="ls")
 def list_connections(
     *,
     integration: str | None = None,
@@ -35,6 +38,7 @@ def list_connections(
         show_rows((connection_row(connection) for connection in found), _CONNECTIONS, options.output)
 
 
+@connections.command(name="get")
 def get_connection(connection_id: str, /, *, live: bool = False, options: Options = DEFAULTS) -> None:
     """Show one connection.
 
@@ -55,6 +59,7 @@ def get_connection(connection_id: str, /, *, live: bool = False, options: Option
         )
 
 
+@connections.command(name=("connect", "create"))
 def connect(
     integration: str,
     subject: str,
@@ -102,6 +107,7 @@ def connect(
         _show(opened, options)
 
 
+@connections.command
 def refresh(connection_id: str, /, *, refused: Generation | None = None, options: Options = DEFAULTS) -> None:
     """Refresh a connection's grant.
 
@@ -121,24 +127,28 @@ def refresh(connection_id: str, /, *, refused: Generation | None = None, options
         print(f"generation {refused} is still the newest: {reason}", file=sys.stderr)
 
 
+@connections.command
 def reauthorize(connection_id: str, /, *, scope: tuple[str, ...] = (), options: Options = DEFAULTS) -> None:
     """Open a new consent for a connection and print the link for its subject."""
     with options.client() as client:
         _show(client.reauthorize(connection_id, scopes=scope or None), options)
 
 
+@connections.command
 def choose(connection_id: str, choice: str, /, *, options: Options = DEFAULTS) -> None:
     """Choose the account a connection is for, by the id of one of its choices."""
     with options.client() as client:
         _show(client.choose(connection_id, choice), options)
 
 
+@connections.command
 def revoke(connection_id: str, /, *, reason: str, options: Options = DEFAULTS) -> None:
     """Revoke a connection. It can't be undone."""
     with options.client() as client:
         _show(client.revoke(connection_id, reason), options)
 
 
+@connections.command
 def sign(
     connection_id: str,
     method: str,
@@ -161,19 +171,6 @@ def sign(
             print(f"{name}: {value}")
     else:
         show_one(dict(signed.headers), options.output)
-
-
-def connections_app() -> App:
-    app = App(name="connections", help="Subjects' grants.")
-    app.command(list_connections, name="ls")
-    app.command(get_connection, name="get")
-    app.command(connect, name=("connect", "create"))
-    app.command(refresh)
-    app.command(reauthorize)
-    app.command(choose)
-    app.command(revoke)
-    app.command(sign)
-    return app
 
 
 def _show(connection: Connection, options: Options) -> None:

@@ -32,13 +32,19 @@ _VERSIONS = ("version", "state", "share", "succeeded", "failed", "proposed_by", 
 
 _COMMAND = ("-m", "evergrant_server", "providers", "check")
 
+integrations = App(name="integrations", help="OAuth clients at providers.")
+providers = App(name="providers", help="The catalogue, and definitions of your own.")
 
+
+@providers.default
+@providers.command(name=("ls", "list"))
 def list_providers(*, options: Options = DEFAULTS) -> None:
     """List the providers of the catalogue, with this tenant's own definitions."""
     with options.client() as client:
         show_rows((provider.facts for provider in client.providers()), _PROVIDERS, options.output)
 
 
+@providers.command
 def propose(definition: InputFile, /, *, rollout: Path | None = None, options: Options = DEFAULTS) -> None:
     """Propose a provider's definition. A worker checks it, and an admin decides.
 
@@ -51,6 +57,7 @@ def propose(definition: InputFile, /, *, rollout: Path | None = None, options: O
         _show_version(client.propose_provider(read_json_object(definition), rollout=stages), options)
 
 
+@providers.command
 def versions(provider: str, /, *, options: Options = DEFAULTS) -> None:
     """List the versions that this tenant proposed, the newest first."""
     with options.client() as client:
@@ -58,6 +65,7 @@ def versions(provider: str, /, *, options: Options = DEFAULTS) -> None:
         show_rows(found, _VERSIONS, options.output)
 
 
+@providers.command
 def approve(
     provider: str,
     version: int,
@@ -77,30 +85,35 @@ def approve(
         _show_version(approved, options)
 
 
+@providers.command
 def reject(provider: str, version: int, /, *, reason: str, options: Options = DEFAULTS) -> None:
     """Reject a checked version."""
     with options.client() as client:
         _show_version(client.reject_provider(provider, version, reason), options)
 
 
+@providers.command
 def roll_back(provider: str, version: int, /, *, reason: str, options: Options = DEFAULTS) -> None:
     """Put the version before a staged one back into service."""
     with options.client() as client:
         _show_version(client.roll_provider_back(provider, version, reason), options)
 
 
+@integrations.command(name=("ls", "list"))
 def list_integrations(*, options: Options = DEFAULTS) -> None:
     """List the OAuth clients that this app administers."""
     with options.client() as client:
         show_rows((found.members for found in client.integrations()), _INTEGRATIONS, options.output)
 
 
+@integrations.command(name="get")
 def get_integration(name: str, /, *, options: Options = DEFAULTS) -> None:
     """Show one OAuth client, with the redirect URI to register at the provider."""
     with options.client() as client:
         show_one(client.integration(name).members, options.output)
 
 
+@integrations.command(name="put")
 def put_integration(
     name: str,
     /,
@@ -141,12 +154,14 @@ def put_integration(
         show_one(client.put_integration(name, **given).members, options.output)
 
 
+@integrations.command(name="delete")
 def delete_integration(name: str, /, *, options: Options = DEFAULTS) -> None:
     """Delete an OAuth client with its secret. Refused while it has live connections."""
     with options.client() as client:
         client.delete_integration(name)
 
 
+@integrations.command
 def rotate_secret(
     name: str,
     /,
@@ -167,34 +182,11 @@ def rotate_secret(
         show_one(changed.members, options.output)
 
 
+@integrations.command
 def roll_secret_back(name: str, /, *, options: Options = DEFAULTS) -> None:
     """Make the client secret from before the rotation the only one again."""
     with options.client() as client:
         show_one(client.roll_client_secret_back(name).members, options.output)
-
-
-def integrations_app() -> App:
-    app = App(name="integrations", help="OAuth clients at providers.")
-    app.command(list_integrations, name=("ls", "list"))
-    app.command(get_integration, name="get")
-    app.command(put_integration, name="put")
-    app.command(delete_integration, name="delete")
-    app.command(rotate_secret)
-    app.command(roll_secret_back)
-    return app
-
-
-def providers_app() -> App:
-    app = App(name="providers", help="The catalogue, and definitions of your own.")
-    app.default(list_providers)
-    app.command(list_providers, name=("ls", "list"))
-    app.command(check_catalogue, name="check")
-    app.command(propose)
-    app.command(versions)
-    app.command(approve)
-    app.command(reject)
-    app.command(roll_back)
-    return app
 
 
 def _secret(file: Path) -> str:
@@ -218,6 +210,7 @@ def _show_version(version: ProviderVersion, options: Options) -> None:
     show_one(_version_row(version), options.output)
 
 
+@providers.command(name="check")
 def check_catalogue(checkout: Path = Path(), /, *, options: Options = DEFAULTS) -> None:
     """Check every definition and test vector of the catalogue in a checkout of Evergrant.
 

@@ -11,11 +11,11 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
-from evergrant.cli.connections import connections_app
-from evergrant.cli.integrations import integrations_app, providers_app
+from evergrant.cli.connections import connections
+from evergrant.cli.integrations import integrations, providers
 from evergrant.cli.output import DEFAULTS, Format, Options, lease_row, row_of, show_error, show_one, show_rows
 from evergrant.cli.transfer import export_file, export_key, import_file
-from evergrant.cli.webhooks import webhooks_app
+from evergrant.cli.webhooks import webhooks
 from evergrant.errors import EvergrantError, ReconnectNeeded
 from evergrant.models import ConsentRequired, Lease
 
@@ -122,16 +122,16 @@ def build_app() -> App:
         help="Managed OAuth from the shell: connections, tokens, audit.",
         version=version("evergrant"),
     )
-    app.command(providers_app())
-    app.command(integrations_app())
-    app.command(connections_app())
+    app.command(providers)
+    app.command(integrations)
+    app.command(connections)
     app.command(token)
     app.command(proof)
     apps = App(name="apps", help="Consumers of Evergrant.")
     apps.command(list_apps, name="ls")
     app.command(apps)
     app.command(audit)
-    app.command(webhooks_app())
+    app.command(webhooks)
     app.command(import_file, name="import")
     app.command(export_file, name="export")
     app.command(export_key, name="export-key")

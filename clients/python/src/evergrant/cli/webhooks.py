@@ -13,19 +13,24 @@ _DELIVERIES = (
     *("response_status", "problem", "next_at", "created_at"),
 )
 
+webhooks = App(name="webhooks", help="Subscriptions to events, and their deliveries.")
 
+
+@webhooks.command(name=("ls", "list"))
 def list_webhooks(*, options: Options = DEFAULTS) -> None:
     """List the webhooks of the tenant."""
     with options.client() as client:
         show_rows((_webhook_row(webhook) for webhook in client.webhooks()), _WEBHOOKS, options.output)
 
 
+@webhooks.command(name="get")
 def get_webhook(name: str, /, *, options: Options = DEFAULTS) -> None:
     """Show one webhook and the state of its endpoint."""
     with options.client() as client:
         show_one(_webhook_row(client.webhook(name)), options.output)
 
 
+@webhooks.command(name="put")
 def put_webhook(
     name: str,
     url: str,
@@ -48,12 +53,14 @@ def put_webhook(
     show_one(_webhook_row(made), options.output)
 
 
+@webhooks.command(name="delete")
 def delete_webhook(name: str, /, *, options: Options = DEFAULTS) -> None:
     """Delete a webhook with its log. Pending deliveries are dropped."""
     with options.client() as client:
         client.delete_webhook(name)
 
 
+@webhooks.command(name="rotate")
 def rotate_secret(name: str, /, *, overlap: float | None = None, options: Options = DEFAULTS) -> None:
     """Make a new signing secret and show it, once.
 
@@ -65,6 +72,7 @@ def rotate_secret(name: str, /, *, overlap: float | None = None, options: Option
         show_one(_webhook_row(client.rotate_webhook_secret(name, overlap=overlap_time)), options.output)
 
 
+@webhooks.command
 def deliveries(name: str, /, *, status: str | None = None, options: Options = DEFAULTS) -> None:
     """Show the log of deliveries, newest first.
 
@@ -76,29 +84,18 @@ def deliveries(name: str, /, *, status: str | None = None, options: Options = DE
         show_rows((row_of(delivery) for delivery in found), _DELIVERIES, options.output)
 
 
+@webhooks.command
 def replay(name: str, delivery_id: str, /, *, options: Options = DEFAULTS) -> None:
     """Send one delivery again."""
     with options.client() as client:
         show_one(row_of(client.replay_webhook(name, delivery_id)), options.output)
 
 
+@webhooks.command(name="test")
 def send_ping(name: str, /, *, options: Options = DEFAULTS) -> None:
     """Have a webhook.ping sent; `deliveries` shows the result."""
     with options.client() as client:
         show_one(row_of(client.test_webhook(name)), options.output)
-
-
-def webhooks_app() -> App:
-    app = App(name="webhooks", help="Subscriptions to events, and their deliveries.")
-    app.command(list_webhooks, name=("ls", "list"))
-    app.command(get_webhook, name="get")
-    app.command(put_webhook, name="put")
-    app.command(delete_webhook, name="delete")
-    app.command(rotate_secret, name="rotate")
-    app.command(deliveries)
-    app.command(replay)
-    app.command(send_ping, name="test")
-    return app
 
 
 def _webhook_row(webhook: Webhook) -> Row:

@@ -5,6 +5,7 @@ Owns the fake (`FakeEvergrant`), its connections, and the pytest fixtures `fake_
 """
 
 from evergrant.testing.connections import FakeConnection, ManualClock
-from evergrant.testing.fake import FakeEvergrant, Request
+from evergrant.testing.fake import FakeEvergrant
+from evergrant.testing.serving import Request
 
 __all__ = ["FakeConnection", "FakeEvergrant", "ManualClock", "Request"]

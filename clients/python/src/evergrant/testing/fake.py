@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import ThreadingHTTPServer
 from threading import RLock, Thread
@@ -12,20 +11,9 @@ from typing import Self
 from evergrant.models import State
 from evergrant.testing.connections import LIFETIME, FakeConnection, ManualClock
 from evergrant.testing.routes import route
-from evergrant.testing.serving import FakeResponse, handler_class, problem
+from evergrant.testing.serving import FakeResponse, Request, handler_class, problem
 
 API_KEY = "evg_fake_key"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request that reached the fake. Headers have lower-case names."""
-
-    method: str
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str] = field(repr=False)
-    body: Mapping[str, object] = field(repr=False)
 
 
 class FakeEvergrant:
@@ -132,23 +120,17 @@ class FakeEvergrant:
         with self.lock:
             return [(made.method, made.path) for made in self.requests].count((method, path))
 
-    def respond(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        headers: Mapping[str, str],
-        body: Mapping[str, object],
-    ) -> FakeResponse:
+    def respond(self, request: Request) -> FakeResponse:
         with self.lock:
-            self.requests.append(Request(method, path, query, headers, body))
+            self.requests.append(request)
             if self._down is not None:
                 return self._down
             if self._next:
                 return self._next.popleft()
-            if not path.startswith("/connect/") and headers.get("authorization") != f"Bearer {self.api_key}":
+            is_known = request.headers.get("authorization") == f"Bearer {self.api_key}"
+            if not request.path.startswith("/connect/") and not is_known:
                 return problem(401, "BadRequest", "unauthenticated")
-            return route(self, method, path, query, body)
+            return route(self, request)
 
     def find(self, integration: str, subject: str, label: str) -> FakeConnection | None:
         """The connection that has not ended, else the newest one."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from evergrant.models import State
 from evergrant.testing.connections import FakeConnection, connection_body, live_body, rfc3339
-from evergrant.testing.serving import FakeResponse, problem
+from evergrant.testing.serving import FakeResponse, Request, problem
 
 if TYPE_CHECKING:
     from evergrant.testing.fake import FakeEvergrant
@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 Body = Mapping[str, object]
 
 
-def route(
-    fake: "FakeEvergrant", method: str, path: str, query: Mapping[str, str], body: Body
-) -> FakeResponse:
-    match (method, path.strip("/").split("/")):
+def route(fake: "FakeEvergrant", request: Request) -> FakeResponse:
+    method, query, body = request.method, request.query, request.body
+    match (method, request.path.strip("/").split("/")):
         case ("POST", ["v1", "lease"]):
             return _lease(fake, body)
         case ("POST", ["v1", "connections"]):

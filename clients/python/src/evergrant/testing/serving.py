@@ -21,11 +21,19 @@ class FakeResponse:
     media_type: str = "application/json"
 
 
-Respond = Callable[[str, str, Mapping[str, str], Mapping[str, str], Mapping[str, object]], FakeResponse]
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request that reached the fake. Headers have lower-case names."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
+    body: Mapping[str, object] = field(repr=False)
 
 
 def handler_class(
-    respond: Respond, version: Callable[[], str], clock: ManualClock
+    respond: Callable[[Request], FakeResponse], version: Callable[[], str], clock: ManualClock
 ) -> type[BaseHTTPRequestHandler]:
     """A handler that calls `respond`. Its `Date` header is the test's clock, not this machine's."""
 
@@ -52,9 +60,8 @@ def handler_class(
             parts = urlsplit(self.path)
             headers = {name.lower(): value for name, value in self.headers.items()}
             raw = self.rfile.read(int(headers.get("content-length", "0")))
-            response = respond(
-                self.command, unquote(parts.path), dict(parse_qsl(parts.query)), headers, _object(raw)
-            )
+            path, query = unquote(parts.path), dict(parse_qsl(parts.query))
+            response = respond(Request(self.command, path, query, headers, _object(raw)))
             if response.status == 0:
                 self.close_connection = True
                 return
