@@ -5,7 +5,7 @@ One table maps records to events, so that every event is in the audit log. Subsc
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -34,52 +34,39 @@ class EventType(StrEnum):
 
 
 CONNECTION_EVENTS = tuple(it for it in EventType if it is not EventType.PING)
-DEFAULT_EVENTS = tuple(
-    it for it in CONNECTION_EVENTS if it is not EventType.REFRESHED
-)  # hourly, each connection
+# without what happens hourly to each connection
+DEFAULT_EVENTS = tuple(it for it in CONNECTION_EVENTS if it is not EventType.REFRESHED)
 
 # their records may hold the reason of the failure before
 _WITHOUT_FAILURE = (EventType.CREATED, EventType.REFRESHED, EventType.RECOVERED)
 
 _Detail = Mapping[str, Any]
-_Judge = Callable[[_Detail], tuple[EventType, ...]]
 
-
-def _always(*types: EventType) -> _Judge:
-    return lambda detail: types
-
-
-def _installed(detail: _Detail) -> tuple[EventType, ...]:
-    """The first grant of a connection. A later consent is `recovered`, if it ended a failure."""
-    return (EventType.CREATED,) if detail.get("generation") == 1 else ()
-
-
-def _needs_reauth(detail: _Detail) -> tuple[EventType, ...]:
-    """`needs_reauth`, and `outcome_unknown` when a reply was lost.
-
-    An app that asks subjects to reconnect subscribes to the first, an operator to the second.
-    """
-    if detail.get("reason") == ErrorCode.OUTCOME_UNKNOWN:
-        return (EventType.NEEDS_REAUTH, EventType.OUTCOME_UNKNOWN)
-    return (EventType.NEEDS_REAUTH,)
-
-
-EVENTS_BY_ACTION: dict[AuditAction, _Judge] = {
-    AuditAction.GRANT_INSTALLED: _installed,
-    AuditAction.GRANT_REFRESHED: _always(EventType.REFRESHED),
-    AuditAction.CONNECTION_FAILING: _always(EventType.FAILING),
-    AuditAction.CONNECTION_RECOVERED: _always(EventType.RECOVERED),
-    AuditAction.CONNECTION_EXPIRING: _always(EventType.EXPIRING),
-    AuditAction.NEEDS_REAUTH: _needs_reauth,
-    AuditAction.REVOKED_AT_PROVIDER: _always(EventType.NEEDS_REAUTH),
-    AuditAction.REVOKED: _always(EventType.REVOKED),
+EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
+    AuditAction.GRANT_INSTALLED: EventType.CREATED,
+    AuditAction.GRANT_REFRESHED: EventType.REFRESHED,
+    AuditAction.CONNECTION_FAILING: EventType.FAILING,
+    AuditAction.CONNECTION_RECOVERED: EventType.RECOVERED,
+    AuditAction.CONNECTION_EXPIRING: EventType.EXPIRING,
+    AuditAction.NEEDS_REAUTH: EventType.NEEDS_REAUTH,
+    AuditAction.REVOKED_AT_PROVIDER: EventType.NEEDS_REAUTH,
+    AuditAction.REVOKED: EventType.REVOKED,
 }
 
 
 def events_of(action: AuditAction, detail: _Detail) -> tuple[EventType, ...]:
-    """The events of an audit record; most have none."""
-    judge = EVENTS_BY_ACTION.get(action)
-    return () if judge is None else judge(detail)
+    """The events of an audit record; most have none.
+
+    `created` is the first grant alone: a later consent is `recovered`, if it ended a failure. A lost
+    reply is also `outcome_unknown`, for an operator: an app that asks subjects to reconnect
+    subscribes to `needs_reauth`.
+    """
+    type = EVENTS_BY_ACTION.get(action)
+    if type is None or (type is EventType.CREATED and detail.get("generation") != 1):
+        return ()
+    if action is AuditAction.NEEDS_REAUTH and detail.get("reason") == ErrorCode.OUTCOME_UNKNOWN:
+        return (type, EventType.OUTCOME_UNKNOWN)
+    return (type,)
 
 
 class WebhookEvent(TenantRow):
@@ -126,11 +113,8 @@ class EventMessage(BaseModel):
 
 def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant: Grant | None) -> str:
     """The event as it is sent."""
-    reason = (
-        connection.reason
-        if type in _WITHOUT_FAILURE
-        else _reason(entry.detail.get("reason")) or connection.reason
-    )
+    recorded = None if type in _WITHOUT_FAILURE else _reason(entry.detail.get("reason"))
+    reason = recorded or connection.reason
     repairer = FAILURES[reason].repairer if reason else None
     if type is EventType.EXPIRING and not connection.flow.is_client_grant:
         repairer = Repairer.SUBJECT  # only the subject can keep it alive
@@ -150,11 +134,8 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
 
 
 def ping_body(tenant: Tenant, webhook: str, at: datetime) -> str:
-    body = {
-        "type": EventType.PING,
-        "timestamp": at.isoformat(),
-        "data": {"tenant": tenant, "webhook": webhook},
-    }
+    data = {"tenant": tenant, "webhook": webhook}
+    body = {"type": EventType.PING, "timestamp": at.isoformat(), "data": data}
     return json.dumps(body, separators=(",", ":"))
 
 

@@ -57,14 +57,12 @@ class Webhook(TenantRow):
         return self.disabled_by is not None
 
     def subscribes_to(self, type: EventType, integration: str) -> bool:
-        return (
-            not self.disabled and type in self.events and self.integration in (ANY_INTEGRATION, integration)
-        )
+        covers = self.integration in (ANY_INTEGRATION, integration)
+        return covers and type in self.events and not self.disabled
 
     def enabled(self) -> "Webhook":
         """The webhook enabled again, without failures and pause: waiting deliveries are tried at once."""
-        fresh = {"disabled_by": None, "failures": 0, "failing_since": None, "paused_until": None}
-        return self.model_copy(update=fresh)
+        return self.succeeded().model_copy(update={"disabled_by": None})
 
     def paused(self, now: datetime) -> bool:
         """No delivery is sent meanwhile."""
@@ -155,21 +153,12 @@ class Delivery(TenantRow):
         )
 
     def replayed(self, at: datetime) -> "Delivery":
-        again = {
-            "status": DeliveryStatus.PENDING,
-            "by_hand": True,
-            "tries": 0,
-            "next_at": at,
-            "ended_at": None,
-        }
-        return self.model_copy(update=again)
+        again = {"status": DeliveryStatus.PENDING, "by_hand": True, "tries": 0}
+        return self.model_copy(update={**again, "next_at": at, "ended_at": None})
 
     def _tried(self, **changes: object) -> "Delivery":
         counted = {"attempts": self.attempts + 1, "tries": self.tries + 1, "by_hand": False}
         return self.model_copy(update={**counted, **changes})
-
-
-# --- how it is signed ----------------------------------------------------------------
 
 
 def signed_headers(secrets: tuple[Secret, ...], id: EventId, at: datetime, body: str) -> dict[str, str]:
@@ -192,13 +181,9 @@ def _signature(secret: Secret, signed: bytes) -> str:
     return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
 
 
-# --- when it is tried again ---------------------------------------------------------------
-
 # Before the second try, the third …: about three days in all.
-RETRY_DELAYS = tuple(
-    timedelta(seconds=seconds)
-    for seconds in (5, 60, 300, 1800, 7200, 21_600, 43_200, 86_400, 86_400)
-)  # fmt: skip
+_RETRY_SECONDS = (5, 60, 300, 1800, 7200, 21_600, 43_200, 86_400, 86_400)
+RETRY_DELAYS = tuple(timedelta(seconds=seconds) for seconds in _RETRY_SECONDS)
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=5), timedelta(hours=1)
 _LONGEST_WAIT_ASKED = timedelta(days=1).total_seconds()
 

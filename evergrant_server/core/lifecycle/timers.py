@@ -36,6 +36,10 @@ class Timer:
     purpose: TimerPurpose = TimerPurpose.REFRESH
 
 
+def _timer(at: datetime | None, summary: str, purpose: TimerPurpose) -> Timer | None:
+    return None if at is None else Timer(at, summary, purpose)
+
+
 def next_timer(connection: ConnectionState, rules: LifecycleRules, share: float = 0.0) -> Timer | None:
     """The earliest timer; None when the connection waits for a message alone."""
     match connection.state:
@@ -46,14 +50,15 @@ def next_timer(connection: ConnectionState, rules: LifecycleRules, share: float 
         case LifecycleState.NEEDS_REAUTH:
             return _earlier(_late_verification(connection), _first_tokens(connection))
         case LifecycleState.REVOKING:
-            return (
-                Timer(connection.retry_at, "revoke again", TimerPurpose.REVOKE)
-                if connection.retry_at
-                else None
-            )
+            return _timer(connection.retry_at, "revoke again", TimerPurpose.REVOKE)
         case LifecycleState.ACTIVE:
-            refresh, announcement = _refresh(connection, rules, share), _announcement(connection, rules)
-            return _earlier(refresh, announcement, _device_poll(connection), _account_lookup(connection))
+            lookup_at = connection.account_lookup_at
+            return _earlier(
+                _refresh(connection, rules, share),
+                _announcement(connection, rules),
+                _device_poll(connection),
+                _timer(lookup_at, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS),
+            )
         case _:
             return None
 
@@ -61,19 +66,13 @@ def next_timer(connection: ConnectionState, rules: LifecycleRules, share: float 
 def _deadline(connection: ConnectionState, rules: LifecycleRules) -> Timer | None:
     if connection.consent_deadline is None:
         return None
-    return Timer(
-        connection.consent_deadline + rules.consent_grace, "consent deadline", TimerPurpose.END_CONSENT
-    )
+    ends = connection.consent_deadline + rules.consent_grace
+    return Timer(ends, "consent deadline", TimerPurpose.END_CONSENT)
 
 
 def _late_verification(connection: ConnectionState) -> Timer | None:
-    if (
-        connection.late_attempt is None
-        or connection.verify_late_at is None
-        or connection.state not in STATES_WITHOUT_GRANT
-    ):
-        return None
-    return Timer(connection.verify_late_at, "verify late tokens again", TimerPurpose.VERIFY_LATE_TOKENS)
+    at = None if connection.late_attempt is None else connection.verify_late_at
+    return _timer(at, "verify late tokens again", TimerPurpose.VERIFY_LATE_TOKENS)
 
 
 def refresh_due_at(connection: ConnectionState, rules: LifecycleRules, share: float = 0.0) -> datetime | None:
@@ -105,13 +104,10 @@ def settled_at(connection: ConnectionState, rules: LifecycleRules) -> datetime |
 
     Guards against slow clocks: tokens from a worker whose clock is an hour behind look expired at once.
     """
-    if connection.installed_at is None:
+    if connection.installed_at is None or connection.expires_at is None or connection.obtained_at is None:
         return None
-    if connection.expires_at is None or connection.obtained_at is None:
-        return None
-    return connection.installed_at + min(
-        rules.shortest_interval, (connection.expires_at - connection.obtained_at) / 4
-    )
+    quarter = (connection.expires_at - connection.obtained_at) / 4
+    return connection.installed_at + min(rules.shortest_interval, quarter)
 
 
 def _earlier(*moments: Timer | None) -> Timer | None:
@@ -122,21 +118,11 @@ def _first_tokens(connection: ConnectionState) -> Timer | None:
     """When first tokens are requested or polled next: without a subject, or with a device code."""
     if connection.waiting_consent is None or connection.poll_at is not None:
         return _device_poll(connection)
-    if connection.retry_at is None:
-        return None
-    return Timer(connection.retry_at, "request first tokens again", TimerPurpose.REQUEST_FIRST_TOKENS)
+    return _timer(connection.retry_at, "request first tokens again", TimerPurpose.REQUEST_FIRST_TOKENS)
 
 
 def _device_poll(connection: ConnectionState) -> Timer | None:
-    if connection.poll_at is None:
-        return None
-    return Timer(connection.poll_at, "poll the device code", TimerPurpose.REQUEST_FIRST_TOKENS)
-
-
-def _account_lookup(connection: ConnectionState) -> Timer | None:
-    if connection.account_lookup_at is None:
-        return None
-    return Timer(connection.account_lookup_at, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS)
+    return _timer(connection.poll_at, "poll the device code", TimerPurpose.REQUEST_FIRST_TOKENS)
 
 
 def _refresh(connection: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
@@ -166,13 +152,10 @@ def _before_the_end(connection: ConnectionState, rules: LifecycleRules, share: f
     Where a refresh doesn't move that end, the margin is early enough.
     """
     kept, last = _keep_alive(connection, rules, share), refresh_due_at(connection, rules, share)
-    if kept is None:
-        return (
-            None if last is None else Timer(max(last, settled_at(connection, rules) or last), "refresh due")
-        )
-    return Timer(
-        max(kept.at, earliest_refresh_at(connection) or kept.at), "refresh long before the token ends"
-    )
+    if kept is not None:
+        at = max(kept.at, earliest_refresh_at(connection) or kept.at)
+        return Timer(at, "refresh long before the token ends")
+    return None if last is None else Timer(max(last, settled_at(connection, rules) or last), "refresh due")
 
 
 def _keep_alive(connection: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
@@ -182,9 +165,8 @@ def _keep_alive(connection: ConnectionState, rules: LifecycleRules, share: float
     if span is None:
         return None
     at = keep_alive_at(connection.obtained_at, span, rules, share)
-    return Timer(
-        max(at, settled_at(connection, rules) or at), "keep the refresh token alive", TimerPurpose.KEEP_ALIVE
-    )
+    at = max(at, settled_at(connection, rules) or at)
+    return Timer(at, "keep the refresh token alive", TimerPurpose.KEEP_ALIVE)
 
 
 def _announcement(connection: ConnectionState, rules: LifecycleRules) -> Timer | None:
@@ -192,12 +174,6 @@ def _announcement(connection: ConnectionState, rules: LifecycleRules) -> Timer |
     end, known = grant_ends_at(connection), connection.end_known_at or connection.obtained_at
     if end is None or known is None:
         return None
-    open_ = [
-        d
-        for d in rules.announce_days
-        if d not in connection.announced_days and end - timedelta(days=d) > known
-    ]
-    if not open_:
-        return None
-    days = max(open_)
-    return Timer(end - timedelta(days=days), "announce that the grant ends", TimerPurpose.ANNOUNCE_EXPIRY)
+    left = [days for days in rules.announce_days if days not in connection.announced_days]
+    at = min((at for days in left if (at := end - timedelta(days=days)) > known), default=None)
+    return _timer(at, "announce that the grant ends", TimerPurpose.ANNOUNCE_EXPIRY)
