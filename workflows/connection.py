@@ -16,6 +16,11 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.connections.connection import LifecycleState
     from evergrant_server.core.errors import FAILURES
     from evergrant_server.core.lifecycle.consents import blocking_reason
+    from evergrant_server.core.lifecycle.refresh import (
+        callers_can_be_told,
+        ensure_fresh_refusal,
+        with_waiting_caller,
+    )
     from evergrant_server.core.lifecycle.schedule import (
         NEWEST_RULES,
         RULES,
@@ -24,11 +29,6 @@ with workflow.unsafe.imports_passed_through():
         with_announce_days,
     )
     from evergrant_server.core.lifecycle.timers import Timer, next_timer
-    from evergrant_server.core.lifecycle.token_requests import (
-        callers_can_be_told,
-        ensure_fresh_refusal,
-        with_waiting_caller,
-    )
     from evergrant_server.core.lifecycle.transition import next_step
     from evergrant_server.core.messages import connection as m
     from evergrant_server.core.messages.activities import ExportRunHistory

@@ -3,12 +3,12 @@
 from workflows.connection import ConnectionWorkflow
 from workflows.definition_rollout import DefinitionRolloutWorkflow
 from workflows.export import ExportWorkflow
-from workflows.reconcile import ReconcileWorkflow
 from workflows.single_activity import (
     DiscoveryWorkflow,
     FetchReceiverKeysWorkflow,
     IntrospectionWorkflow,
     PushedAuthorizationWorkflow,
+    ReconcileWorkflow,
     RereadMetadataWorkflow,
     TemporaryCredentialsWorkflow,
 )

@@ -98,20 +98,12 @@ def _ended(connection: ConnectionState, reason: ErrorCode) -> ConnectionState:
 
 
 def _poll_again(
-    connection: ConnectionState,
-    result: GrantResult,
-    poll: DevicePoll,
-    consent: ConsentId | None,
-    at: Moment,
+    connection: ConnectionState, result: GrantResult, poll: DevicePoll, consent: ConsentId | None, at: Moment
 ) -> ConnectionState:
     """The device code isn't approved yet: poll again, never sooner than before (RFC 8628 section 3.5)."""
     interval = next_poll_interval(result.interval_s or connection.poll_interval_s or DEFAULT_INTERVAL_S, poll)
-    changes = {
-        "waiting_consent": consent,
-        "poll_interval_s": interval,
-        "poll_at": at.now + timedelta(seconds=interval),
-    }
-    return connection.model_copy(update=changes)
+    changes = {"poll_interval_s": interval, "poll_at": at.now + timedelta(seconds=interval)}
+    return connection.model_copy(update={**changes, "waiting_consent": consent})
 
 
 def _request_again(
@@ -154,13 +146,8 @@ def _after_lookup(connection: ConnectionState, result: GrantResult, at: Moment) 
     if connection.state is not LifecycleState.ACTIVE or another:
         return connection.model_copy(update={"account_lookup_at": None})
     if result.failure is None:
-        return connection.model_copy(
-            update={
-                "account_lookup_at": None,
-                "account_lookup_failures": 0,
-                "choice_pending": result.choice_pending,
-            }
-        )
+        changes = {"account_lookup_at": None, "account_lookup_failures": 0}
+        return connection.model_copy(update={**changes, "choice_pending": result.choice_pending})
     failures = connection.account_lookup_failures + 1
     again = retry_at(at.now, failures, result.failure, result.retry_after, at.rules, at.share)
     return connection.model_copy(update={"account_lookup_failures": failures, "account_lookup_at": again})

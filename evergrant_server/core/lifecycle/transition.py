@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.lifecycle import consents, refresh, revocation, token_requests
+from evergrant_server.core.lifecycle import consents, refresh, revocation
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
 from evergrant_server.core.lifecycle.grant_install import grant_ends_at, without_future_dates
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy
@@ -97,9 +97,9 @@ _HANDLERS: dict[EventKind, Callable[[ConnectionState, LifecycleEvent, Moment], T
     EventKind.CONSENT_NOT_ENDED: consents.on_consent_not_ended,
     EventKind.CODE_EXCHANGE_ENDED: consents.on_code_exchange_ended,
     EventKind.FIRST_TOKENS_ENDED: consents.on_first_tokens_ended,
-    EventKind.REFRESH_REQUESTED: token_requests.on_refresh_requested,
-    EventKind.TOKEN_REQUESTED: token_requests.on_token_requested,
-    EventKind.ROTATION_REQUESTED: token_requests.on_rotation_requested,
+    EventKind.REFRESH_REQUESTED: refresh.on_refresh_requested,
+    EventKind.TOKEN_REQUESTED: refresh.on_token_requested,
+    EventKind.ROTATION_REQUESTED: refresh.on_rotation_requested,
     EventKind.REFRESH_ENDED: refresh.on_refresh_ended,
     EventKind.TIMER_FIRED: _on_timer_fired,
     EventKind.PROVIDER_CHANGED: _on_provider_changed,

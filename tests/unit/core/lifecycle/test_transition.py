@@ -14,8 +14,8 @@ from evergrant_server.core.connections.connection import (
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.lifecycle.command import Command
+from evergrant_server.core.lifecycle.refresh import ensure_fresh_refusal
 from evergrant_server.core.lifecycle.timers import next_timer
-from evergrant_server.core.lifecycle.token_requests import ensure_fresh_refusal
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind
 from tests.unit.core.lifecycle.steps import ACTIVE, HOUR, NEWEST, NOW, connection, failed, step, timer_of
