@@ -206,7 +206,8 @@ class FirstGrantActivities(ABC):
                     # in a task that nothing cuts: send, journal the reply, judge it, commit
                     candidate.result = await services.single_use.spend(attempt, request, reply, outcome)
                     if self.kind is AttemptKind.CODE_EXCHANGE:
-                        metrics.count_code_exchange(context.spec.name, candidate.result.failure)
+                        outcome = candidate.result.failure or "granted"
+                        metrics.count(metrics.CODE_EXCHANGES, outcome, context.spec.name)
             result = candidate.result
         assert result is not None
         return result

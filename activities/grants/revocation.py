@@ -86,9 +86,9 @@ class RevocationActivities:
             if with_other_secret:
                 await record_accepted_secret(self._store, self._clock, request, context)
         except Failure as failure:
-            metrics.count_revocation(context.spec.name, failure.code)
+            metrics.count(metrics.REVOCATIONS, failure.code, context.spec.name)
             raise
-        metrics.count_revocation(context.spec.name, outcome)
+        metrics.count(metrics.REVOCATIONS, outcome, context.spec.name)
         return outcome
 
     async def _require_no_open_attempt(self, context: ProviderContext) -> None:

@@ -124,7 +124,7 @@ class WebhookDeliveryActivities:
 
     async def _deliver(self, batch: _DeliveryBatch, delivery: Delivery, body: str) -> _DeliveryOutcome:
         outcome = await self._post(batch, delivery, body)
-        metrics.count_webhook_delivery(outcome.problem)
+        metrics.count(metrics.DELIVERIES, outcome.problem or "delivered")
 
         async def write(tx: Transaction) -> None:
             now = self._clock.now()

@@ -136,7 +136,7 @@ class CircuitBreakers:
                 self._breakers.pop(next(iter(self._breakers)))
             self._breakers[key] = breaker
         if before.opened != breaker.opened:
-            metrics.set_open_circuits(key[0], self.count_open(key[0]))
+            metrics.CIRCUITS_OPEN.set(self.count_open(key[0]), {metrics.PROVIDER: key[0]})
 
     def count_open(self, provider: str) -> int:
         """How many of a provider's integrations are not sent to now."""

@@ -140,7 +140,9 @@ class JournalReplayer:
                 done += await self._replay_path(path)
         if seconds_since_boot() - self._last_retry >= _RETRY_SET_ASIDE_S:
             done += await self.retry_set_aside()
-        metrics.set_journal(*self._journal.count_waiting())
+        waiting, set_aside = self._journal.count_waiting()
+        metrics.JOURNAL_WAITING.set(waiting)
+        metrics.JOURNAL_SET_ASIDE.set(set_aside)
         return done
 
     async def retry_set_aside(self) -> int:
@@ -167,7 +169,7 @@ class JournalReplayer:
             self._log_once(path, ErrorCode.INTERNAL, what)
             return False
         await self._journal.in_thread(entry.drop)
-        metrics.count_journal_replay(outcome)
+        metrics.count(metrics.JOURNAL_REPLAYED, outcome)
         log_event(log, logging.WARNING, LogEvent.JOURNAL_REPLAYED, outcome, object=entry.header.attempt_id)
         return True
 
@@ -233,7 +235,7 @@ class JournalReplayer:
             return  # another worker's use is in flight: not worth a log line
         if failure.code is ErrorCode.SEAL_BROKEN and path.suffix != SET_ASIDE_SUFFIX:
             path = self._journal.set_aside(path)
-            metrics.count_journal_replay(failure.code)
+            metrics.count(metrics.JOURNAL_REPLAYED, failure.code)
         self._log_once(path, failure.code, failure.detail)
 
     def _log_once(self, path: Path, code: ErrorCode, detail: str) -> None:

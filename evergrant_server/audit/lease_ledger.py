@@ -92,7 +92,7 @@ class LeaseLedger:
         try:
             async with self._store.write() as tx:
                 good = await self._write(tx, self._shard, [it.claim for it in batch])
-            metrics.record_audit_batch(len(good))
+            metrics.AUDIT_BATCH.record(len(good))
             for place, (_, done) in enumerate(batch):
                 if done.done():
                     continue  # its caller has gone; the record stays, and says more than was handed out

@@ -1,4 +1,4 @@
-"""Metrics: a function for each thing that is counted or measured, and how values leave the process.
+"""Metrics: the instruments, functions that record with attributes, and how values leave the process.
 
 Recording costs next to nothing until `start` has been called. Attributes are few and have few
 values: providers, outcomes and codes; never a tenant, an id or a subject.
@@ -19,7 +19,7 @@ from evergrant_server.telemetry.sdk import otlp_enabled, resource
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OUTCOME = "evergrant.outcome"
 PROVIDER = "evergrant.provider"
-_UNKNOWN_PROVIDER = "unknown"  # the lease was refused before its provider was known
+UNKNOWN_PROVIDER = "unknown"  # the lease was refused before its provider was known
 
 # the bounds of histograms
 _LIFETIME_BUCKETS = (0, 30, 60, 300, 600, 1800, 3600, 7200, 14400, 28800, 86400, 604800, 2592000)
@@ -34,7 +34,7 @@ def _histogram(name: str, unit: str, description: str, bounds: tuple[float, ...]
     return _meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=list(bounds))
 
 
-_leases = _meter.create_counter("evergrant.lease.count", "{lease}", "requests for a lease")
+LEASES = _meter.create_counter("evergrant.lease.count", "{lease}", "requests for a lease")
 _time_to_expiry = _histogram(
     "evergrant.lease.time_to_expiry",
     "s",
@@ -50,39 +50,39 @@ _refresh_time = _histogram(
     "from the request to the provider to the commit of its answer",
     _CALL_BUCKETS,
 )
-_code_exchanges = _meter.create_counter(
+CODE_EXCHANGES = _meter.create_counter(
     "evergrant.code_exchange.count", "{exchange}", "authorization codes exchanged"
 )
-_revocations = _meter.create_counter(
+REVOCATIONS = _meter.create_counter(
     "evergrant.revocation.count", "{revocation}", "attempts to revoke a grant"
 )
-_deliveries = _meter.create_counter(
+DELIVERIES = _meter.create_counter(
     "evergrant.webhook.delivery.count", "{delivery}", "attempts to deliver an event to a webhook"
 )
-_security_events = _meter.create_counter(
+SECURITY_EVENTS = _meter.create_counter(
     "evergrant.security_event.count", "{event}", "security events and hooks that providers sent"
 )
-_audit_batch = _histogram(
+AUDIT_BATCH = _histogram(
     "evergrant.audit.batch.size", "{record}", "leases in one commit of the audit log", _BATCH_BUCKETS
 )
-_circuits_open = _meter.create_gauge(
+CIRCUITS_OPEN = _meter.create_gauge(
     "evergrant.circuit.open",
     "{integration}",
     "integrations whose circuit is open in this worker because their provider fails",
 )
-_outbox_depth = _meter.create_gauge(
+OUTBOX_DEPTH = _meter.create_gauge(
     "evergrant.outbox.depth", "{message}", "messages that wait for delivery, including postponed ones"
 )
-_outbox_age = _meter.create_gauge(
+OUTBOX_AGE = _meter.create_gauge(
     "evergrant.outbox.oldest_age", "s", "age of the oldest waiting message; 0 when none waits"
 )
-_journal_waiting = _meter.create_gauge(
+JOURNAL_WAITING = _meter.create_gauge(
     "evergrant.journal.waiting", "{entry}", "answers in this host's journals that are not in the store yet"
 )
-_journal_set_aside = _meter.create_gauge(
+JOURNAL_SET_ASIDE = _meter.create_gauge(
     "evergrant.journal.set_aside", "{entry}", "unreadable journal entries of this host"
 )
-_journal_replayed = _meter.create_counter(
+JOURNAL_REPLAYED = _meter.create_counter(
     "evergrant.journal.replayed", "{entry}", "journal entries that were replayed, or set aside"
 )
 _double_sends = _meter.create_counter(
@@ -98,15 +98,17 @@ _double_send_window = _histogram(
 )
 
 
+def count(counter: metrics.Counter, outcome: str, provider: str | None = None) -> None:
+    """Count an operation by its outcome: a word of success, a failure's code, or why it was refused."""
+    attributes = {} if provider is None else {PROVIDER: provider}
+    counter.add(1, attributes | {OUTCOME: str(outcome)})
+
+
 def count_lease(provider: str, seconds_left: float | None) -> None:
     """Count a lease that the API released. `seconds_left` is None for a token without an expiry."""
-    _leases.add(1, {PROVIDER: provider, OUTCOME: "leased"})
+    count(LEASES, "leased", provider)
     if seconds_left is not None:
         _time_to_expiry.record(seconds_left, {PROVIDER: provider})
-
-
-def count_refused_lease(code: str) -> None:
-    _leases.add(1, {PROVIDER: _UNKNOWN_PROVIDER, OUTCOME: code})
 
 
 async def measure_refresh(provider: str, refresh: Awaitable[GrantResult]) -> GrantResult:
@@ -126,50 +128,9 @@ async def measure_refresh(provider: str, refresh: Awaitable[GrantResult]) -> Gra
         _refresh_time.record(time.perf_counter() - began, attributes)
 
 
-def count_code_exchange(provider: str, failure: str | None) -> None:
-    _code_exchanges.add(1, {PROVIDER: provider, OUTCOME: str(failure or "granted")})
-
-
-def count_revocation(provider: str, outcome: str) -> None:
-    """Count an attempt to revoke. `outcome` is how the grant was revoked, or a failure's code."""
-    _revocations.add(1, {PROVIDER: provider, OUTCOME: str(outcome)})
-
-
-def count_webhook_delivery(problem: str | None) -> None:
-    """Count an attempt to deliver an event; `problem` is None when the receiver accepted it."""
-    _deliveries.add(1, {OUTCOME: str(problem or "delivered")})
-
-
-def count_security_event(outcome: str) -> None:
-    """Count a security event. `outcome` is `accepted`, or why the receiver refused it."""
-    _security_events.add(1, {OUTCOME: outcome})
-
-
-def record_audit_batch(records: int) -> None:
-    _audit_batch.record(records)
-
-
-def set_open_circuits(provider: str, integrations: int) -> None:
-    _circuits_open.set(integrations, {PROVIDER: provider})
-
-
-def set_outbox(depth: int, oldest_age_s: float) -> None:
-    _outbox_depth.set(depth)
-    _outbox_age.set(oldest_age_s)
-
-
-def set_journal(waiting: int, set_aside: int) -> None:
-    _journal_waiting.set(waiting)
-    _journal_set_aside.set(set_aside)
-
-
-def count_journal_replay(outcome: str) -> None:
-    _journal_replayed.add(1, {OUTCOME: str(outcome)})
-
-
 def count_double_send(outcome: str) -> None:
     """`outcome` is "possible", "one after the other" or "overlapped"."""
-    _double_sends.add(1, {OUTCOME: outcome})
+    count(_double_sends, outcome)
 
 
 def record_send_window(seconds: float) -> None:

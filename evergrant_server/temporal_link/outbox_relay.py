@@ -75,7 +75,8 @@ class OutboxRelay:
         with suppress(Failure):  # the next round logs that the store is unavailable
             async with self._store.read() as tx:
                 depth, oldest = await tx.outbox.depth(now), await tx.outbox.oldest_undelivered_at()
-            metrics.set_outbox(depth, (now - oldest).total_seconds() if oldest else 0)
+            metrics.OUTBOX_DEPTH.set(depth)
+            metrics.OUTBOX_AGE.set((now - oldest).total_seconds() if oldest else 0)
 
     async def deliver_batch(self) -> int:
         """Claim and deliver a batch of messages. Returns how many were claimed."""

@@ -109,10 +109,10 @@ def _counting_refusals(endpoint: Endpoint, base_url: str) -> Endpoint:
         try:
             return await endpoint(request)
         except Failure as failure:
-            metrics.count_refused_lease(failure.code)
+            metrics.count(metrics.LEASES, failure.code, metrics.UNKNOWN_PROVIDER)
             raise
         except ValidationError as error:
-            metrics.count_refused_lease(ErrorCode.INVALID_REQUEST)
+            metrics.count(metrics.LEASES, ErrorCode.INVALID_REQUEST, metrics.UNKNOWN_PROVIDER)
             return invalid_request_response(error, base_url)
 
     return checked

@@ -83,7 +83,7 @@ async def receive_event(receiver_id: str, request: Request, api: ApiDep) -> Resp
         await _deliver(
             api, receiver, integration, verified, trace_of(request).request_context(_actor(integration))
         )
-    metrics.count_security_event("accepted")
+    metrics.count(metrics.SECURITY_EVENTS, "accepted")
     return Response(status_code=202 if receiver.kind is ReceiverKind.SET else 200)
 
 
@@ -127,7 +127,7 @@ def _actor(integration: Integration) -> str:
 def _refusal_response(receiver: Receiver, refused: EventRejected) -> Response:
     """The error response of RFC 8935 section 2.4."""
     log_event(log, logging.INFO, LogEvent.SECURITY_EVENT_REFUSED, refused.error, object=receiver.id)
-    metrics.count_security_event(refused.error)
+    metrics.count(metrics.SECURITY_EVENTS, refused.error)
     return JSONResponse({"err": refused.error, "description": refused.description}, 400)
 
 
