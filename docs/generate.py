@@ -136,7 +136,11 @@ def errors() -> str:
 
 def settings() -> str:
     rows = [
-        (f"`EVERGRANT_{name.upper()}`", default_of(field.default), field.description or "")
+        (
+            f"`EVERGRANT_{name.upper()}`",
+            default_of(field.default),
+            " ".join((field.description or "").split()),
+        )
         for name, field in Settings.model_fields.items()
     ]
     return "\n".join(

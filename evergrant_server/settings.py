@@ -43,128 +43,86 @@ class Settings(BaseSettings):
         env_file=SETTINGS_FILE,
         env_file_encoding="utf-8",
         extra="ignore",
+        use_attribute_docstrings=True,  # they are the descriptions of docs/reference/settings.md
     )
 
-    data_dir: Path = Field(
-        default=Path(".evergrant"),
-        description="The folder of a worker's journal, and of all data of `dev`. It must be on a local disk "
-        "that outlives the process; each host needs its own.",
-    )
-    database_url: DatabaseUrl = Field(
-        default="", repr=False, description="SQLAlchemy URL of the store; empty: SQLite in the data folder."
-    )
-    database_password_file: Path | None = Field(
-        default=None, description="A file that holds the database's password, to keep it out of the URL."
-    )
-    key_file: Path | None = Field(
-        default=None, description="The key ring; empty: keys.json in the data folder."
-    )
-    host: str = Field(default="127.0.0.1", description="The address the API listens on.")
-    port: int = Field(default=8480, ge=1, le=65535, description="The port the API listens on.")
-    public_url: str = Field(
-        default="",
-        description="The URL at which browsers and providers reach the API; empty: http://host:port.",
-    )
-    api_workers: int = Field(default=1, ge=1, le=64, description="API worker processes.")
-    temporal_address: TemporalAddress = Field(
-        default="", description="host:port of Temporal's frontend; empty: envconfig."
-    )
-    temporal_namespace: str = Field(default="default", description="The Temporal namespace.")
-    temporal_task_queue: str = Field(
-        default=TASK_QUEUE,
-        description="The task queue of workflows and activities; the same for API and workers.",
-    )
-    temporal_profile: str | None = Field(default=None, description="A profile of Temporal's envconfig file.")
-    temporal_port: int = Field(
-        default=8482, ge=1, le=65535, description="`dev` only: port of the Temporal server it starts."
-    )
-    temporal_ui_port: int = Field(
-        default=8481, ge=1, le=65535, description="`dev` only: port of the Temporal UI."
-    )
-    history_retention: Duration = Field(
-        default=timedelta(days=365),
-        description="How long Temporal keeps closed runs; set by `dev` and `db upgrade`.",
-    )
-    tenant: str = Field(default="default", description="The tenant of `keys bootstrap` and `audit verify`.")
-    consent_ttl: Duration = Field(
-        default=timedelta(hours=1), description="How long a connect link can be used."
-    )
-    lease_wait: Duration = Field(
-        default=timedelta(seconds=10),
-        description="How long a lease request waits for a refresh before the API answers 503.",
-    )
-    relay_interval: Duration = Field(
-        default=timedelta(seconds=1),
-        description="How often the relay reads the outbox when no process has announced a message.",
-    )
-    reconcile_interval: Duration = Field(
-        default=timedelta(minutes=5),
-        description="How often reconcile looks for live connections without a workflow; "
-        "a connection is without one for at most this long.",
-    )
-    metadata_interval: Duration = Field(
-        default=timedelta(hours=1),
-        description="How often metadata that is over a day old is read again; 20 issuers in a pass.",
-    )
-    introspection_interval: Duration = Field(
-        default=timedelta(hours=12),
-        description="How often each grant is introspected (RFC 7662) at a provider that offers it.",
-    )
-    expiry_announce_days: Days = Field(
-        default=(14, 3, 1),
-        description="Days before a grant ends for good on which the event `connection.expiring` is sent. A "
-        "change counts for new grants and for restarted workflows. Comma-separated; 0 sends none.",
-    )
-    webhook_retention: Duration = Field(
-        default=timedelta(days=30),
-        description="How long deliveries to webhooks are kept, and can be replayed.",
-    )
-    webhook_give_up_after: Duration = Field(
-        default=timedelta(days=5),
-        description="How long a webhook's endpoint may fail before the webhook is disabled.",
-    )
-    webhook_secret_overlap: Duration = Field(
-        default=timedelta(days=1),
-        description="How long a rotated signing secret of a webhook still signs beside the new one.",
-    )
-    circuit_threshold: int = Field(
-        default=5,
-        ge=0,
-        description="Consecutive failures over all connections of an integration after which a worker opens "
-        "its circuit and sends one probe at a time (a 429 to each of three connections opens it too). "
-        "0 switches circuits and retry budgets off.",
-    )
-    circuit_longest_gap: Duration = Field(
-        default=timedelta(minutes=10),
-        description="The longest time between two probes of an open circuit; a 429 may extend it to an hour.",
-    )
-    egress_allow: HostPorts = Field(
-        default=(),
-        description="host:port pairs that may be private or plain http. This opens the egress guard: use it "
-        "for tests and internal servers only.",
-    )
-    allow_tokens_in_browser: bool = Field(
-        default=False,
-        description="Allows the flow `implicit`, which passes the access token through the subject's browser "
-        "(RFC 9700 section 2.1.2 advises against it).",
-    )
-    four_eyes: bool = Field(
-        default=False,
-        description="The app that proposed a provider's definition can't approve it: another app must.",
-    )
-    log_level: LogLevel = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
-    log_format: Literal["text", "json"] = Field(
-        default="text", description="`text` for reading, `json` for one JSON object per line."
-    )
-    metrics_port: int | None = Field(
-        default=None,
-        ge=1,
-        le=65535,
-        description="The port on which a worker serves `/metrics`, Temporal's own included; empty: none.",
-    )
-    metrics_host: str = Field(
-        default="127.0.0.1", description="The address on which a worker serves `/metrics`."
-    )
+    data_dir: Path = Path(".evergrant")
+    """The folder of a worker's journal, and of all data of `dev`. It must be on a local disk that outlives
+    the process; each host needs its own."""
+    database_url: DatabaseUrl = Field(default="", repr=False)
+    """SQLAlchemy URL of the store; empty: SQLite in the data folder."""
+    database_password_file: Path | None = None
+    """A file that holds the database's password, to keep it out of the URL."""
+    key_file: Path | None = None
+    """The key ring; empty: keys.json in the data folder."""
+    host: str = "127.0.0.1"
+    """The address the API listens on."""
+    port: int = Field(default=8480, ge=1, le=65535)
+    """The port the API listens on."""
+    public_url: str = ""
+    """The URL at which browsers and providers reach the API; empty: http://host:port."""
+    api_workers: int = Field(default=1, ge=1, le=64)
+    """API worker processes."""
+    temporal_address: TemporalAddress = ""
+    """host:port of Temporal's frontend; empty: envconfig."""
+    temporal_namespace: str = "default"
+    """The Temporal namespace."""
+    temporal_task_queue: str = TASK_QUEUE
+    """The task queue of workflows and activities; the same for API and workers."""
+    temporal_profile: str | None = None
+    """A profile of Temporal's envconfig file."""
+    temporal_port: int = Field(default=8482, ge=1, le=65535)
+    """`dev` only: port of the Temporal server it starts."""
+    temporal_ui_port: int = Field(default=8481, ge=1, le=65535)
+    """`dev` only: port of the Temporal UI."""
+    history_retention: Duration = timedelta(days=365)
+    """How long Temporal keeps closed runs; set by `dev` and `db upgrade`."""
+    tenant: str = "default"
+    """The tenant of `keys bootstrap` and `audit verify`."""
+    consent_ttl: Duration = timedelta(hours=1)
+    """How long a connect link can be used."""
+    lease_wait: Duration = timedelta(seconds=10)
+    """How long a lease request waits for a refresh before the API answers 503."""
+    relay_interval: Duration = timedelta(seconds=1)
+    """How often the relay reads the outbox when no process has announced a message."""
+    reconcile_interval: Duration = timedelta(minutes=5)
+    """How often reconcile looks for live connections without a workflow; a connection is without one for at
+    most this long."""
+    metadata_interval: Duration = timedelta(hours=1)
+    """How often metadata that is over a day old is read again; 20 issuers in a pass."""
+    introspection_interval: Duration = timedelta(hours=12)
+    """How often each grant is introspected (RFC 7662) at a provider that offers it."""
+    expiry_announce_days: Days = (14, 3, 1)
+    """Days before a grant ends for good on which the event `connection.expiring` is sent. A change counts for
+    new grants and for restarted workflows. Comma-separated; 0 sends none."""
+    webhook_retention: Duration = timedelta(days=30)
+    """How long deliveries to webhooks are kept, and can be replayed."""
+    webhook_give_up_after: Duration = timedelta(days=5)
+    """How long a webhook's endpoint may fail before the webhook is disabled."""
+    webhook_secret_overlap: Duration = timedelta(days=1)
+    """How long a rotated signing secret of a webhook still signs beside the new one."""
+    circuit_threshold: int = Field(default=5, ge=0)
+    """Consecutive failures over all connections of an integration after which a worker opens its circuit and
+    sends one probe at a time (a 429 to each of three connections opens it too). 0 switches circuits and
+    retry budgets off."""
+    circuit_longest_gap: Duration = timedelta(minutes=10)
+    """The longest time between two probes of an open circuit; a 429 may extend it to an hour."""
+    egress_allow: HostPorts = ()
+    """host:port pairs that may be private or plain http. This opens the egress guard: use it for tests and
+    internal servers only."""
+    allow_tokens_in_browser: bool = False
+    """Allows the flow `implicit`, which passes the access token through the subject's browser (RFC 9700
+    section 2.1.2 advises against it)."""
+    four_eyes: bool = False
+    """The app that proposed a provider's definition can't approve it: another app must."""
+    log_level: LogLevel = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
+    log_format: Literal["text", "json"] = "text"
+    """`text` for reading, `json` for one JSON object per line."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """The port on which a worker serves `/metrics`, Temporal's own included; empty: none."""
+    metrics_host: str = "127.0.0.1"
+    """The address on which a worker serves `/metrics`."""
 
     @model_validator(mode="after")
     def _derive(self) -> "Settings":
