@@ -13,9 +13,8 @@ from activities.support.connection_records import end_consent, end_unless_done
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, close_attempt
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, require_nonce
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.connections.id_token import require_nonce
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.activities import ConsentCall, ExchangeCode, GrantResult

@@ -4,9 +4,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import FrozenModel, Tenant
 from evergrant_server.core.messages.base import Provenance, RequestContext
 
 
@@ -80,17 +80,15 @@ class AuditAction(StrEnum):
     DELIVERY_REPLAYED = "webhook.delivery_replayed"
 
 
-class AuditEntry(BaseModel):
+class AuditEntry(FrozenModel):
     """What happened, before it has a place in a hash chain. `detail` holds facts, never a secret."""
-
-    model_config = ConfigDict(frozen=True)
 
     tenant: Tenant
     at: datetime
     action: AuditAction
     object: str  # the id of what it happened to
     context: RequestContext
-    detail: dict[str, Any] = {}
+    detail: dict[str, Any] = Field(default_factory=dict)
     provenance: Provenance | None = None
 
 

@@ -45,7 +45,5 @@ def seconds_since_boot() -> float:
 
 
 class SystemClock:
-    """The machine's own clock."""
-
     def now(self) -> datetime:
         return datetime.now(UTC)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from evergrant_server.core.ids import DefinitionId, TenantRow
+from evergrant_server.core.ids import DefinitionId, FrozenModel, TenantRow
 
 _CHECKS_PER_STAGE = 4
 _SHORTEST_CHECK_INTERVAL_S = 1.0
@@ -21,8 +21,6 @@ HELD_CHECK_INTERVAL_S = 21_600.0  # seconds between two looks at one that is hel
 
 
 class DefinitionState(StrEnum):
-    """Where a version of a definition is."""
-
     CHECKING = "checking"  # a worker runs the checks
     WAITING = "waiting"  # without a problem; an admin decides
     UNSOUND = "unsound"  # a check found a problem; the admin proposes another version
@@ -51,10 +49,8 @@ class CheckLevel(StrEnum):
 HOSTS_CHECK = "hosts"  # the check of where secrets go
 
 
-class CheckResult(BaseModel):
+class CheckResult(FrozenModel):
     """The result of one check. No secret: hosts, statuses and names of fields."""
-
-    model_config = ConfigDict(frozen=True)
 
     check: str
     level: CheckLevel

@@ -21,8 +21,6 @@ class FailureKind(StrEnum):
 
 
 class Repairer(StrEnum):
-    """Who has to act."""
-
     SUBJECT = "subject"
     INTEGRATION_ADMIN = "integration_admin"
     TIME = "time"

@@ -30,10 +30,12 @@ DefinitionId = NewType("DefinitionId", str)
 PREFIXES = ("con", "int", "app", "key", "per", "cns", "att", "out", "exp", "whk", "evt", "dlv", "rcv", "def")
 
 
-class TenantRow(BaseModel):
-    """A tenant's row of the store. `revision` counts its changes, for compare-and-set."""
-
+class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class TenantRow(FrozenModel):
+    """A tenant's row of the store. `revision` counts its changes, for compare-and-set."""
 
     tenant: Tenant
     revision: int = 1

@@ -4,9 +4,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from evergrant_server.core.ids import IntegrationId, TenantRow
+from evergrant_server.core.ids import FrozenModel, IntegrationId, TenantRow
 
 
 class Rotation(StrEnum):
@@ -18,10 +18,8 @@ class Rotation(StrEnum):
     UNKNOWN = "unknown"  # not known: treated as strict
 
 
-class RefreshRules(BaseModel):
+class RefreshRules(FrozenModel):
     """How an integration's tokens age. Seconds; None means the provider has no such limit."""
-
-    model_config = ConfigDict(frozen=True)
 
     rotation: Rotation = Rotation.UNKNOWN
     grace_s: float = 0
@@ -39,10 +37,8 @@ class RefreshRules(BaseModel):
         return None
 
 
-class Endpoints(BaseModel):
+class Endpoints(FrozenModel):
     """Where an integration's provider is reached: from its definition, or discovered and pinned."""
-
-    model_config = ConfigDict(frozen=True)
 
     issuer: str | None = None
     authorization_endpoint: str | None = None  # None: the provider has no consent in a browser
@@ -58,7 +54,8 @@ class Endpoints(BaseModel):
     pushed_requests_required: bool = False  # require_pushed_authorization_requests
     dpop_algorithms: tuple[str, ...] = ()  # dpop_signing_alg_values_supported (RFC 9449 section 5.1)
     takes_metadata_documents: bool = False  # client_id_metadata_document_supported
-    mtls_aliases: dict[str, str] = {}  # where a client goes that presents a certificate (RFC 8705 section 5)
+    # where a client goes that presents a certificate (RFC 8705 section 5)
+    mtls_aliases: dict[str, str] = Field(default_factory=dict)
 
     def for_mutual_tls(self) -> "Endpoints":
         """The endpoints of a client that presents a certificate."""
@@ -91,9 +88,7 @@ class Integration(TenantRow):
     default_scopes: tuple[str, ...] = ()
     scope_ceiling: tuple[str, ...] | None = None  # None: no ceiling of its own
     refresh: RefreshRules = RefreshRules()
-    refresh_overrides: dict[str, Any] | None = (
-        None  # of these, what its admin says; None: of before it was kept
-    )
+    refresh_overrides: dict[str, Any] | None = None  # the admin's part of it; None: of before it was kept
     state: IntegrationState = IntegrationState.READY
     problem: str | None = None
     endpoints: Endpoints | None = None

@@ -4,9 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
+from evergrant_server.core.ids import ConnectionId, FrozenModel, OutboxId, Tenant, new_id
 from evergrant_server.core.messages.base import Message, connection_workflow_id
 
 
@@ -21,10 +19,8 @@ class OutboxKind(StrEnum):
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
 
 
-class OutboxMessage(BaseModel):
+class OutboxMessage(FrozenModel):
     """One delivery, at least once and in order per `target` (a workflow id). No secrets."""
-
-    model_config = ConfigDict(frozen=True)
 
     tenant: Tenant
     id: OutboxId

@@ -32,10 +32,10 @@ from evergrant_server.core.connections.consent import (
     ConsentStatus,
     DeviceCode,
     PushedAuthorization,
+    hash_of_nonce,
     hash_state,
 )
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.base import RequestContext

@@ -6,7 +6,7 @@ in what a new access token is made from.
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from evergrant_server.core.ids import FrozenModel
 
 
 class Flow(StrEnum):
@@ -48,14 +48,12 @@ class Flow(StrEnum):
         return self is not Flow.OAUTH1
 
 
-class TokenTarget(BaseModel):
+class TokenTarget(FrozenModel):
     """What a connection's tokens are for, passed on to the provider as requested.
 
     `resources` are absolute URIs (RFC 8707 section 2); `audience` is the parameter that some
     servers had before it.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     resources: tuple[str, ...] = ()
     audience: str | None = None

@@ -4,9 +4,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from evergrant_server.core.clock import CLOCK_SKEW, add_time
+from evergrant_server.core.ids import FrozenModel
 from evergrant_server.core.secret import SealableModel, Secret
 
 
@@ -17,14 +18,12 @@ class FollowUp(StrEnum):
     CHOOSING = "choosing"  # there are several: the subject or the app chooses one
 
 
-class AccountOption(BaseModel):
+class AccountOption(FrozenModel):
     """One account that the grant reaches. `metadata` becomes the connection's when it is chosen."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     label: str
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = Field(default_factory=dict)
 
 
 def matching_option(options: tuple[AccountOption, ...], choice: str | None) -> AccountOption | None:
@@ -64,10 +63,8 @@ class TokenSet(SealableModel):
     further: dict[str, "TokenSet"] = Field(default_factory=dict)
 
 
-class Grant(BaseModel):
+class Grant(FrozenModel):
     """The facts of a grant, without its secrets. Replaced whole, numbered by `generation`."""
-
-    model_config = ConfigDict(frozen=True)
 
     slot: str = MAIN_SLOT
     generation: int
@@ -78,7 +75,7 @@ class Grant(BaseModel):
     refresh_expires_at: datetime | None = None
     refreshable: bool
     short_lived: bool = False  # it is exchanged for a long-lived token at once
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = Field(default_factory=dict)
     options: tuple[AccountOption, ...] = ()  # the accounts it reaches, where they were looked up
 
     @classmethod

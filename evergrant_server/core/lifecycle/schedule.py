@@ -4,10 +4,9 @@ import hashlib
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
-
 from evergrant_server.core.clock import add_time
 from evergrant_server.core.errors import FAILURES, ErrorCode, RetryAdvice
+from evergrant_server.core.ids import FrozenModel
 
 
 class RefreshPolicy(StrEnum):
@@ -16,10 +15,8 @@ class RefreshPolicy(StrEnum):
     ADAPTIVE = "adaptive"  # ahead, if the current generation was leased
 
 
-class LifecycleRules(BaseModel):
+class LifecycleRules(FrozenModel):
     """The numbers behind decisions. A run's input names their version: a change of them changes replay."""
-
-    model_config = ConfigDict(frozen=True)
 
     margin: timedelta = timedelta(minutes=5)  # capped at a quarter of the token's lifetime
     spread: float = 0.2  # the share of the margin over which a fleet's refreshes are spread

@@ -7,13 +7,12 @@ builders of workflow ids. A name is a contract: it stands in histories. Add, nev
 import re
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
-
 from evergrant_server.core.ids import (
     ConnectionId,
     ConsentId,
     DefinitionId,
     ExportId,
+    FrozenModel,
     IntegrationId,
     ReceiverId,
     Tenant,
@@ -27,8 +26,8 @@ _LONGEST_WORKFLOW_ID = 1000  # bytes, Temporal's own limit
 CONNECTION_WORKFLOW_ID = re.compile(r"^connection:(?P<tenant>[a-z0-9-]+):(?P<connection>con_[0-9a-z]+)\Z")
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(frozen=True)
+class Message(FrozenModel):
+    """What crosses Temporal. Never with a secret."""
 
 
 class RequestContext(Message):

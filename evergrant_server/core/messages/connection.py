@@ -96,8 +96,6 @@ class RefreshReason(StrEnum):
 
 
 class LifecycleEvent(Message):
-    """One event and its data."""
-
     kind: EventKind
     context: RequestContext
     consent_id: ConsentId | None = None
@@ -126,8 +124,6 @@ class ConnectionStart(Message):
 
 
 class ConnectionEnded(Message):
-    """The result of a connection's workflow."""
-
     state: LifecycleState
     revocation: RevocationOutcome | None
     generations: int

@@ -49,6 +49,4 @@ class DefinitionResult(Message):
 
 
 class RolloutResult(Message):
-    """The result of a rollout's workflow."""
-
     state: DefinitionState

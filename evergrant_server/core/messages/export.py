@@ -44,7 +44,5 @@ class ExportProgress(Message):
 
 
 class ExportResult(Message):
-    """The result of an export's workflow."""
-
     exported: int
     skipped: int

@@ -61,8 +61,6 @@ class IntrospectGrants(Message):
 
 
 class IntrospectGrantsResult(Message):
-    """Counts alone."""
-
     checked: int = 0
     ended: int = 0
     refresh_requested: int = 0  # the workflow refreshes, and so finds out

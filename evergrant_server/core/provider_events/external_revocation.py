@@ -17,8 +17,6 @@ _REPORT_DELAY = timedelta(minutes=10)  # between an end at the provider and its 
 
 
 class ReportSource(StrEnum):
-    """How the report came."""
-
     INTROSPECTION = "introspection"  # RFC 7662
     SECURITY_EVENT = "security_event"  # a signed token of RISC or CAEP (RFC 8417)
     HOOK = "hook"  # a provider's own uninstall or deauthorization call
@@ -32,8 +30,6 @@ class Certainty(StrEnum):
 
 
 class ProviderReport(Message):
-    """One report about one connection."""
-
     source: ReportSource
     kind: str  # the event's type, as the provider names it
     certainty: Certainty

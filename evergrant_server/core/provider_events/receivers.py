@@ -10,8 +10,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from evergrant_server.core.connections.consent import claims_of
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
-from evergrant_server.core.connections.id_token import claims_of
 from evergrant_server.core.ids import IntegrationId, ReceiverId, TenantRow
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable_text

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
-
 from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AttemptId, ConnectionId, TenantRow
+from evergrant_server.core.ids import AttemptId, ConnectionId, FrozenModel, TenantRow
 from evergrant_server.core.integrations import RefreshRules
 
 
@@ -44,10 +42,8 @@ class AttemptOutcome(StrEnum):
     UNREAD = "unread"  # a success whose tokens the definition can't parse: its journal keeps it
 
 
-class TimeLimits(BaseModel):
+class TimeLimits(FrozenModel):
     """The time a use may take. A harness scales them down; workers use `LIMITS`."""
-
-    model_config = ConfigDict(frozen=True)
 
     send: timedelta = timedelta(seconds=15)  # from the intent's commit to the first byte
     # how long the worker waits for the provider's reply, see egress

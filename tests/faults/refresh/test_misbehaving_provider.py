@@ -10,8 +10,7 @@ import pytest
 
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
-from evergrant_server.core.connections.consent import ConsentStatus
-from evergrant_server.core.connections.id_token import hash_of_nonce
+from evergrant_server.core.connections.consent import ConsentStatus, hash_of_nonce
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.integrations import RefreshRules, Rotation
 from tests.fakes.events.transmitter import id_token
