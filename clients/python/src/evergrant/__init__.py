@@ -4,43 +4,44 @@ Owns the two clients (`Evergrant`, `AsyncEvergrant`), what they return and raise
 command and, in `evergrant.temporal`, the Temporal plugin. Owns no policy, no storage and no OAuth:
 those are the server's, which this package never imports.
 
-Names are loaded on first use, so that `evergrant.temporal.workflow` can be imported inside
+The clients are loaded on first use, so that `evergrant.temporal.workflow` can be imported inside
 Temporal's workflow sandbox, where an HTTP library can't.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from evergrant.errors import (
+    BadRequest,
+    ClientMisconfigured,
+    ConsentTimeout,
+    Denied,
+    EvergrantError,
+    PlatformUnavailable,
+    ProtocolError,
+    ProviderUnavailable,
+    ReconnectNeeded,
+    Unreachable,
+)
+from evergrant.models import (
+    AccountChoice,
+    App,
+    AuditRecord,
+    Connection,
+    ConsentRequired,
+    DeviceCode,
+    Lease,
+    LeaseLeak,
+    LiveStatus,
+    Proof,
+    Provider,
+    RevocationProgress,
+    Signature,
+    State,
+)
+
 if TYPE_CHECKING:
     from evergrant.async_client import AsyncEvergrant
-    from evergrant.errors import (
-        BadRequest,
-        ClientMisconfigured,
-        ConsentTimeout,
-        Denied,
-        EvergrantError,
-        PlatformUnavailable,
-        ProtocolError,
-        ProviderUnavailable,
-        ReconnectNeeded,
-        Unreachable,
-    )
-    from evergrant.models import (
-        AccountChoice,
-        App,
-        AuditRecord,
-        Connection,
-        ConsentRequired,
-        DeviceCode,
-        Lease,
-        LeaseLeak,
-        LiveStatus,
-        Proof,
-        Provider,
-        RevocationProgress,
-        Signature,
-        State,
-    )
     from evergrant.sync_client import Evergrant
 
 __all__ = [
@@ -72,14 +73,10 @@ __all__ = [
     "Unreachable",
 ]
 
-_MODULES = ("evergrant.models", "evergrant.errors")  # neither imports an HTTP library
 _CLIENTS = {"Evergrant": "evergrant.sync_client", "AsyncEvergrant": "evergrant.async_client"}
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in _CLIENTS:
         raise AttributeError(f"module 'evergrant' has no attribute {name!r}")
-    if name in _CLIENTS:
-        return getattr(import_module(_CLIENTS[name]), name)
-    models, errors = (import_module(module) for module in _MODULES)
-    return getattr(models, name, None) or getattr(errors, name)
+    return getattr(import_module(_CLIENTS[name]), name)

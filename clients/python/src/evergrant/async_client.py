@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from functools import partial
-from types import TracebackType
 from typing import Self, Unpack
 
 from evergrant.auth import AsyncLeaseAuth
@@ -17,8 +16,7 @@ from evergrant.methods import ApiMethods
 from evergrant.models import Connection, ConsentRequired, Lease
 from evergrant.origins import AllowedOrigins
 from evergrant.retries import Deadline, is_consent_complete
-from evergrant.single_flight import AsyncSingleFlight
-from evergrant.transport import AsyncTransport, ClientOptions
+from evergrant.transport import AsyncTransport
 
 
 class AsyncEvergrant(ApiMethods, AsyncTransport):
@@ -27,19 +25,10 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
     Takes the arguments of `Evergrant` and has the same methods, awaited.
     """
 
-    def __init__(
-        self, url: str | None = None, api_key: str | None = None, **options: Unpack[ClientOptions]
-    ) -> None:
-        super().__init__(url, api_key, **options)
-        self._leases_in_flight = AsyncSingleFlight[Lease | ConsentRequired]()
-        self._reports_in_flight = AsyncSingleFlight[Connection]()
-
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from functools import partial
-from types import TracebackType
 from typing import Self, Unpack
 
 from evergrant.auth import LeaseAuth
@@ -17,8 +16,7 @@ from evergrant.methods import ApiMethods
 from evergrant.models import Connection, ConsentRequired, Lease
 from evergrant.origins import AllowedOrigins
 from evergrant.retries import Deadline, is_consent_complete
-from evergrant.single_flight import SingleFlight
-from evergrant.transport import ClientOptions, Transport
+from evergrant.transport import Transport
 
 
 class Evergrant(ApiMethods, Transport):
@@ -28,19 +26,10 @@ class Evergrant(ApiMethods, Transport):
     EVERGRANT_API_KEY_FILE); `ClientOptions` describes the options. Every method raises `EvergrantError`.
     """
 
-    def __init__(
-        self, url: str | None = None, api_key: str | None = None, **options: Unpack[ClientOptions]
-    ) -> None:
-        super().__init__(url, api_key, **options)
-        self._leases_in_flight = SingleFlight[Lease | ConsentRequired]()
-        self._reports_in_flight = SingleFlight[Connection]()
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -18,8 +18,10 @@ from evergrant.auth import ReportedTokens
 from evergrant.calls.call import Call, Page, Response, Result, check_version, next_page
 from evergrant.errors import EvergrantError, ProtocolError, Unreachable
 from evergrant.lease_cache import CACHE_LEASES_FOR, Clock, LeaseCache, utc_now
+from evergrant.models import Connection, ConsentRequired, Lease
 from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, DEADLINE, Deadline
 from evergrant.server import ServerAddress
+from evergrant.single_flight import AsyncSingleFlight, SingleFlight
 
 _MAX_REPORTED = 10_000
 
@@ -73,6 +75,8 @@ class Transport(ClientState):
         super().__init__(url, api_key, **options)
         # trust_env: a proxy or a .netrc of the environment must not see the API key.
         self._http = httpx2.Client(verify=self._tls, trust_env=False)
+        self._leases_in_flight = SingleFlight[Lease | ConsentRequired]()
+        self._reports_in_flight = SingleFlight[Connection]()
 
     def send(self, call: Call[Result], within_s: float | None = None) -> Result:
         """Send a call, again after failures that time may repair. Raises EvergrantError."""
@@ -103,6 +107,8 @@ class AsyncTransport(ClientState):
     ) -> None:
         super().__init__(url, api_key, **options)
         self._http = httpx2.AsyncClient(verify=self._tls, trust_env=False)
+        self._leases_in_flight = AsyncSingleFlight[Lease | ConsentRequired]()
+        self._reports_in_flight = AsyncSingleFlight[Connection]()
 
     async def send(self, call: Call[Result], within_s: float | None = None) -> Result:
         """Send a call, again after failures that time may repair. Raises EvergrantError."""

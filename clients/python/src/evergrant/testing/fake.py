@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from http.server import ThreadingHTTPServer
 from threading import RLock, Thread
-from types import TracebackType
 from typing import Self
 
 from evergrant.models import State
@@ -43,9 +42,7 @@ class FakeEvergrant:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._http.shutdown()
         self._thread.join()
         self._http.server_close()
