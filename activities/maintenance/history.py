@@ -21,11 +21,19 @@ from evergrant_server.temporal_link.link import TemporalLink
 _BATCH = 200
 
 
-class HistoryActivities:
-    """Requests exports from the relay, which makes them after the run has closed."""
+class _ConnectionRun(NamedTuple):
+    tenant: Tenant
+    connection_id: ConnectionId
+    workflow_id: str
+    run_id: str
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+
+class HistoryActivities:
+    """Requests exports from the relay, which makes them after a run has closed."""
+
+    def __init__(self, store: Store, link: TemporalLink, clock: Clock) -> None:
         self._store = store
+        self._link = link
         self._clock = clock
 
     @activity.defn(name=ActivityName.EXPORT_RUN_HISTORY)
@@ -34,27 +42,7 @@ class HistoryActivities:
         message = history_export_message(
             request.tenant, request.connection_id, run.workflow_id, run.run_id, self._clock.now()
         )
-
-        async def add(tx: Transaction) -> None:
-            await tx.outbox.add(message)
-
-        await commit_with_retries(self._store, add)
-
-
-class _ConnectionRun(NamedTuple):
-    tenant: Tenant
-    connection_id: ConnectionId
-    workflow_id: str
-    run_id: str
-
-
-class ClosedRunExporter:
-    """Has the histories of closed runs exported, each once."""
-
-    def __init__(self, store: Store, link: TemporalLink, clock: Clock) -> None:
-        self._store = store
-        self._link = link
-        self._clock = clock
+        await commit_with_retries(self._store, lambda tx: tx.outbox.add(message))
 
     async def request_exports(self, since: datetime | None) -> int:
         """Put an export into the outbox for each run that closed since then. Returns their number.

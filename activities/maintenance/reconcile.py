@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from temporalio import activity
 
-from activities.maintenance.history import ClosedRunExporter
+from activities.maintenance.history import HistoryActivities
 from activities.support.temporal import heartbeating
 from evergrant_server import audit
 from evergrant_server.core.clock import Clock, seconds_since_boot
@@ -38,14 +38,14 @@ class ReconcileActivities:
         self,
         store: Store,
         reconciler: Reconciler,
-        closed_runs: ClosedRunExporter,
+        histories: HistoryActivities,
         clock: Clock,
         deliveries_age: timedelta,
         run_limit: timedelta = RUN_LIMIT,
     ) -> None:
         self._store = store
         self._reconciler = reconciler
-        self._closed_runs = closed_runs
+        self._histories = histories
         self._clock = clock
         self._deliveries_age = deliveries_age
         self._run_limit = run_limit
@@ -68,7 +68,7 @@ class ReconcileActivities:
             )
             progress.record(counts)
             progress.log_unanswered()
-            exported = await self._closed_runs.request_exports(request.closed_since)
+            exported = await self._histories.request_exports(request.closed_since)
             await prune_store(self._store, self._clock, self._deliveries_age)
             checkpoint = await self._next_checkpoint(request, progress.result, counts.complete)
         end = {

@@ -17,7 +17,7 @@ from activities.integrations.consent_start import ConsentStartActivities
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities
 from activities.integrations.registration import ClientRegistrations
-from activities.maintenance.history import ClosedRunExporter, HistoryActivities
+from activities.maintenance.history import HistoryActivities
 from activities.maintenance.introspection import IntrospectionActivities
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
 from activities.maintenance.reconcile import ReconcileActivities
@@ -152,10 +152,8 @@ def _maintenance_activities(
     introspection = IntrospectionActivities(
         store, contexts, sender, receiver_keys, clock, settings.introspection_interval
     )
-    closed_runs = ClosedRunExporter(store, platform.link, clock)
-    reconcile = ReconcileActivities(
-        store, platform.reconciler, closed_runs, clock, settings.webhook_retention
-    )
+    histories = HistoryActivities(store, platform.link, clock)
+    reconcile = ReconcileActivities(store, platform.reconciler, histories, clock, settings.webhook_retention)
     webhooks = WebhookDeliveryActivities(
         store,
         make_egress(_policy(platform), answer_timeout_s=ANSWER_TIMEOUT_S, wrapper=_wrapper()),
@@ -167,7 +165,7 @@ def _maintenance_activities(
         receiver_keys.fetch_keys,
         introspection.introspect_grants,
         reconcile.reconcile,
-        HistoryActivities(store, clock).run_ends,
+        histories.run_ends,
         webhooks.deliver_due,
     ]
 

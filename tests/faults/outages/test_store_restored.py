@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from temporalio.testing import ActivityEnvironment
 
-from activities.maintenance.history import ClosedRunExporter
+from activities.maintenance.history import HistoryActivities
 from activities.maintenance.reconcile import ReconcileActivities
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
@@ -170,7 +170,7 @@ async def test_the_scheduled_pass_detects_the_restored_store(
     assert second.audit_checkpoint == first.audit_checkpoint  # so that the next pass says it again
 
 
-class SetBack(ClosedRunExporter):
+class SetBack(HistoryActivities):
     """The backup is restored between a pass's beginning and its end."""
 
     restore: Callable[[], Awaitable[None]]
@@ -190,11 +190,11 @@ async def test_a_restore_during_a_pass_is_detected_by_the_next_pass(
     parts = place.parts
     closed = SetBack(parts.store, parts.link, parts.clock)
 
-    async def one_pass(runs: ClosedRunExporter, mark: AuditCheckpoint | None) -> ReconcileResult:
+    async def one_pass(runs: HistoryActivities, mark: AuditCheckpoint | None) -> ReconcileResult:
         upkeep = ReconcileActivities(parts.store, parts.reconciler, runs, parts.clock, timedelta(days=30))
         return await ActivityEnvironment().run(upkeep.reconcile, ReconcileRequest(audit_checkpoint=mark))
 
-    usual = ClosedRunExporter(parts.store, parts.link, parts.clock)
+    usual = HistoryActivities(parts.store, parts.link, parts.clock)
     first = await one_pass(usual, None)
     closed.restore = restore
     second = await one_pass(closed, first.audit_checkpoint)

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.maintenance.history import ClosedRunExporter
+from activities.maintenance.history import HistoryActivities
 from activities.maintenance.reconcile import ReconcileActivities
 from evergrant_server.cli import operate
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -113,7 +113,7 @@ async def test_a_pass_goes_on_where_the_worker_before_was(place: Installation, i
     upkeep = ReconcileActivities(
         place.store,
         place.parts.reconciler,
-        ClosedRunExporter(place.store, place.parts.link, place.parts.clock),
+        HistoryActivities(place.store, place.parts.link, place.parts.clock),
         place.parts.clock,
         timedelta(days=30),
     )

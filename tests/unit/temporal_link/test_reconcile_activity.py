@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.maintenance.history import ClosedRunExporter
+from activities.maintenance.history import HistoryActivities
 from activities.maintenance.reconcile import RUN_LIMIT, ReconcileActivities
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -17,8 +17,7 @@ from evergrant_server.core.messages.maintenance import AuditCheckpoint, Reconcil
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.reconcile import Reconciler
 from tests.fakes.clock import SetClock
-from tests.unit.temporal_link.conftest import Prepare, connection_ids
-from tests.unit.temporal_link.scripted_link import ScriptedLink
+from tests.unit.temporal_link.conftest import Prepare, ScriptedLink, connection_ids
 
 ACME, APP = Tenant("acme"), AppId("app_1")
 LOST = AuditCheckpoint(tenant=ACME, seq=7, hash="of a record that the backup doesn't have")
@@ -33,7 +32,7 @@ def activities_of(store: Store, clock: SetClock) -> MakeActivities:
     def make(
         reconciler: Reconciler, link: ScriptedLink, run_limit: timedelta = RUN_LIMIT
     ) -> ReconcileActivities:
-        closed_runs = ClosedRunExporter(store, link, clock)
+        closed_runs = HistoryActivities(store, link, clock)
         return ReconcileActivities(store, reconciler, closed_runs, clock, timedelta(days=30), run_limit)
 
     return make

@@ -1,0 +1,91 @@
+"""How commands end: a reconcile that found drift, an interrupt, a setting that can't be read."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from evergrant_server.cli.operate import print_report
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.settings import BadSettings, load_settings
+from evergrant_server.temporal_link.reconcile import ReconcileCounts
+from examples.demo.interruption import INTERRUPTED, run_interruptible
+
+NAME = "EVERGRANT_EXPIRY_ANNOUNCE_DAYS"
+
+
+@pytest.mark.parametrize(
+    ("result", "code", "named"),
+    [
+        (
+            ReconcileCounts(unanswered=("con_1", "con_2")),
+            ErrorCode.TEMPORAL_UNAVAILABLE,
+            "con_2: its workflow doesn't",
+        ),
+        (
+            ReconcileCounts(unanswered=("con_1",), workers_answered=False),
+            ErrorCode.TEMPORAL_UNAVAILABLE,
+            "start a worker and run",
+        ),
+        (
+            ReconcileCounts(store_behind=("con_3",), unanswered=("con_1",)),
+            ErrorCode.STORE_BEHIND,
+            "con_1: its workflow",
+        ),
+    ],
+)
+def test_unanswered_workflows_are_named_and_the_command_fails(
+    result: ReconcileCounts, code: ErrorCode, named: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(Failure) as failed:
+        print_report(result, restarting=False)
+    assert failed.value.code is code
+    assert named in capsys.readouterr().out
+
+
+def test_a_pass_that_heard_from_everybody_is_no_failure(capsys: pytest.CaptureFixture[str]):
+    print_report(ReconcileCounts(live=3, started=1), restarting=False)
+    assert capsys.readouterr().out == "3 live connections, 1 workflows started\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_further_signals_do_not_interrupt_the_clean_up(number: signal.Signals) -> None:
+    cleaned_up: list[bool] = []
+
+    async def work() -> int:
+        os.kill(os.getpid(), number)
+        try:
+            await asyncio.sleep(10)
+        finally:
+            for _ in range(2):
+                os.kill(os.getpid(), number)
+                await asyncio.sleep(0.01)
+            cleaned_up.append(True)
+        return 0
+
+    assert run_interruptible(work()) == INTERRUPTED
+    assert cleaned_up == [True]
+
+
+def test_the_status_of_uninterrupted_work_is_returned() -> None:
+    async def work() -> int:
+        return 3
+
+    assert run_interruptible(work()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "days"), [("7, 30", (30, 7)), ("1,1,14", (14, 1)), ("0", ()), (None, (14, 3, 1))]
+)
+def test_days_are_read_in_any_order(text: str | None, days: tuple[int, ...], monkeypatch: pytest.MonkeyPatch):
+    if text is not None:
+        monkeypatch.setenv(NAME, text)
+    assert load_settings().expiry_announce_days == days
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "366", "1.5"])
+def test_an_invalid_day_names_the_setting(text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(NAME, text)
+    with pytest.raises(BadSettings, match=NAME):
+        load_settings()
