@@ -141,7 +141,6 @@ class Sender:
         *,
         token: Secret,
         hint: str | None = None,
-        before_send: BeforeSend | None = None,
     ) -> RawReply:
         """Revoke a token (RFC 7009 section 2.1, or the definition's own request).
 
@@ -156,7 +155,7 @@ class Sender:
         call = partial(
             ProviderClient.revoke_token, url=url, token=token.reveal(), token_type_hint=hint, auth=auth
         )
-        return await self._send(spec, client, call, before_send)
+        return await self._send(spec, client, call, None)
 
     async def introspect(
         self,
@@ -166,7 +165,6 @@ class Sender:
         *,
         token: Secret,
         hint: str | None = None,
-        before_send: BeforeSend | None = None,
     ) -> RawReply:
         """Ask whether a token is active (RFC 7662 section 2.1)."""
         url = require_endpoint(spec, endpoints.introspection_endpoint, "introspection_endpoint")
@@ -174,7 +172,7 @@ class Sender:
         call = partial(
             ProviderClient.introspect_token, url=url, token=token.reveal(), token_type_hint=hint, auth=auth
         )
-        return await self._send(spec, client, call, before_send)
+        return await self._send(spec, client, call, None)
 
     async def send_signed(
         self,

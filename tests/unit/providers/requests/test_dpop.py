@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,14 +16,13 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import new_proof_key
-from evergrant_server.egress import Egress, EgressPolicy
-from providers.requests.client import OAuthClient
 from providers.requests.dpop import dpop_proof, nonce_in, require_dpop_algorithm, wants_dpop
-from providers.requests.sender import Sender, SendFailed
+from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
-from tests.unit.providers.samples import a_grant, an_integration, fails, spec_like
+from tests.unit.providers.requests.test_sender import Talk
+from tests.unit.providers.samples import a_grant, an_integration, fails, reply_of, spec_like
 
 AT = datetime(2026, 5, 1, tzinfo=UTC)
 KEY = new_proof_key()
@@ -71,18 +72,10 @@ def test_proof_key_repr_hides_private_part():
     ],
 )
 def test_rfc9449_5_token_type_must_be_as_requested(kind: str | None, dpop: bool, read: str | None):
-    body = json.dumps({"access_token": "a", "token_type": kind}).encode()
-    spec = spec_like(dpop=dpop)
-
-    def judged() -> str:
-        reply = RawReply(200, {}, body)
-        return read_tokens(spec, reply, requested_scopes=(), refreshing=False).token_type
-
-    if read is not None:
-        assert judged() == read
-        return
-    with fails(ErrorCode.REPLY_UNREADABLE):
-        judged()
+    reply = reply_of({"access_token": "a", "token_type": kind})
+    with nullcontext() if read is not None else fails(ErrorCode.REPLY_UNREADABLE):
+        tokens = read_tokens(spec_like(dpop=dpop), reply, requested_scopes=(), refreshing=False)
+        assert tokens.token_type == read
 
 
 @pytest.mark.parametrize(
@@ -113,9 +106,7 @@ def test_rfc9449_5_1_unsupported_algorithm_refused():
     require_dpop_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t"))
     require_dpop_algorithm(BOUND, Endpoints(token_endpoint="https://s.example/t", dpop_algorithms=("ES256",)))
     with fails(ErrorCode.CLIENT_REJECTED):
-        require_dpop_algorithm(
-            BOUND, Endpoints(token_endpoint="https://s.example/t", dpop_algorithms=("EdDSA",))
-        )
+        require_dpop_algorithm(BOUND, Endpoints(token_endpoint="t", dpop_algorithms=("EdDSA",)))
 
 
 @pytest.mark.parametrize("said", ["", 'a"b', "a\\b", "a b", "ü", "x" * 2000])
@@ -123,31 +114,21 @@ def test_rfc9449_8_1_invalid_nonce_ignored(said: str):
     assert nonce_in(RawReply(400, {"dpop-nonce": said}, b"{}")) is None
 
 
-class Talk:
-    """One provider, and a sender that remembers nonces."""
+class BoundTalk(Talk):
+    """A client with a proof key, and a sender that remembers nonces."""
 
     def __init__(self, idp: ScriptedProvider) -> None:
-        self.idp = idp
-        self.sender = Sender(Egress(EgressPolicy(allow=(idp.allowance,))))
+        super().__init__(idp)
+        self.client = replace(self.client, proof_key=KEY)
         self.checks = 0
 
-    async def refresh(self, token: str, check: Callable[[], None] | None = None) -> RawReply:
-        client = OAuthClient(
-            self.idp.client_id, Secret(self.idp.client_secret), "client_secret_basic", proof_key=KEY
-        )
-
+    async def ask(self, token: str, check: Callable[[], None] | None = None) -> RawReply:
         def counted() -> None:
             self.checks += 1
             if check is not None:
                 check()
 
-        return await self.sender.refresh(
-            BOUND,
-            Endpoints(token_endpoint=self.idp.url("token")),
-            client,
-            refresh_token=Secret(token),
-            before_send=counted,
-        )
+        return await self.refresh(token, BOUND, before_send=counted)
 
     @property
     def nonces(self) -> list[str | None]:
@@ -162,29 +143,29 @@ def wants(nonce: str, status: int = 400) -> Any:
 
 async def test_rfc9449_8_request_repeated_with_nonce() -> None:
     async with ScriptedProvider() as idp:
-        talk, grant = Talk(idp), idp.grant()
+        talk, grant = BoundTalk(idp), idp.grant()
         idp.script(wants("n-1"))
-        reply = await talk.refresh(grant["refresh_token"])
+        reply = await talk.ask(grant["refresh_token"])
         assert reply.status == 200
         assert talk.nonces == [None, "n-1"]
         assert talk.checks == 2  # `send_by` and the fence count for the second as well
-        await talk.refresh(json.loads(reply.body)["refresh_token"])
+        await talk.ask(json.loads(reply.body)["refresh_token"])
         assert talk.nonces == [None, "n-1", "n-1"]  # remembered
 
 
 async def test_rfc9449_8_request_repeated_only_once() -> None:
     async with ScriptedProvider() as idp:
-        talk, grant = Talk(idp), idp.grant()
+        talk, grant = BoundTalk(idp), idp.grant()
         idp.script(wants("n-1"), wants("n-2"))
-        reply = await talk.refresh(grant["refresh_token"])
+        reply = await talk.ask(grant["refresh_token"])
         assert (reply.status, talk.nonces) == (400, [None, "n-1"])
-        assert (await talk.refresh(grant["refresh_token"])).status == 200  # it was never spent
+        assert (await talk.ask(grant["refresh_token"])).status == 200  # it was never spent
         assert talk.nonces[-1] == "n-2"
 
 
 async def test_repeated_request_stopped_by_before_send() -> None:
     async with ScriptedProvider() as idp:
-        talk, grant = Talk(idp), idp.grant()
+        talk, grant = BoundTalk(idp), idp.grant()
         idp.script(wants("n-1"))
 
         def too_late_the_second_time() -> None:
@@ -192,15 +173,13 @@ async def test_repeated_request_stopped_by_before_send() -> None:
                 raise Failure(ErrorCode.REFRESH_PENDING, "too late to send")
 
         with pytest.raises(SendFailed) as stopped:
-            await talk.refresh(grant["refresh_token"], too_late_the_second_time)
+            await talk.ask(grant["refresh_token"], too_late_the_second_time)
         assert (stopped.value.sent, stopped.value.code) == (False, ErrorCode.REFRESH_PENDING)
-        assert (await talk.refresh(grant["refresh_token"])).status == 200
+        assert (await talk.ask(grant["refresh_token"])).status == 200
 
 
 async def test_no_proof_in_a_revocation() -> None:
     async with ScriptedProvider() as idp:
-        talk, grant = Talk(idp), idp.grant()
-        client = OAuthClient(idp.client_id, Secret(idp.client_secret), "client_secret_basic", proof_key=KEY)
-        endpoints = Endpoints(token_endpoint=idp.url("token"), revocation_endpoint=idp.url("revoke"))
-        await talk.sender.revoke(BOUND, endpoints, client, token=Secret(grant["refresh_token"]))
+        talk, grant = BoundTalk(idp), idp.grant()
+        await talk.sender.revoke(BOUND, talk.endpoints, talk.client, token=Secret(grant["refresh_token"]))
         assert "dpop" not in idp.calls[-1].headers

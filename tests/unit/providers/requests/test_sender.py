@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from urllib.parse import parse_qsl
 
 import pytest
 from authlib.integrations.httpx_client import AsyncOAuth2Client
@@ -204,3 +205,54 @@ async def test_rfc6749_2_3_1_basic_secret_is_form_encoded() -> None:
 def test_reply_repr_hides_content() -> None:
     reply = RawReply(200, {"set-cookie": "canary"}, b"canary")
     assert "canary" not in repr(reply)
+
+
+# --- formats that no vector of the catalogue shows, and refusals before sending -----------------
+
+
+async def test_refresh_parameter_names_and_headers_of_a_definition() -> None:
+    spec = spec_like(
+        client_auth="client_secret_post",
+        refresh_param_names={"refresh_token": "RefreshToken", "client_secret": None},
+        required_headers={"User-Agent": "acme-client/1"},
+        token_request_headers={"X-Version": "2"},
+    )
+    async with ScriptedProvider() as idp:
+        await Talk(idp, auth="client_secret_post").refresh("rt-1", spec)
+        call = idp.calls[-1]
+    expected = {"grant_type": "refresh_token", "RefreshToken": "rt-1", "client_id": idp.client_id}
+    assert dict(parse_qsl(call.body.decode())) == expected
+    assert "?" not in call.target
+    assert (call.headers["user-agent"], call.headers["x-version"]) == ("acme-client/1", "2")
+
+
+async def test_token_in_a_revocation_url() -> None:
+    rule = {"url": "https://acme.example/{client_id}/{token}", "format": "none"}
+    async with ScriptedProvider() as idp:
+        talk = Talk(idp)
+        endpoints = talk.endpoints.model_copy(update={"revocation_endpoint": idp.url("{client_id}/{token}")})
+        await talk.sender.revoke(spec_like(revocation=rule), endpoints, talk.client, token=Secret("rt-1"))
+        assert idp.calls[-1].target == f"/{idp.client_id}/rt-1"
+
+
+async def test_unsupported_request_not_sent() -> None:
+    async with ScriptedProvider() as idp:
+        talk, secret = Talk(idp), Secret("rt-1")
+        shop = spec_like(token_params={"s": "{shop}"}, template_params={"shop": {"pattern": "^[a-z]+$"}})
+        with pytest.raises(Failure, match="shop is missing"):
+            await talk.sender.exchange_code(
+                shop, talk.endpoints, talk.client, code=secret, verifier=secret, redirect_uri=REDIRECT
+            )
+        with pytest.raises(Failure, match="no refresh"):
+            await talk.refresh("rt-1", spec_like(refresh_supported=False))
+        with pytest.raises(Failure, match="auth_modes"):
+            await talk.refresh("rt-1", spec_like(auth_modes=["client_credentials"]))
+        bare = Endpoints(token_endpoint=idp.url("token"))
+        with pytest.raises(Failure, match="no revocation_endpoint"):
+            await talk.sender.revoke(spec_like(), bare, talk.client, token=secret)
+        for auth, why in (("client_secret_post", "no client secret"), ("tls_client_auth", "no client cert")):
+            talk.client = OAuthClient("client-1", None, auth)
+            with pytest.raises(SendFailed, match=why) as raised:
+                await talk.refresh("rt-1")
+            assert (raised.value.code, raised.value.sent) == (ErrorCode.CLIENT_REJECTED, False)
+        assert idp.calls == []
