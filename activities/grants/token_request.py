@@ -12,7 +12,7 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.integrations import Endpoints, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend
-from providers.definition.schema_lifecycle import RefreshSpec
+from providers.definition.schema_response import RefreshSpec
 from providers.oauth1.flow import read_token_credentials, token_credentials_request
 from providers.requests.client_grants import PreparedRequest
 from providers.requests.request_format import access_token_exchange_request

@@ -26,7 +26,7 @@ from evergrant_server.core.webhooks import (
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
-from providers.responses.durations import retry_after
+from providers.responses.raw_reply import retry_after
 
 ANSWER_TIMEOUT_S = 15.0  # for the whole exchange
 ROUND_SIZE = 20  # deliveries; with the slowest receiver a round still ends within its timeout

@@ -25,8 +25,7 @@ from evergrant_server.core.single_use.circuit_breaker import (
 )
 from evergrant_server.telemetry import metrics
 from providers.requests.sender import SendFailed
-from providers.responses.durations import retry_after
-from providers.responses.raw_reply import RawReply
+from providers.responses.raw_reply import RawReply, retry_after
 
 _Key = tuple[str, IntegrationId, int, str]  # provider, integration, its revision, definition
 _MAX_BREAKERS = 10_000

@@ -14,7 +14,7 @@ from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
 from evergrant_server.core.messages.activities import GrantResult
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_lifecycle import RefreshSpec
+from providers.definition.schema_response import RefreshSpec
 from providers.definition.templates import (
     assertion_audience,
     client_auth_of,

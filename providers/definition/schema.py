@@ -13,7 +13,6 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RefreshRules, Rotation
 from providers.definition.schema_base import SpecPart, TemplateParam, TextLine, UrlTemplate, placeholders
-from providers.definition.schema_lifecycle import RefreshPart, RevocationPart
 from providers.definition.schema_request import (
     AuthorizationPart,
     CallbackPart,
@@ -21,7 +20,14 @@ from providers.definition.schema_request import (
     OtherGrantsPart,
     TokenRequestPart,
 )
-from providers.definition.schema_response import AccountLookup, ApiRequest, ErrorPart, ResponseSpec
+from providers.definition.schema_response import (
+    AccountLookup,
+    ApiRequest,
+    ErrorPart,
+    RefreshPart,
+    ResponseSpec,
+    RevocationPart,
+)
 
 AuthMode = Literal[
     "authorization_code",
@@ -136,16 +142,8 @@ class ProviderSpec(
 
     def _param_templates(self) -> dict[str, tuple[str | None, ...]]:
         """The templates of parameters, by field name."""
-        fields = (
-            "authorization_params",
-            "token_params",
-            "token_query_params",
-            "refresh_params",
-            "callback_expected",
-        )
-        filled: dict[str, tuple[str | None, ...]] = {
-            name: tuple(getattr(self, name).values()) for name in fields
-        }
+        names = ("authorization_params", "token_params", "token_query_params", "refresh_params")
+        filled = {name: tuple(getattr(self, name).values()) for name in (*names, "callback_expected")}
         return filled | {"redirect_uri_override": (self.redirect_uri_override,)}
 
     def url_templates(self) -> dict[str, str]:

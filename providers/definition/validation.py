@@ -12,8 +12,8 @@ from providers.definition.categories import CATEGORIES
 from providers.definition.host_validation import hosts_are_pinned, sources_are_named
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import placeholders
-from providers.definition.schema_lifecycle import RefreshPart
 from providers.definition.schema_request import BodyFormat, ClientAuth, Pkce
+from providers.definition.schema_response import RefreshPart
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,8 @@ from providers.requests.callback import Callback
 from providers.requests.callback_parameters import Query, reject_callback, unique_params
 from providers.requests.client import OAuthClient
 from providers.requests.request_format import SignedRequest, filled_params
-from providers.responses.durations import seconds_until
 from providers.responses.error_mapping import raise_for_failure, reply_fields, unreadable_reply
-from providers.responses.raw_reply import RawReply, UnreadableBody, is_metadata_value
+from providers.responses.raw_reply import RawReply, UnreadableBody, is_metadata_value, seconds_until
 
 _DENIED_PARAM = "denied"  # X and others: the token of a refused consent
 _PROBLEM_PARAM = "oauth_problem"  # the Problem Reporting extension

@@ -8,8 +8,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
-from providers.responses.durations import retry_after
-from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body
+from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, retry_after
 
 CLIENT_NAME = "Evergrant"
 _AUTH_METHODS = ("client_secret_basic", "client_secret_post", "none")

@@ -22,9 +22,15 @@ from providers.definition.templates import (
     require_complete,
 )
 from providers.requests.client import STANDARD_HEADERS
-from providers.responses.durations import retry_after
 from providers.responses.error_mapping import unreadable_reply
-from providers.responses.raw_reply import RawReply, UnreadableBody, is_metadata_value, parse_body, value_at
+from providers.responses.raw_reply import (
+    RawReply,
+    UnreadableBody,
+    is_metadata_value,
+    parse_body,
+    retry_after,
+    value_at,
+)
 
 _MAX_OPTIONS = 200
 _MAX_LABEL_LENGTH = 200

@@ -64,9 +64,15 @@ def client_grant_request(
             return _prepared(spec, endpoints, client, grant, JWT_BEARER, {}, assertion)
         case Flow.TOKEN_EXCHANGE:
             rule = spec.token_exchange or TokenExchangeGrant()
-            return _prepared(
-                spec, endpoints, client, grant, TOKEN_EXCHANGE, rule.params, _subject_token_params(grant)
-            )
+            if grant.subject_token is None:
+                detail = "there is no token to exchange"
+                raise Failure(ErrorCode.CLIENT_REJECTED, detail, field="subject_token")
+            exchanged = {  # RFC 8693 section 2.1
+                "subject_token": grant.subject_token.reveal(),
+                "subject_token_type": grant.target.subject_token_type or ACCESS_TOKEN_TYPE,
+                "requested_token_type": ACCESS_TOKEN_TYPE,
+            }
+            return _prepared(spec, endpoints, client, grant, TOKEN_EXCHANGE, rule.params, exchanged)
         case _:
             detail = f"{flow.value} needs a subject's consent"
             raise Failure(ErrorCode.INVALID_REQUEST, detail, field="flow", provider=spec.name)
@@ -89,17 +95,6 @@ def _prepared(
     format = token_request_format(spec, client, grant.params, fields)
     format = with_resources(format, grant.target.resources)
     return PreparedRequest(endpoints.token_endpoint, grant_type, format)
-
-
-def _subject_token_params(grant: ClientGrantInput) -> dict[str, str]:
-    """The subject token and its type (RFC 8693 section 2.1)."""
-    if grant.subject_token is None:
-        raise Failure(ErrorCode.CLIENT_REJECTED, "there is no token to exchange", field="subject_token")
-    return {
-        "subject_token": grant.subject_token.reveal(),
-        "subject_token_type": grant.target.subject_token_type or ACCESS_TOKEN_TYPE,
-        "requested_token_type": ACCESS_TOKEN_TYPE,
-    }
 
 
 def read_exchanged_token(
@@ -140,11 +135,9 @@ def _jwt_bearer_assertion(
         **values,
     }
     now = int(grant.at.timestamp())
-    claims: dict[str, object] = {name: _fill_claim(text, words) for name, text in templates.items()}
+    claims: dict[str, object] = {  # filled in one pass, so that braces in a value stay
+        name: PLACEHOLDER.sub(lambda found: words.get(found.group(1), ""), text)
+        for name, text in templates.items()
+    }
     claims |= {"iat": now, "exp": now + rule.lifetime_s}
     return sign_jwt(client.key, {k: v for k, v in claims.items() if v != ""}, alg=rule.alg)
-
-
-def _fill_claim(template: str, words: Mapping[str, str]) -> str:
-    """The template filled in one pass, so that braces in a value stay."""
-    return PLACEHOLDER.sub(lambda found: words.get(found.group(1), ""), template)

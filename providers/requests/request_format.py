@@ -7,8 +7,8 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_lifecycle import RefreshSpec, RevocationSpec
 from providers.definition.schema_request import ClientAuth
+from providers.definition.schema_response import RefreshSpec, RevocationSpec
 from providers.definition.templates import checked_params, fill_template, redirect_uri_to_send
 from providers.requests.client import OAuthClient
 
@@ -79,7 +79,12 @@ def refresh_format(
     spec: ProviderSpec, client: OAuthClient, token: Secret, redirect_uri: str | None, params: Params
 ) -> RequestFormat:
     """The format of a refresh. Raises as `token_request_format`."""
-    extra = filled_params(spec, spec.refresh_params, params) | _redirect_uri_param(spec, redirect_uri, params)
+    extra = filled_params(spec, spec.refresh_params, params)
+    if "redirect_uri" in spec.refresh_params_include:
+        if redirect_uri is None:
+            detail, field = f"{spec.name} requires the redirect URI in a refresh", "refresh_params_include"
+            raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field=field)
+        extra["redirect_uri"] = redirect_uri_to_send(spec, params, redirect_uri)
     format = token_request_format(spec, client, params, extra)
     in_header = spec.refresh_token_in == "header"
     return replace(
@@ -151,12 +156,3 @@ def filled_params(spec: ProviderSpec, templates: Params, params: Params) -> dict
         return {}
     values = checked_params(spec, params)
     return {name: fill_template(text, values, spec) for name, text in templates.items()}
-
-
-def _redirect_uri_param(spec: ProviderSpec, redirect_uri: str | None, params: Params) -> dict[str, str]:
-    if "redirect_uri" not in spec.refresh_params_include:
-        return {}
-    if redirect_uri is None:
-        detail = f"{spec.name} requires the redirect URI in a refresh"
-        raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="refresh_params_include")
-    return {"redirect_uri": redirect_uri_to_send(spec, params, redirect_uri)}

@@ -47,14 +47,6 @@ class SendFailed(Failure):
         self.sent = sent
 
 
-class _SendStopped(Exception):
-    """An exception of `before_send`, on its way through authlib."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__("stopped before sending")
-        self.failure = failure
-
-
 class Sender:
     """Sends OAuth requests for any provider, each over its own TCP connection.
 
@@ -87,12 +79,9 @@ class Sender:
         standard = {"code": code.reveal(), "redirect_uri": redirect_uri_to_send(spec, params, redirect_uri)}
         if spec.pkce is not Pkce.OFF:
             standard["code_verifier"] = verifier.reveal()
+        url, auth = require_complete(spec, endpoints.token_endpoint), self._auth(spec, client, format)
         call = partial(
-            ProviderClient.fetch_token,
-            url=require_complete(spec, endpoints.token_endpoint),
-            grant_type="authorization_code",
-            auth=self._auth(spec, client, format),
-            **standard,
+            ProviderClient.fetch_token, url=url, grant_type="authorization_code", auth=auth, **standard
         )
         return await self._send(spec, client, call, before_send)
 
@@ -220,8 +209,8 @@ class Sender:
             response = await call(ProviderClient(client, transport, [QUIRKS[name] for name in spec.quirks]))
         except ReplyReceived as answered:
             response = answered.response
-        except _SendStopped as stopped:
-            raise SendFailed(stopped.failure, sent=False) from stopped.__cause__
+        except SendFailed:
+            raise
         except httpx2.InvalidURL:
             raise SendFailed(Failure(ErrorCode.EGRESS_REFUSED, "not a URL"), sent=False) from None
         except httpx2.TransportError as error:
@@ -237,6 +226,7 @@ class Sender:
 
 
 def _stop_on_failure(before_send: BeforeSend | None) -> BeforeSend | None:
+    """`before_send`, whose every exception is a SendFailed on its way through authlib."""
     if before_send is None:
         return None
 
@@ -244,10 +234,10 @@ def _stop_on_failure(before_send: BeforeSend | None) -> BeforeSend | None:
         try:
             return before_send()
         except Failure as failure:
-            raise _SendStopped(failure) from failure
+            raise SendFailed(failure, sent=False) from failure
         except Exception as error:
             detail = "the request was stopped before sending"
-            raise _SendStopped(Failure(ErrorCode.PROVIDER_UNREACHABLE, detail)) from error
+            raise SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE, detail), sent=False) from error
 
     return check
 

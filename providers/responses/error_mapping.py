@@ -16,9 +16,8 @@ from typing import Any
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_lifecycle import RevocationSpec
-from providers.responses.durations import retry_after
-from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, value_at
+from providers.definition.schema_response import RevocationSpec
+from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, retry_after, value_at
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
 _CLIENT_ERRORS = frozenset(

@@ -15,7 +15,6 @@ from evergrant_server.core.text import is_storable_text, json_type
 from providers.definition.patterns import first_group
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_response import AdditionalTokens
-from providers.responses.durations import parse_duration, reply_date, seconds_until
 from providers.responses.error_mapping import (
     raise_for_failure,
     reply_fields,
@@ -26,6 +25,9 @@ from providers.responses.raw_reply import (
     RawReply,
     UnreadableBody,
     is_metadata_value,
+    parse_duration,
+    reply_date,
+    seconds_until,
     value_at,
 )
 
