@@ -16,6 +16,7 @@ from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import (
+    ActivityName,
     QueryName,
     RequestContext,
     SignalName,
@@ -68,6 +69,12 @@ def a_grant(generation: int = 1, lasts: timedelta | None = timedelta(hours=1), *
     return GrantResult(generation=generation, **{**facts, "refreshable": True, **more})
 
 
+async def until_called(scripted: ScriptedActivities, name: ActivityName, count: int = 1) -> None:
+    async with asyncio.timeout(30):
+        while scripted.count(name) < count:
+            await asyncio.sleep(0.02)
+
+
 class Life:
     """One connection's workflow under test."""
 
@@ -89,6 +96,9 @@ class Life:
             while not condition(description := await self.describe()):
                 await asyncio.sleep(0.05)
         return description
+
+    async def until_called(self, name: ActivityName, count: int = 1) -> None:
+        await until_called(self.scripted, name, count)
 
     async def consent(self) -> m.ConnectionDescription:
         await self.handle.signal(SignalName.CONSENT_GRANTED, a_consent())

@@ -51,44 +51,6 @@ async def test_a_year_with_an_outage_and_an_idle_quarter():
     assert not provider.announced
 
 
-async def test_a_hard_end_is_announced_and_then_needs_its_subject():
-    """90 days from the consent, whatever is refreshed."""
-    async with skipping() as env:
-        provider = Provider(leased=lambda passed: False, refresh_lives=90 * DAY, rotates=False)
-        async with living_with(env, provider, "adaptive") as life:
-            await env.sleep(89.5 * DAY)
-            assert provider.announced == [14, 3, 1]
-            assert (await life.describe()).state is LifecycleState.ACTIVE
-            assert len(provider.sent) <= 2, "the one that has shown that a refresh moves nothing"
-            await env.sleep(2 * DAY)
-            generation = (await life.describe()).generation
-            told = await life.ensure_fresh(generation)
-            assert told.problem is ErrorCode.GRANT_REJECTED
-            assert (await life.describe()).state is LifecycleState.NEEDS_REAUTH
-
-
-async def test_a_caller_is_served_soon_after_an_outage_of_twelve_hours():
-    """A caller asks every ten minutes, so that no outage lasts until the next backoff."""
-    end = 20 * HOUR
-    async with skipping() as env:
-        provider = Provider(away=lambda passed: 8 * HOUR <= passed < end)
-        async with living_with(env, provider, "on_demand") as life:
-            await env.sleep(8 * HOUR + timedelta(minutes=1))
-            served = None
-            for minutes in range(0, 14 * 60, 10):
-                known = await life.describe()
-                told = await life.ensure_fresh(known.generation)
-                if told.problem is None:
-                    served = timedelta(hours=8, minutes=minutes + 1)
-                    break
-                await env.sleep(timedelta(minutes=10))
-    assert served is not None
-    calls = len([it for it in provider.sent if it < end])
-    print(f"\n12 hours away, a caller every 10 minutes: {calls} calls, served {served - end} later")
-    assert served - end <= timedelta(minutes=21)
-    assert calls <= 90
-
-
 async def test_a_subject_who_takes_forty_days_costs_nothing_meanwhile():
     """needs_reauth waits for a person: no call, no timer; then the same connection goes on."""
     async with skipping() as env:

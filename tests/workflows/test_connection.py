@@ -68,18 +68,15 @@ async def test_that_an_older_token_is_over_says_nothing_of_the_one_that_a_caller
 
 
 async def test_invariant_3_callers_share_one_refresh(client: Client):
-    scripted = ScriptedActivities()
-    async with living(client, scripted) as life:
+    async with living(client) as life:
         await life.consent()
         gate = asyncio.Event()
-        scripted.answers[REFRESH].append(gate)
+        life.scripted.answers[REFRESH].append(gate)
         callers = [asyncio.create_task(life.ensure_fresh(1)) for _ in range(8)]
-        async with asyncio.timeout(20):
-            while scripted.count(REFRESH) == 0:
-                await asyncio.sleep(0.02)
+        await life.until_called(REFRESH)
         gate.set()
         assert {(await caller).generation for caller in callers} == {2}
-        assert scripted.count(REFRESH) == 1
+        assert life.scripted.count(REFRESH) == 1
 
 
 async def test_the_validator_refuses_what_is_done_and_writes_nothing(client: Client):
@@ -94,10 +91,9 @@ async def test_the_validator_refuses_what_is_done_and_writes_nothing(client: Cli
 
 
 async def test_a_rejected_grant_answers_the_waiting_update(client: Client):
-    scripted = ScriptedActivities()
-    async with living(client, scripted) as life:
+    async with living(client) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
+        life.scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
         answer = await life.ensure_fresh(1)
         assert answer.problem is ErrorCode.GRANT_REJECTED
         described = await life.describe()
@@ -195,10 +191,9 @@ class PatientPipeline(TokenInbox):
 
 
 async def test_refused_pipelines_are_told_again_when_the_subject_has_acted(client: Client):
-    scripted = ScriptedActivities()
-    async with living(client, scripted) as life:
+    async with living(client) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
+        life.scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
         await life.ensure_fresh(1)
         queue = f"patient-{life.handle.id}"
         async with Worker(client, task_queue=queue, workflows=[PatientPipeline]):

@@ -35,8 +35,7 @@ async def test_a_flood_of_signals_is_bounded_by_continue_as_new_and_loses_none(
     client: Client, short_histories: None
 ):
     """Every rotate is a signal of its own; each must lead to its refresh, across runs."""
-    scripted = ScriptedActivities()
-    async with living(client, scripted) as life:
+    async with living(client) as life:
         await life.consent()
         rotate = m.Rotate(reason="flood", context=ASKED)
         await asyncio.gather(*(life.handle.signal(SignalName.ROTATE, rotate) for _ in range(60)))
@@ -45,7 +44,7 @@ async def test_a_flood_of_signals_is_bounded_by_continue_as_new_and_loses_none(
         assert (await newest.describe()).run_id != life.handle.first_execution_run_id
         length = (await newest.describe()).history_length
         assert length < 400
-        runs = scripted.count(ActivityName.EXPORT_RUN_HISTORY)
+        runs = life.scripted.count(ActivityName.EXPORT_RUN_HISTORY)
         assert runs >= 2, "each run that ended was exported"
 
 

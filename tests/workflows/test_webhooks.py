@@ -1,4 +1,4 @@
-"""The workflow that delivers to a webhook: its waits, its end, and a receiver that is down for hours."""
+"""The workflow that delivers to a webhook: its waits, its rounds and its end."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,8 @@ from tests.fakes.events.webhook_receiver import Receiver
 from tests.fakes.events.webhooks import listening, log_of
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
-from tests.workflows.webhook_runs import delivering, until_called
+from tests.workflows.connection_runs import until_called
+from tests.workflows.webhook_runs import delivering
 
 ASKED = RequestContext(by="app:boss")
 TENANT = Tenant("acme")
@@ -70,11 +71,11 @@ async def test_an_endpoint_in_a_pause_is_not_looked_at_for_each_event_but_for_a_
     scripted.answers[DELIVER] = [paused, paused]
     async with delivering(client, scripted.everything()) as told:
         await told.wake()
-        await until_called(scripted, 1)
+        await until_called(scripted, DELIVER, 1)
         for _ in range(20):
             await told.wake()
         handle = await told.wake(at_once=True)
-        await until_called(scripted, 2)
+        await until_called(scripted, DELIVER, 2)
         await told.wake()
         await handle.terminate("seen enough")
         assert scripted.count(DELIVER) <= 3, "one at first, one for the person; one may cross a signal"
@@ -86,11 +87,11 @@ async def test_events_while_it_delivers_lead_to_another_round(client: Client):
     scripted.answers[DELIVER] = [hold]
     async with delivering(client, scripted.everything()) as told:
         handle = await told.wake()
-        await until_called(scripted, 1)
+        await until_called(scripted, DELIVER, 1)
         for _ in range(30):
             await told.wake()
         hold.set()
-        await until_called(scripted, 2)
+        await until_called(scripted, DELIVER, 2)
         await asyncio.sleep(0)
         assert scripted.count(DELIVER) == 2, "thirty messages, one look"
         await handle.terminate("seen enough")
@@ -103,65 +104,8 @@ async def test_a_long_run_continues_as_new(client: Client, monkeypatch: pytest.M
     webhook = WebhookId(new_id("whk"))
     async with delivering(client, scripted.everything(), webhook) as told:
         first = await told.wake()
-        await until_called(scripted, 21)
+        await until_called(scripted, DELIVER, 21)
         newest = await client.get_workflow_handle(webhook_workflow_id(TENANT, webhook)).describe()
         await client.get_workflow_handle(webhook_workflow_id(TENANT, webhook)).terminate("seen enough")
     assert newest.run_id != first.first_execution_run_id
     assert newest.history_length < 80
-
-
-class TemporalsClock:
-    """The time of the server that skips it, as activities see it."""
-
-    def __init__(self, now: datetime) -> None:
-        self._now = now
-
-    def now(self) -> datetime:
-        if activity.in_activity():
-            self._now = activity.info().started_time
-        return self._now
-
-
-async def test_a_receiver_that_is_down_for_hours_gets_everything_once(tmp_path: Path):
-    """Twelve hours of 503: few calls, then each event exactly once, in a flood that is bounded."""
-    await migrated_sqlite(tmp_path)
-    KeyRing.create(tmp_path / "keys.json")
-    async with (
-        Receiver() as receiver,
-        skipping_time(data_converter=pydantic_data_converter) as env,
-    ):
-        began = await env.get_current_time()
-        clock = TemporalsClock(began)
-        ring = KeyRing.open(tmp_path / "keys.json", Role.WORKER)
-        store = await Store.open(sqlite_url(tmp_path), ring, clock)
-        webhook = await listening(store, receiver.url, began)
-        egress = Egress(EgressPolicy(allow=(receiver.allowance,)))
-        days = timedelta(days=5)
-        deliver = WebhookDeliveryActivities(store, egress, clock, give_up_after=days, retention=days * 6)
-        up_again = began + timedelta(hours=12)
-
-        async def down_for_hours(_: Any) -> int:
-            return 503 if clock.now() < up_again else 204
-
-        receiver.answer = down_for_hours
-        for _ in range(50):
-            event = WebhookEvent(
-                tenant=TENANT,
-                id=EventId(new_id("evt")),
-                type=EventType.PING,
-                connection_id=None,
-                at=began,
-                body="{}",
-            )
-            async with store.write() as tx:
-                await audit.write_event(tx, [webhook], event, ASKED, began)
-        async with delivering(env.client, [deliver.deliver_due], webhook.id) as told:
-            result = await (await told.wake()).result()
-        log = await log_of(store, webhook)
-        await store.close()
-    refused = [it for it in receiver.received if it.status == 503]
-    arrived = [it.id for it in receiver.received if it.status == 204]
-    assert sorted(arrived) == sorted(it.event_id for it in log)
-    assert all(it.status == "delivered" for it in log)
-    assert result.delivered == 50
-    assert len(refused) < 30, f"{len(refused)} calls in twelve hours"

@@ -56,9 +56,3 @@ async def delivering(
     queue = f"queue-{webhook}"
     async with a_worker(client, activities, queue):
         yield Told(client, queue, webhook)
-
-
-async def until_called(scripted: ScriptedActivities, count: int) -> None:
-    async with asyncio.timeout(20):
-        while scripted.count(ActivityName.DELIVER_WEBHOOKS) < count:
-            await asyncio.sleep(0.02)

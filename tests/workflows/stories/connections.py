@@ -14,7 +14,7 @@ from evergrant_server.core.messages.base import ActivityName, RequestContext, Si
 from evergrant_server.core.messages.connection import AccountChosen, RevokedAtProvider
 from evergrant_server.core.provider_events.external_revocation import ReportSource
 from tests.fakes.scripted_activities import ScriptedActivities
-from tests.workflows.connection_runs import ASKED, Handle, a_consent, a_grant, living
+from tests.workflows.connection_runs import ASKED, Handle, Life, a_consent, a_grant, living
 
 REFRESH = ActivityName.REFRESH_GRANT
 
@@ -43,10 +43,9 @@ async def consent_expired(client: Client) -> Handle:
 
 
 async def outage_then_refused_then_reconnected(client: Client) -> Handle:
-    scripted = ScriptedActivities()
-    async with living(client, scripted) as life:
+    async with living(client) as life:
         await life.consent()
-        scripted.answers[REFRESH] += [
+        life.scripted.answers[REFRESH] += [
             GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE),
             GrantResult(failure=ErrorCode.PROVIDER_RATE_LIMITED, retry_after=1),
             GrantResult(failure=ErrorCode.GRANT_REJECTED),
@@ -80,12 +79,11 @@ async def asked_by_a_pipeline_while_revoking(client: Client) -> Handle:
 
 
 async def rotated_and_repaired(client: Client) -> Handle:
-    scripted = ScriptedActivities()
-    async with living(client, scripted, policy="warm") as life:
+    async with living(client, policy="warm") as life:
         await life.consent()
         await life.handle.signal(SignalName.ROTATE, m.Rotate(reason="leak suspected", context=ASKED))
         await life.until(lambda d: d.generation == 2)
-        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.CLIENT_REJECTED))
+        life.scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.CLIENT_REJECTED))
         await life.ensure_fresh(2)
         await life.handle.signal(SignalName.PROVIDER_CHANGED, m.ProviderChanged(version=2, context=ASKED))
         await life.ensure_fresh(2)
@@ -105,38 +103,36 @@ async def revoked_elsewhere_then_reconnected(client: Client) -> Handle:
         return life.handle
 
 
+async def _first_run(client: Client, life: Life) -> Handle:
+    """The run that it began with, once it has closed."""
+    first = client.get_workflow_handle(life.handle.id, run_id=life.handle.first_execution_run_id)
+    async with asyncio.timeout(120):
+        while (await first.describe()).close_time is None:
+            await asyncio.sleep(0.1)
+    return first
+
+
 async def continued_as_new(client: Client) -> Handle:
     """Recorded with the newest rules: a run that is as long as runs get."""
     async with living(client) as life:
         await life.consent()
         rotate = m.Rotate(reason="many", context=ASKED)
         await asyncio.gather(*(life.handle.signal(SignalName.ROTATE, rotate) for _ in range(330)))
-        first = client.get_workflow_handle(life.handle.id, run_id=life.handle.first_execution_run_id)
-        async with asyncio.timeout(120):
-            while (await first.describe()).close_time is None:
-                await asyncio.sleep(0.2)
-        return first
+        return await _first_run(client, life)
 
 
 async def cancelled_in_the_middle_of_a_refresh(client: Client) -> Handle:
     """The refresh is finished, and another run goes on."""
-    scripted = ScriptedActivities()
-    async with living(client, scripted) as life:
+    async with living(client) as life:
         await life.consent()
         gate = asyncio.Event()
-        scripted.answers[REFRESH].append(gate)
+        life.scripted.answers[REFRESH].append(gate)
         asked = asyncio.create_task(life.ensure_fresh(1))
-        async with asyncio.timeout(20):
-            while scripted.count(REFRESH) == 0:
-                await asyncio.sleep(0.02)
+        await life.until_called(REFRESH)
         await life.handle.cancel()
         gate.set()
         await asked
-        first = client.get_workflow_handle(life.handle.id, run_id=life.handle.first_execution_run_id)
-        async with asyncio.timeout(20):
-            while (await first.describe()).close_time is None:
-                await asyncio.sleep(0.05)
-        return first
+        return await _first_run(client, life)
 
 
 async def client_grant_after_an_outage(client: Client) -> Handle:
@@ -181,10 +177,9 @@ async def device_code_denied(client: Client) -> Handle:
 
 async def refused_then_answered_once_reconnected(client: Client) -> Handle:
     """A pipeline asks while the subject has to act; it is told at once, and again when there is a token."""
-    scripted = ScriptedActivities()
-    async with living(client, scripted) as life:
+    async with living(client) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
+        life.scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
         await life.ensure_fresh(1)
         ask = m.RequestToken(app="crm-sync", reply_to="a-pipeline-that-is-gone", context=ASKED)
         await life.handle.signal(SignalName.REQUEST_TOKEN, ask)
@@ -200,9 +195,7 @@ async def end_announced(client: Client) -> Handle:
     scripted.answers[ActivityName.EXCHANGE_CODE].append(granted)
     async with living(client, scripted) as life:
         await life.consent()
-        async with asyncio.timeout(30):
-            while not scripted.count(ActivityName.ANNOUNCE_EXPIRY):
-                await asyncio.sleep(0.1)
+        await life.until_called(ActivityName.ANNOUNCE_EXPIRY)
         scripted.generation = 1
         for generation in (1, 2):  # the second is declined
             await life.ensure_fresh(generation, reported=True)

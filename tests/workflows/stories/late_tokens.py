@@ -18,13 +18,12 @@ REFRESH = ActivityName.REFRESH_GRANT
 
 async def late_tokens_verified(client: Client) -> Handle:
     """Given up, an outage while the late answer is verified, and back."""
-    scripted = ScriptedActivities()
-    async with living(client, scripted) as life:
+    async with living(client) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.OUTCOME_UNKNOWN))
+        life.scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.OUTCOME_UNKNOWN))
         await life.ensure_fresh(1)
         await life.until(lambda d: d.state is LifecycleState.NEEDS_REAUTH)
-        scripted.answers[ActivityName.VERIFY_LATE_TOKENS].append(
+        life.scripted.answers[ActivityName.VERIFY_LATE_TOKENS].append(
             GrantResult(failure=ErrorCode.PROVIDER_ERROR)
         )
         came = LateTokensReceived(attempt_id=AttemptId(new_id("att")), context=ASKED)
@@ -35,11 +34,10 @@ async def late_tokens_verified(client: Client) -> Handle:
 
 async def late_tokens_beside_a_grant(client: Client) -> Handle:
     """A journal has a newer grant than the one that works, and then the same signal arrives again."""
-    scripted = ScriptedActivities()
-    async with living(client, scripted) as life:
+    async with living(client) as life:
         await life.consent()
         newer = a_grant(2)
-        scripted.answers[ActivityName.VERIFY_LATE_TOKENS] += [newer, newer]
+        life.scripted.answers[ActivityName.VERIFY_LATE_TOKENS] += [newer, newer]
         for _ in range(2):
             came = LateTokensReceived(attempt_id=AttemptId(new_id("att")), context=ASKED)
             await life.handle.signal(SignalName.LATE_TOKENS_RECEIVED, came)
@@ -63,10 +61,9 @@ async def short_lived_token_exchanged(client: Client) -> Handle:
 
 async def late_tokens_one_after_another(client: Client) -> Handle:
     """The first waits through an outage, the second is refused, and so the first is tried again."""
-    scripted = ScriptedActivities()
-    async with living(client, scripted) as life:
+    async with living(client) as life:
         await life.consent()
-        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.OUTCOME_UNKNOWN))
+        life.scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.OUTCOME_UNKNOWN))
         await life.ensure_fresh(1)
         await life.until(lambda d: d.state is LifecycleState.NEEDS_REAUTH)
         first, second = (
@@ -75,7 +72,7 @@ async def late_tokens_one_after_another(client: Client) -> Handle:
         verify = ActivityName.VERIFY_LATE_TOKENS
         away = GrantResult(failure=ErrorCode.PROVIDER_ERROR, retry_after=600)
         refused = GrantResult(failure=ErrorCode.GRANT_REJECTED, next_late_attempt=first.attempt_id)
-        scripted.answers[verify] += [away, refused]
+        life.scripted.answers[verify] += [away, refused]
         await life.handle.signal(SignalName.LATE_TOKENS_RECEIVED, first)
         await life.until(lambda d: d.next_at is not None)
         await life.handle.signal(SignalName.LATE_TOKENS_RECEIVED, second)

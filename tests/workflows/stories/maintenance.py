@@ -17,9 +17,9 @@ from evergrant_server.core.messages.integrations import FetchReceiverKeys, PushA
 from evergrant_server.core.messages.maintenance import IntrospectGrants, ReconcileRequest, RereadMetadata
 from evergrant_server.core.messages.webhooks import DeliveryRound
 from tests.fakes.scripted_activities import ScriptedActivities
-from tests.workflows.connection_runs import ASKED, Handle, a_worker
+from tests.workflows.connection_runs import ASKED, Handle, a_worker, until_called
 from tests.workflows.rollout_runs import FOREVER, ScriptedRollout, decided, running_rollout, wanted_back
-from tests.workflows.webhook_runs import TENANT, delivering, until_called
+from tests.workflows.webhook_runs import TENANT, delivering
 
 
 async def _run(client: Client, name: WorkflowName, order: BaseModel, workflow: str) -> Handle:
@@ -96,10 +96,10 @@ async def delivered_to_a_webhook_that_was_down(client: Client) -> Handle:
     ]
     async with delivering(client, scripted.everything()) as told:
         await told.wake()
-        await until_called(scripted, 2)
+        await until_called(scripted, ActivityName.DELIVER_WEBHOOKS, 2)
         await told.wake()
         await told.wake(at_once=True)
-        await until_called(scripted, 4)
+        await until_called(scripted, ActivityName.DELIVER_WEBHOOKS, 4)
         await told.wake()
-        await until_called(scripted, 5)
+        await until_called(scripted, ActivityName.DELIVER_WEBHOOKS, 5)
         return told.handle

@@ -52,12 +52,11 @@ async def reported_while_an_answer_is_lost(client: Client) -> Handle:
 
 async def tokens_dated_ahead(client: Client) -> Handle:
     """Tokens that are dated an hour ahead; each is over after two seconds all the same, and reported."""
-    scripted = ScriptedActivities()
-    async with living(client, scripted, policy="on_demand") as life:
+    async with living(client, policy="on_demand") as life:
         for generation, name in enumerate((ActivityName.EXCHANGE_CODE, *[ActivityName.REFRESH_GRANT] * 2)):
             ahead = datetime.now(UTC) + timedelta(hours=1)
             dates = {"obtained_at": ahead, "expires_at": ahead + timedelta(seconds=2)}
-            scripted.answers[name].append(a_grant(generation + 1, **dates))
+            life.scripted.answers[name].append(a_grant(generation + 1, **dates))
             if not generation:
                 described = await life.consent()
             else:

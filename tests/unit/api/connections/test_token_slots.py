@@ -111,3 +111,30 @@ async def test_what_was_revoked_is_asked_for_again_only_by_name(api: Api):
     named = await api.post(f"/v1/connections/{first.id}/reauthorize", key, {"slot_scopes": USER})
     assert named.status_code == 200, named.text
     assert (await consent_of(api, first.id)).slot_scopes == USER
+
+
+# --- what a subject is asked to consent to again: no less than the connection could do ------
+
+BOTH = ("read_user", "api")
+
+
+async def asked_again(api: Api, key: str, **more: object) -> set[str]:
+    """The scopes of the link that a refused lease comes with."""
+    integration = await api.integration()
+    connection = await api.active(integration, scopes=BOTH, requested_scopes=BOTH)
+    await api.change(connection, lambda c: c.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
+    api.clock.advance(7200)
+    answer = await api.lease(key, **more)
+    assert (answer.status_code, answer.json()["code"]) == (409, "consent_required")
+    return set((await consent_of(api, connection.id)).scopes)
+
+
+async def test_a_lease_without_scopes_asks_for_what_the_connection_had(api: Api):
+    """Not for the integration's default, which is less."""
+    key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
+    assert await asked_again(api, key) == set(BOTH)
+
+
+async def test_a_lease_that_needs_one_more_scope_takes_none_from_the_others(api: Api):
+    key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
+    assert await asked_again(api, key, scopes=["read_repository"]) == {*BOTH, "read_repository"}

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.lifecycle.command import Transition
+from evergrant_server.core.lifecycle.command import Command, Transition
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.lifecycle.timers import Timer, next_timer
 from evergrant_server.core.lifecycle.transition import next_step
@@ -34,6 +34,11 @@ def timer_of(state: ConnectionState, share: float = 0.0) -> Timer:
     timer = next_timer(state, NEWEST, share)
     assert timer is not None
     return timer
+
+
+def woken(state: ConnectionState) -> Command:
+    """What is done when its timer fires."""
+    return step(state, EventKind.TIMER_FIRED, timer_of(state).at).command
 
 
 def failed(code: ErrorCode, **more: object) -> GrantResult:

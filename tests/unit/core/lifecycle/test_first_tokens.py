@@ -13,7 +13,7 @@ from evergrant_server.core.lifecycle.command import Command, Transition
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind
-from tests.unit.core.lifecycle.steps import ACTIVE, NEWEST, NOW, step, timer_of
+from tests.unit.core.lifecycle.steps import ACTIVE, NEWEST, NOW, step, timer_of, woken
 
 CONSENT = ConsentId("cns_1")
 PENDING = ConnectionState(flow=Flow.CLIENT_CREDENTIALS, consent_deadline=NOW + timedelta(days=7))
@@ -87,8 +87,7 @@ def test_a_repair_by_the_admin_is_tried_at_once():
 def test_asked_again_after_it_was_lost_it_is_tried_until_it_comes():
     lost = PENDING.model_copy(update={"state": LifecycleState.NEEDS_REAUTH, "generation": 4})
     life = failed(begun(lost), ErrorCode.PROVIDER_ERROR)
-    due = timer_of(life)
-    assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.REQUEST_CLIENT_GRANT
+    assert woken(life) is Command.REQUEST_CLIENT_GRANT
 
 
 def test_asked_again_while_it_works_a_failure_changes_nothing():
@@ -161,8 +160,7 @@ def test_a_new_code_for_a_connection_that_works_disturbs_nothing():
     active = ACTIVE.model_copy(update={"flow": Flow.DEVICE_CODE, "consent_deadline": DEVICE.consent_deadline})
     refresh = next_timer(active, NEWEST)
     life = polled(step(active, EventKind.CONSENT_GRANTED, consent_id=CONSENT).state, DevicePoll.STARTED)
-    due = timer_of(life)
-    assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.POLL_DEVICE_TOKEN
+    assert woken(life) is Command.POLL_DEVICE_TOKEN
     after = failed(life, ErrorCode.CONSENT_DENIED, consent_over=True)
     assert (after.state, after.failures) == (LifecycleState.ACTIVE, 0)
     assert next_timer(after, NEWEST) == refresh
@@ -176,5 +174,4 @@ def test_any_other_error_stops_the_asking():
 def test_a_code_that_could_not_be_got_is_asked_for_again():
     life = step(DEVICE, EventKind.CONSENT_GRANTED, consent_id=CONSENT).state
     after = failed(life, ErrorCode.PROVIDER_UNREACHABLE)
-    due = timer_of(after)
-    assert step(after, EventKind.TIMER_FIRED, due.at).command is Command.POLL_DEVICE_TOKEN
+    assert woken(after) is Command.POLL_DEVICE_TOKEN

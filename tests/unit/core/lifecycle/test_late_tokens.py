@@ -14,7 +14,7 @@ from evergrant_server.core.lifecycle.timers import TimerPurpose, next_timer
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind
 from evergrant_server.core.secret import Secret
-from tests.unit.core.lifecycle.steps import NEWEST, NOW, failed, step, timer_of
+from tests.unit.core.lifecycle.steps import NEWEST, NOW, failed, step, timer_of, woken
 
 LATE = AttemptId("att_1")
 GIVEN_UP = ConnectionState(state=LifecycleState.NEEDS_REAUTH, generation=3, reason=ErrorCode.OUTCOME_UNKNOWN)
@@ -75,8 +75,7 @@ def test_an_outage_says_nothing_about_it(state: LifecycleState):
     for failures in (1, 2):
         life = ended(life, DOWN).state
         assert (life.late_attempt, life.late_failures, life.state) == (LATE, failures, state)
-        due = timer_of(life)
-        assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.VERIFY_LATE_TOKENS
+        assert woken(life) is Command.VERIFY_LATE_TOKENS
 
 
 def test_a_consent_deadline_is_kept_meanwhile():
@@ -140,8 +139,7 @@ def awaiting_a_first_token() -> ConnectionState:
     consent = ConsentId("con_1")
     minting = step(minting, EventKind.CONSENT_GRANTED, consent_id=consent).state
     life = step(minting, EventKind.FIRST_TOKENS_ENDED, result=DOWN, consent_id=consent).state
-    due = timer_of(life)
-    assert due.purpose is TimerPurpose.REQUEST_FIRST_TOKENS
+    assert timer_of(life).purpose is TimerPurpose.REQUEST_FIRST_TOKENS
     return life
 
 
@@ -152,19 +150,16 @@ def test_a_first_token_is_asked_for_again_whatever_becomes_of_a_late_answer(befo
     for news in [*before, REFUSED]:
         life = ended(life, news).state
     assert life == minting.model_copy(update={"refusal": None})
-    due = timer_of(life)
-    assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.REQUEST_CLIENT_GRANT
+    assert woken(life) is Command.REQUEST_CLIENT_GRANT
 
 
 def test_a_late_answer_is_verified_again_whatever_becomes_of_a_first_token():
     life = ended(came(awaiting_a_first_token()).state, DOWN).state
     over = GrantResult(failure=ErrorCode.CONSENT_EXPIRED, consent_over=True)
     life = step(life, EventKind.FIRST_TOKENS_ENDED, result=over, consent_id=ConsentId("con_1")).state
-    due = timer_of(life)
-    assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.VERIFY_LATE_TOKENS
+    assert woken(life) is Command.VERIFY_LATE_TOKENS
 
 
 def test_a_repair_has_both_tried_again():
     life = ended(came(GIVEN_UP).state, failed(ErrorCode.CLIENT_REJECTED)).state
-    due = timer_of(step(life, EventKind.PROVIDER_CHANGED).state)
-    assert due.at == NOW
+    assert timer_of(step(life, EventKind.PROVIDER_CHANGED).state).at == NOW

@@ -305,7 +305,7 @@ def test_a_worker_whose_clock_is_ahead_puts_no_refresh_beyond_the_end_of_what_it
     facts = {"generation": 4, "refreshable": True, "ends_together": True}
     news = GrantResult(obtained_at=NOW + HOUR, expires_at=end, refresh_expires_at=end, **facts)
     after = refreshed(ACTIVE, news)
-    assert after.refresh_expires_at == NOW + HOUR
+    assert (after.obtained_at, after.expires_at, after.refresh_expires_at) == (NOW, NOW + HOUR, NOW + HOUR)
     woken = timer_of(after, share)
     assert woken.at <= NOW + HOUR / 2
     fixed = ACTIVE.model_copy(update={"refresh_expires_at": NOW + DAY, "obtained_at": NOW - HOUR})

@@ -18,6 +18,12 @@ from evergrant_server.core.provider_events.external_revocation import (
     ReportSource,
     judge_report,
 )
+from evergrant_server.core.provider_events.external_revocation import (
+    Certainty,
+    IntrospectionAnswers,
+    IntrospectionFinding,
+    judge_introspection,
+)
 from tests.unit.core.lifecycle import steps
 from tests.unit.core.lifecycle.steps import ACTIVE, HOUR, NOW, step
 
@@ -103,3 +109,31 @@ def test_a_report_of_an_older_generation_leaves_the_newer_grant_alone():
 def test_no_other_state_is_left(state: LifecycleState):
     life = ACTIVE.model_copy(update={"state": state})
     assert step(life, EventKind.REVOKED_AT_PROVIDER, seen_generation=3).state.state is state
+
+
+# --- introspection: what is believed, and about which token ---------------------------------
+
+
+@pytest.mark.parametrize(
+    ("refresh", "access", "answers", "finding"),
+    [
+        (True, None, False, IntrospectionFinding.REFRESH_TOKEN_ACTIVE),
+        (False, None, True, IntrospectionFinding.REFRESH_TOKEN_INACTIVE),
+        (False, True, False, IntrospectionFinding.ACCESS_TOKEN_ACTIVE),
+        (False, False, False, IntrospectionFinding.ACCESS_TOKEN_INACTIVE),
+        (False, None, False, IntrospectionFinding.NOTHING_LEARNT),
+        (None, True, False, IntrospectionFinding.ACCESS_TOKEN_ACTIVE),
+        (None, False, True, IntrospectionFinding.ACCESS_TOKEN_INACTIVE),
+        (None, None, True, IntrospectionFinding.NOTHING_LEARNT),
+    ],
+)
+def test_a_table(refresh: bool | None, access: bool | None, answers: bool, finding: IntrospectionFinding):
+    assert judge_introspection(IntrospectionAnswers(refresh, access, answers)) is finding
+
+
+def test_only_a_refresh_token_condemns():
+    weights = {it: it.certainty for it in IntrospectionFinding if it.certainty is not None}
+    assert weights == {
+        IntrospectionFinding.REFRESH_TOKEN_INACTIVE: Certainty.ENDED,
+        IntrospectionFinding.ACCESS_TOKEN_INACTIVE: Certainty.SUSPECTED,
+    }

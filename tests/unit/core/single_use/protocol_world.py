@@ -95,7 +95,7 @@ class World(Sight):
             case Stage.CHECKED:
                 self._write(worker, section)
             case Stage.WRITTEN:
-                self._receive(worker, section)
+                section.stage = Stage.ANSWERED
             case Stage.ANSWERED:
                 if self.rules.journal and section.answer is not None:
                     worker.entries.append((section, section.answer))
@@ -152,15 +152,8 @@ class World(Sight):
 
     def fail(self, name: str, status: int) -> None:
         """An error instead of an answer: the provider did nothing, or acted and failed then."""
-        worker = self.workers[name]
-        section = worker.section
-        if section is None or section.stage is not Stage.WRITTEN or worker.paused or not worker.alive:
-            return
-        outcome = outcome_of_error(status)
-        if outcome is not None:
-            return  # only those that say nothing are worth a world of their own
-        self._died(section)
-        worker.section = None
+        if outcome_of_error(status) is None:  # only those that say nothing are worth a world of their own
+            self.lose_answer(name)
 
     def wait(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
@@ -199,10 +192,6 @@ class World(Sight):
         section.stage = Stage.WRITTEN
         section.answer = self.provider.use(token, self.now)
         assert section.answer is not None
-
-    def _receive(self, worker: Worker, section: Section) -> None:
-        assert section.written_at is not None
-        section.stage = Stage.ANSWERED
 
     def _commit(self, worker: Worker, section: Section, answer: Answer) -> bool:
         """False when it has to wait."""

@@ -102,80 +102,51 @@ def search(rules: Rules, walks: int) -> None:
 
 
 STRICT = Rotation.STRICT
-STOPPED = ["pause a1", "wait 170"]  # past every deadline, and past the access token's end
+STOPPED = "pause a1, wait 170"  # past every deadline, and past the access token's end
 
 # For each rule a walk that goes wrong without it: rotation, does a second use end the family?
-STORIES: dict[str, tuple[Rotation, bool, list[str]]] = {
+STORIES: dict[str, tuple[Rotation, bool, str]] = {
     # two workers of one host ask the provider at once
-    "waits": (STRICT, True, ["begin a1", "step a1 2", "begin a2", "step a2 2"]),
+    "waits": (STRICT, True, "begin a1, step a1 2, begin a2, step a2 2"),
     # stopped between intent and check; when it goes on, another host has long sent
-    "send_by": (STRICT, True, ["begin a1", *STOPPED, "begin b1", "step b1 5", "resume a1", "step a1 2"]),
+    "send_by": (STRICT, True, f"begin a1, {STOPPED}, begin b1, step b1 5, resume a1, step a1 2"),
     # killed with an answer in hand
-    "journal": (STRICT, True, ["begin a1", "step a1 4", "kill a1"]),
+    "journal": (STRICT, True, "begin a1, step a1 4, kill a1"),
     # its neighbour asks again, and ends the family that the journal holds the newest token of
-    "journal_first": (STRICT, True, ["begin a1", "step a1 4", "kill a1", "begin a2", "step a2 5"]),
+    "journal_first": (STRICT, True, "begin a1, step a1 4, kill a1, begin a2, step a2 5"),
     # an old answer over a newer grant
     "compare": (
         Rotation.GRACE,
         False,
-        [
-            "begin a1",
-            "step a1 4",
-            "pause a1",
-            "begin b1",
-            "step b1 5",
-            "wait 170",
-            "begin b1",
-            "step b1 5",
-            "wait 40",
-            "resume a1",
-            "step a1 1",
-        ],
+        "begin a1, step a1 4, pause a1, begin b1, step b1 5, wait 170, "
+        "begin b1, step b1 5, wait 40, resume a1, step a1 1",
     ),
     # lost, sent again and lost, and sent again
     "counts": (
         STRICT,
         False,
-        [
-            "begin a1",
-            "step a1 2",
-            "lose_answer a1",
-            "wait 170",
-            "begin b1",
-            "step b1 2",
-            "lose_answer b1",
-            "wait 170",
-            "begin a1",
-            "step a1 2",
-        ],
+        "begin a1, step a1 2, lose_answer a1, wait 170, "
+        "begin b1, step b1 2, lose_answer b1, wait 170, begin a1, step a1 2",
     ),
     # stopped in the instant before the bytes; its neighbour can know it, and must wait
-    "fences": (
-        STRICT,
-        True,
-        ["begin a1", "step a1", *STOPPED, "begin a2", "step a2 5", "resume a1", "step a1"],
-    ),
+    "fences": (STRICT, True, f"begin a1, step a1, {STOPPED}, begin a2, step a2 5, resume a1, step a1"),
     # two workers die one after the other, and neither has sent
-    "unsent": (STRICT, True, ["begin a1", "kill a1", "begin a2", "kill a2"]),
+    "unsent": (STRICT, True, "begin a1, kill a1, begin a2, kill a2"),
     # the other host's second use ended the family; the answer is worth nothing
-    "verifies": (
-        STRICT,
-        True,
-        ["begin a1", "step a1 4", *STOPPED, "begin b1", "step b1 5", "resume a1", "step a1"],
-    ),
+    "verifies": (STRICT, True, f"begin a1, step a1 4, {STOPPED}, begin b1, step b1 5, resume a1, step a1"),
     # its neighbour has sent again when it goes on: the provider has ended what it installs
     "defers": (
         STRICT,
         True,
-        ["begin a1", "step a1 2", *STOPPED, "begin a2", "step a2 2", "resume a1", "step a1 3", "step a2 3"],
+        f"begin a1, step a1 2, {STOPPED}, begin a2, step a2 2, resume a1, step a1 3, step a2 3",
     ),
 }
 
 
-def play(rules: Rules, rotation: Rotation, kills: bool, steps: list[str]) -> World:
+def play(rules: Rules, rotation: Rotation, kills: bool, steps: str) -> World:
     """Walk as told, and let the faults stop. Raises AssertionError for what goes wrong."""
     world = World(rotation, kills, rules)
-    for step in steps:
+    for step in steps.split(", "):
         do, what, *times = step.split()
         for _ in range(int(times[0]) if times else 1):
             world.wait(int(what)) if do == "wait" else getattr(world, do)(what)
@@ -203,12 +174,12 @@ def test_the_search_finds_what_is_wrong_by_itself(rule: str):
 
 def test_what_no_client_excludes_is_counted():
     """Stopped in the instant between check and bytes, with its successor on another host."""
-    steps = ["begin a1", "step a1", *STOPPED, "begin b1", "step b1 5", "resume a1", "step a1"]
+    steps = f"begin a1, step a1, {STOPPED}, begin b1, step b1 5, resume a1, step a1"
     assert play(Rules(), STRICT, True, steps).windows == 1
 
 
 def test_an_answer_of_a_stopped_neighbour_is_not_lost_when_its_host_goes_on():
     """Whoever lives on its host brings it to the store; who wakes up commits it again and changes nothing."""
-    steps = ["begin a1", "step a1 4", "pause a1", "replay a2", "resume a1", "step a1"]
+    steps = "begin a1, step a1 4, pause a1, replay a2, resume a1, step a1"
     world = play(Rules(), STRICT, True, steps)
     assert (world.generation, world.active, world.windows) == (2, True, 0)
