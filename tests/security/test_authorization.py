@@ -8,9 +8,9 @@ import pytest
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.definition import Definition, DefinitionState
-from evergrant_server.core.ids import DefinitionId, new_id
+from evergrant_server.core.definition import DefinitionState
 from tests.fakes.api import OTHER, TENANT, Api
+from tests.unit.core.test_definition import a_version
 
 # What each route needs to be worth calling; a route that isn't here fails the suite.
 BODIES: dict[str, Any] = {
@@ -65,7 +65,9 @@ async def theirs(api: Api) -> tuple[Connection, dict[str, str]]:
     """Another tenant's world, whose name begins with ours, and every id in it."""
     integration = await api.integration("theirs", tenant=OTHER)
     connection = await api.active(integration, "at-secret")
-    await a_definition(api)
+    waits = a_version(tenant=OTHER, name="gitlab", state=DefinitionState.WAITING)
+    async with api.worker.write() as tx:
+        await tx.definitions.add(waits)
     key = await api.app_with("their-app", Action.ADMIN, Action.TOKEN, Action.CONNECT, tenant=OTHER)
     await api.call("PUT", "/v1/webhooks/theirs", key, json={"url": "https://theirs.example.com/in"})
     ping = await api.post("/v1/webhooks/theirs/test", key)
@@ -78,25 +80,6 @@ async def theirs(api: Api) -> tuple[Connection, dict[str, str]]:
         "key_id": "_".join(key.split("_")[1:3]),
     }
     return connection, values
-
-
-async def a_definition(api: Api) -> None:
-    """A version of theirs that waits for a decision of theirs."""
-    now = api.clock.now()
-    async with api.worker.write() as tx:
-        await tx.definitions.add(
-            Definition(
-                tenant=OTHER,
-                id=DefinitionId(new_id("def")),
-                name="gitlab",
-                version=1,
-                document={},
-                state=DefinitionState.WAITING,
-                proposed_by="app:their-app",
-                created_at=now,
-                changed_at=now,
-            )
-        )
 
 
 async def test_the_description_has_every_route(api: Api):

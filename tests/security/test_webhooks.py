@@ -43,14 +43,11 @@ def refusal(body: bytes | str, headers: Headers, *secrets: Secret, now: datetime
     return refused.value.code
 
 
-def test_what_the_server_signs_is_believed():
+def test_what_the_server_and_the_standard_package_sign_is_believed():
     event = believed(BODY.encode(), signed(), OURS.reveal())
     assert (event.id, event.type, event.data["webhook"]) == ("evt_1", "webhook.ping", "hooks")
     assert event.timestamp == NOW
     assert believed(BODY, {name.upper(): value for name, value in signed().items()}, OURS.reveal()) == event
-
-
-def test_what_the_standard_package_signs_is_believed():
     judge = Judge(OURS.reveal())
     headers = signed() | {"webhook-signature": judge.sign(ID, NOW.replace(tzinfo=UTC), BODY)}
     assert believed(BODY, headers, OURS.reveal()).id == ID
@@ -78,9 +75,6 @@ def test_a_recording_is_refused_however_good_its_signature(after: float, code: s
     assert refusal(BODY, signed(), now=NOW + timedelta(seconds=after)) == code
     forever = timedelta(days=1000)
     assert believed(BODY, signed(), OURS.reveal(), tolerance=forever, now=NOW + timedelta(seconds=after))
-
-
-def test_a_message_is_believed_up_to_the_tolerance():
     for after in (-299, 299):
         assert believed(BODY, signed(), OURS.reveal(), now=NOW + timedelta(seconds=after)).id == ID
 
@@ -139,9 +133,6 @@ def test_signatures_of_other_versions_beside_ours_do_no_harm():
 def test_a_secret_that_is_none_is_an_error_and_signs_for_nobody(secret: str):
     with pytest.raises(ValueError, match="whsec_"):
         believed(BODY, signed(), secret)
-
-
-def test_no_secrets_believe_nothing():
     with pytest.raises(WebhookRefused):
         believed(BODY, signed(), [])
 

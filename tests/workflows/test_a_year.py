@@ -5,7 +5,6 @@ from datetime import timedelta
 import pytest
 
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import SignalName
 from tests.workflows.connection_runs import a_consent
 from tests.workflows.year import DAY, HOUR, Provider, events_of, living_with, pass_by, skipping

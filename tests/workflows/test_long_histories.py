@@ -18,7 +18,6 @@ from evergrant_server.core.messages.base import (
     ActivityName,
     SignalName,
 )
-from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, living
 from tests.workflows.year import DAY, Provider, living_with, pass_by, skipping
 

@@ -2,27 +2,15 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
-from temporalio import activity
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from activities.maintenance.webhook_delivery import WebhookDeliveryActivities
-from evergrant_server import audit
 from evergrant_server.core import webhooks as core
-from evergrant_server.core.events import EventType, WebhookEvent
-from evergrant_server.core.ids import EventId, Tenant, WebhookId, new_id
+from evergrant_server.core.ids import Tenant, WebhookId, new_id
 from evergrant_server.core.messages.base import ActivityName, RequestContext, webhook_workflow_id
 from evergrant_server.core.messages.webhooks import DeliveryRound
-from evergrant_server.crypto import KeyRing, Role
-from evergrant_server.egress import Egress, EgressPolicy
-from evergrant_server.store import Store
-from tests.fakes.databases import migrated_sqlite, sqlite_url
-from tests.fakes.events.webhook_receiver import Receiver
-from tests.fakes.events.webhooks import listening, log_of
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
 from tests.workflows.connection_runs import until_called

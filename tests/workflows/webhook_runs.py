@@ -1,6 +1,5 @@
 """A webhook's workflow under test: waking it as the relay does, and waiting for its rounds."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,14 +8,12 @@ from temporalio.client import Client, WorkflowHandle
 
 from evergrant_server.core.ids import Tenant, WebhookId, new_id
 from evergrant_server.core.messages.base import (
-    ActivityName,
     RequestContext,
     SignalName,
     WorkflowName,
     webhook_workflow_id,
 )
 from evergrant_server.core.messages.webhooks import DeliveryRound, WakeWebhook, WebhookStart
-from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import a_worker
 
 ASKED = RequestContext(by="app:boss")

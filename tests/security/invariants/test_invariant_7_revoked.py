@@ -53,18 +53,7 @@ async def test_a_token_that_lands_while_revoking_is_not_leased(api: Api):
     assert "at-2" not in answer.text
 
 
-async def test_a_disabled_app_is_refused_at_once(api: Api):
-    _, key = await api.active_for("pipeline", Action.TOKEN)
-    assert (await api.lease(key)).status_code == 200
-    async with api.worker.write() as tx:
-        app = await tx.access.app_by_name(TENANT, "pipeline")
-        assert app is not None
-        await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
-    answer = await api.lease(key)
-    assert (answer.status_code, answer.json()["code"]) == (403, "app_disabled")
-
-
-async def test_a_permit_that_was_taken_away_is_refused_at_once(api: Api):
+async def test_an_app_without_its_permit_and_a_disabled_one_are_refused_at_once(api: Api):
     _, key = await api.active_for("pipeline", Action.TOKEN)
     assert (await api.lease(key)).status_code == 200
     async with api.worker.write() as tx:
@@ -73,3 +62,9 @@ async def test_a_permit_that_was_taken_away_is_refused_at_once(api: Api):
         await tx.access.delete_permit(app.tenant, app.id, "only")
     answer = await api.lease(key)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    async with api.worker.write() as tx:
+        app = await tx.access.app_by_name(TENANT, "pipeline")
+        assert app is not None
+        await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
+    answer = await api.lease(key)
+    assert (answer.status_code, answer.json()["code"]) == (403, "app_disabled")

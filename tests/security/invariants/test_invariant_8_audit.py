@@ -50,7 +50,9 @@ async def test_a_ledger_that_was_stopped_lets_nothing_out(api: Api):
     _, key = await api.active_for("pipeline", Action.TOKEN)
     ledger = LeaseLedger(api.store, "api-stopped", api.clock)
     api.parts.ledger = ledger
-    assert (await api.lease(key)).json()["code"] == "audit_unavailable"
+    answer = await api.lease(key)
+    assert answer.json()["code"] == "audit_unavailable"
+    assert (answer.headers["retry-after"], answer.json()["retry_after"]) == ("1", 1.0)
 
 
 async def test_every_lease_and_every_refusal_is_in_the_log(api: Api):

@@ -52,28 +52,19 @@ async def sent(api: Api, provider: str, **integration: object) -> Sent:
     return await sent_away(api, key, Sent)
 
 
+INTUIT = "https://oauth.platform.intuit.com/oauth2/v1/tokens/bearer"
+EU = {"location": "eu", "accounts-server": "https://accounts.zoho.eu"}
+EU_KEPT = {"location": "eu", "accounts_server": "accounts.zoho.eu"}
+ACME = "https://acme.retail.lightspeed.app/api/1.0/token"
+
+
 @pytest.mark.parametrize(
     ("provider", "facts", "kept", "token_endpoint"),
     [
-        (
-            "quickbooks",
-            {"realmId": "9130357"},
-            {"realmId": "9130357"},
-            "https://oauth.platform.intuit.com/oauth2/v1/tokens/bearer",
-        ),
-        (
-            "zoho",
-            {"location": "eu", "accounts-server": "https://accounts.zoho.eu"},
-            {"location": "eu", "accounts_server": "accounts.zoho.eu"},
-            "https://accounts.zoho.eu/oauth/v2/token",
-        ),
+        ("quickbooks", {"realmId": "9130357"}, {"realmId": "9130357"}, INTUIT),
+        ("zoho", EU, EU_KEPT, "https://accounts.zoho.eu/oauth/v2/token"),
         ("zoho", {}, {}, "https://accounts.zoho.com/oauth/v2/token"),
-        (
-            "lightspeed-retail",
-            {"domain_prefix": "Acme"},
-            {"domain_prefix": "acme"},
-            "https://acme.retail.lightspeed.app/api/1.0/token",
-        ),
+        ("lightspeed-retail", {"domain_prefix": "Acme"}, {"domain_prefix": "acme"}, ACME),
     ],
 )
 async def test_facts_are_bound_to_the_consent(
@@ -90,10 +81,8 @@ async def test_ssrf_a_host_that_is_not_the_vendors_is_refused(api: Api):
     host = "https://accounts.zoho.eu.evil.example"
     it = await sent(api, "zoho")
     consent = await it.refused("accounts_server is malformed", **{"accounts-server": host})
-    assert (consent.status, consent.token_endpoint) == (
-        ConsentStatus.FAILED,
-        "https://accounts.zoho.com/oauth/v2/token",
-    )
+    assert consent.status is ConsentStatus.FAILED
+    assert consent.token_endpoint == "https://accounts.zoho.com/oauth/v2/token"
 
 
 async def test_a_part_of_the_token_endpoint_has_to_come(api: Api):

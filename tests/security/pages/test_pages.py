@@ -37,7 +37,7 @@ async def test_what_callers_wrote_is_escaped(api: Api):
     assert "&lt;script&gt;" in page.text
 
 
-async def test_csp_lets_nothing_in_from_elsewhere_and_the_form_to_us_alone(api: Api):
+async def test_csp_lets_nothing_in_from_elsewhere_and_the_cookie_is_bound_to_this_host(api: Api):
     page = await Visitor(api).open(await connect_url(api, return_to=RETURN))
     policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
     assert policy == {
@@ -55,10 +55,6 @@ async def test_csp_lets_nothing_in_from_elsewhere_and_the_form_to_us_alone(api: 
     assert "style=" not in page.text
     assert set(re.findall(r'(?:src|href)="([^"]+)"', page.text)) == {"/static/evergrant.css"}
     assert (await api.get("/static/evergrant.css")).headers["content-type"].startswith("text/css")
-
-
-async def test_the_cookie_is_bound_to_this_host(api: Api):
-    page = await Visitor(api).open(await connect_url(api))
     cookie = page.headers["set-cookie"]
     assert cookie.startswith("__Host-evergrant=")
     assert {part.strip().lower() for part in cookie.split(";")[1:]} == {

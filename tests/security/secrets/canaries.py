@@ -45,6 +45,14 @@ def hits(secrets: Mapping[str, Sequence[str | bytes]], place: Sequence[bytes]) -
 def decoded(document: Any) -> Iterator[bytes]:
     """A document of Temporal's JSON as it is, and whatever its strings hold in base64, opened."""
     yield json.dumps(document).encode()
+    for text in _texts(document, _SHORTEST):
+        try:
+            yield base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            continue  # plain text, which is in the document as it is
+
+
+def _texts(document: Any, shortest: int) -> Iterator[str]:
     stack = [document]
     while stack:
         match stack.pop():
@@ -52,11 +60,8 @@ def decoded(document: Any) -> Iterator[bytes]:
                 stack += members.values()
             case list() as items:
                 stack += items
-            case str() as text if len(text) >= _SHORTEST:
-                try:
-                    yield base64.b64decode(text, validate=True)
-                except (binascii.Error, ValueError):
-                    continue  # plain text, which is in the document as it is
+            case str() as text if len(text) >= shortest:
+                yield text
 
 
 def dump(database: Path) -> Iterator[bytes]:
@@ -81,13 +86,6 @@ def files(folder: Path) -> Iterator[bytes]:
 def keys_of(key_file: Path) -> list[str | bytes]:
     """The keys in a key file, as they are written and as the bytes they stand for."""
     found: list[str | bytes] = []
-    stack: list[Any] = [json.loads(key_file.read_text())]
-    while stack:
-        match stack.pop():
-            case dict() as members:
-                stack += members.values()
-            case list() as items:
-                stack += items
-            case str() as text if len(text) >= 40:
-                found += [text, base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))]
+    for text in _texts(json.loads(key_file.read_text()), 40):
+        found += [text, base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))]
     return found

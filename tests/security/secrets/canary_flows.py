@@ -265,13 +265,14 @@ class OtherLives:
         await self._active(app, (await self._begun(app, integration, **more))["id"])
 
     async def _active(self, app: httpx2.AsyncClient, connection: str) -> None:
-        async def active() -> bool | None:
-            found = (await app.get(f"/v1/connections/{connection}")).json()
-            seen.append(found)
-            return found["state"] == "active" or None
+        await until_state(app, f"/v1/connections/{connection}", "active")
 
-        seen: list[Any] = []
-        await wait_until(active, f"{connection} to be active", _SOON_S)
+
+async def until_state(http: httpx2.AsyncClient, connection: str, wanted: str) -> None:
+    async def reached() -> bool | None:
+        return (await http.get(connection)).json()["state"] == wanted or None
+
+    await wait_until(reached, f"{connection} to be {wanted}", _SOON_S)
 
 
 def _der(pem: str) -> bytes:
@@ -283,13 +284,8 @@ def _signature(header: str) -> str:
 
 
 def _exchange(idp: ManyFlows, client: str) -> dict[str, Any]:
-    return {
-        "kind": "access_token_exchange",
-        "grant_type": "fb_exchange_token",
-        "method": "GET",
-        "url": idp.url("long"),
-        "client": client,
-    }
+    exchange = {"kind": "access_token_exchange", "grant_type": "fb_exchange_token", "method": "GET"}
+    return {**exchange, "url": idp.url("long"), "client": client}
 
 
 async def _proposed(admin: httpx2.AsyncClient, document: dict[str, Any]) -> None:

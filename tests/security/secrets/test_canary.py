@@ -14,6 +14,7 @@ import tempfile
 import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from evergrant_server.core.events import CONNECTION_EVENTS
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
 from examples.demo.subject import Subject
-from examples.demo.waiting import WaitTimedOut, wait_until
+from examples.demo.waiting import wait_until
 from providers.requests.client import OAuthClient
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import loopback_tls
@@ -41,7 +42,7 @@ from tests.fakes.providers.oauth1_server import OAuth1Server
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok, raw
 from tests.fakes.temporal import running_temporal
 from tests.security.secrets.canaries import decoded, dump, files, forms, hits, keys_of
-from tests.security.secrets.canary_flows import ManyFlows, OtherLives
+from tests.security.secrets.canary_flows import ManyFlows, OtherLives, until_state
 
 Secrets = dict[str, list[str | bytes]]
 Places = dict[str, Sequence[bytes]]
@@ -63,27 +64,20 @@ async def resource() -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/contacts"
 
 
+@dataclass
 class Life:
     """One connection from consent to revocation, and what it leaves behind."""
 
-    def __init__(
-        self,
-        platform: RunningPlatform,
-        idp: ScriptedProvider,
-        others: OtherLives,
-        received: Received,
-        hooks: Receiver,
-    ) -> None:
-        self.platform = platform
-        self.others = others
-        self.idp = idp
-        self.hooks = hooks
-        self.received = received
-        self.secrets: Secrets = {}
-        self.places: Places = {}
-        self.answers: list[bytes] = []
-        self.queries: list[bytes] = []
-        self.dumps: list[bytes] = []
+    platform: RunningPlatform
+    idp: ScriptedProvider
+    others: OtherLives
+    received: Received
+    hooks: Receiver
+    secrets: Secrets = field(default_factory=dict)
+    places: Places = field(default_factory=dict)
+    answers: list[bytes] = field(default_factory=list)
+    queries: list[bytes] = field(default_factory=list)
+    dumps: list[bytes] = field(default_factory=list)
 
     async def live(self) -> None:
         platform, idp = self.platform, self.idp
@@ -99,16 +93,17 @@ class Life:
                 await subject.consent(made["connect_url"])
                 cookies = [it.value for it in subject._browser.cookies.jar if it.value]
             connection = f"/v1/connections/{made['id']}"
-            await self._state(admin, connection, "active")
+            await until_state(admin, connection, "active")
             self.dumps += dump(platform.data / "evergrant.db")
-            await self._expired(admin, connection)
+            end = datetime.fromisoformat((await admin.get(connection)).json()["expires_at"])
+            await asyncio.sleep((end - datetime.now(UTC)).total_seconds() + 0.1)
             await self._trouble(app)
             await self._pipeline(key, made["id"])
             await self.others.live()
             await self._look(admin, connection, made["id"])
             self.dumps += dump(platform.data / "evergrant.db")
             await admin.post(f"{connection}/revoke", json={})
-            await self._state(admin, connection, "revoked")
+            await until_state(admin, connection, "revoked")
             await self._exported(admin, connection)
             await self._told()
             self._known(key, made["connect_url"], cookies)
@@ -197,13 +192,8 @@ class Life:
         answers = [await handle.query("describe"), described.raw_description.SerializeToString().hex()]
         self.queries += [json.dumps(it).encode() for it in answers]
         self.queries.append(described.raw_description.SerializeToString())
-        for path in (
-            connection,
-            f"{connection}/audit",
-            "/v1/audit?limit=100",
-            "/v1/integrations",
-            "/v1/apps/pipeline",
-        ):
+        shown = ("/v1/audit?limit=100", "/v1/integrations", "/v1/apps/pipeline")
+        for path in (connection, f"{connection}/audit", *shown):
             self.answers.append((await admin.get(path)).content)
 
     def _known(self, key: str, connect_url: str, cookies: list[str]) -> None:
@@ -263,26 +253,6 @@ class Life:
             "database: every table, the file and its log": self.dumps,
             "data folder and journals": list(files(platform.data)),
         }
-
-    async def _state(self, http: httpx2.AsyncClient, connection: str, wanted: str) -> None:
-        async def reached() -> bool | None:
-            seen.append((await http.get(connection)).json()["state"])
-            return seen[-1] == wanted or None
-
-        seen: list[str] = []
-        try:
-            await wait_until(reached, wanted, 30)
-        except WaitTimedOut:
-            logs = self.platform.log("worker").decode()[-2000:]
-            raise AssertionError(f"it is {seen[-1]}, not {wanted}: {logs}") from None
-
-    async def _expired(self, http: httpx2.AsyncClient, connection: str) -> None:
-        end = datetime.fromisoformat((await http.get(connection)).json()["expires_at"])
-
-        async def over() -> bool | None:
-            return datetime.now(UTC) > end or None
-
-        await wait_until(over, "the end of the token", 30)
 
     async def _exported(self, http: httpx2.AsyncClient, connection: str) -> None:
         async def there() -> bool | None:
@@ -359,8 +329,6 @@ async def _controls_fire(life: Life, folder: Path) -> None:
 
 
 def _b64(text: str) -> str:
-    import base64
-
     return base64.b64encode(text.encode()).decode()
 
 

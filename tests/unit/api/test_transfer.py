@@ -48,9 +48,14 @@ def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evergrant_server.api.transfer.verification.MIN_WAIT_S", 0.2)
 
 
-async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api: Api):
+@pytest.fixture
+async def key(api: Api) -> str:
+    """Of an admin who may import into an integration."""
     await api.integration()
-    key = await api.app_with("boss", Action.ADMIN)
+    return await api.app_with("boss", Action.ADMIN)
+
+
+async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api: Api, key: str):
     first, again = await sent(api, key, item(), item())
     assert (first["status"], first["verification"], again["status"]) == ("imported", "unverified", "exists")
     assert first["connection_id"] == again["connection_id"]
@@ -72,7 +77,7 @@ async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api
 
 
 async def test_the_time_of_a_request_begins_before_its_items_are_taken(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+    api: Api, key: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Else a client gives one attempt up, sends the items again and hears that they exist."""
     take = ImportWriter.import_item
@@ -82,16 +87,12 @@ async def test_the_time_of_a_request_begins_before_its_items_are_taken(
         return await take(self, *of, **more)
 
     monkeypatch.setattr(ImportWriter, "import_item", taken)
-    await api.integration()
-    key = await api.app_with("boss", Action.ADMIN)
     async with asyncio.timeout(20):
         (outcome,) = await sent(api, key, item())
     assert (outcome["status"], outcome["verification"]) == ("imported", "unverified")
 
 
-async def test_a_dry_run_writes_nothing(api: Api):
-    await api.integration()
-    key = await api.app_with("boss", Action.ADMIN)
+async def test_a_dry_run_writes_nothing(api: Api, key: str):
     outcomes = await sent(api, key, item(), item(integration="none"), dry_run=True)
     said = [(it["status"], it["code"]) for it in outcomes]
     assert said == [("would_import", None), ("invalid", "not_found")]
@@ -153,9 +154,7 @@ GIVEN_TWICE = json.dumps(item(subject="user-1")).replace("{", '{"subject": "user
 
 
 @pytest.mark.parametrize("raw", ["[]", "7", "null", '"text"', GIVEN_TWICE])
-async def test_an_item_is_an_object_that_gives_each_member_once(api: Api, raw: str):
-    await api.integration()
-    key = await api.app_with("boss", Action.ADMIN)
+async def test_an_item_is_an_object_that_gives_each_member_once(api: Api, key: str, raw: str):
     body = f'{{"verify": false, "items": [{raw}, {json.dumps(item(subject="user-2"))}]}}'
     headers = {"content-type": "application/json"}
     answer = await api.call("POST", "/v1/connections/import", key, content=body, headers=headers)
@@ -167,9 +166,9 @@ async def test_an_item_is_an_object_that_gives_each_member_once(api: Api, raw: s
     ("at", "instead"),
     [("9999-12-31T23:59:59Z", "say never_expires: true"), ("0001-01-01T00:00:00Z", 'say expires: "unknown"')],
 )
-async def test_a_moment_that_stands_for_something_else_is_told_what_to_say(api: Api, at: str, instead: str):
-    await api.integration()
-    key = await api.app_with("boss", Action.ADMIN)
+async def test_a_moment_that_stands_for_something_else_is_told_what_to_say(
+    api: Api, key: str, at: str, instead: str
+):
     for dry_run in (True, False):
         (bad,) = await sent(api, key, item(expires_in=None, expires_at=at), dry_run=dry_run)
         assert bad["status"] == "invalid"
@@ -180,18 +179,14 @@ async def test_a_moment_that_stands_for_something_else_is_told_what_to_say(api: 
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
-async def test_a_fact_is_no_number_that_json_has_no_word_for(api: Api, number: float):
-    await api.integration()
-    key = await api.app_with("boss", Action.ADMIN)
+async def test_a_fact_is_no_number_that_json_has_no_word_for(api: Api, key: str, number: float):
     (bad,) = await sent(api, key, item(metadata={"share": number}))
     assert (bad["status"], bad["field"]) == ("invalid", "metadata")
     assert "infinite" in bad["detail"]
 
 
-async def test_a_lease_meanwhile_sends_nobody_to_consent(api: Api):
-    await api.integration()
-    admin = await api.app_with("boss", Action.ADMIN)
-    await sent(api, admin, item())
+async def test_a_lease_meanwhile_sends_nobody_to_consent(api: Api, key: str):
+    await sent(api, key, item())
     user = await api.app_with("user", Action.TOKEN, Action.CONNECT)
     answer = await api.lease(user)
     assert (answer.status_code, answer.json()["code"]) == (503, "refresh_pending")
@@ -211,8 +206,9 @@ async def test_a_lease_meanwhile_sends_nobody_to_consent(api: Api):
         jwk.ECKey.generate_key("P-256").as_pem(private=True).decode(),
     ],
 )
-async def test_a_key_that_nothing_can_be_sealed_to_is_refused_and_not_quoted(api: Api, public_key: Any):
-    key = await api.app_with("boss", Action.ADMIN)
+async def test_a_key_that_nothing_can_be_sealed_to_is_refused_and_not_quoted(
+    api: Api, key: str, public_key: Any
+):
     answer = await api.post("/v1/connections/export", key, {"public_key": public_key})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
     if isinstance(public_key, dict) and "d" in public_key:
@@ -220,8 +216,7 @@ async def test_a_key_that_nothing_can_be_sealed_to_is_refused_and_not_quoted(api
         assert "private" in answer.json()["detail"]
 
 
-async def test_an_export_waits_for_a_worker_and_belongs_to_its_tenant(api: Api):
-    key = await api.app_with("boss", Action.ADMIN)
+async def test_an_export_waits_for_a_worker_and_belongs_to_its_tenant(api: Api, key: str):
     public = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
     asked = await api.post("/v1/connections/export", key, {"public_key": public})
     assert asked.status_code == 202
@@ -248,8 +243,7 @@ async def test_an_export_waits_for_a_worker_and_belongs_to_its_tenant(api: Api):
 
 @pytest.mark.parametrize("half", ["\ud800", "a\0b"])
 @pytest.mark.parametrize("name", ["integration", "provider", "subject"])
-async def test_a_filter_that_no_query_can_hold_is_refused(api: Api, name: str, half: str):
-    key = await api.app_with("boss", Action.ADMIN)
+async def test_a_filter_that_no_query_can_hold_is_refused(api: Api, key: str, name: str, half: str):
     public = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
     answer = await api.post("/v1/connections/export", key, {"public_key": public, "filters": {name: half}})
     assert (answer.status_code, answer.json()["field"]) == (400, "filters")

@@ -80,9 +80,6 @@ def test_a_version_without_a_working_refresh_does_not_become_active(
 ):
     assert judge_rollout(staged(1.0, succeeded=good, failed=bad), NOW + HOUR * LONGEST_STAGE) is said
     assert judge_rollout(staged(1.0, succeeded=good, failed=bad), NOW + HOUR * LONGEST_STAGE * 100) is said
-
-
-def test_a_rollout_that_asks_for_no_evidence_needs_none():
     asks_for_none = staged(1.0, rollout=Rollout(enough=0))
     assert judge_rollout(asks_for_none, NOW + HOUR) is RolloutVerdict.ROLL_ON
 
@@ -96,12 +93,9 @@ def test_a_rollout_goes_through_its_shares_and_counts_each_stage_anew():
     assert third.advanced(NOW).state is DefinitionState.ACTIVE
 
 
-def test_what_replaces_nothing_is_active_at_once():
+def test_checks_make_it_unsound_and_what_replaces_nothing_is_active_at_once():
     assert a_version().started(NOW, replaces=False).state is DefinitionState.ACTIVE
     assert a_version().started(NOW, replaces=True).share == 0.05
-
-
-def test_one_problem_makes_it_unsound_and_a_warning_does_not():
     fine = CheckResult(check="hosts", level=CheckLevel.WARNING, detail="a new host")
     wrong = CheckResult(check="token_endpoint", level=CheckLevel.PROBLEM, detail="404")
     assert a_version().with_checks([fine], NOW).state is DefinitionState.WAITING

@@ -29,9 +29,6 @@ def test_every_code_has_a_row_and_every_row_a_repair():
         assert rule.status in STATUS_OF_KIND[rule.kind]
         assert rule.meaning.endswith(".")
         assert rule.repair.endswith((".", "…"))
-
-
-def test_only_time_and_the_operator_are_retried_quickly():
     for rule in FAILURES.values():
         if rule.retry is RetryAdvice.BACKOFF:
             assert rule.repairer in (Repairer.TIME, Repairer.OPERATOR)

@@ -58,9 +58,6 @@ def test_every_event_of_connections_comes_from_some_record():
     reasons = ({"generation": 1}, {"reason": ErrorCode.OUTCOME_UNKNOWN})
     told = {type for action in EVENTS_BY_ACTION for detail in reasons for type in events_of(action, detail)}
     assert told == set(CONNECTION_EVENTS)
-
-
-def test_only_refreshed_has_to_be_asked_for():
     assert set(CONNECTION_EVENTS) - set(DEFAULT_EVENTS) == {EventType.REFRESHED}
 
 
@@ -128,12 +125,9 @@ def test_what_is_sent_fits_the_published_schema():
     assert not validator.is_valid(broken)
 
 
-def test_a_recovered_event_names_no_repairer():
+def test_who_repairs_what_recovered_and_what_expires():
     data = said(LifecycleState.ACTIVE, type=EventType.RECOVERED, reason=ErrorCode.GRANT_REJECTED)["data"]
     assert (data["reason"], data["repairer"], data["reauthorize"]) == (None, None, None)
-
-
-def test_what_expires_is_the_subjects_to_prolong():
     data = said(LifecycleState.ACTIVE, type=EventType.EXPIRING, days=3)["data"]
     assert (data["reason"], data["repairer"]) == (None, "subject")
     assert data["reauthorize"] == "/v1/connections/con_1/reauthorize"

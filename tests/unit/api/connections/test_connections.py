@@ -66,6 +66,8 @@ async def test_look_says_what_comes_next_and_never_a_secret(api: Api):
     assert "at-1" not in str(body)
     api.link.up = False
     assert (await api.get(f"/v1/connections/{connection.id}", key)).json()["state"] == "active"
+    for answer in (await api.get("/livez", ""), await api.get("/v1/connections", "no key")):
+        assert answer.headers["evergrant-version"] == api.app.version
 
 
 async def test_live_is_the_workflows_own_word_and_says_where_it_differs(api: Api):
@@ -84,11 +86,6 @@ async def test_live_is_the_workflows_own_word_and_says_where_it_differs(api: Api
     api.link.up = False
     away = (await api.get(f"{path}?live=true", key)).json()
     assert (away["state"], away["live"], away["differs"]) == ("revoking", None, None)
-
-
-async def test_every_answer_says_which_version_answered(api: Api):
-    for answer in (await api.get("/livez", ""), await api.get("/v1/connections", "no key")):
-        assert answer.headers["evergrant-version"] == api.app.version
 
 
 async def test_lists_filter_and_show_only_what_a_permit_covers(api: Api):

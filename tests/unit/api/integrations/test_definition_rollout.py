@@ -16,8 +16,11 @@ ACME = {
 }
 
 
-async def propose(api: Api, admin: str, **more: object):
-    return await api.post("/v1/providers", admin, {"definition": ACME, **more})
+async def propose(api: Api, admin: str, state: DefinitionState | None = None):
+    answer = await api.post("/v1/providers", admin, {"definition": ACME})
+    if state is not None:
+        await moved(api, state)
+    return answer
 
 
 async def moved(api: Api, state: DefinitionState, share: float = 0.0) -> None:
@@ -56,8 +59,7 @@ async def test_what_is_active_is_in_the_catalogue_of_its_tenant_alone(api: Api, 
 
 
 async def test_the_first_decision_counts(api: Api, admin: str):
-    await propose(api, admin)
-    await moved(api, DefinitionState.WAITING)
+    await propose(api, admin, DefinitionState.WAITING)
     why = await api.post("/v1/providers/acme-crm/reject", admin, {"version": 1})
     assert why.json()["field"] == "reason"
     approved = await api.post("/v1/providers/acme-crm/approve", admin, {"version": 1})
@@ -90,8 +92,7 @@ async def test_a_definition_that_no_answer_can_show_is_refused(api: Api, admin: 
 
 @pytest.mark.parametrize("state", [DefinitionState.CHECKING, DefinitionState.UNSOUND, DefinitionState.ACTIVE])
 async def test_only_what_waits_is_decided(api: Api, admin: str, state: DefinitionState):
-    await propose(api, admin)
-    await moved(api, state)
+    await propose(api, admin, state)
     answer = await api.post("/v1/providers/acme-crm/approve", admin, {"version": 1})
     assert answer.status_code == 400
     late = await api.post("/v1/providers/acme-crm/reject", admin, {"version": 1, "reason": "it hangs"})
@@ -100,8 +101,7 @@ async def test_only_what_waits_is_decided(api: Api, admin: str, state: Definitio
 
 async def test_four_eyes(api: Api, admin: str):
     object.__setattr__(api.parts, "settings", api.parts.settings.model_copy(update={"four_eyes": True}))
-    await propose(api, admin)
-    await moved(api, DefinitionState.WAITING)
+    await propose(api, admin, DefinitionState.WAITING)
     own = await api.post("/v1/providers/acme-crm/approve", admin, {"version": 1})
     assert (own.status_code, own.json()["code"]) == (403, "not_permitted")
     other = await api.app_with("second-admin", Action.ADMIN)
@@ -134,8 +134,7 @@ async def test_a_malformed_definition_names_its_field(api: Api, admin: str, chan
 
 async def test_new_hosts_for_secrets_are_accepted_by_name_or_not_at_all(api: Api, admin: str):
     """RFC 9700 section 4.4: one approval would move every live client secret and refresh token."""
-    await propose(api, admin)
-    await moved(api, DefinitionState.WAITING)
+    await propose(api, admin, DefinitionState.WAITING)
     warned = (CheckResult(check="hosts", level=CheckLevel.WARNING, detail="tokens would go to evil.example"),)
     async with api.worker.write() as tx:
         found = await tx.definitions.version(TENANT, "acme-crm", 1)

@@ -1,8 +1,5 @@
 """Receivers of a provider's events: configured by an admin; and what an app sees of what they hear."""
 
-import hashlib
-import hmac
-import json
 from typing import Any
 
 import pytest
@@ -10,7 +7,7 @@ import pytest
 from evergrant_server.audit.external_revocation import apply_external_event
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.provider_events.external_revocation import (
@@ -20,11 +17,7 @@ from evergrant_server.core.provider_events.external_revocation import (
     ReportSource,
 )
 from tests.fakes.api import Api
-from evergrant_server.core.access import Action
-from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.errors import ErrorCode
-from tests.fakes.api import TENANT, Api
-from tests.fakes.events.security_events import PUT, TRANSMITTER, granted, push, state, unix, world
+from tests.fakes.events.security_events import PUT, TRANSMITTER, push, state, unix, world
 from tests.fakes.events.transmitter import ISSUER
 
 
@@ -61,28 +54,15 @@ async def test_a_receiver_that_could_not_work_is_refused(api: Api, body: dict[st
     assert answer.json()["field"] == field
 
 
-async def test_a_hook_with_a_secret_end_to_end_and_the_secret_is_never_shown(api: Api):
-    key = await api.app_with("admin", Action.ADMIN, Action.TOKEN)
-    integration = await api.integration()
-    connection = await granted(api, integration, subject="zoom-user-1")
+async def test_the_secret_of_a_hook_is_never_shown(api: Api):
+    """What it signs is believed: see Slack's in tests/security/test_provider_events.py."""
+    key = await api.app_with("admin", Action.ADMIN)
+    await api.integration()
     body = {"kind": "zoom", "secret": "hush-hush-hook"}
     made = await api.call("PUT", "/v1/integrations/crm/security-events", key, json=body)
-    assert made.status_code == 201
-    assert made.json()["has_secret"] is True
+    assert (made.status_code, made.json()["has_secret"]) == (201, True)
     shown = await api.get("/v1/integrations/crm/security-events", key)
     assert "hush" not in made.text + shown.text
-    api.clock.advance(60)
-    at = str(int(api.clock.now().timestamp()))
-    event = {"event": "app_deauthorized", "event_ts": int(at) * 1000, "payload": {"user_id": "zoom-user-1"}}
-    raw = json.dumps(event).encode()
-    signature = hmac.new(b"hush-hush-hook", b"v0:" + at.encode() + b":" + raw, hashlib.sha256).hexdigest()
-    headers = {"x-zm-request-timestamp": at, "x-zm-signature": f"v0={signature}"}
-    path = made.json()["url"].removeprefix(api.parts.settings.public_url)
-    wrong = await api.client.post(path, content=raw + b" ", headers=headers)
-    assert (wrong.status_code, wrong.json()["err"]) == (400, "authentication_failed")
-    assert (await api.client.post(path, content=raw, headers=headers)).status_code == 200
-    row = await api.row(TENANT, connection.id)
-    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REVOKED_ELSEWHERE)
 
 
 async def test_a_deleted_receiver_hears_nothing(api: Api):

@@ -84,22 +84,16 @@ def test_backoff_grows_and_is_spread_by_a_quarter(failures: int, share: float, w
 def test_a_retry_after_counts_when_it_is_longer_and_up_to_a_limit():
     for told, waits in ((3, 4), (5, 5), (0, 4), (1000, 1000), (1001, 1000)):
         assert retry_at(NOW, 1, DOWN, told, PLAIN, 0.5) == at(waits)
-
-
-def test_what_an_admin_must_repair_is_tried_at_its_own_pace():
-    waits = [retry_at(NOW, failures, REPAIR, 999, PLAIN, 0.9) for failures in (1, 2, 3)]
-    assert waits == [at(10), at(30), at(80)]
-
-
-def test_a_refusal_by_an_unknown_name_is_tried_seldom_from_the_rules_that_know_of_it():
-    waits = [retry_at(NOW, n, ErrorCode.PROVIDER_ERROR, None, PLAIN, 0.5, refused=True) for n in (1, 2, 3, 4)]
-    assert waits == [at(8), at(40), at(200), at(400)]
-
-
-def test_growth_ends_before_numbers_do():
     endless = PLAIN.model_copy(update={"longest_backoff": timedelta(days=365)})
     assert retry_at(NOW, 13, DOWN, None, endless, 0.5) == at(4 * 2**12)
     assert retry_at(NOW, 10_000, DOWN, None, endless, 0.5) == at(4 * 2**12)
+
+
+def test_what_an_admin_must_repair_and_a_refusal_by_an_unknown_name_have_their_own_pace():
+    waits = [retry_at(NOW, failures, REPAIR, 999, PLAIN, 0.9) for failures in (1, 2, 3)]
+    assert waits == [at(10), at(30), at(80)]
+    waits = [retry_at(NOW, n, ErrorCode.PROVIDER_ERROR, None, PLAIN, 0.5, refused=True) for n in (1, 2, 3, 4)]
+    assert waits == [at(8), at(40), at(200), at(400)]
 
 
 def asked(
@@ -113,9 +107,6 @@ def test_callers_may_cause_a_try_sooner_where_time_repairs_it():
     assert asked(told=50) == at(50)
     assert asked(told=5) == at(6)
     assert asked(told=900) == at(500), "never later than the workflow itself"
-
-
-def test_callers_hammer_neither_a_dead_grant_nor_a_client_that_is_refused():
     assert asked(REPAIR) == at(500)
     assert asked(refused=True) == at(500)
 

@@ -4,13 +4,11 @@ from datetime import timedelta
 
 import pytest
 
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.integrations import RefreshRules
-from evergrant_server.core.lifecycle.snapshot import grant_result_of, state_from_store
-from evergrant_server.core.messages.connection import ConnectionState, EventKind
-from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.lifecycle.snapshot import Drift, find_drift
-from evergrant_server.core.messages.connection import ConnectionDescription
+from evergrant_server.core.lifecycle.snapshot import Drift, find_drift, grant_result_of, state_from_store
+from evergrant_server.core.messages.connection import ConnectionDescription, ConnectionState, EventKind
 from tests.unit.core.lifecycle.steps import NOW, connection, step, timer_of
 
 TEN_MINUTES = timedelta(minutes=10)

@@ -83,13 +83,15 @@ def test_timers_of_revoking_and_final_states():
     assert timer(life(told, state=LifecycleState.REVOKED)) is None
 
 
-def test_a_refresh_that_failed_is_tried_when_that_was_said():
+def test_an_active_connection_waits_for_what_was_said():
     assert timer(life(retry_at=NOW + DAY)) == Timer(NOW + DAY, "try the refresh again")
-
-
-def test_an_active_connection_still_polls_for_another_consent():
+    assert timer(life(account_lookup_at=SOON)) == Timer(
+        SOON, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS
+    )
     assert moment(life(poll_at=SOON)) == SOON
     assert moment(life(poll_at=DUE + MINUTE)) == DUE
+    it = life(refreshable=False, refresh_token_idle_s=60.0, end_known_at=NOW)
+    assert timer(it) == Timer(NOW + HOUR, "access token expires, and can't be refreshed")
 
 
 def test_a_token_ends_by_the_workflows_clock():
@@ -113,11 +115,6 @@ def test_a_token_without_an_end_is_never_due(missing: str):
     endless = life(refresh_token_idle_s=60.0, **{missing: None})
     assert timer(endless) is None
     assert refresh_due_at(endless, NEWEST) is None
-
-
-def test_a_grant_that_can_t_be_refreshed_ends_with_its_token():
-    it = life(refreshable=False, refresh_token_idle_s=60.0, end_known_at=NOW)
-    assert timer(it) == Timer(NOW + HOUR, "access token expires, and can't be refreshed")
 
 
 @pytest.mark.parametrize(
@@ -244,9 +241,6 @@ def test_a_token_refreshed_with_itself_is_refreshed_at_half_of_its_lifetime(poli
     long_before = Timer(NOW + 30 * DAY, "refresh long before the token ends")
     assert timer(life(ITSELF, policy=policy)) == long_before
     assert moment(life(ITSELF, policy=policy, leased=False)) == NOW + 30 * DAY
-
-
-def test_never_younger_than_the_provider_wants():
     short = life(ITSELF, expires_at=NOW + 36 * HOUR, refresh_expires_at=NOW + 36 * HOUR)
     assert moment(short) == NOW + DAY
 
@@ -255,12 +249,6 @@ def test_where_a_refresh_moves_no_end_it_waits_for_the_margin():
     it = life(ITSELF, refresh_extends=False, announced_days=(14, 3, 1))
     assert timer(it) == Timer(NOW + 60 * DAY - 5 * MINUTE, "refresh due")
     assert moment(it, share=0.99) != moment(it), "a fleet is spread"
-
-
-def test_accounts_are_asked_for_when_that_was_said():
-    assert timer(life(account_lookup_at=SOON)) == Timer(
-        SOON, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS
-    )
 
 
 DATED = life(refresh_expires_at=NOW + DAY)

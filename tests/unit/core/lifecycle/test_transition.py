@@ -109,6 +109,10 @@ def test_final_states_have_no_way_out():
             if state.is_final:
                 with pytest.raises(IllegalStateChange):
                     state_after(state, move)
+    revoked = ConnectionState(state=LifecycleState.REVOKED, reason=ErrorCode.CONNECTION_REVOKED)
+    stands = GrantResult(state=LifecycleState.PENDING_CONSENT, consent_id=ConsentId("cns_1"))
+    after = step(revoked, EventKind.CONSENT_NOT_ENDED, result=stands)
+    assert (after.state.state, after.command) == (LifecycleState.REVOKED, Command.NOTHING)
 
 
 def test_a_refresh_that_brings_nothing_newer_is_not_due_again_at_once():
@@ -147,13 +151,6 @@ def test_a_consent_whose_end_the_store_contradicts_goes_on():
     assert exchanging.command is Command.EXCHANGE_CODE
     granted = GrantResult(state=LifecycleState.ACTIVE, generation=1, obtained_at=NOW, expires_at=NOW + HOUR)
     assert step(over, EventKind.CONSENT_NOT_ENDED, result=granted).state.state is LifecycleState.ACTIVE
-
-
-def test_revoked_stays_revoked_whatever_stands():
-    revoked = ConnectionState(state=LifecycleState.REVOKED, reason=ErrorCode.CONNECTION_REVOKED)
-    stands = GrantResult(state=LifecycleState.PENDING_CONSENT, consent_id=ConsentId("cns_1"))
-    after = step(revoked, EventKind.CONSENT_NOT_ENDED, result=stands)
-    assert (after.state.state, after.command) == (LifecycleState.REVOKED, Command.NOTHING)
 
 
 def test_a_grant_that_lands_while_revoking_keeps_the_reason():

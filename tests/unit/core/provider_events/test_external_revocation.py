@@ -13,16 +13,13 @@ from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import EventKind
 from evergrant_server.core.provider_events.external_revocation import (
     Certainty,
+    IntrospectionAnswers,
+    IntrospectionFinding,
     ProviderReport,
     ReportDecision,
     ReportSource,
-    judge_report,
-)
-from evergrant_server.core.provider_events.external_revocation import (
-    Certainty,
-    IntrospectionAnswers,
-    IntrospectionFinding,
     judge_introspection,
+    judge_report,
 )
 from tests.unit.core.lifecycle import steps
 from tests.unit.core.lifecycle.steps import ACTIVE, HOUR, NOW, step
