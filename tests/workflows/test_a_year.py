@@ -5,8 +5,6 @@ from datetime import timedelta
 import pytest
 
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.messages.base import SignalName
-from tests.workflows.connection_runs import a_consent
 from tests.workflows.year import DAY, HOUR, Provider, events_of, living_with, pass_by, skipping
 
 OUTAGE = (100 * DAY, 100 * DAY + 12 * HOUR)
@@ -48,23 +46,3 @@ async def test_a_year_with_an_outage_and_an_idle_quarter():
     assert busy <= len(provider.sent) <= busy * 60 / 53
     assert events <= 13 * len(provider.sent) + 10 * runs + 400
     assert not provider.announced
-
-
-async def test_a_subject_who_takes_forty_days_costs_nothing_meanwhile():
-    """needs_reauth waits for a person: no call, no timer; then the same connection goes on."""
-    async with skipping() as env:
-        provider = Provider(refresh_lives=2 * HOUR, rotates=False)
-        async with living_with(env, provider, "warm") as life:
-            first_run = (await life.handle.describe()).run_id
-            await env.sleep(5 * HOUR)
-            assert (await life.describe()).state is LifecycleState.NEEDS_REAUTH
-            sent, events = len(provider.sent), await events_of(env.client, life.handle, first_run)
-            await pass_by(env, 40 * DAY)
-            assert (len(provider.sent), await events_of(env.client, life.handle, first_run)) == (sent, events)
-            provider.forget()
-            generation = (await life.describe()).generation
-            await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
-            await env.sleep(timedelta(minutes=1))
-            again = await life.describe()
-            assert (again.state, again.generation) == (LifecycleState.ACTIVE, generation + 1)
-            assert again.reason is None

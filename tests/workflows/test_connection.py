@@ -16,9 +16,8 @@ from evergrant_server.core.connections.connection import LifecycleState, Revocat
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
 from evergrant_server.core.messages import connection as m
-from evergrant_server.core.messages.activities import GrantResult, RevocationResult
+from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import ActivityName, SignalName
-from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, a_consent, living
 
 REFRESH = ActivityName.REFRESH_GRANT
@@ -90,52 +89,6 @@ async def test_the_validator_refuses_what_is_done_and_writes_nothing(client: Cli
         assert len(await life.events()) == before
 
 
-async def test_a_rejected_grant_answers_the_waiting_update(client: Client):
-    async with living(client) as life:
-        await life.consent()
-        life.scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
-        answer = await life.ensure_fresh(1)
-        assert answer.problem is ErrorCode.GRANT_REJECTED
-        described = await life.describe()
-        assert (described.state, described.repairer) == (LifecycleState.NEEDS_REAUTH, "subject")
-        await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
-        assert (await life.until(lambda d: d.state is LifecycleState.ACTIVE)).generation == 2
-
-
-async def test_a_revocation_waits_for_the_provider_as_long_as_it_takes(client: Client):
-    scripted = ScriptedActivities()
-    down = RevocationResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
-    scripted.answers[ActivityName.REVOKE_GRANT] += [down]
-    async with living(client, scripted) as life:
-        await life.consent()
-        await life.handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
-        described = await life.until(lambda d: d.failures == 1)
-        assert described.state is LifecycleState.REVOKING
-        assert (await life.handle.result()).state is LifecycleState.REVOKED
-        assert scripted.count(ActivityName.REVOKE_GRANT) == 2
-
-
-async def test_a_denied_and_an_expired_consent_end_the_workflow(client: Client):
-    async with living(client) as life:
-        denial = m.ConsentDenied(consent_id=a_consent().consent_id, context=ASKED)
-        await life.handle.signal(SignalName.CONSENT_DENIED, denial)
-        assert (await life.handle.result()).state is LifecycleState.DENIED
-    async with living(client, consent_deadline=datetime.now(UTC) - timedelta(minutes=2)) as life:
-        assert (await life.handle.result()).state is LifecycleState.CONSENT_EXPIRED
-        assert life.scripted.calls[0][1].denied is False
-
-
-async def test_a_code_whose_signal_comes_twice_is_exchanged_once(client: Client):
-    async with living(client) as life:
-        granted = a_consent()
-        for _ in range(3):
-            await life.handle.signal(SignalName.CONSENT_GRANTED, granted)
-        await life.until(lambda d: d.generation == 1)
-        await life.handle.signal(SignalName.ROTATE, m.Rotate(reason="test", context=ASKED))
-        await life.until(lambda d: d.generation == 2)
-        assert life.scripted.count(ActivityName.EXCHANGE_CODE) == 1
-
-
 @workflow.defn(name="SomebodyElse")
 class SomebodyElse:
     """A pipeline that signals for its token, or has done that, and waits for the answer."""
@@ -194,7 +147,8 @@ async def test_refused_pipelines_are_told_again_when_the_subject_has_acted(clien
     async with living(client) as life:
         await life.consent()
         life.scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
-        await life.ensure_fresh(1)
+        assert (await life.ensure_fresh(1)).problem is ErrorCode.GRANT_REJECTED
+        assert (await life.describe()).repairer == "subject"
         queue = f"patient-{life.handle.id}"
         async with Worker(client, task_queue=queue, workflows=[PatientPipeline]):
             pipelines = [
@@ -207,22 +161,6 @@ async def test_refused_pipelines_are_told_again_when_the_subject_has_acted(clien
             await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
             results = [await it.result() for it in pipelines]
         assert [tuple(it) for it in results] == [("grant_rejected", 2)] * 3
-
-
-async def test_a_pipeline_that_exposed_the_dead_grant_is_told_again(client: Client):
-    scripted = ScriptedActivities(lifetime=timedelta(seconds=1))
-    async with living(client, scripted, policy="on_demand") as life:
-        await life.consent()
-        await asyncio.sleep(1.1)  # nobody refreshes it ahead
-        scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
-        queue = f"finds-out-{life.handle.id}"
-        async with Worker(client, task_queue=queue, workflows=[PatientPipeline]):
-            pipeline = await client.start_workflow(
-                PatientPipeline.run, life.handle.id, id=queue, task_queue=queue
-            )
-            await life.until_answered(1)
-            await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
-            assert tuple(await pipeline.result()) == ("grant_rejected", 2)
 
 
 async def test_a_run_that_begins_with_a_token_answers_waiting_callers(client: Client):

@@ -21,14 +21,6 @@ async def test_an_unsound_definition_needs_no_decision(client: Client):
     assert done(scripted) == ["check"]
 
 
-async def test_an_approved_one_is_watched_until_it_serves_all(client: Client):
-    scripted = ScriptedRollout(WAITING, STAGED, STAGED, STAGED, ACTIVE)
-    async with running_rollout(client, scripted) as handle:
-        await decided(handle)
-        assert (await handle.result()).state is ACTIVE
-    assert done(scripted) == ["check", "decide", "watch", "watch", "watch"]
-
-
 async def test_an_admins_roll_back_does_not_wait_for_the_next_look(client: Client):
     scripted = ScriptedRollout(WAITING, STAGED)
     async with running_rollout(client, scripted, watch_s=FOREVER) as handle:

@@ -19,7 +19,7 @@ from evergrant_server.core.messages.base import (
     SignalName,
 )
 from tests.workflows.connection_runs import ASKED, living
-from tests.workflows.year import DAY, Provider, living_with, pass_by, skipping
+from tests.workflows.year import DAY, Provider, living_with, skipping
 
 REFRESH = ActivityName.REFRESH_GRANT
 
@@ -56,22 +56,6 @@ async def test_updates_are_answered_across_continue_as_new(client: Client, short
             assert answer.generation == generation + 1
             generation = answer.generation
         assert life.scripted.count(ActivityName.EXPORT_RUN_HISTORY) >= 1
-
-
-async def idle_year(idle_s: float | None) -> int:
-    """How often a year of one connection that no app leases asks for a refresh, with hourly tokens."""
-    provider = Provider(leased=lambda passed: False, idle_s=idle_s)
-    async with skipping() as env, living_with(env, provider, "adaptive") as life:
-        await pass_by(env, 365 * DAY)
-        assert (await life.describe()).state is LifecycleState.ACTIVE
-        return provider.count(REFRESH)
-
-
-async def test_an_idle_year_costs_one_look_and_the_keep_alives():
-    """The refresh token dies after 90 idle days, so it is used every 45."""
-    looks_and_keep_alives = 2 * 365 / 45 + 2  # each new generation is looked at once
-    assert 12 <= await idle_year(90 * 86_400.0) <= looks_and_keep_alives
-    assert await idle_year(None) == 1
 
 
 class DaysDown(Provider):

@@ -50,22 +50,16 @@ class Provider(ScriptedActivities):
         *,
         away: Callable[[timedelta], bool] = lambda passed: False,
         leased: Callable[[timedelta], bool] = lambda passed: True,
-        idle_s: float | None = None,
         refresh_lives: timedelta | None = None,
-        rotates: bool = True,
     ) -> None:
-        super().__init__(idle_s=idle_s)
+        super().__init__()
         self._away, self._leased = away, leased
-        self._refresh_lives, self._rotates = refresh_lives, rotates
+        self._refresh_lives = refresh_lives
         self._ends: datetime | None = None
         self._circuit, self._rules = CircuitBreaker(), BreakerRules()
         self.begin: datetime | None = None
         self.sent: list[timedelta] = []
         self.announced: list[int] = []
-
-    def forget(self) -> None:
-        """The subject consents again: the next refresh token has its whole life before it."""
-        self._ends = None
 
     async def _answer(self, name: ActivityName, order: Any, default: Callable[[], Any]) -> Any:
         now = activity.info().started_time
@@ -97,7 +91,7 @@ class Provider(ScriptedActivities):
         return self._dated(self._news(), now)
 
     def _dated(self, news: GrantResult, now: datetime) -> GrantResult:
-        if self._refresh_lives and (self._ends is None or self._rotates):
+        if self._refresh_lives:
             self._ends = now + self._refresh_lives
         dates = {"obtained_at": now, "expires_at": now + self.lifetime, "refresh_expires_at": self._ends}
         return news.model_copy(update=dates)

@@ -51,16 +51,10 @@ SECOND = [
 
 async def test_history_joins_exported_runs_and_the_live_one(api: Api):
     connection, key = await api.active_for("boss", Action.ADMIN)
-    export = HistoryExport(
-        tenant=TENANT,
-        connection_id=connection.id,
-        workflow_id=connection_workflow_id(TENANT, connection.id),
-        run_id="run-1",
-        exported_at=api.clock.now(),
-        closed=True,
-        last_event_id=6,
-        events=FIRST,
-    )
+    workflow = connection_workflow_id(TENANT, connection.id)
+    facts = {"exported_at": api.clock.now(), "closed": True, "last_event_id": 6, "events": FIRST}
+    names = {"tenant": TENANT, "connection_id": connection.id, "workflow_id": workflow, "run_id": "run-1"}
+    export = HistoryExport(**names, **facts)
     async with api.worker.write() as tx:
         await tx.histories.add(export)
     api.link.events = {None: SECOND}

@@ -25,17 +25,9 @@ HOUR = timedelta(hours=1)
 
 
 def a_version(version: int = 1, **changes: Any) -> Definition:
-    values = {
-        "tenant": Tenant("acme"),
-        "id": DefinitionId(new_id("def")),
-        "name": "acme-crm",
-        "version": version,
-        "document": {},
-        "proposed_by": "app:ops",
-        "created_at": NOW,
-        "changed_at": NOW,
-    }
-    return Definition(**(values | changes))
+    names = {"tenant": Tenant("acme"), "id": DefinitionId(new_id("def")), "name": "acme-crm"}
+    facts = {"document": {}, "proposed_by": "app:ops", "created_at": NOW, "changed_at": NOW}
+    return Definition(version=version, **(names | facts | changes))
 
 
 def staged(share: float = 0.05, **changes: Any) -> Definition:

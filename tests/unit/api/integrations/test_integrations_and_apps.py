@@ -4,7 +4,6 @@ import pytest
 
 from evergrant_server import audit
 from evergrant_server.api.apps.bootstrap import bootstrap_admin
-from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState
 from evergrant_server.core.messages.integrations import DiscoveryResult
@@ -169,12 +168,7 @@ async def test_secrets_and_tokens_are_never_redirected_to_another_server(api: Ap
 async def test_apps_permits_and_keys_live_and_die(api: Api, admin: str):
     assert (await api.call("PUT", "/v1/apps/pipeline", admin, json={})).status_code == 201
     assert (await api.call("PUT", "/v1/apps/pipeline", admin, json={"disabled": False})).status_code == 200
-    permit = {
-        "integration": "crm",
-        "subjects": ["user-1"],
-        "actions": ["token"],
-        "scope_ceiling": ["read_user"],
-    }
+    permit = {"integration": "crm", "subjects": ["user-1"], "actions": ["token"]}
     at = "/v1/apps/pipeline/permits/crm"
     assert (await api.call("PUT", at, admin, json=permit)).status_code == 201
     assert (await api.call("PUT", at, admin, json=permit)).status_code == 200
@@ -200,12 +194,3 @@ async def test_an_admin_can_not_lock_itself_out(api: Api, admin: str):
     assert (await api.call("DELETE", "/v1/apps/admin", admin)).status_code == 400
     assert (await api.call("PUT", "/v1/apps/admin", admin, json={"disabled": True})).status_code == 400
     assert (await api.get("/v1/apps", admin)).status_code == 200
-
-
-async def test_the_catalogue(api: Api):
-    key = await api.app_with("anybody", Action.TOKEN)
-    names = {it["name"] for it in (await api.get("/v1/providers", key)).json()["items"]}
-    assert {"github", "google", "generic"} <= names
-    one = (await api.get("/v1/providers/github", key)).json()
-    assert one["definition"]["token_endpoint"] == "https://github.com/login/oauth/access_token"
-    assert (await api.get("/v1/providers/nobody", key)).json()["code"] == "provider_unknown"

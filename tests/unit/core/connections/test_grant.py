@@ -13,13 +13,8 @@ MARGIN = timedelta(minutes=5)
 
 
 def grant(lifetime_s: float | None) -> Grant:
-    return Grant(
-        generation=1,
-        scopes=("read",),
-        obtained_at=NOW,
-        expires_at=None if lifetime_s is None else NOW + timedelta(seconds=lifetime_s),
-        refreshable=True,
-    )
+    end = None if lifetime_s is None else NOW + timedelta(seconds=lifetime_s)
+    return Grant(generation=1, scopes=("read",), obtained_at=NOW, expires_at=end, refreshable=True)
 
 
 def at(seconds: float) -> datetime:

@@ -45,6 +45,12 @@ def failed(code: ErrorCode, **more: object) -> GrantResult:
     return GrantResult(failure=code, **more)
 
 
+def granted(generation: int = 1, at: datetime = NOW, **more: object) -> GrantResult:
+    """What an activity reports of tokens that live for an hour."""
+    facts = {"state": LifecycleState.ACTIVE, "obtained_at": at, "expires_at": at + HOUR, "refreshable": True}
+    return GrantResult(generation=generation, **{**facts, **more})
+
+
 def connection(**facts: object) -> Connection:
     plain = {
         "tenant": Tenant("acme"), "id": ConnectionId("con_1"), "integration_id": IntegrationId("int_1"),

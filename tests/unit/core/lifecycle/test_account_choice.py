@@ -9,21 +9,15 @@ from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.consents import blocking_reason
 from evergrant_server.core.lifecycle.snapshot import state_from_store
 from evergrant_server.core.lifecycle.timers import TimerPurpose
-from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind
-from tests.unit.core.lifecycle.steps import HOUR, NOW, connection, failed, step, timer_of
+from tests.unit.core.lifecycle.steps import HOUR, NOW, connection, failed, granted, step, timer_of
 
 ONE, TWO = AccountOption(id="1", label="One", metadata={"site": "1"}), AccountOption(id="2", label="Two")
 CONNECTION = connection(provider="acme", follow_up=FollowUp.LOOKING_UP)
 
 
-def news(**more: object) -> GrantResult:
-    fields = {"state": LifecycleState.ACTIVE, "generation": 1, "obtained_at": NOW, "expires_at": NOW + HOUR}
-    return GrantResult(**{**fields, "refreshable": True, **more})
-
-
-def granted(**more: object) -> ConnectionState:
-    first = news(account_lookup_needed=True, **more)
+def consented(**more: object) -> ConnectionState:
+    first = granted(account_lookup_needed=True, **more)
     return step(ConnectionState(), EventKind.CODE_EXCHANGE_ENDED, result=first).state
 
 
@@ -48,17 +42,17 @@ def test_one_account_or_the_one_that_was_asked_for(
 
 
 def test_a_grant_that_came_is_followed_by_a_lookup():
-    life = granted()
+    life = consented()
     woken = timer_of(life)
     assert (woken.at, woken.purpose) == (NOW, TimerPurpose.LOOK_UP_ACCOUNTS)
     assert step(life, EventKind.TIMER_FIRED).command is Command.LOOK_UP_ACCOUNTS
-    answered = step(life, EventKind.ACCOUNT_LOOKUP_ENDED, result=news()).state
+    answered = step(life, EventKind.ACCOUNT_LOOKUP_ENDED, result=granted()).state
     woken = timer_of(answered)
     assert (woken.summary, answered.account_lookup_at) == ("refresh due", None)
 
 
 def test_a_lookup_that_fails_is_tried_again_slower_and_slower():
-    life, waits = granted(), []
+    life, waits = consented(), []
     for _ in range(4):
         life = step(life, EventKind.ACCOUNT_LOOKUP_ENDED, result=failed(ErrorCode.PROVIDER_ERROR)).state
         assert life.account_lookup_at is not None
@@ -70,16 +64,16 @@ def test_a_lookup_that_fails_is_tried_again_slower_and_slower():
 def test_a_token_that_is_over_is_replaced_before_the_next_try():
     late = NOW + 2 * HOUR
     pending = failed(ErrorCode.REFRESH_PENDING)
-    no = step(granted(), EventKind.ACCOUNT_LOOKUP_ENDED, late, result=pending)
+    no = step(consented(), EventKind.ACCOUNT_LOOKUP_ENDED, late, result=pending)
     assert no.command is Command.REFRESH
-    fresh = news(generation=2, obtained_at=late, expires_at=late + HOUR, account_lookup_needed=True)
+    fresh = granted(2, late, account_lookup_needed=True)
     assert step(no.state, EventKind.REFRESH_ENDED, late, result=fresh).state.account_lookup_at == late
 
 
 def test_several_accounts_wait_and_a_refresh_forgets_nothing():
-    life = step(granted(), EventKind.ACCOUNT_LOOKUP_ENDED, result=news(choice_pending=True)).state
+    life = step(consented(), EventKind.ACCOUNT_LOOKUP_ENDED, result=granted(choice_pending=True)).state
     assert (blocking_reason(life), life.account_lookup_at) == (ErrorCode.CHOICE_REQUIRED, None)
-    life = step(life, EventKind.REFRESH_ENDED, result=news(generation=2, choice_pending=True)).state
+    life = step(life, EventKind.REFRESH_ENDED, result=granted(2, choice_pending=True)).state
     assert blocking_reason(life) is ErrorCode.CHOICE_REQUIRED
     assert blocking_reason(step(life, EventKind.ACCOUNT_CHOSEN, reason="1").state) is None
 

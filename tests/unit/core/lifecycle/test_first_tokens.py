@@ -13,17 +13,11 @@ from evergrant_server.core.lifecycle.command import Command, Transition
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind
-from tests.unit.core.lifecycle.steps import ACTIVE, NEWEST, NOW, step, timer_of, woken
+from tests.unit.core.lifecycle.steps import ACTIVE, NEWEST, NOW, granted, step, timer_of, woken
 
 CONSENT = ConsentId("cns_1")
 PENDING = ConnectionState(flow=Flow.CLIENT_CREDENTIALS, consent_deadline=NOW + timedelta(days=7))
-GRANTED = GrantResult(
-    state=LifecycleState.ACTIVE,
-    generation=1,
-    obtained_at=NOW,
-    expires_at=NOW + timedelta(hours=1),
-    refreshable=True,
-)
+GRANTED = granted()
 
 
 def begun(life: ConnectionState = PENDING) -> ConnectionState:

@@ -14,15 +14,13 @@ from evergrant_server.core.lifecycle.timers import TimerPurpose, next_timer
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind
 from evergrant_server.core.secret import Secret
-from tests.unit.core.lifecycle.steps import NEWEST, NOW, failed, step, timer_of, woken
+from tests.unit.core.lifecycle.steps import NEWEST, NOW, failed, granted, step, timer_of, woken
 
 LATE = AttemptId("att_1")
 GIVEN_UP = ConnectionState(state=LifecycleState.NEEDS_REAUTH, generation=3, reason=ErrorCode.OUTCOME_UNKNOWN)
 
 
-NEWER = GrantResult(
-    state=LifecycleState.ACTIVE, generation=4, obtained_at=NOW, expires_at=NOW + timedelta(hours=1)
-)
+NEWER = granted(4)
 REFUSED, DOWN = failed(ErrorCode.GRANT_REJECTED), failed(ErrorCode.PROVIDER_ERROR)
 
 

@@ -16,7 +16,7 @@ from evergrant_server.core.messages.connection import (
     EventKind,
     RefreshReason,
 )
-from tests.unit.core.lifecycle.steps import ACTIVE, DAY, HOUR, NEWEST, NOW, failed, step, timer_of
+from tests.unit.core.lifecycle.steps import ACTIVE, DAY, HOUR, NEWEST, NOW, failed, granted, step, timer_of
 
 SECOND = timedelta(seconds=1)
 Answer = Callable[[datetime], GrantResult]
@@ -60,8 +60,7 @@ def hourly(**more: object) -> Answer:
     count = iter(range(4, 1_000_000))
 
     def answer(now: datetime) -> GrantResult:
-        facts = {"obtained_at": now, "expires_at": now + HOUR, "refreshable": True} | more
-        return GrantResult(state=LifecycleState.ACTIVE, generation=next(count), **facts)
+        return granted(next(count), now, **more)
 
     return answer
 

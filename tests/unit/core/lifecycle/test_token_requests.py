@@ -13,15 +13,13 @@ from evergrant_server.core.messages.connection import (
     EventKind,
     RefreshReason,
 )
-from tests.unit.core.lifecycle.steps import HOUR, NOW, step
+from tests.unit.core.lifecycle.steps import HOUR, NOW, granted, step
 
 ACTIVE = ConnectionState(
     state=LifecycleState.ACTIVE, generation=1, obtained_at=NOW - HOUR, expires_at=NOW,
     installed_at=NOW - HOUR, refreshable=True, policy="on_demand",
 )  # fmt: skip
-NEWER = GrantResult(
-    state=LifecycleState.ACTIVE, generation=2, obtained_at=NOW, expires_at=NOW + HOUR, refreshable=True
-)  # fmt: skip
+NEWER = granted(2)
 DEAD = GrantResult(failure=ErrorCode.GRANT_REJECTED)
 
 
@@ -38,13 +36,10 @@ def test_fifty_rotations_of_one_generation_share_one_refresh():
 
 
 def test_a_rotation_without_a_generation_always_refreshes():
-    assert (
-        step(ACTIVE.model_copy(update={"generation": 7}), EventKind.ROTATION_REQUESTED).command
-        is Command.REFRESH
-    )
-    assert step(ACTIVE, EventKind.ROTATION_REQUESTED, seen_generation=2).command is Command.REFRESH, (
-        "this run is behind"
-    )
+    later = ACTIVE.model_copy(update={"generation": 7})
+    assert step(later, EventKind.ROTATION_REQUESTED).command is Command.REFRESH
+    behind = step(ACTIVE, EventKind.ROTATION_REQUESTED, seen_generation=2)
+    assert behind.command is Command.REFRESH, "this run is behind"
 
 
 def test_a_caller_whose_request_exposed_the_dead_grant_is_told_again():

@@ -18,7 +18,17 @@ from evergrant_server.core.lifecycle.refresh import ensure_fresh_refusal
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind
-from tests.unit.core.lifecycle.steps import ACTIVE, HOUR, NEWEST, NOW, connection, failed, step, timer_of
+from tests.unit.core.lifecycle.steps import (
+    ACTIVE,
+    HOUR,
+    NEWEST,
+    NOW,
+    connection,
+    failed,
+    granted,
+    step,
+    timer_of,
+)
 
 
 def test_an_idle_connection_costs_nothing_until_its_refresh_token_would_die():
@@ -149,8 +159,7 @@ def test_a_consent_whose_end_the_store_contradicts_goes_on():
     exchanging = step(over, EventKind.CONSENT_NOT_ENDED, result=waits)
     assert (exchanging.state.state, exchanging.state.reason) == (LifecycleState.PENDING_CONSENT, None)
     assert exchanging.command is Command.EXCHANGE_CODE
-    granted = GrantResult(state=LifecycleState.ACTIVE, generation=1, obtained_at=NOW, expires_at=NOW + HOUR)
-    assert step(over, EventKind.CONSENT_NOT_ENDED, result=granted).state.state is LifecycleState.ACTIVE
+    assert step(over, EventKind.CONSENT_NOT_ENDED, result=granted()).state.state is LifecycleState.ACTIVE
 
 
 def test_a_grant_that_lands_while_revoking_keeps_the_reason():

@@ -30,37 +30,6 @@ def opened(now: float = 0.0) -> CircuitBreaker:
     return it
 
 
-def test_an_outage_of_twelve_hours_costs_few_probes_and_a_short_wait_at_its_end():
-    """Callers ask every second."""
-    it, probes, end = opened(), 0, 12 * 3600
-    for now in range(end):
-        it, admission = admit(it, now, RULES, 0)
-        if admission.delay is not None:
-            assert admission.probe
-            probes += 1
-            it = failed(it, now + 0.5, RULES, DOWN, None, probe=True)
-    assert probes < 90
-    assert it.next_probe - end <= RULES.longest_gap
-
-
-def test_when_it_is_back_the_others_follow_at_a_bounded_rate():
-    it, probe = admit(opened(), 100, RULES, 0)
-    assert probe.probe
-    it = answered(it, 100, RULES)
-    sends, now, waiting = [], 100.0, 500
-    while waiting:
-        it, admission = admit(it, now, RULES, 0.5)
-        if admission.delay is None:
-            now += 0.25
-            continue
-        waiting -= 1
-        sends.append(now + admission.delay)
-    for second in range(60):
-        in_it = sum(100 + second <= at < 101 + second for at in sends)
-        assert in_it <= RULES.first_rate * 2 ** ((second + 1) / RULES.doubling) + 1
-    assert sends[-1] < 100 + RULES.recovery, "and nobody waits for long"
-
-
 def test_a_failure_while_it_recovers_opens_it_again():
     it = answered(admit(opened(), 100, RULES, 0)[0], 100, RULES)
     it = failed(it, 101, RULES, DOWN, None, probe=False)

@@ -125,14 +125,6 @@ def test_an_answer_on_disk_is_never_asked_for_again():
         assert decided(WANTED, now, OPEN, owner_alive=False, in_flight=False, answered=True) is WAIT
 
 
-def test_the_same_credential_is_not_sent_while_its_owner_lives_and_the_token_works():
-    alive = {"owner_alive": True, "in_flight": False}
-    assert decided(WANTED, NOW, OPEN, token_valid=True, **alive) is WAIT
-    assert decided(WANTED, NOW, OPEN, token_valid=False, **alive) is RESEND
-    gone = {"owner_alive": False, "in_flight": False}
-    assert decided(WANTED, NOW, OPEN, token_valid=True, **gone) is RESEND
-
-
 def test_a_worker_sends_soon_and_listens_for_longer_than_that():
     assert timedelta(0) < LIMITS.poll_interval < LIMITS.send < LIMITS.answer < LIMITS.replay
     assert LIMITS.answer == timedelta(seconds=45), "docs/protocol.md names it"

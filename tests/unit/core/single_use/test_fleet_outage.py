@@ -5,7 +5,6 @@ from collections import Counter
 from datetime import datetime, timedelta
 
 from evergrant_server.core.clock import clock_correction
-from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.schedule import jitter
@@ -58,8 +57,7 @@ class Fleet:
     def granted(self, number: int, at: datetime) -> GrantResult:
         if at >= self.away[1]:
             self.served.setdefault(number, at)
-        facts = {"generation": self.lives[number].generation + 1, "refreshable": True}
-        return GrantResult(state=LifecycleState.ACTIVE, obtained_at=at, expires_at=at + HOUR, **facts)
+        return steps.granted(self.lives[number].generation + 1, at)
 
     def live(self, until: datetime) -> None:
         asks = [(NOW + timedelta(seconds=600 * n / self.asking), n, True) for n in range(self.asking)]
