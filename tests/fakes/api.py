@@ -197,6 +197,17 @@ class Api:
                 await tx.access.put_permit(permit, expected=None)
         return format_key(key.id, secret)
 
+    async def app_for(self, name: str, *actions: Action, **permit: Any) -> str:
+        """The key of an app, beside an integration that it may use."""
+        await self.integration()
+        return await self.app_with(name, *actions, **permit)
+
+    async def app_named(self, name: str) -> App:
+        async with self.worker.read() as tx:
+            found = await tx.access.app_by_name(TENANT, name)
+        assert found is not None
+        return found
+
     async def integration(
         self, name: str = "crm", *, tenant: Tenant = TENANT, provider: str = "gitlab", **more: Any
     ) -> Integration:

@@ -63,9 +63,8 @@ async def test_a_revoked_key_makes_nothing_happen_from_memory(api: Api):
     """A cached caller could still begin a connection or a refresh, were it not read again."""
     _, key = await api.active_for("pipeline", Action.TOKEN, Action.CONNECT)
     assert (await api.lease(key)).status_code == 200
+    app = await api.app_named("pipeline")
     async with api.worker.write() as tx:
-        app = await tx.access.app_by_name(api.parts.settings.tenant, "pipeline")  # type: ignore[arg-type]  # a tenant's name is text in settings
-        assert app is not None
         await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
     api.clock.advance(3601)
     assert (await api.lease(key)).json()["code"] == "app_disabled"

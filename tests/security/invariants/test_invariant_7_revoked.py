@@ -4,7 +4,7 @@ import asyncio
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
-from tests.fakes.api import TENANT, Api
+from tests.fakes.api import Api
 
 
 async def test_no_lease_after_a_revocation_in_another_process(api: Api):
@@ -56,15 +56,13 @@ async def test_a_token_that_lands_while_revoking_is_not_leased(api: Api):
 async def test_an_app_without_its_permit_and_a_disabled_one_are_refused_at_once(api: Api):
     _, key = await api.active_for("pipeline", Action.TOKEN)
     assert (await api.lease(key)).status_code == 200
+    app = await api.app_named("pipeline")
     async with api.worker.write() as tx:
-        app = await tx.access.app_by_name(TENANT, "pipeline")
-        assert app is not None
         await tx.access.delete_permit(app.tenant, app.id, "only")
     answer = await api.lease(key)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    app = await api.app_named("pipeline")
     async with api.worker.write() as tx:
-        app = await tx.access.app_by_name(TENANT, "pipeline")
-        assert app is not None
         await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
     answer = await api.lease(key)
     assert (answer.status_code, answer.json()["code"]) == (403, "app_disabled")

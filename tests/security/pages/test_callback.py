@@ -289,9 +289,8 @@ async def test_rfc9700_4_11_return_to_gets_the_outcome_and_nothing_else(api: Api
 
 async def test_rfc9700_4_11_a_return_to_that_was_taken_off_the_list_is_not_followed(api: Api):
     it = await started(api, "https://app.example/done")
+    app = await api.app_named("asker")
     async with api.worker.write() as tx:
-        app = await tx.access.app_by_name(TENANT, "asker")
-        assert app is not None
         await tx.access.put_app(app.model_copy(update={"return_to": ()}), expected=app.revision)
     answer, _ = await asyncio.gather(it.visitor.come_back(iss=ISSUER), it.worker_finishes())
     assert answer.status_code == 200

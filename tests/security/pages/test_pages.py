@@ -13,8 +13,7 @@ RETURN = "https://app.example/done"
 
 
 async def connect_url(api: Api, **body) -> str:
-    await api.integration()
-    key = await api.app_with("<i>Sneaky</i>" if body.pop("sneaky", False) else "asker", Action.CONNECT,
+    key = await api.app_for("<i>Sneaky</i>" if body.pop("sneaky", False) else "asker", Action.CONNECT,
                              return_to=(RETURN,))  # fmt: skip
     made = await api.post("/v1/connections", key, {"integration": "crm", "subject": "user-1", **body})
     assert made.status_code == 201, made.text
@@ -138,8 +137,7 @@ async def test_links_that_are_unknown_expired_or_of_a_revoked_connection(api: Ap
 )
 async def test_rfc9700_4_11_no_open_redirector(api: Api, url: str):
     """Compared character by character with the app's list."""
-    await api.integration()
-    key = await api.app_with("asker", Action.CONNECT, return_to=(RETURN,))
+    key = await api.app_for("asker", Action.CONNECT, return_to=(RETURN,))
     body = {"integration": "crm", "subject": "user-1", "return_to": url}
     answer = await api.post("/v1/connections", key, body)
     assert (answer.status_code, answer.json()["field"]) == (400, "return_to")

@@ -18,8 +18,7 @@ async def actions(api: Api, what: str) -> list[AuditAction]:
 
 
 async def test_begin_writes_rows_outbox_and_audit_together(api: Api):
-    await api.integration()
-    key = await api.app_with("asker", Action.CONNECT)
+    key = await api.app_for("asker", Action.CONNECT)
     answer = await api.post("/v1/connections", key, NEW)
     assert answer.status_code == 201, answer.text
     body = answer.json()
@@ -131,8 +130,7 @@ async def test_a_list_takes_a_moment_of_any_zone_and_nothing_that_is_none_somewh
     ],
 )
 async def test_a_secret_that_no_request_can_carry_is_refused(api: Api, body: dict, name: str, secret: str):
-    await api.integration()
-    key = await api.app_with("boss", Action.CONNECT)
+    key = await api.app_for("boss", Action.CONNECT)
     place, _, member = name.partition(".")
     given = {"username": "a", member: secret} if member else secret
     answer = await api.post("/v1/connections", key, {**NEW, **body, place: given})

@@ -25,16 +25,14 @@ async def api(tmp_path: Path, database_url: str) -> AsyncIterator[Api]:
 
 
 async def test_beginnings_make_one_connection(api: Api):
-    await api.integration()
-    key = await api.app_with("asker", Action.CONNECT)
+    key = await api.app_for("asker", Action.CONNECT)
     answers = await asyncio.gather(*(api.post("/v1/connections", key, NEW) for _ in range(8)))
     assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
     assert len({answer.json()["id"] for answer in answers}) == 1
 
 
 async def test_one_idempotency_key_is_one_command(api: Api):
-    await api.integration()
-    key = await api.app_with("asker", Action.CONNECT)
+    key = await api.app_for("asker", Action.CONNECT)
     headers = {"Idempotency-Key": "k-1"}
     answers = await asyncio.gather(
         *(api.post("/v1/connections", key, NEW, headers=headers) for _ in range(8))
@@ -66,8 +64,7 @@ async def test_a_revocation_gets_through_while_tokens_land(api: Api):
 
 
 async def test_a_double_click_starts_one_attempt_that_counts(api: Api):
-    await api.integration()
-    key = await api.app_with("asker", Action.CONNECT)
+    key = await api.app_for("asker", Action.CONNECT)
     link = (await api.post("/v1/connections", key, NEW)).json()["connect_url"]
     visitor = Visitor(api)
     await visitor.open(link)

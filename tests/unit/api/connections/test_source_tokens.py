@@ -6,7 +6,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AppId, ConnectionId
+from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.base import SignalName
 from tests.fakes.api import TENANT, Api
@@ -33,13 +33,6 @@ async def begun(api: Api, key: str, source: Connection) -> Connection:
     made = await api.post("/v1/connections", key, wanted(source))
     assert made.status_code in (200, 201), made.text
     return await api.row(TENANT, ConnectionId(made.json()["id"]))
-
-
-async def id_of(api: Api, app: str) -> AppId:
-    async with api.worker.read() as tx:
-        found = await tx.access.app_by_name(TENANT, app)
-    assert found is not None
-    return found.id
 
 
 async def told_to_look_again(api: Api) -> list[str]:
@@ -75,13 +68,13 @@ async def test_a_source_that_can_do_more_than_the_app_may_is_no_source(api: Api)
 async def test_an_app_that_asks_again_and_may_lease_the_source_takes_its_place(api: Api, how: str):
     source = await a_source(api)
     first = await failing(api, await begun(api, await api.app_with("first", *BOTH), source))
-    assert (first.source_app, source.source_app) == (await id_of(api, "first"), None)
+    assert (first.source_app, source.source_app) == ((await api.app_named("first")).id, None)
     second = await api.app_with("second", *BOTH)
     path = "/v1/connections" if how == "begin" else f"/v1/connections/{first.id}/reauthorize"
     answer = await api.post(path, second, wanted(source) if how == "begin" else {})
     assert answer.status_code == 200, answer.text
     row = await api.row(TENANT, first.id)
-    assert row.source_app == await id_of(api, "second")
+    assert row.source_app == (await api.app_named("second")).id
     assert answer.json()["revision"] == row.revision
     (said,) = await api.records(AuditAction.SOURCE_APP_CHANGED, of=first.id)
     assert (said.context.by, said.detail["before"]) == ("app:second", first.source_app)

@@ -118,8 +118,7 @@ async def test_a_refresh_that_is_refused_for_good_leads_to_a_connect_link(api: A
 
 
 async def test_nothing_there_begins_a_connection_for_an_app_that_may_connect(api: Api):
-    await api.integration()
-    key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
+    key = await api.app_for("pipeline", Action.TOKEN, Action.CONNECT)
     first, second = await api.lease(key), await api.lease(key)
     assert (first.status_code, first.json()["code"]) == (409, "consent_required")
     assert first.json()["connect_url"] == second.json()["connect_url"]

@@ -47,8 +47,7 @@ async def test_nobody_without_the_admin_permit_configures_a_receiver(api: Api):
     ],
 )
 async def test_a_receiver_that_could_not_work_is_refused(api: Api, body: dict[str, Any], field: str):
-    await api.integration()
-    key = await api.app_with("admin", Action.ADMIN)
+    key = await api.app_for("admin", Action.ADMIN)
     answer = await api.call("PUT", "/v1/integrations/crm/security-events", key, json=body)
     assert answer.status_code == 400
     assert answer.json()["field"] == field
