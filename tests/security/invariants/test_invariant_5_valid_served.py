@@ -32,16 +32,10 @@ async def test_a_failing_refresh_withholds_nothing(api: Api, problem: ErrorCode)
     assert (await api.lease(key)).json()["code"] == problem
 
 
-async def test_temporal_away_withholds_nothing(api: Api):
+@pytest.mark.parametrize("up", [False, True])
+async def test_temporal_away_and_a_refresh_that_hangs_withhold_nothing(api: Api, up: bool):
     _, key = await api.active_for("pipeline", Action.TOKEN)
-    api.link.up = False
-    api.clock.advance(3590)
-    assert (await api.lease(key)).status_code == 200
-    assert (await api.lease(key, min_ttl=1800)).status_code == 200
-
-
-async def test_a_refresh_that_hangs_withholds_nothing(api: Api):
-    _, key = await api.active_for("pipeline", Action.TOKEN)
+    api.link.up = up
     api.refreshes_with("unused", after=asyncio.Event())
     api.clock.advance(3590)
     assert (await asyncio.wait_for(api.lease(key), 1)).status_code == 200

@@ -6,9 +6,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.events import DEFAULT_EVENTS, EventType
+from evergrant_server.core.events import DEFAULT_EVENTS
 from evergrant_server.core.ids import DeliveryId
 from evergrant_server.core.messages.webhooks import WakeWebhook
 from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, DisabledBy, Webhook
@@ -229,12 +228,3 @@ async def test_a_tenant_has_a_bounded_number(api: Api, admin: str):
     first = (await api.get("/v1/webhooks?limit=30", admin)).json()
     rest = (await api.get(f"/v1/webhooks?limit=30&cursor={first['next_cursor']}", admin)).json()
     assert len(first["items"]) + len(rest["items"]) == 50
-
-
-async def test_asking_for_a_revocation_is_no_event_yet(api: Api, admin: str):
-    """`revoked` is told once it is true."""
-    await put(api, admin, events=[it.value for it in EventType if it is not EventType.PING])
-    connection = await api.active(await api.integration())
-    user = await api.app_with("user", Action.CONNECT)
-    assert (await api.post(f"/v1/connections/{connection.id}/revoke", user)).status_code == 202
-    assert (await api.get("/v1/webhooks/hooks/deliveries", admin)).json()["items"] == []

@@ -103,10 +103,6 @@ def test_the_consent_deadline_leaves_a_callback_at_the_last_second_its_minute():
     assert ended.command is Command.END_CONSENT
 
 
-def test_a_declined_reconnect_leaves_what_there_was():
-    assert step(ACTIVE, EventKind.CONSENT_DENIED).state.state is LifecycleState.ACTIVE
-
-
 def test_ensure_fresh_is_refused_when_the_store_has_the_answer():
     assert ensure_fresh_refusal(ACTIVE, 2) is ErrorCode.STORE_CONFLICT
     assert ensure_fresh_refusal(ACTIVE, 3) is None

@@ -102,12 +102,6 @@ def test_a_report_of_an_older_generation_leaves_the_newer_grant_alone():
         assert step(newer, EventKind.REVOKED_AT_PROVIDER, seen_generation=seen).state.state is state
 
 
-@pytest.mark.parametrize("state", [LifecycleState.PENDING_CONSENT, LifecycleState.REVOKING])
-def test_no_other_state_is_left(state: LifecycleState):
-    life = ACTIVE.model_copy(update={"state": state})
-    assert step(life, EventKind.REVOKED_AT_PROVIDER, seen_generation=3).state.state is state
-
-
 # --- introspection: what is believed, and about which token ---------------------------------
 
 
