@@ -32,10 +32,7 @@ def token_has_ended(connection: ConnectionState, now: datetime) -> bool:
 def no_token_to_protect(connection: ConnectionState, now: datetime) -> bool:
     """True when waiting for a lost answer keeps no token alive: the access token has ended or was
     refused, or the refresh token is about to end."""
-    reported = (
-        connection.reported_generation is not None and connection.reported_generation == connection.generation
-    )
-    if reported or token_has_ended(connection, now):
+    if connection.reported_generation == connection.generation or token_has_ended(connection, now):
         return True
     if connection.obtained_at is None:
         return False

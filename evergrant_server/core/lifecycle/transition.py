@@ -62,9 +62,8 @@ def _on_timer_fired(connection: ConnectionState, event: LifecycleEvent, at: Mome
 def _refresh_command(connection: ConnectionState, timer: Timer) -> Command:
     """The adaptive policy refreshes ahead only what was leased, and what couldn't be refreshed later."""
     adaptive = connection.policy == RefreshPolicy.ADAPTIVE and connection.refreshable
-    now_or_never = (
-        connection.short_lived or connection.ends_together or timer.purpose is TimerPurpose.KEEP_ALIVE
-    )
+    kept_alive = timer.purpose is TimerPurpose.KEEP_ALIVE
+    now_or_never = connection.short_lived or connection.ends_together or kept_alive
     ahead = connection.leased and connection.failures == 0
     return Command.REFRESH_IF_LEASED if adaptive and ahead and not now_or_never else Command.REFRESH
 
