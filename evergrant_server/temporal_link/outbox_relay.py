@@ -19,7 +19,7 @@ from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link import start_requests
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from evergrant_server.temporal_link.link import TemporalLink
-from evergrant_server.temporal_link.reconcile import Reconciler, StartOutcome
+from evergrant_server.temporal_link.reconcile import Reconciler
 
 log = logging.getLogger("evergrant.relay")
 
@@ -116,11 +116,11 @@ class OutboxRelay:
     async def _handle_missing_workflow(self, message: OutboxMessage) -> None:
         """Start the workflow again if the store says that it is needed, else drop the message."""
         match = CONNECTION_WORKFLOW_ID.match(message.target)
-        outcome = StartOutcome.NOT_NEEDED
+        needed = False
         if match is not None:
             tenant, connection = Tenant(match["tenant"]), ConnectionId(match["connection"])
-            outcome = await self._reconciler.start_workflow(tenant, connection)
-        if outcome is StartOutcome.NOT_NEEDED:
+            needed = await self._reconciler.start_workflow(tenant, connection)
+        if not needed:
             detail = f"{message.kind} {message.name}"
             log_event(log, logging.INFO, LogEvent.MESSAGE_TOO_LATE, detail, object=message.target)
             await self._mark_delivered(message)

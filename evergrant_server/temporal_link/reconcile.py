@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import TypeVar
 
 from evergrant_server.core.clock import Clock
@@ -67,14 +66,6 @@ class ReconcileCounts:
         )
 
 
-class StartOutcome(StrEnum):
-    """The result of starting one connection's workflow."""
-
-    STARTED = "started"
-    ALREADY_RUNNING = "already_running"
-    NOT_NEEDED = "not_needed"  # the connection is in a final state
-
-
 class Reconciler:
     """Starts a workflow for every live connection that has none. Does nothing the second time."""
 
@@ -122,16 +113,14 @@ class Reconciler:
         await restart_definition_rollouts(self._store, self._link)
         return counts
 
-    async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> StartOutcome:
-        """Start the workflow of one connection, unless it is running or no longer needed."""
+    async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
+        """Start the workflow of one connection, unless it is running. False: the connection has ended."""
         async with self._store.read() as tx:
             connection = await tx.connections.get(tenant, connection_id)
         if connection is None or connection.state.is_final:
-            return StartOutcome.NOT_NEEDED
+            return False
         found = await self._repair.start_if_closed(connection)
-        if found.running:
-            return StartOutcome.ALREADY_RUNNING
-        return StartOutcome.STARTED if found.started else StartOutcome.NOT_NEEDED
+        return found.running or found.started
 
 
 class _ReconcilePass:

@@ -22,7 +22,6 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.provider_events.external_revocation import IntrospectionFinding
 from evergrant_server.core.secret import Secret
-from evergrant_server.temporal_link.reconcile import StartOutcome
 from tests.e2e.servers.test_authorization_server import REDIRECT, Client
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.events.keys_server import keys_server
@@ -179,5 +178,5 @@ async def held(
         saved = await tx.grants.install(
             after, token_set, grant, origin=Origin.NEW, expected=connection.revision
         )
-    assert await place.parts.reconciler.start_workflow(TENANT, connection.id) is StartOutcome.STARTED
+    assert await place.parts.reconciler.start_workflow(TENANT, connection.id)
     return saved

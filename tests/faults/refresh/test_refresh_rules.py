@@ -13,7 +13,6 @@ from evergrant_server.core.definition import DefinitionState, Rollout
 from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
-from evergrant_server.temporal_link.reconcile import StartOutcome
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok
@@ -85,7 +84,7 @@ async def test_a_new_run_uses_the_current_rules_and_settings(
         await version(place, 2, DefinitionState.STAGED, min_refresh_age_s=60)  # not relied on yet
         running = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
         await running.terminate()
-        assert await place.parts.reconciler.start_workflow(TENANT, connection.id) is StartOutcome.STARTED
+        assert await place.parts.reconciler.start_workflow(TENANT, connection.id)
         life = begun_with((await running.fetch_history()).to_json_dict()["events"])
         assert (life.refresh_token_idle_s, life.min_age_s, life.announce_days) == (86_400.0, 570, days)
         described = await place.parts.link.describe(TENANT, connection.id, timeout=PATIENCE_S)

@@ -16,7 +16,6 @@ from evergrant_server.store import Store
 from evergrant_server.store.outbox import Outbox, OutboxRow
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
-from evergrant_server.temporal_link.reconcile import StartOutcome
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import (  # noqa: F401  # fixtures
     clock,
@@ -39,22 +38,19 @@ class Trouble:
         self,
         at_signal: Exception | None = None,
         at_revival: Exception | None = None,
-        revives: StartOutcome | None = None,
+        revives: bool | None = None,
     ) -> None:
         self._at_signal, self._at_revival, self._revives = at_signal, at_revival, revives
-        self._comes_back, self._missed = (
-            revives in (StartOutcome.STARTED, StartOutcome.ALREADY_RUNNING),
-            False,
-        )
+        self._missed = False
         self.signalled: list[str] = []
 
     async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
-        if target == BAD and not (self._comes_back and self._missed):
+        if target == BAD and not (self._revives and self._missed):
             self._missed = True
             raise self._at_signal or WorkflowNotRunning
         self.signalled.append(target)
 
-    async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> StartOutcome:
+    async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
         if self._revives is not None:
             return self._revives
         assert self._at_revival is not None
@@ -100,14 +96,12 @@ async def test_an_undeliverable_message_is_postponed_and_the_next_one_delivered(
     assert "secret" not in (again.last_error or "")
 
 
-@pytest.mark.parametrize("revives", [StartOutcome.STARTED, StartOutcome.ALREADY_RUNNING])
 async def test_a_signal_is_sent_again_after_its_workflow_was_started(
     store: Store,  # noqa: F811  # the fixture
     clock: SetClock,  # noqa: F811  # the fixture
-    revives: StartOutcome,
 ):
     """A pass, or another message's relay, may start it between Temporal's no and the look at the run."""
-    trouble = Trouble(revives=revives)
+    trouble = Trouble(revives=True)
     await put(store, clock, BAD)
     relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
     await relay.deliver_batch()
@@ -125,7 +119,7 @@ async def test_a_signal_to_a_connection_that_has_ended_is_dropped(
     store: Store,  # noqa: F811  # the fixture
     clock: SetClock,  # noqa: F811  # the fixture
 ):
-    trouble = Trouble(revives=StartOutcome.NOT_NEEDED)
+    trouble = Trouble(revives=False)
     await put(store, clock, BAD)
     await OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock).deliver_batch()
     async with store.read() as tx:

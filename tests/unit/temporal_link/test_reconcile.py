@@ -8,7 +8,6 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.connection import EventKind
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
-from evergrant_server.temporal_link.reconcile import StartOutcome
 from evergrant_server.temporal_link.runs import NewestRun
 from tests.fakes.clock import SetClock
 from tests.unit.temporal_link.conftest import Prepare, connection_ids
@@ -17,32 +16,28 @@ NEVER = 1_000  # more queries than a pass sends
 TENANT, CONNECTION = Tenant("acme"), ConnectionId(*connection_ids(0))
 
 
-@pytest.mark.parametrize(
-    ("newest", "outcome"),
-    [(NewestRun("run", True, None), StartOutcome.ALREADY_RUNNING), (None, StartOutcome.STARTED)],
-)
+@pytest.mark.parametrize(("newest", "started"), [(NewestRun("run", True, None), []), (None, [CONNECTION])])
 async def test_a_workflow_is_started_unless_it_is_running(
-    prepare: Prepare, newest: NewestRun | None, outcome: StartOutcome
+    prepare: Prepare, newest: NewestRun | None, started: list[ConnectionId]
 ):
     reconciler, link = await prepare(1)
     link.newest = newest
-    assert await reconciler.start_workflow(TENANT, CONNECTION) is outcome
-    expected = [CONNECTION] if outcome is StartOutcome.STARTED else []
-    assert [start.connection_id for start in link.started] == expected
+    assert await reconciler.start_workflow(TENANT, CONNECTION)
+    assert [start.connection_id for start in link.started] == started
 
 
 async def test_no_workflow_is_started_for_a_final_or_unknown_connection(
     prepare: Prepare, store: Store, clock: SetClock
 ):
     reconciler, _ = await prepare(1)
-    assert await reconciler.start_workflow(TENANT, ConnectionId("con_unknown")) is StartOutcome.NOT_NEEDED
+    assert await reconciler.start_workflow(TENANT, ConnectionId("con_unknown")) is False
     async with store.write() as tx:
         current = await tx.connections.get(TENANT, CONNECTION)
         assert current is not None
         revoking = current.revocation_requested("left", clock.now())
         revoked = revoking.revocation_ended(RevocationOutcome.NOTHING_HELD, clock.now())
         await tx.connections.replace(revoked, expected=current.revision)
-    assert await reconciler.start_workflow(TENANT, CONNECTION) is StartOutcome.NOT_NEEDED
+    assert await reconciler.start_workflow(TENANT, CONNECTION) is False
 
 
 @pytest.mark.parametrize("pending", [(), ("pipeline-1", "pipeline-2")])

@@ -113,12 +113,8 @@ def connection_body(connection: FakeConnection, *, link: bool = False) -> dict[s
         "provider": "fake",
         "subject": connection.subject,
         "label": connection.label,
-        "state": connection.state.value,
-        "generation": connection.generation,
         "scopes": list(connection.scopes),
-        "expires_at": rfc3339(connection.expires_at),
-        "reason": connection.reason,
-        "repairer": "subject" if connection.reason else None,
+        **_status(connection),
         "created_at": rfc3339(connection.events[0][0] if connection.events else changed),
         "changed_at": rfc3339(changed),
     }
@@ -133,16 +129,22 @@ def connection_body(connection: FakeConnection, *, link: bool = False) -> dict[s
 def live_body(connection: FakeConnection) -> dict[str, object]:
     """The workflow's description, which in the fake never differs from the store."""
     return {
-        "state": connection.state.value,
-        "generation": connection.generation,
-        "expires_at": rfc3339(connection.expires_at),
-        "reason": connection.reason,
-        "repairer": "subject" if connection.reason else None,
+        **_status(connection),
         "failures": 0,
         "next_step": "refresh due" if connection.state is State.ACTIVE else "wait",
         "next_at": rfc3339(connection.expires_at),
         "failed": None,
         "failing_since": None,
+    }
+
+
+def _status(connection: FakeConnection) -> dict[str, object]:
+    return {
+        "state": connection.state.value,
+        "generation": connection.generation,
+        "expires_at": rfc3339(connection.expires_at),
+        "reason": connection.reason,
+        "repairer": "subject" if connection.reason else None,
     }
 
 
