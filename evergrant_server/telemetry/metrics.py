@@ -14,7 +14,7 @@ from opentelemetry import metrics
 
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.telemetry.sdk import otlp_enabled, resource
+from evergrant_server.telemetry.traces import otlp_enabled, resource
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OUTCOME = "evergrant.outcome"

@@ -2,9 +2,10 @@
 
 Off unless the standard `OTEL_…` variables ask for it. Spans wait in a bounded queue that a thread
 empties, so that no request waits for a collector. Of a caller's headers, only the ids in
-`traceparent` are used: no tracestate, no baggage.
+`traceparent` are used: no tracestate, no baggage. The configuration at the end serves metrics too.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,6 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.telemetry.sdk import otlp_enabled, resource
 
 HTTP_METHOD = "http.request.method"
 HTTP_STATUS = "http.response.status_code"
@@ -34,8 +34,9 @@ _OTHER_METHOD = "_OTHER"  # what the conventions prescribe for an unknown method
 
 _tracer = trace.get_tracer("evergrant")  # a no-op until `start` sets a provider
 
-
 _state = SimpleNamespace(provider=None)  # the SDK's provider can be set only once a process
+
+_PROTOCOL = "http/protobuf"
 
 
 def start(service: str, provider_for: Callable[[Any], Any]) -> bool:
@@ -190,3 +191,43 @@ def _method_name(name: str) -> str:
 
 def _default_port(scheme: str) -> int:
     return 443 if scheme == "https" else 80
+
+
+# --- configuration ------------------------------------------------------------------------
+
+
+class BadTelemetry(ValueError):
+    """An `OTEL_…` variable that can't be used; the message names it and gives the right value."""
+
+
+def otlp_enabled(signal: str) -> bool:
+    """Whether to export `TRACES` or `METRICS` over OTLP: only if an endpoint or exporter is configured.
+
+    Raises BadTelemetry for a protocol that isn't supported.
+    """
+    if _variable("OTEL_SDK_DISABLED") == "true":
+        return False
+    exporter = _variable(f"OTEL_{signal}_EXPORTER")
+    has_endpoint = any(_variable(f"OTEL_EXPORTER_OTLP_{part}ENDPOINT") for part in ("", f"{signal}_"))
+    wanted = exporter == "otlp" or (has_endpoint and not exporter)
+    if wanted:
+        protocol = _variable(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL") or _variable(
+            "OTEL_EXPORTER_OTLP_PROTOCOL"
+        )
+        if protocol not in ("", _PROTOCOL):
+            raise BadTelemetry(
+                f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} isn't supported; use {_PROTOCOL} (port 4318)"
+            )
+    return wanted
+
+
+def resource(service: str) -> Any:
+    """The process's resource. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win."""
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+
+    defaults = Resource({"service.name": service, "service.namespace": "evergrant"})
+    return Resource.create().merge(defaults).merge(OTELResourceDetector().detect())
+
+
+def _variable(variable: str) -> str:
+    return os.environ.get(variable, "").strip().lower()

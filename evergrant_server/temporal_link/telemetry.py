@@ -29,7 +29,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.telemetry import metrics, traces
 from evergrant_server.telemetry.logs import configure_logging
-from evergrant_server.telemetry.sdk import BadTelemetry
+from evergrant_server.telemetry.traces import BadTelemetry
 
 _BUFFER_SIZE = 50_000  # updates of the SDK between two polls
 _POLL_INTERVAL = timedelta(seconds=1)

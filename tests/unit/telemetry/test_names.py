@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from evergrant_server.telemetry.logs import LogEvent, configure_logging, log_event
-from evergrant_server.telemetry.sdk import BadTelemetry, otlp_enabled
+from evergrant_server.telemetry.traces import BadTelemetry, otlp_enabled
 
 ROOT = Path(__file__).parents[3]
 CODE = {

@@ -111,7 +111,6 @@ class AsyncTransport(ClientState):
         self._reports_in_flight = AsyncSingleFlight[Connection]()
 
     async def send(self, call: Call[Result], within_s: float | None = None) -> Result:
-        """Send a call, again after failures that time may repair. Raises EvergrantError."""
         deadline = _deadline(self._deadline, within_s)
         async for attempt in deadline.attempts():
             with attempt:
@@ -123,7 +122,6 @@ class AsyncTransport(ClientState):
         raise AssertionError("an attempt returns or raises")
 
     async def pages(self, call: Call[Page[Item]]) -> AsyncIterator[Item]:
-        """The items of a list; the next page is fetched when it is needed."""
         following: Call[Page[Item]] | None = call
         while following is not None:
             page = await self.send(following)
