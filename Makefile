@@ -14,7 +14,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test bench faults soak mutations dev lint format imports types docs histories db-upgrade doctor sbom lock clean
+.PHONY: help demo check unit test bench faults soak mutations dev lint format imports types docs histories db-upgrade doctor sbom lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -23,7 +23,10 @@ help: ## show this list
 demo: $(DEMO_READY) ## watch one connection live its whole life, on real parts (OPEN=1: you give the consent)
 	@$(PY) -m examples.demo
 
-check: lint ## for every save, under 90 seconds: ruff, the import rules, the types, the unit tests
+check: $(TEST_READY) ## for every save, under 90 seconds: ruff, the import rules, the types, the unit tests
+	@$(MAKE) --no-print-directory --output-sync=target -j 2 lint unit
+
+unit: $(TEST_READY) ## the unit tests alone
 	@echo "==> unit tests"
 	@$(PY) -m pytest tests/unit -q -n 2 --dist loadfile
 

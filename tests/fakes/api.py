@@ -20,15 +20,14 @@ import pytest_asyncio
 
 from evergrant_server import audit
 from evergrant_server.api.app import create_app
-from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.audit.lease_ledger import LeaseLedger
-from evergrant_server.core.access import Action, App, AppKey, Permit
+from evergrant_server.core.access import Action, App
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, KeyId, PermitId, Tenant, new_id
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
@@ -42,6 +41,7 @@ from evergrant_server.store import LeaseRows, Store
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
+from tests.fakes.rows import a_connection, an_integration, put_app
 
 TENANT = Tenant("acme")
 OTHER = Tenant("acme-2")  # one tenant's name begins with the other's
@@ -169,33 +169,10 @@ class Api:
         return_to: tuple[str, ...] = (),
     ) -> str:
         """An app with one permit for `actions` (none: no permit at all). Returns its key."""
-        now = self.clock.now()
-        app = App(tenant=tenant, id=AppId(new_id("app")), name=name, return_to=return_to, created_at=now)
-        secret = new_key_secret()
-        key = AppKey(
-            tenant=tenant,
-            id=KeyId(new_id("key")),
-            app_id=app.id,
-            secret_hash=hash_secret(secret),
-            created_at=self.clock.now(),
-        )
+        limits = {"integration": integration, "subjects": subjects, "scope_ceiling": ceiling}
+        permit = {"name": "only", "actions": actions, **limits} if actions else None
         async with self.worker.write() as tx:
-            await tx.access.put_app(app, expected=None)
-            await tx.access.add_key(key)
-            if actions:
-                permit = Permit(
-                    tenant=tenant,
-                    id=PermitId(new_id("per")),
-                    app_id=app.id,
-                    name="only",
-                    integration=integration,
-                    subjects=subjects,
-                    scope_ceiling=ceiling,
-                    actions=actions,
-                    created_at=self.clock.now(),
-                )
-                await tx.access.put_permit(permit, expected=None)
-        return format_key(key.id, secret)
+            return await put_app(tx, tenant, name, self.clock.now(), permit, return_to=return_to)
 
     async def app_for(self, name: str, *actions: Action, **permit: Any) -> str:
         """The key of an app, beside an integration that it may use."""
@@ -211,38 +188,15 @@ class Api:
     async def integration(
         self, name: str = "crm", *, tenant: Tenant = TENANT, provider: str = "gitlab", **more: Any
     ) -> Integration:
-        now = self.clock.now()
-        values: dict[str, Any] = {
-            "tenant": tenant,
-            "id": IntegrationId(new_id("int")),
-            "name": name,
-            "provider": provider,
-            "client_id": "client-1",
-            "default_scopes": ("read_user",),
-            "created_at": now,
-            "changed_at": now,
-            **more,
-        }
+        said = {"name": name, "provider": provider, "default_scopes": ("read_user",), **more}
+        made = an_integration(tenant, self.clock.now(), **said)
         async with self.worker.write() as tx:
-            return await tx.integrations.put(Integration(**values), Secret("hush-hush"), expected=None)
+            return await tx.integrations.put(made, Secret("hush-hush"), expected=None)
 
     async def connection(self, integration: Integration, **changes: Any) -> Connection:
         """A connection that waits for its consent."""
-        now = self.clock.now()
-        values: dict[str, Any] = {
-            "tenant": integration.tenant,
-            "id": ConnectionId(new_id("con")),
-            "integration_id": integration.id,
-            "integration": integration.name,
-            "provider": integration.provider,
-            "subject": "user-1",
-            "requested_scopes": ("read_user",),
-            "created_at": now,
-            "changed_at": now,
-            "consent_deadline": now + timedelta(hours=1),
-            **changes,
-        }
-        connection = Connection(**values)
+        said = {"requested_scopes": ("read_user",), **changes}
+        connection = a_connection(integration, self.clock.now(), **said)
         async with self.worker.write() as tx:
             await tx.connections.add(connection)
         return connection

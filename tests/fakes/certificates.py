@@ -22,10 +22,16 @@ class OwnCertificate:
 
 def own_certificate(name: str = "client-1", *, days: float = 1) -> OwnCertificate:
     """Self-signed, an hour old, good for `days` more."""
+    certificate, private = _self_signed(name, days)
+    return OwnCertificate(certificate.decode(), private.decode())
+
+
+def _self_signed(name: str, days: float, *extensions: x509.ExtensionType) -> tuple[bytes, bytes]:
+    """A certificate that is its own authority, and its private key; PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    certificate = (
+    building = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
@@ -34,12 +40,13 @@ def own_certificate(name: str = "client-1", *, days: float = 1) -> OwnCertificat
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
     )
+    for extension in extensions:
+        building = building.add_extension(extension, critical=False)
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return OwnCertificate(certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode())
+    return building.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), private
 
 
 @dataclass(frozen=True)
@@ -61,30 +68,12 @@ class LoopbackTls:
 
 def loopback_tls(folder: Path) -> LoopbackTls:
     """A certificate for 127.0.0.1 that is its own authority, an hour old and good for a day."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback of a test")])
-    now = datetime.datetime.now(datetime.UTC)
-    loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
+    loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    serves = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    certificate, key = _self_signed("loopback of a test", 1, loopback, serves)
     authorities, private = folder / "authorities.pem", folder / "server-key.pem"
-    authorities.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
+    authorities.write_bytes(certificate)
+    private.write_bytes(key)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(authorities, private)
     trust = ssl.create_default_context(cafile=str(authorities))

@@ -60,22 +60,3 @@ async def running_receiver() -> AsyncIterator[Received]:
 
 def attributes(span: Span) -> dict[str, Any]:
     return {it.key: getattr(it.value, it.value.WhichOneof("value")) for it in span.attributes}
-
-
-def tree(spans: list[Span]) -> str:
-    """The spans below each other, as a person reads a trace."""
-    lines: list[str] = []
-    known = {span.span_id for span in spans}
-    by_parent: dict[bytes, list[Span]] = {}
-    for span in sorted(spans, key=lambda it: it.start_time_unix_nano):
-        by_parent.setdefault(span.parent_span_id if span.parent_span_id in known else b"", []).append(span)
-
-    def put(span: Span, depth: int) -> None:
-        took = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
-        lines.append(f"{'  ' * depth}{span.name}  {took:.1f} ms  {attributes(span)}")
-        for child in by_parent.get(span.span_id, []):
-            put(child, depth + 1)
-
-    for root in by_parent.get(b"", []):
-        put(root, 0)
-    return "\n".join(lines)

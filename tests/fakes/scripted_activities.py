@@ -59,37 +59,45 @@ class ScriptedActivities:
         return sum(1 for called, _ in self.calls if called == name)
 
     def everything(self) -> list[Callable[..., Any]]:
+        none_read = RereadMetadataResult(read=0, changed=0, refused=0)
+        confirmed = RevocationResult(revocation=RevocationOutcome.CONFIRMED)
         return [
-            self.exchange_code,
-            self.mint_grant,
-            self.poll_device,
-            self.refresh_grant,
-            self.verify_late_answer,
-            self.end_consent,
-            self.ask_revocation,
-            self.revoke_grant,
-            self.run_ends,
-            self.reread_metadata,
-            self.look_elsewhere,
-            self.fetch_keys,
-            self.push_request,
-            self.reconcile,
-            self.deliver_due,
-            self.announce_expiry,
-            self.look_up,
+            self._scripted(ActivityName.EXCHANGE_CODE, ExchangeCode, self._result),
+            self._scripted(ActivityName.REQUEST_CLIENT_GRANT, RequestFirstTokens, self._result),
+            self._scripted(ActivityName.POLL_DEVICE_TOKEN, RequestFirstTokens, self._result),
+            self._scripted(ActivityName.REFRESH_GRANT, RefreshGrant, self._result),
+            self._scripted(ActivityName.VERIFY_LATE_TOKENS, VerifyLateTokens, self._result),
+            self._scripted(ActivityName.END_CONSENT, EndConsent, None),
+            self._scripted(ActivityName.BEGIN_REVOCATION, BeginRevocation, None),
+            self._scripted(ActivityName.REVOKE_GRANT, RevokeGrant, confirmed),
+            self._scripted(ActivityName.LOOK_UP_ACCOUNTS, LookUpAccounts, _as_it_was),
+            self._scripted(ActivityName.EXPORT_RUN_HISTORY, ExportRunHistory, None),
+            self._scripted(ActivityName.RECONCILE, ReconcileRequest, ReconcileResult(live=3, started=1)),
+            self._scripted(ActivityName.DELIVER_WEBHOOKS, DeliverWebhooks, DeliveryRound()),
+            self._scripted(ActivityName.ANNOUNCE_EXPIRY, AnnounceExpiry, None),
+            self._scripted(ActivityName.REREAD_METADATA, RereadMetadata, none_read),
+            self._scripted(
+                ActivityName.INTROSPECT_GRANTS, IntrospectGrants, IntrospectGrantsResult(checked=3, ended=1)
+            ),
+            self._scripted(ActivityName.PUSH_AUTHORIZATION_REQUEST, PushAuthorizationRequest, PushResult()),
+            self._scripted(ActivityName.FETCH_RECEIVER_KEYS, FetchReceiverKeys, ReceiverKeysResult(keys=2)),
         ]
 
-    async def _answer(self, name: ActivityName, order: Any, default: Callable[[], Any]) -> Any:
-        self.calls.append((name, order))
-        if self.answers[name]:
-            answer = self.answers[name].pop(0)
+    def _scripted(self, name: ActivityName, order_type: type, default: Any) -> Callable[..., Any]:
+        """An activity of this name. `default` is its result, or a function of the order that makes it."""
+
+        async def scripted(order: Any) -> Any:
+            self.calls.append((name, order))
+            answer = self.answers[name].pop(0) if self.answers[name] else default
             if isinstance(answer, asyncio.Event):
                 await answer.wait()
-            else:
-                return answer
-        return default()
+                answer = default
+            return answer(order) if callable(answer) else answer
 
-    def _news(self) -> GrantResult:
+        scripted.__annotations__["order"] = order_type  # what Temporal's converter decodes it as
+        return activity.defn(name=name)(scripted)
+
+    def _result(self, order: Any) -> GrantResult:
         self.generation += 1
         now = activity.info().started_time
         return GrantResult(
@@ -101,73 +109,6 @@ class ScriptedActivities:
             refresh_token_idle_s=self.idle_s,
         )
 
-    @activity.defn(name=ActivityName.EXCHANGE_CODE)
-    async def exchange_code(self, order: ExchangeCode) -> GrantResult:
-        return await self._answer(ActivityName.EXCHANGE_CODE, order, self._news)
 
-    @activity.defn(name=ActivityName.REQUEST_CLIENT_GRANT)
-    async def mint_grant(self, order: RequestFirstTokens) -> GrantResult:
-        return await self._answer(ActivityName.REQUEST_CLIENT_GRANT, order, self._news)
-
-    @activity.defn(name=ActivityName.POLL_DEVICE_TOKEN)
-    async def poll_device(self, order: RequestFirstTokens) -> GrantResult:
-        return await self._answer(ActivityName.POLL_DEVICE_TOKEN, order, self._news)
-
-    @activity.defn(name=ActivityName.REFRESH_GRANT)
-    async def refresh_grant(self, order: RefreshGrant) -> GrantResult:
-        return await self._answer(ActivityName.REFRESH_GRANT, order, self._news)
-
-    @activity.defn(name=ActivityName.VERIFY_LATE_TOKENS)
-    async def verify_late_answer(self, order: VerifyLateTokens) -> GrantResult:
-        return await self._answer(ActivityName.VERIFY_LATE_TOKENS, order, self._news)
-
-    @activity.defn(name=ActivityName.END_CONSENT)
-    async def end_consent(self, order: EndConsent) -> None:
-        await self._answer(ActivityName.END_CONSENT, order, lambda: None)
-
-    @activity.defn(name=ActivityName.BEGIN_REVOCATION)
-    async def ask_revocation(self, order: BeginRevocation) -> None:
-        await self._answer(ActivityName.BEGIN_REVOCATION, order, lambda: None)
-
-    @activity.defn(name=ActivityName.REVOKE_GRANT)
-    async def revoke_grant(self, order: RevokeGrant) -> RevocationResult:
-        done = RevocationResult(revocation=RevocationOutcome.CONFIRMED)
-        return await self._answer(ActivityName.REVOKE_GRANT, order, lambda: done)
-
-    @activity.defn(name=ActivityName.LOOK_UP_ACCOUNTS)
-    async def look_up(self, order: LookUpAccounts) -> GrantResult:
-        known = GrantResult(generation=order.generation)
-        return await self._answer(ActivityName.LOOK_UP_ACCOUNTS, order, lambda: known)
-
-    @activity.defn(name=ActivityName.EXPORT_RUN_HISTORY)
-    async def run_ends(self, order: ExportRunHistory) -> None:
-        await self._answer(ActivityName.EXPORT_RUN_HISTORY, order, lambda: None)
-
-    @activity.defn(name=ActivityName.RECONCILE)
-    async def reconcile(self, order: ReconcileRequest) -> ReconcileResult:
-        return await self._answer(ActivityName.RECONCILE, order, lambda: ReconcileResult(live=3, started=1))
-
-    @activity.defn(name=ActivityName.DELIVER_WEBHOOKS)
-    async def deliver_due(self, order: DeliverWebhooks) -> DeliveryRound:
-        return await self._answer(ActivityName.DELIVER_WEBHOOKS, order, DeliveryRound)
-
-    @activity.defn(name=ActivityName.ANNOUNCE_EXPIRY)
-    async def announce_expiry(self, order: AnnounceExpiry) -> None:
-        await self._answer(ActivityName.ANNOUNCE_EXPIRY, order, lambda: None)
-
-    @activity.defn(name=ActivityName.REREAD_METADATA)
-    async def reread_metadata(self, order: RereadMetadata) -> RereadMetadataResult:
-        none = RereadMetadataResult(read=0, changed=0, refused=0)
-        return await self._answer(ActivityName.REREAD_METADATA, order, lambda: none)
-
-    @activity.defn(name=ActivityName.INTROSPECT_GRANTS)
-    async def look_elsewhere(self, order: IntrospectGrants) -> IntrospectGrantsResult:
-        return IntrospectGrantsResult(checked=3, ended=1)
-
-    @activity.defn(name=ActivityName.PUSH_AUTHORIZATION_REQUEST)
-    async def push_request(self, order: PushAuthorizationRequest) -> PushResult:
-        return PushResult()
-
-    @activity.defn(name=ActivityName.FETCH_RECEIVER_KEYS)
-    async def fetch_keys(self, order: FetchReceiverKeys) -> ReceiverKeysResult:
-        return ReceiverKeysResult(keys=2)
+def _as_it_was(order: LookUpAccounts) -> GrantResult:
+    return GrantResult(generation=order.generation)

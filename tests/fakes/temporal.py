@@ -45,22 +45,15 @@ def program(name: str) -> str:
 
 
 class TemporalServer:
-    """A running dev server. `address` is its gRPC front end; `ui` is None when headless."""
+    """A running dev server. `address` is its gRPC front end."""
 
-    def __init__(
-        self, child: asyncio.subprocess.Process, log: tuple[Path, int], address: str, ui: str | None
-    ) -> None:
+    def __init__(self, child: asyncio.subprocess.Process, log: tuple[Path, int], address: str) -> None:
         self._child = child
         self._log, self._said_before = log
         self.address = address
-        self.ui = ui
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
 
     @classmethod
-    async def start(cls, data: Path, *, headless: bool = True, port: int | None = None) -> Self:
+    async def start(cls, data: Path, *, port: int | None = None) -> Self:
         """Start it on its database file in `data`; the same folder again finds everything as it was.
 
         Raises NoTemporal with the log's last lines when it doesn't answer within half a minute.
@@ -68,18 +61,17 @@ class TemporalServer:
         for _ in range(_MOST_STARTS - 1):
             # It chooses most of its ports itself, and another process may take one before it listens.
             with contextlib.suppress(_PortTaken):
-                return await cls._start(data, headless, port)
-        return await cls._start(data, headless, port)
+                return await cls._start(data, port)
+        return await cls._start(data, port)
 
     @classmethod
-    async def _start(cls, data: Path, headless: bool, port: int | None) -> Self:
-        port, ui_port = port or free_port(), free_port()
-        arguments = ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port)]
+    async def _start(cls, data: Path, port: int | None) -> Self:
+        port = port or free_port()
+        arguments = ["server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(port)]
         arguments += ["--http-port", str(free_port()), "--metrics-port", str(free_port())]
         arguments += ["--db-filename", str(data / "temporal.db"), "--log-level", "warn"]
         for pragma in PRAGMAS:
             arguments += ["--sqlite-pragma", pragma]
-        arguments += ["--headless"] if headless else ["--ui-port", str(ui_port), "--ui-disable-news-fetch"]
         log = data / "temporal.log"
         with log.open("ab") as output:
             before = output.tell()
@@ -91,8 +83,7 @@ class TemporalServer:
                 stderr=output,
                 start_new_session=True,  # a Ctrl-C for the tests is not one for it
             )
-        ui = None if headless else f"http://127.0.0.1:{ui_port}"
-        server = cls(child, (log, before), f"127.0.0.1:{port}", ui)
+        server = cls(child, (log, before), f"127.0.0.1:{port}")
         try:
             await server._answers()
         except BaseException:
@@ -148,9 +139,9 @@ class TemporalServer:
 
 
 @asynccontextmanager
-async def running_temporal(data: Path, *, headless: bool = True) -> AsyncIterator[TemporalServer]:
+async def running_temporal(data: Path) -> AsyncIterator[TemporalServer]:
     """The dev server for the length of a block."""
-    server = await TemporalServer.start(data, headless=headless)
+    server = await TemporalServer.start(data)
     try:
         yield server
     finally:

@@ -1,18 +1,24 @@
-"""A database, a provider and an installation for each test, on the Temporal server of the run."""
+"""A database, a provider and an installation for each test, on the Temporal server of the run.
+
+A file says what is different about them by fixtures of its own: `provider`, `limits`, `settings`, `allow`.
+"""
 
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.fakes.databases import lent, postgres_server  # noqa: F401  # a fixture
+from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
+from tests.fakes.certificates import LoopbackTls, loopback_tls
+from tests.fakes.databases import clock, key_path, lent, postgres_server, ring, store  # noqa: F401  # fixtures
 from tests.fakes.platform.installation import Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 KINDS = ("sqlite", "postgresql")
-ON_BOTH = {"test_takeover", "test_store_restored", "test_delivery_rounds"}
+ON_BOTH = {"test_takeover", "test_store_restored", "test_delivery_rounds", "test_outbox_relay"}
 """What leans on a database's own ways: compare-and-set, queues, queries over many rows."""
 
 
@@ -30,23 +36,58 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
         yield url
 
 
-@pytest_asyncio.fixture
-async def idp() -> AsyncIterator[ScriptedProvider]:
-    async with ScriptedProvider() as provider:
-        yield provider
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackTls:
+    """A certificate that this process trusts, for definitions of a tenant's own: they need https."""
+    made = loopback_tls(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.authorities))
+    return made
+
+
+@pytest.fixture
+def provider() -> ScriptedProvider:
+    return ScriptedProvider()
 
 
 @pytest_asyncio.fixture
-async def lenient() -> AsyncIterator[ScriptedProvider]:
-    """A provider whose refresh tokens stay good."""
-    async with ScriptedProvider(rotation="none") as provider:
+async def idp(provider: ScriptedProvider) -> AsyncIterator[ScriptedProvider]:
+    async with provider:
         yield provider
+
+
+@pytest.fixture
+def lenient(idp: ScriptedProvider) -> ScriptedProvider:
+    """The same, and its refresh tokens stay good."""
+    idp.rotation = "none"
+    return idp
+
+
+@pytest.fixture
+def limits() -> TimeLimits:
+    return LIMITS
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def allow() -> tuple[str, ...]:
+    """Who may be called besides the provider."""
+    return ()
 
 
 @pytest_asyncio.fixture
 async def place(
-    temporal_address: str, database_url: str, tmp_path: Path, idp: ScriptedProvider, lenient: ScriptedProvider
+    temporal_address: str,
+    database_url: str,
+    tmp_path: Path,
+    idp: ScriptedProvider,
+    limits: TimeLimits,
+    settings: dict[str, Any],
+    allow: tuple[str, ...],
 ) -> AsyncIterator[Installation]:
-    allow = (idp.allowance, lenient.allowance)
-    async with installation(temporal_address, database_url, tmp_path, allow=allow) as here:
+    where = (temporal_address, database_url, tmp_path, idp)
+    async with installation(*where, allow=allow, limits=limits, **settings) as here:
         yield here

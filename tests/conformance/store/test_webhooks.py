@@ -22,7 +22,7 @@ from evergrant_server.core.webhooks import (
 from evergrant_server.store import Store
 from tests.conformance.store.samples import granted
 from tests.fakes.databases import NOW
-from tests.fakes.events.webhooks import SECRET, TENANT, a_webhook, listening, log_of
+from tests.fakes.events.webhook_receiver import SECRET, TENANT, a_webhook, listening, log_of
 from tests.fakes.failures import fails
 
 URL = "https://hooks.example.com/in"

@@ -1,27 +1,17 @@
 """The benchmarks run and print every row. What the figures are is no business of a test."""
 
-import asyncio
+import os
 import sys
-from pathlib import Path
 
 from bench import report
+from tests.fakes.platform.compose import finished
 
-ROOT = Path(__file__).parents[3]
 LIMIT_S = 500  # a bench that hangs, not one that is slow
 
 
 async def test_a_quick_run_prints_every_row() -> None:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench", "--quick", cwd=ROOT, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        out, _ = await asyncio.wait_for(child.communicate(), LIMIT_S)
-    finally:
-        if child.returncode is None:
-            child.terminate()
-            await child.wait()
-    assert child.returncode == 0
-    tables = _tables(out.decode())
+    told = await finished([sys.executable, "-m", "bench", "--quick"], os.environ, LIMIT_S)
+    tables = _tables(told)
     databases = [(store, clients) for store in ("SQLite", "PostgreSQL") for clients in ("16", "64")]
     assert [(row["store"], row["clients"]) for row in tables[report.LEASES]] == databases
     assert [(row["store"], row["callers"]) for row in tables[report.AUDIT]] == databases

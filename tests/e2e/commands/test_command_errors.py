@@ -21,8 +21,7 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.ids import IntegrationId, Tenant, new_id
-from evergrant_server.core.integrations import Integration
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
@@ -30,11 +29,15 @@ from tests.fakes.databases import Postgres, migrated_sqlite, postgres, sqlite_ur
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.command_errors import COMMAND, IN_SETTINGS, ROOT, Mistake, Told, carried_out
 from tests.fakes.ports import free_port
+from tests.fakes.rows import an_integration
 from tests.fakes.temporal import TemporalServer, running_temporal
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TOGETHER = 2  # how many run at a time
 SERVER_URL = "EVERGRANT_DATABASE_URL"
+
+
+Row = tuple[Path, Mistake]  # its data folder
 
 
 class Place:
@@ -58,68 +61,65 @@ class Place:
         ring = KeyRing.open(folder / "keys.json", Role.WORKER)
         store = await Store.open(sqlite_url(folder), ring, SystemClock())
         now = datetime.now(UTC)
-        integration = Integration(
-            tenant=Tenant("default"), id=IntegrationId(new_id("int")), name="crm", provider="github",
-            client_id="c", created_at=now, changed_at=now,
-        )  # fmt: skip
+        integration = an_integration(Tenant("default"), now, provider="github")
         async with store.write() as tx:
             await tx.integrations.put(integration, Secret("the client's secret"), expected=None)
         await store.close()
         return folder
 
 
-async def keys(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
+async def keys(place: Place) -> AsyncIterator[Row]:
     folder = await place.sound("no-keys")
     (folder / "keys.json").unlink()
-    yield Mistake("no key file", "serve", 1, (f"{folder}/keys.json", "keys create")), folder
+    yield folder, Mistake("no key file", "serve", 1, (f"{folder}/keys.json", "keys create"))
 
     folder = await place.sound("open-keys")
     (folder / "keys.json").chmod(0o640)
-    yield Mistake("a key file that a group reads", "worker", 1, (f"chmod 600 {folder}/keys.json",)), folder
+    yield folder, Mistake("a key file that a group reads", "worker", 1, (f"chmod 600 {folder}/keys.json",))
 
     folder = await place.sound("short-keys")
     whole = (folder / "keys.json").read_bytes()
     (folder / "keys.json").write_bytes(whole[: len(whole) // 2])
-    yield Mistake("a truncated key file", "serve", 1, (f"{folder}/keys.json", "malformed", "backup")), folder
+    yield folder, Mistake("a truncated key file", "serve", 1, (f"{folder}/keys.json", "malformed", "backup"))
 
     for command in ("serve", "worker"):
         folder = await place.filled(f"other-keys-{command}")
         (folder / "keys.json").unlink()
         KeyRing.create(folder / "keys.json")
         said = ("key_unavailable", "doesn't open this database's keys", "EVERGRANT_KEY_FILE")
-        yield Mistake(f"another database's keys, {command}", command, 1, said), folder
+        yield folder, Mistake(f"another database's keys, {command}", command, 1, said)
 
     folder = await place.sound("api-keys")
     KeyRing.open(folder / "keys.json", Role.OPERATOR).export(folder / "api.json", Role.API)
     env = {"EVERGRANT_KEY_FILE": str(folder / "api.json")}
     yield (
+        folder,
         Mistake(
             "the API's key file given to a worker", "worker", 1, ("no refresh purpose", "full key file"), env
         ),
-        folder,
     )
-    yield (Mistake("rotating the API's key file", "keys rotate lease", 1, ("full key file",), env), folder)
+    yield folder, Mistake("rotating the API's key file", "keys rotate lease", 1, ("full key file",), env)
     yield (
-        Mistake("an unknown key purpose", "keys rotate tokens", 2, ("tokens", "lease, refresh, intake")),
         folder,
+        Mistake("an unknown key purpose", "keys rotate tokens", 2, ("tokens", "lease, refresh, intake")),
     )
-    yield Mistake("keys made twice", "keys create", 1, ("exists already", "keys.json")), folder
+    yield folder, Mistake("keys made twice", "keys create", 1, ("exists already", "keys.json"))
 
 
-async def databases(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
+async def databases(place: Place) -> AsyncIterator[Row]:
     folder = await place.sound("newer")
     with closing(sqlite3.connect(folder / "evergrant.db")) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
     said = ("schema_mismatch", "9999", "newer server")
-    yield Mistake("a database from a newer server", "serve", 1, said), folder
+    yield folder, Mistake("a database from a newer server", "serve", 1, said)
 
     folder = await place.sound("empty")
     (folder / "evergrant.db").unlink()
-    yield Mistake("no database yet", "worker", 1, ("empty", "python -m evergrant_server db upgrade")), folder
+    yield folder, Mistake("no database yet", "worker", 1, ("empty", "python -m evergrant_server db upgrade"))
 
     folder = await place.sound("no-sqlite")
     (folder / "evergrant.db").write_bytes(b"something else entirely, for long enough. " * 40)
-    yield Mistake("a file that is no database", "serve", 1, ("no SQLite database", SERVER_URL)), folder
+    yield folder, Mistake("a file that is no database", "serve", 1, ("no SQLite database", SERVER_URL))
 
     folder = await place.sound("postgresql")
     for name, url, said in (
@@ -128,19 +128,19 @@ async def databases(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
         ("no such database", place.server.url("nowhere"), "no database of that name"),
     ):
         yield (
-            Mistake(name, "db upgrade", 1, ("store_unavailable", said, SERVER_URL), {SERVER_URL: url}),
             folder,
+            Mistake(name, "db upgrade", 1, ("store_unavailable", said, SERVER_URL), {SERVER_URL: url}),
         )
 
     folder = await place.sound("twice")
     await carried_out(Mistake("", "keys bootstrap", 0, ()), folder)
-    yield Mistake("bootstrap twice", "keys bootstrap", 1, ("already_exists", "bootstrap --again")), folder
+    yield folder, Mistake("bootstrap twice", "keys bootstrap", 1, ("already_exists", "bootstrap --again"))
 
     (place.root / "file").write_text("not a folder")
     env = {"EVERGRANT_DATA_DIR": str(place.root / "file/data")}
     yield (
-        Mistake("a data folder that can't be written", "keys create", 1, ("file/data", "can't be"), env),
         folder,
+        Mistake("a data folder that can't be written", "keys create", 1, ("file/data", "can't be"), env),
     )
 
 
@@ -153,32 +153,32 @@ async def _refusing(server: Postgres) -> str:
     return server.url("postgres").replace("postgres@", "guarded:wrong@")
 
 
-async def temporals(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
+async def temporals(place: Place) -> AsyncIterator[Row]:
     folder = await place.sound("temporal")
     here, address = place.temporal.address, "EVERGRANT_TEMPORAL_ADDRESS"
     nowhere = {address: f"127.0.0.1:{free_port()}"}
     for command in ("worker", "reconcile"):
         yield (
-            Mistake(f"no Temporal, {command}", command, 1, ("temporal_unavailable", address), nowhere),
             folder,
+            Mistake(f"no Temporal, {command}", command, 1, ("temporal_unavailable", address), nowhere),
         )
     env = {address: here, "EVERGRANT_TEMPORAL_NAMESPACE": "nowhere"}
-    yield Mistake("no such namespace", "worker", 1, ("nowhere doesn't exist", "db upgrade"), env), folder
+    yield folder, Mistake("no such namespace", "worker", 1, ("nowhere doesn't exist", "db upgrade"), env)
     env = {address: here}
     said = ("search attributes", "EvergrantTenant", "db upgrade")
-    yield Mistake("search attributes missing", "worker", 1, said, env), folder
+    yield folder, Mistake("search attributes missing", "worker", 1, said, env)
     yield (
+        folder,
         Mistake(
             "closed runs kept for a day", "doctor -o json", 1, ("24 h", "db upgrade"), env, wrong="retention"
         ),
-        folder,
     )
     yield (
-        Mistake("no worker runs", "doctor -o json", 1, ("evergrant_server worker",), env, wrong="workers"),
         folder,
+        Mistake("no worker runs", "doctor -o json", 1, ("evergrant_server worker",), env, wrong="workers"),
     )
     env = {"EVERGRANT_TEMPORAL_PROFILE": "staging"}
-    yield Mistake("an unknown profile", "worker", 2, ("EVERGRANT_TEMPORAL_PROFILE", "staging"), env), folder
+    yield folder, Mistake("an unknown profile", "worker", 2, ("EVERGRANT_TEMPORAL_PROFILE", "staging"), env)
 
     url = await place.server.fresh()
     await _in_database(
@@ -189,10 +189,10 @@ async def temporals(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
     )  # fmt: skip
     said = ("300", "ahead of", "timedatectl")
     yield (
+        folder,
         Mistake(
             "a clock that is wrong", "doctor -o json", 1, said, {SERVER_URL: url}, wrong="clock, database"
         ),
-        folder,
     )
 
 
@@ -206,21 +206,21 @@ async def _in_database(server: Postgres, url: str, *statements: str) -> None:
     await connection.close()
 
 
-async def checkouts(place: Place) -> AsyncIterator[tuple[Mistake, Path]]:
+async def checkouts(place: Place) -> AsyncIterator[Row]:
     folder = await place.sound("checkout")
     foreign = place.root / "site-packages"
     (foreign / "workflows").mkdir(parents=True)
     (foreign / "workflows/__init__.py").write_text('"""Another distribution."""\n')
     env = {"PYTHONPATH": f"{foreign}:{ROOT}"}
     said = ("'workflows'", str(foreign / "workflows"), "PYTHONPATH")
-    yield Mistake("another distribution's workflows", "worker", 2, said, env, python=("-P",)), folder
+    yield folder, Mistake("another distribution's workflows", "worker", 2, said, env, python=("-P",))
 
     copy = place.root / "copy"
     for name in ("evergrant_server", "workflows", "activities", "providers", "migrations"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "providers/catalog/acme.yaml").write_text("name: acme\ntoken_endpoint: not a url\n")
     said = ("acme", "acme.yaml", "token")
-    yield Mistake("a malformed provider", "serve", 1, said, cwd=copy), folder
+    yield folder, Mistake("a malformed provider", "serve", 1, said, cwd=copy)
 
 
 @asynccontextmanager
@@ -236,7 +236,7 @@ async def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[M
     """Every mistake carried out, two at a time."""
     root, turn = tmp_path_factory.mktemp("mistakes"), asyncio.Semaphore(TOGETHER)
 
-    async def answer(mistake: Mistake, folder: Path) -> tuple[Mistake, Told]:
+    async def answer(folder: Path, mistake: Mistake) -> tuple[Mistake, Told]:
         async with turn:
             return mistake, await carried_out(mistake, folder)
 
@@ -247,61 +247,37 @@ async def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[M
         port = await stack.enter_async_context(_taken())
         place = Place(root, temporal, postgres())
         settings = await place.sound("settings")
-        table = [(mistake, settings) for mistake in IN_SETTINGS]
-        table += [
-            (
-                Mistake(
-                    "a port in use", f"serve --port {port}", 2, ("EVERGRANT_PORT", str(port), "another port")
-                ),
-                settings,
-            )
-        ]
+        said = ("EVERGRANT_PORT", str(port), "another port")
+        in_use = Mistake("a port in use", f"serve --port {port}", 2, said)
+        table = [(settings, mistake) for mistake in (*IN_SETTINGS, in_use)]
         for seed in (keys, databases, temporals, checkouts):
             table += [row async for row in seed(place)]
-        told = await asyncio.gather(*(answer(mistake, folder) for mistake, folder in table))
+        told = await asyncio.gather(*(answer(*row) for row in table))
     return {mistake.name: (mistake, it) for mistake, it in told}
 
 
 Answers = dict[str, tuple[Mistake, Told]]
 
 
-async def test_the_table_is_long_enough(answers: Answers) -> None:
-    assert len(answers) >= 35
-
-
-async def test_each_has_its_exit_status(answers: Answers) -> None:
-    wrong = {
-        name: (it.status, it.err) for name, (mistake, it) in answers.items() if it.status != mistake.status
+def _wrongs(mistake: Mistake, told: Told) -> list[str]:
+    """What is not as it should be in an answer: its status, words, length, and what it left behind."""
+    text, lines = _finding(mistake, told) if mistake.wrong else told.err, told.err.splitlines()
+    short = bool(lines) and lines[0].startswith("evergrant: ") and len(lines) <= 3
+    checks = {
+        f"status {told.status}": told.status == mistake.status,
+        "long": not lines if mistake.wrong else short,
+        "a traceback": "Traceback" not in told.err + told.out,
+        f"left {set(told.after ^ told.before)}": told.after == told.before,
+        **{f"doesn't say {words!r}": words in text for words in mistake.says},
     }
-    assert wrong == {}
+    return [wrong for wrong, good in checks.items() if not good]
 
 
-async def test_each_message_names_the_fault_and_the_repair(answers: Answers) -> None:
-    silent = {}
-    for name, (mistake, told) in answers.items():
-        text = _finding(mistake, told) if mistake.wrong else told.err
-        if missing := [words for words in mistake.says if words not in text]:
-            silent[name] = (missing, text)
-    assert silent == {}
-
-
-async def test_each_message_is_short_and_without_a_traceback(answers: Answers) -> None:
-    noisy = {}
-    for name, (mistake, told) in answers.items():
-        lines = told.err.splitlines()
-        one = (
-            not lines
-            if mistake.wrong
-            else bool(lines) and lines[0].startswith("evergrant: ") and len(lines) <= 3
-        )
-        if not one or "Traceback" in told.err + told.out:
-            noisy[name] = told.err
-    assert noisy == {}
-
-
-async def test_no_command_leaves_a_half_written_file(answers: Answers) -> None:
-    left = {name: it.after ^ it.before for name, (_, it) in answers.items() if it.after != it.before}
-    assert left == {}
+async def test_each_is_answered_with_its_repair_in_short_and_leaves_nothing_half_written(
+    answers: Answers,
+) -> None:
+    found = {name: (_wrongs(*it), it[1].err) for name, it in answers.items()}
+    assert {name: it for name, it in found.items() if it[0]} == {}
 
 
 async def test_the_doctor_fails_the_check_that_is_meant(answers: Answers) -> None:

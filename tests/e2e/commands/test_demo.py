@@ -1,14 +1,20 @@
-"""The demo, as a newcomer runs it: every claim observed, on both databases."""
+"""The demo, as a newcomer runs it: every claim observed; and its person and its search alone."""
 
-import asyncio
+import base64
 import os
 import sys
 
 import pytest
 
 from examples.demo.claims import Claim
-from examples.demo.processes import ROOT
+from examples.demo.forms import read_forms
+from examples.demo.histories import search, timeline
+from examples.demo.subject import LostSubject, Subject
+from tests.e2e.servers.sleeping_workflow import Naps
 from tests.fakes.databases import Postgres, postgres_server
+from tests.fakes.platform.compose import finished
+from tests.fakes.providers.authorization_server import running_authorization_server
+from tests.fakes.temporal import running_temporal
 
 __all__ = ["postgres_server"]  # the fixture
 
@@ -20,17 +26,39 @@ async def test_every_claim_of_the_demo_is_observed(database: str, request: pytes
     if database == "postgresql":
         server: Postgres = request.getfixturevalue("postgres_server")
         environment["EVERGRANT_DATABASE_URL"] = await server.fresh(migrated=False)
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "examples.demo",
-        cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        output, _ = await asyncio.wait_for(child.communicate(), 500)
-    finally:
-        if child.returncode is None:
-            child.terminate()
-            await child.wait()
-    told = output.decode()
-    assert child.returncode == 0, told
+    told = await finished([sys.executable, "-m", "examples.demo"], environment, 500)
     assert told.count("✓") == len(Claim), told
-    assert "Traceback" not in told
+
+
+async def test_a_wrong_password_is_not_tried_again(tmp_path):
+    async with running_authorization_server(tmp_path) as server, Subject(server.user, "wrong") as subject:
+        with pytest.raises(LostSubject, match="the login page at"):
+            await subject.consent(f"{server.issuer}/login/")
+
+
+def test_forms_are_read_as_a_browser_reads_them():
+    page = """<form action="/x?y=1" method="POST"><input name=user><input type=password name=pw>
+    <input type=checkbox name=no><input type=checkbox name=yes checked>
+    <input type=submit name=allow value="Say &quot;yes&quot;"></form><form></form>"""
+    first, second = read_forms(page)
+    assert (first.method, first.action) == ("post", "/x?y=1")
+    assert first.fields == {"user": "", "pw": "", "yes": "on"}
+    assert first.name_of("password") == "pw"
+    assert [(button.name, button.value) for button in first.buttons] == [("allow", 'Say "yes"')]
+    assert (second.method, second.buttons) == ("get", [])
+
+
+async def test_the_search_finds_a_secret_in_any_shape(tmp_path):
+    secret, hidden = "s3cret-value-of-a-token", "another-secret-value"
+    shapes = [secret, *(base64.b64encode(b"x" * shift + hidden.encode()).decode() for shift in range(3))]
+    async with running_temporal(tmp_path) as server:
+        client = await server.client()
+        for number, shape in enumerate(shapes):
+            await client.start_workflow(
+                Naps.run, 1, id=f"holder-{number}", memo={"note": f"<{shape}>"}, task_queue="nobody"
+            )
+        names = [f"holder-{number}" for number in range(len(shapes))]
+        assert (await search(client, names, [secret])).found_in == ("holder-0",)
+        assert (await search(client, names, [hidden])).found_in == tuple(names[1:])
+        assert (await search(client, names, ["not-there"])).found_in == ()
+        assert [moment.what for moment in await timeline(client, "holder-0")] == ["begins"]

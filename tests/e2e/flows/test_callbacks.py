@@ -10,10 +10,7 @@ import hmac
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -21,44 +18,27 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from examples.demo.evergrant_api import ApiProblem, EvergrantApi
-from examples.demo.forms import read_forms, read_refresh
-from examples.demo.platform import EvergrantProcess
+from examples.demo.forms import read_forms
 from examples.demo.waiting import wait_until
+from tests.e2e.world import COMMAND, World, leave, refused, running
 from tests.fakes.certificates import LoopbackTls, loopback_tls, own_certificate
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.scripted_provider import ScriptedProvider, delay, drop, raw, status
 
-COMMAND = str(Path(sys.executable).parent / "evergrant")
 TOKEN_S = 60
 OURS = own_certificate()
-SOON_S = PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of them: it takes seconds
 
 
-class World:
-    """The platform, a provider, and the shortest way to an integration of a definition of our own."""
+class Callbacks(World):
+    """With a provider, and the shortest way to an integration of a definition of our own."""
 
-    def __init__(
-        self,
-        platform: EvergrantProcess,
-        idp: ScriptedProvider,
-        tls: LoopbackTls,
-        admin: EvergrantApi,
-        api: EvergrantApi,
-        key: str,
-        mutual: ScriptedProvider,
-    ) -> None:
-        self.platform = platform
-        self.idp = idp
-        self.tls = tls
-        self.admin = admin
-        self.api = api
-        self.key = key
-        self.mutual = mutual
+    idp: ScriptedProvider
+    mutual: ScriptedProvider
+    tls: LoopbackTls
 
-    async def integration(
+    async def defined(
         self, name: str, client: dict[str, Any] | None = None, /, **fields: Any
     ) -> dict[str, Any]:
         document = {
@@ -91,28 +71,16 @@ class World:
             assert found["state"] != "unsound", found["findings"]
             return found["state"] == state or None
 
-        await wait_until(reached, f"a version that is {state}", SOON_S)
-
-    async def command(self, *words: str) -> str:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
-        env = {**kept, "EVERGRANT_URL": self.platform.api, "EVERGRANT_API_KEY": self.key}
-        pipe = asyncio.subprocess.PIPE
-        child = await asyncio.create_subprocess_exec(COMMAND, *words, env=env, stdout=pipe, stderr=pipe)
-        out, err = await asyncio.wait_for(child.communicate(), PATIENCE_S)
-        assert child.returncode == 0, err.decode()
-        return out.decode()
-
-    async def begin(self, integration: str, **more: Any) -> dict[str, Any]:
-        return await self.api.post("/v1/connections", {"integration": integration, "subject": "sam", **more})
+        await wait_until(reached, f"a version that is {state}", PATIENCE_S)
 
 
 class Browser:
     """Opens a link, goes to the provider, and comes back with what a test puts beside the code."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Callbacks) -> None:
         self._world = world
         self._http = httpx2.AsyncClient(
-            trust_env=False, verify=world.tls.trust, follow_redirects=False, timeout=SOON_S
+            trust_env=False, verify=world.tls.trust, follow_redirects=False, timeout=PATIENCE_S
         )
         self.back = ""
 
@@ -124,10 +92,7 @@ class Browser:
 
     async def leave(self, link: str) -> None:
         """Press the button of the page; the provider consents by itself and says where to go back."""
-        page = await self._http.get(link)
-        (form,) = read_forms(page.text)
-        leaving = await self._http.post(link, data=form.fields)
-        consented = await self._http.get(read_refresh(leaving.text) or "")
+        consented = await self._http.get(await leave(self._http, link))
         self.back = consented.headers["location"]
 
     async def choose(self, page: httpx2.Response, choice: str) -> httpx2.Response:
@@ -150,27 +115,23 @@ class Browser:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Callbacks]:
     folder = tmp_path_factory.mktemp("callbacks")
     tls = loopback_tls(folder)
-    async with AsyncExitStack() as stack:
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(tls.authorities))  # the platform's processes trust it
-        idp = await stack.enter_async_context(ScriptedProvider(tls=tls, expires_in=TOKEN_S))
-        mutual = await stack.enter_async_context(ScriptedProvider(tls=tls.demanding(OURS)))
-        platform = await EvergrantProcess.start(folder / "data", f"{idp.allowance},{mutual.allowance}")
-        stack.push_async_callback(platform.stop)
-        admin = await stack.enter_async_context(EvergrantApi(platform.api, platform.admin_key))
-        await admin.put("/v1/apps/jobs", {})
-        await admin.put("/v1/apps/jobs/permits/all", {"integration": "*", "actions": ["token", "connect"]})
-        key = (await admin.post("/v1/apps/jobs/keys"))["key"]
-        api = await stack.enter_async_context(EvergrantApi(platform.api, key))
-        yield World(platform, idp, tls, admin, api, key, mutual)
+        async with (
+            ScriptedProvider(tls=tls, expires_in=TOKEN_S) as idp,
+            ScriptedProvider(tls=tls.demanding(OURS)) as mutual,
+            running(Callbacks, folder / "data", idp.allowance, mutual.allowance) as world,
+        ):
+            world.idp, world.mutual, world.tls = idp, mutual, tls
+            yield world
 
 
-async def test_a_signed_callback_names_the_host_and_the_account(world: World):
+async def test_a_signed_callback_names_the_host_and_the_account(world: Callbacks):
     """Code and refresh token go to the host that came, and the account is the connection's metadata."""
-    await world.integration(
+    await world.defined(
         "shop",
         token_endpoint="https://{host}/token",
         refresh_endpoint="https://{host}/token",
@@ -195,10 +156,10 @@ async def test_a_signed_callback_names_the_host_and_the_account(world: World):
         assert world.idp.count("token") == 0
         shown = await browser.come_back(**browser.signed(**facts))
     assert shown.status_code == 200, shown.text
-    found = await world.api.state(begun["id"], "active", SOON_S)
+    found = await world.active(begun)
     assert found["metadata"] == {"realmId": "4711", "host": world.idp.allowance}
     await world.api.post(f"/v1/connections/{begun['id']}/refresh")
-    refreshed = await world.api.generation(begun["id"], 2, SOON_S)
+    refreshed = await world.api.generation(begun["id"], 2, PATIENCE_S)
     assert refreshed["metadata"] == found["metadata"]
     assert world.idp.count("token", grant_type="refresh_token") == 1
 
@@ -208,12 +169,12 @@ async def test_a_signed_callback_names_the_host_and_the_account(world: World):
 SITES = [{"id": "site-1", "name": "First <b>site</b>"}, {"id": "site-2", "name": "Second"}]
 
 
-async def looks_up(world: World, name: str) -> None:
+async def looks_up(world: Callbacks, name: str) -> None:
     lookup = {"url": world.idp.url("sites"), "choose": "[]", "metadata": {"cloud_id": "id"}, "label": "name"}
-    await world.integration(name, post_auth=[lookup])
+    await world.defined(name, post_auth=[lookup])
 
 
-async def test_several_accounts_wait_for_a_choice_on_the_page(world: World):
+async def test_several_accounts_wait_for_a_choice_on_the_page(world: Callbacks):
     await looks_up(world, "sites")
     world.idp.script(raw(json.dumps(SITES).encode()), at="sites")
     begun = await world.begin("sites")
@@ -229,9 +190,8 @@ async def test_several_accounts_wait_for_a_choice_on_the_page(world: World):
         )
         assert [it["id"] for it in found["choices"]] == ["site-1", "site-2"]
         assert found["next_action"] == "choose"
-        with pytest.raises(ApiProblem) as refused:
+        with refused("choice_required", 409):
             await world.api.lease("sites", "sam")
-        assert (refused.value.status, refused.value.code) == (409, "choice_required")
         for _ in range(2):  # a button may be pressed twice
             chosen = await browser.choose(page, "site-2")
             assert "is connected" in chosen.text
@@ -245,7 +205,7 @@ async def test_several_accounts_wait_for_a_choice_on_the_page(world: World):
     assert (told.endpoint, told.headers["authorization"][:10]) == ("sites", "Bearer at-")
 
 
-async def test_a_lookup_is_asked_again_and_outlives_its_worker(world: World):
+async def test_a_lookup_is_asked_again_and_outlives_its_worker(world: Callbacks):
     """One account needs no choice. Leases leave meanwhile: the token is good."""
     await looks_up(world, "one")
     held = asyncio.Event()
@@ -255,7 +215,7 @@ async def test_a_lookup_is_asked_again_and_outlives_its_worker(world: World):
     async with Browser(world) as browser:
         await browser.leave(begun["connect_url"])
         coming = asyncio.create_task(browser.come_back())
-        await world.idp.until("sites", asked + 2, SOON_S)
+        await world.idp.until("sites", asked + 2, PATIENCE_S)
         assert (await world.api.lease("one", "sam"))["connection_id"] == begun["id"]
         killed = world.platform.worker_pid()
         os.kill(killed, signal.SIGKILL)
@@ -267,11 +227,11 @@ async def test_a_lookup_is_asked_again_and_outlives_its_worker(world: World):
         found = await world.api.connection(begun["id"])
         return found if found["metadata"] else None
 
-    found = await wait_until(known, "its account", SOON_S)
+    found = await wait_until(known, "its account", PATIENCE_S)
     assert (found["choice"], found["metadata"], found["reason"]) == ("site-1", {"cloud_id": "site-1"}, None)
 
 
-async def test_a_requested_account_is_selected_and_changed_later(world: World):
+async def test_a_requested_account_is_selected_and_changed_later(world: Callbacks):
     await looks_up(world, "asked")
     world.idp.script(raw(json.dumps(SITES).encode()), at="sites")
     begun = await world.begin("asked", choice="site-2")
@@ -280,18 +240,18 @@ async def test_a_requested_account_is_selected_and_changed_later(world: World):
         assert "is connected" in (await browser.come_back()).text
     found = await world.api.connection(begun["id"])
     assert (found["choice"], found["metadata"]) == ("site-2", {"cloud_id": "site-2"})
-    with pytest.raises(ApiProblem) as refused:
+    with refused("invalid_request", 400):
         await world.api.post(f"/v1/connections/{begun['id']}/choose", {"choice": "site-3"})
-    assert (refused.value.status, refused.value.code) == (400, "invalid_request")
-    out = await world.command("connections", "choose", begun["id"], "site-1", "-o", "json")
-    assert json.loads(out)["reason"] is None
+    choose = (COMMAND, "connections", "choose", begun["id"], "site-1", "-o", "json")
+    exit_status, out, err = await world.run(*choose)
+    assert (exit_status, json.loads(out)["reason"]) == (0, None), err
     assert (await world.api.connection(begun["id"]))["metadata"] == {"cloud_id": "site-1"}
 
 
 # --- mutual TLS -------------------------------------------------------------------------------
 
 
-async def test_rfc8705_a_certificate_authenticates_at_the_mtls_alias(world: World):
+async def test_rfc8705_a_certificate_authenticates_at_the_mtls_alias(world: Callbacks):
     world.idp.metadata["mtls_endpoint_aliases"] = {"token_endpoint": world.mutual.url("token")}
     body = {
         "provider": "generic",
@@ -299,21 +259,20 @@ async def test_rfc8705_a_certificate_authenticates_at_the_mtls_alias(world: Worl
         "client_id": world.idp.client_id,
         "client_auth": "self_signed_tls_client_auth",
     }
-    with pytest.raises(ApiProblem) as refused:
+    with refused("invalid_request"):
         await world.admin.put("/v1/integrations/bank", body)
-    assert refused.value.code == "invalid_request"
     certificate = {"certificate": OURS.certificate, "private": OURS.private}
     made = await world.admin.put("/v1/integrations/bank", {**body, "client_certificate": certificate})
     assert made["client_certificate_expires_at"] is not None
     assert "PRIVATE" not in json.dumps(made)
     world.mutual.script(raw(b'{"access_token": "at-1", "token_type": "bearer", "expires_in": 600}'))
     begun = await world.begin("bank", flow="client_credentials")
-    await world.api.state(begun["id"], "active", SOON_S)
+    await world.active(begun)
     assert (await world.api.lease("bank", "sam"))["access_token"] == "at-1"
     assert (world.mutual.count("token"), world.idp.count("token", grant_type="client_credentials")) == (1, 0)
 
 
-async def test_a_client_is_registered_at_a_host(world: World):
+async def test_a_client_is_registered_at_a_host(world: Callbacks):
     """As Mastodon's servers do: the base URL is enough, without a client id."""
     name = "toots"
     app = {"id": "1", "client_id": world.idp.client_id, "client_secret": world.idp.client_secret}
@@ -332,7 +291,7 @@ async def test_a_client_is_registered_at_a_host(world: World):
         "params": {"host": world.idp.allowance},
         "default_scopes": ["read", "write"],
     }
-    made = await world.integration(name, registering, **fields)
+    made = await world.defined(name, registering, **fields)
     assert (made["state"], made["client_id"]) == ("ready", world.idp.client_id)
     (asked,) = [call for call in world.idp.calls if call.endpoint == "api/v1/apps"]
     assert json.loads(asked.body) == {

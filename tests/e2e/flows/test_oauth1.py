@@ -3,8 +3,6 @@
 `docs/flows.md` says which server each is tested against, and names these tests.
 """
 
-import html
-import re
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -23,26 +21,23 @@ from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 from evergrant_server import audit
 from evergrant_server.api.apps.bootstrap import bootstrap_admin
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.definition import Definition, DefinitionState
-from evergrant_server.core.ids import DefinitionId, new_id
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.settings import Settings
 from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.wiring.platform import Platform, open_platform
-from examples.demo.evergrant_api import ApiProblem, EvergrantApi
+from examples.demo.evergrant_api import EvergrantApi
+from examples.demo.forms import read_forms
+from tests.e2e.world import leave, refused
 from tests.fakes.certificates import LoopbackTls, loopback_tls
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import ASKED, TENANT, prepared, running_worker
+from tests.fakes.platform.installation import TENANT, prepared, running_worker
 from tests.fakes.platform.serving import serving
 from tests.fakes.ports import free_port
 from tests.fakes.providers.oauth1_server import OAuth1Server, denied
 from tests.fakes.providers.scripted_provider import status
+from tests.fakes.rows import a_definition
 from tests.fakes.temporal import running_temporal
-
-SOON_S = PATIENCE_S
-_CSRF = re.compile(r'name="csrf" value="([0-9a-f]+)"')
-_LEAVING = re.compile(r'<meta http-equiv="refresh" content="0;url=([^"]+)">')
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of them: it takes seconds
 
@@ -70,26 +65,11 @@ class World:
             "oauth1": {"signature_method": how, "realm": "Photos"},
             "response": {"metadata_paths": ["user_id", "screen_name"]},
         }
-        await self.define(document)
-        body = {"provider": name, "client_id": self.idp.client_id, "client_secret": self.idp.client_secret}
-        await self.api.put(f"/v1/integrations/{name}", body | more)
-
-    async def define(self, document: dict[str, Any]) -> None:
-        now = self.parts.clock.now()
-        definition = Definition(
-            tenant=TENANT,
-            id=DefinitionId(new_id("def")),
-            name=document["name"],
-            version=1,
-            document=document,
-            state=DefinitionState.ACTIVE,
-            share=1,
-            proposed_by=ASKED.by,
-            created_at=now,
-            changed_at=now,
-        )
+        definition = a_definition(TENANT, document, self.parts.clock.now())
         async with self.parts.store.write() as tx:
             await tx.definitions.add(definition)
+        body = {"provider": name, "client_id": self.idp.client_id, "client_secret": self.idp.client_secret}
+        await self.api.put(f"/v1/integrations/{name}", body | more)
 
     async def connect(self, integration: str, subject: str = "sam") -> dict[str, Any]:
         return await self.api.post("/v1/connections", {"integration": integration, "subject": subject})
@@ -97,10 +77,10 @@ class World:
     async def active(self, integration: str) -> dict[str, Any]:
         begun = await self.connect(integration)
         async with self.browser() as browser:
-            there = await go_on(browser, begun["connect_url"])
+            there = await leave(browser, begun["connect_url"])
             answer = await browser.get(self.idp.consent(there), follow_redirects=True)
         assert "is connected" in answer.text, answer.text
-        return await self.api.state(begun["id"], "active", SOON_S)
+        return await self.api.state(begun["id"], "active", PATIENCE_S)
 
     def browser(self) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S)
@@ -116,16 +96,6 @@ class World:
         async with self.parts.store.read() as tx:
             found = await audit.page(tx, TENANT, object=connection["id"], limit=100)
         return [it.detail for it in found if it.action is action]
-
-
-async def go_on(browser: httpx2.AsyncClient, link: str) -> str:
-    """Press the page's button; returns where the browser is led."""
-    found = _CSRF.search((await browser.get(link)).text)
-    assert found is not None
-    answer = await browser.post(link, data={"csrf": found.group(1)})
-    leaving = _LEAVING.search(answer.text)
-    assert leaving is not None, answer.text
-    return html.unescape(leaving.group(1))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -186,14 +156,14 @@ async def test_invariant_1_no_secret_of_oauth1_is_in_any_file(world: World):
     await world.integration("searched")
     begun = await world.connect("searched")
     async with world.browser() as browser:
-        there = await go_on(browser, begun["connect_url"])
+        there = await leave(browser, begun["connect_url"])
         token = dict(parse_qsl(urlsplit(there).query))["oauth_token"]
         temporary = world.idp.known.temporary[token]["secret"]
         back = world.idp.consent(there)
         verifier = dict(parse_qsl(urlsplit(back).query))["oauth_verifier"]
         known = set(world.idp.known.tokens)
         await browser.get(back, follow_redirects=True)
-    await world.api.state(begun["id"], "active", SOON_S)
+    await world.api.state(begun["id"], "active", PATIENCE_S)
     (mine,) = set(world.idp.known.tokens) - known
     secrets = {token, temporary, verifier, mine, world.idp.known.tokens[mine], world.idp.client_secret}
     async with world.signing() as client:
@@ -214,21 +184,18 @@ async def test_there_is_no_token_to_lease(world: World):
         world.api.lease("nothing-to-lease", "sam"),
         world.api.post(f"/v1/connections/{connection['id']}/token"),
     ):
-        with pytest.raises(ApiProblem) as refused:
+        with refused("signature_needed", 409):
             await ask
-        assert (refused.value.status, refused.value.code) == (409, "signature_needed")
     assert await world.records(connection, AuditAction.LEASE_ISSUED) == []
     body = {"integration": "x", "subject": "x", "flow": "token_exchange", "source": connection["id"]}
-    with pytest.raises(ApiProblem) as refused:
+    with refused("invalid_request"):
         await world.api.post("/v1/connections", body)
-    assert refused.value.code == "invalid_request"
     await world.api.post(f"/v1/connections/{connection['id']}/revoke", {"reason": "left"})
-    ended = await world.api.state(connection["id"], "revoked", SOON_S)
+    ended = await world.api.state(connection["id"], "revoked", PATIENCE_S)
     assert ended["revocation"] == "not_supported"
     body = {"method": "GET", "url": world.idp.url("api")}
-    with pytest.raises(ApiProblem) as refused:
+    with refused("connection_revoked"):
         await world.api.post(f"/v1/connections/{connection['id']}/signatures", body)
-    assert refused.value.code == "connection_revoked"
 
 
 async def test_rfc5849_3_4_4_plaintext_discloses_no_secret_to_an_app(world: World):
@@ -243,11 +210,11 @@ async def test_rfc5849_2_2_a_declined_consent_is_denied(world: World):
     await world.integration("declined")
     begun = await world.connect("declined")
     async with world.browser() as browser:
-        there = await go_on(browser, begun["connect_url"])
+        there = await leave(browser, begun["connect_url"])
         token = dict(parse_qsl(urlsplit(there).query))["oauth_token"]
         back = denied(world.idp.known.temporary[token]["callback"], token)
         await browser.get(back, follow_redirects=True)
-    await world.api.state(begun["id"], "denied", SOON_S)
+    await world.api.state(begun["id"], "denied", PATIENCE_S)
 
 
 async def test_rfc5849_4_the_callback_belongs_to_the_browser_that_began(world: World):
@@ -255,7 +222,7 @@ async def test_rfc5849_4_the_callback_belongs_to_the_browser_that_began(world: W
     await world.integration("fixed")
     begun = await world.connect("fixed")
     async with world.browser() as browser, world.browser() as thief:
-        back = world.idp.consent(await go_on(browser, begun["connect_url"]))
+        back = world.idp.consent(await leave(browser, begun["connect_url"]))
         stolen = await thief.get(back)
         assert (stolen.status_code, "callback_invalid" in stolen.text) == (400, True)
         forged = await browser.get(back.replace("oauth_verifier=", "oauth_verifier=x"), follow_redirects=True)
@@ -270,10 +237,9 @@ async def test_an_unreachable_server_is_reported_and_the_link_still_works(world:
     begun = await world.connect("away")
     world.idp.script(status(503), at="temporary")
     async with world.browser() as browser:
-        found = _CSRF.search((await browser.get(begun["connect_url"])).text)
-        assert found is not None
-        answer = await browser.post(begun["connect_url"], data={"csrf": found.group(1)})
+        (form,) = read_forms((await browser.get(begun["connect_url"])).text)
+        answer = await browser.post(begun["connect_url"], data=form.fields)
         assert (answer.status_code, "provider_error" in answer.text) == (503, True)
-        there = await go_on(browser, begun["connect_url"])
+        there = await leave(browser, begun["connect_url"])
         done = await browser.get(world.idp.consent(there), follow_redirects=True)
     assert "is connected" in done.text

@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -18,51 +17,34 @@ import pytest_asyncio
 from evergrant import AsyncEvergrant
 from joserfc.jwk import ECKey
 
-from examples.demo.evergrant_api import ApiProblem, EvergrantApi
-from examples.demo.platform import EvergrantProcess
-from examples.demo.waiting import wait_until
+from examples.demo.evergrant_api import ApiProblem
+from tests.e2e.world import World, running
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.providers.client_grants import DEVICE_CODE
 from tests.fakes.providers.oidc_provider import CODE, OidcProvider, running_oidc_provider
 
 KEY = ECKey.generate_key("P-256", {"kid": "ours-1", "alg": "ES256", "use": "sig"})
 PRIVATE = {"private": KEY.as_pem(private=True).decode(), "id": "ours-1"}
-SOON_S = PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of them: it takes seconds
 
 
-class World:
-    """The platform, the server, and an app that may do everything."""
+class Oidc(World):
+    """With the server."""
 
-    def __init__(self, platform: EvergrantProcess, server: OidcProvider, key: str) -> None:
-        self.platform = platform
-        self.server = server
-        self.key = key
-        self.api = EvergrantApi(platform.api, key)
-        self.admin = EvergrantApi(platform.api, platform.admin_key)
+    server: OidcProvider
 
-    async def integration(self, name: str, **body: Any) -> dict:
-        """Once its metadata has been read, and once we are registered if that was asked for."""
-        body = {"provider": "generic", "issuer": self.server.issuer, "default_scopes": ["read"], **body}
-        await self.admin.put(f"/v1/integrations/{name}", body)
-
-        async def ready() -> dict | None:
-            found = await self.admin.get(f"/v1/integrations/{name}")
-            return found if found["state"] != "discovering" else None
-
-        made = await wait_until(ready, "the issuer's metadata", SOON_S)
-        assert made["state"] == "ready", made["problem"]
-        return made
+    async def at_server(self, name: str, **body: Any) -> dict[str, Any]:
+        said = {"provider": "generic", "issuer": self.server.issuer, "default_scopes": ["read"], **body}
+        return await self.integration(name, said)
 
     async def browsing(self, name: str, dpop: bool = False, **metadata: Any) -> dict[str, Any]:
         """An integration of the code grant, with a client that the test knows the secret of."""
         bound = {"dpop": True, "default_scopes": ["openid", "read"]} if dpop else {}
-        made = await self.integration(name, client_id="not-yet", client_auth="none", **bound)
+        made = await self.at_server(name, client_id="not-yet", client_auth="none", **bound)
         client = await self.server.register(made["redirect_uri"], **metadata)
         auth = client["token_endpoint_auth_method"]
         secret = {"client_secret": client["client_secret"]} if auth != "none" else {}
-        await self.integration(name, client_id=client["client_id"], client_auth=auth, **secret, **bound)
+        await self.at_server(name, client_id=client["client_id"], client_auth=auth, **secret, **bound)
         return client
 
     async def machine(self, name: str, dpop: bool = False, **metadata: Any) -> dict[str, Any]:
@@ -72,49 +54,29 @@ class World:
         key = "jwks" in metadata
         ours = {"client_key": PRIVATE} if key else {"client_secret": client["client_secret"]}
         auth = client["token_endpoint_auth_method"]
-        await self.integration(name, client_id=client["client_id"], client_auth=auth, **ours, **bound)
+        await self.at_server(name, client_id=client["client_id"], client_auth=auth, **ours, **bound)
         return client
-
-    async def begin(self, integration: str, flow: str = CODE, **more: Any) -> dict:
-        body = {"integration": integration, "subject": "sam", "flow": flow, **more}
-        return await self.api.post("/v1/connections", body)
 
     async def consented(self, integration: str, **more: Any) -> dict:
         """A connection that its subject has just consented to."""
-        begun = await self.begin(integration, **more)
+        begun = await self.begin(integration, flow=CODE, **more)
         landing = await self.server.consent(begun["connect_url"])
         assert landing.response is not None
         assert landing.response.status_code == 200, landing.response.text
-        return await self.api.state(begun["id"], "active", SOON_S)
-
-    async def refreshed(self, connection: dict) -> dict:
-        return await self.api.post(f"/v1/connections/{connection['id']}/refresh")
-
-    async def revoked(self, connection: dict) -> dict:
-        await self.api.post(f"/v1/connections/{connection['id']}/revoke", {"reason": "the test is over"})
-        return await self.api.state(connection["id"], "revoked", SOON_S)
+        return await self.active(begun)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(running_oidc_provider())
-        allow = server.issuer.removeprefix("http://")
-        platform = await EvergrantProcess.start(tmp_path_factory.mktemp("oidc") / "data", allow)
-        stack.push_async_callback(platform.stop)
-        admin = await stack.enter_async_context(EvergrantApi(platform.api, platform.admin_key))
-        await admin.put("/v1/apps/jobs", {})
-        permit = {"integration": "*", "actions": ["token", "connect"]}
-        await admin.put("/v1/apps/jobs/permits/all", permit)
-        made = World(platform, server, (await admin.post("/v1/apps/jobs/keys"))["key"])
-        await stack.enter_async_context(made.api)
-        await stack.enter_async_context(made.admin)
-        yield made
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Oidc]:
+    data = tmp_path_factory.mktemp("oidc") / "data"
+    async with running_oidc_provider() as server, running(Oidc, data, server.issuer) as world:
+        world.server = server
+        yield world
 
 
-async def test_from_registration_to_revocation(world: World):
+async def test_from_registration_to_revocation(world: Oidc):
     """Registered by itself (RFC 7591), code with PKCE and `iss` (RFC 9207), strict rotation, revoked."""
-    made = await world.integration("registered", registration="dynamic")
+    made = await world.at_server("registered", registration="dynamic")
     assert made["client_id"]
     connection = await world.consented("registered")
     (asked,) = await world.server.calls("pushed_authorization_request", client_id=made["client_id"])
@@ -133,9 +95,9 @@ async def test_from_registration_to_revocation(world: World):
     assert not (await world.server.active(witness, last["access_token"]))["active"]
 
 
-async def test_rfc9207_a_callback_that_lost_its_issuer_is_refused(world: World):
+async def test_rfc9207_a_callback_that_lost_its_issuer_is_refused(world: Oidc):
     client = await world.browsing("mixed-up")
-    begun = await world.begin("mixed-up")
+    begun = await world.begin("mixed-up", flow=CODE)
     callback = (await world.admin.get("/v1/integrations/mixed-up"))["redirect_uri"]
     async with world.server.person("sam") as person:
         landing = await person.consent(begun["connect_url"], stop_before=callback)
@@ -148,7 +110,7 @@ async def test_rfc9207_a_callback_that_lost_its_issuer_is_refused(world: World):
     assert (await world.api.connection(begun["id"]))["state"] == "pending_consent"
 
 
-async def test_rfc9700_4_14_a_stolen_refresh_token_ends_the_grant_and_the_subject_is_asked(world: World):
+async def test_rfc9700_4_14_a_stolen_refresh_token_ends_the_grant_and_the_subject_is_asked(world: Oidc):
     """A thief uses a spent token: the server ends the family, and the failure names the repairer."""
     client = await world.browsing("stolen")
     connection = await world.consented("stolen")
@@ -160,14 +122,14 @@ async def test_rfc9700_4_14_a_stolen_refresh_token_ends_the_grant_and_the_subjec
     assert (thief.status_code, thief.json()["error"]) == (400, "invalid_grant")
     with contextlib.suppress(ApiProblem):  # or the row as it stands by then, whichever is there first
         await world.refreshed(connection)
-    condemned = await world.api.state(connection["id"], "needs_reauth", SOON_S)
+    condemned = await world.api.state(connection["id"], "needs_reauth", PATIENCE_S)
     assert (condemned["reason"], condemned["repairer"]) == ("grant_rejected", "subject")
     again = await world.consented("stolen")  # the same link a lease would have given
     assert (again["id"], again["generation"]) == (connection["id"], 3)
     assert (await world.revoked(again))["revocation"] == "confirmed"
 
 
-async def test_rfc9126_the_request_is_pushed_and_the_browser_carries_a_reference(world: World):
+async def test_rfc9126_the_request_is_pushed_and_the_browser_carries_a_reference(world: Oidc):
     """Also in a second consent, to a server that takes nothing else from this client."""
     client = await world.browsing("pushing", require_pushed_authorization_requests=True)
     connection = await world.consented("pushing")
@@ -179,21 +141,21 @@ async def test_rfc9126_the_request_is_pushed_and_the_browser_carries_a_reference
     assert (await world.revoked(connection))["revocation"] == "confirmed"
 
 
-async def test_rfc9126_2_3_a_refused_request_names_the_repairer(world: World):
+async def test_rfc9126_2_3_a_refused_request_names_the_repairer(world: Oidc):
     """Our secret is wrong: the page says so before the browser leaves, and the same link works later."""
     client = await world.browsing("mistaken")
     told = {"client_id": client["client_id"], "client_auth": "client_secret_basic"}
-    await world.integration("mistaken", **told, client_secret="wrong")
-    begun = await world.begin("mistaken")
+    await world.at_server("mistaken", **told, client_secret="wrong")
+    begun = await world.begin("mistaken", flow=CODE)
     refused = (await world.server.consent(begun["connect_url"])).response
     assert refused is not None
     assert (refused.status_code, "client_rejected" in refused.text) == (424, True)
     assert not await world.server.calls("authorization", client_id=client["client_id"])
-    await world.integration("mistaken", **told, client_secret=client["client_secret"])
-    again = await world.begin("mistaken")
+    await world.at_server("mistaken", **told, client_secret=client["client_secret"])
+    again = await world.begin("mistaken", flow=CODE)
     assert again["id"] == begun["id"]
     await world.server.consent(again["connect_url"])
-    await world.api.state(begun["id"], "active", SOON_S)
+    await world.active(begun)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +171,7 @@ async def test_rfc9126_2_3_a_refused_request_names_the_repairer(world: World):
     ids=["confidential", "nonces", "public"],
 )
 async def test_rfc9449_tokens_bound_to_a_key_that_outlives_refreshes_and_workers(
-    world: World, metadata: dict[str, Any], request: pytest.FixtureRequest
+    world: Oidc, metadata: dict[str, Any], request: pytest.FixtureRequest
 ):
     """Strict rotation: had a request for a nonce been a use of the token, the grant would be gone."""
     name = f"bound-{request.node.callspec.id}"
@@ -241,17 +203,17 @@ async def test_rfc9449_tokens_bound_to_a_key_that_outlives_refreshes_and_workers
     assert (await world.revoked(connection))["revocation"] == "confirmed"
 
 
-async def test_rfc9449_a_machines_tokens_are_bound_as_well(world: World):
+async def test_rfc9449_a_machines_tokens_are_bound_as_well(world: Oidc):
     client = await world.machine("machine-bound", dpop=True)
-    begun = await world.begin("machine-bound", "client_credentials")
-    connection = await world.api.state(begun["id"], "active", SOON_S)
+    begun = await world.begin("machine-bound", flow="client_credentials")
+    connection = await world.active(begun)
     assert (await world.api.lease("machine-bound", "sam"))["token_type"] == "DPoP"
     assert (await world.refreshed(connection))["generation"] == 2
     tokens = await world.server.calls("token", client_id=client["client_id"])
     assert {call["proof"] for call in tokens} == {True}
 
 
-async def test_rfc8707_2_a_codes_tokens_are_for_the_resource(world: World):
+async def test_rfc8707_2_a_codes_tokens_are_for_the_resource(world: Oidc):
     await world.browsing("aimed")
     connection = await world.consented("aimed", resources=[world.server.resource])
     witness = await world.server.register()
@@ -264,11 +226,11 @@ async def test_rfc8707_2_a_codes_tokens_are_for_the_resource(world: World):
     assert (await world.revoked(connection))["revocation"] == "confirmed"
 
 
-async def test_rfc7523_2_2_private_key_jwt_and_rfc8707_resource(world: World):
+async def test_rfc7523_2_2_private_key_jwt_and_rfc8707_resource(world: Oidc):
     jwks = {"keys": [KEY.as_dict(private=False)]}
     client = await world.machine("signing", token_endpoint_auth_method="private_key_jwt", jwks=jwks)
-    begun = await world.begin("signing", "client_credentials", resources=[world.server.resource])
-    connection = await world.api.state(begun["id"], "active", SOON_S)
+    begun = await world.begin("signing", flow="client_credentials", resources=[world.server.resource])
+    connection = await world.active(begun)
     lease = await world.api.lease("signing", "sam")
     witness = await world.server.register()
     said = await world.server.active(witness, lease["access_token"])
@@ -279,18 +241,4 @@ async def test_rfc7523_2_2_private_key_jwt_and_rfc8707_resource(world: World):
     )
     assert (await world.refreshed(connection))["generation"] == 2
     assert await world.server.calls("token", grant_type="client_credentials", client_id=client["client_id"])
-    assert (await world.revoked(connection))["revocation"] == "confirmed"
-
-
-async def test_rfc8628_device_authorization(world: World):
-    client = await world.server.register(
-        grant_types=[DEVICE_CODE, "refresh_token"], token_endpoint_auth_method="client_secret_post"
-    )
-    ours = {"client_secret": client["client_secret"], "client_auth": "client_secret_post"}
-    await world.integration("television", client_id=client["client_id"], **ours)
-    begun = await world.begin("television", "device_code")
-    code = begun["device"]["user_code"]
-    await world.server.consent(f"{begun['device']['verification_uri']}?user_code={code}")
-    connection = await world.api.state(begun["id"], "active", SOON_S)
-    assert (await world.refreshed(connection))["generation"] == 2
     assert (await world.revoked(connection))["revocation"] == "confirmed"

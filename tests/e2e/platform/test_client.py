@@ -2,11 +2,9 @@
 
 import asyncio
 import json
-import os
 import re
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,73 +14,40 @@ import pytest
 from evergrant import AsyncEvergrant, ConsentRequired, Evergrant, Lease, ReconnectNeeded, State
 
 from examples.demo.authorization_server import AuthorizationServer
-from examples.demo.evergrant_api import EvergrantApi
-from examples.demo.platform import EvergrantProcess
 from examples.demo.waiting import wait_until
+from tests.e2e.world import COMMAND, World, at, running
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.providers.authorization_server import running_authorization_server
 
 ROOT = Path(__file__).parents[3]
-COMMAND = str(Path(sys.executable).parent / "evergrant")
 TOKEN_S = 8
 ALICE = ("crm", "alice")
 
 
-@dataclass(frozen=True)
-class World:
-    platform: EvergrantProcess
+class ClientWorld(World):
+    """With a real server, whose integration is called crm."""
+
     server: AuthorizationServer
-    key: str
 
     @property
     def target(self) -> dict[str, Any]:
         return {"url": self.platform.api, "api_key": self.key}
 
-    async def run(self, *command: str) -> tuple[int | None, str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
-        env = {**kept, "EVERGRANT_URL": self.platform.api, "EVERGRANT_API_KEY": self.key}
-        pipe = asyncio.subprocess.PIPE
-        child = await asyncio.create_subprocess_exec(*command, env=env, stdout=pipe, stderr=pipe)
-        out, err = await asyncio.wait_for(child.communicate(), PATIENCE_S)
-        return child.returncode, out.decode(), err.decode()
-
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def world(tmp_path: Path) -> AsyncIterator[ClientWorld]:
     (tmp_path / "as").mkdir()
     seconds = ("--access-token-seconds", str(TOKEN_S), "--grace", "120")
-    server = await AuthorizationServer.start(tmp_path / "as", *seconds)
-    try:
-        platform = await EvergrantProcess.start(tmp_path / "data", server.issuer.removeprefix("http://"))
-        try:
-            yield World(platform, server, await configured(platform, server))
-        finally:
-            await platform.stop()
-    finally:
-        await server.stop()
-
-
-async def configured(platform: EvergrantProcess, server: AuthorizationServer) -> str:
-    """An integration `crm`, and the key of an app that may use alice's connections."""
-    async with EvergrantApi(platform.api, platform.admin_key) as admin:
-        body = {
-            "provider": "generic",
-            "issuer": server.issuer,
-            "client_id": server.client_id,
-            "client_secret": server.client_secret,
-            "default_scopes": ["read"],
-            "refresh": {"rotation": "grace", "grace_s": 120},
-        }
-        made = await admin.put("/v1/integrations/crm", body)
+    actions = ("token", "connect", "admin")
+    async with (
+        running_authorization_server(tmp_path / "as", *seconds) as server,
+        running(ClientWorld, tmp_path / "data", server.issuer, actions=actions) as world,
+    ):
+        body = at(server, refresh={"rotation": "grace", "grace_s": 120})
+        made = await world.integration("crm", body)
         await server.register(made["redirect_uri"])
-
-        async def ready() -> bool | None:
-            return (await admin.get("/v1/integrations/crm"))["state"] == "ready" or None
-
-        await wait_until(ready, "the issuer's metadata", PATIENCE_S)
-        await admin.put("/v1/apps/report", {})
-        permit = {"integration": "crm", "subjects": ["alice"], "actions": ["token", "connect", "admin"]}
-        await admin.put("/v1/apps/report/permits/crm", permit)
-        return (await admin.post("/v1/apps/report/keys"))["key"]
+        world.server = server
+        yield world
 
 
 def five_lines() -> str:
@@ -94,7 +59,7 @@ def five_lines() -> str:
     return said.replace("...  # send", "print('open', url)  # send", 1)
 
 
-async def test_from_consent_to_revocation_through_the_client(world: World):
+async def test_from_consent_to_revocation_through_the_client(world: ClientWorld):
     status, out, err = await world.run(sys.executable, "-c", five_lines())
     assert (status, out.split()[0], err) == (0, "open", "")
 
@@ -123,7 +88,7 @@ async def test_from_consent_to_revocation_through_the_client(world: World):
     await asynchronously(world, needed.connection_id)
 
 
-async def asynchronously(world: World, connection_id: str) -> None:
+async def asynchronously(world: ClientWorld, connection_id: str) -> None:
     started = datetime.now(UTC)
     # this client's clock stands still, so that it hands out a token that the resource refuses
     async with AsyncEvergrant(**world.target, clock=lambda: started) as client:
@@ -156,14 +121,14 @@ async def asynchronously(world: World, connection_id: str) -> None:
     assert await world.server.introspect(second.access_token) == {"active": False}
 
 
-async def expired(world: World, lease: Lease) -> None:
+async def expired(world: ClientWorld, lease: Lease) -> None:
     async def refused() -> bool | None:
         return (await world.server.whoami(lease.access_token)).status_code == 401 or None
 
     await wait_until(refused, "the token's expiry", PATIENCE_S)
 
 
-async def compared(world: World, connection_id: str) -> None:
+async def compared(world: ClientWorld, connection_id: str) -> None:
     """`connections get --live` says what the workflow says; a wrong key is one line."""
     status, out, err = await world.run(COMMAND, "connections", "get", connection_id, "--live", "-o", "json")
     assert (status, err) == (0, "")

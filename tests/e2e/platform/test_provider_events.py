@@ -8,29 +8,25 @@ import asyncio
 import hashlib
 import time
 from base64 import b64encode
-from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx2
-
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.grant import Grant, Origin
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
-from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.provider_events.external_revocation import IntrospectionFinding
 from evergrant_server.core.secret import Secret
+from examples.demo.authorization_server import AuthorizationServer
 from tests.e2e.servers.test_authorization_server import REDIRECT, Client
 from tests.fakes.databases import migrated_sqlite, sqlite_url
-from tests.fakes.events.keys_server import keys_server
-from tests.fakes.events.transmitter import ISSUER, MEDIA_TYPE, TOKEN_REVOKED, Transmitter
+from tests.fakes.events.transmitter import ISSUER, MEDIA_TYPE, TOKEN_REVOKED, Transmitter, keys_server
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import TENANT, Installation, admin_key, installation
-from tests.fakes.platform.serving import serving
+from tests.fakes.platform.installation import TENANT, Installation, installation
 from tests.fakes.providers.authorization_server import running_authorization_server
 from tests.fakes.providers.scripted_provider import ScriptedProvider
+from tests.fakes.rows import a_connection, an_integration, token_set
 from tests.faults.revocation.test_external_revocation import due, one_pass, outcome
 
 
@@ -41,45 +37,41 @@ async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(
     await migrated_sqlite(tmp_path)
     async with ScriptedProvider() as idp, keys_server(transmitter) as keys:
         transmitter.audience = idp.client_id
-        allow = (idp.allowance, keys.allowance)
-        async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=allow) as place:
-            connection = await place.connect(idp)
+        where = (temporal_address, sqlite_url(tmp_path), tmp_path, idp)
+        async with installation(*where, allow=(keys.allowance,)) as place:
+            connection = await place.connect()
             integration = await place.integration_of(connection)
-            async with (
-                serving(place.parts.settings) as url,
-                httpx2.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S) as http,
-            ):
-                headers = {"Authorization": f"Bearer {await admin_key(place.parts)}"}
+            async with place.api() as http:
                 put = {"kind": "set", "issuer": ISSUER, "jwks_uri": keys.url}
                 where = f"/v1/integrations/{integration.name}/security-events"
-                made = await http.put(where, json=put, headers=headers)
+                made = await http.put(where, json=put)
                 assert made.status_code == 201, made.text
                 async with asyncio.timeout(PATIENCE_S):  # the worker reads the keys
-                    while (await http.get(where, headers=headers)).json()["keys"] != 2:
+                    while (await http.get(where)).json()["keys"] != 2:
                         await asyncio.sleep(0.05)
                 ask = {"integration": integration.name, "subject": "user-1"}
-                assert (await http.post("/v1/lease", json=ask, headers=headers)).status_code == 200
+                assert (await http.post("/v1/lease", json=ask)).status_code == 200
 
                 path = urlsplit(made.json()["url"]).path
                 happened = time.time()  # after the grant was obtained: a tenth of a second counts
                 event = transmitter.token(happened, kind=TOKEN_REVOKED, subject=named(idp), toe=happened)
                 pushed = await http.post(path, content=event, headers={"Content-Type": MEDIA_TYPE})
                 assert pushed.status_code == 202, pushed.text
-                refused = await http.post("/v1/lease", json=ask, headers=headers)
+                refused = await http.post("/v1/lease", json=ask)
                 assert (refused.status_code, refused.json()["code"]) == (409, "consent_required")
                 assert refused.json()["reason"] == "grant_revoked_elsewhere"
                 assert refused.json()["connect_url"]
                 shown = f"/v1/connections/{connection.id}?live=true"
                 async with asyncio.timeout(PATIENCE_S):
                     while True:
-                        live = (await http.get(shown, headers=headers)).json()
+                        live = (await http.get(shown)).json()
                         if live["live"] and live["live"]["reason"] == "grant_revoked_elsewhere":
                             break
                         await asyncio.sleep(0.05)
 
-                await place.consent(idp, integration, await place.row(connection))
+                await place.consent(connection)
                 await place.until(connection, lambda it: it.state is LifecycleState.ACTIVE)
-                again = await http.post("/v1/lease", json=ask, headers=headers)
+                again = await http.post("/v1/lease", json=ask)
                 assert (again.status_code, again.json()["generation"]) == (200, 2)
             assert AuditAction.REVOKED_AT_PROVIDER in await place.actions(connection)
             assert keys.reads == 1
@@ -97,13 +89,6 @@ def named(idp: ScriptedProvider) -> dict[str, str]:
     }
 
 
-async def integration_of(place: Installation, connection: Connection) -> Integration:
-    async with place.store.read() as tx:
-        found = await tx.integrations.get(TENANT, connection.integration_id)
-    assert found is not None
-    return found
-
-
 async def test_django_oauth_toolkit_forgets_a_token_and_the_next_pass_finds_out(
     temporal_address: str, tmp_path: Path
 ):
@@ -114,7 +99,7 @@ async def test_django_oauth_toolkit_forgets_a_token_and_the_next_pass_finds_out(
         tokens = await client.tokens()
         allow = (urlsplit(server.issuer).netloc,)
         async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=allow) as place:
-            connection = await held(place, server.issuer, server.client_id, server.client_secret, tokens)
+            connection = await held(place, server, tokens)
             await due(place, connection)
             await one_pass(place)
             assert await outcome(place, connection) == IntrospectionFinding.ACCESS_TOKEN_ACTIVE
@@ -131,52 +116,27 @@ async def test_django_oauth_toolkit_forgets_a_token_and_the_next_pass_finds_out(
         await client.http.aclose()
 
 
-async def held(
-    place: Installation, issuer: str, client_id: str, client_secret: str, tokens: dict[str, str]
-) -> Connection:
+async def held(place: Installation, server: AuthorizationServer, tokens: dict[str, str]) -> Connection:
     """A connection that holds these tokens, with its workflow."""
-    now = place.parts.clock.now()
-    integration = Integration(
-        tenant=TENANT,
-        id=IntegrationId(new_id("int")),
-        name="toolkit",
-        provider="generic",
-        client_id=client_id,
+    now, issuer = place.parts.clock.now(), server.issuer
+    endpoints = Endpoints(
         issuer=issuer,
-        endpoints=Endpoints(
-            issuer=issuer,
-            authorization_endpoint=f"{issuer}/authorize/",
-            token_endpoint=f"{issuer}/token/",
-            revocation_endpoint=f"{issuer}/revoke_token/",
-            introspection_endpoint=f"{issuer}/introspect/",
-        ),
-        created_at=now,
-        changed_at=now,
+        authorization_endpoint=f"{issuer}/authorize/",
+        token_endpoint=f"{issuer}/token/",
+        revocation_endpoint=f"{issuer}/revoke_token/",
+        introspection_endpoint=f"{issuer}/introspect/",
     )
-    connection = Connection(
-        tenant=TENANT,
-        id=ConnectionId(new_id("con")),
-        integration_id=integration.id,
-        integration=integration.name,
-        provider="generic",
-        subject="user-1",
-        requested_scopes=("read",),
-        created_at=now,
-        changed_at=now,
-        consent_deadline=now + timedelta(hours=1),
-    )
-    token_set = TokenSet(
-        access_token=Secret(tokens["access_token"]),
-        refresh_token=Secret(tokens["refresh_token"]),
-        expires_in=600,
-    )
-    after = connection.granted(now)
-    grant = Grant.from_tokens(token_set, generation=1, requested=("read",), at=now)
+    known = {"client_id": server.client_id, "issuer": issuer, "endpoints": endpoints}
+    integration = an_integration(TENANT, now, **known)
     async with place.store.write() as tx:
-        await tx.integrations.put(integration, Secret(client_secret), expected=None)
+        await tx.integrations.put(integration, Secret(server.client_secret), expected=None)
+    connection = a_connection(integration, now)
+    after = connection.granted(now)
+    grant = Grant.from_tokens(token_set(tokens), generation=1, requested=("read",), at=now)
+    async with place.store.write() as tx:
         await tx.connections.add(connection)
         saved = await tx.grants.install(
-            after, token_set, grant, origin=Origin.NEW, expected=connection.revision
+            after, token_set(tokens), grant, origin=Origin.NEW, expected=connection.revision
         )
     assert await place.parts.reconciler.start_workflow(TENANT, connection.id)
     return saved

@@ -21,7 +21,7 @@ from evergrant_server.telemetry.traces import (
 )
 from examples.demo.subject import Subject
 from examples.demo.waiting import wait_until
-from tests.fakes.otlp import Received, attributes, running_receiver, tree
+from tests.fakes.otlp import Received, attributes, running_receiver
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.processes import RunningPlatform, running_platform
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok
@@ -119,7 +119,6 @@ async def test_one_trace_from_the_caller_to_the_provider(
     for ends_late in ("StartWorkflowUpdate", "HandleUpdate"):  # each process exports when it comes to it
         await received.until(lambda name=ends_late: any(it.name.startswith(name) for it in received.spans))
     spans = received.trace(trace_id)
-    print(f"\ntrace {trace_id}\n{tree(spans)}")
     call = provider_call()
     assert call is not None
     assert chain(call, spans) == [

@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import secrets
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,20 +21,20 @@ from evergrant import AsyncEvergrant, Lease
 
 from evergrant_server.audit import verify_log
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.ids import IntegrationId, Tenant, new_id
-from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import WorkflowName
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.wiring.platform import Platform, open_platform
+from tests.e2e.world import COMMAND, run
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.platform.installation import admin_key, prepared, running_worker
 from tests.fakes.platform.serving import serving
 from tests.fakes.providers.scripted_provider import Family, ScriptedProvider
+from tests.fakes.rows import an_integration, discovered
 
 GRANTS = int(os.environ.get("EVERGRANT_TEST_GRANTS", "30"))
 TENANT = Tenant("acme")
-COMMAND = str(Path(sys.executable).parent / "evergrant")
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,7 @@ class Instance:
     parts: Platform
 
     async def command(self, *arguments: str) -> tuple[int | None, str, str]:
-        env = {"PATH": os.environ["PATH"], "EVERGRANT_URL": self.url, "EVERGRANT_API_KEY": self.key}
-        child = await asyncio.create_subprocess_exec(
-            COMMAND, *arguments, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        out, err = await child.communicate()
-        assert b"Traceback" not in err
-        return child.returncode, out.decode(), err.decode()
+        return await run(self.url, self.key, COMMAND, *arguments)
 
     async def imported(self, file: Path, *more: str) -> tuple[int | None, dict[str, Any]]:
         status, out, err = await self.command("import", str(file), "-o", "json", *more)
@@ -93,31 +86,10 @@ async def instance(address: str, folder: Path, idp: ScriptedProvider) -> AsyncIt
         running_worker(settings),
         serving(settings) as url,
     ):
-        await integration(parts, idp)
+        row = an_integration(TENANT, parts.clock.now(), **discovered(idp))
+        async with parts.store.write() as tx:
+            await tx.integrations.put(row, Secret(idp.client_secret), expected=None)
         yield Instance(url, await admin_key(parts), parts)
-
-
-async def integration(parts: Platform, idp: ScriptedProvider) -> None:
-    now = parts.clock.now()
-    row = Integration(
-        tenant=TENANT,
-        id=IntegrationId(new_id("int")),
-        name="crm",
-        provider="generic",
-        client_id=idp.client_id,
-        issuer=idp.issuer,
-        default_scopes=("read",),
-        endpoints=Endpoints(
-            issuer=idp.issuer,
-            authorization_endpoint=f"{idp.issuer}/authorize",
-            token_endpoint=f"{idp.issuer}/token",
-            revocation_endpoint=f"{idp.issuer}/revoke",
-        ),
-        created_at=now,
-        changed_at=now,
-    )
-    async with parts.store.write() as tx:
-        await tx.integrations.put(row, Secret(idp.client_secret), expected=None)
 
 
 def grants_of(idp: ScriptedProvider, count: int) -> list[dict[str, Any]]:

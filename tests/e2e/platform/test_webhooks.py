@@ -1,13 +1,12 @@
 """The guide to webhooks, followed: the command, the example's receiver, and real processes between them."""
 
-import asyncio
 import json
 import re
-import sys
 import tempfile
 from pathlib import Path
 
 from examples.demo.subject import Subject
+from tests.e2e.world import COMMAND, run
 from tests.fakes.platform.processes import ROOT, RunningPlatform, running_platform
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
@@ -24,13 +23,9 @@ def test_the_guide_shows_the_example() -> None:
 
 async def evergrant(platform: RunningPlatform, *arguments: str) -> str:
     """The command, as the guide writes it."""
-    env = {**platform.env, "EVERGRANT_URL": platform.url, "EVERGRANT_API_KEY": platform.admin_key}
-    child = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).parent / "evergrant"), *arguments, env=env, stdout=asyncio.subprocess.PIPE
-    )
-    said, _ = await child.communicate()
-    assert child.returncode == 0, arguments
-    return said.decode()
+    status, said, complaint = await run(platform.url, platform.admin_key, COMMAND, *arguments)
+    assert status == 0, complaint
+    return said
 
 
 async def test_the_guide_works_as_written() -> None:

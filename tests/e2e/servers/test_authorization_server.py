@@ -109,46 +109,10 @@ async def strict_client(strict_server) -> AsyncIterator[Client]:
     await made.http.aclose()
 
 
-async def test_rfc8414_metadata_names_every_endpoint(server, client):
-    document = (await client.http.get("/.well-known/oauth-authorization-server")).json()
-    assert document["issuer"] == server.issuer
-    for endpoint in ("authorization", "token", "revocation", "introspection"):
-        assert document[f"{endpoint}_endpoint"].startswith(server.issuer + "/")
-    assert document["code_challenge_methods_supported"] == ["S256"]
-    assert document["authorization_response_iss_parameter_supported"] is True
-    assert document["response_types_supported"] == ["code"]
-
-
-async def test_rfc7636_code_with_pkce_opens_the_resource(server, client):
-    before = await server.calls("authorization_code")
-    callback = await client.callback()
-    assert callback["state"] == [client.state]
-    assert callback["iss"] == [server.issuer]  # RFC 9207
-    tokens = (await client.exchange(callback["code"][0])).json()
-    assert tokens["expires_in"] == LIVE
-    answer = await server.whoami(tokens["access_token"])
-    assert answer.json() == {"user": server.user, "scopes": ["read"]}
-    assert (await server.introspect(tokens["access_token"]))["active"] is True
-    assert await server.calls("authorization_code") == before + 1
-
-
 async def test_rfc7636_no_challenge_no_code(client):
     callback = await client.callback(code_challenge="", code_challenge_method="")
     assert callback["error"] == ["invalid_request"]
     assert "code" not in callback
-
-
-async def test_rfc7636_another_verifier_is_refused(client):
-    code = (await client.callback())["code"][0]
-    client.verifier = secrets.token_urlsafe(32)
-    reply = await client.exchange(code)
-    assert (reply.status_code, reply.json()["error"]) == (400, "invalid_grant")
-
-
-async def test_rfc6749_4_1_2_a_code_works_once(client):
-    code = (await client.callback())["code"][0]
-    assert (await client.exchange(code)).status_code == 200
-    assert (await client.exchange(code)).json()["error"] == "invalid_grant"
 
 
 async def test_rfc6749_4_1_2_1_a_declined_consent_says_so(client):
@@ -158,21 +122,6 @@ async def test_rfc6749_4_1_2_1_a_declined_consent_says_so(client):
     # django-oauth-toolkit 3.4.1 advertises `iss` and sends it with codes only, where RFC 9207
     # section 2 wants it on errors as well. When this fails, it has learnt to.
     assert "iss" not in callback
-
-
-async def test_rfc6750_3_without_a_live_token_the_resource_challenges(server, client):
-    for answer in (await server.whoami("nonsense"), await client.http.get("/api/whoami")):
-        assert answer.status_code == 401
-        assert answer.headers["www-authenticate"].startswith("Bearer")
-
-
-async def test_a_refresh_rotates_and_ends_the_old_access_token(server, client):
-    first = await client.tokens()
-    second = (await client.refresh(first["refresh_token"])).json()
-    assert second["refresh_token"] != first["refresh_token"]
-    assert second["access_token"] != first["access_token"]
-    assert (await server.introspect(first["access_token"]))["active"] is False
-    assert (await server.introspect(second["access_token"]))["active"] is True
 
 
 async def test_within_grace_the_old_refresh_token_brings_the_same_answer(client):
@@ -186,34 +135,12 @@ async def test_within_grace_the_old_refresh_token_brings_the_same_answer(client)
     }
 
 
-async def test_grace_covers_only_the_generation_before(server, client):
-    first = await client.tokens()
-    second = (await client.refresh(first["refresh_token"])).json()
-    third = (await client.refresh(second["refresh_token"])).json()
-    reply = await client.refresh(first["refresh_token"])
-    assert (reply.status_code, reply.json()["error"]) == (400, "invalid_grant")
-    assert (await server.introspect(third["access_token"]))["active"] is False
-
-
 async def test_rfc9700_4_14_without_grace_reuse_ends_the_whole_family(strict_server, strict_client):
     first = await strict_client.tokens()
     second = (await strict_client.refresh(first["refresh_token"])).json()
     assert (await strict_client.refresh(first["refresh_token"])).json()["error"] == "invalid_grant"
     assert (await strict_client.refresh(second["refresh_token"])).json()["error"] == "invalid_grant"
     assert (await strict_server.introspect(second["access_token"]))["active"] is False
-
-
-@pytest.mark.parametrize("hint", ["refresh_token", "access_token"])
-async def test_rfc7009_2_1_revoking_either_token_ends_both(server, client, hint):
-    tokens = await client.tokens()
-    assert (await client.revoke(tokens[hint], hint)).status_code == 200
-    assert (await server.introspect(tokens["access_token"])) == {"active": False}
-    assert (await server.whoami(tokens["access_token"])).status_code == 401
-    assert (await client.refresh(tokens["refresh_token"])).json()["error"] == "invalid_grant"
-
-
-async def test_rfc7009_2_2_an_unknown_token_is_revoked_already(client):
-    assert (await client.revoke("nonsense", "refresh_token")).status_code == 200
 
 
 async def test_racing_refreshes_are_each_answered_and_counted(server, client):

@@ -1,4 +1,4 @@
-"""A receiver of webhooks: an HTTP server on loopback that answers as its script says.
+"""A receiver of webhooks: an HTTP server on loopback that answers as its script says; webhooks in a store.
 
 async with Receiver() as receiver:
     receiver.script(500, 500, 204)      # then 204 for ever
@@ -9,9 +9,16 @@ async with Receiver() as receiver:
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Self
 
+from evergrant_server.core.events import DEFAULT_EVENTS
+from evergrant_server.core.ids import Tenant, WebhookId, new_id
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.webhooks import Delivery, Webhook, new_signing_secret
+from evergrant_server.store import Store
 from tests.fakes.http_server import served
+from tests.fakes.patience import eventually
 
 
 @dataclass(frozen=True)
@@ -91,3 +98,53 @@ class Receiver:
         if self._script:
             return self._script.pop(0)
         return self.answer if isinstance(self.answer, int) else await self.answer(message)
+
+
+SECRET = new_signing_secret(b"a secret of a webhook, 32 bytes!")
+TENANT = Tenant("acme")
+
+
+def a_webhook(url: str, now: datetime, **changes: Any) -> Webhook:
+    values: dict[str, Any] = {
+        "tenant": TENANT,
+        "id": WebhookId(new_id("whk")),
+        "name": "hooks",
+        "url": url,
+        "events": DEFAULT_EVENTS,
+        "secret_changed_at": now,
+        "created_at": now,
+        "changed_at": now,
+        **changes,
+    }
+    return Webhook(**values)
+
+
+async def listening(
+    store: Store, url: str, now: datetime, secret: Secret = SECRET, **changes: Any
+) -> Webhook:
+    """A webhook in the store."""
+    async with store.write() as tx:
+        return await tx.webhooks.add(a_webhook(url, now, **changes), secret)
+
+
+async def log_of(store: Store, webhook: Webhook) -> list[Delivery]:
+    """Its deliveries, newest first."""
+    async with store.read() as tx:
+        return await tx.deliveries.page(webhook.tenant, webhook.id, limit=200)
+
+
+async def until_log(
+    store: Store, webhook: Webhook, condition: Callable[[list[Delivery]], bool]
+) -> list[Delivery]:
+    return await eventually(lambda: log_of(store, webhook), condition)
+
+
+async def reread(store: Store, webhook: Webhook) -> Webhook:
+    async with store.read() as tx:
+        found = await tx.webhooks.get(webhook.tenant, webhook.id)
+    assert found is not None
+    return found
+
+
+async def until_row(store: Store, webhook: Webhook, condition: Callable[[Webhook], bool]) -> Webhook:
+    return await eventually(lambda: reread(store, webhook), condition)

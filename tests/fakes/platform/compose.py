@@ -143,5 +143,6 @@ async def finished(arguments: list[str], env: Mapping[str, str], within_s: float
         child.kill()
         await child.wait()
         raise
+    assert b"Traceback" not in err, err.decode()
     assert child.returncode == 0, f"{arguments} ended with {child.returncode}:\n{(err + out).decode()}"
     return out.decode()

@@ -1,7 +1,7 @@
 """A whole installation in this process: store, keys, a worker on a real Temporal server, the relay.
 
-    async with installation(temporal_address, database_url, data_dir, allow=(idp.allowance,)) as place:
-        connection = await place.connect(idp)
+    async with installation(temporal_address, database_url, data_dir, idp) as place:
+        connection = await place.connect()
 
 The API is not part of it; what a browser and the API would write is written by `connect`.
 """
@@ -12,211 +12,150 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import httpx2
 
 import worker
-from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
-from evergrant_server.core.access import Action, App, AppKey, Permit
+from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.consent import Consent, ConsentKind
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
-from evergrant_server.core.definition import Definition, DefinitionState
-from evergrant_server.core.ids import (
-    AppId,
-    AttemptId,
-    ConnectionId,
-    ConsentId,
-    DefinitionId,
-    IntegrationId,
-    KeyId,
-    OutboxId,
-    PermitId,
-    new_id,
-)
-from evergrant_server.core.integrations import Endpoints, Integration, RefreshRules
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
-from evergrant_server.core.lifecycle.snapshot import state_from_store
-from evergrant_server.core.messages.base import Message, RequestContext, SignalName, connection_workflow_id
+from evergrant_server.core.definition import Definition
+from evergrant_server.core.ids import AttemptId, new_id
+from evergrant_server.core.integrations import Integration, RefreshRules, Rotation
+from evergrant_server.core.lifecycle.snapshot import start_message
+from evergrant_server.core.messages.base import Message, Provenance, RequestContext, SignalName
 from evergrant_server.core.messages.connection import (
-    ConnectionStart,
     ConsentGranted,
     EnsureFresh,
     EnsureFreshResult,
+    ProviderChanged,
     Revoke,
 )
-from evergrant_server.core.outbox import OutboxKind, OutboxMessage
+from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LIMITS, LateTokens, TimeLimits
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
-from evergrant_server.store import Transaction
 from evergrant_server.store.database import schema
 from evergrant_server.wiring.platform import Platform, open_platform
 from providers.definition.schema import ProviderSpec
-from providers.requests.authorization_url import build_authorization_url, new_random_value
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.observations import TENANT, Observations
+from tests.fakes.platform.serving import serving
 from tests.fakes.providers.scripted_provider import ScriptedProvider
-
-__all__ = ["ASKED", "TENANT", "Installation", "admin_key", "installation", "prepared", "running_worker"]
+from tests.fakes.rows import (
+    a_connection,
+    a_consent,
+    a_definition,
+    add_code,
+    an_integration,
+    discovered,
+    put_app,
+)
 
 ASKED = RequestContext(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
+PROVENANCE = Provenance(workflow_id="w", run_id="r", event_id=1)
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
 CALLBACK = "http://127.0.0.1:9/oauth/callback"
 
 
 class Installation(Observations):
-    """The parts, and the shortest way to a connection that is alive."""
+    """The parts, one provider, and the shortest way to a connection that is alive."""
 
-    async def integration(self, idp: ScriptedProvider, rules: RefreshRules | None = None) -> Integration:
-        now = self.parts.clock.now()
-        integration = Integration(
-            tenant=TENANT,
-            id=IntegrationId(new_id("int")),
-            name=f"crm-{new_id('int')[-6:]}",
-            provider="generic",
-            client_id=idp.client_id,
-            issuer=idp.issuer,
-            default_scopes=("read",),
-            refresh=rules or RefreshRules(),
-            endpoints=Endpoints(
-                issuer=idp.issuer,
-                authorization_endpoint=f"{idp.issuer}/authorize",
-                token_endpoint=f"{idp.issuer}/token",
-                revocation_endpoint=f"{idp.issuer}/revoke",
-            ),
-            created_at=now,
-            changed_at=now,
-        )
+    def __init__(self, parts: Platform, idp: ScriptedProvider | None) -> None:
+        super().__init__(parts)
+        self._idp = idp
+
+    @property
+    def idp(self) -> ScriptedProvider:
+        assert self._idp is not None, "it was made without a provider"
+        return self._idp
+
+    async def integration(self, rules: RefreshRules | None = None, **changes: Any) -> Integration:
+        said = {
+            "name": f"crm-{new_id('int')[-6:]}",
+            "refresh": rules or RefreshRules(),
+            **discovered(self.idp),
+        }
+        integration = an_integration(TENANT, self.parts.clock.now(), **said | changes)
         async with self.store.write() as tx:
-            return await tx.integrations.put(integration, Secret(idp.client_secret), expected=None)
+            return await tx.integrations.put(integration, Secret(self.idp.client_secret), expected=None)
 
-    async def connect(
-        self, idp: ScriptedProvider, rules: RefreshRules | None = None, *, policy: str = "on_demand"
-    ) -> Connection:
+    async def connect(self, rules: RefreshRules | None = None, *, policy: str = "on_demand") -> Connection:
         """A connection with its first grant, as a consent leaves it."""
-        integration = await self.integration(idp, rules)
-        connection = await self.begin(integration, policy)
-        await self.consent(idp, integration, connection)
+        return await self.granted(await self.begin(await self.integration(rules), refresh_policy=policy))
+
+    async def granted(self, connection: Connection) -> Connection:
+        """Its subject consents."""
+        await self.consent(connection)
         return await self.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
+
+    async def fleet(self, integration: Integration, size: int) -> list[Connection]:
+        """Connections of one integration, each with a grant of its own."""
+        begun = [await self.begin(integration, subject=f"user-{number}") for number in range(size)]
+        for connection in begun:
+            await self.consent(connection)
+        return [await self.until(it, lambda c: c.state is LifecycleState.ACTIVE) for it in begun]
 
     async def begin(
         self,
-        integration: Integration,
-        policy: str = "on_demand",
+        integration: Integration | None = None,
         *,
         deadline: timedelta = timedelta(hours=1),
-        subject: str = "user-1",
+        **changes: Any,
     ) -> Connection:
         """A connection whose subject hasn't consented yet, with its workflow."""
         now = self.parts.clock.now()
-        connection = Connection(
-            tenant=TENANT,
-            id=ConnectionId(new_id("con")),
-            integration_id=integration.id,
-            integration=integration.name,
-            provider=integration.provider,
-            subject=subject,
-            requested_scopes=("read",),
-            refresh_policy=policy,
-            created_at=now,
-            changed_at=now,
-            consent_deadline=now + deadline,
-        )
-        start = ConnectionStart(
-            tenant=TENANT,
-            connection_id=connection.id,
-            integration_id=integration.id,
-            integration=integration.name,
-            provider=integration.provider,
-            subject_hash=self.parts.ring.subject_hash(TENANT, connection.subject),
-            rules=NEWEST_RULES,
-            state=state_from_store(connection, None, None, now),
-            context=ASKED,
-        )
+        said = {"refresh_policy": "on_demand", "consent_deadline": now + deadline, **changes}
+        connection = a_connection(integration or await self.integration(), now, **said)
         async with self.store.write() as tx:
             await tx.connections.add(connection)
-            await self._put(tx, connection, OutboxKind.START_WORKFLOW, "", start)
+            subject = self.parts.ring.subject_hash(TENANT, connection.subject)
+            await tx.outbox.add(start_message(connection, subject, ASKED, now))
         self.parts.relay.notify()
         return connection
 
     async def consent(
-        self,
-        idp: ScriptedProvider,
-        integration: Integration,
-        connection: Connection,
-        *,
-        tell: bool = True,
-        endpoint: str = "token",
-        slot_scopes: dict[str, tuple[str, ...]] | None = None,
+        self, connection: Connection, *, tell: bool = True, endpoint: str = "token", **changes: Any
     ) -> Consent:
         """What the connect page and the callback write, with a code of the real server.
 
         `endpoint` is the token endpoint's when the browser left. Without `tell` the workflow isn't told:
         its message is under way, or was lost with it.
         """
-        now = self.parts.clock.now()
-        verifier = new_random_value()
-        code = await self._code(idp, integration, verifier, slot_scopes or {})
-        consent = Consent(
-            tenant=TENANT,
-            id=ConsentId(new_id("cns")),
-            connection_id=connection.id,
-            integration_id=integration.id,
-            status=ConsentStatus.STARTED,
-            scopes=("read",),
-            slot_scopes=slot_scopes or {},
-            link_hash=new_id("cns"),
-            state_hash=new_id("cns"),
-            browser_hash="b",
-            redirect_uri=f"{CALLBACK}/{integration.id}",
-            issuer=idp.issuer,
-            token_endpoint=f"{idp.issuer}/{endpoint}",
-            created_at=now,
-            expires_at=now + timedelta(hours=1),
-            by="subject",
-            trace_id="",
-        )
-        async with self.store.write() as tx:
-            await tx.consents.add(consent, Secret("link"))
-            received = consent.model_copy(update={"status": ConsentStatus.CODE_RECEIVED})
-            consent = await tx.consents.replace(received, expected=1, verifier=verifier, code=Secret(code))
+        idp, integration = self.idp, await self.integration_of(connection)
+        told = {
+            "state_hash": new_id("cns"),
+            "browser_hash": "b",
+            "redirect_uri": f"{CALLBACK}/{integration.id}",
+            "issuer": idp.issuer,
+            "token_endpoint": idp.url(endpoint),
+        }
+        consent = a_consent(connection, self.parts.clock.now(), **told | changes)
+        async with self.store.read() as tx:
+            brought = await tx.definitions.serving(TENANT, integration.provider)
+        spec = self.parts.registry.serving(integration.provider, brought)
+        verify = idp.tls.trust if idp.tls else True
+        async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S, verify=verify) as browser:
+            consent = await add_code(self.store, spec, integration, consent, browser)
         if tell:
             await self.tell_consent(connection, consent)
+        return consent
+
+    async def unasked(self, connection: Connection, kind: ConsentKind) -> Consent:
+        """A consent of a flow in which no subject is asked."""
+        at, until = connection.created_at, connection.consent_deadline
+        consent = Consent.without_subject(connection, kind, ("read",), ASKED, at=at, expires_at=until)
+        async with self.store.write() as tx:
+            await tx.consents.add(consent, None)
         return consent
 
     async def tell_consent(self, connection: Connection, consent: Consent) -> None:
         """The message alone, for when it comes later than what it says."""
         granted = ConsentGranted(consent_id=consent.id, context=RequestContext(by="subject"))
-        async with self.store.write() as tx:
-            await self._put(tx, connection, OutboxKind.SIGNAL, SignalName.CONSENT_GRANTED, granted)
-        self.parts.relay.notify()
-
-    async def _code(
-        self,
-        idp: ScriptedProvider,
-        integration: Integration,
-        verifier: Secret,
-        slot_scopes: dict[str, tuple[str, ...]],
-    ) -> str:
-        """Go where the browser is sent; the scripted server consents by itself."""
-        async with self.store.read() as tx:
-            brought = await tx.definitions.serving(TENANT, integration.provider)
-        url = build_authorization_url(
-            self.parts.registry.serving(integration.provider, brought),
-            integration,
-            redirect_uri=f"{CALLBACK}/{integration.id}",
-            state=new_random_value(),
-            verifier=verifier,
-            scopes=("read",),
-            slot_scopes=slot_scopes,
-        )
-        async with httpx2.AsyncClient(
-            trust_env=False, timeout=PATIENCE_S, verify=idp.tls.trust if idp.tls else True
-        ) as browser:
-            answer = await browser.get(url)
-        return dict(parse_qsl(urlsplit(answer.headers["location"]).query))["code"]
+        await self._signal(connection, SignalName.CONSENT_GRANTED, granted)
 
     async def revoke(self, connection: Connection, *, tell: bool = True) -> None:
         """What the API writes: the store first, the workflow by the outbox."""
@@ -228,12 +167,25 @@ class Installation(Observations):
         if tell:
             await self.tell_revoke(connection)
 
+    async def revoked(self, connection: Connection) -> Connection:
+        """Revoke it, and wait until it is."""
+        await self.revoke(connection)
+        return await self.until(connection, lambda c: c.state is LifecycleState.REVOKED)
+
     async def tell_revoke(self, connection: Connection) -> None:
         """The message alone, for when it comes later than what it says."""
+        await self._signal(connection, SignalName.REVOKE, Revoke(reason="left", context=ASKED))
+
+    async def _signal(self, connection: Connection, name: str, message: Message) -> None:
         async with self.store.write() as tx:
-            order = Revoke(reason="left", context=ASKED)
-            await self._put(tx, connection, OutboxKind.SIGNAL, SignalName.REVOKE, order)
+            now = self.parts.clock.now()
+            await tx.outbox.add(signal_message(TENANT, connection.id, name, message, now))
         self.parts.relay.notify()
+
+    async def look_again(self, connection: Connection) -> None:
+        """What its workflow hears when an admin has changed something."""
+        changed = ProviderChanged(version=2, context=ASKED)
+        await self.workflow(connection).signal(SignalName.PROVIDER_CHANGED, changed)
 
     async def ensure_fresh(
         self, connection: Connection, seen: int, limit_s: float = PATIENCE_S
@@ -241,13 +193,29 @@ class Installation(Observations):
         ask = EnsureFresh(seen_generation=seen, context=ASKED)
         return await self.parts.link.ensure_fresh(TENANT, connection.id, ask, timeout=limit_s)
 
-    async def restore(self, connection: Connection, backup: tuple[Connection, Grant]) -> None:
-        """Put an older row back, as restoring the database would."""
-        old, grant = backup
+    async def change(self, connection: Connection, **changes: Any) -> Connection:
+        """Write fields of its row."""
         current = await self.row(connection)
-        tokens = TokenSet(access_token=Secret("an-old-token"), refresh_token=Secret("a-spent-token"))
         async with self.store.write() as tx:
-            await tx.grants.install(old, tokens, grant, origin=Origin.NEW, expected=current.revision)
+            after = current.model_copy(update=changes)
+            return await tx.connections.replace(after, expected=current.revision)
+
+    async def change_integration(self, connection: Connection, **changes: Any) -> None:
+        """What an admin's `PUT` writes."""
+        current = await self.integration_of(connection)
+        async with self.store.write() as tx:
+            await tx.integrations.put(current.model_copy(update=changes), None, expected=current.revision)
+
+    async def install(self, grant: Grant, tokens: TokenSet, after: Connection, origin: Origin) -> None:
+        """A grant that no provider gave just now."""
+        expected = (await self.row(after)).revision
+        async with self.store.write() as tx:
+            await tx.grants.install(after, tokens, grant, origin=origin, expected=expected)
+
+    async def restore(self, backup: tuple[Connection, Grant]) -> None:
+        """Put an older row back, as restoring the database would."""
+        tokens = TokenSet(access_token=Secret("an-old-token"), refresh_token=Secret("a-spent-token"))
+        await self.install(backup[1], tokens, backup[0], Origin.NEW)
 
     async def keep_late(
         self, connection: Connection, tokens: TokenSet, *, from_generation: int = 0
@@ -266,73 +234,39 @@ class Installation(Observations):
             assert await tx.late_tokens.add(late, tokens)
         return late
 
-    async def define(self, document: dict[str, Any], **more: Any) -> Definition:
-        """A definition of the tenant's own: version 1, and active, unless `more` says otherwise."""
-        now = self.parts.clock.now()
-        given: dict[str, Any] = {"version": 1, "state": DefinitionState.ACTIVE, "share": 1.0, **more}
-        definition = Definition(
-            tenant=TENANT,
-            id=DefinitionId(new_id("def")),
-            name=document["name"],
-            document=document,
-            proposed_by=ASKED.by,
-            created_at=now,
-            changed_at=now,
-            **given,
-        )
+    async def define(self, document: dict[str, Any], **changes: Any) -> Definition:
+        """A definition of the tenant's own: version 1, and active, unless `changes` say otherwise."""
+        definition = a_definition(TENANT, document, self.parts.clock.now(), **changes)
         async with self.store.write() as tx:
             await tx.definitions.add(definition)
         return definition
 
-    async def integration_with(self, idp: ScriptedProvider, document: dict[str, Any]) -> Integration:
+    async def integration_with(self, document: dict[str, Any]) -> Integration:
         """An integration at a provider of the tenant's own definition."""
-        rules = ProviderSpec.model_validate(document).refresh_rules()
-        made = await self.integration(idp, rules)
         await self.define(document)
-        there = made.model_copy(update={"provider": document["name"], "endpoints": None, "issuer": None})
-        async with self.store.write() as tx:
-            return await tx.integrations.put(there, None, expected=made.revision)
+        rules = ProviderSpec.model_validate(document).refresh_rules()
+        return await self.integration(rules, provider=document["name"], endpoints=None, issuer=None)
 
     async def terminate(self, connection: Connection) -> None:
         """End its run by hand."""
-        await self.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).terminate()
+        await self.workflow(connection).terminate("by hand")
 
-    async def _put(
-        self, tx: Transaction, connection: Connection, kind: OutboxKind, name: str, payload: Message
-    ) -> None:
-        message = OutboxMessage(
-            tenant=TENANT,
-            id=OutboxId(new_id("out")),
-            kind=kind,
-            target=connection_workflow_id(TENANT, connection.id),
-            name=name,
-            payload=payload.model_dump(mode="json"),
-            created_at=self.parts.clock.now(),
-        )
-        await tx.outbox.add(message)
+    @asynccontextmanager
+    async def api(self) -> AsyncIterator[httpx2.AsyncClient]:
+        """The API over HTTP, and a caller who may do everything."""
+        headers = {"Authorization": f"Bearer {await admin_key(self.parts)}"}
+        async with (
+            serving(self.parts.settings) as url,
+            httpx2.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S, headers=headers) as http,
+        ):
+            yield http
 
 
 async def admin_key(parts: Platform) -> str:
     """The API key of an app that may do everything."""
-    now, secret = parts.clock.now(), new_key_secret()
-    app = App(tenant=TENANT, id=AppId(new_id("app")), name="admin", created_at=now)
-    key = AppKey(
-        tenant=TENANT, id=KeyId(new_id("key")), app_id=app.id, secret_hash=hash_secret(secret), created_at=now
-    )
-    permit = Permit(
-        tenant=TENANT,
-        id=PermitId(new_id("per")),
-        app_id=app.id,
-        name="all",
-        integration="*",
-        actions=tuple(Action),
-        created_at=now,
-    )
+    everything = {"name": "all", "integration": "*", "actions": tuple(Action)}
     async with parts.store.write() as tx:
-        await tx.access.put_app(app, expected=None)
-        await tx.access.add_key(key)
-        await tx.access.put_permit(permit, expected=None)
-    return format_key(key.id, secret)
+        return await put_app(tx, TENANT, "admin", parts.clock.now(), everything)
 
 
 async def prepared(
@@ -375,11 +309,14 @@ async def installation(
     temporal_address: str,
     database_url: str,
     data_dir: Path,
+    idp: ScriptedProvider | None = None,
     *,
     allow: tuple[str, ...] = (),
     limits: TimeLimits = LIMITS,
     **more: Any,
 ) -> AsyncIterator[Installation]:
+    """`allow` names who may be called besides `idp`; `more` are settings."""
+    allow = (*allow, idp.allowance) if idp else allow
     settings = await prepared(temporal_address, database_url, data_dir, allow, **more)
     async with open_platform(settings, Role.OPERATOR) as parts, running_worker(settings, limits):
-        yield Installation(parts)
+        yield Installation(parts, idp)

@@ -2,6 +2,9 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
+
+from temporalio.client import WorkflowHandle
 
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditRecord
@@ -11,10 +14,11 @@ from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import connection_workflow_id
+from evergrant_server.core.messages.connection import ConnectionDescription
 from evergrant_server.core.single_use.attempt import LateTokens
+from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.wiring.platform import Platform
-from tests.fakes.patience import PATIENCE_S
-from tests.fakes.temporal import runs
+from tests.fakes.patience import PATIENCE_S, eventually
 
 TENANT = Tenant("acme")
 
@@ -73,9 +77,11 @@ class Observations:
         sent = (event.get("workflowExecutionSignaledEventAttributes") for event in events)
         return [it["signalName"] for it in sent if it]
 
-    async def audited(self, connection: Connection) -> list[AuditRecord]:
+    async def audited(self, connection: Connection, action: AuditAction | None = None) -> list[AuditRecord]:
+        """Its records, or those of one kind."""
         async with self.store.read() as tx:
-            return await audit.page(tx, TENANT, object=connection.id, limit=100)
+            found = await audit.page(tx, TENANT, object=connection.id, limit=100)
+        return [it for it in found if action in (None, it.action)]
 
     async def records(self, action: AuditAction) -> list[AuditRecord]:
         """Every record of this kind in the tenant's log."""
@@ -93,29 +99,45 @@ class Observations:
         self, connection: Connection, condition: Callable[[Connection], bool], limit_s: float = PATIENCE_S
     ) -> Connection:
         async with asyncio.timeout(limit_s):
-            while not condition(row := await self.row(connection)):
-                await asyncio.sleep(0.05)
-        return row
+            return await eventually(lambda: self.row(connection), condition)
+
+    def workflow(self, connection: Connection) -> WorkflowHandle[Any, Any]:
+        return self.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
+
+    async def described(self, connection: Connection) -> ConnectionDescription | None:
+        """What its workflow says; None when it has none."""
+        return await self.parts.link.describe(TENANT, connection.id)
+
+    async def until_described(
+        self, connection: Connection, condition: Callable[[ConnectionDescription], bool]
+    ) -> ConnectionDescription:
+        """Wait until its workflow says so as well."""
+        said = await eventually(lambda: self.described(connection), lambda it: it and condition(it))
+        assert said is not None
+        return said
 
     async def until_signalled(self, connection: Connection, name: str) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while name not in await self.signals(connection):
-                await asyncio.sleep(0.05)
+        await eventually(lambda: self.signals(connection), lambda it: name in it)
 
     async def until_started(self, connection: Connection) -> None:
         """Wait until the connection's workflow is there."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not await runs(self.parts.link, connection_workflow_id(TENANT, connection.id)):
-                await asyncio.sleep(0.05)
+        await eventually(lambda: runs(self.parts.link, connection_workflow_id(TENANT, connection.id)))
 
-    async def until_audited(self, connection: Connection, action: AuditAction) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while action not in await self.actions(connection):
-                await asyncio.sleep(0.05)
+    async def until_audited(self, connection: Connection, action: AuditAction) -> list[AuditAction]:
+        """Wait for this record, and return what is recorded."""
+        return await eventually(lambda: self.actions(connection), lambda it: action in it)
 
     async def until_exported(self, connection: Connection) -> list[AuditAction]:
         """Wait until a closed run's history is in the store."""
-        async with asyncio.timeout(PATIENCE_S):
-            while AuditAction.HISTORY_EXPORTED not in (found := await self.actions(connection)):
-                await asyncio.sleep(0.05)
-        return found
+        return await self.until_audited(connection, AuditAction.HISTORY_EXPORTED)
+
+
+async def run_id(link: TemporalLink, workflow: str) -> str | None:
+    """The newest run of a workflow."""
+    found = await link.newest_run(workflow)
+    return found and found.run_id
+
+
+async def runs(link: TemporalLink, workflow: str) -> bool:
+    found = await link.newest_run(workflow)
+    return found is not None and found.running

@@ -77,6 +77,18 @@ class RunningPlatform:
                 stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
 
+    async def command(self, *arguments: str) -> str:
+        """Run a server's command to its end; what it said. Raises RuntimeError when it fails."""
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "evergrant_server", *arguments, cwd=ROOT, env=self.env,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said = (await child.communicate())[0].decode(errors="replace")
+        if child.returncode != 0:
+            raise RuntimeError(f"{arguments} ended with {child.returncode}: {said}")
+        return said
+
     async def until_said(self, name: str, words: str) -> None:
         async with asyncio.timeout(_LIMIT_S):
             while words.encode() not in self.log(name):
@@ -116,16 +128,6 @@ async def _done(call: Awaitable[httpx2.Response]) -> Any:
     return answer.json()
 
 
-async def _command(platform: RunningPlatform, *arguments: str) -> None:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "evergrant_server", *arguments, cwd=ROOT, env=platform.env,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, stdin=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    said, _ = await child.communicate()
-    if child.returncode != 0:
-        raise RuntimeError(f"{arguments} ended with {child.returncode}: {said.decode(errors='replace')}")
-
-
 @asynccontextmanager
 async def running_platform(
     folder: Path, temporal_address: str, *, allow: tuple[str, ...] = (), env: Mapping[str, str] | None = None
@@ -158,9 +160,9 @@ async def running_platform(
         temporal=temporal_address,
         env={**clean, **settings, **(env or {})},
     )
-    await _command(platform, "keys", "create")
-    await _command(platform, "db", "upgrade")
-    await _command(platform, "keys", "bootstrap", "--out", str(folder / "admin.key"))
+    await platform.command("keys", "create")
+    await platform.command("db", "upgrade")
+    await platform.command("keys", "bootstrap", "--out", str(folder / "admin.key"))
     platform.admin_key = (folder / "admin.key").read_text().strip()
     try:
         await platform.start("worker", "evergrant_server", "worker", EVERGRANT_METRICS_PORT=str(metrics_port))

@@ -8,9 +8,11 @@ from examples.demo.authorization_server import AuthorizationServer
 
 
 @asynccontextmanager
-async def running_authorization_server(data: Path, *arguments: str) -> AsyncIterator[AuthorizationServer]:
+async def running_authorization_server(
+    data: Path, *arguments: str, warnings: str = "error"
+) -> AsyncIterator[AuthorizationServer]:
     """Start it in `data` on a free port, any warning being an error; end it by pid."""
-    server = await AuthorizationServer.start(data, *arguments, interpreter=("-W", "error"))
+    server = await AuthorizationServer.start(data, *arguments, interpreter=("-W", warnings))
     try:
         yield server
     finally:

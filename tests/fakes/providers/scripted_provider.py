@@ -82,7 +82,7 @@ class ScriptedProvider(ScriptedServer):
         self.refreshes = 0
         self.families: list[Family] = []
         self.metadata = dict(metadata or {})  # put over the RFC 8414 document; None removes a field
-        self._rotation = rotation
+        self.rotation = rotation
         self._expires_in = expires_in
         self._clock = clock or SystemClock()
         self._codes: dict[str, dict[str, str]] = {}
@@ -195,7 +195,7 @@ class ScriptedProvider(ScriptedServer):
                 family.alive = False  # reuse: another party has the newer one (RFC 9700 section 4.14.2)
             elif token == family.refresh_token and family.alive:
                 self.refreshes += 1
-                if self._rotation == "strict":
+                if self.rotation == "strict":
                     family.used.add(token)
                     family.refresh_token = "rt-" + secrets.token_urlsafe(16)
                 return 200, self._issue(family)
@@ -215,7 +215,7 @@ class ScriptedProvider(ScriptedServer):
             "expires_in": self._expires_in,
             "scope": family.scope,
         }
-        if self._rotation == "strict" or len(family.access_tokens) == 1:
+        if self.rotation == "strict" or len(family.access_tokens) == 1:
             reply["refresh_token"] = family.refresh_token
         return reply
 

@@ -5,14 +5,18 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.fakes.certificates import LoopbackTls
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.providers.scripted_answers import Answer, ok, written
+from tests.fakes.providers.scripted_answers import Answer, delay, hold_answer, ok, written
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,24 @@ class ScriptedServer(ABC):
     def count(self, endpoint: str, **params: str) -> int:
         """How many requests came to an endpoint with these parameters."""
         return sum(call.endpoint == endpoint and params.items() <= call.params.items() for call in self.calls)
+
+    @asynccontextmanager
+    async def in_flight(
+        self, call: Coroutine[Any, Any, T], *, at: str = "token", answer: Answer | None = None
+    ) -> AsyncIterator["asyncio.Task[T]"]:
+        """What `call` asks for is done, and the reply comes when the block ends.
+
+        With `answer` nothing is done before the end, and then that.
+        """
+        gate, before = asyncio.Event(), self.count(at)
+        self.script(delay(gate, answer) if answer else hold_answer(gate), at=at)
+        task = asyncio.create_task(call)
+        await self.until(at, before + 1)
+        try:
+            yield task
+        finally:
+            gate.set()
+            await task
 
     async def until(
         self, endpoint: str, times: int = 1, timeout: float = PATIENCE_S

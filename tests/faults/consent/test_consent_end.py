@@ -1,9 +1,6 @@
 """A consent's end, and the answer that is on its way: it is waited for, or what it brings is revoked."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +8,6 @@ import pytest_asyncio
 
 from activities.grants import provider_revocation
 from activities.grants.token_request import CODE_RULES
-from activities.single_use.critical_section import CriticalSections
-from activities.single_use.journal_replay import JournaledReply
-from activities.single_use.protocol import SingleUseProtocol
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_context import ProviderContext
 from evergrant_server.core.audit import AuditAction
@@ -23,88 +17,56 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId
-from evergrant_server.core.messages.activities import EndConsent, GrantResult, RequestFirstTokens
-from evergrant_server.core.messages.base import Provenance
+from evergrant_server.core.messages.activities import RequestFirstTokens
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, LateTokens
-from evergrant_server.crypto import KeyPurpose
-from evergrant_server.journal import Journal
 from evergrant_server.store.connections.tables import ConsentRow
 from providers.responses.raw_reply import RawReply
-from tests.fakes.certificates import loopback_tls
+from tests.fakes.certificates import LoopbackTls
 from tests.fakes.clock import SetClock
-from tests.fakes.platform.installation import ASKED, TENANT, Installation
+from tests.fakes.failures import fails
+from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import Answer as Scripted
-from tests.fakes.providers.scripted_provider import ScriptedProvider, delay, hold_answer, ok, raw, status
+from tests.fakes.providers.scripted_provider import ScriptedProvider, ok, raw, status
 from tests.faults.consent.test_staged_definition_first_tokens import A_CODE
 from tests.faults.consent.test_stuck_states import breaks
-from tests.faults.late_tokens.test_late_code_reply import integration
-from tests.faults.support.activities import Activities, at_temporal
-from tests.unit.activities.single_use.protocol_worker import reservation_of
+from tests.faults.support.activities import Activities, call_for
 
 CODE_LIVES_S = 600
 JSON = {"content-type": "application/json"}
-PROVENANCE = Provenance(workflow_id="w", run_id="r", event_id=1)
 
 
-@pytest_asyncio.fixture
-async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
-    tls = loopback_tls(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tls.authorities))
-    async with ScriptedProvider(tls=tls) as provider:
-        provider.script(A_CODE, at="device")
-        yield provider
-
-
-class Worker(Activities):
-    """One of this host's, by a clock that the test moves."""
-
-    def __init__(self, place: Installation, idp: ScriptedProvider, folder: Path) -> None:
-        self.clock = SetClock(place.parts.clock.now())
-        super().__init__(place, (idp.allowance,), folder / "one-host", clock=self.clock)
-
-    async def end(self, connection: Connection) -> GrantResult | None:
-        order = EndConsent(
-            tenant=TENANT, connection_id=connection.id, context=ASKED, provenance=PROVENANCE, denied=False
-        )
-        return await at_temporal().run(self._consent_end.end_consent, order)
+@pytest.fixture
+def provider(tls: LoopbackTls) -> ScriptedProvider:
+    made = ScriptedProvider(tls=tls)
+    made.script(A_CODE, at="device")
+    return made
 
 
 class Device:
-    """A connection whose subject was shown a code."""
+    """A connection whose subject was shown a code, and a worker by a clock that the test moves."""
 
-    def __init__(self, place: Installation, idp: ScriptedProvider, folder: Path) -> None:
-        self.place = place
-        self.idp = idp
-        self.folder = folder
-        self.worker = Worker(place, idp, folder)
-        self.connection: Connection
-        self.consent: Consent
+    connection: Connection
+    consent: Consent
+
+    def __init__(self, place: Installation) -> None:
+        self.place, self.idp = place, place.idp
+        self.clock = SetClock(place.parts.clock.now())
+        self.worker = Activities(place, "one-host", clock=self.clock)
 
     async def begun(self) -> "Device":
-        at = await integration(
-            self.place,
-            self.idp,
-            auth_modes=["device_code"],
-            token_endpoint=self.idp.url("token"),
-            revocation_endpoint=self.idp.url("revoke"),
-            device_authorization_endpoint=self.idp.url("device"),
-            template_params={},
-            post_auth=[],
-        )
-        connection = await self.place.begin(at)
-        self.consent = Consent.without_subject(
-            connection,
-            ConsentKind.DEVICE,
-            ("read",),
-            ASKED,
-            at=connection.created_at,
-            expires_at=connection.consent_deadline,
-        )
-        async with self.place.store.write() as tx:
-            changed = connection.model_copy(update={"flow": Flow.DEVICE_CODE})
-            self.connection = await tx.connections.replace(changed, expected=connection.revision)
-            await tx.consents.add(self.consent, None)
+        document = {
+            "name": "acme",
+            "display_name": "Acme",
+            "auth_modes": ["device_code"],
+            "token_endpoint": self.idp.url("token"),
+            "revocation_endpoint": self.idp.url("revoke"),
+            "device_authorization_endpoint": self.idp.url("device"),
+            "refresh_rotates": True,
+        }
+        begun = await self.place.begin(await self.place.integration_with(document))
+        self.connection = await self.place.change(begun, flow=Flow.DEVICE_CODE)
+        self.consent = await self.place.unasked(begun, ConsentKind.DEVICE)
         assert (await self.worker.poll(self.connection, self.consent)).device_poll is DevicePoll.STARTED
         return self
 
@@ -113,28 +75,16 @@ class Device:
 
     async def died_with_the_answer(self) -> AttemptId:
         """A neighbour of this host: the subject had approved."""
-        journal = Journal(self.folder / "one-host")
-        dies = SingleUseProtocol(self.place.store, self.worker.clock, CriticalSections(), journal)
-        use = await dies.open(
+        dies = Activities(self.place, "one-host", clock=self.clock)
+        use = await dies.single_use.open(
             AttemptKind.DEVICE_CODE,
             self.connection,
             CODE_RULES,
             token_valid=False,
             credential=self.consent.id,
         )
-        order = RequestFirstTokens(
-            tenant=TENANT,
-            connection_id=self.connection.id,
-            context=ASKED,
-            provenance=PROVENANCE,
-            consent_id=self.consent.id,
-            generation=0,
-        )
-        answer = JournaledReply.for_request(
-            order, RawReply(200, JSON, self.approved()), self.worker.clock.now()
-        )
-        reservation_of(use).write_entry(use.keys.current(KeyPurpose.REFRESH), answer.pack())
-        journal.release()
+        order = RequestFirstTokens(**call_for(self.connection), consent_id=self.consent.id, generation=0)
+        await dies.dies_with(use, order, RawReply(200, JSON, self.approved()))
         return use.row.id
 
     async def ends(self, state: LifecycleState) -> None:
@@ -148,22 +98,21 @@ class Device:
 
     async def turned_away(self) -> bool:
         """Was what came revoked? As the record says, and the provider."""
-        records = await self.place.audited(self.connection)
-        (came,) = (it for it in records if it.action is AuditAction.LATE_TOKENS_RECEIVED)
+        (came,) = await self.place.audited(self.connection, AuditAction.LATE_TOKENS_RECEIVED)
         alive = any(family.alive for family in self.idp.families)
         assert came.detail["revoked"] is not alive
         return not alive
 
 
 @pytest_asyncio.fixture
-async def device(place: Installation, idp: ScriptedProvider, tmp_path: Path) -> Device:
-    return await Device(place, idp, tmp_path).begun()
+async def device(place: Installation) -> Device:
+    return await Device(place).begun()
 
 
 async def test_an_expired_device_code_waits_for_the_last_polls_reply(device: Device):
     """The subject had approved in time, and the tokens lie in a journal."""
     await device.died_with_the_answer()
-    device.worker.clock.advance(CODE_LIVES_S)
+    device.clock.advance(CODE_LIVES_S)
     with pytest.raises(Failure) as waits:
         await device.worker.poll(device.connection, device.consent)
     assert waits.value.code is ErrorCode.REFRESH_PENDING
@@ -174,35 +123,32 @@ async def test_an_expired_device_code_waits_for_the_last_polls_reply(device: Dev
     assert (await device.worker.poll(device.connection, device.consent)).generation == 1
 
 
-async def test_another_host_does_not_poll_while_a_reply_may_come(device: Device, tmp_path: Path):
+async def test_another_host_does_not_poll_while_a_reply_may_come(device: Device):
     """It may bring the tokens, and the second one would hear that the code is spent."""
-    other = Activities(device.place, (device.idp.allowance,), tmp_path / "another-host")
-    gate = asyncio.Event()
-    device.idp.script(delay(gate, raw(device.approved(), headers={"Content-Type": "application/json"})))
-    first = asyncio.create_task(device.worker.poll(device.connection, device.consent))
-    await device.idp.until("token", 1)
-    with pytest.raises(Failure) as waits:
-        await other.poll(device.connection, device.consent)
-    assert waits.value.code is ErrorCode.REFRESH_PENDING
-    assert device.idp.count("token") == 1
-    gate.set()
+    other = Activities(device.place, "another-host")
+    async with device.idp.in_flight(
+        device.worker.poll(device.connection, device.consent),
+        answer=raw(device.approved(), headers={"Content-Type": "application/json"}),
+    ) as first:
+        with fails(ErrorCode.REFRESH_PENDING):
+            await other.poll(device.connection, device.consent)
+        assert device.idp.count("token") == 1
     assert (await first).generation == 1
     assert (await other.poll(device.connection, device.consent)).generation == 1
 
 
 async def test_an_expired_device_code_ends_without_a_pending_reply(device: Device):
-    device.worker.clock.advance(CODE_LIVES_S)
+    device.clock.advance(CODE_LIVES_S)
     news = await device.worker.poll(device.connection, device.consent)
     assert (news.failure, news.consent_over) == (ErrorCode.CONSENT_EXPIRED, True)
 
 
 async def test_a_consent_deadline_waits_for_a_pending_reply(device: Device):
     await device.died_with_the_answer()
-    with pytest.raises(Failure) as waits:
-        await device.worker.end(device.connection)
-    assert waits.value.code is ErrorCode.REFRESH_PENDING
+    with fails(ErrorCode.REFRESH_PENDING):
+        await device.worker.end_consent(device.connection)
     await device.worker.replayer.sweep()
-    stands = await device.worker.end(device.connection)
+    stands = await device.worker.end_consent(device.connection)
     assert stands is not None
     assert stands.state is LifecycleState.ACTIVE
 
@@ -233,12 +179,11 @@ async def test_a_journalled_reply_for_an_ended_consent_is_revoked_once(
 
 async def test_a_reply_in_flight_when_its_consent_ends_is_revoked(device: Device):
     """It ends with a word of its own, and not as something unexpected."""
-    gate = asyncio.Event()
-    device.idp.script(delay(gate, raw(device.approved(), headers={"Content-Type": "application/json"})))
-    poll = asyncio.create_task(device.worker.poll(device.connection, device.consent))
-    await device.idp.until("token", 1)
-    await device.ends(LifecycleState.CONSENT_EXPIRED)
-    gate.set()
+    async with device.idp.in_flight(
+        device.worker.poll(device.connection, device.consent),
+        answer=raw(device.approved(), headers={"Content-Type": "application/json"}),
+    ) as poll:
+        await device.ends(LifecycleState.CONSENT_EXPIRED)
     news = await poll
     assert (news.failure, news.consent_over) == (ErrorCode.CONSENT_EXPIRED, True)
     assert await device.turned_away()
@@ -262,7 +207,7 @@ async def kept_late(device: Device, *chains: str) -> LateTokens:
 
 async def test_every_slot_of_a_late_reply_ends_with_its_consent(device: Device):
     await kept_late(device, "user")
-    assert await device.worker.end(device.connection) is None
+    assert await device.worker.end_consent(device.connection) is None
     assert await device.turned_away()
     assert [it.alive for it in device.idp.families] == [False, False]
 
@@ -286,10 +231,9 @@ async def test_a_store_outage_at_a_consents_end_leaves_no_late_tokens(
         return await take(self, *which)
 
     monkeypatch.setattr(ProviderContextLoader, "load", blinks)
-    with pytest.raises(Failure) as again:
-        await device.worker.end(device.connection)
-    assert again.value.code is ErrorCode.STORE_UNAVAILABLE
-    assert await device.worker.end(device.connection) is None
+    with fails(ErrorCode.STORE_UNAVAILABLE):
+        await device.worker.end_consent(device.connection)
+    assert await device.worker.end_consent(device.connection) is None
     assert await device.turned_away()
 
 
@@ -322,24 +266,20 @@ async def test_a_late_reply_is_revoked_at_its_consents_deadline(
     """It waited to be verified, and its provider said neither yes nor no."""
     await kept_late(device)
     device.idp.script(said, at="revoke")
-    assert await device.worker.end(device.connection) is None
+    assert await device.worker.end_consent(device.connection) is None
     assert (await device.place.row(device.connection)).state is LifecycleState.CONSENT_EXPIRED
     assert await device.turned_away() is revoked
     async with device.place.store.read() as tx:
         assert await tx.late_tokens.of_connection(TENANT, device.connection.id) == []
     told = device.idp.count("revoke")
-    assert await device.worker.end(device.connection) is None
+    assert await device.worker.end_consent(device.connection) is None
     assert device.idp.count("revoke") == told, "once"
 
 
 async def test_a_late_reply_verified_after_its_consent_ended_is_revoked(device: Device):
     late = await kept_late(device)
-    gate = asyncio.Event()
-    device.idp.script(hold_answer(gate))
-    verified = asyncio.create_task(device.worker.verify(device.connection, late.attempt_id))
-    await device.idp.until("token", 1)
-    await device.ends(LifecycleState.CONSENT_EXPIRED)
-    gate.set()
+    async with device.idp.in_flight(device.worker.verify(device.connection, late.attempt_id)) as verified:
+        await device.ends(LifecycleState.CONSENT_EXPIRED)
     assert (await verified).failure is ErrorCode.CONSENT_EXPIRED
     assert await device.turned_away()
     assert await device.place.open_attempts(device.connection) == 0

@@ -4,23 +4,17 @@ An authorization code is used once, and so is the poll that a device code's appr
 """
 
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, DevicePoll
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.definition import Definition, DefinitionState, Rollout
+from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConsentId, DefinitionId, IntegrationId, new_id
-from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.secret import Secret
-from tests.fakes.certificates import loopback_tls
+from tests.fakes.certificates import LoopbackTls
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import Answer, ScriptedProvider, error, ok, raw, status
 from tests.faults.support.activities import Activities
@@ -44,24 +38,20 @@ A_CODE = raw(
 )
 
 
-@pytest_asyncio.fixture
-async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
-    tls = loopback_tls(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tls.authorities))
-    async with ScriptedProvider(tls=tls) as provider:
-        yield provider
+@pytest.fixture
+def provider(tls: LoopbackTls) -> ScriptedProvider:
+    return ScriptedProvider(tls=tls)
 
 
 class Staged:
     """A good version that serves all, and a staged one for practically every connection."""
 
-    def __init__(self, place: Installation, idp: ScriptedProvider, folder: Path) -> None:
-        self.place = place
-        self.idp = idp
-        self.worker = Activities(place, (idp.allowance,), folder / "worker")
+    def __init__(self, place: Installation) -> None:
+        self.place, self.idp = place, place.idp
+        self.worker = Activities(place)
 
-    def document(self, **wrong: Any) -> dict[str, Any]:
-        return {
+    async def begin(self, flow: Flow, **wrong: Any) -> Connection:
+        document = {
             "name": "acme-crm",
             "display_name": "Acme CRM",
             "auth_modes": ["authorization_code", "client_credentials", "device_code"],
@@ -70,68 +60,17 @@ class Staged:
             "device_authorization_endpoint": self.idp.url("device"),
             "pkce": "S256",
             "refresh_rotates": True,
-        } | wrong
-
-    async def begin(self, flow: Flow, **wrong: Any) -> tuple[Integration, Connection]:
-        now = self.place.parts.clock.now()
-        async with self.place.store.write() as tx:
-            for version, document in ((1, self.document()), (2, self.document(**wrong))):
-                definition = Definition(
-                    tenant=TENANT,
-                    id=DefinitionId(new_id("def")),
-                    name="acme-crm",
-                    version=version,
-                    document=document,
-                    rollout=Rollout(shares=(0.999999, 1.0), stage_s=3600),
-                    proposed_by="app:admin",
-                    created_at=now,
-                    changed_at=now,
-                ).started(now, replaces=version == 2)
-                await tx.definitions.add(definition)
-            integration = await tx.integrations.put(
-                Integration(
-                    tenant=TENANT,
-                    id=IntegrationId(new_id("int")),
-                    name="crm",
-                    provider="acme-crm",
-                    client_id=self.idp.client_id,
-                    default_scopes=("read",),
-                    created_at=now,
-                    changed_at=now,
-                ),
-                Secret(self.idp.client_secret),
-                expected=None,
-            )
-        connection = await self.place.begin(integration)
-        async with self.place.store.write() as tx:
-            changed = connection.model_copy(update={"flow": flow})
-            return integration, await tx.connections.replace(changed, expected=connection.revision)
-
-    async def unasked(self, connection: Connection, kind: ConsentKind) -> Consent:
-        now = self.place.parts.clock.now()
-        consent = Consent(
-            tenant=TENANT,
-            id=ConsentId(new_id("cns")),
-            connection_id=connection.id,
-            integration_id=connection.integration_id,
-            kind=kind,
-            status=ConsentStatus.CODE_RECEIVED,
-            scopes=("read",),
-            link_hash=new_id("cns"),
-            created_at=now,
-            expires_at=connection.consent_deadline,
-            by="app:crm-sync",
-            trace_id="",
-        )
-        async with self.place.store.write() as tx:
-            await tx.consents.add(consent, None)
-        return consent
+        }
+        integration = await self.place.integration_with(document)
+        stays = {"state": DefinitionState.STAGED, "share": 0.999999}
+        await self.place.define(document | wrong, version=2, **stays)
+        return await self.place.change(await self.place.begin(integration), flow=flow)
 
     async def exchanged(
         self, endpoint: str = "token", **wrong: Any
     ) -> tuple[Connection, Consent, GrantResult]:
-        integration, connection = await self.begin(Flow.AUTHORIZATION_CODE, **wrong)
-        consent = await self.place.consent(self.idp, integration, connection, tell=False, endpoint=endpoint)
+        connection = await self.begin(Flow.AUTHORIZATION_CODE, **wrong)
+        consent = await self.place.consent(connection, tell=False, endpoint=endpoint)
         return connection, consent, await self.worker.exchange(connection, consent)
 
     async def counted(self) -> tuple[int, int]:
@@ -142,8 +81,8 @@ class Staged:
 
 
 @pytest.fixture
-def staged(place: Installation, idp: ScriptedProvider, tmp_path: Path) -> Staged:
-    return Staged(place, idp, tmp_path)
+def staged(place: Installation) -> Staged:
+    return Staged(place)
 
 
 async def test_a_code_whose_answer_a_staged_version_misreads_is_read_as_before(staged: Staged):
@@ -200,9 +139,11 @@ async def test_an_answer_that_said_yes_and_that_neither_reads_is_not_asked_for_a
 
 
 async def test_a_client_grant_that_a_staged_version_misreads_is_read_as_before(staged: Staged):
-    _, connection = await staged.begin(Flow.CLIENT_CREDENTIALS, **MISREADS)
+    connection = await staged.begin(Flow.CLIENT_CREDENTIALS, **MISREADS)
     staged.idp.script(TOKENS)
-    news = await staged.worker.mint(connection, await staged.unasked(connection, ConsentKind.CLIENT_GRANT))
+    news = await staged.worker.mint(
+        connection, await staged.place.unasked(connection, ConsentKind.CLIENT_GRANT)
+    )
     assert (news.failure, (await staged.place.row(connection)).state) == (None, LifecycleState.ACTIVE)
     assert await staged.counted() == (0, 1)
 
@@ -210,8 +151,10 @@ async def test_a_client_grant_that_a_staged_version_misreads_is_read_as_before(s
 async def test_a_staged_version_that_gets_no_token_ends_no_consent(staged: Staged):
     staged.idp.script(error("unauthorized_client"), at="broken")
     staged.idp.script(TOKENS)
-    _, connection = await staged.begin(Flow.CLIENT_CREDENTIALS, token_endpoint=staged.idp.url("broken"))
-    news = await staged.worker.mint(connection, await staged.unasked(connection, ConsentKind.CLIENT_GRANT))
+    connection = await staged.begin(Flow.CLIENT_CREDENTIALS, token_endpoint=staged.idp.url("broken"))
+    news = await staged.worker.mint(
+        connection, await staged.place.unasked(connection, ConsentKind.CLIENT_GRANT)
+    )
     assert (news.failure, await staged.counted()) == (None, (0, 1))
 
 
@@ -224,8 +167,8 @@ async def test_a_poll_that_a_staged_version_gets_wrong_is_asked_as_before(
     idp.script(A_CODE, at="device")
     idp.script(asked, at="broken")
     idp.script(error("authorization_pending"), TOKENS) if wrong == "misreads" else idp.script(TOKENS)
-    _, connection = await staged.begin(Flow.DEVICE_CODE, **changes)
-    consent = await staged.unasked(connection, ConsentKind.DEVICE)
+    connection = await staged.begin(Flow.DEVICE_CODE, **changes)
+    consent = await staged.place.unasked(connection, ConsentKind.DEVICE)
     assert (await staged.worker.poll(connection, consent)).device_poll is DevicePoll.STARTED
     if wrong == "misreads":
         assert (await staged.worker.poll(connection, consent)).device_poll is DevicePoll.PENDING

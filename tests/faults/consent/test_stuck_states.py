@@ -3,17 +3,13 @@
 import json
 from datetime import timedelta
 
-import pytest
 from sqlalchemy import update
 
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import ImportedTokens
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import RefreshRules, Rotation
-from evergrant_server.core.messages.base import SignalName, connection_workflow_id
-from evergrant_server.core.messages.connection import ProviderChanged
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Sealed
 from evergrant_server.store import Transaction
@@ -21,11 +17,11 @@ from evergrant_server.store.connections.tables import ConnectionGrantRow, Consen
 from evergrant_server.store.database.columns import Row
 from evergrant_server.store.database.rows import columns_equal, find_one
 from evergrant_server.store.integrations.integrations import IntegrationRow
-from tests.fakes.platform.installation import ASKED, TENANT, Installation
-from tests.fakes.providers.scripted_provider import ScriptedProvider, drop_after_commit, raw
+from tests.fakes.failures import fails
+from tests.fakes.platform.installation import ASKED, STRICT, TENANT, Installation
+from tests.fakes.providers.scripted_provider import drop_after_commit, raw
 from tests.faults.support.activities import Activities
 
-STRICT = RefreshRules(rotation=Rotation.STRICT)
 NEARLY_OVER = timedelta(seconds=-58)  # the deadline's grace of a minute ends in two seconds
 
 
@@ -53,179 +49,151 @@ async def brought(place: Installation, connection: Connection) -> Consent:
     return consent
 
 
-async def ended(place: Installation, connection: Connection) -> None:
-    """Wait until the workflow's run has closed."""
-    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).result()
+async def renamed(place: Installation, connection: Connection, provider: str) -> None:
+    """Its integration's provider is called so, whatever the catalogue has."""
+    mine = columns_equal(IntegrationRow, tenant=TENANT, id=connection.integration_id)
+    async with place.store.write() as tx:
+        await tx.connection.execute(update(IntegrationRow).where(mine).values(provider=provider))
 
 
-async def test_a_reconnect_supersedes_a_refresh_whose_answer_was_lost(
-    place: Installation, idp: ScriptedProvider
-):
-    connection = await place.connect(idp, STRICT)
-    idp.script(drop_after_commit())
+async def test_a_reconnect_supersedes_a_refresh_whose_answer_was_lost(place: Installation):
+    connection = await place.connect(STRICT)
+    place.idp.script(drop_after_commit())
     await place.ensure_fresh(connection, 1)
     assert await place.open_attempts(connection) == 1
-    await place.consent(idp, await place.integration_of(connection), connection)
+    await place.consent(connection)
     again = await place.until(connection, lambda c: c.generation == 2)
     assert again.state is LifecycleState.ACTIVE
     assert await place.open_attempts(connection) == 0
 
 
-async def test_a_refusal_with_status_200_does_not_block_the_reconnect(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_refusal_with_status_200_does_not_block_the_reconnect(place: Installation):
     """GitHub answers so."""
-    connection = await place.connect(idp, STRICT)
-    idp.script(raw(json.dumps({"error": "invalid_grant"}).encode(), 200))
+    connection = await place.connect(STRICT)
+    place.idp.script(raw(json.dumps({"error": "invalid_grant"}).encode(), 200))
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.GRANT_REJECTED
     assert await place.open_attempts(connection) == 0
-    await place.consent(idp, await place.integration_of(connection), connection)
+    await place.consent(connection)
     assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 2
 
 
-async def test_a_revocation_at_the_consent_deadline_is_carried_out(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_revocation_at_the_consent_deadline_is_carried_out(place: Installation):
     """The store says revoking before the workflow hears of it, and its time has come."""
-    connection = await place.begin(await place.integration(idp), deadline=NEARLY_OVER)
+    connection = await place.begin(deadline=NEARLY_OVER)
     await place.revoke(connection, tell=False)
     over = await place.until(connection, lambda c: c.state.is_final)
     assert (over.state, over.revocation) == (LifecycleState.REVOKED, RevocationOutcome.NOTHING_HELD)
-    await ended(place, connection)
+    await place.workflow(connection).result()
 
 
-async def test_a_code_received_before_the_deadline_is_exchanged_after_it(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_code_received_before_the_deadline_is_exchanged_after_it(place: Installation):
     """Its message was not relayed in time, but the subject has consented."""
-    integration = await place.integration(idp)
-    connection = await place.begin(integration, deadline=NEARLY_OVER)
-    await place.consent(idp, integration, connection, tell=False)
+    connection = await place.begin(deadline=NEARLY_OVER)
+    await place.consent(connection, tell=False)
     granted = await place.until(connection, lambda c: c.state is not LifecycleState.PENDING_CONSENT)
     assert (granted.state, granted.generation) == (LifecycleState.ACTIVE, 1)
     assert (await place.ensure_fresh(connection, 1)).generation == 2
 
 
-async def test_a_live_row_gets_a_workflow_after_its_last_one_ended(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_live_row_gets_a_workflow_after_its_last_one_ended(place: Installation):
     """A store restored from a backup, say: what it says is live must be revocable."""
-    connection = await place.begin(await place.integration(idp), deadline=NEARLY_OVER)
+    connection = await place.begin(deadline=NEARLY_OVER)
     before = await place.row(connection)
     over = await place.until(connection, lambda c: c.state.is_final)
     assert over.state is LifecycleState.CONSENT_EXPIRED
-    await ended(place, connection)
+    await place.workflow(connection).result()
     async with place.store.write() as tx:
         await tx.connections.replace(before, expected=over.revision)
-    await place.revoke(connection)
-    await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
+    await place.revoked(connection)
 
 
-async def test_reconcile_resumes_a_waiting_code(place: Installation, idp: ScriptedProvider):
-    integration = await place.integration(idp)
-    connection = await place.begin(integration)
+async def test_reconcile_resumes_a_waiting_code(place: Installation):
+    connection = await place.begin()
     await place.until_started(connection)
     await place.terminate(connection)
-    await place.consent(idp, integration, connection, tell=False)
+    await place.consent(connection, tell=False)
     assert (await place.parts.reconciler.reconcile_all()).started == 1
     assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
 
 
-async def test_a_broken_seal_does_not_block_a_new_consent(place: Installation, idp: ScriptedProvider):
-    connection = await place.connect(idp)
+async def test_a_broken_seal_does_not_block_a_new_consent(place: Installation):
+    connection = await place.connect()
     async with place.store.write() as tx:
         await breaks(tx, ConnectionGrantRow, "sealed_refresh", connection_id=connection.id)
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.SEAL_BROKEN
-    await place.consent(idp, await place.integration_of(connection), connection)
+    await place.consent(connection)
     assert (await place.until(connection, lambda c: c.generation == 2)).state is LifecycleState.ACTIVE
 
 
-async def test_a_provider_that_left_the_catalogue_ends_no_workflow(
-    place: Installation, idp: ScriptedProvider
-):
-    connection = await place.connect(idp)
-    mine = columns_equal(IntegrationRow, tenant=TENANT, id=connection.integration_id)
-    async with place.store.write() as tx:
-        await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="was-renamed"))
+async def test_a_provider_that_left_the_catalogue_ends_no_workflow(place: Installation):
+    connection = await place.connect()
+    await renamed(place, connection, "was-renamed")
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.CLIENT_REJECTED
     await place.revoke(connection)
     await place.until_audited(connection, AuditAction.REVOCATION_FAILED)
-    async with place.store.write() as tx:
-        await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="generic"))
-    handle = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
-    await handle.signal(SignalName.PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
+    await renamed(place, connection, "generic")
+    await place.look_again(connection)
     assert (await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)).revocation
 
 
-async def test_a_code_that_cannot_be_exchanged_ends_its_consent(place: Installation, idp: ScriptedProvider):
-    integration = await place.integration(idp)
+async def test_a_code_that_cannot_be_exchanged_ends_its_consent(place: Installation):
+    integration = await place.integration()
     connection = await place.begin(integration)
-    mine = columns_equal(IntegrationRow, tenant=TENANT, id=integration.id)
-    async with place.store.write() as tx:
-        await tx.connection.execute(update(IntegrationRow).where(mine).values(provider="was-renamed"))
-    consent = await place.consent(idp, integration, connection)
+    consent = await place.consent(connection, tell=False)
+    await renamed(place, connection, "was-renamed")
+    await place.tell_consent(connection, consent)
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
     failed = await place.consent_of(consent)
     assert (failed.status, failed.failure) == (ConsentStatus.FAILED, ErrorCode.CLIENT_REJECTED)
 
 
-async def test_a_code_with_a_broken_seal_does_not_block_the_next_consent(
-    place: Installation, idp: ScriptedProvider
-):
-    integration = await place.integration(idp)
-    connection = await place.begin(integration)
-    consent = await place.consent(idp, integration, connection, tell=False)
+async def test_a_code_with_a_broken_seal_does_not_block_the_next_consent(place: Installation):
+    connection = await place.begin()
+    consent = await place.consent(connection, tell=False)
     async with place.store.write() as tx:
         await breaks(tx, ConsentRow, "sealed_code", id=consent.id)
     await place.tell_consent(connection, consent)
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
     assert (await place.consent_of(consent)).failure is not None
-    await place.consent(idp, await place.integration_of(connection), connection)
+    await place.consent(connection)
     assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
 
 
-async def test_imported_tokens_with_a_broken_seal_do_not_block_a_revocation(
-    place: Installation, idp: ScriptedProvider
-):
-    connection = await place.begin(await place.integration(idp))
+async def test_imported_tokens_with_a_broken_seal_do_not_block_a_revocation(place: Installation):
+    connection = await place.begin()
     consent = await brought(place, connection)
     async with place.store.write() as tx:
         await breaks(tx, ConsentRow, "sealed_tokens", id=consent.id)
     await place.tell_consent(connection, consent)
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
     assert (await place.consent_of(consent)).failure == ErrorCode.SEAL_BROKEN
-    await place.revoke(connection)
-    await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
+    await place.revoked(connection)
 
 
-async def test_an_import_survives_a_broken_client_secret(place: Installation, idp: ScriptedProvider):
+async def test_an_import_survives_a_broken_client_secret(place: Installation):
     """Its tokens may be the only copies, and an admin puts the secret again."""
-    integration = await place.integration(idp)
+    integration = await place.integration()
     connection = await place.begin(integration)
     consent = await brought(place, connection)
     async with place.store.write() as tx:
         await breaks(tx, IntegrationRow, "sealed_client_secret", id=integration.id)
-    here = Activities(place, (idp.allowance,), place.parts.settings.data_dir / "here")
-    with pytest.raises(Failure) as again:
+    here = Activities(place)
+    with fails(ErrorCode.SEAL_BROKEN):
         await here.exchange(connection, consent)
-    assert again.value.code is ErrorCode.SEAL_BROKEN
     assert (await place.consent_of(consent)).status is ConsentStatus.CODE_RECEIVED
     async with place.store.write() as tx:
         current = await tx.integrations.get(TENANT, integration.id)
         assert current is not None
-        await tx.integrations.put(current, Secret(idp.client_secret), expected=current.revision)
+        await tx.integrations.put(current, Secret(place.idp.client_secret), expected=current.revision)
     assert (await here.exchange(connection, consent)).generation == 1
 
 
-async def test_a_code_is_not_spent_for_a_connection_that_is_being_revoked(
-    place: Installation, idp: ScriptedProvider
-):
-    integration = await place.integration(idp)
-    connection = await place.begin(integration)
+async def test_a_code_is_not_spent_for_a_connection_that_is_being_revoked(place: Installation):
+    connection = await place.begin()
     await place.revoke(connection, tell=False)
-    consent = await place.consent(idp, integration, connection)
+    consent = await place.consent(connection)
     await place.tell_revoke(connection)
     over = await place.until(connection, lambda c: c.state is LifecycleState.REVOKED)
     assert (over.generation, over.revocation) == (0, RevocationOutcome.NOTHING_HELD)
-    assert idp.count("token") == 0
+    assert place.idp.count("token") == 0
     assert (await place.consent_of(consent)).failure == ErrorCode.CONNECTION_REVOKED

@@ -19,19 +19,27 @@ import yaml
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.consent import Consent, ConsentStatus
-from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, TokenSet
-from evergrant_server.core.definition import Definition, DefinitionState
+from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin
+from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, ConsentId, DefinitionId, IntegrationId, Tenant, new_id
-from evergrant_server.core.integrations import Endpoints, Integration, RefreshRules, Rotation
+from evergrant_server.core.ids import ConnectionId, Tenant, new_id
+from evergrant_server.core.integrations import Integration, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store, Transaction
 from providers.definition.registry import Registry
-from providers.requests.authorization_url import build_authorization_url, new_random_value
 from tests.fakes.databases import postgres
+from tests.fakes.rows import (
+    a_connection,
+    a_consent,
+    a_definition,
+    add_code,
+    an_integration,
+    discovered,
+    token_set,
+)
 from tests.faults.harness.instrumentation.points import ROOT
 from tests.faults.harness.provider import GRACE_S, StrictProvider
 from tests.faults.harness.table.scenarios import ON_TRIAL
@@ -97,32 +105,25 @@ class HarnessDatabase:
 
     @classmethod
     async def open(cls, folder: Path) -> "HarnessDatabase":
-        url = await postgres().fresh()
         key_file = folder / f"{new_id('key')}.json"
         KeyRing.create(key_file)
+        ground = await cls.on(await postgres().fresh(), key_file)
+        await ground._stage_a_definition()
+        return ground
+
+    @classmethod
+    async def on(cls, url: str, key_file: Path) -> "HarnessDatabase":
+        """On a database that is there, with witnesses from now on."""
         witness = await asyncpg.connect(**arguments_of(url))
         await witness.execute(WITNESS.read_text(encoding="utf-8"))
         store = await Store.open(url, KeyRing.open(key_file, Role.WORKER), SystemClock())
-        ground = cls(url, key_file, store, witness)
-        await ground._stage_a_definition()
-        return ground
+        return cls(url, key_file, store, witness)
 
     async def _stage_a_definition(self) -> None:
         """A version of a provider's definition that is being tried, for scenarios that use it."""
         document = yaml.safe_load((CATALOG / "generic.yaml").read_text(encoding="utf-8"))
-        now = self._clock.now()
-        definition = Definition(
-            tenant=TENANT,
-            id=DefinitionId(new_id("def")),
-            name=ON_TRIAL,
-            version=1,
-            document={**document, "name": ON_TRIAL},
-            state=DefinitionState.STAGED,
-            share=1.0,
-            proposed_by="harness",
-            created_at=now,
-            changed_at=now,
-        )
+        tried = {**document, "name": ON_TRIAL}
+        definition = a_definition(TENANT, tried, self._clock.now(), state=DefinitionState.STAGED)
         async with self.store.write() as tx:
             await tx.definitions.add(definition)
 
@@ -145,25 +146,9 @@ class HarnessDatabase:
         self, tx: Transaction, idp: StrictProvider, rotation: Rotation, provider: str, secrets: str
     ) -> Integration:
         now = self._clock.now()
-        grace = GRACE_S if rotation is Rotation.GRACE else 0
-        integration = Integration(
-            tenant=TENANT,
-            id=IntegrationId(new_id("int")),
-            name=new_id("int"),
-            provider=provider,
-            client_id=idp.client_id,
-            issuer=idp.issuer,
-            default_scopes=("read",),
-            refresh=RefreshRules(rotation=rotation, grace_s=grace),
-            endpoints=Endpoints(
-                issuer=idp.issuer,
-                authorization_endpoint=idp.url("authorize"),
-                token_endpoint=idp.url("token"),
-                revocation_endpoint=idp.url("revoke"),
-            ),
-            created_at=now,
-            changed_at=now,
-        )
+        rules = RefreshRules(rotation=rotation, grace_s=GRACE_S if rotation is Rotation.GRACE else 0)
+        said = {"name": new_id("int"), "provider": provider, "refresh": rules, **discovered(idp)}
+        integration = an_integration(TENANT, now, **said)
         first, *after = _SECRETS[secrets](idp.client_secret)
         integration = await tx.integrations.put(integration, Secret(first), expected=None)
         for secret in after:
@@ -176,19 +161,7 @@ class HarnessDatabase:
         self, tx: Transaction, integration: Integration, subject: str = "user-1"
     ) -> Connection:
         """One whose subject hasn't consented yet."""
-        now = self._clock.now()
-        connection = Connection(
-            tenant=TENANT,
-            id=ConnectionId(new_id("con")),
-            integration_id=integration.id,
-            integration=integration.name,
-            provider=integration.provider,
-            subject=subject,
-            requested_scopes=("read",),
-            created_at=now,
-            changed_at=now,
-            consent_deadline=now + timedelta(hours=1),
-        )
+        connection = a_connection(integration, self._clock.now(), subject=subject)
         await tx.connections.add(connection)
         return connection
 
@@ -196,13 +169,8 @@ class HarnessDatabase:
         self, tx: Transaction, connection: Connection, idp: StrictProvider, *, refreshable: bool
     ) -> Connection:
         """The same with its first grant, as a code exchange leaves it."""
-        given = idp.grant()
-        now = self._clock.now()
-        tokens = TokenSet(
-            access_token=Secret(given["access_token"]),
-            refresh_token=Secret(given["refresh_token"]) if refreshable else None,
-            expires_in=given["expires_in"],
-        )
+        now, given = self._clock.now(), idp.grant()
+        tokens = token_set(given if refreshable else {**given, "refresh_token": None})
         after = connection.granted(now)
         grant = Grant.from_tokens(tokens, generation=after.generation, requested=("read",), at=now)
         return await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
@@ -217,41 +185,16 @@ class HarnessDatabase:
         self, idp: StrictProvider, integration: Integration, connection: Connection, *, started: bool = True
     ) -> Consent:
         """A consent with a code of the real server; not `started`: one that can't be exchanged."""
-        now = self._clock.now()
-        verifier = new_random_value()
-        redirect_uri = f"{PUBLIC_URL}/oauth/callback/{integration.id}"
-        url = build_authorization_url(
-            self._registry.get("generic"),
-            integration,
-            redirect_uri=redirect_uri,
-            state=new_random_value(),
-            verifier=verifier,
-            scopes=("read",),
-        )
-        answer = await self._browser.get(url)
-        code = dict(parse_qsl(urlsplit(answer.headers["location"]).query))["code"]
-        consent = Consent(
-            tenant=TENANT,
-            id=ConsentId(new_id("cns")),
-            connection_id=connection.id,
-            integration_id=integration.id,
-            status=ConsentStatus.STARTED,
-            scopes=("read",),
-            link_hash=new_id("cns"),
-            state_hash=new_id("cns"),
-            browser_hash="b",
-            redirect_uri=redirect_uri,
-            issuer=idp.issuer,
-            token_endpoint=idp.url("token") if started else None,
-            created_at=now,
-            expires_at=now + timedelta(hours=1),
-            by="subject",
-            trace_id="",
-        )
-        async with self.store.write() as tx:
-            await tx.consents.add(consent, Secret("link"))
-            received = consent.model_copy(update={"status": ConsentStatus.CODE_RECEIVED})
-            return await tx.consents.replace(received, expected=1, verifier=verifier, code=Secret(code))
+        told = {
+            "state_hash": new_id("cns"),
+            "browser_hash": "b",
+            "redirect_uri": f"{PUBLIC_URL}/oauth/callback/{integration.id}",
+            "issuer": idp.issuer,
+            "token_endpoint": idp.url("token") if started else None,
+        }
+        consent = a_consent(connection, self._clock.now(), **told)
+        generic = self._registry.get("generic")
+        return await add_code(self.store, generic, integration, consent, self._browser)
 
     async def revoke(self, connection: Connection) -> None:
         """What the API writes first for a revocation; a worker may write at the same moment."""

@@ -8,9 +8,9 @@ import pytest
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.single_use.attempt import AttemptOutcome
+from tests.fakes.rows import a_connection, an_integration
 from tests.faults.harness.database import TENANT, AttemptRecord, FinalState
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
 from tests.faults.harness.provider import StrictProvider, Use
@@ -68,19 +68,9 @@ def _told(
 
 def _given_up() -> Connection:
     now = SystemClock().now()
-    new = Connection(
-        tenant=TENANT,
-        id=ConnectionId(new_id("con")),
-        integration_id=IntegrationId(new_id("int")),
-        integration="generic",
-        provider="generic",
-        subject="user-1",
-        requested_scopes=("read",),
-        created_at=now,
-        changed_at=now,
-        consent_deadline=now,
+    return (
+        a_connection(an_integration(TENANT, now), now).granted(now).rejected(ErrorCode.OUTCOME_UNKNOWN, now)
     )
-    return new.granted(now).rejected(ErrorCode.OUTCOME_UNKNOWN, now)
 
 
 def _refused(at: float, **more: Any) -> AttemptRecord:

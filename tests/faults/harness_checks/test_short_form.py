@@ -3,21 +3,22 @@
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from zlib import crc32
 
 import pytest
+import pytest_asyncio
 
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.ids import ConnectionId, IntegrationId, new_id
 from evergrant_server.core.integrations import Rotation
 from tests.e2e.servers.test_authorization_server import REDIRECT, Client
 from tests.fakes.providers.authorization_server import running_authorization_server
 from tests.fakes.providers.scripted_provider import Answer, drip, drop_after_commit, error
+from tests.fakes.rows import a_connection, an_integration
 from tests.faults.harness.database import TENANT, FinalState, HarnessDatabase
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
 from tests.faults.harness.instrumentation.points import ROOT, Point, existing
@@ -54,26 +55,18 @@ async def test_the_table_has_every_await_of_the_path_and_a_sample_of_it_loses_no
 
 
 def _killed_with_an_answer_in_the_journal(table: Table) -> Sequence[Case]:
-    return [
-        case
-        for case in table.cases
-        if case.fault is not None
-        and (case.fault.point, case.fault.side, case.fault.kind) == (JOURNALLED, AFTER, "die")
-        and (case.scenario.name, case.layout, case.rotation) == ("refresh", Layout.ONE, Rotation.STRICT)
-    ]
+    killed = Fault(point=JOURNALLED, side=AFTER, kind="die")
+    return [it for it in table.cases if it == Case(SCENARIOS[0], killed, Layout.ONE, Rotation.STRICT)]
 
 
 def _revoked_while_the_answer_is_committed(table: Table) -> Sequence[Case]:
+    commits = ("RefreshOutcome.install#", "RefreshOutcome._replace_grant#")
     return [
-        case
-        for case in table.cases
-        if case.revoked
-        and case.fault is not None
-        and (
-            "RefreshOutcome.install#" in case.fault.point
-            or "RefreshOutcome._replace_grant#" in case.fault.point
-        )
-        and (case.layout, case.rotation) == (Layout.TWO, Rotation.STRICT)
+        it
+        for it in table.cases
+        if it.revoked
+        and (it.layout, it.rotation) == (Layout.TWO, Rotation.STRICT)
+        and any(name in str(it.fault) for name in commits)
     ]
 
 
@@ -212,50 +205,39 @@ async def test_a_connection_whose_family_the_real_server_has_killed_counts_as_lo
 
 def _active() -> Connection:
     now = SystemClock().now()
-    return Connection(
-        tenant=TENANT,
-        id=ConnectionId(new_id("con")),
-        integration_id=IntegrationId(new_id("int")),
-        integration="real",
-        provider="generic",
-        subject="person-1",
-        requested_scopes=("read",),
-        created_at=now,
-        changed_at=now,
-        consent_deadline=now,
-    ).granted(now)
+    return a_connection(an_integration(TENANT, now), now).granted(now)
 
 
-async def test_a_change_of_state_without_its_record_is_seen(tmp_path: Path):
-    ground = await HarnessDatabase.open(tmp_path)
-    try:
-        async with StrictProvider(Rotation.STRICT, 60) as idp, ground.store.write() as tx:
-            integration = await ground.integration(tx, idp, Rotation.STRICT, "generic", "right")
-            connection = await ground.connection(tx, integration)
-            await ground.granted(tx, connection, idp, refreshable=True)
-        told = "pending_consent at 0 became active at 1 without a record in its transaction"
-        assert await ground.changes_without_a_record() == [f"{connection.id}: {told}"]
-        await ground.forget_changes()
-        assert await ground.changes_without_a_record() == []
-    finally:
-        await ground.close()
+@pytest_asyncio.fixture
+async def ground(tmp_path: Path) -> AsyncIterator[HarnessDatabase]:
+    opened = await HarnessDatabase.open(tmp_path)
+    yield opened
+    await opened.close()
 
 
-async def test_a_grant_of_another_generation_than_its_connection_is_a_violation(tmp_path: Path):
+async def _granted(ground: HarnessDatabase) -> Connection:
+    async with StrictProvider(Rotation.STRICT, 60) as idp, ground.store.write() as tx:
+        integration = await ground.integration(tx, idp, Rotation.STRICT, "generic", "right")
+        connection = await ground.connection(tx, integration)
+        return await ground.granted(tx, connection, idp, refreshable=True)
+
+
+async def test_a_change_of_state_without_its_record_is_seen(ground: HarnessDatabase):
+    connection = await _granted(ground)
+    told = "pending_consent at 0 became active at 1 without a record in its transaction"
+    assert await ground.changes_without_a_record() == [f"{connection.id}: {told}"]
+    await ground.forget_changes()
+    assert await ground.changes_without_a_record() == []
+
+
+async def test_a_grant_of_another_generation_than_its_connection_is_a_violation(ground: HarnessDatabase):
     """A build without compare-and-set can leave such rows, and the harness still comes to its end."""
-    ground = await HarnessDatabase.open(tmp_path)
-    try:
-        async with StrictProvider(Rotation.STRICT, 60) as idp, ground.store.write() as tx:
-            integration = await ground.integration(tx, idp, Rotation.STRICT, "generic", "right")
-            connection = await ground.connection(tx, integration)
-            await ground.granted(tx, connection, idp, refreshable=True)
-        await ground.rows("UPDATE connection SET generation = 2, revision = revision + 1")
-        end = await ground.end(connection.id, None)
-        assert end.refresh_token is None
-        (wrong,) = end.wrongs
-        assert "another generation than its connection" in wrong
-    finally:
-        await ground.close()
+    connection = await _granted(ground)
+    await ground.rows("UPDATE connection SET generation = 2, revision = revision + 1")
+    end = await ground.end(connection.id, None)
+    assert end.refresh_token is None
+    (wrong,) = end.wrongs
+    assert "another generation than its connection" in wrong
 
 
 def test_the_pieces_of_the_table_are_the_whole_of_it():

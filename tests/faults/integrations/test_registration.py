@@ -1,63 +1,46 @@
 """A worker registers us at an issuer, once; and reads its metadata again without being weakened."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-import pytest_asyncio
-from temporalio.testing import ActivityEnvironment
 
 from activities.integrations.discovery import DiscoveryActivities
-from activities.integrations.registration import ClientRegistrations
-from activities.single_use.critical_section import CriticalSections
-from activities.single_use.journal_replay import JournalReplayer
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import IntegrationId, new_id
+from evergrant_server.core.ids import new_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.messages.base import WorkflowName
-from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
+from evergrant_server.core.messages.integrations import DiscoveryResult
 from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMetadataResult
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
-from evergrant_server.egress import Egress, EgressPolicy
-from evergrant_server.journal import Journal
-from evergrant_server.store import Store
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.providers.authorization_server import running_authorization_server
 from tests.fakes.providers.scripted_provider import ScriptedProvider, drop, drop_after_commit, error, status
+from tests.fakes.rows import an_integration
+from tests.faults.support.activities import Activities
 
 
-@pytest_asyncio.fixture
-async def idp() -> AsyncIterator[ScriptedProvider]:
-    async with ScriptedProvider() as provider:
-        provider.metadata["registration_endpoint"] = provider.url("register")
-        yield provider
+@pytest.fixture(autouse=True)
+def registers(idp: ScriptedProvider) -> None:
+    """Its metadata names where."""
+    idp.metadata["registration_endpoint"] = idp.url("register")
 
 
 async def wanted(
-    place: Installation, issuer: str, how: RegistrationMethod, initial: str | None = None
+    place: Installation,
+    how: RegistrationMethod = RegistrationMethod.DYNAMIC,
+    initial: str | None = None,
+    issuer: str = "",
 ) -> Integration:
     """What `PUT /v1/integrations/crm` with a registration writes."""
-    now = place.parts.clock.now()
-    integration = Integration(
-        tenant=TENANT,
-        id=IntegrationId(new_id("int")),
-        name="crm",
-        provider="generic",
-        client_id="",
-        issuer=issuer,
-        registration=how,
-        default_scopes=("read",),
-        state=IntegrationState.DISCOVERING,
-        created_at=now,
-        changed_at=now,
-    )
+    said = {"client_id": "", "issuer": issuer or place.idp.issuer, "registration": how}
+    now, state = place.parts.clock.now(), IntegrationState.DISCOVERING
+    integration = an_integration(TENANT, now, **said, state=state)
     async with place.store.write() as tx:
         added = await tx.integrations.put(integration, None, expected=None)
         return await tx.integrations.request_registration(added, Secret(initial) if initial else None)
@@ -74,18 +57,18 @@ async def now_of(place: Installation, integration: Integration) -> Integration:
     return found
 
 
-async def test_rfc7591_a_registered_client_connects(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+async def test_rfc7591_a_registered_client_connects(place: Installation):
+    integration = await wanted(place)
     assert (await discovered(place, integration)).failure is None
     ready = await now_of(place, integration)
     assert (ready.state, ready.client_id, ready.client_auth) == (
         IntegrationState.READY,
-        idp.client_id,
+        place.idp.client_id,
         "client_secret_basic",
     )
-    assert idp.redirect_uris[0].endswith(f"/oauth/callback/{integration.id}")
+    assert place.idp.redirect_uris[0].endswith(f"/oauth/callback/{integration.id}")
     connection = await place.begin(ready)
-    await place.consent(idp, ready, connection)
+    await place.consent(connection)
     await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
     assert await place.actions_on(integration.id) == [
         AuditAction.CLIENT_REGISTERED,
@@ -93,135 +76,97 @@ async def test_rfc7591_a_registered_client_connects(place: Installation, idp: Sc
     ]
 
 
-async def test_a_second_discovery_registers_no_second_client(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+async def test_a_second_discovery_registers_no_second_client(place: Installation):
+    integration = await wanted(place)
     await discovered(place, integration)
     await discovered(place, integration)
-    assert idp.count("register") == 1
+    assert place.idp.count("register") == 1
 
 
-async def test_rfc7591_3_an_initial_access_token_is_sent_once_whatever_comes_of_it(
-    place: Installation, idp: ScriptedProvider
-):
-    idp.script(drop_after_commit(), at="register")
-    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial="iat-1")
+async def test_rfc7591_3_an_initial_access_token_is_sent_once_whatever_comes_of_it(place: Installation):
+    place.idp.script(drop_after_commit(), at="register")
+    integration = await wanted(place, initial="iat-1")
     await discovered(place, integration)
     lost = await discovered(place, integration)
     assert lost.failure is ErrorCode.CLIENT_REJECTED
     assert "initial access token" in lost.detail
-    assert idp.count("register") == 1
-    (sent,) = (call for call in idp.calls if call.endpoint == "register")
+    assert place.idp.count("register") == 1
+    (sent,) = (call for call in place.idp.calls if call.endpoint == "register")
     assert sent.headers["authorization"] == "Bearer iat-1"
     assert (await now_of(place, integration)).state is IntegrationState.FAILED
-
-
-class Worker:
-    """What a worker would run, called without Temporal, with a journal folder that others share."""
-
-    def __init__(
-        self,
-        place: Installation,
-        idp: ScriptedProvider,
-        journals: Path,
-        limits: TimeLimits = LIMITS,
-        store: Store | None = None,
-    ) -> None:
-        parts, sections, store = place.parts, CriticalSections(), store or place.store
-        self.journal = Journal(journals)
-        egress = Egress(EgressPolicy(allow=(idp.allowance,)))
-        sending = ClientRegistrations(store, egress, parts.clock, sections, self.journal, limits)
-        url = parts.settings.public_url
-        self.discovery = self.made_of(store, parts.registry, egress, parts.clock, url, sending)
-        endings = {AttemptKind.REGISTRATION: self.discovery.replay_answer}
-        self.replayer = JournalReplayer(store, parts.clock, self.journal, sections, endings)
-
-    made_of = DiscoveryActivities
-
-    async def discover(self, integration: Integration) -> DiscoveryResult:
-        order = DiscoverEndpoints(tenant=TENANT, integration_id=integration.id, context=ASKED)
-        return await ActivityEnvironment().run(self.discovery.discover_endpoints, order)
 
 
 class _Dies(Exception):
     """The process, in this instant."""
 
 
-class DiesWithTheAnswer(Worker):
-    class Discovery(DiscoveryActivities):
-        async def _commit_registration(self, it: Any, reply: Any, keys: Any) -> DiscoveryResult:
-            raise _Dies
+async def died_with_the_answer(place: Installation, integration: Integration) -> Activities:
+    """A worker of the shared host that has the answer in its journal."""
+    dies = Activities(place, "shared")
 
-    made_of = Discovery
+    async def at_the_commit(*_: Any) -> DiscoveryResult:
+        raise _Dies
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiscoveryActivities, "_commit_registration", at_the_commit)
+        with pytest.raises(_Dies):
+            await dies.discover(integration)
+    dies.journal.release()
+    return dies
 
 
 @pytest.mark.parametrize("initial", [None, "iat-1"])
 async def test_a_registration_reply_is_replayed_after_its_worker_died(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path, initial: str | None
+    place: Installation, initial: str | None
 ):
     """Else the registered client is lost, and an open issuer registers a second one."""
-    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial=initial)
-    first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
-    with pytest.raises(_Dies):
-        await first.discover(integration)
-    first.journal.release()
+    integration = await wanted(place, initial=initial)
+    await died_with_the_answer(place, integration)
     assert (await now_of(place, integration)).client_id == ""
-    second = Worker(place, idp, tmp_path / "shared")
+    second = Activities(place, "shared")
     assert await second.replayer.sweep() == 1
     assert second.journal.count_waiting() == (0, 0)
     ready = await now_of(place, integration)
-    assert (ready.state, ready.client_id) == (IntegrationState.READY, idp.client_id)
+    assert (ready.state, ready.client_id) == (IntegrationState.READY, place.idp.client_id)
     assert (await second.discover(integration)).failure is None
-    assert idp.count("register") == 1
+    assert place.idp.count("register") == 1
     assert await second.replayer.sweep() == 0
 
 
-async def test_a_second_discovery_waits_for_the_replay(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path
-):
-    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
-    first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
-    with pytest.raises(_Dies):
-        await first.discover(integration)
-    first.journal.release()
-    second = Worker(place, idp, tmp_path / "shared")
+async def test_a_second_discovery_waits_for_the_replay(place: Installation):
+    integration = await wanted(place)
+    await died_with_the_answer(place, integration)
+    second = Activities(place, "shared")
     again = asyncio.create_task(second.discover(integration))
-    await idp.until("metadata", 2)
+    await place.idp.until("metadata", 2)
     await second.replayer.sweep()
     assert (await again).failure is None
-    assert idp.count("register") == 1
+    assert place.idp.count("register") == 1
 
 
-async def test_a_superseded_registration_reply_changes_nothing(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path
-):
-    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
-    first = DiesWithTheAnswer(place, idp, tmp_path / "shared")
-    with pytest.raises(_Dies):
-        await first.discover(integration)
-    first.journal.release()
+async def test_a_superseded_registration_reply_changes_nothing(place: Installation):
+    integration = await wanted(place)
+    await died_with_the_answer(place, integration)
     async with place.store.write() as tx:  # a `PUT` asks for another one
         asked_anew = await tx.integrations.request_registration(await now_of(place, integration), None)
-    second = Worker(place, idp, tmp_path / "shared")
+    second = Activities(place, "shared")
     assert await second.replayer.sweep() == 1
     assert await now_of(place, integration) == asked_anew
 
 
-async def test_no_plain_secret_lies_in_the_journal(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path
-):
-    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
-    with pytest.raises(_Dies):
-        await DiesWithTheAnswer(place, idp, tmp_path / "shared").discover(integration)
-    (entry,) = (tmp_path / "shared").glob("*/*.entry")
-    assert idp.client_secret.encode() not in entry.read_bytes()
+async def test_no_plain_secret_lies_in_the_journal(place: Installation):
+    integration = await wanted(place)
+    dies = await died_with_the_answer(place, integration)
+    (entry,) = dies.journal.folder.glob("*/*.entry")
+    assert place.idp.client_secret.encode() not in entry.read_bytes()
 
 
-async def test_a_registration_that_was_not_sent_is_sent_again(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC, initial="iat-1")
-    nowhere = idp.url("register").replace(str(idp.port), "9")
-    idp.metadata["registration_endpoint"] = nowhere
+async def test_a_registration_that_was_not_sent_is_sent_again(place: Installation):
+    integration = await wanted(place, initial="iat-1")
+    nowhere = place.idp.url("register").replace(str(place.idp.port), "9")
+    place.idp.metadata["registration_endpoint"] = nowhere
     assert (await discovered(place, integration)).failure is not None
-    idp.metadata["registration_endpoint"] = idp.url("register")
+    place.idp.metadata["registration_endpoint"] = place.idp.url("register")
     assert (await discovered(place, integration)).failure is None
 
 
@@ -233,22 +178,20 @@ async def test_a_registration_that_was_not_sent_is_sent_again(place: Installatio
         (drop(), ErrorCode.PROVIDER_UNREACHABLE),
     ],
 )
-async def test_a_refused_registration_says_so(
-    place: Installation, idp: ScriptedProvider, answer: Any, code: ErrorCode
-):
-    idp.script(answer, at="register")
-    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+async def test_a_refused_registration_says_so(place: Installation, answer: Any, code: ErrorCode):
+    place.idp.script(answer, at="register")
+    integration = await wanted(place)
     assert (await discovered(place, integration)).failure is code
     failed = await now_of(place, integration)
     assert (failed.state, failed.client_id) == (IntegrationState.FAILED, "")
 
 
-async def test_a_metadata_document_needs_a_server_that_reads_them(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, RegistrationMethod.METADATA_DOCUMENT)
+async def test_a_metadata_document_needs_a_server_that_reads_them(place: Installation):
+    integration = await wanted(place, RegistrationMethod.METADATA_DOCUMENT)
     assert (await discovered(place, integration)).failure is ErrorCode.CLIENT_REJECTED
-    idp.metadata["client_id_metadata_document_supported"] = True
+    place.idp.metadata["client_id_metadata_document_supported"] = True
     assert (await discovered(place, integration)).failure is None
-    assert idp.count("register") == 0
+    assert place.idp.count("register") == 0
 
 
 async def reread(place: Installation) -> RereadMetadataResult:
@@ -262,14 +205,12 @@ async def reread(place: Installation) -> RereadMetadataResult:
     )
 
 
-async def test_weaker_metadata_is_refused_once_and_the_pinned_one_stays(
-    place: Installation, idp: ScriptedProvider
-):
-    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+async def test_weaker_metadata_is_refused_once_and_the_pinned_one_stays(place: Installation):
+    integration = await wanted(place)
     await discovered(place, integration)
     pinned = (await now_of(place, integration)).endpoints
-    idp.metadata["token_endpoint"] = idp.url("v2/token")
-    idp.metadata["revocation_endpoint"] = None
+    place.idp.metadata["token_endpoint"] = place.idp.url("v2/token")
+    place.idp.metadata["revocation_endpoint"] = None
     assert (await reread(place)).refused == 1
     after = await now_of(place, integration)
     assert after.endpoints == pinned
@@ -280,23 +221,14 @@ async def test_weaker_metadata_is_refused_once_and_the_pinned_one_stays(
     assert actions.count(AuditAction.METADATA_REFUSED) == 1
 
 
-async def test_a_harmless_change_is_taken_over(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
+async def test_a_harmless_change_is_taken_over(place: Installation):
+    integration = await wanted(place)
     await discovered(place, integration)
-    idp.metadata["token_endpoint"] = idp.url("v2/token")
+    place.idp.metadata["token_endpoint"] = place.idp.url("v2/token")
     assert await reread(place) == RereadMetadataResult(read=1, changed=1, refused=0)
     endpoints = (await now_of(place, integration)).endpoints
     assert endpoints is not None
-    assert endpoints.token_endpoint == idp.url("v2/token")
-
-
-async def test_an_issuer_that_is_away_has_changed_nothing(place: Installation, idp: ScriptedProvider):
-    integration = await wanted(place, idp.issuer, RegistrationMethod.DYNAMIC)
-    await discovered(place, integration)
-    before = await now_of(place, integration)
-    idp.script(*[status(503)] * 9, at="metadata")
-    assert await reread(place) == RereadMetadataResult(read=1, changed=0, refused=0)
-    assert (await now_of(place, integration)).endpoints == before.endpoints
+    assert endpoints.token_endpoint == place.idp.url("v2/token")
 
 
 async def test_django_oauth_toolkit_registers_us_and_knows_our_secret(
@@ -309,7 +241,7 @@ async def test_django_oauth_toolkit_registers_us_and_knows_our_secret(
             temporal_address, database_url, tmp_path / "here", allow=(_host(server.issuer),)
         ) as place,
     ):
-        integration = await wanted(place, server.issuer, RegistrationMethod.DYNAMIC)
+        integration = await wanted(place, issuer=server.issuer)
         assert await discovered(place, integration) == DiscoveryResult()
         ready = await now_of(place, integration)
         assert ready.endpoints is not None

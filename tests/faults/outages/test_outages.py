@@ -1,25 +1,13 @@
 """Outages and late answers on real parts: what is sent, what is kept, who is served when it is over."""
 
-from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.integrations import RefreshRules, Rotation
-from tests.fakes.platform.installation import TENANT, Installation
-from tests.fakes.providers.scripted_provider import ScriptedProvider, error, raw, status
-
-NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
-
-
-async def fleet(place: Installation, idp: ScriptedProvider, size: int) -> list[Connection]:
-    """Connections of one integration, each with a grant of its own."""
-    integration = await place.integration(idp, NEVER_ROTATES)
-    found = [await place.begin(integration, subject=f"user-{number}") for number in range(size)]
-    for connection in found:
-        await place.consent(idp, integration, connection)
-    return [await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE) for connection in found]
+from tests.fakes.platform.installation import NEVER_ROTATES, Installation
+from tests.fakes.providers.scripted_provider import ScriptedProvider, error, status
 
 
 async def test_a_fleet_stops_calling_a_provider_that_fails(place: Installation, lenient: ScriptedProvider):
-    connections = await fleet(place, lenient, 12)
+    connections = await place.fleet(await place.integration(NEVER_ROTATES), 12)
     before = lenient.count("token")
     lenient.script(*[status(503)] * 100)
     told = [await place.ensure_fresh(connection, 1) for connection in connections]
@@ -32,17 +20,18 @@ async def test_a_fleet_stops_calling_a_provider_that_fails(place: Installation, 
 
 async def test_refusals_of_single_connections_open_no_breaker(place: Installation, lenient: ScriptedProvider):
     """A dead connection, or one that is answered with an unknown error code, stops no other."""
-    connections = await fleet(place, lenient, 8)
+    connections = await place.fleet(await place.integration(NEVER_ROTATES), 8)
     lenient.script(*[error("invented")] * 7)
     told = [await place.ensure_fresh(connection, 1) for connection in connections]
     assert [it.problem for it in told[:7]] == [ErrorCode.PROVIDER_ERROR] * 7
     assert told[7].generation == 2
 
 
-async def test_an_error_with_status_200_leaves_no_attempt_open(place: Installation, idp: ScriptedProvider):
-    """It was refused, so a strict provider's token is not spent, and may be used again."""
-    connection = await place.connect(idp, RefreshRules(rotation=Rotation.STRICT))
-    idp.script(raw(b'{"error": "temporarily_unavailable"}'))
-    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.PROVIDER_ERROR
-    async with place.store.read() as tx:
-        assert await tx.attempts.open_of_any_kind(TENANT, connection.id, "main") is None
+async def test_a_rate_limited_subject_blocks_no_other(place: Installation):
+    limited, other = await place.fleet(await place.integration(), 2)
+    place.idp.script(status(429, {"Retry-After": "600"}))
+    told = await place.ensure_fresh(limited, 1)
+    assert told.problem is ErrorCode.PROVIDER_RATE_LIMITED
+    assert told.retry_after is not None
+    assert told.retry_after > 500, "its own schedule keeps to what it was told"
+    assert (await place.ensure_fresh(other, 1)).generation == 2

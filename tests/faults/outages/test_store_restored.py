@@ -7,32 +7,26 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 import pytest_asyncio
-from temporalio.testing import ActivityEnvironment
 
-from activities.maintenance.history import HistoryActivities
-from activities.maintenance.reconcile import ReconcileActivities
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.integrations import RefreshRules, Rotation
-from evergrant_server.core.messages.base import WorkflowName, connection_workflow_id
-from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
+from evergrant_server.core.messages.base import WorkflowName
+from evergrant_server.core.messages.maintenance import ReconcileRequest, ReconcileResult
 from evergrant_server.store.database.columns import METADATA
 from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.temporal_link.drift_repair import DriftRepair
 from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
-from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.platform.installation import STRICT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import TemporalServer
 from tests.faults.temporal.test_temporal_lost import lose_everything
-
-STRICT = RefreshRules(rotation=Rotation.STRICT)
 
 Backup = Callable[[], Awaitable[Callable[[], Awaitable[None]]]]
 
@@ -90,67 +84,60 @@ async def refreshed(place: Installation, connection: Connection, times: int) -> 
         assert (await place.ensure_fresh(connection, generation)).generation == generation + 1
 
 
-async def reauthorized(place: Installation, idp: ScriptedProvider, connection: Connection) -> Connection:
-    integration = await place.integration_of(connection)
+async def reauthorized(place: Installation, connection: Connection) -> Connection:
     before = await place.row(connection)
-    await place.consent(idp, integration, connection)
+    await place.consent(connection)
     return await place.until(connection, lambda row: row.generation > before.generation)
 
 
-async def test_no_spent_token_is_sent_and_each_connection_is_named(
-    place: Installation, idp: ScriptedProvider, backup: Backup
-):
-    behind, untouched = await place.connect(idp, STRICT), await place.connect(idp, STRICT)
+async def test_no_spent_token_is_sent_and_each_connection_is_named(place: Installation, backup: Backup):
+    behind, untouched = await place.connect(STRICT), await place.connect(STRICT)
     restore = await backup()
     await refreshed(place, behind, 2)
     await restore()
     assert (await place.row(behind)).generation == 1
-    sent = idp.count("token")
+    sent = place.idp.count("token")
     told = await place.parts.reconciler.reconcile_all()
     assert (told.live, told.started, told.store_behind) == (2, 0, (behind.id,))
     assert (await place.ensure_fresh(behind, 3)).problem is ErrorCode.STORE_BEHIND
-    assert idp.count("token") == sent
+    assert place.idp.count("token") == sent
     assert (await place.ensure_fresh(untouched, 1)).generation == 2
-    assert all(family.alive for family in idp.families)
+    assert all(family.alive for family in place.idp.families)
 
 
-async def test_a_reauthorization_repairs_the_connection(
-    place: Installation, idp: ScriptedProvider, backup: Backup
-):
+async def test_a_reauthorization_repairs_the_connection(place: Installation, backup: Backup):
     """The new grant's number goes beyond those that were lost, or it would look like one of them."""
-    connection = await place.connect(idp, STRICT)
+    connection = await place.connect(STRICT)
     restore = await backup()
     await refreshed(place, connection, 3)
     await restore()
     assert (await place.ensure_fresh(connection, 4)).problem is ErrorCode.STORE_BEHIND
-    again = await reauthorized(place, idp, connection)
+    again = await reauthorized(place, connection)
     assert (again.state, again.generation) == (LifecycleState.ACTIVE, 5)
     assert (await place.parts.reconciler.reconcile_all()).store_behind == ()
     assert (await place.ensure_fresh(connection, 5)).generation == 6
 
 
 async def test_a_terminated_workflows_generation_still_detects_the_old_store(
-    place: Installation, idp: ScriptedProvider, backup: Backup
+    place: Installation, backup: Backup
 ):
     """Its closed run knows the generation; the run that follows is told, and sends nothing."""
-    connection = await place.connect(idp, STRICT)
+    connection = await place.connect(STRICT)
     restore = await backup()
     await refreshed(place, connection, 2)
     await place.terminate(connection)
     await restore()
-    sent = idp.count("token")
+    sent = place.idp.count("token")
     told = await place.parts.reconciler.reconcile_all()
     assert (told.started, told.store_behind) == (1, (connection.id,))
     assert (await place.ensure_fresh(connection, 3)).problem is ErrorCode.STORE_BEHIND
     assert (await place.parts.reconciler.reconcile_all()).store_behind == (connection.id,)
-    assert idp.count("token") == sent
+    assert place.idp.count("token") == sent
 
 
-async def test_the_scheduled_pass_detects_the_restored_store(
-    place: Installation, idp: ScriptedProvider, backup: Backup
-):
+async def test_the_scheduled_pass_detects_the_restored_store(place: Installation, backup: Backup):
     """It asks no workflow unless a record of the audit log is missing that was there before."""
-    connection = await place.connect(idp, STRICT)
+    connection = await place.connect(STRICT)
     restore = await backup()
     await refreshed(place, connection, 2)
 
@@ -170,65 +157,26 @@ async def test_the_scheduled_pass_detects_the_restored_store(
     assert second.audit_checkpoint == first.audit_checkpoint  # so that the next pass says it again
 
 
-class SetBack(HistoryActivities):
-    """The backup is restored between a pass's beginning and its end."""
-
-    restore: Callable[[], Awaitable[None]]
-
-    async def request_exports(self, since: datetime | None) -> int:
-        await self.restore()
-        return await super().request_exports(since)
-
-
-async def test_a_restore_during_a_pass_is_detected_by_the_next_pass(
-    place: Installation, idp: ScriptedProvider, backup: Backup
-):
-    """At the pass's beginning the record was there, so no workflow was asked."""
-    connection = await place.connect(idp, STRICT)
+async def test_a_revocation_missing_in_the_backup_is_repeated(place: Installation, backup: Backup):
+    connection = await place.connect(STRICT)
     restore = await backup()
-    await refreshed(place, connection, 2)
-    parts = place.parts
-    closed = SetBack(parts.store, parts.link, parts.clock)
-
-    async def one_pass(runs: HistoryActivities, mark: AuditCheckpoint | None) -> ReconcileResult:
-        upkeep = ReconcileActivities(parts.store, parts.reconciler, runs, parts.clock, timedelta(days=30))
-        return await ActivityEnvironment().run(upkeep.reconcile, ReconcileRequest(audit_checkpoint=mark))
-
-    usual = HistoryActivities(parts.store, parts.link, parts.clock)
-    first = await one_pass(usual, None)
-    closed.restore = restore
-    second = await one_pass(closed, first.audit_checkpoint)
-    assert (second.behind, second.audit_checkpoint) == (0, first.audit_checkpoint)
-    third = await one_pass(usual, second.audit_checkpoint)
-    assert third.first_behind == (connection.id,)
-
-
-async def test_a_revocation_missing_in_the_backup_is_repeated(
-    place: Installation, idp: ScriptedProvider, backup: Backup
-):
-    connection = await place.connect(idp, STRICT)
-    restore = await backup()
-    await place.revoke(connection)
-    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
-    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).result()
-    told = idp.count("revoke")
+    await place.revoked(connection)
+    await place.workflow(connection).result()
+    told = place.idp.count("revoke")
     await restore()
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
     await place.parts.reconciler.reconcile_all()
     assert (await place.row(connection)).state is not LifecycleState.ACTIVE
     await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
-    assert idp.count("revoke") > told
+    assert place.idp.count("revoke") > told
 
 
-async def test_a_closed_run_still_listed_is_followed_by_one_that_revokes(
-    place: Installation, idp: ScriptedProvider, backup: Backup
-):
+async def test_a_closed_run_still_listed_is_followed_by_one_that_revokes(place: Installation, backup: Backup):
     """A pass that looks a moment after the end finds it running, and asks it."""
-    connection = await place.connect(idp, STRICT)
+    connection = await place.connect(STRICT)
     restore = await backup()
-    await place.revoke(connection)
-    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
-    await place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id)).result()
+    await place.revoked(connection)
+    await place.workflow(connection).result()
     await restore()
     parts = place.parts
     lives = WorkflowStarter(parts.store, parts.link, parts.ring, parts.clock, parts.registry.refresh_rules)
@@ -246,7 +194,7 @@ async def alone(
     folder.mkdir()
     servers = [await TemporalServer.start(folder)]
     await prepare_namespace(await servers[0].client(), timedelta(days=365))
-    async with installation(servers[0].address, database_url, tmp_path, allow=(idp.allowance,)) as here:
+    async with installation(servers[0].address, database_url, tmp_path, idp) as here:
         yield here, servers
     await servers[0].stop()
 
@@ -256,7 +204,7 @@ async def test_with_temporal_lost_too_the_providers_refusal_is_believed(
 ):
     """What is left: one spent token is sent, the provider says no, and the subject is asked."""
     place, servers = alone
-    connection = await place.connect(idp, STRICT)
+    connection = await place.connect(STRICT)
     restore = await backup()
     await refreshed(place, connection, 2)
     await lose_everything(servers, tmp_path / "temporal")
@@ -269,5 +217,5 @@ async def test_with_temporal_lost_too_the_providers_refusal_is_believed(
     assert idp.count("token") == sent + 1
     row = await place.row(connection)
     assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED)
-    again = await reauthorized(place, idp, connection)
+    again = await reauthorized(place, connection)
     assert again.state is LifecycleState.ACTIVE

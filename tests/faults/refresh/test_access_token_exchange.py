@@ -5,18 +5,15 @@ its successor while it is good, and for nothing once it is over.
 """
 
 import secrets
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
-from tests.fakes.certificates import loopback_tls
+from tests.fakes.certificates import LoopbackTls
 from tests.fakes.platform.installation import Installation
 from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, drop_after_commit, ok, status
 
@@ -66,9 +63,9 @@ class World:
             "terminal_error_codes": ["190"],
             **more,
         }
-        integration = await self.place.integration_with(self.idp, document)
-        connection = await self.place.begin(integration, "adaptive")
-        await self.place.consent(self.idp, integration, connection)
+        integration = await self.place.integration_with(document)
+        connection = await self.place.begin(integration, refresh_policy="adaptive")
+        await self.place.consent(connection)
         return connection
 
     def _exchange(self, grant_type: str, endpoint: str, client: str) -> dict[str, str]:
@@ -89,12 +86,9 @@ class World:
         return [call.params for call in self.idp.calls if call.endpoint == endpoint]
 
 
-@pytest_asyncio.fixture
-async def idp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MetaLike]:
-    tls = loopback_tls(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tls.authorities))
-    async with MetaLike(tls=tls) as provider:
-        yield provider
+@pytest.fixture
+def provider(tls: LoopbackTls) -> MetaLike:
+    return MetaLike(tls=tls)
 
 
 @pytest.fixture

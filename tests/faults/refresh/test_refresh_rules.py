@@ -11,10 +11,9 @@ from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.definition import DefinitionState, Rollout
 from evergrant_server.core.integrations import RefreshRules, Rotation
-from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import TENANT, Installation, installation
+from tests.fakes.platform.installation import STRICT, TENANT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok
 
 
@@ -30,16 +29,9 @@ async def version(place: Installation, number: int, state: DefinitionState, **sa
     await place.define(document, version=number, state=state, rollout=Rollout(), approved=True)
 
 
-async def connection_of(
-    place: Installation, idp: ScriptedProvider, said: dict[str, Any] | None
-) -> Connection:
-    written = await place.integration(idp, RefreshRules(rotation=Rotation.STRICT))
-    changed = written.model_copy(
-        update={"provider": "acme-crm", "endpoints": None, "refresh_overrides": said}
-    )
-    async with place.store.write() as tx:
-        kept = await tx.integrations.put(changed, None, expected=written.revision)
-    return await place.begin(kept)
+async def connection_of(place: Installation, said: dict[str, Any] | None) -> Connection:
+    own = {"provider": "acme-crm", "endpoints": None, "refresh_overrides": said}
+    return await place.begin(await place.integration(STRICT, **own))
 
 
 async def rules_for(place: Installation, connection: Connection) -> RefreshRules:
@@ -58,10 +50,10 @@ async def rules_for(place: Installation, connection: Connection) -> RefreshRules
     ],
 )
 async def test_refresh_rules_follow_the_definition_unless_the_admin_set_them(
-    place: Installation, idp: ScriptedProvider, said: dict[str, Any] | None, before: Rotation, after: Rotation
+    place: Installation, said: dict[str, Any] | None, before: Rotation, after: Rotation
 ):
     await version(place, 1, DefinitionState.ACTIVE, refresh_rotates=True)
-    connection = await connection_of(place, idp, said)
+    connection = await connection_of(place, said)
     assert (await rules_for(place, connection)).rotation is before
     await version(place, 2, DefinitionState.STAGED, refresh_rotates=False)
     assert (await rules_for(place, connection)).rotation is before  # it isn't relied on yet
@@ -73,16 +65,16 @@ async def test_a_new_run_uses_the_current_rules_and_settings(
     temporal_address: str, database_url: str, tmp_path: Path, idp: ScriptedProvider
 ):
     """It was terminated, and the definition has learnt that this provider refuses early refreshes."""
-    days, allow = (9, 2), (idp.allowance,)
+    days = (9, 2)
     async with installation(
-        temporal_address, database_url, tmp_path, allow=allow, expiry_announce_days=days
+        temporal_address, database_url, tmp_path, idp, expiry_announce_days=days
     ) as place:
         idp.script(ok(expires_in=600))
-        connection = await place.connect(idp, policy="warm")
+        connection = await place.connect(policy="warm")
         await follows(place, connection, {"refresh_token_idle_s": 86_400.0})
         await version(place, 1, DefinitionState.ACTIVE, min_refresh_age_s=570)
         await version(place, 2, DefinitionState.STAGED, min_refresh_age_s=60)  # not relied on yet
-        running = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
+        running = place.workflow(connection)
         await running.terminate()
         assert await place.parts.reconciler.start_workflow(TENANT, connection.id)
         life = begun_with((await running.fetch_history()).to_json_dict()["events"])
@@ -95,13 +87,21 @@ async def test_a_new_run_uses_the_current_rules_and_settings(
 
 async def follows(place: Installation, connection: Connection, said: dict[str, Any]) -> None:
     """From now on its integration is one of the tenant's own provider."""
-    async with place.store.write() as tx:
-        written = await tx.integrations.get(TENANT, connection.integration_id)
-        assert written is not None
-        changed = written.model_copy(update={"provider": "acme-crm", "refresh_overrides": said})
-        await tx.integrations.put(changed, None, expected=written.revision)
+    await place.change_integration(connection, provider="acme-crm", refresh_overrides=said)
 
 
 def begun_with(history: list[dict[str, Any]]) -> ConnectionState:
     (given,) = history[0]["workflowExecutionStartedEventAttributes"]["input"]["payloads"]
     return ConnectionStart.model_validate_json(base64.b64decode(given["data"])).state
+
+
+async def test_a_bearer_grant_outlives_a_server_that_binds_nothing(place: Installation):
+    connection = await place.connect()
+    await place.change_integration(connection, dpop=True)
+    assert (await place.ensure_fresh(connection, 1)).generation == 2
+    assert "dpop" in place.idp.calls[-1].headers  # it was asked for
+    assert (await place.grant(connection))[1].token_type == "Bearer"
+    place.idp.script(ok(token_type="DPoP"))
+    assert (await place.ensure_fresh(connection, 2)).generation == 3
+    assert (await place.grant(connection))[1].token_type == "DPoP"
+    assert place.idp.refreshes == 2

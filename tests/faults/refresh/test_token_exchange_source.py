@@ -1,26 +1,22 @@
 """Another connection's token is exchanged (RFC 8693) for as long as the app that asked may lease it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from evergrant_server.api.connections.consents import request_client_grant
-from evergrant_server.core.access import Action, App, Permit
+from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AppId, ConnectionId, PermitId, new_id
+from evergrant_server.core.ids import ConnectionId, new_id
 from evergrant_server.core.lifecycle.schedule import jitter
-from evergrant_server.core.lifecycle.snapshot import start_message
-from evergrant_server.core.messages.base import SignalName, connection_workflow_id
-from evergrant_server.core.messages.connection import ProviderChanged
-from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
+from tests.conformance.store.samples import a_permit, an_app
+from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.client_grants import TOKEN_EXCHANGE, OtherGrants
 from tests.fakes.providers.scripted_provider import ok
 
@@ -31,47 +27,20 @@ class World:
     """A source, and the app in whose name its token is exchanged, with one permit."""
 
     def __init__(self, place: Installation, idp: OtherGrants) -> None:
-        self.place = place
-        self.idp = idp
+        self.place, self.idp = place, idp
         now = place.parts.clock.now()
-        self.app = App(tenant=TENANT, id=AppId(new_id("app")), name="bridge", created_at=now)
-        self.permit = Permit(
-            tenant=TENANT,
-            id=PermitId(new_id("per")),
-            app_id=self.app.id,
-            name="only",
-            integration="*",
-            scope_ceiling=("read",),
-            actions=(Action.TOKEN,),
-            created_at=now,
-        )
+        self.app = an_app(tenant=TENANT, created_at=now)
+        read = {"integration": "*", "scope_ceiling": ("read",), "actions": (Action.TOKEN,)}
+        self.permit = a_permit(self.app, created_at=now, **read)
 
     async def begin(self, flow: Flow, **more: Any) -> Connection:
         """What the API writes for a connection without a consent."""
-        place, now = self.place, self.place.parts.clock.now()
-        integration = await place.integration(self.idp)
-        connection = Connection(
-            tenant=TENANT,
-            id=_soon(),
-            integration_id=integration.id,
-            integration=integration.name,
-            provider=integration.provider,
-            subject="nightly",
-            requested_scopes=("read",),
-            refresh_policy="on_demand",
-            flow=flow,
-            created_at=now,
-            changed_at=now,
-            consent_deadline=now + timedelta(days=7),
-            **more,
-        )
+        place, week = self.place, timedelta(days=7)
+        begun = await place.begin(id=_soon(), subject="nightly", flow=flow, deadline=week, **more)
         async with place.store.write() as tx:
-            await tx.connections.add(connection)
-            subject = place.parts.ring.subject_hash(TENANT, connection.subject)
-            await tx.outbox.add(start_message(connection, subject, ASKED, now))
-            await request_client_grant(tx, connection, ("read",), ASKED, now)
+            await request_client_grant(tx, begun, ("read",), ASKED, begun.created_at)
         place.parts.relay.notify()
-        return connection
+        return begun
 
     async def active(self, flow: Flow, **more: Any) -> Connection:
         begun = await self.begin(flow, **more)
@@ -101,17 +70,12 @@ class World:
             assert permit is not None
             await tx.access.put_permit(permit.model_copy(update=changes), expected=permit.revision)
 
-    async def look_again(self, connection: Connection) -> None:
-        """What the workflow hears when permits have changed."""
-        workflow = self.place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
-        await workflow.signal(SignalName.PROVIDER_CHANGED, ProviderChanged(version=2, context=ASKED))
-
     @property
     def exchanges(self) -> int:
         return self.idp.count("token", grant_type=TOKEN_EXCHANGE)
 
     async def said(self, connection: Connection, action: AuditAction) -> list[dict[str, Any]]:
-        return [it.detail for it in await self.place.audited(connection) if it.action is action]
+        return [it.detail for it in await self.place.audited(connection, action)]
 
 
 def _soon() -> ConnectionId:
@@ -136,13 +100,14 @@ async def disabled(world: World) -> None:
         await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
 
 
-@pytest_asyncio.fixture
-async def world(temporal_address: str, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
-    async with (
-        OtherGrants() as idp,
-        installation(temporal_address, database_url, tmp_path, allow=(idp.allowance,)) as place,
-    ):
-        yield World(place, idp)
+@pytest.fixture
+def provider() -> OtherGrants:
+    return OtherGrants()
+
+
+@pytest.fixture
+def world(place: Installation, idp: OtherGrants) -> World:
+    return World(place, idp)
 
 
 @pytest.mark.parametrize("withdraw", [withdrawn, ceiling_lowered, disabled])
@@ -156,16 +121,12 @@ async def test_without_the_right_to_lease_the_source_nothing_is_exchanged(
     assert (await world.place.ensure_fresh(connection, 1)).problem is REFUSED, "looked at again slowly"
     assert world.exchanges == 1, "the first token's own"
     row = await world.place.row(connection)
-    assert (row.state, row.generation, row.failures, row.last_failure) == (
-        LifecycleState.ACTIVE,
-        1,
-        1,
-        REFUSED,
-    )
+    assert (row.state, row.generation, row.failures) == (LifecycleState.ACTIVE, 1, 1)
+    assert row.last_failure is REFUSED
     named = {"source": source.id, "source_app": world.app.id}
     assert await world.said(connection, AuditAction.REFRESH_FAILED) == [{"reason": REFUSED, **named}]
     await world.give()
-    await world.look_again(connection)
+    await world.place.look_again(connection)
     assert (await world.place.ensure_fresh(connection, 1)).generation == 2
     assert world.exchanges == 2
     assert (await world.place.row(connection)).last_failure is None
@@ -176,7 +137,8 @@ async def test_a_withdrawn_permit_is_retried_like_any_failure_of_an_admin(world:
     await withdrawn(world)
     await world.place.ensure_fresh(connection, 1)
     now = world.place.parts.clock.now()
-    told = await world.place.parts.link.describe(TENANT, connection.id)
+    told = await world.place.described(connection)
+    assert told is not None
     assert (told.state, told.reason, told.repairer) == (LifecycleState.ACTIVE, REFUSED, "permit_admin")
     assert told.next_at is not None
     assert timedelta(minutes=14) < told.next_at - now < timedelta(minutes=16)
@@ -195,10 +157,7 @@ async def test_a_source_beyond_the_scope_ceiling_is_not_exchanged(world: World):
 async def test_without_a_source_app_nothing_is_exchanged(world: World):
     """A row of before it was kept: it waits for an app that asks."""
     source, connection = await world.exchanging()
-    before = await world.place.row(connection)
-    async with world.place.store.write() as tx:
-        nobodys = before.model_copy(update={"source_app": None})
-        await tx.connections.replace(nobodys, expected=before.revision)
+    await world.place.change(connection, source_app=None)
     assert (await world.place.ensure_fresh(connection, 1)).problem is REFUSED
     assert world.exchanges == 1
     (said,) = await world.said(connection, AuditAction.REFRESH_FAILED)
@@ -215,7 +174,7 @@ async def test_a_first_token_waits_for_the_permit(world: World):
     (said,) = await world.said(connection, AuditAction.CONSENT_FAILED)
     assert (said["source"], said["source_app"]) == (source.id, world.app.id)
     await world.give()
-    await world.look_again(connection)
+    await world.place.look_again(connection)
     await world.place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
     assert world.exchanges == 1
 
@@ -224,7 +183,7 @@ async def test_without_the_permit_the_source_is_not_refreshed(world: World):
     source, connection = await world.exchanging()
     row, grant = await world.place.grant(source)
     over = grant.model_copy(update={"expires_at": grant.obtained_at})
-    await world.place.restore(source, (row, over))
+    await world.place.restore((row, over))
     await withdrawn(world)
     asked = world.idp.count("token")
     assert (await world.place.ensure_fresh(connection, 1)).problem is REFUSED

@@ -3,7 +3,6 @@
 Store (SQLite and PostgreSQL), worker and Temporal are real; the provider does what the script says.
 """
 
-import asyncio
 from datetime import timedelta
 
 import pytest
@@ -19,7 +18,6 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ReceiverId, new_id
-from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.messages.base import RequestContext, WorkflowName, connection_workflow_id
 from evergrant_server.core.messages.maintenance import IntrospectGrants, IntrospectGrantsResult
 from evergrant_server.core.provider_events.external_revocation import (
@@ -35,24 +33,20 @@ from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.store.database.rows import find_one
 from evergrant_server.store.provider_events.introspections import IntrospectionRow
 from providers.requests.sender import Sender
-from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import TENANT, Installation
-from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer, html, ok, raw, status
+from tests.fakes.patience import eventually
+from tests.fakes.platform.installation import STRICT, TENANT, Installation
+from tests.fakes.providers.scripted_provider import html, ok, raw, status
 
-STRICT = RefreshRules(rotation=Rotation.STRICT)
 PROVIDER = RequestContext(by="provider:generic")
 
 
-async def introspected(place: Installation, idp: ScriptedProvider) -> Connection:
+async def introspected(place: Installation) -> Connection:
     """A connection whose provider introspects, and that is asked about at the next pass."""
-    connection = await place.connect(idp, STRICT)
-    async with place.store.write() as tx:
-        integration = await tx.integrations.get(TENANT, connection.integration_id)
-        assert integration is not None
-        assert integration.endpoints is not None
-        endpoints = integration.endpoints.model_copy(update={"introspection_endpoint": idp.url("introspect")})
-        after = integration.model_copy(update={"endpoints": endpoints})
-        await tx.integrations.replace(after, expected=integration.revision)
+    connection = await place.connect(STRICT)
+    endpoints = (await place.integration_of(connection)).endpoints
+    assert endpoints is not None
+    introspects = endpoints.model_copy(update={"introspection_endpoint": place.idp.url("introspect")})
+    await place.change_integration(connection, endpoints=introspects)
     await due(place, connection)
     return connection
 
@@ -83,58 +77,47 @@ async def outcome(place: Installation, connection: Connection) -> str | None:
     return None if row is None else row["outcome"]
 
 
-async def until_told(place: Installation, connection: Connection, state: LifecycleState) -> None:
-    """Wait until the workflow says so as well."""
-    async with asyncio.timeout(PATIENCE_S):
-        while (await place.parts.link.describe(TENANT, connection.id)).state is not state:
-            await asyncio.sleep(0.05)
-
-
-async def test_introspection_notices_an_ended_grant_before_a_lease(
-    place: Installation, idp: ScriptedProvider
-):
-    connection = await introspected(place, idp)
+async def test_introspection_notices_an_ended_grant_before_a_lease(place: Installation):
+    connection = await introspected(place)
     assert await one_pass(place) == IntrospectGrantsResult(checked=1)
     assert await outcome(place, connection) == IntrospectionFinding.REFRESH_TOKEN_ACTIVE
-    idp.families[-1].alive = False  # its subject has taken it back
+    place.idp.families[-1].alive = False  # its subject has taken it back
     await due(place, connection)
     assert await one_pass(place) == IntrospectGrantsResult(checked=1, ended=1)
     row = await place.row(connection)
     assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REVOKED_ELSEWHERE)
-    await until_told(place, connection, LifecycleState.NEEDS_REAUTH)
-    assert idp.refreshes == 0
+    await place.until_described(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
+    assert place.idp.refreshes == 0
     assert (await one_pass(place)).checked == 0, "its turn is over"
 
 
-async def test_a_token_with_an_unreadable_successor_says_nothing_about_the_grant(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_a_token_with_an_unreadable_successor_says_nothing_about_the_grant(place: Installation):
     """It is spent, and what was made of it waits for a definition that can read it."""
-    connection = await introspected(place, idp)
+    connection = await introspected(place)
     await one_pass(place)
-    idp.script(ok(token_type="of another kind"))
+    place.idp.script(ok(token_type="of another kind"))
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.REPLY_UNREADABLE
-    idp.script(raw(b'{"active": false}', 200), at="introspect")
+    place.idp.script(raw(b'{"active": false}', 200), at="introspect")
     await due(place, connection)
     assert (await one_pass(place)).ended == 0
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
 
 
 async def test_rfc7662_2_2_inactive_refresh_tokens_are_not_believed_while_the_access_token_is_active(
-    place: Installation, idp: ScriptedProvider
+    place: Installation,
 ):
     """It says `active: false` of every refresh token; the access token is asked about instead."""
-    connection = await introspected(place, idp)
-    idp.script(raw(b'{"active": false}', 200), at="introspect")
+    connection = await introspected(place)
+    place.idp.script(raw(b'{"active": false}', 200), at="introspect")
     await one_pass(place)
     assert await outcome(place, connection) == IntrospectionFinding.ACCESS_TOKEN_ACTIVE
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
-    assert idp.refreshes == 0
+    assert place.idp.refreshes == 0
 
 
-async def test_a_subject_token_is_not_introspected(place: Installation, idp: ScriptedProvider):
+async def test_a_subject_token_is_not_introspected(place: Installation):
     """It lies where refresh tokens do, and is none of this provider's: a no says nothing of the grant."""
-    connection = await introspected(place, idp)
+    connection = await introspected(place)
     await one_pass(place)
     assert await outcome(place, connection) == IntrospectionFinding.REFRESH_TOKEN_ACTIVE, (
         "of others a no would count"
@@ -149,11 +132,11 @@ async def test_a_subject_token_is_not_introspected(place: Installation, idp: Scr
     assert (await one_pass(place)).ended == 0
     assert await outcome(place, connection) == IntrospectionFinding.ACCESS_TOKEN_ACTIVE
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
-    assert idp.count("introspect", token="another-issuer-s") == 0
+    assert place.idp.count("introspect", token="another-issuer-s") == 0
 
 
-async def test_static_credentials_are_not_introspected(place: Installation, idp: ScriptedProvider):
-    connection = await introspected(place, idp)
+async def test_static_credentials_are_not_introspected(place: Installation):
+    connection = await introspected(place)
     begun = await place.begin(await place.integration_of(connection), subject="user-2")
     _, grant = await place.grant(connection)
     async with place.store.write() as tx:
@@ -164,13 +147,13 @@ async def test_static_credentials_are_not_introspected(place: Installation, idp:
     await due(place, begun)
     await one_pass(place)
     assert await outcome(place, begun) == IntrospectionFinding.NOTHING_LEARNT
-    assert idp.count("introspect", token="a-key") == 0
+    assert place.idp.count("introspect", token="a-key") == 0
 
 
-async def test_an_inactive_access_token_causes_one_refresh(place: Installation, idp: ScriptedProvider):
-    connection = await introspected(place, idp)
+async def test_an_inactive_access_token_causes_one_refresh(place: Installation):
+    connection = await introspected(place)
     dead = raw(b'{"active": false}', 200)
-    idp.script(dead, dead, at="introspect")
+    place.idp.script(dead, dead, at="introspect")
     assert (await one_pass(place)).refresh_requested == 1
     refreshed = await place.until(connection, lambda it: it.generation == 2)
     assert refreshed.state is LifecycleState.ACTIVE
@@ -178,18 +161,18 @@ async def test_an_inactive_access_token_causes_one_refresh(place: Installation, 
 
 
 @pytest.mark.parametrize("answer", [status(500), html(), raw(b'{"active": "false"}', 200)])
-async def test_rfc7662_2_2_an_error_ends_no_grant(place: Installation, idp: ScriptedProvider, answer):
-    connection = await introspected(place, idp)
+async def test_rfc7662_2_2_an_error_ends_no_grant(place: Installation, answer):
+    connection = await introspected(place)
     await one_pass(place)
-    idp.script(answer, at="introspect")
+    place.idp.script(answer, at="introspect")
     await due(place, connection)
     assert (await one_pass(place)).failed == 1
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
     assert await place.actions(connection) == [AuditAction.GRANT_INSTALLED]
 
 
-async def a_receiver(place: Installation, connection: Connection, jwks_uri: str) -> Receiver:
-    """A receiver of the connection's integration, whose transmitter's keys are still unread."""
+async def test_transmitters_keys_are_read_however_long_a_provider_takes_to_answer(place: Installation):
+    connection = await introspected(place)
     now = place.parts.clock.now()
     receiver = Receiver(
         tenant=TENANT,
@@ -197,42 +180,24 @@ async def a_receiver(place: Installation, connection: Connection, jwks_uri: str)
         integration_id=connection.integration_id,
         kind=ReceiverKind.SET,
         issuer="https://transmitter.example/",
-        jwks_uri=jwks_uri,
+        jwks_uri=place.idp.url("keys"),
         created_at=now,
         changed_at=now,
     )
     async with place.store.write() as tx:
-        return await tx.receivers.put(receiver, None, expected=None)
-
-
-async def keys_read(place: Installation, receiver: Receiver) -> bool:
-    async with place.store.read() as tx:
+        await tx.receivers.put(receiver, None, expected=None)
+    async with place.idp.in_flight(one_pass(place), at="introspect"), place.store.read() as tx:
         found = await tx.receivers.find_in_any_tenant(receiver.id)
     assert found is not None
-    return found.keys_at is not None
+    assert found.keys_at is not None
 
 
-async def test_transmitters_keys_are_read_however_long_a_provider_takes_to_answer(
-    place: Installation, idp: ScriptedProvider
-):
-    connection = await introspected(place, idp)
-    receiver = await a_receiver(place, connection, idp.url("keys"))
-    gate = asyncio.Event()
-    idp.script(hold_answer(gate), at="introspect")
-    looking = asyncio.create_task(one_pass(place))
-    await idp.until("introspect", 1)
-    read = await keys_read(place, receiver)
-    gate.set()
-    await looking
-    assert read
-
-
-async def test_a_pass_starts_with_what_the_last_one_left(place: Installation, idp: ScriptedProvider):
+async def test_a_pass_starts_with_what_the_last_one_left(place: Installation):
     """As when each answer takes all the time that an integration has in a pass."""
-    first = await introspected(place, idp)
+    first = await introspected(place)
     integration = await place.integration_of(first)
     second = await place.begin(integration, subject="user-2")
-    await place.consent(idp, integration, second)
+    await place.consent(second)
     await place.until(second, lambda it: it.state is LifecycleState.ACTIVE)
     await due(place, second)
     activities = looking_elsewhere(place, longest_turn=timedelta(0))
@@ -259,90 +224,66 @@ def looking_elsewhere(place: Installation, *, longest_turn: timedelta) -> Intros
     )
 
 
-async def told(place: Installation, connection: Connection) -> ReportDecision:
-    news = ProviderReport(
-        source=ReportSource.SECURITY_EVENT, kind="tokens-revoked", certainty=Certainty.ENDED
-    )
+async def told(
+    place: Installation,
+    connection: Connection,
+    certainty: Certainty = Certainty.ENDED,
+    source: ReportSource = ReportSource.SECURITY_EVENT,
+    times: int = 1,
+) -> set[ReportDecision]:
+    """The provider reports it, so often at once. What came of it."""
+    news = ProviderReport(source=source, kind="tokens-revoked", certainty=certainty)
     async with place.store.write() as tx:
         row = await tx.connections.get(TENANT, connection.id)
         assert row is not None
-        verdict = await apply_external_event(tx, row, news, PROVIDER, place.parts.clock.now())
+        now = place.parts.clock.now()
+        decided = {await apply_external_event(tx, row, news, PROVIDER, now) for _ in range(times)}
     place.parts.relay.notify()
-    return verdict
+    return decided
 
 
-async def test_tokens_of_a_refresh_that_overlapped_a_report_are_verified_first(
-    place: Installation, idp: ScriptedProvider
-):
+async def test_tokens_of_a_refresh_that_overlapped_a_report_are_verified_first(place: Installation):
     """Its reply may be older than the report. Its token is tried, and the grant stays active."""
-    connection = await place.connect(idp, STRICT)
-    gate = asyncio.Event()
-    idp.script(hold_answer(gate))
-    refreshing = asyncio.create_task(place.ensure_fresh(connection, 1))
-    await idp.until("token", 2)
-    assert await told(place, connection) is ReportDecision.ENDED
-    assert (await place.row(connection)).state is LifecycleState.NEEDS_REAUTH
-    gate.set()
-    await refreshing
+    connection = await place.connect(STRICT)
+    async with place.idp.in_flight(place.ensure_fresh(connection, 1)):
+        assert await told(place, connection) == {ReportDecision.ENDED}
+        assert (await place.row(connection)).state is LifecycleState.NEEDS_REAUTH
     alive = await place.until(connection, lambda it: it.state is LifecycleState.ACTIVE)
     assert alive.generation == 2
     assert alive.reason is None
     assert AuditAction.LATE_TOKENS_RECEIVED in await place.actions(connection)
-    await until_told(place, connection, LifecycleState.ACTIVE)
+    await place.until_described(connection, lambda it: it.state is LifecycleState.ACTIVE)
 
 
-async def test_a_refresh_of_an_ended_grant_installs_nothing(place: Installation, idp: ScriptedProvider):
-    connection = await place.connect(idp, STRICT)
-    gate = asyncio.Event()
-    idp.script(hold_answer(gate))
-    refreshing = asyncio.create_task(place.ensure_fresh(connection, 1))
-    await idp.until("token", 2)
-    await told(place, connection)
-    idp.families[-1].alive = False
-    gate.set()
-    await refreshing
-    await idp.until("token", 3)
-    await until_told(place, connection, LifecycleState.NEEDS_REAUTH)
+async def test_a_refresh_of_an_ended_grant_installs_nothing(place: Installation):
+    connection = await place.connect(STRICT)
+    async with place.idp.in_flight(place.ensure_fresh(connection, 1)):
+        await told(place, connection)
+        place.idp.families[-1].alive = False
+    await place.idp.until("token", 3)
+    await place.until_described(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
     row = await place.row(connection)
     assert (row.state, row.generation) == (LifecycleState.NEEDS_REAUTH, 1)
 
 
-async def test_a_suspicion_is_settled_by_a_refresh(place: Installation, idp: ScriptedProvider):
-    connection = await place.connect(idp, STRICT)
-    idp.families[-1].alive = False
-    news = ProviderReport(source=ReportSource.HOOK, kind="github", certainty=Certainty.SUSPECTED)
-    async with place.store.write() as tx:
-        row = await tx.connections.get(TENANT, connection.id)
-        assert row is not None
-        assert (
-            await apply_external_event(tx, row, news, PROVIDER, place.parts.clock.now())
-            is ReportDecision.REFRESH_REQUESTED
-        )
-    place.parts.relay.notify()
+async def test_a_suspicion_is_settled_by_a_refresh(place: Installation):
+    connection = await place.connect(STRICT)
+    place.idp.families[-1].alive = False
+    decided = await told(place, connection, Certainty.SUSPECTED, ReportSource.HOOK)
+    assert decided == {ReportDecision.REFRESH_REQUESTED}
     ended = await place.until(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
     assert ended.reason is ErrorCode.GRANT_REJECTED
 
 
-async def test_ten_suspicions_cost_one_refresh(place: Installation, idp: ScriptedProvider):
-    connection = await place.connect(idp, STRICT)
-    news = ProviderReport(
-        source=ReportSource.SECURITY_EVENT, kind="session-revoked", certainty=Certainty.SUSPECTED
-    )
-    async with place.store.write() as tx:
-        row = await tx.connections.get(TENANT, connection.id)
-        assert row is not None
-        for _ in range(10):
-            assert (
-                await apply_external_event(tx, row, news, PROVIDER, place.parts.clock.now())
-                is ReportDecision.REFRESH_REQUESTED
-            )
-    place.parts.relay.notify()
+async def test_ten_suspicions_cost_one_refresh(place: Installation):
+    connection = await place.connect(STRICT)
+    decided = await told(place, connection, Certainty.SUSPECTED, times=10)
+    assert decided == {ReportDecision.REFRESH_REQUESTED}
     name = connection_workflow_id(TENANT, connection.id)
-    async with asyncio.timeout(PATIENCE_S):
-        while await waits(place, name) or not await place.parts.link.is_idle(name):
-            await asyncio.sleep(0.05)
+    await eventually(lambda: waits(place, name), lambda it: not it)
+    await eventually(lambda: place.parts.link.is_idle(name))
     assert (await place.row(connection)).generation == 2
-    assert idp.count("token", grant_type="refresh_token") == 1
+    assert place.idp.count("token", grant_type="refresh_token") == 1
 
 
 async def waits(place: Installation, name: str) -> bool:

@@ -24,7 +24,7 @@ from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, Ti
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_grant, granted, some_tokens
 from tests.fakes.clock import SetClock
-from tests.fakes.databases import NOW, clock, database_url, key_path, postgres_server, ring, store
+from tests.fakes.databases import NOW
 from tests.fakes.patience import PATIENCE_S
 from tests.unit.activities.single_use.protocol_worker import (
     LIMITS,
@@ -34,8 +34,6 @@ from tests.unit.activities.single_use.protocol_worker import (
     fails,
     keep_reply,
 )
-
-__all__ = ["clock", "database_url", "key_path", "postgres_server", "ring", "store"]  # fixtures
 
 
 class Instant:

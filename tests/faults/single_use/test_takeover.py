@@ -1,19 +1,25 @@
-"""Two workers that can't see each other spend one refresh token: the slow one's answer comes last.
+"""Two workers that spend one refresh token: the slow one's answer comes last, or crosses the other's use.
 
-The second worker has a journal folder of its own, as on another host.
+On two hosts neither sees the other's journals. On one host, what the first use brings is good unless the
+second one ends it, and only the second answer tells: until then it waits in its journal.
 """
 
 import asyncio
-from pathlib import Path
+from datetime import timedelta
+from functools import partial
 
 import pytest
 
-from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import RefreshRules, Rotation
-from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import TENANT, Installation
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.single_use.attempt import TimeLimits
+from tests.fakes.failures import fails
+from tests.fakes.patience import eventually
+from tests.fakes.platform.installation import NEVER_ROTATES, STRICT, TENANT, Installation
 from tests.fakes.providers.scripted_provider import (
+    Answer,
     ScriptedProvider,
     delay,
     drop_after_commit,
@@ -22,59 +28,22 @@ from tests.fakes.providers.scripted_provider import (
     ok,
     status,
 )
-from tests.faults.support.activities import Activities, at_temporal
+from tests.faults.late_tokens.test_late_refresh_reply import limits, provider
+from tests.faults.support.activities import Activities
+from tests.faults.support.reply_timing import SHORT, Slow, left, outcome
 
-NEVER_ROTATES = RefreshRules(rotation=Rotation.NONE)
 
-
-def two_hosts(place: Installation, idp: ScriptedProvider, folder: Path) -> tuple[Activities, Activities]:
+def two_hosts(place: Installation) -> tuple[Activities, Activities]:
     """Neither sees the other's journals."""
-    allow = (idp.allowance,)
-    return Activities(place, allow, folder / "slow"), Activities(place, allow, folder / "quick")
-
-
-@pytest.mark.parametrize("refused", [False, True])
-async def test_a_reply_after_a_takeover_changes_nothing(
-    place: Installation, lenient: ScriptedProvider, tmp_path: Path, refused: bool
-):
-    """The newer grant stays, also when the late reply is a refusal."""
-    connection = await place.connect(lenient, NEVER_ROTATES)
-    slow, quick = two_hosts(place, lenient, tmp_path)
-    gate = asyncio.Event()
-    lenient.script(delay(gate, error("invalid_grant")) if refused else hold_answer(gate))
-    late = asyncio.create_task(slow.refresh(connection, 1))
-    await lenient.until("token", 2)
-    assert (await quick.refresh(connection, 1)).generation == 2
-    gate.set()
-    await late
-    row = await place.row(connection)
-    assert (row.state, row.generation) == (LifecycleState.ACTIVE, 2)
-    assert await place.open_attempts(connection) == 0
-
-
-async def test_a_reply_after_a_refused_takeover_is_verified_first(
-    place: Installation, lenient: ScriptedProvider, tmp_path: Path
-):
-    connection = await place.connect(lenient, NEVER_ROTATES)
-    slow, quick = two_hosts(place, lenient, tmp_path)
-    gate = asyncio.Event()
-    lenient.script(hold_answer(gate), error("invalid_grant"))
-    late = asyncio.create_task(slow.refresh(connection, 1))
-    await lenient.until("token", 2)
-    await quick.refresh(connection, 1)
-    gate.set()
-    news = await late
-    row = await place.row(connection)
-    assert (row.state, news.failure) == (LifecycleState.NEEDS_REAUTH, row.reason)
-    assert await place.open_attempts(connection) == 0
+    return Activities(place, "slow"), Activities(place, "quick")
 
 
 async def test_a_refused_second_use_has_the_installed_grant_tried(
-    place: Installation, lenient: ScriptedProvider, tmp_path: Path
+    place: Installation, lenient: ScriptedProvider
 ):
     """The refusal may have ended the family: whether the new token works is found out at once."""
-    connection = await place.connect(lenient, NEVER_ROTATES)
-    slow, quick = two_hosts(place, lenient, tmp_path)
+    connection = await place.connect(NEVER_ROTATES)
+    slow, quick = two_hosts(place)
     first, second = asyncio.Event(), asyncio.Event()
     lenient.script(hold_answer(first), delay(second, error("invalid_grant")))
     slowly = asyncio.create_task(slow.refresh(connection, 1))
@@ -89,83 +58,27 @@ async def test_a_refused_second_use_has_the_installed_grant_tried(
     await place.until_signalled(connection, "rotate")
 
 
-async def test_a_token_in_flight_is_not_sent_again(
-    place: Installation, lenient: ScriptedProvider, tmp_path: Path
-):
-    """Temporal gave the activity up and asks again; the provider would take the token, too."""
-    connection = await place.connect(lenient, NEVER_ROTATES)
-    worker = Activities(place, (lenient.allowance,), tmp_path / "here")
-    gate = asyncio.Event()
-    lenient.script(hold_answer(gate))
-    first = asyncio.create_task(worker.refresh(connection, 1))
-    await lenient.until("token", 2)
-    assert (await worker.refresh(connection, 1)).failure is ErrorCode.REFRESH_PENDING
-    gate.set()
-    assert (await first).generation == 2
-    assert (await worker.refresh(connection, 1)).generation == 2, "done already"
-    assert lenient.count("token", grant_type="refresh_token") == 1
-
-
 async def test_a_revocation_and_a_code_exchange_wait_for_a_refresh_in_flight(
-    place: Installation, lenient: ScriptedProvider, tmp_path: Path
+    place: Installation, lenient: ScriptedProvider
 ):
     """The first would miss the token that lands; the second would be overtaken by it."""
-    connection = await place.connect(lenient, NEVER_ROTATES)
-    worker = Activities(place, (lenient.allowance,), tmp_path / "here")
-    gate = asyncio.Event()
-    lenient.script(hold_answer(gate))
-    refresh = asyncio.create_task(worker.refresh(connection, 1))
-    await lenient.until("token", 2)
-    integration = await place.integration_of(connection)
-    consent = await place.consent(lenient, integration, connection, tell=False)
-    with pytest.raises(Failure) as waits:
-        await worker.exchange(connection, consent)
-    assert waits.value.code is ErrorCode.REFRESH_PENDING
-    await place.revoke(connection, tell=False)
-    assert (await worker.revoke(connection)).failure is ErrorCode.REFRESH_PENDING
-    assert lenient.count("revoke") == 0
-    gate.set()
+    connection = await place.connect(NEVER_ROTATES)
+    worker = Activities(place)
+    async with lenient.in_flight(worker.refresh(connection, 1)) as refresh:
+        consent = await place.consent(connection, tell=False)
+        with fails(ErrorCode.REFRESH_PENDING):
+            await worker.exchange(connection, consent)
+        await place.revoke(connection, tell=False)
+        assert (await worker.revoke(connection)).failure is ErrorCode.REFRESH_PENDING
+        assert lenient.count("revoke") == 0
     assert (await refresh).state is LifecycleState.REVOKING
     assert (await worker.revoke(connection)).revocation is RevocationOutcome.CONFIRMED
     assert not any(family.alive for family in lenient.families if family.used or family.access_tokens)
 
 
-async def test_cancelling_the_activity_does_not_cut_the_critical_section(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path
-):
-    connection = await place.connect(idp)
-    worker = Activities(place, (idp.allowance,), tmp_path / "here")
-    gate, env = asyncio.Event(), at_temporal()
-    idp.script(hold_answer(gate))
-    refresh = asyncio.create_task(worker.refresh(connection, 1, env))
-    await idp.until("token", 2)
-    env.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await refresh
-    gate.set()
-    assert (await place.until(connection, lambda c: c.generation == 2)).state is LifecycleState.ACTIVE
-
-
-async def test_a_token_spent_by_a_dead_worker_is_sent_once_more_then_outcome_unknown(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path
-):
-    connection = await place.connect(idp, RefreshRules(rotation=Rotation.STRICT))
-    journals = tmp_path / "one-host"
-    dies, goes_on = (Activities(place, (idp.allowance,), journals) for _ in range(2))
-    idp.script(drop_after_commit())
-    assert (await dies.refresh(connection, 1)).failure is ErrorCode.PROVIDER_UNREACHABLE
-    assert (await goes_on.refresh(connection, 1)).failure is ErrorCode.REFRESH_PENDING
-    dies.journal.release()
-    assert (await goes_on.refresh(connection, 1)).failure is ErrorCode.OUTCOME_UNKNOWN
-    row = await place.row(connection)
-    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.OUTCOME_UNKNOWN)
-
-
-async def test_a_second_send_keeps_the_date_of_the_first(
-    place: Installation, lenient: ScriptedProvider, tmp_path: Path
-):
-    connection = await place.connect(lenient, NEVER_ROTATES)
-    worker = Activities(place, (lenient.allowance,), tmp_path / "here")
+async def test_a_second_send_keeps_the_date_of_the_first(place: Installation, lenient: ScriptedProvider):
+    connection = await place.connect(NEVER_ROTATES)
+    worker = Activities(place)
     lenient.script(drop_after_commit())
     await worker.refresh(connection, 1)
     async with place.store.read() as tx:
@@ -174,15 +87,13 @@ async def test_a_second_send_keeps_the_date_of_the_first(
     assert (await worker.refresh(connection, 1)).obtained_at == first.opened_at
 
 
-async def test_a_token_is_dated_by_the_send_that_brought_it(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path
-):
+async def test_a_token_is_dated_by_the_send_that_brought_it(place: Installation):
     """It would seem over when it comes, and is not due again at once: callers would go without it."""
-    idp.script(ok(expires_in=1))
-    connection = await place.connect(idp, RefreshRules(rotation=Rotation.STRICT))
-    here = Activities(place, (idp.allowance,), tmp_path / "here")
+    place.idp.script(ok(expires_in=1))
+    connection = await place.connect(STRICT)
+    here = Activities(place)
     await asyncio.sleep(1.1)
-    idp.script(status(500), status(500), ok(expires_in=2))
+    place.idp.script(status(500), status(500), ok(expires_in=2))
     for _ in range(2):
         assert (await here.refresh(connection, 1)).failure is ErrorCode.PROVIDER_ERROR
     await asyncio.sleep(2.1)
@@ -191,34 +102,120 @@ async def test_a_token_is_dated_by_the_send_that_brought_it(
     assert (await place.grant(connection))[1].obtained_at >= sent_after
 
 
-async def test_repeated_500s_do_not_end_the_grant(place: Installation, idp: ScriptedProvider, tmp_path: Path):
+async def test_repeated_500s_do_not_end_the_grant(place: Installation):
     """A 500 doesn't say whether the token is spent. Sending again does, once no client can wait for a reply:
     what it could lose is lost already (strict rotation, an expired access token)."""
-    idp.script(ok(expires_in=1))
-    connection = await place.connect(idp)
-    here = Activities(place, (idp.allowance,), tmp_path / "here")
-    async with asyncio.timeout(PATIENCE_S):
-        while (await place.grant(connection))[1].is_valid(place.parts.clock.now()):
-            await asyncio.sleep(0.05)
-    idp.script(*[status(500)] * 5)
+    place.idp.script(ok(expires_in=1))
+    connection = await place.connect()
+    here = Activities(place)
+    clock = place.parts.clock
+    await eventually(lambda: place.grant(connection), lambda it: not it[1].is_valid(clock.now()))
+    place.idp.script(*[status(500)] * 5)
     for _ in range(5):
         assert (await here.refresh(connection, 1)).failure is ErrorCode.PROVIDER_ERROR
         assert (await place.row(connection)).state is LifecycleState.ACTIVE
     assert (await here.refresh(connection, 1)).generation == 2
 
 
-async def test_a_refusal_after_a_lost_commit_is_outcome_unknown(
-    place: Installation, idp: ScriptedProvider, tmp_path: Path
+__all__ = ["limits", "provider"]  # fixtures
+
+
+class Crossing:
+    """A slow worker and its neighbour, which has sent the same token again."""
+
+    def __init__(self, place: Installation) -> None:
+        self._place, self._idp = place, place.idp
+        # waits as long for the other's answer, as a busy machine must
+        patient = TimeLimits(send=SHORT.send, answer=timedelta(seconds=60), poll_interval=SHORT.poll_interval)
+        self.slow = Slow(place, patient)
+        self.quick = Activities(place, "elsewhere", SHORT)
+        self.answers = asyncio.Event()
+        self._second: asyncio.Task[GrantResult] | None = None
+
+    async def begins(self, connection: Connection, second: Answer) -> None:
+        """Both have sent; the answer to the first use comes now, the other one with `answers`."""
+        await self.slow.refreshes(connection)
+        self._idp.script(second)
+        self._second = await left(self._idp, partial(self.quick.refresh, connection, 1, token_over=True))
+        assert (await self.slow.answered()).failure is ErrorCode.REFRESH_PENDING
+        assert (await self._place.row(connection)).generation == 1, "it is still unknown whether it works"
+        assert await self.slow.worker.replayer.sweep() == 0, "its journal keeps it"
+
+    async def answered(self) -> None:
+        """The second use."""
+        assert self._second is not None
+        self.answers.set()
+        await self._second
+
+    async def ends(self) -> None:
+        """And what the first one brought is looked at again."""
+        await self.answered()
+        assert await self.slow.worker.replayer.sweep() == 1
+
+
+@pytest.fixture
+def crossing(place: Installation) -> Crossing:
+    return Crossing(place)
+
+
+async def test_a_lost_second_reply_has_the_installed_grant_tried(place: Installation, crossing: Crossing):
+    """When the reply is installed this is still unknown: the second reply is lost."""
+    connection = await place.connect(STRICT)
+    await crossing.begins(connection, delay(crossing.answers, drop_after_commit()))
+    await crossing.ends()
+    over = await place.until(
+        connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH
+    )  # without a caller
+    assert (over.generation, over.reason) == (2, ErrorCode.OUTCOME_UNKNOWN)
+    assert not place.idp.families[-1].alive
+
+
+async def test_a_later_refusal_counts_when_the_second_use_did_nothing(
+    place: Installation, crossing: Crossing
 ):
-    idp.script(ok(expires_in=1))
-    connection = await place.connect(idp)
-    here = Activities(place, (idp.allowance,), tmp_path / "here")
-    async with asyncio.timeout(PATIENCE_S):
-        while (await place.grant(connection))[1].is_valid(place.parts.clock.now()):
-            await asyncio.sleep(0.05)
-    idp.script(drop_after_commit(), status(500), status(500))
-    for _ in range(3):
-        await here.refresh(connection, 1)
-    assert (await here.refresh(connection, 1)).failure is ErrorCode.OUTCOME_UNKNOWN
+    connection = await place.connect(STRICT)
+    await crossing.begins(connection, delay(crossing.answers, status(429)))
+    await crossing.ends()
+    assert (await place.row(connection)).generation == 2
+    place.idp.families[-1].alive = False  # its subject has taken it back
+    assert (await crossing.quick.refresh(connection, 2)).failure is ErrorCode.GRANT_REJECTED
+    assert "rotate" not in await place.signals(connection)
+
+
+async def test_a_revocation_waits_for_the_newest_token(place: Installation, crossing: Crossing):
+    """The revocation waits for the journalled reply, which then waits for no other use."""
+    connection = await place.connect(STRICT)
+    await crossing.begins(connection, delay(crossing.answers, status(503)))
+    await crossing.answered()
+    await place.revoke(connection, tell=False)
+    assert (await crossing.quick.revoke(connection)).failure is ErrorCode.REFRESH_PENDING
+    assert await crossing.slow.worker.replayer.sweep() == 1
     row = await place.row(connection)
-    assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.OUTCOME_UNKNOWN)
+    assert (row.state, row.generation) == (LifecycleState.REVOKING, 2)
+    assert (await crossing.quick.revoke(connection)).revocation is RevocationOutcome.CONFIRMED
+    assert not place.idp.families[-1].alive
+
+
+async def test_a_revocation_ends_the_wait_of_a_reply(place: Installation, crossing: Crossing):
+    connection = await place.connect(STRICT)
+    await crossing.begins(connection, delay(crossing.answers, status(503)))
+    await place.revoke(connection, tell=False)
+    assert await crossing.slow.worker.replayer.sweep() == 1
+    row = await place.row(connection)
+    assert (row.state, row.generation) == (LifecycleState.REVOKING, 2)
+    await crossing.answered()
+
+
+async def test_a_refusal_of_the_first_use_has_the_successor_tried(place: Installation):
+    """Its bytes left after the other's: its tokens may be revoked, and no other process learns of it."""
+    connection = await place.connect(STRICT)
+    slow, quick = (Activities(place, it, SHORT) for it in ("one", "another"))
+    answers = asyncio.Event()
+    place.idp.script(delay(answers, error("invalid_grant")))
+    first = await left(place.idp, partial(slow.refresh, connection, 1))
+    assert (await outcome(partial(quick.refresh, connection, 1, token_over=True))).generation == 2
+    answers.set()
+    assert (await first).generation == 2
+    await place.until_signalled(connection, "rotate")
+    failed = await place.records(AuditAction.REFRESH_FAILED)
+    assert failed[0].detail["reason"] == ErrorCode.OUTCOME_UNKNOWN

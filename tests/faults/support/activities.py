@@ -1,6 +1,7 @@
 """One worker's activities, called without Temporal. A journal folder of its own makes it another host."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,23 +9,18 @@ from typing import Any
 
 from temporalio.testing import ActivityEnvironment
 
-from activities.consents.code_exchange import CodeExchangeActivities
-from activities.consents.consent_end import ConsentEndActivities
-from activities.consents.first_tokens import ClientGrantActivities, DeviceActivities
-from activities.grants import GrantServices
-from activities.grants.late_verification import LateTokenActivities
-from activities.grants.refresh import RefreshActivities
-from activities.grants.revocation import RevocationActivities
-from activities.single_use.circuit_breakers import CircuitBreakers
+from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.critical_section import CriticalSections
-from activities.single_use.journal_replay import JournalReplayer
+from activities.single_use.journal_replay import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
-from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.ids import AttemptId
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.activities import (
+    ConnectionCall,
+    EndConsent,
     ExchangeCode,
     GrantResult,
     RefreshGrant,
@@ -33,53 +29,55 @@ from evergrant_server.core.messages.activities import (
     RevokeGrant,
     VerifyLateTokens,
 )
-from evergrant_server.core.messages.base import Provenance, connection_workflow_id
-from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
-from evergrant_server.core.single_use.circuit_breaker import BreakerRules
-from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
+from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
+from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store
-from providers.requests.sender import Sender
+from evergrant_server.wiring.worker_parts import build_worker_parts
+from providers.responses.raw_reply import RawReply
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import ASKED, TENANT, Installation
+from tests.fakes.platform.installation import ASKED, PROVENANCE, TENANT, Installation
 
 
 class Activities:
-    """What one worker would run, called without Temporal."""
+    """What one worker runs, on the installation's parts unless others are given."""
 
     def __init__(
         self,
         place: Installation,
-        allow: tuple[str, ...],
-        journals: Path,
+        host: str = "here",
         limits: TimeLimits = LIMITS,
         store: Store | None = None,
         clock: Clock | None = None,
     ) -> None:
-        parts = place.parts
-        store, clock = store or parts.store, clock or parts.clock
-        self.journal = Journal(journals)
+        here = place.parts
+        self.clock = clock or here.clock
+        settings = here.settings.model_copy(update={"circuit_threshold": 0})
+        parts = replace(here, settings=settings, store=store or here.store, clock=self.clock)
+        self.journal = Journal(settings.data_dir / host)
         sections = CriticalSections()
-        sender = Sender(Egress(EgressPolicy(allow=allow)))
-        protocol = SingleUseProtocol(store, clock, sections, self.journal, limits)
-        holder = ProviderContextLoader(store, parts.registry, parts.settings.public_url, clock)
-        services = GrantServices(store, holder, sender, protocol, clock)
-        self.single_use = protocol
-        self._refresh = RefreshActivities(services, CircuitBreakers(BreakerRules(threshold=0)))
-        self._revocation = RevocationActivities(services)
-        self._consent = CodeExchangeActivities(services)
-        self._minting = ClientGrantActivities(services)
-        self._devices = DeviceActivities(services)
-        self._late = LateTokenActivities(services)
-        self._consent_end = ConsentEndActivities(services)
-        endings = {
-            AttemptKind.REFRESH: self._refresh.replay,
-            AttemptKind.CODE_EXCHANGE: self._consent.replay,
-            AttemptKind.LATE_TOKENS: self._late.replay,
-            AttemptKind.CLIENT_GRANT: self._minting.replay,
-            AttemptKind.DEVICE_CODE: self._devices.replay,
-        }
-        self.replayer = JournalReplayer(store, clock, self.journal, sections, endings)
+        self.single_use = SingleUseProtocol(parts.store, self.clock, sections, self.journal, limits)
+        work = build_worker_parts(parts, sections, self.journal, limits)
+        self._does: dict[str, Callable[..., Any]] = {it.__name__: it for it in work.activities}
+        self.replayer = work.replayer
+
+    async def _run(self, name: str, order: Any, env: ActivityEnvironment | None = None) -> Any:
+        return await (env or at_temporal()).run(self._does[name], order)
+
+    def set_aside(self) -> list[Path]:
+        """The entries of all journals of its host that no definition could read."""
+        return list(self.journal.folder.glob("*/*.set-aside"))
+
+    async def dies_with(
+        self, use: SingleUseAttempt, request: ConnectionCall, reply: RawReply, *, provisional: bool = False
+    ) -> Path:
+        """Its process ends with this answer in the journal. Returns the entry."""
+        assert use.reservation is not None
+        answer = JournaledReply.for_request(request, reply, self.clock.now(), provisional=provisional)
+        entry = use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), answer.pack())
+        self.journal.release()
+        return entry.path
 
     async def refresh(
         self,
@@ -89,29 +87,38 @@ class Activities:
         *,
         token_over: bool = False,
     ) -> GrantResult:
-        order = RefreshGrant(**_call(connection), generation=generation, token_over=token_over)
+        order = RefreshGrant(**call_for(connection), generation=generation, token_over=token_over)
         async with asyncio.timeout(PATIENCE_S):
-            return await (env or at_temporal()).run(self._refresh.refresh_grant, order)
+            return await self._run("refresh_grant", order, env)
 
     async def revoke(self, connection: Connection) -> RevocationResult:
-        order = RevokeGrant(**_call(connection))
-        return await at_temporal().run(self._revocation.revoke_grant, order)
+        return await self._run("revoke_grant", RevokeGrant(**call_for(connection)))
 
     async def verify(self, connection: Connection, late: AttemptId) -> GrantResult:
-        order = VerifyLateTokens(**_call(connection), attempt_id=late)
-        return await at_temporal().run(self._late.verify_late_tokens, order)
+        order = VerifyLateTokens(**call_for(connection), attempt_id=late)
+        return await self._run("verify_late_tokens", order)
 
     async def exchange(self, connection: Connection, consent: Consent) -> GrantResult:
-        order = ExchangeCode(**_call(connection), consent_id=consent.id, generation=0)
-        return await at_temporal().run(self._consent.exchange_code, order)
+        order = ExchangeCode(**call_for(connection), consent_id=consent.id, generation=0)
+        return await self._run("exchange_code", order)
+
+    async def end_consent(self, connection: Connection) -> GrantResult | None:
+        return await self._run("end_consent", EndConsent(**call_for(connection), denied=False))
 
     async def mint(self, connection: Connection, consent: Consent) -> GrantResult:
-        order = RequestFirstTokens(**_call(connection), consent_id=consent.id, generation=0)
-        return await at_temporal().run(self._minting.request_client_grant, order)
+        order = RequestFirstTokens(**call_for(connection), consent_id=consent.id, generation=0)
+        return await self._run("request_client_grant", order)
 
     async def poll(self, connection: Connection, consent: Consent) -> GrantResult:
-        order = RequestFirstTokens(**_call(connection), consent_id=consent.id, generation=0)
-        return await at_temporal().run(self._devices.poll_device, order)
+        order = RequestFirstTokens(**call_for(connection), consent_id=consent.id, generation=0)
+        return await self._run("poll_device", order)
+
+    async def discover(self, integration: Integration) -> DiscoveryResult:
+        order = DiscoverEndpoints(tenant=TENANT, integration_id=integration.id, context=ASKED)
+        not_at_temporal = (
+            ActivityEnvironment()
+        )  # whose clock says when the activity began: it would stand still
+        return await self._run("discover_endpoints", order, not_at_temporal)
 
 
 def at_temporal(now: datetime | None = None) -> ActivityEnvironment:
@@ -121,7 +128,6 @@ def at_temporal(now: datetime | None = None) -> ActivityEnvironment:
     return env
 
 
-def _call(connection: Connection) -> dict[str, Any]:
-    workflow = connection_workflow_id(TENANT, connection.id)
-    provenance = Provenance(workflow_id=workflow, run_id="r", event_id=1)
-    return {"tenant": TENANT, "connection_id": connection.id, "context": ASKED, "provenance": provenance}
+def call_for(connection: Connection) -> dict[str, Any]:
+    """What every request to an activity says."""
+    return {"tenant": TENANT, "connection_id": connection.id, "context": ASKED, "provenance": PROVENANCE}

@@ -3,13 +3,20 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
+import pytest
+
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.attempt import TimeLimits
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.providers.scripted_provider import ScriptedProvider
+from tests.fakes.platform.installation import Installation
+from tests.fakes.providers.scripted_provider import Answer, ScriptedProvider, error, hold_answer
+from tests.faults.support.activities import Activities
 
 SHORT = TimeLimits(
     send=timedelta(seconds=1.2), answer=timedelta(seconds=0.5), poll_interval=timedelta(seconds=0.2)
@@ -50,3 +57,34 @@ def _waits(asked: "asyncio.Task[GrantResult]", *more: ErrorCode) -> bool:
     if error is not None:
         return isinstance(error, Failure) and error.code in nothing_yet
     return asked.result().failure in nothing_yet
+
+
+class Slow:
+    """A worker on another host that has sent, and whose answer doesn't come."""
+
+    def __init__(self, place: Installation, limits: TimeLimits = SHORT) -> None:
+        self._idp = place.idp
+        self._gate = asyncio.Event()
+        self.worker = Activities(place, "elsewhere", limits)
+        self._asked: asyncio.Task[GrantResult] | None = None
+
+    async def refreshes(self, connection: Connection) -> None:
+        await self._asks(partial(self.worker.refresh, connection, connection.generation))
+
+    async def is_overtaken(self, place: Installation, connection: Connection, consent: Consent) -> None:
+        """It exchanges a code; another host takes over, and is refused."""
+        await self._asks(partial(self.worker.exchange, connection, consent), error("invalid_grant"))
+        ask = partial(Activities(place, "quick", SHORT).exchange, connection, consent)
+        with pytest.raises(Failure) as waits:
+            await ask()
+        assert waits.value.code is ErrorCode.REFRESH_PENDING
+        assert (await outcome(ask)).failure is ErrorCode.OUTCOME_UNKNOWN
+
+    async def _asks(self, ask: Ask, *then: Answer) -> None:
+        self._idp.script(hold_answer(self._gate), *then)
+        self._asked = await left(self._idp, ask)
+
+    async def answered(self) -> GrantResult:
+        assert self._asked is not None
+        self._gate.set()
+        return await self._asked

@@ -17,14 +17,6 @@ from evergrant_server.store.outbox import Outbox, OutboxRow
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
 from tests.fakes.clock import SetClock
-from tests.fakes.databases import (  # noqa: F401  # fixtures
-    clock,
-    database_url,
-    key_path,
-    postgres_server,
-    ring,
-    store,
-)
 from tests.fakes.patience import PATIENCE_S
 
 TENANT = Tenant("acme")
@@ -57,7 +49,7 @@ class Trouble:
         raise self._at_revival
 
 
-async def put(store: Store, clock: SetClock, target: str) -> None:  # noqa: F811  # the fixtures' values
+async def put(store: Store, clock: SetClock, target: str) -> None:
     message = OutboxMessage(
         tenant=TENANT,
         id=OutboxId(new_id("out")),
@@ -79,9 +71,7 @@ async def put(store: Store, clock: SetClock, target: str) -> None:  # noqa: F811
     ],
 )
 async def test_an_undeliverable_message_is_postponed_and_the_next_one_delivered(
-    store: Store,  # noqa: F811  # the fixture
-    clock: SetClock,  # noqa: F811  # the fixture
-    goes_wrong: dict[str, Any],
+    store: Store, clock: SetClock, goes_wrong: dict[str, Any]
 ):
     trouble = Trouble(**goes_wrong)
     await put(store, clock, BAD)
@@ -96,10 +86,7 @@ async def test_an_undeliverable_message_is_postponed_and_the_next_one_delivered(
     assert "secret" not in (again.last_error or "")
 
 
-async def test_a_signal_is_sent_again_after_its_workflow_was_started(
-    store: Store,  # noqa: F811  # the fixture
-    clock: SetClock,  # noqa: F811  # the fixture
-):
+async def test_a_signal_is_sent_again_after_its_workflow_was_started(store: Store, clock: SetClock):
     """A pass, or another message's relay, may start it between Temporal's no and the look at the run."""
     trouble = Trouble(revives=True)
     await put(store, clock, BAD)
@@ -115,10 +102,7 @@ async def test_a_signal_is_sent_again_after_its_workflow_was_started(
     assert trouble.signalled == [BAD]
 
 
-async def test_a_signal_to_a_connection_that_has_ended_is_dropped(
-    store: Store,  # noqa: F811  # the fixture
-    clock: SetClock,  # noqa: F811  # the fixture
-):
+async def test_a_signal_to_a_connection_that_has_ended_is_dropped(store: Store, clock: SetClock):
     trouble = Trouble(revives=False)
     await put(store, clock, BAD)
     await OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock).deliver_batch()
@@ -127,10 +111,7 @@ async def test_a_signal_to_a_connection_that_has_ended_is_dropped(
     assert trouble.signalled == []
 
 
-async def test_a_message_of_a_newer_version_blocks_no_other(
-    store: Store,  # noqa: F811  # the fixture
-    clock: SetClock,  # noqa: F811  # the fixture
-):
+async def test_a_message_of_a_newer_version_blocks_no_other(store: Store, clock: SetClock):
     """After a rollback of the code: a newer worker delivers it."""
     trouble = Trouble()
     await put(store, clock, BAD)
@@ -146,10 +127,7 @@ async def test_a_message_of_a_newer_version_blocks_no_other(
 
 
 async def test_the_relay_survives_an_unexpected_error(
-    store: Store,  # noqa: F811  # the fixture
-    clock: SetClock,  # noqa: F811  # the fixture
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    store: Store, clock: SetClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     async def claim(*_: Any) -> None:
         raise ValueError("its text may be a secret")
@@ -162,10 +140,7 @@ async def test_the_relay_survives_an_unexpected_error(
     assert "secret" not in caplog.text
 
 
-async def test_a_relay_cancelled_while_notified_ends(
-    store: Store,  # noqa: F811  # the fixture
-    clock: SetClock,  # noqa: F811  # the fixture
-):
+async def test_a_relay_cancelled_while_notified_ends(store: Store, clock: SetClock):
     """A process is told to end at the moment at which a commit says that there is work."""
     looked = asyncio.Event()
 

@@ -1,30 +1,37 @@
-"""`reconcile --restart-older-than`, and a pass that another worker goes on with."""
+"""What outlives a run: its connection, pipelines that wait, its history; and `reconcile` between two runs."""
 
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from evergrant.temporal import TokenInbox, TokenNotReady
+from temporalio import workflow
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.testing import ActivityEnvironment
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.maintenance.history import HistoryActivities
 from activities.maintenance.reconcile import ReconcileActivities
 from evergrant_server.cli import operate
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.ids import ConnectionId, new_id
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.messages.maintenance import ReconcileRequest, ReconcileResult
+from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from evergrant_server.temporal_link.runs import RunningWorkflow
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation
-from tests.fakes.providers.scripted_provider import ScriptedProvider, hold_answer
-from tests.fakes.temporal import runs
+from tests.fakes.platform.observations import run_id, runs
+from tests.fakes.providers.scripted_provider import error
+from tests.fakes.rows import a_connection
 
 LONG_AGO = timedelta(days=30)
 
 
 async def run_of(place: Installation, connection: Connection) -> str | None:
-    handle = place.parts.client.get_workflow_handle(connection_workflow_id(TENANT, connection.id))
+    handle = place.workflow(connection)
     return (await handle.describe()).run_id
 
 
@@ -35,9 +42,9 @@ async def until_visible(place: Installation, connections: list[Connection]) -> N
 
 
 async def test_runs_that_are_older_start_anew_and_their_connections_notice_nothing(
-    place: Installation, idp: ScriptedProvider, capsys: pytest.CaptureFixture[str]
+    place: Installation, capsys: pytest.CaptureFixture[str]
 ):
-    connection = await place.connect(idp)
+    connection = await place.connect()
     await until_visible(place, [connection])
     first = await run_of(place, connection)
     await operate.reconcile(place.parts.settings, LONG_AGO, False)
@@ -53,15 +60,15 @@ async def test_runs_that_are_older_start_anew_and_their_connections_notice_nothi
 
 @pytest.mark.parametrize("older_than", [None, timedelta(0)])
 async def test_a_run_that_has_ended_is_followed_though_the_list_of_runs_still_has_it(
-    place: Installation, idp: ScriptedProvider, monkeypatch: pytest.MonkeyPatch, older_than: timedelta | None
+    place: Installation, monkeypatch: pytest.MonkeyPatch, older_than: timedelta | None
 ):
     """A run that has ended answers questions too, and the list lags behind."""
-    connection = await place.connect(idp)
+    connection = await place.connect()
     await until_visible(place, [connection])
     listed = await place.parts.link.running_connections()
-    assert (await place.parts.link.describe(TENANT, connection.id)) is not None
+    assert (await place.described(connection)) is not None
     await place.terminate(connection)
-    assert (await place.parts.link.describe(TENANT, connection.id)) is None
+    assert (await place.described(connection)) is None
 
     async def as_before() -> dict[str, RunningWorkflow]:
         return listed
@@ -72,40 +79,21 @@ async def test_a_run_that_has_ended_is_followed_though_the_list_of_runs_still_ha
     assert (await place.ensure_fresh(connection, 1)).generation == 2
 
 
-async def test_a_run_whose_provider_may_still_answer_is_left_and_named(
-    place: Installation, idp: ScriptedProvider
-):
-    connection = await place.connect(idp)
+async def test_a_run_whose_provider_may_still_answer_is_left_and_named(place: Installation):
+    connection = await place.connect()
     await until_visible(place, [connection])
-    gate = asyncio.Event()
-    idp.script(hold_answer(gate))
-    refreshing = asyncio.create_task(place.ensure_fresh(connection, 1))
-    await idp.until("token", 2)
-    first = await run_of(place, connection)
-    done = await place.parts.reconciler.reconcile_all(compare=False, older_than=timedelta(0))
-    assert (done.restarted, done.awaiting_provider) == (0, (connection.id,))
-    gate.set()
+    async with place.idp.in_flight(place.ensure_fresh(connection, 1)) as refreshing:
+        first = await run_of(place, connection)
+        done = await place.parts.reconciler.reconcile_all(compare=False, older_than=timedelta(0))
+        assert (done.restarted, done.awaiting_provider) == (0, (connection.id,))
     assert (await refreshing).generation == 2
     assert await run_of(place, connection) == first
 
 
-async def test_a_pass_goes_on_where_the_worker_before_was(place: Installation, idp: ScriptedProvider):
+async def test_a_pass_goes_on_where_the_worker_before_was(place: Installation):
     """What its heartbeat said is done is not done again, and is counted."""
-    now, integration = place.parts.clock.now(), await place.integration(idp)
-    alone = [
-        Connection(
-            tenant=TENANT,
-            id=ConnectionId(new_id("con")),
-            integration_id=integration.id,
-            integration=integration.name,
-            provider=integration.provider,
-            subject=f"user-{number}",
-            created_at=now,
-            changed_at=now,
-            consent_deadline=now + timedelta(hours=1),
-        )
-        for number in range(3)
-    ]
+    now, integration = place.parts.clock.now(), await place.integration()
+    alone = [a_connection(integration, now, subject=f"user-{number}") for number in range(3)]
     async with place.store.write() as tx:
         for it in alone:  # without their workflows
             await tx.connections.add(it)
@@ -129,3 +117,85 @@ async def test_a_pass_goes_on_where_the_worker_before_was(place: Installation, i
         await runs(place.parts.link, connection_workflow_id(TENANT, it)) for it in (passed, second, third)
     ]
     assert running == [False, True, True]
+
+
+@workflow.defn(name="WaitingPipeline")
+class WaitingPipeline(TokenInbox):
+    """Is told no, and waits until it hears again."""
+
+    def __init__(self) -> None:
+        self._told = ""
+
+    @workflow.run
+    async def run(self, connection: str) -> tuple[str, int]:
+        try:
+            await self.token_for(connection, app="crm-sync")
+        except TokenNotReady as no:
+            self._told = no.code if no.again else ""
+        return self._told, (await self.token_repaired(connection)).generation
+
+    @workflow.query
+    def told(self) -> str:
+        return self._told
+
+
+async def test_a_restarted_run_notifies_the_pipelines_that_waited(place: Installation):
+    connection = await place.connect()
+    await until_visible(place, [connection])
+    place.idp.script(error("invalid_grant"))
+    assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.GRANT_REJECTED
+    client, name, queue = (
+        place.parts.client,
+        connection_workflow_id(TENANT, connection.id),
+        f"pipeline-{connection.id}",
+    )
+    runner = UnsandboxedWorkflowRunner()  # this file imports what no sandbox can
+    async with Worker(client, task_queue=queue, workflows=[WaitingPipeline], workflow_runner=runner):
+        pipeline = await client.start_workflow(WaitingPipeline.run, name, id=queue, task_queue=queue)
+        async with asyncio.timeout(PATIENCE_S):
+            while await pipeline.query(WaitingPipeline.told) != ErrorCode.GRANT_REJECTED:
+                await asyncio.sleep(0.05)
+        first = await run_of(place, connection)
+        for _ in range(2):  # and so does the run after that
+            async with asyncio.timeout(PATIENCE_S):  # until Temporal's list has the newest run
+                while not (
+                    await place.parts.reconciler.reconcile_all(compare=False, older_than=timedelta(0))
+                ).restarted:
+                    await asyncio.sleep(0.05)
+        assert await run_of(place, connection) != first
+        await place.consent(connection)
+        await place.until(connection, lambda row: row.state is LifecycleState.ACTIVE)
+        async with asyncio.timeout(PATIENCE_S):
+            assert tuple(await pipeline.result()) == (ErrorCode.GRANT_REJECTED, 2)
+
+
+async def test_history_outlives_temporal(place: Installation):
+    """The closed runs are deleted; the exported history still tells the whole life."""
+    connection = await place.connect()
+    await place.ensure_fresh(connection, 1)
+    await place.revoke(connection)
+    await place.until_exported(connection)
+    workflow = connection_workflow_id(TENANT, connection.id)
+    await place.parts.client.workflow_service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(
+            namespace="default", workflow_execution=WorkflowExecution(workflow_id=workflow)
+        )
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        while await run_id(place.parts.link, workflow) is not None:
+            await asyncio.sleep(0.1)
+    with pytest.raises(WorkflowNotRunning):
+        await place.parts.link.history(workflow)
+    async with place.store.read() as tx:
+        (run,) = await tx.histories.of_connection(TENANT, connection.id)
+    told = [event["eventType"].removeprefix("EVENT_TYPE_") for event in run.events]
+    assert (told[0], told[-1]) == ("WORKFLOW_EXECUTION_STARTED", "WORKFLOW_EXECUTION_COMPLETED")
+    assert "WORKFLOW_EXECUTION_SIGNALED" in told
+    scheduled = [e.get("activityTaskScheduledEventAttributes") for e in run.events]
+    assert [it["activityType"]["name"] for it in scheduled if it] == [
+        "exchange_code",
+        "refresh_grant",
+        "begin_revocation",
+        "revoke_grant",
+        "export_run_history",
+    ]

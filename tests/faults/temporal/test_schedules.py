@@ -1,31 +1,23 @@
 """What recurs: declared once, restored when deleted, left alone when paused, and it does its work."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
+from typing import Any
 
 import pytest
-import pytest_asyncio
 from temporalio.client import ScheduleActionStartWorkflow, ScheduleDescription, ScheduleOverlapPolicy
 from temporalio.service import RPCError
 
 from evergrant_server.cli.doctor import temporal as doctor_temporal
 from evergrant_server.cli.doctor.checks import CheckFailed
 from evergrant_server.temporal_link.schedules import SCHEDULES, declare_schedules, schedule_id
-from tests.fakes.databases import sqlite_url
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import Installation, installation
-from tests.fakes.providers.scripted_provider import ScriptedProvider
+from tests.fakes.platform.installation import Installation
 
 
-@pytest_asyncio.fixture
-async def place(temporal_address: str, tmp_path: Path, idp: ScriptedProvider) -> AsyncIterator[Installation]:
-    url = sqlite_url(tmp_path)
-    async with installation(
-        temporal_address, url, tmp_path, allow=(idp.allowance,), reconcile_interval=timedelta(seconds=2)
-    ) as here:
-        yield here
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    return {"reconcile_interval": timedelta(seconds=2)}
 
 
 async def described(place: Installation) -> ScheduleDescription:

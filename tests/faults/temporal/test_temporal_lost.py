@@ -6,7 +6,6 @@ Real processes: API, worker, Temporal. EVERGRANT_FAULTS_MANY says how many conne
 import asyncio
 import os
 import re
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -20,19 +19,18 @@ from sqlalchemy import update
 from sqlmodel import col
 
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
-from evergrant_server.core.ids import ConnectionId, Tenant, new_id
+from evergrant_server.core.connections.grant import Grant, Origin
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
 from evergrant_server.temporal_link.connect import prepare_namespace
 from tests.fakes.databases import sqlite_url
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.processes import ROOT, RunningPlatform, running_platform
+from tests.fakes.platform.processes import RunningPlatform, running_platform
 from tests.fakes.providers.scripted_provider import ScriptedProvider
+from tests.fakes.rows import a_connection, token_set
 from tests.fakes.temporal import TemporalServer
 
 MANY = int(os.environ.get("EVERGRANT_FAULTS_MANY", "6"))
@@ -60,21 +58,11 @@ async def lose_everything(server: list[TemporalServer], folder: Path) -> None:
     server[0] = await TemporalServer.start(folder, port=port)
 
 
-async def command(platform: RunningPlatform, *arguments: str) -> tuple[int, str]:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "evergrant_server", *arguments, cwd=ROOT, env=platform.env,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, stdin=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    said, _ = await child.communicate()
-    return child.returncode or 0, said.decode()
-
-
 async def started(platform: RunningPlatform) -> int:
     """Reconcile; how many workflows it had to start."""
     began = time.monotonic()
-    status, said = await command(platform, "reconcile")
+    said = await platform.command("reconcile")
     print(f"\n{said}{time.monotonic() - began:.1f} s")
-    assert status == 0, said
     told = re.search(rf"^{MANY} live connections, (\d+) workflows started$", said, re.MULTILINE)
     assert told is not None, said
     return int(told[1])
@@ -86,24 +74,13 @@ async def add_connections(
     """Each with a first grant, its access token over unless it is younger."""
     now = datetime.now(UTC)
     for number in range(many):
-        connection = Connection(
-            tenant=TENANT, id=ConnectionId(new_id("con")), integration_id=integration.id,
-            integration=integration.name, provider=integration.provider, subject=f"user-{number}",
-            requested_scopes=("read",), refresh_policy="on_demand", created_at=now, changed_at=now,
-            consent_deadline=now + timedelta(hours=1),
-        )  # fmt: skip
-        reply = idp.grant()
-        tokens = TokenSet(
-            access_token=Secret(reply["access_token"]), refresh_token=Secret(reply["refresh_token"]),
-            expires_in=600, scopes=("read",),
-        )  # fmt: skip
-        after = connection.granted(now)
-        grant = Grant.from_tokens(
-            tokens, generation=1, requested=("read",), at=now - timedelta(seconds=age_s)
-        )
+        connection = a_connection(integration, now, subject=f"user-{number}", refresh_policy="on_demand")
+        tokens = token_set(idp.grant(), expires_in=600, scopes=("read",))
+        then = now - timedelta(seconds=age_s)
+        grant = Grant.from_tokens(tokens, generation=1, requested=("read",), at=then)
         async with store.write() as tx:
             await tx.connections.add(connection)
-            await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=1)
+            await tx.grants.install(connection.granted(now), tokens, grant, origin=Origin.NEW, expected=1)
 
 
 async def let_tokens_expire(store: Store) -> None:
@@ -152,7 +129,7 @@ async def test_every_lease_works_again_after_temporal_lost_everything(
         await lease_all(platform, key, 2)
 
         await lose_everything(temporal, tmp_path / "temporal")
-        assert (await command(platform, "db", "upgrade"))[0] == 0
+        await platform.command("db", "upgrade")
         if not worker_survives:
             platform.children["worker"].kill()
             await platform.children["worker"].wait()

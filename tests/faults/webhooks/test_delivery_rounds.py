@@ -22,19 +22,11 @@ from evergrant_server.core.ids import EventId, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.webhooks import DeliverWebhooks, DeliveryRound
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import (
-    DeliveryProblem,
-    DeliveryStatus,
-    DisabledBy,
-    Webhook,
-    new_signing_secret,
-)
+from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, Webhook, new_signing_secret
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.store import Store
 from tests.fakes.clock import SetClock
-from tests.fakes.databases import clock, key_path, ring, store  # noqa: F401  # fixtures
-from tests.fakes.events.webhook_receiver import Received, Receiver
-from tests.fakes.events.webhooks import SECRET, TENANT, listening, log_of, reread
+from tests.fakes.events.webhook_receiver import SECRET, TENANT, Received, Receiver, listening, log_of, reread
 
 ASKED = RequestContext(by="app:boss")
 GIVE_UP, RETENTION = timedelta(days=5), timedelta(days=30)
@@ -85,7 +77,7 @@ def signed_by(message: Received, *secrets: Secret) -> bool:
 
 
 @pytest_asyncio.fixture
-async def rounds(store: Store, clock: SetClock) -> AsyncIterator[Rounds]:  # noqa: F811  # the fixtures
+async def rounds(store: Store, clock: SetClock) -> AsyncIterator[Rounds]:
     async with Receiver() as receiver:
         webhook = await listening(store, receiver.url, clock.now())
         yield Rounds(store, clock, receiver, webhook)
@@ -164,22 +156,6 @@ async def test_an_event_that_always_fails_blocks_no_other(rounds: Rounds):
     assert [it.status for it in log if it.id != poison.id] == [DeliveryStatus.DELIVERED] * 5
 
 
-async def test_days_of_failures_disable_the_webhook(rounds: Rounds):
-    rounds.receiver.answer = 500
-    calls, began = 0, rounds.clock.now()
-    while not (await rounds.row()).disabled:
-        await rounds.tell()
-        done = await rounds.round()
-        calls += done.failed
-        if done.next_at is not None:
-            rounds.clock.advance((done.next_at - rounds.clock.now()).total_seconds())
-    assert GIVE_UP <= rounds.clock.now() - began <= GIVE_UP + timedelta(hours=3)
-    assert calls < 200
-    assert (await rounds.row()).disabled_by is DisabledBy.FAILING
-    assert (await rounds.round()) == DeliveryRound()
-    assert len(rounds.receiver.received) == calls
-
-
 async def test_a_ping_is_sent_during_a_pause_and_before_the_backlog(rounds: Rounds):
     rounds.receiver.script(500)
     await rounds.tell(3)
@@ -208,14 +184,6 @@ async def test_the_old_secret_signs_during_its_overlap_and_not_after(rounds: Rou
     during, after = await sent_at(timedelta(minutes=1)), await sent_at(overlap)
     assert signed_by(during, new, SECRET)
     assert signed_by(after, new)
-
-
-async def test_retry_after_of_a_receiver_is_obeyed(rounds: Rounds):
-    rounds.receiver.script(429)
-    rounds.receiver.headers["retry-after"] = "3600"
-    await rounds.tell()
-    done = await rounds.round()
-    assert done.next_at == rounds.clock.now() + timedelta(hours=1)
 
 
 @pytest.mark.parametrize(

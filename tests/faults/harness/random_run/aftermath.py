@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import httpx2
 
@@ -14,13 +15,25 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.single_use.attempt import Attempt
 from tests.faults.harness.database import CROSSED, FinalState
-from tests.faults.harness.evidence import story
+from tests.faults.harness.provider import Use
 from tests.faults.harness.random_run.plan import Injection
 from tests.faults.harness.random_run.processes import Installation
 from tests.faults.harness.random_run.readers import ReaderRecord
 from tests.faults.harness.random_run.real_server import Counted, RealServer
 from tests.security.secrets.canaries import hits
 
+_LAST = 16
+_OF_ATTEMPTS = """
+    SELECT a.opened_at AS at, 'our clock' AS clock, format(
+        'attempt from %s, sends %s, %s, closed %s',
+        from_generation, sends, coalesce(outcome, 'open'), closed_at
+    ) AS what FROM attempt a WHERE connection_id = $1
+"""
+_OF_AUDIT = """
+    SELECT at, 'our clock' AS clock, action || ' ' || detail AS what FROM audit
+    WHERE object = $1 AND action <> 'lease.issued'
+"""
+_OF_CHANGES = "SELECT at, 'true' AS clock, change AS what FROM witness_change WHERE row_id = $1"
 _SETTLES_S = 60.0  # a refresh that is under way
 _STORIES = 6  # told in full
 _SECRETS = 40  # of each kind are looked for
@@ -60,7 +73,7 @@ async def judged(
         _judge(ends[number], here.idp.usable(ends[number].refresh_token), after, after.states)
     named = [it for it in ends if any(it.connection.id in bad for bad in (*after.lost, *seen.violations))]
     for end in named[:_STORIES]:
-        after.evidence += [f"{end.connection.id}:", *await story(here, end)]
+        after.evidence += [f"{end.connection.id}:", *await _story(here, end)]
     await judge_real(here.real, ends[len(connections) :], after)
     pairs = here.idp.in_flight_together()
     if pairs:
@@ -191,3 +204,32 @@ def searched(here: Installation, theirs: list[str], after: Aftermath) -> None:
     for path in files:
         found = hits(secrets, [path.read_bytes()])
         after.violations += [f"{path.name} holds a secret: {it}" for it in found]
+
+
+async def _story(here: Installation, end: FinalState) -> list[str]:
+    """The last of each kind, in the order of their own clocks: ours was moved."""
+    lines = [f"  {it}" for it in _seen_by_provider(here, end)]
+    for query in (_OF_CHANGES, _OF_ATTEMPTS, _OF_AUDIT):
+        rows = await here.ground.rows(query, end.connection.id)
+        told = sorted((it["at"], it["clock"], it["what"]) for it in rows)[-_LAST:]
+        lines += [f"  {_time(at)} ({clock}) {what}" for at, clock, what in told]
+    return lines
+
+
+def _seen_by_provider(here: Installation, end: FinalState) -> list[str]:
+    family = here.idp.family_of(end.refresh_token)
+    if family is None:
+        return ["the provider knows nothing of its refresh token"]
+    own = {*family.used, family.refresh_token}
+    uses = [_use(it) for it in here.idp.uses if it.credential in own][-_LAST:]
+    current = "the newest" if end.refresh_token == family.refresh_token else "one that was used"
+    return [f"family {'alive' if family.alive else 'killed'}; the store holds {current}", *uses]
+
+
+def _use(use: Use) -> str:
+    came = datetime.fromtimestamp(time.time() - time.monotonic() + use.came, UTC)
+    return f"{_time(came)} (true) {use}"
+
+
+def _time(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%H:%M:%S.%f")[:-3]

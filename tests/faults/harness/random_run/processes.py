@@ -10,17 +10,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-import asyncpg
-
-from evergrant_server.core.clock import SystemClock
-from evergrant_server.crypto.keyring import KeyRing, Role
-from evergrant_server.store import Store
 from evergrant_server.temporal_link.connect import prepare_namespace
 from tests.fakes.databases import postgres
 from tests.fakes.platform.processes import ROOT, RunningPlatform, running_platform
 from tests.fakes.ports import free_port
 from tests.fakes.temporal import TemporalServer
-from tests.faults.harness.database import TENANT, WITNESS, HarnessDatabase, arguments_of
+from tests.faults.harness.database import TENANT, HarnessDatabase
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.random_run.moved_clock import FILE
 from tests.faults.harness.random_run.plan import WORKERS
@@ -130,16 +125,12 @@ async def installed(folder: Path, idp: StrictProvider, real: RealServer) -> Asyn
         }
         allow = (idp.allowance, real.allowance)
         async with running_platform(folder, temporal.address, allow=allow, env=env) as platform:
-            witness = await asyncpg.connect(**arguments_of(url))
-            await witness.execute(WITNESS.read_text(encoding="utf-8"))
-            keys = KeyRing.open(platform.key_file, Role.WORKER)
-            store = await Store.open(url, keys, SystemClock())
+            ground = await HarnessDatabase.on(url, platform.key_file)
             port = free_port()
             await platform.start("api-2", "evergrant_server", "serve", EVERGRANT_PORT=str(port))
             for number in range(2, WORKERS + 1):
                 await platform.start(f"worker-{number}", "worker")
             urls = (platform.url, f"http://127.0.0.1:{port}")
-            ground = HarnessDatabase(url, platform.key_file, store, witness)
             here = Installation(platform, ground, idp, folder, temporal, urls, clock_file, real)
             try:
                 yield here

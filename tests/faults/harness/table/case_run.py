@@ -19,18 +19,8 @@ from tests.faults.harness.database import PUBLIC_URL, TENANT, AttemptRecord, Fin
 from tests.faults.harness.instrumentation.passages import AFTER, Fault
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.table.scenarios import JOURNALLED, REFRESH, Scenario
-from tests.faults.harness.workers.handles import Answer, ForkServer, WorkerHandle
-from tests.faults.harness.workers.limits import (
-    CASE_S,
-    HTTP_S,
-    MOMENT_S,
-    PAUSE_S,
-    REPAIRED_S,
-    SWEEP_LATE_S,
-    SWEEP_SECOND_S,
-    TOKEN_S,
-)
-from tests.faults.harness.workers.start import WorkerStart
+from tests.faults.harness.workers import limits
+from tests.faults.harness.workers.handles import Answer, ForkServer, WorkerHandle, WorkerStart
 
 _ASK_AGAIN_S, _ASK_AGAIN_AT_LAST_S = 0.08, 0.5
 _REHEARSALS = 5
@@ -105,14 +95,14 @@ class CaseRun:
         self._heard = self._crossed = self._revoked = False
         self._passed: list[tuple[str, str, float]] = []
         self.first: list[tuple[str, str, float]] = []  # of them by the first worker, until its answer
-        self._until = time.monotonic() + CASE_S
+        self._until = time.monotonic() + limits.CASE_S
 
     async def run(self) -> CaseRecord:
         began = time.monotonic()
         hung, reached, proof, journals = False, False, None, {}
         self._connection, self._consent, self._order = await self._prepare()
         try:
-            async with asyncio.timeout(CASE_S + 3):
+            async with asyncio.timeout(limits.CASE_S + 3):
                 reached = await self._happen()
                 now = await self._ground.row(self._connection.id)
                 if now.state is LifecycleState.ACTIVE:
@@ -185,7 +175,7 @@ class CaseRun:
             plan=list(plan),
             queued=self._case.scenario.queued and name == "a",
             sweeps_after_s=self._sweeps_after_s(name),
-            repaired_after_s=REPAIRED_S if self._case.scenario.unread else 0.0,
+            repaired_after_s=limits.REPAIRED_S if self._case.scenario.unread else 0.0,
             patient=name == "proof",
         )
         hand = await self._warm.hand(start)
@@ -196,8 +186,8 @@ class CaseRun:
     def _sweeps_after_s(self, name: str) -> float:
         """The first worker is to find what was left, and not the other one before it."""
         if name == "a" and self._case.scenario.sweeps_late:
-            return SWEEP_LATE_S
-        return SWEEP_SECOND_S if name == "b" and self._case.scenario.replayed else 0.0
+            return limits.SWEEP_LATE_S
+        return limits.SWEEP_SECOND_S if name == "b" and self._case.scenario.replayed else 0.0
 
     # --- the case itself ----------------------------------------------------------------
 
@@ -213,7 +203,7 @@ class CaseRun:
             return False
         other = None if case.layout is Layout.ONE else await self._hand("b")
         if not scenario.refreshable:
-            await asyncio.sleep(TOKEN_S)
+            await asyncio.sleep(limits.TOKEN_S)
         gate = asyncio.Event()
         if scenario.held:
             self._idp.script(hold_answer(gate))
@@ -277,7 +267,7 @@ class CaseRun:
             await self._idp.until("token", 1, timeout=2)
         draining = asyncio.create_task(first.ask("drain", self._order))
         draining.add_done_callback(lambda done: self._note(done.result(), first, first=True))
-        await asyncio.sleep(HTTP_S / 5)
+        await asyncio.sleep(limits.HTTP_S / 5)
         gate.set()
         if self._case.scenario.ends:
             await asyncio.wait({draining})
@@ -298,7 +288,7 @@ class CaseRun:
     async def _paused(
         self, first: WorkerHandle, other: WorkerHandle | None, answering: asyncio.Task[Any] | None = None
     ) -> None:
-        pause_s = MOMENT_S if self._case.revoked else PAUSE_S
+        pause_s = limits.MOMENT_S if self._case.revoked else limits.PAUSE_S
         pause = asyncio.create_task(asyncio.sleep(pause_s))
         if self._case.revoked:
             await self._ground.revoke(self._connection)
@@ -319,13 +309,15 @@ class CaseRun:
         gate, crosses = asyncio.Event(), self._case.scenario.crosses
         assert crosses is not None
         self._idp.script(crosses(gate))
-        going_on = asyncio.create_task(self._until_outcome(other, give_up_after=PAUSE_S))
-        sent = asyncio.create_task(self._idp.until("token", self._idp.count("token") + 1, timeout=CASE_S))
+        going_on = asyncio.create_task(self._until_outcome(other, give_up_after=limits.PAUSE_S))
+        sent = asyncio.create_task(
+            self._idp.until("token", self._idp.count("token") + 1, timeout=limits.CASE_S)
+        )
         await asyncio.wait({going_on, sent}, return_when=asyncio.FIRST_COMPLETED)
         sent.cancel()
         first.resume()
         if answering is not None:
-            await asyncio.wait({answering}, timeout=HTTP_S / 2)
+            await asyncio.wait({answering}, timeout=limits.HTTP_S / 2)
         gate.set()
         await going_on
 
@@ -333,7 +325,7 @@ class CaseRun:
         self, hand: WorkerHandle, answer: Answer | None = None, *, give_up_after: float | None = None
     ) -> None:
         """What Temporal and the workflow do: ask again until an answer ends it."""
-        until = min(self._until, time.monotonic() + (give_up_after or CASE_S))
+        until = min(self._until, time.monotonic() + (give_up_after or limits.CASE_S))
         while answer is None or not ended(self._case.scenario, answer):
             if time.monotonic() > until:
                 if give_up_after is None:
@@ -348,7 +340,7 @@ class CaseRun:
         """The connection works: it can be refreshed once more, by a worker without a fault."""
         hand = await self._hand("proof")
         order = RefreshGrant(**self._order.model_dump(include=_CALL), generation=connection.generation)
-        until = time.monotonic() + CASE_S / 2
+        until = time.monotonic() + limits.CASE_S / 2
         while True:
             answer = await hand.ask(REFRESH, order)
             if answer.news is not None:

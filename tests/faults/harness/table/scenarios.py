@@ -43,9 +43,7 @@ class Scenario:
     secrets: str = "right"
     replayed: bool = False  # a worker before this one died with the answer in its journal
     neighbour: bool = False  # and this one was there already: it has a journal of its own
-    leaves: Fault | None = (
-        None  # the fault of the worker before this one; None: it died with a journalled reply
-    )
+    leaves: Fault | None = None  # of the worker before this one; None: it died with a journalled reply
     layouts: tuple[str, ...] = ("one worker", "two, one host", "two hosts")
     sweeps_late: bool = False  # the refresh comes before it has looked through any journal
     queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
@@ -77,11 +75,11 @@ def _nonce_wanted(rotation: Rotation) -> tuple[Answer, ...]:
     return (raw(b'{"error": "use_dpop_nonce"}', 400, headers),)
 
 
-ANSWER_READ = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
+SENDING = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
 JOURNALLED = "activities.single_use.journal_replay:write_entry#1"
 COMMITTED = "activities.support.transactions:commit_with_retries#1.exit"
 LOST_COMMIT = Fault(point=COMMITTED, side=AFTER, kind="lost", answered_by="store")
-READ_TOO_LATE = Fault(point=ANSWER_READ, side=AFTER, kind="stop")
+READ_TOO_LATE = Fault(point=SENDING, side=AFTER, kind="stop")
 UNEXPECTED = Fault(
     point="providers.requests.sender:Sender._send#1", side=AFTER, kind="lost", answered_by="unexpected"
 )
@@ -103,7 +101,6 @@ LOOKED_TOO_SOON = Fault(
     point="activities.consents.first_grant:FirstGrantActivities._load_consent#1.exit", side=AFTER, kind="stop"
 )
 
-SENDING = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
 UNSENT = Fault(point=SENDING, side=BEFORE, kind="die")
 STOPPED = Fault(point=SENDING, side=BEFORE, kind="stop")
 KEPT_AND_STOPPED = Fault(point=JOURNALLED, side=AFTER, kind="stop")

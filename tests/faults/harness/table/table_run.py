@@ -9,16 +9,16 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from evergrant_server.core.integrations import Rotation
 from tests.fakes.databases import postgres
 from tests.faults.harness.database import HarnessDatabase
 from tests.faults.harness.provider import StrictProvider
-from tests.faults.harness.table.case_run import Case, CaseRun
+from tests.faults.harness.table.case_run import Case, CaseRun, Layout
 from tests.faults.harness.table.cases import Table, points_of
 from tests.faults.harness.table.judge import BAD, Judgement, Verdict, judge
 from tests.faults.harness.table.scenarios import SCENARIOS, Scenario
 from tests.faults.harness.workers.handles import ForkServer
 from tests.faults.harness.workers.limits import TOKEN_S
-from tests.faults.harness.workers.rehearsal import rehearse
 
 AT_ONCE = 12
 _SEATS = 400  # of the database: a worker that has left its case keeps its sessions
@@ -102,7 +102,7 @@ async def walk_table(
         for _ in range(jobs):
             servers.append(await ForkServer.start(folder, *broken))
             stack.push_async_callback(servers[-1].stop)
-            await rehearse(ground, servers[-1], folder)
+            await _rehearse(ground, servers[-1], folder)
         table = await Table.learn(ground, servers[0], folder, scenarios, short=short)
         cases = choose(table)
         share = table.share(points_of(cases))
@@ -124,6 +124,20 @@ async def walk_table(
         walked.walking_s = time.monotonic() - learnt
     walked.took_s = time.monotonic() - began
     return walked
+
+
+async def _rehearse(ground: HarnessDatabase, warm: ForkServer, folder: Path) -> None:
+    """A refresh and a code exchange in the fork server itself: imports, statements and keys are warm then."""
+    async with StrictProvider(Rotation.STRICT, TOKEN_S) as idp:
+        walks = [
+            CaseRun(Case(it, None, Layout.ONE, Rotation.STRICT), ground, warm, folder / "rehearsal", idp)
+            for it in SCENARIOS[:2]
+        ]
+        hand = None
+        for walk in walks:
+            hand = await walk.rehearse(hand)
+        assert hand is not None
+        await warm.rehearsed(hand)
 
 
 async def _one(

@@ -1,4 +1,7 @@
-"""Workers in the parent's hand: started through the fork server, asked, stopped, let go on, killed."""
+"""Workers in the parent's hand: started through the fork server, asked, stopped, let go on, killed.
+
+Imports nothing of the path.
+"""
 
 import asyncio
 import contextlib
@@ -17,6 +20,22 @@ from tests.faults.harness.instrumentation.points import ROOT
 
 _numbers = itertools.count(1)
 _LEAVES_WITHIN_S = 1.0
+
+
+class WorkerStart(BaseModel):
+    """What a worker of a case is told before anything else."""
+
+    name: str
+    database_url: str
+    key_file: Path
+    journals: Path
+    allow: str
+    public_url: str
+    plan: list[Fault] = []
+    queued: bool = False
+    sweeps_after_s: float = 0.0
+    repaired_after_s: float = 0.0  # until then its definition can't read the provider's tokens
+    patient: bool = False  # it proves that the connection works: a busy machine must not spoil that
 
 
 class Answer(BaseModel):

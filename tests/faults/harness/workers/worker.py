@@ -42,38 +42,22 @@ from providers.definition.registry import Registry
 from providers.requests.sender import SendFailed
 from tests.faults.harness.instrumentation.passages import AFTER, Fault, passages
 from tests.faults.harness.table.scenarios import CROOKED, JOURNALLED, ON_TRIAL, PROVING
-from tests.faults.harness.workers.limits import (
-    ANSWER_S,
-    BEAT_S,
-    COMMIT_AGAIN_S,
-    DATABASE_MS,
-    DRAIN_S,
-    HTTP_S,
-    LOOK_AGAIN_S,
-    LOOK_ASIDE_S,
-    MOST_SENDS,
-    OVERDUE_S,
-    PATIENT_S,
-    REPLAY_S,
-    SEND_S,
-    SWEEP_S,
-    seconds,
-)
-from tests.faults.harness.workers.start import WorkerStart
+from tests.faults.harness.workers import limits
+from tests.faults.harness.workers.handles import WorkerStart
 
 WORKER = "x-harness-worker"
 TLS = default_tls_context()
 LIMITS = TimeLimits(
-    send=seconds(SEND_S),
-    answer=seconds(ANSWER_S),
-    poll_interval=seconds(LOOK_AGAIN_S),
-    replay=seconds(REPLAY_S),
+    send=limits.seconds(limits.SEND_S),
+    answer=limits.seconds(limits.ANSWER_S),
+    poll_interval=limits.seconds(limits.LOOK_AGAIN_S),
+    replay=limits.seconds(limits.REPLAY_S),
 )
 _ADMIT = circuit_breakers.admit
 _LEAVES_WITHIN_S = 0.3
 PATIENT = TimeLimits(
-    send=seconds(PATIENT_S),
-    answer=seconds(PATIENT_S),
+    send=limits.seconds(limits.PATIENT_S),
+    answer=limits.seconds(limits.PATIENT_S),
     poll_interval=LIMITS.poll_interval,
     replay=LIMITS.replay,
 )
@@ -95,18 +79,18 @@ def read_catalogue() -> None:
 def shorten() -> None:
     """Every limit of the path, in this process alone."""
     for module, name, value in (
-        (temporal, "_INTERVAL_S", BEAT_S),
-        (journal_replay, "_OVERDUE_S", OVERDUE_S),
-        (journal_replay, "_RETRY_SET_ASIDE_S", LOOK_ASIDE_S),
-        (transactions, "_MAX_WAIT_S", COMMIT_AGAIN_S),
-        (protocol, "MAX_SENDS", MOST_SENDS),
+        (temporal, "_INTERVAL_S", limits.BEAT_S),
+        (journal_replay, "_OVERDUE_S", limits.OVERDUE_S),
+        (journal_replay, "_RETRY_SET_ASIDE_S", limits.LOOK_ASIDE_S),
+        (transactions, "_MAX_WAIT_S", limits.COMMIT_AGAIN_S),
+        (protocol, "MAX_SENDS", limits.MOST_SENDS),
     ):
         getattr(module, name)  # a renamed limit would be shortened in vain
         setattr(module, name, value)
     postgresql._SETTINGS.update(
-        statement_timeout=str(DATABASE_MS),
-        lock_timeout=str(DATABASE_MS),
-        idle_in_transaction_session_timeout=str(DATABASE_MS),
+        statement_timeout=str(limits.DATABASE_MS),
+        lock_timeout=str(limits.DATABASE_MS),
+        idle_in_transaction_session_timeout=str(limits.DATABASE_MS),
     )
 
 
@@ -155,11 +139,11 @@ def _repaired_later(after_s: float) -> Registry:
 
 
 def _queued(circuit: Any, *_: Any) -> tuple[Any, Admission]:
-    return circuit, Admission(BEAT_S)
+    return circuit, Admission(limits.BEAT_S)
 
 
 def work_of(parts: Platform, sections: CriticalSections, journal: Journal, start: WorkerStart) -> WorkerParts:
-    longest = PATIENT_S if start.patient else HTTP_S
+    longest = limits.PATIENT_S if start.patient else limits.HTTP_S
 
     def egress(policy: EgressPolicy, **_: object) -> Egress:
         def named(inner: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:
@@ -266,7 +250,7 @@ class Child:
         return True
 
     async def _drain(self, order: Any) -> GrantResult:
-        await self._sections.drain(seconds(DRAIN_S))
+        await self._sections.drain(limits.seconds(limits.DRAIN_S))
         return GrantResult()
 
     async def _obey(self, order: dict[str, Any]) -> None:
@@ -292,7 +276,7 @@ class Child:
 
 async def _sweep(work: WorkerParts, after_s: float) -> None:
     await asyncio.sleep(after_s)
-    await work.replayer.run(seconds(SWEEP_S))
+    await work.replayer.run(limits.seconds(limits.SWEEP_S))
 
 
 def main(line: socket.socket) -> None:

@@ -98,3 +98,12 @@ async def test_an_open_breaker_says_that_every_connection_fails():
     place = Place(BreakerRules(threshold=1))
     await place.send(ONE, 500)
     assert "every connection" in (await place.held_back(ONE)).detail
+
+
+async def test_a_repaired_integration_has_no_open_breaker():
+    place = Place(BreakerRules(threshold=1))
+    await place.send(ONE, None)
+    assert place.circuits.count_open(BROKEN.provider) == 1
+    repaired = BROKEN.model_copy(update={"revision": BROKEN.revision + 1})
+    async with place.circuits.permit(repaired, ONE):
+        assert place.circuits.count_open(BROKEN.provider) == 0

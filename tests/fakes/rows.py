@@ -1,0 +1,157 @@
+"""Rows as the API writes them, for tests that put them into a store themselves. `changes` are fields."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import httpx2
+
+from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
+from evergrant_server.core.access import App, AppKey, Permit
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.definition import Definition, DefinitionState
+from evergrant_server.core.ids import Tenant, new_id
+from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Store, Transaction
+from providers.definition.schema import ProviderSpec
+from providers.requests.authorization_url import build_authorization_url, new_random_value
+from tests.fakes.providers.scripted_provider import ScriptedProvider
+
+
+def an_integration(tenant: Tenant, at: datetime, **changes: Any) -> Integration:
+    values: dict[str, Any] = {
+        "tenant": tenant,
+        "id": new_id("int"),
+        "name": "crm",
+        "provider": "generic",
+        "client_id": "client-1",
+        "default_scopes": ("read",),
+        "created_at": at,
+        "changed_at": at,
+        **changes,
+    }
+    return Integration(**values)
+
+
+def discovered(idp: ScriptedProvider) -> dict[str, Any]:
+    """What an integration holds of this server once its metadata has been read."""
+    endpoints = Endpoints(
+        issuer=idp.issuer,
+        authorization_endpoint=idp.url("authorize"),
+        token_endpoint=idp.url("token"),
+        revocation_endpoint=idp.url("revoke"),
+    )
+    return {"client_id": idp.client_id, "issuer": idp.issuer, "endpoints": endpoints}
+
+
+def a_connection(integration: Integration, at: datetime, **changes: Any) -> Connection:
+    """One whose subject hasn't consented yet."""
+    values: dict[str, Any] = {
+        "tenant": integration.tenant,
+        "id": new_id("con"),
+        "integration_id": integration.id,
+        "integration": integration.name,
+        "provider": integration.provider,
+        "subject": "user-1",
+        "requested_scopes": ("read",),
+        "created_at": at,
+        "changed_at": at,
+        "consent_deadline": at + timedelta(hours=1),
+        **changes,
+    }
+    return Connection(**values)
+
+
+def a_consent(connection: Connection, at: datetime, **changes: Any) -> Consent:
+    values: dict[str, Any] = {
+        "tenant": connection.tenant,
+        "id": new_id("cns"),
+        "connection_id": connection.id,
+        "integration_id": connection.integration_id,
+        "status": ConsentStatus.STARTED,
+        "scopes": ("read",),
+        "link_hash": new_id("cns"),
+        "created_at": at,
+        "expires_at": at + timedelta(hours=1),
+        "by": "subject",
+        "trace_id": "",
+        **changes,
+    }
+    return Consent(**values)
+
+
+def a_definition(tenant: Tenant, document: Mapping[str, Any], at: datetime, **changes: Any) -> Definition:
+    """Version 1 of a tenant's own, and active, unless `changes` say otherwise."""
+    values: dict[str, Any] = {
+        "tenant": tenant,
+        "id": new_id("def"),
+        "name": document["name"],
+        "version": 1,
+        "document": document,
+        "state": DefinitionState.ACTIVE,
+        "share": 1.0,
+        "proposed_by": "app:crm-sync",
+        "created_at": at,
+        "changed_at": at,
+        **changes,
+    }
+    return Definition(**values)
+
+
+def token_set(reply: Mapping[str, Any], **changes: Any) -> TokenSet:
+    """A server's reply, read."""
+    refresh = reply.get("refresh_token")
+    values: dict[str, Any] = {
+        "access_token": Secret(reply["access_token"]),
+        "refresh_token": Secret(refresh) if refresh else None,
+        "expires_in": reply.get("expires_in"),
+        **changes,
+    }
+    return TokenSet(**values)
+
+
+async def put_app(
+    tx: Transaction,
+    tenant: Tenant,
+    name: str,
+    at: datetime,
+    permit: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> str:
+    """An app with one permit, or none. Returns its key."""
+    secret, app_id = new_key_secret(), new_id("app")
+    key_id = new_id("key")
+    owned: dict[str, Any] = {"tenant": tenant, "app_id": app_id, "created_at": at}
+    app: dict[str, Any] = {"tenant": tenant, "id": app_id, "name": name, "created_at": at, **more}
+    await tx.access.put_app(App(**app), expected=None)
+    await tx.access.add_key(AppKey(id=key_id, secret_hash=hash_secret(secret), **owned))
+    if permit is not None:
+        await tx.access.put_permit(Permit(id=new_id("per"), **owned, **permit), expected=None)
+    return format_key(key_id, secret)
+
+
+async def add_code(
+    store: Store, spec: ProviderSpec, integration: Integration, consent: Consent, browser: httpx2.AsyncClient
+) -> Consent:
+    """Go where the browser is sent, and keep the code that the scripted server gives by itself."""
+    verifier = new_random_value()
+    assert consent.redirect_uri is not None
+    url = build_authorization_url(
+        spec,
+        integration,
+        redirect_uri=consent.redirect_uri,
+        state=new_random_value(),
+        verifier=verifier,
+        scopes=("read",),
+        slot_scopes=consent.slot_scopes,
+    )
+    answer = await browser.get(url)
+    code = dict(parse_qsl(urlsplit(answer.headers["location"]).query))["code"]
+    async with store.write() as tx:
+        await tx.consents.add(consent, Secret("link"))
+        received = consent.model_copy(update={"status": ConsentStatus.CODE_RECEIVED})
+        return await tx.consents.replace(received, expected=1, verifier=verifier, code=Secret(code))
