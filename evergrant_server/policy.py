@@ -1,7 +1,8 @@
 """Permit decisions: may this app do that, and up to which scopes. Pure.
 
 Owns the decision and its reason. Doesn't own authentication (api), where permits are kept
-(store) or what a refusal looks like on the wire (core.errors)."""
+(store) or what a refusal looks like on the wire (core.errors).
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -171,21 +171,21 @@ def _by_tenant(claims: Iterable[LeaseClaim]) -> list[tuple[Tenant, list[AuditEnt
 
 
 def _entry(claim: LeaseClaim) -> AuditEntry:
+    action = AuditAction.LEASE_ISSUED
+    what: dict[str, object] = {"scopes": list(claim.scopes)}
+    if claim.dpop_request is not None:
+        action = AuditAction.DPOP_PROOF_ISSUED
+        what = {"for": claim.dpop_request}
+    elif claim.signed_request:
+        what["signed"] = claim.signed_request
     return AuditEntry(
         tenant=claim.tenant,
         at=claim.at,
-        action=AuditAction.LEASE_ISSUED if claim.dpop_request is None else AuditAction.DPOP_PROOF_ISSUED,
+        action=action,
         object=claim.connection_id,
         context=claim.context,
-        detail={"app": claim.app_id, "generation": claim.generation, **_what(claim)},
+        detail={"app": claim.app_id, "generation": claim.generation, **what},
     )
-
-
-def _what(claim: LeaseClaim) -> dict[str, object]:
-    if claim.dpop_request is not None:
-        return {"for": claim.dpop_request}
-    signed = {"signed": claim.signed_request} if claim.signed_request else {}
-    return {"scopes": list(claim.scopes), **signed}
 
 
 def _newest_generations(claims: Sequence[LeaseClaim]) -> list[tuple[str, str, int]]:

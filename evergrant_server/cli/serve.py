@@ -13,7 +13,7 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
-from evergrant_server.store.diagnostics import require_matching_key_ring
+from evergrant_server.store.store import require_matching_key_ring
 from providers.definition.registry import Registry
 
 _PASSED_TO_CHILDREN = (

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -57,13 +58,13 @@ class EntryHeader(BaseModel):
         return AssociatedData(self.tenant, "journal", self.attempt_id, column, self.from_generation)
 
 
+@dataclass(frozen=True)
 class JournalEntry:
     """A sealed reply that the store doesn't have yet."""
 
-    def __init__(self, path: Path, header: EntryHeader, sealed: Sealed) -> None:
-        self.path = path
-        self.header = header
-        self.sealed = sealed
+    path: Path
+    header: EntryHeader
+    sealed: Sealed
 
     @classmethod
     def read(cls, path: Path) -> "JournalEntry":

@@ -38,7 +38,7 @@ class AppKeyRow(columns.IdTable, table=True):
     app_id: str
     secret_hash: str
     created_at: datetime = columns.timestamp()
-    revoked_at: datetime | None = columns.optional_timestamp()
+    revoked_at: datetime | None = columns.timestamp()
 
 
 class PermitRow(columns.IdTable, table=True):
@@ -47,7 +47,7 @@ class PermitRow(columns.IdTable, table=True):
     name: str
     integration: str
     subjects: list[str] = columns.json()
-    scope_ceiling: list[str] | None = columns.optional_json()
+    scope_ceiling: list[str] | None = columns.json()
     actions: list[str] = columns.json()
     created_at: datetime = columns.timestamp()
 

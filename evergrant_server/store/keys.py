@@ -36,7 +36,7 @@ class KeyRow(columns.IdTable, table=True):
     wrapping_key_id: str
     sealed_key: Sealed = columns.sealed()
     created_at: datetime = columns.timestamp()
-    retired_at: datetime | None = columns.optional_timestamp()
+    retired_at: datetime | None = columns.timestamp()
 
 
 _KEYS = table_of(KeyRow)

@@ -49,11 +49,11 @@ class OutboxRow(columns.Row, table=True):
     payload: dict[str, Any] = columns.json()
     created_at: datetime = columns.timestamp()
     attempts: int
-    next_at: datetime | None = columns.optional_timestamp()
+    next_at: datetime | None = columns.timestamp()
     last_error: str | None = None
     claimed_by: str | None = None
-    claimed_until: datetime | None = columns.optional_timestamp()
-    delivered_at: datetime | None = columns.optional_timestamp()
+    claimed_until: datetime | None = columns.timestamp()
+    delivered_at: datetime | None = columns.timestamp()
     revision: int
 
 

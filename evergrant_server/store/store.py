@@ -5,24 +5,27 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select, text
+from sqlmodel import col
 
 from evergrant_server.core.clock import Clock
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.access import Access
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
 from evergrant_server.store.connections.consents import Consents
-from evergrant_server.store.connections.grants import Grants
+from evergrant_server.store.connections.grants import Grants, ProofKeys
 from evergrant_server.store.connections.histories import Histories
-from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import Database, DatabaseConnection, open_database
 from evergrant_server.store.database.errors import translate_errors
+from evergrant_server.store.database.rows import columns_equal, fetch_first
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations.definitions import Definitions
 from evergrant_server.store.integrations.integrations import Integrations
+from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwrap
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.provider_events.account_identifiers import AccountIdentifiers
 from evergrant_server.store.provider_events.introspections import Introspections
@@ -143,3 +146,52 @@ class Store:
 def _connect(connection: Connection) -> None:
     """Raise what the database raises when it can't be used."""
     connection.exec_driver_sql("SELECT 1")
+
+
+async def database_time(store: Store) -> datetime | None:
+    """The database's time; None for SQLite, which uses this host's clock."""
+    if store.is_sqlite:
+        return None
+    async with store.autocommit() as connection:
+        return (await connection.execute(text("SELECT clock_timestamp()"))).scalar_one()
+
+
+async def unwrap_newest_tenant_key(store: Store, ring: KeyRing, purpose: KeyPurpose) -> str | None:
+    """Unwrap the newest tenant key of a purpose; returns its id, None when there is none yet.
+
+    Raises Failure KEY_UNAVAILABLE or SEAL_BROKEN when this ring isn't the one it was made with.
+    """
+    query = (
+        select(col(KeyRow.tenant), col(KeyRow.id), col(KeyRow.sealed_key))
+        .where(columns_equal(KeyRow, purpose=purpose.value, connection_id=NO_CONNECTION))
+        .order_by(col(KeyRow.created_at).desc())
+        .limit(1)
+    )
+    async with store.autocommit() as connection:
+        row = await fetch_first(connection, query)
+    if row is None:
+        return None
+    key, sealed = row["id"], row["sealed_key"]
+    return unwrap(ring, row["tenant"], purpose, WrappedKey(key, NO_CONNECTION, sealed, key, sealed)).id
+
+
+async def require_matching_key_ring(store: Store, ring: KeyRing) -> None:
+    """Raise Failure KEY_UNAVAILABLE when this ring doesn't open what the database holds.
+
+    Checked at the start: otherwise the process would seal new rows under other keys than the old
+    rows.
+    """
+    for purpose in KeyPurpose:
+        if not ring.holds(purpose):
+            continue
+        try:
+            await unwrap_newest_tenant_key(store, ring, purpose)
+        except Failure as failure:
+            if failure.code not in (ErrorCode.KEY_UNAVAILABLE, ErrorCode.SEAL_BROKEN):
+                raise
+            raise Failure(
+                ErrorCode.KEY_UNAVAILABLE,
+                f"{ring!r} doesn't open this database's keys ({failure.detail}) "
+                "Set EVERGRANT_KEY_FILE to the key file that filled this database, or restore that file.",
+                key_file="another database's",
+            ) from None

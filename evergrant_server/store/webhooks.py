@@ -1,6 +1,7 @@
 """Webhooks with their signing secrets, the events they subscribe to, and the deliveries.
 
-Secrets are sealed by the tenant's intake key: admins make them, workers sign."""
+Secrets are sealed by the tenant's intake key: admins make them, workers sign.
+"""
 
 from datetime import datetime
 
@@ -31,11 +32,11 @@ class WebhookRow(columns.IdTable, table=True):
     integration: str
     disabled_by: str | None = None
     failures: int
-    failing_since: datetime | None = columns.optional_timestamp()
-    paused_until: datetime | None = columns.optional_timestamp()
+    failing_since: datetime | None = columns.timestamp()
+    paused_until: datetime | None = columns.timestamp()
     sealed_secret: Sealed = columns.sealed()
     sealed_previous_secret: Sealed | None = columns.sealed()
-    previous_secret_until: datetime | None = columns.optional_timestamp()
+    previous_secret_until: datetime | None = columns.timestamp()
     secret_changed_at: datetime = columns.timestamp()
     created_at: datetime = columns.timestamp()
     changed_at: datetime = columns.timestamp()
@@ -69,12 +70,16 @@ class DeliveryRow(columns.IdTable, table=True):
     tries: int
     response_status: int | None = None
     problem: str | None = None
-    next_at: datetime | None = columns.optional_timestamp()
+    next_at: datetime | None = columns.timestamp()
     created_at: datetime = columns.timestamp()
-    ended_at: datetime | None = columns.optional_timestamp()
+    ended_at: datetime | None = columns.timestamp()
 
 
 _SECRET, _PREVIOUS = "sealed_secret", "sealed_previous_secret"
+
+_WAITED_FOR = exists().where(
+    col(DeliveryRow.tenant) == col(EventRow.tenant), col(DeliveryRow.event_id) == col(EventRow.id)
+)
 
 
 class Webhooks(IntakeRepository[Webhook, WebhookId]):
@@ -132,10 +137,7 @@ class Webhooks(IntakeRepository[Webhook, WebhookId]):
         """Delete it with its secrets and its deliveries. Raises Failure NOT_FOUND."""
         await self._delete(id, tenant=tenant, id=id)
         await self._run(delete(DeliveryRow).where(columns_equal(DeliveryRow, tenant=tenant, webhook_id=id)))
-        waited_for = exists().where(
-            col(DeliveryRow.tenant) == col(EventRow.tenant), col(DeliveryRow.event_id) == col(EventRow.id)
-        )
-        await self._run(delete(EventRow).where(columns_equal(EventRow, tenant=tenant), ~waited_for))
+        await self._run(delete(EventRow).where(columns_equal(EventRow, tenant=tenant), ~_WAITED_FOR))
 
 
 _PRUNED_AT_ONCE = 500
@@ -196,11 +198,8 @@ class Deliveries(ModelRepository[Delivery, DeliveryId]):
             .limit(_PRUNED_AT_ONCE)
         )
         gone = await self._run(delete(DeliveryRow).where(mine, col(DeliveryRow.id).in_(oldest)))
-        waited_for = exists().where(
-            col(DeliveryRow.tenant) == col(EventRow.tenant), col(DeliveryRow.event_id) == col(EventRow.id)
-        )
         of_tenant = columns_equal(EventRow, tenant=tenant)
-        over = of_tenant & (col(EventRow.at) < before) & ~waited_for
+        over = of_tenant & (col(EventRow.at) < before) & ~_WAITED_FOR
         some = select(col(EventRow.id)).where(over).limit(_PRUNED_AT_ONCE)
         await self._run(delete(EventRow).where(of_tenant, col(EventRow.id).in_(some)))
         return gone

@@ -12,7 +12,7 @@ from evergrant_server.core.clock import Clock, SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
-from evergrant_server.store.diagnostics import require_matching_key_ring
+from evergrant_server.store.store import require_matching_key_ring
 from evergrant_server.temporal_link.connect import client_plugins, connect
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay

@@ -12,7 +12,7 @@ from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
-from evergrant_server.store.diagnostics import database_time, unwrap_newest_tenant_key
+from evergrant_server.store.store import database_time, unwrap_newest_tenant_key
 
 CERTIFICATE_WARNING = timedelta(days=30)
 OUTBOX_AGE_LIMIT = timedelta(minutes=1)  # no relay is delivering a message that waits longer

@@ -1,6 +1,7 @@
 """Attempts, the intent rows of single-use credentials, and tokens whose reply came too late.
 
-One attempt is open per connection and slot. Late tokens are sealed until they are verified."""
+One attempt is open per connection and slot. Late tokens are sealed until they are verified.
+"""
 
 from datetime import datetime
 

@@ -55,8 +55,8 @@ class ConnectionRow(columns.IdTable, table=True):
     consent_deadline: datetime = columns.timestamp()
     failures: int = 0
     last_failure: str | None = None
-    last_failed_at: datetime | None = columns.optional_timestamp()
-    failing_since: datetime | None = columns.optional_timestamp()
+    last_failed_at: datetime | None = columns.timestamp()
+    failing_since: datetime | None = columns.timestamp()
     follow_up: str | None = None
     choice: str | None = None
     slot_scopes: dict[str, Any] = columns.json()
@@ -72,8 +72,8 @@ class ConnectionGrantRow(columns.TenantTable, table=True):
     token_type: str
     scopes: list[str] = columns.json()
     obtained_at: datetime = columns.timestamp()
-    expires_at: datetime | None = columns.optional_timestamp()
-    refresh_expires_at: datetime | None = columns.optional_timestamp()
+    expires_at: datetime | None = columns.timestamp()
+    refresh_expires_at: datetime | None = columns.timestamp()
     refreshable: bool
     short_lived: bool = False
     facts: dict[str, Any] = columns.json()  # the grant's `metadata`
@@ -106,7 +106,7 @@ class ConsentRow(columns.IdTable, table=True):
     token_endpoint: str | None = None
     failure: str | None = None
     facts: dict[str, Any] = columns.json()
-    granted_scopes: list[str] | None = columns.optional_json()
+    granted_scopes: list[str] | None = columns.json()
     created_at: datetime = columns.timestamp()
     expires_at: datetime = columns.timestamp()
     by: str
@@ -136,9 +136,9 @@ class AttemptRow(columns.IdTable, table=True):
     opened_at: datetime = columns.timestamp()
     send_by: datetime = columns.timestamp()
     sends: int
-    first_sent_at: datetime | None = columns.optional_timestamp()
+    first_sent_at: datetime | None = columns.timestamp()
     outcome: str | None = None
-    closed_at: datetime | None = columns.optional_timestamp()
+    closed_at: datetime | None = columns.timestamp()
 
 
 class LateTokensRow(columns.TenantTable, table=True):

@@ -74,19 +74,12 @@ class SealedBytes(TypeDecorator[Sealed]):
         return None if value is None else Sealed(value)
 
 
+# whether a column may be NULL follows from its annotation
 def timestamp() -> Any:
-    return Field(sa_type=UtcDateTime)
-
-
-def optional_timestamp() -> Any:
     return Field(default=None, sa_type=UtcDateTime)
 
 
 def json() -> Any:
-    return Field(sa_type=JSON)
-
-
-def optional_json() -> Any:
     return Field(default=None, sa_type=JSON)
 
 

@@ -24,7 +24,7 @@ class IntrospectionRow(columns.TenantTable, table=True):
     __table_args__ = (columns.connection_foreign_key(), Index(None, "next_at"))
     connection_id: str = Field(primary_key=True)
     next_at: datetime = columns.timestamp()
-    checked_at: datetime | None = columns.optional_timestamp()
+    checked_at: datetime | None = columns.timestamp()
     outcome: str
 
 

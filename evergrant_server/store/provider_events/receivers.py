@@ -29,9 +29,9 @@ class EventReceiverRow(columns.IdTable, table=True):
     jwks_uri: str | None = None
     audience: list[str] = columns.json()
     account_in: str
-    keys: list[dict[str, Any]] | None = columns.optional_json()
-    keys_at: datetime | None = columns.optional_timestamp()
-    keys_requested_at: datetime | None = columns.optional_timestamp()
+    keys: list[dict[str, Any]] | None = columns.json()
+    keys_at: datetime | None = columns.timestamp()
+    keys_requested_at: datetime | None = columns.timestamp()
     keys_problem: str | None = None
     sealed_secret: Sealed | None = columns.sealed()
     created_at: datetime = columns.timestamp()
