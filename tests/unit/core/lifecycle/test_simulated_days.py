@@ -11,11 +11,7 @@ from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.grant_install import grant_ends_at, token_has_ended
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.connection import (
-    ConnectionState,
-    EventKind,
-    RefreshReason,
-)
+from evergrant_server.core.messages.connection import ConnectionState, EventKind, RefreshReason
 from tests.unit.core.lifecycle.steps import ACTIVE, DAY, HOUR, NEWEST, NOW, failed, granted, step, timer_of
 
 SECOND = timedelta(seconds=1)

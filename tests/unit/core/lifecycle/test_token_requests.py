@@ -8,11 +8,7 @@ from evergrant_server.core.lifecycle.command import Command, Transition
 from evergrant_server.core.lifecycle.grant_install import no_token_to_protect
 from evergrant_server.core.lifecycle.refresh import callers_can_be_told, with_waiting_caller
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.connection import (
-    ConnectionState,
-    EventKind,
-    RefreshReason,
-)
+from evergrant_server.core.messages.connection import ConnectionState, EventKind, RefreshReason
 from tests.unit.core.lifecycle.steps import HOUR, NOW, granted, step
 
 ACTIVE = ConnectionState(
