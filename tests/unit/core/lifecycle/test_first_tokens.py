@@ -61,13 +61,10 @@ def test_what_can_be_repaired_is_tried_again_by_itself(
     assert (again.command, again.state.waiting_consent) == (Command.REQUEST_CLIENT_GRANT, CONSENT)
 
 
-def test_a_permanent_refusal_is_not_retried():
+def test_a_permanent_refusal_is_not_retried_and_nothing_for_ever():
     life = failed(begun(), ErrorCode.GRANT_REJECTED)
     assert (life.state, life.reason) == (LifecycleState.PENDING_CONSENT, ErrorCode.GRANT_REJECTED)
     assert (life.waiting_consent, timer_of(life).summary) == (None, "consent deadline")
-
-
-def test_it_does_not_try_for_ever():
     life = failed(begun(), ErrorCode.CLIENT_REJECTED).model_copy(update={"retry_at": NOW + timedelta(days=9)})
     over = step(life, EventKind.TIMER_FIRED, timer_of(life).at)
     assert (over.command, over.state.state) == (Command.END_CONSENT, LifecycleState.CONSENT_EXPIRED)
@@ -132,9 +129,11 @@ def test_rfc8628_3_5_how_often_is_asked(said: list[DevicePoll], interval_s: floa
     assert step(life, EventKind.TIMER_FIRED, due.at - timedelta(seconds=1)).command is Command.NOTHING
 
 
-def test_an_approved_code_ends_the_asking():
+def test_an_approved_code_and_any_other_error_end_the_asking():
     after = ended(asked_for_a_code(), GRANTED).state
     assert (after.state, after.waiting_consent, after.poll_at) == (LifecycleState.ACTIVE, None, None)
+    after = failed(asked_for_a_code(), ErrorCode.CLIENT_REJECTED, consent_over=True)
+    assert (after.reason, timer_of(after).summary) == (ErrorCode.CLIENT_REJECTED, "consent deadline")
 
 
 @pytest.mark.parametrize(
@@ -158,11 +157,6 @@ def test_a_new_code_for_a_connection_that_works_disturbs_nothing():
     after = failed(life, ErrorCode.CONSENT_DENIED, consent_over=True)
     assert (after.state, after.failures) == (LifecycleState.ACTIVE, 0)
     assert next_timer(after, NEWEST) == refresh
-
-
-def test_any_other_error_stops_the_asking():
-    after = failed(asked_for_a_code(), ErrorCode.CLIENT_REJECTED, consent_over=True)
-    assert (after.reason, timer_of(after).summary) == (ErrorCode.CLIENT_REJECTED, "consent deadline")
 
 
 def test_a_code_that_could_not_be_got_is_asked_for_again():

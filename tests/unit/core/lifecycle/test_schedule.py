@@ -119,9 +119,10 @@ def test_reports_force_less_and_less(times: int, waits: float):
 # --- contracts: a change needs a new version of the rules ----------------------------------
 
 
-def test_jitter_is_a_share_that_stays():
+def test_jitter_stays_and_new_runs_begin_with_the_newest_rules():
     assert jitter("con_1", 1) == pytest.approx(0.6479279057489779, abs=1e-15)
     assert jitter("con_1", 2) == pytest.approx(0.9680514907550444, abs=1e-15)
+    assert max(RULES) == NEWEST_RULES
 
 
 VERSION_1 = {
@@ -142,10 +143,6 @@ def test_the_numbers_of_a_version_never_change(version: int, numbers: dict[str, 
         for name, value in RULES[version]
     }
     assert found == numbers
-
-
-def test_new_runs_begin_with_the_newest_rules():
-    assert max(RULES) == NEWEST_RULES
 
 
 def test_the_days_that_an_operator_set_replace_those_of_the_rules():

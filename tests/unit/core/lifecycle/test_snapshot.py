@@ -37,13 +37,10 @@ def test_no_refresh_before_the_age_or_the_margin_at_which_the_provider_takes_one
     assert timer_of(revived(rules=rules), share).at >= NOW + timedelta(seconds=570)
 
 
-def test_a_first_token_is_exchanged_at_any_age():
+def test_a_first_token_is_exchanged_at_any_age_and_the_operator_s_days_are_known():
     life = revived(GRANT.model_copy(update={"short_lived": True}))
     assert life.min_age_s is None
     assert timer_of(life).at == NOW
-
-
-def test_the_days_that_the_operator_set_are_known():
     assert revived(days=(9, 2)).announce_days == (9, 2)
     assert revived().announce_days is None
 

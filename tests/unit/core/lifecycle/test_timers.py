@@ -94,13 +94,10 @@ def test_an_active_connection_waits_for_what_was_said():
     assert timer(it) == Timer(NOW + HOUR, "access token expires, and can't be refreshed")
 
 
-def test_a_token_ends_by_the_workflows_clock():
+def test_a_token_ends_by_the_workflows_clock_and_at_the_last_date():
     assert token_ends_at(ACTIVE) == NOW + HOUR
     assert token_ends_at(life(installed_at=NOW + MINUTE)) == NOW + HOUR + MINUTE
     assert token_ends_at(life(installed_at=NOW - MINUTE)) == NOW + HOUR
-
-
-def test_an_end_beyond_every_date_is_the_last_one():
     far = life(obtained_at=NOW - 30 * DAY, installed_at=NOW, expires_at=LATEST)
     assert token_ends_at(far) == LATEST
     assert not token_has_ended(far, NOW)
@@ -161,9 +158,6 @@ def test_a_refresh_comes_no_sooner_than_the_grant_has_settled():
     kept = life(behind, policy="on_demand", refresh_token_idle_s=60.0)
     assert moment(kept) == NOW + NEWEST.shortest_interval
     assert moment(life(kept, refresh_token_idle_s=86_400.0)) == NOW + 11 * HOUR
-
-
-def test_a_grant_settles_for_at_most_a_quarter_of_its_lifetime():
     assert settled_at(life(installed_at=NOW), NEWEST) == NOW + 2 * MINUTE
     assert settled_at(life(installed_at=NOW, expires_at=NOW + 4 * MINUTE), NEWEST) == NOW + MINUTE
     assert settled_at(ACTIVE, NEWEST) is None

@@ -80,15 +80,12 @@ def test_revocation_is_never_given_up():
     assert step(life, EventKind.REVOCATION_ENDED, revocation=yes).state.state is LifecycleState.REVOKED
 
 
-def test_a_code_is_exchanged_once_however_often_its_signal_comes():
+def test_a_code_is_exchanged_once_and_a_failure_leaves_the_consent_open():
     life = ConnectionState(consent_deadline=NOW + HOUR)
     first = step(life, EventKind.CONSENT_GRANTED, consent_id=ConsentId("cns_1"))
     assert first.command is Command.EXCHANGE_CODE
     again = step(first.state, EventKind.CONSENT_GRANTED, consent_id=ConsentId("cns_1"))
     assert again.command is Command.NOTHING
-
-
-def test_a_failed_exchange_leaves_the_consent_open():
     waits, news = ConnectionState(consent_deadline=NOW + HOUR), failed(ErrorCode.CLIENT_REJECTED)
     after = step(waits, EventKind.CODE_EXCHANGE_ENDED, result=news).state
     assert after.state is LifecycleState.PENDING_CONSENT

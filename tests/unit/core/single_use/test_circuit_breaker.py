@@ -165,11 +165,15 @@ def test_a_probe_leaves_when_its_time_has_come_and_the_next_when_it_is_lost():
     assert admit(PROBING, 130, PLAIN, 0)[0].probing_since == 130
 
 
-def test_a_refused_request_comes_back_after_the_next_probe():
+def test_a_refused_request_comes_back_after_the_next_probe_or_a_turn_beyond_the_patience():
     later = replace(OPEN, next_probe=100)
     assert admit(later, 60, PLAIN, 0) == (later, Admission(None, 40))
     assert admit(later, 60, PLAIN, 0.5)[1].retry_after == 45, "up to a quarter later"
     assert admit(later, 95, PLAIN, 0)[1].retry_after == PLAIN.first_gap, "and no sooner than the first gap"
+    it = CircuitBreaker(recovering_since=0, next_turn=42)
+    assert admit(it, 40, PLAIN, 0.5)[1] == Admission(2), "as long as its patience"
+    it = replace(it, next_turn=43)
+    assert admit(it, 40, PLAIN, 0.5) == (it, Admission(None, 3 + 0.5 * 20 / 2))
 
 
 def test_after_a_probe_turns_are_given_at_a_rate_that_doubles():
@@ -179,13 +183,6 @@ def test_after_a_probe_turns_are_given_at_a_rate_that_doubles():
     assert (first, it.next_turn) == (Admission(0.25), 20.5)
     it, faster = admit(it, 30, PLAIN, 0)
     assert (faster, it.next_turn) == (Admission(0.0), 30.125)
-
-
-def test_a_turn_beyond_the_patience_is_refused_and_spread():
-    it = CircuitBreaker(recovering_since=0, next_turn=42)
-    assert admit(it, 40, PLAIN, 0.5)[1] == Admission(2), "as long as its patience"
-    it = replace(it, next_turn=43)
-    assert admit(it, 40, PLAIN, 0.5) == (it, Admission(None, 3 + 0.5 * 20 / 2))
 
 
 def test_it_is_closed_a_while_after_the_last_failure():

@@ -53,14 +53,11 @@ def decided(wanted: Attempt, now: datetime, opened: Attempt | None = None, **mor
     )
 
 
-def test_what_was_never_sent_may_be_sent():
-    assert decided(WANTED, NOW) is RESEND
-
-
 def test_a_lost_use_may_be_repeated_once_and_never_again():
     assert decided(WANTED, LISTENED, unknown=OPEN) is RESEND
     assert decided(WANTED, LISTENED, unknown=TWICE) is GIVE_UP
     assert decide_attempt(WANTED, GRACE, NOW, opened=None, unknown=TWICE, token_valid=False) is RESEND
+    assert decided(WANTED, NOW) is RESEND
 
 
 def test_what_made_tokens_that_wait_to_be_read_is_not_sent_again_where_that_would_end_them():
@@ -233,13 +230,10 @@ def test_tokens_live_from_the_first_use_unless_that_leaves_next_to_nothing():
     assert ahead.tokens_valid_from(3600) == NOW, "no first use comes after a later one: a clock was set back"
 
 
-def test_a_second_use_may_end_what_the_first_one_brought():
+def test_a_second_use_may_end_what_the_first_one_brought_unless_the_provider_takes_it():
     assert may_invalidate(WANTED, OPEN, STRICT, NOW)
     assert not may_invalidate(OPEN, OPEN, STRICT, NOW), "it is the use that was answered"
     assert not may_invalidate(CONSENT, OPEN, STRICT, NOW), "it is of another credential"
-
-
-def test_a_second_use_ends_nothing_where_the_provider_takes_it():
     graced = GRACE.grace_s * timedelta(seconds=1)
     assert not may_invalidate(WANTED, OPEN, RefreshRules(rotation=Rotation.NONE), NOW)
     assert not may_invalidate(WANTED, OPEN, GRACE, NOW + graced)
