@@ -24,7 +24,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         require_own_packages()
         app(arguments, print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        _fail(f"invalid_usage: {' '.join(str(error).split())}\n  {_usage_hint(error)}", 2)
+        command = " ".join(("python -m evergrant_server", *(error.command_chain or ())))
+        _fail(f"invalid_usage: {' '.join(str(error).split())}\n  See: {command} --help", 2)
     except BadSettings as error:
         _fail(f"invalid_settings: {error}", 2)
     except Failure as failure:
@@ -36,11 +37,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         _fail(_unexpected_message(error), 1)
     exit_process(0)
-
-
-def _usage_hint(error: CycloptsError) -> str:
-    command = " ".join(("python -m evergrant_server", *(error.command_chain or ())))
-    return f"See: {command} --help"
 
 
 def _failure_message(failure: Failure) -> str:

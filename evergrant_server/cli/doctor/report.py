@@ -56,7 +56,9 @@ async def run(settings: Settings, output: Literal["text", "json"]) -> bool:
         print(json.dumps([asdict(finding) for finding in found], indent=1))
     else:
         for finding in found:
-            _print(finding)
+            print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.check:<21} {finding.detail}")
+            if finding.repair:
+                print(f"         {'':<21} -> {finding.repair}")
         wrong = sum(not finding.ok for finding in found)
         print(f"{wrong} of {len(found)} checks found a problem" if wrong else f"all {len(found)} checks ok")
     return all(finding.ok for finding in found)
@@ -87,9 +89,3 @@ async def _run_check(name: str, check: Check, settings: Settings) -> DoctorFindi
         return DoctorFinding(
             name, False, detail, "Run it again with EVERGRANT_LOG_LEVEL=DEBUG, and report it"
         )
-
-
-def _print(finding: DoctorFinding) -> None:
-    print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.check:<21} {finding.detail}")
-    if finding.repair:
-        print(f"         {'':<21} -> {finding.repair}")

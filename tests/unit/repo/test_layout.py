@@ -15,7 +15,6 @@ SERVER = ("evergrant_server/", "workflows/", "activities/", "providers/", "worke
 PACKAGES = ("evergrant_server", "workflows", "activities", "providers")
 PRODUCT = (*SERVER, "clients/python/src/", "bench/", "examples/")
 MOST_MODULES = 16
-EXCEPTIONS = {"clients/python/src/evergrant": 20}  # flat, so that `from evergrant import …` has one level
 # names of the standard library: documented ones of named tuples, enums and os, and two without a public name
 STANDARD_LIBRARY = {"_asdict", "_exit", "_fields", "_replace", "_run_exitfuncs", "_typeshed", "_value_"}
 
@@ -40,10 +39,7 @@ def nodes() -> dict[str, tuple[ast.AST, ...]]:
 def test_a_folder_has_few_modules() -> None:
     modules = [name for name in names(*PRODUCT, "tests/") if not name.endswith("__init__.py")]
     counts = Counter(str(Path(name).parent) for name in modules)
-    crowded = {
-        folder: count for folder, count in counts.items() if count > EXCEPTIONS.get(folder, MOST_MODULES)
-    }
-    assert crowded == {}
+    assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
 
 
 def test_a_class_name_stands_once_in_the_server() -> None:

@@ -51,7 +51,8 @@ def show_rows(rows: Iterable[Row], columns: tuple[str, ...], output: Format) -> 
         table.add_column(column.upper(), overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
-    _console().print(table)
+    width = None if sys.stdout.isatty() else 10_000  # in a file or a pipe nothing is folded
+    Console(highlight=False, markup=False, width=width).print(table)
 
 
 def show_one(row: Row, output: Format) -> None:
@@ -136,11 +137,6 @@ def _json_value(value: object) -> object:
             return dict(cast(Mapping[str, object], value))
         case _:
             return value
-
-
-def _console() -> Console:
-    # In a file or a pipe nothing is folded to a terminal's width.
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 def _cell(value: object) -> str:

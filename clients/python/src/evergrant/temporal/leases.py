@@ -23,20 +23,16 @@ class ActivityLeases:
 
     def __init__(self, clients: WorkerClients) -> None:
         self.clients = clients
-        self._secrets: list[str] = []
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        return tuple(self._secrets)
+        self.secrets: list[str] = []
 
     def record(self, answer: Lease | ConsentRequired) -> Lease:
         """Remember the token or the connect link. Raises ReconnectNeeded for ConsentRequired."""
         match answer:
             case Lease():
-                self._secrets.append(answer.access_token)
+                self.secrets.append(answer.access_token)
                 return answer
             case ConsentRequired():
-                self._secrets.append(answer.connect_url)
+                self.secrets.append(answer.connect_url)
                 raise answer.as_error()
 
 
