@@ -52,10 +52,16 @@ def provenance() -> Provenance:
     )
 
 
-def _limits(timeout: timedelta, heartbeat: timedelta | None = None, **retry: Any) -> dict[str, Any]:
+def _limits(
+    timeout: timedelta,
+    heartbeat: timedelta | None = None,
+    priority: Priority = Priority.default,
+    **retry: Any,
+) -> dict[str, Any]:
     """Without `maximum_attempts` it is retried for as long as it takes."""
     policy = RetryPolicy(**{"initial_interval": _SECOND, "maximum_interval": _SECOND * 30, **retry})
-    return {"start_to_close_timeout": timeout, "heartbeat_timeout": heartbeat, "retry_policy": policy}
+    limits = {"start_to_close_timeout": timeout, "heartbeat_timeout": heartbeat}
+    return {**limits, "retry_policy": policy, "priority": priority}
 
 
 # after a missed heartbeat the next worker decides about the attempt of the one that died
@@ -65,27 +71,22 @@ _STORE = _limits(_SECOND * 20, initial_interval=_SECOND / 2)
 # --- a connection ------------------------------------------------------------------------
 
 exchange_code = ActivityCall[m.ExchangeCode, m.GrantResult](
-    ActivityName.EXCHANGE_CODE, m.GrantResult, _PROVIDER, lambda request: f"code of {request.consent_id}"
+    ActivityName.EXCHANGE_CODE, m.GrantResult, _PROVIDER, lambda it: f"code of {it.consent_id}"
 )
 request_client_grant = ActivityCall[m.RequestFirstTokens, m.GrantResult](
-    ActivityName.REQUEST_CLIENT_GRANT,
-    m.GrantResult,
-    _PROVIDER,
-    lambda request: f"for {request.consent_id}",
+    ActivityName.REQUEST_CLIENT_GRANT, m.GrantResult, _PROVIDER, lambda it: f"for {it.consent_id}"
 )
 poll_device_token = ActivityCall[m.RequestFirstTokens, m.GrantResult](
-    ActivityName.POLL_DEVICE_TOKEN, m.GrantResult, _PROVIDER, lambda request: f"for {request.consent_id}"
+    ActivityName.POLL_DEVICE_TOKEN, m.GrantResult, _PROVIDER, lambda it: f"for {it.consent_id}"
 )
 refresh_grant = ActivityCall[m.RefreshGrant, m.GrantResult](
     ActivityName.REFRESH_GRANT,
     m.GrantResult,
     _PROVIDER,
-    lambda request: (
-        f"from generation {request.generation}" + (" if leased" if request.only_if_leased else "")
-    ),
+    lambda it: f"from generation {it.generation}" + (" if leased" if it.only_if_leased else ""),
 )
 verify_late_tokens = ActivityCall[m.VerifyLateTokens, m.GrantResult](
-    ActivityName.VERIFY_LATE_TOKENS, m.GrantResult, _PROVIDER, lambda request: f"of {request.attempt_id}"
+    ActivityName.VERIFY_LATE_TOKENS, m.GrantResult, _PROVIDER, lambda it: f"of {it.attempt_id}"
 )
 look_up_accounts = ActivityCall[m.LookUpAccounts, m.GrantResult](
     ActivityName.LOOK_UP_ACCOUNTS, m.GrantResult, _PROVIDER, "which accounts the grant reaches"
@@ -97,13 +98,13 @@ begin_revocation = ActivityCall[m.BeginRevocation, None](
     ActivityName.BEGIN_REVOCATION, None, _STORE, "no lease from here on"
 )
 announce_expiry = ActivityCall[m.AnnounceExpiry, None](
-    ActivityName.ANNOUNCE_EXPIRY, None, _STORE, lambda request: f"{request.days} days before"
+    ActivityName.ANNOUNCE_EXPIRY, None, _STORE, lambda it: f"{it.days} days before"
 )
 end_consent = ActivityCall[m.EndConsent, m.GrantResult | None](
     ActivityName.END_CONSENT,
     m.GrantResult | None,
     _STORE,
-    lambda request: "denied" if request.denied else "deadline passed",
+    lambda it: "denied" if it.denied else "deadline passed",
 )
 export_run_history = ActivityCall[m.ExportRunHistory, None](
     ActivityName.EXPORT_RUN_HISTORY, None, _STORE, "export this run's history"
@@ -115,19 +116,19 @@ discover_endpoints = ActivityCall[integrations.DiscoverEndpoints, integrations.D
     ActivityName.DISCOVER_ENDPOINTS,
     integrations.DiscoveryResult,
     _limits(_MINUTE, maximum_attempts=3),
-    lambda request: request.integration_id,
+    lambda it: it.integration_id,
 )
 fetch_receiver_keys = ActivityCall[integrations.FetchReceiverKeys, integrations.ReceiverKeysResult](
     ActivityName.FETCH_RECEIVER_KEYS,
     integrations.ReceiverKeysResult,
     _limits(_MINUTE, maximum_attempts=5),
-    lambda request: request.receiver_id,
+    lambda it: it.receiver_id,
 )
 push_authorization_request = ActivityCall[integrations.PushAuthorizationRequest, integrations.PushResult](
     ActivityName.PUSH_AUTHORIZATION_REQUEST,
     integrations.PushResult,
     _limits(LIMITS.answer + _JUDGE_AND_COMMIT, heartbeat=_SECOND * 5, maximum_attempts=5),
-    lambda request: f"of {request.consent_id}",
+    lambda it: f"of {it.consent_id}",
 )
 request_temporary_credentials = ActivityCall[
     integrations.RequestTemporaryCredentials, integrations.TemporaryCredentialsResult
@@ -135,7 +136,7 @@ request_temporary_credentials = ActivityCall[
     ActivityName.REQUEST_TEMPORARY_CREDENTIALS,
     integrations.TemporaryCredentialsResult,
     _limits(_MINUTE, maximum_attempts=2, initial_interval=_SECOND / 2),
-    lambda request: f"for {request.consent_id}",
+    lambda it: f"for {it.consent_id}",
 )
 
 # --- a definition ------------------------------------------------------------------------
@@ -159,7 +160,7 @@ seal_export_page = ActivityCall[export.SealExportPage, export.ExportProgress](
     ActivityName.SEAL_EXPORT_PAGE,
     export.ExportProgress,
     _limits(_MINUTE * 2, heartbeat=_SECOND * 10, initial_interval=_SECOND / 2),
-    lambda request: f"page {request.page + 1}",
+    lambda it: f"page {it.page + 1}",
 )
 delete_export = ActivityCall[export.DeleteExport, None](
     ActivityName.DELETE_EXPORT, None, _STORE, "delete the unfetched export"
@@ -167,10 +168,7 @@ delete_export = ActivityCall[export.DeleteExport, None](
 deliver_webhooks = ActivityCall[webhooks.DeliverWebhooks, webhooks.DeliveryRound](
     ActivityName.DELIVER_WEBHOOKS,
     webhooks.DeliveryRound,
-    {
-        **_limits(_MINUTE * 3, heartbeat=_SECOND * 10, maximum_interval=_MINUTE),
-        "priority": _AFTER_TOKENS,
-    },
+    _limits(_MINUTE * 3, _SECOND * 10, _AFTER_TOKENS, maximum_interval=_MINUTE),
     "one round of deliveries",
 )
 reconcile = ActivityCall[maintenance.ReconcileRequest, maintenance.ReconcileResult](
@@ -182,10 +180,7 @@ reconcile = ActivityCall[maintenance.ReconcileRequest, maintenance.ReconcileResu
 introspect_grants = ActivityCall[maintenance.IntrospectGrants, maintenance.IntrospectGrantsResult](
     ActivityName.INTROSPECT_GRANTS,
     maintenance.IntrospectGrantsResult,
-    {
-        **_limits(_MINUTE * 50, heartbeat=_MINUTE * 2, maximum_attempts=3, initial_interval=_SECOND * 10),
-        "priority": _AFTER_TOKENS,
-    },
+    _limits(_MINUTE * 50, _MINUTE * 2, _AFTER_TOKENS, maximum_attempts=3, initial_interval=_SECOND * 10),
     "grants that introspection can check",
 )
 reread_metadata = ActivityCall[maintenance.RereadMetadata, maintenance.RereadMetadataResult](

@@ -8,7 +8,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.lifecycle.command import Command, Transition
-    from evergrant_server.core.lifecycle.grant_install import grant_ends_at, no_token_to_protect
+    from evergrant_server.core.lifecycle.grants import grant_ends_at, no_token_to_protect
     from evergrant_server.core.messages import activities as m
     from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
     from workflows import activity_calls

@@ -16,7 +16,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.lifecycle.grant_install import is_same_end
+from evergrant_server.core.lifecycle.grants import is_same_end
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
 from evergrant_server.core.messages.activities import AnnounceExpiry, EndConsent, GrantResult
 from evergrant_server.core.messages.base import ActivityName

@@ -12,7 +12,7 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import FAILURES, ErrorCode, RetryAdvice
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
-from evergrant_server.core.lifecycle.grant_install import install, start_revoking
+from evergrant_server.core.lifecycle.grants import install, start_revoking
 from evergrant_server.core.lifecycle.schedule import retry_at
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, LifecycleEvent

@@ -10,7 +10,7 @@ from evergrant_server.core.connections.connection import LifecycleState, StateCh
 from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
 from evergrant_server.core.ids import AttemptId
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
-from evergrant_server.core.lifecycle.grant_install import (
+from evergrant_server.core.lifecycle.grants import (
     NO_LATE_TOKENS,
     install,
     start_revoking,

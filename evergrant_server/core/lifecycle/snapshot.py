@@ -10,7 +10,7 @@ from enum import StrEnum
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import FollowUp, Grant
 from evergrant_server.core.integrations import RefreshRules
-from evergrant_server.core.lifecycle.grant_install import grant_facts_of
+from evergrant_server.core.lifecycle.grants import grant_facts_of
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import RequestContext, connection_workflow_id

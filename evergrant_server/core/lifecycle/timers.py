@@ -6,7 +6,7 @@ from enum import Enum, auto
 
 from evergrant_server.core.clock import add_time
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.lifecycle.grant_install import grant_ends_at, refreshable_for
+from evergrant_server.core.lifecycle.grants import grant_ends_at, refreshable_for
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy, due_at, keep_alive_at
 from evergrant_server.core.messages.connection import ConnectionState
 

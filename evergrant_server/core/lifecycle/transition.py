@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.lifecycle import consents, refresh, revocation
+from evergrant_server.core.lifecycle import consents, grants, refresh
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
-from evergrant_server.core.lifecycle.grant_install import grant_ends_at, without_future_dates
+from evergrant_server.core.lifecycle.grants import grant_ends_at, without_future_dates
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy
 from evergrant_server.core.lifecycle.timers import Timer, TimerPurpose, next_timer
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
@@ -102,9 +102,9 @@ _HANDLERS: dict[EventKind, Callable[[ConnectionState, LifecycleEvent, Moment], T
     EventKind.REFRESH_ENDED: refresh.on_refresh_ended,
     EventKind.TIMER_FIRED: _on_timer_fired,
     EventKind.PROVIDER_CHANGED: _on_provider_changed,
-    EventKind.REVOCATION_REQUESTED: revocation.on_revocation_requested,
-    EventKind.REVOCATION_ENDED: revocation.on_revocation_ended,
-    EventKind.REVOKED_AT_PROVIDER: revocation.on_revoked_at_provider,
+    EventKind.REVOCATION_REQUESTED: grants.on_revocation_requested,
+    EventKind.REVOCATION_ENDED: grants.on_revocation_ended,
+    EventKind.REVOKED_AT_PROVIDER: grants.on_revoked_at_provider,
     EventKind.LATE_TOKENS_RECEIVED: refresh.on_late_tokens_received,
     EventKind.LATE_VERIFICATION_ENDED: refresh.on_late_verification_ended,
     EventKind.ACCOUNT_LOOKUP_ENDED: consents.on_account_lookup_ended,

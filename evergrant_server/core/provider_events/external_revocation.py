@@ -98,13 +98,10 @@ class IntrospectionFinding(StrEnum):
     @property
     def certainty(self) -> Certainty | None:
         """How surely the grant has ended; None: the finding is no sign of it."""
-        return _CERTAINTIES.get(self)
-
-
-_CERTAINTIES = {
-    IntrospectionFinding.REFRESH_TOKEN_INACTIVE: Certainty.ENDED,
-    IntrospectionFinding.ACCESS_TOKEN_INACTIVE: Certainty.SUSPECTED,  # an access token alone proves no end
-}
+        if self is IntrospectionFinding.REFRESH_TOKEN_INACTIVE:
+            return Certainty.ENDED
+        # an access token alone proves no end
+        return Certainty.SUSPECTED if self is IntrospectionFinding.ACCESS_TOKEN_INACTIVE else None
 
 
 def judge_introspection(seen: IntrospectionAnswers) -> IntrospectionFinding:

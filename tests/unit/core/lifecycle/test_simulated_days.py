@@ -8,7 +8,7 @@ import pytest
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command
-from evergrant_server.core.lifecycle.grant_install import grant_ends_at, token_has_ended
+from evergrant_server.core.lifecycle.grants import grant_ends_at, token_has_ended
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, RefreshReason

@@ -8,7 +8,7 @@ from evergrant_server.core.clock import LATEST
 from evergrant_server.core.connections.connection import LifecycleState, StateChange
 from evergrant_server.core.ids import AttemptId, ConsentId
 from evergrant_server.core.lifecycle.command import Command
-from evergrant_server.core.lifecycle.grant_install import (
+from evergrant_server.core.lifecycle.grants import (
     grant_ends_at,
     is_same_end,
     no_token_to_protect,

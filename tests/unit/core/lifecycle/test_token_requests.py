@@ -5,7 +5,7 @@ from typing import Any
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command, Transition
-from evergrant_server.core.lifecycle.grant_install import no_token_to_protect
+from evergrant_server.core.lifecycle.grants import no_token_to_protect
 from evergrant_server.core.lifecycle.refresh import callers_can_be_told, with_waiting_caller
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, RefreshReason
