@@ -9,24 +9,23 @@ from fastapi.telemetry import TelemetryConfig
 from evergrant_server.api import audit, health, openapi
 from evergrant_server.api.apps import keys
 from evergrant_server.api.apps import routes as apps
-from evergrant_server.api.connections import account_choice, commands, detail, history
+from evergrant_server.api.connections import commands, detail, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.http import problems
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.deadline import Deadline
-from evergrant_server.api.http.middleware import Envelope
-from evergrant_server.api.integrations import catalogue, client_metadata, definition_rollout
+from evergrant_server.api.http.middleware import Deadline, Envelope
+from evergrant_server.api.integrations import client_metadata, definition_rollout, definitions
 from evergrant_server.api.integrations import routes as integrations
 from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
 from evergrant_server.api.leases.refresher import RefreshWaiter
-from evergrant_server.api.pages import account_choice as account_choice_page
-from evergrant_server.api.pages import callback, connect, fragment
-from evergrant_server.api.pages.session import SubjectPages
+from evergrant_server.api.pages import callback, connect
+from evergrant_server.api.pages.browser import BrowserSessions
 from evergrant_server.api.provider_events import inbound, receivers
 from evergrant_server.api.transfer import routes as transfer
 from evergrant_server.api.webhooks import deliveries
 from evergrant_server.api.webhooks import routes as webhooks
+from evergrant_server.console.pages import Pages
 from evergrant_server.telemetry import traces
 
 VERSION = "0.1.0"
@@ -42,7 +41,7 @@ _NO_TELEMETRY: TelemetryConfig = {
 
 ROUTERS = (
     health.router,
-    catalogue.router,
+    definitions.router,
     definition_rollout.router,
     client_metadata.router,
     integrations.router,
@@ -50,7 +49,6 @@ ROUTERS = (
     keys.router,
     transfer.router,  # before /v1/connections/{id}, which would match import and export
     connections.router,
-    account_choice.router,
     detail.router,
     commands.router,
     refresh_command.router,
@@ -63,8 +61,7 @@ ROUTERS = (
     inbound.router,
     connect.router,
     callback.router,
-    fragment.router,
-    account_choice_page.router,
+    callback.fragment_router,
     openapi.router,
 )
 
@@ -91,7 +88,8 @@ def create_app(api: ApiContext) -> FastAPI:
     )
     app.state.api = api
     app.state.refresher = refresher
-    app.state.pages = SubjectPages(api)
+    app.state.templates = Pages()
+    app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)
     problems.install_error_handlers(app, api.settings.public_url)
     lease_routes = leases.routes(api, refresher)
     app.router.routes.extend(lease_routes)

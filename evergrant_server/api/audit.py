@@ -6,11 +6,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from evergrant_server import audit
-from evergrant_server.api.http.authentication import Caller
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import ApiDep, CallerDep, TenantAdminDep, visible_connection
-from evergrant_server.api.http.requests import PageCursor
-from evergrant_server.api.http.responses import Page, View
+from evergrant_server.api.http.call import AdminCall, ApiCall, Call
+from evergrant_server.api.http.models import Page, PageCursor, View
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditRecord
 from evergrant_server.store import Transaction
@@ -37,13 +34,12 @@ class AuditView(View):
     hash: str
 
     @classmethod
-    def of(cls, record: AuditRecord) -> "AuditView":
-        origin = record.provenance
-        return cls(
-            **record.model_dump(include={"seq", "shard", "at", "object", "detail", "hash"}),
-            action=record.action.value,
-            by=record.context.by,
-            trace_id=record.context.trace_id,
+    def of_record(cls, record: AuditRecord) -> "AuditView":
+        context, origin = record.context, record.provenance
+        return cls.of(
+            record,
+            by=context.by,
+            trace_id=context.trace_id,
             workflow_id=origin.workflow_id if origin else None,
             workflow_run_id=origin.run_id if origin else None,
             workflow_event_id=origin.event_id if origin else None,
@@ -52,17 +48,17 @@ class AuditView(View):
 
 @router.get("/v1/audit")
 async def list_audit_records(
-    api: ApiDep, caller: TenantAdminDep, limit: Limit = 100, cursor: PageCursor = None
+    call: AdminCall, limit: Limit = 100, cursor: PageCursor = None
 ) -> Page[AuditView]:
     """The tenant's audit log, oldest first."""
-    async with api.store.read() as tx:
-        return await _page(tx, api, caller, None, limit, cursor)
+    async with call.api.store.read() as tx:
+        return await _page(tx, call, None, limit, cursor)
 
 
 @router.get("/v1/audit/verify")
-async def verify_audit_log(api: ApiDep, caller: TenantAdminDep) -> dict[str, Any]:
+async def verify_audit_log(call: AdminCall) -> dict[str, Any]:
     """Verify every hash chain and report the first broken record. Keep `heads` outside the database."""
-    result = await audit.verify_log(api.store, caller.tenant)
+    result = await audit.verify_log(call.api.store, call.tenant)
     heads = {
         shard: {"count": head.count, "last_hash": head.last_hash} for shard, head in result.heads.items()
     }
@@ -78,24 +74,19 @@ async def verify_audit_log(api: ApiDep, caller: TenantAdminDep) -> dict[str, Any
 
 @router.get("/v1/connections/{connection_id}/audit")
 async def list_connection_audit(
-    connection_id: str, api: ApiDep, caller: CallerDep, limit: Limit = 100, cursor: PageCursor = None
+    connection_id: str, call: Call, limit: Limit = 100, cursor: PageCursor = None
 ) -> Page[AuditView]:
     """The audit records of one connection, oldest first."""
-    async with api.store.read() as tx:
-        await visible_connection(tx, caller, connection_id, Action.ADMIN, Action.CONNECT)
-        return await _page(tx, api, caller, connection_id, limit, cursor)
+    async with call.api.store.read() as tx:
+        await call.visible_connection(tx, connection_id, Action.ADMIN, Action.CONNECT)
+        return await _page(tx, call, connection_id, limit, cursor)
 
 
 async def _page(
-    tx: Transaction,
-    api: ApiContext,
-    caller: Caller,
-    object_id: str | None,
-    limit: int,
-    cursor: str | None,
+    tx: Transaction, call: ApiCall, object_id: str | None, limit: int, cursor: str | None
 ) -> Page[AuditView]:
     bound = {"list": "audit", "of": object_id}
-    after = api.cursors.decode(cursor, caller.tenant, **bound)
-    found = await audit.page(tx, caller.tenant, object=object_id, after=after, limit=limit + 1)
-    next_cursor = api.cursors.next_cursor(found, limit, audit.page_cursor, caller.tenant, **bound)
-    return Page(items=[AuditView.of(record) for record in found[:limit]], next_cursor=next_cursor)
+    after = call.api.cursors.decode(cursor, call.tenant, **bound)
+    found = await audit.page(tx, call.tenant, object=object_id, after=after, limit=limit + 1)
+    next_cursor = call.api.cursors.next_cursor(found, limit, audit.page_cursor, call.tenant, **bound)
+    return Page(items=[AuditView.of_record(record) for record in found[:limit]], next_cursor=next_cursor)

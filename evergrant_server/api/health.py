@@ -4,8 +4,8 @@ import logging
 
 from fastapi import APIRouter, Response
 
+from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import ApiDep
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.crypto import AssociatedData, KeyPurpose, new_sealing_key

@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, Response
 from evergrant_server.api.leases.models import LeaseBody, LeaseView, ProofBody, ProofView, TokenBody
 from evergrant_server.api.leases.routes import LEASE_PATH, PROOF_PATH, TOKEN_PATH
 from evergrant_server.api.pages.browser import html_response
-from evergrant_server.console import STYLE, Pages
+from evergrant_server.console.pages import STYLE, Pages
 from evergrant_server.core.errors import FAILURES
 
 router = APIRouter(include_in_schema=False)
@@ -58,7 +58,7 @@ async def get_docs(request: Request) -> Response:
         }
         for code, rule in FAILURES.items()
     ]
-    templates: Pages = request.app.state.pages.templates
+    templates: Pages = request.app.state.templates
     return html_response(
         templates.reference(routes=routes, failures=failures, version=schema["info"]["version"])
     )

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from evergrant_server import audit
-from evergrant_server.api.apps.bootstrap import bootstrap_admin
+from evergrant_server.api.apps.keys import bootstrap_admin
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant

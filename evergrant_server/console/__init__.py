@@ -3,7 +3,3 @@
 Owns texts and layout. Doesn't own who may see a page (api). Pages work without JavaScript, but
 for the implicit flow, and load nothing from other origins. Templates escape every value.
 """
-
-from evergrant_server.console.pages import STYLE, Pages
-
-__all__ = ["STYLE", "Pages"]

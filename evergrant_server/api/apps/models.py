@@ -5,9 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from evergrant_server.api.http.requests import Body, ReturnTo, Scopes, _printable, _slug
-from evergrant_server.api.http.responses import View
-from evergrant_server.core.access import Action, App, AppKey, Permit
+from evergrant_server.api.http.models import Body, ReturnTo, Scopes, View, _printable, _slug
+from evergrant_server.core.access import Action
 
 
 class AppBody(Body):
@@ -35,19 +34,11 @@ class AppView(View):
     created_at: datetime
     revision: int
 
-    @classmethod
-    def of(cls, app: App) -> "AppView":
-        return cls(**app.model_dump(exclude={"tenant"}))
-
 
 class KeyView(View):
     id: str
     created_at: datetime
     revoked_at: datetime | None
-
-    @classmethod
-    def of(cls, key: AppKey) -> "KeyView":
-        return cls(id=key.id, created_at=key.created_at, revoked_at=key.revoked_at)
 
 
 class NewKeyView(KeyView):
@@ -65,7 +56,3 @@ class PermitView(View):
     actions: tuple[Action, ...]
     created_at: datetime
     revision: int
-
-    @classmethod
-    def of(cls, permit: Permit) -> "PermitView":
-        return cls(**permit.model_dump(exclude={"tenant", "app_id"}))

@@ -6,8 +6,10 @@ from datetime import datetime, timedelta
 
 from evergrant_server.api.connections.flows import require_flow_allowed
 from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.outbox_messages import connection_signal_message
+from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.api.http.transactions import signal_connection
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import (
     LINK_BYTES,
@@ -18,7 +20,6 @@ from evergrant_server.core.connections.consent import (
 )
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import ImportedTokens
-from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConsentId, new_id
 from evergrant_server.core.messages.base import RequestContext, SignalName
 from evergrant_server.core.messages.connection import ConsentGranted
@@ -30,9 +31,7 @@ CLIENT_GRANT_DEADLINE = timedelta(days=7)  # time for an admin to repair the int
 
 async def request_consent(
     tx: Transaction,
-    api: ApiContext,
-    caller: Caller,
-    context: RequestContext,
+    call: ApiCall,
     connection: Connection,
     scopes: tuple[str, ...],
     return_to: str | None,
@@ -42,9 +41,9 @@ async def request_consent(
 
     Of the device flow a worker requests the code and polls for the token (RFC 8628).
     """
-    require_return_to(caller, return_to)
-    require_flow_allowed(connection.flow, api)
-    link, now = secrets.token_urlsafe(LINK_BYTES), api.clock.now()
+    require_return_to(call.caller, return_to)
+    require_flow_allowed(connection.flow, call.api)
+    link, now = secrets.token_urlsafe(LINK_BYTES), call.now
     pending = connection.state is LifecycleState.PENDING_CONSENT
     device = connection.flow is Flow.DEVICE_CODE
     consent = Consent(
@@ -60,14 +59,14 @@ async def request_consent(
         link_hash=hash_link(link),
         created_at=now,
         # links of a pending connection expire with it
-        expires_at=connection.consent_deadline if pending else now + api.settings.consent_ttl,
-        by=context.by,
-        trace_id=context.trace_id,
+        expires_at=connection.consent_deadline if pending else now + call.api.settings.consent_ttl,
+        by=call.context.by,
+        trace_id=call.context.trace_id,
     )
     await tx.consents.add(consent, Secret(link))
     if device:
-        await _signal_granted(tx, connection, consent, context, now)
-    return consent, connect_url(api, link)
+        await signal_granted(tx, connection, consent, call.context, now)
+    return consent, connect_url(call.api, link)
 
 
 async def request_client_grant(
@@ -90,7 +89,7 @@ async def request_client_grant(
         await tx.consents.add(consent, None)
     else:
         await tx.consents.add_import(consent, supplied)
-    await _signal_granted(tx, connection, consent, context, now)
+    await signal_granted(tx, connection, consent, context, now)
     return consent
 
 
@@ -105,16 +104,16 @@ async def open_consent(tx: Transaction, connection: Connection, now: datetime) -
 def require_return_to(caller: Caller, url: str | None) -> None:
     """Raise Failure INVALID_REQUEST unless the app's list has exactly this URL (RFC 9700 section 4.11)."""
     if url is not None and url not in caller.app.return_to:
-        raise Failure(ErrorCode.INVALID_REQUEST, "return_to is not in the app's list.", field="return_to")
+        raise invalid_request("return_to", "return_to is not in the app's list.")
 
 
 def connect_url(api: ApiContext, link: str) -> str:
     return f"{api.settings.public_url}/connect/{link}"
 
 
-async def _signal_granted(
+async def signal_granted(
     tx: Transaction, connection: Connection, consent: Consent, context: RequestContext, now: datetime
 ) -> None:
-    """Signal the workflow to continue: this consent has no callback."""
+    """Signal the workflow to continue."""
     granted = ConsentGranted(consent_id=consent.id, context=context)
-    await tx.outbox.add(connection_signal_message(connection, SignalName.CONSENT_GRANTED, granted, now))
+    await signal_connection(tx, connection, SignalName.CONSENT_GRANTED, granted, now)

@@ -1,7 +1,8 @@
 """Creates connections, or finds the live one of the same names, in the caller's transaction."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from datetime import datetime
+from typing import Any
 
 from evergrant_server.api.connections.consents import (
     CLIENT_GRANT_DEADLINE,
@@ -11,9 +12,9 @@ from evergrant_server.api.connections.consents import (
     request_consent,
     require_return_to,
 )
-from evergrant_server.api.connections.flows import require_flow_allowed, usable_flow
+from evergrant_server.api.connections.flows import require_flow_allowed, supplied_tokens, usable_flow
+from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.api.connections.reauthorization import (
-    ConnectionRequest,
     ConnectionWithLink,
     consenting_connection,
     has_pending_import,
@@ -23,10 +24,8 @@ from evergrant_server.api.connections.reauthorization import (
     set_expected_account,
 )
 from evergrant_server.api.connections.scopes import permitted_scopes, permitted_slot_scopes
-from evergrant_server.api.http.audit_records import record
-from evergrant_server.api.http.authentication import Caller
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.outbox_messages import connection_start_message
+from evergrant_server.api.http.call import ApiCall
+from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.integrations.definitions import integration_spec, require_ready
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -35,8 +34,7 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, new_id
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.policy import DecisionReason, decide
+from evergrant_server.core.lifecycle.snapshot import start_message
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 
@@ -45,39 +43,69 @@ _CLIENT_GRANT_RETRY_S = 1.0
 SlotScopesMap = Mapping[str, tuple[str, ...]]
 
 
+async def add_connection(
+    tx: Transaction,
+    call: ApiCall,
+    integration: Integration,
+    *,
+    scopes: tuple[str, ...],
+    deadline: datetime,
+    **settings: Any,
+) -> Connection:
+    """Write a new connection's row, and the message that starts its workflow."""
+    now = call.now
+    connection = Connection(
+        tenant=integration.tenant,
+        id=ConnectionId(new_id("con")),
+        integration_id=integration.id,
+        integration=integration.name,
+        provider=integration.provider,
+        requested_scopes=scopes,
+        created_at=now,
+        changed_at=now,
+        consent_deadline=deadline,
+        **settings,
+    )
+    await tx.connections.add_new(connection)
+    subject_hash = call.api.ring.subject_hash(connection.tenant, connection.subject)
+    await tx.outbox.add(start_message(connection, subject_hash, call.context, now))
+    return connection
+
+
 class ConnectionSetup:
-    """Finds or creates connections for one caller."""
+    """Finds or creates connections for one call; `for_lease` of POST /v1/lease, which takes any open link."""
 
-    def __init__(self, api: ApiContext, caller: Caller, context: RequestContext) -> None:
-        self._api = api
-        self._caller = caller
-        self._context = context
-        self._now = api.clock.now()
+    def __init__(self, call: ApiCall, *, for_lease: bool = False) -> None:
+        self._call = call
+        self._api = call.api
+        self._for_lease = for_lease
+        self._now = call.now
 
-    async def find_or_create(self, tx: Transaction, wanted: ConnectionRequest) -> ConnectionWithLink:
+    async def find_or_create(self, tx: Transaction, wanted: ConnectionBody) -> ConnectionWithLink:
         """The live connection of these names with its link, or a new connection.
 
         Raises Failure NOT_FOUND, NOT_PERMITTED, SCOPE_NOT_PERMITTED, DISCOVERY_FAILED,
         INVALID_REQUEST for a `return_to` outside the app's list, CONSENT_EXPIRED while the workflow
         closes an expired consent.
         """
-        integration = await self._require_integration(tx, wanted.integration, wanted.subject)
-        require_return_to(self._caller, wanted.return_to)
-        found = await tx.connections.by_names(
-            self._caller.tenant, wanted.integration, wanted.subject, wanted.label
-        )
+        call, subject = self._call, wanted.subject
+        integration = await self._require_integration(tx, wanted.integration, subject)
+        require_return_to(call.caller, wanted.return_to)
+        found = await tx.connections.by_names(call.tenant, wanted.integration, subject, wanted.label)
         live = None if found is None or found.state.is_final else found
         if live is not None:
             require_same_settings(live, wanted)
         spec = await integration_spec(tx, self._api.registry, integration)
         flow = live.flow if live is not None else usable_flow(spec, integration, wanted.flow)
         if wanted.slot_scopes and flow is not Flow.AUTHORIZATION_CODE:
-            detail = "Only the flow authorization_code fills further token slots."
-            raise Failure(ErrorCode.INVALID_REQUEST, detail, field="slot_scopes")
-        requested = scopes_to_request(wanted, live.requested_scopes if live is not None else ())
-        scopes = permitted_scopes(self._caller, integration, spec, wanted.subject, requested)
+            why = "Only the flow authorization_code fills further token slots."
+            raise invalid_request("slot_scopes", why)
+        requested = wanted.scopes
+        if live is not None:
+            requested = scopes_to_request(requested, live.requested_scopes, for_lease=self._for_lease)
+        scopes = permitted_scopes(call.caller, integration, spec, subject, requested)
         slots = await permitted_slot_scopes(
-            tx, self._caller, integration, spec, wanted.subject, live, wanted.slot_scopes
+            tx, call.caller, integration, spec, subject, live, wanted.slot_scopes
         )
         if live is None:
             return await self._create(tx, integration, spec, wanted, scopes, slots, flow)
@@ -87,12 +115,10 @@ class ConnectionSetup:
 
     async def _require_integration(self, tx: Transaction, name: str, subject: str) -> Integration:
         """The integration, locked against deletion, if the caller may connect the subject there."""
-        decision = decide(self._caller.permits, integration=name, subject=subject, action=Action.CONNECT)
-        found = await tx.integrations.by_name(self._caller.tenant, name)
-        if found is None or decision.reason is DecisionReason.NO_PERMIT:
+        found = await tx.integrations.by_name(self._call.tenant, name)
+        if found is None:
             raise Failure(ErrorCode.NOT_FOUND)
-        if not decision.allowed:
-            raise Failure(ErrorCode.NOT_PERMITTED, "This needs the action connect.")
+        self._call.require_permit(Action.CONNECT, integration=name, subject=subject, hidden=True)
         require_ready(found)
         await tx.integrations.lock_against_deletion(found)
         return found
@@ -102,69 +128,41 @@ class ConnectionSetup:
         tx: Transaction,
         integration: Integration,
         spec: ProviderSpec,
-        wanted: ConnectionRequest,
+        wanted: ConnectionBody,
         scopes: tuple[str, ...],
         slots: SlotScopesMap,
         flow: Flow,
     ) -> ConnectionWithLink:
-        supplied = wanted.supplied_tokens(spec, flow)
-        connection = await self._add(tx, integration, wanted, scopes, slots, flow)
-        if flow.is_client_grant or flow.is_static:
-            await request_client_grant(tx, connection, scopes, self._context, self._now, supplied)
-            return ConnectionWithLink(connection, True)
-        consent, url = await request_consent(
-            tx,
-            self._api,
-            self._caller,
-            self._context,
-            connection,
-            scopes,
-            wanted.return_to,
-            slots,
-        )
-        return ConnectionWithLink(connection, True, consent, url)
-
-    async def _add(
-        self,
-        tx: Transaction,
-        integration: Integration,
-        wanted: ConnectionRequest,
-        scopes: tuple[str, ...],
-        slots: SlotScopesMap,
-        flow: Flow,
-    ) -> Connection:
-        """Write the row, the message that starts its workflow, and the audit record."""
+        supplied = supplied_tokens(spec, flow, wanted)
         without_subject = flow.is_client_grant or flow.is_static
-        consent_ttl = CLIENT_GRANT_DEADLINE if without_subject else self._api.settings.consent_ttl
-        connection = Connection(
-            tenant=integration.tenant,
-            id=ConnectionId(new_id("con")),
-            integration_id=integration.id,
-            integration=integration.name,
-            provider=integration.provider,
+        connection = await add_connection(
+            tx,
+            self._call,
+            integration,
             subject=wanted.subject,
             label=wanted.label,
-            requested_scopes=scopes,
+            scopes=scopes,
             flow=flow,
             target=wanted.target,
             source=wanted.source,
-            source_app=None if wanted.source is None else self._caller.app.id,
+            source_app=None if wanted.source is None else self._call.caller.app.id,
             choice=wanted.choice,
             slot_scopes=dict(slots),
-            created_at=self._now,
-            changed_at=self._now,
-            consent_deadline=self._now + consent_ttl,
+            deadline=self._now
+            + (CLIENT_GRANT_DEADLINE if without_subject else self._api.settings.consent_ttl),
         )
-        await tx.connections.add_new(connection)
-        await tx.outbox.add(connection_start_message(connection, self._api.ring, self._context, self._now))
         detail = {
             "integration": integration.name,
             "label": wanted.label,
             "scopes": list(scopes),
             "flow": flow,
         }
-        await self._record(tx, AuditAction.CONNECTION_CREATED, connection, **detail)
-        return connection
+        await self._call.record(tx, AuditAction.CONNECTION_CREATED, connection.id, **detail)
+        if without_subject:
+            await request_client_grant(tx, connection, scopes, self._call.context, self._now, supplied)
+            return ConnectionWithLink(connection, True)
+        consent, url = await request_consent(tx, self._call, connection, scopes, wanted.return_to, slots)
+        return ConnectionWithLink(connection, True, consent, url)
 
     async def _existing_with_link(
         self,
@@ -174,59 +172,49 @@ class ConnectionSetup:
         named: Connection,
         scopes: tuple[str, ...],
         slots: SlotScopesMap,
-        wanted: ConnectionRequest,
+        wanted: ConnectionBody,
     ) -> ConnectionWithLink:
         """The live connection, with an open or new link if its subject has to consent."""
         waits = named.state in (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
         if not waits or named.flow.is_static:
             return ConnectionWithLink(named, False)
         if named.flow.is_client_grant:
-            return await self._retry_client_grant(tx, named, scopes, wanted)
+            return await self._retry_client_grant(tx, named, scopes)
         require_flow_allowed(named.flow, self._api)
         if await has_pending_import(tx, named):
             # a worker is about to install its grant: no consent is needed
             raise Failure(ErrorCode.REFRESH_PENDING, "A worker is installing its import.", retry_after=1.0)
         connection = await consenting_connection(tx, named)
         if connection is not named:
-            wanted = replace(wanted, scopes=None)
-            subject, caller = connection.subject, self._caller
+            wanted = wanted.model_copy(update={"scopes": None})
+            subject, caller = connection.subject, self._call.caller
             scopes = permitted_scopes(caller, integration, spec, subject, connection.requested_scopes)
             slots = await permitted_slot_scopes(tx, caller, integration, spec, subject, connection, None)
         existing = await open_consent(tx, connection, self._now)
-        if existing is not None and is_reusable(existing, wanted):
+        if existing is not None and is_reusable(existing, wanted, for_lease=self._for_lease):
             link = await tx.consents.connect_link(existing)
             return ConnectionWithLink(named, False, existing, connect_url(self._api, link.reveal()))
         if connection.state is LifecycleState.PENDING_CONSENT and connection.consent_deadline <= self._now:
             detail = "Its consent is being closed; try again."
             raise Failure(ErrorCode.CONSENT_EXPIRED, detail, retry_after=5.0)
-        consent, url = await request_consent(
-            tx,
-            self._api,
-            self._caller,
-            self._context,
-            connection,
-            scopes,
-            wanted.return_to,
-            slots,
-        )
-        await self._record(tx, AuditAction.REAUTHORIZATION_REQUESTED, connection, consent_id=consent.id)
+        consent, url = await request_consent(tx, self._call, connection, scopes, wanted.return_to, slots)
+        await self._record_request(tx, connection, consent.id)
         return ConnectionWithLink(named, False, consent, url)
 
     async def _retry_client_grant(
-        self, tx: Transaction, connection: Connection, scopes: tuple[str, ...], wanted: ConnectionRequest
+        self, tx: Transaction, connection: Connection, scopes: tuple[str, ...]
     ) -> ConnectionWithLink:
         """Retry a failed client grant for `POST /v1/connections`, but not for a lease, which apps poll."""
         code = connection.reason or ErrorCode.REFRESH_PENDING
         requested = await tx.consents.received_consent(connection.tenant, connection.id) is not None
-        if wanted.for_lease:
+        if self._for_lease:
             retry_after = _CLIENT_GRANT_RETRY_S if requested else None
             raise Failure(code, retry_after=retry_after, connection_id=connection.id)
         if not requested:
-            consent = await request_client_grant(tx, connection, scopes, self._context, self._now)
-            await self._record(tx, AuditAction.REAUTHORIZATION_REQUESTED, connection, consent_id=consent.id)
+            consent = await request_client_grant(tx, connection, scopes, self._call.context, self._now)
+            await self._record_request(tx, connection, consent.id)
         return ConnectionWithLink(connection, False)
 
-    async def _record(
-        self, tx: Transaction, action: AuditAction, connection: Connection, **detail: object
-    ) -> None:
-        await record(tx, connection.tenant, action, connection.id, self._context, self._now, **detail)
+    async def _record_request(self, tx: Transaction, connection: Connection, consent_id: str) -> None:
+        action = AuditAction.REAUTHORIZATION_REQUESTED
+        await self._call.record(tx, action, connection.id, consent_id=consent_id)

@@ -5,34 +5,21 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from evergrant_server.api.connections.device_codes import device_view
-from evergrant_server.api.connections.models import (
-    ConnectionView,
-    LiveView,
-)
-from evergrant_server.api.connections.view import connection_view
-from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.connections.models import ConnectionView, LiveView
+from evergrant_server.api.connections.view import connection_view, device_view
+from evergrant_server.api.http.call import Call
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import (
-    ApiDep,
-    CallerDep,
-    visible_connection,
-)
 from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.messages.connection import ConnectionDescription
-from evergrant_server.policy import decide
 from evergrant_server.store import Transaction
 from providers.definition.templates import api_base_url_of
 
 _DESCRIBE_TIMEOUT_S = 1.0  # how long a read waits for the workflow's description
-
-
 _LIVE_TIMEOUT_S = 2.0  # the same with `live=true`
-
 
 router = APIRouter(tags=["connections"])
 
@@ -40,19 +27,20 @@ router = APIRouter(tags=["connections"])
 @router.get("/v1/connections/{connection_id}")
 async def get_connection(
     connection_id: str,
-    api: ApiDep,
-    caller: CallerDep,
+    call: Call,
     live: Annotated[bool, Query(description="Also query the workflow, for at most two seconds")] = False,
 ) -> ConnectionView:
     """State, generation, expiry and next action. Never a secret.
 
     With `live=true` also the workflow's own description, and the members that differ from the store.
     """
+    api = call.api
     async with api.store.read() as tx:
-        connection = await visible_connection(tx, caller, connection_id)
+        connection = await call.visible_connection(tx, connection_id)
         view = await connection_view(tx, connection)
         view = view.model_copy(update={"api_base_url": await _api_base_url(tx, api, connection, view)})
-        if _may_connect(caller, connection):  # a reader of the code could have another account approve it
+        # a reader of the code could have another account approve it
+        if call.allows(Action.CONNECT, connection.integration, connection.subject):
             view = view.model_copy(update={"device": await device_view(tx, connection)})
     if live:
         return await _with_live_state(api, connection, view)
@@ -73,21 +61,12 @@ async def _api_base_url(
     return api_base_url_of(spec, integration.params, view.metadata)
 
 
-def _may_connect(caller: Caller, connection: Connection) -> bool:
-    return decide(
-        caller.permits,
-        integration=connection.integration,
-        subject=connection.subject,
-        action=Action.CONNECT,
-    ).allowed
-
-
 async def _with_live_state(api: ApiContext, connection: Connection, view: ConnectionView) -> ConnectionView:
     """`live` stays null when Temporal or its workers don't answer, or no run of the workflow is open."""
     description = await _describe(api, connection, _LIVE_TIMEOUT_S)
     if description is None:
         return view.model_copy(update=_awaited_action(connection) or {})
-    live = LiveView.of(description)
+    live = LiveView.of_workflow(description)
     action = _awaited_action(connection) or _workflow_action(description)
     return view.model_copy(update={**action, "live": live, "differs": live.differences_from(view)})
 

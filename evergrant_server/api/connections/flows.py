@@ -1,13 +1,24 @@
-"""Which flow a new connection uses, and whether the operator allows it."""
+"""Which flow a new connection uses, whether the operator allows it, and the credentials that it needs.
 
+Static credentials and subject tokens in a request replace a consent.
+"""
+
+import base64
+import re
+
+from evergrant_server.api.connections.models import ConnectionBody, CredentialBody
 from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.requests.dpop import with_dpop_binding
 
 ALLOW_SETTING = "EVERGRANT_ALLOW_TOKENS_IN_BROWSER"
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,65536}")  # fits into a header
 _NEEDS_CREDENTIALS = (Flow.TOKEN_EXCHANGE, Flow.API_KEY, Flow.BASIC)
 
 
@@ -30,3 +41,46 @@ def require_flow_allowed(flow: Flow, api: ApiContext, code: ErrorCode = ErrorCod
     if flow is Flow.IMPLICIT and not api.settings.allow_tokens_in_browser:
         detail = f"The flow implicit is off: {ALLOW_SETTING} allows tokens in the browser."
         raise Failure(code, detail, field="flow", setting=ALLOW_SETTING)
+
+
+def supplied_tokens(spec: ProviderSpec, flow: Flow, body: ConnectionBody) -> ImportedTokens | None:
+    """The static credential or subject token of the request, as a grant without expiry.
+
+    Raises Failure INVALID_REQUEST if the flow lacks a credential or can't use a given one.
+    """
+    _check_credentials(flow, body)
+    if body.credential is not None:
+        scheme = "Basic" if flow is Flow.BASIC else (spec.api_request.auth_scheme if spec.api_request else "")
+        token = _credential_token(flow, body.credential)
+        return ImportedTokens(access_token=token, token_type=scheme or "ApiKey", expires_at=None)
+    if body.subject_token is not None:
+        return ImportedTokens(access_token=body.subject_token, expires_at=None)
+    return None
+
+
+def _check_credentials(flow: Flow, body: ConnectionBody) -> None:
+    if (body.credential is not None) is not flow.is_static:
+        raise invalid_request("credential", "The flows api_key and basic need it; no other flow takes it.")
+    given = (body.source is not None) + (body.subject_token is not None)
+    if given != (1 if flow is Flow.TOKEN_EXCHANGE else 0):
+        raise invalid_request(
+            "source", "token_exchange needs a source or a subject_token; no other flow takes them."
+        )
+    if body.subject_token is not None and not _HEADER_VALUE.fullmatch(body.subject_token.reveal()):
+        raise invalid_request("subject_token", "It has characters that a token can't have.")
+    if body.subject_token_type is not None and body.subject_token is None:
+        raise invalid_request("subject_token_type", "It needs a subject_token.")
+
+
+def _credential_token(flow: Flow, credential: CredentialBody) -> Secret:
+    """The API key, or the encoded user-pass (RFC 7617 section 2). Raises Failure INVALID_REQUEST."""
+    names = (credential.username is not None, credential.password is not None)
+    if flow is Flow.BASIC:
+        if names != (True, True) or credential.api_key is not None or ":" in (credential.username or ""):
+            raise invalid_request("credential", "basic needs a user name without a colon, and a password.")
+        assert credential.password is not None
+        pair = f"{credential.username}:{credential.password.reveal()}"
+        return Secret(base64.b64encode(pair.encode()).decode("ascii"))
+    if credential.api_key is None or any(names) or not _HEADER_VALUE.fullmatch(credential.api_key.reveal()):
+        raise invalid_request("credential", "api_key needs a key of printable characters, without spaces.")
+    return credential.api_key

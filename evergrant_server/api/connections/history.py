@@ -15,8 +15,8 @@ from typing import Any
 from fastapi import APIRouter
 
 from evergrant_server.api.connections.models import Timeline, TimelineEvent
+from evergrant_server.api.http.call import Call
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import ApiDep, CallerDep, visible_connection
 from evergrant_server.core.access import Action
 from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -54,13 +54,13 @@ _OMITTED_TYPES = (
 
 
 @router.get("/v1/connections/{connection_id}/history")
-async def get_connection_history(connection_id: str, api: ApiDep, caller: CallerDep) -> Timeline:
+async def get_connection_history(connection_id: str, call: Call) -> Timeline:
     """The events of the connection's workflow: exported runs, then those that Temporal still has."""
-    async with api.store.read() as tx:
-        connection = await visible_connection(tx, caller, connection_id, Action.ADMIN, Action.CONNECT)
+    async with call.api.store.read() as tx:
+        connection = await call.visible_connection(tx, connection_id, Action.ADMIN, Action.CONNECT)
         exported = await tx.histories.of_connection(connection.tenant, connection.id)
     runs = {export.run_id: export.events for export in exported}
-    live = await _add_live_runs(api, connection_workflow_id(connection.tenant, connection.id), runs)
+    live = await _add_live_runs(call.api, connection_workflow_id(connection.tenant, connection.id), runs)
     items = [event for run_id, events in runs.items() for event in _timeline_events(run_id, events)]
     items.sort(key=lambda event: event.at)  # stable: events of one moment keep their order
     return Timeline(items=items, live=live)

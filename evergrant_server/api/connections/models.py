@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from evergrant_server.api.http.requests import (
+from evergrant_server.api.http.models import (
     Body,
     Label,
     Resource,
@@ -15,20 +15,19 @@ from evergrant_server.api.http.requests import (
     StorableSecret,
     Subject,
     Text,
+    View,
     _printable,
     _resource,
 )
-from evergrant_server.api.http.responses import View
-from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
-from evergrant_server.core.connections.consent import DeviceCode
-from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.grant import AccountOption, FollowUp, Grant
-from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
-from evergrant_server.core.ids import is_id
+from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.flow import Flow, TokenTarget
+from evergrant_server.core.connections.grant import AccountOption
+from evergrant_server.core.errors import ErrorCode, Repairer
+from evergrant_server.core.ids import ConnectionId, is_id
 from evergrant_server.core.messages.connection import ConnectionDescription
 
 
-def _connection_id(value: str) -> str:
+def _connection_id(value: ConnectionId) -> ConnectionId:
     if not is_id(value, "con"):
         raise ValueError("is not a connection's id")
     return value
@@ -69,13 +68,19 @@ class ConnectionBody(Body):
     flow: Flow | None = None
     resources: Annotated[tuple[Resource, ...], Field(max_length=5)] = ()
     audience: Text | None = None
-    source: Annotated[str, AfterValidator(_connection_id)] | None = None
+    source: Annotated[ConnectionId, AfterValidator(_connection_id)] | None = None
     subject_token: StorableSecret | None = None
     subject_token_type: Annotated[str, Field(max_length=200), AfterValidator(_resource)] | None = None
     credential: CredentialBody | None = None
     choice: AccountChoice | None = None
     slot_scopes: SlotScopes | None = None
     return_to: ReturnTo | None = None
+
+    @property
+    def target(self) -> TokenTarget:
+        return TokenTarget(
+            resources=self.resources, audience=self.audience, subject_token_type=self.subject_token_type
+        )
 
 
 class ChooseBody(Body):
@@ -111,22 +116,14 @@ class LiveView(View):
     failing_since: datetime | None = None
 
     @classmethod
-    def of(cls, description: ConnectionDescription) -> "LiveView":
-        renamed = {"revocation_failure", "revocation_failing_since"}
-        facts = description.model_dump(exclude={"connection_id", "waiting_callers", *renamed})
-        return cls(
-            **facts,
-            failed=description.revocation_failure,
-            failing_since=description.revocation_failing_since,
-        )
+    def of_workflow(cls, described: ConnectionDescription) -> "LiveView":
+        failed, since = described.revocation_failure, described.revocation_failing_since
+        return cls.of(described, failed=failed, failing_since=since)
 
     def differences_from(self, stored: "ConnectionView") -> tuple[str, ...]:
         """The members whose values differ; the store keeps no expiry of an ended connection."""
-        names = ("state", "generation", "reason") if stored.state.is_final else _COMPARED
+        names = ("state", "generation", *(() if stored.state.is_final else ("expires_at",)), "reason")
         return tuple(name for name in names if getattr(self, name) != getattr(stored, name))
-
-
-_COMPARED = ("state", "generation", "expires_at", "reason")
 
 
 class DeviceView(View):
@@ -136,10 +133,6 @@ class DeviceView(View):
     verification_uri: str
     verification_uri_complete: str | None
     expires_at: datetime
-
-    @classmethod
-    def of(cls, device: DeviceCode) -> "DeviceView":
-        return cls(**device.model_dump(include=set(cls.model_fields)))
 
 
 class RevocationProgressView(View):
@@ -201,28 +194,6 @@ class ConnectionView(View):
     revoking: RevocationProgressView | None = None
     live: LiveView | None = None
     differs: tuple[str, ...] | None = None
-
-    @classmethod
-    def of(cls, connection: Connection, grant: Grant | None, **more: Any) -> "ConnectionView":
-        hidden = {"tenant", "integration_id", "consent_deadline", "refresh_policy", "target", "follow_up"}
-        chooses = connection.state is LifecycleState.ACTIVE and connection.follow_up is FollowUp.CHOOSING
-        reason = connection.reason or (ErrorCode.CHOICE_REQUIRED if chooses else None)
-        shown = connection.model_dump(exclude=hidden)
-        current = grant if grant and not connection.state.is_final else None
-        shown |= {
-            **connection.target.model_dump(),
-            "scopes": current.scopes if current else (),
-            "expires_at": current.expires_at if current else None,
-            "metadata": current.metadata if current else {},
-            "choices": current.options if current else (),
-            "reason": reason,
-            "repairer": _repairer(reason or connection.last_failure),
-        }
-        return cls(**(shown | more))
-
-
-def _repairer(why: ErrorCode | None) -> Repairer | None:
-    return FAILURES[why].repairer if why else None
 
 
 class TimelineEvent(View):

@@ -1,34 +1,12 @@
 """Requests for a connection that exists: may its settings stay, which link and consent to use."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.connections.flow import Flow, TokenTarget
-from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId
 from evergrant_server.store import Transaction
-from providers.definition.schema import ProviderSpec
-
-
-@dataclass(frozen=True)
-class ConnectionRequest:
-    """A requested connection: its names, scopes and settings."""
-
-    integration: str
-    subject: str
-    label: str
-    scopes: tuple[str, ...] | None = None
-    return_to: str | None = None
-    for_lease: bool = False  # by POST /v1/lease, which accepts any open link
-    flow: Flow | None = None  # None: the existing or the default flow
-    target: TokenTarget = field(default_factory=TokenTarget)
-    source: ConnectionId | None = None
-    slot_scopes: Mapping[str, tuple[str, ...]] | None = None  # of further token slots
-    choice: str | None = None  # the account's id, if the grant reaches several
-    supplied_tokens: Callable[[ProviderSpec, Flow], ImportedTokens | None] = lambda spec, flow: None
 
 
 @dataclass(frozen=True)
@@ -41,7 +19,7 @@ class ConnectionWithLink:
     connect_url: str | None = None
 
 
-def require_same_settings(there: Connection, wanted: ConnectionRequest) -> None:
+def require_same_settings(there: Connection, wanted: ConnectionBody) -> None:
     """Raise Failure ALREADY_EXISTS if the request differs in a setting that a connection keeps for good.
 
     Otherwise the app would get tokens of another flow, resource or source than it requested.
@@ -60,18 +38,20 @@ def require_same_settings(there: Connection, wanted: ConnectionRequest) -> None:
             raise Failure(ErrorCode.ALREADY_EXISTS, detail, field=name)
 
 
-def scopes_to_request(wanted: ConnectionRequest, before: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The scopes of a new consent.
+def scopes_to_request(
+    wanted: tuple[str, ...] | None, before: tuple[str, ...], *, for_lease: bool
+) -> tuple[str, ...] | None:
+    """The scopes of a new consent for a connection.
 
     A lease adds its scopes to those of the connection, which other apps use too; `POST /v1/connections`
     replaces them.
     """
-    if wanted.scopes is None:
+    if wanted is None:
         return before or None
-    return (*before, *wanted.scopes) if wanted.for_lease else wanted.scopes
+    return (*before, *wanted) if for_lease else wanted
 
 
-def is_reusable(consent: Consent, wanted: ConnectionRequest) -> bool:
+def is_reusable(consent: Consent, wanted: ConnectionBody, *, for_lease: bool) -> bool:
     """Whether an open link can be returned again: same scopes, slots and `return_to`.
 
     A link that a browser has opened works in that browser only. `POST /v1/connections` then creates
@@ -79,9 +59,9 @@ def is_reusable(consent: Consent, wanted: ConnectionRequest) -> bool:
     """
     if wanted.scopes is not None and not set(wanted.scopes) <= set(consent.scopes):
         return False
-    if wanted.for_lease:
+    if for_lease:
         return True
-    if wanted.slot_scopes is not None and dict(wanted.slot_scopes) != consent.slot_scopes:
+    if wanted.slot_scopes is not None and wanted.slot_scopes != consent.slot_scopes:
         return False
     begun = consent.status is not ConsentStatus.OPEN and consent.kind is not ConsentKind.DEVICE
     return not begun and consent.return_to == wanted.return_to
@@ -102,17 +82,6 @@ async def consenting_connection(tx: Transaction, connection: Connection) -> Conn
         )
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="label", connection_id=connection.id)
     return first
-
-
-async def unrevoked_slots(tx: Transaction, first: Connection) -> dict[str, tuple[str, ...]]:
-    """The scopes of the further slots, without those whose connections were revoked."""
-    kept: dict[str, tuple[str, ...]] = {}
-    for slot, scopes in first.slot_scopes.items():
-        label = first.label_of_slot(slot)
-        found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
-        if found is None or found.state not in (LifecycleState.REVOKING, LifecycleState.REVOKED):
-            kept[slot] = scopes
-    return kept
 
 
 async def set_expected_account(tx: Transaction, connection: Connection, choice: str | None) -> Connection:

@@ -2,34 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from evergrant_server.api.connections.create import ConnectionSetup
-from evergrant_server.api.connections.device_codes import add_device_code
-from evergrant_server.api.connections.models import (
-    ConnectionBody,
-    ConnectionView,
-)
-from evergrant_server.api.connections.reauthorization import ConnectionRequest
+from evergrant_server.api.connections.models import ConnectionBody, ConnectionView
 from evergrant_server.api.connections.source_tokens import require_source_permit, take_over_exchange
-from evergrant_server.api.connections.static_credentials import (
-    supplied_tokens,
-)
-from evergrant_server.api.connections.view import connection_view
+from evergrant_server.api.connections.view import add_device_code, connection_view
 from evergrant_server.api.http.authentication import Caller
-from evergrant_server.api.http.dependencies import (
-    ApiDep,
-    CallerDep,
-    ContextDep,
-    IdempotencyKey,
-)
-from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
-from evergrant_server.api.http.requests import PageCursor, PageLimit, UtcDatetime
-from evergrant_server.api.http.responses import Page
+from evergrant_server.api.http.call import Call, Command, CommandResponse
+from evergrant_server.api.http.models import Page, PageCursor, PageLimit, UtcDatetime
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.flow import TokenTarget
-from evergrant_server.core.ids import ConnectionId
 from evergrant_server.policy import may_see
 from evergrant_server.store import Transaction
 
@@ -45,56 +28,29 @@ _MAX_SCANS = 25
     response_model=ConnectionView,
     responses={200: {"model": ConnectionView, "description": "The connection exists already"}},
 )
-async def create_connection(
-    body: ConnectionBody,
-    request: Request,
-    api: ApiDep,
-    caller: CallerDep,
-    context: ContextDep,
-    key: IdempotencyKey = None,
-) -> Response:
+async def create_connection(body: ConnectionBody, call: Command) -> Response:
     """Create a connection, or return the existing one. Send the subject to `connect_url`."""
-    # the request hash must not cover secrets
-    without = {"subject_token": None, "credential": None}
-    command = IdempotentCommand(request, caller, key, body.model_copy(update=without))
-    wanted = ConnectionRequest(
-        body.integration,
-        body.subject,
-        body.label,
-        body.scopes,
-        body.return_to,
-        flow=body.flow,
-        target=TokenTarget(
-            resources=body.resources,
-            audience=body.audience,
-            subject_token_type=body.subject_token_type,
-        ),
-        source=None if body.source is None else ConnectionId(body.source),
-        choice=body.choice,
-        slot_scopes=body.slot_scopes,
-        supplied_tokens=lambda spec, flow: supplied_tokens(spec, flow, body),
-    )
 
     async def create(tx: Transaction) -> CommandResponse:
         if body.source is not None:
-            await require_source_permit(tx, api, caller, body.source)
-        found = await ConnectionSetup(api, caller, context).find_or_create(tx, wanted)
+            await require_source_permit(tx, call, body.source)
+        found = await ConnectionSetup(call).find_or_create(tx, body)
         connection = found.connection
         if not found.created and body.source == connection.source:
-            connection = await take_over_exchange(tx, api, caller, context, connection)
+            connection = await take_over_exchange(tx, call, connection)
         view = await connection_view(tx, connection, found)
         if found.consent is not None:
             view = view.model_copy(update={"expires_at": found.consent.expires_at})
-        return CommandResponse.from_view(201 if found.created else 200, view)
+        return CommandResponse.of(view, 201 if found.created else 200)
 
-    response = await command.run(api, create)
-    return (await add_device_code(api, caller.tenant, response)).response()
+    # the request hash must not cover secrets
+    sent = body.model_copy(update={"subject_token": None, "credential": None})
+    return await add_device_code(call, await call.run(sent, create))
 
 
 @router.get("/v1/connections")
 async def list_connections(
-    api: ApiDep,
-    caller: CallerDep,
+    call: Call,
     integration: Annotated[str | None, Query(max_length=63)] = None,
     provider: Annotated[str | None, Query(max_length=63)] = None,
     subject: Annotated[str | None, Query(max_length=255)] = None,
@@ -111,12 +67,12 @@ async def list_connections(
         "state": state,
         "expiring_before": expiring_before,
     }
-    bound = {"list": "connections", "app": caller.app.id, **filters}
-    after = api.cursors.decode(cursor, caller.tenant, **bound)
-    async with api.store.read() as tx:
-        found, last = await _visible_page(tx, caller, filters, after, limit)
+    bound = {"list": "connections", "app": call.caller.app.id, **filters}
+    after = call.api.cursors.decode(cursor, call.tenant, **bound)
+    async with call.api.store.read() as tx:
+        found, last = await _visible_page(tx, call.caller, filters, after, limit)
         items = [await connection_view(tx, connection) for connection in found]
-    next_cursor = api.cursors.encode(last, caller.tenant, **bound) if last is not None else None
+    next_cursor = call.api.cursors.encode(last, call.tenant, **bound) if last is not None else None
     return Page(items=items, next_cursor=next_cursor)
 
 

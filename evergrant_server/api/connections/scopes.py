@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
-from evergrant_server.api.connections.reauthorization import unrevoked_slots
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.core.access import Action
-from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
 from evergrant_server.policy import decide, scopes_above
@@ -65,12 +64,23 @@ async def permitted_slot_scopes(
             for slot, scopes in requested.items()
         }
     kept: dict[str, tuple[str, ...]] = {}
-    for slot, scopes in (await unrevoked_slots(tx, existing) if existing is not None else {}).items():
+    for slot, scopes in (await _unrevoked_slots(tx, existing) if existing is not None else {}).items():
         try:
             kept[slot] = permitted_scopes(caller, integration, spec, subject, scopes)
         except Failure as failure:
             if failure.code is not ErrorCode.SCOPE_NOT_PERMITTED:
                 raise
+    return kept
+
+
+async def _unrevoked_slots(tx: Transaction, first: Connection) -> dict[str, tuple[str, ...]]:
+    """The scopes of the further slots, without those whose connections were revoked."""
+    kept: dict[str, tuple[str, ...]] = {}
+    for slot, scopes in first.slot_scopes.items():
+        label = first.label_of_slot(slot)
+        found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
+        if found is None or found.state not in (LifecycleState.REVOKING, LifecycleState.REVOKED):
+            kept[slot] = scopes
     return kept
 
 

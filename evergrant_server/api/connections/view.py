@@ -1,15 +1,24 @@
-"""The view of a connection that every route returns."""
+"""The view of a connection that every route returns, and its device code (RFC 8628).
+
+A worker requests device codes, the API shows them (ADR 0008).
+"""
 
 from evergrant_server import audit
-from evergrant_server.api.connections.models import (
-    ConnectionView,
-    RevocationProgressView,
-)
+from evergrant_server.api.connections.models import ConnectionView, DeviceView, RevocationProgressView
 from evergrant_server.api.connections.reauthorization import ConnectionWithLink
+from evergrant_server.api.http.call import ApiCall, CommandResponse
+from evergrant_server.api.http.transactions import poll_until
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.connections.consent import ConsentKind
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import FollowUp
+from evergrant_server.core.errors import FAILURES, ErrorCode
+from evergrant_server.core.ids import ConnectionId
 from evergrant_server.store import Transaction
+
+_MAX_WAIT_S = 5.0
+_AWAITING_CONSENT = (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
 
 
 async def connection_view(
@@ -17,13 +26,26 @@ async def connection_view(
 ) -> ConnectionView:
     """The connection with its grant, the progress of its revocation, and its connect link if there is one."""
     grant = await tx.grants.get(connection.tenant, connection.id)
-    view = ConnectionView.of(connection, grant)
-    if connection.state is LifecycleState.REVOKING:
-        view = view.model_copy(update={"revoking": await _revocation_progress(tx, connection)})
-    if linked is None or linked.consent is None:
-        return view
-    link = {"connect_url": linked.connect_url, "connect_expires_at": linked.consent.expires_at}
-    return view.model_copy(update=link)
+    current = grant if grant and not connection.state.is_final else None
+    chooses = connection.state is LifecycleState.ACTIVE and connection.follow_up is FollowUp.CHOOSING
+    reason = connection.reason or (ErrorCode.CHOICE_REQUIRED if chooses else None)
+    why = reason or connection.last_failure
+    revoking = connection.state is LifecycleState.REVOKING
+    consent = linked.consent if linked is not None else None
+    return ConnectionView.of(
+        connection,
+        resources=connection.target.resources,
+        audience=connection.target.audience,
+        scopes=current.scopes if current else (),
+        expires_at=current.expires_at if current else None,
+        metadata=current.metadata if current else {},
+        choices=current.options if current else (),
+        reason=reason,
+        repairer=FAILURES[why].repairer if why else None,
+        revoking=await _revocation_progress(tx, connection) if revoking else None,
+        connect_url=linked.connect_url if linked is not None else None,
+        connect_expires_at=consent.expires_at if consent is not None else None,
+    )
 
 
 async def _revocation_progress(tx: Transaction, connection: Connection) -> RevocationProgressView:
@@ -36,3 +58,40 @@ async def _revocation_progress(tx: Transaction, connection: Connection) -> Revoc
         failure=ErrorCode(failed.detail["reason"]) if failed else None,
         failed_at=failed.at if failed else None,
     )
+
+
+async def device_view(tx: Transaction, connection: Connection) -> DeviceView | None:
+    """The code to enter, while the connection waits for its approval."""
+    if connection.flow is not Flow.DEVICE_CODE or connection.state.is_final:
+        return None
+    consent = await tx.consents.received_consent(connection.tenant, connection.id)
+    if consent is None or consent.kind is not ConsentKind.DEVICE:
+        return None
+    device = await tx.consents.device_code(consent)
+    return None if device is None else DeviceView.of(device)
+
+
+async def add_device_code(call: ApiCall, answer: CommandResponse) -> CommandResponse:
+    """Add the device code to the response, or omit it if no worker has one within a few seconds.
+
+    The stored response of the Idempotency-Key has no code: keys outlast codes.
+    """
+    view = ConnectionView.model_validate_json(bytes(answer.body))
+    if view.flow is not Flow.DEVICE_CODE or view.state not in _AWAITING_CONSENT:
+        return answer
+
+    async def look() -> tuple[DeviceView | None, bool]:
+        """The code, and whether the request for it has failed."""
+        async with call.api.store.read() as tx:
+            connection = await tx.connections.get(call.tenant, ConnectionId(view.id))
+            device = None if connection is None else await device_view(tx, connection)
+        failed = (
+            connection is None
+            or connection.state not in _AWAITING_CONSENT
+            or connection.reason != view.reason
+        )
+        return device, failed
+
+    longest = min(_MAX_WAIT_S, call.api.settings.lease_wait.total_seconds())
+    device, _ = await poll_until(look, lambda seen: seen[0] is not None or seen[1], longest)
+    return CommandResponse.of(view.model_copy(update={"device": device}), answer.status_code)

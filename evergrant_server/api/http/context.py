@@ -1,17 +1,57 @@
-"""The objects that routes share."""
+"""The objects that routes share, and the calls that they make to Temporal, without Temporal's types."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from evergrant_server.api.http.authentication import Authenticator
 from evergrant_server.api.http.cursors import Cursors
-from evergrant_server.api.http.temporal_port import Relay, TemporalPort
 from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.core.clock import Clock
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
+from evergrant_server.core.messages.integrations import (
+    DiscoveryResult,
+    RequestTemporaryCredentials,
+    TemporaryCredentialsResult,
+)
 from evergrant_server.crypto import KeyRing
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows, Store
 from providers.definition.registry import Registry
+
+
+class TemporalPort(Protocol):
+    """Calls to workflows. Each raises Failure TEMPORAL_UNAVAILABLE. Timeouts are seconds."""
+
+    async def ensure_fresh(
+        self, tenant: Tenant, connection_id: ConnectionId, request: EnsureFresh, *, timeout: float
+    ) -> EnsureFreshResult: ...
+
+    async def describe(
+        self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
+    ) -> ConnectionDescription | None: ...
+
+    async def discover(
+        self, tenant: Tenant, integration_id: IntegrationId, context: RequestContext, timeout: float
+    ) -> DiscoveryResult: ...
+
+    async def prepare_consent(
+        self, request: RequestTemporaryCredentials, timeout: float
+    ) -> TemporaryCredentialsResult: ...
+
+    async def ready(self) -> bool: ...
+
+    async def history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]: ...
+
+
+class Relay(Protocol):
+    """Delivers the rows of the outbox to Temporal."""
+
+    def notify(self) -> None:
+        """Deliver now: a message was committed."""
+        ...
 
 
 @dataclass

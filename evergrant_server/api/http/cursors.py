@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.crypto import KeyRing
 
 T = TypeVar("T")
@@ -39,9 +39,7 @@ class Cursors:
             raw = b""
         tag, body = raw[:_TAG_BYTES], raw[_TAG_BYTES:]
         if not hmac.compare_digest(tag, self._tag(body, tenant, list_of)):
-            raise Failure(
-                ErrorCode.INVALID_REQUEST, "The cursor doesn't belong to this list.", field="cursor"
-            )
+            raise invalid_request("cursor", "The cursor doesn't belong to this list.")
         return body.decode()
 
     def next_cursor(

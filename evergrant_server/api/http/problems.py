@@ -91,9 +91,7 @@ def _reason_text(entry: dict[str, Any] | Any) -> str:
 def invalid_request_response(error: ValidationError | RequestValidationError, base_url: str) -> Response:
     errors = field_errors(error)
     first = errors[0]
-    failure = Failure(
-        ErrorCode.INVALID_REQUEST, f"{first['field']}: {first['problem']}", field=first["field"]
-    )
+    failure = invalid_request(first["field"], f"{first['field']}: {first['problem']}")
     return problem_response(failure, base_url, errors)
 
 
@@ -115,7 +113,7 @@ def install_error_handlers(app: FastAPI, base_url: str) -> None:
         assert isinstance(error, HTTPException)
         if error.status_code == 400:  # FastAPI's status for a body that can't be decoded
             return problem_response(
-                Failure(ErrorCode.INVALID_REQUEST, f"body: {_INVALID_JSON}", field="body"),
+                invalid_request("body", f"body: {_INVALID_JSON}"),
                 base_url,
                 _INVALID_JSON_ERRORS,
             )
@@ -128,6 +126,11 @@ def install_error_handlers(app: FastAPI, base_url: str) -> None:
     app.add_exception_handler(Failure, on_failure)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
+
+
+def invalid_request(field: str, why: str) -> Failure:
+    """The failure of a request whose `field` can't be accepted."""
+    return Failure(ErrorCode.INVALID_REQUEST, why, field=field)
 
 
 def require_found(row: T | None) -> T:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from evergrant_server.api.http.dependencies import ApiDep
+from evergrant_server.api.http.call import ApiDep
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import RegistrationMethod

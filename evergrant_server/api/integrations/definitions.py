@@ -1,5 +1,14 @@
-"""Resolves the provider definition that an integration uses: the tenant's own before the catalogue's."""
+"""`/v1/providers`: the catalogue, with the tenant's own definitions in place of its entries.
 
+Resolves the definition that an integration uses: the tenant's own before the catalogue's.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from evergrant_server.api.http.call import Call
+from evergrant_server.api.http.models import Page
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
@@ -8,6 +17,43 @@ from evergrant_server.store import Transaction
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import integration_endpoints
+
+router = APIRouter(tags=["providers"])
+
+
+@router.get("/v1/providers")
+async def list_providers(call: Call) -> Page[dict[str, Any]]:
+    """All providers, sorted by name."""
+    found = {spec.name: spec for spec in call.api.registry.all()}
+    async with call.api.store.read() as tx:
+        for name in await tx.definitions.names(call.tenant):
+            versions = await tx.definitions.serving(call.tenant, name)
+            if name in found or versions:
+                found[name] = call.api.registry.serving(name, versions)
+    return Page(items=[_summary(found[name]) for name in sorted(found)])
+
+
+@router.get("/v1/providers/{provider}")
+async def get_provider(provider: str, call: Call) -> dict[str, Any]:
+    """A provider's definition, without members that have their default."""
+    async with call.api.store.read() as tx:
+        spec = await spec_by_name(tx, call.api.registry, call.tenant, provider)
+    return {**_summary(spec), "definition": spec.model_dump(mode="json", exclude_defaults=True)}
+
+
+def _summary(spec: ProviderSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "display_name": spec.display_name,
+        "categories": list(spec.categories),
+        "docs_url": spec.docs_url,
+        "version": spec.version,
+        "needs_issuer": spec.discovery,
+        "params": {name: rule.model_dump(mode="json") for name, rule in spec.template_params.items()},
+        "default_scopes": list(spec.default_scopes),
+        "client_auth": spec.client_auth.value,
+        "revocation": spec.has_revocation,
+    }
 
 
 async def spec_by_name(tx: Transaction, registry: Registry, tenant: Tenant, provider: str) -> ProviderSpec:

@@ -5,24 +5,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from evergrant_server.api.http.requests import (
+from evergrant_server.api.http.models import (
     Body,
     Scopes,
     Slug,
     StorableSecret,
     StorableText,
     Text,
+    View,
     _printable,
 )
-from evergrant_server.api.http.responses import View
 from evergrant_server.core.clock import MAX_LIFETIME
-from evergrant_server.core.integrations import (
-    Integration,
-    IntegrationState,
-    RefreshRules,
-    RegistrationMethod,
-    Rotation,
-)
+from evergrant_server.core.integrations import IntegrationState, RefreshRules, RegistrationMethod, Rotation
 
 
 class RefreshRulesBody(Body):
@@ -131,12 +125,3 @@ class IntegrationView(View):
     created_at: datetime
     changed_at: datetime
     revision: int
-
-    @classmethod
-    def of(
-        cls, integration: Integration, *, redirect_uri: str, has_secret: bool, has_key: bool = False
-    ) -> "IntegrationView":
-        shown = integration.model_dump(
-            exclude={"tenant", "endpoints", "registration_sent_at", "refresh_overrides"}
-        )
-        return cls(**shown, redirect_uri=redirect_uri, has_client_secret=has_secret, has_client_key=has_key)

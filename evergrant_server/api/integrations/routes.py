@@ -3,41 +3,29 @@
 import asyncio
 import logging
 from contextlib import suppress
-from datetime import datetime
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
-from evergrant_server.api.http.audit_records import record
-from evergrant_server.api.http.authentication import Caller
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import (
-    ApiDep,
-    CallerDep,
-    ContextDep,
-    IdempotencyKey,
-    require_permit,
-)
-from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
+from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
+from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
 from evergrant_server.api.http.problems import require_found
-from evergrant_server.api.http.requests import PageCursor, PageLimit, Slug
-from evergrant_server.api.http.responses import Page
-from evergrant_server.api.integrations import client_metadata
 from evergrant_server.api.integrations.changes import (
     change_client_secret,
     changed_integration,
+    check_body,
+    client_certificate_of,
+    client_key_of,
     new_integration,
     retry_failing_connections,
 )
-from evergrant_server.api.integrations.checks import check_body, client_certificate_of, client_key_of
+from evergrant_server.api.integrations.client_metadata import client_metadata_url
 from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
 from evergrant_server.api.integrations.models import IntegrationBody, IntegrationView, RotateSecretBody
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.secret import Secret
 from evergrant_server.policy import decide
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -49,189 +37,138 @@ router = APIRouter(tags=["integrations"])
 DISCOVERY_TIMEOUT_S = 15.0
 
 
-async def _view(tx: Transaction, api: ApiContext, integration: Integration) -> IntegrationView:
+async def _view(tx: Transaction, call: ApiCall, integration: Integration) -> IntegrationView:
     with suppress(Failure):  # without a definition the stored rules are shown
-        integration = integration.with_provider_rules(
-            (await integration_spec(tx, api.registry, integration)).refresh_rules()
-        )
+        spec = await integration_spec(tx, call.api.registry, integration)
+        integration = integration.with_provider_rules(spec.refresh_rules())
     return IntegrationView.of(
         integration,
-        redirect_uri=api.redirect_uri(integration.id),
-        has_secret=await tx.integrations.client_secret(integration) is not None,
-        has_key=await tx.integrations.client_key(integration) is not None,
+        redirect_uri=call.api.redirect_uri(integration.id),
+        has_client_secret=await tx.integrations.client_secret(integration) is not None,
+        has_client_key=await tx.integrations.client_key(integration) is not None,
     )
-
-
-def _require_admin(caller: Caller, name: str) -> None:
-    require_permit(caller, Action.ADMIN, integration=name, subject=None, hidden=False)
 
 
 @router.put("/v1/integrations/{name}", status_code=200)
 async def put_integration(
-    name: Slug,
-    body: IntegrationBody,
-    response: Response,
-    api: ApiDep,
-    caller: CallerDep,
-    context: ContextDep,
+    name: Slug, body: IntegrationBody, response: Response, call: Call
 ) -> IntegrationView:
     """Create or change an integration. Waits for a worker if the endpoints are discovered."""
-    _require_admin(caller, name)
-    now = api.clock.now()
+    call.require_permit(Action.ADMIN, integration=name)
+    api, now = call.api, call.now
     key, certificate = client_key_of(body), client_certificate_of(body, now)
     async with api.store.write() as tx:
-        spec = await spec_by_name(tx, api.registry, caller.tenant, body.provider)
+        spec = await spec_by_name(tx, api.registry, call.tenant, body.provider)
         check_body(spec, body)
-        before = await tx.integrations.by_name(caller.tenant, name)
+        before = await tx.integrations.by_name(call.tenant, name)
         if before is None:
-            after = new_integration(spec, body, caller.tenant, name, now)
-            await tx.integrations.put(
-                after, body.client_secret, expected=None, client_key=key, client_certificate=certificate
-            )
+            after = new_integration(spec, body, call.tenant, name, now)
         else:
             after = await changed_integration(tx, spec, body, before, now)
-            public = body.client_auth == "none" and body.client_secret is None and not (key or certificate)
-            after = await tx.integrations.put(
-                after,
-                body.client_secret,
-                expected=before.revision,
-                client_key=key,
-                client_certificate=certificate,
-            )
-            if public:
+        after = await tx.integrations.put(
+            after,
+            body.client_secret,
+            expected=None if before is None else before.revision,
+            client_key=key,
+            client_certificate=certificate,
+        )
+        if before is not None:
+            if body.client_auth == "none" and body.client_secret is None and not (key or certificate):
                 after = await tx.integrations.delete_client_credentials(after, expected=after.revision)
-            await retry_failing_connections(tx, after, context, now)
+            await retry_failing_connections(tx, after, call.context, now)
         if body.registration is not None and after.state is IntegrationState.DISCOVERING:
-            after = await _request_registration(tx, api, after, body.initial_access_token)
-        await _record(tx, AuditAction.INTEGRATION_PUT, after, context, now)
+            if after.registration is RegistrationMethod.METADATA_DOCUMENT:
+                url = client_metadata_url(api.settings.public_url, after.id)  # which is the client id
+                after = after.model_copy(update={"client_id": url})
+            after = await tx.integrations.request_registration(after, body.initial_access_token)
+        await _record(tx, call, AuditAction.INTEGRATION_PUT, after)
     api.relay.notify()
     if after.state is IntegrationState.DISCOVERING:
-        await _discover(api, after, context)
+        await _discover(call, after)
     response.status_code = 201 if before is None else 200
     async with api.store.read() as tx:
-        written = await tx.integrations.get(caller.tenant, after.id)
-        if written is None:
-            raise Failure(ErrorCode.NOT_FOUND)
-        return await _view(tx, api, written)
+        return await _view(tx, call, require_found(await tx.integrations.get(call.tenant, after.id)))
 
 
 @router.post("/v1/integrations/{name}/rotate-secret", response_model=IntegrationView)
-async def rotate_client_secret(
-    name: Slug,
-    body: RotateSecretBody,
-    request: Request,
-    api: ApiDep,
-    caller: CallerDep,
-    context: ContextDep,
-    key: IdempotencyKey = None,
-) -> Response:
+async def rotate_client_secret(name: Slug, body: RotateSecretBody, call: Command) -> Response:
     """Use a new client secret first, and keep the previous one for `overlap_s` seconds.
 
     Workers repeat a refused request with the other secret, so that no lease fails whichever of the
     two the provider accepts. `roll_back` makes the previous secret the only one again.
     """
-    _require_admin(caller, name)
-    # the secret is not hashed
-    command = IdempotentCommand(request, caller, key, body.model_copy(update={"client_secret": None}))
+    call.require_permit(Action.ADMIN, integration=name)
 
     async def rotate(tx: Transaction) -> CommandResponse:
-        now = api.clock.now()
-        before = await _require_integration(tx, caller, name)
-        after = await change_client_secret(tx, before, body, now)
+        before = await _require_integration(tx, call, name)
+        after = await change_client_secret(tx, before, body, call.now)
         action = AuditAction.SECRET_ROLLED_BACK if body.roll_back else AuditAction.SECRET_ROTATED
-        await _record(tx, action, after, context, now)
-        await retry_failing_connections(tx, after, context, now)
-        return CommandResponse.from_view(200, await _view(tx, api, after))
+        await _record(tx, call, action, after)
+        await retry_failing_connections(tx, after, call.context, call.now)
+        return CommandResponse.of(await _view(tx, call, after))
 
-    return (await command.run(api, rotate)).response()
-
-
-async def _request_registration(
-    tx: Transaction, api: ApiContext, integration: Integration, initial: Secret | None
-) -> Integration:
-    """Store a pending registration. The client id of a metadata document is its URL."""
-    if integration.registration is RegistrationMethod.METADATA_DOCUMENT:
-        url = client_metadata.client_metadata_url(api.settings.public_url, integration.id)
-        integration = integration.model_copy(update={"client_id": url})
-    return await tx.integrations.request_registration(integration, initial)
+    # the secret is not hashed
+    return await call.run(body.model_copy(update={"client_secret": None}), rotate)
 
 
-async def _discover(api: ApiContext, integration: Integration, context: RequestContext) -> None:
+async def _discover(call: ApiCall, integration: Integration) -> None:
     """Have a worker read the issuer's metadata. Raises its Failure, which the row holds too."""
+    tenant, id, limit = integration.tenant, integration.id, DISCOVERY_TIMEOUT_S
     try:
-        async with asyncio.timeout(DISCOVERY_TIMEOUT_S + 1):
-            found = await api.link.discover(
-                integration.tenant, integration.id, context, timeout=DISCOVERY_TIMEOUT_S
-            )
+        async with asyncio.timeout(limit + 1):
+            found = await call.api.link.discover(tenant, id, call.context, timeout=limit)
     except Failure:
         raise
     except Exception as error:
         # no worker answered, or the workflow ended with an unexpected error
-        log_event(
-            log, logging.WARNING, LogEvent.DISCOVERY_FAILED, type(error).__name__, object=integration.id
-        )
-        raise Failure(
-            ErrorCode.TEMPORAL_UNAVAILABLE, "No worker read the issuer's metadata in time.", retry_after=5.0
-        ) from None
+        log_event(log, logging.WARNING, LogEvent.DISCOVERY_FAILED, type(error).__name__, object=id)
+        why = "No worker read the issuer's metadata in time."
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, why, retry_after=5.0) from None
     if found.failure is not None:
         raise Failure(found.failure, found.detail, integration=integration.name)
 
 
 @router.get("/v1/integrations")
 async def list_integrations(
-    api: ApiDep,
-    caller: CallerDep,
-    limit: PageLimit = 50,
-    cursor: PageCursor = None,
+    call: Call, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[IntegrationView]:
     """The integrations that the app administers, sorted by name."""
-    bound = {"list": "integrations", "app": caller.app.id}
-    after = api.cursors.decode(cursor, caller.tenant, **bound)
-    async with api.store.read() as tx:
-        found = await tx.integrations.page(caller.tenant, after, limit + 1)
-        shown = [await _view(tx, api, it) for it in found[:limit] if _administers(caller, it.name)]
-    next_cursor = api.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, **bound)
+    bound = {"list": "integrations", "app": call.caller.app.id}
+    after = call.api.cursors.decode(cursor, call.tenant, **bound)
+    async with call.api.store.read() as tx:
+        found = await tx.integrations.page(call.tenant, after, limit + 1)
+        shown = [
+            await _view(tx, call, it)
+            for it in found[:limit]
+            if decide(call.caller.permits, integration=it.name, subject=None, action=Action.ADMIN).allowed
+        ]
+    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
     return Page(items=shown, next_cursor=next_cursor)
 
 
-def _administers(caller: Caller, name: str) -> bool:
-    return decide(caller.permits, integration=name, subject=None, action=Action.ADMIN).allowed
-
-
 @router.get("/v1/integrations/{name}")
-async def get_integration(name: Slug, api: ApiDep, caller: CallerDep) -> IntegrationView:
+async def get_integration(name: Slug, call: Call) -> IntegrationView:
     """An integration, with the redirect URI to register at the provider. Never its client secret."""
-    _require_admin(caller, name)
-    async with api.store.read() as tx:
-        return await _view(tx, api, await _require_integration(tx, caller, name))
+    call.require_permit(Action.ADMIN, integration=name)
+    async with call.api.store.read() as tx:
+        return await _view(tx, call, await _require_integration(tx, call, name))
 
 
 @router.delete("/v1/integrations/{name}", status_code=204)
-async def delete_integration(name: Slug, api: ApiDep, caller: CallerDep, context: ContextDep) -> Response:
+async def delete_integration(name: Slug, call: Call) -> Response:
     """Delete the integration with its secret. Refused while it has live connections."""
-    _require_admin(caller, name)
-    async with api.store.write() as tx:
-        integration = await _require_integration(tx, caller, name)
-        await tx.integrations.delete(caller.tenant, integration.id)
-        await _record(tx, AuditAction.INTEGRATION_DELETED, integration, context, api.clock.now())
+    call.require_permit(Action.ADMIN, integration=name)
+    async with call.api.store.write() as tx:
+        integration = await _require_integration(tx, call, name)
+        await tx.integrations.delete(call.tenant, integration.id)
+        await _record(tx, call, AuditAction.INTEGRATION_DELETED, integration)
     return Response(status_code=204)
 
 
-async def _require_integration(tx: Transaction, caller: Caller, name: str) -> Integration:
-    return require_found(await tx.integrations.by_name(caller.tenant, name))
+async def _require_integration(tx: Transaction, call: ApiCall, name: str) -> Integration:
+    return require_found(await tx.integrations.by_name(call.tenant, name))
 
 
-async def _record(
-    tx: Transaction, action: AuditAction, it: Integration, context: RequestContext, now: datetime
-) -> None:
-    await record(
-        tx,
-        it.tenant,
-        action,
-        it.id,
-        context,
-        now,
-        integration=it.name,
-        provider=it.provider,
-        client_id=it.client_id,
-    )
+async def _record(tx: Transaction, call: ApiCall, action: AuditAction, it: Integration) -> None:
+    detail = {"integration": it.name, "provider": it.provider, "client_id": it.client_id}
+    await call.record(tx, action, it.id, **detail)

@@ -6,11 +6,13 @@ from starlette.requests import Request
 
 from evergrant_server.api.connections.scopes import raise_scope_not_permitted
 from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.leases.dpop import DpopProofs
-from evergrant_server.api.leases.refresher import RefreshWaiter, RefreshWaitResult
-from evergrant_server.api.leases.refusals import LeaseRefusals, LeaseRequest
+from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter, RefreshWaitResult
+from evergrant_server.api.leases.refusals import LeaseRequest, absent, not_leasable, record_refusal
 from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
@@ -38,7 +40,6 @@ class LeaseIssuer:
         self._api = api
         self._refresher = refresher
         self._margin = RULES[NEWEST_RULES].margin
-        self._refusals = LeaseRefusals(api)
         self._proofs = DpopProofs(api)
         self._rows: dict[_NameKey | _IdKey, LeaseRow] = {}
 
@@ -52,41 +53,39 @@ class LeaseIssuer:
         caller, from_cache = known
         trace = trace_of(request)
         for _ in range(_MAX_TRIES):
-            context = trace.request_context(caller.by)
+            call = ApiCall(self._api, caller, trace.request_context(caller.by), request)
             try:
-                return await self._decide(caller, lease_request, context, cached=from_cache)
+                return await self._decide(call, lease_request, cached=from_cache)
             except StaleClaim:
                 self._forget(caller, lease_request)
             except Failure as failure:
                 if not from_cache:
-                    await self._refusals.record(caller, lease_request, context, failure)
+                    await record_refusal(call, lease_request, failure)
                     raise
                 # a refusal from the cache is decided again from the store
                 self._forget(caller, lease_request)
             caller, from_cache = await self._api.authenticator.authenticate(request), False
             self._api.authenticator.cache(caller)
         failure = Failure(ErrorCode.STORE_CONFLICT, "The connection keeps changing.", retry_after=1.0)
-        await self._refusals.record(caller, lease_request, context, failure)
+        await record_refusal(call, lease_request, failure)
         raise failure
 
-    async def _decide(
-        self, caller: Caller, lease_request: LeaseRequest, context: RequestContext, *, cached: bool
-    ) -> LeaseRow:
-        row = await self._load_row(caller, lease_request, cached=cached)
+    async def _decide(self, call: ApiCall, lease_request: LeaseRequest, *, cached: bool) -> LeaseRow:
+        row = await self._load_row(call.caller, lease_request, cached=cached)
         if cached and not self._can_serve_cached(row, lease_request):
             raise StaleClaim  # a cached caller starts nothing: no link, no refresh
         if row is None:
-            raise await self._refusals.absent(caller, lease_request, context)
-        self._check_permit(caller, lease_request, row)
+            raise await absent(call, lease_request)
+        self._check_permit(call.caller, lease_request, row)
         _require_kind(lease_request, row)
         if row.leasable:
-            row = await self._refreshed_row(lease_request, row, context)
+            row = await self._refreshed_row(lease_request, row, call.context)
         if not row.leasable or not self._is_valid(row):
-            raise await self._refusals.not_leasable(caller, lease_request, row, context)
-        self._check_scopes(caller, lease_request, row)
+            raise await not_leasable(call, lease_request, row)
+        self._check_scopes(call.caller, lease_request, row)
         if lease_request.proof is not None:
             await self._proofs.require_provable(row, lease_request.proof)
-        await self._api.ledger.record(self._claim(caller, lease_request, row, context))
+        await self._api.ledger.record(self._claim(call, lease_request, row))
         self._remember(lease_request, row)
         return row
 
@@ -125,13 +124,11 @@ class LeaseIssuer:
         """The row, or a newer one. A valid token is served even if the refresh fails (rule 5)."""
         if self._is_fresh(row, lease_request) or row.state is not LifecycleState.ACTIVE:
             return row
-        waiter = self._refresher
+        key = RefreshKey(row.tenant, row.connection_id, row.generation, RefreshReason.DUE)
         if self._is_valid(row) and lease_request.min_ttl is None:
-            waiter.start_refresh(row.tenant, row.connection_id, row.generation, context)
+            self._refresher.start_refresh(key, context)
             return row
-        result = await waiter.wait_for_newer(
-            row.tenant, row.connection_id, row.generation, context, RefreshReason.DUE
-        )
+        result = await self._refresher.wait_for_newer(key, context)
         newest = result.row or row
         if self._is_valid(newest) or newest.state is not LifecycleState.ACTIVE:
             return newest
@@ -187,26 +184,20 @@ class LeaseIssuer:
         if not decision.allowed:
             raise_scope_not_permitted(scopes_above((it for it in scopes if it != offline), decision.ceiling))
 
-    def _claim(
-        self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow, context: RequestContext
-    ) -> LeaseClaim:
+    def _claim(self, call: ApiCall, lease_request: LeaseRequest, row: LeaseRow) -> LeaseClaim:
         assert row.grant is not None
-        proof_for = (
-            None
-            if lease_request.proof is None
-            else f"{lease_request.proof.method} {origin_of(lease_request.proof.url)}"
-        )
+        app, proof = call.caller.app, lease_request.proof
         return LeaseClaim(
-            tenant=caller.tenant,
+            tenant=app.tenant,
             connection_id=row.connection_id,
             connection_revision=row.connection_revision,
-            app_id=caller.app.id,
-            app_revision=caller.app.revision,
+            app_id=app.id,
+            app_revision=app.revision,
             generation=row.generation,
-            context=context,
+            context=call.context,
             scopes=row.grant.scopes,
             at=self._now(),
-            dpop_request=proof_for,
+            dpop_request=None if proof is None else f"{proof.htm} {origin_of(proof.htu)}",
             signed_request=lease_request.signs,
         )
 
@@ -219,17 +210,13 @@ def _require_kind(lease_request: LeaseRequest, row: LeaseRow) -> None:
     if signs and not lease_request.signs:
         raise Failure(ErrorCode.SIGNATURE_NEEDED, connection_id=row.connection_id)
     if lease_request.signs and not signs:
-        raise Failure(ErrorCode.INVALID_REQUEST, "Its requests are not signed: lease its token.", field="url")
+        raise invalid_request("url", "Its requests are not signed: lease its token.")
 
 
 def _cache_key(caller: Caller, lease_request: LeaseRequest) -> _NameKey | _IdKey:
-    if lease_request.names is not None:
-        return (
-            caller.tenant,
-            lease_request.names.integration,
-            lease_request.names.subject,
-            lease_request.names.label,
-        )
+    names = lease_request.names
+    if names is not None:
+        return (caller.tenant, names.integration, names.subject, names.label)
     assert lease_request.connection_id is not None
     return (caller.tenant, lease_request.connection_id)
 

@@ -5,31 +5,19 @@ authorization server (ADR 0017).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from posixpath import normpath
 from urllib.parse import unquote, urlsplit
 
 from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.api.leases.models import ProofBody
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.store import LeaseRow
 from providers.definition.templates import integration_endpoints
-from providers.requests.dpop import dpop_proof, htu_of, origin_of
-
-
-@dataclass(frozen=True)
-class ProofRequest:
-    """The request to prove."""
-
-    method: str
-    url: str
-    nonce: str | None = None
-
-    @property
-    def htu(self) -> str:
-        return htu_of(self.url)
+from providers.requests.dpop import dpop_proof, origin_of
 
 
 class DpopProofs:
@@ -38,23 +26,21 @@ class DpopProofs:
     def __init__(self, api: ApiContext) -> None:
         self._api = api
 
-    async def require_provable(self, row: LeaseRow, wanted: ProofRequest) -> None:
+    async def require_provable(self, row: LeaseRow, wanted: ProofBody) -> None:
         """Raise Failure INVALID_REQUEST for an unbound token or an endpoint of the authorization server."""
         if row.grant is None or row.grant.token_type != DPOP_TOKEN_TYPE:
-            raise Failure(
-                ErrorCode.INVALID_REQUEST, "Its tokens are not bound to a key.", field="connection_id"
-            )
+            raise invalid_request("connection_id", "Its tokens are not bound to a key.")
         async with self._api.store.read() as tx:
-            integration = await tx.integrations.get(row.tenant, row.integration_id)
-            if integration is None:
-                raise Failure(ErrorCode.NOT_FOUND)
+            integration = require_found(await tx.integrations.get(row.tenant, row.integration_id))
             spec = await integration_spec(tx, self._api.registry, integration)
         endpoints = integration_endpoints(spec, integration, row.grant.metadata)
-        if comparable_location(wanted.htu) in {comparable_location(url) for url in _endpoint_urls(endpoints)}:
+        if comparable_location(wanted.proved_url) in {
+            comparable_location(url) for url in _endpoint_urls(endpoints)
+        }:
             detail = "No proof is created for an endpoint of the provider's authorization server."
-            raise Failure(ErrorCode.INVALID_REQUEST, detail, field="htu")
+            raise invalid_request("htu", detail)
 
-    async def create(self, row: LeaseRow, wanted: ProofRequest) -> str:
+    async def create(self, row: LeaseRow, wanted: ProofBody) -> str:
         """The proof, with the hash of the token that the row holds. Its record is committed by now.
 
         Raises Failure CONSENT_REQUIRED when the grant is gone, SEAL_BROKEN, KEY_UNAVAILABLE.
@@ -65,8 +51,8 @@ class DpopProofs:
             raise Failure(ErrorCode.CONSENT_REQUIRED, f"{row.connection_id} holds no proof key.")
         return dpop_proof(
             key,
-            wanted.method,
-            wanted.htu,
+            wanted.htm,
+            wanted.proved_url,
             self._api.clock.now(),
             nonce=wanted.nonce,
             access_token=row.open_access_token(self._api.ring),

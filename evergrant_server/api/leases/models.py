@@ -5,9 +5,17 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from evergrant_server.api.http.requests import MAX_INTEGER, Body, Label, Scopes, Slug, Subject, request_url
-from evergrant_server.api.http.responses import View
-from providers.requests.dpop import is_nonce
+from evergrant_server.api.http.models import (
+    MAX_INTEGER,
+    Body,
+    Label,
+    Scopes,
+    Slug,
+    Subject,
+    View,
+    request_url,
+)
+from providers.requests.dpop import htu_of, is_nonce
 
 
 def _nonce(value: str) -> str:
@@ -54,6 +62,11 @@ class ProofBody(Body):
     htm: Annotated[str, Field(pattern=r"^[A-Z]{1,20}\z")]
     htu: Annotated[str, Field(max_length=8000), AfterValidator(request_url)]
     nonce: Annotated[str, AfterValidator(_nonce)] | None = None
+
+    @property
+    def proved_url(self) -> str:
+        """The URL without query and fragment, as a proof has it."""
+        return htu_of(self.htu)
 
 
 class LeaseView(View):

@@ -8,14 +8,13 @@ import re
 from typing import Annotated, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import Field, model_validator
 
-from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.call import ApiCall, Call
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import ApiDep, CallerDep, visible_connection
-from evergrant_server.api.http.requests import Body, request_url
-from evergrant_server.api.http.responses import View
+from evergrant_server.api.http.models import Body, View, request_url
+from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.leases.decision import LeaseIssuer
 from evergrant_server.api.leases.dpop import comparable_location
@@ -72,28 +71,22 @@ class SignatureView(View):
     connection_id: str
 
 
-async def _require_visible(connection_id: str, caller: CallerDep, api: ApiDep) -> None:
+async def _require_visible(connection_id: str, call: Call) -> None:
     """Check visibility before the body: an invisible connection answers 404 to any body."""
-    async with api.store.read() as tx:
-        await visible_connection(tx, caller, connection_id, Action.TOKEN)
+    async with call.api.store.read() as tx:
+        await call.visible_connection(tx, connection_id, Action.TOKEN)
 
 
 @router.post("/v1/connections/{connection_id}/signatures", dependencies=[Depends(_require_visible)])
 async def sign_request(
-    request: Request,
-    connection_id: str,
-    body: SignatureBody,
-    response: Response,
-    caller: CallerDep,
-    api: ApiDep,
-    refresher: RefreshWaiterDep,
+    connection_id: str, body: SignatureBody, response: Response, call: Call, refresher: RefreshWaiterDep
 ) -> SignatureView:
     """Sign one request with a connection's token (OAuth 1.0a, RFC 5849 section 3)."""
-    await _require_no_provider_endpoint(api, caller, connection_id, body.url)
-    ask = LeaseRequest(TokenBody(), None, ConnectionId(connection_id), signs=body.audit_text)
-    row = await LeaseIssuer(api, refresher).issue(request, ask, (caller, False))
+    await _require_no_provider_endpoint(call, connection_id, body.url)
+    ask = LeaseRequest(TokenBody(), ConnectionId(connection_id), signs=body.audit_text)
+    row = await LeaseIssuer(call.api, refresher).issue(call.request, ask, (call.caller, False))
     response.headers["Cache-Control"] = "no-store"
-    header = await _authorization_header(api, row, body)
+    header = await _authorization_header(call.api, row, body)
     return SignatureView(
         headers={"Authorization": header},
         generation=row.generation,
@@ -101,15 +94,13 @@ async def sign_request(
     )
 
 
-async def _require_no_provider_endpoint(
-    api: ApiContext, caller: Caller, connection_id: str, url: str
-) -> None:
+async def _require_no_provider_endpoint(call: ApiCall, connection_id: str, url: str) -> None:
     """Raise Failure INVALID_REQUEST for the provider's OAuth endpoints: a signature uses the client's
     secret, and an app could take part in another subject's consent (RFC 5849 sections 2.1 and 2.3)."""
-    async with api.store.read() as tx:
-        connection = await visible_connection(tx, caller, connection_id, Action.TOKEN)
+    async with call.api.store.read() as tx:
+        connection = await call.visible_connection(tx, connection_id, Action.TOKEN)
         integration = await tx.integrations.get(connection.tenant, connection.integration_id)
-        spec = None if integration is None else await integration_spec(tx, api.registry, integration)
+        spec = None if integration is None else await integration_spec(tx, call.api.registry, integration)
     if integration is None or spec is None or spec.request_token_endpoint is None:
         return  # not an OAuth 1.0a connection: refused later
     there = oauth1_endpoints(spec, integration)
@@ -117,7 +108,7 @@ async def _require_no_provider_endpoint(
         comparable_location(it) for it in (there.temporary, there.authorization, there.token)
     }:
         detail = "No request to an endpoint of the provider's authorization server is signed."
-        raise Failure(ErrorCode.INVALID_REQUEST, detail, field="url")
+        raise invalid_request("url", detail)
 
 
 async def _authorization_header(api: ApiContext, row: LeaseRow, body: SignatureBody) -> str:

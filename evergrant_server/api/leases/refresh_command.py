@@ -7,25 +7,15 @@ from starlette.responses import Response
 
 from evergrant_server.api.connections.models import ConnectionView
 from evergrant_server.api.connections.view import connection_view
-from evergrant_server.api.http.audit_records import record
-from evergrant_server.api.http.authentication import Caller
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import (
-    ApiDep,
-    CallerDep,
-    ContextDep,
-    IdempotencyKey,
-    visible_connection,
-)
-from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
+from evergrant_server.api.http.call import ApiCall, Command, CommandResponse
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.leases.models import RefreshBody
-from evergrant_server.api.leases.refresher import RefreshWaiter
+from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["connections"])
@@ -40,79 +30,63 @@ RefreshWaiterDep = Annotated[RefreshWaiter, Depends(refresh_waiter)]
 
 @router.post("/v1/connections/{connection_id}/refresh", response_model=ConnectionView)
 async def refresh_connection(
-    connection_id: str,
-    request: Request,
-    api: ApiDep,
-    refresher: RefreshWaiterDep,
-    caller: CallerDep,
-    context: ContextDep,
-    body: RefreshBody | None = None,
-    key: IdempotencyKey = None,
+    connection_id: str, refresher: RefreshWaiterDep, call: Command, body: RefreshBody | None = None
 ) -> Response:
     """Refresh unless the grant is newer than `generation`. Concurrent requests share one refresh.
 
     A report of a refused token refreshes once for that generation. The response shows the current
     generation: unchanged when another refresh would not help.
     """
-    command = IdempotentCommand(request, caller, key, body)
-    async with api.store.read() as tx:
-        connection = await visible_connection(
-            tx, caller, connection_id, Action.TOKEN, Action.CONNECT, Action.ADMIN
+    async with call.api.store.read() as tx:
+        connection = await call.visible_connection(
+            tx, connection_id, Action.TOKEN, Action.CONNECT, Action.ADMIN
         )
-        stored = await command.stored_response(tx)
+        stored = await call.stored_response(tx, body)
         grant = await tx.grants.get(connection.tenant, connection.id)
     if stored is not None:
-        return stored.response()
+        return stored
     is_report = body is not None and body.reason is not None
     seen = connection.generation
     if body is not None and body.seen_by_caller is not None:
         seen = min(body.seen_by_caller, seen)
     if is_report and seen == connection.generation:
-        connection = await _note_report(api, caller, context, connection)
+        connection = await _note_report(call, connection)
     _require_refreshable_state(connection)
     # no refresh can replace a valid token; after its expiry the workflow says who has to act
-    lasts = grant is not None and not grant.refreshable and grant.is_valid(api.clock.now())
+    lasts = grant is not None and not grant.refreshable and grant.is_valid(call.now)
     if connection.generation <= seen and not lasts:
         refresh = refresher.refresh_refused_token if is_report else refresher.require_refreshed
-        await refresh(connection.tenant, connection.id, seen, context)
+        reason = RefreshReason.UNAUTHORIZED if is_report else RefreshReason.COMMAND
+        await refresh(RefreshKey(connection.tenant, connection.id, seen, reason), call.context)
 
     async def view(tx: Transaction) -> CommandResponse:
-        current = await visible_connection(tx, caller, connection_id)
-        return CommandResponse.from_view(200, await connection_view(tx, current))
+        current = await call.visible_connection(tx, connection_id)
+        return CommandResponse.of(await connection_view(tx, current))
 
-    return (await command.run(api, view)).response()
+    return await call.run(body, view)
 
 
-async def _note_report(
-    api: ApiContext, caller: Caller, context: RequestContext, reported: Connection
-) -> Connection:
+async def _note_report(call: ApiCall, reported: Connection) -> Connection:
     """Record once that this generation's token was reported: unless a refresh helps, it is not leased."""
     if reported.reported_generation == reported.generation:
         return reported
 
     async def note(tx: Transaction) -> Connection:
-        connection = await visible_connection(tx, caller, reported.id)
+        connection = await call.visible_connection(tx, reported.id)
         has_token = connection.state in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
         known = connection.reported_generation == connection.generation
         if known or not has_token or connection.generation != reported.generation:
             return connection
-        action, now, detail = (
-            AuditAction.TOKEN_REPORTED,
-            api.clock.now(),
-            {"generation": connection.generation},
-        )
-        await record(tx, connection.tenant, action, connection.id, context, now, **detail)
+        detail = {"generation": connection.generation}
+        await call.record(tx, AuditAction.TOKEN_REPORTED, connection.id, **detail)
         return await tx.connections.replace(connection.token_reported(), expected=connection.revision)
 
-    return await run_transaction(api.store, note)
+    return await run_transaction(call.api.store, note)
 
 
 def _require_refreshable_state(connection: Connection) -> None:
     """Raise the Failure that says why the connection can't be refreshed in its state."""
-    match connection.state:
-        case LifecycleState.ACTIVE:
-            return
-        case LifecycleState.PENDING_CONSENT:
-            raise Failure(ErrorCode.CONSENT_REQUIRED, connection_id=connection.id)
-        case _:
-            raise Failure(connection.reason or ErrorCode.CONSENT_REQUIRED, connection_id=connection.id)
+    if connection.state is not LifecycleState.ACTIVE:
+        pending = connection.state is LifecycleState.PENDING_CONSENT
+        reason = None if pending else connection.reason
+        raise Failure(reason or ErrorCode.CONSENT_REQUIRED, connection_id=connection.id)

@@ -10,8 +10,9 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
-from evergrant_server.api.http.temporal_port import TemporalPort
+from evergrant_server.api.http.context import TemporalPort
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
@@ -26,7 +27,14 @@ POLL_INTERVAL_S = 0.075
 _MIN_PAUSE_S = 1.0  # between two refreshes ahead of expiry, after one failed
 _MAX_PAUSED = 10_000
 
-_Key = tuple[Tenant, ConnectionId, int, RefreshReason]
+
+class RefreshKey(NamedTuple):
+    """What callers share a refresh by: the connection, the generation that they have seen, the reason."""
+
+    tenant: Tenant
+    connection_id: ConnectionId
+    seen: int
+    reason: RefreshReason
 
 
 @dataclass(frozen=True)
@@ -51,30 +59,20 @@ class RefreshWaiter:
         self._rows = rows
         self._link = link
         self._longest = longest.total_seconds()
-        self._running: dict[_Key, asyncio.Task[RefreshWaitResult]] = {}
+        self._running: dict[RefreshKey, asyncio.Task[RefreshWaitResult]] = {}
         # until when (monotonic seconds), and the failure
-        self._paused: dict[_Key, tuple[float, Failure]] = {}
+        self._paused: dict[RefreshKey, tuple[float, Failure]] = {}
 
-    def start_refresh(
-        self, tenant: Tenant, connection: ConnectionId, seen: int, context: RequestContext
-    ) -> None:
+    def start_refresh(self, key: RefreshKey, context: RequestContext) -> None:
         """Start a refresh without waiting for it, unless one runs or has just failed."""
-        key = (tenant, connection, seen, RefreshReason.DUE)
         if self._paused_failure(key) is None:
             self._shared_task(key, context)
 
-    async def wait_for_newer(
-        self,
-        tenant: Tenant,
-        connection: ConnectionId,
-        seen: int,
-        context: RequestContext,
-        reason: RefreshReason = RefreshReason.COMMAND,
-    ) -> RefreshWaitResult:
-        """Wait for a generation newer than `seen`, a refusal of the workflow, or the time limit."""
+    async def wait_for_newer(self, key: RefreshKey, context: RequestContext) -> RefreshWaitResult:
+        """Wait for a generation newer than `key.seen`, a refusal of the workflow, or the time limit."""
         ends = asyncio.get_running_loop().time() + self._longest
         while True:
-            task = self._shared_task((tenant, connection, seen, reason), context)
+            task = self._shared_task(key, context)
             left = ends - asyncio.get_running_loop().time()
             await asyncio.wait((task,), timeout=max(left, 0))
             if not task.done():
@@ -84,27 +82,23 @@ class RefreshWaiter:
             if not result.timed_out or asyncio.get_running_loop().time() >= ends - POLL_INTERVAL_S:
                 return result
 
-    async def require_refreshed(
-        self, tenant: Tenant, connection: ConnectionId, seen: int, context: RequestContext
-    ) -> None:
+    async def require_refreshed(self, key: RefreshKey, context: RequestContext) -> None:
         """As `wait_for_newer`, for a command: raises the Failure when nothing newer came."""
-        result = await self.wait_for_newer(tenant, connection, seen, context)
-        if result.failure is not None and not _is_newer(result.row, seen):
+        result = await self.wait_for_newer(key, context)
+        if result.failure is not None and not _is_newer(result.row, key.seen):
             raise result.failure
 
-    async def refresh_refused_token(
-        self, tenant: Tenant, connection: ConnectionId, seen: int, context: RequestContext
-    ) -> None:
-        """As `require_refreshed`, since a provider refused the token of `seen`; returns also if skipped.
+    async def refresh_refused_token(self, key: RefreshKey, context: RequestContext) -> None:
+        """As `require_refreshed`, since a provider refused the token of `key.seen`; returns also if skipped.
 
         A provider may answer 401 for a missing permission: then the workflow skips further
-        refreshes for a while, and is not context before that has passed. After a failed refresh it
-        is not context before the failure's `retry_after`; callers get that failure.
+        refreshes for a while, and is not asked before that has passed. After a failed refresh it
+        is not asked before the failure's `retry_after`; callers get that failure.
         """
-        failure = self._paused_failure((tenant, connection, seen, RefreshReason.UNAUTHORIZED))
+        failure = self._paused_failure(key)
         if failure is None:
-            result = await self.wait_for_newer(tenant, connection, seen, context, RefreshReason.UNAUTHORIZED)
-            failure = None if _is_newer(result.row, seen) else result.failure
+            result = await self.wait_for_newer(key, context)
+            failure = None if _is_newer(result.row, key.seen) else result.failure
         if failure is not None and not isinstance(failure, _RefreshSkipped):
             raise failure
 
@@ -115,13 +109,13 @@ class RefreshWaiter:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _paused_failure(self, key: _Key) -> Failure | None:
+    def _paused_failure(self, key: RefreshKey) -> Failure | None:
         """The failure that pauses this key, with the rest of its wait."""
         until, why = self._paused.get(key, (0.0, None))
         left = until - self.elapsed()
         return None if why is None or left <= 0 else type(why)(why.code, why.detail, retry_after=left)
 
-    def _shared_task(self, key: _Key, context: RequestContext) -> asyncio.Task[RefreshWaitResult]:
+    def _shared_task(self, key: RefreshKey, context: RequestContext) -> asyncio.Task[RefreshWaitResult]:
         task = self._running.get(key)
         if task is None:
             task = asyncio.create_task(self._wait(key, context))
@@ -129,7 +123,7 @@ class RefreshWaiter:
             task.add_done_callback(lambda done: self._on_done(key, done))
         return task
 
-    def _on_done(self, key: _Key, task: asyncio.Task[RefreshWaitResult]) -> None:
+    def _on_done(self, key: RefreshKey, task: asyncio.Task[RefreshWaitResult]) -> None:
         self._running.pop(key, None)
         if task.cancelled() or task.exception() is not None:
             return
@@ -141,7 +135,7 @@ class RefreshWaiter:
             self._paused.clear()
         self._paused[key] = self.elapsed() + max(_MIN_PAUSE_S, failure.retry_after or 0), failure
 
-    async def _wait(self, key: _Key, context: RequestContext) -> RefreshWaitResult:
+    async def _wait(self, key: RefreshKey, context: RequestContext) -> RefreshWaitResult:
         """Ask the workflow and watch the store concurrently."""
         tenant, connection, seen, _ = key
         with contextlib.suppress(Failure):
@@ -167,7 +161,7 @@ class RefreshWaiter:
             return RefreshWaitResult(None, broken)
         return RefreshWaitResult(row, None if _is_newer(row, seen) else failure, timed_out)
 
-    async def _ask_workflow(self, key: _Key, context: RequestContext) -> Failure:
+    async def _ask_workflow(self, key: RefreshKey, context: RequestContext) -> Failure:
         """The failure that applies if the store has nothing newer after the workflow's answer."""
         tenant, connection, seen, reason = key
         request = EnsureFresh(seen_generation=seen, context=context, refresh_reason=reason)
@@ -183,7 +177,7 @@ class RefreshWaiter:
             return Failure(ErrorCode.TEMPORAL_UNAVAILABLE, retry_after=1.0)
         return _failure_of(result, seen)
 
-    async def _watch_store(self, key: _Key) -> LeaseRow | None:
+    async def _watch_store(self, key: RefreshKey) -> LeaseRow | None:
         """Return the row once it has a newer generation, or a state that ends the wait."""
         tenant, connection, seen, _ = key
         while True:

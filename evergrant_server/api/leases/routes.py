@@ -12,10 +12,10 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.models import Body
 from evergrant_server.api.http.problems import invalid_request_response
-from evergrant_server.api.http.requests import Body
 from evergrant_server.api.leases.decision import LeaseIssuer
-from evergrant_server.api.leases.dpop import DpopProofs, ProofRequest
+from evergrant_server.api.leases.dpop import DpopProofs
 from evergrant_server.api.leases.models import LeaseBody, ProofBody, TokenBody
 from evergrant_server.api.leases.refresher import RefreshWaiter
 from evergrant_server.api.leases.refusals import LeaseRequest
@@ -79,23 +79,21 @@ def routes(api: ApiContext, refresher: RefreshWaiter) -> list[LeaseRoute]:
     async def by_names(request: Request) -> Response:
         caller = await api.authenticator.authenticate_cached(request)
         body = await _parse_body(request, LeaseBody)
-        row = await issuer.issue(request, LeaseRequest(body, body, None), caller)
+        row = await issuer.issue(request, LeaseRequest(body), caller)
         return _lease_response(row, api)
 
     async def by_id(request: Request) -> Response:
         caller = await api.authenticator.authenticate_cached(request)
         body = await _parse_body(request, TokenBody)
-        row = await issuer.issue(request, LeaseRequest(body, None, _connection_id(request)), caller)
+        row = await issuer.issue(request, LeaseRequest(body, _connection_id(request)), caller)
         return _lease_response(row, api)
 
     async def dpop_proof(request: Request) -> Response:
         caller = await api.authenticator.authenticate_cached(request)
         body = await _parse_body(request, ProofBody)
-        proof_request = ProofRequest(body.htm, body.htu, body.nonce)
-        lease_request = LeaseRequest(TokenBody(), None, _connection_id(request), proof_request)
+        lease_request = LeaseRequest(TokenBody(), _connection_id(request), body)
         row = await issuer.issue(request, lease_request, caller)
-        proof = await proofs.create(row, proof_request)
-        return _grant_response(row, proof=proof, htu=proof_request.htu)
+        return _grant_response(row, proof=await proofs.create(row, body), htu=body.proved_url)
 
     return [
         LeaseRoute(LEASE_PATH, _counting_refusals(by_names, base_url), methods=["POST"]),

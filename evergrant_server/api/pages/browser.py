@@ -1,16 +1,19 @@
-"""The subject's browser: cookie, CSRF tokens, and the headers of pages."""
+"""The subject's browser: cookie, CSRF tokens, forms, and the headers of pages."""
 
 import hashlib
 import hmac
 import re
 import secrets
+from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing
 
 _COOKIE_VALUE = re.compile(r"^[A-Za-z0-9_-]{43}\Z")
+_MAX_FORM_BYTES, _MAX_FORM_FIELDS = 4096, 10
 
 
 class BrowserSessions:
@@ -46,8 +49,28 @@ class BrowserSessions:
         message = f"{self.hash_cookie(browser)}:{self.hash_cookie(link)}"
         return hmac.new(self._key, message.encode(), hashlib.sha256).hexdigest()
 
-    def is_valid_csrf(self, given: str, browser: str, link: str) -> bool:
+    def _is_valid_csrf(self, given: str, browser: str, link: str) -> bool:
         return hmac.compare_digest(given.encode(), self.csrf_token(browser, link).encode())
+
+    async def read_form(self, request: Request, link: str) -> tuple[str, dict[str, str]]:
+        """The browser and the fields of the form of this link's page.
+
+        Raises Failure CALLBACK_INVALID for another site's form, BODY_TOO_LARGE. Every route that takes
+        a form calls it first. The cookie is `SameSite=Lax`, so a form of another site has none; the CSRF
+        token is bound to this browser and this link.
+        """
+        body = await request.body()
+        if len(body) > _MAX_FORM_BYTES:
+            raise Failure(ErrorCode.BODY_TOO_LARGE)
+        try:
+            fields = dict(parse_qsl(body.decode("ascii"), max_num_fields=_MAX_FORM_FIELDS))
+        except ValueError:
+            fields = {}
+        browser = self.cookie_of(request)
+        if browser is None or not self._is_valid_csrf(fields.get("csrf", ""), browser, link):
+            why = "The form was not sent from this page, or the browser doesn't store cookies."
+            raise Failure(ErrorCode.CALLBACK_INVALID, why)
+        return browser, fields
 
     def set_cookie(self, response: Response, browser: str) -> None:
         response.set_cookie(self.cookie, browser, path="/", secure=self.secure, httponly=True, samesite="lax")

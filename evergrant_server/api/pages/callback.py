@@ -4,18 +4,24 @@ The query is untrusted: its state must be known, unused, unexpired, and of this 
 and this browser.
 """
 
+from dataclasses import replace
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
+from pydantic import BaseModel
 from starlette.responses import HTMLResponse, Response
 
-from evergrant_server.api.pages.browser import redirect_response
+from evergrant_server.api.connections.flows import require_flow_allowed
+from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.api.pages.browser import html_response, redirect_response
 from evergrant_server.api.pages.callback_checks import (
     CallbackJudge,
+    Query,
     judge_code_callback,
     load_bound_session,
     parse_integration_id,
     parse_query,
+    require_same_endpoints,
     verify_signature,
 )
 from evergrant_server.api.pages.callback_outcome import (
@@ -24,30 +30,35 @@ from evergrant_server.api.pages.callback_outcome import (
     save_outcome,
     wait_for_grant,
 )
-from evergrant_server.api.pages.implicit import fragment_page
 from evergrant_server.api.pages.session import (
     ConsentSession,
+    PagesDep,
     SubjectPages,
     html_route,
-    subject_pages,
+    provider_display_name,
 )
+from evergrant_server.console.pages import FRAGMENT_SCRIPT_HASH
 from evergrant_server.core.connections.consent import ConsentStatus, hash_state
+from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId
 from evergrant_server.core.integrations import Integration
 from providers.oauth1 import flow
-from providers.requests.callback import ACCESS_TOKEN_PARAM
+from providers.requests.callback import ACCESS_TOKEN_PARAM, Callback, read_fragment
 from providers.requests.callback_parameters import state_in
 
 router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
+fragment_router = APIRouter(tags=["pages"])
+
+_FORM = "application/x-www-form-urlencoded"
 
 
 @router.post("/oauth/callback/{integration_id}")
 @html_route
-async def callback_by_post(request: Request, integration_id: str) -> Response:
+async def callback_by_post(pages: PagesDep, integration_id: str) -> Response:
     """`response_mode=form_post`: redirects to GET, because browsers send no Lax cookie with this POST."""
-    query = parse_query(await request.body())
+    query = parse_query(await pages.request.body())
     if any(name == ACCESS_TOKEN_PARAM for name, _ in query):
         # a token must not get into a URL
         raise Failure(ErrorCode.CALLBACK_INVALID, "The callback has a token where a code is expected.")
@@ -56,40 +67,21 @@ async def callback_by_post(request: Request, integration_id: str) -> Response:
 
 @router.get("/oauth/callback/{integration_id}")
 @html_route
-async def callback_by_get(request: Request, integration_id: str) -> Response:
+async def callback_by_get(pages: PagesDep, integration_id: str) -> Response:
     """Store the code for a worker, wait for the exchange, and show its outcome."""
-    pages, id, raw = (
-        subject_pages(request),
-        parse_integration_id(integration_id),
-        request.scope["query_string"],
-    )
-    if not raw and (fragment := await _fragment_page(pages, request, id)) is not None:
+    id, raw = parse_integration_id(integration_id), pages.request.scope["query_string"]
+    if not raw and (fragment := await _fragment_page(pages, id)) is not None:
         return fragment
-    accepted = await accept_callback(pages, request, id, raw, judge_code_callback)
+    accepted = await _accept_callback(pages, id, raw, judge_code_callback)
     session = await wait_for_grant(pages, accepted)
     ended = session.consent.status in (ConsentStatus.DONE, ConsentStatus.DENIED)
     if ended and session.connection.follow_up is not FollowUp.CHOOSING and session.consent.return_to:
-        return await pages.outcome_response(request, session)
+        return await pages.outcome_response(session)
     return redirect_response(await connect_path(pages, session))
 
 
-async def _fragment_page(
-    pages: SubjectPages, request: Request, integration_id: IntegrationId
-) -> Response | None:
-    """The page that posts the fragment, which browsers don't send; None for other flows."""
-    async with pages.api.store.read() as tx:
-        integration = await tx.integrations.find_in_any_tenant(integration_id)
-    if integration is None:
-        return None
-    try:
-        return await fragment_page(pages, integration)
-    except Failure as failure:
-        await record_refusal(pages, request, integration, None, failure)
-        raise
-
-
-async def accept_callback(
-    pages: SubjectPages, request: Request, integration_id: IntegrationId, raw: bytes, judge: CallbackJudge
+async def _accept_callback(
+    pages: SubjectPages, integration_id: IntegrationId, raw: bytes, judge: CallbackJudge
 ) -> ConsentSession:
     """Check the callback and store its code, tokens or error. Records every refusal in the audit log.
 
@@ -104,18 +96,86 @@ async def accept_callback(
             query = parse_query(raw)
             state = flow.temporary_token_in(query) or state_in(query)
             consent = await tx.consents.by_state(hash_state(state))
-            session = await load_bound_session(pages, tx, request, consent, integration)
+            session = await load_bound_session(pages, tx, consent, integration)
         await verify_signature(pages, session, query)
         verified = session
         callback, session = judge(pages, session, query)
     except Failure as failure:
-        await record_refusal(pages, request, integration, verified, failure)
+        await record_refusal(pages, integration, verified, failure)
         raise
     try:
-        return await save_outcome(pages, request, session, callback)
+        return await save_outcome(pages, session, callback)
     except Failure as failure:
         if failure.code is not ErrorCode.STORE_CONFLICT:
             raise
         used = Failure(ErrorCode.CALLBACK_INVALID, "This callback was already used.")
-        await record_refusal(pages, request, integration, None, used)
+        await record_refusal(pages, integration, None, used)
         raise used from None
+
+
+# --- the implicit flow (RFC 6749 section 4.2), which a setting of the operator turns on --------
+
+
+async def _fragment_page(pages: SubjectPages, integration_id: IntegrationId) -> Response | None:
+    """The page that posts the fragment, which browsers don't send; None for other flows.
+
+    Raises Failure CALLBACK_INVALID if the operator doesn't allow the flow (RFC 9700 section 2.1.2).
+    """
+    async with pages.api.store.read() as tx:
+        integration = await tx.integrations.find_in_any_tenant(integration_id)
+        if integration is None:
+            return None
+        spec = await integration_spec(tx, pages.api.registry, integration)
+    if Flow.IMPLICIT.value not in spec.auth_modes:
+        return None
+    try:
+        require_flow_allowed(Flow.IMPLICIT, pages.api, ErrorCode.CALLBACK_INVALID)
+    except Failure as failure:
+        await record_refusal(pages, integration, None, failure)
+        raise
+    page = pages.templates.fragment(provider=provider_display_name(spec, integration))
+    return html_response(page, script=FRAGMENT_SCRIPT_HASH)
+
+
+class FragmentAccepted(BaseModel):
+    """The path that the page loads next."""
+
+    next: str
+
+
+@fragment_router.post("/oauth/callback/{integration_id}/fragment")
+async def accept_fragment(pages: PagesDep, integration_id: str) -> FragmentAccepted:
+    """Store the token with its consent, wait for a worker to install it, and return the next path."""
+    # the page posts the fragment (section 4.2.2) as a body: URLs end up in logs and browser histories
+    id, headers = parse_integration_id(integration_id), pages.request.headers
+    try:
+        require_flow_allowed(Flow.IMPLICIT, pages.api, ErrorCode.CALLBACK_INVALID)
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+            raise Failure(ErrorCode.CALLBACK_INVALID, "Only the callback page may send a fragment.")
+    except Failure as failure:
+        async with pages.api.store.read() as tx:
+            integration = await tx.integrations.find_in_any_tenant(id)
+        await record_refusal(pages, integration, None, failure)
+        raise
+    session = await _accept_callback(pages, id, await pages.request.body(), _judge_fragment)
+    return FragmentAccepted(next=await connect_path(pages, await wait_for_grant(pages, session)))
+
+
+def _judge_fragment(
+    pages: SubjectPages, session: ConsentSession, fragment: Query
+) -> tuple[Callback, ConsentSession]:
+    """The parsed fragment. Raises Failure CALLBACK_INVALID, ID_TOKEN_REFUSED, REPLY_UNREADABLE."""
+    if session.connection.flow is not Flow.IMPLICIT:
+        raise Failure(ErrorCode.CALLBACK_INVALID, "This attempt requested a code, not a token.")
+    endpoints = require_same_endpoints(session)
+    callback = read_fragment(
+        fragment,
+        expected_issuer=session.consent.issuer,
+        iss_required=endpoints.iss_in_callback,
+        spec=session.spec,
+        params=session.integration.params,
+        requested=session.consent.scopes,
+        nonce_hash=session.consent.nonce_hash,
+        now=pages.now,
+    )
+    return callback, replace(session, consent=session.consent.model_copy(update={"facts": callback.metadata}))

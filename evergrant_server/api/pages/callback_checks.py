@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import parse_qsl
 
-from fastapi import Request
-
 from evergrant_server.api.pages.session import (
     ConsentSession,
     SubjectPages,
@@ -26,23 +24,14 @@ from providers.requests.callback import Callback, read_callback, read_implicit_q
 from providers.requests.callback_parameters import check_callback_signature
 
 _MAX_QUERY_BYTES = 16_384
-
-
 _MAX_FIELDS = 60
 
-
 Query = list[tuple[str, str]]
-
-
 CallbackJudge = Callable[[SubjectPages, ConsentSession, Query], tuple[Callback, ConsentSession]]
 
 
 async def load_bound_session(
-    pages: SubjectPages,
-    tx: Transaction,
-    request: Request,
-    consent: Consent | None,
-    integration: Integration | None,
+    pages: SubjectPages, tx: Transaction, consent: Consent | None, integration: Integration | None
 ) -> ConsentSession:
     """The consent of this state. Raises the same Failure CALLBACK_INVALID for every mismatch."""
     unknown = Failure(ErrorCode.CALLBACK_INVALID, "The state is not known in this browser.")
@@ -52,12 +41,12 @@ async def load_bound_session(
     expected = pages.api.redirect_uri(integration.id)
     if not same or consent.redirect_uri != expected:
         raise unknown
-    if not pages.browsers.is_bound(request, consent.browser_hash):
+    if not pages.is_bound(consent):
         raise unknown
     if consent.status is not ConsentStatus.STARTED:
         raise Failure(ErrorCode.CALLBACK_INVALID, "This callback was already used.")
     session = await pages.load_session(tx, consent)
-    require_open_consent(session, pages.api.clock.now())
+    require_open_consent(session, pages.now)
     return session
 
 
@@ -68,7 +57,7 @@ async def verify_signature(pages: SubjectPages, session: ConsentSession, query: 
     integration = session.integration
     async with pages.api.store.read() as tx:
         secrets = [await tx.integrations.client_secret(integration)]
-        if integration.previous_secret_is_usable(pages.api.clock.now()):
+        if integration.previous_secret_is_usable(pages.now):
             secrets.append(await tx.integrations.previous_secret(integration))
     check_callback_signature(session.spec, query, [secret for secret in secrets if secret is not None])
 
@@ -79,7 +68,8 @@ def judge_code_callback(
     """The parsed callback, and the consent with the facts that came with the code."""
     spec = session.spec
     if session.connection.flow is Flow.OAUTH1:
-        return _judge_oauth1_callback(session, query), session
+        _require_endpoint(session, flow.oauth1_endpoints(spec, session.integration).token)
+        return flow.read_oauth1_callback(query), session
     endpoints = require_same_endpoints(session)
     if session.connection.flow is Flow.IMPLICIT:
         issuer, required = session.consent.issuer, endpoints.iss_in_callback
@@ -94,9 +84,18 @@ def judge_code_callback(
     )
     if callback.code is None:
         return callback, session
-    return callback, replace(
-        session, consent=session.consent.model_copy(update=_consent_changes(session, callback))
-    )
+    # the token endpoint with the callback's facts filled in
+    endpoints = integration_endpoints(spec, session.integration, callback.metadata)
+    try:
+        token_endpoint = require_complete(spec, endpoints.token_endpoint)
+    except Failure as failure:
+        raise Failure(ErrorCode.CALLBACK_INVALID, f"The callback was refused: {failure.detail}.") from None
+    changes = {
+        "token_endpoint": token_endpoint,
+        "facts": callback.metadata,
+        "granted_scopes": callback.scopes,
+    }
+    return callback, replace(session, consent=session.consent.model_copy(update=changes))
 
 
 def require_same_endpoints(session: ConsentSession) -> Endpoints:
@@ -105,33 +104,13 @@ def require_same_endpoints(session: ConsentSession) -> Endpoints:
     Code and verifier are sent only to the token endpoint recorded for the attempt.
     """
     endpoints = integration_endpoints(session.spec, session.integration)
-    if endpoints.token_endpoint != session.consent.token_endpoint:
-        raise _endpoints_changed()
+    _require_endpoint(session, endpoints.token_endpoint)
     return endpoints
 
 
-def _consent_changes(session: ConsentSession, callback: Callback) -> dict[str, object]:
-    """Changes of the consent: granted scopes, facts, and the token endpoint with facts filled in."""
-    endpoints = integration_endpoints(session.spec, session.integration, callback.metadata)
-    try:
-        token_endpoint = require_complete(session.spec, endpoints.token_endpoint)
-    except Failure as failure:
-        raise Failure(ErrorCode.CALLBACK_INVALID, f"The callback was refused: {failure.detail}.") from None
-    return {
-        "token_endpoint": token_endpoint,
-        "facts": callback.metadata,
-        "granted_scopes": callback.scopes,
-    }
-
-
-def _judge_oauth1_callback(session: ConsentSession, query: Query) -> Callback:
-    if flow.oauth1_endpoints(session.spec, session.integration).token != session.consent.token_endpoint:
-        raise _endpoints_changed()
-    return flow.read_oauth1_callback(query)
-
-
-def _endpoints_changed() -> Failure:
-    return Failure(ErrorCode.CALLBACK_INVALID, "The integration's endpoints changed meanwhile.")
+def _require_endpoint(session: ConsentSession, token_endpoint: str) -> None:
+    if token_endpoint != session.consent.token_endpoint:
+        raise Failure(ErrorCode.CALLBACK_INVALID, "The integration's endpoints changed meanwhile.")
 
 
 def parse_integration_id(integration_id: str) -> IntegrationId:

@@ -1,40 +1,28 @@
 """Stores the outcome of a callback, and waits for the worker that exchanges the code."""
 
-import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import replace
 
-from fastapi import Request
-
-from evergrant_server.api.http.outbox_messages import connection_signal_message
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.pages.session import (
-    SUBJECT_ACTOR,
-    ConsentSession,
-    SubjectPages,
-)
+from evergrant_server.api.connections.consents import signal_granted
+from evergrant_server.api.http.transactions import poll_until, signal_connection
+from evergrant_server.api.pages.session import ConsentSession, SubjectPages
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import SignalName
-from evergrant_server.core.messages.connection import ConsentDenied, ConsentGranted
-from evergrant_server.store import Transaction
+from evergrant_server.core.messages.connection import ConsentDenied
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.requests.callback import Callback
 
 log = logging.getLogger("evergrant.api")
 
 WAIT_S = 15.0
-_POLL_S = 0.1
 _CLIENT_ERRORS = frozenset(
     {"invalid_request", "unauthorized_client", "unsupported_response_type", "invalid_scope"}
 )
-
-
 _ACTIONS = {
     ConsentStatus.CODE_RECEIVED: AuditAction.CONSENT_GRANTED,
     ConsentStatus.DENIED: AuditAction.CONSENT_DENIED,
@@ -49,9 +37,7 @@ async def connect_path(pages: SubjectPages, session: ConsentSession) -> str:
     return f"/connect/{link.reveal()}"
 
 
-async def save_outcome(
-    pages: SubjectPages, request: Request, session: ConsentSession, callback: Callback
-) -> ConsentSession:
+async def save_outcome(pages: SubjectPages, session: ConsentSession, callback: Callback) -> ConsentSession:
     """Write consent, outbox message and audit record. Compare-and-set: one of parallel callbacks wins."""
     status, failure = _outcome(callback)
     changes: dict[str, object] = {"status": status, "failure": failure}
@@ -64,26 +50,16 @@ async def save_outcome(
             code=callback.code,
             tokens=callback.tokens,
         )
-        await _signal_workflow(tx, pages, request, session.connection, consent)
+        connection, now = session.connection, pages.now
+        if status is ConsentStatus.CODE_RECEIVED:
+            await signal_granted(tx, connection, consent, pages.context, now)
+        elif status is ConsentStatus.DENIED:
+            denied = ConsentDenied(consent_id=consent.id, context=pages.context)
+            await signal_connection(tx, connection, SignalName.CONSENT_DENIED, denied, now)
         detail = {"error": callback.error} if callback.error else {}
-        action, connection_id = _ACTIONS[status], session.connection.id
-        await pages.record(
-            tx, request, action, consent.tenant, connection_id, consent_id=consent.id, **detail
-        )
+        action = _ACTIONS[status]
+        await pages.record(tx, action, consent.tenant, connection.id, consent_id=consent.id, **detail)
     return replace(session, consent=consent)
-
-
-async def _signal_workflow(
-    tx: Transaction, pages: SubjectPages, request: Request, connection: Connection, consent: Consent
-) -> None:
-    """Signal `consent_granted` or `consent_denied`; nothing for a failed attempt."""
-    context, now = trace_of(request).request_context(SUBJECT_ACTOR), pages.api.clock.now()
-    if consent.status is ConsentStatus.CODE_RECEIVED:
-        granted = ConsentGranted(consent_id=consent.id, context=context)
-        await tx.outbox.add(connection_signal_message(connection, SignalName.CONSENT_GRANTED, granted, now))
-    elif consent.status is ConsentStatus.DENIED:
-        denied = ConsentDenied(consent_id=consent.id, context=context)
-        await tx.outbox.add(connection_signal_message(connection, SignalName.CONSENT_DENIED, denied, now))
 
 
 def _outcome(callback: Callback) -> tuple[ConsentStatus, ErrorCode | None]:
@@ -98,25 +74,24 @@ def _outcome(callback: Callback) -> tuple[ConsentStatus, ErrorCode | None]:
 async def wait_for_grant(pages: SubjectPages, session: ConsentSession) -> ConsentSession:
     """Wait up to WAIT_S for the worker to end the consent and look up the accounts."""
     pages.api.relay.notify()
-    consent, connection = session.consent, session.connection
-    with suppress(TimeoutError):
-        async with asyncio.timeout(WAIT_S):
-            while (
-                consent.status is ConsentStatus.CODE_RECEIVED or connection.follow_up is FollowUp.LOOKING_UP
-            ):
-                await asyncio.sleep(_POLL_S)
-                async with pages.api.store.read() as tx:
-                    consent = await tx.consents.get(consent.tenant, consent.id) or consent
-                    connection = await tx.connections.get(consent.tenant, connection.id) or connection
-    return replace(session, consent=consent, connection=connection)
+
+    async def look() -> ConsentSession:
+        async with pages.api.store.read() as tx:
+            consent = await tx.consents.get(session.consent.tenant, session.consent.id)
+            connection = await tx.connections.get(session.connection.tenant, session.connection.id)
+        return replace(
+            session, consent=consent or session.consent, connection=connection or session.connection
+        )
+
+    def has_ended(seen: ConsentSession) -> bool:
+        exchanging = seen.consent.status is ConsentStatus.CODE_RECEIVED
+        return not exchanging and seen.connection.follow_up is not FollowUp.LOOKING_UP
+
+    return session if has_ended(session) else await poll_until(look, has_ended, WAIT_S)
 
 
 async def record_refusal(
-    pages: SubjectPages,
-    request: Request,
-    integration: Integration | None,
-    session: ConsentSession | None,
-    failure: Failure,
+    pages: SubjectPages, integration: Integration | None, session: ConsentSession | None, failure: Failure
 ) -> None:
     """Record a refused callback. With `session`, a callback from the bound browser, also end the attempt."""
     if integration is None:
@@ -132,6 +107,4 @@ async def record_refusal(
                 await tx.consents.replace(
                     session.consent.model_copy(update=ended), expected=session.consent.revision
                 )
-            await pages.record(
-                tx, request, AuditAction.CALLBACK_REFUSED, integration.tenant, object_id, **detail
-            )
+            await pages.record(tx, AuditAction.CALLBACK_REFUSED, integration.tenant, object_id, **detail)

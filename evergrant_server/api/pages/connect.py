@@ -1,31 +1,35 @@
 """`/connect/{link}`: GET shows the requested access, POST redirects to the provider.
 
-GET changes nothing: link previews send GETs too.
+GET changes nothing: link previews send GETs too. `…/choice` takes the choice of an account.
 """
 
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
+from evergrant_server.api.connections.commands import save_account_choice
 from evergrant_server.api.connections.flows import require_flow_allowed
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import require_ready
-from evergrant_server.api.pages import oauth1
 from evergrant_server.api.pages.browser import html_response
-from evergrant_server.api.pages.forms import read_form
-from evergrant_server.api.pages.par import push_message, wait_for_request_uri
+from evergrant_server.api.pages.preparation import (
+    oauth1_redirect_url,
+    push_message,
+    save_oauth1_attempt,
+    wait_for_request_uri,
+)
 from evergrant_server.api.pages.session import (
-    SUBJECT_ACTOR,
     ConsentSession,
+    PagesDep,
     SubjectPages,
     html_route,
     require_open_consent,
-    subject_pages,
 )
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import (
     Consent,
     ConsentKind,
@@ -36,6 +40,7 @@ from evergrant_server.core.connections.consent import (
     hash_state,
 )
 from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.base import RequestContext
@@ -51,24 +56,23 @@ from providers.requests.par import par_authorization_url, par_fields, uses_par
 
 router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 
-_ATTEMPTS = 3
 _MAX_REVISIONS = 100  # a click makes one to three
 
 
 @router.get("/connect/{link}")
 @html_route
-async def show_consent(request: Request, link: str) -> Response:
+async def show_consent(pages: PagesDep, link: str) -> Response:
     """The page that shows which app requests which access. Changes nothing."""
-    pages = subject_pages(request)
     async with pages.api.store.read() as tx:
         session = await pages.session_of_link(tx, link)
         device = await tx.consents.device_code(session.consent)
     if session.consent.kind is ConsentKind.DEVICE:
-        return await _device_page(request, pages, session, device)
-    if _has_ended(pages, request, session):
-        return await pages.outcome_response(request, session)
-    _require_same_browser(pages, request, session)
-    browser = pages.browsers.cookie_of(request) or pages.browsers.new_cookie()
+        return await _device_page(pages, session, device)
+    ended = session.consent.status not in (ConsentStatus.OPEN, ConsentStatus.STARTED)
+    if ended and pages.is_bound(session.consent):
+        return await pages.outcome_response(session)
+    _require_same_browser(pages, session)
+    browser = pages.browsers.cookie_of(pages.request) or pages.browsers.new_cookie()
     response = html_response(
         pages.templates.connect(
             provider=session.provider_name,
@@ -82,32 +86,54 @@ async def show_consent(request: Request, link: str) -> Response:
     return response
 
 
-async def _device_page(
-    request: Request, pages: SubjectPages, session: ConsentSession, device: DeviceCode | None
-) -> Response:
+async def _device_page(pages: SubjectPages, session: ConsentSession, device: DeviceCode | None) -> Response:
     """The page with the device code. It is not bound to a browser: it starts no attempt."""
     if session.consent.status is not ConsentStatus.CODE_RECEIVED or device is None:
-        return await pages.outcome_response(request, session)
-    if device.expires_at <= pages.api.clock.now():
+        return await pages.outcome_response(session)
+    if device.expires_at <= pages.now:
         raise Failure(ErrorCode.CONSENT_EXPIRED, "This code has expired.")
     return html_response(
         pages.templates.device(provider=session.provider_name, consent=session.consent, device=device)
     )
 
 
+@router.post("/connect/{link}/choice")
+@html_route
+async def choose_account_on_page(pages: PagesDep, link: str) -> Response:
+    """The subject's choice, accepted once and only from the browser that consented."""
+    choice = (await pages.browsers.read_form(pages.request, link))[1].get("choice", "")
+
+    async def choose(tx: Transaction) -> Connection:
+        session = await pages.session_of_link(tx, link)
+        if session.consent.status is not ConsentStatus.DONE or not pages.is_bound(session.consent):
+            raise Failure(ErrorCode.CALLBACK_INVALID, "This link was opened in another browser.")
+        if session.connection.follow_up is not FollowUp.CHOOSING:
+            if choice == session.connection.choice:  # a double click
+                return session.connection
+            raise Failure(ErrorCode.CALLBACK_INVALID, "The account was already chosen.")
+        return await save_account_choice(tx, session.connection, choice, pages.context, pages.now)
+
+    await run_transaction(pages.api.store, choose)
+    pages.api.relay.notify()
+    async with pages.api.store.read() as tx:
+        session = await pages.session_of_link(tx, link)
+    return await pages.outcome_response(session)
+
+
 @router.post("/connect/{link}")
 @html_route
-async def start_consent(request: Request, link: str) -> Response:
+async def start_consent(pages: PagesDep, link: str) -> Response:
     """Bind the browser, create state and code verifier, and redirect to the provider."""
-    pages = subject_pages(request)
-    browser = (await read_form(request, pages.browsers, link)).browser
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return html_response(await _start_attempt(pages, request, link, browser))
-        except Failure as failure:  # a double click: the browser follows the second response
-            if failure.code is not ErrorCode.STORE_CONFLICT or attempt == _ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
+    browser, _ = await pages.browsers.read_form(pages.request, link)
+    # after a conflict, of a double click, again: the browser follows the second response
+    session, attempt = await run_transaction(
+        pages.api.store, lambda tx: _start_attempt(tx, pages, link, browser)
+    )
+    if isinstance(attempt, Consent):
+        url = await oauth1_redirect_url(pages, session, attempt)
+    else:
+        url = await _authorization_url(pages.api, session, attempt)
+    return html_response(pages.templates.redirecting(provider=session.provider_name, url=url))
 
 
 @dataclass(frozen=True)
@@ -120,40 +146,36 @@ class AuthorizationAttempt:
     is_pushed: bool
 
 
-async def _start_attempt(pages: SubjectPages, request: Request, link: str, browser: str) -> str:
-    """Commit the attempt, and return the page that redirects to the provider."""
-    api, context = pages.api, trace_of(request).request_context(SUBJECT_ACTOR)
-    async with api.store.write() as tx:
-        session = await pages.session_of_link(tx, link)
-        _require_same_browser(pages, request, session)
-        if session.consent.revision > _MAX_REVISIONS:  # each click may cause a request to the provider
-            raise Failure(ErrorCode.CONSENT_EXPIRED, "This link was used too often.")
-        require_flow_allowed(session.connection.flow, api)
-        bound = {
-            "status": ConsentStatus.STARTED,
-            "browser_hash": pages.browsers.hash_cookie(browser),
-            "redirect_uri": api.redirect_uri(session.integration.id),
-        }
-        session = replace(session, consent=session.consent.model_copy(update=bound))
-        if session.connection.flow is Flow.OAUTH1:
-            attempt = await oauth1.save_oauth1_attempt(tx, session)
-        else:
-            attempt = await _save_attempt(tx, session, context, api.clock.now())
-        await pages.record(
-            tx,
-            request,
-            AuditAction.CONSENT_STARTED,
-            session.consent.tenant,
-            session.connection.id,
-            consent_id=session.consent.id,
-            scopes=list(session.consent.all_scopes),
-            requested_by=session.consent.by,
-        )
-    if isinstance(attempt, Consent):
-        url = await oauth1.oauth1_redirect_url(pages, session, attempt, context)
+async def _start_attempt(
+    tx: Transaction, pages: SubjectPages, link: str, browser: str
+) -> tuple[ConsentSession, AuthorizationAttempt | Consent]:
+    """Store the attempt; a consent alone for OAuth 1.0a."""
+    session = await pages.session_of_link(tx, link)
+    _require_same_browser(pages, session)
+    if session.consent.revision > _MAX_REVISIONS:  # each click may cause a request to the provider
+        raise Failure(ErrorCode.CONSENT_EXPIRED, "This link was used too often.")
+    require_flow_allowed(session.connection.flow, pages.api)
+    bound = {
+        "status": ConsentStatus.STARTED,
+        "browser_hash": pages.browsers.hash_cookie(browser),
+        "redirect_uri": pages.api.redirect_uri(session.integration.id),
+    }
+    session = replace(session, consent=session.consent.model_copy(update=bound))
+    if session.connection.flow is Flow.OAUTH1:
+        attempt = await save_oauth1_attempt(tx, session)
     else:
-        url = await _authorization_url(api, session, attempt)
-    return pages.templates.redirecting(provider=session.provider_name, url=url)
+        attempt = await _save_attempt(tx, session, pages.context, pages.now)
+    consent = session.consent
+    await pages.record(
+        tx,
+        AuditAction.CONSENT_STARTED,
+        consent.tenant,
+        session.connection.id,
+        consent_id=consent.id,
+        scopes=list(consent.all_scopes),
+        requested_by=consent.by,
+    )
+    return session, attempt
 
 
 async def _save_attempt(
@@ -220,20 +242,10 @@ def _authorization_endpoint(endpoints: Endpoints) -> str:
     return endpoints.authorization_endpoint
 
 
-def _has_ended(pages: SubjectPages, request: Request, session: ConsentSession) -> bool:
-    """True when the consent has ended and this browser gave it."""
-    ended = session.consent.status not in (ConsentStatus.OPEN, ConsentStatus.STARTED)
-    return ended and pages.browsers.is_bound(request, session.consent.browser_hash)
-
-
-def _require_same_browser(pages: SubjectPages, request: Request, session: ConsentSession) -> None:
+def _require_same_browser(pages: SubjectPages, session: ConsentSession) -> None:
     """Check that the link is open, and was not opened in another browser. Raises Failure CALLBACK_INVALID."""
-    require_open_consent(session, pages.api.clock.now())
+    require_open_consent(session, pages.now)
     require_ready(session.integration)
-    if session.consent.status is ConsentStatus.STARTED and not pages.browsers.is_bound(
-        request, session.consent.browser_hash
-    ):
-        raise Failure(
-            ErrorCode.CALLBACK_INVALID,
-            "This link was opened in another browser. Continue there, or ask for a new link.",
-        )
+    if session.consent.status is ConsentStatus.STARTED and not pages.is_bound(session.consent):
+        why = "This link was opened in another browser. Continue there, or ask for a new link."
+        raise Failure(ErrorCode.CALLBACK_INVALID, why)

@@ -4,18 +4,18 @@ import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from starlette.requests import Request
+from fastapi import Depends, Request
 from starlette.responses import Response
 
-from evergrant_server.api.http.audit_records import record
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.http.transactions import record
 from evergrant_server.api.integrations.definitions import consent_spec
 from evergrant_server.api.pages.browser import BrowserSessions, html_response, redirect_response
-from evergrant_server.console import Pages
+from evergrant_server.console.pages import Pages
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link
@@ -25,8 +25,6 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
-
-SUBJECT_ACTOR = "subject"  # the actor of requests to these pages
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,22 @@ class ConsentSession:
 
 
 class SubjectPages:
-    """Loads consent sessions and renders their outcome. One per process."""
+    """The pages for one request of a browser: loads consent sessions and renders their outcome."""
 
-    def __init__(self, api: ApiContext) -> None:
-        self.api = api
-        self.templates = Pages()
-        self.browsers = BrowserSessions(api.settings.public_url, api.ring)
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.api: ApiContext = request.app.state.api
+        self.templates: Pages = request.app.state.templates
+        self.browsers: BrowserSessions = request.app.state.browsers
+        self.context = trace_of(request).request_context("subject")
+
+    @property
+    def now(self) -> datetime:
+        return self.api.clock.now()
+
+    def is_bound(self, consent: Consent) -> bool:
+        """Whether this browser started the consent."""
+        return self.browsers.is_bound(self.request, consent.browser_hash)
 
     async def load_session(self, tx: Transaction, consent: Consent | None) -> ConsentSession:
         """The session of a consent. Raises Failure NOT_FOUND."""
@@ -63,29 +71,28 @@ class SubjectPages:
         """The session of a connect link. Raises Failure NOT_FOUND."""
         return await self.load_session(tx, await tx.consents.by_link(hash_link(link)))
 
-    async def outcome_response(self, request: Request, session: ConsentSession) -> Response:
+    async def outcome_response(self, session: ConsentSession) -> Response:
         """The page of the consent's status, or a redirect to `return_to`."""
+        name = session.provider_name
         match session.consent.status:
             case ConsentStatus.DONE if session.connection.follow_up is FollowUp.CHOOSING:
-                return await self._choice_page(request, session)
+                return await self._choice_page(session)
             case ConsentStatus.DONE:
-                return await self._return_to_app(session, LifecycleState.ACTIVE) or html_response(
-                    self.templates.connected(provider=session.provider_name)
-                )
+                page = self.templates.connected(provider=name)
+                return await self._return_to_app(session, LifecycleState.ACTIVE) or html_response(page)
             case ConsentStatus.DENIED:
-                return await self._return_to_app(session, LifecycleState.DENIED) or html_response(
-                    self.templates.declined(provider=session.provider_name)
-                )
+                page = self.templates.declined(provider=name)
+                return await self._return_to_app(session, LifecycleState.DENIED) or html_response(page)
             case ConsentStatus.FAILED:
                 failure = Failure(ErrorCode(session.consent.failure or ErrorCode.CALLBACK_INVALID))
                 return html_response(self.templates.failed(failure), failure.rule.status)
             case _:
-                return html_response(self.templates.pending(provider=session.provider_name))
+                return html_response(self.templates.pending(provider=name))
 
-    async def _choice_page(self, request: Request, session: ConsentSession) -> Response:
+    async def _choice_page(self, session: ConsentSession) -> Response:
         """The page to choose an account. Raises Failure CHOICE_REQUIRED in a browser that didn't consent."""
-        browser = self.browsers.cookie_of(request)
-        if browser is None or not self.browsers.is_bound(request, session.consent.browser_hash):
+        browser = self.browsers.cookie_of(self.request)
+        if browser is None or not self.is_bound(session.consent):
             raise Failure(ErrorCode.CHOICE_REQUIRED, "Choose in the browser that consented.")
         async with self.api.store.read() as tx:
             grant = await tx.grants.get(session.connection.tenant, session.connection.id)
@@ -114,16 +121,12 @@ class SubjectPages:
         return redirect_response(urlunsplit((parts.scheme, parts.netloc, parts.path, query, "")))
 
     async def record(
-        self,
-        tx: Transaction,
-        request: Request,
-        action: AuditAction,
-        tenant: Tenant,
-        object_id: str,
-        **detail: object,
+        self, tx: Transaction, action: AuditAction, tenant: Tenant, object_id: str, **detail: object
     ) -> None:
-        context = trace_of(request).request_context(SUBJECT_ACTOR)
-        await record(tx, tenant, action, object_id, context, self.api.clock.now(), **detail)
+        await record(tx, tenant, action, object_id, self.context, self.now, **detail)
+
+
+PagesDep = Annotated[SubjectPages, Depends(SubjectPages)]
 
 
 def provider_display_name(spec: ProviderSpec, integration: Integration) -> str:
@@ -149,15 +152,10 @@ def html_route(endpoint: Endpoint) -> Endpoint:
     """Decorate a route whose failures are shown as HTML pages instead of problem documents."""
 
     @functools.wraps(endpoint)
-    async def shown(request: Request, **values: Any) -> Response:
+    async def shown(pages: SubjectPages, **values: Any) -> Response:
         try:
-            return await endpoint(request, **values)
+            return await endpoint(pages, **values)
         except Failure as failure:
-            templates = subject_pages(request).templates
-            return html_response(templates.failed(failure), failure.rule.status)
+            return html_response(pages.templates.failed(failure), failure.rule.status)
 
     return shown
-
-
-def subject_pages(request: Request) -> SubjectPages:
-    return request.app.state.pages

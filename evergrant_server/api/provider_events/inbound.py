@@ -11,14 +11,13 @@ from datetime import datetime, timedelta
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from evergrant_server import audit
+from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import ApiDep
-from evergrant_server.api.http.outbox_messages import fetch_keys_message
 from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.api.provider_events.receivers import request_keys
 from evergrant_server.audit.external_revocation import apply_external_event
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ReceiverId, is_id
 from evergrant_server.core.integrations import Integration
@@ -68,6 +67,7 @@ async def receive_event(receiver_id: str, request: Request, api: ApiDep) -> Resp
     verification fails.
     """
     receiver, integration, trust = await _load_receiver(api, receiver_id)
+    context = trace_of(request).request_context(f"provider:{integration.provider}")
     body = await request.body()
     try:
         if len(body) > BODY_LIMIT:
@@ -76,13 +76,11 @@ async def receive_event(receiver_id: str, request: Request, api: ApiDep) -> Resp
     except EventRejected as refused:
         return _refusal_response(receiver, refused)
     except UnknownKey:
-        return await _refetch_keys(api, receiver, trace_of(request).request_context(_actor(integration)))
+        return await _refetch_keys(api, receiver, context)
     if verified.reply is not None:
         return JSONResponse(verified.reply)
     if verified.events or verified.audit_detail:
-        await _deliver(
-            api, receiver, integration, verified, trace_of(request).request_context(_actor(integration))
-        )
+        await _deliver(api, receiver, integration, verified, context)
     metrics.count(metrics.SECURITY_EVENTS, "accepted")
     return Response(status_code=202 if receiver.kind is ReceiverKind.SET else 200)
 
@@ -114,14 +112,7 @@ async def _load_receiver(api: ApiContext, receiver_id: str) -> tuple[Receiver, I
 
 def _headers(request: Request) -> dict[str, str]:
     """Headers by lower-case name; of a repeated header the first value."""
-    headers: dict[str, str] = {}
-    for name, value in request.headers.items():
-        headers.setdefault(name.lower(), value)
-    return headers
-
-
-def _actor(integration: Integration) -> str:
-    return f"provider:{integration.provider}"
+    return dict(reversed(request.headers.items()))
 
 
 def _refusal_response(receiver: Receiver, refused: EventRejected) -> Response:
@@ -137,22 +128,18 @@ async def _refetch_keys(api: ApiContext, receiver: Receiver, context: RequestCon
     last = receiver.keys_requested_at
     waits = last is not None and (receiver.keys_at is None or receiver.keys_at < last)
     if last is not None and now - last < _KEY_FETCH_INTERVAL and not waits:
-        return _refusal_response(
-            receiver, EventRejected("invalid_key", "The token's key is not one of the transmitter's keys.")
-        )
+        why = "The token's key is not one of the transmitter's keys."
+        return _refusal_response(receiver, EventRejected("invalid_key", why))
     if last is None or now - last >= _KEY_FETCH_INTERVAL:
         try:
             async with api.store.write() as tx:
-                after = receiver.model_copy(update={"keys_requested_at": now})
-                await tx.receivers.replace(after, expected=receiver.revision)
-                await tx.outbox.add(fetch_keys_message(after, context, now))
+                await request_keys(tx, receiver, context, now)
         except Failure as failure:
             if failure.code is not ErrorCode.STORE_CONFLICT:
                 raise  # a concurrent request has requested the keys
         api.relay.notify()
-    raise Failure(
-        ErrorCode.PROVIDER_UNREACHABLE, "The transmitter's keys are being fetched.", retry_after=10.0
-    )
+    why = "The transmitter's keys are being fetched."
+    raise Failure(ErrorCode.PROVIDER_UNREACHABLE, why, retry_after=10.0)
 
 
 async def _deliver(
@@ -176,7 +163,11 @@ async def _deliver(
 
     async def remember(tx: Transaction) -> None:
         if await tx.receivers.record_event(receiver, event, now):
-            await audit.append(tx, _audit_entry(receiver, integration, verified, verdicts, context, now))
+            counts = {it.value: verdicts.count(it) for it in ReportDecision if it in verdicts}
+            kinds = sorted({it.kind for it in verified.events})
+            detail = {"receiver": receiver.id, "facts": kinds, "connections": counts, **verified.audit_detail}
+            action = AuditAction.SECURITY_EVENT
+            await record(tx, receiver.tenant, action, integration.id, context, now, **detail)
 
     await run_transaction(api.store, remember)
     api.relay.notify()
@@ -225,23 +216,3 @@ async def _report_to_connection(
         return await apply_external_event(tx, connection, report, context, now)
 
     return await run_transaction(api.store, tell, tries=_ATTEMPTS)
-
-
-def _audit_entry(
-    receiver: Receiver,
-    integration: Integration,
-    verified: VerifiedEvents,
-    verdicts: list[ReportDecision],
-    context: RequestContext,
-    now: datetime,
-) -> AuditEntry:
-    counts = {it.value: verdicts.count(it) for it in ReportDecision if it in verdicts}
-    kinds = sorted({it.kind for it in verified.events})
-    return AuditEntry(
-        tenant=receiver.tenant,
-        at=now,
-        action=AuditAction.SECURITY_EVENT,
-        object=integration.id,
-        context=context,
-        detail={"receiver": receiver.id, "facts": kinds, "connections": counts, **verified.audit_detail},
-    )

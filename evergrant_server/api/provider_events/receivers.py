@@ -8,21 +8,19 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
-from evergrant_server.api.http.audit_records import record
-from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.call import ApiCall, Call
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import ApiDep, CallerDep, ContextDep, require_permit
-from evergrant_server.api.http.outbox_messages import fetch_keys_message
-from evergrant_server.api.http.problems import require_found
-from evergrant_server.api.http.requests import Body, Slug, StorableSecret, Text
-from evergrant_server.api.http.responses import View
+from evergrant_server.api.http.models import Body, Slug, StorableSecret, Text, View
+from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import ReceiverId, new_id
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.base import RequestContext, receiver_keys_workflow_id
+from evergrant_server.core.messages.integrations import FetchReceiverKeys
+from evergrant_server.core.outbox import OutboxKind, outbox_message
 from evergrant_server.core.provider_events.receivers import (
     ACCOUNT_IS_SUB,
     ACCOUNT_IS_SUBJECT,
@@ -77,29 +75,17 @@ class EventReceiverView(View):
     changed_at: datetime
     revision: int
 
-    @classmethod
-    def of(cls, it: Receiver, *, public_url: str, has_secret: bool) -> "EventReceiverView":
-        shown = it.model_dump(exclude={"tenant", "integration_id", "keys", "keys_requested_at"})
-        url = f"{public_url}/v1/security-events/{it.id}"
-        return cls(**shown, url=url, has_secret=has_secret, keys=len(it.keys or ()))
-
 
 @router.put("/v1/integrations/{name}/security-events", status_code=200)
 async def put_event_receiver(
-    name: Slug,
-    body: EventReceiverBody,
-    response: Response,
-    api: ApiDep,
-    caller: CallerDep,
-    context: ContextDep,
+    name: Slug, body: EventReceiverBody, response: Response, call: Call
 ) -> EventReceiverView:
     """Create or change the receiver of an integration. A worker fetches the transmitter's keys."""
-    _check_body(api, body)
+    _check_body(call.api, body)
 
     async def write(tx: Transaction) -> tuple[Receiver, bool]:
-        now = api.clock.now()
-        integration = await _require_integration(tx, caller, name)
-        before = await tx.receivers.of_integration(caller.tenant, integration.id)
+        now = call.now
+        integration, before = await _find(tx, call, name)
         if before is None:
             after = await tx.receivers.put(
                 _new_receiver(integration, body, now), _required_secret(body), expected=None
@@ -108,39 +94,48 @@ async def put_event_receiver(
             secret = body.secret if body.kind is before.kind else _required_secret(body)
             after = await tx.receivers.put(_with_body(before, body, now), secret, expected=before.revision)
         if after.jwks_uri is not None and after.keys is None:
-            after = after.model_copy(update={"keys_requested_at": now})
-            after = await tx.receivers.replace(after, expected=after.revision)
-            await tx.outbox.add(fetch_keys_message(after, context, now))
-        await _record(tx, AuditAction.RECEIVER_PUT, integration, after, context, now)
+            after = await request_keys(tx, after, call.context, now)
+        await _record(tx, call, AuditAction.RECEIVER_PUT, integration, after)
         return after, before is None
 
-    after, new = await run_transaction(api.store, write)
-    api.relay.notify()
+    after, new = await run_transaction(call.api.store, write)
+    call.api.relay.notify()
     response.status_code = 201 if new else 200
-    return await _view(api, after)
+    return await _view(call.api, after)
 
 
 @router.get("/v1/integrations/{name}/security-events")
-async def get_event_receiver(name: Slug, api: ApiDep, caller: CallerDep) -> EventReceiverView:
+async def get_event_receiver(name: Slug, call: Call) -> EventReceiverView:
     """The receiver, with the URL to register at the provider. Never its secret."""
-    async with api.store.read() as tx:
-        found = await _require_receiver(tx, caller, name)
-    return await _view(api, found)
+    async with call.api.store.read() as tx:
+        _, found = await _find(tx, call, name)
+    return await _view(call.api, require_found(found))
 
 
 @router.delete("/v1/integrations/{name}/security-events", status_code=204)
-async def delete_event_receiver(name: Slug, api: ApiDep, caller: CallerDep, context: ContextDep) -> Response:
+async def delete_event_receiver(name: Slug, call: Call) -> Response:
     """Delete the receiver with its secret. Its URL then answers 404."""
 
     async def drop(tx: Transaction) -> None:
-        integration = await _require_integration(tx, caller, name)
-        receiver = await _require_receiver(tx, caller, name)
+        integration, found = await _find(tx, call, name)
+        receiver = require_found(found)
         await tx.receivers.delete(receiver)
-        now = api.clock.now()
-        await _record(tx, AuditAction.RECEIVER_DELETED, integration, receiver, context, now)
+        await _record(tx, call, AuditAction.RECEIVER_DELETED, integration, receiver)
 
-    await run_transaction(api.store, drop)
+    await run_transaction(call.api.store, drop)
     return Response(status_code=204)
+
+
+async def request_keys(
+    tx: Transaction, receiver: Receiver, context: RequestContext, now: datetime
+) -> Receiver:
+    """Have a worker fetch the public keys of the receiver's transmitter."""
+    requested = receiver.model_copy(update={"keys_requested_at": now})
+    after = await tx.receivers.replace(requested, expected=receiver.revision)
+    order = FetchReceiverKeys(tenant=after.tenant, receiver_id=after.id, context=context)
+    target = receiver_keys_workflow_id(after.tenant, after.id)
+    await tx.outbox.add(outbox_message(after.tenant, OutboxKind.FETCH_RECEIVER_KEYS, target, order, now))
+    return after
 
 
 def _check_body(api: ApiContext, body: EventReceiverBody) -> None:
@@ -148,26 +143,22 @@ def _check_body(api: ApiContext, body: EventReceiverBody) -> None:
     if body.kind is not ReceiverKind.SET:
         given = [it for it in ("issuer", "jwks_uri", "audience") if getattr(body, it)]
         if given:
-            raise Failure(ErrorCode.INVALID_REQUEST, f"{body.kind} has no {given[0]}.", field=given[0])
+            raise invalid_request(given[0], f"{body.kind} has no {given[0]}.")
         return
     if body.secret is not None:
-        raise Failure(
-            ErrorCode.INVALID_REQUEST, "Security event tokens are verified with public keys.", field="secret"
-        )
+        raise invalid_request("secret", "Security event tokens are verified with public keys.")
     if body.issuer is None or body.jwks_uri is None:
         missing = "issuer" if body.issuer is None else "jwks_uri"
-        raise Failure(
-            ErrorCode.INVALID_REQUEST, f"{missing} is needed for security event tokens.", field=missing
-        )
+        raise invalid_request(missing, f"{missing} is needed for security event tokens.")
     try:
         api.check_endpoint(body.jwks_uri)
     except Failure as failure:
-        raise Failure(ErrorCode.INVALID_REQUEST, f"jwks_uri: {failure.detail}", field="jwks_uri") from None
+        raise invalid_request("jwks_uri", f"jwks_uri: {failure.detail}") from None
 
 
 def _required_secret(body: EventReceiverBody) -> Secret | None:
     if needs_secret(body.kind) and (body.secret is None or not body.secret.reveal()):
-        raise Failure(ErrorCode.INVALID_REQUEST, f"{body.kind} needs a signing secret.", field="secret")
+        raise invalid_request("secret", f"{body.kind} needs a signing secret.")
     return body.secret
 
 
@@ -196,35 +187,19 @@ def _with_body(before: Receiver, body: EventReceiverBody, now: datetime) -> Rece
 async def _view(api: ApiContext, it: Receiver) -> EventReceiverView:
     async with api.store.read() as tx:
         secret = await tx.receivers.secret(it)
-    return EventReceiverView.of(it, public_url=api.settings.public_url, has_secret=secret is not None)
+    url = f"{api.settings.public_url}/v1/security-events/{it.id}"
+    return EventReceiverView.of(it, url=url, has_secret=secret is not None, keys=len(it.keys or ()))
 
 
-async def _require_integration(tx: Transaction, caller: Caller, name: str) -> Integration:
-    require_permit(caller, Action.ADMIN, integration=name, subject=None, hidden=False)
-    return require_found(await tx.integrations.by_name(caller.tenant, name))
-
-
-async def _require_receiver(tx: Transaction, caller: Caller, name: str) -> Receiver:
-    integration = await _require_integration(tx, caller, name)
-    return require_found(await tx.receivers.of_integration(caller.tenant, integration.id))
+async def _find(tx: Transaction, call: ApiCall, name: str) -> tuple[Integration, Receiver | None]:
+    """The integration, which the caller administers, and its receiver. Raises Failure NOT_FOUND."""
+    call.require_permit(Action.ADMIN, integration=name)
+    integration = require_found(await tx.integrations.by_name(call.tenant, name))
+    return integration, await tx.receivers.of_integration(call.tenant, integration.id)
 
 
 async def _record(
-    tx: Transaction,
-    action: AuditAction,
-    integration: Integration,
-    it: Receiver,
-    context: RequestContext,
-    now: datetime,
+    tx: Transaction, call: ApiCall, action: AuditAction, integration: Integration, it: Receiver
 ) -> None:
-    await record(
-        tx,
-        it.tenant,
-        action,
-        integration.id,
-        context,
-        now,
-        integration=integration.name,
-        kind=it.kind.value,
-        receiver=it.id,
-    )
+    detail = {"integration": integration.name, "kind": it.kind.value, "receiver": it.id}
+    await call.record(tx, action, integration.id, **detail)

@@ -14,10 +14,10 @@ from pydantic import (
     model_validator,
 )
 
-from evergrant_server.api.http.requests import Body, Label, Scopes, Slug, Subject
+from evergrant_server.api.http.models import Body, Label, Scopes, Slug, Subject, View
 from evergrant_server.core.clock import MAX_LIFETIME
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.export import Export, ExportFilters, ExportStatus
+from evergrant_server.core.export import ExportFilters, ExportStatus
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable
 
@@ -149,7 +149,7 @@ class ExportBody(Body):
         return value
 
 
-class ExportView(BaseModel):
+class ExportView(View):
     """Progress of an export. `exported` counts sealed lines, `skipped` connections without a live grant."""
 
     id: str
@@ -158,14 +158,3 @@ class ExportView(BaseModel):
     skipped: int
     key: str = Field(description="RFC 7638 thumbprint of the public key")
     expires_at: AwareDatetime
-
-    @classmethod
-    def of(cls, export: Export, thumbprint: str) -> "ExportView":
-        return cls(
-            id=export.id,
-            status=export.status,
-            exported=export.exported,
-            skipped=export.skipped,
-            key=thumbprint,
-            expires_at=export.expires_at,
-        )

@@ -7,15 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
-from evergrant_server.api.http.audit_records import record
-from evergrant_server.api.http.dependencies import (
-    ApiDep,
-    ContextDep,
-    IdempotencyKey,
-    TenantAdminDep,
-)
-from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
-from evergrant_server.api.http.requests import MAX_INTEGER
+from evergrant_server.api.http.call import AdminCall, AdminCommand, CommandResponse
+from evergrant_server.api.http.models import MAX_INTEGER
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.transfer.intake import ImportWriter
 from evergrant_server.api.transfer.models import ExportBody, ExportView, ImportBody, ImportView
@@ -24,9 +17,9 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.ids import ExportId, Tenant, new_id
-from evergrant_server.core.messages.base import RequestContext, export_workflow_id
+from evergrant_server.core.messages.base import export_workflow_id
 from evergrant_server.core.messages.export import ExportStart
-from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
+from evergrant_server.core.outbox import OutboxKind, outbox_message
 from evergrant_server.crypto import Recipient
 from evergrant_server.store import Transaction
 
@@ -34,6 +27,8 @@ router = APIRouter(tags=["transfer"])
 
 EXPORT_TTL = timedelta(days=1)  # an unfetched export is deleted after this
 _MAX_LINES = 1000
+
+ExportQuery = Annotated[str, Query(max_length=64)]
 
 
 class _JsonObject(dict[str, Any]):
@@ -51,62 +46,51 @@ class _JsonObject(dict[str, Any]):
 
 
 @router.post("/v1/connections/import")
-async def import_connections(
-    body: ImportBody,
-    request: Request,
-    api: ApiDep,
-    caller: TenantAdminDep,
-    context: ContextDep,
-) -> ImportView:
+async def import_connections(body: ImportBody, request: Request, call: AdminCall) -> ImportView:
     """Import existing grants. Items are independent of each other; repeating one changes nothing.
 
     Needs the action `admin` for the whole tenant. Stop the previous refresher of these grants first:
     with rotating refresh tokens, two refreshers lose the grant.
     """
     items = json.loads(await request.body(), object_pairs_hook=_JsonObject.of)["items"]
-    verification = ImportVerification(api, caller.tenant, context, refresh=body.verify)
-    intake = ImportWriter(api, caller, context)
+    verification, intake = ImportVerification(call, refresh=body.verify), ImportWriter(call)
     outcomes = [
         await intake.import_item(index, item, dry_run=body.dry_run) for index, item in enumerate(items)
     ]
     if body.dry_run:
         return ImportView(items=outcomes)
-    api.relay.notify()
+    call.api.relay.notify()
     return ImportView(items=await verification.verify(outcomes))
 
 
 @router.post("/v1/connections/export", status_code=202, response_model=ExportView)
-async def request_export(
-    body: ExportBody,
-    request: Request,
-    api: ApiDep,
-    caller: TenantAdminDep,
-    context: ContextDep,
-    key: IdempotencyKey = None,
-) -> Response:
+async def request_export(body: ExportBody, call: AdminCommand) -> Response:
     """Have a worker seal every live grant to `public_key`. Fetch the lines with GET."""
-    command = IdempotentCommand(request, caller, key, body)
     recipient = Recipient.parse(body.public_key)
-    now = api.clock.now()
+    now = call.now
     export = Export(
-        tenant=caller.tenant,
+        tenant=call.tenant,
         id=ExportId(new_id("exp")),
         recipient=recipient.jwk,
         filters=body.filters,
-        by=context.by,
-        trace_id=context.trace_id,
+        by=call.context.by,
+        trace_id=call.context.trace_id,
         created_at=now,
         expires_at=now + EXPORT_TTL,
     )
 
     async def begin(tx: Transaction) -> CommandResponse:
         await tx.exports.add(export)
-        await tx.outbox.add(_start_message(export, context))
+        start = ExportStart(
+            tenant=export.tenant, export_id=export.id, expires_at=export.expires_at, context=call.context
+        )
+        target = export_workflow_id(export.tenant, export.id)
+        await tx.outbox.add(outbox_message(export.tenant, OutboxKind.START_EXPORT, target, start, now))
         detail = {"key": recipient.thumbprint, "filters": body.filters.model_dump(exclude_none=True)}
-        await _record(tx, export, AuditAction.EXPORT_REQUESTED, context, now, detail)
-        return CommandResponse.from_view(202, ExportView.of(export, recipient.thumbprint))
+        await call.record(tx, AuditAction.EXPORT_REQUESTED, export.id, **detail)
+        return CommandResponse.of(_view(export), 202)
 
-    return (await command.run(api, begin)).response()
+    return await call.run(body, begin)
 
 
 @router.get(
@@ -115,10 +99,8 @@ async def request_export(
     responses={202: {"model": ExportView, "description": "A worker is still sealing"}},
 )
 async def fetch_export(
-    api: ApiDep,
-    caller: TenantAdminDep,
-    context: ContextDep,
-    id: Annotated[str, Query(max_length=64)] = "",
+    call: AdminCall,
+    id: ExportQuery = "",
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=_MAX_LINES)] = 200,
 ) -> Response:
@@ -126,39 +108,35 @@ async def fetch_export(
 
     An empty page is the end. Lines are kept until DELETE, or for a day.
     """
-    async with api.store.read() as tx:
-        export = await _require_export(tx, caller.tenant, id)
+    async with call.api.store.read() as tx:
+        export = await _require_export(tx, call.tenant, id)
         lines = await tx.exports.lines(export, after, limit)
-    view = ExportView.of(export, Recipient.parse(dict(export.recipient)).thumbprint)
+    view = _view(export)
     if export.status is ExportStatus.RUNNING:
         return Response(view.model_dump_json(), 202, {"Retry-After": "1"}, "application/json")
     if after + len(lines) >= export.exported:  # the last page was read
-        async with api.store.write() as tx:
+        async with call.api.store.write() as tx:
             detail = {"key": view.key, "connections": export.exported}
-            now = api.clock.now()
-            await _record(tx, export, AuditAction.CONNECTIONS_EXPORTED, context, now, detail)
+            await call.record(tx, AuditAction.CONNECTIONS_EXPORTED, export.id, **detail)
     totals = {"X-Evergrant-Exported": str(export.exported), "X-Evergrant-Skipped": str(export.skipped)}
     return PlainTextResponse("".join(f"{line}\n" for line in lines), 200, totals)
 
 
 @router.delete("/v1/connections/export", response_model=ExportView)
-async def delete_export(
-    api: ApiDep,
-    caller: TenantAdminDep,
-    context: ContextDep,
-    id: Annotated[str, Query(max_length=64)] = "",
-) -> ExportView:
+async def delete_export(call: AdminCall, id: ExportQuery = "") -> ExportView:
     """Delete the sealed lines after fetching them."""
 
     async def drop(tx: Transaction) -> Export:
-        export = await _require_export(tx, caller.tenant, id)
+        export = await _require_export(tx, call.tenant, id)
         after = await tx.exports.delete_lines(export)
-        now = api.clock.now()
-        await _record(tx, export, AuditAction.EXPORT_DELETED, context, now, {"reason": "requested"})
+        await call.record(tx, AuditAction.EXPORT_DELETED, export.id, reason="requested")
         return after
 
-    export = await run_transaction(api.store, drop)
-    return ExportView.of(export, Recipient.parse(dict(export.recipient)).thumbprint)
+    return _view(await run_transaction(call.api.store, drop))
+
+
+def _view(export: Export) -> ExportView:
+    return ExportView.of(export, key=Recipient.parse(dict(export.recipient)).thumbprint)
 
 
 async def _require_export(tx: Transaction, tenant: Tenant, id: str) -> Export:
@@ -166,22 +144,3 @@ async def _require_export(tx: Transaction, tenant: Tenant, id: str) -> Export:
     if found is None or found.status is ExportStatus.GONE:
         raise Failure(ErrorCode.NOT_FOUND, "There is no such export, or its lines were deleted.")
     return found
-
-
-def _start_message(export: Export, context: RequestContext) -> OutboxMessage:
-    order = ExportStart(
-        tenant=export.tenant, export_id=export.id, expires_at=export.expires_at, context=context
-    )
-    target = export_workflow_id(export.tenant, export.id)
-    return outbox_message(export.tenant, OutboxKind.START_EXPORT, target, order, export.created_at)
-
-
-async def _record(
-    tx: Transaction,
-    export: Export,
-    action: AuditAction,
-    context: RequestContext,
-    at: Any,
-    detail: dict[str, Any],
-) -> None:
-    await record(tx, export.tenant, action, export.id, context, at, **detail)

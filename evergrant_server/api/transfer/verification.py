@@ -2,12 +2,11 @@
 
 import asyncio
 
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.transfer.models import ImportOutcome
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
-from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.connection import EnsureFresh
 
 WAIT_S = 15.0  # per request: shorter than the client's timeout
@@ -21,10 +20,10 @@ _REFUSED_KINDS = (FailureKind.RECONNECT_NEEDED, FailureKind.CLIENT_MISCONFIGURED
 class ImportVerification:
     """Verifies the outcomes of one request within `WAIT_S` of its creation."""
 
-    def __init__(self, api: ApiContext, tenant: Tenant, context: RequestContext, *, refresh: bool) -> None:
-        self._api = api
-        self._tenant = tenant
-        self._context = context
+    def __init__(self, call: ApiCall, *, refresh: bool) -> None:
+        self._api = call.api
+        self._tenant = call.tenant
+        self._context = call.context
         self._refresh = refresh
         self._gate = asyncio.Semaphore(MAX_CONCURRENT)
         self._ends = asyncio.get_running_loop().time() + WAIT_S
@@ -57,9 +56,7 @@ class ImportVerification:
             return found
         async with self._api.store.read() as tx:
             for outcome in outcomes:
-                if outcome.status != "exists" or outcome.connection_id is None:
-                    continue
-                if outcome.connection_id in found:
+                if outcome.status != "exists" or not outcome.connection_id or outcome.connection_id in found:
                     continue
                 connection = await tx.connections.get(self._tenant, ConnectionId(outcome.connection_id))
                 if connection is None or connection.generation > _FIRST_GENERATION:
@@ -116,21 +113,14 @@ class ImportVerification:
         task = running.get(outcome.connection_id or "")
         if task is not None and task.done():
             judged = task.result()
-            how = judged.verification
-            return (
-                outcome
-                if how is None
-                else outcome.with_verification(how, judged.code, judged.detail or outcome.detail)
-            )
-        if task is not None:
-            return outcome.with_verification(
-                "unverified", ErrorCode.REFRESH_PENDING, "its first refresh has not ended yet"
-            )
-        if outcome.connection_id in waiting:
-            return outcome.with_verification(
-                "unverified", ErrorCode.REFRESH_PENDING, "no worker has installed it yet"
-            )
-        return outcome
+            if judged.verification is None:
+                return outcome
+            detail = judged.detail or outcome.detail
+            return outcome.with_verification(judged.verification, judged.code, detail)
+        if task is None and outcome.connection_id not in waiting:
+            return outcome
+        why = "no worker has installed it yet" if task is None else "its first refresh has not ended yet"
+        return outcome.with_verification("unverified", ErrorCode.REFRESH_PENDING, why)
 
     def _seconds_left(self) -> float:
         return self._ends - asyncio.get_running_loop().time()

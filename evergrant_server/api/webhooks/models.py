@@ -2,30 +2,14 @@
 
 from datetime import datetime
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from evergrant_server.api.http.requests import Body, Slug
-from evergrant_server.api.http.responses import View
+from evergrant_server.api.http.models import Body, Slug, View, absolute_url
 from evergrant_server.core.events import DEFAULT_EVENTS, EventType
-from evergrant_server.core.webhooks import ANY_INTEGRATION, Delivery, DeliveryStatus, DisabledBy, Webhook
+from evergrant_server.core.webhooks import ANY_INTEGRATION, DeliveryStatus, DisabledBy
 
 _MAX_OVERLAP_S = 30 * 86_400
-
-
-def _endpoint(value: str) -> str:
-    """An absolute URL that all parsers read alike. The egress policy checks its host."""
-    try:
-        url = urlsplit(value)
-        host, _ = url.hostname, url.port
-    except ValueError:
-        raise ValueError("is not a URL") from None
-    if not value.isascii() or not value.isprintable() or set(value) & set(' \\<>"'):
-        raise ValueError("has a character that a URL can't have")
-    if not host or "@" in url.netloc or "#" in value:
-        raise ValueError("needs a host, and no user name or fragment")
-    return value
 
 
 def _events(value: tuple[EventType, ...]) -> tuple[EventType, ...]:
@@ -37,7 +21,8 @@ def _events(value: tuple[EventType, ...]) -> tuple[EventType, ...]:
 class WebhookBody(Body):
     """A subscription. `connection.refreshed` is not among the default `events`."""
 
-    url: Annotated[str, Field(max_length=2000), AfterValidator(_endpoint)]
+    # the egress policy checks its host
+    url: Annotated[str, Field(max_length=2000), AfterValidator(absolute_url)]
     events: Annotated[tuple[EventType, ...], Field(min_length=1, max_length=50), AfterValidator(_events)] = (
         DEFAULT_EVENTS
     )
@@ -70,19 +55,11 @@ class WebhookView(View):
     changed_at: datetime
     revision: int
 
-    @classmethod
-    def of(cls, webhook: Webhook) -> "WebhookView":
-        return cls(**webhook.model_dump(exclude={"tenant"}), disabled=webhook.disabled)
-
 
 class WebhookSecretView(WebhookView):
     """`secret` is set only in the response that created it."""
 
     secret: str | None
-
-    @classmethod
-    def with_secret(cls, webhook: Webhook, secret: str | None) -> "WebhookSecretView":
-        return cls(**webhook.model_dump(exclude={"tenant"}), disabled=webhook.disabled, secret=secret)
 
 
 class DeliveryView(View):
@@ -98,8 +75,3 @@ class DeliveryView(View):
     next_at: datetime | None
     created_at: datetime
     ended_at: datetime | None
-
-    @classmethod
-    def of(cls, delivery: Delivery) -> "DeliveryView":
-        hidden = {"tenant", "webhook_id", "by_hand", "tries", "revision"}
-        return cls(**delivery.model_dump(exclude=hidden))

@@ -1,25 +1,16 @@
 """`/v1/webhooks`: subscriptions to events. For admins of the tenant."""
 
 import secrets
-from datetime import datetime, timedelta
+from datetime import timedelta
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from evergrant_server import audit
-from evergrant_server.api.http.audit_records import record
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.dependencies import (
-    ApiDep,
-    ContextDep,
-    IdempotencyKey,
-    TenantAdminDep,
-)
-from evergrant_server.api.http.idempotency import CommandResponse, IdempotentCommand
-from evergrant_server.api.http.problems import require_found
-from evergrant_server.api.http.requests import PageCursor, PageLimit, Slug
-from evergrant_server.api.http.responses import Page
+from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, CommandResponse
+from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
+from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.webhooks.models import (
     RotateWebhookBody,
@@ -28,9 +19,8 @@ from evergrant_server.api.webhooks.models import (
     WebhookView,
 )
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import Tenant, WebhookId, new_id
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.errors import Failure
+from evergrant_server.core.ids import WebhookId, new_id
 from evergrant_server.core.webhooks import SECRET_BYTES, DisabledBy, Webhook, new_signing_secret
 from evergrant_server.store import Transaction
 
@@ -41,131 +31,112 @@ MAX_WEBHOOKS = 50  # webhooks of a tenant: each event is matched against all of 
 
 @router.put("/v1/webhooks/{name}")
 async def put_webhook(
-    name: Slug,
-    body: WebhookBody,
-    response: Response,
-    api: ApiDep,
-    caller: TenantAdminDep,
-    context: ContextDep,
+    name: Slug, body: WebhookBody, response: Response, call: AdminCall
 ) -> WebhookSecretView:
     """Create or change a webhook. Only the response that creates it contains the signing secret.
 
     After enabling it or changing its URL, pending deliveries are sent at once.
     """
-    _require_reachable(api, body.url)
+    try:
+        call.api.check_endpoint(body.url)  # names are resolved at delivery
+    except Failure as failure:
+        raise invalid_request("url", f"url: {failure.detail}") from None
 
     async def write(tx: Transaction) -> tuple[Webhook, str | None]:
-        now = api.clock.now()
-        before = await tx.webhooks.by_name(caller.tenant, name)
+        before = await tx.webhooks.by_name(call.tenant, name)
         if before is None:
             secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
-            after = await tx.webhooks.add(await _new_webhook(tx, caller.tenant, name, body, now), secret)
+            after = await tx.webhooks.add(await _new_webhook(tx, call, name, body), secret)
             shown = secret.reveal()
         else:
-            after = await tx.webhooks.replace(_with_body(before, body, now), expected=before.revision)
+            changed = _with_body(before, body).model_copy(update={"changed_at": call.now})
+            after = await tx.webhooks.replace(changed, expected=before.revision)
             shown = None
             if not after.disabled and (before.disabled or before.url != after.url):
-                await audit.wake_webhook(tx, after, context, now, at_once=True)
-        detail = {"origin": _origin(after.url), "events": [it.value for it in after.events]}
-        more = {"integration": after.integration, "disabled": after.disabled}
-        await record_webhook_change(tx, AuditAction.WEBHOOK_PUT, after, context, now, **detail, **more)
+                await audit.wake_webhook(tx, after, call.context, call.now, at_once=True)
+        await call.record(
+            tx,
+            AuditAction.WEBHOOK_PUT,
+            after.id,
+            webhook=name,
+            origin=_origin(after.url),
+            events=[it.value for it in after.events],
+            integration=after.integration,
+            disabled=after.disabled,
+        )
         return after, shown
 
-    after, shown = await run_transaction(api.store, write)
-    api.relay.notify()
+    after, shown = await run_transaction(call.api.store, write)
+    call.api.relay.notify()
     response.status_code = 200 if shown is None else 201
-    return WebhookSecretView.with_secret(after, shown)
+    return WebhookSecretView.of(after, secret=shown)
 
 
 @router.get("/v1/webhooks")
 async def list_webhooks(
-    api: ApiDep,
-    caller: TenantAdminDep,
-    limit: PageLimit = 50,
-    cursor: PageCursor = None,
+    call: AdminCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[WebhookView]:
     """All webhooks of the tenant, sorted by name."""
-    after = api.cursors.decode(cursor, caller.tenant, list="webhooks")
-    async with api.store.read() as tx:
-        found = await tx.webhooks.page(caller.tenant, after, limit + 1)
-    next_cursor = api.cursors.next_cursor(found, limit, lambda it: it.name, caller.tenant, list="webhooks")
+    after = call.api.cursors.decode(cursor, call.tenant, list="webhooks")
+    async with call.api.store.read() as tx:
+        found = await tx.webhooks.page(call.tenant, after, limit + 1)
+    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="webhooks")
     return Page(items=[WebhookView.of(it) for it in found[:limit]], next_cursor=next_cursor)
 
 
 @router.get("/v1/webhooks/{name}")
-async def get_webhook(name: Slug, api: ApiDep, caller: TenantAdminDep) -> WebhookView:
+async def get_webhook(name: Slug, call: AdminCall) -> WebhookView:
     """A webhook with the state of its endpoint. Never its signing secret."""
-    async with api.store.read() as tx:
-        return WebhookView.of(await require_webhook(tx, caller.tenant, name))
+    async with call.api.store.read() as tx:
+        return WebhookView.of(await require_webhook(tx, call, name))
 
 
 @router.delete("/v1/webhooks/{name}", status_code=204)
-async def delete_webhook(name: Slug, api: ApiDep, caller: TenantAdminDep, context: ContextDep) -> Response:
+async def delete_webhook(name: Slug, call: AdminCall) -> Response:
     """Delete the webhook with its secret and delivery log. Pending deliveries are dropped."""
 
     async def drop(tx: Transaction) -> None:
-        webhook = await require_webhook(tx, caller.tenant, name)
-        await tx.webhooks.delete(caller.tenant, webhook.id)
-        await record_webhook_change(tx, AuditAction.WEBHOOK_DELETED, webhook, context, api.clock.now())
+        webhook = await require_webhook(tx, call, name)
+        await tx.webhooks.delete(call.tenant, webhook.id)
+        await call.record(tx, AuditAction.WEBHOOK_DELETED, webhook.id, webhook=name)
 
-    await run_transaction(api.store, drop)
+    await run_transaction(call.api.store, drop)
     return Response(status_code=204)
 
 
 @router.post("/v1/webhooks/{name}/rotate-secret", response_model=WebhookSecretView)
 async def rotate_webhook_secret(
-    name: Slug,
-    request: Request,
-    api: ApiDep,
-    caller: TenantAdminDep,
-    context: ContextDep,
-    body: RotateWebhookBody | None = None,
-    key: IdempotencyKey = None,
+    name: Slug, call: AdminCommand, body: RotateWebhookBody | None = None
 ) -> Response:
     """Create a new signing secret and return it once. In the overlap, messages carry both signatures."""
-    command = IdempotentCommand(request, caller, key, body)
-    overlap = api.settings.webhook_secret_overlap
+    overlap = call.api.settings.webhook_secret_overlap
     if body is not None and body.overlap is not None:
         overlap = timedelta(seconds=body.overlap)
 
     async def rotate(tx: Transaction) -> CommandResponse:
-        now = api.clock.now()
-        webhook = await require_webhook(tx, caller.tenant, name)
+        now = call.now
+        webhook = await require_webhook(tx, call, name)
         changes = {
             "secret_changed_at": now,
             "previous_secret_until": now + overlap if overlap else None,
             "changed_at": now,
         }
         secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
-        after = await tx.webhooks.rotate_secret(
-            webhook.model_copy(update=changes), secret, expected=webhook.revision
-        )
-        seconds = overlap.total_seconds()
-        await record_webhook_change(
-            tx, AuditAction.WEBHOOK_SECRET_ROTATED, after, context, now, overlap=seconds
-        )
-        return CommandResponse.from_view(200, WebhookSecretView.with_secret(after, secret.reveal()))
+        changed = webhook.model_copy(update=changes)
+        after = await tx.webhooks.rotate_secret(changed, secret, expected=webhook.revision)
+        detail = {"webhook": name, "overlap": overlap.total_seconds()}
+        await call.record(tx, AuditAction.WEBHOOK_SECRET_ROTATED, after.id, **detail)
+        return CommandResponse.of(WebhookSecretView.of(after, secret=secret.reveal()))
 
-    return (await command.run(api, rotate)).response()
+    return await call.run(body, rotate)
 
 
-def _require_reachable(api: ApiContext, url: str) -> None:
-    """Raise Failure INVALID_REQUEST for a URL that egress never allows. Names are resolved at delivery."""
-    try:
-        api.check_endpoint(url)
-    except Failure as failure:
-        raise Failure(ErrorCode.INVALID_REQUEST, f"url: {failure.detail}", field="url") from None
-
-
-async def _new_webhook(
-    tx: Transaction, tenant: Tenant, name: str, body: WebhookBody, now: datetime
-) -> Webhook:
-    if len(await tx.webhooks.page(tenant, limit=MAX_WEBHOOKS)) == MAX_WEBHOOKS:
-        raise Failure(
-            ErrorCode.INVALID_REQUEST, f"A tenant has {MAX_WEBHOOKS} webhooks at most.", field="name"
-        )
+async def _new_webhook(tx: Transaction, call: ApiCall, name: str, body: WebhookBody) -> Webhook:
+    if len(await tx.webhooks.page(call.tenant, limit=MAX_WEBHOOKS)) == MAX_WEBHOOKS:
+        raise invalid_request("name", f"A tenant has {MAX_WEBHOOKS} webhooks at most.")
+    now = call.now
     return Webhook(
-        tenant=tenant,
+        tenant=call.tenant,
         id=WebhookId(new_id("whk")),
         name=name,
         url=body.url,
@@ -178,14 +149,13 @@ async def _new_webhook(
     )
 
 
-def _with_body(before: Webhook, body: WebhookBody, now: datetime) -> Webhook:
+def _with_body(before: Webhook, body: WebhookBody) -> Webhook:
     start = before
     if body.disabled:
         start = before if before.disabled else before.model_copy(update={"disabled_by": DisabledBy.ADMIN})
     elif before.disabled or body.url != before.url:
         start = before.enabled()
-    changes = {"url": body.url, "events": body.events, "integration": body.integration, "changed_at": now}
-    return start.model_copy(update=changes)
+    return start.model_copy(update=body.model_dump(exclude={"disabled"}))
 
 
 def _origin(url: str) -> str:
@@ -194,17 +164,6 @@ def _origin(url: str) -> str:
     return f"{parsed.scheme}://{parsed.netloc}"
 
 
-async def require_webhook(tx: Transaction, tenant: Tenant, name: str) -> Webhook:
+async def require_webhook(tx: Transaction, call: ApiCall, name: str) -> Webhook:
     """The webhook of this name. Raises Failure NOT_FOUND."""
-    return require_found(await tx.webhooks.by_name(tenant, name))
-
-
-async def record_webhook_change(
-    tx: Transaction,
-    action: AuditAction,
-    webhook: Webhook,
-    context: RequestContext,
-    now: datetime,
-    **detail: object,
-) -> None:
-    await record(tx, webhook.tenant, action, webhook.id, context, now, webhook=webhook.name, **detail)
+    return require_found(await tx.webhooks.by_name(call.tenant, name))

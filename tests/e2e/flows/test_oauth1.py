@@ -19,7 +19,7 @@ from evergrant import AsyncEvergrant, BadRequest
 from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
 from evergrant_server import audit
-from evergrant_server.api.apps.bootstrap import bootstrap_admin
+from evergrant_server.api.apps.keys import bootstrap_admin
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.settings import Settings

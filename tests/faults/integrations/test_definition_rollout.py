@@ -62,7 +62,7 @@ class RolloutDriver:
             decided = definition.with_decision("app:admin", "looked at it", now, approved=approved)
             saved = await tx.definitions.replace(decided, expected=definition.revision)
             await definition_rollout.signal_rollout(
-                tx, saved, SignalName.DEFINITION_DECIDED, DefinitionDecided(context=ASKED), ASKED, now
+                tx, saved, SignalName.DEFINITION_DECIDED, DefinitionDecided(context=ASKED), now
             )
         self._place.parts.relay.notify()
 

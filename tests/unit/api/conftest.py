@@ -2,7 +2,7 @@
 
 import pytest
 
-from evergrant_server.api.apps.bootstrap import bootstrap_admin
+from evergrant_server.api.apps.keys import bootstrap_admin
 from tests.fakes.api import TENANT, Api, api
 
 __all__ = ["admin", "api"]

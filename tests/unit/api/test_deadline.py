@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from evergrant_server.api.http import deadline
+from evergrant_server.api.http import middleware
 from evergrant_server.core.access import Action
 from tests.fakes.api import Api, running_api
 from tests.fakes.databases import Postgres, postgres_server
@@ -85,8 +85,8 @@ async def test_every_call_is_answered_within_its_deadline(
 ):
     connection, key = await api.active_for("pipeline", Action.TOKEN, Action.ADMIN)
     assert (await api.lease(key)).status_code == 200
-    monkeypatch.setattr(deadline, "LEASE_SLACK_S", SLACK_S)
-    monkeypatch.setattr(deadline, "RESPONSE_LIMIT_S", WITHIN_S)
+    monkeypatch.setattr(middleware, "LEASE_SLACK_S", SLACK_S)
+    monkeypatch.setattr(middleware, "RESPONSE_LIMIT_S", WITHIN_S)
     if trouble == "stopped":
         await between[0].stop()
     else:

@@ -39,7 +39,7 @@ from evergrant_server.api.connections.models import (
     LiveView,
     RevocationProgressView,
 )
-from evergrant_server.api.integrations.definition_models import DefinitionView
+from evergrant_server.api.integrations.definition_rollout import DefinitionView
 from evergrant_server.api.integrations.models import IntegrationView
 from evergrant_server.api.leases.models import LeaseView, ProofView
 from evergrant_server.api.leases.oauth1_signatures import SignatureView

@@ -3,7 +3,7 @@
 import pytest
 
 from evergrant_server import audit
-from evergrant_server.api.apps.bootstrap import bootstrap_admin
+from evergrant_server.api.apps.keys import bootstrap_admin
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState
 from evergrant_server.core.messages.integrations import DiscoveryResult

@@ -1,8 +1,8 @@
-"""Types that request bodies share. Bodies refuse unknown members."""
+"""Types that request and response bodies share. Request bodies refuse unknown members."""
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Query
@@ -18,6 +18,8 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 PageLimit = Annotated[int, Query(ge=1, le=200)]
 PageCursor = Annotated[str | None, Query(max_length=2000)]
+
+ItemT = TypeVar("ItemT")
 
 MAX_INTEGER = 2**31 - 1  # of an INTEGER column in PostgreSQL
 
@@ -48,16 +50,8 @@ def _scope(value: str) -> str:
 
 def _return_to(value: str) -> str:
     """An absolute https URL (http on loopback only) that all browsers parse alike."""
-    try:
-        url = urlsplit(value)
-        host, _ = url.hostname, url.port
-    except ValueError:
-        raise ValueError("is not a URL") from None
-    if not value.isascii() or not value.isprintable() or set(value) & set(' \\<>"'):
-        raise ValueError("has a character that a URL can't have")
-    if not host or "@" in url.netloc or url.fragment or "#" in value:
-        raise ValueError("needs a host, and no user name or fragment")
-    if url.scheme != "https" and not (url.scheme == "http" and host in _LOOPBACK):
+    url = urlsplit(absolute_url(value))
+    if url.scheme != "https" and not (url.scheme == "http" and url.hostname in _LOOPBACK):
         raise ValueError("use https")
     return value
 
@@ -91,6 +85,20 @@ def _resource(value: str) -> str:
     return value
 
 
+def absolute_url(value: str) -> str:
+    """An absolute URL that all parsers read alike, without user name and fragment."""
+    try:
+        url = urlsplit(value)
+        host, _ = url.hostname, url.port
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    if not value.isascii() or not value.isprintable() or set(value) & set(' \\<>"'):
+        raise ValueError("has a character that a URL can't have")
+    if not host or "@" in url.netloc or "#" in value:
+        raise ValueError("needs a host, and no user name or fragment")
+    return value
+
+
 def request_url(value: str) -> str:
     """An absolute https URL (http on loopback only) without a fragment.
 
@@ -119,3 +127,19 @@ StorableSecret = Annotated[Secret, AfterValidator(_storable_secret)]
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class View(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def of(cls, shown: BaseModel, **more: Any) -> Self:
+        """The members of `shown` that the view has, and `more`."""
+        return cls(**{name: getattr(shown, name) for name in cls.model_fields if hasattr(shown, name)} | more)
+
+
+class Page(View, Generic[ItemT]):
+    """One page of a list; `next_cursor` is null on the last page."""
+
+    items: list[ItemT]
+    next_cursor: str | None = None

@@ -1,0 +1,186 @@
+"""The request of an app as the routes see it: caller, permits, audit records, `Idempotency-Key`.
+
+Every caller is read from the store. Only the lease path uses a cache, and the lease ledger
+re-checks the revisions.
+"""
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.http.transactions import ATTEMPTS, record, run_transaction
+from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.policy import DecisionReason, decide, may_see
+from evergrant_server.store import Transaction
+
+_bearer_scheme = HTTPBearer(auto_error=False, description="An API key: `evg_<key id>_<secret>`.")
+
+
+class CommandResponse(Response):
+    """The JSON response to a command. It may hold a connect link or an API key."""
+
+    media_type = "application/json"
+
+    @classmethod
+    def of(cls, view: BaseModel, status: int = 200) -> "CommandResponse":
+        return cls(view.model_dump_json(), status)
+
+
+@dataclass(frozen=True)
+class ApiCall:
+    """A request of an authenticated app. `key` is its Idempotency-Key."""
+
+    api: ApiContext
+    caller: Caller
+    context: RequestContext
+    request: Request
+    key: str | None = None
+
+    @property
+    def tenant(self) -> Tenant:
+        return self.caller.tenant
+
+    @property
+    def now(self) -> datetime:
+        return self.api.clock.now()
+
+    def allows(self, action: Action, integration: str, subject: str | None) -> bool:
+        """Whether a permit allows the action."""
+        permits = self.caller.permits
+        return decide(permits, integration=integration, subject=subject, action=action).allowed
+
+    def require_permit(
+        self, *actions: Action, integration: str | None, subject: str | None = None, hidden: bool = False
+    ) -> None:
+        """Check that a permit allows one of `actions`.
+
+        Raises Failure NOT_PERMITTED; NOT_FOUND when no permit covers a `hidden` resource, as for one
+        that doesn't exist.
+        """
+        verdicts = [
+            decide(self.caller.permits, integration=integration, subject=subject, action=action)
+            for action in actions
+        ]
+        if any(verdict.allowed for verdict in verdicts):
+            return
+        if hidden and verdicts[0].reason is DecisionReason.NO_PERMIT:
+            raise Failure(ErrorCode.NOT_FOUND)
+        raise Failure(ErrorCode.NOT_PERMITTED, f"This needs the action {' or '.join(actions)}.")
+
+    async def visible_connection(self, tx: Transaction, connection_id: str, *actions: Action) -> Connection:
+        """The connection, if a permit covers it and allows one of `actions` (none given: any action).
+
+        Raises Failure NOT_FOUND alike for an absent, another tenant's and an uncovered connection;
+        NOT_PERMITTED when a permit covers it for other actions.
+        """
+        found = await tx.connections.get(self.tenant, ConnectionId(connection_id))
+        permits = self.caller.permits
+        if found is None or not may_see(permits, integration=found.integration, subject=found.subject):
+            raise Failure(ErrorCode.NOT_FOUND)
+        if actions:
+            self.require_permit(*actions, integration=found.integration, subject=found.subject, hidden=True)
+        return found
+
+    async def record(self, tx: Transaction, action: AuditAction, object_id: str, /, **detail: object) -> None:
+        """Append one audit record about the object with this id. `detail` must hold no secret."""
+        await record(tx, self.tenant, action, object_id, self.context, self.now, **detail)
+
+    async def run(
+        self,
+        sent: BaseModel | None,
+        work: Callable[[Transaction], Awaitable[CommandResponse]],
+        *,
+        tries: int = ATTEMPTS,
+    ) -> CommandResponse:
+        """Run `work` in a transaction and deliver the outbox; for a repeated key return the stored response.
+
+        `sent` is the body without secrets. Raises Failure IDEMPOTENCY_CONFLICT, STORE_CONFLICT after
+        `tries`, and those of `work`.
+        """
+
+        async def write(tx: Transaction) -> CommandResponse:
+            stored = await self.stored_response(tx, sent)
+            if stored is not None:
+                return stored
+            response = await work(tx)
+            if self.key is not None:
+                status, body = response.status_code, bytes(response.body).decode()
+                app_id, hashed = self.caller.app.id, self._hash(sent)
+                await tx.idempotency.store(self.tenant, app_id, self.key, hashed, status, body, self.now)
+            return response
+
+        response = await run_transaction(self.api.store, write, tries=tries)
+        self.api.relay.notify()
+        return response
+
+    async def stored_response(self, tx: Transaction, sent: BaseModel | None) -> CommandResponse | None:
+        """The stored response, if any. Raises Failure IDEMPOTENCY_CONFLICT for another request's key."""
+        if self.key is None:
+            return None
+        found = await tx.idempotency.find(self.tenant, self.caller.app.id, self.key)
+        if found is None:
+            return None
+        if found.request_hash != self._hash(sent):
+            raise Failure(ErrorCode.IDEMPOTENCY_CONFLICT)
+        return CommandResponse(found.body, found.status)
+
+    def _hash(self, sent: BaseModel | None) -> str:
+        body = sent.model_dump(mode="json") if sent is not None else None
+        described = json.dumps([self.request.method, self.request.url.path, body], sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()
+
+
+def api_context(request: Request) -> ApiContext:
+    return request.app.state.api
+
+
+async def _any_app(request: Request, _: Annotated[object, Depends(_bearer_scheme)]) -> ApiCall:
+    """The call of any app. Raises Failure UNAUTHENTICATED or APP_DISABLED."""
+    api = api_context(request)
+    caller = await api.authenticator.authenticate(request)
+    return ApiCall(api, caller, trace_of(request).request_context(caller.by), request)
+
+
+Call = Annotated[ApiCall, Depends(_any_app)]
+
+
+async def _tenant_admin(call: Call) -> ApiCall:
+    """The call of an app with `admin` for the whole tenant. Raises Failure NOT_PERMITTED."""
+    call.require_permit(Action.ADMIN, integration=None)
+    return call
+
+
+AdminCall = Annotated[ApiCall, Depends(_tenant_admin)]
+_Key = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$"),
+]
+
+
+async def _command(call: Call, key: _Key = None) -> ApiCall:
+    return replace(call, key=key)
+
+
+async def _admin_command(call: AdminCall, key: _Key = None) -> ApiCall:
+    return replace(call, key=key)
+
+
+ApiDep = Annotated[ApiContext, Depends(api_context)]
+Command = Annotated[ApiCall, Depends(_command)]
+AdminCommand = Annotated[ApiCall, Depends(_admin_command)]
