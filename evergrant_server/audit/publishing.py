@@ -87,11 +87,9 @@ async def wake_webhook(
 def _event(entry: AuditEntry, connection_id: ConnectionId, type: EventType, body: str) -> WebhookEvent:
     """The event of a record. Its id is derived from the workflow event, so a retried activity adds none."""
     by = entry.provenance
-    id = (
-        derived_id("evt", entry.tenant, connection_id, type, by.workflow_id, by.run_id, by.event_id)
-        if by
-        else new_id("evt")
-    )
+    id = new_id("evt")
+    if by is not None:
+        id = derived_id("evt", entry.tenant, connection_id, type, by.workflow_id, by.run_id, by.event_id)
     return WebhookEvent(
         tenant=entry.tenant,
         id=EventId(id),

@@ -12,7 +12,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.maintenance import AuditCheckpoint
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
-from evergrant_server.store.database.rows import columns_equal, fetch_first, find_one
+from evergrant_server.store.database.rows import columns_equal, fetch_all, fetch_first, find_one
 
 _STRIDE = 1_000  # records read at a time
 
@@ -81,7 +81,10 @@ async def _walk(store: Store, tenant: Tenant, shard: str, head: ShardHead) -> tu
     """Check one chain up to its head; returns how many records were good, and the first flaw."""
     seen, previous = 0, GENESIS_HASH
     while True:
-        rows = await _next_rows(store, tenant, shard, seen, head.count)
+        span = (col(AuditRow.seq) > seen) & (col(AuditRow.seq) <= head.count)
+        query = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant, shard=shard), span)
+        async with store.read() as tx:
+            rows = await fetch_all(tx.connection, query.order_by(col(AuditRow.seq)).limit(_STRIDE))
         for row in rows:
             flaw = _flaw_of(row, seen + 1, previous)
             if flaw is not None:
@@ -94,16 +97,6 @@ async def _walk(store: Store, tenant: Tenant, shard: str, head: ShardHead) -> tu
     if previous != head.last_hash:
         return seen, _Flaw(seen, "the last record isn't the one that was committed last")
     return seen, None
-
-
-async def _next_rows(
-    store: Store, tenant: Tenant, shard: str, after: int, until: int
-) -> list[Mapping[str, Any]]:
-    place = columns_equal(AuditRow, tenant=tenant, shard=shard)
-    span = (col(AuditRow.seq) > after) & (col(AuditRow.seq) <= until)
-    query = select(AuditRow).where(place, span).order_by(col(AuditRow.seq)).limit(_STRIDE)
-    async with store.read() as tx:
-        return [dict(row) for row in (await tx.connection.execute(query)).mappings()]
 
 
 def _flaw_of(row: Mapping[str, Any], expected: int, previous: str) -> _Flaw | None:

@@ -37,20 +37,6 @@ async def test_a_consent_lives_from_link_to_code(store: Store):
         assert await tx.consents.code(received) == Secret("code-1")
 
 
-async def test_of_many_callbacks_with_one_state_one_wins(store: Store):
-    consent = a_consent(await added(store, a_connection()))
-    async with store.write() as tx:
-        await tx.consents.add(consent, Secret("link"))
-    received = consent.model_copy(update={"status": ConsentStatus.CODE_RECEIVED})
-
-    async def callback(n: int) -> None:
-        async with store.write() as tx:
-            await tx.consents.replace(received, expected=1, code=Secret(f"code-{n}"))
-
-    ended = await asyncio.gather(*(callback(n) for n in range(6)), return_exceptions=True)
-    assert [it.code for it in ended if isinstance(it, Failure)] == [ErrorCode.STORE_CONFLICT] * 5
-
-
 async def test_forgotten_secrets_are_gone(store: Store):
     consent = a_consent(await added(store, a_connection()))
     async with store.write() as tx:
