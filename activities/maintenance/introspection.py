@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from temporalio import activity
 
@@ -199,7 +199,7 @@ class IntrospectionActivities:
 
     async def _schedule_next(self, connection: Connection, outcome: str) -> str:
         now = self._clock.now()
-        at = _next_check_at(now, self._interval, connection)
+        at = now + self._interval * (0.9 + 0.2 * jitter(connection.id, connection.generation))
 
         async def schedule(tx: Transaction) -> None:
             await tx.introspections.schedule(
@@ -228,7 +228,3 @@ class IntrospectionActivities:
 def supports_introspection(context: ProviderContext) -> bool:
     """True when the provider can introspect this connection's tokens (RFC 7662)."""
     return context.connection.flow.is_bearer and context.endpoints.introspection_endpoint is not None
-
-
-def _next_check_at(now: datetime, interval: timedelta, connection: Connection) -> datetime:
-    return now + interval * (0.9 + 0.2 * jitter(connection.id, connection.generation))

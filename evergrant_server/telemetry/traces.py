@@ -161,7 +161,7 @@ class TracingTransport(httpx2.AsyncBaseTransport):
         attributes = {
             HTTP_METHOD: method,
             SERVER_ADDRESS: url.host,
-            SERVER_PORT: url.port or _default_port(url.scheme),
+            SERVER_PORT: url.port or (443 if url.scheme == "https" else 80),
         }
         with _tracer.start_as_current_span(
             method, None, SpanKind.CLIENT, attributes, record_exception=False, set_status_on_exception=False
@@ -187,10 +187,6 @@ def _mark_failed(span: trace.Span, kind: str) -> None:
 
 def _method_name(name: str) -> str:
     return name if name in _METHODS else _OTHER_METHOD
-
-
-def _default_port(scheme: str) -> int:
-    return 443 if scheme == "https" else 80
 
 
 # --- configuration ------------------------------------------------------------------------

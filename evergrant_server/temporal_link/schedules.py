@@ -101,13 +101,9 @@ async def keep_schedules(
         try:
             await declare_schedules(client, settings, definitions)
         except (RPCError, RuntimeError) as error:
-            log_event(
-                log,
-                logging.WARNING,
-                LogEvent.SCHEDULE_MISSING,
-                _error_name(error),
-                code=ErrorCode.TEMPORAL_UNAVAILABLE,
-            )
+            name = error.status.name if isinstance(error, RPCError) else type(error).__name__
+            code = ErrorCode.TEMPORAL_UNAVAILABLE
+            log_event(log, logging.WARNING, LogEvent.SCHEDULE_MISSING, name, code=code)
         await asyncio.sleep(min(_REDECLARE_INTERVAL, settings.reconcile_interval).total_seconds())
 
 
@@ -191,7 +187,3 @@ async def _comparable(client: Client, schedule: Schedule) -> list[Any]:
         schedule.policy.overlap,
         schedule.policy.catchup_window,
     ]
-
-
-def _error_name(error: Exception) -> str:
-    return error.status.name if isinstance(error, RPCError) else type(error).__name__

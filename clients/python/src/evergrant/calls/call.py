@@ -160,8 +160,10 @@ def error_from(response: Response) -> EvergrantError:
             )
         return ProtocolError(f"HTTP {response.status} without a problem document", status=response.status)
     kind = problem.get("kind")
-    known = KINDS.get(kind) if isinstance(kind, str) else None
-    return (known or _class_of_status(response.status))(
+    by_status = _BY_STATUS.get(response.status) or (
+        PlatformUnavailable if response.status >= 500 else BadRequest
+    )
+    return (KINDS.get(str(kind)) or by_status)(
         _text(problem, "detail") or _text(problem, "title") or "",
         code=_text(problem, "code"),
         repair=_text(problem, "repair"),
@@ -199,10 +201,6 @@ def _http_date(text: str) -> datetime | None:
     except ValueError:
         return None
     return at.replace(tzinfo=at.tzinfo or UTC)
-
-
-def _class_of_status(status: int) -> type[EvergrantError]:
-    return _BY_STATUS.get(status) or (PlatformUnavailable if status >= 500 else BadRequest)
 
 
 def _text(members: Mapping[str, object], name: str) -> str | None:
