@@ -16,13 +16,13 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.single_use.circuit_breaker import (
     Admission,
-    BreakerRules,
     CircuitBreaker,
     admit,
     answered,
     failed,
     released,
 )
+from evergrant_server.core.single_use.retry_budget import BreakerRules
 from evergrant_server.telemetry import metrics
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply, retry_after

@@ -28,7 +28,7 @@ from activities.single_use.journal_replay import JournalReplayer, Replay
 from activities.single_use.protocol import SingleUseProtocol
 from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
-from evergrant_server.core.single_use.circuit_breaker import BreakerRules
+from evergrant_server.core.single_use.retry_budget import BreakerRules
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.telemetry import traces

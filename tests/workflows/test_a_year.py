@@ -29,13 +29,8 @@ from evergrant_server.core.messages.base import (
     WorkflowName,
     connection_workflow_id,
 )
-from evergrant_server.core.single_use.circuit_breaker import (
-    BreakerRules,
-    CircuitBreaker,
-    admit,
-    answered,
-    failed,
-)
+from evergrant_server.core.single_use.circuit_breaker import CircuitBreaker, admit, answered, failed
+from evergrant_server.core.single_use.retry_budget import BreakerRules
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
 from tests.workflows.connection_runs import ASKED, Handle, Life, a_consent, a_start, a_worker

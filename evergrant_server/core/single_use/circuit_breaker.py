@@ -11,113 +11,18 @@ is. Only a closed breaker looks at the budget: while it is open or recovering, r
 Moments are seconds of a monotonic clock: no clock jump opens or closes a breaker.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
-
-
-@dataclass(frozen=True)
-class BreakerRules:
-    """Numbers; times are seconds. A `threshold` of 0 turns the breaker off."""
-
-    threshold: int = 5  # failures in a row, over all connections of the integration
-    limited: int = 3  # connections that are rate limited in a row; fewer may have limits of their own
-    first_gap: float = 5.0
-    gap_growth: float = 1.5  # a gap is then about a third of the outage so far
-    longest_gap: float = 600.0  # also the longest Retry-After that is believed with a 5xx
-    longest_limit: float = 3600.0  # the longest that is believed with a 429, as in a connection's schedule
-    first_rate: float = 2.0  # requests a second after the first probe with an answer
-    recovery: float = 60.0  # without a failure, after which it is closed
-    patience: float = 2.0  # the longest wait for a turn; a longer one is refused
-    retries: float = 30.0  # a full budget, and so the most retries at once
-    retry_share: float = 0.2  # of a retry, which each answer adds to the budget
-    retry_rate: float = 10 / 60  # retries a second that time adds, so that few connections never starve
-    well: int = 20  # answers in a row after which the budget is full
-
-    @property
-    def probe_timeout(self) -> float:
-        """A probe without an outcome counts as lost after this."""
-        return 2 * self.recovery
-
-    @property
-    def doubling(self) -> float:
-        """The rate of a recovering provider doubles in this time."""
-        return self.recovery / 6
-
-    @property
-    def retry_window(self) -> float:
-        """A request later than this after a failure is a first try again: any Retry-After has passed."""
-        return self.longest_limit
-
-
-MAX_REMEMBERED = 10_000  # connections that failed; the oldest is dropped for the next
-
-
-@dataclass(frozen=True)
-class LastFailure:
-    """The last request of a connection failed, so its next one is a retry."""
-
-    at: float
-    code: ErrorCode
-
-
-@dataclass(frozen=True)
-class RetryBudget:
-    """What retries have cost, and which connections' next request is one. A new one is full."""
-
-    # oldest first
-    missed: Mapping[ConnectionId, LastFailure] = field(default_factory=dict[ConnectionId, LastFailure])
-    spent: float = 0.0  # as of `spent_at`; time and answers bring it back to 0
-    spent_at: float = 0.0
-    served: int = 0  # answers in a row, while there is something to remember
-
-
-def _normalised(
-    missed: Mapping[ConnectionId, LastFailure], spent: float, at: float, served: int
-) -> RetryBudget:
-    """A full budget without failures is as good as new."""
-    if spent > 0:
-        return RetryBudget(missed, spent, at, served)
-    return RetryBudget(missed, served=served) if missed else RetryBudget()
-
-
-def _spent_now(budget: RetryBudget, now: float, rules: BreakerRules) -> float:
-    return max(budget.spent - (now - budget.spent_at) * rules.retry_rate, 0.0)
-
-
-def _after_answer(
-    budget: RetryBudget, now: float, rules: BreakerRules, connection: ConnectionId | None
-) -> RetryBudget:
-    """After an answer to `connection`."""
-    if not budget.missed and not budget.spent:
-        return budget
-    served = budget.served + 1
-    spent = 0.0 if served >= rules.well else _spent_now(budget, now, rules) - rules.retry_share
-    return _normalised(_others(budget, now, rules, connection), spent, now, served)
-
-
-def _after_failure(
-    budget: RetryBudget, now: float, rules: BreakerRules, code: ErrorCode, connection: ConnectionId
-) -> RetryBudget:
-    missed = _others(budget, now, rules, connection)
-    missed[connection] = LastFailure(now, code)
-    if len(missed) > MAX_REMEMBERED:
-        del missed[next(iter(missed))]
-    return RetryBudget(missed, budget.spent, budget.spent_at)
-
-
-def _others(
-    budget: RetryBudget, now: float, rules: BreakerRules, connection: ConnectionId | None
-) -> dict[ConnectionId, LastFailure]:
-    """The remembered failures without this connection's and without old ones."""
-    missed = dict(budget.missed)
-    if connection is not None:
-        missed.pop(connection, None)
-    while missed and now - missed[oldest := next(iter(missed))].at >= rules.retry_window:
-        del missed[oldest]
-    return missed
+from evergrant_server.core.single_use.retry_budget import (
+    BreakerRules,
+    RetryBudget,
+    after_answer,
+    after_failure,
+    normalised,
+    spent_now,
+)
 
 
 @dataclass(frozen=True)
@@ -189,7 +94,7 @@ def _rationed(
     missed = breaker.budget.missed.get(connection) if connection is not None else None
     if missed is None or now - missed.at >= rules.retry_window:
         return breaker, _GO
-    spent = _spent_now(breaker.budget, now, rules) + 1
+    spent = spent_now(breaker.budget, now, rules) + 1
     if spent > rules.retries:
         wait = (spent - rules.retries) / rules.retry_rate
         # all of them may wait for the same retry; the next time their own schedules spread them
@@ -204,7 +109,7 @@ def answered(
     breaker: CircuitBreaker, now: float, rules: BreakerRules, connection: ConnectionId | None = None
 ) -> CircuitBreaker:
     """The provider answered a request, even with a refusal: it is available."""
-    budget = _after_answer(breaker.budget, now, rules, connection)
+    budget = after_answer(breaker.budget, now, rules, connection)
     if breaker.opened:
         return CircuitBreaker(recovering_since=now, next_turn=now + 1 / rules.first_rate, budget=budget)
     if breaker.recovering_since is not None and now - breaker.recovering_since < rules.recovery:
@@ -231,7 +136,7 @@ def failed(
         return breaker
     one = code is ErrorCode.PROVIDER_RATE_LIMITED
     if connection is not None and not one:
-        breaker = replace(breaker, budget=_after_failure(breaker.budget, now, rules, code, connection))
+        breaker = replace(breaker, budget=after_failure(breaker.budget, now, rules, code, connection))
     if breaker.opened and not probe:  # sent before the breaker opened
         return breaker
     breaker = replace(breaker, limited=_limited(breaker, rules, connection)) if one else breaker
@@ -267,6 +172,6 @@ def released(breaker: CircuitBreaker, *, probe: bool, retry: bool = False) -> Ci
     if retry:
         budget = breaker.budget
         breaker = replace(
-            breaker, budget=_normalised(budget.missed, budget.spent - 1, budget.spent_at, budget.served)
+            breaker, budget=normalised(budget.missed, budget.spent - 1, budget.spent_at, budget.served)
         )
     return replace(breaker, probing_since=None) if probe and breaker.opened else breaker

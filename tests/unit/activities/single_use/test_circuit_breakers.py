@@ -8,7 +8,7 @@ import pytest
 from activities.single_use.circuit_breakers import CircuitBreakers, SendSuppressed
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.single_use.circuit_breaker import BreakerRules
+from evergrant_server.core.single_use.retry_budget import BreakerRules
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
 from tests.conformance.store.samples import an_integration

@@ -11,13 +11,13 @@ from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.lifecycle.schedule import RULES as SCHEDULE
 from evergrant_server.core.single_use.circuit_breaker import (
     Admission,
-    BreakerRules,
     CircuitBreaker,
     admit,
     answered,
     failed,
     released,
 )
+from evergrant_server.core.single_use.retry_budget import BreakerRules
 
 RULES = BreakerRules()
 DOWN = ErrorCode.PROVIDER_UNREACHABLE

@@ -10,13 +10,8 @@ from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.schedule import jitter
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import EventKind
-from evergrant_server.core.single_use.circuit_breaker import (
-    BreakerRules,
-    CircuitBreaker,
-    admit,
-    answered,
-    failed,
-)
+from evergrant_server.core.single_use.circuit_breaker import CircuitBreaker, admit, answered, failed
+from evergrant_server.core.single_use.retry_budget import BreakerRules
 from tests.unit.core.lifecycle import steps
 from tests.unit.core.lifecycle.steps import ACTIVE, HOUR, NOW, timer_of
 

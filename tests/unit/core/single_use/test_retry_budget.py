@@ -12,18 +12,16 @@ from hypothesis import strategies as st
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.single_use import circuit_breaker
+from evergrant_server.core.single_use import retry_budget
 from evergrant_server.core.single_use.circuit_breaker import (
     Admission,
-    BreakerRules,
     CircuitBreaker,
-    LastFailure,
-    RetryBudget,
     admit,
     answered,
     failed,
     released,
 )
+from evergrant_server.core.single_use.retry_budget import BreakerRules, LastFailure, RetryBudget
 from tests.unit.core.single_use.test_fleet_outage import DOWN, HOUR, NOW, Fleet
 
 ERROR = ErrorCode.PROVIDER_ERROR
@@ -112,7 +110,7 @@ def test_a_failure_that_is_long_ago_makes_no_retry():
 
 @pytest.fixture
 def room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(circuit_breaker, "MAX_REMEMBERED", 2)
+    monkeypatch.setattr(retry_budget, "MAX_REMEMBERED", 2)
 
 
 @pytest.mark.usefixtures("room_for_two")
