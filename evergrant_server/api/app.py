@@ -14,7 +14,7 @@ from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.http import problems
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.middleware import Deadline, Envelope
-from evergrant_server.api.integrations import client_metadata, definition_rollout, definitions
+from evergrant_server.api.integrations import definition_rollout, definitions
 from evergrant_server.api.integrations import routes as integrations
 from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
@@ -43,7 +43,7 @@ ROUTERS = (
     health.router,
     definitions.router,
     definition_rollout.router,
-    client_metadata.router,
+    integrations.metadata_router,
     integrations.router,
     apps.router,
     keys.router,

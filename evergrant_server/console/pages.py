@@ -1,5 +1,6 @@
 """Renders the pages. Texts of providers and callers are escaped."""
 
+import re
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evergrant_server.console.scope_descriptions import describe_scope
 from evergrant_server.core.connections.consent import Consent, DeviceCode
 from evergrant_server.core.connections.grant import AccountOption
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -16,6 +16,19 @@ _DIRECTORY = Path(__file__).parent
 STYLE = (_DIRECTORY / "static" / "evergrant.css").read_bytes()
 _FRAGMENT_SCRIPT = (_DIRECTORY / "static" / "fragment.js").read_text("utf-8")
 FRAGMENT_SCRIPT_HASH = f"sha256-{b64encode(sha256(_FRAGMENT_SCRIPT.encode()).digest()).decode()}"
+
+_SCOPE_DESCRIPTIONS = {
+    "openid": "Know who you are",
+    "profile": "See your name and profile",
+    "email": "See your email address",
+    "address": "See your postal address",
+    "phone": "See your phone number",
+    "offline_access": "Keep access while you are away",
+    "offline": "Keep access while you are away",
+    "offline.access": "Keep access while you are away",
+    "read": "Read your data",
+    "write": "Change your data",
+}
 
 
 class Pages:
@@ -39,7 +52,7 @@ class Pages:
             integration=integration,
             subject=subject,
             asking=consent.by.removeprefix("app:"),
-            scopes=[(describe_scope(scope), scope) for scope in consent.all_scopes],
+            scopes=[(_describe_scope(scope), scope) for scope in consent.all_scopes],
             csrf=csrf,
         )
 
@@ -54,7 +67,7 @@ class Pages:
             title=f"Connect {provider}",
             provider=provider,
             asking=consent.by.removeprefix("app:"),
-            scopes=[(describe_scope(scope), scope) for scope in consent.scopes],
+            scopes=[(_describe_scope(scope), scope) for scope in consent.scopes],
             user_code=device.user_code,
             address=device.verification_uri,
             complete=device.verification_uri_complete or device.verification_uri,
@@ -140,3 +153,13 @@ def _repair_text(failure: Failure) -> str:
     if failure.code in (ErrorCode.NOT_FOUND, ErrorCode.CONSENT_EXPIRED, ErrorCode.CONNECTION_REVOKED):
         return "Ask for a new link."
     return failure.rule.repair
+
+
+def _describe_scope(scope: str) -> str:
+    """The description of a well-known scope, else its name as words."""
+    known = _SCOPE_DESCRIPTIONS.get(scope.lower())
+    if known is not None:
+        return known
+    name = scope.rstrip("/").rsplit("/", 1)[-1] if "://" in scope else scope
+    words = " ".join(part for part in re.split(r"[\s._:/\-]+", name) if part)
+    return words[:1].upper() + words[1:] if words else scope

@@ -72,26 +72,16 @@ async def _add_live_runs(api: ApiContext, workflow_id: str, runs: dict[str, list
     try:
         for _ in range(_MAX_RUNS):
             events = await api.link.history(workflow_id, run_id)
-            run_id = _run_id(events) or run_id or ""
-            runs[run_id] = events
-            run_id = _previous_run_id(events)
-            if run_id is None or run_id in runs:
+            started = _attributes(events[0]) if events else {}
+            runs[started.get("originalExecutionRunId") or run_id or ""] = events
+            run_id = started.get("continuedExecutionRunId")  # the run that continued as this one
+            if not run_id or run_id in runs:
                 return True
     except Exception as error:
         # Temporal is unavailable or has deleted the run: exported runs are still shown
         log_event(log, logging.INFO, LogEvent.HISTORY_UNREADABLE, type(error).__name__, object=workflow_id)
         return False
     return True
-
-
-def _run_id(events: list[HistoryEvent]) -> str | None:
-    """The run id in the first event."""
-    return _started_attributes(events).get("originalExecutionRunId")
-
-
-def _previous_run_id(events: list[HistoryEvent]) -> str | None:
-    """The id of the run that continued as this one, or None for a first run."""
-    return _started_attributes(events).get("continuedExecutionRunId") or None
 
 
 def _timeline_events(run_id: str, events: list[HistoryEvent]) -> list[TimelineEvent]:
@@ -181,10 +171,6 @@ def _activity_name(event: HistoryEvent) -> str | None:
 
 def _attributes(event: HistoryEvent) -> HistoryEvent:
     return next((value for name, value in event.items() if name.endswith("EventAttributes")), {})
-
-
-def _started_attributes(events: list[HistoryEvent]) -> HistoryEvent:
-    return events[0].get("workflowExecutionStartedEventAttributes", {}) if events else {}
 
 
 def _shown_members(payloads: Any) -> dict[str, Any]:

@@ -80,12 +80,9 @@ def field_errors(error: ValidationError | RequestValidationError) -> list[dict[s
             return _INVALID_JSON_ERRORS
         loc = [str(part) for part in entry["loc"] if part not in ("body", "query", "path", "header")]
         name = ".".join(part if part.isdigit() or _FIELD_NAME.match(part) else "?" for part in loc)
-        found.append({"field": name or "body", "problem": _reason_text(entry)})
+        problem = str(entry["msg"]).removeprefix("Value error, ")
+        found.append({"field": name or "body", "problem": problem})
     return found
-
-
-def _reason_text(entry: dict[str, Any] | Any) -> str:
-    return str(entry["msg"]).removeprefix("Value error, ")
 
 
 def invalid_request_response(error: ValidationError | RequestValidationError, base_url: str) -> Response:
@@ -112,11 +109,8 @@ def install_error_handlers(app: FastAPI, base_url: str) -> None:
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 400:  # FastAPI's status for a body that can't be decoded
-            return problem_response(
-                invalid_request("body", f"body: {_INVALID_JSON}"),
-                base_url,
-                _INVALID_JSON_ERRORS,
-            )
+            failure = invalid_request("body", f"body: {_INVALID_JSON}")
+            return problem_response(failure, base_url, _INVALID_JSON_ERRORS)
         code = _CODE_BY_STATUS.get(error.status_code, ErrorCode.INVALID_REQUEST)
         response = problem_response(Failure(code), base_url)
         if error.headers and "Allow" in error.headers:

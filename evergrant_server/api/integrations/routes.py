@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from contextlib import suppress
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
+from evergrant_server.api.http.call import ApiCall, ApiDep, Call, Command, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
 from evergrant_server.api.http.problems import require_found
 from evergrant_server.api.integrations.changes import (
@@ -19,20 +20,22 @@ from evergrant_server.api.integrations.changes import (
     new_integration,
     retry_failing_connections,
 )
-from evergrant_server.api.integrations.client_metadata import client_metadata_url
 from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
 from evergrant_server.api.integrations.models import IntegrationBody, IntegrationView, RotateSecretBody
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.policy import decide
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
+from providers.registration.client_metadata import client_metadata
 
 log = logging.getLogger("evergrant.api")
 
 router = APIRouter(tags=["integrations"])
+metadata_router = APIRouter(tags=["pages"])
 
 DISCOVERY_TIMEOUT_S = 15.0
 
@@ -172,3 +175,28 @@ async def _require_integration(tx: Transaction, call: ApiCall, name: str) -> Int
 async def _record(tx: Transaction, call: ApiCall, action: AuditAction, it: Integration) -> None:
     detail = {"integration": it.name, "provider": it.provider, "client_id": it.client_id}
     await call.record(tx, action, it.id, **detail)
+
+
+def client_metadata_url(public_url: str, integration_id: str) -> str:
+    """The client id of a client whose metadata document an authorization server fetches there."""
+    return f"{public_url}/oauth/client/{integration_id}"
+
+
+@metadata_router.get("/oauth/client/{integration_id}")
+async def get_client_metadata(integration_id: str, response: Response, api: ApiDep) -> dict[str, Any]:
+    """The public metadata of one integration's client."""
+    # draft-ietf-oauth-client-id-metadata-document, section 4
+    if not is_id(integration_id, "int"):
+        raise Failure(ErrorCode.NOT_FOUND)
+    async with api.store.read() as tx:
+        found = await tx.integrations.find_in_any_tenant(IntegrationId(integration_id))
+    if found is None or found.registration is not RegistrationMethod.METADATA_DOCUMENT:
+        raise Failure(ErrorCode.NOT_FOUND)
+    response.headers["Cache-Control"] = "public, max-age=3600"
+    return client_metadata(
+        api.redirect_uri(found.id),
+        auth="none",
+        scopes=found.default_scopes,
+        client_id=client_metadata_url(api.settings.public_url, found.id),
+        dpop=found.dpop is True,
+    )

@@ -10,7 +10,7 @@ from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.leases.dpop import DpopProofs
+from evergrant_server.api.leases.dpop import require_provable
 from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter, RefreshWaitResult
 from evergrant_server.api.leases.refusals import LeaseRequest, absent, not_leasable, record_refusal
 from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
@@ -40,7 +40,6 @@ class LeaseIssuer:
         self._api = api
         self._refresher = refresher
         self._margin = RULES[NEWEST_RULES].margin
-        self._proofs = DpopProofs(api)
         self._rows: dict[_NameKey | _IdKey, LeaseRow] = {}
 
     async def issue(
@@ -84,7 +83,7 @@ class LeaseIssuer:
             raise await not_leasable(call, lease_request, row)
         self._check_scopes(call.caller, lease_request, row)
         if lease_request.proof is not None:
-            await self._proofs.require_provable(row, lease_request.proof)
+            await require_provable(self._api, row, lease_request.proof)
         await self._api.ledger.record(self._claim(call, lease_request, row))
         self._remember(lease_request, row)
         return row

@@ -1,4 +1,4 @@
-"""DPoP proofs (RFC 9449) for apps that may lease a bound token.
+"""DPoP proofs (RFC 9449) for apps that may lease a bound token. `LeaseIssuer` checks the lease.
 
 The private key never leaves the API. No proof is created for an endpoint of the provider's
 authorization server (ADR 0017).
@@ -20,43 +20,38 @@ from providers.definition.templates import integration_endpoints
 from providers.requests.dpop import dpop_proof, origin_of
 
 
-class DpopProofs:
-    """Checks requests for proofs and creates them. `LeaseIssuer` checks the lease."""
+async def require_provable(api: ApiContext, row: LeaseRow, wanted: ProofBody) -> None:
+    """Raise Failure INVALID_REQUEST for an unbound token or an endpoint of the authorization server."""
+    if row.grant is None or row.grant.token_type != DPOP_TOKEN_TYPE:
+        raise invalid_request("connection_id", "Its tokens are not bound to a key.")
+    async with api.store.read() as tx:
+        integration = require_found(await tx.integrations.get(row.tenant, row.integration_id))
+        spec = await integration_spec(tx, api.registry, integration)
+    endpoints = integration_endpoints(spec, integration, row.grant.metadata)
+    if comparable_location(wanted.proved_url) in {
+        comparable_location(url) for url in _endpoint_urls(endpoints)
+    }:
+        detail = "No proof is created for an endpoint of the provider's authorization server."
+        raise invalid_request("htu", detail)
 
-    def __init__(self, api: ApiContext) -> None:
-        self._api = api
 
-    async def require_provable(self, row: LeaseRow, wanted: ProofBody) -> None:
-        """Raise Failure INVALID_REQUEST for an unbound token or an endpoint of the authorization server."""
-        if row.grant is None or row.grant.token_type != DPOP_TOKEN_TYPE:
-            raise invalid_request("connection_id", "Its tokens are not bound to a key.")
-        async with self._api.store.read() as tx:
-            integration = require_found(await tx.integrations.get(row.tenant, row.integration_id))
-            spec = await integration_spec(tx, self._api.registry, integration)
-        endpoints = integration_endpoints(spec, integration, row.grant.metadata)
-        if comparable_location(wanted.proved_url) in {
-            comparable_location(url) for url in _endpoint_urls(endpoints)
-        }:
-            detail = "No proof is created for an endpoint of the provider's authorization server."
-            raise invalid_request("htu", detail)
+async def create_proof(api: ApiContext, row: LeaseRow, wanted: ProofBody) -> str:
+    """The proof, with the hash of the token that the row holds. Its record is committed by now.
 
-    async def create(self, row: LeaseRow, wanted: ProofBody) -> str:
-        """The proof, with the hash of the token that the row holds. Its record is committed by now.
-
-        Raises Failure CONSENT_REQUIRED when the grant is gone, SEAL_BROKEN, KEY_UNAVAILABLE.
-        """
-        async with self._api.store.read() as tx:
-            key = await tx.proof_keys.get(row.tenant, row.connection_id)
-        if key is None:
-            raise Failure(ErrorCode.CONSENT_REQUIRED, f"{row.connection_id} holds no proof key.")
-        return dpop_proof(
-            key,
-            wanted.htm,
-            wanted.proved_url,
-            self._api.clock.now(),
-            nonce=wanted.nonce,
-            access_token=row.open_access_token(self._api.ring),
-        )
+    Raises Failure CONSENT_REQUIRED when the grant is gone, SEAL_BROKEN, KEY_UNAVAILABLE.
+    """
+    async with api.store.read() as tx:
+        key = await tx.proof_keys.get(row.tenant, row.connection_id)
+    if key is None:
+        raise Failure(ErrorCode.CONSENT_REQUIRED, f"{row.connection_id} holds no proof key.")
+    return dpop_proof(
+        key,
+        wanted.htm,
+        wanted.proved_url,
+        api.clock.now(),
+        nonce=wanted.nonce,
+        access_token=row.open_access_token(api.ring),
+    )
 
 
 def _endpoint_urls(endpoints: Endpoints) -> Iterator[str]:

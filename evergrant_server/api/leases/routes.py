@@ -15,7 +15,7 @@ from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import Body
 from evergrant_server.api.http.problems import invalid_request_response
 from evergrant_server.api.leases.decision import LeaseIssuer
-from evergrant_server.api.leases.dpop import DpopProofs
+from evergrant_server.api.leases.dpop import create_proof
 from evergrant_server.api.leases.models import LeaseBody, ProofBody, TokenBody
 from evergrant_server.api.leases.refresher import RefreshWaiter
 from evergrant_server.api.leases.refusals import LeaseRequest
@@ -73,7 +73,7 @@ async def _respond(endpoint: Endpoint, request: Request) -> Response:
 
 def routes(api: ApiContext, refresher: RefreshWaiter) -> list[LeaseRoute]:
     """`POST /v1/lease`, `POST /v1/connections/{id}/token` and `…/proof`."""
-    issuer, proofs = LeaseIssuer(api, refresher), DpopProofs(api)
+    issuer = LeaseIssuer(api, refresher)
     base_url = api.settings.public_url
 
     async def by_names(request: Request) -> Response:
@@ -93,7 +93,7 @@ def routes(api: ApiContext, refresher: RefreshWaiter) -> list[LeaseRoute]:
         body = await _parse_body(request, ProofBody)
         lease_request = LeaseRequest(TokenBody(), _connection_id(request), body)
         row = await issuer.issue(request, lease_request, caller)
-        return _grant_response(row, proof=await proofs.create(row, body), htu=body.proved_url)
+        return _grant_response(row, proof=await create_proof(api, row, body), htu=body.proved_url)
 
     return [
         LeaseRoute(LEASE_PATH, _counting_refusals(by_names, base_url), methods=["POST"]),

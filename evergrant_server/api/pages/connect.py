@@ -34,7 +34,6 @@ from evergrant_server.core.connections.consent import (
     Consent,
     ConsentKind,
     ConsentStatus,
-    DeviceCode,
     PushedAuthorization,
     hash_of_nonce,
     hash_state,
@@ -67,7 +66,13 @@ async def show_consent(pages: PagesDep, link: str) -> Response:
         session = await pages.session_of_link(tx, link)
         device = await tx.consents.device_code(session.consent)
     if session.consent.kind is ConsentKind.DEVICE:
-        return await _device_page(pages, session, device)
+        # not bound to a browser: it starts no attempt
+        if session.consent.status is not ConsentStatus.CODE_RECEIVED or device is None:
+            return await pages.outcome_response(session)
+        if device.expires_at <= pages.now:
+            raise Failure(ErrorCode.CONSENT_EXPIRED, "This code has expired.")
+        name, consent = session.provider_name, session.consent
+        return html_response(pages.templates.device(provider=name, consent=consent, device=device))
     ended = session.consent.status not in (ConsentStatus.OPEN, ConsentStatus.STARTED)
     if ended and pages.is_bound(session.consent):
         return await pages.outcome_response(session)
@@ -84,17 +89,6 @@ async def show_consent(pages: PagesDep, link: str) -> Response:
     )
     pages.browsers.set_cookie(response, browser)
     return response
-
-
-async def _device_page(pages: SubjectPages, session: ConsentSession, device: DeviceCode | None) -> Response:
-    """The page with the device code. It is not bound to a browser: it starts no attempt."""
-    if session.consent.status is not ConsentStatus.CODE_RECEIVED or device is None:
-        return await pages.outcome_response(session)
-    if device.expires_at <= pages.now:
-        raise Failure(ErrorCode.CONSENT_EXPIRED, "This code has expired.")
-    return html_response(
-        pages.templates.device(provider=session.provider_name, consent=session.consent, device=device)
-    )
 
 
 @router.post("/connect/{link}/choice")
