@@ -21,6 +21,8 @@ class FailureKind(StrEnum):
 
 
 class Repairer(StrEnum):
+    """Who has to act."""
+
     SUBJECT = "subject"
     INTEGRATION_ADMIN = "integration_admin"
     TIME = "time"
