@@ -27,7 +27,7 @@ from providers.requests.sender import Sender, SendFailed
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import LoopbackTls, OwnCertificate, loopback_tls, own_certificate
 from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
-from tests.unit.providers.samples import an_integration, spec_like
+from tests.unit.providers.samples import an_integration, fails, spec_like
 
 NOW = datetime.now(UTC)
 METHODS = ("tls_client_auth", "self_signed_tls_client_auth")
@@ -118,12 +118,8 @@ def test_invalid_certificate_refused() -> None:
         (OURS.certificate * 11, OURS.private, "more than"),
         (OURS.certificate + own_certificate(days=-0.04).certificate, OURS.private, "has expired"),
     ):
-        with pytest.raises(Failure, match=why) as raised:
+        with fails(ErrorCode.INVALID_REQUEST, why, field="client_certificate") as raised:
             parse_client_certificate(certificate, Secret(private), NOW)
-        assert (raised.value.code, raised.value.context["field"]) == (
-            ErrorCode.INVALID_REQUEST,
-            "client_certificate",
-        )
         assert "PRIVATE" not in str(raised.value)
 
 
@@ -131,12 +127,8 @@ def test_certificate_with_unknown_key_type_refused() -> None:
     p256, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f")
     der = x509.load_pem_x509_certificate(OURS.certificate.encode()).public_bytes(Encoding.DER)
     strange = ssl.DER_cert_to_PEM_cert(der.replace(p256, unknown))
-    with pytest.raises(Failure) as failure:
+    with fails(ErrorCode.INVALID_REQUEST, field="client_certificate"):
         parse_client_certificate(strange, Secret(OURS.private), NOW)
-    assert (failure.value.code, failure.value.context["field"]) == (
-        ErrorCode.INVALID_REQUEST,
-        "client_certificate",
-    )
 
 
 async def test_unwritable_key_file_counts_as_not_sent(

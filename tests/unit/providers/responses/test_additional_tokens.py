@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from evergrant_server.core.connections.grant import ImportedTokens, TokenSet
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import ErrorCode
 from providers.requests.authorization_url import token_slot_scope_params
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import additional_token_sets
@@ -73,12 +73,8 @@ def test_scopes_of_a_token_slot():
     spec = spec_like(scope_params={"user": "user_scope"}, response=response)
     assert token_slot_scope_params(spec, {"user": ("a", "b")}) == {"user_scope": ("a", "b")}
     for wrong in ({"team": ("a",)}, {"user": ("a b",)}):
-        with pytest.raises(Failure) as raised:
+        with fails(ErrorCode.INVALID_REQUEST, field="slot_scopes"):
             token_slot_scope_params(spec, wrong)
-        assert (raised.value.code, raised.value.context["field"]) == (
-            ErrorCode.INVALID_REQUEST,
-            "slot_scopes",
-        )
     with pytest.raises(ValueError, match="scope_params"):
         spec_like(scope_params={"team": "team_scope"}, response=response)
     with pytest.raises(ValueError, match="one of key and name"):
