@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_base import PLACEHOLDER, TemplateParam, placeholders
+from providers.definition.schema_base import PLACEHOLDER, placeholders
 
 _PROBES = (
     "evil.com",
@@ -57,15 +57,12 @@ def _foreign_host_accepted(spec: ProviderSpec, authority: str, name: str) -> str
         return None
     ending = authority.rpartition(f"{{{name}}}")[2]
     for other in placeholders(ending):
-        ending = ending.replace(f"{{{other}}}", _first_of_enum(spec.template_params.get(other)))
+        closed = spec.template_params.get(other)
+        first = closed.enum[0] if closed is not None and closed.enum else ""
+        ending = ending.replace(f"{{{other}}}", first)
     if ending.count(".") >= 2 and not placeholders(ending) and ending not in _PUBLIC_SUFFIXES:
         return None  # {name}.vendor.com: the vendor owns every value
     return next((probe for probe in _PROBES if rule.problem(rule.normalised(probe)) is None), None)
-
-
-def _first_of_enum(rule: TemplateParam | None) -> str:
-    """The first value of a closed list; empty for an open one."""
-    return rule.enum[0] if rule is not None and rule.enum else ""
 
 
 def sources_are_named(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:

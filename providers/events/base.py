@@ -4,7 +4,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
 from evergrant_server.core.provider_events.external_revocation import Certainty
 from evergrant_server.core.provider_events.receivers import AccountIdentifier
@@ -72,10 +72,6 @@ class EventRejected(Exception):
 
 class UnknownKey(Exception):
     """The request is signed with a key that isn't pinned; the transmitter may have a new one."""
-
-
-class Verifier(Protocol):
-    def __call__(self, request: EventRequest, trust: EventTrust) -> VerifiedEvents: ...
 
 
 def accounts_with_id(value: object) -> tuple[frozenset[AccountIdentifier], ...]:

@@ -128,8 +128,7 @@ def _check_parties(claims: dict[str, Any], trust: EventTrust) -> None:
 
 def _check_time(claims: dict[str, Any], now: datetime) -> datetime:
     """`iat`. An event token doesn't expire, but an old one might be a replay."""
-    iat = claims.get("iat")
-    issued_at = from_unix(iat) if isinstance(iat, int | float) and not isinstance(iat, bool) else None
+    issued_at = _timestamp(claims.get("iat"))
     if issued_at is None:
         raise EventRejected("invalid_request", "iat is missing.")
     if issued_at - now > TIMESTAMP_TOLERANCE or now - issued_at > MAX_EVENT_AGE:

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs
@@ -18,7 +19,6 @@ from providers.events.base import (
     EventTrust,
     ProviderEvent,
     VerifiedEvents,
-    Verifier,
     accounts_with_id,
     decode_base64url,
     from_unix,
@@ -205,15 +205,10 @@ def _sha256_hex(*parts: bytes) -> str:
     return hashlib.sha256(b"\n".join(parts)).hexdigest()
 
 
-VERIFIERS: dict[ReceiverKind, Verifier] = {
+VERIFIERS: dict[ReceiverKind, Callable[[EventRequest, EventTrust], VerifiedEvents]] = {
     ReceiverKind.SET: verify_set,
     ReceiverKind.SLACK: verify_slack,
     ReceiverKind.GITHUB: verify_github,
     ReceiverKind.ZOOM: verify_zoom,
     ReceiverKind.META: verify_meta,
 }
-
-
-def needs_secret(kind: ReceiverKind) -> bool:
-    """Whether events of this kind are signed with a shared secret."""
-    return kind is not ReceiverKind.SET

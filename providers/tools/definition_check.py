@@ -29,7 +29,10 @@ _DRY_RUN = {
 _CATALOGUE_FIELDS = ("categories", "sources")  # about the catalogue, not the provider
 # URLs that get no secret; apps send tokens to `api_base_url`
 _NO_CREDENTIAL_FIELDS = {
-    *("authorization_endpoint", "oauth1.authorization_endpoint", "registration_endpoint", "issuer"),
+    "authorization_endpoint",
+    "oauth1.authorization_endpoint",
+    "registration_endpoint",
+    "issuer",
 }
 
 
