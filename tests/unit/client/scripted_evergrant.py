@@ -12,9 +12,16 @@ from typing import Any, Self, get_type_hints
 from urllib.parse import parse_qsl, urlsplit
 
 from evergrant import AuditRecord, Connection
+from evergrant.calls.integrations import Integration, ProviderVersion
+from evergrant.calls.webhooks import Webhook, WebhookDelivery
 
 TOKEN = "canary/tok+en.0123456789abcdefXYZ"
 LINK = "https://evergrant.example/connect/canary-link-0123456789"
+SECRET = "canary-secret-0123456789"
+INTEGRATION = {"provider": "gitlab", "client_id": "c-1", "client_secret": SECRET}
+VERSION = "/v1/providers/acme-crm"
+HOOK = "/v1/webhooks/hooks"
+URL = "https://hooks.example.com/in"
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,25 @@ def connection(**changes: Any) -> dict[str, Any]:
 def audit_record(**changes: Any) -> dict[str, Any]:
     members = {"action": "grant.refreshed", "detail": {"generation": 4}, "workflow_event_id": 17}
     return example(AuditRecord, **(members | changes))
+
+
+def an_integration(**changes: Any) -> dict[str, Any]:
+    members = {"name": "crm", "redirect_uri": "https://e/oauth/callback/int_1", "a_later_member": True}
+    return example(Integration, **(members | changes))
+
+
+def a_version(**changes: Any) -> dict[str, Any]:
+    findings = [{"check": "hosts", "level": "warning", "detail": "a new host"}]
+    return example(ProviderVersion, **({"name": "acme-crm", "findings": findings} | changes))
+
+
+def a_webhook(**changes: Any) -> dict[str, Any]:
+    return example(Webhook, **({"name": "hooks", "url": URL} | changes))
+
+
+def a_delivery(**changes: Any) -> dict[str, Any]:
+    members = {"id": "dlv_1", "status": "failed", "response_status": 500, "problem": "refused"}
+    return example(WebhookDelivery, **(members | changes))
 
 
 class ScriptedEvergrant:

@@ -14,10 +14,16 @@ from evergrant import App, LiveStatus
 
 from tests.unit.client.conftest import Command, Ended
 from tests.unit.client.scripted_evergrant import (
+    INTEGRATION,
     LINK,
+    SECRET,
     TOKEN,
     ScriptedEvergrant,
     ScriptedResponse,
+    a_delivery,
+    a_version,
+    a_webhook,
+    an_integration,
     audit_record,
     connection,
     consent_required,
@@ -25,14 +31,6 @@ from tests.unit.client.scripted_evergrant import (
     lease,
     page,
     problem,
-)
-from tests.unit.client.test_admin_calls import (
-    INTEGRATION,
-    SECRET,
-    a_delivery,
-    a_version,
-    a_webhook,
-    an_integration,
 )
 
 ROOT = Path(__file__).parents[3]
