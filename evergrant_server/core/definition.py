@@ -21,6 +21,8 @@ HELD_CHECK_INTERVAL_S = 21_600.0  # seconds between two looks at one that is hel
 
 
 class DefinitionState(StrEnum):
+    """Where a version of a definition is."""
+
     CHECKING = "checking"  # a worker runs the checks
     WAITING = "waiting"  # without a problem; an admin decides
     UNSOUND = "unsound"  # a check found a problem; the admin proposes another version
