@@ -1,7 +1,6 @@
 """What outlives a run: its connection, pipelines that wait, its history; and `reconcile` between two runs."""
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -9,23 +8,18 @@ from evergrant.temporal import TokenInbox, TokenNotReady
 from temporalio import workflow
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
-from temporalio.testing import ActivityEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from activities.maintenance.history import HistoryActivities
-from activities.maintenance.reconcile import ReconcileActivities
 from evergrant_server.cli import operate
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import connection_workflow_id
-from evergrant_server.core.messages.maintenance import ReconcileRequest, ReconcileResult
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from evergrant_server.temporal_link.runs import RunningWorkflow
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation
-from tests.fakes.platform.observations import run_id, runs
+from tests.fakes.platform.observations import run_id
 from tests.fakes.providers.scripted_provider import error
-from tests.fakes.rows import a_connection
 
 LONG_AGO = timedelta(days=30)
 
@@ -88,35 +82,6 @@ async def test_a_run_whose_provider_may_still_answer_is_left_and_named(place: In
         assert (done.restarted, done.awaiting_provider) == (0, (connection.id,))
     assert (await refreshing).generation == 2
     assert await run_of(place, connection) == first
-
-
-async def test_a_pass_goes_on_where_the_worker_before_was(place: Installation):
-    """What its heartbeat said is done is not done again, and is counted."""
-    now, integration = place.parts.clock.now(), await place.integration()
-    alone = [a_connection(integration, now, subject=f"user-{number}") for number in range(3)]
-    async with place.store.write() as tx:
-        for it in alone:  # without their workflows
-            await tx.connections.add(it)
-    passed, second, third = sorted(it.id for it in alone)
-    upkeep = ReconcileActivities(
-        place.store,
-        place.parts.reconciler,
-        HistoryActivities(place.store, place.parts.link, place.parts.clock),
-        place.parts.clock,
-        timedelta(days=30),
-    )
-    environment = ActivityEnvironment()
-    before = ReconcileResult(live=1, started=1, after=passed)
-    environment.info = replace(environment.info, heartbeat_details=[before])
-    told: list[ReconcileResult] = []
-    environment.on_heartbeat = lambda *details: told.extend(details)
-    done = await environment.run(upkeep.reconcile, ReconcileRequest())
-    assert (done.live, done.started, done.after) == (3, 3, None)
-    assert told[0].after in (passed, third)
-    running = [
-        await runs(place.parts.link, connection_workflow_id(TENANT, it)) for it in (passed, second, third)
-    ]
-    assert running == [False, True, True]
 
 
 @workflow.defn(name="WaitingPipeline")
