@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
@@ -95,7 +96,7 @@ def create_app(api: ApiContext) -> FastAPI:
     app.router.routes.extend(lease_routes)
     for router in ROUTERS:
         app.include_router(router)
-    app.openapi = lambda: _openapi(app)
+    app.openapi = cache(lambda: openapi.openapi_schema(app))
     app.add_middleware(leases.LeaseMiddleware, routes=lease_routes)
     lease_wait_s = api.settings.lease_wait.total_seconds()
     app.add_middleware(Deadline, base_url=api.settings.public_url, lease_wait_s=lease_wait_s)
@@ -103,9 +104,3 @@ def create_app(api: ApiContext) -> FastAPI:
     if traces.is_enabled():
         app.add_middleware(traces.TracingMiddleware)  # outermost: the envelope reads its span
     return app
-
-
-def _openapi(app: FastAPI) -> dict[str, object]:
-    if app.openapi_schema is None:
-        app.openapi_schema = openapi.openapi_schema(app)
-    return app.openapi_schema

@@ -43,7 +43,11 @@ async def get_docs(request: Request) -> Response:
     """A page with the routes and the failure table."""
     schema = request.app.openapi()
     routes = [
-        {"method": method.upper(), "path": path, "text": _operation_text(operation)}
+        {
+            "method": method.upper(),
+            "path": path,
+            "text": operation.get("description") or operation.get("summary") or "",
+        }
         for path, operations in sorted(schema["paths"].items())
         for method, operation in operations.items()
         if method in _METHODS
@@ -118,7 +122,3 @@ def _document_failures(schema: dict[str, Any]) -> None:
             if method in _METHODS and "pages" not in operation.get("tags", ()):
                 operation["responses"].pop("422", None)
                 operation["responses"]["default"] = problem
-
-
-def _operation_text(operation: dict[str, Any]) -> str:
-    return " ".join(str(operation.get("description") or operation.get("summary") or "").split())

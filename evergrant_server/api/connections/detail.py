@@ -14,7 +14,6 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.messages.connection import ConnectionDescription
 from evergrant_server.store import Transaction
 from providers.definition.templates import api_base_url_of
 
@@ -42,9 +41,18 @@ async def get_connection(
         # a reader of the code could have another account approve it
         if call.allows(Action.CONNECT, connection.integration, connection.subject):
             view = view.model_copy(update={"device": await device_view(tx, connection)})
-    if live:
-        return await _with_live_state(api, connection, view)
-    return view.model_copy(update=await _next_action(api, connection))
+    action = _awaited_action(connection)
+    described = None
+    if live or action is None:
+        timeout = _LIVE_TIMEOUT_S if live else _DESCRIBE_TIMEOUT_S
+        with suppress(Failure):  # then the view has what the store knows
+            described = await api.link.describe(connection.tenant, connection.id, timeout=timeout)
+    if described is not None:
+        action = action or {"next_action": described.next_step, "next_at": described.next_at}
+        if live:
+            shown = LiveView.of_workflow(described)
+            action |= {"live": shown, "differs": shown.differences_from(view)}
+    return view.model_copy(update=action or {})
 
 
 async def _api_base_url(
@@ -59,35 +67,6 @@ async def _api_base_url(
     except Failure:  # its definition was deleted
         return None
     return api_base_url_of(spec, integration.params, view.metadata)
-
-
-async def _with_live_state(api: ApiContext, connection: Connection, view: ConnectionView) -> ConnectionView:
-    """`live` stays null when Temporal or its workers don't answer, or no run of the workflow is open."""
-    description = await _describe(api, connection, _LIVE_TIMEOUT_S)
-    if description is None:
-        return view.model_copy(update=_awaited_action(connection) or {})
-    live = LiveView.of_workflow(description)
-    action = _awaited_action(connection) or _workflow_action(description)
-    return view.model_copy(update={**action, "live": live, "differs": live.differences_from(view)})
-
-
-async def _next_action(api: ApiContext, connection: Connection) -> dict[str, object]:
-    """The next action: of subject or app by the state, else of the workflow by query."""
-    awaited = _awaited_action(connection)
-    if awaited is not None:
-        return awaited
-    description = await _describe(api, connection, _DESCRIBE_TIMEOUT_S)
-    return {} if description is None else _workflow_action(description)
-
-
-async def _describe(api: ApiContext, connection: Connection, timeout: float) -> ConnectionDescription | None:
-    with suppress(Failure):
-        return await api.link.describe(connection.tenant, connection.id, timeout=timeout)
-    return None
-
-
-def _workflow_action(description: ConnectionDescription) -> dict[str, object]:
-    return {"next_action": description.next_step, "next_at": description.next_at}
 
 
 def _awaited_action(connection: Connection) -> dict[str, object] | None:

@@ -49,9 +49,6 @@ class BrowserSessions:
         message = f"{self.hash_cookie(browser)}:{self.hash_cookie(link)}"
         return hmac.new(self._key, message.encode(), hashlib.sha256).hexdigest()
 
-    def _is_valid_csrf(self, given: str, browser: str, link: str) -> bool:
-        return hmac.compare_digest(given.encode(), self.csrf_token(browser, link).encode())
-
     async def read_form(self, request: Request, link: str) -> tuple[str, dict[str, str]]:
         """The browser and the fields of the form of this link's page.
 
@@ -67,7 +64,9 @@ class BrowserSessions:
         except ValueError:
             fields = {}
         browser = self.cookie_of(request)
-        if browser is None or not self._is_valid_csrf(fields.get("csrf", ""), browser, link):
+        if browser is None or not hmac.compare_digest(
+            fields.get("csrf", "").encode(), self.csrf_token(browser, link).encode()
+        ):
             why = "The form was not sent from this page, or the browser doesn't store cookies."
             raise Failure(ErrorCode.CALLBACK_INVALID, why)
         return browser, fields

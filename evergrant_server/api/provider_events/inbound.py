@@ -72,7 +72,10 @@ async def receive_event(receiver_id: str, request: Request, api: ApiDep) -> Resp
     try:
         if len(body) > BODY_LIMIT:
             raise EventRejected("invalid_request", "The body is too large.")
-        verified = VERIFIERS[receiver.kind](EventRequest(_headers(request), body, api.clock.now()), trust)
+        # of a repeated header the first value
+        verified = VERIFIERS[receiver.kind](
+            EventRequest(dict(reversed(request.headers.items())), body, api.clock.now()), trust
+        )
     except EventRejected as refused:
         return _refusal_response(receiver, refused)
     except UnknownKey:
@@ -108,11 +111,6 @@ async def _load_receiver(api: ApiContext, receiver_id: str) -> tuple[Receiver, I
         keys=receiver.keys,
     )
     return receiver, integration, trust
-
-
-def _headers(request: Request) -> dict[str, str]:
-    """Headers by lower-case name; of a repeated header the first value."""
-    return dict(reversed(request.headers.items()))
 
 
 def _refusal_response(receiver: Receiver, refused: EventRejected) -> Response:

@@ -40,7 +40,7 @@ class ImportWriter:
             item = _parse_item(raw)
             if dry_run:
                 async with self._api.store.read() as tx:
-                    return await self._dry_run(tx, index, item)
+                    return await self._import(tx, index, item, dry_run=True)
             return await run_transaction(self._api.store, lambda tx: self._import(tx, index, item))
         except Failure as failure:
             if failure.kind in _RAISED_KINDS:
@@ -50,23 +50,21 @@ class ImportWriter:
                 index=index, status="invalid", code=failure.code, field=field, detail=failure.detail
             )
 
-    async def _dry_run(self, tx: Transaction, index: int, item: ImportItem) -> ImportOutcome:
-        await self._check_item(tx, item)
-        found = await self._existing(tx, item)
-        return _already_exists(index, found) if found else ImportOutcome(index=index, status="would_import")
-
-    async def _import(self, tx: Transaction, index: int, item: ImportItem) -> ImportOutcome:
+    async def _import(
+        self, tx: Transaction, index: int, item: ImportItem, *, dry_run: bool = False
+    ) -> ImportOutcome:
         integration, scopes = await self._check_item(tx, item)
-        found = await self._existing(tx, item)
-        if found is not None:
-            return _already_exists(index, found)
+        found = await tx.connections.by_names(self._call.tenant, item.integration, item.subject, item.label)
+        if found is not None and not found.state.is_final:
+            pending = found.state is LifecycleState.PENDING_CONSENT
+            state = "exists and is pending" if pending else f"is {found.state.value}"
+            detail = f"the connection {state}"
+            return ImportOutcome(index=index, status="exists", connection_id=found.id, detail=detail)
+        if dry_run:
+            return ImportOutcome(index=index, status="would_import")
         await tx.integrations.lock_against_deletion(integration)
         connection = await self._write(tx, integration, item, scopes)
         return ImportOutcome(index=index, status="imported", connection_id=connection.id)
-
-    async def _existing(self, tx: Transaction, item: ImportItem) -> Connection | None:
-        found = await tx.connections.by_names(self._call.tenant, item.integration, item.subject, item.label)
-        return None if found is None or found.state.is_final else found
 
     async def _check_item(self, tx: Transaction, item: ImportItem) -> tuple[Integration, tuple[str, ...]]:
         """The integration and the scopes. Raises the Failure that says why the item is invalid."""
@@ -165,12 +163,3 @@ def _parse_item(raw: Any) -> ImportItem:
 
 def _invalid(field: str, why: str) -> Failure:
     return invalid_request(field, f"{field}: {why}")
-
-
-def _already_exists(index: int, found: Connection) -> ImportOutcome:
-    detail = (
-        "the connection exists and is pending"
-        if found.state is LifecycleState.PENDING_CONSENT
-        else f"the connection is {found.state.value}"
-    )
-    return ImportOutcome(index=index, status="exists", connection_id=found.id, detail=detail)

@@ -56,7 +56,8 @@ async def list_deliveries(
         webhook = await require_webhook(tx, call, name)
         bound = {"list": "deliveries", "of": webhook.id, "status": status}
         after = call.api.cursors.decode(cursor, call.tenant, **bound)
-        position = None if after is None else _parse_position(after)
+        at, _, id = (after or "").partition(" ")
+        position = None if after is None else (datetime.fromisoformat(at), DeliveryId(id))
         found = await tx.deliveries.page(
             call.tenant, webhook.id, status=status, after=position, limit=limit + 1
         )
@@ -94,8 +95,3 @@ async def _require_enabled(tx: Transaction, call: ApiCall, name: str) -> Webhook
 
 def _cursor_position(it: Delivery) -> str:
     return f"{it.created_at.isoformat()} {it.id}"
-
-
-def _parse_position(place: str) -> tuple[datetime, str]:
-    at, _, id = place.partition(" ")
-    return datetime.fromisoformat(at), id
