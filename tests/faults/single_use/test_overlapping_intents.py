@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from sqlalchemy import text
 
 from activities.single_use import protocol
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.intent import commit_intent
-from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, TimeLimits
@@ -39,21 +39,20 @@ from tests.unit.activities.single_use.protocol_worker import (
 class Instant:
     """A late reply whose wait is over, and a third use by another worker."""
 
-    def __init__(self, store: Store, connection: Connection, slow: Worker, late: SingleUseAttempt) -> None:
-        self._store, self.connection, self._slow, self._late = store, connection, slow, late
+    def __init__(self, slow: Worker, late: SingleUseAttempt) -> None:
+        self._slow, self._late = slow, late
 
     @asynccontextmanager
     async def installing(self) -> AsyncIterator[None]:
         """What the answer brought is committed at the end."""
-        async with self._store.write() as tx:
-            await self._slow.single_use.tracker.record_late_install(
-                tx, self._late.row, STRICT, journaled=True
-            )
+        connection = self._slow.connection
+        async with self._slow.store.write() as tx:
+            await self._slow.tracker.record_late_install(tx, self._late.row, STRICT, journaled=True)
             yield
-            after = self.connection.refreshed(NOW)
+            after = connection.refreshed(NOW)
             tokens = some_tokens("at-2", "rt-2")
             await tx.grants.install(
-                after, tokens, a_grant(2), origin=Origin.REFRESH, expected=self.connection.revision
+                after, tokens, a_grant(2), origin=Origin.REFRESH, expected=connection.revision
             )
 
     async def installs(self) -> None:
@@ -61,22 +60,22 @@ class Instant:
             pass
 
 
-@pytest.fixture
-def quick(store: Store, clock: SetClock, tmp_path: Path) -> Worker:
+@pytest_asyncio.fixture
+async def quick(store: Store, clock: SetClock, tmp_path: Path) -> Worker:
     """A worker by whose clock every earlier use has timed out."""
-    return Worker(store, clock, tmp_path / "host", TimeLimits(send=LIMITS.send, answer=-LIMITS.send))
+    limits = TimeLimits(send=LIMITS.send, answer=-LIMITS.send)
+    return Worker(store, clock, await granted(store), tmp_path / "host", limits)
 
 
-async def begun(store: Store, clock: SetClock, host: Path, quick: Worker) -> Instant:
-    connection = await granted(store)
-    slow = Worker(store, clock, host)
-    late = await slow.begin(connection)
-    second = await quick.begin(connection)
+async def begun(quick: Worker) -> Instant:
+    slow = quick.beside()
+    late = await slow.begin()
+    second = await quick.begin()
     await quick.spend(second, RecordedOutcome(quick.journal), Failure(ErrorCode.INTERNAL))
-    async with store.write() as tx:
+    async with quick.store.write() as tx:
         await tx.attempts.close(second.row, AttemptOutcome.NOT_SENT, NOW)
     late = replace(late, entry=keep_reply(late))
-    return Instant(store, connection, slow, late)
+    return Instant(slow, late)
 
 
 async def waits(store: Store, task: asyncio.Task[Any]) -> None:
@@ -92,24 +91,22 @@ async def waits(store: Store, task: asyncio.Task[Any]) -> None:
 
 
 async def test_an_attempt_opened_during_a_late_install_sends_nothing(
-    store: Store, clock: SetClock, tmp_path: Path, quick: Worker, monkeypatch: pytest.MonkeyPatch
+    store: Store, quick: Worker, monkeypatch: pytest.MonkeyPatch
 ):
-    instant = await begun(store, clock, tmp_path / "host", quick)
-    monkeypatch.setattr(
-        quick.single_use.tracker, "has_late_entry", lambda taken_over: False
-    )  # it had looked before
+    instant = await begun(quick)
+    monkeypatch.setattr(quick.tracker, "has_late_entry", lambda taken_over: False)  # it had looked before
     async with instant.installing():
-        third = asyncio.create_task(quick.begin(instant.connection))
+        third = asyncio.create_task(quick.begin())
         await waits(store, third)
     with fails(ErrorCode.STORE_CONFLICT, "was changed meanwhile"):
         await third
 
 
 async def test_a_late_install_waits_for_an_attempt_being_opened(
-    store: Store, clock: SetClock, tmp_path: Path, quick: Worker, monkeypatch: pytest.MonkeyPatch
+    store: Store, quick: Worker, monkeypatch: pytest.MonkeyPatch
 ):
-    instant = await begun(store, clock, tmp_path / "host", quick)
-    monkeypatch.setattr(quick.single_use.tracker, "has_late_entry", lambda taken_over: False)
+    instant = await begun(quick)
+    monkeypatch.setattr(quick.tracker, "has_late_entry", lambda taken_over: False)
     opened, go_on = asyncio.Event(), asyncio.Event()
 
     async def slowly(*of: Any, **more: Any) -> Attempt:
@@ -119,7 +116,7 @@ async def test_a_late_install_waits_for_an_attempt_being_opened(
         return intended
 
     monkeypatch.setattr(protocol, "commit_intent", slowly)  # the last moment before its commit
-    third = asyncio.create_task(quick.begin(instant.connection))
+    third = asyncio.create_task(quick.begin())
     await opened.wait()
     late = asyncio.create_task(instant.installs())
     await waits(store, late)

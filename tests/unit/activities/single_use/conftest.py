@@ -37,22 +37,16 @@ async def connection(store: Store) -> Connection:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Path:
-    return tmp_path / "host"
+def worker(store: Store, clock: SetClock, connection: Connection, tmp_path: Path) -> Worker:
+    return Worker(store, clock, connection, tmp_path / "host")
 
 
 @pytest.fixture
-def worker(store: Store, clock: SetClock, host: Path) -> Worker:
-    return Worker(store, clock, host)
+def neighbour(worker: Worker) -> Worker:
+    return worker.beside()
 
 
 @pytest.fixture
-def neighbour(store: Store, clock: SetClock, host: Path, worker: Worker) -> Worker:
-    """Another process of the same host."""
-    return Worker(store, clock, host)
-
-
-@pytest.fixture
-def far(store: Store, clock: SetClock, tmp_path: Path) -> Worker:
+def far(store: Store, clock: SetClock, connection: Connection, tmp_path: Path) -> Worker:
     """A worker of another host, whose journal nobody here can see."""
-    return Worker(store, clock, tmp_path / "another-host")
+    return Worker(store, clock, connection, tmp_path / "another-host")

@@ -92,21 +92,37 @@ class RecordedOutcome(OutcomeHandler[str]):
 class Worker:
     """One process: its lock, its journal and its critical sections."""
 
-    def __init__(self, store: Store, clock: SetClock, host: Path, limits: TimeLimits = LIMITS) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: SetClock,
+        connection: Connection,
+        host: Path,
+        limits: TimeLimits = LIMITS,
+    ) -> None:
         self.store = store
+        self.clock = clock
+        self.connection = connection
         self.journal = Journal(host)
         self.sections = CriticalSections()
         self.single_use = SingleUseProtocol(store, clock, self.sections, self.journal, limits)
+        self.tracker = self.single_use.tracker
+
+    def beside(self, limits: TimeLimits = LIMITS) -> "Worker":
+        """Another process of the same host."""
+        return Worker(self.store, self.clock, self.connection, self.journal.folder, limits)
 
     async def begin(
         self,
-        connection: Connection,
         kind: AttemptKind = AttemptKind.REFRESH,
         rules: RefreshRules = STRICT,
         *,
         token_valid: bool = False,
+        connection: Connection | None = None,
     ) -> SingleUseAttempt:
-        return await self.single_use.open(kind, connection, rules, token_valid=token_valid, credential="c")
+        return await self.single_use.open(
+            kind, connection or self.connection, rules, token_valid=token_valid, credential="c"
+        )
 
     async def spend(
         self,
@@ -130,6 +146,16 @@ class Worker:
             assert reservation_of(use).begin_send()
             reservation_of(use).end_send()
         await asyncio.to_thread(self.journal.release)
+
+    async def row_of(self, attempt: Attempt) -> Attempt:
+        async with self.store.read() as tx:
+            found = await tx.attempts.get(attempt.tenant, attempt.id)
+        assert found is not None
+        return found
+
+    async def opened(self) -> Attempt | None:
+        async with self.store.read() as tx:
+            return await tx.attempts.open_of_any_kind(self.connection.tenant, self.connection.id, MAIN_SLOT)
 
     def files(self) -> list[str]:
         """The endings of what lies in all journals of its host."""
@@ -159,15 +185,3 @@ def a_request(use: SingleUseAttempt) -> ConnectionCall:
 
 def journaled(use: SingleUseAttempt, reply: RawReply = YES) -> JournaledReply:
     return JournaledReply.for_request(a_request(use), reply, NOW)
-
-
-async def row(store: Store, attempt: Attempt) -> Attempt:
-    async with store.read() as tx:
-        found = await tx.attempts.get(attempt.tenant, attempt.id)
-    assert found is not None
-    return found
-
-
-async def opened(store: Store, connection: Connection) -> Attempt | None:
-    async with store.read() as tx:
-        return await tx.attempts.open_of_any_kind(connection.tenant, connection.id, MAIN_SLOT)

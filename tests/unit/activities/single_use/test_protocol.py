@@ -8,7 +8,6 @@ import asyncio
 import logging
 import threading
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -19,19 +18,15 @@ from activities.single_use.journal_replay import JournaledReply
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import seconds_since_boot
-from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.crypto import KeyPurpose, open_sealed
 from evergrant_server.journal import JournalEntry
-from evergrant_server.store import Store
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
-from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.unit.activities.single_use.protocol_worker import (
-    NO,
     NO_ROTATION,
     YES,
     Judge,
@@ -47,8 +42,8 @@ from tests.unit.activities.single_use.protocol_worker import (
 )
 
 
-async def test_a_reply_is_in_the_journal_until_it_is_committed(worker: Worker, connection: Connection):
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
+async def test_a_reply_is_in_the_journal_until_it_is_committed(worker: Worker):
+    use, recorded = await worker.begin(), RecordedOutcome(worker.journal)
     assert await worker.spend(use, recorded) == "at-2"
     assert recorded.entries == [f"{use.row.id}.entry"]
     (committed,) = recorded.committed
@@ -59,13 +54,11 @@ async def test_a_reply_is_in_the_journal_until_it_is_committed(worker: Worker, c
 
 
 @pytest.mark.parametrize("provisional", [True, False])
-async def test_the_journal_keeps_the_raw_reply_and_its_request(
-    worker: Worker, connection: Connection, provisional: bool
-):
+async def test_the_journal_keeps_the_raw_reply_and_its_request(worker: Worker, provisional: bool):
     async def away() -> None:
         raise Failure(ErrorCode.KEY_UNAVAILABLE)
 
-    use = await worker.begin(connection)
+    use = await worker.begin()
     recorded = RecordedOutcome(worker.journal, commits=away, provisional=provisional)
     with fails(ErrorCode.KEY_UNAVAILABLE):
         await worker.spend(use, recorded)
@@ -80,9 +73,9 @@ async def test_the_journal_keeps_the_raw_reply_and_its_request(
 
 @pytest.mark.parametrize(("sent", "outcome"), [(True, None), (False, AttemptOutcome.NOT_SENT)])
 async def test_without_a_reply_only_an_unsent_credential_is_unused(
-    worker: Worker, connection: Connection, sent: bool, outcome: AttemptOutcome | None
+    worker: Worker, sent: bool, outcome: AttemptOutcome | None
 ):
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
+    use, recorded = await worker.begin(), RecordedOutcome(worker.journal)
     failed = SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE), sent=sent)
     assert await worker.spend(use, recorded, failed) == ErrorCode.PROVIDER_UNREACHABLE
     assert recorded.failed == [(ErrorCode.PROVIDER_UNREACHABLE, outcome)]
@@ -98,9 +91,9 @@ async def test_without_a_reply_only_an_unsent_credential_is_unused(
     ],
 )
 async def test_a_definition_that_does_not_fit_is_client_misconfigured(
-    worker: Worker, connection: Connection, wrong: ErrorCode, said: ErrorCode
+    worker: Worker, wrong: ErrorCode, said: ErrorCode
 ):
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
+    use, recorded = await worker.begin(), RecordedOutcome(worker.journal)
 
     async def sending() -> RawReply:
         raise Failure(wrong, "no field for the scopes")
@@ -111,10 +104,10 @@ async def test_a_definition_that_does_not_fit_is_client_misconfigured(
 
 
 async def test_an_unexpected_exception_leaves_the_outcome_unknown_and_is_logged_without_its_text(
-    worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture
+    worker: Worker, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level(logging.DEBUG)
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
+    use, recorded = await worker.begin(), RecordedOutcome(worker.journal)
     await worker.spend(use, recorded, ValueError("rt-1"))
     assert recorded.failed == [(ErrorCode.INTERNAL, None)]
     (said,) = [it for it in caplog.records if it.name == "evergrant.protocol"]
@@ -133,28 +126,27 @@ async def test_an_unexpected_exception_leaves_the_outcome_unknown_and_is_logged_
         (503, ErrorCode.GRANT_REJECTED, AttemptOutcome.REFUSED),
         (400, ErrorCode.CLIENT_REJECTED, AttemptOutcome.REFUSED),
         (200, ErrorCode.CLIENT_REJECTED, AttemptOutcome.REFUSED),
-        (200, ErrorCode.REPLY_UNREADABLE, None),
         (500, ErrorCode.PROVIDER_UNREACHABLE, None),
         (503, ErrorCode.PROVIDER_UNREACHABLE, AttemptOutcome.NOT_SENT),
         (400, ErrorCode.PROVIDER_RATE_LIMITED, AttemptOutcome.NOT_SENT),
     ],
 )
 async def test_an_error_reply_decides_the_outcome(
-    worker: Worker, connection: Connection, status: int, code: ErrorCode, outcome: AttemptOutcome | None
+    worker: Worker, status: int, code: ErrorCode, outcome: AttemptOutcome | None
 ):
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, judges=refusing(code))
+    use, recorded = await worker.begin(), RecordedOutcome(worker.journal, judges=refusing(code))
     assert await worker.spend(use, recorded, RawReply(status, {}, b"")) == code
     assert (recorded.failed, recorded.committed) == ([(code, outcome)], [])
     assert [attempt for attempt, _ in recorded.failures] == [use.row.id]
 
 
 async def test_a_reply_that_breaks_the_judge_stays_in_the_journal(
-    worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture
+    worker: Worker, caplog: pytest.LogCaptureFixture
 ):
     def judge(reply: RawReply) -> None:
         raise KeyError("at-2")
 
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, judges=judge)  # type: ignore[arg-type]  # it never returns
+    use, recorded = await worker.begin(), RecordedOutcome(worker.journal, judges=judge)  # type: ignore[arg-type]  # it never returns
     with fails(ErrorCode.INTERNAL, "the journal keeps it"):
         await worker.spend(use, recorded)
     assert worker.files() == [".entry"]
@@ -168,50 +160,42 @@ async def test_a_reply_that_breaks_the_judge_stays_in_the_journal(
 )
 @pytest.mark.parametrize("token_valid", [True, False])
 async def test_the_credential_of_unreadable_tokens_is_not_sent_again(
-    store: Store,
-    worker: Worker,
-    far: Worker,
-    connection: Connection,
-    clock: SetClock,
-    kind: AttemptKind,
-    token_valid: bool,
+    worker: Worker, far: Worker, kind: AttemptKind, token_valid: bool
 ):
     """A second use would end them, and a definition that is repaired reads them."""
-    use, recorded = await worker.begin(connection, kind), RecordedOutcome(worker.journal, judges=unread)
+    use, recorded = await worker.begin(kind), RecordedOutcome(worker.journal, judges=unread)
     await worker.spend(use, recorded)
     assert recorded.failed == [(ErrorCode.REPLY_UNREADABLE, AttemptOutcome.UNREAD)]
-    async with store.write() as tx:
+    async with worker.store.write() as tx:
         await tx.attempts.close(use.row, AttemptOutcome.UNREAD, NOW)  # as its ending does
-    clock.advance(86_400)
+    worker.clock.advance(86_400)
     for one in (worker, far):
         with fails(ErrorCode.REPLY_UNREADABLE, "until its definition can read it"):
-            await one.begin(connection, kind, token_valid=token_valid)
+            await one.begin(kind, token_valid=token_valid)
     assert worker.files() == [".set-aside"]
-    assert (await far.begin(connection, kind, rules=NO_ROTATION)).row.sends == 2
+    assert (await far.begin(kind, rules=NO_ROTATION)).row.sends == 2
 
 
-async def test_a_later_use_without_a_reply_does_not_release_unreadable_tokens(
-    store: Store, worker: Worker, connection: Connection, clock: SetClock
-):
+async def test_a_later_use_without_a_reply_does_not_release_unreadable_tokens(worker: Worker):
     """Inside its grace the provider takes the token again; after it a further use would end those tokens."""
     rules = RefreshRules(rotation=Rotation.GRACE, grace_s=60)
-    use = await worker.begin(connection, rules=rules)
+    use = await worker.begin(rules=rules)
     recorded = RecordedOutcome(worker.journal, judges=unread)
     await worker.spend(use, recorded)
-    async with store.write() as tx:
+    async with worker.store.write() as tx:
         await tx.attempts.close(use.row, AttemptOutcome.UNREAD, NOW)  # as its ending does
-    again = await worker.begin(connection, rules=rules)
+    again = await worker.begin(rules=rules)
     assert again.row.sends == 2
     await worker.spend(again, recorded, SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE), sent=True))
-    clock.advance(86_400)
+    worker.clock.advance(86_400)
     with fails(ErrorCode.REPLY_UNREADABLE, "until its definition can read it"):
-        await worker.begin(connection, rules=rules)
+        await worker.begin(rules=rules)
 
 
 async def test_an_entry_that_is_set_aside_is_concluded_once_it_can_be_read(
-    worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture
+    worker: Worker, caplog: pytest.LogCaptureFixture
 ):
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, judges=unread)
+    use, recorded = await worker.begin(), RecordedOutcome(worker.journal, judges=unread)
     await worker.spend(use, recorded)
     (said,) = [it for it in caplog.records if it.name == "evergrant.protocol"]
     assert "a lifetime that is a string" in said.getMessage()
@@ -227,9 +211,9 @@ async def test_an_entry_that_is_set_aside_is_concluded_once_it_can_be_read(
     assert worker.files() == []
 
 
-async def test_journal_writes_do_not_wait_for_the_resolvers_threads(worker: Worker, connection: Connection):
+async def test_journal_writes_do_not_wait_for_the_resolvers_threads(worker: Worker):
     """The event loop's threads are also the resolver's, and a name that hangs keeps one for long."""
-    use, recorded, hangs = await worker.begin(connection), RecordedOutcome(worker.journal), threading.Event()
+    use, recorded, hangs = await worker.begin(), RecordedOutcome(worker.journal), threading.Event()
     loop = asyncio.get_running_loop()
     stuck = [loop.run_in_executor(None, hangs.wait) for _ in range(64)]
     try:
@@ -256,12 +240,18 @@ async def test_journal_writes_do_not_wait_for_the_resolvers_threads(worker: Work
     ],
 )
 async def test_only_an_unreadable_success_that_spent_its_credential_is_set_aside(
-    worker: Worker, connection: Connection, monkeypatch: pytest.MonkeyPatch,
-    status: int, judge: Judge, most: int, spends: bool, left: list[str], outcome: AttemptOutcome | None,
-):  # fmt: skip
+    worker: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    judge: Judge,
+    most: int,
+    spends: bool,
+    left: list[str],
+    outcome: AttemptOutcome | None,
+):
     monkeypatch.setattr(protocol, "_MAX_SET_ASIDE", most)
     use, recorded = (
-        await worker.begin(connection),
+        await worker.begin(),
         RecordedOutcome(worker.journal, judges=judge, spends=spends),
     )
     await worker.spend(use, recorded, RawReply(status, {}, b"<p>"))
@@ -270,9 +260,9 @@ async def test_only_an_unreadable_success_that_spent_its_credential_is_set_aside
 
 
 async def test_a_disk_that_breaks_after_the_intent_stops_no_commit(
-    worker: Worker, connection: Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
+    use, recorded = await worker.begin(), RecordedOutcome(worker.journal)
 
     def broken(key: object, answer: bytes) -> JournalEntry:
         raise OSError(5, "Input/output error")
@@ -291,39 +281,35 @@ async def test_a_disk_that_breaks_after_the_intent_stops_no_commit(
         raise OSError
 
     caplog.clear()
-    again = await worker.begin(connection, AttemptKind.CLIENT_GRANT, rules=NO_ROTATION)
+    again = await worker.begin(AttemptKind.CLIENT_GRANT, rules=NO_ROTATION)
     monkeypatch.setattr(reservation_of(again), "write_entry", odd)
     await worker.spend(again, recorded)
     assert "OSError" in caplog.text
 
 
-async def test_cancelling_the_activity_does_not_cancel_send_and_commit(
-    worker: Worker, connection: Connection
-):
+async def test_cancelling_the_activity_does_not_cancel_send_and_commit(worker: Worker):
     asked, let_go = asyncio.Event(), asyncio.Event()
 
     async def slow() -> None:
         asked.set()
         await let_go.wait()
 
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal, commits=slow)
+    use, recorded = await worker.begin(), RecordedOutcome(worker.journal, commits=slow)
     activity = asyncio.create_task(worker.spend(use, recorded))
     await asked.wait()
     activity.cancel()
     with pytest.raises(asyncio.CancelledError):
         await activity
-    assert worker.single_use.tracker.status_of(use.row).in_flight, "the process owns it"
+    assert worker.tracker.status_of(use.row).in_flight, "the process owns it"
     let_go.set()
     await worker.sections.drain()
     assert len(recorded.committed) == 1
     assert worker.files() == []
 
 
-async def test_an_attempt_that_is_past_send_by_does_not_send(
-    store: Store, clock: SetClock, host: Path, connection: Connection
-):
-    late = Worker(store, clock, host, TimeLimits(send=timedelta(0), poll_interval=timedelta(seconds=7)))
-    use, recorded = await late.begin(connection), RecordedOutcome(late.journal)
+async def test_an_attempt_that_is_past_send_by_does_not_send(worker: Worker):
+    late = worker.beside(TimeLimits(send=timedelta(0), poll_interval=timedelta(seconds=7)))
+    use, recorded = await late.begin(), RecordedOutcome(late.journal)
     left: list[bool] = []
 
     async def sending() -> RawReply:
@@ -340,23 +326,23 @@ async def test_an_attempt_that_is_past_send_by_does_not_send(
 
 
 async def test_a_use_that_continues_after_a_takeover_is_recorded(
-    store: Store, worker: Worker, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
 ):
     machine = seconds_since_boot()
     monkeypatch.setattr(single_use_attempt, "seconds_since_boot", lambda: machine)
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
+    use, recorded = await worker.begin(), RecordedOutcome(worker.journal)
 
     async def sending() -> RawReply:
         nonlocal machine
         use.check()()
         machine += 60
-        async with store.write() as tx:
+        async with worker.store.write() as tx:
             await tx.attempts.close(use.row, AttemptOutcome.SUPERSEDED, NOW)
         return YES
 
     await worker.single_use.spend(use, a_request(use), sending(), recorded)
-    async with store.read() as tx:
-        (said,) = await audit.page(tx, connection.tenant, object=connection.id, limit=9)
+    async with worker.store.read() as tx:
+        (said,) = await audit.page(tx, worker.connection.tenant, object=worker.connection.id, limit=9)
     assert (said.action, said.context, said.detail["attempt"]) == (
         AuditAction.SENT_TWICE,
         a_request(use).context,
@@ -364,14 +350,10 @@ async def test_a_use_that_continues_after_a_takeover_is_recorded(
     )
 
 
-async def test_a_journaled_reply_is_concluded_like_a_new_one(worker: Worker, connection: Connection):
-    use, recorded = await worker.begin(connection), RecordedOutcome(worker.journal)
+async def test_a_journaled_reply_is_concluded_like_a_new_one(worker: Worker):
+    use, recorded = await worker.begin(), RecordedOutcome(worker.journal)
     entry = keep_reply(use)
     replayed = SingleUseAttempt(use.row, use.keys, entry=entry)
     assert await worker.single_use.conclude(replayed, journaled(replayed), recorded) == "at-2"
     assert recorded.committed == [replayed]
     assert worker.files() == []
-    refused = RecordedOutcome(worker.journal, judges=refusing(ErrorCode.GRANT_REJECTED))
-    without_entry = SingleUseAttempt(use.row, use.keys)
-    await worker.single_use.conclude(without_entry, journaled(use, NO), refused)
-    assert refused.failed == [(ErrorCode.GRANT_REJECTED, AttemptOutcome.REFUSED)]

@@ -8,11 +8,9 @@ from activities.single_use import attempt as single_use_attempt
 from activities.single_use.attempt import SendFence, SingleUseAttempt
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditRecord
-from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import AttemptOutcome, TimeLimits
 from evergrant_server.journal.entry import RESERVATION_SUFFIX, remove_reservation
-from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
@@ -39,11 +37,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return counted
 
 
-async def about_to_send(
-    worker: Worker, connection: Connection, clock: SetClock
-) -> tuple[SingleUseAttempt, SendFence]:
-    use = await worker.begin(connection)
-    return use, SendFence(reservation_of(use), clock, LAST, LIMITS)
+async def about_to_send(worker: Worker) -> tuple[SingleUseAttempt, SendFence]:
+    use = await worker.begin()
+    return use, SendFence(reservation_of(use), worker.clock, LAST, LIMITS)
 
 
 def fenced(worker: Worker, use: SingleUseAttempt) -> bool:
@@ -51,20 +47,16 @@ def fenced(worker: Worker, use: SingleUseAttempt) -> bool:
 
 
 async def test_until_send_by_the_bytes_leave_under_the_lock(
-    worker: Worker,
-    connection: Connection,
-    clock: SetClock,
-    machine: SetClock,
-    monkeypatch: pytest.MonkeyPatch,
+    worker: Worker, machine: SetClock, monkeypatch: pytest.MonkeyPatch
 ):
     windows: list[float] = []
     monkeypatch.setattr(metrics, "record_send_window", windows.append)
-    use, leaves = await about_to_send(worker, connection, clock)
+    use, leaves = await about_to_send(worker)
     assert (leaves.checked_at, leaves.written_at) == (None, None)
     written = leaves.check()
     assert (leaves.checked_at, leaves.written_at) == (NOW, None)
     assert not fenced(worker, use)
-    clock.advance(3)
+    worker.clock.advance(3)
     machine.advance(2)
     written()
     assert leaves.written_at == NOW + timedelta(seconds=3)
@@ -72,10 +64,8 @@ async def test_until_send_by_the_bytes_leave_under_the_lock(
     assert fenced(worker, use)
 
 
-async def test_after_send_by_nothing_is_sent_and_a_takeover_is_possible(
-    worker: Worker, connection: Connection, clock: SetClock, machine: SetClock
-):
-    use, leaves = await about_to_send(worker, connection, clock)
+async def test_after_send_by_nothing_is_sent_and_a_takeover_is_possible(worker: Worker, machine: SetClock):
+    use, leaves = await about_to_send(worker)
     machine.advance(0.001)
     with pytest.raises(Failure, match="too late to send") as caught:
         leaves.check()
@@ -84,19 +74,17 @@ async def test_after_send_by_nothing_is_sent_and_a_takeover_is_possible(
     assert fenced(worker, use)
 
 
-async def test_a_fenced_attempt_is_not_sent(
-    worker: Worker, connection: Connection, clock: SetClock, machine: SetClock
-):
-    use, leaves = await about_to_send(worker, connection, clock)
+async def test_a_fenced_attempt_is_not_sent(worker: Worker, machine: SetClock):
+    use, leaves = await about_to_send(worker)
     assert fenced(worker, use)
     with pytest.raises(Failure, match="another worker of this host took over") as caught:
         leaves.check()
     assert (caught.value.code, caught.value.retry_after) == (ErrorCode.REFRESH_PENDING, 7)
 
 
-async def recorded(store: Store, connection: Connection) -> list[AuditRecord]:
-    async with store.read() as tx:
-        found = await audit.page(tx, connection.tenant, object=connection.id, limit=100)
+async def recorded(worker: Worker) -> list[AuditRecord]:
+    async with worker.store.read() as tx:
+        found = await audit.page(tx, worker.connection.tenant, object=worker.connection.id, limit=100)
     return [it for it in found if it.action is AuditAction.SENT_TWICE]
 
 
@@ -111,10 +99,7 @@ async def recorded(store: Store, connection: Connection) -> list[AuditRecord]:
 )
 @pytest.mark.parametrize("installed", [False, True])
 async def test_a_use_after_a_takeover_is_recorded_and_counted(
-    store: Store,
     worker: Worker,
-    connection: Connection,
-    clock: SetClock,
     machine: SetClock,
     counted: list[str],
     written_after: float | None,
@@ -122,27 +107,27 @@ async def test_a_use_after_a_takeover_is_recorded_and_counted(
     outcome: str,
     installed: bool,
 ):
-    use, leaves = await about_to_send(worker, connection, clock)
+    use, leaves = await about_to_send(worker)
     written = leaves.check()
     taken_over_at = NOW + timedelta(seconds=10)
-    async with store.write() as tx:
+    async with worker.store.write() as tx:
         taken_over = await tx.attempts.close(use.row, AttemptOutcome.SUPERSEDED, taken_over_at)
         if installed:
             await tx.attempts.mark_installed_late(taken_over)
-    clock.advance(10 + (written_after or 0))
-    written_at = clock.now()
+    worker.clock.advance(10 + (written_after or 0))
+    written_at = worker.clock.now()
     if written_after is not None:
         written()
-    clock.advance(5)
+    worker.clock.advance(5)
     machine.advance(60)
-    await leaves.record_double_send(store, use.row, a_request(use))
-    (said,) = await recorded(store, connection)
-    assert said.at == clock.now()
+    await leaves.record_double_send(worker.store, use.row, a_request(use))
+    (said,) = await recorded(worker)
+    assert said.at == worker.clock.now()
     assert said.detail == {
         "attempt": use.row.id,
         "from_generation": 1,
         "checked_at": NOW.isoformat(),
-        "written_at": (clock.now() if written_after is None else written_at).isoformat(),
+        "written_at": (worker.clock.now() if written_after is None else written_at).isoformat(),
         "taken_over_at": taken_over_at.isoformat(),
         "overlapped": overlapped,
     }
@@ -153,44 +138,35 @@ async def test_a_use_after_a_takeover_is_recorded_and_counted(
 @pytest.mark.parametrize("checked", [True, False])
 @pytest.mark.parametrize("outcome", [AttemptOutcome.SUPERSEDED, AttemptOutcome.INSTALLED, None])
 async def test_a_use_without_a_takeover_was_sent_once(
-    store: Store,
     worker: Worker,
-    connection: Connection,
-    clock: SetClock,
     machine: SetClock,
     counted: list[str],
     late: bool,
     checked: bool,
     outcome: AttemptOutcome | None,
 ):
-    use, leaves = await about_to_send(worker, connection, clock)
+    use, leaves = await about_to_send(worker)
     if checked:
         leaves.check()()
     if outcome is not None:
-        async with store.write() as tx:
+        async with worker.store.write() as tx:
             await tx.attempts.close(use.row, outcome, NOW)
     machine.advance(60 if late else 0)
-    await leaves.record_double_send(store, use.row, a_request(use))
+    await leaves.record_double_send(worker.store, use.row, a_request(use))
     twice = late and checked and outcome is AttemptOutcome.SUPERSEDED
-    assert len(await recorded(store, connection)) == len(counted) == twice
+    assert len(await recorded(worker)) == len(counted) == twice
 
 
 async def test_an_unavailable_store_does_not_fail_the_attempt(
-    store: Store,
-    worker: Worker,
-    connection: Connection,
-    clock: SetClock,
-    machine: SetClock,
-    counted: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    worker: Worker, machine: SetClock, counted: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    use, leaves = await about_to_send(worker, connection, clock)
+    use, leaves = await about_to_send(worker)
     leaves.check()()
     machine.advance(60)
 
     def away() -> None:
         raise Failure(ErrorCode.STORE_UNAVAILABLE)
 
-    monkeypatch.setattr(store, "read", away)
-    await leaves.record_double_send(store, use.row, a_request(use))
+    monkeypatch.setattr(worker.store, "read", away)
+    await leaves.record_double_send(worker.store, use.row, a_request(use))
     assert counted == []
