@@ -25,13 +25,13 @@ from evergrant_server.store import Store
 from tests.conformance.store.samples import a_grant, granted, some_tokens
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
+from tests.fakes.failures import fails
 from tests.fakes.patience import PATIENCE_S
 from tests.unit.activities.single_use.protocol_worker import (
     LIMITS,
     STRICT,
     RecordedOutcome,
     Worker,
-    fails,
     keep_reply,
 )
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import pytest
-
 from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
 from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journal_replay import JournaledReply
@@ -49,10 +47,6 @@ def refusing(code: ErrorCode) -> Judge:
 def unread(reply: RawReply) -> TokenSet:
     """Tokens by a definition that says something else of their lifetime."""
     raise UnreadableTokens(ErrorCode.REPLY_UNREADABLE, "a lifetime that is a string")
-
-
-def fails(code: ErrorCode, why: str = "") -> "pytest.RaisesExc[Failure]":
-    return pytest.RaisesExc(Failure, check=lambda it: it.code is code and why in it.detail)
 
 
 @dataclass

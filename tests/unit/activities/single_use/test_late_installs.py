@@ -8,13 +8,13 @@ from activities.single_use.attempt import SingleUseAttempt
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, TimeLimits
+from tests.fakes.failures import fails
 from tests.unit.activities.single_use.protocol_worker import (
     LIMITS,
     NO_ROTATION,
     STRICT,
     RecordedOutcome,
     Worker,
-    fails,
     keep_reply,
 )
 

@@ -26,6 +26,7 @@ from evergrant_server.journal import JournalEntry
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
 from tests.fakes.databases import NOW
+from tests.fakes.failures import fails
 from tests.unit.activities.single_use.protocol_worker import (
     NO_ROTATION,
     YES,
@@ -33,7 +34,6 @@ from tests.unit.activities.single_use.protocol_worker import (
     RecordedOutcome,
     Worker,
     a_request,
-    fails,
     journaled,
     keep_reply,
     refusing,

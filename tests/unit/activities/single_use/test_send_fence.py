@@ -14,6 +14,7 @@ from evergrant_server.journal.entry import RESERVATION_SUFFIX, remove_reservatio
 from evergrant_server.telemetry import metrics
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
+from tests.fakes.failures import fails
 from tests.unit.activities.single_use.protocol_worker import Worker, a_request, reservation_of
 
 LIMITS = TimeLimits(send=timedelta(0), poll_interval=timedelta(seconds=7))
@@ -67,9 +68,9 @@ async def test_until_send_by_the_bytes_leave_under_the_lock(
 async def test_after_send_by_nothing_is_sent_and_a_takeover_is_possible(worker: Worker, machine: SetClock):
     use, leaves = await about_to_send(worker)
     machine.advance(0.001)
-    with pytest.raises(Failure, match="too late to send") as caught:
+    with fails(ErrorCode.REFRESH_PENDING, "too late to send") as caught:
         leaves.check()
-    assert (caught.value.code, caught.value.retry_after) == (ErrorCode.REFRESH_PENDING, 7)
+    assert caught.value.retry_after == 7
     assert leaves.checked_at is None
     assert fenced(worker, use)
 
@@ -77,9 +78,9 @@ async def test_after_send_by_nothing_is_sent_and_a_takeover_is_possible(worker: 
 async def test_a_fenced_attempt_is_not_sent(worker: Worker, machine: SetClock):
     use, leaves = await about_to_send(worker)
     assert fenced(worker, use)
-    with pytest.raises(Failure, match="another worker of this host took over") as caught:
+    with fails(ErrorCode.REFRESH_PENDING, "another worker of this host took over") as caught:
         leaves.check()
-    assert (caught.value.code, caught.value.retry_after) == (ErrorCode.REFRESH_PENDING, 7)
+    assert caught.value.retry_after == 7
 
 
 async def recorded(worker: Worker) -> list[AuditRecord]:
