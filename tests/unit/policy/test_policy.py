@@ -1,10 +1,11 @@
-"""Permit decisions as a table."""
+"""Permit decisions as tables, and exchanges, which are judged as a lease of their source would be."""
 
 import pytest
 
 from evergrant_server.core.access import Action, Permit
 from evergrant_server.core.ids import AppId, PermitId, Tenant
-from evergrant_server.policy import DecisionReason, decide, may_see, scopes_above
+from evergrant_server.policy import DecisionReason, decide, may_exchange, may_see, scopes_above, source_scopes
+from tests.conformance.store.samples import a_connection, a_grant
 from tests.fakes.databases import NOW
 
 
@@ -73,3 +74,34 @@ def test_an_admin_permit_is_not_a_token_permit():
 def test_above_takes_every_ceiling_and_none_is_no_ceiling():
     assert scopes_above(("a", "b", "c"), None, ("a", "b"), ("a", "c")) == ("b", "c")
     assert scopes_above(("a",), None, None) == ()
+
+
+SOURCE = a_connection(requested_scopes=("read", "offline"))
+
+
+def test_what_counts_is_what_was_granted_and_until_then_what_was_asked_for():
+    assert source_scopes(SOURCE, None, None) == ("read", "offline")
+    assert source_scopes(SOURCE, a_grant(1, scopes=("read", "write")), None) == ("read", "write")
+
+
+def test_the_scope_that_brings_a_refresh_token_is_no_scope_of_the_token():
+    assert source_scopes(SOURCE, None, "offline") == ("read",)
+    assert source_scopes(SOURCE, a_grant(1, scopes=("offline", "write")), "offline") == ("write",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, DecisionReason.ALLOWED),
+        ({"subjects": ("user-2",)}, DecisionReason.NO_PERMIT),
+        ({"actions": (Action.CONNECT, Action.PROXY, Action.ADMIN)}, DecisionReason.ACTION_NOT_PERMITTED),
+        ({"ceiling": ("write",)}, DecisionReason.SCOPE_ABOVE_CEILING),
+    ],
+)
+def test_the_permit_is_that_of_a_lease(changes: dict, reason: DecisionReason):
+    given = permit(**{"integration": "github", "actions": (Action.TOKEN,), **changes})
+    assert may_exchange([given], SOURCE, ("read",)).reason is reason
+
+
+def test_without_a_permit_there_is_no_exchange_even_of_a_token_that_can_do_nothing():
+    assert not may_exchange([], SOURCE, ()).allowed
