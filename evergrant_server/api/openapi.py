@@ -11,7 +11,6 @@ from evergrant_server.api.leases.models import LeaseBody, LeaseView, ProofBody, 
 from evergrant_server.api.leases.routes import LEASE_PATH, PROOF_PATH, TOKEN_PATH
 from evergrant_server.api.pages.browser import html_response
 from evergrant_server.console.pages import STYLE, Pages
-from evergrant_server.core.errors import FAILURES
 
 router = APIRouter(include_in_schema=False)
 
@@ -52,20 +51,8 @@ async def get_docs(request: Request) -> Response:
         for method, operation in operations.items()
         if method in _METHODS
     ]
-    failures = [
-        {
-            "code": code.value,
-            "status": rule.status,
-            "repairer": rule.repairer.value.replace("_", " "),
-            "meaning": rule.meaning,
-            "repair": rule.repair,
-        }
-        for code, rule in FAILURES.items()
-    ]
     templates: Pages = request.app.state.templates
-    return html_response(
-        templates.reference(routes=routes, failures=failures, version=schema["info"]["version"])
-    )
+    return html_response(templates.reference(routes=routes, version=schema["info"]["version"]))
 
 
 def openapi_schema(app: FastAPI) -> dict[str, Any]:

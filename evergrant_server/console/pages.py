@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evergrant_server.core.connections.consent import Consent, DeviceCode
 from evergrant_server.core.connections.grant import AccountOption
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 
 _DIRECTORY = Path(__file__).parent
 STYLE = (_DIRECTORY / "static" / "evergrant.css").read_bytes()
@@ -98,50 +98,29 @@ class Pages:
 
     def pending(self, *, provider: str) -> str:
         """Shown while a worker exchanges the code."""
-        return self._render(
-            "result.html",
-            title=f"Connecting {provider}",
-            mark="wait",
-            text="Almost done. This page reloads every two seconds.",
-            code=None,
-            refresh=2,
-        )
+        text = "Almost done. This page reloads every two seconds."
+        return self._result("wait", f"Connecting {provider}", text, refresh=2)
 
     def connected(self, *, provider: str) -> str:
-        return self._render(
-            "result.html",
-            title=f"{provider} is connected",
-            mark="good",
-            text="You can close this window.",
-            code=None,
-            refresh=None,
-        )
+        return self._result("good", f"{provider} is connected", "You can close this window.")
 
     def declined(self, *, provider: str) -> str:
-        return self._render(
-            "result.html",
-            title=f"{provider} is not connected",
-            mark="bad",
-            text="Access was declined, and nothing was stored. You can close this window.",
-            code="consent_denied",
-            refresh=None,
-        )
+        text = "Access was declined, and nothing was stored. You can close this window."
+        return self._result("bad", f"{provider} is not connected", text, code=ErrorCode.CONSENT_DENIED.value)
 
     def failed(self, failure: Failure) -> str:
         """The failure's detail and repair, without values of the request."""
-        return self._render(
-            "result.html",
-            title="This didn't work",
-            mark="bad",
-            text=f"{failure.detail} {_repair_text(failure)}",
-            code=failure.code.value,
-            refresh=None,
-        )
+        text = f"{failure.detail} {_repair_text(failure)}"
+        return self._result("bad", "This didn't work", text, code=failure.code.value)
 
-    def reference(self, *, routes: list[dict[str, Any]], failures: list[dict[str, Any]], version: str) -> str:
+    def _result(self, mark: str, title: str, text: str, *, code: str = "", refresh: int = 0) -> str:
+        """`refresh` is the time in seconds after which the page is loaded again; 0: never."""
+        return self._render("result.html", mark=mark, title=title, text=text, code=code, refresh=refresh)
+
+    def reference(self, *, routes: list[dict[str, Any]], version: str) -> str:
         """The routes and the failure table."""
         return self._render(
-            "reference.html", title="Evergrant API", routes=routes, failures=failures, version=version
+            "reference.html", title="Evergrant API", routes=routes, failures=FAILURES, version=version
         )
 
     def _render(self, template: str, **values: Any) -> str:

@@ -8,7 +8,6 @@ import binascii
 import json
 import logging
 import re
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -86,7 +85,9 @@ async def _add_live_runs(api: ApiContext, workflow_id: str, runs: dict[str, list
 
 def _timeline_events(run_id: str, events: list[HistoryEvent]) -> list[TimelineEvent]:
     """The events to show, in order."""
-    names = {str(event.get("eventId")): _activity_name(event) for event in events}
+    names = {
+        str(event.get("eventId")): _attributes(event).get("activityType", {}).get("name") for event in events
+    }
     shown = (_timeline_event(run_id, event, names) for event in events)
     return [event for event in shown if event is not None]
 
@@ -96,8 +97,7 @@ def _timeline_event(run_id: str, event: HistoryEvent, names: dict[str, str | Non
     if not kind or kind.startswith(_OMITTED_TYPES):
         return None
     attributes = _attributes(event)
-    describe = _DESCRIBERS.get(kind)
-    what, payloads = describe(attributes, names) if describe else (kind.replace("_", " ").lower(), None)
+    what, payloads = _describe(kind, attributes, names)
     detail = _shown_members(payloads)
     summary = _decode_payload(event.get("userMetadata", {}).get("summary"))
     if isinstance(summary, str):
@@ -107,66 +107,32 @@ def _timeline_event(run_id: str, event: HistoryEvent, names: dict[str, str | Non
     )
 
 
-_Described = tuple[str, Any]  # the text and the payloads to show
-_ActivityNames = dict[str, str | None]  # by the id of the event that scheduled the activity
-_Describer = Callable[[HistoryEvent, _ActivityNames], _Described]
-
-
-def _activity(suffix: str, payload: str | None) -> _Describer:
-    def describe(attributes: HistoryEvent, names: _ActivityNames) -> _Described:
-        name = names.get(str(attributes.get("scheduledEventId"))) or "?"
-        return f"activity {name} {suffix}", attributes.get(payload) if payload else None
-
-    return describe
-
-
-def _activity_scheduled(attributes: HistoryEvent, _: _ActivityNames) -> _Described:
-    name = attributes.get("activityType", {}).get("name", "?")
-    return f"activity {name} scheduled", attributes.get("input")
-
-
-def _activity_failed(attributes: HistoryEvent, names: _ActivityNames) -> _Described:
-    what, _ = _activity("failed", None)(attributes, names)
-    kind = attributes.get("failure", {}).get("applicationFailureInfo", {}).get("type")
-    return (f"{what}: {kind}" if kind else what), None
-
-
-def _signaled(attributes: HistoryEvent, _: _ActivityNames) -> _Described:
-    return f"signal {attributes.get('signalName', '?')}", attributes.get("input")
-
-
-def _update_accepted(attributes: HistoryEvent, _: _ActivityNames) -> _Described:
-    request = attributes.get("acceptedRequest", {}).get("input", {})
-    return f"update {request.get('name', '?')}", request.get("args")
-
-
-def _update_completed(attributes: HistoryEvent, _: _ActivityNames) -> _Described:
-    return "update completed", attributes.get("outcome", {}).get("success")
-
-
-def _text(text: str, payload: str | None = None) -> _Describer:
-    return lambda attributes, _: (text, attributes.get(payload) if payload else None)
-
-
-_DESCRIBERS: dict[str, _Describer] = {
-    "WORKFLOW_EXECUTION_STARTED": _text("run started", "input"),
-    "WORKFLOW_EXECUTION_COMPLETED": _text("run completed", "result"),
-    "WORKFLOW_EXECUTION_CONTINUED_AS_NEW": _text("run continued as new"),
-    "WORKFLOW_EXECUTION_SIGNALED": _signaled,
-    "WORKFLOW_EXECUTION_UPDATE_ACCEPTED": _update_accepted,
-    "WORKFLOW_EXECUTION_UPDATE_COMPLETED": _update_completed,
-    "ACTIVITY_TASK_SCHEDULED": _activity_scheduled,
-    "ACTIVITY_TASK_COMPLETED": _activity("completed", "result"),
-    "ACTIVITY_TASK_FAILED": _activity_failed,
-    "ACTIVITY_TASK_TIMED_OUT": _activity("timed out", None),
-    "TIMER_STARTED": _text("timer started"),
-    "TIMER_FIRED": _text("timer fired"),
-    "TIMER_CANCELED": _text("timer canceled"),
-}
-
-
-def _activity_name(event: HistoryEvent) -> str | None:
-    return _attributes(event).get("activityType", {}).get("name")
+def _describe(kind: str, attributes: HistoryEvent, names: dict[str, str | None]) -> tuple[str, Any]:
+    """The text and the payloads to show; `names` of activities by the id of the event that scheduled them."""
+    match kind:
+        case "WORKFLOW_EXECUTION_STARTED":
+            return "run started", attributes.get("input")
+        case "WORKFLOW_EXECUTION_COMPLETED":
+            return "run completed", attributes.get("result")
+        case "WORKFLOW_EXECUTION_CONTINUED_AS_NEW":
+            return "run continued as new", None
+        case "WORKFLOW_EXECUTION_SIGNALED":
+            return f"signal {attributes.get('signalName', '?')}", attributes.get("input")
+        case "WORKFLOW_EXECUTION_UPDATE_ACCEPTED":
+            request = attributes.get("acceptedRequest", {}).get("input", {})
+            return f"update {request.get('name', '?')}", request.get("args")
+        case "WORKFLOW_EXECUTION_UPDATE_COMPLETED":
+            return "update completed", attributes.get("outcome", {}).get("success")
+        case "ACTIVITY_TASK_SCHEDULED":
+            name = attributes.get("activityType", {}).get("name", "?")
+            return f"activity {name} scheduled", attributes.get("input")
+        case "ACTIVITY_TASK_COMPLETED" | "ACTIVITY_TASK_FAILED" | "ACTIVITY_TASK_TIMED_OUT":
+            name = names.get(str(attributes.get("scheduledEventId"))) or "?"
+            ended = kind.removeprefix("ACTIVITY_TASK_").replace("_", " ").lower()
+            failure = attributes.get("failure", {}).get("applicationFailureInfo", {}).get("type")
+            return f"activity {name} {ended}{f': {failure}' if failure else ''}", attributes.get("result")
+        case _:
+            return kind.replace("_", " ").lower(), None
 
 
 def _attributes(event: HistoryEvent) -> HistoryEvent:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPBearer
@@ -28,6 +28,8 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.policy import DecisionReason, decide, may_see
 from evergrant_server.store import Transaction
+
+T = TypeVar("T")
 
 _bearer_scheme = HTTPBearer(auto_error=False, description="An API key: `evg_<key id>_<secret>`.")
 
@@ -101,6 +103,12 @@ class ApiCall:
         """Append one audit record about the object with this id. `detail` must hold no secret."""
         await record(tx, self.tenant, action, object_id, self.context, self.now, **detail)
 
+    async def write(self, work: Callable[[Transaction], Awaitable[T]], *, tries: int = ATTEMPTS) -> T:
+        """Run `work` in a transaction, again after a conflict, and deliver the outbox."""
+        result = await run_transaction(self.api.store, work, tries=tries)
+        self.api.relay.notify()
+        return result
+
     async def run(
         self,
         sent: BaseModel | None,
@@ -108,7 +116,7 @@ class ApiCall:
         *,
         tries: int = ATTEMPTS,
     ) -> CommandResponse:
-        """Run `work` in a transaction and deliver the outbox; for a repeated key return the stored response.
+        """As `write`; for a repeated key return the stored response.
 
         `sent` is the body without secrets. Raises Failure IDEMPOTENCY_CONFLICT, STORE_CONFLICT after
         `tries`, and those of `work`.
@@ -125,9 +133,7 @@ class ApiCall:
                 await tx.idempotency.store(self.tenant, app_id, self.key, hashed, status, body, self.now)
             return response
 
-        response = await run_transaction(self.api.store, write, tries=tries)
-        self.api.relay.notify()
-        return response
+        return await self.write(write, tries=tries)
 
     async def stored_response(self, tx: Transaction, sent: BaseModel | None) -> CommandResponse | None:
         """The stored response, if any. Raises Failure IDEMPOTENCY_CONFLICT for another request's key."""

@@ -10,7 +10,6 @@ from starlette.responses import Response
 from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, CommandResponse
 from evergrant_server.api.http.models import MAX_INTEGER, Body, Page, Slug, Text, View
 from evergrant_server.api.http.problems import invalid_request, require_found
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.definition import CheckResult, Definition, DefinitionState, Rollout
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -150,8 +149,7 @@ async def roll_back_definition(provider: Slug, body: RollBackBody, call: AdminCa
         await signal_rollout(tx, found, SignalName.ROLL_BACK_DEFINITION, message, call.now)
         return found
 
-    found = await run_transaction(call.api.store, write)
-    call.api.relay.notify()
+    found = await call.write(write)
     return DefinitionView.of(found)
 
 
@@ -184,8 +182,7 @@ async def _save_decision(
             await call.record(tx, AuditAction.DEFINITION_APPROVED, saved.id, **detail)
         return saved
 
-    saved = await run_transaction(call.api.store, write)
-    call.api.relay.notify()
+    saved = await call.write(write)
     return DefinitionView.of(saved)
 
 

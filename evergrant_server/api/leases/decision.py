@@ -22,7 +22,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import RefreshReason
-from evergrant_server.policy import DecisionReason, decide, scopes_above
+from evergrant_server.policy import decide, scopes_above
 from evergrant_server.store import LeaseRow
 from providers.requests.dpop import origin_of
 
@@ -75,7 +75,9 @@ class LeaseIssuer:
             raise StaleClaim  # a cached caller starts nothing: no link, no refresh
         if row is None:
             raise await absent(call, lease_request)
-        self._check_permit(call.caller, lease_request, row)
+        call.require_permit(Action.TOKEN, integration=row.integration, subject=row.subject, hidden=True)
+        if lease_request.body.scopes:
+            self._within_ceiling(call.caller, row, lease_request.body.scopes)
         _require_kind(lease_request, row)
         if row.leasable:
             row = await self._refreshed_row(lease_request, row, call.context)
@@ -85,7 +87,7 @@ class LeaseIssuer:
         if lease_request.proof is not None:
             await require_provable(self._api, row, lease_request.proof)
         await self._api.ledger.record(self._claim(call, lease_request, row))
-        self._remember(lease_request, row)
+        self._remember(call.caller, lease_request, row)
         return row
 
     # --- rows -------------------------------------------------------------------------
@@ -103,13 +105,10 @@ class LeaseIssuer:
         assert lease_request.connection_id is not None
         return await rows.load(caller.tenant, lease_request.connection_id)
 
-    def _remember(self, lease_request: LeaseRequest, row: LeaseRow) -> None:
+    def _remember(self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow) -> None:
         if len(self._rows) >= _MAX_CACHED:
             self._rows.clear()
-        if lease_request.names is not None:
-            self._rows[(row.tenant, row.integration, row.subject, row.label)] = row
-        else:
-            self._rows[(row.tenant, row.connection_id)] = row
+        self._rows[_cache_key(caller, lease_request)] = row
 
     def _forget(self, caller: Caller, lease_request: LeaseRequest) -> None:
         self._rows.pop(_cache_key(caller, lease_request), None)
@@ -150,17 +149,6 @@ class LeaseIssuer:
 
     # --- permits ----------------------------------------------------------------------
 
-    def _check_permit(self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow) -> None:
-        decision = decide(
-            caller.permits, integration=row.integration, subject=row.subject, action=Action.TOKEN
-        )
-        if decision.reason is DecisionReason.NO_PERMIT:
-            raise Failure(ErrorCode.NOT_FOUND)
-        if not decision.allowed:
-            raise Failure(ErrorCode.NOT_PERMITTED, "That needs the action token.")
-        if lease_request.body.scopes:
-            self._within_ceiling(caller, row, lease_request.body.scopes)
-
     def _check_scopes(self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow) -> None:
         """The requested scopes must be granted; all scopes of the token must be permitted."""
         assert row.grant is not None
@@ -173,15 +161,16 @@ class LeaseIssuer:
 
     def _within_ceiling(self, caller: Caller, row: LeaseRow, scopes: tuple[str, ...]) -> None:
         offline = self._api.registry.offline_scope(row.provider)
+        counted = tuple(scope for scope in scopes if scope != offline)
         decision = decide(
             caller.permits,
             integration=row.integration,
             subject=row.subject,
             action=Action.TOKEN,
-            scopes=(scope for scope in scopes if scope != offline),
+            scopes=counted,
         )
         if not decision.allowed:
-            raise_scope_not_permitted(scopes_above((it for it in scopes if it != offline), decision.ceiling))
+            raise_scope_not_permitted(scopes_above(counted, decision.ceiling))
 
     def _claim(self, call: ApiCall, lease_request: LeaseRequest, row: LeaseRow) -> LeaseClaim:
         assert row.grant is not None

@@ -8,7 +8,6 @@ from starlette.responses import Response
 from evergrant_server.api.connections.models import ConnectionView
 from evergrant_server.api.connections.view import connection_view
 from evergrant_server.api.http.call import ApiCall, Command, CommandResponse
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.leases.models import RefreshBody
 from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter
 from evergrant_server.core.access import Action
@@ -81,7 +80,7 @@ async def _note_report(call: ApiCall, reported: Connection) -> Connection:
         await call.record(tx, AuditAction.TOKEN_REPORTED, connection.id, **detail)
         return await tx.connections.replace(connection.token_reported(), expected=connection.revision)
 
-    return await run_transaction(call.api.store, note)
+    return await call.write(note)
 
 
 def _require_refreshable_state(connection: Connection) -> None:

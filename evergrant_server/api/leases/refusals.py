@@ -7,7 +7,6 @@ from datetime import timedelta
 from evergrant_server.api.connections.create import ConnectionSetup
 from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.leases.models import LeaseBody, ProofBody, TokenBody
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -85,13 +84,12 @@ async def _consent_required(
         return needed
     setup = ConnectionSetup(call, for_lease=True)
     try:
-        opened = await run_transaction(call.api.store, lambda tx: setup.find_or_create(tx, wanted))
+        opened = await call.write(lambda tx: setup.find_or_create(tx, wanted))
     except Failure as failure:
         if failure.code is not ErrorCode.CONSENT_EXPIRED:
             return failure
         needed.retry_after = 5.0  # an expired consent is being closed: a new link is possible in a moment
         return needed
-    call.api.relay.notify()
     if opened.connection.flow.is_client_grant:  # no consent is needed: its first token is on the way
         return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0, connection_id=opened.connection.id)
     needed.context["connection_id"] = opened.connection.id

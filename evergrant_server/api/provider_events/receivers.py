@@ -12,7 +12,6 @@ from evergrant_server.api.http.call import ApiCall, Call
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import Body, Slug, StorableSecret, Text, View
 from evergrant_server.api.http.problems import invalid_request, require_found
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import Failure
@@ -97,8 +96,7 @@ async def put_event_receiver(
         await _record(tx, call, AuditAction.RECEIVER_PUT, integration, after)
         return after, before is None
 
-    after, new = await run_transaction(call.api.store, write)
-    call.api.relay.notify()
+    after, new = await call.write(write)
     response.status_code = 201 if new else 200
     return await _view(call.api, after)
 
@@ -121,7 +119,7 @@ async def delete_event_receiver(name: Slug, call: Call) -> Response:
         await tx.receivers.delete(receiver)
         await _record(tx, call, AuditAction.RECEIVER_DELETED, integration, receiver)
 
-    await run_transaction(call.api.store, drop)
+    await call.write(drop)
     return Response(status_code=204)
 
 

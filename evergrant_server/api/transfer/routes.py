@@ -9,7 +9,6 @@ from starlette.responses import PlainTextResponse, Response
 
 from evergrant_server.api.http.call import AdminCall, AdminCommand, CommandResponse
 from evergrant_server.api.http.models import MAX_INTEGER
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.transfer.intake import ImportWriter
 from evergrant_server.api.transfer.models import ExportBody, ExportView, ImportBody, ImportView
 from evergrant_server.api.transfer.verification import ImportVerification
@@ -132,7 +131,7 @@ async def delete_export(call: AdminCall, id: ExportQuery = "") -> ExportView:
         await call.record(tx, AuditAction.EXPORT_DELETED, export.id, reason="requested")
         return after
 
-    return _view(await run_transaction(call.api.store, drop))
+    return _view(await call.write(drop))
 
 
 def _view(export: Export) -> ExportView:

@@ -11,7 +11,6 @@ from evergrant_server import audit
 from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
 from evergrant_server.api.http.problems import invalid_request, require_found
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.webhooks.models import (
     RotateWebhookBody,
     WebhookBody,
@@ -66,8 +65,7 @@ async def put_webhook(
         )
         return after, shown
 
-    after, shown = await run_transaction(call.api.store, write)
-    call.api.relay.notify()
+    after, shown = await call.write(write)
     response.status_code = 200 if shown is None else 201
     return WebhookSecretView.of(after, secret=shown)
 
@@ -100,7 +98,7 @@ async def delete_webhook(name: Slug, call: AdminCall) -> Response:
         await tx.webhooks.delete(call.tenant, webhook.id)
         await call.record(tx, AuditAction.WEBHOOK_DELETED, webhook.id, webhook=name)
 
-    await run_transaction(call.api.store, drop)
+    await call.write(drop)
     return Response(status_code=204)
 
 
@@ -139,13 +137,11 @@ async def _new_webhook(tx: Transaction, call: ApiCall, name: str, body: WebhookB
         tenant=call.tenant,
         id=WebhookId(new_id("whk")),
         name=name,
-        url=body.url,
-        events=body.events,
-        integration=body.integration,
         disabled_by=DisabledBy.ADMIN if body.disabled else None,
         secret_changed_at=now,
         created_at=now,
         changed_at=now,
+        **body.model_dump(exclude={"disabled"}),
     )
 
 
