@@ -233,11 +233,10 @@ class ProviderSpec(
 
     def require_any_flow(self) -> None:
         """Raise the Failure of `require_usable` for the first flow, unless some flow is usable."""
-        flows = [flow for flow in Flow if flow.value in self.auth_modes] or [Flow.AUTHORIZATION_CODE]
         failures: list[Failure] = []
-        for flow in flows:
+        for mode in self.auth_modes:
             try:
-                return self.require_usable(flow)
+                return self.require_usable(Flow(mode))
             except Failure as failure:
                 failures.append(failure)
         raise failures[0]

@@ -1,6 +1,7 @@
 """The inputs and outputs of verifiers, and the steps that they share."""
 
 import base64
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -98,3 +99,22 @@ def from_unix(value: object, *, unit: float = 1) -> datetime | None:
 def decode_base64url(part: str) -> bytes:
     """Raises ValueError."""
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+
+
+def json_object(text: bytes, what: str) -> dict[str, Any]:
+    """A JSON object. Raises EventRejected with `what` for anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise EventRejected("invalid_request", what)
+    return value
+
+
+def json_in_base64url(part: str, what: str) -> dict[str, Any]:
+    """As `json_object`, of a part of a signed token."""
+    try:
+        return json_object(decode_base64url(part), what)
+    except ValueError:
+        raise EventRejected("invalid_request", what) from None

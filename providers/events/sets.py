@@ -1,6 +1,5 @@
 """Pushed security event tokens: RFC 8417 (the token), RFC 8935 (delivery), RFC 9493 (subjects)."""
 
-import json
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,9 +20,10 @@ from providers.events.base import (
     UnknownKey,
     VerifiedEvents,
     accounts_with_id,
-    decode_base64url,
     from_unix,
     is_identifier,
+    json_in_base64url,
+    json_object,
 )
 
 MEDIA_TYPE = "application/secevent+jwt"
@@ -65,12 +65,8 @@ def _header(token: bytes) -> dict[str, Any]:
     """The protected header, whose `alg` must be on the list of allowed algorithms."""
     if token.count(b".") != 2:
         raise EventRejected("invalid_request", "The body is not a signed token in compact form.")
-    try:
-        header = json.loads(decode_base64url(token.partition(b".")[0].decode("ascii")))
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict):
-        raise EventRejected("invalid_request", "The token's header can't be read.")
+    encoded = token.partition(b".")[0].decode("ascii", "replace")
+    header = json_in_base64url(encoded, "The token's header can't be read.")
     if header.get("alg") not in ALGORITHMS:
         raise EventRejected("invalid_key", "alg must be an asymmetric signature.")
     if "crit" in header or "b64" in header:
@@ -86,13 +82,7 @@ def _claims(token: bytes, header: dict[str, Any], trust: EventTrust) -> dict[str
         content = jws.deserialize_compact(token, _key(header, trust), algorithms=[header["alg"]]).payload
     except (JoseError, ValueError):
         raise EventRejected("authentication_failed", "The signature is invalid.") from None
-    try:
-        claims = json.loads(content)
-    except (ValueError, RecursionError):
-        claims = None
-    if not isinstance(claims, dict):
-        raise EventRejected("invalid_request", "The token's claims can't be read.")
-    return claims
+    return json_object(content, "The token's claims can't be read.")
 
 
 def _key(header: dict[str, Any], trust: EventTrust) -> RSAKey | ECKey:

@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import json
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -23,6 +22,8 @@ from providers.events.base import (
     decode_base64url,
     from_unix,
     is_identifier,
+    json_in_base64url,
+    json_object,
 )
 from providers.events.sets import verify_set
 
@@ -40,7 +41,7 @@ def verify_slack(request: EventRequest, trust: EventTrust) -> VerifiedEvents:
     timestamp = request.headers.get("x-slack-request-timestamp", "")
     _require_hmac(request, trust, "x-slack-signature", "v0=", f"v0:{timestamp}:")
     _require_recent(timestamp, request.now)
-    body = _json_object(request.body)
+    body = json_object(request.body, "The body is not a JSON object.")
     challenge = body.get("challenge")
     if body.get("type") == "url_verification" and isinstance(challenge, str):
         return VerifiedEvents("", reply={"challenge": _checked_challenge(challenge)})
@@ -82,7 +83,7 @@ def verify_zoom(request: EventRequest, trust: EventTrust) -> VerifiedEvents:
     timestamp = request.headers.get("x-zm-request-timestamp", "")
     _require_hmac(request, trust, "x-zm-signature", "v0=", f"v0:{timestamp}:")
     _require_recent(timestamp, request.now)
-    body = _json_object(request.body)
+    body = json_object(request.body, "The body is not a JSON object.")
     event = body.get("event")
     plain = _nested(body, "payload", "plainToken")
     if event == "endpoint.url_validation" and isinstance(plain, str) and len(plain) <= MAX_ID_LENGTH:
@@ -108,7 +109,7 @@ def verify_github(request: EventRequest, trust: EventTrust) -> VerifiedEvents:
     _require_hmac(request, trust, "x-hub-signature-256", "sha256=")
     if request.headers.get("x-github-event", "") != "github_app_authorization":
         return VerifiedEvents("")
-    body = _json_object(request.body)
+    body = json_object(request.body, "The body is not a JSON object.")
     if body.get("action") != "revoked":
         return VerifiedEvents("")
     sender = body.get("sender")
@@ -134,12 +135,10 @@ def verify_meta(request: EventRequest, trust: EventTrust) -> VerifiedEvents:
         raise EventRejected("invalid_request", "The signed_request is missing or malformed.") from None
     expected = hmac.digest(_secret_key(trust), payload.encode(), "sha256")
     _require_signature(hmac.compare_digest(expected, given))
-    try:
-        claims = json.loads(decode_base64url(payload))
-    except (ValueError, RecursionError):
-        claims = None
-    if not isinstance(claims, dict) or str(claims.get("algorithm")).upper() != "HMAC-SHA256":
-        raise EventRejected("invalid_request", "The signed_request is not an HMAC-SHA256 object.")
+    what = "The signed_request is not an HMAC-SHA256 object."
+    claims = json_in_base64url(payload, what)
+    if str(claims.get("algorithm")).upper() != "HMAC-SHA256":
+        raise EventRejected("invalid_request", what)
     accounts, at = accounts_with_id(claims.get("user_id")), from_unix(claims.get("issued_at"))
     event = ProviderEvent("meta:deauthorize", Certainty.ENDED, accounts, at)
     return VerifiedEvents(_sha256_hex(payload.encode()), (event,))
@@ -181,17 +180,6 @@ def _require_recent(text: str, now: datetime) -> None:
     timestamp = from_unix(text) if text.isascii() and text.isdigit() else None
     if timestamp is None or abs(now - timestamp) > TIMESTAMP_TOLERANCE:
         raise EventRejected("invalid_request", "The timestamp is missing, or too far from now.")
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object. Raises EventRejected."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise EventRejected("invalid_request", "The body is not a JSON object.")
-    return value
 
 
 def _nested(value: object, *names: str) -> Any:

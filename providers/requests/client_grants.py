@@ -36,8 +36,6 @@ JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
 @dataclass(frozen=True)
 class ClientGrantInput:
-    """The inputs of a client grant's request."""
-
     scopes: tuple[str, ...]
     target: TokenTarget
     subject: str

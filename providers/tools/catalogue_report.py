@@ -105,9 +105,6 @@ def unusable_flows(spec: ProviderSpec) -> Iterator[UnusableFlow]:
     """The flows of a definition that aren't usable, with one reason each."""
     dead = unusable_field(spec) is not None
     for mode in spec.auth_modes:
-        if mode not in set(Flow):
-            yield UnusableFlow(spec.name, mode, "auth_modes", f"{mode} is not supported", dead)
-            continue
         for field_name, why in spec.unsupported_fields(Flow(mode)):
             yield UnusableFlow(spec.name, mode, field_name, why, dead)
             break

@@ -59,7 +59,6 @@ def _usability_finding(spec: ProviderSpec) -> CheckResult:
 
 
 def _rule_findings(spec: ProviderSpec) -> Iterable[CheckResult]:
-    """The problems that the catalogue's rules find."""
     for problem in problems_of(spec, spec.name):
         if problem.field.split(".")[0] not in _CATALOGUE_FIELDS:
             yield _warn("rules", f"{problem.field}: {problem.what}. {problem.repair}.")
