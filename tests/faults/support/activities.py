@@ -38,6 +38,7 @@ from evergrant_server.wiring.worker_parts import build_worker_parts
 from providers.responses.raw_reply import RawReply
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, PROVENANCE, TENANT, Installation
+from tests.unit.activities.single_use.protocol_worker import reservation_of
 
 
 class Activities:
@@ -73,9 +74,8 @@ class Activities:
         self, use: SingleUseAttempt, request: ConnectionCall, reply: RawReply, *, provisional: bool = False
     ) -> Path:
         """Its process ends with this answer in the journal. Returns the entry."""
-        assert use.reservation is not None
         answer = JournaledReply.for_request(request, reply, self.clock.now(), provisional=provisional)
-        entry = use.reservation.write_entry(use.keys.current(KeyPurpose.REFRESH), answer.pack())
+        entry = reservation_of(use).write_entry(use.keys.current(KeyPurpose.REFRESH), answer.pack())
         self.journal.release()
         return entry.path
 
