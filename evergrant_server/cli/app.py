@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
@@ -48,16 +47,16 @@ class Flags:
 @app.command
 def dev(*, flags: Flags | None = None) -> None:
     """Run everything in one command: Temporal with its UI, the API and a worker."""
-    settings = _settings(flags)
+    settings = settings_of(flags)
     from evergrant_server.cli import dev as development
 
-    _run(development.run(settings))
+    asyncio.run(development.run(settings))
 
 
 @app.command
 def serve(*, flags: Flags | None = None) -> None:
     """Run the API."""
-    settings = _settings(flags)
+    settings = settings_of(flags)
     from evergrant_server.cli.serve import serve_api
 
     serve_api(settings)
@@ -66,10 +65,10 @@ def serve(*, flags: Flags | None = None) -> None:
 @app.command
 def worker(*, flags: Flags | None = None) -> None:
     """Run a worker. Any number may run, with separate data folders or a shared one."""
-    settings = _settings(flags)
+    settings = settings_of(flags)
     import worker as worker_process
 
-    _run(worker_process.main(settings))
+    asyncio.run(worker_process.main(settings))
 
 
 @app.command
@@ -89,10 +88,10 @@ def reconcile(
             that the current workers can't continue.
         compare: Query every workflow for the generation it knows. This takes most of the time.
     """
-    settings = _settings(flags)
+    settings = settings_of(flags)
     from evergrant_server.cli import operate
 
-    _run(operate.reconcile(settings, restart_older_than, compare))
+    asyncio.run(operate.reconcile(settings, restart_older_than, compare))
 
 
 @app.command
@@ -108,96 +107,18 @@ def doctor(
     Args:
         output: `text`, or `json`: a list of objects with `check`, `ok`, `detail` and `repair`.
     """
-    settings = _settings(flags)
+    settings = settings_of(flags)
     from evergrant_server.cli.doctor import report
 
     if not asyncio.run(report.run(settings, output)):
         exit_process(1)
 
 
-db = App(name="db", help="The database's schema, and the Temporal namespace.")
-keys = App(name="keys", help="The key ring, and the first API key.")
-audit = App(name="audit", help="The audit log.")
-providers = App(name="providers", help="The provider catalogue.")
-for group in (db, keys, audit, providers):
-    app.command(group)
-
-
-@db.command
-def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None:
-    """Bring the schema up to date, and prepare the Temporal namespace.
-
-    Args:
-        namespace: Also register search attributes and set the retention of closed runs.
-    """
-    settings = _settings(flags)
-    from evergrant_server.cli import operate
-
-    _run(operate.upgrade(settings, namespace))
-
-
-@db.command
-def current(*, flags: Flags | None = None) -> None:
-    """Print the schema's version, and the newest that this release knows."""
-    settings = _settings(flags)
-    from evergrant_server.cli import operate
-
-    _run(operate.current(settings))
-
-
-@keys.command
-def create(*, flags: Flags | None = None) -> None:
-    """Create the key file. Never overwrites an existing one."""
-    settings = _settings(flags)
-    from evergrant_server.cli import operate
-
-    operate.create_keys(settings)
-
-
-@keys.command
-def rotate(purpose: str, *, flags: Flags | None = None) -> None:
-    """Add a new current root key for a purpose (lease, refresh or intake). Old rows stay readable."""
-    settings = _settings(flags)
-    from evergrant_server.cli import operate
-
-    operate.rotate_keys(settings, purpose)
-
-
-@keys.command
-def export_api(out: Path, *, flags: Flags | None = None) -> None:
-    """Write the key file for API processes: without the refresh keys."""
-    settings = _settings(flags)
-    from evergrant_server.cli import operate
-
-    operate.export_api_keys(settings, out)
-
-
-@keys.command
-def bootstrap(
-    *,
-    again: Annotated[bool, Parameter(negative=())] = False,
-    out: Path | None = None,
-    flags: Flags | None = None,
-) -> None:
-    """Create the app `admin` and print its API key, once.
-
-    Args:
-        again: Create another key even if there is one already.
-        out: Write the key to this file (mode 0600) instead of printing it.
-    """
-    settings = _settings(flags)
-    from evergrant_server.cli import operate
-
-    _run(operate.bootstrap(settings, again, out))
-
-
-@audit.command
-def verify(*, flags: Flags | None = None) -> None:
-    """Check every hash chain of the audit log, and name the first record that doesn't match."""
-    settings = _settings(flags)
-    from evergrant_server.cli import operate
-
-    _run(operate.verify_audit(settings))
+_OPERATE = "evergrant_server.cli.operate"  # slow to import
+app.command(f"{_OPERATE}:db", help="The database's schema, and the Temporal namespace.")
+app.command(f"{_OPERATE}:keys", help="The key ring, and the first API key.")
+app.command(f"{_OPERATE}:audit_log", name="audit", help="The audit log.")
+providers = app.command(App(name="providers", help="The provider catalogue."))
 
 
 @providers.command(name="check")
@@ -222,12 +143,8 @@ def check_providers(
         exit_process(1)
 
 
-def _settings(flags: Flags | None) -> Settings:
+def settings_of(flags: Flags | None) -> Settings:
     """Load the settings. Commands do so before slow imports, so a mistake is reported at once."""
     settings = (flags or Flags()).settings()
     logging.getLogger().setLevel(settings.log_level)
     return settings
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(work)

@@ -1,13 +1,17 @@
-"""The operator's commands that end by themselves: schema, keys, reconcile, audit."""
+"""The operator's commands that end by themselves: schema, keys, audit; and what reconcile prints."""
 
 import os
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
 
 from evergrant_server import audit
 from evergrant_server.api.apps.keys import bootstrap_admin
+from evergrant_server.cli.app import Flags, settings_of
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
@@ -19,8 +23,17 @@ from evergrant_server.temporal_link.connect import connect, prepare_namespace
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
 from evergrant_server.wiring.platform import open_platform
 
+db, keys, audit_log = App(name="db"), App(name="keys"), App(name="audit")
 
-async def upgrade(settings: Settings, namespace: bool) -> None:
+
+@db.command
+async def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None:
+    """Bring the schema up to date, and prepare the Temporal namespace.
+
+    Args:
+        namespace: Also register search attributes and set the retention of closed runs.
+    """
+    settings = settings_of(flags)
     before = await schema.current_version(settings.database_url)
     await schema.upgrade(settings.database_url)
     print(f"schema {before or 'none'} -> {schema.expected_version()}")
@@ -32,9 +45,18 @@ async def upgrade(settings: Settings, namespace: bool) -> None:
         )
 
 
-async def current(settings: Settings) -> None:
+@db.command
+async def current(*, flags: Flags | None = None) -> None:
+    """Print the schema's version, and the newest that this release knows."""
+    settings = settings_of(flags)
     found = await schema.current_version(settings.database_url)
     print(f"{found or 'none'} (newest: {schema.expected_version()})")
+
+
+@keys.command
+def create(*, flags: Flags | None = None) -> None:
+    """Create the key file. Never overwrites an existing one."""
+    create_keys(settings_of(flags))
 
 
 def create_keys(settings: Settings) -> None:
@@ -42,7 +64,10 @@ def create_keys(settings: Settings) -> None:
     print(f"created {settings.key_path}; back it up: without it no stored token can be read")
 
 
-def rotate_keys(settings: Settings, purpose: str) -> None:
+@keys.command
+def rotate(purpose: str, *, flags: Flags | None = None) -> None:
+    """Add a new current root key for a purpose (lease, refresh or intake). Old rows stay readable."""
+    settings = settings_of(flags)
     if purpose not in set(KeyPurpose):
         raise BadSettings(f"there is no key purpose {purpose!r}: use {', '.join(KeyPurpose)}")
     ring = KeyRing.open(settings.key_path, Role.OPERATOR)
@@ -50,12 +75,30 @@ def rotate_keys(settings: Settings, purpose: str) -> None:
     print(f"{purpose}: the current key is now {current}; restart API and workers")
 
 
-def export_api_keys(settings: Settings, out: Path) -> None:
-    KeyRing.open(settings.key_path, Role.OPERATOR).export(out, Role.API)
+@keys.command
+def export_api(out: Path, *, flags: Flags | None = None) -> None:
+    """Write the key file for API processes: without the refresh keys."""
+    KeyRing.open(settings_of(flags).key_path, Role.OPERATOR).export(out, Role.API)
     print(f"wrote {out}: it can open access tokens, but no refresh tokens")
 
 
-async def bootstrap(settings: Settings, again: bool, out: Path | None) -> None:
+@keys.command
+async def bootstrap(
+    *,
+    again: Annotated[bool, Parameter(negative=())] = False,
+    out: Path | None = None,
+    flags: Flags | None = None,
+) -> None:
+    """Create the app `admin` and print its API key, once.
+
+    Args:
+        again: Create another key even if there is one already.
+        out: Write the key to this file (mode 0600) instead of printing it.
+    """
+    await make_admin_key(settings_of(flags), again, out)
+
+
+async def make_admin_key(settings: Settings, again: bool, out: Path | None) -> None:
     ring = KeyRing.open(settings.key_path, Role.OPERATOR)
     clock = SystemClock()
     store = await Store.open(settings.database_url, ring, clock)
@@ -113,7 +156,10 @@ class ProgressPrinter:
         print(f"{line}, {counts.restarted} restarted" if counts.restarted else line, flush=True)
 
 
-async def verify_audit(settings: Settings) -> None:
+@audit_log.command
+async def verify(*, flags: Flags | None = None) -> None:
+    """Check every hash chain of the audit log, and name the first record that doesn't match."""
+    settings = settings_of(flags)
     ring = KeyRing.open(settings.key_path, Role.API)
     store = await Store.open(settings.database_url, ring, SystemClock())
     try:
