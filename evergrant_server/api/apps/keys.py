@@ -5,11 +5,10 @@ from datetime import datetime
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from evergrant_server.api.apps.models import KeyView, NewKeyView
 from evergrant_server.api.apps.routes import require_app
 from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
 from evergrant_server.api.http.call import AdminCall, AdminCommand, CommandResponse
-from evergrant_server.api.http.models import Page, Slug
+from evergrant_server.api.http.models import Page, Slug, View
 from evergrant_server.api.http.transactions import record
 from evergrant_server.core.access import Action, App, AppKey, Permit
 from evergrant_server.core.audit import AuditAction
@@ -22,6 +21,18 @@ from evergrant_server.store import Store, Transaction
 router = APIRouter(tags=["apps"])
 
 ADMIN = "admin"
+
+
+class KeyView(View):
+    id: str
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class NewKeyView(KeyView):
+    """The only response that contains an API key."""
+
+    key: str
 
 
 @router.post("/v1/apps/{name}/keys", status_code=201, response_model=NewKeyView)

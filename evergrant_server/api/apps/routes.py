@@ -1,18 +1,69 @@
 """`/v1/apps`: apps and their permits. A change makes the lease path read the app again."""
 
-from fastapi import APIRouter, Response
+from datetime import datetime
+from typing import Annotated
 
-from evergrant_server.api.apps.models import AppBody, AppView, PermitBody, PermitView
+from fastapi import APIRouter, Response
+from pydantic import AfterValidator, Field
+
 from evergrant_server.api.connections.source_tokens import retry_waiting_connections
 from evergrant_server.api.http.call import AdminCall, ApiCall
-from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
+from evergrant_server.api.http.models import (
+    Body,
+    Page,
+    PageCursor,
+    PageLimit,
+    ReturnTo,
+    Scopes,
+    Slug,
+    View,
+    _printable,
+    _slug,
+)
 from evergrant_server.api.http.problems import invalid_request, require_found
-from evergrant_server.core.access import App, Permit
+from evergrant_server.core.access import Action, App, Permit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AppId, PermitId, new_id
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["apps"])
+
+
+class AppBody(Body):
+    disabled: bool = False
+    return_to: Annotated[tuple[ReturnTo, ...], Field(max_length=50)] = ()
+
+
+class PermitBody(Body):
+    """`integration` is a name or `*`; `subjects` are exact names, or `*` for all."""
+
+    integration: Annotated[str, AfterValidator(lambda it: it if it == "*" else _slug(it))]
+    subjects: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)], ...],
+        Field(min_length=1, max_length=1000),
+    ] = ("*",)
+    scope_ceiling: Scopes | None = None
+    actions: Annotated[tuple[Action, ...], Field(min_length=1)]
+
+
+class AppView(View):
+    id: str
+    name: str
+    disabled: bool
+    return_to: tuple[str, ...]
+    created_at: datetime
+    revision: int
+
+
+class PermitView(View):
+    id: str
+    name: str
+    integration: str
+    subjects: tuple[str, ...]
+    scope_ceiling: tuple[str, ...] | None
+    actions: tuple[Action, ...]
+    created_at: datetime
+    revision: int
 
 
 async def require_app(tx: Transaction, call: ApiCall, name: str) -> App:

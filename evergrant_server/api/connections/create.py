@@ -1,6 +1,5 @@
 """Creates connections, or finds the live one of the same names, in the caller's transaction."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -17,19 +16,17 @@ from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.api.connections.reauthorization import (
     ConnectionWithLink,
     consenting_connection,
-    has_pending_import,
     is_reusable,
     require_same_settings,
-    scopes_to_request,
-    set_expected_account,
 )
 from evergrant_server.api.connections.scopes import permitted_scopes, permitted_slot_scopes
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.api.integrations.definitions import integration_spec, require_ready
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, new_id
@@ -39,8 +36,6 @@ from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 
 _CLIENT_GRANT_RETRY_S = 1.0
-
-SlotScopesMap = Mapping[str, tuple[str, ...]]
 
 
 async def add_connection(
@@ -101,8 +96,9 @@ class ConnectionSetup:
             why = "Only the flow authorization_code fills further token slots."
             raise invalid_request("slot_scopes", why)
         requested = wanted.scopes
-        if live is not None:
-            requested = scopes_to_request(requested, live.requested_scopes, for_lease=self._for_lease)
+        if live is not None and (requested is None or self._for_lease):
+            # a lease adds its scopes to those of the connection, which other apps use too
+            requested = (*live.requested_scopes, *(requested or ())) or None
         scopes = permitted_scopes(call.caller, integration, spec, subject, requested)
         slots = await permitted_slot_scopes(
             tx, call.caller, integration, spec, subject, live, wanted.slot_scopes
@@ -110,14 +106,17 @@ class ConnectionSetup:
         if live is None:
             return await self._create(tx, integration, spec, wanted, scopes, slots, flow)
         if wanted.choice not in (None, live.choice):
-            live = await set_expected_account(tx, live, wanted.choice)
+            if live.state is not LifecycleState.PENDING_CONSENT:
+                why = "A live connection has these names: "
+                why += "change its account with POST /v1/connections/{id}/choose."
+                raise Failure(ErrorCode.ALREADY_EXISTS, why, field="choice")
+            changed = live.model_copy(update={"choice": wanted.choice})
+            live = await tx.connections.replace(changed, expected=live.revision)
         return await self._existing_with_link(tx, integration, spec, live, scopes, slots, wanted)
 
     async def _require_integration(self, tx: Transaction, name: str, subject: str) -> Integration:
         """The integration, locked against deletion, if the caller may connect the subject there."""
-        found = await tx.integrations.by_name(self._call.tenant, name)
-        if found is None:
-            raise Failure(ErrorCode.NOT_FOUND)
+        found = require_found(await tx.integrations.by_name(self._call.tenant, name))
         self._call.require_permit(Action.CONNECT, integration=name, subject=subject, hidden=True)
         require_ready(found)
         await tx.integrations.lock_against_deletion(found)
@@ -130,7 +129,7 @@ class ConnectionSetup:
         spec: ProviderSpec,
         wanted: ConnectionBody,
         scopes: tuple[str, ...],
-        slots: SlotScopesMap,
+        slots: dict[str, tuple[str, ...]],
         flow: Flow,
     ) -> ConnectionWithLink:
         supplied = supplied_tokens(spec, flow, wanted)
@@ -147,7 +146,7 @@ class ConnectionSetup:
             source=wanted.source,
             source_app=None if wanted.source is None else self._call.caller.app.id,
             choice=wanted.choice,
-            slot_scopes=dict(slots),
+            slot_scopes=slots,
             deadline=self._now
             + (CLIENT_GRANT_DEADLINE if without_subject else self._api.settings.consent_ttl),
         )
@@ -171,7 +170,7 @@ class ConnectionSetup:
         spec: ProviderSpec,
         named: Connection,
         scopes: tuple[str, ...],
-        slots: SlotScopesMap,
+        slots: dict[str, tuple[str, ...]],
         wanted: ConnectionBody,
     ) -> ConnectionWithLink:
         """The live connection, with an open or new link if its subject has to consent."""
@@ -181,9 +180,11 @@ class ConnectionSetup:
         if named.flow.is_client_grant:
             return await self._retry_client_grant(tx, named, scopes)
         require_flow_allowed(named.flow, self._api)
-        if await has_pending_import(tx, named):
-            # a worker is about to install its grant: no consent is needed
-            raise Failure(ErrorCode.REFRESH_PENDING, "A worker is installing its import.", retry_after=1.0)
+        if named.state is LifecycleState.PENDING_CONSENT:
+            imported = await tx.consents.import_consent(named.tenant, named.id)
+            if imported is not None and imported.status is ConsentStatus.CODE_RECEIVED:
+                why = "A worker is installing its import."  # no consent is needed
+                raise Failure(ErrorCode.REFRESH_PENDING, why, retry_after=1.0)
         connection = await consenting_connection(tx, named)
         if connection is not named:
             wanted = wanted.model_copy(update={"scopes": None})

@@ -38,19 +38,6 @@ def require_same_settings(there: Connection, wanted: ConnectionBody) -> None:
             raise Failure(ErrorCode.ALREADY_EXISTS, detail, field=name)
 
 
-def scopes_to_request(
-    wanted: tuple[str, ...] | None, before: tuple[str, ...], *, for_lease: bool
-) -> tuple[str, ...] | None:
-    """The scopes of a new consent for a connection.
-
-    A lease adds its scopes to those of the connection, which other apps use too; `POST /v1/connections`
-    replaces them.
-    """
-    if wanted is None:
-        return before or None
-    return (*before, *wanted) if for_lease else wanted
-
-
 def is_reusable(consent: Consent, wanted: ConnectionBody, *, for_lease: bool) -> bool:
     """Whether an open link can be returned again: same scopes, slots and `return_to`.
 
@@ -82,21 +69,3 @@ async def consenting_connection(tx: Transaction, connection: Connection) -> Conn
         )
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="label", connection_id=connection.id)
     return first
-
-
-async def set_expected_account(tx: Transaction, connection: Connection, choice: str | None) -> Connection:
-    """Change the requested account before there is a grant. Raises Failure ALREADY_EXISTS after."""
-    if connection.state is not LifecycleState.PENDING_CONSENT:
-        detail = (
-            "A live connection has these names: change its account with POST /v1/connections/{id}/choose."
-        )
-        raise Failure(ErrorCode.ALREADY_EXISTS, detail, field="choice")
-    wanted = connection.model_copy(update={"choice": choice})
-    return await tx.connections.replace(wanted, expected=connection.revision)
-
-
-async def has_pending_import(tx: Transaction, connection: Connection) -> bool:
-    if connection.state is not LifecycleState.PENDING_CONSENT:
-        return False
-    imported = await tx.consents.import_consent(connection.tenant, connection.id)
-    return imported is not None and imported.status is ConsentStatus.CODE_RECEIVED

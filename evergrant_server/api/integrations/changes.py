@@ -81,9 +81,8 @@ async def changed_integration(
         for field, held in stored.items():
             if held and getattr(body, field) is None:
                 what = field.replace("_", " ")
-                raise invalid_request(
-                    field, f"Give the {what} again: the stored one belongs to the previous client."
-                )
+                why = f"Give the {what} again: the stored one belongs to the previous client."
+                raise invalid_request(field, why)
     wanted = ClientAuth(body.client_auth or spec.client_auth) in MUTUAL_TLS
     if wanted and not has_certificate and body.client_certificate is None:
         raise invalid_request("client_certificate", _NO_CERTIFICATE)

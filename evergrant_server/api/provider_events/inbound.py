@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.problems import require_found
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.provider_events.receivers import request_keys
@@ -93,12 +94,8 @@ async def _load_receiver(api: ApiContext, receiver_id: str) -> tuple[Receiver, I
     if not is_id(receiver_id, "rcv"):
         raise Failure(ErrorCode.NOT_FOUND)
     async with api.store.read() as tx:
-        receiver = await tx.receivers.find_in_any_tenant(ReceiverId(receiver_id))
-        if receiver is None:
-            raise Failure(ErrorCode.NOT_FOUND)
-        integration = await tx.integrations.get(receiver.tenant, receiver.integration_id)
-        if integration is None:
-            raise Failure(ErrorCode.NOT_FOUND)
+        receiver = require_found(await tx.receivers.find_in_any_tenant(ReceiverId(receiver_id)))
+        integration = require_found(await tx.integrations.get(receiver.tenant, receiver.integration_id))
         secret = await tx.receivers.secret(receiver)
     discovered = integration.endpoints.issuer if integration.endpoints else None
     issuers = {receiver.issuer, integration.issuer, discovered} - {None}

@@ -7,9 +7,8 @@ from starlette.responses import Response
 
 from evergrant_server import audit
 from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, CommandResponse
-from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
+from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug, View
 from evergrant_server.api.http.problems import invalid_request
-from evergrant_server.api.webhooks.models import DeliveryView
 from evergrant_server.api.webhooks.routes import require_webhook
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -19,6 +18,21 @@ from evergrant_server.core.webhooks import Delivery, DeliveryStatus, Webhook
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["webhooks"])
+
+
+class DeliveryView(View):
+    """The delivery of one event. `event_id` is the `webhook-id` that the receiver gets."""
+
+    id: str
+    event_id: str
+    event_type: EventType
+    status: DeliveryStatus
+    attempts: int
+    response_status: int | None
+    problem: str | None
+    next_at: datetime | None
+    created_at: datetime
+    ended_at: datetime | None
 
 
 @router.post("/v1/webhooks/{name}/test", status_code=202, response_model=DeliveryView)

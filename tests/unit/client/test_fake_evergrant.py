@@ -31,7 +31,7 @@ from evergrant.testing import FakeEvergrant, ManualClock
 from evergrant.testing.connections import connection_body, live_body
 from pydantic import BaseModel
 
-from evergrant_server.api.apps.models import AppView
+from evergrant_server.api.apps.routes import AppView
 from evergrant_server.api.audit import AuditView
 from evergrant_server.api.connections.models import (
     ConnectionView,
@@ -44,7 +44,8 @@ from evergrant_server.api.integrations.models import IntegrationView
 from evergrant_server.api.leases.models import LeaseView, ProofView
 from evergrant_server.api.leases.oauth1_signatures import SignatureView
 from evergrant_server.api.transfer.models import ExportView
-from evergrant_server.api.webhooks.models import DeliveryView, WebhookSecretView
+from evergrant_server.api.webhooks.deliveries import DeliveryView
+from evergrant_server.api.webhooks.routes import WebhookSecretView
 
 HOUR = timedelta(hours=1)
 
