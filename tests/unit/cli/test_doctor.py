@@ -113,17 +113,13 @@ async def test_the_journal_check_leaves_no_file(settings: Settings) -> None:
     assert sorted(os.listdir(settings.data_dir)) == before
 
 
-@pytest.mark.parametrize("seconds", [-4, 0, 3, 4])
-def test_clocks_that_agree(seconds: int) -> None:
-    assert "agree" in compare_clocks(NOON + timedelta(seconds=seconds), NOON, NOON, "its")
+@pytest.mark.parametrize(("seconds", "answered_after"), [(-4, 0), (0, 0), (3, 0), (4, 0), (10, 30)])
+def test_clocks_agree_within_the_time_of_the_answer(seconds: int, answered_after: int) -> None:
+    after = NOON + timedelta(seconds=answered_after)
+    assert "agree" in compare_clocks(NOON + timedelta(seconds=seconds), NOON, after, "its")
 
 
 @pytest.mark.parametrize(("seconds", "where"), [(-6, "6.0 s behind"), (300, "300.0 s ahead of")])
 def test_clocks_that_differ(seconds: int, where: str) -> None:
     with pytest.raises(CheckFailed, match=where):
         compare_clocks(NOON + timedelta(seconds=seconds), NOON, NOON, "its")
-
-
-def test_a_slow_answer_is_not_a_skew() -> None:
-    after = NOON + timedelta(seconds=30)
-    assert "agree" in compare_clocks(NOON + timedelta(seconds=10), NOON, after, "its")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evergrant import App, LiveStatus
+from evergrant import App, LiveStatus, Proof
 
 from tests.unit.client.conftest import Command, Ended
 from tests.unit.client.scripted_evergrant import (
@@ -55,15 +55,6 @@ def test_a_token_is_hidden_on_a_terminal(evergrant: ScriptedEvergrant, option: t
     out = os.read(ours, 65536).decode()
     os.close(ours)
     assert (TOKEN in out, "con_1" in out) == (shown, not shown)
-
-
-def test_a_proof_is_printed_as_a_header_value(command: Command, evergrant: ScriptedEvergrant):
-    members = {"proof": "ey.J.x", "htu": "https://api.example/me", "generation": 3, "expires_at": None}
-    answer = ScriptedResponse(200, {**members, "token_type": "DPoP", "connection_id": "con_1"})
-    evergrant.script("POST /v1/connections/con_1/proof", answer)
-    ended = command("proof", "con_1", "get", "https://api.example/me", "--nonce", "n")
-    assert ended == Ended(0, "ey.J.x\n", "")
-    assert evergrant.requests[0].body == {"htm": "GET", "htu": "https://api.example/me", "nonce": "n"}
 
 
 def test_a_missing_consent_prints_the_link(command: Command, evergrant: ScriptedEvergrant):
@@ -249,6 +240,9 @@ ROLL_BACK = {"roll_back": True}
 AT_ONCE = {"overlap": 0}
 PUT_HOOK = "webhooks put hooks https://a.example --event connection.revoked"
 SUBSCRIBED = {"url": "https://a.example", "disabled": False, "events": ["connection.revoked"]}
+PROVE = "proof con_1 get https://api.example/me --nonce n"
+PROOF_REQUEST = {"htm": "GET", "htu": "https://api.example/me", "nonce": "n"}
+PROOF = example(Proof, proof="ey.J.x")
 GITHUB = {"name": "github", "display_name": "GitHub"}
 OPENED = connection(connect_url=LINK)
 CRM, ACME, HOOK, MADE, DELIVERY = (
@@ -265,6 +259,7 @@ CRM, ACME, HOOK, MADE, DELIVERY = (
         ("connections revoke con_1 --reason x", "POST connections/con_1/revoke", {"reason": "x"}, OPENED, ""),
         ("audit con_1", "GET connections/con_1/audit", None, [audit_record()], "grant.refreshed"),
         ("audit", "GET audit", None, [audit_record()], "grant.refreshed"),
+        (PROVE, "POST connections/con_1/proof", PROOF_REQUEST, PROOF, "ey.J.x\n"),
         ("apps ls", "GET apps", None, [example(App, name="etl")], "etl"),
         ("providers", "GET providers", None, [GITHUB], "GitHub"),
         ("providers ls", "GET providers", None, [GITHUB], "GitHub"),

@@ -9,20 +9,16 @@ from pathlib import Path
 import evergrant as client
 import pytest
 from evergrant.calls.call import SERVER_MAJOR, Response, error_from
-from evergrant.errors import KINDS, EvergrantError, ReconnectNeeded
+from evergrant.errors import EvergrantError, ReconnectNeeded
 from evergrant.retries import Deadline
 
 from evergrant_server.api.app import VERSION
-from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
+from evergrant_server.core.errors import FAILURES, ErrorCode
 from tests.unit.client.conftest import Caller
 from tests.unit.client.scripted_evergrant import LINK, ScriptedEvergrant, ScriptedResponse, lease, problem
 
 ROUTE = "POST /v1/lease"
 PROJECT = Path(__file__).parents[3] / "clients/python/pyproject.toml"
-
-
-def test_every_kind_of_the_server_has_its_class():
-    assert set(KINDS) == {kind.value for kind in FailureKind}
 
 
 @pytest.mark.parametrize("code", ErrorCode)
