@@ -5,9 +5,13 @@ from datetime import datetime
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from evergrant_server.api.connections.consents import request_client_grant, request_consent
+from evergrant_server.api.connections.consents import (
+    ConnectionWithLink,
+    consenting_connection,
+    request_client_grant,
+    request_consent,
+)
 from evergrant_server.api.connections.models import ChooseBody, ConnectionView, ReauthorizeBody, RevokeBody
-from evergrant_server.api.connections.reauthorization import ConnectionWithLink, consenting_connection
 from evergrant_server.api.connections.scopes import permitted_scopes, permitted_slot_scopes
 from evergrant_server.api.connections.source_tokens import take_over_exchange
 from evergrant_server.api.connections.view import add_device_code, connection_view

@@ -1,10 +1,12 @@
-"""Requests for a consent of the subject, or for first tokens without a subject."""
+"""Consents: requested of the subject, requested again, or replaced by first tokens without a subject."""
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from evergrant_server.api.connections.flows import require_flow_allowed
+from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
@@ -20,6 +22,7 @@ from evergrant_server.core.connections.consent import (
 )
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import ImportedTokens
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConsentId, new_id
 from evergrant_server.core.messages.base import RequestContext, SignalName
 from evergrant_server.core.messages.connection import ConsentGranted
@@ -27,6 +30,16 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 
 CLIENT_GRANT_DEADLINE = timedelta(days=7)  # time for an admin to repair the integration
+
+
+@dataclass(frozen=True)
+class ConnectionWithLink:
+    """A connection, and its consent and connect link if the subject has to consent."""
+
+    connection: Connection
+    created: bool
+    consent: Consent | None = None
+    connect_url: str | None = None
 
 
 async def request_consent(
@@ -99,6 +112,39 @@ async def open_consent(tx: Transaction, connection: Connection, now: datetime) -
         return await tx.consents.open_consent(connection.tenant, connection.id, now)
     waiting = await tx.consents.received_consent(connection.tenant, connection.id)
     return waiting if waiting is not None and waiting.expires_at > now else None
+
+
+def is_reusable(consent: Consent, wanted: ConnectionBody, *, for_lease: bool) -> bool:
+    """Whether an open link can be returned again: same scopes, slots and `return_to`.
+
+    A link that a browser has opened works in that browser only. `POST /v1/connections` then creates
+    a new link; a lease, which apps poll, returns the same.
+    """
+    if wanted.scopes is not None and not set(wanted.scopes) <= set(consent.scopes):
+        return False
+    if for_lease:
+        return True
+    if wanted.slot_scopes is not None and wanted.slot_scopes != consent.slot_scopes:
+        return False
+    begun = consent.status is not ConsentStatus.OPEN and consent.kind is not ConsentKind.DEVICE
+    return not begun and consent.return_to == wanted.return_to
+
+
+async def consenting_connection(tx: Transaction, connection: Connection) -> Connection:
+    """The connection whose consents fill this one: itself, but for a further token slot.
+
+    Raises Failure INVALID_REQUEST when that connection has ended.
+    """
+    if connection.consented_with is None:
+        return connection
+    first = await tx.connections.get(connection.tenant, connection.consented_with)
+    if first is None or first.state is LifecycleState.REVOKING or first.state.is_final:
+        label = first.label if first is not None else "default"
+        detail = (
+            f"It shares the consent of the connection with the label {label}, which has ended: connect that."
+        )
+        raise Failure(ErrorCode.INVALID_REQUEST, detail, field="label", connection_id=connection.id)
+    return first
 
 
 def require_return_to(caller: Caller, url: str | None) -> None:

@@ -5,7 +5,10 @@ from typing import Any
 
 from evergrant_server.api.connections.consents import (
     CLIENT_GRANT_DEADLINE,
+    ConnectionWithLink,
     connect_url,
+    consenting_connection,
+    is_reusable,
     open_consent,
     request_client_grant,
     request_consent,
@@ -13,12 +16,6 @@ from evergrant_server.api.connections.consents import (
 )
 from evergrant_server.api.connections.flows import require_flow_allowed, supplied_tokens, usable_flow
 from evergrant_server.api.connections.models import ConnectionBody
-from evergrant_server.api.connections.reauthorization import (
-    ConnectionWithLink,
-    consenting_connection,
-    is_reusable,
-    require_same_settings,
-)
 from evergrant_server.api.connections.scopes import permitted_scopes, permitted_slot_scopes
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.problems import invalid_request, require_found
@@ -89,7 +86,7 @@ class ConnectionSetup:
         found = await tx.connections.by_names(call.tenant, wanted.integration, subject, wanted.label)
         live = None if found is None or found.state.is_final else found
         if live is not None:
-            require_same_settings(live, wanted)
+            _require_same_settings(live, wanted)
         spec = await integration_spec(tx, self._api.registry, integration)
         flow = live.flow if live is not None else usable_flow(spec, integration, wanted.flow)
         if wanted.slot_scopes and flow is not Flow.AUTHORIZATION_CODE:
@@ -219,3 +216,22 @@ class ConnectionSetup:
     async def _record_request(self, tx: Transaction, connection: Connection, consent_id: str) -> None:
         action = AuditAction.REAUTHORIZATION_REQUESTED
         await self._call.record(tx, action, connection.id, consent_id=consent_id)
+
+
+def _require_same_settings(there: Connection, wanted: ConnectionBody) -> None:
+    """Raise Failure ALREADY_EXISTS if the request differs in a setting that a connection keeps for good.
+
+    Otherwise the app would get tokens of another flow, resource or source than it requested.
+    """
+    target = wanted.target
+    context = {
+        "flow": (wanted.flow, there.flow),
+        "source": (wanted.source, there.source),
+        "resources": (set(target.resources) or None, set(there.target.resources)),
+        "audience": (target.audience, there.target.audience),
+        "subject_token_type": (target.subject_token_type, there.target.subject_token_type),
+    }
+    for name, (now, begun) in context.items():
+        if now is not None and now != begun:
+            detail = f"A live connection of these names has another {name}; use another label."
+            raise Failure(ErrorCode.ALREADY_EXISTS, detail, field=name)
