@@ -14,7 +14,7 @@ from evergrant.calls.leases import LeaseOptions, LeaseRequest
 from evergrant.calls.transfer import ImportItem, ImportOutcome
 from evergrant.methods import ApiMethods
 from evergrant.models import Connection, ConsentRequired, Lease
-from evergrant.origins import AllowedOrigins
+from evergrant.origins import allowed_origins
 from evergrant.retries import Deadline, is_consent_complete
 from evergrant.transport import AsyncTransport
 
@@ -53,7 +53,7 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
         """See `Evergrant.auth`."""
         request = LeaseRequest(integration, subject, **options)
         return AsyncLeaseAuth(
-            AllowedOrigins.of(origins),
+            allowed_origins(origins),
             self._cache,
             self._reported,
             take=partial(self._require_lease, request),

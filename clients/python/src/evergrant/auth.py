@@ -17,7 +17,7 @@ import httpx2
 from evergrant.errors import ProviderUnavailable
 from evergrant.lease_cache import LeaseCache
 from evergrant.models import Lease
-from evergrant.origins import AllowedOrigins, Origin, origin_of
+from evergrant.origins import Origin, origin_of
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -58,7 +58,7 @@ class _AuthFlow(httpx2.Auth):
 
     def __init__(
         self,
-        origins: AllowedOrigins,
+        origins: frozenset[Origin],
         cache: LeaseCache,
         reported: ReportedTokens,
         *,
@@ -76,7 +76,7 @@ class _AuthFlow(httpx2.Auth):
 
     def flow(self, request: httpx2.Request) -> Flow[None]:
         """Yields requests to send, and calls of the client to make; receives the response or result."""
-        if not self._origins.allows(request.url):
+        if origin_of(request.url) not in self._origins:
             yield request
             return
         lease = yield from self._authorize(request, (yield self._take))

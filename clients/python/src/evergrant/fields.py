@@ -72,17 +72,11 @@ class Fields:
         if get_origin(hint) is tuple:
             return tuple(Fields.of(item, name).build(get_args(hint)[0]) for item in self.array(name))
         if issubclass(hint, StrEnum):
-            return self._enum_member(name, hint)
+            value = self.text(name)
+            if value not in set(hint):
+                raise ProtocolError(f"this client doesn't know the {self._what}'s {name} {value[:40]!r}")
+            return hint(value)
         return Fields(self.mapping(name), name).build(hint)
-
-    def _enum_member(self, name: str, enum: type[StrEnum]) -> StrEnum:
-        value = self.text(name)
-        try:
-            return enum(value)
-        except ValueError:
-            raise ProtocolError(
-                f"this client doesn't know the {self._what}'s {name} {value[:40]!r}"
-            ) from None
 
     def text(self, name: str) -> str:
         value = self._members.get(name)

@@ -1,7 +1,6 @@
 """Origins (RFC 6454 section 4): where a token may be sent, and which hosts are this machine."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import ip_address
 
 import httpx2
@@ -24,22 +23,15 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-@dataclass(frozen=True, slots=True)
-class AllowedOrigins:
-    """The origins that a token may be sent to."""
+def allowed_origins(origins: str | Iterable[str]) -> frozenset[Origin]:
+    """Where a token may be sent.
 
-    allowed: frozenset[Origin]
-
-    @classmethod
-    def of(cls, origins: str | Iterable[str]) -> "AllowedOrigins":
-        """Raises BadRequest for an empty list, a URL that is no origin, and plain http to another machine."""
-        given = (origins,) if isinstance(origins, str) else tuple(origins)
-        if not given:
-            raise BadRequest("no origin is allowed", code="origin_invalid", repair="Name the API's origin.")
-        return cls(frozenset(_checked(origin) for origin in given))
-
-    def allows(self, url: httpx2.URL) -> bool:
-        return origin_of(url) in self.allowed
+    Raises BadRequest for an empty list, a URL that is no origin, and plain http to another machine.
+    """
+    given = (origins,) if isinstance(origins, str) else tuple(origins)
+    if not given:
+        raise BadRequest("no origin is allowed", code="origin_invalid", repair="Name the API's origin.")
+    return frozenset(_checked(origin) for origin in given)
 
 
 def _checked(origin: str) -> Origin:
