@@ -3,7 +3,7 @@
 GET changes nothing: link previews send GETs too. `…/choice` takes the choice of an account.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from fastapi import APIRouter
@@ -120,30 +120,18 @@ async def start_consent(pages: PagesDep, link: str) -> Response:
     """Bind the browser, create state and code verifier, and redirect to the provider."""
     browser, _ = await pages.browsers.read_form(pages.request, link)
     # after a conflict, of a double click, again: the browser follows the second response
-    session, attempt = await run_transaction(
-        pages.api.store, lambda tx: _start_attempt(tx, pages, link, browser)
-    )
-    if isinstance(attempt, Consent):
-        url = await oauth1_redirect_url(pages, session, attempt)
+    session, url = await run_transaction(pages.api.store, lambda tx: _start_attempt(tx, pages, link, browser))
+    if url is None:
+        url = await oauth1_redirect_url(pages, session)
     else:
-        url = await _authorization_url(pages.api, session, attempt)
+        url = await _pushed_url(pages.api, session) or url
     return html_response(pages.templates.redirecting(provider=session.provider_name, url=url))
-
-
-@dataclass(frozen=True)
-class AuthorizationAttempt:
-    """A committed attempt and its authorization URL, used unless a worker pushes the request (RFC 9126)."""
-
-    consent: Consent
-    url: str
-    endpoints: Endpoints
-    is_pushed: bool
 
 
 async def _start_attempt(
     tx: Transaction, pages: SubjectPages, link: str, browser: str
-) -> tuple[ConsentSession, AuthorizationAttempt | Consent]:
-    """Store the attempt; a consent alone for OAuth 1.0a."""
+) -> tuple[ConsentSession, str | None]:
+    """Store the attempt. Returns it with its authorization URL; None for OAuth 1.0a."""
     session = await pages.session_of_link(tx, link)
     _require_same_browser(pages, session)
     if session.consent.revision > _MAX_REVISIONS:  # each click may cause a request to the provider
@@ -155,11 +143,11 @@ async def _start_attempt(
         "redirect_uri": pages.api.redirect_uri(session.integration.id),
     }
     session = replace(session, consent=session.consent.model_copy(update=bound))
+    url = None
     if session.connection.flow is Flow.OAUTH1:
-        attempt = await save_oauth1_attempt(tx, session)
+        consent = await save_oauth1_attempt(tx, session)
     else:
-        attempt = await _save_attempt(tx, session, pages.context, pages.now)
-    consent = session.consent
+        consent, url = await _save_attempt(tx, session, pages.context, pages.now)
     await pages.record(
         tx,
         AuditAction.CONSENT_STARTED,
@@ -169,12 +157,12 @@ async def _start_attempt(
         scopes=list(consent.all_scopes),
         requested_by=consent.by,
     )
-    return session, attempt
+    return replace(session, consent=consent), url
 
 
 async def _save_attempt(
     tx: Transaction, session: ConsentSession, context: RequestContext, now: datetime
-) -> AuthorizationAttempt:
+) -> tuple[Consent, str]:
     """Store a new state, code verifier and nonce; have a worker push the request where PAR is used."""
     state, spec, consent = new_random_value(), session.spec, session.consent
     assert consent.redirect_uri is not None
@@ -207,18 +195,19 @@ async def _save_attempt(
     )
     if pushed is not None:
         await tx.outbox.add(push_message(started, context, now))
-    return AuthorizationAttempt(started, url, endpoints, pushed is not None)
+    return started, url
 
 
-async def _authorization_url(api: ApiContext, session: ConsentSession, attempt: AuthorizationAttempt) -> str:
-    """The URL with the `request_uri` if a worker pushed the request, else with its parameters."""
-    if not attempt.is_pushed:
-        return attempt.url
+async def _pushed_url(api: ApiContext, session: ConsentSession) -> str | None:
+    """The URL with the `request_uri`, if a worker pushes the request (RFC 9126) and has done so."""
+    endpoints = integration_endpoints(session.spec, session.integration)
+    if not uses_par(session.spec, endpoints):
+        return None
     api.relay.notify()
-    request_uri = await wait_for_request_uri(api, attempt.consent, session.spec, attempt.endpoints)
+    request_uri = await wait_for_request_uri(api, session, endpoints)
     if request_uri is None:
-        return attempt.url
-    endpoint = _authorization_endpoint(attempt.endpoints)
+        return None
+    endpoint = _authorization_endpoint(endpoints)
     return par_authorization_url(session.spec, session.integration, endpoint, request_uri)
 
 

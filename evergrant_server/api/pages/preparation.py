@@ -14,7 +14,6 @@ from evergrant_server.core.messages.base import RequestContext, pushed_authoriza
 from evergrant_server.core.messages.integrations import PushAuthorizationRequest, RequestTemporaryCredentials
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 from evergrant_server.store import Transaction
-from providers.definition.schema import ProviderSpec
 from providers.oauth1.flow import oauth1_authorization_url, oauth1_endpoints
 from providers.requests.par import requires_par
 
@@ -41,21 +40,19 @@ def push_message(consent: Consent, context: RequestContext, now: datetime) -> Ou
     return outbox_message(consent.tenant, OutboxKind.PUSH_AUTHORIZATION_REQUEST, target, order, now)
 
 
-async def wait_for_request_uri(
-    api: ApiContext, consent: Consent, spec: ProviderSpec, endpoints: Endpoints
-) -> str | None:
+async def wait_for_request_uri(api: ApiContext, session: ConsentSession, endpoints: Endpoints) -> str | None:
     """The `request_uri` of the pushed request; None if the browser may carry the request instead.
 
     Raises the Failure of a refused request, of any failure if the provider requires PAR, and
     CALLBACK_INVALID when a later click has replaced this attempt.
     """
-    outcome = await _wait_for_push(api, consent)
+    outcome = await _wait_for_push(api, session.consent)
     if outcome.request_uri is not None and outcome.expires_at is not None:
         if api.clock.now() < outcome.expires_at:
             return outcome.request_uri
         outcome = PushedAuthorization.failed(_push_timed_out("the provider's answer arrived too late"))
     failure = outcome.failure or _push_timed_out("no worker has pushed it yet")
-    if requires_par(spec, endpoints) or failure.code not in _FALLBACK_CODES:
+    if requires_par(session.spec, endpoints) or failure.code not in _FALLBACK_CODES:
         raise failure
     return None
 
@@ -85,9 +82,9 @@ async def save_oauth1_attempt(tx: Transaction, session: ConsentSession) -> Conse
     return await tx.consents.replace(consent.model_copy(update=sent), expected=consent.revision)
 
 
-async def oauth1_redirect_url(pages: SubjectPages, session: ConsentSession, consent: Consent) -> str:
+async def oauth1_redirect_url(pages: SubjectPages, session: ConsentSession) -> str:
     """The provider's authorization URL. Raises the Failure of the request for temporary credentials."""
-    api = pages.api
+    api, consent = pages.api, session.consent
     order = RequestTemporaryCredentials(
         tenant=consent.tenant, consent_id=consent.id, revision=consent.revision, context=pages.context
     )

@@ -85,9 +85,16 @@ async def put_event_receiver(
         now = call.now
         integration, before = await _find(tx, call, name)
         if before is None:
-            after = await tx.receivers.put(
-                _new_receiver(integration, body, now), _required_secret(body), expected=None
+            blank = Receiver(
+                tenant=integration.tenant,
+                id=ReceiverId(new_id("rcv")),
+                integration_id=integration.id,
+                kind=body.kind,
+                created_at=now,
+                changed_at=now,
             )
+            secret = _required_secret(body)
+            after = await tx.receivers.put(_with_body(blank, body, now), secret, expected=None)
         else:
             secret = body.secret if body.kind is before.kind else _required_secret(body)
             after = await tx.receivers.put(_with_body(before, body, now), secret, expected=before.revision)
@@ -157,18 +164,6 @@ def _required_secret(body: EventReceiverBody) -> Secret | None:
     if body.kind is not ReceiverKind.SET and (body.secret is None or not body.secret.reveal()):
         raise invalid_request("secret", f"{body.kind} needs a signing secret.")
     return body.secret
-
-
-def _new_receiver(integration: Integration, body: EventReceiverBody, now: datetime) -> Receiver:
-    blank = Receiver(
-        tenant=integration.tenant,
-        id=ReceiverId(new_id("rcv")),
-        integration_id=integration.id,
-        kind=body.kind,
-        created_at=now,
-        changed_at=now,
-    )
-    return _with_body(blank, body, now)
 
 
 def _with_body(before: Receiver, body: EventReceiverBody, now: datetime) -> Receiver:
