@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import BigInteger, String, Tuple, bindparam, exists, select, tuple_, update
 from sqlmodel import col
@@ -14,7 +14,6 @@ from evergrant_server.audit.publishing import publish_events
 from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from evergrant_server.store.database.columns import UtcDateTime, table_of
@@ -87,6 +86,9 @@ _LOCK_END = (
 )
 
 
+_NO_PROVENANCE = {"workflow_id": None, "run_id": None, "event_id": None}
+
+
 async def append(tx: Transaction, entry: AuditEntry, *, shard: str = "main") -> AuditRecord:
     """Add a record to the chain (tenant, shard), committed or rolled back with `tx`, and write
     the webhook events that follow from it.
@@ -96,12 +98,12 @@ async def append(tx: Transaction, entry: AuditEntry, *, shard: str = "main") -> 
 
     Raises TypeError when the detail holds what JSON can't say: a Secret never gets in.
     """
-    head = await _locked_head(tx.connection, entry.tenant, shard)
-    (row,) = chained_rows([entry], shard, head.count, head.last_hash)
+    count, last_hash, has_webhooks = await _locked_head(tx.connection, entry.tenant, shard)
+    (row,) = chained_rows([entry], shard, count, last_hash)
     await tx.connection.execute(_ADD_RECORD, row)
     end = {"of_tenant": entry.tenant, "of_shard": shard, "count": row["seq"], "last_hash": row["hash"]}
     await tx.connection.execute(_MOVE_END, end)
-    if head.has_webhooks:
+    if has_webhooks:
         await publish_events(tx, entry)
     return _record_of(row)
 
@@ -109,9 +111,21 @@ async def append(tx: Transaction, entry: AuditEntry, *, shard: str = "main") -> 
 def chained_rows(entries: Sequence[AuditEntry], shard: str, seq: int, previous: str) -> list[Values]:
     """The rows of these entries, behind the record that has number `seq` and hash `previous`."""
     rows: list[Values] = []
-    for entry in entries:
-        seq += 1
-        row = _row_of(entry, shard, seq, previous)
+    for number, entry in enumerate(entries, seq + 1):
+        row: Values = {
+            "tenant": entry.tenant,
+            "shard": shard,
+            "seq": number,
+            "at": entry.at,
+            "action": entry.action.value,
+            "object": entry.object,
+            "by": entry.context.by,
+            "trace_id": entry.context.trace_id,
+            "detail": canonical_json(entry.detail),
+            **(entry.provenance.model_dump() if entry.provenance else _NO_PROVENANCE),
+            "previous_hash": previous,
+            "revision": 1,
+        }
         previous = row["hash"] = record_hash(row)
         rows.append(row)
     return rows
@@ -166,18 +180,11 @@ def _after(cursor: str) -> Tuple:
     return tuple_(*position, types=[UtcDateTime(), String(), BigInteger()])
 
 
-class _Head(NamedTuple):
-    """The end of a chain, and whether the tenant has a webhook: both from one query."""
+async def _locked_head(connection: DatabaseConnection, tenant: str, shard: str) -> tuple[int, str, bool]:
+    """The chain's length and last hash, and whether the tenant has a webhook.
 
-    count: int
-    last_hash: str
-    has_webhooks: bool
-
-
-async def _locked_head(connection: DatabaseConnection, tenant: str, shard: str) -> _Head:
-    """The chain's end, its row locked until the transaction ends, so that numbers have no gaps.
-
-    (SQLite's write transaction locks all.)
+    The end's row is locked until the transaction ends, so that numbers have no gaps. (SQLite's write
+    transaction locks all.)
     """
     which = {"tenant": tenant, "shard": shard}
     head = (await connection.execute(_LOCK_END, which)).one_or_none()
@@ -186,45 +193,10 @@ async def _locked_head(connection: DatabaseConnection, tenant: str, shard: str) 
             connection, AuditShardRow, {**which, "count": 0, "last_hash": GENESIS_HASH, "revision": 1}
         )
         head = (await connection.execute(_LOCK_END, which)).one()
-    return _Head(head[0], head[1], bool(head[2]))
-
-
-def _row_of(entry: AuditEntry, shard: str, seq: int, previous: str) -> Values:
-    came_from = entry.provenance
-    return {
-        "tenant": entry.tenant,
-        "shard": shard,
-        "seq": seq,
-        "at": entry.at,
-        "action": entry.action.value,
-        "object": entry.object,
-        "by": entry.context.by,
-        "trace_id": entry.context.trace_id,
-        "detail": canonical_json(entry.detail),
-        "workflow_id": came_from.workflow_id if came_from else None,
-        "run_id": came_from.run_id if came_from else None,
-        "event_id": came_from.event_id if came_from else None,
-        "previous_hash": previous,
-        "revision": 1,
-    }
+    return head[0], head[1], bool(head[2])
 
 
 def _record_of(row: Mapping[str, Any]) -> AuditRecord:
-    provenance = None
-    if row["workflow_id"] is not None:
-        provenance = Provenance(
-            workflow_id=row["workflow_id"], run_id=row["run_id"], event_id=row["event_id"]
-        )
-    return AuditRecord(
-        tenant=row["tenant"],
-        at=row["at"],
-        action=AuditAction(row["action"]),
-        object=row["object"],
-        context=RequestContext(by=row["by"], trace_id=row["trace_id"]),
-        detail=json.loads(row["detail"]),
-        provenance=provenance,
-        shard=row["shard"],
-        seq=row["seq"],
-        previous_hash=row["previous_hash"],
-        hash=row["hash"],
-    )
+    provenance = None if row["workflow_id"] is None else row
+    nested = {"context": row, "detail": json.loads(row["detail"]), "provenance": provenance}
+    return AuditRecord.model_validate({**row, **nested})

@@ -147,19 +147,15 @@ def _ids(claims: Sequence[LeaseClaim]) -> tuple[list[str], list[str]]:
 def _good(
     claims: Sequence[LeaseClaim], connection_rows: Iterable[Any], app_rows: Iterable[Any]
 ) -> frozenset[int]:
-    connections: Mapping[str, tuple[object, ...]] = {row[0]: tuple(row) for row in connection_rows}
+    connections = {row[0]: tuple(row)[:4] for row in connection_rows if row[4] in _LEASABLE}
     apps: Mapping[str, tuple[object, ...]] = {row[0]: tuple(row) for row in app_rows}
     return frozenset(
         place
         for place, claim in enumerate(claims)
-        if _connection_holds(claim, connections.get(claim.connection_id))
+        if connections.get(claim.connection_id)
+        == (claim.connection_id, claim.tenant, claim.connection_revision, claim.generation)
         and apps.get(claim.app_id) == (claim.app_id, claim.tenant, claim.app_revision, False)
     )
-
-
-def _connection_holds(claim: LeaseClaim, row: tuple[object, ...] | None) -> bool:
-    judged = (claim.connection_id, claim.tenant, claim.connection_revision, claim.generation)
-    return row is not None and row[:4] == judged and row[4] in _LEASABLE
 
 
 def _by_tenant(claims: Iterable[LeaseClaim]) -> list[tuple[Tenant, list[AuditEntry]]]:

@@ -71,20 +71,15 @@ class LeaseLedger:
 
     async def _run(self) -> None:
         try:
-            await self._run_until_stopped()
+            while self._waiting or not self._stopping:
+                await self._came.wait()
+                batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+                if batch:
+                    await self._settle(batch)
+                elif not self._stopping:
+                    self._came.clear()
         finally:
             self._fail(self._waiting, _unavailable("the lease ledger ended"))
-
-    async def _run_until_stopped(self) -> None:
-        while True:
-            await self._came.wait()
-            batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
-            if batch:
-                await self._settle(batch)
-            elif self._stopping:
-                return
-            else:
-                self._came.clear()
 
     async def _settle(self, batch: Sequence[_Waiting]) -> None:
         """Commit a batch and answer every caller, also when the commit fails."""

@@ -54,7 +54,7 @@ class KeyRing:
     def __init__(self, path: Path, role: Role, file: KeyFile) -> None:
         """Use `open` or `create`: they check the file. Purposes the role may not use are dropped here."""
         self._path = path
-        self._role = role
+        self.role = role
         self._file = replace(
             file, purposes={purpose: file.purposes[purpose] for purpose in sorted(PURPOSES_OF_ROLE[role])}
         )
@@ -85,12 +85,8 @@ class KeyRing:
         keyfile.create(Path(path), file)
         return cls.open(path, role)
 
-    @property
-    def role(self) -> Role:
-        return self._role
-
     def __repr__(self) -> str:
-        return f"KeyRing({str(self._path)!r}, {self._role.value})"
+        return f"KeyRing({str(self._path)!r}, {self.role.value})"
 
     def holds(self, purpose: KeyPurpose) -> bool:
         return purpose in self._file.purposes
@@ -103,7 +99,7 @@ class KeyRing:
         """
         missing = sorted(PURPOSES_OF_ROLE[role] - self._file.purposes.keys())
         if missing:
-            why = f"A ring of the {self._role} role doesn't hold the {missing[0]} purpose."
+            why = f"A ring of the {self.role} role doesn't hold the {missing[0]} purpose."
             raise Failure(ErrorCode.KEY_UNAVAILABLE, why)
         purposes = {purpose.value: self._file.purposes[purpose] for purpose in sorted(PURPOSES_OF_ROLE[role])}
         keyfile.create(Path(path), replace(self._file, purposes=purposes, export=True))
@@ -124,7 +120,7 @@ class KeyRing:
                 file, purposes={**file.purposes, purpose.value: _with_new_key(file.purposes[purpose])}
             )
             keyfile.rewrite(self._path, file)
-        return KeyRing(self._path, self._role, file)
+        return KeyRing(self._path, self.role, file)
 
     def wrap(self, purpose: KeyPurpose, place: AssociatedData, key: SealingKey) -> Sealed:
         """Seal a tenant's key under the purpose's current root."""
@@ -161,7 +157,7 @@ class KeyRing:
     def _roots(self, purpose: KeyPurpose, place: AssociatedData) -> RootKeys:
         roots = self._file.purposes.get(purpose)
         if roots is None:
-            raise key_unavailable(place, f"the {self._role} role doesn't hold the {purpose} purpose")
+            raise key_unavailable(place, f"the {self.role} role doesn't hold the {purpose} purpose")
         return roots
 
 

@@ -36,17 +36,14 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         """Raises Failure STORE_UNAVAILABLE when the folder can't be used."""
         self._lock = JournalLock(folder)
+        self.id = self._lock.id
         self.folder = folder
-        self._directory = folder / self._lock.id
+        self._directory = folder / self.id
         self._live: set[AttemptId] = set()
         # entries of other workers: when they were first seen, in seconds since boot
         self._first_seen: dict[Path, float] = {}
         self._last_set_aside: Path | None = None  # where the next batch begins
         self._threads = ThreadPoolExecutor(_THREADS, "journal")
-
-    @property
-    def id(self) -> str:
-        return self._lock.id
 
     def reserve(self, attempt: Attempt) -> JournalReservation:
         """Reserve space for its reply. Raises Failure JOURNAL_UNAVAILABLE when there is none."""

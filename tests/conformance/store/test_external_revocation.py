@@ -26,6 +26,7 @@ from tests.fakes.events.transmitter import id_token
 from tests.fakes.failures import fails
 
 ANOTHER = IntegrationId("int_1111111111111111111111")
+SUB, TEAM = AccountIdentifier("sub", "account-1"), AccountIdentifier("fact:team.id", "T1")
 
 
 async def granted(store: Store, sub: str = "account-1", **changes: object) -> Connection:
@@ -48,21 +49,18 @@ async def bearers(
 async def test_a_connection_is_found_by_every_mark_it_bears_and_by_no_other(store: Store):
     one = await granted(store)
     two = await granted(store, "account-2", subject="user-2")
-    assert await bearers(store, AccountIdentifier("sub", "account-1")) == [one.id]
-    assert await bearers(store, AccountIdentifier("fact:team.id", "T1")) == sorted([one.id, two.id])
-    both = (AccountIdentifier("fact:team.id", "T1"), AccountIdentifier("fact:authed_user.id", "account-2"))
+    assert await bearers(store, SUB) == [one.id]
+    assert await bearers(store, TEAM) == sorted([one.id, two.id])
+    both = (TEAM, AccountIdentifier("fact:authed_user.id", "account-2"))
     assert await bearers(store, *both) == [two.id]
-    assert (
-        await bearers(store, AccountIdentifier("fact:team.id", "T2"), AccountIdentifier("sub", "account-1"))
-        == []
-    )
+    assert await bearers(store, AccountIdentifier("fact:team.id", "T2"), SUB) == []
     assert await bearers(store, AccountIdentifier("fact:authed_user.id", "T1")) == [], (
         "a value belongs to its name"
     )
     assert await bearers(store, AccountIdentifier("fact:flag", "True")) == []
     assert await bearers(store) == []
-    assert await bearers(store, AccountIdentifier("sub", "account-1"), integration=ANOTHER) == []
-    assert await bearers(store, AccountIdentifier("sub", "account-1"), tenant=Tenant("acme2")) == []
+    assert await bearers(store, SUB, integration=ANOTHER) == []
+    assert await bearers(store, SUB, tenant=Tenant("acme2")) == []
 
 
 @pytest.mark.parametrize(
@@ -80,10 +78,8 @@ async def test_half_a_character_is_no_mark_and_the_grant_is_installed(
             connection.granted(NOW), tokens, grant, origin=Origin.NEW, expected=connection.revision
         )
     assert saved.generation == 1
-    assert await bearers(store, AccountIdentifier("fact:team.id", "T1")) == [connection.id]
-    assert await bearers(store, AccountIdentifier("sub", "account-1")) == (
-        [] if "sub" in claims else [connection.id]
-    )
+    assert await bearers(store, TEAM) == [connection.id]
+    assert await bearers(store, SUB) == ([] if "sub" in claims else [connection.id])
 
 
 async def test_marks_follow_the_tokens_and_are_forgotten_with_them(store: Store):
@@ -98,23 +94,18 @@ async def test_marks_follow_the_tokens_and_are_forgotten_with_them(store: Store)
         )
     assert await bearers(store, prefix) == []
     assert await bearers(store, AccountIdentifier("refresh_token_prefix", "rt-yyyyyyyyyyyyy")) == [one.id]
-    assert await bearers(store, AccountIdentifier("sub", "account-1")) == [one.id], (
-        "no id token came in its place"
-    )
-    assert await bearers(store, AccountIdentifier("fact:team.id", "T1")) == []
+    assert await bearers(store, SUB) == [one.id], "no id token came in its place"
+    assert await bearers(store, TEAM) == []
     async with store.write() as tx:
         await tx.grants.shred(ACME, one.id)
-    assert await bearers(store, AccountIdentifier("sub", "account-1")) == []
+    assert await bearers(store, SUB) == []
 
 
 async def test_a_mark_is_stored_as_a_keyed_hash(store: Store):
     await granted(store)
     async with store.read() as tx:
-        rows = (
-            (await tx.connection.exec_driver_sql("SELECT identifier_hash FROM account_identifier"))
-            .scalars()
-            .all()
-        )
+        found = await tx.connection.exec_driver_sql("SELECT identifier_hash FROM account_identifier")
+        rows = found.scalars().all()
     assert len(rows) >= 4
     assert all(len(row) == 32 and "account" not in row and "rt-" not in row for row in rows)
 
@@ -213,5 +204,5 @@ async def test_a_new_consent_inherits_no_mark_of_the_account_before(store: Store
     grant = a_grant(2, metadata={}, refreshable=False)
     async with store.write() as tx:
         await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=one.revision)
-    assert await bearers(store, AccountIdentifier("sub", "account-1")) == []
+    assert await bearers(store, SUB) == []
     assert await bearers(store, AccountIdentifier("refresh_token_prefix", "rt-xxxxxxxxxxxxx")) == []

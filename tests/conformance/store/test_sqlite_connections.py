@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,7 @@ async def test_a_commit_that_is_cancelled_ends_before_its_task_does(database: Sq
 
 
 async def test_the_loop_runs_on_while_another_process_writes(database: SqliteDatabase, tmp_path: Path):
-    other = sqlite3.connect(tmp_path / "evergrant.db", isolation_level=None)
-    try:
+    with closing(sqlite3.connect(tmp_path / "evergrant.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         writing = asyncio.create_task(note(database))
         for _ in range(20):
@@ -69,23 +69,18 @@ async def test_the_loop_runs_on_while_another_process_writes(database: SqliteDat
         other.execute("COMMIT")
         await writing
         assert await count(database) == 1
-    finally:
-        other.close()
 
 
 async def test_a_writer_that_is_cancelled_while_another_process_writes_leaves_nothing_open(
     database: SqliteDatabase, tmp_path: Path
 ):
-    other = sqlite3.connect(tmp_path / "evergrant.db", isolation_level=None)
-    try:
+    with closing(sqlite3.connect(tmp_path / "evergrant.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         writing = asyncio.create_task(note(database))
         await asyncio.sleep(0.02)
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
-    finally:
-        other.close()
     async with database.write() as connection:
         waits = sqlite_driver(connection).execute("PRAGMA busy_timeout").fetchone()
     assert waits == (sqlite.BUSY_MS,)
@@ -131,9 +126,8 @@ def test_a_loop_that_ends_during_a_commit_leaves_it_committed(tmp_path: Path):
         threading.excepthook = before
         asyncio.run(database.close())
     assert not failed
-    with sqlite3.connect(file) as other:
+    with closing(sqlite3.connect(file)) as other:
         assert other.execute("SELECT count(*) FROM noted").fetchone() == (1,)
-    other.close()
 
 
 async def test_a_caller_that_is_cancelled_while_a_connection_opens_leaves_none_open(database: SqliteDatabase):
