@@ -93,13 +93,11 @@ def schedule_id(settings: Settings, definition: ScheduleDefinition) -> str:
     return f"{settings.temporal_task_queue}:{definition.name}"
 
 
-async def keep_schedules(
-    client: Client, settings: Settings, definitions: tuple[ScheduleDefinition, ...] = SCHEDULES
-) -> None:
+async def keep_schedules(client: Client, settings: Settings) -> None:
     """Declare the schedules now and every few minutes, until cancelled. Logs what fails."""
     while True:
         try:
-            await declare_schedules(client, settings, definitions)
+            await declare_schedules(client, settings)
         except (RPCError, RuntimeError) as error:
             name = error.status.name if isinstance(error, RPCError) else type(error).__name__
             code = ErrorCode.TEMPORAL_UNAVAILABLE
@@ -107,14 +105,12 @@ async def keep_schedules(
         await asyncio.sleep(min(_REDECLARE_INTERVAL, settings.reconcile_interval).total_seconds())
 
 
-async def declare_schedules(
-    client: Client, settings: Settings, definitions: tuple[ScheduleDefinition, ...] = SCHEDULES
-) -> None:
+async def declare_schedules(client: Client, settings: Settings) -> None:
     """Create schedules that are missing and update those that differ. Does nothing the second time.
 
     A paused schedule stays paused. Raises RPCError.
     """
-    for definition in definitions:
+    for definition in SCHEDULES:
         wanted = _schedule(settings, definition)
         try:
             await client.create_schedule(schedule_id(settings, definition), wanted)
