@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -18,6 +18,11 @@ def _days(value: Any) -> tuple[int, ...]:
     if not days <= set(range(366)):
         raise ValueError("give days from 1 to 365, or 0 for none")
     return tuple(sorted(days - {0}, reverse=True))
+
+
+def _seconds(value: Any) -> Any:
+    """A number is seconds; pydantic by itself reads only ISO 8601 from text."""
+    return float(value) if isinstance(value, str) and value.replace(".", "", 1).isdecimal() else value
 
 
 def _split(value: Any) -> Any:
@@ -51,15 +56,9 @@ def _temporal_address(value: str) -> str:
     return value
 
 
-def _positive(value: timedelta) -> timedelta:
-    if value <= timedelta(0):
-        raise ValueError("must be more than 0 seconds")
-    return value
-
-
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 Days = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_days)]
-Duration = Annotated[timedelta, AfterValidator(_positive)]
+Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0))]
 HostPorts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_ports)]
 LogLevel = Annotated[str, AfterValidator(_log_level)]
 TemporalAddress = Annotated[str, AfterValidator(_temporal_address)]

@@ -89,3 +89,16 @@ def test_an_invalid_day_names_the_setting(text: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(NAME, text)
     with pytest.raises(BadSettings, match=NAME):
         load_settings()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("5", 5), ("0.5", 0.5), ("PT5S", 5)])
+def test_a_duration_is_seconds_or_iso_8601(text: str, seconds: float, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("EVERGRANT_LEASE_WAIT", text)
+    assert load_settings().lease_wait.total_seconds() == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "soon", "-1"])
+def test_an_invalid_duration_names_the_setting(text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("EVERGRANT_LEASE_WAIT", text)
+    with pytest.raises(BadSettings, match="EVERGRANT_LEASE_WAIT"):
+        load_settings()
