@@ -57,6 +57,7 @@ class OutboxRow(columns.Row, table=True):
     revision: int
 
 
+_UNDELIVERED = col(OutboxRow.delivered_at).is_(None)
 _FARTHEST = timedelta(minutes=10)  # a relay puts nothing off for longer; see `_due`
 _TARGET_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 0))")
 
@@ -80,7 +81,7 @@ class Outbox(Repository):
         was neither delivered nor postponed is claimable again after `hold`. One that this version can't
         read is put off for as long: a relay of a newer version may read it.
         """
-        due = _undelivered() & _due(now, hold) & ~_behind_another()
+        due = _UNDELIVERED & _due(now, hold) & ~_behind_another()
         picked = select(col(OutboxRow.seq)).where(due).order_by(col(OutboxRow.seq)).limit(limit)
         seqs = list((await self._connection.execute(picked.with_for_update(skip_locked=True))).scalars())
         if not seqs:
@@ -115,18 +116,18 @@ class Outbox(Repository):
 
     async def targets_with_undelivered(self, targets: list[str]) -> set[str]:
         """Those of these targets for which a message is not delivered yet."""
-        query = select(col(OutboxRow.target)).where(_undelivered(), col(OutboxRow.target).in_(targets))
+        query = select(col(OutboxRow.target)).where(_UNDELIVERED, col(OutboxRow.target).in_(targets))
         return set((await self._connection.execute(query)).scalars())
 
     async def depth(self, now: datetime) -> int:
         """The number of undelivered messages written by `now`, postponed ones included."""
         written = col(OutboxRow.created_at) <= now
-        counted = select(func.count()).select_from(OutboxRow).where(_undelivered(), written)
+        counted = select(func.count()).select_from(OutboxRow).where(_UNDELIVERED, written)
         return (await self._connection.execute(counted)).scalar_one()
 
     async def oldest_undelivered_at(self) -> datetime | None:
         """When the oldest undelivered message was written."""
-        first = select(func.min(col(OutboxRow.created_at))).where(_undelivered())
+        first = select(func.min(col(OutboxRow.created_at))).where(_UNDELIVERED)
         return (await self._connection.execute(first)).scalar_one_or_none()
 
     async def prune(self, before: datetime, limit: int = 1000) -> int:
@@ -135,7 +136,7 @@ class Outbox(Repository):
         return (await self._connection.execute(delete(OutboxRow).where(col(OutboxRow.seq).in_(old)))).rowcount
 
     async def _change(self, id: OutboxId, values: Values) -> None:
-        statement = update(OutboxRow).where(columns_equal(OutboxRow, id=id), _undelivered())
+        statement = update(OutboxRow).where(columns_equal(OutboxRow, id=id), _UNDELIVERED)
         if (await self._connection.execute(statement.values({**values, **_NEXT}))).rowcount == 1:
             return
         there = select(exists().where(columns_equal(OutboxRow, id=id)))
@@ -144,10 +145,6 @@ class Outbox(Repository):
 
 
 _NEXT: Values = {"revision": col(OutboxRow.revision) + 1}
-
-
-def _undelivered() -> ColumnElement[bool]:
-    return col(OutboxRow.delivered_at).is_(None)
 
 
 def _due(now: datetime, hold: timedelta) -> ColumnElement[bool]:

@@ -1,8 +1,10 @@
 """The schema's version: reads the database's, compares it with this code's, and upgrades."""
 
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -14,6 +16,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store.database.engine import open_database, sqlite_path
 from evergrant_server.store.database.errors import store_unavailable, translate_errors
 
+T = TypeVar("T")
 MIGRATIONS = Path(__file__).resolve().parents[3] / "migrations"
 _UPGRADE_LOCK = 0x4576_6572  # "Ever": one upgrade at a time on PostgreSQL
 
@@ -36,13 +39,7 @@ async def current_version(url: str) -> str | None:
     """The version the database has; None when it is empty. Raises Failure STORE_UNAVAILABLE."""
     if _absent(url):
         return None
-    database = open_database(url)
-    try:
-        with translate_errors():
-            async with database.read() as connection:
-                return await connection.run_sync(_version)
-    finally:
-        await database.close()
+    return await _run(url, _version, writes=False)
 
 
 async def upgrade(url: str) -> None:
@@ -52,11 +49,15 @@ async def upgrade(url: str) -> None:
     when it can't be reached.
     """
     _private_file(url)
+    await _run(url, _upgrade, writes=True)
+
+
+async def _run(url: str, work: Callable[[Connection], T], *, writes: bool) -> T:
     database = open_database(url)
     try:
         with translate_errors():
-            async with database.write() as connection:
-                await connection.run_sync(_upgrade)
+            async with database.write() if writes else database.read() as connection:
+                return await connection.run_sync(work)
     finally:
         await database.close()
 

@@ -30,8 +30,6 @@ class AccountIdentifierRow(columns.TenantTable, table=True):
 
 
 class AccountIdentifiers(Repository):
-    """Account identifiers, read and written in one transaction."""
-
     def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
         super().__init__(connection)
         self._ring = ring
@@ -44,7 +42,8 @@ class AccountIdentifiers(Repository):
             name: self._hash(owner.tenant, owner.integration_id, identifier)
             for name, identifier in account_identifiers_of(tokens, grant).items()
         }
-        mine = columns_equal(AccountIdentifierRow, tenant=owner.tenant, connection_id=owner.id)
+        key = {"tenant": owner.tenant, "connection_id": owner.id}
+        mine = columns_equal(AccountIdentifierRow, **key)
         rows = await fetch_all(self._connection, select(AccountIdentifierRow).where(mine))
         had = {row["name"]: row["identifier_hash"] for row in rows}
         stay = unreplaced_names(tokens, origin)
@@ -55,15 +54,8 @@ class AccountIdentifiers(Repository):
             )
         for name, hashed in wanted.items():
             if had.get(name) != hashed:
-                values = {
-                    "tenant": owner.tenant,
-                    "connection_id": owner.id,
-                    "name": name,
-                    "integration_id": owner.integration_id,
-                    "identifier_hash": hashed,
-                    "revision": 1,
-                }
-                await insert(self._connection, AccountIdentifierRow, values)
+                values = {"integration_id": owner.integration_id, "identifier_hash": hashed, "revision": 1}
+                await insert(self._connection, AccountIdentifierRow, {**key, "name": name, **values})
 
     async def connections_identified_by(
         self, tenant: Tenant, integration_id: IntegrationId, identifiers: frozenset[AccountIdentifier]

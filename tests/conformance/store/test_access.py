@@ -7,7 +7,13 @@ import pytest
 from evergrant_server.core.access import Action, App
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.integrations import Endpoints, IntegrationState, RefreshRules, Rotation
+from evergrant_server.core.integrations import (
+    Endpoints,
+    Integration,
+    IntegrationState,
+    RefreshRules,
+    Rotation,
+)
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from tests.conformance.store.samples import (
@@ -15,7 +21,6 @@ from tests.conformance.store.samples import (
     a_connection,
     a_key,
     a_permit,
-    added,
     an_app,
     an_integration,
 )
@@ -66,22 +71,6 @@ async def test_an_integrations_name_is_taken_once_per_tenant(store: Store):
     async with store.read() as tx:
         assert [it.name for it in await tx.integrations.page(ACME, None, 10)] == ["github"]
         assert await tx.integrations.page(ACME, "github", 10) == []
-
-
-async def test_an_integration_with_live_connections_stays(store: Store):
-    made = an_integration()
-    async with store.write() as tx:
-        await tx.integrations.put(made, Secret("s-1"), expected=None)
-    connection = await added(store, a_connection(integration_id=made.id))
-    with fails(ErrorCode.STORE_CONFLICT):
-        async with store.write() as tx:
-            await tx.integrations.delete(ACME, made.id)
-    async with store.write() as tx:
-        await tx.connections.replace(connection.consent_denied(NOW), expected=1)
-        await tx.integrations.delete(ACME, made.id)
-    with fails(ErrorCode.NOT_FOUND):
-        async with store.write() as tx:
-            await tx.integrations.delete(ACME, made.id)
 
 
 async def the_app(store: Store, app: App) -> App:
@@ -178,24 +167,31 @@ async def test_apps_and_permits_are_named_once_and_come_back_equal(store: Store)
     assert await the_app(store, app) == after
 
 
+async def deleted(store: Store, integration: Integration) -> None:
+    async with store.write() as tx:
+        await tx.integrations.delete(ACME, integration.id)
+
+
 async def test_an_integration_is_not_deleted_under_a_connection_that_begins(store: Store):
     """A connection without its integration could never be refreshed or revoked."""
     made = an_integration()
     async with store.write() as tx:
         await tx.integrations.put(made, Secret("s-1"), expected=None)
 
-    async def delete() -> None:
-        async with store.write() as tx:
-            await tx.integrations.delete(ACME, made.id)
-
     async with store.write() as tx:
         await tx.integrations.lock_against_deletion(made)
-        deleting = asyncio.create_task(delete())
+        deleting = asyncio.create_task(deleted(store, made))
         _, waits = await asyncio.wait((deleting,), timeout=0.5)
-        await tx.connections.add(a_connection(integration_id=made.id))
+        connection = a_connection(integration_id=made.id)
+        await tx.connections.add(connection)
     assert waits
     with fails(ErrorCode.STORE_CONFLICT):
         await deleting
+    async with store.write() as tx:
+        await tx.connections.replace(connection.consent_denied(NOW), expected=1)
+    await deleted(store, made)
+    with fails(ErrorCode.NOT_FOUND):
+        await deleted(store, made)
 
 
 async def test_a_connection_does_not_begin_at_an_integration_that_is_being_deleted(store: Store):
