@@ -17,8 +17,9 @@ from bench.processes import python_module, running_process, sqlite
 from evergrant_server.cli.serve import settings_environment
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.ids import new_id
-from evergrant_server.core.messages.base import RequestContext, connection_workflow_id
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import EnsureFresh
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.wiring.platform import Platform, open_platform

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from evergrant_server.core.messages.base import TASK_QUEUE
+from evergrant_server.core.messages.names import TASK_QUEUE
 from evergrant_server.setting_types import (
     DatabaseUrl,
     Days,

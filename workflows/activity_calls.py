@@ -16,7 +16,8 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.messages import activities as m
     from evergrant_server.core.messages import definition_rollout as rollout
     from evergrant_server.core.messages import export, integrations, maintenance, webhooks
-    from evergrant_server.core.messages.base import ActivityName, Message, Provenance
+    from evergrant_server.core.messages.base import Message, Provenance
+    from evergrant_server.core.messages.names import ActivityName
     from evergrant_server.core.single_use.attempt import LIMITS
 
 RequestT = TypeVar("RequestT", bound=Message)

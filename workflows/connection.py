@@ -32,9 +32,9 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.lifecycle.transition import next_step
     from evergrant_server.core.messages import connection as m
     from evergrant_server.core.messages.activities import ExportRunHistory
-    from evergrant_server.core.messages.base import (
+    from evergrant_server.core.messages.base import RequestContext
+    from evergrant_server.core.messages.names import (
         QueryName,
-        RequestContext,
         SignalName,
         UpdateName,
         WorkflowName,

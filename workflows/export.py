@@ -5,8 +5,8 @@ from typing import Any
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.messages.base import WorkflowName
     from evergrant_server.core.messages.export import DeleteExport, ExportResult, ExportStart, SealExportPage
+    from evergrant_server.core.messages.names import WorkflowName
     from workflows.activity_calls import delete_export, provenance, seal_export_page
 
 _PAGES_A_RUN = 200  # six history events each

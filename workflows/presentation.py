@@ -4,8 +4,8 @@ from temporalio.common import SearchAttributeKey
 
 from evergrant_server.core.errors import FAILURES
 from evergrant_server.core.lifecycle.timers import Timer
-from evergrant_server.core.messages.base import SearchAttribute
 from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
+from evergrant_server.core.messages.names import SearchAttribute
 
 STATE_ATTRIBUTE = SearchAttributeKey.for_keyword(SearchAttribute.STATE)
 

@@ -4,7 +4,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.messages import integrations, maintenance
-    from evergrant_server.core.messages.base import WorkflowName
+    from evergrant_server.core.messages.names import WorkflowName
     from workflows import activity_calls
 
 

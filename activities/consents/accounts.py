@@ -12,7 +12,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.grant import AccountOption, FollowUp, Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import GrantResult, LookUpAccounts
-from evergrant_server.core.messages.base import ActivityName
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from providers.requests.accounts import read_lookup, send_lookup

@@ -18,7 +18,7 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.activities import ConsentCall, ExchangeCode, GrantResult
-from evergrant_server.core.messages.base import ActivityName
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.definition.templates import params_from_metadata

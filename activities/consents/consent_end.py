@@ -19,7 +19,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.grants import is_same_end
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
 from evergrant_server.core.messages.activities import AnnounceExpiry, EndConsent, GrantResult
-from evergrant_server.core.messages.base import ActivityName
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 
 

@@ -27,7 +27,7 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.activities import ConsentCall, GrantResult, RequestFirstTokens
-from evergrant_server.core.messages.base import ActivityName
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.requests.device import (

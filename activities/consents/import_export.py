@@ -18,8 +18,8 @@ from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.messages.activities import ConsentCall, GrantResult
-from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.export import DeleteExport, ExportCall, ExportProgress, SealExportPage
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.crypto import Recipient

@@ -15,8 +15,9 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import Grant, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.messages.base import RequestContext, SignalName
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import Rotate
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import may_exchange, source_scopes

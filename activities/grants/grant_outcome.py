@@ -29,8 +29,8 @@ from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages.activities import ConnectionCall, GrantResult, RefreshGrant
-from evergrant_server.core.messages.base import SignalName
 from evergrant_server.core.messages.connection import ProviderChanged, Rotate
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Transaction

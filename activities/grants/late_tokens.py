@@ -13,8 +13,8 @@ from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages.activities import ConnectionCall
-from evergrant_server.core.messages.base import SignalName
 from evergrant_server.core.messages.connection import LateTokensReceived
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.single_use.attempt import Attempt, LateTokens
 from evergrant_server.store import Transaction

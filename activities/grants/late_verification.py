@@ -22,7 +22,7 @@ from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.messages.activities import GrantResult, VerifyLateTokens
-from evergrant_server.core.messages.base import ActivityName
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, LateTokens
 from evergrant_server.store import Transaction
 from providers.responses.raw_reply import RawReply

@@ -25,7 +25,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
-from evergrant_server.core.messages.base import ActivityName
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics

@@ -16,7 +16,7 @@ from evergrant_server.core.connections.connection import LifecycleState, Revocat
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import BeginRevocation, RevocationResult, RevokeGrant
-from evergrant_server.core.messages.base import ActivityName
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics

@@ -14,8 +14,8 @@ from evergrant_server.core.connections.grant import INSTALL_WITHIN, ImportedToke
 from evergrant_server.core.ids import ConnectionId, new_id
 from evergrant_server.core.lifecycle.snapshot import start_message
 from evergrant_server.core.messages.activities import ConnectionCall
-from evergrant_server.core.messages.base import SignalName
 from evergrant_server.core.messages.connection import ConsentGranted, Revoke
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction

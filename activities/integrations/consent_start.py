@@ -18,13 +18,13 @@ from evergrant_server.core.connections.consent import Consent, PushedAuthorizati
 from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
-from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.integrations import (
     PushAuthorizationRequest,
     PushResult,
     RequestTemporaryCredentials,
     TemporaryCredentialsResult,
 )
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 from providers.oauth1.flow import oauth1_endpoints, read_temporary_credentials, temporary_credentials_request
 from providers.requests.par import par_request, read_par_reply

@@ -17,8 +17,8 @@ from evergrant_server.core.definition import (
     judge_rollout,
 )
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.definition_rollout import DefinitionCall, DefinitionResult
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from providers.definition.registry import Registry

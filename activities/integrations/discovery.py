@@ -18,9 +18,10 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState
-from evergrant_server.core.messages.base import ActivityName, RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
 from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMetadataResult
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from providers.definition.registry import Registry

@@ -13,7 +13,7 @@ from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.activities import ExportRunHistory
-from evergrant_server.core.messages.base import CONNECTION_WORKFLOW_ID, ActivityName
+from evergrant_server.core.messages.names import CONNECTION_WORKFLOW_ID, ActivityName
 from evergrant_server.core.outbox import history_export_message, history_target
 from evergrant_server.store import Store, Transaction
 from evergrant_server.temporal_link.link import TemporalLink

@@ -17,9 +17,10 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.schedule import jitter
-from evergrant_server.core.messages.base import ActivityName, RequestContext
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import FetchReceiverKeys
 from evergrant_server.core.messages.maintenance import IntrospectGrants, IntrospectGrantsResult
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.provider_events.external_revocation import (
     IntrospectionAnswers,
     IntrospectionFinding,

@@ -5,8 +5,8 @@ from temporalio import activity
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.integrations import FetchReceiverKeys, ReceiverKeysResult
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from providers.events.keys import fetch_keys

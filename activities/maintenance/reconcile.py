@@ -14,8 +14,8 @@ from activities.support.temporal import heartbeating
 from evergrant_server import audit
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link.reconcile import ReconcileCounts, Reconciler

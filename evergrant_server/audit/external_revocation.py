@@ -6,8 +6,9 @@ from evergrant_server.audit.hash_chain import append
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.base import Message, Provenance, RequestContext, SignalName
+from evergrant_server.core.messages.base import Message, Provenance, RequestContext
 from evergrant_server.core.messages.connection import RevokedAtProvider, Rotate
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.provider_events.external_revocation import (
     ProviderReport,

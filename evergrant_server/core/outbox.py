@@ -5,7 +5,8 @@ from enum import StrEnum
 from typing import Any
 
 from evergrant_server.core.ids import ConnectionId, FrozenModel, OutboxId, Tenant, new_id
-from evergrant_server.core.messages.base import Message, connection_workflow_id
+from evergrant_server.core.messages.base import Message
+from evergrant_server.core.messages.names import connection_workflow_id
 
 
 class OutboxKind(StrEnum):

@@ -21,7 +21,7 @@ from temporalio.plugin import SimplePlugin
 from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.base import SearchAttribute
+from evergrant_server.core.messages.names import SearchAttribute
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.telemetry import traces
 from evergrant_server.temporal_link.calls import call_temporal, find_in_temporal

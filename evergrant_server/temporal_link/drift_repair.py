@@ -10,8 +10,8 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.snapshot import Drift, find_drift
-from evergrant_server.core.messages.base import SignalName, connection_workflow_id
 from evergrant_server.core.messages.connection import Revoke
+from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.workflow_starter import RECONCILE_CONTEXT, WorkflowStarter

@@ -18,23 +18,22 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.messages.base import (
-    TASK_QUEUE,
-    Message,
-    QueryName,
-    RequestContext,
-    UpdateName,
-    WorkflowName,
-    connection_workflow_id,
-    discovery_workflow_id,
-    temporary_credentials_workflow_id,
-)
+from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.integrations import (
     DiscoverEndpoints,
     DiscoveryResult,
     RequestTemporaryCredentials,
     TemporaryCredentialsResult,
+)
+from evergrant_server.core.messages.names import (
+    TASK_QUEUE,
+    QueryName,
+    UpdateName,
+    WorkflowName,
+    connection_workflow_id,
+    discovery_workflow_id,
+    temporary_credentials_workflow_id,
 )
 from evergrant_server.temporal_link.calls import call_temporal, temporal_unavailable
 from evergrant_server.temporal_link.runs import WorkflowRuns

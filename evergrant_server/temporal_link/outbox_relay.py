@@ -11,7 +11,8 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages.base import CONNECTION_WORKFLOW_ID, Provenance, RequestContext
+from evergrant_server.core.messages.base import Provenance, RequestContext
+from evergrant_server.core.messages.names import CONNECTION_WORKFLOW_ID
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import HistoryExport, Store
 from evergrant_server.telemetry import metrics, traces

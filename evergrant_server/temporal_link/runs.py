@@ -11,7 +11,7 @@ from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescri
 from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError
 
-from evergrant_server.core.messages.base import SearchAttribute, WorkflowName
+from evergrant_server.core.messages.names import SearchAttribute, WorkflowName
 from evergrant_server.temporal_link.calls import call_temporal, find_in_temporal
 
 

@@ -28,8 +28,9 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.base import Message, WorkflowName
+from evergrant_server.core.messages.base import Message
 from evergrant_server.core.messages.maintenance import IntrospectGrants, ReconcileRequest, RereadMetadata
+from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.settings import Settings
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link.calls import find_in_temporal

@@ -23,7 +23,6 @@ from evergrant_server.core.messages.activities import (
     RevokeGrant,
     VerifyLateTokens,
 )
-from evergrant_server.core.messages.base import ActivityName
 from evergrant_server.core.messages.integrations import (
     FetchReceiverKeys,
     PushAuthorizationRequest,
@@ -38,6 +37,7 @@ from evergrant_server.core.messages.maintenance import (
     RereadMetadata,
     RereadMetadataResult,
 )
+from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.messages.webhooks import DeliverWebhooks, DeliveryRound
 
 

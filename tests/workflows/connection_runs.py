@@ -15,10 +15,10 @@ from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Te
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import (
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.names import (
     ActivityName,
     QueryName,
-    RequestContext,
     SignalName,
     UpdateName,
     WorkflowName,

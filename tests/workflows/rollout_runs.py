@@ -11,7 +11,7 @@ from temporalio.client import Client, WorkflowHandle
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant, new_id
 from evergrant_server.core.messages import definition_rollout as m
-from evergrant_server.core.messages.base import (
+from evergrant_server.core.messages.names import (
     ActivityName,
     SignalName,
     WorkflowName,

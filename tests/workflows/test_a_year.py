@@ -22,7 +22,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
-from evergrant_server.core.messages.base import (
+from evergrant_server.core.messages.names import (
     ActivityName,
     SearchAttribute,
     SignalName,

@@ -17,7 +17,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import ActivityName, SignalName
+from evergrant_server.core.messages.names import ActivityName, SignalName
 from tests.workflows.connection_runs import ASKED, a_consent, living
 
 REFRESH = ActivityName.REFRESH_GRANT

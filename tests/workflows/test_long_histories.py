@@ -7,7 +7,7 @@ from temporalio.client import Client
 
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages import connection as m
-from evergrant_server.core.messages.base import ActivityName, SignalName
+from evergrant_server.core.messages.names import ActivityName, SignalName
 from tests.workflows.connection_runs import ASKED, living
 
 

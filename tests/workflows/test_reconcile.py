@@ -6,8 +6,8 @@ from datetime import timedelta
 from temporalio.client import Client, Schedule, ScheduleActionStartWorkflow, ScheduleSpec
 
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages.base import ActivityName, WorkflowName
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
+from evergrant_server.core.messages.names import ActivityName, WorkflowName
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import a_worker
 

@@ -9,7 +9,8 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from evergrant_server.core import webhooks as core
 from evergrant_server.core.ids import Tenant, WebhookId, new_id
-from evergrant_server.core.messages.base import ActivityName, RequestContext, webhook_workflow_id
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.names import ActivityName, webhook_workflow_id
 from evergrant_server.core.messages.webhooks import DeliveryRound
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time

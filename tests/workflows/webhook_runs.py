@@ -7,7 +7,8 @@ from typing import Any
 from temporalio.client import Client, WorkflowHandle
 
 from evergrant_server.core.ids import Tenant, WebhookId, new_id
-from evergrant_server.core.messages.base import RequestContext, SignalName, WorkflowName, webhook_workflow_id
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.names import SignalName, WorkflowName, webhook_workflow_id
 from evergrant_server.core.messages.webhooks import DeliveryRound, WakeWebhook, WebhookStart
 from tests.workflows.connection_runs import a_worker
 

@@ -24,8 +24,9 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.base import RequestContext, SignalName
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import AccountChosen, Revoke
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["connections"])

@@ -24,8 +24,9 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConsentId, new_id
-from evergrant_server.core.messages.base import RequestContext, SignalName
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConsentGranted
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 

@@ -17,7 +17,7 @@ from evergrant_server.api.connections.models import Timeline, TimelineEvent
 from evergrant_server.api.http.call import Call
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.core.access import Action
-from evergrant_server.core.messages.base import connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.api")

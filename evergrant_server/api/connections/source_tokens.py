@@ -11,8 +11,8 @@ from evergrant_server.api.http.transactions import signal_connection
 from evergrant_server.core.access import Action, App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.messages.base import SignalName
 from evergrant_server.core.messages.connection import ProviderChanged
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.policy import PermitDecision, may_exchange, scopes_above, source_scopes
 from evergrant_server.store import Transaction
 

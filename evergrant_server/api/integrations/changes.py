@@ -12,8 +12,9 @@ from evergrant_server.core.connections.credentials import ClientCertificate, Cli
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
-from evergrant_server.core.messages.base import RequestContext, SignalName
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ProviderChanged
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import scopes_above
 from evergrant_server.store import Transaction

@@ -14,12 +14,13 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.definition import CheckResult, Definition, DefinitionState, Rollout
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import DefinitionId, new_id
-from evergrant_server.core.messages.base import RequestContext, SignalName, definition_rollout_workflow_id
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.definition_rollout import (
     DefinitionDecided,
     RollBackDefinition,
     RolloutStart,
 )
+from evergrant_server.core.messages.names import SignalName, definition_rollout_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 from evergrant_server.core.text import is_storable
 from evergrant_server.store import Transaction

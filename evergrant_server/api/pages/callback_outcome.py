@@ -12,8 +12,8 @@ from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.messages.base import SignalName
 from evergrant_server.core.messages.connection import ConsentDenied
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.requests.callback import Callback
 

@@ -10,8 +10,9 @@ from evergrant_server.core.connections.consent import Consent, PushedAuthorizati
 from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
-from evergrant_server.core.messages.base import RequestContext, pushed_authorization_workflow_id
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import PushAuthorizationRequest, RequestTemporaryCredentials
+from evergrant_server.core.messages.names import pushed_authorization_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 from evergrant_server.store import Transaction
 from providers.oauth1.flow import oauth1_authorization_url, oauth1_endpoints

@@ -17,8 +17,9 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import ReceiverId, new_id
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.messages.base import RequestContext, receiver_keys_workflow_id
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import FetchReceiverKeys
+from evergrant_server.core.messages.names import receiver_keys_workflow_id
 from evergrant_server.core.outbox import OutboxKind, outbox_message
 from evergrant_server.core.provider_events.receivers import (
     ACCOUNT_IS_SUB,

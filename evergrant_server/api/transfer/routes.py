@@ -16,8 +16,8 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.ids import ExportId, Tenant, new_id
-from evergrant_server.core.messages.base import export_workflow_id
 from evergrant_server.core.messages.export import ExportStart
+from evergrant_server.core.messages.names import export_workflow_id
 from evergrant_server.core.outbox import OutboxKind, outbox_message
 from evergrant_server.crypto import Recipient
 from evergrant_server.store import Transaction

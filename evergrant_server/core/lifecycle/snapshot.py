@@ -13,8 +13,9 @@ from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.lifecycle.grants import grant_facts_of
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import RequestContext, connection_workflow_id
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionDescription, ConnectionStart, ConnectionState
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 
 _SHARED_FACTS = {

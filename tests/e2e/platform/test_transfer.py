@@ -22,7 +22,7 @@ from evergrant import AsyncEvergrant, Lease
 from evergrant_server.audit import verify_log
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.messages.base import WorkflowName
+from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.wiring.platform import Platform, open_platform

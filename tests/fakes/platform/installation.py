@@ -24,7 +24,7 @@ from evergrant_server.core.definition import Definition
 from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.integrations import Integration, RefreshRules, Rotation
 from evergrant_server.core.lifecycle.snapshot import start_message
-from evergrant_server.core.messages.base import Message, Provenance, RequestContext, SignalName
+from evergrant_server.core.messages.base import Message, Provenance, RequestContext
 from evergrant_server.core.messages.connection import (
     ConsentGranted,
     EnsureFresh,
@@ -32,6 +32,7 @@ from evergrant_server.core.messages.connection import (
     ProviderChanged,
     Revoke,
 )
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LIMITS, LateTokens, TimeLimits

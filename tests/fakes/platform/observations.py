@@ -13,8 +13,8 @@ from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.messages.connection import ConnectionDescription
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.single_use.attempt import LateTokens
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.wiring.platform import Platform

@@ -13,9 +13,9 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
-from evergrant_server.core.messages.base import WorkflowName
 from evergrant_server.core.messages.integrations import DiscoveryResult
 from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMetadataResult
+from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.core.secret import Secret
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation

@@ -17,8 +17,8 @@ import pytest_asyncio
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.base import WorkflowName
 from evergrant_server.core.messages.maintenance import ReconcileRequest, ReconcileResult
+from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.store.database.columns import METADATA
 from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.temporal_link.drift_repair import DriftRepair

@@ -5,8 +5,8 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.activities import AnnounceExpiry
-from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.messages.connection import EnsureFreshResult
+from evergrant_server.core.messages.names import connection_workflow_id
 from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import NEVER_ROTATES, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, ok, status

@@ -18,8 +18,9 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ReceiverId, new_id
-from evergrant_server.core.messages.base import RequestContext, WorkflowName, connection_workflow_id
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import IntrospectGrants, IntrospectGrantsResult
+from evergrant_server.core.messages.names import WorkflowName, connection_workflow_id
 from evergrant_server.core.provider_events.external_revocation import (
     Certainty,
     IntrospectionFinding,

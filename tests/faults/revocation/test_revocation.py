@@ -12,7 +12,7 @@ from evergrant_server.api.integrations.changes import retry_failing_connections
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.base import connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store.connections.grants import Grants
 from evergrant_server.store.keys import KeyRow

@@ -21,7 +21,7 @@ from temporalio.client import WorkflowExecutionStatus
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.messages.base import connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.installation import STRICT, TENANT, Installation
 from tests.fakes.platform.observations import run_id, runs

@@ -10,7 +10,7 @@ from sqlmodel import col
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
-from evergrant_server.core.messages.base import connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import Store
 from evergrant_server.store.outbox import Outbox, OutboxRow

@@ -13,7 +13,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from evergrant_server.cli import operate
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.base import connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from evergrant_server.temporal_link.runs import RunningWorkflow
 from tests.fakes.patience import PATIENCE_S

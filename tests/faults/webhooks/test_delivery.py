@@ -11,7 +11,7 @@ from standardwebhooks import Webhook as Judge
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.events import CONNECTION_EVENTS, EventType
-from evergrant_server.core.messages.base import webhook_workflow_id
+from evergrant_server.core.messages.names import webhook_workflow_id
 from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, DisabledBy
 from tests.fakes.events.webhook_receiver import SECRET, Receiver, listening, log_of, until_log, until_row
 from tests.fakes.platform.installation import STRICT, TENANT, Installation

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.messages.base import connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.store import HistoryExport
 from tests.fakes.api import TENANT, Api
 

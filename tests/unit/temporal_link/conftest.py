@@ -11,8 +11,8 @@ import pytest_asyncio
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant, new_id
-from evergrant_server.core.messages.base import connection_workflow_id
 from evergrant_server.core.messages.connection import ConnectionDescription, ConnectionStart
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.crypto.keyring import KeyRing
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.link import TemporalLink

@@ -10,8 +10,9 @@ from evergrant_server.core.connections.consent import DevicePoll
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
-from evergrant_server.core.messages.base import ActivityName, RequestContext, SignalName
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import AccountChosen, RevokedAtProvider
+from evergrant_server.core.messages.names import ActivityName, SignalName
 from evergrant_server.core.provider_events.external_revocation import ReportSource
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Handle, Life, a_consent, a_grant, living

@@ -8,8 +8,8 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import ActivityName, SignalName
 from evergrant_server.core.messages.connection import LateTokensReceived
+from evergrant_server.core.messages.names import ActivityName, SignalName
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Handle, a_grant, living
 

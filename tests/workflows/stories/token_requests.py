@@ -8,7 +8,7 @@ from temporalio.client import Client
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.base import ActivityName, SignalName
+from evergrant_server.core.messages.names import ActivityName, SignalName
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Handle, a_consent, a_grant, living
 

@@ -13,7 +13,8 @@ from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
 from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RefreshGrant
-from evergrant_server.core.messages.base import Provenance, RequestContext, connection_workflow_id
+from evergrant_server.core.messages.base import Provenance, RequestContext
+from evergrant_server.core.messages.names import connection_workflow_id
 from tests.fakes.providers.scripted_provider import hold_answer
 from tests.faults.harness.database import PUBLIC_URL, TENANT, AttemptRecord, FinalState, HarnessDatabase
 from tests.faults.harness.instrumentation.passages import AFTER, Fault

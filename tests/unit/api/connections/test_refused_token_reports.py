@@ -12,8 +12,8 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages.base import SignalName
 from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult, RefreshReason
+from evergrant_server.core.messages.names import SignalName
 from tests.fakes.api import NOW, Api
 
 REPORT = {"generation": 1, "reason": "unauthorized"}

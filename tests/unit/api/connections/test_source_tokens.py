@@ -8,7 +8,7 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import Endpoints
-from evergrant_server.core.messages.base import SignalName
+from evergrant_server.core.messages.names import SignalName
 from tests.fakes.api import TENANT, Api
 
 ISSUER = "https://back.example"

@@ -1,0 +1,149 @@
+"""Every name of a workflow, activity, signal, update and query, the task queue, the workflow ids.
+
+A name is a contract: it stands in histories. Add, never rename.
+"""
+
+import re
+from enum import StrEnum
+
+from evergrant_server.core.ids import (
+    ConnectionId,
+    ConsentId,
+    DefinitionId,
+    ExportId,
+    IntegrationId,
+    ReceiverId,
+    Tenant,
+    WebhookId,
+)
+
+TASK_QUEUE = "evergrant"
+
+_LONGEST_WORKFLOW_ID = 1000  # bytes, Temporal's own limit
+
+CONNECTION_WORKFLOW_ID = re.compile(r"^connection:(?P<tenant>[a-z0-9-]+):(?P<connection>con_[0-9a-z]+)\Z")
+
+
+class WorkflowName(StrEnum):
+    CONNECTION = "ConnectionWorkflow"
+    DEFINITION_ROLLOUT = "DefinitionRolloutWorkflow"
+    DISCOVERY = "DiscoveryWorkflow"
+    EXPORT = "ExportWorkflow"
+    FETCH_RECEIVER_KEYS = "FetchReceiverKeysWorkflow"
+    INTROSPECTION = "IntrospectionWorkflow"
+    PUSHED_AUTHORIZATION = "PushedAuthorizationWorkflow"
+    RECONCILE = "ReconcileWorkflow"
+    REREAD_METADATA = "RereadMetadataWorkflow"
+    TEMPORARY_CREDENTIALS = "TemporaryCredentialsWorkflow"
+    WEBHOOK_DELIVERY = "WebhookDeliveryWorkflow"
+
+
+class ActivityName(StrEnum):
+    # a connection's grant
+    EXCHANGE_CODE = "exchange_code"
+    REQUEST_CLIENT_GRANT = "request_client_grant"
+    POLL_DEVICE_TOKEN = "poll_device_token"
+    REFRESH_GRANT = "refresh_grant"
+    VERIFY_LATE_TOKENS = "verify_late_tokens"
+    LOOK_UP_ACCOUNTS = "look_up_accounts"
+    ANNOUNCE_EXPIRY = "announce_expiry"
+    END_CONSENT = "end_consent"
+    BEGIN_REVOCATION = "begin_revocation"
+    REVOKE_GRANT = "revoke_grant"
+    EXPORT_RUN_HISTORY = "export_run_history"
+    # an integration
+    DISCOVER_ENDPOINTS = "discover_endpoints"
+    FETCH_RECEIVER_KEYS = "fetch_receiver_keys"
+    PUSH_AUTHORIZATION_REQUEST = "push_authorization_request"
+    REQUEST_TEMPORARY_CREDENTIALS = "request_temporary_credentials"
+    # a provider's definition
+    CHECK_DEFINITION = "check_definition"
+    APPLY_DEFINITION_DECISION = "apply_definition_decision"
+    EVALUATE_ROLLOUT = "evaluate_rollout"
+    # exports, webhooks and what recurs
+    SEAL_EXPORT_PAGE = "seal_export_page"
+    DELETE_EXPORT = "delete_export"
+    DELIVER_WEBHOOKS = "deliver_webhooks"
+    RECONCILE = "reconcile"
+    REREAD_METADATA = "reread_metadata"
+    INTROSPECT_GRANTS = "introspect_grants"
+
+
+class SignalName(StrEnum):
+    # to ConnectionWorkflow
+    CONSENT_GRANTED = "consent_granted"
+    CONSENT_DENIED = "consent_denied"
+    REVOKE = "revoke"
+    ROTATE = "rotate"
+    REQUEST_TOKEN = "request_token"
+    PROVIDER_CHANGED = "provider_changed"
+    REVOKED_AT_PROVIDER = "revoked_at_provider"
+    LATE_TOKENS_RECEIVED = "late_tokens_received"
+    ACCOUNT_CHOSEN = "account_chosen"
+    # from ConnectionWorkflow, to the workflow that sent `request_token`
+    TOKEN_READY = "token_ready"
+    # to DefinitionRolloutWorkflow
+    DEFINITION_DECIDED = "definition_decided"
+    ROLL_BACK_DEFINITION = "roll_back_definition"
+    # to WebhookDeliveryWorkflow
+    WAKE_WEBHOOK = "wake_webhook"
+
+
+class UpdateName(StrEnum):
+    ENSURE_FRESH = "ensure_fresh"
+
+
+class QueryName(StrEnum):
+    DESCRIBE = "describe"
+
+
+def connection_workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
+    return f"connection:{tenant}:{connection}"
+
+
+def export_workflow_id(tenant: Tenant, export: ExportId) -> str:
+    return f"export:{tenant}:{export}"
+
+
+def webhook_workflow_id(tenant: Tenant, webhook: WebhookId) -> str:
+    return f"webhook:{tenant}:{webhook}"
+
+
+def definition_rollout_workflow_id(tenant: Tenant, definition: DefinitionId) -> str:
+    return f"definition_rollout:{tenant}:{definition}"
+
+
+def discovery_workflow_id(tenant: Tenant, integration: IntegrationId) -> str:
+    return f"discovery:{tenant}:{integration}"
+
+
+def receiver_keys_workflow_id(tenant: Tenant, receiver: ReceiverId) -> str:
+    return f"receiver_keys:{tenant}:{receiver}"
+
+
+def pushed_authorization_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:
+    """One for each click: a click that follows makes another request."""
+    return f"pushed_authorization:{tenant}:{consent}:{revision}"
+
+
+def temporary_credentials_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:
+    """One for each click: a click that follows asks for other credentials."""
+    return f"temporary_credentials:{tenant}:{consent}:{revision}"
+
+
+def is_valid_workflow_id(value: str) -> bool:
+    """True when Temporal takes `value` as a workflow id. One that it doesn't fails the whole task."""
+    return 0 < len(value.encode()) <= _LONGEST_WORKFLOW_ID
+
+
+class SearchAttribute(StrEnum):
+    """Of a connection's workflow: few, prefixed, and rarely changed.
+
+    On SQL visibility stores a namespace has ten keywords in all.
+    """
+
+    TENANT = "EvergrantTenant"
+    PROVIDER = "EvergrantProvider"
+    INTEGRATION = "EvergrantIntegration"
+    STATE = "EvergrantState"
+    SUBJECT = "EvergrantSubject"  # a keyed hash, never the subject
