@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, Field
 
-from evergrant_server.api.connections.source_tokens import retry_waiting_connections
+from evergrant_server.api.connections.scopes import retry_waiting_connections
 from evergrant_server.api.http.call import AdminCall, ApiCall
 from evergrant_server.api.http.models import (
     Body,

@@ -12,8 +12,11 @@ from evergrant_server.api.connections.consents import (
     request_consent,
 )
 from evergrant_server.api.connections.models import ChooseBody, ConnectionView, ReauthorizeBody, RevokeBody
-from evergrant_server.api.connections.scopes import permitted_scopes, permitted_slot_scopes
-from evergrant_server.api.connections.source_tokens import take_over_exchange
+from evergrant_server.api.connections.scopes import (
+    permitted_scopes,
+    permitted_slot_scopes,
+    take_over_exchange,
+)
 from evergrant_server.api.connections.view import add_device_code, connection_view
 from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.http.problems import invalid_request, require_found

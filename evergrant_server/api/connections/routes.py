@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from evergrant_server.api.connections.create import ConnectionSetup
 from evergrant_server.api.connections.models import ConnectionBody, ConnectionView, LiveView
-from evergrant_server.api.connections.source_tokens import require_source_permit, take_over_exchange
+from evergrant_server.api.connections.scopes import require_source_permit, take_over_exchange
 from evergrant_server.api.connections.view import add_device_code, connection_view, device_view
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import Call, Command, CommandResponse

@@ -1,13 +1,24 @@
-"""The scopes that a caller may request: within the ceilings of its permits and of the integration."""
+"""What a caller may request: scopes within the ceilings of its permits and of the integration, and
+source connections of token exchange (RFC 8693).
+
+A connection records the app in whose name its source is exchanged. The worker checks that app's
+permits before each exchange; the API checks them here and signals workflows when they change.
+"""
 
 from collections.abc import Iterable, Mapping
 
 from evergrant_server.api.http.authentication import Caller
-from evergrant_server.core.access import Action
+from evergrant_server.api.http.call import ApiCall
+from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.api.http.transactions import signal_connection
+from evergrant_server.core.access import Action, App
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
-from evergrant_server.policy import decide, scopes_above
+from evergrant_server.core.messages.base import SignalName
+from evergrant_server.core.messages.connection import ProviderChanged
+from evergrant_server.policy import PermitDecision, decide, may_exchange, scopes_above, source_scopes
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 from providers.requests.authorization_url import token_slot_scope_params
@@ -90,3 +101,60 @@ def raise_scope_not_permitted(scopes: Iterable[str]) -> None:
         "A scope is above the ceiling of the permit or the integration.",
         scopes=" ".join(scopes),
     )
+
+
+# --- source connections ---------------------------------------------------------------
+
+
+async def require_source_permit(tx: Transaction, call: ApiCall, source_id: str) -> None:
+    """Check that the caller may lease the source with all its scopes.
+
+    Raises Failure NOT_FOUND, NOT_PERMITTED, SCOPE_NOT_PERMITTED as a lease would, and
+    INVALID_REQUEST for a connection whose requests are signed.
+    """
+    source = await call.visible_connection(tx, source_id, Action.TOKEN)
+    if not source.flow.is_bearer:
+        detail = "Its requests are signed: it has no bearer token to exchange."
+        raise invalid_request("source", detail)
+    decision, scopes = await _exchange_decision(tx, call, source)
+    if not decision.allowed:
+        raise_scope_not_permitted(scopes_above(scopes, decision.ceiling))
+
+
+async def take_over_exchange(tx: Transaction, call: ApiCall, connection: Connection) -> Connection:
+    """Record the caller as the app in whose name the source is exchanged, if it may lease the source.
+
+    For any other caller the connection stays as it is.
+    """
+    ended = connection.state.is_final or connection.state is LifecycleState.REVOKING
+    if connection.source is None or connection.source_app == call.caller.app.id or ended:
+        return connection
+    source = await tx.connections.get(connection.tenant, connection.source)
+    if source is None or not (await _exchange_decision(tx, call, source))[0].allowed:
+        return connection
+    app_id = call.caller.app.id
+    after = await tx.connections.replace(connection.with_source_app(app_id), expected=connection.revision)
+    detail = {"source": source.id, "source_app": app_id, "before": connection.source_app}
+    await call.record(tx, AuditAction.SOURCE_APP_CHANGED, after.id, **detail)
+    await _signal_retry(tx, call, after, after.revision)
+    return after
+
+
+async def retry_waiting_connections(tx: Transaction, call: ApiCall, app: App) -> None:
+    """Have every failing connection whose source is exchanged in the app's name try again."""
+    for connection in await tx.connections.waiting_for_source_app(app.tenant, app.id):
+        await _signal_retry(tx, call, connection, app.revision)
+
+
+async def _signal_retry(tx: Transaction, call: ApiCall, connection: Connection, version: int) -> None:
+    message = ProviderChanged(version=version, context=call.context)
+    await signal_connection(tx, connection, SignalName.PROVIDER_CHANGED, message, call.now)
+
+
+async def _exchange_decision(
+    tx: Transaction, call: ApiCall, source: Connection
+) -> tuple[PermitDecision, tuple[str, ...]]:
+    """The decision about an exchange, and the scopes of the source's token."""
+    grant = await tx.grants.get(source.tenant, source.id)
+    scopes = source_scopes(source, grant, call.api.registry.offline_scope(source.provider))
+    return may_exchange(call.caller.permits, source, scopes), scopes

@@ -151,7 +151,8 @@ def _with_body(
     spec: ProviderSpec, body: IntegrationBody, integration: Integration, now: datetime
 ) -> Integration:
     names = {"issuer", "params", "client_auth", "registration", "dpop", "default_scopes", "scope_ceiling"}
-    update = body.model_dump(include=names) | {"refresh_overrides": body.refresh.overrides, "changed_at": now}
+    overrides = body.refresh.model_dump(mode="json", exclude_none=True)
+    update = body.model_dump(include=names) | {"refresh_overrides": overrides, "changed_at": now}
     if body.registration is RegistrationMethod.METADATA_DOCUMENT:
         update["client_auth"] = "none"
     return integration.model_copy(update=update).with_provider_rules(spec.refresh_rules())

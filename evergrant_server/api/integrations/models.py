@@ -1,7 +1,7 @@
 """Request and response bodies of `/v1/integrations`."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -27,10 +27,6 @@ class RefreshRulesBody(Body):
     refresh_token_idle_s: float | None = Field(
         default=None, gt=0, le=MAX_LIFETIME.total_seconds(), allow_inf_nan=False
     )
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude_none=True)
 
 
 class ClientKeyBody(Body):
