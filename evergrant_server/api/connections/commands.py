@@ -13,8 +13,7 @@ from evergrant_server.api.connections.consents import (
 )
 from evergrant_server.api.connections.models import ChooseBody, ConnectionView, ReauthorizeBody, RevokeBody
 from evergrant_server.api.connections.scopes import (
-    permitted_scopes,
-    permitted_slot_scopes,
+    ScopeCheck,
     take_over_exchange,
 )
 from evergrant_server.api.connections.view import add_device_code, connection_view
@@ -101,14 +100,11 @@ async def _request_new_consent(
         why = "Its scopes are slot_scopes of the connection that it shares a consent with."
         raise invalid_request("scopes", why)
     spec = await integration_spec(tx, call.api.registry, integration)
-    caller, subject = call.caller, connection.subject
-    requested = wanted.scopes or connection.requested_scopes
-    scopes = permitted_scopes(caller, integration, spec, subject, requested)
+    check = ScopeCheck(call.caller, integration, spec, connection.subject)
+    scopes = check.permitted(wanted.scopes or connection.requested_scopes)
     if connection.flow.is_static or (connection.flow is Flow.TOKEN_EXCHANGE and connection.source is None):
         raise invalid_request("flow", "Revoke it, and create one with the new credential.")
-    slots = await permitted_slot_scopes(
-        tx, caller, integration, spec, subject, connection, wanted.slot_scopes
-    )
+    slots = await check.permitted_slots(tx, connection, wanted.slot_scopes)
     url = None
     if connection.flow.is_client_grant:
         consent = await request_client_grant(tx, connection, scopes, call.context, now)

@@ -16,7 +16,7 @@ from evergrant_server.api.connections.consents import (
 )
 from evergrant_server.api.connections.flows import require_flow_allowed, supplied_tokens, usable_flow
 from evergrant_server.api.connections.models import ConnectionBody
-from evergrant_server.api.connections.scopes import permitted_scopes, permitted_slot_scopes
+from evergrant_server.api.connections.scopes import ScopeCheck
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.api.integrations.definitions import integration_spec, require_ready
@@ -96,10 +96,9 @@ class ConnectionSetup:
         if live is not None and (requested is None or self._for_lease):
             # a lease adds its scopes to those of the connection, which other apps use too
             requested = (*live.requested_scopes, *(requested or ())) or None
-        scopes = permitted_scopes(call.caller, integration, spec, subject, requested)
-        slots = await permitted_slot_scopes(
-            tx, call.caller, integration, spec, subject, live, wanted.slot_scopes
-        )
+        check = ScopeCheck(call.caller, integration, spec, subject)
+        scopes = check.permitted(requested)
+        slots = await check.permitted_slots(tx, live, wanted.slot_scopes)
         if live is None:
             return await self._create(tx, integration, spec, wanted, scopes, slots, flow)
         if wanted.choice not in (None, live.choice):
@@ -109,7 +108,7 @@ class ConnectionSetup:
                 raise Failure(ErrorCode.ALREADY_EXISTS, why, field="choice")
             changed = live.model_copy(update={"choice": wanted.choice})
             live = await tx.connections.replace(changed, expected=live.revision)
-        return await self._existing_with_link(tx, integration, spec, live, scopes, slots, wanted)
+        return await self._existing_with_link(tx, check, live, scopes, slots, wanted)
 
     async def _require_integration(self, tx: Transaction, name: str, subject: str) -> Integration:
         """The integration, locked against deletion, if the caller may connect the subject there."""
@@ -163,8 +162,7 @@ class ConnectionSetup:
     async def _existing_with_link(
         self,
         tx: Transaction,
-        integration: Integration,
-        spec: ProviderSpec,
+        check: ScopeCheck,
         named: Connection,
         scopes: tuple[str, ...],
         slots: dict[str, tuple[str, ...]],
@@ -185,9 +183,8 @@ class ConnectionSetup:
         connection = await consenting_connection(tx, named)
         if connection is not named:
             wanted = wanted.model_copy(update={"scopes": None})
-            subject, caller = connection.subject, self._call.caller
-            scopes = permitted_scopes(caller, integration, spec, subject, connection.requested_scopes)
-            slots = await permitted_slot_scopes(tx, caller, integration, spec, subject, connection, None)
+            scopes = check.permitted(connection.requested_scopes)
+            slots = await check.permitted_slots(tx, connection, None)
         existing = await open_consent(tx, connection, self._now)
         if existing is not None and is_reusable(existing, wanted, for_lease=self._for_lease):
             link = await tx.consents.connect_link(existing)

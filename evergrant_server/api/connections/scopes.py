@@ -5,7 +5,8 @@ A connection records the app in whose name its source is exchanged. The worker c
 permits before each exchange; the API checks them here and signals workflows when they change.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import ApiCall
@@ -24,64 +25,49 @@ from providers.definition.schema import ProviderSpec
 from providers.requests.authorization_url import token_slot_scope_params
 
 
-def permitted_scopes(
-    caller: Caller,
-    integration: Integration,
-    spec: ProviderSpec,
-    subject: str,
-    requested: tuple[str, ...] | None,
-) -> tuple[str, ...]:
-    """The requested or default scopes, without duplicates. Raises Failure SCOPE_NOT_PERMITTED."""
-    scopes = tuple(dict.fromkeys(requested or integration.default_scopes or spec.default_scopes))
-    require_permitted(caller, integration, spec, subject, scopes, Action.CONNECT)
-    return scopes
+@dataclass(frozen=True)
+class ScopeCheck:
+    """Judges the scopes that a caller requests for a subject at an integration."""
 
+    caller: Caller
+    integration: Integration
+    spec: ProviderSpec
+    subject: str
 
-def require_permitted(
-    caller: Caller,
-    integration: Integration,
-    spec: ProviderSpec,
-    subject: str,
-    scopes: tuple[str, ...],
-    action: Action,
-) -> None:
-    """Raise Failure SCOPE_NOT_PERMITTED for a scope above a ceiling. The offline scope is not counted."""
-    counted = tuple(scope for scope in scopes if scope != spec.offline_scope)
-    decision = decide(
-        caller.permits, integration=integration.name, subject=subject, action=action, scopes=counted
-    )
-    if not decision.allowed or scopes_above(counted, integration.scope_ceiling):
-        raise_scope_not_permitted(scopes_above(counted, decision.ceiling, integration.scope_ceiling))
+    def permitted(self, requested: tuple[str, ...] | None) -> tuple[str, ...]:
+        """The requested or default scopes, without duplicates. Raises Failure SCOPE_NOT_PERMITTED."""
+        scopes = requested or self.integration.default_scopes or self.spec.default_scopes
+        return self.require(tuple(dict.fromkeys(scopes)), Action.CONNECT)
 
+    def require(self, scopes: tuple[str, ...], action: Action) -> tuple[str, ...]:
+        """The scopes. Raises SCOPE_NOT_PERMITTED for one above a ceiling, except the offline scope."""
+        counted = tuple(scope for scope in scopes if scope != self.spec.offline_scope)
+        name, ceiling = self.integration.name, self.integration.scope_ceiling
+        permits, subject = self.caller.permits, self.subject
+        decision = decide(permits, integration=name, subject=subject, action=action, scopes=counted)
+        if not decision.allowed or scopes_above(counted, ceiling):
+            raise_scope_not_permitted(scopes_above(counted, decision.ceiling, ceiling))
+        return scopes
 
-async def permitted_slot_scopes(
-    tx: Transaction,
-    caller: Caller,
-    integration: Integration,
-    spec: ProviderSpec,
-    subject: str,
-    existing: Connection | None,
-    requested: Mapping[str, tuple[str, ...]] | None,
-) -> dict[str, tuple[str, ...]]:
-    """The scopes to request for further token slots, by slot name.
+    async def permitted_slots(
+        self, tx: Transaction, existing: Connection | None, requested: dict[str, tuple[str, ...]] | None
+    ) -> dict[str, tuple[str, ...]]:
+        """The scopes to request for further token slots, by slot name.
 
-    Those of the request, else the existing connection's, without slots that were revoked or that are
-    above a ceiling of this caller. Raises Failure SCOPE_NOT_PERMITTED, INVALID_REQUEST.
-    """
-    if requested is not None:
-        token_slot_scope_params(spec, requested)
-        return {
-            slot: permitted_scopes(caller, integration, spec, subject, scopes)
-            for slot, scopes in requested.items()
-        }
-    kept: dict[str, tuple[str, ...]] = {}
-    for slot, scopes in (await _unrevoked_slots(tx, existing) if existing is not None else {}).items():
-        try:
-            kept[slot] = permitted_scopes(caller, integration, spec, subject, scopes)
-        except Failure as failure:
-            if failure.code is not ErrorCode.SCOPE_NOT_PERMITTED:
-                raise
-    return kept
+        Those of the request, else the existing connection's, without slots that were revoked or that are
+        above a ceiling of this caller. Raises Failure SCOPE_NOT_PERMITTED, INVALID_REQUEST.
+        """
+        if requested is not None:
+            token_slot_scope_params(self.spec, requested)
+            return {slot: self.permitted(scopes) for slot, scopes in requested.items()}
+        kept: dict[str, tuple[str, ...]] = {}
+        for slot, scopes in (await _unrevoked_slots(tx, existing) if existing is not None else {}).items():
+            try:
+                kept[slot] = self.permitted(scopes)
+            except Failure as failure:
+                if failure.code is not ErrorCode.SCOPE_NOT_PERMITTED:
+                    raise
+        return kept
 
 
 async def _unrevoked_slots(tx: Transaction, first: Connection) -> dict[str, tuple[str, ...]]:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from evergrant_server.api.connections.consents import signal_granted
 from evergrant_server.api.connections.create import add_connection
-from evergrant_server.api.connections.scopes import require_permitted
+from evergrant_server.api.connections.scopes import ScopeCheck
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.problems import field_errors, invalid_request
 from evergrant_server.api.http.transactions import run_transaction
@@ -78,8 +78,8 @@ class ImportWriter:
         _require_usable(spec, item, now)
         scopes = item.scopes if item.scopes is not None else integration.default_scopes or spec.default_scopes
         scopes = tuple(dict.fromkeys(scopes))
-        require_permitted(self._call.caller, integration, spec, item.subject, scopes, Action.ADMIN)
-        return integration, scopes
+        check = ScopeCheck(self._call.caller, integration, spec, item.subject)
+        return integration, check.require(scopes, Action.ADMIN)
 
     async def _write(
         self, tx: Transaction, integration: Integration, item: ImportItem, scopes: tuple[str, ...]
