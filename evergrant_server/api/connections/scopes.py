@@ -17,8 +17,8 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.messages.base import SignalName
 from evergrant_server.core.messages.connection import ProviderChanged
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.policy import PermitDecision, decide, may_exchange, scopes_above, source_scopes
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
