@@ -27,7 +27,6 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
-from evergrant_server.policy import decide
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.registration.client_metadata import client_metadata
@@ -141,9 +140,7 @@ async def list_integrations(
     async with call.api.store.read() as tx:
         found = await tx.integrations.page(call.tenant, after, limit + 1)
         shown = [
-            await _view(tx, call, it)
-            for it in found[:limit]
-            if decide(call.caller.permits, integration=it.name, subject=None, action=Action.ADMIN).allowed
+            await _view(tx, call, it) for it in found[:limit] if call.allows(Action.ADMIN, it.name, None)
         ]
     next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
     return Page(items=shown, next_cursor=next_cursor)
