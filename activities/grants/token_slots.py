@@ -54,7 +54,7 @@ async def install_further_slots(
         consent = Consent.without_subject(
             connection, ConsentKind.IMPORT, scopes, call.context, at=asked_at, expires_at=expires_at
         )
-        await tx.consents.add_import(consent, ImportedTokens.from_token_set(imported, asked_at))
+        await tx.consents.add(consent, None, ImportedTokens.from_token_set(imported, asked_at))
         target = (connection.tenant, connection.id)
         consented = ConsentGranted(consent_id=consent.id, context=call.context)
         await tx.outbox.add(signal_message(*target, SignalName.CONSENT_GRANTED, consented, now))

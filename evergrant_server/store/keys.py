@@ -3,20 +3,9 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import (
-    and_,
-    bindparam,
-    select,
-)
+from sqlalchemy import and_, bindparam, select
 
-from evergrant_server.crypto import (
-    AssociatedData,
-    KeyPurpose,
-    KeyRing,
-    Sealed,
-    SealingKey,
-    open_sealed,
-)
+from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Sealed, SealingKey, open_sealed
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of
 

@@ -4,17 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import (
-    ColumnElement,
-    Index,
-    delete,
-    exists,
-    func,
-    or_,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import ColumnElement, Index, delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Field, col
 

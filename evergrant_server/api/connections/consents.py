@@ -102,7 +102,7 @@ async def request_client_grant(
     if supplied is None:
         await tx.consents.add(consent, None)
     else:
-        await tx.consents.add_import(consent, supplied)
+        await tx.consents.add(consent, None, supplied)
     await signal_granted(tx, connection, consent, context, now)
     return consent
 

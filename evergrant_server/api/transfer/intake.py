@@ -106,7 +106,7 @@ class ImportWriter:
             expires_at=_access_token_expiry(item, now),
             metadata=item.metadata,
         )
-        await tx.consents.add_import(consent, tokens)
+        await tx.consents.add(consent, None, tokens)
         await signal_granted(tx, connection, consent, context, now)
         await self._call.record(
             tx,

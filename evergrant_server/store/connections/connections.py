@@ -38,12 +38,15 @@ class Connections(ModelRepository[Connection, ConnectionId]):
             raise Failure(ErrorCode.STORE_CONFLICT, "It was started meanwhile.")
 
     async def get_for_share(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
-        """The connection, locked against changes until this transaction ends."""
-        return await self._locked(tenant, id, read=True)
+        """The connection, locked against changes until this transaction ends.
+
+        SQLite has no such clause and needs none: it writes in one transaction at a time.
+        """
+        return await self._first(self._where(tenant=tenant, id=id).with_for_update(read=True))
 
     async def get_for_update(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
         """The connection, locked against changes and shared locks until this transaction ends."""
-        return await self._locked(tenant, id, read=False)
+        return await self._first(self._where(tenant=tenant, id=id).with_for_update(key_share=True))
 
     async def by_names(
         self, tenant: Tenant, integration_name: str, subject: str, label: str = "default"
@@ -109,12 +112,6 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """
         row = await find_one(self._connection, UsageRow, tenant=tenant, connection_id=id)
         return 0 if row is None else int(row["leased_generation"])
-
-    async def _locked(self, tenant: Tenant, id: ConnectionId, *, read: bool) -> Connection | None:
-        # SQLite has no such clause and needs none: it writes in one transaction at a time
-        return await self._first(
-            self._where(tenant=tenant, id=id).with_for_update(read=read, key_share=not read)
-        )
 
 
 def _tries_uncounted() -> ColumnElement[bool]:

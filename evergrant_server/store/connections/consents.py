@@ -28,15 +28,13 @@ _CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value)
 class Consents(IntakeRepository[Consent, ConsentId]):
     _table, _model = ConsentRow, Consent
 
-    async def add(self, consent: Consent, link: Secret | None) -> None:
-        """Add a consent with its connect link, if there is one. Raises Failure ALREADY_EXISTS."""
-        sealed = await self._sealed(consent, {_LINK: link})
-        await self._add(consent, f"Consent {consent.id}, or one with its link,", **sealed)
+    async def add(self, consent: Consent, link: Secret | None, tokens: ImportedTokens | None = None) -> None:
+        """Add a consent with its connect link, or the tokens of an import, if there are any.
 
-    async def add_import(self, consent: Consent, tokens: ImportedTokens) -> None:
-        """Add a consent that already has its tokens and no link. Raises Failure ALREADY_EXISTS."""
-        sealed = await self._sealed(consent, {_TOKENS: tokens.as_secret()})
-        await self._add(consent, f"Consent {consent.id}", **sealed)
+        Raises Failure ALREADY_EXISTS.
+        """
+        sealed = await self._sealed(consent, {_LINK: link, _TOKENS: tokens and tokens.as_secret()})
+        await self._add(consent, f"Consent {consent.id}, or one with its link,", **sealed)
 
     async def import_consent(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
         """The import that this connection began with, or None."""

@@ -16,14 +16,7 @@ from evergrant_server.core.integrations import (
 )
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
-from tests.conformance.store.samples import (
-    ACME,
-    a_connection,
-    a_key,
-    a_permit,
-    an_app,
-    an_integration,
-)
+from tests.conformance.store.samples import ACME, a_connection, a_key, a_permit, an_app, an_integration
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
 

@@ -22,7 +22,7 @@ async def test_an_import_keeps_its_tokens_until_they_are_used(store: Store):
         access_token=Secret("at"), refresh_token=Secret("rt"), expires_at=NOW, metadata={"a": 1}
     )
     async with store.write() as tx:
-        await tx.consents.add_import(consent, tokens)
+        await tx.consents.add(consent, None, tokens)
     async with store.read() as tx:
         assert await tx.consents.import_consent(ACME, connection.id) == consent
         assert await tx.consents.imported_tokens(consent) == tokens

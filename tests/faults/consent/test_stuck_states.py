@@ -45,7 +45,7 @@ async def brought(place: Installation, connection: Connection) -> Consent:
         connection, ConsentKind.IMPORT, ("read",), ASKED, at=now, expires_at=now + timedelta(days=7)
     )
     async with place.store.write() as tx:
-        await tx.consents.add_import(consent, ImportedTokens(access_token=Secret("at-1"), expires_at=None))
+        await tx.consents.add(consent, None, ImportedTokens(access_token=Secret("at-1"), expires_at=None))
     return consent
 
 

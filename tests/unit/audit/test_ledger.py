@@ -18,15 +18,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
-from tests.conformance.store.samples import (
-    ACME,
-    a_key,
-    a_permit,
-    an_app,
-    granted,
-    refreshed,
-    some_tokens,
-)
+from tests.conformance.store.samples import ACME, a_key, a_permit, an_app, granted, refreshed, some_tokens
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
