@@ -18,6 +18,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, LateTokens
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
+from providers.requests.request_format import revocation_request
 from providers.requests.sender import Sender
 from providers.responses.error_mapping import is_unsupported_token_type, read_revocation
 
@@ -52,7 +53,8 @@ async def _revoke_token(sender: Sender, context: ProviderContext, token: Secret 
     """
     if token is None:
         return False
-    reply = await sender.revoke(context.spec, context.endpoints, context.client, token=token, hint=hint)
+    request = revocation_request(context.spec, context.endpoints, context.client, token, hint)
+    reply = await sender.send_prepared(context.spec, context.client, request)
     if is_unsupported_token_type(context.spec, reply):
         return False
     read_revocation(context.spec, reply)

@@ -32,6 +32,7 @@ from evergrant_server.core.provider_events.external_revocation import (
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import ROTATING
 from evergrant_server.store import Store, Transaction
+from providers.requests.request_format import introspection_request
 from providers.requests.sender import Sender
 from providers.responses.error_mapping import read_introspection
 
@@ -171,9 +172,8 @@ class IntrospectionActivities:
 
     async def _is_active(self, context: ProviderContext, token: Secret, hint: str) -> bool:
         """The member `active` of the response. Raises Failure for anything but a clear answer."""
-        reply = await self._sender.introspect(
-            context.spec, context.endpoints, context.client, token=token, hint=hint
-        )
+        request = introspection_request(context.spec, context.endpoints, context.client, token, hint)
+        reply = await self._sender.send_prepared(context.spec, context.client, request)
         return read_introspection(context.spec, reply)
 
     async def _apply_finding(

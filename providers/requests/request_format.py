@@ -9,7 +9,13 @@ from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import ClientAuth
 from providers.definition.schema_response import RefreshSpec, RevocationSpec
-from providers.definition.templates import checked_params, fill_template, redirect_uri_to_send
+from providers.definition.templates import (
+    checked_params,
+    fill_template,
+    fill_url_encoded,
+    redirect_uri_to_send,
+    require_endpoint,
+)
 from providers.requests.client import OAuthClient
 
 Params = Mapping[str, str]
@@ -129,25 +135,46 @@ def with_resources(format: RequestFormat, resources: Sequence[str]) -> RequestFo
     )
 
 
-def revocation_format(spec: ProviderSpec, client: OAuthClient, token: Secret) -> RequestFormat:
-    """The format of a revocation: RFC 7009 or the definition's template."""
+def revocation_request(
+    spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, token: Secret, hint: str
+) -> PreparedRequest:
+    """Revoke a token (RFC 7009 section 2.1), or the definition's own request.
+
+    `hint` is `refresh_token` or `access_token`; `spec.revocation.token` names the one that ends the
+    grant. Raises Failure INVALID_REQUEST for a provider without revocation.
+    """
+    url = endpoints.revocation_endpoint
+    if url is not None:
+        url = fill_url_encoded(url, client_id=client.client_id, token=token.reveal())
+    url = require_endpoint(spec, url, "revocation_endpoint")
     rule = spec.revocation or RevocationSpec()
     headers = dict(rule.headers)
     if rule.auth == "header" and rule.auth_template is not None:
         secret = client.client_secret.reveal() if client.client_secret else ""
         text = rule.auth_template.replace("{client_secret}", secret)
         headers[rule.auth_header] = text.replace("{client_id}", client.client_id)
-    return RequestFormat(
+    params = {name: text.replace("{client_id}", client.client_id) for name, text in rule.params.items()}
+    format = RequestFormat(
         method=rule.method,
         body_format=rule.format,
         auth=client.auth if rule.auth == "client" else rule.auth,
         renames={"token": rule.token_param, "token_type_hint": rule.hint_param} | rule.param_names,
-        extra_params={
-            name: text.replace("{client_id}", client.client_id) for name, text in rule.params.items()
-        },
+        extra_params={"token": token.reveal(), "token_type_hint": hint, **params},
         headers=headers,
         bearer=token.reveal() if rule.auth == "bearer" else None,
+        omitted_params=("grant_type",),
     )
+    return PreparedRequest(url, "revocation", format)
+
+
+def introspection_request(
+    spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, token: Secret, hint: str
+) -> PreparedRequest:
+    """Ask whether a token is active (RFC 7662 section 2.1). Raises Failure INVALID_REQUEST."""
+    url = require_endpoint(spec, endpoints.introspection_endpoint, "introspection_endpoint")
+    fields = {"token": token.reveal(), "token_type_hint": hint}
+    format = RequestFormat(auth=client.auth, extra_params=fields, omitted_params=("grant_type",))
+    return PreparedRequest(url, "introspection", format)
 
 
 def filled_params(spec: ProviderSpec, templates: Params, params: Params) -> dict[str, str]:

@@ -14,10 +14,8 @@ from evergrant_server.egress import BeforeSend, Egress, SendObserver
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import Pkce
 from providers.definition.templates import (
-    fill_url_encoded,
     redirect_uri_to_send,
     require_complete,
-    require_endpoint,
 )
 from providers.quirks import QUIRKS
 from providers.requests.client import OAuthClient, ProviderClient, ReplyReceived
@@ -29,7 +27,6 @@ from providers.requests.request_format import (
     SignedRequest,
     code_exchange_format,
     refresh_format,
-    revocation_format,
     with_resources,
 )
 from providers.requests.wire import ProviderRequestAuth
@@ -117,51 +114,10 @@ class Sender:
         *,
         before_send: BeforeSend | None = None,
     ) -> RawReply:
-        """Send a client grant, device, PAR or access token exchange request."""
+        """Send a request of any other kind, such as a client grant, a revocation or an introspection."""
         url, auth = require_complete(spec, request.url), self._auth(spec, client, request.format)
         call = partial(ProviderClient.fetch_token, url=url, grant_type=request.grant_type, auth=auth)
         return await self._send(spec, client, call, before_send)
-
-    async def revoke(
-        self,
-        spec: ProviderSpec,
-        endpoints: Endpoints,
-        client: OAuthClient,
-        *,
-        token: Secret,
-        hint: str | None = None,
-    ) -> RawReply:
-        """Revoke a token (RFC 7009 section 2.1, or the definition's own request).
-
-        `hint` is `refresh_token` or `access_token`; `spec.revocation.token` names the one that ends
-        the grant.
-        """
-        url = endpoints.revocation_endpoint
-        if url is not None:
-            url = fill_url_encoded(url, client_id=client.client_id, token=token.reveal())
-        url = require_endpoint(spec, url, "revocation_endpoint")
-        auth = self._auth(spec, client, revocation_format(spec, client, token))
-        call = partial(
-            ProviderClient.revoke_token, url=url, token=token.reveal(), token_type_hint=hint, auth=auth
-        )
-        return await self._send(spec, client, call, None)
-
-    async def introspect(
-        self,
-        spec: ProviderSpec,
-        endpoints: Endpoints,
-        client: OAuthClient,
-        *,
-        token: Secret,
-        hint: str | None = None,
-    ) -> RawReply:
-        """Ask whether a token is active (RFC 7662 section 2.1)."""
-        url = require_endpoint(spec, endpoints.introspection_endpoint, "introspection_endpoint")
-        auth = self._auth(spec, client, RequestFormat(auth=client.auth))
-        call = partial(
-            ProviderClient.introspect_token, url=url, token=token.reveal(), token_type_hint=hint, auth=auth
-        )
-        return await self._send(spec, client, call, None)
 
     async def send_signed(
         self,

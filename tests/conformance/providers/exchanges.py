@@ -23,7 +23,7 @@ from providers.oauth1.flow import oauth1_endpoints as oauth1_endpoints
 from providers.requests.authorization_url import requested_scopes
 from providers.requests.client import OAuthClient
 from providers.requests.client_grants import ClientGrantInput, client_grant_request
-from providers.requests.request_format import access_token_exchange_request
+from providers.requests.request_format import access_token_exchange_request, revocation_request
 from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import additional_token_sets, read_tokens
@@ -196,7 +196,7 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
         )
     which = spec.revocation.token if spec.revocation else "refresh_token"
     token = Secret(SECRETS[f"<{which.replace('_', ' ')}>"])
-    return await sender.revoke(spec, endpoints, client, token=token, hint=which)
+    return await sender.send_prepared(spec, client, revocation_request(spec, endpoints, client, token, which))
 
 
 def raw_reply(reply: dict[str, Any]) -> Any:

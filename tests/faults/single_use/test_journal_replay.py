@@ -153,13 +153,13 @@ async def test_tokens_that_land_during_the_revocation_are_revoked(
     connection = await place.connect(STRICT)
     await died_with(connection, Activities(place, "far", LONG_AGO), LATE)
     await place.revoke(connection, tell=False)
-    here, revoke = Activities(place), Sender.revoke
+    here, send = Activities(place), Sender.send_prepared
 
     async def lands_first(sender: Sender, *args: Any, **more: Any) -> RawReply:
         await Activities(place, "far").replayer.sweep()
-        return await revoke(sender, *args, **more)
+        return await send(sender, *args, **more)
 
-    monkeypatch.setattr(Sender, "revoke", lands_first)
+    monkeypatch.setattr(Sender, "send_prepared", lands_first)
     news = await here.revoke(connection)
     assert (news.failure, news.retry_after) == (ErrorCode.REFRESH_PENDING, 3)
     row = await place.row(connection)

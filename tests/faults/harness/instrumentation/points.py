@@ -70,9 +70,7 @@ ELSEWHERE = {
         "an access token that is exchanged is not spent"
     ),
     "providers.requests.sender:Sender.send_signed": "OAuth 1.0a: another request of the code exchange",
-    "providers.requests.sender:Sender.send_prepared": "a minting spends nothing",
-    "providers.requests.sender:Sender.revoke": "revocation spends nothing",
-    "providers.requests.sender:Sender.introspect": "introspection spends nothing",
+    "providers.requests.sender:Sender.send_prepared": "a client grant or a revocation spends nothing",
 }
 
 ELSEWHERE_CALLED = {

@@ -181,5 +181,5 @@ async def test_repeated_request_stopped_by_before_send() -> None:
 async def test_no_proof_in_a_revocation() -> None:
     async with ScriptedProvider() as idp:
         talk, grant = BoundTalk(idp), idp.grant()
-        await talk.sender.revoke(BOUND, talk.endpoints, talk.client, token=Secret(grant["refresh_token"]))
+        await talk.revoke(Secret(grant["refresh_token"]), BOUND)
         assert "dpop" not in idp.calls[-1].headers

@@ -14,6 +14,7 @@ from evergrant_server.egress import Egress, EgressPolicy
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
 from providers.requests.client import OAuthClient
+from providers.requests.request_format import introspection_request, revocation_request
 from providers.requests.sender import Sender, SendFailed
 from providers.responses.error_mapping import read_introspection, read_revocation
 from providers.responses.raw_reply import RawReply
@@ -57,6 +58,10 @@ class Talk:
             **more,  # type: ignore[arg-type]  # test shorthand
         )
 
+    async def revoke(self, token: Secret, spec: ProviderSpec = GENERIC) -> RawReply:
+        request = revocation_request(spec, self.endpoints, self.client, token, "refresh_token")
+        return await self.sender.send_prepared(spec, self.client, request)
+
 
 @pytest.mark.parametrize("auth", ["client_secret_basic", "client_secret_post"])
 async def test_refresh_introspection_and_revocation(auth: str) -> None:
@@ -68,16 +73,15 @@ async def test_refresh_introspection_and_revocation(auth: str) -> None:
         assert tokens.refresh_token is not None
         assert "scope" not in idp.calls[-1].params
         await assert_active(talk, tokens.access_token, active=True)
-        reply = await talk.sender.revoke(
-            GENERIC, talk.endpoints, talk.client, token=tokens.refresh_token, hint="refresh_token"
-        )
+        reply = await talk.revoke(tokens.refresh_token)
         read_revocation(GENERIC, reply)
         assert idp.calls[-1].params["token_type_hint"] == "refresh_token"
         await assert_active(talk, tokens.access_token, active=False)
 
 
 async def assert_active(talk: Talk, token: Secret, *, active: bool) -> None:
-    reply = await talk.sender.introspect(GENERIC, talk.endpoints, talk.client, token=token)
+    request = introspection_request(GENERIC, talk.endpoints, talk.client, token, "access_token")
+    reply = await talk.sender.send_prepared(GENERIC, talk.client, request)
     assert read_introspection(GENERIC, reply) is active
 
 
@@ -158,8 +162,7 @@ async def test_every_oauth2_flow_goes_through_authlib(monkeypatch: pytest.Monkey
         flows = (
             s.exchange_code(GENERIC, e, c, code=secret, verifier=secret, redirect_uri=REDIRECT),
             s.refresh(GENERIC, e, c, refresh_token=secret),
-            s.revoke(GENERIC, e, c, token=secret),
-            s.introspect(GENERIC, e, c, token=secret),
+            s.send_prepared(GENERIC, c, revocation_request(GENERIC, e, c, secret, "access_token")),
         )
         for flow in flows:
             with pytest.raises(RuntimeError, match="authlib was asked"):
@@ -230,8 +233,8 @@ async def test_token_in_a_revocation_url() -> None:
     rule = {"url": "https://acme.example/{client_id}/{token}", "format": "none"}
     async with ScriptedProvider() as idp:
         talk = Talk(idp)
-        endpoints = talk.endpoints.model_copy(update={"revocation_endpoint": idp.url("{client_id}/{token}")})
-        await talk.sender.revoke(spec_like(revocation=rule), endpoints, talk.client, token=Secret("rt-1"))
+        talk.endpoints = Endpoints(token_endpoint="t", revocation_endpoint=idp.url("{client_id}/{token}"))
+        await talk.revoke(Secret("rt-1"), spec_like(revocation=rule))
         assert idp.calls[-1].target == f"/{idp.client_id}/rt-1"
 
 
@@ -247,9 +250,9 @@ async def test_unsupported_request_not_sent() -> None:
             await talk.refresh("rt-1", spec_like(refresh_supported=False))
         with pytest.raises(Failure, match="auth_modes"):
             await talk.refresh("rt-1", spec_like(auth_modes=["client_credentials"]))
-        bare = Endpoints(token_endpoint=idp.url("token"))
+        talk.endpoints = Endpoints(token_endpoint=idp.url("token"))
         with pytest.raises(Failure, match="no revocation_endpoint"):
-            await talk.sender.revoke(spec_like(), bare, talk.client, token=secret)
+            await talk.revoke(secret)
         for auth, why in (("client_secret_post", "no client secret"), ("tls_client_auth", "no client cert")):
             talk.client = OAuthClient("client-1", None, auth)
             with pytest.raises(SendFailed, match=why) as raised:
