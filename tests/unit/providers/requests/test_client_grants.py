@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 from evergrant_server.core.connections.credentials import ClientKey
@@ -14,7 +15,13 @@ from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
-from providers.client_auth import client_assertion, import_signing_key, signing_algorithm
+from providers.client_auth import (
+    client_assertion,
+    generate_client_secret,
+    import_signing_key,
+    signing_algorithm,
+)
+from providers.definition.registry import Registry
 from providers.requests.client import OAuthClient
 from providers.requests.client_grants import (
     ACCESS_TOKEN_TYPE,
@@ -25,7 +32,7 @@ from providers.requests.client_grants import (
 from providers.responses.token_response import read_tokens
 from tests.fakes.providers.client_grants import OtherGrants
 from tests.unit.providers.requests.test_sender import Talk
-from tests.unit.providers.samples import fails, reply_of, spec_like
+from tests.unit.providers.samples import NOW, fails, reply_of, spec_like
 
 KEY = ECKey.generate_key("P-256", {"kid": "ours-1"})
 OURS = ClientKey(private=Secret(json.dumps(KEY.as_dict(private=True))))
@@ -220,3 +227,47 @@ def test_rfc8693_2_2_1_issued_token_type(changes: dict[str, Any], code: ErrorCod
         return
     with fails(code):
         read_exchanged_token(spec, reply, requested_scopes=(), now=datetime.now(UTC))
+
+
+# --- a generated client secret, with the catalogue's definition of Apple ----------------------------
+
+APPLE = Registry.load().get("apple")
+EC = ECKey.generate_key("P-256")
+APPLE_KEY = ClientKey(private=Secret(EC.as_pem(private=True).decode()), id="another id")
+PARAMS = {"team_id": "A1B2C3D4E5", "key_id": "F6G7H8I9J0"}
+
+
+def test_generated_secret_claims() -> None:
+    APPLE.require_usable()
+    secret = generate_client_secret(APPLE, "com.example.app", PARAMS, APPLE_KEY, NOW)
+    token = jwt.decode(secret.reveal(), EC, algorithms=["ES256"])
+    assert token.header == {"alg": "ES256", "typ": "JWT", "kid": "F6G7H8I9J0"}
+    now = int(NOW.timestamp())
+    assert token.claims == {
+        "iss": "A1B2C3D4E5",
+        "sub": "com.example.app",
+        "aud": "https://appleid.apple.com",
+        "iat": now,
+        "exp": now + 86_400,
+    }
+
+
+@pytest.mark.parametrize(
+    ("params", "key", "why"),
+    [
+        (PARAMS, None, "has no key"),
+        ({"team_id": "A1B2C3D4E5"}, APPLE_KEY, "key_id is missing"),
+        (PARAMS | {"team_id": "x"}, APPLE_KEY, "team_id must match"),
+        (PARAMS, ClientKey(private=Secret("no key")), "can't be used"),
+        (
+            PARAMS,
+            ClientKey(private=Secret(RSAKey.generate_key(2048).as_pem(private=True).decode())),
+            "can't sign with ES256",
+        ),
+    ],
+)
+def test_missing_key_or_parameter_is_client_rejected(
+    params: dict[str, str], key: ClientKey | None, why: str
+) -> None:
+    with fails(ErrorCode.CLIENT_REJECTED, why):
+        generate_client_secret(APPLE, "com.example.app", params, key, NOW)
