@@ -34,9 +34,8 @@ class AccountActivities:
             try:
                 context = await self._contexts.load(request.tenant, request.connection_id)
                 if context.grant is None or context.connection.follow_up is not FollowUp.LOOKING_UP:
-                    return GrantResult(
-                        generation=context.connection.generation, choice_pending=_awaits_choice(context)
-                    )
+                    choosing = context.connection.follow_up is FollowUp.CHOOSING
+                    return GrantResult(generation=context.connection.generation, choice_pending=choosing)
                 return await self._look_up(request, context, context.grant)
             except Failure as failure:
                 return failed_grant_result(failure)
@@ -85,13 +84,8 @@ class AccountActivities:
         updated = grant.model_copy(update={"metadata": metadata, "options": options})
         await tx.grants.update_facts(saved, updated)
         if option is not None:
-            await append_audit(
-                tx, request, AuditAction.ACCOUNT_CHOSEN, now, choice=option.id, of=len(options)
-            )
+            detail = {"choice": option.id, "of": len(options)}
+            await append_audit(tx, request, AuditAction.ACCOUNT_CHOSEN, now, **detail)
         elif after.follow_up is FollowUp.CHOOSING:
             await append_audit(tx, request, AuditAction.ACCOUNT_CHOICE_REQUESTED, now, of=len(options))
         return context.grant_result(saved, updated)
-
-
-def _awaits_choice(context: ProviderContext) -> bool:
-    return context.connection.follow_up is FollowUp.CHOOSING

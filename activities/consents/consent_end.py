@@ -8,14 +8,13 @@ from activities.consents.first_grant import require_no_open_attempt
 from activities.grants import GrantServices
 from activities.grants.provider_revocation import revoke_late_tokens
 from activities.support.connection_records import end_consent
-from activities.support.temporal import is_temporary_outage
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.lifecycle.grants import is_same_end
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
 from evergrant_server.core.messages.activities import AnnounceExpiry, EndConsent, GrantResult
@@ -79,8 +78,8 @@ class ConsentEndActivities:
                 context = await services.contexts.load(request.tenant, request.connection_id)
                 await revoke_late_tokens(services, request, context, late)
         except Failure as failure:
-            if is_temporary_outage(failure):
-                raise  # Temporal runs it again
+            if failure.kind is FailureKind.PLATFORM_UNAVAILABLE and failure.code is not ErrorCode.SEAL_BROKEN:
+                raise  # the operator repairs it, and Temporal runs it again
             # without its definition no request can be made: the tokens stay sealed
 
 

@@ -205,6 +205,7 @@ class FirstGrantActivities(ABC):
                     outcome = self.outcome_type(services, request, context, consent)
                     # in a task that nothing cuts: send, journal the reply, judge it, commit
                     candidate.result = await services.single_use.spend(attempt, request, reply, outcome)
+                    candidate.used_previous_definition = outcome.used_previous_definition
                     if self.kind is AttemptKind.CODE_EXCHANGE:
                         outcome = candidate.result.failure or "granted"
                         metrics.count(metrics.CODE_EXCHANGES, outcome, context.spec.name)

@@ -51,6 +51,7 @@ class Candidate:
 
     context: ProviderContext
     result: GrantResult = field(default_factory=GrantResult)
+    used_previous_definition: bool = False  # the staged one couldn't read the reply, the one before could
 
     def __enter__(self) -> None:
         """Try it: a Failure that may be the staged definition's fault becomes the result."""
@@ -159,7 +160,7 @@ async def _count_for_rollout(store: Store, candidate: Candidate) -> None:
     staged = context.skipped_definition or (context.definition if context.provisional else None)
     installed = result.failure is None and (result.generation or 0) > context.connection.generation
     if staged is not None and installed:
-        good = context.skipped_definition is None and not result.used_previous_definition
+        good = context.skipped_definition is None and not candidate.used_previous_definition
         async with store.write() as tx:
             await tx.definitions.count_refresh(staged, good=good)
 

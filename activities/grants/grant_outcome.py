@@ -56,7 +56,7 @@ class GrantOutcome(OutcomeHandler[GrantResult], Generic[C]):
         self.call = call
         self.context = context
         self.provisional = provisional or context.provisional
-        self._used_previous_definition = False
+        self.used_previous_definition = False
 
     @abstractmethod
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
@@ -85,7 +85,7 @@ class GrantOutcome(OutcomeHandler[GrantResult], Generic[C]):
                 raise
             with suppress(Failure):
                 tokens = self.read(self.context.with_previous_definition(), reply, came_at)
-                self._used_previous_definition = True
+                self.used_previous_definition = True
                 return tokens
             raise
 
@@ -98,7 +98,7 @@ class GrantOutcome(OutcomeHandler[GrantResult], Generic[C]):
         )
         if result is None:
             return await revoke_orphaned_tokens(services, self.call, self.context, attempt.row, tokens)
-        return result.model_copy(update={"used_previous_definition": self._used_previous_definition})
+        return result
 
     async def fail(
         self, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None

@@ -86,6 +86,7 @@ class RefreshActivities:
                     # in a task that nothing cuts: send, journal the reply, judge it, commit
                     spent = services.single_use.spend(attempt, request, reply, outcome)
                     candidate.result = await metrics.measure_refresh(context.spec.name, spent)
+                    candidate.used_previous_definition = outcome.used_previous_definition
             result = candidate.result
         assert result is not None
         return result

@@ -33,11 +33,6 @@ RETRIED_BY_TEMPORAL = (ErrorCode.STORE_UNAVAILABLE, ErrorCode.STORE_CONFLICT, Er
 _INTERVAL_S = 1.5  # between heartbeats: well inside the time-out of `workflows.activity_calls`
 
 
-def is_temporary_outage(failure: Failure) -> bool:
-    """True for a store, a key or a disk that the operator repairs. A broken seal stays broken."""
-    return failure.kind is FailureKind.PLATFORM_UNAVAILABLE and failure.code is not ErrorCode.SEAL_BROKEN
-
-
 def failed_grant_result(failure: Failure) -> GrantResult:
     """The result for a failure that the workflow decides about. Failures of the store are raised."""
     if failure.code in RETRIED_BY_TEMPORAL:

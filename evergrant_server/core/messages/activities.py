@@ -116,8 +116,6 @@ class GrantResult(GrantFacts):
     interval_s: float | None = None  # between two polls, as the provider says
     consent_over: bool = False  # the consent has ended: no further request can succeed
     unknown_error: bool = False  # the provider refused this grant by an error whose name isn't known
-    # the staged definition couldn't parse the reply, the one before could
-    used_previous_definition: bool = False
     account_lookup_needed: bool = False  # the grant is there; the accounts are still to be looked up
     next_late_attempt: AttemptId | None = None  # these are dropped; those of this attempt are untried
 
