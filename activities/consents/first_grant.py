@@ -1,6 +1,7 @@
 """The first grant of a consent: what code exchange, client grants and the device flow have in common."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from datetime import datetime
 
 from temporalio import activity
@@ -35,20 +36,11 @@ _RETRIED_BY_TEMPORAL = (ErrorCode.REFRESH_PENDING, ErrorCode.JOURNAL_UNAVAILABLE
 _MAX_TRIES = 200  # three seconds apart: longer than a reply may be waited for
 
 
+@dataclass
 class FirstGrantOutcome(GrantOutcome[ConsentCall]):
     """Installs the grant of a consent."""
 
-    def __init__(
-        self,
-        services: GrantServices,
-        request: ConsentCall,
-        context: ProviderContext,
-        consent: Consent,
-        *,
-        provisional: bool = False,
-    ) -> None:
-        super().__init__(services, request, context, provisional=provisional)
-        self.consent = consent
+    consent: Consent
 
     async def install(
         self, tx: Transaction, attempt: SingleUseAttempt, tokens: TokenSet, since: datetime

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, TypeVar
 
@@ -40,23 +41,18 @@ from providers.responses.token_response import read_tokens
 C = TypeVar("C", bound=ConnectionCall)
 
 
+@dataclass
 class GrantOutcome(OutcomeHandler[GrantResult], Generic[C]):
     """The steps that all flows share. A flow reads its replies and writes its rows."""
 
-    def __init__(
-        self,
-        services: GrantServices,
-        call: C,
-        context: ProviderContext,
-        *,
-        provisional: bool = False,
-    ) -> None:
-        """`provisional`: a staged definition sent the request, whichever reads the reply."""
-        self.services = services
-        self.call = call
-        self.context = context
-        self.provisional = provisional or context.provisional
-        self.used_previous_definition = False
+    services: GrantServices
+    call: C
+    context: ProviderContext
+    provisional: bool = field(default=False, kw_only=True)  # a staged definition sent it, whichever reads
+    used_previous_definition: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.provisional = self.provisional or self.context.provisional
 
     @abstractmethod
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:

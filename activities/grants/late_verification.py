@@ -1,5 +1,6 @@
 """Verifies late tokens with a refresh: another use may have invalidated them, and a success is the proof."""
 
+from dataclasses import dataclass
 from datetime import datetime
 
 from temporalio import activity
@@ -123,28 +124,21 @@ class LateTokenActivities:
         return result.model_copy(update={"consent_over": result.failure is not None})
 
 
+@dataclass
 class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
     """Brings the connection back with what the verifying refresh returned, or drops the late tokens."""
 
-    def __init__(
-        self,
-        services: GrantServices,
-        request: VerifyLateTokens,
-        context: ProviderContext,
-        late_reply: LateReply,
-    ) -> None:
-        super().__init__(services, request, context)
-        self._late = late_reply
+    late_reply: LateReply
 
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
-        scopes = self._late.scopes(context)
+        scopes = self.late_reply.scopes(context)
         return read_tokens(context.spec, reply, requested_scopes=scopes, refreshing=True, now=came_at)
 
     async def install(
         self, tx: Transaction, attempt: SingleUseAttempt, tokens: TokenSet, since: datetime
     ) -> GrantResult | None:
-        request, context, consent = self.call, self.context, self._late.consent
-        now, tokens = self.services.clock.now(), self._late.merged_with(tokens, since)
+        request, context, consent = self.call, self.context, self.late_reply.consent
+        now, tokens = self.services.clock.now(), self.late_reply.merged_with(tokens, since)
         current = await load_connection(tx, request)
         if current.state.is_final:
             return None
@@ -166,7 +160,7 @@ class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
         saved = await tx.grants.install(after, tokens, grant, origin=origin, expected=current.revision)
         # the reply to the code is valid, and so are the tokens for further slots that came with it
         ring = self.services.store.ring
-        await install_further_slots(tx, ring, request, saved, self._late.tokens, since, now)
+        await install_further_slots(tx, ring, request, saved, self.late_reply.tokens, since, now)
         await close_attempt(tx, attempt.row, AttemptOutcome.INSTALLED, now)
         if consent is not None:  # it was written off when its code was refused a second time
             await record_grant(tx, request, current, consent, grant, now, late_attempt=request.attempt_id)

@@ -13,7 +13,6 @@ from activities.support.temporal import RETRIED_BY_TEMPORAL, heartbeating
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
-from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import BeginRevocation, RevocationResult, RevokeGrant
 from evergrant_server.core.messages.names import ActivityName
@@ -104,10 +103,13 @@ class RevocationActivities:
             raise Failure(ErrorCode.REFRESH_PENDING, why, retry_after=_RETRY_AFTER_S)
 
     async def _revoke_all_tokens(self, context: ProviderContext) -> RevocationOutcome:
-        late = await self._late_tokens(context)
+        connection = context.connection
+        async with self._store.read() as tx:
+            found = await tx.late_tokens.of_connection(connection.tenant, connection.id)
+            late = [it for kept in found for it in all_slots(await tx.late_tokens.tokens(kept))]
         if context.grant is None and not late:
             return RevocationOutcome.NOTHING_HELD
-        flow = context.connection.flow
+        flow = connection.flow
         if context.endpoints.revocation_endpoint is None or flow.is_static or not flow.is_bearer:
             # a static credential is the subject's to take back; OAuth 1.0a has no revocation
             return RevocationOutcome.NOT_SUPPORTED
@@ -120,16 +122,10 @@ class RevocationActivities:
         ]
         if context.grant is not None:
             async with self._store.read() as tx:
-                refresh_token = await tx.grants.refresh_token(context.connection)
-                access_token = await tx.grants.access_token(context.connection)
+                refresh_token = await tx.grants.refresh_token(connection)
+                access_token = await tx.grants.access_token(connection)
             outcomes.append(await revoke_at_provider(sender, context, refresh_token, access_token))
         return max(outcomes, key=_BEST_FIRST.index)
-
-    async def _late_tokens(self, context: ProviderContext) -> list[TokenSet]:
-        connection = context.connection
-        async with self._store.read() as tx:
-            found = await tx.late_tokens.of_connection(connection.tenant, connection.id)
-            return [it for late in found for it in all_slots(await tx.late_tokens.tokens(late))]
 
     async def _record_failure(self, request: RevokeGrant, failure: Failure) -> RevocationResult:
         if failure.code in RETRIED_BY_TEMPORAL:

@@ -31,11 +31,6 @@ _Key = tuple[str, IntegrationId, int, str]  # provider, integration, its revisio
 _MAX_BREAKERS = 10_000
 
 
-class SendSuppressed(Failure):
-    """Nothing was sent: the provider fails for every connection, or this would be one retry too many.
-    Try again after `retry_after` seconds."""
-
-
 @dataclass
 class BreakerPermit:
     """The permit to send one request; its outcome is reported to the breaker."""
@@ -105,7 +100,8 @@ class CircuitBreakers:
     async def permit(
         self, integration: Integration, connection: ConnectionId, definition: str = ""
     ) -> AsyncIterator[BreakerPermit]:
-        """Wait for a turn of `connection`, if it comes soon. Raises SendSuppressed.
+        """Wait for a turn of `connection`, if it comes soon. Raises Failure with the code of the
+        provider's last failure while it fails for every connection, or for one retry too many.
 
         Each revision of an integration starts with a closed breaker, since it may be repaired; so
         does each version of a definition, whose faults must not close the way of the one before.
@@ -148,11 +144,11 @@ class CircuitBreakers:
             self.put(key, CircuitBreaker())
 
 
-def _suppressed(integration: Integration, breaker: CircuitBreaker, admission: Admission) -> SendSuppressed:
+def _suppressed(integration: Integration, breaker: CircuitBreaker, admission: Admission) -> Failure:
     provider, name = integration.provider, integration.name
     if admission.last_failure is not None:
         why = f"{provider} fails for many connections of {name}; their retries are limited"
     else:
         why = f"{provider} fails for every connection of {name}; nothing is sent to it"
     code = admission.last_failure or breaker.reason or ErrorCode.PROVIDER_ERROR
-    return SendSuppressed(code, why, retry_after=admission.retry_after)
+    return Failure(code, why, retry_after=admission.retry_after)
