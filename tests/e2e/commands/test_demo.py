@@ -10,7 +10,6 @@ from examples.demo.claims import Claim
 from examples.demo.forms import read_forms
 from examples.demo.histories import search, timeline
 from examples.demo.subject import LostSubject, Subject
-from tests.e2e.servers.sleeping_workflow import Naps
 from tests.fakes.databases import Postgres, postgres_server
 from tests.fakes.platform.compose import finished
 from tests.fakes.providers.authorization_server import running_authorization_server
@@ -55,7 +54,7 @@ async def test_the_search_finds_a_secret_in_any_shape(tmp_path):
         client = await server.client()
         for number, shape in enumerate(shapes):
             await client.start_workflow(
-                Naps.run, 1, id=f"holder-{number}", memo={"note": f"<{shape}>"}, task_queue="nobody"
+                "NeverRuns", 1, id=f"holder-{number}", memo={"note": f"<{shape}>"}, task_queue="nobody"
             )
         names = [f"holder-{number}" for number in range(len(shapes))]
         assert (await search(client, names, [secret])).found_in == ("holder-0",)

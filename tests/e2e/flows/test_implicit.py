@@ -1,10 +1,11 @@
-"""The implicit flow in a real browser, at a real server, through the whole platform.
+"""Consents in a real browser, at a real server, through the whole platform: with a code, and implicit.
 
-Its script and its policy are what nothing but a browser judges.
+Scripts and policies are what nothing but a browser judges.
 """
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -26,6 +27,22 @@ class Implicit(World):
     server: AuthorizationServer
     page: Page
     data: Path
+    problems: list[str]
+
+    async def consent(self, flow: str, **client: str) -> dict[str, Any]:
+        """A person opens the link, logs in and allows; the connection as it was begun."""
+        made = await self.integration("browser", at(self.server))
+        await self.server.register(made["redirect_uri"], **client)
+        begun, page = await self.begin("browser", flow=flow), self.page
+        await page.goto(begun["connect_url"])
+        assert await page.inner_text("h1") == "Give jobs access to 127.0.0.1?"
+        await page.get_by_role("button").click()
+        await page.fill("input[name=username]", self.server.user)
+        await page.fill("input[name=password]", self.server.password)
+        await page.click("[type=submit]")
+        await page.click("[name=allow]")
+        await page.get_by_text("is connected").wait_for()
+        return begun | {"redirect_uri": made["redirect_uri"]}
 
 
 @pytest_asyncio.fixture
@@ -38,27 +55,26 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         running(Implicit, data, server.issuer) as world,
     ):
         world.server, world.page, world.data = server, await browser.new_page(), data
+        world.problems = []
+        world.page.on("pageerror", lambda error: world.problems.append(str(error)))
+        world.page.on("console", lambda it: world.problems.append(it.text) if "Policy" in it.text else None)
         yield world
+
+
+async def test_a_consent_leaves_no_code_in_the_browser(world: Implicit):
+    await world.consent("authorization_code")
+    token = (await world.api.lease("browser", "sam"))["access_token"]
+    assert (await world.server.whoami(token)).status_code == 200
+    assert "code=" not in world.page.url, "the code stays out of the browser's history of places"
+    assert world.problems == []
 
 
 async def test_rfc6749_4_2_a_token_that_a_browser_brings(world: Implicit):
     """Consent, lease, resource; the token in no URL of ours and no file; its end asks for a new consent."""
-    page, app = world.page, world.api
-    problems: list[str] = []
+    page, app, problems = world.page, world.api, world.problems
     asked: list[Request] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda said: problems.append(said.text) if "Policy" in said.text else None)
     page.on("request", lambda request: asked.append(request))
-    redirect_uri = (await world.integration("browser", at(world.server)))["redirect_uri"]
-    await world.server.register(redirect_uri, grant_type="implicit")
-    begun = await world.begin("browser", flow="implicit")
-    await page.goto(begun["connect_url"])
-    await page.get_by_role("button").click()
-    await page.fill("input[name=username]", world.server.user)
-    await page.fill("input[name=password]", world.server.password)
-    await page.click("[type=submit]")
-    await page.click("[name=allow]")
-    await page.get_by_text("is connected").wait_for()
+    begun = await world.consent("implicit", grant_type="implicit")
     assert problems == []
 
     lease = await app.lease("browser", "sam")
@@ -77,7 +93,7 @@ async def test_rfc6749_4_2_a_token_that_a_browser_brings(world: Implicit):
     assert b"exchange_code" in b"".join(files.values()), "Temporal's own database is among them"
     assert [path for path, held in files.items() if token.encode() in held] == []
 
-    await page.goto(redirect_uri)  # a visit without a token
+    await page.goto(begun["redirect_uri"])  # a visit without a token
     await page.get_by_text("callback_invalid").wait_for()
     assert await page.inner_text("h1") == "This didn't work"
     assert problems == []

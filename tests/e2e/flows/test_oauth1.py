@@ -16,7 +16,6 @@ import httpx2
 import pytest
 import pytest_asyncio
 from evergrant import AsyncEvergrant, BadRequest
-from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
 from evergrant_server import audit
 from evergrant_server.api.apps.keys import bootstrap_admin
@@ -149,32 +148,6 @@ async def test_rfc5849_from_consent_to_signed_requests(world: World, how: str):
     said = [it.get("signed") for it in await world.records(connection, AuditAction.LEASE_ISSUED)]
     assert f"GET {world.idp.url('api')}" in said
     assert not any("?" in str(it) for it in said), "no query in the log"
-
-
-async def test_invariant_1_no_secret_of_oauth1_is_in_any_file(world: World):
-    """Database, write-ahead log, journal and Temporal's own database, searched as they lie on disk."""
-    await world.integration("searched")
-    begun = await world.connect("searched")
-    async with world.browser() as browser:
-        there = await leave(browser, begun["connect_url"])
-        token = dict(parse_qsl(urlsplit(there).query))["oauth_token"]
-        temporary = world.idp.known.temporary[token]["secret"]
-        back = world.idp.consent(there)
-        verifier = dict(parse_qsl(urlsplit(back).query))["oauth_verifier"]
-        known = set(world.idp.known.tokens)
-        await browser.get(back, follow_redirects=True)
-    await world.api.state(begun["id"], "active", PATIENCE_S)
-    (mine,) = set(world.idp.known.tokens) - known
-    secrets = {token, temporary, verifier, mine, world.idp.known.tokens[mine], world.idp.client_secret}
-    async with world.signing() as client:
-        signed = await client.sign(begun["id"], "GET", world.idp.url("api"))
-    secrets.add(dict(parse_authorization_header(signed.headers["Authorization"]))["oauth_signature"])
-    secrets |= {it["secret"] for it in world.idp.known.temporary.values()}  # including unused ones
-    files = {it: it.read_bytes() for it in world.settings.data_dir.rglob("*") if it.is_file()}
-    held = b"".join(files.values())
-    assert held.count(begun["id"].encode()) > 3, "the files are those that this connection is in"
-    assert b"TemporaryCredentialsWorkflow" in held
-    assert [secret for secret in secrets if secret.encode() in held] == []
 
 
 async def test_there_is_no_token_to_lease(world: World):

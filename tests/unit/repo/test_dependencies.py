@@ -1,12 +1,15 @@
-"""Every direct dependency is explained and used, and every import is of a direct dependency."""
+"""Every direct dependency is explained and used, every import is of one, and locks hold only hashed pins."""
 
 import ast
+import json
 import re
 import sys
 import tomllib
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[3]
 PROJECTS = (ROOT / "pyproject.toml", ROOT / "clients/python/pyproject.toml")
@@ -22,6 +25,7 @@ FOLDERS = (
     "tests",
 )
 OURS = {"evergrant", "evergrant-server"}
+LOCKS = ("build", "demo", "mutations", "server", "test")
 
 # used without an import statement, and how
 USED_OTHERWISE = {
@@ -104,3 +108,40 @@ def test_every_direct_dependency_is_used() -> None:
 def test_every_import_is_of_a_direct_dependency() -> None:
     assert imported() - direct() <= BROUGHT_BY.keys()
     assert set(BROUGHT_BY.values()) <= direct()
+
+
+def pins(lock: str) -> dict[str, str]:
+    text = (ROOT / f"requirements/{lock}.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9._-]+)(?:\[[a-z0-9,-]+\])?==([^\s;]+)", text, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_pin_has_a_hash(lock: str) -> None:
+    text = (ROOT / f"requirements/{lock}.txt").read_text(encoding="utf-8")
+    entries = re.split(r"\n(?=\S)", text.strip())
+    assert entries
+    for entry in entries:
+        assert re.match(r"[a-z0-9._-]+(\[[a-z0-9,-]+\])?==\S+", entry), entry
+        assert "--hash=sha256:" in entry, entry
+
+
+@pytest.mark.parametrize("lock", ["build", "demo", "server"])
+def test_locks_agree_on_versions(lock: str) -> None:
+    everything = pins("test")
+    differing = {name for name, version in pins(lock).items() if everything.get(name, version) != version}
+    assert not differing
+
+
+def test_smaller_locks_are_subsets_of_larger_ones() -> None:
+    assert pins("server").keys() < pins("demo").keys() < pins("test").keys()
+
+
+def test_javascript_packages_are_pinned_by_hash_and_from_no_address() -> None:
+    lock = json.loads((ROOT / "tests/fakes/oidc/package-lock.json").read_text(encoding="utf-8"))
+    packages = {name: facts for name, facts in lock["packages"].items() if name}
+    assert packages
+    assert {
+        name for name, facts in packages.items() if not facts.get("integrity", "").startswith("sha512-")
+    } == set()
+    assert {name for name, facts in packages.items() if "resolved" in facts} == set()
+    assert {name for name, facts in packages.items() if facts.get("hasInstallScript")} == set()

@@ -1,6 +1,7 @@
-"""Generated pages are current, lists on pages are complete, and links have a target."""
+"""Generated pages are current, lists on pages and in `make help` are complete, and links have a target."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,14 @@ def test_every_decision_is_in_the_list() -> None:
 def test_readme_lists_what_the_demo_observes() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^✓ (.+?) — ", text, flags=re.MULTILINE) == [str(claim) for claim in Claim]
+
+
+def test_every_target_has_help_which_prints_it() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY:(.*)$", makefile, flags=re.MULTILINE)
+    assert phony is not None
+    targets = phony.group(1).split()
+    assert set(targets) == set(re.findall(r"^([a-z][a-z-]*):(?!=)", makefile, flags=re.MULTILINE))
+    command = ["make", "--no-print-directory", "help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == targets

@@ -31,15 +31,6 @@ from tests.unit.core.lifecycle.steps import (
 )
 
 
-def test_an_idle_connection_costs_nothing_until_its_refresh_token_would_die():
-    idle = step(ACTIVE, EventKind.REFRESH_ENDED, result=GrantResult(not_leased=True)).state
-    assert next_timer(idle, NEWEST) is None
-    kept = idle.model_copy(update={"refresh_token_idle_s": 86_400.0 * 60})
-    due = timer_of(kept)
-    assert due.at == NOW + timedelta(days=30)
-    assert step(kept, EventKind.TIMER_FIRED, due.at).command is Command.REFRESH
-
-
 @pytest.mark.parametrize(
     ("policy", "do"), [("warm", Command.REFRESH), ("adaptive", Command.REFRESH_IF_LEASED)]
 )
@@ -89,15 +80,6 @@ def test_a_code_is_exchanged_once_and_a_failure_leaves_the_consent_open():
     waits, news = ConnectionState(consent_deadline=NOW + HOUR), failed(ErrorCode.CLIENT_REJECTED)
     after = step(waits, EventKind.CODE_EXCHANGE_ENDED, result=news).state
     assert after.state is LifecycleState.PENDING_CONSENT
-
-
-def test_the_consent_deadline_leaves_a_callback_at_the_last_second_its_minute():
-    life = ConnectionState(consent_deadline=NOW + HOUR)
-    due = timer_of(life)
-    assert due.at == NOW + HOUR + NEWEST.consent_grace
-    ended = step(life, EventKind.TIMER_FIRED, due.at)
-    assert (ended.state.state, ended.denied) == (LifecycleState.CONSENT_EXPIRED, False)
-    assert ended.command is Command.END_CONSENT
 
 
 def test_ensure_fresh_is_refused_when_the_store_has_the_answer():

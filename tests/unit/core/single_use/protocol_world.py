@@ -18,8 +18,7 @@ from evergrant_server.core.single_use.attempt import (
     outcome_of_error,
     with_earlier_sends,
 )
-from tests.unit.core.single_use.protocol_parts import LIMITS, UNKNOWN, Answer, Section, Stage, Worker
-from tests.unit.core.single_use.protocol_sight import Sight
+from tests.unit.core.single_use.protocol_parts import LIMITS, UNKNOWN, Answer, Section, Sight, Stage, Worker
 
 
 class World(Sight):
