@@ -10,7 +10,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.definition import DefinitionState
 from tests.fakes.api import OTHER, TENANT, Api
-from tests.unit.core.test_definition import a_version
+from tests.fakes.rows import a_definition
 
 # What each route needs to be worth calling; a route that isn't here fails the suite.
 BODIES: dict[str, Any] = {
@@ -58,7 +58,7 @@ async def theirs(api: Api) -> tuple[Connection, dict[str, str]]:
     """Another tenant's world, whose name begins with ours, and every id in it."""
     integration = await api.integration("theirs", tenant=OTHER)
     connection = await api.active(integration, "at-secret")
-    waits = a_version(tenant=OTHER, name="gitlab", state=DefinitionState.WAITING)
+    waits = a_definition(OTHER, {"name": "gitlab"}, api.clock.now(), state=DefinitionState.WAITING)
     async with api.worker.write() as tx:
         await tx.definitions.add(waits)
     key = await api.app_with("their-app", Action.ADMIN, Action.TOKEN, Action.CONNECT, tenant=OTHER)
@@ -162,7 +162,7 @@ async def test_admin_routes_need_an_admin_permit_for_the_whole_tenant(api: Api):
     for key in not_admin:
         for method, path in guarded(api):
             transfer = path in ("/v1/connections/import", "/v1/connections/export")
-            if path.startswith(prefixes) or path == "/v1/integrations/{name}" or transfer:
+            if path.startswith(prefixes) or path.startswith("/v1/integrations/{name}") or transfer:
                 url = filled(path, values | {"name": "crm"})
                 body = BODIES.get(f"{method} {path}", {})
                 answer = await api.call(method, url, key, json=body)

@@ -25,7 +25,6 @@ from tests.fakes.events.security_events import (
     granted,
     push,
     receiver,
-    records,
     state,
     unix,
     world,
@@ -48,7 +47,7 @@ async def test_rfc8935_2_a_believed_event_stops_leases_and_is_answered_202(api: 
     refused = await api.lease(key)
     assert (refused.status_code, refused.json()["reason"]) == (409, "grant_revoked_elsewhere")
     assert await state(api, connection) is LifecycleState.NEEDS_REAUTH
-    event, ended = await records(api, *HEARD)
+    event, ended = await api.records(*HEARD)
     assert {event.action, ended.action} == {AuditAction.SECURITY_EVENT, AuditAction.REVOKED_AT_PROVIDER}
     assert event.context.by == "provider:gitlab"
 
@@ -115,7 +114,7 @@ async def test_rfc8935_2_4_what_is_not_believed_changes_nothing_and_writes_nothi
     untyped = await push(api, path, TRANSMITTER.token(unix(api)), "application/json")  # section 2.1
     assert (untyped.status_code, untyped.json()["err"]) == (400, "invalid_request")
     assert await state(api, connection) is LifecycleState.ACTIVE
-    assert await records(api, *HEARD) == []
+    assert await api.records(*HEARD) == []
 
 
 NOBODY: tuple[dict[str, Any], ...] = (
@@ -156,14 +155,14 @@ async def test_a_replayed_event_is_acknowledged_and_changes_nothing(api: Api):
     await api.install(connection, "at-2")  # the subject has consented again, in the same second
     assert (await push(api, path, token)).status_code == 202
     assert await state(api, connection) is LifecycleState.ACTIVE
-    assert len(await records(api, AuditAction.SECURITY_EVENT)) == 1
+    assert len(await api.records(AuditAction.SECURITY_EVENT)) == 1
 
 
 async def test_an_event_older_than_the_grant_is_recorded_and_ignored(api: Api):
     connection, path, _ = await world(api)
     assert (await push(api, path, TRANSMITTER.token(unix(api) - 3001))).status_code == 202
     assert await state(api, connection) is LifecycleState.ACTIVE
-    (heard,) = await records(api, AuditAction.PROVIDER_REPORT_RECEIVED)
+    (heard,) = await api.records(AuditAction.PROVIDER_REPORT_RECEIVED)
     assert heard.detail["verdict"] == "outdated"
     told = TRANSMITTER.token(unix(api), toe=unix(api) - 3001)
     await push(api, path, told)
@@ -178,7 +177,7 @@ async def test_told_just_after_a_consent_without_its_moment_it_is_a_reason_to_lo
     api.clock.advance(30)
     await push(api, path, TRANSMITTER.token(unix(api)))
     assert await state(api, connection) is LifecycleState.ACTIVE
-    (heard,) = await records(api, AuditAction.PROVIDER_REPORT_RECEIVED)
+    (heard,) = await api.records(AuditAction.PROVIDER_REPORT_RECEIVED)
     assert heard.detail["verdict"] == "refresh_requested"
     await push(api, path, TRANSMITTER.token(unix(api), toe=unix(api) - 5))
     assert await state(api, connection) is LifecycleState.NEEDS_REAUTH

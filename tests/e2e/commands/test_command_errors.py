@@ -9,14 +9,12 @@ import json
 import shutil
 import socket
 import sqlite3
-import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
-import httpx2
 import pytest
 import pytest_asyncio
 
@@ -26,8 +24,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from tests.fakes.databases import Postgres, migrated_sqlite, postgres, sqlite_url
-from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.command_errors import COMMAND, IN_SETTINGS, ROOT, Mistake, Told, carried_out
+from tests.fakes.platform.command_errors import IN_SETTINGS, ROOT, Mistake, Told, carried_out
 from tests.fakes.ports import free_port
 from tests.fakes.rows import an_integration
 from tests.fakes.temporal import TemporalServer, running_temporal
@@ -92,17 +89,11 @@ async def keys(place: Place) -> AsyncIterator[Row]:
     folder = await place.sound("api-keys")
     KeyRing.open(folder / "keys.json", Role.OPERATOR).export(folder / "api.json", Role.API)
     env = {"EVERGRANT_KEY_FILE": str(folder / "api.json")}
-    yield (
-        folder,
-        Mistake(
-            "the API's key file given to a worker", "worker", 1, ("no refresh purpose", "full key file"), env
-        ),
-    )
+    said = ("no refresh purpose", "full key file")
+    yield folder, Mistake("the API's key file given to a worker", "worker", 1, said, env)
     yield folder, Mistake("rotating the API's key file", "keys rotate lease", 1, ("full key file",), env)
-    yield (
-        folder,
-        Mistake("an unknown key purpose", "keys rotate tokens", 2, ("tokens", "lease, refresh, intake")),
-    )
+    said = ("tokens", "lease, refresh, intake")
+    yield folder, Mistake("an unknown key purpose", "keys rotate tokens", 2, said)
     yield folder, Mistake("keys made twice", "keys create", 1, ("exists already", "keys.json"))
 
 
@@ -127,10 +118,8 @@ async def databases(place: Place) -> AsyncIterator[Row]:
         ("a wrong password", await _refusing(place.server), "refused the user or the password"),
         ("no such database", place.server.url("nowhere"), "no database of that name"),
     ):
-        yield (
-            folder,
-            Mistake(name, "db upgrade", 1, ("store_unavailable", said, SERVER_URL), {SERVER_URL: url}),
-        )
+        words = ("store_unavailable", said, SERVER_URL)
+        yield folder, Mistake(name, "db upgrade", 1, words, {SERVER_URL: url})
 
     folder = await place.sound("twice")
     await carried_out(Mistake("", "keys bootstrap", 0, ()), folder)
@@ -138,10 +127,8 @@ async def databases(place: Place) -> AsyncIterator[Row]:
 
     (place.root / "file").write_text("not a folder")
     env = {"EVERGRANT_DATA_DIR": str(place.root / "file/data")}
-    yield (
-        folder,
-        Mistake("a data folder that can't be written", "keys create", 1, ("file/data", "can't be"), env),
-    )
+    said = ("file/data", "can't be")
+    yield folder, Mistake("a data folder that can't be written", "keys create", 1, said, env)
 
 
 async def _refusing(server: Postgres) -> str:
@@ -158,25 +145,17 @@ async def temporals(place: Place) -> AsyncIterator[Row]:
     here, address = place.temporal.address, "EVERGRANT_TEMPORAL_ADDRESS"
     nowhere = {address: f"127.0.0.1:{free_port()}"}
     for command in ("worker", "reconcile"):
-        yield (
-            folder,
-            Mistake(f"no Temporal, {command}", command, 1, ("temporal_unavailable", address), nowhere),
-        )
+        said = ("temporal_unavailable", address)
+        yield folder, Mistake(f"no Temporal, {command}", command, 1, said, nowhere)
     env = {address: here, "EVERGRANT_TEMPORAL_NAMESPACE": "nowhere"}
     yield folder, Mistake("no such namespace", "worker", 1, ("nowhere doesn't exist", "db upgrade"), env)
     env = {address: here}
     said = ("search attributes", "EvergrantTenant", "db upgrade")
     yield folder, Mistake("search attributes missing", "worker", 1, said, env)
-    yield (
-        folder,
-        Mistake(
-            "closed runs kept for a day", "doctor -o json", 1, ("24 h", "db upgrade"), env, wrong="retention"
-        ),
-    )
-    yield (
-        folder,
-        Mistake("no worker runs", "doctor -o json", 1, ("evergrant_server worker",), env, wrong="workers"),
-    )
+    doctor, said = "doctor -o json", ("24 h", "db upgrade")
+    yield folder, Mistake("closed runs kept for a day", doctor, 1, said, env, wrong="retention")
+    said = ("evergrant_server worker",)
+    yield folder, Mistake("no worker runs", doctor, 1, said, env, wrong="workers")
     env = {"EVERGRANT_TEMPORAL_PROFILE": "staging"}
     yield folder, Mistake("an unknown profile", "worker", 2, ("EVERGRANT_TEMPORAL_PROFILE", "staging"), env)
 
@@ -188,12 +167,8 @@ async def temporals(place: Place) -> AsyncIterator[Row]:
         f"ALTER DATABASE {url.partition('?')[0].rpartition('/')[2]} SET search_path = public, pg_catalog",
     )  # fmt: skip
     said = ("300", "ahead of", "timedatectl")
-    yield (
-        folder,
-        Mistake(
-            "a clock that is wrong", "doctor -o json", 1, said, {SERVER_URL: url}, wrong="clock, database"
-        ),
-    )
+    env, wrong = {SERVER_URL: url}, "clock, database"
+    yield folder, Mistake("a clock that is wrong", doctor, 1, said, env, wrong=wrong)
 
 
 async def _in_database(server: Postgres, url: str, *statements: str) -> None:
@@ -226,6 +201,7 @@ async def checkouts(place: Place) -> AsyncIterator[Row]:
 @asynccontextmanager
 async def _taken() -> AsyncIterator[int]:
     with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as another API's workers do
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         yield listener.getsockname()[1]
@@ -287,39 +263,6 @@ async def test_the_doctor_fails_the_check_that_is_meant(answers: Answers) -> Non
         found = {it["check"]: it["ok"] for it in json.loads(told.out)}
         assert found[mistake.wrong] is False
         assert found["key file"] is found["database"] is found["migrations"] is True, "one hides another"
-
-
-async def test_two_apis_on_one_port(tmp_path: Path) -> None:
-    await migrated_sqlite(tmp_path)
-    KeyRing.create(tmp_path / "keys.json")
-    port = free_port()
-    said = ("EVERGRANT_PORT", str(port), "another port")
-    second = Mistake("two APIs", f"serve --port {port}", 2, said)
-    async with _serving(tmp_path, port):
-        told = await carried_out(second, tmp_path)
-    assert told.status == 2
-    assert [words for words in said if words not in told.err] == []
-
-
-@asynccontextmanager
-async def _serving(folder: Path, port: int) -> AsyncIterator[None]:
-    """An API that answers on this port."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, *COMMAND, "serve", "--data-dir", str(folder), "--port", str(port), cwd=ROOT,
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(PATIENCE_S), httpx2.AsyncClient(trust_env=False) as http:
-            while True:
-                with suppress(httpx2.HTTPError):
-                    if (await http.get(f"http://127.0.0.1:{port}/livez")).status_code == 200:
-                        break
-                assert child.returncode is None
-                await asyncio.sleep(0.05)
-        yield
-    finally:
-        child.terminate()
-        await child.wait()
 
 
 def _finding(mistake: Mistake, told: Told) -> str:

@@ -73,20 +73,16 @@ async def test_the_services_of_the_file_serve_a_lease(tmp_path):
         keys = (tmp_path / "keys/worker/keys.json").read_bytes()
         await place.compose.run("init", extra=place.own("init"))
         assert (tmp_path / "keys/worker/keys.json").read_bytes() == keys
+        of_api = tmp_path / "keys/api/keys.json"
+        purposes = (set(json.loads(it)["purposes"]) for it in (keys, of_api.read_bytes()))
+        assert set.difference(*purposes) == {"refresh"}
+        assert stat.S_IMODE(of_api.stat().st_mode) == 0o600
         started = [await _worker(place, stack, name) for name in ("worker-1", "worker-2")]
         started.append(await _api(place, stack))
         admin = await place.compose.run("worker-1", "keys", "bootstrap", extra=place.own("worker-1"))
         await _lease(place, idp, admin.strip(), stack)
         await _doctor_is_content(place)
         assert [await process.stop() for process in started] == [0, 0, 0]
-
-
-async def test_init_gives_the_api_a_file_without_the_refresh_purpose(tmp_path):
-    async with ScriptedProvider() as idp, site(tmp_path, idp) as place:
-        await place.compose.run("init", extra=place.own("init"))
-    full, api = (json.loads((tmp_path / f"keys/{who}/keys.json").read_text()) for who in ("worker", "api"))
-    assert set(full["purposes"]) - set(api["purposes"]) == {"refresh"}
-    assert stat.S_IMODE((tmp_path / "keys/api/keys.json").stat().st_mode) == 0o600
 
 
 async def _worker(place: Site, stack: AsyncExitStack, name: str) -> Running:

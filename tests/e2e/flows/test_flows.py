@@ -166,20 +166,8 @@ async def test_the_command_shows_a_device_code(world: Flows):
         world.idp.approve(device["user_code"])
 
     approving = asyncio.create_task(approved())
-    command = (
-        COMMAND,
-        "connections",
-        "create",
-        "shown",
-        "sam",
-        "--flow",
-        "device_code",
-        "--wait",
-        "30",
-        "-o",
-        "json",
-    )
-    code, out, err = await world.run(*command)
+    command = "connections create shown sam --flow device_code --wait 30 -o json"
+    code, out, err = await world.run(COMMAND, *command.split())
     await approving
     assert code == 0, err
     assert err.startswith(f"open {world.idp.url('activate')} and enter ")

@@ -4,11 +4,11 @@ import re
 import secrets
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
-import pytest_asyncio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -30,32 +30,19 @@ from tests.fakes.temporal import running_temporal
 PAGE = (Path(__file__).parents[3] / "docs/telemetry.md").read_text(encoding="utf-8")
 
 
-@pytest_asyncio.fixture
-async def received() -> AsyncIterator[Received]:
-    async with running_receiver() as receiver:
-        yield receiver
-
-
-@pytest_asyncio.fixture
-async def idp() -> AsyncIterator[ScriptedProvider]:
-    async with ScriptedProvider() as provider:
-        yield provider
-
-
-@pytest_asyncio.fixture
-async def platform(idp: ScriptedProvider, received: Received) -> AsyncIterator[RunningPlatform]:
+@asynccontextmanager
+async def observed() -> AsyncIterator[tuple[RunningPlatform, ScriptedProvider, Received]]:
+    """A platform whose processes export to a receiver, and its provider."""
     with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
         place = Path(folder)
         async with (
+            running_receiver() as received,
+            ScriptedProvider() as idp,
             running_temporal(place) as temporal,
-            running_platform(
-                place,
-                temporal.address,
-                allow=(idp.allowance,),
-                env={**received.env, "EVERGRANT_LOG_FORMAT": "json"},
-            ) as running,
         ):
-            yield running
+            env = {**received.env, "EVERGRANT_LOG_FORMAT": "json"}
+            async with running_platform(place, temporal.address, allow=(idp.allowance,), env=env) as platform:
+                yield platform, idp, received
 
 
 async def connected(http: httpx2.AsyncClient) -> str:
@@ -92,9 +79,12 @@ def chain(span: Span, spans: list[Span]) -> list[str]:
     return names
 
 
-async def test_one_trace_from_the_caller_to_the_provider(
-    platform: RunningPlatform, idp: ScriptedProvider, received: Received
-):
+async def test_one_trace_from_the_caller_to_the_provider():
+    async with observed() as parts:
+        await follow_one_lease(*parts)
+
+
+async def follow_one_lease(platform: RunningPlatform, idp: ScriptedProvider, received: Received) -> None:
     await platform.integration("crm", idp)
     key = await platform.app("reader", "crm", "token", "connect")
     async with platform.client() as admin, platform.caller(key) as http:

@@ -5,7 +5,6 @@ from typing import Any
 
 import httpx2
 
-from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -13,7 +12,7 @@ from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from providers.events.keys import parse_jwks
-from tests.fakes.api import TENANT, Api
+from tests.fakes.api import Api
 from tests.fakes.events.transmitter import ISSUER, MEDIA_TYPE, Transmitter, id_token
 
 TRANSMITTER = Transmitter()
@@ -69,11 +68,6 @@ async def push(api: Api, path: str, token: bytes, media_type: str = MEDIA_TYPE) 
 
 async def state(api: Api, connection: Connection) -> LifecycleState:
     return (await api.row(connection.tenant, connection.id)).state
-
-
-async def records(api: Api, *actions: AuditAction) -> list[Any]:
-    async with api.store.read() as tx:
-        return [it for it in await audit.page(tx, TENANT, limit=200) if it.action in actions]
 
 
 HEARD = (AuditAction.SECURITY_EVENT, AuditAction.REVOKED_AT_PROVIDER, AuditAction.PROVIDER_REPORT_RECEIVED)

@@ -53,7 +53,8 @@ async def test_a_token_that_lands_while_revoking_is_not_leased(api: Api):
     assert "at-2" not in answer.text
 
 
-async def test_an_app_without_its_permit_and_a_disabled_one_are_refused_at_once(api: Api):
+async def test_an_app_without_its_permit_is_refused_at_once(api: Api):
+    """One that was disabled too: tests/security/test_keys.py."""
     _, key = await api.active_for("pipeline", Action.TOKEN)
     assert (await api.lease(key)).status_code == 200
     app = await api.app_named("pipeline")
@@ -61,8 +62,3 @@ async def test_an_app_without_its_permit_and_a_disabled_one_are_refused_at_once(
         await tx.access.delete_permit(app.tenant, app.id, "only")
     answer = await api.lease(key)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
-    app = await api.app_named("pipeline")
-    async with api.worker.write() as tx:
-        await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
-    answer = await api.lease(key)
-    assert (answer.status_code, answer.json()["code"]) == (403, "app_disabled")

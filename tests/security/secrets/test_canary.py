@@ -12,8 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 import traceback
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +35,7 @@ from providers.requests.client import OAuthClient
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.events.webhook_receiver import Receiver
+from tests.fakes.http_server import served
 from tests.fakes.otlp import Received, running_receiver
 from tests.fakes.platform.processes import RunningPlatform, running_platform
 from tests.fakes.providers.oauth1_server import OAuth1Server
@@ -48,20 +48,11 @@ Secrets = dict[str, list[str | bytes]]
 Places = dict[str, Sequence[bytes]]
 
 
-@asynccontextmanager
-async def resource() -> AsyncIterator[str]:
+async def resource(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """What the pipeline reads with its lease."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        body = b'{"items": [{"id": "7"}]}'
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
-        writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/contacts"
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b'{"items": [{"id": "7"}]}'})
 
 
 @dataclass
@@ -173,7 +164,7 @@ class Life:
     async def _pipeline(self, key: str, connection_id: str) -> None:
         """Somebody else's workflow, in its own worker, takes a lease."""
         platform = self.platform
-        async with resource() as url:
+        async with served(resource) as url:
             env = {"EVERGRANT_URL": platform.url, "EVERGRANT_API_KEY": key}
             at = ("--temporal", platform.temporal)
             await platform.start("pipeline", "examples.pipeline", *at, "worker", **env)

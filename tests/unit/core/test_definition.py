@@ -18,16 +18,16 @@ from evergrant_server.core.definition import (
     judge_rollout,
     serving_versions,
 )
-from evergrant_server.core.ids import DefinitionId, Tenant, new_id
+from evergrant_server.core.ids import Tenant
+from tests.fakes.rows import a_definition
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
 def a_version(version: int = 1, **changes: Any) -> Definition:
-    names = {"tenant": Tenant("acme"), "id": DefinitionId(new_id("def")), "name": "acme-crm"}
-    facts = {"document": {}, "proposed_by": "app:ops", "created_at": NOW, "changed_at": NOW}
-    return Definition(version=version, **(names | facts | changes))
+    facts = {"version": version, "state": DefinitionState.CHECKING, "share": 0.0, **changes}
+    return a_definition(Tenant("acme"), {"name": "acme-crm"}, NOW, **facts)
 
 
 def staged(share: float = 0.05, **changes: Any) -> Definition:

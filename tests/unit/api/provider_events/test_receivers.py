@@ -21,15 +21,6 @@ from tests.fakes.events.security_events import PUT, TRANSMITTER, push, state, un
 from tests.fakes.events.transmitter import ISSUER
 
 
-async def test_nobody_without_the_admin_permit_configures_a_receiver(api: Api):
-    await api.integration()
-    for actions in ((Action.TOKEN,), (Action.CONNECT,)):
-        key = await api.app_with(f"app-{actions[0]}", *actions)
-        for method in ("PUT", "GET", "DELETE"):
-            answer = await api.call(method, "/v1/integrations/crm/security-events", key, json=PUT)
-            assert answer.status_code == 403
-
-
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -82,21 +73,6 @@ async def heard(api: Api, connection: Connection) -> ReportDecision:
         current = await tx.connections.get(connection.tenant, connection.id)
         assert current is not None
         return await apply_external_event(tx, current, told, PROVIDER, api.clock.now())
-
-
-async def test_no_lease_leaves_though_the_token_is_cached_and_valid(api: Api):
-    connection, key = await api.active_for("pipeline", Action.TOKEN, Action.CONNECT)
-    for _ in range(2):
-        assert (await api.lease(key)).status_code == 200
-    assert await heard(api, connection) is ReportDecision.ENDED
-    answer = await api.lease(key)
-    assert (answer.status_code, answer.json()["code"]) == (409, "consent_required")
-    assert answer.json()["reason"] == "grant_revoked_elsewhere"
-    assert answer.json()["connect_url"]
-    assert answer.json()["connection_id"] == connection.id
-    shown = (await api.get(f"/v1/connections/{connection.id}", key)).json()
-    assert (shown["state"], shown["repairer"]) == ("needs_reauth", "subject")
-    assert shown["reason"] == "grant_revoked_elsewhere"
 
 
 async def test_its_workflow_is_told_and_the_log_says_who_told_us(api: Api):
