@@ -84,6 +84,22 @@ class World:
         assert made["state"] == "ready", made["problem"]
         return made
 
+    async def define(self, document: dict[str, Any]) -> None:
+        """Propose a definition of the tenant's own, and approve it once it is checked."""
+        provider = document["name"]
+        await self.admin.post("/v1/providers", {"definition": document})
+        await self._version(provider, "waiting")
+        await self.admin.post(f"/v1/providers/{provider}/approve", {"version": 1})
+        await self._version(provider, "active")
+
+    async def _version(self, provider: str, state: str) -> None:
+        async def reached() -> bool | None:
+            (found,) = (await self.admin.get(f"/v1/providers/{provider}/versions"))["items"]
+            assert found["state"] != "unsound", found["findings"]
+            return found["state"] == state or None
+
+        await wait_until(reached, f"a version that is {state}", PATIENCE_S)
+
     async def begin(self, integration: str, subject: str = "sam", **more: Any) -> dict[str, Any]:
         body = {"integration": integration, "subject": subject, **more}
         return await self.api.post("/v1/connections", body)

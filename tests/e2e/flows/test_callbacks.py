@@ -52,10 +52,7 @@ class Callbacks(World):
             "refresh_rotates": True,
             **fields,
         }
-        await self.admin.post("/v1/providers", {"definition": document})
-        await self._version(document["name"], "waiting")
-        await self.admin.post(f"/v1/providers/{document['name']}/approve", {"version": 1})
-        await self._version(document["name"], "active")
+        await self.define(document)
         body = {
             "provider": document["name"],
             "client_id": self.idp.client_id,
@@ -64,14 +61,6 @@ class Callbacks(World):
         }
         given = {field: value for field, value in body.items() if value is not None}
         return await self.admin.put(f"/v1/integrations/{name}", given)
-
-    async def _version(self, provider: str, state: str) -> None:
-        async def reached() -> bool | None:
-            (found,) = (await self.admin.get(f"/v1/providers/{provider}/versions"))["items"]
-            assert found["state"] != "unsound", found["findings"]
-            return found["state"] == state or None
-
-        await wait_until(reached, f"a version that is {state}", PATIENCE_S)
 
 
 class Browser:

@@ -229,13 +229,3 @@ def test_a_report_of_an_expired_token_refreshes_at_once():
     )
     refused = step(failing, EventKind.REFRESH_REQUESTED, NOW + HOUR, **report)
     assert (refused.command, refused.state.refusal) == (Command.NOTHING, ErrorCode.PROVIDER_UNREACHABLE)
-
-
-def test_a_clock_that_is_behind_makes_no_token_over_before_its_time():
-    """Dated an hour early by a worker; it lives for an hour from when the workflow heard of it."""
-    behind = ACTIVE.model_copy(update={"obtained_at": NOW - HOUR, "expires_at": NOW, "installed_at": NOW})
-    assert not token_has_ended(behind, NOW + HOUR - SECOND)
-    assert token_has_ended(behind, NOW + HOUR)
-    unheard = behind.model_copy(update={"installed_at": None})
-    assert token_has_ended(unheard, NOW), "from a run that knew it not"
-    assert not token_has_ended(behind.model_copy(update={"expires_at": None}), NOW + DAY), "it never ends"
