@@ -94,14 +94,14 @@ class TemporalServer:
     async def client(self, **options: Any) -> Client:
         return await Client.connect(self.address, **options)
 
-    async def keep_closed_runs(self, how_long: timedelta, namespace: str = "default") -> None:
+    async def keep_closed_runs(self, how_long: timedelta) -> None:
         """Set the namespace's retention; the dev server's own is one day."""
         client = await self.client()
         kept = Duration()
         kept.FromTimedelta(how_long)
         await client.workflow_service.update_namespace(
             UpdateNamespaceRequest(
-                namespace=namespace, config=NamespaceConfig(workflow_execution_retention_ttl=kept)
+                namespace="default", config=NamespaceConfig(workflow_execution_retention_ttl=kept)
             )
         )
 

@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from evergrant_server.cli import dev
 from evergrant_server.cli.process import ChildProcess
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import BadSettings, Settings
+from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.platform import EvergrantProcess, still_running
 from examples.demo.processes import ROOT
 from tests.fakes.patience import PATIENCE_S
@@ -28,24 +28,12 @@ from tests.fakes.temporal import program
 UNUSED_ADDRESS = "127.0.0.1:9"
 
 
-async def ready(platform: EvergrantProcess) -> int:
-    async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
-        return (await http.get(f"{platform.api}/readyz")).status_code
-
-
-async def get(platform: EvergrantProcess, path: str) -> httpx2.Response:
-    headers = {"Authorization": f"Bearer {platform.admin_key}"}
-    async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S, headers=headers) as http:
-        return await http.get(f"{platform.api}{path}")
-
-
 async def test_dev_ends_every_process_and_keeps_its_state(tmp_path: Path):
     first = await EvergrantProcess.start(tmp_path, UNUSED_ADDRESS)
     pids = first.pids()
-    assert await ready(first) == 200
-    headers = {"Authorization": f"Bearer {first.admin_key}"}
-    async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S, headers=headers) as http:
-        assert (await http.put(f"{first.api}/v1/apps/crm-sync", json={})).status_code < 300
+    async with EvergrantApi(first.api, first.admin_key) as admin:
+        assert (await admin.get("/readyz"))["ready"] is True
+        await admin.put("/v1/apps/crm-sync", {})
     assert await first.stop() == 0
     assert still_running(pids) == []
     assert [name for name in os.listdir(tmp_path) if name.endswith(".pid")] == []
@@ -53,7 +41,8 @@ async def test_dev_ends_every_process_and_keeps_its_state(tmp_path: Path):
     second = await EvergrantProcess.start(tmp_path, UNUSED_ADDRESS)
     try:
         assert second.admin_key == first.admin_key
-        assert (await get(second, "/v1/apps/crm-sync")).status_code == 200
+        async with EvergrantApi(second.api, second.admin_key) as admin:
+            assert (await admin.get("/v1/apps/crm-sync"))["name"] == "crm-sync"
     finally:
         assert await second.stop() == 0
 

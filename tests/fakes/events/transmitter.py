@@ -27,10 +27,10 @@ MEDIA_TYPE = "application/secevent+jwt"
 class Transmitter:
     """`token()` is a good one; named arguments change or (None) leave out claims and headers."""
 
-    def __init__(self, audience: str = "client-1") -> None:
+    def __init__(self) -> None:
         self.key = RSAKey.generate_key(2048, {"kid": "rsa-1", "use": "sig"})
         self.ec = ECKey.generate_key("P-256", {"kid": "ec-1", "use": "sig"})
-        self.audience = audience
+        self.audience = "client-1"
         self.count = 0
 
     @property

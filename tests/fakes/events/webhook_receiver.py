@@ -14,7 +14,6 @@ from typing import Any, Self
 
 from evergrant_server.core.events import DEFAULT_EVENTS
 from evergrant_server.core.ids import Tenant, WebhookId, new_id
-from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import Delivery, Webhook, new_signing_secret
 from evergrant_server.store import Store
 from tests.fakes.http_server import served
@@ -73,9 +72,9 @@ class Receiver:
                 await self._changed.wait()
         return self.received
 
-    async def until_busy(self, count: int, limit_s: float = 20) -> None:
+    async def until_busy(self, count: int) -> None:
         """Wait until this many messages are being looked at."""
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(20):
             while self.at_once < count:
                 await asyncio.sleep(0.01)
 
@@ -119,12 +118,10 @@ def a_webhook(url: str, now: datetime, **changes: Any) -> Webhook:
     return Webhook(**values)
 
 
-async def listening(
-    store: Store, url: str, now: datetime, secret: Secret = SECRET, **changes: Any
-) -> Webhook:
+async def listening(store: Store, url: str, now: datetime, **changes: Any) -> Webhook:
     """A webhook in the store."""
     async with store.write() as tx:
-        return await tx.webhooks.add(a_webhook(url, now, **changes), secret)
+        return await tx.webhooks.add(a_webhook(url, now, **changes), SECRET)
 
 
 async def log_of(store: Store, webhook: Webhook) -> list[Delivery]:

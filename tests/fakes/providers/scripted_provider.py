@@ -28,12 +28,12 @@ import base64
 import hashlib
 import json
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote_plus, urlencode, urlsplit
 
-from evergrant_server.core.clock import Clock, SystemClock
 from tests.fakes.certificates import LoopbackTls
 from tests.fakes.providers.scripted_answers import (
     Answer,
@@ -71,7 +71,6 @@ class ScriptedProvider(ScriptedServer):
         rotation: Literal["strict", "none"] = "strict",
         expires_in: int = 3600,
         path: str = "",
-        clock: Clock | None = None,
         metadata: Mapping[str, Any] | None = None,
         tls: LoopbackTls | None = None,
     ) -> None:
@@ -84,7 +83,6 @@ class ScriptedProvider(ScriptedServer):
         self.metadata = dict(metadata or {})  # put over the RFC 8414 document; None removes a field
         self.rotation = rotation
         self._expires_in = expires_in
-        self._clock = clock or SystemClock()
         self._codes: dict[str, dict[str, str]] = {}
 
     def grant(self, scope: str = "read") -> dict[str, Any]:
@@ -92,7 +90,7 @@ class ScriptedProvider(ScriptedServer):
         return self._new_family(scope)
 
     def active(self, token: str) -> bool:
-        now = self._clock.now().timestamp()
+        now = time.time()
         return any(
             family.alive and (token == family.refresh_token or family.access_tokens.get(token, 0) > now)
             for family in self.families
@@ -208,7 +206,7 @@ class ScriptedProvider(ScriptedServer):
 
     def _issue(self, family: Family) -> dict[str, Any]:
         access = "at-" + secrets.token_urlsafe(16)
-        family.access_tokens[access] = self._clock.now().timestamp() + self._expires_in
+        family.access_tokens[access] = time.time() + self._expires_in
         reply = {
             "access_token": access,
             "token_type": "bearer",

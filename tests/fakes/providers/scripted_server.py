@@ -87,10 +87,10 @@ class ScriptedServer(ABC):
         """Queue answers for an endpoint, in order."""
         self._scripts[at].extend(answers)
 
-    def unscript(self, at: str = "token") -> int:
-        """Drop the queued answers; returns their number."""
-        forgotten = len(self._scripts[at])
-        self._scripts[at].clear()
+    def unscript(self) -> int:
+        """Drop the token endpoint's queued answers; returns their number."""
+        forgotten = len(self._scripts["token"])
+        self._scripts["token"].clear()
         return forgotten
 
     def count(self, endpoint: str, **params: str) -> int:

@@ -41,15 +41,14 @@ class Started:
     async def signals(self) -> list[str]:
         return [message.name for message in await self.api.outbox() if message.name]
 
-    async def worker_finishes(self, status: ConsentStatus = ConsentStatus.DONE) -> None:
+    async def worker_finishes(self) -> None:
         """What the worker does once the code is there."""
         async with asyncio.timeout(20):
             while (consent := await self.consent()).status is not ConsentStatus.CODE_RECEIVED:
                 await asyncio.sleep(0.01)
         async with self.api.worker.write() as tx:
-            await tx.consents.replace(
-                consent.model_copy(update={"status": status}), expected=consent.revision
-            )
+            done = consent.model_copy(update={"status": ConsentStatus.DONE})
+            await tx.consents.replace(done, expected=consent.revision)
 
     async def assert_untouched(self) -> None:
         """Still STARTED, no code, no signal, and the refusal on record."""

@@ -1,6 +1,6 @@
 """First tokens without a code: client grants and device codes."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -26,8 +26,8 @@ def begun(life: ConnectionState = PENDING) -> ConnectionState:
     return first.state
 
 
-def ended(life: ConnectionState, news: GrantResult, at: datetime = NOW) -> Transition:
-    return step(life, EventKind.FIRST_TOKENS_ENDED, at, result=news, consent_id=CONSENT)
+def ended(life: ConnectionState, news: GrantResult) -> Transition:
+    return step(life, EventKind.FIRST_TOKENS_ENDED, result=news, consent_id=CONSENT)
 
 
 def failed(life: ConnectionState, code: ErrorCode, **more: object) -> ConnectionState:
@@ -93,10 +93,8 @@ def test_asked_again_while_it_works_a_failure_changes_nothing():
 DEVICE = ConnectionState(flow=Flow.DEVICE_CODE, consent_deadline=NOW + timedelta(hours=1))
 
 
-def polled(
-    life: ConnectionState, poll: DevicePoll, at: datetime = NOW, interval_s: float | None = None
-) -> ConnectionState:
-    return ended(life, GrantResult(device_poll=poll, interval_s=interval_s), at).state
+def polled(life: ConnectionState, poll: DevicePoll, interval_s: float | None = None) -> ConnectionState:
+    return ended(life, GrantResult(device_poll=poll, interval_s=interval_s)).state
 
 
 def asked_for_a_code(interval_s: float | None = 5.0) -> ConnectionState:
