@@ -3,22 +3,34 @@
 Scripts and policies are what nothing but a browser judges.
 """
 
+import shutil
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Page, Request
+from playwright.async_api import Browser, Page, Request, async_playwright
 
 from evergrant_server.api.connections.flows import ALLOW_SETTING
 from examples.demo.authorization_server import AuthorizationServer
 from tests.e2e.world import World, at, refused, running
-from tests.fakes.browser import running_browser
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.authorization_server import running_authorization_server
 
 TOKEN_S = 12
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 class Implicit(World):
@@ -43,6 +55,20 @@ class Implicit(World):
         await page.click("[name=allow]")
         await page.get_by_text("is connected").wait_for()
         return begun | {"redirect_uri": made["redirect_uri"]}
+
+
+@asynccontextmanager
+async def running_browser() -> AsyncIterator[Browser]:
+    """A Chromium that this machine has; skips the test when it has none. Nothing is ever downloaded."""
+    path = next(filter(None, map(shutil.which, _NAMES)), None)
+    if path is None:
+        pytest.skip(f"needs a browser on the PATH, one of: {', '.join(_NAMES)}")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
+        try:
+            yield browser
+        finally:
+            await browser.close()
 
 
 @pytest_asyncio.fixture
