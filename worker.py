@@ -7,7 +7,7 @@ from datetime import timedelta
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from activities.single_use.critical_section import CriticalSections
+from activities.single_use.attempt_tracker import CriticalSections
 from activities.support.temporal import FailureInterceptor
 from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import Role

@@ -11,8 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from activities.single_use.attempt import SendFence
-from activities.single_use.attempt_tracker import AttemptTracker
-from activities.single_use.critical_section import CriticalSections
+from activities.single_use.attempt_tracker import AttemptTracker, CriticalSections
 from activities.single_use.intent import end_intent, registration_attempt_id
 from activities.single_use.journal_replay import JournaledReply, write_entry
 from activities.support.transactions import commit_with_retries

@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from activities.single_use.attempt import OutcomeHandler, SendFence, SingleUseAttempt
-from activities.single_use.attempt_tracker import AttemptTracker
-from activities.single_use.critical_section import CriticalSections
+from activities.single_use.attempt_tracker import AttemptTracker, CriticalSections
 from activities.single_use.intent import commit_intent
 from activities.single_use.journal_replay import REPLY_PURPOSES, JournaledReply, write_entry
 from activities.support.temporal import later_now

@@ -22,8 +22,8 @@ from activities.maintenance.introspection import IntrospectionActivities
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
 from activities.maintenance.reconcile import ReconcileActivities
 from activities.maintenance.webhook_delivery import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
+from activities.single_use.attempt_tracker import CriticalSections
 from activities.single_use.circuit_breakers import CircuitBreakers
-from activities.single_use.critical_section import CriticalSections
 from activities.single_use.journal_replay import JournalReplayer, Replay
 from activities.single_use.protocol import SingleUseProtocol
 from activities.support.context_loader import ProviderContextLoader

@@ -10,7 +10,7 @@ from typing import Any
 from temporalio.testing import ActivityEnvironment
 
 from activities.single_use.attempt import SingleUseAttempt
-from activities.single_use.critical_section import CriticalSections
+from activities.single_use.attempt_tracker import CriticalSections
 from activities.single_use.journal_replay import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
 from evergrant_server.core.clock import Clock

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import worker
-from activities.single_use import critical_section
+from activities.single_use.attempt_tracker import CLEANUP_TIMEOUT_S
 from evergrant_server import __version__
 from evergrant_server.cli.process import WORKER_STOP_LIMIT_S
 from evergrant_server.core.single_use.attempt import LIMITS
@@ -67,7 +67,7 @@ def test_every_stop_limit_includes_the_one_inside_it(name: str) -> None:
     """The provider's answer, its activity, the graceful shutdown, the commits, the process, the container."""
     stopping = (
         worker.GRACEFUL_SHUTDOWN + worker.COMMIT_LIMIT
-    ).total_seconds() + critical_section.CLEANUP_TIMEOUT_S
+    ).total_seconds() + CLEANUP_TIMEOUT_S
     container = float(SERVICES[name]["stop_grace_period"].removesuffix("s"))
     answer = (LIMITS.send + LIMITS.answer).total_seconds()
     times = [

@@ -35,7 +35,6 @@ PATH = (
     "activities.grants.refresh",
     "activities.single_use.attempt_tracker",
     "activities.single_use.circuit_breakers",
-    "activities.single_use.critical_section",
     "activities.single_use.intent",
     "activities.single_use.journal_replay",
     "activities.single_use.protocol",

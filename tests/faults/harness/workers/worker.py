@@ -20,7 +20,7 @@ import httpx2
 from temporalio.testing import ActivityEnvironment
 
 from activities.single_use import circuit_breakers, journal_replay
-from activities.single_use.critical_section import CriticalSections
+from activities.single_use.attempt_tracker import CriticalSections
 from activities.support import temporal, transactions
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure

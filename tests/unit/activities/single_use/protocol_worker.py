@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
-from activities.single_use.critical_section import CriticalSections
+from activities.single_use.attempt_tracker import CriticalSections
 from activities.single_use.journal_replay import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
 from evergrant_server.core.connections.connection import Connection

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from activities.single_use.critical_section import CriticalSections
+from activities.single_use.attempt_tracker import CriticalSections
 from evergrant_server.core.ids import AttemptId
 
 
