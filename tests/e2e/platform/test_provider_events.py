@@ -1,8 +1,4 @@
-"""From a provider's word to a connection that works again, on real parts.
-
-API, worker, Temporal and database are real, and so is, in the last test, the authorization
-server (django-oauth-toolkit, whose introspection knows access tokens alone).
-"""
+"""From a provider's word to a connection that works again: API, worker, Temporal and database are real."""
 
 import asyncio
 import hashlib
@@ -12,22 +8,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.grant import Grant, Origin
-from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.integrations import Endpoints
-from evergrant_server.core.provider_events.external_revocation import IntrospectionFinding
-from evergrant_server.core.secret import Secret
-from examples.demo.authorization_server import AuthorizationServer
-from tests.e2e.servers.test_authorization_server import REDIRECT, Client
+from evergrant_server.core.connections.connection import LifecycleState
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.events.transmitter import ISSUER, MEDIA_TYPE, TOKEN_REVOKED, Transmitter, keys_server
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.installation import TENANT, Installation, installation
-from tests.fakes.providers.authorization_server import running_authorization_server
+from tests.fakes.platform.installation import installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider
-from tests.fakes.rows import a_connection, an_integration, token_set
-from tests.faults.revocation.test_external_revocation import due, one_pass, outcome
 
 
 async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(
@@ -87,56 +73,3 @@ def named(idp: ScriptedProvider) -> dict[str, str]:
         "token_identifier_alg": "hash_base64_sha512_sha512",
         "token": b64encode(twice).decode(),
     }
-
-
-async def test_django_oauth_toolkit_forgets_a_token_and_the_next_pass_finds_out(
-    temporal_address: str, tmp_path: Path
-):
-    await migrated_sqlite(tmp_path)
-    async with running_authorization_server(tmp_path / "server", "--access-token-seconds", "600") as server:
-        await server.register(REDIRECT)
-        client = Client(server)
-        tokens = await client.tokens()
-        allow = (urlsplit(server.issuer).netloc,)
-        async with installation(temporal_address, sqlite_url(tmp_path), tmp_path, allow=allow) as place:
-            connection = await held(place, server, tokens)
-            await due(place, connection)
-            await one_pass(place)
-            assert await outcome(place, connection) == IntrospectionFinding.ACCESS_TOKEN_ACTIVE
-            assert (await place.row(connection)).state is LifecycleState.ACTIVE
-
-            gone = await client.http.post(
-                "/revoke_token/", data={"token": tokens["refresh_token"]}, auth=client.credentials
-            )
-            assert gone.status_code == 200
-            await due(place, connection)
-            assert (await one_pass(place)).refresh_requested == 1
-            ended = await place.until(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
-            assert ended.reason is ErrorCode.GRANT_REJECTED
-        await client.http.aclose()
-
-
-async def held(place: Installation, server: AuthorizationServer, tokens: dict[str, str]) -> Connection:
-    """A connection that holds these tokens, with its workflow."""
-    now, issuer = place.parts.clock.now(), server.issuer
-    endpoints = Endpoints(
-        issuer=issuer,
-        authorization_endpoint=f"{issuer}/authorize/",
-        token_endpoint=f"{issuer}/token/",
-        revocation_endpoint=f"{issuer}/revoke_token/",
-        introspection_endpoint=f"{issuer}/introspect/",
-    )
-    known = {"client_id": server.client_id, "issuer": issuer, "endpoints": endpoints}
-    integration = an_integration(TENANT, now, **known)
-    async with place.store.write() as tx:
-        await tx.integrations.put(integration, Secret(server.client_secret), expected=None)
-    connection = a_connection(integration, now)
-    after = connection.granted(now)
-    grant = Grant.from_tokens(token_set(tokens), generation=1, requested=("read",), at=now)
-    async with place.store.write() as tx:
-        await tx.connections.add(connection)
-        saved = await tx.grants.install(
-            after, token_set(tokens), grant, origin=Origin.NEW, expected=connection.revision
-        )
-    assert await place.parts.reconciler.start_workflow(TENANT, connection.id)
-    return saved
