@@ -41,6 +41,22 @@ def at(server: Server, **more: Any) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
+async def define(admin: EvergrantApi, document: dict[str, Any]) -> None:
+    """Propose a definition of the tenant's own, and approve it once it is checked."""
+    provider = f"/v1/providers/{document['name']}"
+    await admin.post("/v1/providers", {"definition": document})
+    for wanted in ("waiting", "active"):
+
+        async def reached(wanted: str = wanted) -> bool | None:
+            (found,) = (await admin.get(f"{provider}/versions"))["items"]
+            assert found["state"] != "unsound", found["findings"]
+            return found["state"] == wanted or None
+
+        await wait_until(reached, f"a version that is {wanted}", PATIENCE_S)
+        if wanted == "waiting":
+            await admin.post(f"{provider}/approve", {"version": 1, "accept_hosts": True})
+
+
 async def run(url: str, key: str, *words: str) -> tuple[int | None, str, str]:
     """Run a command of the client's: status, output, and what it complained of."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
@@ -83,22 +99,6 @@ class World:
         made = await wait_until(ready, "the issuer's metadata", PATIENCE_S)
         assert made["state"] == "ready", made["problem"]
         return made
-
-    async def define(self, document: dict[str, Any]) -> None:
-        """Propose a definition of the tenant's own, and approve it once it is checked."""
-        provider = document["name"]
-        await self.admin.post("/v1/providers", {"definition": document})
-        await self._version(provider, "waiting")
-        await self.admin.post(f"/v1/providers/{provider}/approve", {"version": 1})
-        await self._version(provider, "active")
-
-    async def _version(self, provider: str, state: str) -> None:
-        async def reached() -> bool | None:
-            (found,) = (await self.admin.get(f"/v1/providers/{provider}/versions"))["items"]
-            assert found["state"] != "unsound", found["findings"]
-            return found["state"] == state or None
-
-        await wait_until(reached, f"a version that is {state}", PATIENCE_S)
 
     async def begin(self, integration: str, subject: str = "sam", **more: Any) -> dict[str, Any]:
         body = {"integration": integration, "subject": subject, **more}

@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from examples.demo.forms import read_forms
 from examples.demo.waiting import wait_until
-from tests.e2e.world import COMMAND, World, leave, refused, running
+from tests.e2e.world import COMMAND, World, define, leave, refused, running
 from tests.fakes.certificates import LoopbackTls, loopback_tls, own_certificate
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.scripted_provider import ScriptedProvider, delay, drop, raw, status
@@ -52,7 +52,7 @@ class Callbacks(World):
             "refresh_rotates": True,
             **fields,
         }
-        await self.define(document)
+        await define(self.admin, document)
         body = {
             "provider": document["name"],
             "client_id": self.idp.client_id,

@@ -15,7 +15,7 @@ from evergrant import AsyncEvergrant, BadRequest
 
 from evergrant_server.core.audit import AuditAction
 from examples.demo.forms import read_forms
-from tests.e2e.world import World, leave, refused, running
+from tests.e2e.world import World, define, leave, refused, running
 from tests.fakes.certificates import LoopbackTls, loopback_tls
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.oauth1_server import OAuth1Server, denied
@@ -43,7 +43,7 @@ class Old(World):
             "response": {"metadata_paths": ["user_id", "screen_name"]},
         }
         self.idp.script(html(), at="page")  # there is a page, as the definition says
-        await self.define(document)
+        await define(self.admin, document)
         body = {"provider": name, "client_id": self.idp.client_id, "client_secret": self.idp.client_secret}
         await self.integration(name, body)
 

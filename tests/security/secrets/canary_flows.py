@@ -14,8 +14,10 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
+from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.subject import Subject
 from examples.demo.waiting import wait_until
+from tests.e2e.world import define
 from tests.fakes.certificates import OwnCertificate, own_certificate
 from tests.fakes.platform.processes import RunningPlatform
 from tests.fakes.providers.oauth1_server import OAuth1Server
@@ -211,9 +213,10 @@ class OtherLives:
             "oauth1": {"signature_method": "HMAC-SHA1", "realm": "Photos"},
         }
         presented = {"certificate": self.certificate.certificate, "private": self.certificate.private}
-        await _proposed(admin, document)
         self.old.script(html(), at="page")  # there is a page, as the definition says
-        await _proposed(admin, oauth1)
+        async with EvergrantApi(self.platform.url, self.platform.admin_key) as api:
+            for it in (document, oauth1):
+                await define(api, it)
         bodies = {
             "bound": {**generic, "dpop": True},
             "other": generic,
@@ -286,19 +289,3 @@ def _signature(header: str) -> str:
 def _exchange(idp: ManyFlows, client: str) -> dict[str, Any]:
     exchange = {"kind": "access_token_exchange", "grant_type": "fb_exchange_token", "method": "GET"}
     return {**exchange, "url": idp.url("long"), "client": client}
-
-
-async def _proposed(admin: httpx2.AsyncClient, document: dict[str, Any]) -> None:
-    """A definition of the tenant's own, approved."""
-    at = f"/v1/providers/{document['name']}"
-    assert (await admin.post("/v1/providers", json={"definition": document})).is_success
-    for wanted in ("waiting", "active"):
-
-        async def reached(wanted: str = wanted) -> bool | None:
-            (found,) = (await admin.get(f"{at}/versions")).json()["items"]
-            assert found["state"] != "unsound", found["findings"]
-            return found["state"] == wanted or None
-
-        await wait_until(reached, f"a version that is {wanted}", _SOON_S)
-        if wanted == "waiting":
-            await admin.post(f"{at}/approve", json={"version": 1, "accept_hosts": True})
