@@ -10,6 +10,7 @@ from pathlib import Path
 from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.subject import Subject
 from examples.demo.waiting import wait_until
+from tests.e2e.world import at
 from tests.fakes.databases import postgres
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.compose import Compose, Running
@@ -103,14 +104,7 @@ async def _api(place: Site, stack: AsyncExitStack) -> Running:
 async def _lease(place: Site, idp: ScriptedProvider, admin_key: str, stack: AsyncExitStack) -> None:
     """Integration, consent and lease, as an admin and a subject would."""
     api = await stack.enter_async_context(EvergrantApi(f"http://127.0.0.1:{place.port}", admin_key))
-    body = {
-        "provider": "generic",
-        "issuer": idp.issuer,
-        "client_id": idp.client_id,
-        "client_secret": idp.client_secret,
-        "default_scopes": ["read"],
-    }
-    await api.put("/v1/integrations/crm", body)
+    await api.put("/v1/integrations/crm", at(idp))
 
     async def discovered() -> bool | None:
         return (await api.get("/v1/integrations/crm"))["state"] == "ready" or None

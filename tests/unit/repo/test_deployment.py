@@ -65,16 +65,11 @@ def test_workers_have_journals_of_their_own() -> None:
 @pytest.mark.parametrize("name", ["worker-1", "worker-2"])
 def test_every_stop_limit_includes_the_one_inside_it(name: str) -> None:
     """The provider's answer, its activity, the graceful shutdown, the commits, the process, the container."""
-    stopping = (worker.GRACEFUL_SHUTDOWN + worker.COMMIT_LIMIT).total_seconds() + CLEANUP_TIMEOUT_S
-    container = float(SERVICES[name]["stop_grace_period"].removesuffix("s"))
-    answer = (LIMITS.send + LIMITS.answer).total_seconds()
-    times = [
-        answer,
-        activity_calls.PROVIDER_TIMEOUT.total_seconds(),
-        worker.GRACEFUL_SHUTDOWN.total_seconds(),
-        stopping,
-    ]
-    times += [WORKER_STOP_LIMIT_S, container]
+    commits = worker.GRACEFUL_SHUTDOWN + worker.COMMIT_LIMIT
+    stages = [LIMITS.send + LIMITS.answer, activity_calls.PROVIDER_TIMEOUT, worker.GRACEFUL_SHUTDOWN]
+    times = [it.total_seconds() for it in stages]
+    times += [commits.total_seconds() + CLEANUP_TIMEOUT_S, WORKER_STOP_LIMIT_S]
+    times.append(float(SERVICES[name]["stop_grace_period"].removesuffix("s")))
     assert times == sorted(set(times))
 
 

@@ -1,5 +1,7 @@
 """Further token slots: their scopes are requested with the first one's, and so is their next grant."""
 
+import pytest
+
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
@@ -118,23 +120,13 @@ async def test_what_was_revoked_is_asked_for_again_only_by_name(api: Api):
 BOTH = ("read_user", "api")
 
 
-async def asked_again(api: Api, key: str, **more: object) -> set[str]:
-    """The scopes of the link that a refused lease comes with."""
-    integration = await api.integration()
-    connection = await api.active(integration, scopes=BOTH, requested_scopes=BOTH)
-    await api.change(connection, lambda c: c.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
-    api.clock.advance(7200)
-    answer = await api.lease(key, **more)
-    assert (answer.status_code, answer.json()["code"]) == (409, "consent_required")
-    return set((await consent_of(api, connection.id)).scopes)
-
-
-async def test_a_lease_without_scopes_asks_for_what_the_connection_had(api: Api):
+@pytest.mark.parametrize("needed", [[], ["read_repository"]])
+async def test_a_refused_lease_asks_for_what_the_connection_had_and_one_more(api: Api, needed: list[str]):
     """Not for the integration's default, which is less."""
     key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
-    assert await asked_again(api, key) == set(BOTH)
-
-
-async def test_a_lease_that_needs_one_more_scope_takes_none_from_the_others(api: Api):
-    key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
-    assert await asked_again(api, key, scopes=["read_repository"]) == {*BOTH, "read_repository"}
+    connection = await api.active(await api.integration(), scopes=BOTH, requested_scopes=BOTH)
+    await api.change(connection, lambda c: c.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
+    api.clock.advance(7200)
+    answer = await api.lease(key, **({"scopes": needed} if needed else {}))
+    assert (answer.status_code, answer.json()["code"]) == (409, "consent_required")
+    assert set((await consent_of(api, connection.id)).scopes) == {*BOTH, *needed}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evergrant_server.core.connections.connection import LifecycleState, is_leasable
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.grant import AccountOption, FollowUp, matching_option
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command
@@ -83,9 +83,3 @@ def test_a_workflow_that_begins_again_goes_on_where_the_store_is():
     assert (looking.account_lookup_at, looking.choice_pending) == (NOW, False)
     choosing = state_from_store(CONNECTION.accounts_found((ONE, TWO), NOW)[0], None, None, NOW)
     assert (choosing.account_lookup_at, choosing.choice_pending) == (None, True)
-
-
-def test_no_lease_while_the_account_is_to_be_chosen():
-    assert is_leasable(LifecycleState.ACTIVE, None, FollowUp.LOOKING_UP)
-    assert not is_leasable(LifecycleState.ACTIVE, None, FollowUp.CHOOSING)
-    assert not is_leasable(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED, FollowUp.CHOOSING)

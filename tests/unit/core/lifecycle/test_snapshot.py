@@ -90,13 +90,8 @@ TABLE = [
 
 @pytest.mark.parametrize(("stored", "known", "meaning"), TABLE)
 def test_drift(stored: tuple[LifecycleState, int], known: tuple[LifecycleState, int], meaning: Drift):
-    told = {
-        "connection_id": "con_1",
-        "state": known[0],
-        "generation": known[1],
-        "next_step": "",
-        "failures": 0,
-    }
+    told = {"connection_id": "con_1", "next_step": "", "failures": 0}
+    told |= {"state": known[0], "generation": known[1]}
     absent = dict.fromkeys(set(ConnectionDescription.model_fields) - set(told))
     described = ConnectionDescription.model_construct(**absent, **told)
     assert find_drift(connection(state=stored[0], generation=stored[1]), described) is meaning

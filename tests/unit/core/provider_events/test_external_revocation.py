@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState, is_leasable
-from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.connections.grant import FollowUp, Grant
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.timers import next_timer
@@ -75,7 +75,13 @@ def test_a_suspicion_without_a_refresh_token_ends_no_grant():
     assert judge_report(connection(), unrefreshable, news(Certainty.SUSPECTED)) is ReportDecision.UNTESTABLE
 
 
-def test_what_was_revoked_elsewhere_is_not_leased():
+def test_what_was_revoked_elsewhere_or_waits_for_a_choice_is_not_leased():
+    assert is_leasable(LifecycleState.ACTIVE, None, FollowUp.LOOKING_UP)
+    for state, reason in (
+        (LifecycleState.ACTIVE, None),
+        (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED),
+    ):
+        assert not is_leasable(state, reason, FollowUp.CHOOSING)
     assert is_leasable(LifecycleState.ACTIVE, None)
     assert is_leasable(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED)
     assert not is_leasable(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REVOKED_ELSEWHERE)
