@@ -68,13 +68,6 @@ def test_further_signals_do_not_interrupt_the_clean_up(number: signal.Signals) -
     assert cleaned_up == [True]
 
 
-def test_the_status_of_uninterrupted_work_is_returned() -> None:
-    async def work() -> int:
-        return 3
-
-    assert run_interruptible(work()) == 3
-
-
 @pytest.mark.parametrize(
     ("text", "days"), [("7, 30", (30, 7)), ("1,1,14", (14, 1)), ("0", ()), (None, (14, 3, 1))]
 )

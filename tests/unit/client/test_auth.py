@@ -162,11 +162,7 @@ def test_another_origin_gets_no_token_and_its_401_is_not_reported(
 
 @pytest.mark.parametrize("back", [False, True])
 def test_a_redirect_to_another_origin_drops_the_token(
-    get: Get,
-    resource: Resource,
-    other_origin: Resource,
-    reports: Callable[[], list[Any]],
-    back: bool,
+    get: Get, resource: Resource, other_origin: Resource, reports: Callable[[], list[Any]], back: bool
 ):
     resource.redirects["/a"] = f"{other_origin.url}/b"
     if back:
@@ -236,11 +232,7 @@ async def test_each_auth_is_for_its_own_kind_of_http_client(fake_evergrant: Fake
 
 @pytest.mark.parametrize("nonce", [None, "n-1"])
 def test_each_request_has_a_proof_of_the_token_it_carries(
-    get: Get,
-    resource: Resource,
-    alice: FakeConnection,
-    reports: Callable[[], list[Any]],
-    nonce: str | None,
+    get: Get, resource: Resource, alice: FakeConnection, reports: Callable[[], list[Any]], nonce: str | None
 ):
     """RFC 9449. The grant is refreshed between two requests, which the cached lease doesn't show."""
     alice.token_type = "DPoP"

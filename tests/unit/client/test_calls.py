@@ -113,26 +113,6 @@ async def test_each_connect_has_its_own_idempotency_key(caller: Caller, evergran
     assert evergrant.requests[0].body["return_to"] == "https://app.example/done"
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "body"),
-    [
-        ("refresh", (), {}),
-        ("reauthorize", (), {}),
-        ("revoke", ("left",), {"reason": "left"}),
-        ("choose", ("site-1",), {"choice": "site-1"}),
-    ],
-)
-async def test_a_command_is_a_post_with_a_key(
-    caller: Caller, evergrant: ScriptedEvergrant, name: str, arguments: tuple[str, ...], body: dict[str, str]
-):
-    evergrant.script(
-        f"POST /v1/connections/con_1/{name}", ScriptedResponse(202, connection(state="revoking"))
-    )
-    assert (await caller.call(name, "con_1", *arguments)).state is State.REVOKING
-    assert evergrant.requests[0].body == body
-    assert evergrant.requests[0].headers["idempotency-key"]
-
-
 async def test_every_optional_member_of_a_connection_is_read(caller: Caller, evergrant: ScriptedEvergrant):
     account = {"id": "site-1", "label": "One", "metadata": {"cloud": 1}}
     progress = {"since": "2030-01-01T00:00:00Z", "failure": "client_rejected", "failed_at": None}
@@ -213,17 +193,6 @@ async def test_repr_hides_the_secret_of_a_webhook(caller: Caller, evergrant: Scr
     evergrant.script(f"PUT {HOOK}", ScriptedResponse(201, a_webhook(secret=SECRET)))
     made = await caller.call("put_webhook", "hooks", URL)
     assert (made.secret, SECRET in repr(made)) == (SECRET, False)
-
-
-async def test_a_retried_rotation_has_the_same_idempotency_key(
-    caller: Caller, evergrant: ScriptedEvergrant, no_pauses: None
-):
-    rotated = ScriptedResponse(200, a_webhook(secret=SECRET))
-    evergrant.script(f"POST {HOOK}/rotate-secret", ScriptedResponse(drop=True), rotated)
-    assert (await caller.call("rotate_webhook_secret", "hooks", overlap=timedelta(0))).secret == SECRET
-    first, second = evergrant.requests
-    assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
-    assert first.body == {"overlap": 0}
 
 
 async def test_a_refused_field_is_named_in_the_context(caller: Caller, evergrant: ScriptedEvergrant):

@@ -1,18 +1,13 @@
 """The package's imports and types, as a user's program sees them."""
 
-import asyncio
 import json
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import evergrant as package
 import pytest
-from evergrant import Evergrant, temporal
-
-from tests.unit.client.scripted_evergrant import LINK, ScriptedEvergrant, consent_required, lease, problem
-from tests.unit.client.user_program import outcome
+from evergrant import temporal
 
 PROGRAM = Path(__file__).with_name("user_program.py")
 CLIENT = Path(__file__).parents[3] / "clients/python/src"
@@ -71,14 +66,3 @@ def test_a_program_that_handles_every_outcome_passes_strict_checking(strict_erro
 
 def test_strict_checking_finds_an_unhandled_outcome(strict_errors: dict[str, list[str]]):
     assert any("ConsentRequired" in error and "Never" in error for error in strict_errors["forgetful"])
-
-
-async def test_the_program_runs(evergrant: ScriptedEvergrant):
-    with Evergrant(evergrant.url, "key", cache_leases_for=timedelta(0)) as client:
-        for response, expected in (
-            (lease(), "33 characters until 2030-01-02 03:04:05+00:00"),
-            (consent_required(), f"send alice to {LINK}"),
-            (problem(403, "Denied", "not_permitted"), "permit admin"),
-        ):
-            evergrant.script("POST /v1/lease", response)
-            assert await asyncio.to_thread(outcome, client) == expected

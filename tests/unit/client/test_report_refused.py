@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from evergrant import Connection, Evergrant, ProviderUnavailable
+from evergrant import Evergrant, ProviderUnavailable
 
 from tests.unit.client.conftest import Caller
 from tests.unit.client.scripted_evergrant import (
@@ -37,19 +37,6 @@ def endless(number: int, **changes: Any) -> ScriptedResponse:
 
 def busy(seconds: float) -> ScriptedResponse:
     return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=seconds)
-
-
-@pytest.mark.parametrize("newest", [8, 7])
-async def test_a_report_sends_the_generation_and_returns_the_newest(
-    caller: Caller, evergrant: ScriptedEvergrant, newest: int
-):
-    evergrant.script(REPORT, generation(newest))
-    found = await caller.call("report_refused", "con_1", 7)
-    assert isinstance(found, Connection)
-    assert found.generation == newest
-    (sent,) = evergrant.requests
-    assert sent.body == {"generation": 7, "reason": "unauthorized"}
-    assert sent.headers["idempotency-key"]
 
 
 async def test_the_refused_token_leaves_the_cache(caller: Caller, evergrant: ScriptedEvergrant):

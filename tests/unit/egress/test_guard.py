@@ -164,10 +164,7 @@ async def test_a_proxy_can_not_be_configured() -> None:
 
 @pytest.mark.parametrize(
     "respond",
-    [
-        answering(b"x" * 2_000_000),
-        answering(gzip.compress(b"\0" * 20_000_000), "Content-Encoding: gzip"),
-    ],
+    [answering(b"x" * 2_000_000), answering(gzip.compress(b"\0" * 20_000_000), "Content-Encoding: gzip")],
     ids=["large", "gzip bomb"],
 )
 async def test_a_body_over_the_limit_is_refused(respond: Respond) -> None:

@@ -18,8 +18,15 @@ from evergrant_server.core.messages.names import (
 from evergrant_server.core.messages.webhooks import DeliveryRound
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Handle, a_worker, until_called
-from tests.workflows.rollout_runs import FOREVER, ScriptedRollout, decided, running_rollout, wanted_back
-from tests.workflows.webhook_runs import TENANT, delivering
+from tests.workflows.maintenance_runs import (
+    FOREVER,
+    TENANT,
+    ScriptedRollout,
+    decided,
+    delivering,
+    running_rollout,
+    wanted_back,
+)
 
 
 async def _run(client: Client, name: WorkflowName, order: BaseModel, workflow: str) -> Handle:

@@ -87,12 +87,7 @@ class Worker:
     """One process: its lock, its journal and its critical sections."""
 
     def __init__(
-        self,
-        store: Store,
-        clock: SetClock,
-        connection: Connection,
-        host: Path,
-        limits: TimeLimits = LIMITS,
+        self, store: Store, clock: SetClock, connection: Connection, host: Path, limits: TimeLimits = LIMITS
     ) -> None:
         self.store = store
         self.clock = clock
@@ -119,10 +114,7 @@ class Worker:
         )
 
     async def spend(
-        self,
-        use: SingleUseAttempt,
-        recorded: RecordedOutcome,
-        reply: RawReply | Exception = YES,
+        self, use: SingleUseAttempt, recorded: RecordedOutcome, reply: RawReply | Exception = YES
     ) -> str:
         """Send, and be answered with `reply`, or with what goes wrong once the bytes have left."""
 

@@ -231,28 +231,3 @@ async def test_the_memory_of_attempts_dated_ahead_is_bounded(
     assert not worker.tracker.may_be_answered(ahead), "remembered, also when there is room for no more"
     another("att_2")
     assert worker.tracker.may_be_answered(ahead), "forgotten: it is waited for anew"
-
-
-@pytest.mark.parametrize("after", [timedelta(0), OVER - timedelta(seconds=1)])
-async def test_an_attempt_may_be_answered_until_its_limits_have_passed(
-    worker: Worker, far: Worker, after: timedelta
-):
-    use = await far.begin()
-    worker.clock.advance(after.total_seconds())
-    assert worker.tracker.may_be_answered(use.row)
-    assert far.tracker.may_be_answered(use.row)
-    worker.clock.advance((OVER - after).total_seconds() + 1)
-    assert not worker.tracker.may_be_answered(use.row)
-    assert far.tracker.may_be_answered(use.row), "it is under way there"
-
-
-async def test_a_journaled_reply_that_can_t_be_replayed_is_waited_for_ten_minutes(
-    worker: Worker, neighbour: Worker
-):
-    use = await worker.begin()
-    keep_reply(use)
-    await worker.dies(use, sent=False)
-    worker.clock.advance((OVER + LIMITS.replay).total_seconds() - 1)
-    assert neighbour.tracker.may_be_answered(use.row)
-    worker.clock.advance(2)
-    assert not neighbour.tracker.may_be_answered(use.row)

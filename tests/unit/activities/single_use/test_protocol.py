@@ -35,7 +35,6 @@ from tests.unit.activities.single_use.protocol_worker import (
     Worker,
     a_request,
     journaled,
-    keep_reply,
     refusing,
     reservation_of,
     unread,
@@ -155,8 +154,7 @@ async def test_a_reply_that_breaks_the_judge_stays_in_the_journal(
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [AttemptKind.REFRESH, AttemptKind.LATE_TOKENS, AttemptKind.CODE_EXCHANGE, AttemptKind.DEVICE_CODE],
+    "kind", [AttemptKind.REFRESH, AttemptKind.LATE_TOKENS, AttemptKind.CODE_EXCHANGE, AttemptKind.DEVICE_CODE]
 )
 @pytest.mark.parametrize("token_valid", [True, False])
 async def test_the_credential_of_unreadable_tokens_is_not_sent_again(
@@ -250,10 +248,7 @@ async def test_only_an_unreadable_success_that_spent_its_credential_is_set_aside
     outcome: AttemptOutcome | None,
 ):
     monkeypatch.setattr(protocol, "_MAX_SET_ASIDE", most)
-    use, recorded = (
-        await worker.begin(),
-        RecordedOutcome(worker.journal, judges=judge, spends=spends),
-    )
+    use, recorded = (await worker.begin(), RecordedOutcome(worker.journal, judges=judge, spends=spends))
     await worker.spend(use, recorded, RawReply(status, {}, b"<p>"))
     assert worker.files() == left
     assert [settled for _, settled in recorded.failed] == [outcome]
@@ -348,12 +343,3 @@ async def test_a_use_that_continues_after_a_takeover_is_recorded(
         a_request(use).context,
         use.row.id,
     )
-
-
-async def test_a_journaled_reply_is_concluded_like_a_new_one(worker: Worker):
-    use, recorded = await worker.begin(), RecordedOutcome(worker.journal)
-    entry = keep_reply(use)
-    replayed = SingleUseAttempt(use.row, use.keys, entry=entry)
-    assert await worker.single_use.conclude(replayed, journaled(replayed), recorded) == "at-2"
-    assert recorded.committed == [replayed]
-    assert worker.files() == []

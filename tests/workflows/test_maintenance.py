@@ -1,24 +1,99 @@
-"""The workflow that delivers to a webhook: its waits, its rounds and its end."""
+"""Passes, rollouts and deliveries: each has a workflow of its own, with its waits, its rounds and its end."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from temporalio.client import Client
+from temporalio.client import Client, Schedule, ScheduleActionStartWorkflow, ScheduleSpec
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from evergrant_server.core import webhooks as core
-from evergrant_server.core.ids import Tenant, WebhookId, new_id
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.names import ActivityName, webhook_workflow_id
+from evergrant_server.core.definition import DefinitionState
+from evergrant_server.core.ids import WebhookId, new_id
+from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
+from evergrant_server.core.messages.names import ActivityName, WorkflowName, webhook_workflow_id
 from evergrant_server.core.messages.webhooks import DeliveryRound
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
-from tests.workflows.connection_runs import until_called
-from tests.workflows.webhook_runs import delivering
+from tests.workflows.connection_runs import a_worker, until_called
+from tests.workflows.maintenance_runs import (
+    FOREVER,
+    TENANT,
+    ScriptedRollout,
+    decided,
+    delivering,
+    running_rollout,
+    wanted_back,
+)
 
-ASKED = RequestContext(by="app:boss")
-TENANT = Tenant("acme")
+MARK = AuditCheckpoint(tenant=TENANT, seq=7, hash="h")
+QUEUE = "queue-long-pass"
+
+
+async def test_the_next_run_goes_on_where_the_last_one_stopped_until_the_end(client: Client):
+    scripted = ScriptedActivities()
+    half = ReconcileResult(live=200, behind=1, comparing=True, after="con_200", audit_checkpoint=MARK)
+    whole = half.model_copy(update={"live": 300, "after": None})
+    scripted.answers[ActivityName.RECONCILE] += [half, whole]
+    action = ScheduleActionStartWorkflow(
+        WorkflowName.RECONCILE,
+        ReconcileRequest(),
+        id="evergrant:long-pass",
+        task_queue=QUEUE,
+        execution_timeout=timedelta(minutes=1),
+    )
+    schedule = await client.create_schedule("evergrant:long-pass", Schedule(action, spec=ScheduleSpec()))
+    async with a_worker(client, scripted.everything(), QUEUE):
+        for runs in (1, 2, 3):
+            await schedule.trigger()
+            async with asyncio.timeout(20):
+                while (await schedule.describe()).info.num_actions < runs or await under_way(client):
+                    await asyncio.sleep(0.05)
+    await schedule.delete()
+    orders = [order for name, order in scripted.calls if name == ActivityName.RECONCILE]
+    assert [order.so_far for order in orders] == [None, half, None]
+    assert [order.audit_checkpoint for order in orders] == [None, MARK, MARK]
+
+
+async def under_way(client: Client) -> bool:
+    query = f"TaskQueue = '{QUEUE}'"
+    found = [it async for it in client.list_workflows(query)]
+    return any(it.close_time is None for it in found)
+
+
+WAITING, STAGED, ACTIVE = DefinitionState.WAITING, DefinitionState.STAGED, DefinitionState.ACTIVE
+
+
+def done(scripted: ScriptedRollout) -> list[str]:
+    return [what for what, _ in scripted.orders]
+
+
+async def test_an_unsound_definition_needs_no_decision(client: Client):
+    scripted = ScriptedRollout(DefinitionState.UNSOUND)
+    async with running_rollout(client, scripted) as handle:
+        assert (await handle.result()).state is DefinitionState.UNSOUND
+    assert done(scripted) == ["check"]
+
+
+async def test_an_admins_roll_back_does_not_wait_for_the_next_look(client: Client):
+    scripted = ScriptedRollout(WAITING, STAGED)
+    async with running_rollout(client, scripted, watch_s=FOREVER) as handle:
+        await decided(handle)
+        await wanted_back(handle)
+        assert (await handle.result()).state is DefinitionState.ROLLED_BACK
+    assert scripted.orders[-1][1].roll_back == "support tickets"
+
+
+async def test_a_month_without_a_decision_rejects_the_definition():
+    scripted = ScriptedRollout(WAITING)
+    async with (
+        skipping_time(data_converter=pydantic_data_converter) as env,
+        running_rollout(env.client, scripted) as handle,
+    ):
+        assert (await handle.result()).state is DefinitionState.REJECTED
+    assert scripted.orders[-1][1].overdue
+
+
 DELIVER = ActivityName.DELIVER_WEBHOOKS
 
 
