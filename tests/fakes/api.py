@@ -41,7 +41,7 @@ from evergrant_server.store import LeaseRows, Store
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
-from tests.fakes.rows import a_connection, an_integration, put_app
+from tests.fakes.rows import a_connection, a_description, an_integration, put_app
 
 TENANT = Tenant("acme")
 OTHER = Tenant("acme-2")  # one tenant's name begins with the other's
@@ -78,20 +78,8 @@ class ScriptedLink:
         self._must_be_up()
         if self.ended:
             return None
-        return ConnectionDescription(
-            connection_id=connection_id,
-            state=LifecycleState.ACTIVE,
-            generation=1,
-            expires_at=None,
-            next_step="refresh due",
-            next_at=NOW,
-            reason=None,
-            repairer=None,
-            failures=0,
-            revocation_failure=None,
-            revocation_failing_since=None,
-            waiting_callers=(),
-        )
+        facts = {"state": LifecycleState.ACTIVE, "generation": 1, "next_step": "refresh due", "next_at": NOW}
+        return a_description(connection_id, **facts)
 
     async def discover(
         self, tenant: Tenant, integration_id: IntegrationId, asked: RequestContext, timeout: float

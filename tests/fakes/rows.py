@@ -13,8 +13,9 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.definition import Definition, DefinitionState
-from evergrant_server.core.ids import Tenant, new_id
+from evergrant_server.core.ids import ConnectionId, Tenant, new_id
 from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.messages.connection import ConnectionDescription
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store, Transaction
 from providers.definition.schema import ProviderSpec
@@ -82,6 +83,13 @@ def a_consent(connection: Connection, at: datetime, **changes: Any) -> Consent:
         **changes,
     }
     return Consent(**values)
+
+
+def a_description(connection_id: ConnectionId, **facts: Any) -> ConnectionDescription:
+    """What a workflow says of itself; it knows nothing of what isn't among `facts`."""
+    unknown = dict.fromkeys(ConnectionDescription.model_fields)
+    known = {"connection_id": connection_id, "failures": 0, "waiting_callers": (), **facts}
+    return ConnectionDescription.model_validate(unknown | known)
 
 
 def a_definition(tenant: Tenant, document: Mapping[str, Any], at: datetime, **changes: Any) -> Definition:

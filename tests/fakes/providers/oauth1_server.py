@@ -57,17 +57,15 @@ class _Known(RequestValidator):
     def validate_redirect_uri(self, client_key: str, redirect_uri: str, request: Any) -> bool:
         return "/oauth/callback/" in redirect_uri
 
-    def validate_requested_realms(self, *_: Any) -> bool:
-        return True
-
     def validate_realms(self, *_: Any, **__: Any) -> bool:
         return True
 
-    def get_default_realms(self, *_: Any) -> list[str]:
-        return []
+    validate_requested_realms = verify_realms = validate_realms
 
     def get_realms(self, *_: Any) -> list[str]:
         return []
+
+    get_default_realms = get_realms
 
     def save_request_token(self, token: Mapping[str, str], request: Any) -> None:
         kept = {"secret": token["oauth_token_secret"], "callback": request.redirect_uri, "verifier": None}
@@ -75,9 +73,6 @@ class _Known(RequestValidator):
 
     def verify_request_token(self, token: str, request: Any) -> bool:
         return token in self.temporary
-
-    def verify_realms(self, *_: Any) -> bool:
-        return True
 
     def get_redirect_uri(self, token: str, request: Any) -> str:
         return self.temporary[token]["callback"]

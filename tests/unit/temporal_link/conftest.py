@@ -23,6 +23,7 @@ from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import clock, key_path, migrated_sqlite, ring, sqlite_url
+from tests.fakes.rows import a_description
 
 __all__ = ["clock", "key_path", "ring"]
 
@@ -71,20 +72,8 @@ class ScriptedLink(TemporalLink):
             self.silent[connection_id] -= 1
             raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, "scripted: no answer")
         known = self._known[connection_id]
-        return ConnectionDescription(
-            connection_id=connection_id,
-            state=known.state,
-            generation=known.generation,
-            expires_at=None,
-            next_step="nothing",
-            next_at=None,
-            reason=None,
-            repairer=None,
-            failures=0,
-            revocation_failure=None,
-            revocation_failing_since=None,
-            waiting_callers=self.pending_replies,
-        )
+        facts = {"state": known.state, "generation": known.generation, "next_step": "nothing"}
+        return a_description(connection_id, **facts, waiting_callers=self.pending_replies)
 
 
 Prepare = Callable[[int], Awaitable[tuple[Reconciler, ScriptedLink]]]

@@ -6,9 +6,11 @@ import pytest
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.lifecycle.snapshot import Drift, find_drift, grant_result_of, state_from_store
-from evergrant_server.core.messages.connection import ConnectionDescription, ConnectionState, EventKind
+from evergrant_server.core.messages.connection import ConnectionState, EventKind
+from tests.fakes.rows import a_description
 from tests.unit.core.lifecycle.steps import NOW, connection, step, timer_of
 
 TEN_MINUTES = timedelta(minutes=10)
@@ -90,8 +92,5 @@ TABLE = [
 
 @pytest.mark.parametrize(("stored", "known", "meaning"), TABLE)
 def test_drift(stored: tuple[LifecycleState, int], known: tuple[LifecycleState, int], meaning: Drift):
-    told = {"connection_id": "con_1", "next_step": "", "failures": 0}
-    told |= {"state": known[0], "generation": known[1]}
-    absent = dict.fromkeys(set(ConnectionDescription.model_fields) - set(told))
-    described = ConnectionDescription.model_construct(**absent, **told)
+    described = a_description(ConnectionId("con_1"), state=known[0], generation=known[1], next_step="")
     assert find_drift(connection(state=stored[0], generation=stored[1]), described) is meaning
