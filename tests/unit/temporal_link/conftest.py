@@ -2,15 +2,15 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant, new_id
+from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.connection import ConnectionDescription, ConnectionStart
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.crypto.keyring import KeyRing
@@ -23,7 +23,7 @@ from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import clock, key_path, migrated_sqlite, ring, sqlite_url
-from tests.fakes.rows import a_description
+from tests.fakes.rows import a_connection, a_description, an_integration
 
 __all__ = ["clock", "key_path", "ring"]
 
@@ -108,16 +108,5 @@ def prepare(store: Store, ring: KeyRing, clock: SetClock) -> Prepare:
 
 
 def connection(number: int, clock: SetClock) -> Connection:
-    now = clock.now()
-    return Connection(
-        tenant=Tenant("acme"),
-        id=ConnectionId(*connection_ids(number)),
-        integration_id=IntegrationId(new_id("int")),
-        integration="crm",
-        provider="generic",
-        subject=f"user-{number}",
-        state=LifecycleState.PENDING_CONSENT,
-        created_at=now,
-        changed_at=now,
-        consent_deadline=now + timedelta(hours=1),
-    )
+    names = {"id": ConnectionId(*connection_ids(number)), "subject": f"user-{number}"}
+    return a_connection(an_integration(Tenant("acme"), clock.now()), clock.now(), **names)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.lifecycle.command import Command, Transition
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.lifecycle.timers import Timer, next_timer
@@ -12,6 +12,7 @@ from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
+from tests.fakes.rows import a_connection, an_integration
 
 NEWEST = RULES[NEWEST_RULES]
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -52,9 +53,5 @@ def granted(generation: int = 1, at: datetime = NOW, **more: object) -> GrantRes
 
 
 def connection(**facts: object) -> Connection:
-    plain = {
-        "tenant": Tenant("acme"), "id": ConnectionId("con_1"), "integration_id": IntegrationId("int_1"),
-        "integration": "crm", "provider": "generic", "subject": "user-1", "state": LifecycleState.ACTIVE,
-        "created_at": NOW, "changed_at": NOW, "consent_deadline": NOW,
-    }  # fmt: skip
-    return Connection.model_validate({**plain, **facts})
+    plain = {"id": ConnectionId("con_1"), "state": LifecycleState.ACTIVE, "consent_deadline": NOW}
+    return a_connection(an_integration(Tenant("acme"), NOW), NOW, **{**plain, **facts})
