@@ -29,11 +29,7 @@ PAGE_SIZE = 100  # connections in one transaction
 
 
 async def install_import(
-    store: Store,
-    clock: Clock,
-    request: ConsentCall,
-    context: ProviderContext,
-    consent: Consent,
+    store: Store, clock: Clock, request: ConsentCall, context: ProviderContext, consent: Consent
 ) -> GrantResult:
     """Move an import's tokens from the intake key to the connection's lease and refresh keys.
 

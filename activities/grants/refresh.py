@@ -8,11 +8,7 @@ from activities.grants import GrantServices
 from activities.grants.candidates import candidates
 from activities.grants.client_grants import client_grant_token_request
 from activities.grants.grant_outcome import RefreshOutcome
-from activities.grants.token_request import (
-    RefreshTokenRequest,
-    TokenRequest,
-    access_token_exchange,
-)
+from activities.grants.token_request import RefreshTokenRequest, TokenRequest, access_token_exchange
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.attempt_tracker import open_attempt
 from activities.single_use.circuit_breakers import CircuitBreakers

@@ -16,11 +16,7 @@ from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import ConnectionCall
-from evergrant_server.core.single_use.attempt import (
-    Attempt,
-    AttemptOutcome,
-    TimeLimits,
-)
+from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, TimeLimits
 from evergrant_server.journal import JournalEntry, JournalReservation
 from evergrant_server.store import Store, UnwrappedKeys
 from evergrant_server.telemetry import metrics
