@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from evergrant_server.core.access import App, AppKey, Permit
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import Tenant, new_id
 from evergrant_server.core.integrations import Integration
@@ -15,6 +15,7 @@ from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind
 from evergrant_server.store import Store
+from tests.fakes import rows
 from tests.fakes.databases import NOW
 
 ACME = Tenant("acme")
@@ -25,18 +26,16 @@ def built(model: type[Built], changes: dict[str, Any], **values: Any) -> Built:
     return model(**{"tenant": ACME, "created_at": NOW, "changed_at": NOW, **values, **changes})
 
 
+def an_integration(**changes: Any) -> Integration:
+    names = {"name": "github", "provider": "github", "default_scopes": ("repo",)}
+    return rows.an_integration(changes.pop("tenant", ACME), NOW, **{**names, **changes})
+
+
+GITHUB = an_integration(id="int_0000000000000000000000")
+
+
 def a_connection(**changes: Any) -> Connection:
-    return built(
-        Connection,
-        changes,
-        id=new_id("con"),
-        integration_id="int_0000000000000000000000",
-        integration="github",
-        provider="github",
-        subject="user-1",
-        requested_scopes=("repo", "user"),
-        consent_deadline=NOW + timedelta(hours=1),
-    )
+    return rows.a_connection(GITHUB, NOW, **{"requested_scopes": ("repo", "user"), **changes})
 
 
 def some_tokens(access: str = "at-1", refresh: str | None = "rt-1", id_token: str | None = None) -> TokenSet:
@@ -80,11 +79,6 @@ async def refreshed(store: Store, connection: Connection, tokens: TokenSet) -> C
         )
 
 
-def an_integration(**changes: Any) -> Integration:
-    names = {"name": "github", "provider": "github", "client_id": "client-1"}
-    return built(Integration, changes, id=new_id("int"), default_scopes=("repo",), **names)
-
-
 def an_app(**changes: Any) -> App:
     return built(App, changes, id=new_id("app"), name="billing")
 
@@ -99,19 +93,8 @@ def a_permit(app: App, **changes: Any) -> Permit:
 
 
 def a_consent(connection: Connection, **changes: Any) -> Consent:
-    consent_id = new_id("cns")
-    return built(
-        Consent,
-        changes,
-        tenant=connection.tenant,
-        id=consent_id,
-        connection_id=connection.id,
-        integration_id=connection.integration_id,
-        link_hash=f"link-of-{consent_id}",
-        expires_at=NOW + timedelta(hours=1),
-        by="app:billing",
-        trace_id="0" * 32,
-    )
+    facts = {"status": ConsentStatus.OPEN, "scopes": (), "by": "app:billing", "trace_id": "0" * 32}
+    return rows.a_consent(connection, NOW, **{**facts, **changes})
 
 
 def an_attempt(connection: Connection, **changes: Any) -> Attempt:
