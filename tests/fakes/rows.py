@@ -23,7 +23,7 @@ from providers.requests.authorization_url import build_authorization_url, new_ra
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 
-def an_integration(tenant: Tenant, at: datetime, **changes: Any) -> Integration:
+def an_integration(tenant: Tenant, at: datetime, /, **changes: Any) -> Integration:
     values: dict[str, Any] = {
         "tenant": tenant,
         "id": new_id("int"),
@@ -49,7 +49,7 @@ def discovered(idp: ScriptedProvider) -> dict[str, Any]:
     return {"client_id": idp.client_id, "issuer": idp.issuer, "endpoints": endpoints}
 
 
-def a_connection(integration: Integration, at: datetime, **changes: Any) -> Connection:
+def a_connection(integration: Integration, at: datetime, /, **changes: Any) -> Connection:
     """One whose subject hasn't consented yet."""
     values: dict[str, Any] = {
         "tenant": integration.tenant,
@@ -67,7 +67,7 @@ def a_connection(integration: Integration, at: datetime, **changes: Any) -> Conn
     return Connection(**values)
 
 
-def a_consent(connection: Connection, at: datetime, **changes: Any) -> Consent:
+def a_consent(connection: Connection, at: datetime, /, **changes: Any) -> Consent:
     values: dict[str, Any] = {
         "tenant": connection.tenant,
         "id": new_id("cns"),

@@ -28,7 +28,7 @@ def built(model: type[Built], changes: dict[str, Any], **values: Any) -> Built:
 
 def an_integration(**changes: Any) -> Integration:
     names = {"name": "github", "provider": "github", "default_scopes": ("repo",)}
-    return rows.an_integration(changes.pop("tenant", ACME), NOW, **{**names, **changes})
+    return rows.an_integration(ACME, NOW, **{**names, **changes})
 
 
 GITHUB = an_integration(id="int_0000000000000000000000")
