@@ -14,8 +14,7 @@ from temporalio.common import Priority, RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.messages import activities as m
-    from evergrant_server.core.messages import definition_rollout as rollout
-    from evergrant_server.core.messages import export, integrations, maintenance, webhooks
+    from evergrant_server.core.messages import export, integrations, maintenance
     from evergrant_server.core.messages.base import Message, Provenance
     from evergrant_server.core.messages.names import ActivityName
     from evergrant_server.core.single_use.attempt import LIMITS
@@ -142,17 +141,17 @@ request_temporary_credentials = ActivityCall[
 
 # --- a definition ------------------------------------------------------------------------
 
-check_definition = ActivityCall[rollout.DefinitionCall, rollout.DefinitionResult](
+check_definition = ActivityCall[integrations.DefinitionCall, integrations.DefinitionResult](
     ActivityName.CHECK_DEFINITION,
-    rollout.DefinitionResult,
+    integrations.DefinitionResult,
     _limits(_MINUTE * 3, heartbeat=_SECOND * 10),
     "schema, hosts, endpoints",
 )
-apply_definition_decision = ActivityCall[rollout.DefinitionCall, rollout.DefinitionResult](
-    ActivityName.APPLY_DEFINITION_DECISION, rollout.DefinitionResult, _STORE, "the admin's decision"
+apply_definition_decision = ActivityCall[integrations.DefinitionCall, integrations.DefinitionResult](
+    ActivityName.APPLY_DEFINITION_DECISION, integrations.DefinitionResult, _STORE, "the admin's decision"
 )
-evaluate_rollout = ActivityCall[rollout.DefinitionCall, rollout.DefinitionResult](
-    ActivityName.EVALUATE_ROLLOUT, rollout.DefinitionResult, _STORE, "evaluate the rollout stage"
+evaluate_rollout = ActivityCall[integrations.DefinitionCall, integrations.DefinitionResult](
+    ActivityName.EVALUATE_ROLLOUT, integrations.DefinitionResult, _STORE, "evaluate the rollout stage"
 )
 
 # --- exports, webhooks, maintenance ------------------------------------------------------
@@ -166,9 +165,9 @@ seal_export_page = ActivityCall[export.SealExportPage, export.ExportProgress](
 delete_export = ActivityCall[export.DeleteExport, None](
     ActivityName.DELETE_EXPORT, None, _STORE, "delete the unfetched export"
 )
-deliver_webhooks = ActivityCall[webhooks.DeliverWebhooks, webhooks.DeliveryRound](
+deliver_webhooks = ActivityCall[maintenance.DeliverWebhooks, maintenance.DeliveryRound](
     ActivityName.DELIVER_WEBHOOKS,
-    webhooks.DeliveryRound,
+    maintenance.DeliveryRound,
     _limits(_MINUTE * 3, _SECOND * 10, _AFTER_TOKENS, maximum_interval=_MINUTE),
     "one round of deliveries",
 )

@@ -8,7 +8,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.definition import DefinitionState
-    from evergrant_server.core.messages import definition_rollout as m
+    from evergrant_server.core.messages import integrations as m
     from evergrant_server.core.messages.names import SignalName, WorkflowName
     from workflows.activity_calls import (
         apply_definition_decision,

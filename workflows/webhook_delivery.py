@@ -10,7 +10,7 @@ from datetime import timedelta
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.messages import webhooks as m
+    from evergrant_server.core.messages import maintenance as m
     from evergrant_server.core.messages.names import SignalName, WorkflowName
     from evergrant_server.core.webhooks import IDLE_TIMEOUT, LONGEST_HISTORY
     from workflows import activity_calls

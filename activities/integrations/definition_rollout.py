@@ -17,7 +17,7 @@ from evergrant_server.core.definition import (
     judge_rollout,
 )
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.definition_rollout import DefinitionCall, DefinitionResult
+from evergrant_server.core.messages.integrations import DefinitionCall, DefinitionResult
 from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction

@@ -21,8 +21,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import FetchReceiverKeys
 from evergrant_server.core.messages.maintenance import IntrospectGrants, IntrospectGrantsResult
 from evergrant_server.core.messages.names import ActivityName
-from evergrant_server.core.provider_events.external_revocation import (
-    IntrospectionAnswers,
+from evergrant_server.core.provider_events import (
     IntrospectionFinding,
     ProviderReport,
     ReportDecision,
@@ -164,11 +163,7 @@ class IntrospectionActivities:
             # a static credential is not a token that the provider issued
             valid = grant is not None and grant.is_valid(now) and not flow.is_static
             access_active = await self._is_active(context, access, "access_token") if valid else None
-        return judge_introspection(
-            IntrospectionAnswers(
-                refresh_active=refresh_active, access_active=access_active, refresh_answers=answers
-            )
-        )
+        return judge_introspection(refresh_active, access_active, refresh_answers=answers)
 
     async def _is_active(self, context: ProviderContext, token: Secret, hint: str) -> bool:
         """The member `active` of the response. Raises Failure for anything but a clear answer."""

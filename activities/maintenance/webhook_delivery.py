@@ -14,8 +14,8 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.maintenance import DeliverWebhooks, DeliveryRound
 from evergrant_server.core.messages.names import ActivityName
-from evergrant_server.core.messages.webhooks import DeliverWebhooks, DeliveryRound
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import (
     Delivery,

@@ -10,7 +10,7 @@ from evergrant_server.core.messages.base import Message, Provenance, RequestCont
 from evergrant_server.core.messages.connection import RevokedAtProvider, Rotate
 from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
-from evergrant_server.core.provider_events.external_revocation import (
+from evergrant_server.core.provider_events import (
     ProviderReport,
     ReportDecision,
     judge_report,

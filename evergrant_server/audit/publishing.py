@@ -6,8 +6,8 @@ from evergrant_server.core.audit import AuditEntry
 from evergrant_server.core.events import EventType, WebhookEvent, event_body, events_of
 from evergrant_server.core.ids import ConnectionId, DeliveryId, EventId, OutboxId, derived_id, new_id
 from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import webhook_workflow_id
-from evergrant_server.core.messages.webhooks import WakeWebhook
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.core.webhooks import Delivery, Webhook
 from evergrant_server.store import Transaction

@@ -36,7 +36,13 @@ class OutboxMessage(FrozenModel):
 
 
 def outbox_message(
-    tenant: Tenant, kind: OutboxKind, target: str, message: Message, at: datetime, *, name: str = ""
+    tenant: Tenant,
+    kind: OutboxKind,
+    target: str,
+    message: Message | dict[str, Any],
+    at: datetime,
+    *,
+    name: str = "",
 ) -> OutboxMessage:
     """To be added in the transaction that makes `message` true."""
     return OutboxMessage(
@@ -45,7 +51,7 @@ def outbox_message(
         kind=kind,
         target=target,
         name=name,
-        payload=message.model_dump(mode="json"),
+        payload=message if isinstance(message, dict) else message.model_dump(mode="json"),
         created_at=at,
     )
 
@@ -59,14 +65,8 @@ def history_export_message(
     tenant: Tenant, connection_id: ConnectionId, workflow_id: str, run_id: str, at: datetime
 ) -> OutboxMessage:
     """Have the history of a run exported once it has closed."""
-    return OutboxMessage(
-        tenant=tenant,
-        id=OutboxId(new_id("out")),
-        kind=OutboxKind.EXPORT_HISTORY,
-        target=history_target(run_id),
-        payload={"connection_id": connection_id, "workflow_id": workflow_id, "run_id": run_id},
-        created_at=at,
-    )
+    run = {"connection_id": connection_id, "workflow_id": workflow_id, "run_id": run_id}
+    return outbox_message(tenant, OutboxKind.EXPORT_HISTORY, history_target(run_id), run, at)
 
 
 def signal_message(

@@ -69,22 +69,14 @@ class EgressPolicy:
         if parsed.scheme not in ("https", "http") or not parsed.host:
             raise Failure(ErrorCode.EGRESS_REFUSED, f"scheme {parsed.scheme[:16]!r} is not https")
         if parsed.userinfo:
-            raise Failure(
-                ErrorCode.EGRESS_REFUSED, "a URL with a user name or password in it", host=parsed.host
-            )
-        port = parsed.port or (443 if parsed.scheme == "https" else 80)
+            raise _refusal(parsed, "a URL with a user name or password in it")
+        port = _port(parsed)
         if self.allows(parsed.host, port):
             return
         if parsed.scheme != "https":
-            raise Failure(
-                ErrorCode.EGRESS_REFUSED, f"{_host_port(parsed.host, port)} is not https", host=parsed.host
-            )
+            raise _refusal(parsed, f"{_host_port(parsed.host, port)} is not https")
         if port not in SAFE_PORTS:
-            raise Failure(
-                ErrorCode.EGRESS_REFUSED,
-                f"{_host_port(parsed.host, port)}: port is not 443 or 8443",
-                host=parsed.host,
-            )
+            raise _refusal(parsed, f"{_host_port(parsed.host, port)}: port is not 443 or 8443")
 
     def check_endpoint(self, url: str) -> None:
         """Refuse a URL that will be requested later, without resolving it. Includes `check_url`.
@@ -94,8 +86,7 @@ class EgressPolicy:
         """
         self.check_url(url)
         parsed = httpx2.URL(url)
-        port = parsed.port or (443 if parsed.scheme == "https" else 80)
-        if self.allows(parsed.host, port):
+        if self.allows(parsed.host, _port(parsed)):
             return
         host = parsed.host.rstrip(".").lower()
         address = literal_address(host)
@@ -103,7 +94,15 @@ class EgressPolicy:
         if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 section 6.3
             reason = "a loopback address"
         if reason:
-            raise Failure(ErrorCode.EGRESS_REFUSED, f"{parsed.host} is {reason}", host=parsed.host)
+            raise _refusal(parsed, f"{parsed.host} is {reason}")
+
+
+def _port(url: httpx2.URL) -> int:
+    return url.port or (443 if url.scheme == "https" else 80)
+
+
+def _refusal(url: httpx2.URL, detail: str) -> Failure:
+    return Failure(ErrorCode.EGRESS_REFUSED, detail, host=url.host)
 
 
 def _embedded_ipv4(address: IPv6Address) -> IPv4Address | None:

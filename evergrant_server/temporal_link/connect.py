@@ -24,7 +24,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.names import SearchAttribute
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.telemetry import traces
-from evergrant_server.temporal_link.calls import call_temporal, find_in_temporal
+from evergrant_server.temporal_link.runs import call_temporal, find_in_temporal
 
 _REPAIR = "Run: python -m evergrant_server db upgrade"
 

@@ -35,8 +35,7 @@ from evergrant_server.core.messages.names import (
     discovery_workflow_id,
     temporary_credentials_workflow_id,
 )
-from evergrant_server.temporal_link.calls import call_temporal, temporal_unavailable
-from evergrant_server.temporal_link.runs import WorkflowRuns
+from evergrant_server.temporal_link.runs import WorkflowRuns, call_temporal, temporal_unavailable
 from evergrant_server.temporal_link.start_requests import StartRequest
 
 

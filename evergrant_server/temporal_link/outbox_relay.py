@@ -18,9 +18,9 @@ from evergrant_server.store import HistoryExport, Store
 from evergrant_server.telemetry import metrics, traces
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link import start_requests
-from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.reconcile import Reconciler
+from evergrant_server.temporal_link.runs import WorkflowNotRunning
 
 log = logging.getLogger("evergrant.relay")
 

@@ -14,7 +14,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.temporal_link.calls import find_in_temporal
+from evergrant_server.temporal_link.runs import find_in_temporal
 
 _PROBE_QUEUE = "evergrant-doctor"  # nothing is ever put into it
 

@@ -13,9 +13,9 @@ from typing import TypeVar
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages.definition_rollout import RolloutStart
+from evergrant_server.core.messages.integrations import RolloutStart
+from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import connection_workflow_id
-from evergrant_server.core.messages.webhooks import WakeWebhook
 from evergrant_server.store import Store
 from evergrant_server.temporal_link import start_requests
 from evergrant_server.temporal_link.drift_repair import CheckedConnection, DriftRepair

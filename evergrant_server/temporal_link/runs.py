@@ -1,18 +1,53 @@
-"""Reads workflow runs from Temporal: whether one is open, its state and its history."""
+"""Calls to Temporal that raise our failures, and what they read of a run: is it open, state, history."""
 
 import base64
 import binascii
 import json
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowFailureError
 from temporalio.common import SearchAttributeKey
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.names import SearchAttribute, WorkflowName
-from evergrant_server.temporal_link.calls import call_temporal, find_in_temporal
+
+T = TypeVar("T")
+
+
+class WorkflowNotRunning(Exception):
+    """Temporal has no open run of this workflow, so it can't receive a message."""
+
+
+async def call_temporal(call: Awaitable[T]) -> T:
+    """Await a call of the SDK. Raises WorkflowNotRunning, or Failure TEMPORAL_UNAVAILABLE."""
+    try:
+        return await call
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise WorkflowNotRunning from None
+        raise temporal_unavailable(error) from None
+    except WorkflowFailureError as error:  # the workflow timed out or was terminated
+        raise temporal_unavailable(error.cause or error) from None
+    except RuntimeError as error:
+        raise temporal_unavailable(error) from None
+
+
+async def find_in_temporal(call: Awaitable[T]) -> T | None:
+    """Await a call of the SDK; None when the object doesn't exist. Raises Failure TEMPORAL_UNAVAILABLE."""
+    try:
+        return await call_temporal(call)
+    except WorkflowNotRunning:
+        return None
+
+
+def temporal_unavailable(error: BaseException) -> Failure:
+    """The failure for our callers. It names only the kind of error: its text may quote a secret."""
+    status = error.status.name if isinstance(error, RPCError) else type(error).__name__
+    return Failure(ErrorCode.TEMPORAL_UNAVAILABLE, f"Temporal's answer: {status}", retry_after=1.0)
 
 
 @dataclass(frozen=True)

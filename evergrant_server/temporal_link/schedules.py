@@ -33,7 +33,7 @@ from evergrant_server.core.messages.maintenance import IntrospectGrants, Reconci
 from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.settings import Settings
 from evergrant_server.telemetry.logs import LogEvent, log_event
-from evergrant_server.temporal_link.calls import find_in_temporal
+from evergrant_server.temporal_link.runs import find_in_temporal
 
 log = logging.getLogger("evergrant.schedules")
 

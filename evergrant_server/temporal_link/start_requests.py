@@ -15,9 +15,13 @@ from temporalio.common import (
 
 from evergrant_server.core.messages.base import Message
 from evergrant_server.core.messages.connection import ConnectionStart
-from evergrant_server.core.messages.definition_rollout import RolloutStart
 from evergrant_server.core.messages.export import ExportStart
-from evergrant_server.core.messages.integrations import FetchReceiverKeys, PushAuthorizationRequest
+from evergrant_server.core.messages.integrations import (
+    FetchReceiverKeys,
+    PushAuthorizationRequest,
+    RolloutStart,
+)
+from evergrant_server.core.messages.maintenance import WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
     SearchAttribute,
     SignalName,
@@ -29,7 +33,6 @@ from evergrant_server.core.messages.names import (
     receiver_keys_workflow_id,
     webhook_workflow_id,
 )
-from evergrant_server.core.messages.webhooks import WakeWebhook, WebhookStart
 from evergrant_server.core.outbox import OutboxKind
 
 

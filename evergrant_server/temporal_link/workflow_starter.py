@@ -9,8 +9,7 @@ from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.integrations import Integration, RefreshRules
-from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
-from evergrant_server.core.lifecycle.snapshot import state_from_store
+from evergrant_server.core.lifecycle.snapshot import connection_start, state_from_store
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionStart, EventKind, LifecycleEvent
 from evergrant_server.core.single_use.attempt import LIMITS
@@ -82,18 +81,10 @@ class WorkflowStarter:
         grant = await tx.grants.get(tenant, connection.id)
         rules = await self._refresh_rules(tx, connection, integration) if grant and integration else None
         life = state_from_store(connection, grant, rules, now, self._announce_days)
-        return ConnectionStart(
-            tenant=tenant,
-            connection_id=connection.id,
-            integration_id=connection.integration_id,
-            integration=connection.integration,
-            provider=connection.provider,
-            subject_hash=self._ring.subject_hash(tenant, connection.subject),
-            rules=NEWEST_RULES,
-            state=life.model_copy(update={"generation": max(life.generation, known_generation)}),
-            context=RECONCILE_CONTEXT,
-            pending_events=await _waiting_events(tx, connection),
-        )
+        life = life.model_copy(update={"generation": max(life.generation, known_generation)})
+        subject_hash = self._ring.subject_hash(tenant, connection.subject)
+        waiting = await _waiting_events(tx, connection)
+        return connection_start(connection, subject_hash, RECONCILE_CONTEXT, life, waiting)
 
     async def _refresh_rules(
         self, tx: Transaction, connection: Connection, integration: Integration

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeGuard
 
-from evergrant_server.core.provider_events.external_revocation import Certainty
-from evergrant_server.core.provider_events.receivers import AccountIdentifier
+from evergrant_server.core.provider_events import AccountIdentifier, Certainty
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable_text
 

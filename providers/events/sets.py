@@ -7,8 +7,13 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
-from evergrant_server.core.provider_events.external_revocation import Certainty
-from evergrant_server.core.provider_events.receivers import EMAIL, TOKEN_HASH, TOKEN_PREFIX, AccountIdentifier
+from evergrant_server.core.provider_events import (
+    EMAIL,
+    TOKEN_HASH,
+    TOKEN_PREFIX,
+    AccountIdentifier,
+    Certainty,
+)
 from evergrant_server.core.text import is_storable_text
 from providers.events.base import (
     MAX_ID_LENGTH,

@@ -7,8 +7,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs
 
-from evergrant_server.core.provider_events.external_revocation import Certainty
-from evergrant_server.core.provider_events.receivers import AccountIdentifier, ReceiverKind, fact_name
+from evergrant_server.core.provider_events import AccountIdentifier, Certainty, ReceiverKind, fact_name
 from evergrant_server.core.text import is_storable_text
 from providers.events.base import (
     MAX_ID_LENGTH,

@@ -30,6 +30,8 @@ from evergrant_server.core.messages.integrations import (
     ReceiverKeysResult,
 )
 from evergrant_server.core.messages.maintenance import (
+    DeliverWebhooks,
+    DeliveryRound,
     IntrospectGrants,
     IntrospectGrantsResult,
     ReconcileRequest,
@@ -38,7 +40,6 @@ from evergrant_server.core.messages.maintenance import (
     RereadMetadataResult,
 )
 from evergrant_server.core.messages.names import ActivityName
-from evergrant_server.core.messages.webhooks import DeliverWebhooks, DeliveryRound
 
 
 class ScriptedActivities:

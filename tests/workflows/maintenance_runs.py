@@ -10,7 +10,8 @@ from temporalio.client import Client, WorkflowHandle
 
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant, WebhookId, new_id
-from evergrant_server.core.messages import definition_rollout as m
+from evergrant_server.core.messages import integrations as m
+from evergrant_server.core.messages.maintenance import DeliveryRound, WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
     ActivityName,
     SignalName,
@@ -18,7 +19,6 @@ from evergrant_server.core.messages.names import (
     definition_rollout_workflow_id,
     webhook_workflow_id,
 )
-from evergrant_server.core.messages.webhooks import DeliveryRound, WakeWebhook, WebhookStart
 from tests.workflows.connection_runs import ASKED, a_worker
 
 

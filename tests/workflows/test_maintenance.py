@@ -10,9 +10,13 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from evergrant_server.core import webhooks as core
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import WebhookId, new_id
-from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
+from evergrant_server.core.messages.maintenance import (
+    AuditCheckpoint,
+    DeliveryRound,
+    ReconcileRequest,
+    ReconcileResult,
+)
 from evergrant_server.core.messages.names import ActivityName, WorkflowName, webhook_workflow_id
-from evergrant_server.core.messages.webhooks import DeliveryRound
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
 from tests.workflows.connection_runs import a_worker, until_called

@@ -15,7 +15,7 @@ from evergrant_server.core.definition import CheckResult, Definition, Definition
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import DefinitionId, new_id
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.definition_rollout import (
+from evergrant_server.core.messages.integrations import (
     DefinitionDecided,
     RollBackDefinition,
     RolloutStart,

@@ -23,18 +23,16 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ReceiverId, is_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.provider_events.external_revocation import (
-    ProviderReport,
-    ReportDecision,
-    ReportSource,
-)
-from evergrant_server.core.provider_events.receivers import (
+from evergrant_server.core.provider_events import (
     ACCOUNT_IS_SUB,
     ACCOUNT_IS_SUBJECT,
     SUB,
     AccountIdentifier,
+    ProviderReport,
     Receiver,
     ReceiverKind,
+    ReportDecision,
+    ReportSource,
     fact_name,
 )
 from evergrant_server.store import Transaction

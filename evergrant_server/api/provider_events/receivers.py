@@ -21,7 +21,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import FetchReceiverKeys
 from evergrant_server.core.messages.names import receiver_keys_workflow_id
 from evergrant_server.core.outbox import OutboxKind, outbox_message
-from evergrant_server.core.provider_events.receivers import (
+from evergrant_server.core.provider_events import (
     ACCOUNT_IS_SUB,
     ACCOUNT_IS_SUBJECT,
     Receiver,

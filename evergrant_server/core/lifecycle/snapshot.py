@@ -14,7 +14,12 @@ from evergrant_server.core.lifecycle.grants import grant_facts_of
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.connection import ConnectionDescription, ConnectionStart, ConnectionState
+from evergrant_server.core.messages.connection import (
+    ConnectionDescription,
+    ConnectionStart,
+    ConnectionState,
+    LifecycleEvent,
+)
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 
@@ -69,11 +74,15 @@ def state_from_store(
     return state.model_copy(update={**grant_facts_of(result), "end_known_at": grant.obtained_at})
 
 
-def start_message(
-    connection: Connection, subject_hash: str, context: RequestContext, now: datetime
-) -> OutboxMessage:
-    """The outbox message that starts a new connection's workflow; written with the row itself."""
-    start = ConnectionStart(
+def connection_start(
+    connection: Connection,
+    subject_hash: str,
+    context: RequestContext,
+    state: ConnectionState,
+    pending_events: tuple[LifecycleEvent, ...] = (),
+) -> ConnectionStart:
+    """The input of a connection's first run, and of one that begins from the store."""
+    return ConnectionStart(
         tenant=connection.tenant,
         connection_id=connection.id,
         integration_id=connection.integration_id,
@@ -81,9 +90,18 @@ def start_message(
         provider=connection.provider,
         subject_hash=subject_hash,
         rules=NEWEST_RULES,
-        state=state_from_store(connection, None, None, now),
+        state=state,
         context=context,
+        pending_events=pending_events,
     )
+
+
+def start_message(
+    connection: Connection, subject_hash: str, context: RequestContext, now: datetime
+) -> OutboxMessage:
+    """The outbox message that starts a new connection's workflow; written with the row itself."""
+    state = state_from_store(connection, None, None, now)
+    start = connection_start(connection, subject_hash, context, state)
     target = connection_workflow_id(connection.tenant, connection.id)
     return outbox_message(connection.tenant, OutboxKind.START_WORKFLOW, target, start, now)
 

@@ -12,7 +12,7 @@ from evergrant_server.core.errors import ErrorCode, Repairer
 from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
 from evergrant_server.core.messages.activities import GrantFacts, GrantResult, RevocationResult
 from evergrant_server.core.messages.base import Message, RequestContext
-from evergrant_server.core.provider_events.external_revocation import ReportSource
+from evergrant_server.core.provider_events import ReportSource
 
 
 class ConnectionState(GrantFacts):

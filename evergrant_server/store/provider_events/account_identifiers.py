@@ -6,7 +6,7 @@ from sqlmodel import Field, col
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.provider_events.receivers import (
+from evergrant_server.core.provider_events import (
     AccountIdentifier,
     account_identifiers_of,
     unreplaced_names,

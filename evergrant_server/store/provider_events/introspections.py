@@ -8,7 +8,7 @@ from sqlmodel import Field, col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.provider_events.external_revocation import IntrospectionFinding
+from evergrant_server.core.provider_events import IntrospectionFinding
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import (

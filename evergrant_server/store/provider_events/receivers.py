@@ -7,7 +7,7 @@ from sqlalchemy import Index, UniqueConstraint, delete, or_
 from sqlmodel import Field, ForeignKeyConstraint, col
 
 from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant
-from evergrant_server.core.provider_events.receivers import Receiver
+from evergrant_server.core.provider_events import Receiver
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Sealed
 from evergrant_server.store.database import columns

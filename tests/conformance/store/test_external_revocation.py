@@ -10,14 +10,16 @@ from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.provider_events.external_revocation import (
+from evergrant_server.core.provider_events import (
+    AccountIdentifier,
     Certainty,
     IntrospectionFinding,
     ProviderReport,
+    Receiver,
+    ReceiverKind,
     ReportDecision,
     ReportSource,
 )
-from evergrant_server.core.provider_events.receivers import AccountIdentifier, Receiver, ReceiverKind
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from tests.conformance.store.samples import ACME, a_connection, a_grant, added, an_integration, some_tokens

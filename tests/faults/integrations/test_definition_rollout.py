@@ -13,7 +13,7 @@ from evergrant_server.api.integrations import definition_rollout
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.definition import CheckLevel, Definition, DefinitionState, Rollout
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.definition_rollout import DefinitionDecided
+from evergrant_server.core.messages.integrations import DefinitionDecided
 from evergrant_server.core.messages.names import SignalName, definition_rollout_workflow_id
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from tests.conformance.store.samples import an_attempt

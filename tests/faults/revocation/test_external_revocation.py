@@ -21,14 +21,15 @@ from evergrant_server.core.ids import ReceiverId, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import IntrospectGrants, IntrospectGrantsResult
 from evergrant_server.core.messages.names import WorkflowName, connection_workflow_id
-from evergrant_server.core.provider_events.external_revocation import (
+from evergrant_server.core.provider_events import (
     Certainty,
     IntrospectionFinding,
     ProviderReport,
+    Receiver,
+    ReceiverKind,
     ReportDecision,
     ReportSource,
 )
-from evergrant_server.core.provider_events.receivers import Receiver, ReceiverKind
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.store.database.rows import find_one

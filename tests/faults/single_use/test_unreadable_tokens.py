@@ -12,7 +12,7 @@ from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.names import connection_workflow_id
-from evergrant_server.core.provider_events.external_revocation import Certainty, ProviderReport, ReportSource
+from evergrant_server.core.provider_events import Certainty, ProviderReport, ReportSource
 from evergrant_server.core.secret import Secret
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec

@@ -14,8 +14,8 @@ from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import Store
 from evergrant_server.store.outbox import Outbox, OutboxRow
-from evergrant_server.temporal_link.calls import WorkflowNotRunning
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
+from evergrant_server.temporal_link.runs import WorkflowNotRunning
 from tests.fakes.clock import SetClock
 from tests.fakes.patience import PATIENCE_S
 

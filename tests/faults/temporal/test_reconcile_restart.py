@@ -14,8 +14,7 @@ from evergrant_server.cli import operate
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.names import connection_workflow_id
-from evergrant_server.temporal_link.calls import WorkflowNotRunning
-from evergrant_server.temporal_link.runs import RunningWorkflow
+from evergrant_server.temporal_link.runs import RunningWorkflow, WorkflowNotRunning
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.platform.observations import run_id

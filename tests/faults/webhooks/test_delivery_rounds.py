@@ -20,7 +20,7 @@ from evergrant_server import audit
 from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.ids import EventId, new_id
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.webhooks import DeliverWebhooks, DeliveryRound
+from evergrant_server.core.messages.maintenance import DeliverWebhooks, DeliveryRound
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, Webhook, new_signing_secret
 from evergrant_server.egress import Egress, EgressPolicy

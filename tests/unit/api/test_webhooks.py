@@ -9,7 +9,7 @@ import pytest
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.events import DEFAULT_EVENTS
 from evergrant_server.core.ids import DeliveryId
-from evergrant_server.core.messages.webhooks import WakeWebhook
+from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, DisabledBy, Webhook
 from tests.fakes.api import TENANT, Api
 

@@ -13,7 +13,7 @@ from evergrant_server.core.messages.activities import GrantResult, RevocationRes
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import AccountChosen, RevokedAtProvider
 from evergrant_server.core.messages.names import ActivityName, SignalName
-from evergrant_server.core.provider_events.external_revocation import ReportSource
+from evergrant_server.core.provider_events import ReportSource
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Handle, Life, a_consent, a_grant, living
 

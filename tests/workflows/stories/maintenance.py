@@ -8,14 +8,18 @@ from temporalio.client import Client
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import ConnectionId, ConsentId, ReceiverId
 from evergrant_server.core.messages.integrations import FetchReceiverKeys, PushAuthorizationRequest
-from evergrant_server.core.messages.maintenance import IntrospectGrants, ReconcileRequest, RereadMetadata
+from evergrant_server.core.messages.maintenance import (
+    DeliveryRound,
+    IntrospectGrants,
+    ReconcileRequest,
+    RereadMetadata,
+)
 from evergrant_server.core.messages.names import (
     ActivityName,
     WorkflowName,
     pushed_authorization_workflow_id,
     receiver_keys_workflow_id,
 )
-from evergrant_server.core.messages.webhooks import DeliveryRound
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Handle, a_worker, until_called
 from tests.workflows.maintenance_runs import (

@@ -10,7 +10,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.provider_events.external_revocation import (
+from evergrant_server.core.provider_events import (
     Certainty,
     ProviderReport,
     ReportDecision,

@@ -11,9 +11,8 @@ from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import EventKind
-from evergrant_server.core.provider_events.external_revocation import (
+from evergrant_server.core.provider_events import (
     Certainty,
-    IntrospectionAnswers,
     IntrospectionFinding,
     ProviderReport,
     ReportDecision,
@@ -125,7 +124,7 @@ def test_a_report_of_an_older_generation_leaves_the_newer_grant_alone():
     ],
 )
 def test_a_table(refresh: bool | None, access: bool | None, answers: bool, finding: IntrospectionFinding):
-    assert judge_introspection(IntrospectionAnswers(refresh, access, answers)) is finding
+    assert judge_introspection(refresh, access, refresh_answers=answers) is finding
 
 
 def test_only_a_refresh_token_condemns():

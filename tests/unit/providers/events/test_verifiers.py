@@ -7,8 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.provider_events.external_revocation import Certainty
-from evergrant_server.core.provider_events.receivers import AccountIdentifier, ReceiverKind
+from evergrant_server.core.provider_events import AccountIdentifier, Certainty, ReceiverKind
 from evergrant_server.core.secret import Secret
 from providers.events.base import EventRejected, EventRequest, EventTrust, VerifiedEvents
 from providers.events.keys import parse_jwks
