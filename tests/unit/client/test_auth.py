@@ -114,14 +114,6 @@ def refuse_current(resource: Resource, alice: FakeConnection) -> str:
     return refused
 
 
-def test_each_request_carries_a_token(
-    get: Get, resource: Resource, alice: FakeConnection, reports: Callable[[], list[Any]]
-):
-    assert get(f"{resource.url}/a", f"{resource.url}/b", origins=resource.url) == [200, 200]
-    assert resource.tokens == [f"Bearer {alice.token}"] * 2
-    assert reports() == []
-
-
 def test_a_401_is_reported_with_its_generation_and_the_request_repeated(
     get: Get, resource: Resource, alice: FakeConnection, reports: Callable[[], list[Any]]
 ):

@@ -2,19 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 
+import evergrant as client
 import pytest
-from evergrant import (
-    AsyncEvergrant,
-    BadRequest,
-    Connection,
-    ConsentRequired,
-    ConsentTimeout,
-    Evergrant,
-    Lease,
-    ProtocolError,
-    ReconnectNeeded,
-    State,
-)
+from evergrant import AsyncEvergrant, Evergrant, State
 from evergrant.calls.integrations import Finding, Integration
 
 from tests.unit.client.conftest import Caller
@@ -50,7 +40,7 @@ def test_both_clients_have_the_same_methods():
 async def test_a_lease_carries_the_token_and_its_facts(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(LEASE, lease(), lease(expires_at=None))
     leased = await caller.call("lease", "crm", "alice", min_ttl=timedelta(minutes=2), scopes=("read",))
-    assert isinstance(leased, Lease)
+    assert isinstance(leased, client.Lease)
     assert (leased.access_token, leased.token_type) == (TOKEN, "Bearer")
     assert leased.expires_at == datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
     assert (leased.scopes, leased.generation, leased.connection_id) == (("read",), 7, "con_1")
@@ -64,9 +54,9 @@ async def test_a_lease_carries_the_token_and_its_facts(caller: Caller, evergrant
 async def test_a_missing_consent_is_a_result(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(LEASE, consent_required())
     needed = await caller.call("lease", "crm", "alice")
-    assert needed == ConsentRequired(connect_url=LINK, connection_id="con_1", expires_at=None)
+    assert needed == client.ConsentRequired(connect_url=LINK, connection_id="con_1", expires_at=None)
     assert LINK not in repr(needed)
-    with pytest.raises(ReconnectNeeded) as raised:
+    with pytest.raises(client.ReconnectNeeded) as raised:
         await caller.call("token", "crm", "alice")
     assert (raised.value.connect_url, raised.value.code) == (LINK, "consent_required")
     assert LINK not in str(raised.value)
@@ -74,7 +64,7 @@ async def test_a_missing_consent_is_a_result(caller: Caller, evergrant: Scripted
 
 async def test_a_consent_that_this_app_may_not_open_is_an_error(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(LEASE, problem(409, "ReconnectNeeded", "consent_required"))
-    with pytest.raises(ReconnectNeeded) as refused:
+    with pytest.raises(client.ReconnectNeeded) as refused:
         await caller.call("lease", "crm", "alice")
     assert refused.value.connect_url is None
 
@@ -96,7 +86,7 @@ async def test_a_mistyped_member_is_named_and_not_quoted(
     caller: Caller, evergrant: ScriptedEvergrant, mistyped: dict[str, object]
 ):
     evergrant.script(LEASE, lease(**mistyped))
-    with pytest.raises(ProtocolError, match=next(iter(mistyped))) as refused:
+    with pytest.raises(client.ProtocolError, match=next(iter(mistyped))) as refused:
         await caller.call("lease", "crm", "alice")
     assert TOKEN not in str(refused.value)
 
@@ -105,7 +95,7 @@ async def test_each_connect_has_its_own_idempotency_key(caller: Caller, evergran
     opened = ScriptedResponse(201, connection(state="pending_consent", connect_url=LINK))
     evergrant.script("POST /v1/connections", opened)
     made = await caller.call("connect", "crm", "alice", return_to="https://app.example/done")
-    assert isinstance(made, Connection)
+    assert isinstance(made, client.Connection)
     assert (made.connect_url, made.state) == (LINK, State.PENDING_CONSENT)
     assert LINK not in repr(made)
     await caller.call("connect", "crm", "alice")
@@ -123,7 +113,7 @@ async def test_every_optional_member_of_a_connection_is_read(caller: Caller, eve
     assert (found.metadata, found.flow, found.device) == ({"team": "t"}, "authorization_code", None)
     assert found.revoking.failure == "client_rejected"
     evergrant.script(CONNECTION, ScriptedResponse(200, connection(state="unheard_of")))
-    with pytest.raises(ProtocolError, match="unheard_of"):
+    with pytest.raises(client.ProtocolError, match="unheard_of"):
         await caller.call("connection", "con_1")
 
 
@@ -162,7 +152,7 @@ async def test_waiting_has_a_deadline(caller: Caller, evergrant: ScriptedEvergra
     evergrant.script(CONNECTION, ScriptedResponse(200, connection(state="pending_consent")))
     with pytest.raises(TimeoutError) as late:
         await caller.call("wait_for_consent", "con_1", timedelta(seconds=0.5), every=MOMENT)
-    assert isinstance(late.value, ConsentTimeout)
+    assert isinstance(late.value, client.ConsentTimeout)
     assert str(late.value) == "consent_timeout: the subject did not finish the consent in time"
     assert len(evergrant.requests) > 1
 
@@ -172,7 +162,7 @@ async def test_waiting_stops_when_the_connection_has_ended(
     caller: Caller, evergrant: ScriptedEvergrant, state: str
 ):
     evergrant.script(CONNECTION, ScriptedResponse(200, connection(state=state)))
-    with pytest.raises(ReconnectNeeded) as ended:
+    with pytest.raises(client.ReconnectNeeded) as ended:
         await caller.call("wait_for_consent", "con_1", timedelta(seconds=30))
     assert ended.value.connection_id == "con_1"
 
@@ -197,7 +187,7 @@ async def test_repr_hides_the_secret_of_a_webhook(caller: Caller, evergrant: Scr
 
 async def test_a_refused_field_is_named_in_the_context(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(f"PUT {HOOK}", problem(400, "BadRequest", "invalid_request", field="url"))
-    with pytest.raises(BadRequest) as refused:
+    with pytest.raises(client.BadRequest) as refused:
         await caller.call("put_webhook", "hooks", "https://10.0.0.1/")
     assert refused.value.context["field"] == "url"
 
@@ -214,5 +204,5 @@ async def test_a_signature_is_the_headers_of_one_request(
     assert "OAuth" not in repr(made)
     assert evergrant.requests[0].body == {"method": "POST", "url": url, "form": [["a", "1"]]}
     evergrant.script(route, ScriptedResponse(200, body | {"headers": {"Authorization": 7}}))
-    with pytest.raises(ProtocolError):
+    with pytest.raises(client.ProtocolError):
         await caller.call("sign", "con_1", "GET", url)

@@ -74,16 +74,15 @@ async def test_a_refused_use_may_have_invalidated_the_late_tokens_and_an_unsent_
     assert (await worker.row_of(late.row)).outcome is expected
 
 
-async def test_without_rotation_a_late_reply_waits_for_no_use(worker: Worker, other: Worker):
+@pytest.mark.parametrize(
+    ("other_kind", "rules"), [(AttemptKind.REFRESH, NO_ROTATION), (AttemptKind.CODE_EXCHANGE, STRICT)]
+)
+async def test_a_late_reply_waits_for_no_use_that_can_t_invalidate_it(
+    worker: Worker, other: Worker, other_kind: AttemptKind, rules: RefreshRules
+):
     late = await worker.begin()
-    await other.begin()
-    assert not await waits(worker, came(late), NO_ROTATION)
-
-
-async def test_a_late_reply_waits_for_no_use_of_another_credential(worker: Worker, other: Worker):
-    late = await worker.begin()
-    await other.begin(AttemptKind.CODE_EXCHANGE)
-    assert not await waits(worker, came(late))
+    await other.begin(other_kind)
+    assert not await waits(worker, came(late), rules)
 
 
 async def test_a_late_reply_without_another_use_does_not_wait(worker: Worker):

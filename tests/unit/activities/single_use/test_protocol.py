@@ -14,11 +14,13 @@ import pytest
 from activities.single_use import attempt as single_use_attempt
 from activities.single_use import protocol
 from activities.single_use.attempt import SingleUseAttempt
+from activities.single_use.attempt_tracker import CriticalSections
 from activities.single_use.journal_replay import JournaledReply
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import AttemptId
 from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.crypto import KeyPurpose, open_sealed
@@ -272,15 +274,6 @@ async def test_a_disk_that_breaks_after_the_intent_stops_no_commit(
     assert said.levelno == logging.ERROR
     assert use.row.id in str(said.__dict__)
 
-    def odd(key: object, answer: bytes) -> JournalEntry:
-        raise OSError
-
-    caplog.clear()
-    again = await worker.begin(AttemptKind.CLIENT_GRANT, rules=NO_ROTATION)
-    monkeypatch.setattr(reservation_of(again), "write_entry", odd)
-    await worker.spend(again, recorded)
-    assert "OSError" in caplog.text
-
 
 async def test_cancelling_the_activity_does_not_cancel_send_and_commit(worker: Worker):
     asked, let_go = asyncio.Event(), asyncio.Event()
@@ -343,3 +336,25 @@ async def test_a_use_that_continues_after_a_takeover_is_recorded(
         a_request(use).context,
         use.row.id,
     )
+
+
+async def for_ever(ended: list[str], name: str) -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        ended.append(name)
+
+
+async def test_a_section_that_waits_for_the_store_is_cancelled_at_the_limit(caplog: pytest.LogCaptureFixture):
+    sections, ended = CriticalSections(), list[str]()
+    waits = asyncio.create_task(sections.run(AttemptId("att_1"), for_ever(ended, "one")))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        await sections.drain(timedelta(seconds=0.05))
+    assert ended == ["one"]
+    (said,) = caplog.records
+    assert "shutdown; the next sweep replays it" in said.getMessage()
+    assert "att_1" in set(map(str, said.__dict__.values()))
+    assert not sections.in_flight(AttemptId("att_1"))
+    with pytest.raises(asyncio.CancelledError):
+        await waits

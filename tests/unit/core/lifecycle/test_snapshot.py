@@ -31,14 +31,6 @@ def heard(grant: Grant, rules: RefreshRules, days: tuple[int, ...] | None) -> Co
     return step(before, EventKind.CODE_EXCHANGE_ENDED, result=news).state
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-@pytest.mark.parametrize("rules", [PICKY, RefreshRules(margin_s=30)])
-def test_no_refresh_before_the_age_or_the_margin_at_which_the_provider_takes_one(
-    rules: RefreshRules, share: float
-):
-    assert timer_of(revived(rules=rules), share).at >= NOW + timedelta(seconds=570)
-
-
 def test_a_first_token_is_exchanged_at_any_age_and_the_operator_s_days_are_known():
     life = revived(GRANT.model_copy(update={"short_lived": True}))
     assert life.min_age_s is None

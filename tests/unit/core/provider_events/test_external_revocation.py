@@ -9,7 +9,6 @@ from evergrant_server.core.connections.grant import FollowUp, Grant
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.timers import next_timer
-from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import EventKind
 from evergrant_server.core.provider_events import (
     Certainty,
@@ -98,13 +97,6 @@ def test_the_workflow_waits_for_the_subject_and_tries_nothing():
     assert (ended.state.retry_at, ended.state.caller_retry_at, ended.state.failures) == (None, None, 0)
     assert next_timer(ended.state, steps.NEWEST) is None
     assert step(ended.state, EventKind.REFRESH_REQUESTED).state.refusal is ErrorCode.GRANT_REVOKED_ELSEWHERE
-
-
-def test_a_report_of_an_older_generation_leaves_the_newer_grant_alone():
-    """The refresh was under way when the report came, and the store took the newer grant first."""
-    newer = step(ACTIVE, EventKind.REFRESH_ENDED, result=GrantResult(generation=4, obtained_at=NOW)).state
-    for seen, state in ((3, LifecycleState.ACTIVE), (4, LifecycleState.NEEDS_REAUTH)):
-        assert step(newer, EventKind.REVOKED_AT_PROVIDER, seen_generation=seen).state.state is state
 
 
 # --- introspection: what is believed, and about which token ---------------------------------

@@ -262,9 +262,3 @@ def test_a_thousand_connections_and_a_provider_that_fails_half_of_their_calls_fo
     asked = [fleet.served[number] - fleet.away[1] for number in waiting if number < fleet.asking]
     assert asked
     assert max(asked) < timedelta(minutes=15), "whoever is asked for by the next question or two"
-
-
-def test_without_the_budget_the_same_hour_costs_a_retry_for_each_first_try():
-    fleet = HalfServed(BreakerRules(retries=1e9))
-    fleet.live(fleet.away[1])
-    assert fleet.count["retries"] > 0.9 * fleet.count["first tries"]
