@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import time
 from base64 import b64encode
 from pathlib import Path
@@ -10,10 +11,10 @@ from urllib.parse import urlsplit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
 from tests.fakes.databases import migrated_sqlite, sqlite_url
-from tests.fakes.events.transmitter import ISSUER, MEDIA_TYPE, TOKEN_REVOKED, Transmitter, keys_server
+from tests.fakes.events.transmitter import ISSUER, MEDIA_TYPE, TOKEN_REVOKED, Transmitter
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import installation
-from tests.fakes.providers.scripted_provider import ScriptedProvider
+from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
 
 
 async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(
@@ -21,14 +22,15 @@ async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(
 ):
     transmitter = Transmitter()
     await migrated_sqlite(tmp_path)
-    async with ScriptedProvider() as idp, keys_server(transmitter) as keys:
+    async with ScriptedProvider() as idp:
         transmitter.audience = idp.client_id
+        idp.script(raw(json.dumps(transmitter.jwks).encode()), at="keys")
         where = (temporal_address, sqlite_url(tmp_path), tmp_path, idp)
-        async with installation(*where, allow=(keys.allowance,)) as place:
+        async with installation(*where) as place:
             connection = await place.connect()
             integration = await place.integration_of(connection)
             async with place.api() as http:
-                put = {"kind": "set", "issuer": ISSUER, "jwks_uri": keys.url}
+                put = {"kind": "set", "issuer": ISSUER, "jwks_uri": idp.url("keys")}
                 where = f"/v1/integrations/{integration.name}/security-events"
                 made = await http.put(where, json=put)
                 assert made.status_code == 201, made.text
@@ -60,7 +62,7 @@ async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(
                 again = await http.post("/v1/lease", json=ask)
                 assert (again.status_code, again.json()["generation"]) == (200, 2)
             assert AuditAction.REVOKED_AT_PROVIDER in await place.actions(connection)
-            assert keys.reads == 1
+            assert idp.count("keys") == 1
 
 
 def named(idp: ScriptedProvider) -> dict[str, str]:

@@ -4,16 +4,10 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from joserfc import jws
 from joserfc.jwk import ECKey, RSAKey
-
-from tests.fakes.http_server import served
 
 ISSUER = "https://transmitter.example/"
 ACCOUNT_DISABLED = "https://schemas.openid.net/secevent/risc/event-type/account-disabled"
@@ -88,28 +82,3 @@ def id_token(sub: str, **claims: Any) -> str:
     """The payload is what counts: it came from the token endpoint."""
     payload = base64.urlsafe_b64encode(json.dumps({"sub": sub, **claims}).encode()).rstrip(b"=").decode()
     return f"e30.{payload}.c2ln"
-
-
-@dataclass
-class KeysServer:
-    url: str = ""
-    reads: int = 0
-
-    @property
-    def allowance(self) -> str:
-        return urlsplit(self.url).netloc
-
-
-@asynccontextmanager
-async def keys_server(transmitter: Transmitter) -> AsyncIterator[KeysServer]:
-    here = KeysServer()
-
-    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        here.reads += 1
-        headers = [(b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(transmitter.jwks).encode()})
-
-    async with served(app) as url:
-        here.url = f"{url}/keys"
-        yield here
