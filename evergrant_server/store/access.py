@@ -2,23 +2,14 @@
 
 from datetime import datetime
 
-from sqlalchemy import Index, UniqueConstraint, delete, select, update
+from sqlalchemy import Index, UniqueConstraint, update
 from sqlmodel import ForeignKeyConstraint, col
 
 from evergrant_server.core.access import App, AppKey, Permit
-from evergrant_server.core.ids import AppId, KeyId, Tenant
+from evergrant_server.core.ids import AppId, KeyId, PermitId, Tenant
 from evergrant_server.store.database import columns
-from evergrant_server.store.database.rows import (
-    ModelRepository,
-    already_exists,
-    column_values,
-    columns_equal,
-    compare_and_set,
-    fetch_all,
-    find_one,
-    insert,
-    not_found,
-)
+from evergrant_server.store.database.engine import DatabaseConnection
+from evergrant_server.store.database.rows import ModelRepository, columns_equal, not_found
 
 
 def app_foreign_key() -> ForeignKeyConstraint:
@@ -52,8 +43,20 @@ class PermitRow(columns.IdTable, table=True):
     created_at: datetime = columns.timestamp()
 
 
+class AppKeys(ModelRepository[AppKey, KeyId]):
+    _table, _model = AppKeyRow, AppKey
+
+
+class Permits(ModelRepository[Permit, PermitId]):
+    _table, _model = PermitRow, Permit
+
+
 class Access(ModelRepository[App, AppId]):
     _table, _model = AppRow, App
+
+    def __init__(self, connection: DatabaseConnection) -> None:
+        super().__init__(connection)
+        self._keys, self._permits = AppKeys(connection), Permits(connection)
 
     async def put_app(self, app: App, *, expected: int | None) -> App:
         """Add (`expected` None) or change an app.
@@ -79,36 +82,28 @@ class Access(ModelRepository[App, AppId]):
     async def add_key(self, key: AppKey) -> None:
         """Add an API key. Raises Failure NOT_FOUND without its app, ALREADY_EXISTS."""
         await self._bump(key.tenant, key.app_id)
-        if not await insert(self._connection, AppKeyRow, column_values(key)):
-            raise already_exists(f"Key {key.id}")
+        await self._keys._add(key, f"Key {key.id}")
 
     async def key(self, key_id: KeyId) -> tuple[AppKey, App] | None:
         """The key with this id in whichever tenant, revoked or not, and its app."""
-        row = await find_one(self._connection, AppKeyRow, id=key_id)
-        if row is None:
-            return None
-        key = AppKey.model_validate(row)
-        app = await self.app(key.tenant, key.app_id)
-        return None if app is None else (key, app)
+        key = await self._keys._one(id=key_id)
+        app = None if key is None else await self.app(key.tenant, key.app_id)
+        return None if key is None or app is None else (key, app)
 
     async def keys(self, tenant: Tenant, app_id: AppId) -> list[AppKey]:
-        mine = select(AppKeyRow).where(columns_equal(AppKeyRow, tenant=tenant, app_id=app_id))
-        rows = await fetch_all(self._connection, mine.order_by(col(AppKeyRow.id)))
-        return [AppKey.model_validate(row) for row in rows]
+        mine = self._keys._where(tenant=tenant, app_id=app_id)
+        return await self._keys._all(mine.order_by(col(AppKeyRow.id)))
 
     async def revoke_key(self, tenant: Tenant, key_id: KeyId, at: datetime) -> AppKey:
         """Revoke a key; revoking it again changes nothing. Raises Failure NOT_FOUND."""
-        row = await find_one(self._connection, AppKeyRow, tenant=tenant, id=key_id)
-        if row is None:
+        key = await self._keys.get(tenant, key_id)
+        if key is None:
             raise not_found(key_id)
-        key = AppKey.model_validate(row)
         if key.revoked_at is not None:
             return key
-        revoked = key.model_copy(update={"revoked_at": at, "revision": key.revision + 1})
         await self._bump(tenant, key.app_id)
-        same = {"tenant": tenant, "id": key_id}
-        await compare_and_set(self._connection, AppKeyRow, same, column_values(revoked), key.revision)
-        return revoked
+        revoked = key.model_copy(update={"revoked_at": at})
+        return await self._keys.replace(revoked, expected=key.revision)
 
     async def put_permit(self, p: Permit, *, expected: int | None) -> Permit:
         """Add (`expected` None) or change a permit.
@@ -116,29 +111,19 @@ class Access(ModelRepository[App, AppId]):
         Raises Failure ALREADY_EXISTS when adding, STORE_CONFLICT or NOT_FOUND when changing.
         """
         await self._bump(p.tenant, p.app_id)
-        if expected is None:
-            if not await insert(self._connection, PermitRow, column_values(p)):
-                raise already_exists(f"Permit {p.name!r}")
-            return p
-        key = {"tenant": p.tenant, "id": p.id, "app_id": p.app_id}
-        revision = await compare_and_set(self._connection, PermitRow, key, column_values(p), expected)
-        return p.model_copy(update={"revision": revision})
+        return await self._permits._put(p, f"Permit {p.name!r}", expected)
 
     async def permit(self, tenant: Tenant, app_id: AppId, name: str) -> Permit | None:
-        row = await find_one(self._connection, PermitRow, tenant=tenant, app_id=app_id, name=name)
-        return None if row is None else Permit.model_validate(row)
+        return await self._permits._one(tenant=tenant, app_id=app_id, name=name)
 
     async def permits(self, tenant: Tenant, app_id: AppId) -> list[Permit]:
         """All permits of an app, sorted by name."""
-        mine = select(PermitRow).where(columns_equal(PermitRow, tenant=tenant, app_id=app_id))
-        rows = await fetch_all(self._connection, mine.order_by(col(PermitRow.name)))
-        return [Permit.model_validate(row) for row in rows]
+        mine = self._permits._where(tenant=tenant, app_id=app_id)
+        return await self._permits._all(mine.order_by(col(PermitRow.name)))
 
     async def delete_permit(self, tenant: Tenant, app_id: AppId, name: str) -> None:
         """Delete a permit. Raises Failure NOT_FOUND."""
-        mine = columns_equal(PermitRow, tenant=tenant, app_id=app_id, name=name)
-        if await self._run(delete(PermitRow).where(mine)) != 1:
-            raise not_found(f"Permit {name!r}")
+        await self._permits._delete(f"Permit {name!r}", tenant=tenant, app_id=app_id, name=name)
         await self._bump(tenant, app_id)
 
     async def _bump(self, tenant: Tenant, app_id: AppId) -> None:

@@ -12,6 +12,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.access import Access
+from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
 from evergrant_server.store.connections.consents import Consents
@@ -27,9 +28,7 @@ from evergrant_server.store.integrations.definitions import Definitions
 from evergrant_server.store.integrations.integrations import Integrations
 from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwrap
 from evergrant_server.store.outbox import Outbox
-from evergrant_server.store.provider_events.account_identifiers import AccountIdentifiers
-from evergrant_server.store.provider_events.introspections import Introspections
-from evergrant_server.store.provider_events.receivers import Receivers
+from evergrant_server.store.provider_events import Introspections, Receivers
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
 from evergrant_server.store.webhooks import Deliveries, Webhooks
 

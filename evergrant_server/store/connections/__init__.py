@@ -1,5 +1,5 @@
 """Rows of connections: grants with their sealed tokens, consents, attempts, late tokens, proof keys,
-usage, exported histories, and the one query of the lease path.
+account identifiers, usage, exported histories, and the one query of the lease path.
 
 Doesn't own transitions (core) or the protocol for single-use credentials (activities).
 """

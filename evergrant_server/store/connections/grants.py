@@ -18,6 +18,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed, new_proof_key
 from evergrant_server.crypto.envelope import seal_broken
+from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import LateTokenSets
 from evergrant_server.store.connections.tables import (
     ConnectionGrantRow,
@@ -35,7 +36,6 @@ from evergrant_server.store.database.rows import (
     find_one,
     insert,
 )
-from evergrant_server.store.provider_events.account_identifiers import AccountIdentifiers
 from evergrant_server.store.sealing import SealedRepository
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"

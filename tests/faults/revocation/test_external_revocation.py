@@ -33,7 +33,7 @@ from evergrant_server.core.provider_events import (
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.store.database.rows import find_one
-from evergrant_server.store.provider_events.introspections import IntrospectionRow
+from evergrant_server.store.provider_events import IntrospectionRow
 from providers.requests.sender import Sender
 from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import STRICT, TENANT, Installation

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import evergrant as client
 import pytest
-from evergrant.calls.call import SERVER_MAJOR, Response, error_from
+from evergrant.calls.call import SERVER_MAJOR, error_from
 from evergrant.errors import EvergrantError
 from evergrant.retries import Deadline
+from httpx2 import Response
 
 from evergrant_server.api.app import VERSION
 from evergrant_server.core.errors import FAILURES, ErrorCode
@@ -41,8 +42,8 @@ def test_an_unknown_kind_is_read_by_its_status(status: int, expected: type[Everg
 def response(answer: ScriptedResponse) -> Response:
     return Response(
         answer.status,
-        {"content-type": answer.content_type, **answer.headers},
-        json.dumps(answer.body).encode(),
+        headers={"content-type": answer.content_type, **answer.headers},
+        content=json.dumps(answer.body).encode(),
     )
 
 

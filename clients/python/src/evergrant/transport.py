@@ -15,7 +15,7 @@ from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
 import httpx2
 
 from evergrant.auth import ReportedTokens
-from evergrant.calls.call import Call, Page, Response, Result, check_version, next_page
+from evergrant.calls.call import Call, Page, Result, check_version, next_page
 from evergrant.errors import EvergrantError, ProtocolError, Unreachable
 from evergrant.lease_cache import CACHE_LEASES_FOR, Clock, LeaseCache, utc_now
 from evergrant.models import Connection, ConsentRequired, Lease
@@ -87,7 +87,8 @@ class Transport(ClientState):
                     response = self._http.request(**_arguments(call, self._server, deadline))
                 except httpx2.RequestError as error:
                     raise _transport_error(error) from error
-                return call.parse(_read(response))
+                check_version(response)
+                return call.parse(response)
         raise AssertionError("an attempt returns or raises")
 
     def pages(self, call: Call[Page[Item]]) -> Iterator[Item]:
@@ -118,7 +119,8 @@ class AsyncTransport(ClientState):
                     response = await self._http.request(**_arguments(call, self._server, deadline))
                 except httpx2.RequestError as error:
                     raise _transport_error(error) from error
-                return call.parse(_read(response))
+                check_version(response)
+                return call.parse(response)
         raise AssertionError("an attempt returns or raises")
 
     async def pages(self, call: Call[Page[Item]]) -> AsyncIterator[Item]:
@@ -206,14 +208,6 @@ def _arguments(call: Call[Result], server: ServerAddress, deadline: Deadline) ->
         headers=headers,
         timeout=httpx2.Timeout(min(ATTEMPT_LIMIT_S, left), connect=min(CONNECT_LIMIT_S, left)),
     )
-
-
-def _read(response: httpx2.Response) -> Response:
-    """Raises ProtocolError for a server of another major version."""
-    headers = {name.lower(): value for name, value in response.headers.items()}
-    read = Response(response.status_code, headers, response.content)
-    check_version(read)
-    return read
 
 
 def _transport_error(error: httpx2.RequestError) -> EvergrantError:

@@ -1,12 +1,14 @@
 """`Call`: one request of the API, and what its response is: an object, a page or the error to raise. Pure."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Generic, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
+
+from httpx2 import Response
 
 from evergrant.errors import (
     KINDS,
@@ -22,7 +24,6 @@ from evergrant.errors import (
 from evergrant.fields import Fields, Model
 
 Result = TypeVar("Result")
-
 Item = TypeVar("Item")
 SERVER_MAJOR = 0  # the server's major version, which this client's follows
 # A newer server may name a kind that this client doesn't know: the status decides then.
@@ -35,20 +36,6 @@ _GATEWAY = frozenset({429, 502, 503, 504})
 _STANDARD_MEMBERS = frozenset(
     {"type", "title", "status", "detail", "instance", "code", "kind", "retry_after", "repair"}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """One HTTP response. `headers` have lower-case names; the body may hold a token."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = field(repr=False)
-
-    @property
-    def date(self) -> datetime | None:
-        """The server's clock when it answered (RFC 9110 section 6.6.1)."""
-        return _http_date(self.headers.get("date", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +75,7 @@ def path_of(*segments: str) -> str:
     return "/".join(("/v1", *(quote(segment, safe="") for segment in segments)))
 
 
-def without_none(**members: object) -> Mapping[str, object]:
-    return {name: value for name, value in members.items() if value is not None}
-
-
-def query_of(**members: str | None) -> Mapping[str, str]:
+def without_none(**members: Item | None) -> Mapping[str, Item]:
     return {name: value for name, value in members.items() if value is not None}
 
 
@@ -127,12 +110,12 @@ def _build(item: Fields, model: type[Model], whole: str | None) -> Model:
 def parse_body(response: Response, what: str) -> Fields:
     """The JSON object of a 2xx response; `what` names it in errors. Raises EvergrantError."""
     require_success(response)
-    return Fields.of_json(response.body, what)
+    return Fields.of_json(response.content, what)
 
 
 def require_success(response: Response) -> None:
     """Accept any 2xx response. Raises the EvergrantError that another status stands for."""
-    if not 200 <= response.status < 300:
+    if not 200 <= response.status_code < 300:
         raise error_from(response)
 
 
@@ -145,29 +128,24 @@ def check_version(response: Response, major: int = SERVER_MAJOR) -> None:
             f"the server is Evergrant {version[:20]}, this client speaks to version {major}",
             code="version_mismatch",
             repair=f"Install the client of the server's version: pip install 'evergrant=={int(theirs)}.*'",
-            status=response.status,
+            status=response.status_code,
         )
 
 
 def error_from(response: Response) -> EvergrantError:
     """The error that a response outside 2xx stands for (RFC 9457 section 3)."""
-    problem = parse_problem(response)
+    status, problem = response.status_code, parse_problem(response)
     retry_after = _retry_after(response, problem)
     if problem is None or not isinstance(problem.get("code"), str):
-        if response.status in _GATEWAY:
-            return Unreachable(
-                f"a gateway answered HTTP {response.status}", status=response.status, retry_after=retry_after
-            )
-        return ProtocolError(f"HTTP {response.status} without a problem document", status=response.status)
-    kind = problem.get("kind")
-    by_status = _BY_STATUS.get(response.status) or (
-        PlatformUnavailable if response.status >= 500 else BadRequest
-    )
-    return (KINDS.get(str(kind)) or by_status)(
+        if status in _GATEWAY:
+            return Unreachable(f"a gateway answered HTTP {status}", status=status, retry_after=retry_after)
+        return ProtocolError(f"HTTP {status} without a problem document", status=status)
+    by_status = _BY_STATUS.get(status) or (PlatformUnavailable if status >= 500 else BadRequest)
+    return (KINDS.get(str(problem.get("kind"))) or by_status)(
         _text(problem, "detail") or _text(problem, "title") or "",
         code=_text(problem, "code"),
         repair=_text(problem, "repair"),
-        status=response.status,
+        status=status,
         retry_after=retry_after,
         context={name: value for name, value in problem.items() if name not in _STANDARD_MEMBERS},
     )
@@ -178,7 +156,7 @@ def parse_problem(response: Response) -> Mapping[str, object] | None:
     if response.headers.get("content-type", "").partition(";")[0].strip() != "application/problem+json":
         return None
     try:
-        return Fields.of_json(response.body, "problem document").members
+        return Fields.of_json(response.content, "problem document").members
     except ProtocolError:
         return None
 
@@ -191,11 +169,12 @@ def _retry_after(response: Response, problem: Mapping[str, object] | None) -> fl
     header = response.headers.get("retry-after", "").strip()
     if header.isascii() and header.isdigit():
         return float(header)
-    at = _http_date(header)
+    at = http_date(header)
     return None if at is None else max(0.0, (at - datetime.now(UTC)).total_seconds())
 
 
-def _http_date(text: str) -> datetime | None:
+def http_date(text: str) -> datetime | None:
+    """RFC 9110 section 5.6.7; None for any other text."""
     try:
         at = parsedate_to_datetime(text)
     except ValueError:

@@ -11,7 +11,6 @@ from evergrant.calls.call import (
     page_parser,
     path_of,
     post,
-    query_of,
     without_none,
 )
 from evergrant.models import App, AuditRecord, Connection, Provider, State
@@ -71,7 +70,7 @@ def connections(
     """Every connection this app may see, fetched page by page. ValueError for a time without a zone."""
     if expiring_before is not None and expiring_before.tzinfo is None:
         raise ValueError("expiring_before needs a time zone")
-    query = query_of(
+    query = without_none(
         integration=integration,
         provider=provider,
         subject=subject,

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypedDict
 
+from httpx2 import Response
+
 from evergrant.calls.call import (
     Call,
-    Response,
+    http_date,
     list_or_none,
     object_parser,
     parse_body,
@@ -83,8 +85,9 @@ def sign(connection_id: str, method: str, url: str, form: FormFields | None = No
 
 def _parse_lease(response: Response) -> LeaseResponse:
     """200 is a lease. 409 `consent_required` with a connect link is a result too, not an error."""
-    if response.status == 409 and (needed := _consent_required(response)):
-        return LeaseResponse(needed, response.date)
+    answered_at = http_date(response.headers.get("date", ""))
+    if response.status_code == 409 and (needed := _consent_required(response)):
+        return LeaseResponse(needed, answered_at)
     body = parse_body(response, "lease")
     leased = Lease(
         body.text("access_token"),
@@ -94,7 +97,7 @@ def _parse_lease(response: Response) -> LeaseResponse:
         generation=body.integer("generation"),
         connection_id=body.text("connection_id"),
     )
-    return LeaseResponse(leased, response.date)
+    return LeaseResponse(leased, answered_at)
 
 
 def _consent_required(response: Response) -> ConsentRequired | None:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 
-from evergrant.calls.call import Call, Response, object_parser, parse_body, post, query_of
+from httpx2 import Response
+
+from evergrant.calls.call import Call, object_parser, parse_body, post, without_none
 from evergrant.errors import ProtocolError
 from evergrant.fields import Fields
 
@@ -84,7 +86,7 @@ def start_export(
     subject: str | None = None,
 ) -> Call[Export]:
     """Have every live grant sealed to a public key: an X25519 or P-256 JWK, or PEM."""
-    filters = query_of(integration=integration, provider=provider, subject=subject)
+    filters = without_none(integration=integration, provider=provider, subject=subject)
     return post("/v1/connections/export", _parse_export, {"public_key": public_key, "filters": filters})
 
 
@@ -114,8 +116,8 @@ def _import_call(
 
 
 def _parse_lines(response: Response) -> Export | SealedPage:
-    if response.status != 200:
+    if response.status_code != 200:
         return _parse_export(response)
     total = response.headers.get("x-evergrant-exported", "")
-    lines = tuple(response.body.decode("ascii", "replace").splitlines())
+    lines = tuple(response.content.decode("ascii", "replace").splitlines())
     return SealedPage(lines, int(total) if total.isascii() and total.isdigit() else len(lines))

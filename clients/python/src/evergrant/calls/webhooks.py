@@ -14,7 +14,6 @@ from evergrant.calls.call import (
     page_parser,
     path_of,
     post,
-    query_of,
     require_success,
     seconds_or_none,
     without_none,
@@ -108,7 +107,7 @@ def rotate_webhook_secret(name: str, *, overlap: timedelta | None = None) -> Cal
 def webhook_deliveries(name: str, *, status: str | None = None) -> Call[Page[WebhookDelivery]]:
     """The log of deliveries, newest first; `status` selects `pending`, `delivered` or `failed`."""
     path = path_of("webhooks", name, "deliveries")
-    return Call("GET", path, _DELIVERIES, query=query_of(status=status))
+    return Call("GET", path, _DELIVERIES, query=without_none(status=status))
 
 
 def replay_webhook(name: str, delivery_id: str) -> Call[WebhookDelivery]:

@@ -33,8 +33,7 @@ from evergrant.errors import (
 )
 from evergrant.models import Lease, LeaseLeak
 from evergrant.sync_client import Evergrant
-from evergrant.temporal.leak_detection import contains_secret
-from evergrant.temporal.leases import CURRENT_LEASES, ActivityLeases, WorkerClients
+from evergrant.temporal.leases import CURRENT_LEASES, ActivityLeases, WorkerClients, contains_secret
 from evergrant.transport import ClientOptions
 
 # The same attempt fails again until a person has acted.
