@@ -6,7 +6,7 @@ Not granian: that starts processes of its own, and these tests want the applicat
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -64,8 +64,10 @@ async def _respond(app: Any, writer: asyncio.StreamWriter, scope: dict[str, Any]
 
 
 @asynccontextmanager
-async def served(app: Any, port: int = 0) -> AsyncIterator[str]:
-    """The application's URL, for the length of a block; on a port of its own, unless one is given."""
+async def listening(
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], port: int = 0
+) -> AsyncIterator[int]:
+    """A port on loopback, for the length of a block; `talk` is called for each connection."""
     busy: set[asyncio.Task[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -73,21 +75,31 @@ async def served(app: Any, port: int = 0) -> AsyncIterator[str]:
         assert task is not None
         busy.add(task)
         try:
-            while (request := await _request(reader)) is not None:
-                await _respond(app, writer, *request)
-        except ConnectionError:
+            await talk(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client went away
         finally:
             busy.discard(task)
             writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", port)
-    host, port = server.sockets[0].getsockname()[:2]
     try:
-        yield f"http://{host}:{port}"
+        yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
         for task in busy:
             task.cancel()
         await asyncio.gather(*busy, return_exceptions=True)
         await server.wait_closed()
+
+
+@asynccontextmanager
+async def served(app: Any, port: int = 0) -> AsyncIterator[str]:
+    """The application's URL, for the length of a block; on a port of its own, unless one is given."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (request := await _request(reader)) is not None:
+            await _respond(app, writer, *request)
+
+    async with listening(talk, port) as bound:
+        yield f"http://127.0.0.1:{bound}"

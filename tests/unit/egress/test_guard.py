@@ -14,6 +14,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import LIMITS
 from evergrant_server.egress import ANSWER_TIMEOUT_S, Egress, EgressPolicy, SendObserver
 from evergrant_server.egress.transport import default_tls_context
+from tests.fakes.http_server import listening
 
 Respond = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -21,33 +22,16 @@ Respond = Callable[[asyncio.StreamWriter], Awaitable[None]]
 @asynccontextmanager
 async def a_server(respond: Respond, heads: list[bytes] | None = None) -> AsyncIterator[int]:
     """A loopback server that reads one request head and lets `respond` write."""
-    busy: set[asyncio.Task[object]] = set()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        busy.add(task)
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            if heads is not None:
-                heads.append(head)
-            await respond(writer)
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client closed the connection, as intended
-        finally:
-            busy.discard(task)
-            writer.close()
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if heads is not None:
+            heads.append(head)
+        await respond(writer)
+        await writer.drain()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in busy:
-            task.cancel()
-        await asyncio.gather(*busy, return_exceptions=True)
-        await server.wait_closed()
+    async with listening(talk) as port:
+        yield port
 
 
 def answering(body: bytes, *headers: str, status: str = "200 OK") -> Respond:

@@ -46,17 +46,23 @@ SEEN = {"owner_alive", "in_flight", "answered"}
 TWICE = OPEN.model_copy(update={"sends": MAX_SENDS})
 
 
-def decided(wanted: Attempt, now: datetime, opened: Attempt | None = None, **more: object) -> ResendDecision:
+def decided(
+    wanted: Attempt,
+    now: datetime,
+    opened: Attempt | None = None,
+    rules: RefreshRules = STRICT,
+    **more: object,
+) -> ResendDecision:
     seen = AttemptStatus(**{name: more.pop(name) for name in SEEN & set(more)})
     return decide_attempt(
-        wanted, STRICT, now, opened=opened, seen=seen, **{"unknown": None, "token_valid": False} | more
+        wanted, rules, now, opened=opened, seen=seen, **{"unknown": None, "token_valid": False} | more
     )
 
 
 def test_a_lost_use_may_be_repeated_once_and_never_again():
     assert decided(WANTED, LISTENED, unknown=OPEN) is RESEND
     assert decided(WANTED, LISTENED, unknown=TWICE) is GIVE_UP
-    assert decide_attempt(WANTED, GRACE, NOW, opened=None, unknown=TWICE, token_valid=False) is RESEND
+    assert decided(WANTED, NOW, rules=GRACE, unknown=TWICE) is RESEND
     assert decided(WANTED, NOW) is RESEND
 
 
@@ -67,10 +73,7 @@ def test_what_made_tokens_that_wait_to_be_read_is_not_sent_again_where_that_woul
         (NOW + timedelta(seconds=30), RESEND),
         (NOW + timedelta(seconds=31), ResendDecision.AWAIT_DEFINITION),
     ):
-        assert (
-            decide_attempt(WANTED, GRACE, now, opened=None, unknown=None, unread=unread, token_valid=False)
-            is verdict
-        )
+        assert decided(WANTED, now, rules=GRACE, unread=unread) is verdict
 
 
 @pytest.mark.parametrize("later", [OPEN.model_copy(update={"sends": 2}), TWICE])
@@ -81,13 +84,7 @@ def test_tokens_that_wait_to_be_read_hold_their_credential_after_a_later_use_too
     assert decided(WANTED, LISTENED, later, **seen) is ResendDecision.AWAIT_DEFINITION
     assert decided(WANTED, LISTENED, unknown=later, unread=unread) is ResendDecision.AWAIT_DEFINITION
     assert decided(WANTED, LISTENED, later, **seen | {"in_flight": True}) is WAIT
-    gone = AttemptStatus(False, False)
-    assert (
-        decide_attempt(
-            WANTED, GRACE, NOW, opened=later, unknown=None, unread=unread, token_valid=False, seen=gone
-        )
-        is RESEND
-    )
+    assert decided(WANTED, NOW, later, GRACE, **seen) is RESEND
 
 
 @pytest.mark.parametrize(
