@@ -6,15 +6,14 @@ from evergrant_server.core.connections.connection import LifecycleState, Revocat
 from evergrant_server.core.connections.consent import DevicePoll
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, Tenant
-from evergrant_server.core.messages.base import Message, Provenance, RequestContext
+from evergrant_server.core.messages.base import Message, Provenance, RequestMessage
 
 
-class ConnectionCall(Message):
+class ConnectionCall(RequestMessage):
     """What every activity of a connection takes."""
 
     tenant: Tenant
     connection_id: ConnectionId
-    context: RequestContext
     provenance: Provenance
 
 

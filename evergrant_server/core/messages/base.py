@@ -15,6 +15,12 @@ class RequestContext(Message):
     span_id: str = ""  # the requesting span, 16 hex digits; "" when it isn't traced
 
 
+class RequestMessage(Message):
+    """A message that says who requested it."""
+
+    context: RequestContext
+
+
 class Provenance(Message):
     """Ties what an activity records to the history that decided it.
 

@@ -11,7 +11,7 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Repairer
 from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
 from evergrant_server.core.messages.activities import GrantFacts, GrantResult, RevocationResult
-from evergrant_server.core.messages.base import Message, RequestContext
+from evergrant_server.core.messages.base import Message, RequestMessage
 from evergrant_server.core.provider_events import ReportSource
 
 
@@ -95,9 +95,8 @@ class RefreshReason(StrEnum):
     UNAUTHORIZED = "unauthorized"  # a resource server refused the token, though it should be valid
 
 
-class LifecycleEvent(Message):
+class LifecycleEvent(RequestMessage):
     kind: EventKind
-    context: RequestContext
     consent_id: ConsentId | None = None
     attempt_id: AttemptId | None = None
     seen_generation: int | None = None
@@ -108,7 +107,7 @@ class LifecycleEvent(Message):
     revocation: RevocationResult | None = None
 
 
-class ConnectionStart(Message):
+class ConnectionStart(RequestMessage):
     """The input of a connection's run; continue-as-new hands the next run the state so far."""
 
     tenant: Tenant
@@ -119,7 +118,6 @@ class ConnectionStart(Message):
     subject_hash: str  # keyed; the subject itself is not in any index of Temporal
     rules: int  # the version of LifecycleRules
     state: ConnectionState
-    context: RequestContext
     pending_events: tuple[LifecycleEvent, ...] = ()  # signals that the previous run did not get to
 
 
@@ -132,35 +130,30 @@ class ConnectionEnded(Message):
 # --- signals -----------------------------------------------------------------------------
 
 
-class ConsentGranted(Message):
+class ConsentGranted(RequestMessage):
     consent_id: ConsentId
-    context: RequestContext
 
 
-class ConsentDenied(Message):
+class ConsentDenied(RequestMessage):
     consent_id: ConsentId
-    context: RequestContext
 
 
-class Revoke(Message):
+class Revoke(RequestMessage):
     reason: str
-    context: RequestContext
 
 
-class Rotate(Message):
+class Rotate(RequestMessage):
     """Refresh now. With `seen_generation`, a grant that is newer than that is left as it is."""
 
     reason: str
-    context: RequestContext
     seen_generation: int | None = None
 
 
-class RequestToken(Message):
+class RequestToken(RequestMessage):
     """`app` asks for a fresh token; `token_ready` goes to the workflow `reply_to`."""
 
     app: str
     reply_to: str
-    context: RequestContext
 
 
 class TokenReady(Message):
@@ -176,43 +169,38 @@ class TokenReady(Message):
     again: bool
 
 
-class ProviderChanged(Message):
+class ProviderChanged(RequestMessage):
     """The integration, or what a refresh depends on, has changed: what failed may work now."""
 
     version: int
-    context: RequestContext
 
 
-class RevokedAtProvider(Message):
+class RevokedAtProvider(RequestMessage):
     """The provider has ended the grant of `generation`."""
 
     generation: int
     source: ReportSource
-    context: RequestContext
 
 
-class LateTokensReceived(Message):
+class LateTokensReceived(RequestMessage):
     """Tokens of this attempt came after it had been given up; they are kept sealed in the store."""
 
     attempt_id: AttemptId
-    context: RequestContext
 
 
-class AccountChosen(Message):
+class AccountChosen(RequestMessage):
     """The account has been chosen, and written to the store."""
 
     choice: str
-    context: RequestContext
 
 
 # --- updates and queries -----------------------------------------------------------------
 
 
-class EnsureFresh(Message):
+class EnsureFresh(RequestMessage):
     """Make the grant newer than `seen_generation`; done at once when it already is."""
 
     seen_generation: int
-    context: RequestContext
     refresh_reason: RefreshReason = RefreshReason.COMMAND
 
 

@@ -3,25 +3,23 @@
 from datetime import datetime
 
 from evergrant_server.core.ids import ExportId, Tenant
-from evergrant_server.core.messages.base import Message, Provenance, RequestContext
+from evergrant_server.core.messages.base import Message, Provenance, RequestMessage
 
 
-class ExportStart(Message):
+class ExportStart(RequestMessage):
     """The input of an export's run. What is exported, and to which key, is in the store."""
 
     tenant: Tenant
     export_id: ExportId
     expires_at: datetime  # lines that aren't fetched by then are deleted
     pages: int = 0  # written by earlier runs
-    context: RequestContext
 
 
-class ExportCall(Message):
+class ExportCall(RequestMessage):
     """What the activities of an export take."""
 
     tenant: Tenant
     export_id: ExportId
-    context: RequestContext
     provenance: Provenance
 
 

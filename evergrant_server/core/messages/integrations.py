@@ -7,15 +7,14 @@ The API makes no outbound call (ADR 0008), so a worker makes these for it. No se
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, ConsentId, DefinitionId, IntegrationId, ReceiverId, Tenant
-from evergrant_server.core.messages.base import Message, Provenance, RequestContext
+from evergrant_server.core.messages.base import Message, Provenance, RequestMessage
 
 
-class DiscoverEndpoints(Message):
+class DiscoverEndpoints(RequestMessage):
     """Read an issuer's metadata and pin it (RFC 8414 section 3)."""
 
     tenant: Tenant
     integration_id: IntegrationId
-    context: RequestContext
 
 
 class DiscoveryResult(Message):
@@ -23,12 +22,11 @@ class DiscoveryResult(Message):
     detail: str = ""
 
 
-class FetchReceiverKeys(Message):
+class FetchReceiverKeys(RequestMessage):
     """Read the public keys of a receiver's transmitter, and pin them (RFC 7517)."""
 
     tenant: Tenant
     receiver_id: ReceiverId
-    context: RequestContext
 
 
 class ReceiverKeysResult(Message):
@@ -36,14 +34,13 @@ class ReceiverKeysResult(Message):
     problem: str | None = None
 
 
-class PushAuthorizationRequest(Message):
+class PushAuthorizationRequest(RequestMessage):
     """Push what the consent holds (RFC 9126 section 2), if it is still at `revision`."""
 
     tenant: Tenant
     connection_id: ConnectionId
     consent_id: ConsentId
     revision: int
-    context: RequestContext
 
 
 class PushResult(Message):
@@ -53,13 +50,12 @@ class PushResult(Message):
     superseded: bool = False
 
 
-class RequestTemporaryCredentials(Message):
+class RequestTemporaryCredentials(RequestMessage):
     """Request temporary credentials (RFC 5849 section 2.1) and keep them with the consent."""
 
     tenant: Tenant
     consent_id: ConsentId
     revision: int  # of the consent as the browser began with it
-    context: RequestContext
 
 
 class TemporaryCredentialsResult(Message):
@@ -70,35 +66,30 @@ class TemporaryCredentialsResult(Message):
     retry_after: float | None = None  # seconds
 
 
-class RolloutStart(Message):
+class RolloutStart(RequestMessage):
     """The input of a rollout's run."""
 
     tenant: Tenant
     definition_id: DefinitionId
     provider: str
     check_interval_s: float  # seconds between two evaluations of a stage
-    context: RequestContext
 
 
-class DefinitionDecided(Message):
+class DefinitionDecided(RequestMessage):
     """An admin has decided; the decision is in the store."""
 
-    context: RequestContext
 
-
-class RollBackDefinition(Message):
+class RollBackDefinition(RequestMessage):
     """An admin goes back to the version before."""
 
     reason: str
-    context: RequestContext
 
 
-class DefinitionCall(Message):
+class DefinitionCall(RequestMessage):
     """What the activities of a rollout take."""
 
     tenant: Tenant
     definition_id: DefinitionId
-    context: RequestContext
     provenance: Provenance
     roll_back: str | None = None  # the admin's reason
     overdue: bool = False  # no admin decided in time
