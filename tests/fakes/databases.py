@@ -72,9 +72,9 @@ class Postgres:
     def url(self, database: str) -> str:
         return f"postgresql+asyncpg://postgres@/{database}?host={self._socket}"
 
-    async def admin(self, *statements: str) -> None:
+    async def admin(self, *statements: str, database: str = "postgres") -> None:
         """Run statements outside a transaction, as the server's owner."""
-        connection = await asyncpg.connect(host=self._socket, user="postgres", database="postgres")
+        connection = await asyncpg.connect(host=self._socket, user="postgres", database=database)
         try:
             for statement in statements:
                 await connection.execute(statement)

@@ -2,10 +2,8 @@
 
 import asyncio
 
-import pytest
-
 from evergrant_server.core.access import Action, App
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import (
     Endpoints,
@@ -49,18 +47,16 @@ async def test_changing_an_integration_keeps_or_replaces_the_secret(store: Store
         assert await tx.integrations.client_secret(changed) == Secret("s-2")
         public = await tx.integrations.delete_client_credentials(changed, expected=3)
         assert await tx.integrations.client_secret(public) is None
-        with pytest.raises(Failure) as caught:
+        with fails(ErrorCode.STORE_CONFLICT):
             await tx.integrations.replace(made, expected=1)
-    assert caught.value.code is ErrorCode.STORE_CONFLICT
 
 
 async def test_an_integrations_name_is_taken_once_per_tenant(store: Store):
     async with store.write() as tx:
         await tx.integrations.put(an_integration(), None, expected=None)
         await tx.integrations.put(an_integration(tenant="other"), None, expected=None)
-        with pytest.raises(Failure) as caught:
+        with fails(ErrorCode.ALREADY_EXISTS):
             await tx.integrations.put(an_integration(), None, expected=None)
-    assert caught.value.code is ErrorCode.ALREADY_EXISTS
     async with store.read() as tx:
         assert [it.name for it in await tx.integrations.page(ACME, None, 10)] == ["github"]
         assert await tx.integrations.page(ACME, "github", 10) == []
@@ -154,9 +150,8 @@ async def test_apps_and_permits_are_named_once_and_come_back_equal(store: Store)
     disabled = named.model_copy(update={"disabled": True})
     async with store.write() as tx:
         after = await tx.access.put_app(disabled, expected=named.revision)
-        with pytest.raises(Failure) as caught:
+        with fails(ErrorCode.STORE_CONFLICT):
             await tx.access.put_app(named, expected=named.revision)
-    assert caught.value.code is ErrorCode.STORE_CONFLICT
     assert await the_app(store, app) == after
 
 

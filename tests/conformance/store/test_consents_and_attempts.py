@@ -65,9 +65,8 @@ async def test_a_link_or_state_belongs_to_one_consent(store: Store):
     connection = await added(store, a_connection())
     async with store.write() as tx:
         await tx.consents.add(a_consent(connection, link_hash="same"), Secret("link"))
-        with pytest.raises(Failure) as caught:
+        with fails(ErrorCode.ALREADY_EXISTS):
             await tx.consents.add(a_consent(connection, link_hash="same"), Secret("link"))
-    assert caught.value.code is ErrorCode.ALREADY_EXISTS
 
 
 async def test_one_attempt_is_open_per_connection_and_slot(store: Store):

@@ -38,12 +38,6 @@ async def test_an_unusable_database_is_unavailable_and_quotes_no_password(
         assert caught.value.__cause__ is None
 
 
-async def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path, ring: KeyRing, clock: SetClock):
-    (tmp_path / "evergrant.db").write_bytes(b"this is not SQLite" * 100)
-    with fails(ErrorCode.STORE_UNAVAILABLE):
-        await Store.open(sqlite_url(tmp_path), ring, clock)
-
-
 async def test_a_sqlite_file_locked_by_another_process_is_unavailable(
     tmp_path: Path, ring: KeyRing, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ):
@@ -78,14 +72,6 @@ async def test_a_postgresql_that_drops_its_connections_is_unavailable_and_then_b
     assert await LeaseRows(store).load(ACME, connection.id) is not None
     await store.close()
     await postgres_server.drop(url)
-
-
-async def test_a_postgresql_database_that_does_not_exist_is_unavailable(
-    postgres_server: Postgres, ring: KeyRing, clock: SetClock
-):
-    for url in (postgres_server.url("nowhere"), postgres_server.url("postgres").replace("postgres@", "who@")):
-        with fails(ErrorCode.STORE_UNAVAILABLE):
-            await Store.open(url, ring, clock)
 
 
 async def test_a_value_the_database_cannot_hold_is_an_invalid_request(store: Store):

@@ -2,12 +2,11 @@
 
 from datetime import timedelta
 
-import pytest
 from sqlalchemy import text
 
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.events import CONNECTION_EVENTS, EventType, WebhookEvent
 from evergrant_server.core.ids import EventId, Tenant, new_id
 from evergrant_server.core.messages.base import Provenance, RequestContext
@@ -76,9 +75,8 @@ async def test_secrets_are_sealed_rotated_and_forgotten(store: Store):
         at_once = rotated.model_copy(update={"previous_secret_until": None})
         leaked = await tx.webhooks.rotate_secret(at_once, newest, expected=2)
         assert await tx.webhooks.signing_secrets(leaked, NOW) == (newest,)
-        with pytest.raises(Failure) as caught:
+        with fails(ErrorCode.STORE_CONFLICT):
             await tx.webhooks.rotate_secret(webhook, new, expected=1)
-    assert caught.value.code is ErrorCode.STORE_CONFLICT
 
 
 async def test_a_sealed_secret_opens_in_no_other_column_or_row(store: Store):
@@ -95,9 +93,8 @@ async def test_a_sealed_secret_opens_in_no_other_column_or_row(store: Store):
     ):
         async with store.write() as tx:
             await tx.connection.execute(text(mine.format(put_there)))
-            with pytest.raises(Failure) as caught:
+            with fails(ErrorCode.SEAL_BROKEN):
                 await tx.webhooks.signing_secrets(webhook, NOW)
-        assert caught.value.code is ErrorCode.SEAL_BROKEN
 
 
 async def test_names_are_per_tenant(store: Store):
@@ -123,9 +120,8 @@ async def test_what_is_due_longest_overdue_first_and_by_hand_apart(store: Store)
         done = first.delivered(204, NOW)
         await tx.deliveries.replace(done, expected=1)
         assert await tx.deliveries.next_at(webhook, by_hand=False) == late.next_at
-        with pytest.raises(Failure) as caught:
+        with fails(ErrorCode.STORE_CONFLICT):
             await tx.deliveries.replace(first.failed(500, DeliveryProblem.REFUSED, NOW), expected=1)
-    assert caught.value.code is ErrorCode.STORE_CONFLICT
     assert await due(store, webhook, 6) == [late.id]
 
 
@@ -201,9 +197,8 @@ async def test_deleting_a_webhook_takes_what_waited_with_it(store: Store):
         await tx.webhooks.delete(TENANT, webhook.id)
         assert await tx.deliveries.event(TENANT, gone.event_id) is None
         assert await tx.deliveries.event(TENANT, stays.event_id) is not None
-        with pytest.raises(Failure) as caught:
+        with fails(ErrorCode.NOT_FOUND):
             await tx.webhooks.delete(TENANT, webhook.id)
-    assert caught.value.code is ErrorCode.NOT_FOUND
     assert await log_of(store, webhook) == []
 
 

@@ -8,13 +8,11 @@ import asyncio
 import json
 import shutil
 import socket
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import asyncpg
 import pytest
 import pytest_asyncio
 
@@ -31,10 +29,9 @@ from tests.fakes.temporal import TemporalServer, running_temporal
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TOGETHER = 2  # how many run at a time
-SERVER_URL = "EVERGRANT_DATABASE_URL"
-
-
+SERVER_URL, DIAGNOSED = "EVERGRANT_DATABASE_URL", "doctor -o json"
 Row = tuple[Path, Mistake]  # its data folder
+Answers = dict[str, tuple[Mistake, Told]]
 
 
 class Place:
@@ -98,12 +95,6 @@ async def keys(place: Place) -> AsyncIterator[Row]:
 
 
 async def databases(place: Place) -> AsyncIterator[Row]:
-    folder = await place.sound("newer")
-    with closing(sqlite3.connect(folder / "evergrant.db")) as database, database:
-        database.execute("UPDATE alembic_version SET version_num = '9999'")
-    said = ("schema_mismatch", "9999", "newer server")
-    yield folder, Mistake("a database from a newer server", "serve", 1, said)
-
     folder = await place.sound("empty")
     (folder / "evergrant.db").unlink()
     yield folder, Mistake("no database yet", "worker", 1, ("empty", "python -m evergrant_server db upgrade"))
@@ -118,16 +109,15 @@ async def databases(place: Place) -> AsyncIterator[Row]:
         ("a wrong password", await _refusing(place.server), "refused the user or the password"),
         ("no such database", place.server.url("nowhere"), "no database of that name"),
     ):
-        words = ("store_unavailable", said, SERVER_URL)
-        yield folder, Mistake(name, "db upgrade", 1, words, {SERVER_URL: url})
+        says = ("store_unavailable", said, SERVER_URL)
+        yield folder, Mistake(name, "db upgrade", 1, says, {SERVER_URL: url})
 
     folder = await place.sound("twice")
     await carried_out(Mistake("", "keys bootstrap", 0, ()), folder)
     yield folder, Mistake("bootstrap twice", "keys bootstrap", 1, ("already_exists", "bootstrap --again"))
 
     (place.root / "file").write_text("not a folder")
-    env = {"EVERGRANT_DATA_DIR": str(place.root / "file/data")}
-    said = ("file/data", "can't be")
+    env, said = {"EVERGRANT_DATA_DIR": str(place.root / "file/data")}, ("file/data", "can't be")
     yield folder, Mistake("a data folder that can't be written", "keys create", 1, said, env)
 
 
@@ -152,33 +142,24 @@ async def temporals(place: Place) -> AsyncIterator[Row]:
     env = {address: here}
     said = ("search attributes", "EvergrantTenant", "db upgrade")
     yield folder, Mistake("search attributes missing", "worker", 1, said, env)
-    doctor, said = "doctor -o json", ("24 h", "db upgrade")
-    yield folder, Mistake("closed runs kept for a day", doctor, 1, said, env, wrong="retention")
-    said = ("evergrant_server worker",)
-    yield folder, Mistake("no worker runs", doctor, 1, said, env, wrong="workers")
+    for name, wrong, said in (
+        ("closed runs kept for a day", "retention", ("24 h", "db upgrade")),
+        ("no worker runs", "workers", ("evergrant_server worker",)),
+    ):
+        yield folder, Mistake(name, DIAGNOSED, 1, said, env, wrong=wrong)
     env = {"EVERGRANT_TEMPORAL_PROFILE": "staging"}
     yield folder, Mistake("an unknown profile", "worker", 2, ("EVERGRANT_TEMPORAL_PROFILE", "staging"), env)
 
     url = await place.server.fresh()
-    await _in_database(
-        place.server, url,
+    name = url.partition("?")[0].rpartition("/")[2]
+    await place.server.admin(
         "CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS "
         "$$SELECT pg_catalog.clock_timestamp() + interval '5 min'$$",
-        f"ALTER DATABASE {url.partition('?')[0].rpartition('/')[2]} SET search_path = public, pg_catalog",
-    )  # fmt: skip
-    said = ("ahead of", "timedatectl")
-    env, wrong = {SERVER_URL: url}, "clock, database"
-    yield folder, Mistake("a clock that is wrong", doctor, 1, said, env, wrong=wrong)
-
-
-async def _in_database(server: Postgres, url: str, *statements: str) -> None:
-
-    connection = await asyncpg.connect(
-        host=url.partition("host=")[2], user="postgres", database=url.partition("?")[0].rpartition("/")[2]
+        f"ALTER DATABASE {name} SET search_path = public, pg_catalog",
+        database=name,
     )
-    for statement in statements:
-        await connection.execute(statement)
-    await connection.close()
+    said, env = ("300", "ahead of", "timedatectl"), {SERVER_URL: url}
+    yield folder, Mistake("a clock that is wrong", DIAGNOSED, 1, said, env, wrong="clock, database")
 
 
 async def checkouts(place: Place) -> AsyncIterator[Row]:
@@ -198,17 +179,8 @@ async def checkouts(place: Place) -> AsyncIterator[Row]:
     yield folder, Mistake("a malformed provider", "serve", 1, said, cwd=copy)
 
 
-@asynccontextmanager
-async def _taken() -> AsyncIterator[int]:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as another API's workers do
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        yield listener.getsockname()[1]
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Mistake, Told]]:
+async def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     """Every mistake carried out, two at a time."""
     root, turn = tmp_path_factory.mktemp("mistakes"), asyncio.Semaphore(TOGETHER)
 
@@ -220,7 +192,11 @@ async def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[M
     async with AsyncExitStack() as stack:
         temporal = await stack.enter_async_context(running_temporal(root / "temporal-data"))
         await temporal.keep_closed_runs(timedelta(days=1))
-        port = await stack.enter_async_context(_taken())
+        taken = stack.enter_context(socket.socket())
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # a second API would share it unseen
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
         place = Place(root, temporal, postgres())
         settings = await place.sound("settings")
         said = ("EVERGRANT_PORT", str(port), "another port")
@@ -230,9 +206,6 @@ async def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[M
             table += [row async for row in seed(place)]
         told = await asyncio.gather(*(answer(*row) for row in table))
     return {mistake.name: (mistake, it) for mistake, it in told}
-
-
-Answers = dict[str, tuple[Mistake, Told]]
 
 
 def _wrongs(mistake: Mistake, told: Told) -> list[str]:

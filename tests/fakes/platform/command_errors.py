@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.fakes.platform.compose import ROOT
 from tests.fakes.ports import free_port
 
-ROOT = Path(__file__).parents[3]
 COMMAND = ("-m", "evergrant_server")
 _LIMIT_S = 180  # a command that goes on instead of refusing, not one that is slow
 

@@ -242,6 +242,18 @@ class Installation(Observations):
             await tx.definitions.add(definition)
         return definition
 
+    def document(self, **more: Any) -> dict[str, Any]:
+        """A definition of the tenant's own whose endpoints are the provider's. `more` is put over it."""
+        return {
+            "name": f"acme-{new_id('def')[-6:]}",
+            "display_name": "Acme",
+            "auth_modes": ["authorization_code"],
+            "authorization_endpoint": self.idp.url("authorize"),
+            "token_endpoint": self.idp.url("token"),
+            "refresh_rotates": True,
+            **more,
+        }
+
     async def integration_with(self, document: dict[str, Any]) -> Integration:
         """An integration at a provider of the tenant's own definition."""
         await self.define(document)

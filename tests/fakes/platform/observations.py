@@ -11,7 +11,7 @@ from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.connection import ConnectionDescription
 from evergrant_server.core.messages.names import connection_workflow_id
@@ -36,11 +36,14 @@ class Observations:
         assert found is not None
         return found
 
-    async def integration_of(self, connection: Connection) -> Integration:
+    async def integration_now(self, integration_id: IntegrationId) -> Integration:
         async with self.store.read() as tx:
-            found = await tx.integrations.get(TENANT, connection.integration_id)
+            found = await tx.integrations.get(TENANT, integration_id)
         assert found is not None
         return found
+
+    async def integration_of(self, connection: Connection) -> Integration:
+        return await self.integration_now(connection.integration_id)
 
     async def consent_of(self, consent: Consent) -> Consent:
         """The consent's row as it is now."""

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,9 @@ from typing import Any
 import httpx2
 
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.platform.compose import ROOT, finished
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
-
-ROOT = Path(__file__).parents[3]
-_LIMIT_S = PATIENCE_S
 
 
 @dataclass
@@ -78,19 +76,11 @@ class RunningPlatform:
             )  # fmt: skip
 
     async def command(self, *arguments: str) -> str:
-        """Run a server's command to its end; what it said. Raises RuntimeError when it fails."""
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "evergrant_server", *arguments, cwd=ROOT, env=self.env,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        said = (await child.communicate())[0].decode(errors="replace")
-        if child.returncode != 0:
-            raise RuntimeError(f"{arguments} ended with {child.returncode}: {said}")
-        return said
+        """Run a server's command to its end; what it said."""
+        return await finished([sys.executable, "-m", "evergrant_server", *arguments], self.env, 1800)
 
     async def until_said(self, name: str, words: str) -> None:
-        async with asyncio.timeout(_LIMIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             while words.encode() not in self.log(name):
                 if self.children[name].returncode is not None:
                     raise RuntimeError(f"{name} ended:\n{self.log(name).decode(errors='replace')[-3000:]}")
@@ -98,13 +88,11 @@ class RunningPlatform:
 
     async def until_ready(self) -> None:
         await self.until_said("worker", "worker ready")
-        async with asyncio.timeout(_LIMIT_S), self.client() as http:
+        async with asyncio.timeout(PATIENCE_S), self.client() as http:
             while True:
-                try:
+                with suppress(httpx2.TransportError):  # it isn't listening yet
                     if (await http.get("/readyz")).status_code == 200:
                         return
-                except httpx2.TransportError:
-                    pass  # it isn't listening yet
                 if self.children["api"].returncode is not None:
                     raise RuntimeError(f"the API ended:\n{self.log('api').decode(errors='replace')[-3000:]}")
                 await asyncio.sleep(0.05)

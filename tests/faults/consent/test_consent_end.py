@@ -55,15 +55,11 @@ class Device:
         self.worker = Activities(place, "one-host", clock=self.clock)
 
     async def begun(self) -> "Device":
-        document = {
-            "name": "acme",
-            "display_name": "Acme",
-            "auth_modes": ["device_code"],
-            "token_endpoint": self.idp.url("token"),
-            "revocation_endpoint": self.idp.url("revoke"),
-            "device_authorization_endpoint": self.idp.url("device"),
-            "refresh_rotates": True,
-        }
+        document = self.place.document(
+            auth_modes=["device_code"],
+            revocation_endpoint=self.idp.url("revoke"),
+            device_authorization_endpoint=self.idp.url("device"),
+        )
         begun = await self.place.begin(await self.place.integration_with(document))
         self.connection = await self.place.change(begun, flow=Flow.DEVICE_CODE)
         self.consent = await self.place.unasked(begun, ConsentKind.DEVICE)

@@ -51,16 +51,12 @@ class Staged:
         self.worker = Activities(place)
 
     async def begin(self, flow: Flow, **wrong: Any) -> Connection:
-        document = {
-            "name": "acme-crm",
-            "display_name": "Acme CRM",
-            "auth_modes": ["authorization_code", "client_credentials", "device_code"],
-            "authorization_endpoint": self.idp.url("authorize"),
-            "token_endpoint": self.idp.url("token"),
-            "device_authorization_endpoint": self.idp.url("device"),
-            "pkce": "S256",
-            "refresh_rotates": True,
-        }
+        document = self.place.document(
+            name="acme-crm",
+            auth_modes=["authorization_code", "client_credentials", "device_code"],
+            device_authorization_endpoint=self.idp.url("device"),
+            pkce="S256",
+        )
         integration = await self.place.integration_with(document)
         stays = {"state": DefinitionState.STAGED, "share": 0.999999}
         await self.place.define(document | wrong, version=2, **stays)
@@ -122,9 +118,7 @@ async def test_a_code_goes_to_no_endpoint_of_another_server(staged: Staged):
 async def test_a_refusal_by_both_ends_the_consent(staged: Staged):
     staged.idp.script(error("invalid_grant"), error("invalid_grant"))
     _, consent, news = await staged.exchanged(display_name="Acme")
-    async with staged.place.store.read() as tx:
-        ended = await tx.consents.get(TENANT, consent.id)
-    assert ended is not None
+    ended = await staged.place.consent_of(consent)
     assert (ended.status, ended.failure) == (ConsentStatus.FAILED, news.failure)
     assert await staged.counted() == (0, 0)
 

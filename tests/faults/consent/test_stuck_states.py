@@ -181,9 +181,8 @@ async def test_an_import_survives_a_broken_client_secret(place: Installation):
     with fails(ErrorCode.SEAL_BROKEN):
         await here.exchange(connection, consent)
     assert (await place.consent_of(consent)).status is ConsentStatus.CODE_RECEIVED
+    current = await place.integration_now(integration.id)
     async with place.store.write() as tx:
-        current = await tx.integrations.get(TENANT, integration.id)
-        assert current is not None
         await tx.integrations.put(current, Secret(place.idp.client_secret), expected=current.revision)
     assert (await here.exchange(connection, consent)).generation == 1
 

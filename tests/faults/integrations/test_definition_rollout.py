@@ -27,16 +27,8 @@ from tests.fakes.rows import a_definition
 QUICK = Rollout(shares=(0.5, 1.0), stage_s=1, enough=12, most_bad=0.1)
 
 
-def document(idp: ScriptedProvider, token: str = "token") -> dict[str, Any]:
-    return {
-        "name": "acme-crm",
-        "display_name": "Acme CRM",
-        "auth_modes": ["authorization_code"],
-        "authorization_endpoint": idp.url("authorize"),
-        "token_endpoint": idp.url(token),
-        "pkce": "S256",
-        "refresh_rotates": True,
-    }
+def document(place: Installation, token: str = "token") -> dict[str, Any]:
+    return place.document(name="acme-crm", token_endpoint=place.idp.url(token), pkce="S256")
 
 
 class RolloutDriver:
@@ -114,9 +106,9 @@ async def under_load(
 async def test_a_token_endpoint_moves_under_load_without_a_failed_refresh(place: Installation):
     place.idp.aliases["v2/token"] = "token"
     driver = RolloutDriver(place)
-    first = await driver.active(document(place.idp))
+    first = await driver.active(document(place))
     connections = await connections_of(place, 6)
-    proposed = await driver.propose(document(place.idp, "v2/token"))
+    proposed = await driver.propose(document(place, "v2/token"))
     await driver.decide(proposed, approved=True)
     moved, said = await under_load(
         place, connections, driver.until(proposed, lambda it: not it.state.in_progress)
@@ -133,10 +125,10 @@ async def test_a_token_endpoint_moves_under_load_without_a_failed_refresh(place:
 async def test_an_endpoint_that_refuses_every_grant_is_rolled_back_and_ends_none(place: Installation):
     """The worst replacement: it calls living grants dead, in the words of RFC 6749 section 5.2."""
     driver = RolloutDriver(place)
-    await driver.active(document(place.idp))
+    await driver.active(document(place))
     connections = await connections_of(place, 6)
     place.idp.script(*[error("invalid_grant") for _ in range(500)], at="broken")
-    proposed = await driver.propose(document(place.idp, "broken"))
+    proposed = await driver.propose(document(place, "broken"))
     assert proposed.state is DefinitionState.WAITING
     await driver.decide(proposed, approved=True)
     moved, said = await under_load(
@@ -152,7 +144,7 @@ async def test_an_endpoint_that_refuses_every_grant_is_rolled_back_and_ends_none
 
 
 async def test_a_url_without_a_token_endpoint_cannot_be_approved(place: Installation):
-    proposed = await RolloutDriver(place).propose(document(place.idp, "nowhere"))
+    proposed = await RolloutDriver(place).propose(document(place, "nowhere"))
     assert proposed.state is DefinitionState.UNSOUND
     wrong = [it for it in proposed.findings if it.level is CheckLevel.PROBLEM]
     assert [it.check for it in wrong] == ["token_endpoint"]
@@ -162,7 +154,7 @@ async def test_a_url_without_a_token_endpoint_cannot_be_approved(place: Installa
 async def test_a_terminated_rollout_is_resumed_by_reconcile(place: Installation):
     """Its workflow is terminated before the decision, and the decision finds none; reconcile mends it."""
     driver = RolloutDriver(place)
-    proposed = await driver.propose(document(place.idp))
+    proposed = await driver.propose(document(place))
     handle = place.parts.client.get_workflow_handle(definition_rollout_workflow_id(TENANT, proposed.id))
     await handle.terminate()
     now = place.parts.clock.now()
@@ -184,7 +176,7 @@ def provider(tls: LoopbackTls) -> ScriptedProvider:
 async def staged(place: Installation, **wrong: Any) -> tuple[RolloutDriver, Definition, Connection]:
     """A connection that a good definition connected, and a staged one that is wrong about something."""
     driver = RolloutDriver(place)
-    good = document(place.idp) | {"revocation_endpoint": place.idp.url("revoke")}
+    good = document(place) | {"revocation_endpoint": place.idp.url("revoke")}
     await driver.active(good)
     (connection,) = await connections_of(place, 1)
     proposed = await driver.propose(

@@ -50,17 +50,10 @@ async def discovered(place: Installation, integration: Integration) -> Discovery
     return await place.parts.link.discover(TENANT, integration.id, ASKED, timeout=PATIENCE_S)
 
 
-async def now_of(place: Installation, integration: Integration) -> Integration:
-    async with place.store.read() as tx:
-        found = await tx.integrations.get(TENANT, integration.id)
-    assert found is not None
-    return found
-
-
 async def test_rfc7591_a_registered_client_connects(place: Installation):
     integration = await wanted(place)
     assert (await discovered(place, integration)).failure is None
-    ready = await now_of(place, integration)
+    ready = await place.integration_now(integration.id)
     assert (ready.state, ready.client_id, ready.client_auth) == (
         IntegrationState.READY,
         place.idp.client_id,
@@ -93,7 +86,7 @@ async def test_rfc7591_3_an_initial_access_token_is_sent_once_whatever_comes_of_
     assert place.idp.count("register") == 1
     (sent,) = (call for call in place.idp.calls if call.endpoint == "register")
     assert sent.headers["authorization"] == "Bearer iat-1"
-    assert (await now_of(place, integration)).state is IntegrationState.FAILED
+    assert (await place.integration_now(integration.id)).state is IntegrationState.FAILED
 
 
 class _Dies(Exception):
@@ -122,11 +115,11 @@ async def test_a_registration_reply_is_replayed_after_its_worker_died(
     """Else the registered client is lost, and an open issuer registers a second one."""
     integration = await wanted(place, initial=initial)
     await died_with_the_answer(place, integration)
-    assert (await now_of(place, integration)).client_id == ""
+    assert (await place.integration_now(integration.id)).client_id == ""
     second = Activities(place, "shared")
     assert await second.replayer.sweep() == 1
     assert second.journal.count_waiting() == (0, 0)
-    ready = await now_of(place, integration)
+    ready = await place.integration_now(integration.id)
     assert (ready.state, ready.client_id) == (IntegrationState.READY, place.idp.client_id)
     assert (await second.discover(integration)).failure is None
     assert place.idp.count("register") == 1
@@ -147,11 +140,12 @@ async def test_a_second_discovery_waits_for_the_replay(place: Installation):
 async def test_a_superseded_registration_reply_changes_nothing(place: Installation):
     integration = await wanted(place)
     await died_with_the_answer(place, integration)
+    now = await place.integration_now(integration.id)
     async with place.store.write() as tx:  # a `PUT` asks for another one
-        asked_anew = await tx.integrations.request_registration(await now_of(place, integration), None)
+        asked_anew = await tx.integrations.request_registration(now, None)
     second = Activities(place, "shared")
     assert await second.replayer.sweep() == 1
-    assert await now_of(place, integration) == asked_anew
+    assert await place.integration_now(integration.id) == asked_anew
 
 
 async def test_no_plain_secret_lies_in_the_journal(place: Installation):
@@ -182,7 +176,7 @@ async def test_a_refused_registration_says_so(place: Installation, answer: Any, 
     place.idp.script(answer, at="register")
     integration = await wanted(place)
     assert (await discovered(place, integration)).failure is code
-    failed = await now_of(place, integration)
+    failed = await place.integration_now(integration.id)
     assert (failed.state, failed.client_id) == (IntegrationState.FAILED, "")
 
 
@@ -208,11 +202,11 @@ async def reread(place: Installation) -> RereadMetadataResult:
 async def test_weaker_metadata_is_refused_once_and_the_pinned_one_stays(place: Installation):
     integration = await wanted(place)
     await discovered(place, integration)
-    pinned = (await now_of(place, integration)).endpoints
+    pinned = (await place.integration_now(integration.id)).endpoints
     place.idp.metadata["token_endpoint"] = place.idp.url("v2/token")
     place.idp.metadata["revocation_endpoint"] = None
     assert (await reread(place)).refused == 1
-    after = await now_of(place, integration)
+    after = await place.integration_now(integration.id)
     assert after.endpoints == pinned
     assert after.state is IntegrationState.READY
     assert "revoked" in (after.problem or "")
@@ -226,7 +220,7 @@ async def test_a_harmless_change_is_taken_over(place: Installation):
     await discovered(place, integration)
     place.idp.metadata["token_endpoint"] = place.idp.url("v2/token")
     assert await reread(place) == RereadMetadataResult(read=1, changed=1, refused=0)
-    endpoints = (await now_of(place, integration)).endpoints
+    endpoints = (await place.integration_now(integration.id)).endpoints
     assert endpoints is not None
     assert endpoints.token_endpoint == place.idp.url("v2/token")
 
@@ -243,7 +237,7 @@ async def test_django_oauth_toolkit_registers_us_and_knows_our_secret(
     ):
         integration = await wanted(place, issuer=server.issuer)
         assert await discovered(place, integration) == DiscoveryResult()
-        ready = await now_of(place, integration)
+        ready = await place.integration_now(integration.id)
         assert ready.endpoints is not None
         async with place.store.read() as tx:
             secret = await tx.integrations.client_secret(ready)

@@ -9,7 +9,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import IntegrationState
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from tests.fakes.platform.installation import Installation
-from tests.faults.integrations.test_registration import now_of, registers, wanted
+from tests.faults.integrations.test_registration import registers, wanted
 from tests.faults.support.activities import Activities
 from tests.faults.support.reply_timing import SHORT
 
@@ -21,13 +21,13 @@ async def test_a_registration_on_another_host_is_waited_for(place: Installation)
     integration = await wanted(place)
     slow, second = (Activities(place, host) for host in ("slow", "second"))
     async with place.idp.in_flight(slow.discover(integration), at="register") as first:
-        again = asyncio.create_task(second.discover(await now_of(place, integration)))
+        again = asyncio.create_task(second.discover(await place.integration_now(integration.id)))
         await place.idp.until("metadata", 2)
         await asyncio.sleep(0.5)
     assert (await first).failure is None
     assert (await again).failure is None
     assert place.idp.count("register") == 1
-    assert (await now_of(place, integration)).state is IntegrationState.READY
+    assert (await place.integration_now(integration.id)).state is IntegrationState.READY
 
 
 async def test_a_registration_on_another_host_is_taken_over_when_its_answer_can_t_come_any_more(
@@ -36,10 +36,10 @@ async def test_a_registration_on_another_host_is_taken_over_when_its_answer_can_
     integration = await wanted(place)
     slow, second = (Activities(place, host, SHORT) for host in ("slow", "second"))
     async with place.idp.in_flight(slow.discover(integration), at="register"):
-        assert (await second.discover(await now_of(place, integration))).failure is None
+        assert (await second.discover(await place.integration_now(integration.id))).failure is None
         assert place.idp.count("register") == 2
-        ready = await now_of(place, integration)
-    assert await now_of(place, integration) == ready
+        ready = await place.integration_now(integration.id)
+    assert await place.integration_now(integration.id) == ready
 
 
 async def test_a_lost_commit_reply_does_not_stop_a_registration(place: Installation):

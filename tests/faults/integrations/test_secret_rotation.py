@@ -12,16 +12,15 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from tests.fakes.patience import eventually
-from tests.fakes.platform.installation import STRICT, TENANT, Installation
+from tests.fakes.platform.installation import STRICT, Installation
 from tests.fakes.providers.scripted_provider import error, status
 
 
 async def rotate(place: Installation, integration: Integration, secret: str, overlap_s: float = 3600) -> None:
     """What `POST …/rotate-secret` writes."""
     until = place.parts.clock.now() + timedelta(seconds=overlap_s)
+    current = await place.integration_now(integration.id)
     async with place.store.write() as tx:
-        current = await tx.integrations.get(TENANT, integration.id)
-        assert current is not None
         await tx.integrations.rotate_secret(current, Secret(secret), until=until, expected=current.revision)
 
 

@@ -11,7 +11,6 @@ from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import new_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.attempt import TimeLimits
@@ -50,20 +49,15 @@ def limits() -> TimeLimits:
 async def integration(place: Installation, **more: Any) -> Integration:
     """At a provider whose callback says where its tokens are, and for which company."""
     document = {
-        "name": f"acme-{new_id('def')[-6:]}",
-        "display_name": "Acme",
-        "auth_modes": ["authorization_code"],
-        "authorization_endpoint": place.idp.url("authorize"),
         "token_endpoint": place.idp.url("{dc}/token"),
         "template_params": {"dc": {"source": "callback", "callback_param": "dc", "pattern": "^[a-z]{2}$"}},
         "callback_metadata_params": ["realmId"],
         "callback_patterns": {"realmId": "^[0-9]{1,9}$"},
         "response": {"refresh_expires_in_path": "refresh_lives"},
         "post_auth": [{"url": place.idp.url("accounts"), "metadata": {"name": "name"}}],
-        "refresh_rotates": True,
         **more,
     }
-    return await place.integration_with(document)
+    return await place.integration_with(place.document(**document))
 
 
 async def consented(place: Installation, connection: Connection, **facts: str) -> Consent:

@@ -12,7 +12,6 @@ import pytest
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import new_id
 from tests.fakes.certificates import LoopbackTls
 from tests.fakes.platform.installation import Installation
 from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, drop_after_commit, ok, status
@@ -51,36 +50,22 @@ class World:
     async def connect(self, **more: Any) -> Connection:
         """A connection at a provider whose definition is the catalogue's for Instagram, but for its URLs."""
         document = {
-            "name": f"meta-{new_id('def')[-6:]}",
-            "display_name": "As Meta does",
-            "auth_modes": ["authorization_code"],
-            "authorization_endpoint": self.idp.url("authorize"),
-            "token_endpoint": self.idp.url("token"),
             "response": {"metadata_paths": ["user_id"]},
             "refresh": self._exchange(LONG, "again", "none"),
             "post_token_exchange": self._exchange(FIRST, "long", "secret"),
             "client_auth": "client_secret_post",
+            "refresh_rotates": None,
             "terminal_error_codes": ["190"],
             **more,
         }
-        integration = await self.place.integration_with(document)
+        integration = await self.place.integration_with(self.place.document(**document))
         connection = await self.place.begin(integration, refresh_policy="adaptive")
         await self.place.consent(connection)
         return connection
 
     def _exchange(self, grant_type: str, endpoint: str, client: str) -> dict[str, str]:
-        url = self.idp.url(endpoint)
-        return {
-            "kind": "access_token_exchange",
-            "grant_type": grant_type,
-            "method": "GET",
-            "url": url,
-            "client": client,
-        }
-
-    async def token(self, connection: Connection) -> str:
-        async with self.place.store.read() as tx:
-            return (await tx.grants.access_token(await self.place.row(connection))).reveal()
+        how = {"kind": "access_token_exchange", "method": "GET", "url": self.idp.url(endpoint)}
+        return {**how, "grant_type": grant_type, "client": client}
 
     def sent(self, endpoint: str) -> list[dict[str, str]]:
         return [call.params for call in self.idp.calls if call.endpoint == endpoint]
@@ -112,10 +97,10 @@ async def test_a_first_token_is_exchanged_at_once_and_a_lost_answer_costs_anothe
         True,
     )
     assert grant.metadata == {"user_id": 17841400000000000}
-    held = await world.token(connection)
+    held = await world.place.access_token(connection)
     assert (await world.place.ensure_fresh(connection, 2)).generation == 3
     assert world.sent("again") == [{"grant_type": LONG, "access_token": held}]
-    assert await world.token(connection) != held
+    assert await world.place.access_token(connection) != held
 
 
 async def test_a_token_younger_than_the_provider_wants_is_not_refreshed_but_a_first_one_is(world: World):

@@ -128,10 +128,9 @@ async def test_oidc_core_3_1_3_7_an_id_token_without_our_nonce_is_no_answer_to_o
         await place.until(connection, lambda row: row.state is LifecycleState.ACTIVE)
         return
     await place.until_audited(connection, AuditAction.CONSENT_FAILED)
+    ended = await place.consent_of(consent)
     async with place.store.read() as tx:
-        ended = await tx.consents.get(TENANT, consent.id)
         assert await tx.grants.get(TENANT, connection.id) is None
-    assert ended is not None
     assert (ended.status, ended.failure) == (ConsentStatus.FAILED, ErrorCode.ID_TOKEN_REFUSED)
     assert (await place.row(connection)).state is LifecycleState.PENDING_CONSENT
     (failed,) = await place.audited(connection, AuditAction.CONSENT_FAILED)

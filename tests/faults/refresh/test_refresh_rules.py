@@ -18,14 +18,11 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider, ok
 
 
 async def version(place: Installation, number: int, state: DefinitionState, **says: Any) -> None:
-    document = {
-        "name": "acme-crm",
-        "display_name": "Acme CRM",
-        "auth_modes": ["authorization_code"],
+    elsewhere = {
         "authorization_endpoint": "https://crm.acme.example/authorize",
         "token_endpoint": "https://crm.acme.example/token",
-        **says,
     }
+    document = place.document(name="acme-crm", refresh_rotates=None, **elsewhere) | says
     await place.define(document, version=number, state=state, rollout=Rollout(), approved=True)
 
 

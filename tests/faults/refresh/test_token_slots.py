@@ -10,7 +10,6 @@ import pytest
 from activities.grants.token_request import CODE_RULES
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.ids import new_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.activities import ExchangeCode
 from evergrant_server.core.single_use.attempt import AttemptKind
@@ -45,20 +44,12 @@ class World:
 
     async def integration(self) -> Integration:
         """At a provider whose definition declares two token slots as the catalogue's for Slack does."""
-        document = {
-            "name": f"two-{new_id('def')[-6:]}",
-            "display_name": "As Slack does",
-            "auth_modes": ["authorization_code"],
-            "authorization_endpoint": self.idp.url("authorize"),
-            "token_endpoint": self.idp.url("token"),
-            "revocation_endpoint": self.idp.url("revoke"),
-            "scope_params": {"user": "user_scope"},
-            "response": {
-                "metadata_paths": ["team.id"],
-                "additional_tokens": {"path": "authed_user", "name": "user"},
-            },
-            "refresh_rotates": True,
+        slots = {
+            "metadata_paths": ["team.id"],
+            "additional_tokens": {"path": "authed_user", "name": "user"},
         }
+        revokes, named = self.idp.url("revoke"), {"user": "user_scope"}
+        document = self.place.document(revocation_endpoint=revokes, scope_params=named, response=slots)
         return await self.place.integration_with(document)
 
     async def second(self, first: Connection) -> Connection | None:
@@ -66,9 +57,8 @@ class World:
             return await tx.connections.by_names(TENANT, first.integration, first.subject, "user")
 
     async def tokens(self, connection: Connection) -> tuple[str, str]:
+        row = await self.place.row(connection)
         async with self.place.store.read() as tx:
-            row = await tx.connections.get(TENANT, connection.id)
-            assert row is not None
             access = await tx.grants.access_token(row)
             refresh = await tx.grants.refresh_token(row)
         assert refresh is not None

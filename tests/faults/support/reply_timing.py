@@ -6,13 +6,12 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-import pytest
-
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.attempt import TimeLimits
+from tests.fakes.failures import fails
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import Installation
 from tests.fakes.providers.scripted_provider import Answer, ScriptedProvider, error, hold_answer
@@ -75,9 +74,8 @@ class Slow:
         """It exchanges a code; another host takes over, and is refused."""
         await self._asks(partial(self.worker.exchange, connection, consent), error("invalid_grant"))
         ask = partial(Activities(place, "quick", SHORT).exchange, connection, consent)
-        with pytest.raises(Failure) as waits:
+        with fails(ErrorCode.REFRESH_PENDING):
             await ask()
-        assert waits.value.code is ErrorCode.REFRESH_PENDING
         assert (await outcome(ask)).failure is ErrorCode.OUTCOME_UNKNOWN
 
     async def _asks(self, ask: Ask, *then: Answer) -> None:

@@ -77,17 +77,6 @@ async def test_410_disables_the_webhook(place: Installation, receiver: Receiver)
     ]
 
 
-async def test_without_a_subscription_nothing_is_written(place: Installation, receiver: Receiver):
-    other = await listening(place.store, receiver.url, place.parts.clock.now(), integration="another")
-    off = await listening(
-        place.store, receiver.url, place.parts.clock.now(), name="off", disabled_by=DisabledBy.ADMIN
-    )
-    connection = await place.connect()
-    await place.ensure_fresh(connection, 1)
-    assert await log_of(place.store, other) == await log_of(place.store, off) == []
-    assert receiver.received == []
-
-
 async def test_a_terminated_delivery_workflow_is_restored_by_reconcile(
     place: Installation, receiver: Receiver
 ):
