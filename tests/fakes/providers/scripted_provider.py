@@ -35,7 +35,7 @@ from typing import Any, Literal
 from urllib.parse import unquote_plus, urlencode, urlsplit
 
 from tests.fakes.certificates import LoopbackTls
-from tests.fakes.providers.scripted_answers import (
+from tests.fakes.providers.scripted_answers import (  # noqa: F401  # for who scripts a provider
     Answer,
     delay,
     drip,
@@ -221,21 +221,3 @@ class ScriptedProvider(ScriptedServer):
         for family in self.families:
             if token == family.refresh_token or token in family.access_tokens or token in family.used:
                 family.alive = False
-
-
-__all__ = [
-    "Answer",
-    "Call",
-    "Family",
-    "ScriptedProvider",
-    "delay",
-    "drip",
-    "drop",
-    "drop_after_commit",
-    "error",
-    "hold_answer",
-    "html",
-    "ok",
-    "raw",
-    "status",
-]

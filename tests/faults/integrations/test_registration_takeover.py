@@ -9,11 +9,9 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import IntegrationState
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from tests.fakes.platform.installation import Installation
-from tests.faults.integrations.test_registration import registers, wanted
+from tests.faults.integrations.test_registration import registers, wanted  # noqa: F401  # a fixture
 from tests.faults.support.activities import Activities
 from tests.faults.support.reply_timing import SHORT
-
-__all__ = ["registers"]  # a fixture
 
 
 async def test_a_registration_on_another_host_is_waited_for(place: Installation):

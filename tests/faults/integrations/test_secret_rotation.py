@@ -92,11 +92,7 @@ async def test_after_the_overlap_the_secret_before_is_not_tried(place: Installat
 async def test_under_load_no_refresh_fails_while_the_secret_changes_on_both_sides(place: Installation):
     """Ours first, the provider's in the middle: 0 failures, and the last ones need one call each."""
     integration = await place.integration(STRICT)
-    connections = [await place.begin(integration, subject=f"user-{number}") for number in range(8)]
-    for connection in connections:
-        await place.consent(connection)
-    for connection in connections:
-        await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)
+    connections = await place.fleet(integration, 8)
 
     async def keeps_refreshing(connection: Connection) -> list[ErrorCode | None]:
         return [(await place.ensure_fresh(connection, seen)).problem for seen in range(1, 6)]

@@ -1,7 +1,5 @@
 """A revocation is never given up, says what it can't do, and leaves no key behind."""
 
-import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store.connections.grants import Grants
 from evergrant_server.store.keys import KeyRow
 from tests.fakes.failures import fails
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import ASKED, STRICT, TENANT, Installation
 from tests.fakes.providers.scripted_provider import Answer, error, ok, status
 from tests.faults.integrations.test_secret_rotation import rotate
@@ -146,18 +144,15 @@ async def test_the_api_shows_since_when_a_revocation_fails_and_why(place: Instal
     place.idp.script(*[status(503, {"Retry-After": "3"})] * 2, at="revoke")
     async with place.api() as caller:
 
-        async def until(condition: Callable[[Any], bool]) -> Any:
-            async with asyncio.timeout(PATIENCE_S):
-                while not condition(told := (await caller.get(where)).json()):
-                    await asyncio.sleep(0.05)
-            return told
+        async def read() -> Any:
+            return (await caller.get(where)).json()
 
         asked = (await caller.post(f"{where}/revoke", json={})).json()
         assert asked["revoking"]["since"] is not None
         assert asked["revoking"]["failure"] is None
-        told = await until(lambda it: it["revoking"]["failure"] is not None)
+        told = await eventually(read, lambda it: it["revoking"]["failure"] is not None)
         assert told["revoking"]["failure"] == "provider_error"
         assert told["revoking"]["since"] == asked["revoking"]["since"] < told["revoking"]["failed_at"]
         live = (await caller.get(where, params={"live": "true"})).json()["live"]
         assert (live["failed"], live["state"]) == ("provider_error", "revoking")
-        assert (await until(lambda it: it["state"] == "revoked"))["revoking"] is None
+        assert (await eventually(read, lambda it: it["state"] == "revoked"))["revoking"] is None

@@ -28,7 +28,7 @@ from tests.fakes.providers.scripted_provider import (
     ok,
     status,
 )
-from tests.faults.late_tokens.test_late_refresh_reply import limits, provider
+from tests.faults.late_tokens.test_late_refresh_reply import limits, provider  # noqa: F401  # fixtures
 from tests.faults.support.activities import Activities
 from tests.faults.support.reply_timing import SHORT, Slow, left, outcome
 
@@ -115,9 +115,6 @@ async def test_repeated_500s_do_not_end_the_grant(place: Installation):
         assert (await here.refresh(connection, 1)).failure is ErrorCode.PROVIDER_ERROR
         assert (await place.row(connection)).state is LifecycleState.ACTIVE
     assert (await here.refresh(connection, 1)).generation == 2
-
-
-__all__ = ["limits", "provider"]  # fixtures
 
 
 class Crossing:

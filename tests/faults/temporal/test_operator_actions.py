@@ -38,10 +38,6 @@ def settings() -> dict[str, Any]:
     return {"reconcile_interval": INTERVAL}
 
 
-async def terminate(place: Installation, connection: Connection) -> None:
-    await place.workflow(connection).terminate("by hand")
-
-
 async def cancel(place: Installation, connection: Connection) -> None:
     await place.workflow(connection).cancel()
 
@@ -89,7 +85,7 @@ def _task(events: list[dict], where: str) -> int:
 
 
 HANDS = {
-    "terminate": terminate,
+    "terminate": Installation.terminate,
     "cancel": cancel,
     "delete": delete,
     "reset to the beginning": reset("the beginning"),
@@ -163,9 +159,7 @@ async def test_a_cancelled_run_is_followed_by_another(place: Installation):
         handle = place.workflow(connection)
         before = (await handle.describe()).run_id
         await handle.cancel()
-        async with asyncio.timeout(PATIENCE_S):
-            while (now := await handle.describe()).run_id == before:
-                await asyncio.sleep(0.05)
+        now = await eventually(handle.describe, lambda it, ended=before: it.run_id != ended)
         assert now.status is WorkflowExecutionStatus.RUNNING
         ended = place.parts.client.get_workflow_handle(handle.id, run_id=before)
         # by itself, not by the schedule that finds what was cancelled

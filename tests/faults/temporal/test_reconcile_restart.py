@@ -15,7 +15,7 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.runs import RunningWorkflow, WorkflowNotRunning
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.platform.observations import run_id
 from tests.fakes.providers.scripted_provider import error
@@ -28,17 +28,16 @@ async def run_of(place: Installation, connection: Connection) -> str | None:
     return (await handle.describe()).run_id
 
 
-async def until_visible(place: Installation, connections: list[Connection]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while len(await place.parts.link.running_connections()) < len(connections):
-            await asyncio.sleep(0.05)
+async def until_visible(place: Installation) -> None:
+    """Temporal lists the one connection of the test."""
+    await eventually(place.parts.link.running_connections)
 
 
 async def test_runs_that_are_older_start_anew_and_their_connections_notice_nothing(
     place: Installation, capsys: pytest.CaptureFixture[str]
 ):
     connection = await place.connect()
-    await until_visible(place, [connection])
+    await until_visible(place)
     first = await run_of(place, connection)
     await operate.reconcile(place.parts.settings, LONG_AGO, False)
     assert "0 restarted" in capsys.readouterr().out
@@ -57,7 +56,7 @@ async def test_a_run_that_has_ended_is_followed_though_the_list_of_runs_still_ha
 ):
     """A run that has ended answers questions too, and the list lags behind."""
     connection = await place.connect()
-    await until_visible(place, [connection])
+    await until_visible(place)
     listed = await place.parts.link.running_connections()
     assert (await place.described(connection)) is not None
     await place.terminate(connection)
@@ -74,7 +73,7 @@ async def test_a_run_that_has_ended_is_followed_though_the_list_of_runs_still_ha
 
 async def test_a_run_whose_provider_may_still_answer_is_left_and_named(place: Installation):
     connection = await place.connect()
-    await until_visible(place, [connection])
+    await until_visible(place)
     async with place.idp.in_flight(place.ensure_fresh(connection, 1)) as refreshing:
         first = await run_of(place, connection)
         done = await place.parts.reconciler.reconcile_all(compare=False, older_than=timedelta(0))
@@ -105,7 +104,7 @@ class WaitingPipeline(TokenInbox):
 
 async def test_a_restarted_run_notifies_the_pipelines_that_waited(place: Installation):
     connection = await place.connect()
-    await until_visible(place, [connection])
+    await until_visible(place)
     place.idp.script(error("invalid_grant"))
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.GRANT_REJECTED
     client, name, queue = (
@@ -116,16 +115,15 @@ async def test_a_restarted_run_notifies_the_pipelines_that_waited(place: Install
     runner = UnsandboxedWorkflowRunner()  # this file imports what no sandbox can
     async with Worker(client, task_queue=queue, workflows=[WaitingPipeline], workflow_runner=runner):
         pipeline = await client.start_workflow(WaitingPipeline.run, name, id=queue, task_queue=queue)
-        async with asyncio.timeout(PATIENCE_S):
-            while await pipeline.query(WaitingPipeline.told) != ErrorCode.GRANT_REJECTED:
-                await asyncio.sleep(0.05)
+        await eventually(
+            lambda: pipeline.query(WaitingPipeline.told), lambda it: it == ErrorCode.GRANT_REJECTED
+        )
         first = await run_of(place, connection)
         for _ in range(2):  # and so does the run after that
-            async with asyncio.timeout(PATIENCE_S):  # until Temporal's list has the newest run
-                while not (
-                    await place.parts.reconciler.reconcile_all(compare=False, older_than=timedelta(0))
-                ).restarted:
-                    await asyncio.sleep(0.05)
+            await eventually(  # until Temporal's list has the newest run
+                lambda: place.parts.reconciler.reconcile_all(compare=False, older_than=timedelta(0)),
+                lambda it: it.restarted,
+            )
         assert await run_of(place, connection) != first
         await place.consent(connection)
         await place.until(connection, lambda row: row.state is LifecycleState.ACTIVE)
@@ -145,9 +143,7 @@ async def test_history_outlives_temporal(place: Installation):
             namespace="default", workflow_execution=WorkflowExecution(workflow_id=workflow)
         )
     )
-    async with asyncio.timeout(PATIENCE_S):
-        while await run_id(place.parts.link, workflow) is not None:
-            await asyncio.sleep(0.1)
+    await eventually(lambda: run_id(place.parts.link, workflow), lambda it: it is None)
     with pytest.raises(WorkflowNotRunning):
         await place.parts.link.history(workflow)
     async with place.store.read() as tx:
