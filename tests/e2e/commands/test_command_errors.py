@@ -158,7 +158,7 @@ async def temporals(place: Place) -> AsyncIterator[Row]:
         f"ALTER DATABASE {name} SET search_path = public, pg_catalog",
         database=name,
     )
-    said, env = ("300", "ahead of", "timedatectl"), {SERVER_URL: url}
+    said, env = ("ahead of", "timedatectl"), {SERVER_URL: url}
     yield folder, Mistake("a clock that is wrong", DIAGNOSED, 1, said, env, wrong="clock, database")
 
 
