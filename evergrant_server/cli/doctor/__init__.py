@@ -1,5 +1,33 @@
 """`doctor`: checks of everything that an installation needs, each with the command that repairs it.
 
 Owns the checks (`host`, `database`, `temporal`), the table of them and their output (`report`). A
-check changes nothing. Doesn't repair anything itself.
+check changes nothing. Doesn't repair anything itself. What the checks share is here: how they fail, and the
+comparison of two clocks.
 """
+
+from datetime import datetime, timedelta
+
+COMMAND = "python -m evergrant_server"
+MAX_SKEW = timedelta(seconds=5)  # with a larger difference, valid tokens look expired and the other way round
+CLOCK_REPAIR = "timedatectl set-ntp true    # on the host whose clock is wrong"
+
+
+class CheckFailed(Exception):
+    """A check found a problem. `repair` is the command or the setting that solves it."""
+
+    def __init__(self, what: str, repair: str) -> None:
+        super().__init__(what)
+        self.detail = what
+        self.repair = repair
+
+
+def compare_clocks(theirs: datetime, before: datetime, after: datetime, whose: str) -> str:
+    """How far `theirs` is outside the interval in which it was read. Raises CheckFailed above MAX_SKEW."""
+    ahead = max(theirs - after, timedelta(0)) - max(before - theirs, timedelta(0))
+    seconds = ahead.total_seconds()
+    if abs(ahead) > MAX_SKEW:
+        where = "ahead of" if seconds > 0 else "behind"
+        raise CheckFailed(f"{whose} clock is {abs(seconds):.1f} s {where} this host's", CLOCK_REPAIR)
+    return (
+        f"{whose} clock and this host's agree within {abs(seconds) + (after - before).total_seconds():.1f} s"
+    )

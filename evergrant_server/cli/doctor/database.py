@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from evergrant_server.cli.doctor.checks import COMMAND, CheckFailed, compare_clocks
+from evergrant_server.cli.doctor import COMMAND, CheckFailed, compare_clocks
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 
 from evergrant_server.checkout import ROOT, require_own_packages
-from evergrant_server.cli.doctor.checks import COMMAND, CheckFailed
+from evergrant_server.cli.doctor import COMMAND, CheckFailed
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import KeyPurpose, keyfile
 from evergrant_server.journal.journal import waiting_paths

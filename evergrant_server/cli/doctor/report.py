@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from evergrant_server.cli.doctor import database, host, temporal
-from evergrant_server.cli.doctor.checks import CheckFailed
+from evergrant_server.cli.doctor import CheckFailed, database, host, temporal
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import Settings
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evergrant_server.cli.doctor.checks import COMMAND, CheckFailed, compare_clocks
+from evergrant_server.cli.doctor import COMMAND, CheckFailed, compare_clocks
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import Settings

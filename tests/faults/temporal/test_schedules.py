@@ -8,8 +8,8 @@ import pytest
 from temporalio.client import ScheduleActionStartWorkflow, ScheduleDescription, ScheduleOverlapPolicy
 from temporalio.service import RPCError
 
+from evergrant_server.cli.doctor import CheckFailed
 from evergrant_server.cli.doctor import temporal as doctor_temporal
-from evergrant_server.cli.doctor.checks import CheckFailed
 from evergrant_server.temporal_link.schedules import SCHEDULES, declare_schedules, schedule_id
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import Installation

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evergrant_server.cli.doctor import host, report
-from evergrant_server.cli.doctor.checks import CheckFailed, compare_clocks
+from evergrant_server.cli.doctor import CheckFailed, compare_clocks, host, report
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from evergrant import BadRequest, Evergrant, Lease, LeaseLeak
-from evergrant.server import ServerAddress
+from evergrant.origins import ServerAddress
 from evergrant.temporal.leases import contains_secret
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,12 @@
-"""Origins (RFC 6454 section 4): where a token may be sent, and which hosts are this machine."""
+"""Where the API key and tokens may be sent: Evergrant's address and key, and the origins (RFC 6454 section 4)
+of a token's API.
+"""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 
 import httpx2
 
@@ -48,3 +53,81 @@ def _checked(origin: str) -> Origin:
             repair="Name the API's origin; plain http is for this machine only.",
         )
     return origin_of(url)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """The server's base URL without a trailing slash, and the app's API key."""
+
+    url: str
+    api_key: str = field(repr=False)
+
+    @classmethod
+    def from_settings(
+        cls,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        allow_plain_http: bool = False,
+        environ: Mapping[str, str] | None = None,
+    ) -> "ServerAddress":
+        """Arguments win over EVERGRANT_URL, EVERGRANT_API_KEY and EVERGRANT_API_KEY_FILE.
+
+        Raises BadRequest when one is missing, a key file can't be read, or the key would travel
+        in plain text (RFC 6750 section 5.3) to another machine.
+        """
+        env = os.environ if environ is None else environ
+        base = url or env.get("EVERGRANT_URL")
+        if not base:
+            raise BadRequest("there is no URL", code="url_missing", repair="Set EVERGRANT_URL.")
+        _check(base, allow_plain_http or env.get("EVERGRANT_ALLOW_PLAIN_HTTP") == "1")
+        return cls(base.rstrip("/"), api_key or _api_key(env))
+
+
+def _check(base: str, allow_plain_http: bool) -> None:
+    try:
+        parsed = httpx2.URL(base)
+    except (httpx2.InvalidURL, TypeError):
+        parsed = None
+    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
+        raise BadRequest(
+            "the URL is not an http(s) URL", code="url_invalid", repair="Set EVERGRANT_URL to https://…"
+        )
+    if parsed.scheme == "http" and not is_loopback(parsed.host) and not allow_plain_http:
+        raise BadRequest(
+            f"plain http to {parsed.host} would show the API key and tokens to the network",
+            code="plain_http_refused",
+            repair="Use https, or accept it with EVERGRANT_ALLOW_PLAIN_HTTP=1.",
+        )
+
+
+def _api_key(env: Mapping[str, str]) -> str:
+    if key := env.get("EVERGRANT_API_KEY"):
+        return key
+    if name := env.get("EVERGRANT_API_KEY_FILE"):
+        return read_key_file(Path(name))
+    raise BadRequest(
+        "there is no API key",
+        code="api_key_missing",
+        repair="Set EVERGRANT_API_KEY or EVERGRANT_API_KEY_FILE.",
+    )
+
+
+def read_key_file(path: Path) -> str:
+    """The API key in a file, without the trailing line break. Raises BadRequest."""
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise BadRequest(
+            f"the API key file {path} can't be read: {reason}",
+            code="api_key_file_unreadable",
+            repair="Check EVERGRANT_API_KEY_FILE.",
+        ) from None
+    if not key:
+        raise BadRequest(
+            f"the API key file {path} is empty",
+            code="api_key_file_empty",
+            repair="Write the key into it.",
+        )
+    return key

@@ -19,8 +19,8 @@ from evergrant.calls.call import Call, Page, Result, check_version, next_page
 from evergrant.errors import EvergrantError, ProtocolError, Unreachable
 from evergrant.lease_cache import CACHE_LEASES_FOR, Clock, LeaseCache, utc_now
 from evergrant.models import Connection, ConsentRequired, Lease
+from evergrant.origins import ServerAddress
 from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, DEADLINE, Deadline
-from evergrant.server import ServerAddress
 from evergrant.single_flight import AsyncSingleFlight, SingleFlight
 
 _MAX_REPORTED = 10_000

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from evergrant.errors import BadRequest, EvergrantError
 from evergrant.models import Connection, Lease
-from evergrant.server import read_key_file
+from evergrant.origins import read_key_file
 from evergrant.sync_client import Evergrant
 
 if TYPE_CHECKING:
