@@ -5,6 +5,7 @@ poll whose reply has tokens spends the code; since no poll is known to be that o
 each is an attempt of the protocol.
 """
 
+from dataclasses import replace
 from datetime import datetime
 
 from temporalio import activity
@@ -151,18 +152,17 @@ class DeviceActivities(FirstGrantActivities):
                 raise Failure(ErrorCode.CONSENT_EXPIRED)
         if device_code is None:
             return await self._request_device_code(consent, context)
-        code, params = device_code.device_code, context.integration.params
-        poll = device_token_request(context.spec, context.endpoints, context.client, code, params)
+        provider = replace(context, params=context.integration.params)
+        poll = device_token_request(provider, device_code.device_code)
         return PreparedTokenRequest(context, CODE_RULES, poll)
 
     async def _request_device_code(self, consent: Consent, context: ProviderContext) -> GrantResult:
         """Get a code. One whose reply is lost expires by itself, and another is requested."""
         services = self._services
-        prepared = device_authorization_request(
-            context.spec, context.endpoints, context.client, consent.scopes, context.integration.params
-        )
+        provider = replace(context, params=context.integration.params)
+        prepared = device_authorization_request(provider, consent.scopes)
         try:
-            reply = await services.sender.send_prepared(context.spec, context.client, prepared)
+            reply = await services.sender.send_prepared(context, prepared)
             device_code = read_device_authorization(context.spec, reply, services.clock.now())
         except Failure as failure:
             if is_client_refused(failure) and context.other_client is not None:

@@ -46,13 +46,10 @@ async def client_grant_token_request(
         scopes=connection.requested_scopes if consent is None else consent.scopes,
         target=connection.target,
         subject=connection.subject,
-        params=context.params,
         at=services.clock.now(),
         subject_token=subject_token,
     )
-    request = client_grant_request(
-        context.spec, connection.flow, context.endpoints, context.client, grant_input
-    )
+    request = client_grant_request(context, connection.flow, grant_input)
     return PreparedTokenRequest(context, NO_CREDENTIAL_SPENT, request)
 
 

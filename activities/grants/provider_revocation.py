@@ -53,8 +53,8 @@ async def _revoke_token(sender: Sender, context: ProviderContext, token: Secret 
     """
     if token is None:
         return False
-    request = revocation_request(context.spec, context.endpoints, context.client, token, hint)
-    reply = await sender.send_prepared(context.spec, context.client, request)
+    request = revocation_request(context, token, hint)
+    reply = await sender.send_prepared(context, request)
     if is_unsupported_token_type(context.spec, reply):
         return False
     read_revocation(context.spec, reply)

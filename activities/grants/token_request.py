@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from activities.support.provider_context import ProviderContext
@@ -45,12 +45,9 @@ class RefreshTokenRequest(TokenRequest):
     def send(self, sender: Sender, before_send: BeforeSend) -> Awaitable[RawReply]:
         context = self.context
         return sender.refresh(
-            context.spec,
-            context.endpoints,
-            context.client,
+            context,
             refresh_token=self.token,
             redirect_uri=context.redirect_uri,
-            params=context.params,
             flow=context.connection.flow,
             resources=context.resources,
             before_send=before_send,
@@ -64,15 +61,12 @@ class PreparedTokenRequest(TokenRequest):
     request: PreparedRequest
 
     def send(self, sender: Sender, before_send: BeforeSend) -> Awaitable[RawReply]:
-        context = self.context
-        return sender.send_prepared(context.spec, context.client, self.request, before_send=before_send)
+        return sender.send_prepared(self.context, self.request, before_send=before_send)
 
 
 def access_token_exchange(context: ProviderContext, rule: RefreshSpec, token: Secret) -> PreparedTokenRequest:
     """Exchanges a valid access token, which stays valid: nothing is spent."""
-    request = access_token_exchange_request(
-        context.spec, context.endpoints, context.client, rule, token, context.params
-    )
+    request = access_token_exchange_request(context, rule, token)
     return PreparedTokenRequest(context, NO_CREDENTIAL_SPENT, request)
 
 
@@ -95,18 +89,13 @@ class CodeExchangeRequest(TokenRequest):
         context = self.context
         if context.connection.flow is Flow.OAUTH1:
             url, temporary = self.endpoints.token_endpoint, TokenPair.from_secret(self.verifier)
-            request = token_credentials_request(
-                context.spec, url, context.client, temporary, self.code, self.at
-            )
-            return sender.send_signed(context.spec, context.client, request, before_send=before_send)
+            request = token_credentials_request(context, url, temporary, self.code, self.at)
+            return sender.send_signed(context, request, before_send=before_send)
         return sender.exchange_code(
-            context.spec,
-            self.endpoints,
-            context.client,
+            replace(context, endpoints=self.endpoints, params=self.params),
             code=self.code,
             verifier=self.verifier,
             redirect_uri=self.redirect_uri,
-            params=self.params,
             resources=context.resources,
             before_send=before_send,
         )

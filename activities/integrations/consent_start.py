@@ -49,9 +49,9 @@ class ConsentStartActivities:
                 pushed = await tx.consents.pushed_request(consent)
 
             async def push(context: ProviderContext) -> PushedAuthorization:
-                sent = par_request(context.spec, context.endpoints, context.client, pushed.fields)
+                sent = par_request(context, pushed.fields)
                 sent_at = self._clock.now()  # `expires_in` counts from before the request
-                reply = await self._sender.send_prepared(context.spec, context.client, sent)
+                reply = await self._sender.send_prepared(context, sent)
                 return read_par_reply(context.spec, reply, sent_at)
 
             try:
@@ -106,8 +106,8 @@ class ConsentStartActivities:
             async def ask(each: ProviderContext) -> TokenPair:
                 url = oauth1_endpoints(each.spec, each.integration).temporary
                 now = self._clock.now()
-                signed = temporary_credentials_request(each.spec, url, each.client, callback, now)
-                reply = await self._sender.send_signed(each.spec, each.client, signed)
+                signed = temporary_credentials_request(each, url, callback, now)
+                reply = await self._sender.send_signed(each, signed)
                 return read_temporary_credentials(each.spec, reply)
 
             pair, _ = await try_each_secret(context, ask)

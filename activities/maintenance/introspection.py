@@ -167,8 +167,8 @@ class IntrospectionActivities:
 
     async def _is_active(self, context: ProviderContext, token: Secret, hint: str) -> bool:
         """The member `active` of the response. Raises Failure for anything but a clear answer."""
-        request = introspection_request(context.spec, context.endpoints, context.client, token, hint)
-        reply = await self._sender.send_prepared(context.spec, context.client, request)
+        request = introspection_request(context, token, hint)
+        reply = await self._sender.send_prepared(context, request)
         return read_introspection(context.spec, reply)
 
     async def _apply_finding(

@@ -13,9 +13,9 @@ from evergrant_server.store import Store, Transaction
 from providers.client_auth import generate_client_secret
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
-from providers.definition.templates import assertion_audience, client_auth_of
-from providers.requests.client import OAuthClient
+from providers.definition.templates import assertion_audience, client_auth_of, params_from_metadata
 from providers.requests.dpop import require_dpop_algorithm, with_dpop_binding
+from providers.requests.request_format import OAuthClient
 
 
 class ProviderContextLoader:
@@ -87,6 +87,7 @@ class ProviderContextLoader:
             spec=spec,
             endpoints=endpoints,
             client=clients[0],
+            params=integration.params | params_from_metadata(spec, facts),
             other_client=clients[1] if len(clients) > 1 else None,
             definition=definition,
             previous_spec=specs[1][0] if len(specs) > 1 else None,

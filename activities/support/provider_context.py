@@ -21,19 +21,19 @@ from providers.definition.templates import (
     integration_endpoints,
     params_from_metadata,
 )
-from providers.requests.client import OAuthClient
+from providers.requests.request_format import OAuthClient, ProviderAccess
 
 
-@dataclass(frozen=True)
-class ProviderContext:
-    """Everything that a request for one connection needs, except its tokens."""
+@dataclass(frozen=True, kw_only=True)
+class ProviderContext(ProviderAccess):
+    """Everything that a request for one connection needs, except its tokens.
+
+    `params` are the integration's template parameters, and those of this connection's callback.
+    """
 
     connection: Connection
     integration: Integration
     grant: Grant | None
-    spec: ProviderSpec
-    endpoints: Endpoints
-    client: OAuthClient
     redirect_uri: str
     other_client: OAuthClient | None = None  # during a rotation: with the other secret
     definition: Definition | None = None  # the tenant's version that `spec` is from
@@ -79,11 +79,6 @@ class ProviderContext:
         """The resources of its tokens (RFC 8707), where a refresh token was granted for them."""
         connection = self.connection
         return connection.target.resources if connection.flow.uses_browser else ()
-
-    @property
-    def params(self) -> dict[str, str]:
-        """Template parameters: the integration's, and those of this connection's callback."""
-        return self.integration.params | params_from_metadata(self.spec, self.facts)
 
     @property
     def uses_dpop(self) -> bool:
@@ -144,6 +139,7 @@ class ProviderContext:
         return replace(
             self,
             spec=spec,
+            params=self.integration.params | params_from_metadata(spec, facts),
             facts=facts,
             endpoints=endpoints,
             client=replace(self.client, **changed),

@@ -6,7 +6,7 @@ import httpx2
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress import Egress
-from providers.requests.client import STANDARD_HEADERS
+from providers.requests.request_format import STANDARD_HEADERS
 from providers.responses.raw_reply import UnreadableBody, parse_body
 
 _MAX_BYTES = 256 * 1024  # bytes

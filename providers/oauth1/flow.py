@@ -21,8 +21,7 @@ from providers.oauth1.signing import oauth1_authorization_header
 from providers.requests.authorization_url import requested_scopes
 from providers.requests.callback import Callback
 from providers.requests.callback_parameters import Query, reject_callback, unique_params
-from providers.requests.client import OAuthClient
-from providers.requests.request_format import SignedRequest, filled_params
+from providers.requests.request_format import ProviderAccess, SignedRequest, filled_params
 from providers.responses.error_mapping import raise_for_failure, reply_fields, unreadable_reply
 from providers.responses.raw_reply import RawReply, UnreadableBody, is_metadata_value, seconds_until
 
@@ -62,27 +61,23 @@ def oauth1_endpoints(spec: ProviderSpec, integration: Integration) -> OAuth1Endp
 
 
 def temporary_credentials_request(
-    spec: ProviderSpec, url: str, client: OAuthClient, callback: str, at: datetime
+    provider: ProviderAccess, url: str, callback: str, at: datetime
 ) -> SignedRequest:
     """RFC 5849 section 2.1. Raises as `oauth1_authorization_header`."""
-    return _signed_request(spec, url, client, at, None, ("oauth_callback", callback))
+    return _signed_request(provider, url, at, None, ("oauth_callback", callback))
 
 
 def token_credentials_request(
-    spec: ProviderSpec, url: str, client: OAuthClient, temporary: TokenPair, verifier: Secret, at: datetime
+    provider: ProviderAccess, url: str, temporary: TokenPair, verifier: Secret, at: datetime
 ) -> SignedRequest:
     """RFC 5849 section 2.3. Raises as `oauth1_authorization_header`."""
-    return _signed_request(spec, url, client, at, temporary, ("oauth_verifier", verifier.reveal()))
+    return _signed_request(provider, url, at, temporary, ("oauth_verifier", verifier.reveal()))
 
 
 def _signed_request(
-    spec: ProviderSpec,
-    url: str,
-    client: OAuthClient,
-    at: datetime,
-    pair: TokenPair | None,
-    param: tuple[str, str],
+    provider: ProviderAccess, url: str, at: datetime, pair: TokenPair | None, param: tuple[str, str]
 ) -> SignedRequest:
+    spec, client = provider.spec, provider.client
     rule = oauth1_spec(spec)
     header = oauth1_authorization_header(
         client, rule.signature_method, rule.method, url, at=at, pair=pair, realm=rule.realm, protocol=(param,)

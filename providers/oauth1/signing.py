@@ -23,7 +23,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.client_auth import import_signing_key
 from providers.definition.schema_request import SignatureMethod
-from providers.requests.client import OAuthClient
+from providers.requests.request_format import OAuthClient
 
 Pairs = Sequence[tuple[str, str]]
 

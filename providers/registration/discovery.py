@@ -17,7 +17,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
 from evergrant_server.egress import BeforeSend, Egress, SendObserver
 from providers.definition.schema_request import MUTUAL_TLS
-from providers.requests.client import STANDARD_HEADERS
+from providers.requests.request_format import STANDARD_HEADERS
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body
 

@@ -21,7 +21,7 @@ from providers.definition.templates import (
     params_from_metadata,
     require_complete,
 )
-from providers.requests.client import STANDARD_HEADERS
+from providers.requests.request_format import STANDARD_HEADERS
 from providers.responses.error_mapping import unreadable_reply
 from providers.responses.raw_reply import (
     RawReply,

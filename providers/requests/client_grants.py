@@ -10,17 +10,15 @@ from datetime import datetime
 from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from providers.client_auth import sign_jwt
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import PLACEHOLDER
 from providers.definition.schema_request import ClientCredentialsGrant, JwtBearerGrant, TokenExchangeGrant
 from providers.definition.templates import checked_params
-from providers.requests.client import OAuthClient
 from providers.requests.request_format import (
     PreparedRequest,
-    filled_params,
+    ProviderAccess,
     token_request_format,
     with_resources,
 )
@@ -39,27 +37,25 @@ class ClientGrantInput:
     scopes: tuple[str, ...]
     target: TokenTarget
     subject: str
-    params: Mapping[str, str]
     at: datetime
     subject_token: Secret | None = None  # for token exchange
 
 
-def client_grant_request(
-    spec: ProviderSpec, flow: Flow, endpoints: Endpoints, client: OAuthClient, grant: ClientGrantInput
-) -> PreparedRequest:
+def client_grant_request(provider: ProviderAccess, flow: Flow, grant: ClientGrantInput) -> PreparedRequest:
     """The token request of a client grant.
 
     Raises Failure INVALID_REQUEST when the definition doesn't support the flow, CLIENT_REJECTED
     when the integration lacks a key or a subject token.
     """
+    spec = provider.spec
     spec.require_usable(flow)
     match flow:
         case Flow.CLIENT_CREDENTIALS:
             rule = spec.client_credentials or ClientCredentialsGrant()
-            return _prepared(spec, endpoints, client, grant, rule.grant_type, rule.params)
+            return _prepared(provider, grant, rule.grant_type, rule.params)
         case Flow.JWT_BEARER:
-            assertion = {"assertion": _jwt_bearer_assertion(spec, endpoints, client, grant)}
-            return _prepared(spec, endpoints, client, grant, JWT_BEARER, {}, assertion)
+            assertion = {"assertion": _jwt_bearer_assertion(provider, grant)}
+            return _prepared(provider, grant, JWT_BEARER, {}, assertion)
         case Flow.TOKEN_EXCHANGE:
             rule = spec.token_exchange or TokenExchangeGrant()
             if grant.subject_token is None:
@@ -70,29 +66,27 @@ def client_grant_request(
                 "subject_token_type": grant.target.subject_token_type or ACCESS_TOKEN_TYPE,
                 "requested_token_type": ACCESS_TOKEN_TYPE,
             }
-            return _prepared(spec, endpoints, client, grant, TOKEN_EXCHANGE, rule.params, exchanged)
+            return _prepared(provider, grant, TOKEN_EXCHANGE, rule.params, exchanged)
         case _:
             detail = f"{flow.value} needs a subject's consent"
             raise Failure(ErrorCode.INVALID_REQUEST, detail, field="flow", provider=spec.name)
 
 
 def _prepared(
-    spec: ProviderSpec,
-    endpoints: Endpoints,
-    client: OAuthClient,
+    provider: ProviderAccess,
     grant: ClientGrantInput,
     grant_type: str,
     templates: Mapping[str, str],
     secrets: Mapping[str, str] | None = None,
 ) -> PreparedRequest:
-    fields = filled_params(spec, templates, grant.params) | dict(secrets or {})
+    spec = provider.spec
+    fields = provider.filled(templates) | dict(secrets or {})
     if grant.scopes and spec.scopes_supported:
         fields[spec.scope_param_name] = spec.scope_separator.join(grant.scopes)
     if grant.target.audience:
         fields["audience"] = grant.target.audience
-    format = token_request_format(spec, client, grant.params, fields)
-    format = with_resources(format, grant.target.resources)
-    return PreparedRequest(endpoints.token_endpoint, grant_type, format)
+    format = with_resources(token_request_format(provider, fields), grant.target.resources)
+    return PreparedRequest(provider.endpoints.token_endpoint, grant_type, format)
 
 
 def read_exchanged_token(
@@ -111,15 +105,14 @@ def read_exchanged_token(
     return tokens
 
 
-def _jwt_bearer_assertion(
-    spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, grant: ClientGrantInput
-) -> str:
+def _jwt_bearer_assertion(provider: ProviderAccess, grant: ClientGrantInput) -> str:
     """The signed assertion that is the grant (RFC 7523 section 3)."""
+    spec, endpoints, client = provider.spec, provider.endpoints, provider.client
     if client.key is None:
         detail = f"the integration has no key to sign the assertion that {spec.name} requires"
         raise Failure(ErrorCode.CLIENT_REJECTED, detail, provider=spec.name, field="client_key")
     rule = spec.jwt_bearer or JwtBearerGrant()
-    values = checked_params(spec, grant.params)
+    values = checked_params(spec, provider.params)
     templates = dict(rule.claims)
     for param, more in rule.claims_when.items():
         if values.get(param) == "yes":

@@ -4,7 +4,7 @@ Error messages quote no content of a reply.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
@@ -13,12 +13,10 @@ from evergrant_server.core.connections.consent import DEFAULT_INTERVAL_S, Device
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
-from providers.requests.client import OAuthClient
-from providers.requests.request_format import PreparedRequest, code_exchange_format
+from providers.requests.request_format import PreparedRequest, ProviderAccess, code_exchange_format
 from providers.responses.error_mapping import (
     error_name,
     raise_for_failure,
@@ -48,39 +46,35 @@ class DevicePending(Failure):
         self.poll = poll
 
 
-def device_authorization_request(
-    spec: ProviderSpec,
-    endpoints: Endpoints,
-    client: OAuthClient,
-    scopes: Sequence[str],
-    params: Mapping[str, str],
-) -> PreparedRequest:
+def device_authorization_request(provider: ProviderAccess, scopes: Sequence[str]) -> PreparedRequest:
     """The device authorization request (RFC 8628 section 3.1). Raises Failure INVALID_REQUEST."""
+    spec = provider.spec
     spec.require_usable(Flow.DEVICE_CODE)
-    url = endpoints.device_authorization_endpoint
+    url = provider.endpoints.device_authorization_endpoint
     if url is None:
         detail = f"{spec.name} has no device authorization endpoint"
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="flow", provider=spec.name)
-    fields = {"client_id": client.client_id}
+    fields = {"client_id": provider.client.client_id}
     if scopes:
         fields[spec.scope_param_name] = spec.scope_separator.join(scopes)
-    format = code_exchange_format(spec, client, params)
-    asking = replace(format, extra_params=fields, omitted_params=("grant_type",), requests_tokens=False)
+    asking = replace(
+        code_exchange_format(provider),
+        extra_params=fields,
+        omitted_params=("grant_type",),
+        requests_tokens=False,
+    )
     return PreparedRequest(url, DEVICE_CODE, asking)
 
 
-def device_token_request(
-    spec: ProviderSpec,
-    endpoints: Endpoints,
-    client: OAuthClient,
-    device_code: Secret,
-    params: Mapping[str, str],
-) -> PreparedRequest:
+def device_token_request(provider: ProviderAccess, device_code: Secret) -> PreparedRequest:
     """The device access token request (RFC 8628 section 3.4). Raises Failure INVALID_REQUEST."""
-    spec.require_usable(Flow.DEVICE_CODE)
-    format = code_exchange_format(spec, client, params)
-    fields = {**format.extra_params, "device_code": device_code.reveal(), "client_id": client.client_id}
-    return PreparedRequest(endpoints.token_endpoint, DEVICE_CODE, replace(format, extra_params=fields))
+    provider.spec.require_usable(Flow.DEVICE_CODE)
+    format = code_exchange_format(provider)
+    own = {"device_code": device_code.reveal(), "client_id": provider.client.client_id}
+    fields = {**format.extra_params, **own}
+    return PreparedRequest(
+        provider.endpoints.token_endpoint, DEVICE_CODE, replace(format, extra_params=fields)
+    )
 
 
 def read_device_authorization(spec: ProviderSpec, reply: RawReply, now: datetime) -> DeviceCode:

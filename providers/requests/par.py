@@ -13,8 +13,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
-from providers.requests.client import OAuthClient
-from providers.requests.request_format import PreparedRequest, RequestFormat
+from providers.requests.request_format import PreparedRequest, ProviderAccess, RequestFormat
 from providers.responses.error_mapping import (
     error_name,
     failure_of_reply,
@@ -53,18 +52,17 @@ def par_fields(url: str, authorization_endpoint: str) -> tuple[tuple[str, str], 
     return tuple(pair for pair in query if pair not in fixed)
 
 
-def par_request(
-    spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, fields: tuple[tuple[str, str], ...]
-) -> PreparedRequest:
+def par_request(provider: ProviderAccess, fields: tuple[tuple[str, str], ...]) -> PreparedRequest:
     """The pushed request (RFC 9126 section 2.1), authenticated as a token request is."""
-    url = endpoints.pushed_authorization_request_endpoint
+    url = provider.endpoints.pushed_authorization_request_endpoint
     if url is None:
-        raise Failure(ErrorCode.CLIENT_REJECTED, f"{spec.name} no longer has an endpoint for pushed requests")
+        detail = f"{provider.spec.name} no longer has an endpoint for pushed requests"
+        raise Failure(ErrorCode.CLIENT_REJECTED, detail)
     names = [name for name, _ in fields]
     once = {name: value for name, value in fields if names.count(name) == 1}
     repeated = tuple(pair for pair in fields if pair[0] not in once)  # RFC 8707: several resources
     format = RequestFormat(
-        auth=client.auth, extra_params=once, repeated_params=repeated, omitted_params=("grant_type",)
+        auth=provider.client.auth, extra_params=once, repeated_params=repeated, omitted_params=("grant_type",)
     )
     return PreparedRequest(url, "pushed", format)
 

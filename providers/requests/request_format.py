@@ -1,13 +1,16 @@
-"""The format of one request at a provider: code exchange, refresh, revocation. Pure."""
+"""A provider as a client of it sees it, and the format of each request there. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey, ProofKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_request import ClientAuth
+from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
 from providers.definition.schema_response import RefreshSpec, RevocationSpec
 from providers.definition.templates import (
     checked_params,
@@ -16,10 +19,53 @@ from providers.definition.templates import (
     redirect_uri_to_send,
     require_endpoint,
 )
-from providers.requests.client import OAuthClient
 
 Params = Mapping[str, str]
+STANDARD_HEADERS = {"Accept": "application/json", "User-Agent": "Evergrant"}
 NO_AUTH = "no authentication"  # as `auth`: not even the client id is sent
+
+
+@dataclass(frozen=True)
+class OAuthClient:
+    """The credentials of an integration's client. `auth` is a `ClientAuth`.
+
+    With private_key_jwt, `key` signs an assertion for `audience` (RFC 7523 section 3), dated `now()`.
+    """
+
+    client_id: str
+    client_secret: Secret | None
+    auth: str
+    key: ClientKey | None = None
+    audience: str = ""
+    now: Callable[[], datetime] = SystemClock().now
+    certificate: ClientCertificate | None = None  # for the TLS methods of `auth` (RFC 8705)
+    proof_key: ProofKey | None = None  # that binds the tokens (RFC 9449)
+
+    def certificate_to_present(self) -> ClientCertificate | None:
+        """The certificate for the TLS handshake. Raises Failure CLIENT_REJECTED: missing, or expired."""
+        if self.auth not in MUTUAL_TLS:
+            return None
+        if self.certificate is None:
+            why = "the integration has no client certificate, which the provider requires"
+            raise Failure(ErrorCode.CLIENT_REJECTED, why, field="client_certificate")
+        if self.certificate.expires_at <= self.now():
+            why = f"the integration's client certificate expired on {self.certificate.expires_at:%Y-%m-%d}"
+            raise Failure(ErrorCode.CLIENT_REJECTED, why, field="client_certificate")
+        return self.certificate
+
+
+@dataclass(frozen=True)
+class ProviderAccess:
+    """A provider and our client there: all that its requests have in common."""
+
+    spec: ProviderSpec
+    endpoints: Endpoints
+    client: OAuthClient
+    params: Params = field(default_factory=dict[str, str])  # template parameters
+
+    def filled(self, templates: Params) -> dict[str, str]:
+        """As `filled_params`."""
+        return filled_params(self.spec, templates, self.params)
 
 
 @dataclass(frozen=True)
@@ -60,38 +106,36 @@ class SignedRequest:
     headers: dict[str, str] = field(repr=False)
 
 
-def token_request_format(
-    spec: ProviderSpec, client: OAuthClient, params: Params, extra_params: Params
-) -> RequestFormat:
+def token_request_format(provider: ProviderAccess, extra_params: Params) -> RequestFormat:
     """The format of a token request. Raises Failure INVALID_REQUEST for a missing template parameter."""
+    spec = provider.spec
     return RequestFormat(
         method=spec.token_request_method,
         body_format=spec.token_request_format.value,
-        auth=client.auth,
+        auth=provider.client.auth,
         renames=spec.token_request_param_names,
         extra_params=extra_params,
-        query=filled_params(spec, spec.token_query_params, params),
+        query=provider.filled(spec.token_query_params),
         headers=spec.token_request_headers,
         requests_tokens=True,
     )
 
 
-def code_exchange_format(spec: ProviderSpec, client: OAuthClient, params: Params) -> RequestFormat:
+def code_exchange_format(provider: ProviderAccess) -> RequestFormat:
     """The format of a code exchange. Raises as `token_request_format`."""
-    return token_request_format(spec, client, params, filled_params(spec, spec.token_params, params))
+    return token_request_format(provider, provider.filled(provider.spec.token_params))
 
 
-def refresh_format(
-    spec: ProviderSpec, client: OAuthClient, token: Secret, redirect_uri: str | None, params: Params
-) -> RequestFormat:
+def refresh_format(provider: ProviderAccess, token: Secret, redirect_uri: str | None) -> RequestFormat:
     """The format of a refresh. Raises as `token_request_format`."""
-    extra = filled_params(spec, spec.refresh_params, params)
+    spec = provider.spec
+    extra = provider.filled(spec.refresh_params)
     if "redirect_uri" in spec.refresh_params_include:
         if redirect_uri is None:
             detail, field = f"{spec.name} requires the redirect URI in a refresh", "refresh_params_include"
             raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field=field)
-        extra["redirect_uri"] = redirect_uri_to_send(spec, params, redirect_uri)
-    format = token_request_format(spec, client, params, extra)
+        extra["redirect_uri"] = redirect_uri_to_send(spec, provider.params, redirect_uri)
+    format = token_request_format(provider, extra)
     in_header = spec.refresh_token_in == "header"
     return replace(
         format,
@@ -103,29 +147,25 @@ def refresh_format(
 
 
 def access_token_exchange_request(
-    spec: ProviderSpec,
-    endpoints: Endpoints,
-    client: OAuthClient,
-    rule: RefreshSpec,
-    token: Secret,
-    params: Params,
+    provider: ProviderAccess, rule: RefreshSpec, token: Secret
 ) -> PreparedRequest:
     """Exchange a valid access token for the next one. No RFC describes it; Meta's services do it.
 
     Raises as `token_request_format`.
     """
+    spec = provider.spec
     renames = dict(spec.token_request_param_names)
     if rule.client == "secret":
         renames["client_id"] = None
     format = RequestFormat(
         method=rule.method,
-        auth=NO_AUTH if rule.client == "none" else client.auth,
+        auth=NO_AUTH if rule.client == "none" else provider.client.auth,
         renames=renames,
-        extra_params={rule.token_param: token.reveal()} | filled_params(spec, rule.params, params),
+        extra_params={rule.token_param: token.reveal()} | provider.filled(rule.params),
         headers=spec.token_request_headers,
     )
-    own_url = rule.url and fill_template(rule.url, checked_params(spec, params), spec)
-    return PreparedRequest(own_url or endpoints.token_endpoint, str(rule.grant_type), format)
+    own_url = rule.url and fill_template(rule.url, checked_params(spec, provider.params), spec)
+    return PreparedRequest(own_url or provider.endpoints.token_endpoint, str(rule.grant_type), format)
 
 
 def with_resources(format: RequestFormat, resources: Sequence[str]) -> RequestFormat:
@@ -135,15 +175,13 @@ def with_resources(format: RequestFormat, resources: Sequence[str]) -> RequestFo
     )
 
 
-def revocation_request(
-    spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, token: Secret, hint: str
-) -> PreparedRequest:
+def revocation_request(provider: ProviderAccess, token: Secret, hint: str) -> PreparedRequest:
     """Revoke a token (RFC 7009 section 2.1), or the definition's own request.
 
     `hint` is `refresh_token` or `access_token`; `spec.revocation.token` names the one that ends the
     grant. Raises Failure INVALID_REQUEST for a provider without revocation.
     """
-    url = endpoints.revocation_endpoint
+    spec, client, url = provider.spec, provider.client, provider.endpoints.revocation_endpoint
     if url is not None:
         url = fill_url_encoded(url, client_id=client.client_id, token=token.reveal())
     url = require_endpoint(spec, url, "revocation_endpoint")
@@ -167,13 +205,12 @@ def revocation_request(
     return PreparedRequest(url, "revocation", format)
 
 
-def introspection_request(
-    spec: ProviderSpec, endpoints: Endpoints, client: OAuthClient, token: Secret, hint: str
-) -> PreparedRequest:
+def introspection_request(provider: ProviderAccess, token: Secret, hint: str) -> PreparedRequest:
     """Ask whether a token is active (RFC 7662 section 2.1). Raises Failure INVALID_REQUEST."""
-    url = require_endpoint(spec, endpoints.introspection_endpoint, "introspection_endpoint")
+    url = provider.endpoints.introspection_endpoint
+    url = require_endpoint(provider.spec, url, "introspection_endpoint")
     fields = {"token": token.reveal(), "token_type_hint": hint}
-    format = RequestFormat(auth=client.auth, extra_params=fields, omitted_params=("grant_type",))
+    format = RequestFormat(auth=provider.client.auth, extra_params=fields, omitted_params=("grant_type",))
     return PreparedRequest(url, "introspection", format)
 
 

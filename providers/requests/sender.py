@@ -5,24 +5,21 @@ from functools import partial
 from typing import Any
 
 import httpx2
+from authlib.integrations.httpx_client import AsyncOAuth2Client
 
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend, Egress, SendObserver
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import Pkce
-from providers.definition.templates import (
-    redirect_uri_to_send,
-    require_complete,
-)
-from providers.quirks import QUIRKS
-from providers.requests.client import OAuthClient, ProviderClient, ReplyReceived
+from providers.definition.templates import redirect_uri_to_send, require_complete
+from providers.quirks import QUIRKS, Quirk
 from providers.requests.dpop import NonceCache, requires_nonce
 from providers.requests.request_format import (
-    Params,
+    OAuthClient,
     PreparedRequest,
+    ProviderAccess,
     RequestFormat,
     SignedRequest,
     code_exchange_format,
@@ -31,6 +28,39 @@ from providers.requests.request_format import (
 )
 from providers.requests.wire import ProviderRequestAuth
 from providers.responses.raw_reply import RawReply
+
+
+class ReplyReceived(Exception):  # no error
+    """Carries a reply past authlib's parser, which would drop status and headers."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        super().__init__("the provider replied")
+        self.response = response
+
+
+class ProviderClient(AsyncOAuth2Client):
+    """authlib's client for one request. It holds no token and never refreshes by itself.
+
+    Its compliance hooks, which are the quirks, run before the raw reply is handed over.
+    """
+
+    def __init__(
+        self, client: OAuthClient, transport: httpx2.AsyncBaseTransport, quirks: Sequence[Quirk] = ()
+    ) -> None:
+        super().__init__(
+            client_id=client.client_id,
+            transport=transport,
+            trust_env=False,
+            follow_redirects=False,
+            timeout=None,  # the transport limits the duration
+        )
+        for quirk in quirks:
+            for hook in quirk.hooks:
+                self.register_compliance_hook(hook, quirk.reshape)
+
+    def parse_response_token(self, resp: httpx2.Response) -> dict[str, object]:
+        raise ReplyReceived(resp)
+
 
 AuthlibCall = Callable[[ProviderClient], Awaitable[Any]]
 
@@ -49,7 +79,7 @@ class Sender:
 
     Every method raises SendFailed when no reply is received, and Failure INVALID_REQUEST for a call that
     the definition doesn't support. `before_send` is called on the open TCP connection, before the first
-    byte; its exception stops the request. `params` are the integration's template parameters.
+    byte; its exception stops the request.
     """
 
     def __init__(self, egress: Egress) -> None:
@@ -58,74 +88,62 @@ class Sender:
 
     async def exchange_code(
         self,
-        spec: ProviderSpec,
-        endpoints: Endpoints,
-        client: OAuthClient,
+        provider: ProviderAccess,
         *,
         code: Secret,
         verifier: Secret,
         redirect_uri: str,
-        params: Params | None = None,
         resources: Sequence[str] = (),
         before_send: BeforeSend | None = None,
     ) -> RawReply:
         """Exchange an authorization code for tokens (RFC 6749 section 4.1.3, RFC 7636 section 4.5)."""
+        spec = provider.spec
         spec.require_usable()
-        params = params or {}
-        format = with_resources(code_exchange_format(spec, client, params), resources)
-        standard = {"code": code.reveal(), "redirect_uri": redirect_uri_to_send(spec, params, redirect_uri)}
+        format = with_resources(code_exchange_format(provider), resources)
+        sent_uri = redirect_uri_to_send(spec, provider.params, redirect_uri)
+        standard = {"code": code.reveal(), "redirect_uri": sent_uri}
         if spec.pkce is not Pkce.OFF:
             standard["code_verifier"] = verifier.reveal()
-        url, auth = require_complete(spec, endpoints.token_endpoint), self._auth(spec, client, format)
+        url = require_complete(spec, provider.endpoints.token_endpoint)
+        auth = self._auth(provider, format)
         call = partial(
             ProviderClient.fetch_token, url=url, grant_type="authorization_code", auth=auth, **standard
         )
-        return await self._send(spec, client, call, before_send)
+        return await self._send(provider, call, before_send)
 
     async def refresh(
         self,
-        spec: ProviderSpec,
-        endpoints: Endpoints,
-        client: OAuthClient,
+        provider: ProviderAccess,
         *,
         refresh_token: Secret,
         redirect_uri: str | None = None,
-        params: Params | None = None,
         flow: Flow = Flow.AUTHORIZATION_CODE,
         resources: Sequence[str] = (),
         before_send: BeforeSend | None = None,
     ) -> RawReply:
         """Use a refresh token (RFC 6749 section 6)."""
+        spec, endpoints = provider.spec, provider.endpoints
         spec.require_usable(flow)
         if not spec.refresh_supported:
             detail = f"provider {spec.name} has no refresh"
             raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="refresh_supported")
         url = require_complete(spec, endpoints.refresh_endpoint or endpoints.token_endpoint)
-        format = refresh_format(spec, client, refresh_token, redirect_uri, params or {})
-        auth = self._auth(spec, client, with_resources(format, resources))
+        format = refresh_format(provider, refresh_token, redirect_uri)
+        auth = self._auth(provider, with_resources(format, resources))
         call = partial(ProviderClient.refresh_token, url=url, refresh_token=refresh_token.reveal(), auth=auth)
-        return await self._send(spec, client, call, before_send)
+        return await self._send(provider, call, before_send)
 
     async def send_prepared(
-        self,
-        spec: ProviderSpec,
-        client: OAuthClient,
-        request: PreparedRequest,
-        *,
-        before_send: BeforeSend | None = None,
+        self, provider: ProviderAccess, request: PreparedRequest, *, before_send: BeforeSend | None = None
     ) -> RawReply:
         """Send a request of any other kind, such as a client grant, a revocation or an introspection."""
-        url, auth = require_complete(spec, request.url), self._auth(spec, client, request.format)
+        url = require_complete(provider.spec, request.url)
+        auth = self._auth(provider, request.format)
         call = partial(ProviderClient.fetch_token, url=url, grant_type=request.grant_type, auth=auth)
-        return await self._send(spec, client, call, before_send)
+        return await self._send(provider, call, before_send)
 
     async def send_signed(
-        self,
-        spec: ProviderSpec,
-        client: OAuthClient,
-        request: SignedRequest,
-        *,
-        before_send: BeforeSend | None = None,
+        self, provider: ProviderAccess, request: SignedRequest, *, before_send: BeforeSend | None = None
     ) -> RawReply:
         """Send a signed request of OAuth 1.0a (RFC 5849 sections 2.1 and 2.3)."""
         call = partial(
@@ -135,27 +153,28 @@ class Sender:
             headers=request.headers,
             withhold_token=True,
         )
-        return await self._send(spec, client, call, before_send)
+        return await self._send(provider, call, before_send)
 
-    def _auth(self, spec: ProviderSpec, client: OAuthClient, format: RequestFormat) -> ProviderRequestAuth:
-        return ProviderRequestAuth(spec, client, format, self._nonces)
+    def _auth(self, provider: ProviderAccess, format: RequestFormat) -> ProviderRequestAuth:
+        return ProviderRequestAuth(provider, format, self._nonces)
 
     async def _send(
-        self, spec: ProviderSpec, client: OAuthClient, call: AuthlibCall, before_send: BeforeSend | None
+        self, provider: ProviderAccess, call: AuthlibCall, before_send: BeforeSend | None
     ) -> RawReply:
         """Send once, and again when the server only asks for a DPoP nonce (RFC 9449 section 8).
 
         Such a reply spends no credential, so both requests are one use of it. `before_send` is called
         before each.
         """
-        reply = await self._send_once(spec, client, call, before_send)
-        if client.proof_key is not None and spec.dpop and requires_nonce(reply):
-            reply = await self._send_once(spec, client, call, before_send)
+        reply = await self._send_once(provider, call, before_send)
+        if provider.client.proof_key is not None and provider.spec.dpop and requires_nonce(reply):
+            reply = await self._send_once(provider, call, before_send)
         return reply
 
     async def _send_once(
-        self, spec: ProviderSpec, client: OAuthClient, call: AuthlibCall, before_send: BeforeSend | None
+        self, provider: ProviderAccess, call: AuthlibCall, before_send: BeforeSend | None
     ) -> RawReply:
+        spec, client = provider.spec, provider.client
         watch = SendObserver(_stop_on_failure(before_send))
         try:
             transport = self._egress.transport(watch, client.certificate_to_present())

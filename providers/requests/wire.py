@@ -10,11 +10,9 @@ import httpx2
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.client_auth import ASSERTION_TYPE, client_assertion, secret_assertion
-from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import ClientAuth
-from providers.requests.client import STANDARD_HEADERS, OAuthClient
 from providers.requests.dpop import NonceCache, dpop_proof
-from providers.requests.request_format import NO_AUTH, RequestFormat
+from providers.requests.request_format import NO_AUTH, STANDARD_HEADERS, ProviderAccess, RequestFormat
 
 _BODY_HEADERS = ("content-type", "content-length")
 
@@ -24,11 +22,9 @@ class ProviderRequestAuth(httpx2.Auth):
 
     requires_request_body = True
 
-    def __init__(
-        self, spec: ProviderSpec, client: OAuthClient, format: RequestFormat, nonces: NonceCache
-    ) -> None:
-        self._spec = spec
-        self._client = client
+    def __init__(self, provider: ProviderAccess, format: RequestFormat, nonces: NonceCache) -> None:
+        self._spec = provider.spec
+        self._client = provider.client
         self._format = format
         self._nonces = nonces
 

@@ -16,7 +16,7 @@ from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import placeholders
 from providers.definition.templates import checked_params, fill_template
 from providers.definition.validation import problems_of
-from providers.requests.client import STANDARD_HEADERS
+from providers.requests.request_format import STANDARD_HEADERS
 from providers.responses.error_mapping import error_name, failure_of_reply
 from providers.responses.raw_reply import RawReply
 

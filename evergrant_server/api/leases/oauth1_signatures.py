@@ -29,7 +29,7 @@ from evergrant_server.store import LeaseRow
 from providers.definition.templates import client_auth_of
 from providers.oauth1.flow import oauth1_endpoints, oauth1_spec
 from providers.oauth1.signing import oauth1_authorization_header, require_signable
-from providers.requests.client import OAuthClient
+from providers.requests.request_format import OAuthClient
 
 router = APIRouter(tags=["leases"])
 

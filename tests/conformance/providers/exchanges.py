@@ -21,9 +21,13 @@ from providers.definition.templates import client_auth_of, integration_endpoints
 from providers.oauth1.flow import oauth1_authorization_url, read_token_credentials, token_credentials_request
 from providers.oauth1.flow import oauth1_endpoints as oauth1_endpoints
 from providers.requests.authorization_url import requested_scopes
-from providers.requests.client import OAuthClient
 from providers.requests.client_grants import ClientGrantInput, client_grant_request
-from providers.requests.request_format import access_token_exchange_request, revocation_request
+from providers.requests.request_format import (
+    OAuthClient,
+    ProviderAccess,
+    access_token_exchange_request,
+    revocation_request,
+)
 from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import additional_token_sets, read_tokens
@@ -107,15 +111,14 @@ async def minted(exchange: Exchange, flow: Flow, expected: dict[str, Any]) -> Ra
         where = expected["request"]["url"].removeprefix("https://").strip("/")
         server.script(raw_reply(expected["reply"]), at=where)
         endpoints = exchange.endpoints_at(server.origin)
-        asked = ClientGrantInput(
-            exchange.vector["scopes"], TokenTarget(), "sam@acme.example", exchange.integration.params, NOW
-        )
+        asked = ClientGrantInput(exchange.vector["scopes"], TokenTarget(), "sam@acme.example", NOW)
         ours = replace(exchange.client, key=KEY)
         # signed for the provider's own address, not for the loopback server's
-        signed = client_grant_request(exchange.spec, flow, exchange.endpoints(), ours, asked)
+        access = ProviderAccess(exchange.spec, exchange.endpoints(), ours, exchange.integration.params)
+        signed = client_grant_request(access, flow, asked)
         request = replace(signed, url=endpoints.token_endpoint)
         sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
-        reply = await sender.send_prepared(exchange.spec, exchange.client, request)
+        reply = await sender.send_prepared(replace(access, client=exchange.client), request)
     sent = server.calls[0]
     if "claims" in expected:
         assertion = dict(parse_qsl(sent.body.decode()))["assertion"]
@@ -137,12 +140,11 @@ async def oauth1_read(exchange: Exchange, expected: dict[str, Any]) -> TokenSet:
     async with ScriptedProvider() as server:
         where = expected["request"]["url"].removeprefix("https://").strip("/")
         server.script(raw_reply(expected["reply"]), at=where)
-        request = token_credentials_request(
-            spec, there.token, exchange.client, temporary, Secret("verifier-1"), NOW
-        )
+        access = ProviderAccess(spec, exchange.endpoints_at(server.origin), exchange.client)
+        request = token_credentials_request(access, there.token, temporary, Secret("verifier-1"), NOW)
         moved = replace(request, url=request.url.replace("https://", f"{server.origin}/"))
         sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
-        reply = await sender.send_signed(spec, exchange.client, moved)
+        reply = await sender.send_signed(access, moved)
     call = server.calls[0]
     assert {"method": call.method, "url": "https:/" + call.target} == expected["request"]
     said = dict(parse_authorization_header(call.headers["authorization"]))
@@ -164,16 +166,14 @@ def claims_of(assertion: str) -> dict[str, Any]:
 
 async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawReply:
     sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
-    spec, client, endpoints = exchange.spec, exchange.client, exchange.endpoints_at(server.origin)
+    spec, endpoints = exchange.spec, exchange.endpoints_at(server.origin)
+    access = ProviderAccess(spec, endpoints, exchange.client, exchange.params)
     if kind == "exchange":
         return await sender.exchange_code(
-            spec,
-            endpoints,
-            client,
+            access,
             code=Secret(SECRETS["<code>"]),
             verifier=Secret(SECRETS["<verifier>"]),
             redirect_uri=REDIRECT,
-            params=exchange.params,
         )
     rule = spec.post_token_exchange if kind == "post_exchange" else spec.refresh
     if rule is not None and (
@@ -181,22 +181,19 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
     ):
         if rule.url is not None:
             rule = rule.model_copy(update={"url": rule.url.replace("https://", f"{server.origin}/")})
-        token, given = Secret(SECRETS["<access token>"]), exchange.integration.params
-        request = access_token_exchange_request(spec, endpoints, client, rule, token, given)
-        return await sender.send_prepared(spec, client, request)
+        own = replace(access, params=exchange.integration.params)
+        request = access_token_exchange_request(own, rule, Secret(SECRETS["<access token>"]))
+        return await sender.send_prepared(own, request)
     if kind == "refresh":
         token = Secret(SECRETS["<refresh token>"])
         return await sender.refresh(
-            spec,
-            endpoints,
-            client,
+            access,
             refresh_token=token,
             redirect_uri=REDIRECT,
-            params=exchange.params,
         )
     which = spec.revocation.token if spec.revocation else "refresh_token"
     token = Secret(SECRETS[f"<{which.replace('_', ' ')}>"])
-    return await sender.send_prepared(spec, client, revocation_request(spec, endpoints, client, token, which))
+    return await sender.send_prepared(access, revocation_request(access, token, which))
 
 
 def raw_reply(reply: dict[str, Any]) -> Any:

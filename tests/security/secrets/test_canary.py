@@ -31,7 +31,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
 from examples.demo.subject import Subject
 from examples.demo.waiting import wait_until
-from providers.requests.client import OAuthClient
+from providers.requests.request_format import OAuthClient
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import loopback_tls
 from tests.fakes.events.webhook_receiver import Receiver

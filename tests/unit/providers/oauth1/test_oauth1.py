@@ -15,6 +15,7 @@ from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
 from evergrant_server.core.connections.credentials import OAUTH1, ClientKey, TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from providers.definition.schema_request import SignatureMethod
 from providers.oauth1.flow import (
@@ -25,7 +26,7 @@ from providers.oauth1.flow import (
     temporary_token_in,
 )
 from providers.oauth1.signing import oauth1_authorization_header, oauth1_signature, require_signable
-from providers.requests.client import OAuthClient
+from providers.requests.request_format import OAuthClient, ProviderAccess
 from providers.responses.raw_reply import RawReply
 from tests.unit.providers.samples import NOW, fails, reply_of, spec_like
 
@@ -172,8 +173,9 @@ TEMPORARY = b"oauth_token=t1&oauth_token_secret=s1&oauth_callback_confirmed=true
 def test_rfc5849_2_1_temporary_credentials():
     read = read_temporary_credentials(SPEC, reply_of(TEMPORARY))
     assert (read.token.reveal(), read.secret.reveal()) == ("t1", "s1")
+    acme = ProviderAccess(SPEC, Endpoints(token_endpoint="unused"), CLIENT)
     asked = temporary_credentials_request(
-        SPEC, "https://acme.example/temporary", CLIENT, "https://us.example/cb", NOW
+        acme, "https://acme.example/temporary", "https://us.example/cb", NOW
     )
     assert "us.example" not in repr(asked)
     assert 'oauth_callback="https%3A%2F%2Fus.example%2Fcb"' in asked.headers["Authorization"]

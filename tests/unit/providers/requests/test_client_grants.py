@@ -22,13 +22,13 @@ from providers.client_auth import (
     signing_algorithm,
 )
 from providers.definition.registry import Registry
-from providers.requests.client import OAuthClient
 from providers.requests.client_grants import (
     ACCESS_TOKEN_TYPE,
     ClientGrantInput,
     client_grant_request,
     read_exchanged_token,
 )
+from providers.requests.request_format import OAuthClient, ProviderAccess
 from providers.responses.token_response import read_tokens
 from tests.fakes.providers.client_grants import OtherGrants
 from tests.unit.providers.requests.test_sender import Talk
@@ -46,7 +46,6 @@ def asked(**more: Any) -> ClientGrantInput:
         "scopes": ("read", "write"),
         "target": TokenTarget(),
         "subject": "sam@example.com",
-        "params": {},
         "at": datetime.now(UTC),
     }
     return ClientGrantInput(**(plain | more))
@@ -64,10 +63,18 @@ class Signing(Talk):
         secret = Secret(idp.client_secret) if auth.startswith("client_secret") else None
         self.client = OAuthClient(idp.client_id, secret, auth, key, audience=idp.issuer)
 
-    async def mint(self, flow: Flow, *, spec: dict[str, Any] | None = None, **more: Any):
+    async def mint(
+        self,
+        flow: Flow,
+        *,
+        spec: dict[str, Any] | None = None,
+        params: dict[str, str] | None = None,
+        **more: Any,
+    ):
         definition = spec_like(auth_modes=BOTH, **(spec or {}))
-        request = client_grant_request(definition, flow, self.endpoints, self.client, asked(**more))
-        reply = await self.sender.send_prepared(definition, self.client, request)
+        access = self.access(definition, params)
+        request = client_grant_request(access, flow, asked(**more))
+        reply = await self.sender.send_prepared(access, request)
         return read_tokens(definition, reply, requested_scopes=("read",), refreshing=False)
 
 
@@ -143,7 +150,7 @@ def test_flow_with_consent_is_no_client_grant(flow: Flow) -> None:
     spec = spec_like(auth_modes=[*BOTH, "authorization_code", "device_code"])
     endpoints, client = Endpoints(token_endpoint="x"), OAuthClient("c", None, "none")
     with pytest.raises(Failure, match="subject's consent"):
-        client_grant_request(spec, flow, endpoints, client, asked())
+        client_grant_request(ProviderAccess(spec, endpoints, client), flow, asked())
 
 
 @pytest.mark.parametrize(

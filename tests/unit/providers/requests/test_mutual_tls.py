@@ -21,8 +21,8 @@ from evergrant_server.egress import Egress, EgressPolicy
 from providers.client_auth import parse_client_certificate
 from providers.definition.templates import integration_endpoints
 from providers.registration.discovery import discover, weakening_changes
-from providers.requests.client import OAuthClient
 from providers.requests.client_grants import ClientGrantInput, client_grant_request
+from providers.requests.request_format import OAuthClient, ProviderAccess
 from providers.requests.sender import Sender, SendFailed
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import LoopbackTls, OwnCertificate, loopback_tls, own_certificate
@@ -53,12 +53,11 @@ async def idp(tls: LoopbackTls) -> AsyncIterator[ScriptedProvider]:
 
 async def minted(idp: ScriptedProvider, tls: LoopbackTls, ours: OAuthClient) -> RawReply:
     spec = spec_like(auth_modes=["client_credentials"], client_auth=ours.auth)
-    asked = ClientGrantInput((), TokenTarget(), "sam", {}, NOW)
-    request = client_grant_request(
-        spec, Flow.CLIENT_CREDENTIALS, Endpoints(token_endpoint=idp.url("token")), ours, asked
-    )
+    asked = ClientGrantInput((), TokenTarget(), "sam", NOW)
+    access = ProviderAccess(spec, Endpoints(token_endpoint=idp.url("token")), ours)
+    request = client_grant_request(access, Flow.CLIENT_CREDENTIALS, asked)
     egress = Egress(EgressPolicy(allow=(idp.allowance,)), tls=tls.trust)
-    return await Sender(egress).send_prepared(spec, ours, request)
+    return await Sender(egress).send_prepared(access, request)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,7 +9,6 @@ import pytest
 from evergrant_server.core.connections.consent import PushedAuthorization
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.integrations import Endpoints
-from providers.requests.client import OAuthClient
 from providers.requests.par import (
     par_authorization_url,
     par_fields,
@@ -18,6 +17,7 @@ from providers.requests.par import (
     requires_par,
     uses_par,
 )
+from providers.requests.request_format import OAuthClient, ProviderAccess
 from tests.unit.providers.samples import NOW, an_integration, fails, reply_of, spec_like
 
 SPEC = spec_like()
@@ -75,7 +75,7 @@ def test_rfc9126_2_1_pushed_parameters():
     asked = par_fields(f"{PAGE}&state=s&resource=https%3A%2F%2Fa&resource=https%3A%2F%2Fb", PAGE)
     assert asked == (("state", "s"), ("resource", "https://a"), ("resource", "https://b"))
     known = endpoints(pushed_authorization_request_endpoint="https://idp.example/par")
-    request = par_request(SPEC, known, CLIENT, asked)
+    request = par_request(ProviderAccess(SPEC, known, CLIENT), asked)
     assert (request.url, request.format.extra_params) == ("https://idp.example/par", {"state": "s"})
     assert request.format.repeated_params == asked[1:]
     assert "state" not in repr(PushedAuthorization(fields=asked))

@@ -13,8 +13,12 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
-from providers.requests.client import OAuthClient
-from providers.requests.request_format import introspection_request, revocation_request
+from providers.requests.request_format import (
+    OAuthClient,
+    ProviderAccess,
+    introspection_request,
+    revocation_request,
+)
 from providers.requests.sender import Sender, SendFailed
 from providers.responses.error_mapping import read_introspection, read_revocation
 from providers.responses.raw_reply import RawReply
@@ -49,18 +53,19 @@ class Talk:
             introspection_endpoint=idp.url("introspect"),
         )
 
+    def access(self, spec: ProviderSpec = GENERIC, params: dict[str, str] | None = None) -> ProviderAccess:
+        return ProviderAccess(spec, self.endpoints, self.client, params or {})
+
     async def refresh(self, token: str, spec: ProviderSpec = GENERIC, **more: object) -> RawReply:
         return await self.sender.refresh(
-            spec,
-            self.endpoints,
-            self.client,
+            self.access(spec),
             refresh_token=Secret(token),
             **more,  # type: ignore[arg-type]  # test shorthand
         )
 
     async def revoke(self, token: Secret, spec: ProviderSpec = GENERIC) -> RawReply:
-        request = revocation_request(spec, self.endpoints, self.client, token, "refresh_token")
-        return await self.sender.send_prepared(spec, self.client, request)
+        access = self.access(spec)
+        return await self.sender.send_prepared(access, revocation_request(access, token, "refresh_token"))
 
 
 @pytest.mark.parametrize("auth", ["client_secret_basic", "client_secret_post"])
@@ -80,8 +85,8 @@ async def test_refresh_introspection_and_revocation(auth: str) -> None:
 
 
 async def assert_active(talk: Talk, token: Secret, *, active: bool) -> None:
-    request = introspection_request(GENERIC, talk.endpoints, talk.client, token, "access_token")
-    reply = await talk.sender.send_prepared(GENERIC, talk.client, request)
+    request = introspection_request(talk.access(), token, "access_token")
+    reply = await talk.sender.send_prepared(talk.access(), request)
     assert read_introspection(GENERIC, reply) is active
 
 
@@ -158,11 +163,11 @@ async def test_every_oauth2_flow_goes_through_authlib(monkeypatch: pytest.Monkey
     monkeypatch.setattr(AsyncOAuth2Client, "request", refuse)
     async with ScriptedProvider() as idp:
         talk = Talk(idp)
-        s, e, c, secret = talk.sender, talk.endpoints, talk.client, Secret("x")
+        s, access, secret = talk.sender, talk.access(), Secret("x")
         flows = (
-            s.exchange_code(GENERIC, e, c, code=secret, verifier=secret, redirect_uri=REDIRECT),
-            s.refresh(GENERIC, e, c, refresh_token=secret),
-            s.send_prepared(GENERIC, c, revocation_request(GENERIC, e, c, secret, "access_token")),
+            s.exchange_code(access, code=secret, verifier=secret, redirect_uri=REDIRECT),
+            s.refresh(access, refresh_token=secret),
+            s.send_prepared(access, revocation_request(access, secret, "access_token")),
         )
         for flow in flows:
             with pytest.raises(RuntimeError, match="authlib was asked"):
@@ -244,7 +249,7 @@ async def test_unsupported_request_not_sent() -> None:
         shop = spec_like(token_params={"s": "{shop}"}, template_params={"shop": {"pattern": "^[a-z]+$"}})
         with pytest.raises(Failure, match="shop is missing"):
             await talk.sender.exchange_code(
-                shop, talk.endpoints, talk.client, code=secret, verifier=secret, redirect_uri=REDIRECT
+                talk.access(shop), code=secret, verifier=secret, redirect_uri=REDIRECT
             )
         with pytest.raises(Failure, match="no refresh"):
             await talk.refresh("rt-1", spec_like(refresh_supported=False))
