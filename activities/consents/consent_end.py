@@ -4,7 +4,6 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.consents.first_grant import require_no_open_attempt
 from activities.grants import GrantServices
 from activities.grants.provider_revocation import revoke_late_tokens
 from activities.support.connection_records import end_consent
@@ -48,7 +47,7 @@ class ConsentEndActivities:
         received = await tx.consents.received_consent(request.tenant, request.connection_id)
         if received is not None and (received.kind is ConsentKind.CODE or received.came_from_browser):
             return GrantResult(state=current.state, consent_id=received.id)  # its signal is on the way
-        await require_no_open_attempt(self._services, tx, current)
+        await self._services.single_use.tracker.require_no_open_attempt(tx, current)
         after = current.consent_denied(now) if request.denied else current.consent_expired(now)
         await tx.connections.replace(after, expected=current.revision)
         if received is not None:  # a client grant or a device code: its secrets are erased

@@ -14,7 +14,6 @@ from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
 from activities.grants.token_request import TokenRequest
 from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import SingleUseAttempt
-from activities.single_use.attempt_tracker import open_attempt
 from activities.single_use.journal_replay import JournaledReply
 from activities.support.connection_records import denied_source, end_consent, record_grant
 from activities.support.provider_context import ProviderContext
@@ -125,15 +124,6 @@ async def record_consent_failure(
         await tx.connections.replace(waiting, expected=current.revision)
     detail = {"reason": failure.code, "consent": consent.id, **denied_source(failure)}
     await append_audit(tx, call, AuditAction.CONSENT_FAILED, now, **detail)
-
-
-async def require_no_open_attempt(services: GrantServices, tx: Transaction, connection: Connection) -> None:
-    """Raises Failure REFRESH_PENDING while an open attempt may still bring tokens: if the connection
-    ended now, nothing could use them."""
-    attempt = await open_attempt(tx, connection)
-    tracker = services.single_use.tracker
-    if attempt is not None and tracker.may_be_answered(attempt):
-        raise tracker.pending("a token is still on its way")
 
 
 def may_be_sent_later(failure: Failure) -> bool:

@@ -14,7 +14,6 @@ from activities.consents.first_grant import (
     FirstGrantActivities,
     FirstGrantOutcome,
     record_consent_failure,
-    require_no_open_attempt,
 )
 from activities.grants.candidates import is_client_refused, may_be_definition_fault
 from activities.grants.client_grants import client_grant_token_request, read_client_grant_tokens
@@ -148,7 +147,7 @@ class DeviceActivities(FirstGrantActivities):
             device_code = await tx.consents.device_code(consent)
             if device_code is not None and self._services.clock.now() >= device_code.expires_at:
                 # the subject may have approved it in time: the reply of the last poll says so
-                await require_no_open_attempt(self._services, tx, context.connection)
+                await self._services.single_use.tracker.require_no_open_attempt(tx, context.connection)
                 raise Failure(ErrorCode.CONSENT_EXPIRED)
         if device_code is None:
             return await self._request_device_code(consent, context)

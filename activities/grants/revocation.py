@@ -80,7 +80,15 @@ class RevocationActivities:
 
     async def _revoke(self, request: RevokeGrant, context: ProviderContext) -> RevocationOutcome:
         try:
-            await self._require_no_open_attempt(context)
+            connection, tracker = context.connection, self._services.single_use.tracker
+            credential = (connection.tenant, connection.id, connection.generation)
+            async with (
+                self._store.read() as tx
+            ):  # a token that still arrives is installed, then revoked as well
+                await tracker.require_no_open_attempt(tx, connection)
+                superseded = await tx.attempts.superseded(*credential)
+            if tracker.has_late_entry(superseded):
+                raise tracker.pending("a token is still on its way")
             outcome, with_other_secret = await try_each_secret(context, self._revoke_all_tokens)
             if with_other_secret:
                 await record_accepted_secret(self._store, self._clock, request, context)
@@ -89,18 +97,6 @@ class RevocationActivities:
             raise
         metrics.count(metrics.REVOCATIONS, outcome, context.spec.name)
         return outcome
-
-    async def _require_no_open_attempt(self, context: ProviderContext) -> None:
-        """Raises Failure REFRESH_PENDING while a token may still arrive: it is installed first, and
-        then revoked as well."""
-        connection, tracker = context.connection, self._services.single_use.tracker
-        async with self._store.read() as tx:
-            attempt = await open_attempt(tx, connection)
-            superseded = await tx.attempts.superseded(connection.tenant, connection.id, connection.generation)
-        may_arrive = attempt is not None and tracker.may_be_answered(attempt)
-        if may_arrive or tracker.has_late_entry(superseded):
-            why = "a token is still on its way"
-            raise Failure(ErrorCode.REFRESH_PENDING, why, retry_after=_RETRY_AFTER_S)
 
     async def _revoke_all_tokens(self, context: ProviderContext) -> RevocationOutcome:
         connection = context.connection

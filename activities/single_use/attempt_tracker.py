@@ -112,6 +112,13 @@ class AttemptTracker:
             self.without_clock_skew(attempt), earlier_now(self._clock), self.status_of(attempt), self.limits
         )
 
+    async def require_no_open_attempt(self, tx: Transaction, connection: Connection) -> None:
+        """Raises Failure REFRESH_PENDING while an open attempt may still bring tokens: if the connection
+        ended now, nothing could use them."""
+        attempt = await open_attempt(tx, connection)
+        if attempt is not None and self.may_be_answered(attempt):
+            raise self.pending("a token is still on its way")
+
     def has_late_entry(self, superseded: list[Attempt]) -> bool:
         """True while a reply to one of them lies on this host, to be replayed after the attempt that
         took over. The time limit counts from the newest takeover."""

@@ -55,7 +55,9 @@ ELSEWHERE = {
     "activities.single_use.intent:end_intent": "a registration: there is no connection yet",
     "activities.single_use.intent:drop_unsent_intent": "a registration: there is no connection yet",
     "activities.support.temporal:_FailureMapper": "the harness calls activities without Temporal",
-    "activities.consents.first_grant:require_no_open_attempt": "ends a consent without a code",
+    "activities.single_use.attempt_tracker:AttemptTracker.require_no_open_attempt": (
+        "ends a consent without a code, or a connection"
+    ),
     "activities.consents.first_grant:FirstGrantActivities._record_failed_activity": "a client grant",
     "activities.consents.first_grant:record_consent_failure": "a client grant or a device code",
     "activities.consents.first_grant:FirstGrantOutcome.install#4": "another grant came first",
