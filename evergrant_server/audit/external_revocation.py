@@ -6,7 +6,7 @@ from evergrant_server.audit.hash_chain import append
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.base import Message, Provenance, RequestContext
+from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.connection import RevokedAtProvider, Rotate
 from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
@@ -24,7 +24,6 @@ async def apply_external_event(
     report: ProviderReport,
     context: RequestContext,
     now: datetime,
-    provenance: Provenance | None = None,
 ) -> ReportDecision:
     """Judge the report by the rows as they are now, and write what follows from it.
 
@@ -53,7 +52,6 @@ async def apply_external_event(
             object=connection.id,
             context=context,
             detail=_detail(connection, report, verdict),
-            provenance=provenance,
         )
         await append(tx, entry)
     return verdict

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import select, text
 from sqlmodel import col
 
 from evergrant_server.core.clock import Clock
@@ -74,19 +74,18 @@ class Store:
         self.is_sqlite = database.is_sqlite
 
     @classmethod
-    async def open(cls, url: str, ring: KeyRing, clock: Clock, *, expect_schema: bool = True) -> "Store":
+    async def open(cls, url: str, ring: KeyRing, clock: Clock) -> "Store":
         """Open the database behind `url` with the keys of `ring`.
 
-        Raises Failure STORE_UNAVAILABLE when it can't be reached, and, unless
-        `expect_schema` is False, SCHEMA_MISMATCH when its version isn't this code's.
+        Raises Failure STORE_UNAVAILABLE when it can't be reached, SCHEMA_MISMATCH when its version isn't
+        this code's.
         """
-        if expect_schema:
-            schema.require_existing_file(url)
+        schema.require_existing_file(url)
         database = open_database(url)
         try:
             with translate_errors():
                 async with database.read() as connection:
-                    await connection.run_sync(schema.require_expected_version if expect_schema else _connect)
+                    await connection.run_sync(schema.require_expected_version)
         except BaseException:
             await database.close()
             raise
@@ -140,11 +139,6 @@ class Store:
 
     def _transaction(self, connection: DatabaseConnection, keys: UnwrappedKeys | None = None) -> Transaction:
         return Transaction(connection, self.ring, self._clock.now(), keys)
-
-
-def _connect(connection: Connection) -> None:
-    """Raise what the database raises when it can't be used."""
-    connection.exec_driver_sql("SELECT 1")
 
 
 async def database_time(store: Store) -> datetime | None:

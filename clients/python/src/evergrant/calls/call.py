@@ -119,13 +119,13 @@ def require_success(response: Response) -> None:
         raise error_from(response)
 
 
-def check_version(response: Response, major: int = SERVER_MAJOR) -> None:
+def check_version(response: Response) -> None:
     """Raises ProtocolError for a server of another major version, with any status."""
     version = response.headers.get("evergrant-version", "").strip()
     theirs = version.partition(".")[0]
-    if theirs.isascii() and theirs.isdigit() and int(theirs) != major:
+    if theirs.isascii() and theirs.isdigit() and int(theirs) != SERVER_MAJOR:
         raise ProtocolError(
-            f"the server is Evergrant {version[:20]}, this client speaks to version {major}",
+            f"the server is Evergrant {version[:20]}, this client speaks to version {SERVER_MAJOR}",
             code="version_mismatch",
             repair=f"Install the client of the server's version: pip install 'evergrant=={int(theirs)}.*'",
             status=response.status_code,
