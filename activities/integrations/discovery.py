@@ -3,6 +3,7 @@
 Changes that weaken the pinned metadata are refused.
 """
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -34,27 +35,19 @@ _SCHEDULE = RequestContext(by="schedule")
 _BATCH_SIZE = 20  # documents a pass, which bounds its duration when issuers are down
 
 
+@dataclass(frozen=True)
 class DiscoveryActivities:
-    def __init__(
-        self,
-        store: Store,
-        registry: Registry,
-        egress: Egress,
-        clock: Clock,
-        public_url: str,
-        registrations: ClientRegistrations,
-    ) -> None:
-        self._store = store
-        self._registry = registry
-        self._egress = egress
-        self._clock = clock
-        self._public_url = public_url
-        self._registrations = registrations
+    store: Store
+    registry: Registry
+    egress: Egress
+    clock: Clock
+    public_url: str
+    registrations: ClientRegistrations
 
     @activity.defn(name=ActivityName.DISCOVER_ENDPOINTS)
     async def discover_endpoints(self, request: DiscoverEndpoints) -> DiscoveryResult:
         """Write READY with the endpoints (and the client id), or FAILED with the reason."""
-        async with self._store.read() as tx:
+        async with self.store.read() as tx:
             integration = await tx.integrations.get(request.tenant, request.integration_id)
         if integration is None or (integration.issuer is None and integration.registration is None):
             return DiscoveryResult(
@@ -64,12 +57,12 @@ class DiscoveryActivities:
             if integration.issuer is None:
                 endpoints, quirks = await self._host_endpoints(integration)
             else:
-                endpoints, quirks = await discover(self._egress, integration.issuer), ()
+                endpoints, quirks = await discover(self.egress, integration.issuer), ()
             if must_register(integration, endpoints):
-                integration = await self._registrations.await_earlier(integration)
+                integration = await self.registrations.await_earlier(integration)
             if must_register(integration, endpoints):
-                redirect_uri = f"{self._public_url}/oauth/callback/{integration.id}"
-                return await self._registrations.register(
+                redirect_uri = f"{self.public_url}/oauth/callback/{integration.id}"
+                return await self.registrations.register(
                     request, integration, endpoints, redirect_uri, self._commit_registration, quirks
                 )
         except Failure as failure:
@@ -78,9 +71,9 @@ class DiscoveryActivities:
 
     async def _host_endpoints(self, integration: Integration) -> tuple[Endpoints, tuple[str, ...]]:
         """The endpoints and quirks of a definition with `client_registration: per_host`."""
-        async with self._store.read() as tx:
+        async with self.store.read() as tx:
             versions = await tx.definitions.serving(integration.tenant, integration.provider)
-        spec = self._registry.serving(integration.provider, versions)
+        spec = self.registry.serving(integration.provider, versions)
         endpoints = definition_endpoints(spec, integration.params)
         return endpoints.model_copy(update={"token_auth_methods": (spec.client_auth.value,)}), spec.quirks
 
@@ -94,7 +87,7 @@ class DiscoveryActivities:
         self, attempt: RegistrationAttempt, reply: RawReply, keys: UnwrappedKeys
     ) -> DiscoveryResult:
         """Write the registered client, unless the integration was changed meanwhile."""
-        async with self._store.read() as tx:
+        async with self.store.read() as tx:
             seen = await tx.integrations.get(attempt.request.tenant, attempt.request.integration_id)
             initial = await tx.integrations.initial_access_token(seen) if seen else None
         if seen is None or seen.client_id or seen.registration_sent_at != attempt.sent_at:
@@ -102,7 +95,7 @@ class DiscoveryActivities:
         try:
             registered = read_registration(reply, asked_auth=attempt.auth)
         except Failure as failure:
-            await self._registrations.close_intent(seen, attempt.sent_at, spent=initial is not None)
+            await self.registrations.close_intent(seen, attempt.sent_at, spent=initial is not None)
             return await self._write_failed(attempt.request, seen, failure)
         return await self._write_ready(attempt.request, seen, attempt.endpoints, registered, keys)
 
@@ -115,7 +108,7 @@ class DiscoveryActivities:
         keys: UnwrappedKeys | None = None,
     ) -> DiscoveryResult:
         async def pin(tx: Transaction) -> None:
-            now = self._clock.now()
+            now = self.clock.now()
             current = await _current_if_same_issuer(tx, seen)
             if current is None:
                 return
@@ -148,14 +141,14 @@ class DiscoveryActivities:
                 tx, now, AuditAction.INTEGRATION_DISCOVERED, after, request.context, {"problem": None}
             )
 
-        await commit_with_retries(self._store, pin, keys)
+        await commit_with_retries(self.store, pin, keys)
         return DiscoveryResult()
 
     async def _write_failed(
         self, request: DiscoverEndpoints, seen: Integration, failure: Failure
     ) -> DiscoveryResult:
         async def write(tx: Transaction) -> None:
-            now = self._clock.now()
+            now = self.clock.now()
             current = await _current_if_same_issuer(tx, seen)
             if current is None:
                 return
@@ -165,16 +158,16 @@ class DiscoveryActivities:
             detail = {"problem": failure.code}
             await _record(tx, now, AuditAction.INTEGRATION_DISCOVERED, after, request.context, detail)
 
-        await commit_with_retries(self._store, write)
+        await commit_with_retries(self.store, write)
         return DiscoveryResult(failure=failure.code, detail=failure.detail)
 
     @activity.defn(name=ActivityName.REREAD_METADATA)
     async def reread_metadata(self, request: RereadMetadata) -> RereadMetadataResult:
         """Compare a batch of integrations; refuse and record changes that weaken the pinned metadata."""
-        before = self._clock.now() - timedelta(seconds=request.older_than_s)
+        before = self.clock.now() - timedelta(seconds=request.older_than_s)
         changed = refused = 0
         async with heartbeating():
-            async with self._store.read() as tx:
+            async with self.store.read() as tx:
                 due = await tx.integrations.with_metadata_older_than(before, _BATCH_SIZE)
             for integration in due:
                 action = await self._compare_metadata(integration)
@@ -188,7 +181,7 @@ class DiscoveryActivities:
         reasons: tuple[str, ...] = ()
         published = seen.endpoints
         try:
-            published = await discover(self._egress, seen.issuer)
+            published = await discover(self.egress, seen.issuer)
         except Failure as failure:
             if failure.code in (ErrorCode.DISCOVERY_FAILED, ErrorCode.EGRESS_REFUSED):
                 reasons = (failure.detail,)
@@ -196,7 +189,7 @@ class DiscoveryActivities:
             reasons = weakening_changes(seen.endpoints, published, seen.client_auth)
 
         async def write(tx: Transaction) -> AuditAction | None:
-            now = self._clock.now()
+            now = self.clock.now()
             current = await _current_if_same_issuer(tx, seen)
             if current is None or current.endpoints != seen.endpoints:
                 return None
@@ -207,7 +200,7 @@ class DiscoveryActivities:
                 await _record(tx, now, action, after, _SCHEDULE, {"reasons": list(reasons)})
             return action
 
-        return await commit_with_retries(self._store, write)
+        return await commit_with_retries(self.store, write)
 
 
 def _metadata_change(

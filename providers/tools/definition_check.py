@@ -5,6 +5,7 @@ it as RFC 6749 section 5.2 describes.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx2
@@ -138,13 +139,10 @@ def _token_endpoint_finding(spec: ProviderSpec, name: str, response: httpx2.Resp
     return _problem(name, f"doesn't reply as a token endpoint does: {failure.detail}")
 
 
-def _ok(check: str, detail: str) -> CheckResult:
-    return CheckResult(check=check, level=CheckLevel.OK, detail=detail)
+def _finding(level: CheckLevel, check: str, detail: str) -> CheckResult:
+    return CheckResult(check=check, level=level, detail=detail)
 
 
-def _warn(check: str, detail: str) -> CheckResult:
-    return CheckResult(check=check, level=CheckLevel.WARNING, detail=detail)
-
-
-def _problem(check: str, detail: str) -> CheckResult:
-    return CheckResult(check=check, level=CheckLevel.PROBLEM, detail=detail)
+_ok = partial(_finding, CheckLevel.OK)
+_warn = partial(_finding, CheckLevel.WARNING)
+_problem = partial(_finding, CheckLevel.PROBLEM)
