@@ -1,14 +1,12 @@
 """The API as granian runs it: opened and closed by the ASGI lifespan."""
 
 import asyncio
-import os
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from evergrant_server.api.app import create_app
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.audit.lease_ledger import LeaseLedger
-from evergrant_server.core.ids import new_id
+from evergrant_server.audit.lease_ledger import LeaseLedger, new_lease_shard
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.egress import EgressPolicy
 from evergrant_server.gc_tuning import tune_garbage_collector
@@ -45,7 +43,7 @@ class Application:
         start_telemetry(settings, "evergrant-api")
         self._open.push_async_callback(asyncio.to_thread, flush_telemetry)
         platform = await self._open.enter_async_context(open_platform(settings, Role.API, lazy=True))
-        ledger = LeaseLedger(platform.store, f"api-{os.getpid()}-{new_id('out')[-6:]}", platform.clock)
+        ledger = LeaseLedger(platform.store, new_lease_shard(), platform.clock)
         await ledger.start()
         self._open.push_async_callback(ledger.stop)
         relay = asyncio.create_task(platform.relay.run())

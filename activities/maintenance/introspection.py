@@ -1,4 +1,4 @@
-"""Introspects grants at their providers (RFC 7662), slowly, and keeps receivers' keys current."""
+"""Introspects each grant once per `introspection_interval` (RFC 7662); `audit.provider_reports` acts on it."""
 
 import asyncio
 from collections import Counter
@@ -11,7 +11,7 @@ from activities.single_use.attempt_tracker import open_attempt
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import commit_with_retries
-from evergrant_server.audit.external_revocation import apply_external_event
+from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import Failure
@@ -191,7 +191,7 @@ class IntrospectionActivities:
             certainty=finding.certainty,
             generation=checked.generation,
         )
-        return await apply_external_event(tx, current, report, _SCHEDULE_CONTEXT, self._clock.now())
+        return await apply_provider_report(tx, current, report, _SCHEDULE_CONTEXT, self._clock.now())
 
     async def _schedule_next(self, connection: Connection, outcome: str) -> str:
         now = self._clock.now()

@@ -1,4 +1,4 @@
-"""Records in their chains: appended one after the other, hashed in one spelling, and read in pages."""
+"""Records in their chains, one per tenant and shard: appended in order, hashed in one spelling, read in pages."""
 
 import base64
 import hashlib

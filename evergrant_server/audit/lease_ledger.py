@@ -6,17 +6,27 @@ judged by, so a revocation that has committed stops the next lease in every proc
 """
 
 import asyncio
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from evergrant_server.audit.lease_batch import LeaseClaim, write_postgresql, write_sqlite
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import new_id
 from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 
 _LARGEST_BATCH = 500
 _RETRY_AFTER = 1.0  # seconds
+
+
+def new_lease_shard() -> str:
+    """The audit shard of one process's leases, so that copies of the API don't wait for each other.
+
+    All other records go to the shard `main` (see `hash_chain.append`).
+    """
+    return f"api-{os.getpid()}-{new_id('out')[-6:]}"
 
 
 class StaleClaim(Exception):

@@ -17,7 +17,7 @@ from evergrant_server.api.http.problems import require_found
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.provider_events.receivers import request_keys
-from evergrant_server.audit.external_revocation import apply_external_event
+from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ReceiverId, is_id
@@ -206,6 +206,6 @@ async def _report_to_connection(
         connection = await tx.connections.get(receiver.tenant, connection_id)
         if connection is None:
             return ReportDecision.NOTHING_HELD
-        return await apply_external_event(tx, connection, report, context, now)
+        return await apply_provider_report(tx, connection, report, context, now)
 
     return await run_transaction(api.store, tell, tries=_ATTEMPTS)

@@ -11,7 +11,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.maintenance.introspection import IntrospectionActivities
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
 from activities.support.context_loader import ProviderContextLoader
-from evergrant_server.audit.external_revocation import apply_external_event
+from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.flow import Flow
@@ -239,7 +239,7 @@ async def told(
         row = await tx.connections.get(TENANT, connection.id)
         assert row is not None
         now = place.parts.clock.now()
-        decided = {await apply_external_event(tx, row, news, PROVIDER, now) for _ in range(times)}
+        decided = {await apply_provider_report(tx, row, news, PROVIDER, now) for _ in range(times)}
     place.parts.relay.notify()
     return decided
 

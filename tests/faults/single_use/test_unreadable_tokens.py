@@ -5,7 +5,7 @@ once it is repaired.
 import pytest
 
 from activities.single_use import journal_replay
-from evergrant_server.audit.external_revocation import apply_external_event
+from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
@@ -192,7 +192,7 @@ async def ended_elsewhere(place: Installation, connection: Connection) -> None:
     of = {"source": ReportSource.INTROSPECTION, "certainty": Certainty.ENDED}
     news = ProviderReport(kind="ended", generation=row.generation, **of)
     async with place.store.write() as tx:
-        await apply_external_event(tx, row, news, ASKED, place.parts.clock.now())
+        await apply_provider_report(tx, row, news, ASKED, place.parts.clock.now())
     await place.until(connection, lambda it: it.state is LifecycleState.NEEDS_REAUTH)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.audit.external_revocation import apply_external_event
+from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -72,7 +72,7 @@ async def heard(api: Api, connection: Connection) -> ReportDecision:
     async with api.store.write() as tx:
         current = await tx.connections.get(connection.tenant, connection.id)
         assert current is not None
-        return await apply_external_event(tx, current, told, PROVIDER, api.clock.now())
+        return await apply_provider_report(tx, current, told, PROVIDER, api.clock.now())
 
 
 async def test_its_workflow_is_told_and_the_log_says_who_told_us(api: Api):

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from evergrant_server.audit.external_revocation import apply_external_event
+from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -119,12 +119,12 @@ async def test_a_report_against_a_stale_row_is_a_conflict_and_writes_nothing(sto
     news = ProviderReport(source=ReportSource.HOOK, kind="x", certainty=Certainty.ENDED)
     with fails(ErrorCode.STORE_CONFLICT):
         async with store.write() as tx:
-            await apply_external_event(tx, one, news, RequestContext(by="provider:x"), NOW)
+            await apply_provider_report(tx, one, news, RequestContext(by="provider:x"), NOW)
     async with store.write() as tx:
         current = await tx.connections.get(ACME, one.id)
         assert current is not None
         assert (
-            await apply_external_event(tx, current, news, RequestContext(by="provider:x"), NOW)
+            await apply_provider_report(tx, current, news, RequestContext(by="provider:x"), NOW)
             is ReportDecision.ENDED
         )
 

@@ -1,4 +1,4 @@
-"""The one path for a provider's report: row, workflow's message and audit record in one transaction."""
+"""What a provider's report leads to (introspection, security event, hook): row, signal and audit record."""
 
 from datetime import datetime
 
@@ -18,7 +18,7 @@ from evergrant_server.core.provider_events import (
 from evergrant_server.store import Transaction
 
 
-async def apply_external_event(
+async def apply_provider_report(
     tx: Transaction,
     connection: Connection,
     report: ProviderReport,
