@@ -1,4 +1,4 @@
-"""Introspects each grant once per `introspection_interval` (RFC 7662); `audit.provider_reports` acts on it."""
+"""Introspects each grant every `introspection_interval` (RFC 7662); `audit.provider_reports` acts on it."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Records in their chains, one per tenant and shard: appended in order, hashed in one spelling, read in pages."""
+"""Records in chains, one per tenant and shard: appended in order, hashed in one spelling, read in pages."""
 
 import base64
 import hashlib

@@ -191,7 +191,7 @@ class Grants(SealedRepository):
     async def _update(
         self, tenant: Tenant, connection_id: ConnectionId, values: Values, *where: ColumnElement[bool]
     ) -> None:
-        """Change the connection's grants, whatever their revision is."""
+        """Change the connection's grants at any revision."""
         mine = columns_equal(ConnectionGrantRow, tenant=tenant, connection_id=connection_id)
         values = {**values, "revision": col(ConnectionGrantRow.revision) + 1}
         await self._run(update(ConnectionGrantRow).where(mine, *where).values(values))
