@@ -24,6 +24,7 @@ from evergrant_server.core.messages.maintenance import DeliverWebhooks, Delivery
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, Webhook, new_signing_secret
 from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.egress.transport import BODY_LIMIT
 from evergrant_server.store import Store
 from tests.fakes.clock import SetClock
 from tests.fakes.events.webhook_receiver import SECRET, TENANT, Received, Receiver, listening, log_of, reread
@@ -190,7 +191,7 @@ async def test_the_old_secret_signs_during_its_overlap_and_not_after(rounds: Rou
     ("limits", "body", "problem"),
     [
         ({"answer_timeout_s": 0.2}, b"", DeliveryProblem.TIMED_OUT),
-        ({"body_limit": 100}, b"x" * 1000, DeliveryProblem.UNREADABLE),
+        ({}, b"x" * (BODY_LIMIT + 1), DeliveryProblem.UNREADABLE),
     ],
     ids=["a receiver that never answers", "an answer without end"],
 )

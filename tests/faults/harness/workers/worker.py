@@ -34,7 +34,7 @@ from evergrant_server.egress.transport import default_tls_context
 from evergrant_server.journal import Journal
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
-from evergrant_server.store.database import postgresql
+from evergrant_server.store.database import engine
 from evergrant_server.store.database.engine import Database, open_database
 from evergrant_server.wiring.platform import Platform
 from evergrant_server.wiring.worker_parts import WorkerParts, build_worker_parts
@@ -87,7 +87,7 @@ def shorten() -> None:
     ):
         getattr(module, name)  # a renamed limit would be shortened in vain
         setattr(module, name, value)
-    postgresql._SETTINGS.update(
+    engine._POSTGRES_SETTINGS.update(
         statement_timeout=str(limits.DATABASE_MS),
         lock_timeout=str(limits.DATABASE_MS),
         idle_in_transaction_session_timeout=str(limits.DATABASE_MS),
