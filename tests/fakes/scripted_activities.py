@@ -88,15 +88,18 @@ class ScriptedActivities:
         """An activity of this name. `default` is its result, or a function of the order that makes it."""
 
         async def scripted(order: Any) -> Any:
-            self.calls.append((name, order))
-            answer = self.answers[name].pop(0) if self.answers[name] else default
-            if isinstance(answer, asyncio.Event):
-                await answer.wait()
-                answer = default
-            return answer(order) if callable(answer) else answer
+            return await self.answer(name, order, default)
 
         scripted.__annotations__["order"] = order_type  # what Temporal's converter decodes it as
         return activity.defn(name=name)(scripted)
+
+    async def answer(self, name: ActivityName, order: Any, default: Any) -> Any:
+        self.calls.append((name, order))
+        answer = self.answers[name].pop(0) if self.answers[name] else default
+        if isinstance(answer, asyncio.Event):
+            await answer.wait()
+            answer = default
+        return answer(order) if callable(answer) else answer
 
     def _result(self, order: Any) -> GrantResult:
         self.generation += 1

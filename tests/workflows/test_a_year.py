@@ -59,18 +59,18 @@ class Provider(ScriptedActivities):
         self.sent: list[timedelta] = []
         self.announced: list[int] = []
 
-    async def _answer(self, name: ActivityName, order: Any, default: Callable[[], Any]) -> Any:
+    async def answer(self, name: ActivityName, order: Any, default: Any) -> Any:
         now = activity.info().started_time
         self.begin = self.begin or now
         passed = now - self.begin
-        self.calls.append((name, order))
         if name == ActivityName.ANNOUNCE_EXPIRY:
             self.announced.append(order.days)
         if name == REFRESH:
-            return self._refreshed(order, now, passed)
-        if name == ActivityName.REVOKE_GRANT and not self._revocable(passed):
-            return RevocationResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
-        return self._dated(default(), now) if name == ActivityName.EXCHANGE_CODE else default()
+            default = self._refreshed(order, now, passed)
+        elif name == ActivityName.REVOKE_GRANT and not self._revocable(passed):
+            default = RevocationResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
+        result = await super().answer(name, order, default)
+        return self._dated(result, now) if name == ActivityName.EXCHANGE_CODE else result
 
     def _refreshed(self, order: Any, now: datetime, passed: timedelta) -> GrantResult:
         if order.only_if_leased and not self._leased(passed):
@@ -88,7 +88,7 @@ class Provider(ScriptedActivities):
         self._circuit = answered(self._circuit, at, self._rules)
         if self._ends is not None and now >= self._ends:
             return GrantResult(failure=ErrorCode.GRANT_REJECTED)
-        return self._dated(self._news(), now)
+        return self._dated(self._result(order), now)
 
     def _dated(self, news: GrantResult, now: datetime) -> GrantResult:
         if self._refresh_lives:
