@@ -6,24 +6,27 @@ Not granian: that starts processes of its own, and these tests want the applicat
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote
 
 
-async def _request(reader: asyncio.StreamReader) -> tuple[dict[str, Any], bytes] | None:
-    try:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
+async def read_request(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str], bytes]:
+    """Method, target, headers by their names in lower case, and body."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.split("\r\n")
     method, target, _ = first.split(" ")
-    pairs = [line.partition(":") for line in lines if line]
-    headers = [(n.strip().lower().encode(), v.strip().encode("latin-1")) for n, _, v in pairs]
-    body = await reader.readexactly(int(dict(headers).get(b"content-length", b"0")))
+    pairs = (line.partition(":") for line in lines if line)
+    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return method, target, headers, body
+
+
+def _scope(method: str, target: str, headers: dict[str, str]) -> dict[str, Any]:
     path, _, query = target.partition("?")
-    scope = {
+    return {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
@@ -33,11 +36,10 @@ async def _request(reader: asyncio.StreamReader) -> tuple[dict[str, Any], bytes]
         "raw_path": path.encode(),
         "query_string": query.encode(),
         "root_path": "",
-        "headers": headers,
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 1),
     }
-    return scope, body
 
 
 async def _respond(app: Any, writer: asyncio.StreamWriter, scope: dict[str, Any], body: bytes) -> None:
@@ -65,7 +67,9 @@ async def _respond(app: Any, writer: asyncio.StreamWriter, scope: dict[str, Any]
 
 @asynccontextmanager
 async def listening(
-    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], port: int = 0
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[int]:
     """A port on loopback, for the length of a block; `talk` is called for each connection."""
     busy: set[asyncio.Task[Any]] = set()
@@ -78,11 +82,13 @@ async def listening(
             await talk(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client went away
+        except asyncio.CancelledError:
+            pass  # this server goes: asyncio of 3.11 prints a traceback for a handler that says so
         finally:
             busy.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -98,8 +104,9 @@ async def served(app: Any, port: int = 0) -> AsyncIterator[str]:
     """The application's URL, for the length of a block; on a port of its own, unless one is given."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while (request := await _request(reader)) is not None:
-            await _respond(app, writer, *request)
+        while True:  # until the client goes away
+            *head, body = await read_request(reader)
+            await _respond(app, writer, _scope(*head), body)
 
     async with listening(talk, port) as bound:
         yield f"http://127.0.0.1:{bound}"

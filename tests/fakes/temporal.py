@@ -19,7 +19,6 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
 
-from evergrant_server.temporal_link.link import TemporalLink
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 
@@ -156,17 +155,6 @@ async def skipping_time(**options: Any) -> AsyncIterator[WorkflowEnvironment]:
         test_server_existing_path=path, port=free_port(), **options
     ) as environment:
         yield environment
-
-
-async def run_id(link: TemporalLink, workflow: str) -> str | None:
-    """The newest run of a workflow."""
-    found = await link.newest_run(workflow)
-    return found and found.run_id
-
-
-async def runs(link: TemporalLink, workflow: str) -> bool:
-    found = await link.newest_run(workflow)
-    return found is not None and found.running
 
 
 def _listening(address: str) -> bool:

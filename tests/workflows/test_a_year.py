@@ -171,10 +171,6 @@ async def test_a_year_with_an_outage_and_an_idle_quarter():
             assert (await life.describe()).state is LifecycleState.ACTIVE
             events, runs = await events_of(env.client, life.handle, first_run)
     during = [it for it in provider.sent if away(it)]
-    print(
-        f"\na year: {len(provider.sent)} calls at the provider ({len(during)} in an outage of 12 hours, "
-        f"{len(idle)} in an idle quarter), {events} history events in {runs} runs"
-    )
     busy = (365 * DAY - (QUARTER[1] - QUARTER[0]) - 12 * HOUR) / HOUR
     assert len(during) <= 15
     assert 1 <= len(idle) <= 4, "kept alive"
@@ -202,4 +198,3 @@ async def test_a_revocation_outlasts_five_days_without_the_provider(rules: int):
         assert (await life.describe()).state is LifecycleState.REVOKED
         tries = provider.count(ActivityName.REVOKE_GRANT)
         assert 5 * 24 * 0.7 < tries < 5 * 24 * 1.4 + 12
-        print(f"rules {rules}: {tries} tries")

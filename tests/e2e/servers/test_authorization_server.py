@@ -99,17 +99,6 @@ async def test_rfc6749_4_1_2_1_a_declined_consent_says_so(client):
     assert "iss" not in callback
 
 
-async def test_within_grace_the_old_refresh_token_brings_the_same_answer(client):
-    first = await client.tokens()
-    second = (await client.refresh(first["refresh_token"])).json()
-    again = await client.refresh(first["refresh_token"])
-    assert again.status_code == 200
-    assert again.json()["expires_in"] == LIVE  # of the first answer: the token is older than this says
-    assert {k: again.json()[k] for k in ("access_token", "refresh_token")} == {
-        k: second[k] for k in ("access_token", "refresh_token")
-    }
-
-
 async def test_racing_refreshes_are_each_answered_and_counted(server, client):
     first = await client.tokens()
     calls, answers = await server.calls("refresh_token"), await server.answers("refresh_token")

@@ -8,11 +8,11 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.fakes.certificates import LoopbackTls
+from tests.fakes.http_server import listening, read_request
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.scripted_answers import Answer, delay, hold_answer, ok, written
 
@@ -42,29 +42,18 @@ class ScriptedServer(ABC):
         self._path = path
         self._scripts: dict[str, deque[Answer]] = defaultdict(deque)
         self._news = asyncio.Condition()
-        self._server: asyncio.Server | None = None
-        self._busy: set[asyncio.Task[Any]] = set()
 
     @abstractmethod
     def _act(self, call: Call) -> tuple[int, dict[str, str], dict[str, Any] | None]:
         """Do what a request asks for: the reply's status, headers and JSON."""
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", 0, ssl=self.tls.server if self.tls else None
-        )
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._listening = listening(self._serve, tls=self.tls.server if self.tls else None)
+        self.port = await self._listening.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._busy:
-            task.cancel()
-        await asyncio.gather(*self._busy, return_exceptions=True)
-        await self._server.wait_closed()
+    async def __aexit__(self, *error: Any) -> None:
+        await self._listening.__aexit__(*error)
 
     @property
     def allowance(self) -> str:
@@ -123,32 +112,16 @@ class ScriptedServer(ABC):
             await self._news.wait_for(lambda: self.count(endpoint) >= times)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._busy.add(task)
-        try:
-            call = await self._read(reader)
-            async with self._news:
-                self.calls.append(call)
-                self._news.notify_all()
-            reply = await self._reply(call, writer)
-            if reply is not None:
-                writer.write(reply)
-                await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client went away, as some tests make it
-        except asyncio.CancelledError:
-            pass  # this server goes: asyncio of 3.11 prints a traceback for a handler that says so
-        finally:
-            self._busy.discard(task)
-            writer.close()
+        call = self._read(*await read_request(reader))
+        async with self._news:
+            self.calls.append(call)
+            self._news.notify_all()
+        reply = await self._reply(call, writer)
+        if reply is not None:
+            writer.write(reply)
+            await writer.drain()
 
-    async def _read(self, reader: asyncio.StreamReader) -> Call:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        first, *lines = head.split("\r\n")
-        method, target, _ = first.split(" ")
-        headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines if line)}
-        body = await reader.readexactly(int(headers.get("content-length", "0")))
+    def _read(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Call:
         parts = urlsplit(target)
         params = dict(parse_qsl(parts.query, keep_blank_values=True))
         if "json" in headers.get("content-type", ""):

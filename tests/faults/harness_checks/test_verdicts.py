@@ -1,6 +1,5 @@
 """What makes `make faults` fail, each check with evidence that was made up for it."""
 
-import ast
 import random
 import time
 from collections import Counter
@@ -13,9 +12,7 @@ import pytest
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.integrations import Rotation
-from tests.faults.harness.instrumentation.broken_builds import BUILDS
 from tests.faults.harness.instrumentation.passages import Fault
-from tests.faults.harness.instrumentation.points import ROOT
 from tests.faults.harness.provider import StrictProvider, Use
 from tests.faults.harness.random_run.aftermath import Aftermath, audited, judge_calls, searched
 from tests.faults.harness.random_run.plan import Injection, plan
@@ -71,13 +68,6 @@ def test_a_point_that_no_case_of_a_whole_walk_reached_makes_it_fail():
 
 def test_a_point_that_is_in_no_case_makes_a_sample_fail_too():
     assert _walk(without=1, of=30).failed
-
-
-def test_a_sample_says_its_own_share_and_need_not_reach_everything():
-    walked = _walk(unreached=10, of=30)
-    assert not walked.failed
-    assert walked.table.share(walked.reached) == 100 * 20 // len(walked.table.path)
-    assert "NEVER WALKED" not in table_report(walked)
 
 
 @pytest.mark.parametrize(("unreached", "of"), [(0, 0), (30, 30)])
@@ -248,15 +238,3 @@ def test_two_uses_of_one_token_before_the_first_is_over_are_in_flight_together()
     assert _in_flight("rt-1", 2.0) == 1
     assert _in_flight("rt-2", 2.0) == 0
     assert _in_flight("rt-1", 3.5) == 0
-
-
-@pytest.mark.parametrize("build", BUILDS)
-def test_every_broken_build_still_finds_what_it_breaks(build: str):
-    changed = []
-    for path in (*(ROOT / "activities").rglob("*.py"), *(ROOT / "evergrant_server").rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        before = ast.dump(tree)
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        BUILDS[build](module.removesuffix(".__init__"), tree)
-        changed += [module] if ast.dump(tree) != before else []
-    assert len(changed) == 1

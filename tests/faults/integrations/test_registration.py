@@ -69,13 +69,6 @@ async def test_rfc7591_a_registered_client_connects(place: Installation):
     ]
 
 
-async def test_a_second_discovery_registers_no_second_client(place: Installation):
-    integration = await wanted(place)
-    await discovered(place, integration)
-    await discovered(place, integration)
-    assert place.idp.count("register") == 1
-
-
 async def test_rfc7591_3_an_initial_access_token_is_sent_once_whatever_comes_of_it(place: Installation):
     place.idp.script(drop_after_commit(), at="register")
     integration = await wanted(place, initial="iat-1")

@@ -61,17 +61,6 @@ async def test_a_consent_that_repairs_is_a_recovery(place: Installation):
     assert [it.detail["reason"] for it in recovered] == [ErrorCode.GRANT_REJECTED]
 
 
-async def test_an_approaching_expiry_is_recorded(place: Installation):
-    """A token that lasts a day and two seconds, and no refresh token."""
-    connection = await place.begin(refresh_policy="warm")
-    place.idp.script(ok(refresh_token=None, expires_in=86_400 + 2))
-    await place.consent(connection)
-    await place.until_audited(connection, AuditAction.CONNECTION_EXPIRING)
-    (record,) = await place.audited(connection, AuditAction.CONNECTION_EXPIRING)
-    assert record.detail["days"] == 1
-    assert (await place.row(connection)).state is LifecycleState.ACTIVE
-
-
 async def test_a_new_run_announces_no_expiry_twice(place: Installation):
     """The run was terminated, and the one that follows has announced nothing yet. Another grant ends anew."""
     connection = await place.begin(refresh_policy="warm")

@@ -72,20 +72,6 @@ async def test_a_revoked_connection_keeps_no_key(place: Installation):
     assert backup[1].generation == 1
 
 
-async def test_the_workflow_reports_the_last_failed_revocation_while_it_retries(place: Installation):
-    connection = await place.connect(STRICT)
-    place.idp.script(status(500), status(503, {"Retry-After": "4"}), at="revoke")
-    await place.revoke(connection)
-    await place.idp.until("revoke", 2)
-    now = await place.until_described(connection, lambda it: it.failures >= 2)
-    assert (now.state, now.revocation_failure) == (LifecycleState.REVOKING, ErrorCode.PROVIDER_ERROR)
-    first = (await last(place, connection, AuditAction.REVOCATION_FAILED)).at
-    assert now.revocation_failing_since is not None
-    assert now.revocation_failing_since < first
-    assert now.next_at is not None
-    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
-
-
 async def test_an_unexpected_error_is_retried_with_growing_pauses(
     place: Installation, monkeypatch: pytest.MonkeyPatch
 ):

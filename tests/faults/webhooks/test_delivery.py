@@ -1,6 +1,5 @@
 """Events reach a receiver: real store, worker, Temporal and HTTP; the receiver does what the script says."""
 
-import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -9,13 +8,11 @@ import pytest_asyncio
 from standardwebhooks import Webhook as Judge
 
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.events import CONNECTION_EVENTS, EventType
+from evergrant_server.core.events import CONNECTION_EVENTS
 from evergrant_server.core.messages.names import webhook_workflow_id
 from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, DisabledBy
 from tests.fakes.events.webhook_receiver import SECRET, Receiver, listening, log_of, until_log, until_row
-from tests.fakes.platform.installation import STRICT, TENANT, Installation
-from tests.fakes.providers.scripted_provider import error
+from tests.fakes.platform.installation import TENANT, Installation
 
 
 @pytest_asyncio.fixture
@@ -48,19 +45,6 @@ async def test_the_events_of_a_connection_are_signed_and_complete(place: Install
     assert told["connection.revoked"]["revocation"] == "confirmed"
     log = await until_log(place.store, webhook, lambda it: all(d.status == "delivered" for d in it))
     assert sorted(it.event_id for it in log) == sorted(it.id for it in receiver.received)
-
-
-async def test_needs_reauth_names_the_repairer_and_the_route(place: Installation, receiver: Receiver):
-    await listening(place.store, receiver.url, place.parts.clock.now())
-    connection = await place.connect(STRICT)
-    place.idp.script(error("invalid_grant"))
-    await place.ensure_fresh(connection, 1)
-    await receiver.until(2)
-    bodies = [json.loads(it.body) for it in receiver.received]
-    (lost,) = [it["data"] for it in bodies if it["type"] == EventType.NEEDS_REAUTH]
-    assert (lost["reason"], lost["repairer"]) == (ErrorCode.GRANT_REJECTED, "subject")
-    assert lost["reauthorize"] == f"/v1/connections/{connection.id}/reauthorize"
-    assert "connection.refreshed" not in {it["type"] for it in bodies}, "the webhook did not subscribe to it"
 
 
 async def test_410_disables_the_webhook(place: Installation, receiver: Receiver):

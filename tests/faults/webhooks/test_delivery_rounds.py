@@ -208,15 +208,6 @@ async def test_a_hostile_receiver_is_cut_off(
     assert (delivery.problem, delivery.response_status) == (problem, None)
 
 
-async def test_an_address_no_longer_allowed_is_not_called(rounds: Rounds):
-    rounds.allow = ()
-    await rounds.tell()
-    await rounds.round()
-    (delivery,) = await log_of(rounds.store, rounds.webhook)
-    assert delivery.problem == DeliveryProblem.EGRESS_REFUSED
-    assert rounds.receiver.received == []
-
-
 async def test_a_name_that_rebinds_after_registration_is_not_followed(
     rounds: Rounds, monkeypatch: pytest.MonkeyPatch
 ):

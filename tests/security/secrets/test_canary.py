@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -252,7 +251,7 @@ class Life:
         await wait_until(there, "the exported history", 30)
 
 
-async def test_no_secret_of_a_whole_life_is_anywhere(capsys: pytest.CaptureFixture[str]):
+async def test_no_secret_of_a_whole_life_is_anywhere():
     with tempfile.TemporaryDirectory(prefix="evergrant-") as name:
         folder = Path(name)
         tls = loopback_tls(folder)
@@ -277,15 +276,7 @@ async def test_no_secret_of_a_whole_life_is_anywhere(capsys: pytest.CaptureFixtu
                 life = Life(platform, idp, OtherLives(platform, other_idp, old_idp), received, hooks)
                 await life.live()
                 await _controls_fire(life, folder)
-        count = sum(len(it) for it in life.secrets.values())
         found = {place: hits(life.secrets, texts) for place, texts in life.places.items()}
-        with capsys.disabled():
-            print(f"\nlooked for {count} secrets of {len(life.secrets)} kinds: {', '.join(life.secrets)}")
-            print(f"in {len(forms('x' * 20))} forms: {', '.join(forms('x' * 20))}")
-            for place, texts in life.places.items():
-                size = sum(len(it) for it in texts)
-                print(f"  {place}: {len(texts)} pieces, {size} bytes, {len(found[place])} hits")
-            print(f"hits in all: {sum(len(it) for it in found.values())}")
         assert all(sum(len(it) for it in texts) > 200 for texts in life.places.values()), "an empty place"
         assert {place: it for place, it in found.items() if it} == {}
 

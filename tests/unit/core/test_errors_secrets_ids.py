@@ -7,8 +7,7 @@ import pickle
 import pytest
 from pydantic import BaseModel
 
-from evergrant_server.core.connections.grant import ImportedTokens
-from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind, Repairer, RetryAdvice
+from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind, Repairer, RetryAdvice
 from evergrant_server.core.ids import PREFIXES, is_id, is_slug, new_id
 from evergrant_server.core.secret import Secret, SecretLeak
 from evergrant_server.core.text import is_storable
@@ -32,13 +31,6 @@ def test_every_code_has_a_row_and_every_row_a_repair():
     for rule in FAILURES.values():
         if rule.retry is RetryAdvice.BACKOFF:
             assert rule.repairer in (Repairer.TIME, Repairer.OPERATOR)
-
-
-def test_a_failure_says_its_code_and_carries_context():
-    failure = Failure(ErrorCode.CONSENT_REQUIRED, connect_url="https://e/connect/x")
-    assert failure.kind is FailureKind.RECONNECT_NEEDED
-    assert failure.context == {"connect_url": "https://e/connect/x"}
-    assert str(failure).startswith("consent_required: ")
 
 
 class Holder(BaseModel):
@@ -106,8 +98,3 @@ def test_slugs(name: str, good: bool):
 def test_a_name_with_a_newline_behind_it_is_another_name(shape):
     assert shape("")
     assert not shape("\n")
-
-
-def test_a_sealable_value_comes_back_from_its_text_with_what_it_lacks():
-    tokens = ImportedTokens(access_token=Secret("hunter2"), expires_at=None, scopes=("read",))
-    assert ImportedTokens.from_secret(tokens.as_secret()) == tokens

@@ -7,27 +7,19 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from tests.conformance.store.samples import granted
 from tests.fakes.clock import SetClock
-from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
+from tests.fakes.databases import clock, key_path, lent, ring, store
 from tests.unit.activities.single_use.protocol_worker import Worker
 
-
-@pytest.fixture
-def clock() -> SetClock:
-    return SetClock(NOW)
+__all__ = ["clock", "key_path", "ring", "store"]  # fixtures
 
 
 @pytest_asyncio.fixture
-async def store(tmp_path: Path, clock: SetClock) -> AsyncIterator[Store]:
-    await migrated_sqlite(tmp_path)
-    KeyRing.create(tmp_path / "keys.json")
-    ring = KeyRing.open(tmp_path / "keys.json", Role.WORKER)
-    opened_store = await Store.open(sqlite_url(tmp_path), ring, clock)
-    yield opened_store
-    await opened_store.close()
+async def database_url(tmp_path: Path) -> AsyncIterator[str]:
+    async with lent("sqlite", tmp_path) as url:
+        yield url
 
 
 @pytest_asyncio.fixture

@@ -65,7 +65,6 @@ def hourly(**more: object) -> Answer:
 def test_an_outage_of_twelve_hours_costs_a_handful_of_calls(share: float):
     warm = ACTIVE.model_copy(update={"policy": "warm"})
     _, tries, _ = simulated(warm, failing(ErrorCode.PROVIDER_UNREACHABLE), NOW + 12 * HOUR, share=share)
-    print("calls in an outage of twelve hours:", len(tries))
     assert 8 <= len(tries) <= 16
 
 

@@ -81,10 +81,6 @@ def test_a_fleet_in_an_outage_sends_less_than_one_call_a_connection_and_comes_ba
     during = [at for at in fleet.sent if begin <= at < end]
     after = Counter(int((at - end).total_seconds()) for at in fleet.sent if at >= end)
     asked = sorted(at - end for number, at in fleet.served.items() if number < fleet.asking)
-    print(
-        f"\n200 connections, 12 hours: {len(during)} calls; at most {max(after.values())} a second after; "
-        f"those who are asked for are served within {asked[-1]}"
-    )
     assert len(during) < 100, "half a call a connection"
     assert max(after.values()) <= 10
     assert len(fleet.served) == 200, "the others by themselves"

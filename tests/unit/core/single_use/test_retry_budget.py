@@ -251,7 +251,6 @@ def test_a_thousand_connections_and_a_provider_that_fails_half_of_their_calls_fo
     fleet = HalfServed(rules)
     fleet.live(fleet.away[1])
     waiting, count = sorted(fleet.missing), fleet.count
-    print(f"\n1,000 connections, half of the calls fail for an hour: {dict(count)}, {len(waiting)} wait")
     assert len(fleet.tried) == 1000
     assert count["first tries"] >= 1000
     earned = rules.retries + 3600 * rules.retry_rate + rules.retry_share * count["answers"]
