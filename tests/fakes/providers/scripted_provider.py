@@ -35,8 +35,10 @@ from typing import Any, Literal
 from urllib.parse import unquote_plus, urlencode, urlsplit
 
 from tests.fakes.certificates import LoopbackTls
-from tests.fakes.providers.scripted_answers import (  # noqa: F401  # for who scripts a provider
+from tests.fakes.providers.scripted_server import (  # noqa: F401  # for who scripts a provider
     Answer,
+    Call,
+    ScriptedServer,
     delay,
     drip,
     drop,
@@ -48,7 +50,6 @@ from tests.fakes.providers.scripted_answers import (  # noqa: F401  # for who sc
     raw,
     status,
 )
-from tests.fakes.providers.scripted_server import Call, ScriptedServer
 
 
 @dataclass

@@ -15,6 +15,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult, RefreshReason
 from evergrant_server.core.messages.names import SignalName
 from tests.fakes.api import NOW, Api
+from tests.unit.api.leases.test_leases import asked_once
 
 REPORT = {"generation": 1, "reason": "unauthorized"}
 
@@ -25,9 +26,7 @@ async def test_many_reports_of_one_generation_are_one_refresh(api: Api):
     api.refreshes_with("at-2", after=gate)
     at = f"/v1/connections/{connection.id}/refresh"
     reports = [asyncio.create_task(api.post(at, key, REPORT)) for _ in range(20)]
-    async with asyncio.timeout(20):
-        while not api.link.asked:
-            await asyncio.sleep(0.01)
+    await asked_once(api)
     gate.set()
     assert {(await it).json()["generation"] for it in reports} == {2}
     assert (await api.post(at, key, REPORT)).json()["generation"] == 2, "an older one is answered at once"
