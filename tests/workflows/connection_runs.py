@@ -24,6 +24,7 @@ from evergrant_server.core.messages.names import (
     WorkflowName,
     connection_workflow_id,
 )
+from tests.fakes.patience import eventually
 from tests.fakes.scripted_activities import ScriptedActivities
 from workflows.registry import WORKFLOWS
 
@@ -92,10 +93,7 @@ class Life:
         return await self.handle.query(QueryName.DESCRIBE, result_type=m.ConnectionDescription)
 
     async def until(self, condition: Callable[[m.ConnectionDescription], bool]) -> m.ConnectionDescription:
-        async with asyncio.timeout(20):
-            while not condition(description := await self.describe()):
-                await asyncio.sleep(0.05)
-        return description
+        return await eventually(self.describe, condition)
 
     async def until_called(self, name: ActivityName, count: int = 1) -> None:
         await until_called(self.scripted, name, count)
@@ -106,12 +104,11 @@ class Life:
 
     async def until_answered(self, requests: int) -> None:
         """Wait until so many workflows have been signalled back."""
-        async with asyncio.timeout(20):
-            while True:
-                kinds = [event["eventType"] for event in await self.events()]
-                if sum(kind == _SIGNALLED_BACK for kind in kinds) >= requests:
-                    return
-                await asyncio.sleep(0.05)
+
+        def answered(events: list[dict[str, Any]]) -> bool:
+            return sum(it["eventType"] == _SIGNALLED_BACK for it in events) >= requests
+
+        await eventually(self.events, answered)
 
     async def ensure_fresh(self, seen: int, *, reported: bool = False) -> m.EnsureFreshResult:
         reason = {"refresh_reason": m.RefreshReason.UNAUTHORIZED} if reported else {}

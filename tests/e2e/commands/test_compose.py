@@ -9,10 +9,9 @@ from pathlib import Path
 
 from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.subject import Subject
-from examples.demo.waiting import wait_until
 from tests.e2e.world import at
 from tests.fakes.databases import postgres
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.compose import Compose, Running
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
@@ -105,11 +104,7 @@ async def _lease(place: Site, idp: ScriptedProvider, admin_key: str, stack: Asyn
     """Integration, consent and lease, as an admin and a subject would."""
     api = await stack.enter_async_context(EvergrantApi(f"http://127.0.0.1:{place.port}", admin_key))
     await api.put("/v1/integrations/crm", at(idp))
-
-    async def discovered() -> bool | None:
-        return (await api.get("/v1/integrations/crm"))["state"] == "ready" or None
-
-    await wait_until(discovered, "the issuer's metadata", PATIENCE_S)
+    await eventually(lambda: api.get("/v1/integrations/crm"), lambda it: it["state"] == "ready")
     await api.put("/v1/apps/report", {})
     permit = {"integration": "crm", "subjects": ["alice"], "actions": ["token", "connect"]}
     await api.put("/v1/apps/report/permits/crm", permit)

@@ -19,7 +19,7 @@ from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.evergrant_api import ApiProblem
 from examples.demo.waiting import wait_until
 from tests.e2e.world import COMMAND, World, at, refused, running
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.providers.authorization_server import running_authorization_server
 from tests.fakes.providers.client_grants import DEVICE_CODE, JWT_BEARER, TOKEN_EXCHANGE, OtherGrants
 from tests.fakes.providers.scripted_provider import drop, error, status
@@ -268,11 +268,7 @@ async def test_a_first_token_is_requested_until_it_is_granted(world: Flows):
     assert await wait_until(why, "a reason", PATIENCE_S) == "provider_error"
     with refused("provider_error"):  # no link: no subject consents in this flow
         await world.api.lease("slow", "nightly")
-
-    async def ours() -> bool | None:
-        return await why() == "client_rejected" or None
-
-    await wait_until(ours, "the second answer", PATIENCE_S)
+    await eventually(why, lambda it: it == "client_rejected")
     assert (await world.connect("slow", "client_credentials"))["id"] == begun["id"]
     assert world.idp.count("token") == 2  # an admin's to repair: looked at again slowly
 

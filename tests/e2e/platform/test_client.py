@@ -14,9 +14,8 @@ import pytest
 from evergrant import AsyncEvergrant, ConsentRequired, Evergrant, Lease, ReconnectNeeded, State
 
 from examples.demo.authorization_server import AuthorizationServer
-from examples.demo.waiting import wait_until
 from tests.e2e.world import COMMAND, World, at, running
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.providers.authorization_server import running_authorization_server
 
 ROOT = Path(__file__).parents[3]
@@ -94,7 +93,7 @@ async def asynchronously(world: ClientWorld, connection_id: str) -> None:
     async with AsyncEvergrant(**world.target, clock=lambda: started) as client:
         first = await client.lease(*ALICE)
         assert isinstance(first, Lease)
-        await expired(world, first)
+        await eventually(lambda: world.server.whoami(first.access_token), lambda it: it.status_code == 401)
         assert await client.lease(*ALICE) is first
 
         auth = client.auth(*ALICE, origins=world.server.issuer)
@@ -112,20 +111,9 @@ async def asynchronously(world: ClientWorld, connection_id: str) -> None:
         assert (await client.revoke(connection_id, "the test is over")).state is State.REVOKING
         with pytest.raises(ReconnectNeeded):
             await client.token(*ALICE)
-
-        async def revoked() -> bool | None:
-            return (await client.connection(connection_id)).state is State.REVOKED or None
-
-        await wait_until(revoked, "the provider's confirmation", PATIENCE_S)
+        await eventually(lambda: client.connection(connection_id), lambda it: it.state is State.REVOKED)
         assert "lease.issued" in [it.action async for it in client.audit(connection_id)]
     assert await world.server.introspect(second.access_token) == {"active": False}
-
-
-async def expired(world: ClientWorld, lease: Lease) -> None:
-    async def refused() -> bool | None:
-        return (await world.server.whoami(lease.access_token)).status_code == 401 or None
-
-    await wait_until(refused, "the token's expiry", PATIENCE_S)
 
 
 async def compared(world: ClientWorld, connection_id: str) -> None:

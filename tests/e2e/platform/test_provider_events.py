@@ -1,6 +1,5 @@
 """From a provider's word to a connection that works again: API, worker, Temporal and database are real."""
 
-import asyncio
 import hashlib
 import json
 import time
@@ -12,7 +11,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
 from tests.fakes.databases import migrated_sqlite, sqlite_url
 from tests.fakes.events.transmitter import ISSUER, MEDIA_TYPE, TOKEN_REVOKED, Transmitter
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
 
@@ -34,9 +33,7 @@ async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(
                 where = f"/v1/integrations/{integration.name}/security-events"
                 made = await http.put(where, json=put)
                 assert made.status_code == 201, made.text
-                async with asyncio.timeout(PATIENCE_S):  # the worker reads the keys
-                    while (await http.get(where)).json()["keys"] != 2:
-                        await asyncio.sleep(0.05)
+                await eventually(lambda: http.get(where), lambda it: it.json()["keys"] == 2)
                 ask = {"integration": integration.name, "subject": "user-1"}
                 assert (await http.post("/v1/lease", json=ask)).status_code == 200
 
@@ -49,13 +46,7 @@ async def test_an_event_stops_leases_with_the_reason_and_a_consent_repairs_it(
                 assert (refused.status_code, refused.json()["code"]) == (409, "consent_required")
                 assert refused.json()["reason"] == "grant_revoked_elsewhere"
                 assert refused.json()["connect_url"]
-                shown = f"/v1/connections/{connection.id}?live=true"
-                async with asyncio.timeout(PATIENCE_S):
-                    while True:
-                        live = (await http.get(shown)).json()
-                        if live["live"] and live["live"]["reason"] == "grant_revoked_elsewhere":
-                            break
-                        await asyncio.sleep(0.05)
+                await place.until_described(connection, lambda it: it.reason == "grant_revoked_elsewhere")
 
                 await place.consent(connection)
                 await place.until(connection, lambda it: it.state is LifecycleState.ACTIVE)

@@ -1,5 +1,6 @@
 """One lease, followed from the client's call to the provider, as a real OTLP receiver saw it."""
 
+import asyncio
 import re
 import secrets
 import tempfile
@@ -20,9 +21,8 @@ from evergrant_server.telemetry.traces import (
     SERVER_PORT,
 )
 from examples.demo.subject import Subject
-from examples.demo.waiting import wait_until
 from tests.fakes.otlp import Received, attributes, running_receiver
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.processes import RunningPlatform, running_platform
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok
 from tests.fakes.temporal import running_temporal
@@ -51,22 +51,16 @@ async def connected(http: httpx2.AsyncClient) -> str:
     assert made.status_code == 201, made.text
     async with Subject("", "") as subject:
         await subject.consent(made.json()["connect_url"])
-
-    async def active() -> bool | None:
-        return (await http.get(f"/v1/connections/{made.json()['id']}")).json()["state"] == "active" or None
-
-    await wait_until(active, "an active connection", PATIENCE_S)
+    where = f"/v1/connections/{made.json()['id']}"
+    await eventually(lambda: http.get(where), lambda it: it.json()["state"] == "active")
     return made.json()["id"]
 
 
 async def expired(http: httpx2.AsyncClient, connection_id: str) -> None:
     """Wait until its token is over: the next lease has to wait for a refresh."""
     end = datetime.fromisoformat((await http.get(f"/v1/connections/{connection_id}")).json()["expires_at"])
-
-    async def over() -> bool | None:
-        return datetime.now(UTC) > end or None
-
-    await wait_until(over, "the end of the token", PATIENCE_S)
+    while datetime.now(UTC) <= end:
+        await asyncio.sleep(0.05)
 
 
 def chain(span: Span, spans: list[Span]) -> list[str]:

@@ -12,6 +12,7 @@ from evergrant_server.core.connections.consent import Consent, ConsentStatus, ha
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import Endpoints, Integration
 from tests.fakes.api import OTHER, TENANT, Api
+from tests.fakes.patience import eventually
 from tests.fakes.visitor import Visitor, consent_of
 
 ISSUER = "https://idp.example"
@@ -43,9 +44,7 @@ class Started:
 
     async def worker_finishes(self) -> None:
         """What the worker does once the code is there."""
-        async with asyncio.timeout(20):
-            while (consent := await self.consent()).status is not ConsentStatus.CODE_RECEIVED:
-                await asyncio.sleep(0.01)
+        consent = await eventually(self.consent, lambda it: it.status is ConsentStatus.CODE_RECEIVED)
         async with self.api.worker.write() as tx:
             done = consent.model_copy(update={"status": ConsentStatus.DONE})
             await tx.consents.replace(done, expected=consent.revision)

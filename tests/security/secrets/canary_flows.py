@@ -19,6 +19,7 @@ from examples.demo.subject import Subject
 from examples.demo.waiting import wait_until
 from tests.e2e.world import define
 from tests.fakes.certificates import OwnCertificate, own_certificate
+from tests.fakes.patience import eventually
 from tests.fakes.platform.processes import RunningPlatform
 from tests.fakes.providers.oauth1_server import OAuth1Server
 from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, html
@@ -272,10 +273,7 @@ class OtherLives:
 
 
 async def until_state(http: httpx2.AsyncClient, connection: str, wanted: str) -> None:
-    async def reached() -> bool | None:
-        return (await http.get(connection)).json()["state"] == wanted or None
-
-    await wait_until(reached, f"{connection} to be {wanted}", _SOON_S)
+    await eventually(lambda: http.get(connection), lambda it: it.json()["state"] == wanted)
 
 
 def _der(pem: str) -> bytes:

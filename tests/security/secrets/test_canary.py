@@ -36,6 +36,7 @@ from tests.fakes.certificates import loopback_tls
 from tests.fakes.events.webhook_receiver import Receiver
 from tests.fakes.http_server import served
 from tests.fakes.otlp import Received, running_receiver
+from tests.fakes.patience import eventually
 from tests.fakes.platform.processes import RunningPlatform, running_platform
 from tests.fakes.providers.oauth1_server import OAuth1Server
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok, raw
@@ -94,7 +95,9 @@ class Life:
             self.dumps += dump(platform.data / "evergrant.db")
             await admin.post(f"{connection}/revoke", json={})
             await until_state(admin, connection, "revoked")
-            await self._exported(admin, connection)
+            await eventually(
+                lambda: admin.get(f"{connection}/audit"), lambda it: "history.exported" in it.text
+            )
             await self._told()
             self._known(key, made["connect_url"], cookies)
             await self._gather(admin, made["id"])
@@ -154,11 +157,7 @@ class Life:
             if answer.status_code >= 400:
                 self.answers.append(answer.content)
         self.secrets["wrong API key"] = [wrong]
-
-        async def healed() -> bool | None:
-            return (await app.post("/v1/lease", json=body)).status_code == 200 or None
-
-        await wait_until(healed, "a lease after the trouble", 30)
+        await eventually(lambda: app.post("/v1/lease", json=body), lambda it: it.status_code == 200)
 
     async def _pipeline(self, key: str, connection_id: str) -> None:
         """Somebody else's workflow, in its own worker, takes a lease."""
@@ -243,12 +242,6 @@ class Life:
             "database: every table, the file and its log": self.dumps,
             "data folder and journals": list(files(platform.data)),
         }
-
-    async def _exported(self, http: httpx2.AsyncClient, connection: str) -> None:
-        async def there() -> bool | None:
-            return "history.exported" in (await http.get(f"{connection}/audit")).text or None
-
-        await wait_until(there, "the exported history", 30)
 
 
 async def test_no_secret_of_a_whole_life_is_anywhere():

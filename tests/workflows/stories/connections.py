@@ -15,6 +15,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import AccountChosen, LateTokensReceived, RevokedAtProvider
 from evergrant_server.core.messages.names import ActivityName, SignalName
 from evergrant_server.core.provider_events import ReportSource
+from tests.fakes.patience import eventually
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Handle, Life, a_consent, a_grant, living
 
@@ -108,9 +109,7 @@ async def revoked_elsewhere_then_reconnected(client: Client) -> Handle:
 async def _first_run(client: Client, life: Life) -> Handle:
     """The run that it began with, once it has closed."""
     first = client.get_workflow_handle(life.handle.id, run_id=life.handle.first_execution_run_id)
-    async with asyncio.timeout(120):
-        while (await first.describe()).close_time is None:
-            await asyncio.sleep(0.1)
+    await eventually(first.describe, lambda it: it.close_time)
     return first
 
 

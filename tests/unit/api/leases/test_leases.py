@@ -7,6 +7,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.connection import EnsureFreshResult
 from tests.fakes.api import TENANT, Api
+from tests.fakes.patience import eventually
 
 
 async def asked_once(api: Api) -> None:
@@ -48,9 +49,7 @@ async def test_a_due_token_is_served_now_and_refreshed_behind(api: Api):
     api.refreshes_with("at-2", after=gate)
     assert (await api.lease(key)).json()["access_token"] == "at-1"
     gate.set()
-    async with asyncio.timeout(20):
-        while (await api.row(TENANT, connection.id)).generation == 1:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: api.row(TENANT, connection.id), lambda it: it.generation == 2)
     assert (await api.lease(key)).json()["access_token"] == "at-2"
     assert len(api.link.asked) == 1
 

@@ -19,6 +19,7 @@ from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.integrations import PushAuthorizationRequest
 from evergrant_server.core.outbox import OutboxKind
 from tests.fakes.api import Api
+from tests.fakes.patience import eventually
 from tests.fakes.visitor import Visitor, consent_of
 
 ISSUER = "https://idp.example"
@@ -41,12 +42,10 @@ class Waiting:
         return await going
 
     async def started(self, after: int = 0) -> Consent:
-        async with asyncio.timeout(20):
-            while (consent := await consent_of(self.api, self.link)).status is not ConsentStatus.STARTED or (
-                consent.revision <= after
-            ):
-                await asyncio.sleep(0.01)
-        return consent
+        return await eventually(
+            lambda: consent_of(self.api, self.link),
+            lambda it: it.status is ConsentStatus.STARTED and it.revision > after,
+        )
 
     async def settle(self, consent: Consent, outcome: PushedAuthorization) -> None:
         async with self.api.worker.write() as tx:
