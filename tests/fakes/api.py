@@ -257,6 +257,16 @@ class Api:
 
         self.link.on_refresh = refuse
 
+    def refreshes_are_refused(self, reason: ErrorCode) -> None:
+        """The provider refuses the refresh token: the worker writes it, and the workflow says so."""
+
+        async def refuse(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> EnsureFreshResult:
+            now_it_is = await self.row(tenant, connection_id)
+            await self.change(now_it_is, lambda it: it.rejected(reason, self.clock.now()))
+            return EnsureFreshResult(generation=ask.seen_generation, problem=reason)
+
+        self.link.on_refresh = refuse
+
     async def row(self, tenant: Tenant, connection_id: ConnectionId) -> Connection:
         async with self.worker.read() as tx:
             found = await tx.connections.get(tenant, connection_id)

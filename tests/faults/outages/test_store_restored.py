@@ -26,7 +26,9 @@ from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 from tests.fakes.platform.installation import STRICT, Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import TemporalServer
-from tests.faults.temporal.test_temporal_lost import lose_everything
+from tests.faults.temporal.test_temporal_lost import lose_everything, temporal
+
+__all__ = ["temporal"]  # the fixture
 
 Backup = Callable[[], Awaitable[Callable[[], Awaitable[None]]]]
 
@@ -187,16 +189,11 @@ async def test_a_closed_run_still_listed_is_followed_by_one_that_revokes(place: 
 
 @pytest_asyncio.fixture
 async def alone(
-    tmp_path: Path, database_url: str, idp: ScriptedProvider
+    tmp_path: Path, database_url: str, idp: ScriptedProvider, temporal: list[TemporalServer]
 ) -> AsyncIterator[tuple[Installation, Any]]:
     """With a Temporal of its own, to be lost."""
-    folder = tmp_path / "temporal"
-    folder.mkdir()
-    servers = [await TemporalServer.start(folder)]
-    await prepare_namespace(await servers[0].client(), timedelta(days=365))
-    async with installation(servers[0].address, database_url, tmp_path, idp) as here:
-        yield here, servers
-    await servers[0].stop()
+    async with installation(temporal[0].address, database_url, tmp_path, idp) as here:
+        yield here, temporal
 
 
 async def test_with_temporal_lost_too_the_providers_refusal_is_believed(

@@ -13,15 +13,15 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.messages.activities import RefreshGrant
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, TimeLimits
+from evergrant_server.core.single_use.attempt import AttemptKind, TimeLimits
 from evergrant_server.crypto import AssociatedData, KeyPurpose, SealingKey, new_sealing_key
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
 from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply
+from tests.conformance.store.samples import an_attempt
 from tests.fakes.platform.installation import STRICT, TENANT, Installation
 from tests.fakes.providers.scripted_provider import error
 from tests.faults.support.activities import Activities, at_temporal, call_for
@@ -65,16 +65,7 @@ async def test_a_key_service_that_goes_away_after_the_answer_costs_nothing(
 async def left_behind(place: Installation, connection: Connection, dies: Activities) -> Path:
     """The entry of a worker that is gone, sealed with an unknown key."""
     now = place.parts.clock.now()
-    attempt = Attempt(
-        tenant=TENANT,
-        id=AttemptId(new_id("att")),
-        connection_id=connection.id,
-        kind=AttemptKind.REFRESH,
-        from_generation=1,
-        journal_id=dies.journal.id,
-        opened_at=now,
-        send_by=now,
-    )
+    attempt = an_attempt(connection, journal_id=dies.journal.id, opened_at=now, send_by=now)
     async with place.store.write() as tx:
         await tx.attempts.open(attempt)
     path = dies.journal.reserve(attempt).write_entry(new_sealing_key("cky"), b"an answer").path

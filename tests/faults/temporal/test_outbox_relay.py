@@ -9,13 +9,13 @@ from sqlalchemy import update
 from sqlmodel import col
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
+from evergrant_server.core.ids import ConnectionId, Tenant, new_id
 from evergrant_server.core.messages.names import connection_workflow_id
-from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import Store
 from evergrant_server.store.outbox import Outbox, OutboxRow
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
 from evergrant_server.temporal_link.runs import WorkflowNotRunning
+from tests.conformance.store.samples import a_message
 from tests.fakes.clock import SetClock
 from tests.fakes.patience import PATIENCE_S
 
@@ -50,17 +50,8 @@ class Trouble:
 
 
 async def put(store: Store, clock: SetClock, target: str) -> None:
-    message = OutboxMessage(
-        tenant=TENANT,
-        id=OutboxId(new_id("out")),
-        kind=OutboxKind.SIGNAL,
-        target=target,
-        name="revoke",
-        payload={},
-        created_at=clock.now(),
-    )
     async with store.write() as tx:
-        await tx.outbox.add(message)
+        await tx.outbox.add(a_message(target, tenant=TENANT, created_at=clock.now()))
 
 
 @pytest.mark.parametrize(

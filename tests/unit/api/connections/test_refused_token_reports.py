@@ -134,17 +134,6 @@ async def refused_everywhere(api: Api, connection: Connection, key: str) -> None
         assert answer.json()["connect_url"].startswith("http")
 
 
-def refreshes_are_refused(api: Api, reason: ErrorCode) -> None:
-    """The provider refuses the refresh token: the worker writes it, and the workflow says so."""
-
-    async def refuse(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> EnsureFreshResult:
-        now_it_is = await api.row(tenant, connection_id)
-        await api.change(now_it_is, lambda it: it.rejected(reason, api.clock.now()))
-        return EnsureFreshResult(generation=ask.seen_generation, problem=reason)
-
-    api.link.on_refresh = refuse
-
-
 @pytest.mark.parametrize("reason", [ErrorCode.GRANT_REJECTED, ErrorCode.OUTCOME_UNKNOWN])
 async def test_a_token_that_was_reported_and_can_t_be_refreshed_is_leased_no_more(
     api: Api, reason: ErrorCode
@@ -154,7 +143,7 @@ async def test_a_token_that_was_reported_and_can_t_be_refreshed_is_leased_no_mor
     other = Api(api.parts, api.worker, api.clock)  # another process: it has rows of its own in memory
     for one in (api, other):
         assert (await one.lease(key)).status_code == (await one.post(f"{at}/token", key)).status_code == 200
-    refreshes_are_refused(api, reason)
+    api.refreshes_are_refused(reason)
     answer = await api.post(f"{at}/refresh", key, REPORT)
     assert (answer.status_code, answer.json()["code"]) == (409, reason)
     await refused_everywhere(api, connection, key)
@@ -179,7 +168,7 @@ async def test_a_report_of_an_older_token_or_a_request_for_a_newer_one_says_noth
     await api.install(connection, "at-2")
     at = f"/v1/connections/{connection.id}/refresh"
     assert (await api.post(at, key, REPORT)).json()["generation"] == 2
-    refreshes_are_refused(api, ErrorCode.GRANT_REJECTED)
+    api.refreshes_are_refused(ErrorCode.GRANT_REJECTED)
     assert (await api.post(at, key, {"generation": 2})).status_code == 409
     assert (await api.post(at, key, REPORT)).status_code == 409
     assert (await api.lease(key)).json()["access_token"] == "at-2"
@@ -187,7 +176,7 @@ async def test_a_report_of_an_older_token_or_a_request_for_a_newer_one_says_noth
 
 async def test_many_reports_are_written_once_and_audited(api: Api):
     connection, key = await api.active_for("reader", Action.TOKEN, Action.CONNECT)
-    refreshes_are_refused(api, ErrorCode.GRANT_REJECTED)
+    api.refreshes_are_refused(ErrorCode.GRANT_REJECTED)
     at = f"/v1/connections/{connection.id}/refresh"
     answers = await asyncio.gather(*(api.post(at, key, REPORT) for _ in range(10)))
     assert {it.status_code for it in answers} == {409}

@@ -5,7 +5,6 @@ import asyncio
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.connection import EnsureFreshResult
 from tests.fakes.api import TENANT, Api
 from tests.fakes.patience import eventually
 
@@ -104,12 +103,7 @@ async def test_a_refusal_names_who_repairs_it_and_when_to_come_back(api: Api):
 async def test_a_refresh_that_is_refused_for_good_leads_to_a_connect_link(api: Api):
     connection, key = await api.active_for("pipeline", Action.TOKEN, Action.CONNECT)
     api.clock.advance(3601)
-
-    async def refused(tenant, connection_id, ask):
-        await api.change(connection, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
-        return EnsureFreshResult(generation=1, problem=ErrorCode.GRANT_REJECTED)
-
-    api.link.on_refresh = refused
+    api.refreshes_are_refused(ErrorCode.GRANT_REJECTED)
     answer = await api.lease(key)
     assert (answer.status_code, answer.json()["code"]) == (409, "consent_required")
     assert answer.json()["connect_url"].startswith("https://evergrant.test/connect/")
