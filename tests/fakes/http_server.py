@@ -105,8 +105,8 @@ async def served(app: Any, port: int = 0) -> AsyncIterator[str]:
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:  # until the client goes away
-            *head, body = await read_request(reader)
-            await _respond(app, writer, _scope(*head), body)
+            method, target, headers, body = await read_request(reader)
+            await _respond(app, writer, _scope(method, target, headers), body)
 
     async with listening(talk, port) as bound:
         yield f"http://127.0.0.1:{bound}"
