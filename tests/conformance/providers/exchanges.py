@@ -18,8 +18,12 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import client_auth_of, integration_endpoints, params_from_metadata
-from providers.oauth1.flow import oauth1_authorization_url, read_token_credentials, token_credentials_request
-from providers.oauth1.flow import oauth1_endpoints as oauth1_endpoints
+from providers.oauth1.flow import (
+    oauth1_authorization_url,
+    oauth1_endpoints,
+    read_token_credentials,
+    token_credentials_request,
+)
 from providers.requests.authorization_url import requested_scopes
 from providers.requests.client_grants import ClientGrantInput, client_grant_request
 from providers.requests.request_format import (
@@ -175,10 +179,10 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
             verifier=Secret(SECRETS["<verifier>"]),
             redirect_uri=REDIRECT,
         )
-    rule = spec.post_token_exchange if kind == "post_exchange" else spec.refresh
-    if rule is not None and (
-        kind == "post_exchange" or (kind == "refresh" and spec.refreshes_with_access_token)
-    ):
+    rule = spec.post_token_exchange if kind == "post_exchange" else None
+    if kind == "refresh" and spec.refreshes_with_access_token:
+        rule = spec.refresh
+    if rule is not None:
         if rule.url is not None:
             rule = rule.model_copy(update={"url": rule.url.replace("https://", f"{server.origin}/")})
         own = replace(access, params=exchange.integration.params)
@@ -186,11 +190,7 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
         return await sender.send_prepared(own, request)
     if kind == "refresh":
         token = Secret(SECRETS["<refresh token>"])
-        return await sender.refresh(
-            access,
-            refresh_token=token,
-            redirect_uri=REDIRECT,
-        )
+        return await sender.refresh(access, refresh_token=token, redirect_uri=REDIRECT)
     which = spec.revocation.token if spec.revocation else "refresh_token"
     token = Secret(SECRETS[f"<{which.replace('_', ' ')}>"])
     return await sender.send_prepared(access, revocation_request(access, token, which))

@@ -83,6 +83,11 @@ def an_app(**changes: Any) -> App:
     return built(App, changes, id=new_id("app"), name="billing")
 
 
+async def an_app_of(store: Store, **changes: Any) -> App:
+    async with store.write() as tx:
+        return await tx.access.put_app(an_app(**changes), expected=None)
+
+
 def a_key(app: App) -> AppKey:
     return built(AppKey, {}, tenant=app.tenant, id=new_id("key"), app_id=app.id, secret_hash="f" * 64)
 

@@ -1,20 +1,23 @@
 """Integrations, apps, keys and permits."""
 
 import asyncio
+from datetime import timedelta
 
 from evergrant_server.core.access import Action, App
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.integrations import (
-    Endpoints,
-    Integration,
-    IntegrationState,
-    RefreshRules,
-    Rotation,
-)
+from evergrant_server.core.integrations import Endpoints, Integration, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
-from tests.conformance.store.samples import ACME, a_connection, a_key, a_permit, an_app, an_integration
+from tests.conformance.store.samples import (
+    ACME,
+    a_connection,
+    a_key,
+    a_permit,
+    an_app,
+    an_app_of,
+    an_integration,
+)
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
 
@@ -36,21 +39,6 @@ async def test_an_integration_comes_back_equal_and_keeps_its_secret(store: Store
         assert await tx.integrations.client_secret(made) == Secret("s-1")
 
 
-async def test_changing_an_integration_keeps_or_replaces_the_secret(store: Store):
-    made = an_integration()
-    async with store.write() as tx:
-        await tx.integrations.put(made, Secret("s-1"), expected=None)
-        ready = made.model_copy(update={"state": IntegrationState.FAILED, "problem": "gone"})
-        kept = await tx.integrations.put(ready, None, expected=1)
-        assert await tx.integrations.client_secret(kept) == Secret("s-1")
-        changed = await tx.integrations.put(kept, Secret("s-2"), expected=2)
-        assert await tx.integrations.client_secret(changed) == Secret("s-2")
-        public = await tx.integrations.delete_client_credentials(changed, expected=3)
-        assert await tx.integrations.client_secret(public) is None
-        with fails(ErrorCode.STORE_CONFLICT):
-            await tx.integrations.replace(made, expected=1)
-
-
 async def test_an_integrations_name_is_taken_once_per_tenant(store: Store):
     async with store.write() as tx:
         await tx.integrations.put(an_integration(), None, expected=None)
@@ -70,10 +58,8 @@ async def the_app(store: Store, app: App) -> App:
 
 
 async def test_any_change_of_keys_or_permits_moves_the_apps_revision(store: Store):
-    app = an_app()
+    app = await an_app_of(store)
     key, permit = a_key(app), a_permit(app)
-    async with store.write() as tx:
-        await tx.access.put_app(app, expected=None)
     revisions = [(await the_app(store, app)).revision]
     for change in (
         lambda tx: tx.access.add_key(key),
@@ -89,10 +75,9 @@ async def test_any_change_of_keys_or_permits_moves_the_apps_revision(store: Stor
 
 
 async def test_a_key_is_found_by_its_id_alone_and_stays_known_when_revoked(store: Store):
-    app = an_app()
+    app = await an_app_of(store)
     key = a_key(app)
     async with store.write() as tx:
-        await tx.access.put_app(app, expected=None)
         await tx.access.add_key(key)
         revoked = await tx.access.revoke_key(ACME, key.id, NOW)
         assert await tx.access.revoke_key(ACME, key.id, NOW) == revoked
@@ -101,10 +86,9 @@ async def test_a_key_is_found_by_its_id_alone_and_stays_known_when_revoked(store
         assert found == (revoked, await tx.access.app(ACME, app.id))
         assert await tx.access.keys(ACME, app.id) == [revoked]
         assert await tx.access.key("key_none") is None  # type: ignore[arg-type]  # not an id of ours
-    for missing in (lambda tx: tx.access.revoke_key(Tenant("other"), key.id, NOW),):
-        with fails(ErrorCode.NOT_FOUND):
-            async with store.write() as tx:
-                await missing(tx)
+    with fails(ErrorCode.NOT_FOUND):
+        async with store.write() as tx:
+            await tx.access.revoke_key(Tenant("other"), key.id, NOW)
 
 
 async def test_keys_and_permits_need_their_app_and_go_with_it(store: Store):
@@ -129,10 +113,9 @@ async def test_keys_and_permits_need_their_app_and_go_with_it(store: Store):
 
 
 async def test_apps_and_permits_are_named_once_and_come_back_equal(store: Store):
-    app = an_app(return_to=("https://app.example/done",))
+    app = await an_app_of(store, return_to=("https://app.example/done",))
     permit = a_permit(app, scope_ceiling=("repo",), actions=(Action.TOKEN, Action.CONNECT))
     async with store.write() as tx:
-        await tx.access.put_app(app, expected=None)
         await tx.access.put_permit(permit, expected=None)
         for twice in (
             lambda: tx.access.put_app(an_app(), expected=None),
@@ -162,10 +145,7 @@ async def deleted(store: Store, integration: Integration) -> None:
 
 async def test_an_integration_is_not_deleted_under_a_connection_that_begins(store: Store):
     """A connection without its integration could never be refreshed or revoked."""
-    made = an_integration()
-    async with store.write() as tx:
-        await tx.integrations.put(made, Secret("s-1"), expected=None)
-
+    made = await an_integration_with(store, "s-1")
     async with store.write() as tx:
         await tx.integrations.lock_against_deletion(made)
         deleting = asyncio.create_task(deleted(store, made))
@@ -183,9 +163,7 @@ async def test_an_integration_is_not_deleted_under_a_connection_that_begins(stor
 
 
 async def test_a_connection_does_not_begin_at_an_integration_that_is_being_deleted(store: Store):
-    made = an_integration()
-    async with store.write() as tx:
-        await tx.integrations.put(made, Secret("s-1"), expected=None)
+    made = await an_integration_with(store, "s-1")
 
     async def begin() -> None:
         async with store.write() as tx:
@@ -197,3 +175,62 @@ async def test_a_connection_does_not_begin_at_an_integration_that_is_being_delet
         await asyncio.wait((beginning,), timeout=0.5)
     with fails(ErrorCode.NOT_FOUND):
         await beginning
+
+
+# --- two client secrets for a while -------------------------------------------------------------
+
+UNTIL = NOW + timedelta(hours=1)
+
+
+async def an_integration_with(store: Store, secret: str) -> Integration:
+    async with store.write() as tx:
+        return await tx.integrations.put(an_integration(), Secret(secret), expected=None)
+
+
+async def rotated(store: Store, i: Integration, secret: str) -> Integration:
+    async with store.write() as tx:
+        return await tx.integrations.rotate_secret(i, Secret(secret), until=UNTIL, expected=i.revision)
+
+
+async def secrets(store: Store, i: Integration) -> tuple[str | None, str | None]:
+    async with store.read() as tx:
+        found = (await tx.integrations.client_secret(i), await tx.integrations.previous_secret(i))
+    return tuple(it and it.reveal() for it in found)  # pyright: ignore[reportReturnType]  # two of them
+
+
+async def test_a_rotation_keeps_the_secret_before_it_until_the_overlap_ends(store: Store):
+    after = await rotated(store, await an_integration_with(store, "one"), "two")
+    assert await secrets(store, after) == ("two", "one")
+    assert after.previous_secret_is_usable(UNTIL - timedelta(seconds=1))
+    assert not after.previous_secret_is_usable(UNTIL)
+    async with store.write() as tx:
+        assert await tx.integrations.delete_expired_previous_secrets(UNTIL - timedelta(seconds=1)) == 0
+        assert await tx.integrations.delete_expired_previous_secrets(UNTIL) == 1
+        assert await tx.integrations.delete_expired_previous_secrets(UNTIL) == 0
+    assert await secrets(store, after) == ("two", None)
+
+
+async def test_a_second_rotation_forgets_the_oldest(store: Store):
+    first = await rotated(store, await an_integration_with(store, "one"), "two")
+    assert await secrets(store, await rotated(store, first, "three")) == ("three", "two")
+
+
+async def test_a_refused_secret_is_the_one_that_a_rotation_forgets(store: Store):
+    first = await rotated(store, await an_integration_with(store, "one"), "mistyped")
+    async with store.write() as tx:
+        refused = await tx.integrations.replace(
+            first.model_copy(update={"secret_refused_at": NOW}), expected=first.revision
+        )
+        assert await tx.integrations.delete_expired_previous_secrets(UNTIL) == 0  # no other secret works
+    assert refused.previous_secret_is_usable(UNTIL)
+    after = await rotated(store, refused, "two")
+    assert after.secret_refused_at is None
+    assert await secrets(store, after) == ("two", "one")
+
+
+async def test_a_secret_that_is_put_has_no_overlap(store: Store):
+    after = await rotated(store, await an_integration_with(store, "one"), "two")
+    async with store.write() as tx:
+        put = await tx.integrations.put(after, Secret("three"), expected=after.revision)
+    assert await secrets(store, put) == ("three", None)
+    assert not put.previous_secret_is_usable(NOW)

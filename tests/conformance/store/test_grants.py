@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.connections.tables import ConnectionGrantRow
@@ -41,22 +42,25 @@ async def tamper(store: Store, table: type[Row], values: dict[str, Any], **equal
         await tx.connection.execute(update(table).filter_by(**equal).values(values))
 
 
+async def grant_row(store: Store, connection: Connection) -> dict[str, Any]:
+    return await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
+
+
+async def tamper_grant(store: Store, connection: Connection, **values: Any) -> None:
+    await tamper(store, ConnectionGrantRow, values, connection_id=connection.id)
+
+
+async def lease(store: Store, connection: Connection, ring: KeyRing) -> Secret:
+    row = await LeaseRows(store).load(ACME, connection.id)
+    assert row is not None
+    return row.open_access_token(ring)
+
+
 async def refusal(store: Store, connection: Connection, column: str = "access_token") -> Failure:
     with pytest.raises(Failure) as caught:
         async with store.read() as tx:
             await getattr(tx.grants, column)(connection)
     return caught.value
-
-
-async def test_a_grant_comes_back_with_its_tokens(store: Store):
-    connection = await granted(store)
-    assert (connection.state, connection.generation, connection.revision) == (LifecycleState.ACTIVE, 1, 2)
-    async with store.read() as tx:
-        assert await tx.grants.get(ACME, connection.id) == a_grant(1)
-        assert (await tx.grants.access_token(connection)).reveal() == "at-1"
-        assert (await tx.grants.refresh_token(connection)) is not None
-        assert (await tx.grants.id_token(connection)) is not None
-        assert await tx.connections.get(ACME, connection.id) == connection
 
 
 async def test_rfc6749_6_a_reply_without_a_refresh_token_keeps_the_old_one(store: Store):
@@ -85,7 +89,7 @@ async def test_a_new_consent_inherits_no_token_of_the_grant_before(store: Store)
         assert (await tx.grants.access_token(connection)).reveal() == "at-2"
         assert await tx.grants.refresh_token(connection) is None
         assert await tx.grants.id_token(connection) is None
-    row = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
+    row = await grant_row(store, connection)
     assert (row["sealed_refresh"], row["sealed_id_token"]) == (None, None)
 
 
@@ -95,8 +99,7 @@ async def test_a_late_refresh_installs_nothing_after_a_revocation(store: Store):
         await tx.connections.replace(connection.revocation_requested("x", NOW), expected=connection.revision)
     with fails(ErrorCode.STORE_CONFLICT):
         await refreshed(store, connection, some_tokens("at-2", "rt-2"))
-    row = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
-    assert row["generation"] == 1
+    assert (await grant_row(store, connection))["generation"] == 1
 
 
 async def test_a_grant_of_another_generation_than_its_connection_is_a_bug(store: Store):
@@ -144,33 +147,25 @@ async def test_the_wrapped_keys_of_the_refresh_purpose_do_not_open_with_the_leas
     async with store.write() as tx:
         await tx.connection.execute(KeyRow.__table__.delete().where(KeyRow.purpose == KeyPurpose.LEASE))  # type: ignore[attr-defined]  # SQLModel adds it
     await tamper(store, KeyRow, {"purpose": KeyPurpose.LEASE.value}, purpose=KeyPurpose.REFRESH.value)
-    row = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
-    await tamper(
-        store, ConnectionGrantRow, {"sealed_access": row["sealed_refresh"]}, connection_id=connection.id
-    )
-    lease = await LeaseRows(store).load(ACME, connection.id)
-    assert lease is not None
+    row = await grant_row(store, connection)
+    await tamper_grant(store, connection, sealed_access=row["sealed_refresh"])
     with fails(ErrorCode.KEY_UNAVAILABLE):
-        lease.open_access_token(KeyRing.open(key_path, Role.API))
+        await lease(store, connection, KeyRing.open(key_path, Role.API))
 
 
 @pytest.mark.parametrize("other", [{"subject": "user-2"}, {"tenant": "other"}])
 async def test_a_token_swapped_between_rows_or_tenants_is_seen(store: Store, other: dict[str, str]):
     mine, theirs = await granted(store), await granted(store, **other)
-    stolen = await columns_of(store, ConnectionGrantRow, connection_id=theirs.id)
-    await tamper(store, ConnectionGrantRow, {"sealed_access": stolen["sealed_access"]}, connection_id=mine.id)
+    await tamper_grant(store, mine, sealed_access=(await grant_row(store, theirs))["sealed_access"])
     failure = await refusal(store, mine)
     assert failure.code in (ErrorCode.SEAL_BROKEN, ErrorCode.KEY_UNAVAILABLE)
-    lease = await LeaseRows(store).load(ACME, mine.id)
-    assert lease is not None
     with pytest.raises(Failure, match=mine.id):
-        lease.open_access_token(store.ring)
+        await lease(store, mine, store.ring)
 
 
 async def test_a_token_swapped_together_with_its_key_is_seen(store: Store):
     mine, theirs = await granted(store), await granted(store, subject="user-2")
-    stolen = await columns_of(store, ConnectionGrantRow, connection_id=theirs.id)
-    await tamper(store, ConnectionGrantRow, {"sealed_access": stolen["sealed_access"]}, connection_id=mine.id)
+    await tamper_grant(store, mine, sealed_access=(await grant_row(store, theirs))["sealed_access"])
     await tamper(store, KeyRow, {"connection_id": "nobody"}, connection_id=mine.id)
     await tamper(store, KeyRow, {"connection_id": mine.id}, connection_id=theirs.id)
     assert (await refusal(store, mine)).code is ErrorCode.SEAL_BROKEN
@@ -178,28 +173,23 @@ async def test_a_token_swapped_together_with_its_key_is_seen(store: Store):
 
 async def test_a_token_swapped_between_columns_is_seen(store: Store):
     connection = await granted(store)
-    here = {"connection_id": connection.id}
-    row = await columns_of(store, ConnectionGrantRow, **here)
+    row = await grant_row(store, connection)
     swapped = {"sealed_refresh": row["sealed_id_token"], "sealed_id_token": row["sealed_refresh"]}
-    await tamper(store, ConnectionGrantRow, swapped, **here)
+    await tamper_grant(store, connection, **swapped)
     assert (await refusal(store, connection, "refresh_token")).code is ErrorCode.SEAL_BROKEN
-    await tamper(store, ConnectionGrantRow, {"sealed_access": row["sealed_refresh"]}, **here)
+    await tamper_grant(store, connection, sealed_access=row["sealed_refresh"])
     assert (await refusal(store, connection)).code in (ErrorCode.SEAL_BROKEN, ErrorCode.KEY_UNAVAILABLE)
 
 
 async def test_an_older_ciphertext_put_back_is_seen(store: Store):
     first = await granted(store)
-    here = {"connection_id": first.id}
-    old = await columns_of(store, ConnectionGrantRow, **here)
+    old = await grant_row(store, first)
     second = await refreshed(store, first, some_tokens("at-2", "rt-2"))
-    await tamper(store, ConnectionGrantRow, {"sealed_access": old["sealed_access"]}, **here)
-    assert (await refusal(store, second)).code is ErrorCode.SEAL_BROKEN
-    await tamper(store, ConnectionGrantRow, {"sealed_access": old["sealed_access"], "generation": 1}, **here)
-    assert (await refusal(store, second)).code is ErrorCode.SEAL_BROKEN
-    lease = await LeaseRows(store).load(ACME, first.id)
-    assert lease is not None
+    for changed in ({}, {"generation": 1}):
+        await tamper_grant(store, first, sealed_access=old["sealed_access"], **changed)
+        assert (await refusal(store, second)).code is ErrorCode.SEAL_BROKEN
     with fails(ErrorCode.SEAL_BROKEN):
-        lease.open_access_token(store.ring)
+        await lease(store, first, store.ring)
 
 
 async def test_a_caller_with_an_older_connection_is_told_to_read_again(store: Store):
@@ -210,7 +200,7 @@ async def test_a_caller_with_an_older_connection_is_told_to_read_again(store: St
 
 async def test_shredding_leaves_facts_and_no_secret(store: Store):
     connection, other = await granted(store), await granted(store, subject="user-2")
-    before = await columns_of(store, ConnectionGrantRow, connection_id=connection.id)
+    before = await grant_row(store, connection)
     async with store.write() as tx:
         await tx.proof_keys.get_or_create(ACME, connection.id, NOW)
         await tx.grants.shred(ACME, connection.id)
@@ -221,12 +211,7 @@ async def test_shredding_leaves_facts_and_no_secret(store: Store):
         assert (await tx.grants.access_token(other)).reveal() == "at-1"
     assert (await refusal(store, connection)).code is ErrorCode.CONSENT_REQUIRED
     # a row from a backup doesn't open any more: its key is gone
-    await tamper(
-        store,
-        ConnectionGrantRow,
-        {"sealed_access": before["sealed_access"]},
-        connection_id=connection.id,
-    )
+    await tamper_grant(store, connection, sealed_access=before["sealed_access"])
     assert (await refusal(store, connection)).code is ErrorCode.KEY_UNAVAILABLE
 
 
@@ -264,10 +249,9 @@ async def test_no_token_is_anywhere_in_the_database(store: Store):
 
 async def test_a_naive_moment_or_an_unsealed_value_cannot_be_stored(store: Store):
     connection = await granted(store)
-    here = {"connection_id": connection.id}
     for values in ({"obtained_at": NOW.replace(tzinfo=None)}, {"sealed_access": b"plain"}):
         with fails(ErrorCode.INTERNAL):
-            await tamper(store, ConnectionGrantRow, values, **here)
+            await tamper_grant(store, connection, **values)
 
 
 async def test_two_first_grants_of_a_tenant_agree_on_its_keys(store: Store):

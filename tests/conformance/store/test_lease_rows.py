@@ -4,9 +4,11 @@ from datetime import timedelta
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId, Tenant, new_id
+from evergrant_server.core.export import Export, ExportFilters, ExportStatus
+from evergrant_server.core.ids import ConnectionId, ExportId, Tenant, new_id
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import HistoryExport, LeaseRows, Store
+from evergrant_server.store.connections.tables import ProofKeyRow
 from evergrant_server.store.idempotency import IdempotencyRow
 from tests.conformance.store.samples import (
     ACME,
@@ -17,6 +19,7 @@ from tests.conformance.store.samples import (
     refreshed,
     some_tokens,
 )
+from tests.conformance.store.test_grants import columns_of
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
 
@@ -123,3 +126,48 @@ async def test_a_longer_export_replaces_a_shorter_one_and_never_the_reverse(stor
     async with store.read() as tx:
         assert await tx.histories.of_connection(ACME, connection.id) == [longer, second]
         assert await tx.histories.of_connection(Tenant("other"), connection.id) == []
+
+
+async def test_a_key_is_made_once_and_outlives_refreshes(store: Store):
+    connection = await granted(store)
+    async with store.read() as tx:
+        assert await tx.proof_keys.get(ACME, connection.id) is None
+    async with store.write() as tx:
+        made = await tx.proof_keys.get_or_create(ACME, connection.id, NOW)
+    await refreshed(store, connection, some_tokens("at-2", "rt-2"))
+    async with store.write() as tx:
+        assert await tx.proof_keys.get_or_create(ACME, connection.id, NOW) == made
+    row = await columns_of(store, ProofKeyRow, connection_id=connection.id)
+    assert row["thumbprint"] == made.thumbprint
+    assert made.private.reveal().encode() not in row["sealed_key"]
+
+
+async def test_an_export_is_written_by_pages_and_one_page_once(store: Store):
+    export = Export(
+        tenant=ACME,
+        id=ExportId(new_id("exp")),
+        recipient={"kty": "OKP"},
+        filters=ExportFilters(integration="crm"),
+        by="app:admin",
+        trace_id="",
+        created_at=NOW,
+        expires_at=NOW + timedelta(days=1),
+    )
+    async with store.write() as tx:
+        await tx.exports.add(export)
+        first = await tx.exports.write_page(export, export.page_sealed(2, 1, "con_b"), ["one", "two"])
+    with fails(ErrorCode.STORE_CONFLICT):
+        async with store.write() as tx:
+            await tx.exports.write_page(export, export.page_sealed(2, 1, "con_b"), ["one", "two"])
+    async with store.write() as tx:
+        await tx.exports.write_page(first, first.page_sealed(1, 0, None), ["three"])
+    async with store.read() as tx:
+        whole = await tx.exports.get(ACME, export.id)
+        assert whole is not None
+        assert (whole.status, whole.exported, whole.skipped, whole.pages) == (ExportStatus.READY, 3, 1, 2)
+        assert await tx.exports.lines(whole, 0, 2) == ["one", "two"]
+        assert await tx.exports.lines(whole, 2, 2) == ["three"]
+    async with store.write() as tx:
+        gone = await tx.exports.delete_lines(whole)
+        assert await tx.exports.lines(gone, 0, 10) == []
+    assert gone.status is ExportStatus.GONE

@@ -9,6 +9,7 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, ReceiverId, Tenant, new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.provider_events import (
     AccountIdentifier,
@@ -56,9 +57,7 @@ async def test_a_connection_is_found_by_every_mark_it_bears_and_by_no_other(stor
     both = (TEAM, AccountIdentifier("fact:authed_user.id", "account-2"))
     assert await bearers(store, *both) == [two.id]
     assert await bearers(store, AccountIdentifier("fact:team.id", "T2"), SUB) == []
-    assert await bearers(store, AccountIdentifier("fact:authed_user.id", "T1")) == [], (
-        "a value belongs to its name"
-    )
+    assert await bearers(store, AccountIdentifier("fact:authed_user.id", "T1")) == []  # another name's value
     assert await bearers(store, AccountIdentifier("fact:flag", "True")) == []
     assert await bearers(store) == []
     assert await bearers(store, SUB, integration=ANOTHER) == []
@@ -117,16 +116,23 @@ async def test_a_report_against_a_stale_row_is_a_conflict_and_writes_nothing(sto
     async with store.write() as tx:
         await tx.connections.replace(one, expected=one.revision)
     news = ProviderReport(source=ReportSource.HOOK, kind="x", certainty=Certainty.ENDED)
+    by = RequestContext(by="provider:x")
     with fails(ErrorCode.STORE_CONFLICT):
         async with store.write() as tx:
-            await apply_provider_report(tx, one, news, RequestContext(by="provider:x"), NOW)
+            await apply_provider_report(tx, one, news, by, NOW)
     async with store.write() as tx:
         current = await tx.connections.get(ACME, one.id)
         assert current is not None
-        assert (
-            await apply_provider_report(tx, current, news, RequestContext(by="provider:x"), NOW)
-            is ReportDecision.ENDED
-        )
+        assert await apply_provider_report(tx, current, news, by, NOW) is ReportDecision.ENDED
+
+
+async def a_receiver_of(store: Store, secret: str | None = None) -> tuple[Integration, Receiver]:
+    integration = an_integration()
+    receiver = a_receiver(integration_id=integration.id)
+    async with store.write() as tx:
+        await tx.integrations.put(integration, None, expected=None)
+        await tx.receivers.put(receiver, Secret(secret) if secret else None, expected=None)
+    return integration, receiver
 
 
 def a_receiver(**changes: object) -> Receiver:
@@ -144,17 +150,11 @@ def a_receiver(**changes: object) -> Receiver:
 
 
 async def test_a_receiver_comes_back_equal_with_its_secret_sealed(store: Store):
-    integration = an_integration()
-    receiver = a_receiver(integration_id=integration.id)
-    async with store.write() as tx:
-        await tx.integrations.put(integration, None, expected=None)
-        await tx.receivers.put(receiver, Secret("hush-hush"), expected=None)
+    integration, receiver = await a_receiver_of(store, "hush-hush")
     async with store.read() as tx:
         assert await tx.receivers.find_in_any_tenant(receiver.id) == receiver
         assert await tx.receivers.of_integration(Tenant("acme2"), integration.id) is None
-        secret = await tx.receivers.secret(receiver)
-        assert secret is not None
-        assert secret.reveal() == "hush-hush"
+        assert await tx.receivers.secret(receiver) == Secret("hush-hush")
         assert [it.id for it in await tx.receivers.with_keys_older_than(NOW)] == [receiver.id]
     async with store.write() as tx:
         after = await tx.receivers.put(receiver, None, expected=1)
@@ -167,11 +167,8 @@ async def test_a_receiver_comes_back_equal_with_its_secret_sealed(store: Store):
 
 
 async def test_an_event_is_noted_once_and_forgotten_when_it_is_old(store: Store):
-    integration = an_integration()
-    receiver = a_receiver(integration_id=integration.id)
+    _, receiver = await a_receiver_of(store)
     async with store.write() as tx:
-        await tx.integrations.put(integration, None, expected=None)
-        await tx.receivers.put(receiver, None, expected=None)
         assert await tx.receivers.record_event(receiver, "a" * 64, NOW) is True
         assert await tx.receivers.record_event(receiver, "a" * 64, NOW) is False
         assert await tx.receivers.is_known_event(receiver, "a" * 64)

@@ -1,21 +1,25 @@
 """Chains: gapless, committed with what they record, and every tampering named by its place."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import delete, insert, select, update
 from sqlmodel import col
 
 from evergrant_server import audit
 from evergrant_server.audit import verifier
-from evergrant_server.audit.hash_chain import record_hash
+from evergrant_server.audit.hash_chain import canonical_json, format_timestamp, record_hash
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import Provenance, RequestContext
+from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from tests.fakes.databases import NOW
@@ -60,14 +64,11 @@ async def test_records_follow_each_other_and_come_back_equal(store: Store):
 
 
 async def test_a_rolled_back_record_leaves_no_gap(store: Store):
-    async def fail_after_appending() -> None:
+    await put(store, an_entry())
+    with fails(ErrorCode.STORE_CONFLICT):
         async with store.write() as tx:
             await audit.append(tx, an_entry())
-            raise RuntimeError("no")
-
-    await put(store, an_entry())
-    with pytest.raises(RuntimeError, match="no"):
-        await fail_after_appending()
+            raise Failure(ErrorCode.STORE_CONFLICT)
     await put(store, an_entry())
     async with store.read() as tx:
         assert [it.seq for it in await audit.page(tx, ACME, limit=5)] == [1, 2]
@@ -212,3 +213,65 @@ async def test_cutting_both_is_seen_only_with_a_head_kept_elsewhere(store: Store
     verdict = await audit.verify_log(store, ACME)
     assert verdict.ok
     assert verdict.heads["main"].count < kept_elsewhere.count
+
+
+# --- one text per value: what a hash covers can't be spelled in two ways --------------------------
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def same(one: Any, two: Any) -> bool:
+    """Equal as JSON: True is not 1 and 1.0 is not 1."""
+    if type(one) is not type(two):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[name], two[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(same, one, two))
+    return repr(one) == repr(two)
+
+
+@given(values)
+def test_it_reads_back_and_is_spelled_the_same_again(value: Any):
+    text = canonical_json(value)
+    assert same(json.loads(text), value)
+    assert canonical_json(json.loads(text)) == text
+    assert text.isascii()
+
+
+@given(values, values)
+def test_different_values_have_different_texts(one: Any, two: Any):
+    assert (canonical_json(one) == canonical_json(two)) == same(one, two)
+
+
+@given(st.dictionaries(st.text(), st.integers(), max_size=6))
+def test_the_order_of_names_does_not_matter(value: dict[str, int]):
+    assert canonical_json(dict(reversed(value.items()))) == canonical_json(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ({"token": Secret("canary")}, TypeError),
+        ({"token": [Secret("canary")]}, TypeError),
+        ({1: "a"}, TypeError),
+        ({"a": [{None: 1}]}, TypeError),
+        (float("nan"), ValueError),
+        ({"x": float("inf")}, ValueError),
+        ({"at": datetime.now(UTC)}, TypeError),
+    ],
+)
+def test_what_json_cannot_say_is_refused(value: Any, error: type[Exception]):
+    with pytest.raises(error) as caught:
+        canonical_json(value)
+    assert "canary" not in str(caught.value)
+
+
+def test_a_moment_is_the_same_text_in_every_zone():
+    here = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert format_timestamp(here) == format_timestamp(here.astimezone(timezone(timedelta(hours=9))))
+    assert format_timestamp(here) == "2026-03-01T12:00:00.000000+00:00"

@@ -18,7 +18,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
-from tests.conformance.store.samples import ACME, a_key, a_permit, an_app, granted, refreshed, some_tokens
+from tests.conformance.store.samples import ACME, a_key, a_permit, an_app_of, granted, refreshed, some_tokens
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
@@ -30,12 +30,6 @@ async def ledger(store: Store, clock: SetClock) -> AsyncIterator[LeaseLedger]:
     await running.start()
     yield running
     await running.stop()
-
-
-async def an_app_of(store: Store, **changes: Any) -> App:
-    app = an_app(**changes)
-    async with store.write() as tx:
-        return await tx.access.put_app(app, expected=None)
 
 
 def a_claim(connection: Connection, app: App, **changes: Any) -> LeaseClaim:

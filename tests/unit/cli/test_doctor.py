@@ -26,16 +26,11 @@ async def fine(settings: Settings) -> str:
     return "fine"
 
 
-async def fails_with_a_problem(settings: Settings) -> str:
-    raise CheckFailed("it is broken", "repair it")
+def failing(error: Exception) -> report.Check:
+    async def check(settings: Settings) -> str:
+        raise error
 
-
-async def fails_with_a_code(settings: Settings) -> str:
-    raise Failure(ErrorCode.STORE_UNAVAILABLE, "gone")
-
-
-async def fails_unexpectedly(settings: Settings) -> str:
-    raise KeyError("a secret, perhaps")
+    return check
 
 
 async def hangs(settings: Settings) -> str:
@@ -44,14 +39,10 @@ async def hangs(settings: Settings) -> str:
 
 
 async def test_a_failing_check_does_not_affect_the_others(settings: Settings) -> None:
-    checks = {"a": fails_with_a_problem, "b": fails_with_a_code, "c": fails_unexpectedly, "d": fine}
-    found = await report.diagnose(settings, checks)
-    assert [(result.check, result.ok) for result in found] == [
-        ("a", False),
-        ("b", False),
-        ("c", False),
-        ("d", True),
-    ]
+    broken, gone = CheckFailed("it is broken", "repair it"), Failure(ErrorCode.STORE_UNAVAILABLE, "gone")
+    checks = {"a": failing(broken), "b": failing(gone), "c": failing(KeyError("a secret, perhaps"))}
+    found = await report.diagnose(settings, checks | {"d": fine})
+    assert {result.check: result.ok for result in found} == dict.fromkeys("abc", False) | {"d": True}
     assert found[0].repair == "repair it"
     assert "EVERGRANT_DATABASE_URL" in found[1].repair
     assert "secret" not in found[2].detail
@@ -70,13 +61,8 @@ async def test_every_problem_comes_with_a_repair(settings: Settings) -> None:
     found = await report.diagnose(settings)
     assert len(found) == len(report.CHECKS)
     assert [it.check for it in found if not it.ok and not it.repair] == []
-    assert {it.check for it in found if it.ok} >= {
-        "packages",
-        "catalogue",
-        "key file",
-        "data folder",
-        "journal",
-    }
+    passed = {it.check for it in found if it.ok}
+    assert passed >= {"packages", "catalogue", "key file", "data folder", "journal"}
 
 
 @pytest.mark.parametrize(

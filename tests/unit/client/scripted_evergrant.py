@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any, Self, get_type_hints
 from urllib.parse import parse_qsl, urlsplit
 
-from evergrant import AuditRecord, Connection
+from evergrant import AuditRecord, Connection, Lease
 from evergrant.calls.integrations import Integration, ProviderVersion
 from evergrant.calls.webhooks import Webhook, WebhookDelivery
 
@@ -71,6 +71,11 @@ def lease(**changes: Any) -> ScriptedResponse:
         "generation": 7,
     }
     return ScriptedResponse(200, body | changes)
+
+
+def leased(expires_at: datetime | None) -> Lease:
+    facts: dict[str, Any] = {"scopes": (), "generation": 1, "connection_id": "con_1"}
+    return Lease(TOKEN, token_type="Bearer", expires_at=expires_at, **facts)
 
 
 def consent_required() -> ScriptedResponse:

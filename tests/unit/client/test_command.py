@@ -34,6 +34,9 @@ from tests.unit.client.scripted_evergrant import (
 )
 
 ROOT = Path(__file__).parents[3]
+CONTROLS = {"detail": "no\x1b[31m such\nthing", "repair": "Check the name."}
+MISSING = problem(404, "BadRequest", "not_found", **CONTROLS)
+BUSY = problem(503, "ProviderUnavailable", "provider_error", retry_after=89.2, repair="Try again.")
 REPORT = "POST /v1/connections/con_1/refresh"
 
 
@@ -68,16 +71,8 @@ def test_a_missing_consent_prints_the_link(command: Command, evergrant: Scripted
 @pytest.mark.parametrize(
     ("answer", "line"),
     [
-        (
-            problem(
-                404, "BadRequest", "not_found", detail="no\x1b[31m such\nthing", repair="Check the name."
-            ),
-            "not_found: no [31m such thing (Check the name.)",
-        ),
-        (
-            problem(503, "ProviderUnavailable", "provider_error", retry_after=89.2, repair="Try again."),
-            "provider_error: the reason (Try again.) Retry-After: 90 seconds",
-        ),
+        (MISSING, "not_found: no [31m such thing (Check the name.)"),
+        (BUSY, "provider_error: the reason (Try again.) Retry-After: 90 seconds"),
     ],
 )
 def test_an_error_is_one_line_with_code_repair_and_wait(

@@ -27,7 +27,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
 
 from tests.unit.client.conftest import Caller
-from tests.unit.client.scripted_evergrant import TOKEN, ScriptedEvergrant, lease
+from tests.unit.client.scripted_evergrant import TOKEN, ScriptedEvergrant, lease, leased
 
 SECRETS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=16, max_size=80)
 ENCODINGS = {
@@ -41,16 +41,9 @@ ENCODINGS = {
 }
 
 
-@pytest.fixture
-def leased() -> Lease:
-    return Lease(
-        TOKEN,
-        token_type="Bearer",
-        expires_at=datetime(2030, 1, 1, tzinfo=UTC),
-        scopes=(),
-        generation=1,
-        connection_id="con_1",
-    )
+@pytest.fixture(name="leased")
+def a_lease() -> Lease:
+    return leased(datetime(2030, 1, 1, tzinfo=UTC))
 
 
 def test_printing_and_logging_show_no_token(leased: Lease, caplog: pytest.LogCaptureFixture):

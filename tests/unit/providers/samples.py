@@ -1,19 +1,15 @@
 """Definitions, integrations and replies for tests, with only the fields that a test needs."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
-
 from evergrant_server.core.connections.grant import Grant
-from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
 from providers.definition.schema import ProviderSpec
 from providers.responses.raw_reply import RawReply
+from tests.fakes.failures import fails as fails
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 
@@ -59,15 +55,3 @@ def reply_of(body: Any, status: int = 200, **headers: str) -> RawReply:
     """A reply with these bytes, or with this JSON. Underscores in header names are hyphens."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return RawReply(status, named, body if isinstance(body, bytes) else json.dumps(body).encode())
-
-
-@contextmanager
-def fails(
-    code: ErrorCode, match: str | None = None, *, field: str | None = None
-) -> Iterator[pytest.ExceptionInfo[Failure]]:
-    """The block raises a Failure with this code, detail and field."""
-    with pytest.raises(Failure, match=match) as raised:
-        yield raised
-    assert raised.value.code is code
-    if field is not None:
-        assert raised.value.context["field"] == field

@@ -7,31 +7,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import Failure
 from providers.definition.host_validation import hosts_are_pinned
-from providers.definition.parsing import parse_yaml_definition
 from providers.definition.patterns import InvalidPattern, check_pattern, matches
 from providers.definition.registry import Registry
-from tests.unit.providers.definition.test_schema import MINIMAL
+from tests.unit.providers.definition.test_schema import MINIMAL, problem
 from tests.unit.providers.samples import spec_like
-
-BILLION = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
-
-
-def refused(text: str) -> Failure:
-    with pytest.raises(Failure) as raised:
-        parse_yaml_definition(text, "acme.yaml")
-    failure = raised.value
-    assert failure.code is ErrorCode.INVALID_REQUEST
-    assert failure.detail.isprintable()
-    assert len(failure.detail) < 4000
-    return failure
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (BILLION, "anchors or aliases"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "anchors or aliases"),
         (MINIMAL + "x: " + "[" * 300, "is nested too deeply"),
         (MINIMAL + "x: " + "[" * 30_000, "is not YAML"),
         (MINIMAL + "note: " + "9" * 70_000, "characters; the limit is 65536"),
@@ -49,7 +36,7 @@ def refused(text: str) -> Failure:
     ],
 )
 def test_invalid_yaml_refused(text: str, said: str) -> None:
-    assert said in refused(text).detail
+    assert said in problem(text)
 
 
 @pytest.mark.parametrize(
@@ -79,17 +66,10 @@ def test_invalid_yaml_refused(text: str, said: str) -> None:
 def test_hostile_field_named_and_not_quoted(line: str, field: str) -> None:
     replaced = line.split(":")[0]
     kept = [kept for kept in MINIMAL.splitlines() if kept.split(":")[0] != replaced]
-    failure = refused("\n".join([*kept, line]))
-    assert f"provider 'acme' in acme.yaml: {field}" in failure.detail
-    assert "evil" not in failure.detail
-    assert "169.254" not in failure.detail
-
-
-def test_error_describes_the_value() -> None:
-    text = MINIMAL.replace("https://acme.example/token", "http://acme.example/token")
-    said = "token_endpoint: must start with https:// (it is a string of 25 characters)"
-    assert said in refused(text).detail
-    assert refused(MINIMAL + "pkce: [1]\n").detail.endswith("(it is an array)")
+    detail = problem("\n".join([*kept, line]))
+    assert f"provider 'acme' in acme.yaml: {field}" in detail
+    assert "evil" not in detail
+    assert "169.254" not in detail
 
 
 def test_unreadable_file_refused(tmp_path: Path) -> None:

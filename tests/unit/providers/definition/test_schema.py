@@ -17,7 +17,6 @@ from providers.definition.parsing import parse_yaml_definition
 from providers.definition.registry import CATALOG, Registry
 from providers.definition.schema import ProviderSpec
 from providers.quirks import QUIRKS
-from providers.tools.catalogue_report import unusable_field
 from tests.unit.providers.samples import fails, spec_like
 
 MINIMAL = """
@@ -32,6 +31,8 @@ token_endpoint: https://acme.example/token
 def problem(text: str) -> str:
     with fails(ErrorCode.INVALID_REQUEST) as raised:
         parse_yaml_definition(text, "acme.yaml")
+    assert raised.value.detail.isprintable()
+    assert len(raised.value.detail) < 4000
     return raised.value.detail
 
 
@@ -50,8 +51,10 @@ def problem(text: str) -> str:
         ("default_scopes: read", "default_scopes: must be a list: [one, another]"),
         ("response: yes", "response: must be a mapping of fields"),
         ("auth_modes: [password]", "auth_modes"),
+        ("auth_modes: []", "auth_modes: must not be empty"),
         ("pkce: plain", "pkce"),
-        ("token_endpoint: http://acme.example/token", "token_endpoint: must start with https://"),
+        ("pkce: [1]", "(it is an array)"),
+        ("token_endpoint: http://a.example/t", "must start with https:// (it is a string of 18 characters)"),
         ("token_endpoint: https://a@acme.example/token", "token_endpoint"),
         ("token_endpoint: https://{host}/token", "token_endpoint: uses ['host']"),
         ("token_endpoint: https://{/token", "brace"),
@@ -88,7 +91,6 @@ def test_duration_above_a_century_refused(field: str, seconds: str) -> None:
 
 def test_list_with_one_invalid_item_is_not_also_called_empty() -> None:
     assert "empty" not in problem(MINIMAL.replace("[authorization_code]", "[code]"))
-    assert "auth_modes: must not be empty" in problem(MINIMAL.replace("[authorization_code]", "[]"))
 
 
 def test_missing_endpoint_named_unless_discovered() -> None:
@@ -103,21 +105,10 @@ def test_file_name_must_equal_the_provider(tmp_path: Path) -> None:
         Registry.load(tmp_path)
 
 
-def test_catalogue_loads() -> None:
-    registry = Registry.load()
-    assert len(registry.names()) == len(list(CATALOG.glob("*.yaml"))) > 300
-    refused = {spec.name: why for spec in registry.all() if (why := unusable_field(spec))}
-    assert len(refused) < 40, refused
-    with fails(ErrorCode.PROVIDER_UNKNOWN):
-        registry.get("no-such-provider")
-
-
 @pytest.mark.parametrize(
     "fields",
     [
         {"auth_modes": ["client_credentials"]},
-        {"auth_modes": ["oauth1"]},
-        {"flow": "install"},
         {
             "token_endpoint": "https://{host}/token",
             "template_params": {"host": {"pattern": "^[a-z]+$", "source": "post_auth_lookup"}},
@@ -164,23 +155,17 @@ def test_refresh_rules(fields: dict[str, Any], rotation: Rotation, grace: float,
     assert (rules.rotation, rules.grace_s, rules.refresh_token_idle_s) == (rotation, grace, idle)
 
 
-@pytest.mark.parametrize(
-    ("data", "token"),
-    [
-        ({"ok": True, "authed_user": {"access_token": "user", "expires_in": 9}}, "user"),
-        ({"access_token": "bot", "authed_user": {"access_token": "user"}}, "bot"),
-        ({"authed_user": {"id": "U1"}}, None),
-        ({"authed_user": "x"}, None),
-        ([], None),
-    ],
-)
-def test_token_under_authed_user(data: Any, token: str | None) -> None:
-    quirk = QUIRKS["token_under_authed_user"]
-    reply = quirk.reshape(httpx2.Response(200, content=json.dumps(data).encode()))
-    read = json.loads(reply.content)
-    assert (read.get("access_token") if isinstance(read, dict) else None) == token
-    if token is not None and isinstance(read, dict) and read["authed_user"] != data["authed_user"]:
-        assert "access_token" not in read["authed_user"], "lifted, and not a second chain as well"
+def test_token_under_authed_user() -> None:
+    def reshaped(data: Any) -> Any:
+        reply = httpx2.Response(200, content=json.dumps(data).encode())
+        return json.loads(QUIRKS["token_under_authed_user"].reshape(reply).content)
+
+    lifted = reshaped({"ok": True, "authed_user": {"access_token": "user", "expires_in": 9}})
+    assert lifted["access_token"] == "user"
+    assert "access_token" not in lifted["authed_user"], "lifted, and not a second chain as well"
+    bot = {"access_token": "bot", "authed_user": {"access_token": "user"}}
+    for kept in (bot, {"authed_user": {"id": "U1"}}, {"authed_user": "x"}, []):
+        assert reshaped(kept) == kept
 
 
 def test_every_quirk_is_used_by_a_definition() -> None:

@@ -79,27 +79,12 @@ names = texts.filter(lambda text: not text.startswith("oauth_"))
 pairs = st.lists(st.tuples(names, st.text(max_size=12)), max_size=4)
 
 
-anything = given(query=pairs, form=pairs, token=texts, secret=st.text(max_size=12))
-
-
-@settings(max_examples=60, deadline=None)
-@anything
-@pytest.mark.parametrize("how", [HMAC, SignatureMethod.HMAC_SHA256])
-def test_rfc5849_3_4_oauthlib_verifies_signatures(
+@settings(max_examples=25, deadline=None)  # reading a key of RSA is slow, and the base string is the same
+@given(query=pairs, form=pairs, token=texts, secret=st.text(max_size=12))
+@pytest.mark.parametrize("how", [HMAC, SignatureMethod.HMAC_SHA256, SignatureMethod.RSA_SHA1])
+def test_rfc5849_3_4_2_and_3_4_3_oauthlib_verifies_signatures(
     how: SignatureMethod, query: list[Any], form: list[Any], token: str, secret: str
 ):
-    _verified(how, query, form, token, secret)
-
-
-@settings(max_examples=10, deadline=None)  # reading a key of RSA is slow, and the base string is the same
-@anything
-def test_rfc5849_3_4_3_oauthlib_verifies_signatures_of_rsa(
-    query: list[Any], form: list[Any], token: str, secret: str
-):
-    _verified(SignatureMethod.RSA_SHA1, query, form, token, secret)
-
-
-def _verified(how: SignatureMethod, query: list[Any], form: list[Any], token: str, secret: str) -> None:
     url = f"https://API.example:443/1/statuses?{urlencode(query)}"
     tokens = pair(token, secret)
     header = oauth1_authorization_header(
@@ -129,11 +114,6 @@ class _Asked:
             uri_query=url.partition("?")[2], headers={"Authorization": header}, body=urlencode(form)
         )
         self.params = [(name, value) for name, value in found if name != "oauth_signature"]
-
-
-def test_oauth_parameter_in_url_refused():
-    with fails(ErrorCode.INVALID_REQUEST):
-        oauth1_authorization_header(CLIENT, HMAC, "GET", "https://api.example/?oauth_token=x", at=NOW)
 
 
 def test_missing_secret_or_key_is_client_rejected():

@@ -19,13 +19,6 @@ def egress_to(idp: ScriptedProvider) -> Egress:
     return Egress(EgressPolicy(allow=(idp.allowance,)))
 
 
-async def failure(metadata: dict[str, Any]) -> Failure:
-    async with ScriptedProvider(metadata=metadata) as idp:
-        with pytest.raises(Failure) as raised:
-            await discover(egress_to(idp), idp.issuer)
-        return raised.value
-
-
 def test_rfc8414_3_1_well_known_path_goes_between_host_and_path() -> None:
     oauth, oidc = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
     assert document_urls("https://h.example") == (f"https://h.example{oauth}", f"https://h.example{oidc}")
@@ -88,9 +81,9 @@ async def test_openid_and_path_suffixed_documents_are_tried_next(missing: Any) -
     ],
 )
 async def test_invalid_document_refused(metadata: dict[str, Any], said: str) -> None:
-    raised = await failure(metadata)
-    assert raised.code is ErrorCode.DISCOVERY_FAILED
-    assert said in raised.detail
+    async with ScriptedProvider(metadata=metadata) as idp:
+        with fails(ErrorCode.DISCOVERY_FAILED, said):
+            await discover(egress_to(idp), idp.issuer)
 
 
 async def test_rfc8414_3_3_issuer_compared_as_string() -> None:
@@ -110,11 +103,7 @@ async def test_missing_document_names_every_url() -> None:
         idp.script(status(404), html(), status(403), at="metadata")
         with fails(ErrorCode.DISCOVERY_FAILED) as raised:
             await discover(egress_to(idp), idp.issuer)
-        for place in (
-            "/.well-known/oauth-authorization-server/o",
-            "/o/.well-known/openid-configuration",
-            "403",
-        ):
+        for place in ("oauth-authorization-server/o", "/o/.well-known/openid-configuration", "403"):
             assert place in raised.value.detail
 
 
@@ -175,33 +164,22 @@ PINNED = Endpoints(
     [
         ({"token_endpoint": "https://evil.example/token"}, "token_endpoint would move"),
         ({"token_endpoint": "https://idp.example:8443/token"}, "token_endpoint would move"),
-        (
-            {"authorization_endpoint": "https://idp.example.evil/authorize"},
-            "authorization_endpoint would move",
-        ),
+        ({"authorization_endpoint": "https://idp.example.evil/a"}, "authorization_endpoint would move"),
         ({"revocation_endpoint": None}, "could no longer be revoked"),
         ({"iss_in_callback": False}, "no longer name their issuer"),
         ({"token_auth_methods": ("private_key_jwt",)}, "client_secret_basic, would no longer be supported"),
+        ({}, None),
+        ({"token_endpoint": "https://IDP.example/v2/token"}, None),
+        ({"introspection_endpoint": "https://idp.example/introspect"}, None),
+        ({"token_auth_methods": ("client_secret_basic", "private_key_jwt")}, None),
+        ({"token_auth_methods": ()}, None),
+        ({"takes_metadata_documents": True}, None),
     ],
 )
-def test_weakening_change_named(changes: dict[str, Any], why: str) -> None:
-    (reason,) = weakening_changes(PINNED, PINNED.model_copy(update=changes), "client_secret_basic")
-    assert why in reason
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"token_endpoint": "https://IDP.example/v2/token"},
-        {"introspection_endpoint": "https://idp.example/introspect"},
-        {"token_auth_methods": ("client_secret_basic", "private_key_jwt")},
-        {"token_auth_methods": ()},
-        {"takes_metadata_documents": True},
-    ],
-)
-def test_other_change_accepted(changes: dict[str, Any]) -> None:
-    assert weakening_changes(PINNED, PINNED.model_copy(update=changes), "client_secret_basic") == ()
+def test_weakening_change_named_and_other_accepted(changes: dict[str, Any], why: str | None) -> None:
+    reasons = weakening_changes(PINNED, PINNED.model_copy(update=changes), "client_secret_basic")
+    assert len(reasons) == (why is not None)
+    assert all(str(why) in reason for reason in reasons)
 
 
 # --- client metadata, and replies to a registration (RFC 7591) --------------------------------------

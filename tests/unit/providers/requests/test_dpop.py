@@ -79,27 +79,24 @@ def test_rfc9449_5_token_type_must_be_as_requested(kind: str | None, dpop: bool,
 
 
 @pytest.mark.parametrize(
-    ("says", "defined", "held", "bound"),
+    ("says", "defined", "held", "auth", "bound"),
     [
-        (None, False, None, False),
-        (None, True, None, True),
-        (None, False, "DPoP", True),  # its refresh token may be bound as well
-        (None, True, "Bearer", True),
-        (False, True, "DPoP", False),
-        (True, False, None, True),
+        (None, False, None, None, False),
+        (None, True, None, None, True),
+        (None, False, "DPoP", None, True),  # its refresh token may be bound as well
+        (None, True, "Bearer", None, True),
+        (False, True, "DPoP", None, False),
+        (True, False, None, None, True),
+        (False, True, "DPoP", "none", True),  # a public client's grant stays bound
+        (False, True, None, "none", False),
     ],
 )
-def test_dpop_by_integration_definition_and_grant(
-    says: bool | None, defined: bool, held: str | None, bound: bool
+def test_rfc9449_5_dpop_by_integration_definition_grant_and_client(
+    says: bool | None, defined: bool, held: str | None, auth: str | None, bound: bool
 ):
     grant = None if held is None else a_grant(token_type=held)
-    assert wants_dpop(spec_like(dpop=defined), an_integration("generic", dpop=says), grant) is bound
-
-
-def test_rfc9449_5_public_client_stays_bound():
-    held, ours = a_grant(token_type="DPoP"), an_integration("generic", dpop=False, client_auth="none")
-    assert wants_dpop(spec_like(dpop=True), ours, held)
-    assert not wants_dpop(spec_like(dpop=True), ours, None)
+    ours = an_integration("generic", dpop=says, client_auth=auth)
+    assert wants_dpop(spec_like(dpop=defined), ours, grant) is bound
 
 
 def test_rfc9449_5_1_unsupported_algorithm_refused():

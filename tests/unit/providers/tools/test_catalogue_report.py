@@ -33,10 +33,6 @@ def pinned(where: dict[str, str], **rule: Any) -> set[str]:
     return found(**where, revocation_endpoint=None, template_params={"d": rule})
 
 
-def test_plain_definition_has_no_problem() -> None:
-    assert found() == set()
-
-
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
