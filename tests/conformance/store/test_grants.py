@@ -75,24 +75,6 @@ async def test_rfc6749_6_a_reply_without_a_refresh_token_keeps_the_old_one(store
     assert named.reveal() == "it-1"
 
 
-async def test_a_new_consent_inherits_no_token_of_the_grant_before(store: Store):
-    """A new consent may have been given with another account."""
-    connection = await granted(store)
-    after = connection.granted(NOW)
-    grant = a_grant(after.generation, refreshable=False)
-    async with store.write() as tx:
-        revision = connection.revision
-        connection = await tx.grants.install(
-            after, some_tokens("at-2", None), grant, origin=Origin.NEW, expected=revision
-        )
-    async with store.read() as tx:
-        assert (await tx.grants.access_token(connection)).reveal() == "at-2"
-        assert await tx.grants.refresh_token(connection) is None
-        assert await tx.grants.id_token(connection) is None
-    row = await grant_row(store, connection)
-    assert (row["sealed_refresh"], row["sealed_id_token"]) == (None, None)
-
-
 async def test_a_late_refresh_installs_nothing_after_a_revocation(store: Store):
     connection = await granted(store)
     async with store.write() as tx:

@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from examples.demo.claims import Claim
-from examples.demo.forms import read_forms
 from examples.demo.histories import search, timeline
 from examples.demo.subject import LostSubject, Subject
 from tests.fakes.databases import Postgres, postgres_server
@@ -33,18 +32,6 @@ async def test_a_wrong_password_is_not_tried_again(tmp_path):
     async with running_authorization_server(tmp_path) as server, Subject(server.user, "wrong") as subject:
         with pytest.raises(LostSubject, match="the login page at"):
             await subject.consent(f"{server.issuer}/login/")
-
-
-def test_forms_are_read_as_a_browser_reads_them():
-    page = """<form action="/x?y=1" method="POST"><input name=user><input type=password name=pw>
-    <input type=checkbox name=no><input type=checkbox name=yes checked>
-    <input type=submit name=allow value="Say &quot;yes&quot;"></form><form></form>"""
-    first, second = read_forms(page)
-    assert (first.method, first.action) == ("post", "/x?y=1")
-    assert first.fields == {"user": "", "pw": "", "yes": "on"}
-    assert first.name_of("password") == "pw"
-    assert [(button.name, button.value) for button in first.buttons] == [("allow", 'Say "yes"')]
-    assert (second.method, second.buttons) == ("get", [])
 
 
 async def test_the_search_finds_a_secret_in_any_shape(tmp_path):

@@ -5,7 +5,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
@@ -18,7 +17,7 @@ from joserfc.jwk import ECKey
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.evergrant_api import ApiProblem
 from examples.demo.waiting import wait_until
-from tests.e2e.world import COMMAND, World, at, refused, running
+from tests.e2e.world import World, at, refused, running
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.providers.authorization_server import running_authorization_server
 from tests.fakes.providers.client_grants import DEVICE_CODE, JWT_BEARER, TOKEN_EXCHANGE, OtherGrants
@@ -153,25 +152,6 @@ async def test_rfc8628_an_ended_code_ends_the_connection(world: Flows, answer: s
     asked = world.idp.count("token")
     await asyncio.sleep(2)  # twice the interval: no further poll
     assert world.idp.count("token") == asked == 1
-
-
-async def test_the_command_shows_a_device_code(world: Flows):
-    await world.integration("shown", at(world.idp))
-
-    async def approved() -> None:
-        await world.idp.until("device", 1)
-        await world.idp.until("token", 1)
-        begun = await world.api.get("/v1/connections?integration=shown")
-        device = (await world.api.connection(begun["items"][0]["id"]))["device"]
-        world.idp.approve(device["user_code"])
-
-    approving = asyncio.create_task(approved())
-    command = "connections create shown sam --flow device_code --wait 30 -o json"
-    code, out, err = await world.run(COMMAND, *command.split())
-    await approving
-    assert code == 0, err
-    assert err.startswith(f"open {world.idp.url('activate')} and enter ")
-    assert json.loads(out)["state"] == "active"
 
 
 async def test_rfc8693_token_exchange_from_another_connection(world: Flows):

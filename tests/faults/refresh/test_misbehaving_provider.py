@@ -90,16 +90,6 @@ async def test_a_code_that_the_provider_refuses_leaves_the_consent_open_for_anot
     assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
 
 
-async def test_invariant_9_reconcile_rebuilds_what_temporal_lost(place: Installation):
-    first, second = await place.connect(), await place.connect()
-    await place.terminate(first)
-    done = await place.parts.reconciler.reconcile_all()
-    assert (done.live, done.started) == (2, 1)
-    assert (await place.parts.reconciler.reconcile_all()).started == 0
-    for connection in (first, second):
-        assert (await place.ensure_fresh(connection, 1)).generation == 2
-
-
 NONCE = "n-0123456789abcdef"
 
 

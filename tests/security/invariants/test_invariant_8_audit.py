@@ -46,15 +46,6 @@ async def test_the_audit_log_can_not_be_written(unwritable: Api):
         assert answer.headers["retry-after"]
 
 
-async def test_a_ledger_that_was_stopped_lets_nothing_out(api: Api):
-    _, key = await api.active_for("pipeline", Action.TOKEN)
-    ledger = LeaseLedger(api.store, "api-stopped", api.clock)
-    api.parts.ledger = ledger
-    answer = await api.lease(key)
-    assert answer.json()["code"] == "audit_unavailable"
-    assert (answer.headers["retry-after"], answer.json()["retry_after"]) == ("1", 1.0)
-
-
 async def test_every_lease_and_every_refusal_is_in_the_log(api: Api):
     connection = await api.active(await api.integration())
     may, may_not = await api.app_with("may", Action.TOKEN), await api.app_with("may-not", Action.CONNECT)

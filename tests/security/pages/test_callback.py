@@ -201,13 +201,6 @@ async def test_rfc9207_2_4_issuer_compared_as_a_plain_string(api: Api, iss: str 
     await assert_refused(await it.visitor.come_back(iss=ISSUER))
 
 
-async def test_rfc6749_3_1_a_doubled_code_is_refused(api: Api):
-    it = await started(api)
-    state = it.visitor.sent["state"]
-    await assert_refused(await it.visitor.raw(f"state={state}&code=a&code=b&iss=https%3A%2F%2Fidp.example"))
-    assert await it.signals() == []
-
-
 async def test_a_denial_is_a_denial_and_html_in_it_is_never_shown(api: Api):
     it = await started(api)
     answer = await it.visitor.come_back(

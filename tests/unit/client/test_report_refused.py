@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx2
 import pytest
 from evergrant import Evergrant, ProviderUnavailable
 
@@ -82,18 +81,6 @@ async def test_a_failed_report_is_raised_can_be_repeated_and_empties_the_cache(
     assert evergrant.count(REPORT) == 2
     await caller.call("lease", "crm", "alice")
     assert evergrant.count(LEASE) == 2
-
-
-def test_auth_does_not_repeat_a_report(evergrant: ScriptedEvergrant):
-    """The scripted server is the provider's API too, and refuses every token."""
-    evergrant.script(LEASE, endless(7))
-    evergrant.script(REPORT, generation(7))
-    evergrant.script("GET /me", ScriptedResponse(401, {}))
-    with Evergrant(evergrant.url, "key") as client:
-        client.report_refused("con_1", 7)
-        auth = client.auth("crm", "alice", origins=evergrant.url)
-        assert httpx2.get(f"{evergrant.url}/me", auth=auth, trust_env=False).status_code == 401
-    assert evergrant.count(REPORT) == 1
 
 
 class Unauthorized(Exception):

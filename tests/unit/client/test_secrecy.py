@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
-from evergrant import BadRequest, Evergrant, Lease, LeaseLeak
+from evergrant import BadRequest, Lease, LeaseLeak
 from evergrant.origins import ServerAddress
 from evergrant.temporal.leases import contains_secret
 from hypothesis import given
@@ -171,13 +171,6 @@ class TestServerAddress:
     def test_plain_http_to_another_machine_has_to_be_allowed(self):
         ServerAddress.from_settings("http://a.example", "key", allow_plain_http=True, environ={})
         ServerAddress.from_settings("http://a.example", "key", environ={"EVERGRANT_ALLOW_PLAIN_HTTP": "1"})
-
-    def test_the_client_reads_the_environment(self, monkeypatch: pytest.MonkeyPatch):
-        with pytest.raises(BadRequest, match="url_missing"):
-            Evergrant()
-        monkeypatch.setenv("EVERGRANT_URL", "https://a.example")
-        monkeypatch.setenv("EVERGRANT_API_KEY", "key")
-        Evergrant().close()
 
 
 class TestLeakDetection:

@@ -108,8 +108,6 @@ def test_the_status_of_a_neighbours_attempt(tmp_path: Path, key: SealingKey):
     assert other.status_of(attempt) == AttemptStatus(True, False, True)
     owner.release()
     assert other.status_of(attempt) == AttemptStatus(False, False, True)
-    elsewhere = attempt.model_copy(update={"journal_id": "jrn_elsewhere"})
-    assert other.status_of(elsewhere) == AttemptStatus(None, None, False)
 
 
 def test_fencing_off_is_for_living_neighbours_that_are_not_sending(tmp_path: Path):

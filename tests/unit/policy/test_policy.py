@@ -4,7 +4,7 @@ import pytest
 
 from evergrant_server.core.access import Action, Permit
 from evergrant_server.core.ids import AppId, PermitId, Tenant
-from evergrant_server.policy import DecisionReason, decide, may_exchange, may_see, scopes_above, source_scopes
+from evergrant_server.policy import DecisionReason, decide, may_exchange, scopes_above, source_scopes
 from tests.conformance.store.samples import a_connection, a_grant
 from tests.fakes.databases import NOW
 
@@ -62,13 +62,6 @@ def test_permits_do_not_add_up():
     assert both.reason is DecisionReason.SCOPE_ABOVE_CEILING
     one = decide(permits, integration="crm", subject="u", action=Action.TOKEN, scopes=("write",))
     assert (one.permit_name, one.ceiling) == ("b", ("write",))
-
-
-def test_an_admin_permit_is_not_a_token_permit():
-    admin = [permit(actions=(Action.ADMIN,))]
-    assert decide(admin, integration="crm", subject="u", action=Action.ADMIN).allowed
-    assert not decide(admin, integration="crm", subject="u", action=Action.TOKEN).allowed
-    assert may_see(admin, integration="crm", subject="u")
 
 
 def test_above_takes_every_ceiling_and_none_is_no_ceiling():

@@ -5,14 +5,13 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.grants import grant_ends_at, token_has_ended
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, RefreshReason
-from tests.unit.core.lifecycle.steps import ACTIVE, DAY, HOUR, NEWEST, NOW, failed, granted, step, timer_of
+from tests.unit.core.lifecycle.steps import ACTIVE, DAY, HOUR, NEWEST, NOW, failed, granted, step
 
 SECOND = timedelta(seconds=1)
 Answer = Callable[[datetime], GrantResult]
@@ -78,18 +77,6 @@ def test_a_client_that_is_refused_and_an_unknown_error_cost_fewer_than_ten_calls
         assert 1 < len(tries) < 10
 
 
-def test_callers_cause_one_try_a_minute_in_an_outage():
-    life, down = ACTIVE.model_copy(update={"failures": 9}), failed(ErrorCode.PROVIDER_UNREACHABLE)
-    life = step(life, EventKind.REFRESH_ENDED, result=down).state
-    assert (life.state, life.failures) == (LifecycleState.ACTIVE, 10)
-    assert life.retry_at is not None
-    assert life.retry_at > NOW + HOUR
-    asked = step(life, EventKind.REFRESH_REQUESTED, NOW + 59 * SECOND, seen_generation=3)
-    assert (asked.command, asked.state.refusal) == (Command.NOTHING, ErrorCode.PROVIDER_UNREACHABLE)
-    later = step(life, EventKind.REFRESH_REQUESTED, NOW + 60 * SECOND, seen_generation=3)
-    assert later.command is Command.REFRESH
-
-
 def test_a_repaired_client_is_tried_by_all_but_not_at_once():
     life = step(ACTIVE, EventKind.REFRESH_ENDED, result=failed(ErrorCode.CLIENT_REJECTED)).state
     moments = {step(life, EventKind.PROVIDER_CHANGED, share=n / 10).state.retry_at for n in range(10)}
@@ -147,29 +134,6 @@ def test_an_end_comes_near_when_what_would_extend_it_fails():
     assert grant_ends_at(life) is None
     down = failing(ErrorCode.PROVIDER_UNREACHABLE)
     assert simulated(life, down, NOW + 30 * DAY)[2] == [14, 3, 1]
-
-
-# --- what providers refuse ----------------------------------------------------------------
-
-
-def test_a_provider_that_refuses_an_early_refresh_is_not_asked_early():
-    """Exact Online: not before the last 30 seconds of 600."""
-    ten = NOW + timedelta(minutes=10)
-    life = ACTIVE.model_copy(update={"expires_at": ten, "margin_s": 30.0, "policy": "warm"})
-    moments = [timer_of(life, share / 10).at for share in range(10)]
-    assert all(ten - 30 * SECOND <= it < ten for it in moments)
-    early = step(life, EventKind.REFRESH_REQUESTED, NOW + timedelta(minutes=8), seen_generation=3)
-    assert (early.command, early.state.declined_s) == (Command.NOTHING, 90.0)
-    late = step(life, EventKind.REFRESH_REQUESTED, ten - 30 * SECOND, seen_generation=3)
-    assert late.command is Command.REFRESH
-
-
-def test_a_token_that_is_too_young_is_not_refreshed():
-    """Meta: at least 24 hours old."""
-    life = ACTIVE.model_copy(update={"expires_at": NOW + 60 * DAY, "min_age_s": 86_400.0})
-    young = step(life, EventKind.ROTATION_REQUESTED, NOW + HOUR)
-    assert (young.command, young.state.declined_s) == (Command.NOTHING, 23 * 3600.0)
-    assert step(life, EventKind.ROTATION_REQUESTED, NOW + DAY).command is Command.REFRESH
 
 
 # --- reports of a refused token -----------------------------------------------------------

@@ -166,15 +166,6 @@ def test_without_a_threshold_there_is_no_budget_either():
     assert admit(it, 0, off, 0, ONE)[1] == Admission(0.0)
 
 
-def test_one_connection_alone_is_never_starved():
-    """It fails for a day, and callers have it tried every ten seconds."""
-    it, rules = CircuitBreaker(), OPENS_NEVER
-    for now in range(0, 86_400, 10):
-        it, leave = admit(it, now, rules, 0.9, ONE)
-        assert leave.delay == 0
-        it = failed(it, now, rules, ERROR, None, probe=False, connection=ONE)
-
-
 STEPS = st.lists(
     st.tuples(st.integers(0, 9), st.sampled_from("afu"), st.floats(0, 30), st.floats(0, 0.99)), max_size=80
 )

@@ -72,22 +72,6 @@ def test_rfc9207_2_4_wrong_issuer_refused(iss: str, rest: Query) -> None:
         assert "iss" in refused([*rest, ("state", "st"), ("iss", iss)], required=required)
 
 
-@pytest.mark.parametrize(
-    ("error", "denied", "shown"),
-    [
-        ("access_denied", True, "access_denied"),
-        ("server_error", False, "server_error"),
-        ("<script>alert(1)</script>", False, "unreadable_error"),
-        ("", False, "unreadable_error"),
-    ],
-)
-def test_error_code_without_description(error: str, denied: bool, shown: str) -> None:
-    query = [("error", error), ("error_description", "<b>canary</b>"), ("state", "st"), ("iss", ISSUER)]
-    callback = judge(query)
-    assert (callback.code, callback.denied, callback.error) == (None, denied, shown)
-    assert "canary" not in repr(callback)
-
-
 NAMES = st.sampled_from(["code", "state", "iss", "error"]) | st.text(max_size=5)
 VALUES = st.sampled_from([ISSUER, "access_denied", "x"]) | st.text(max_size=600)
 

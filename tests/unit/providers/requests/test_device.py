@@ -126,8 +126,3 @@ def test_rfc8628_3_5_final_errors(body: Any, status: int, code: ErrorCode):
         poll(body, status)
     assert not isinstance(ended.value, DevicePending)
     assert ended.value.code is code
-
-
-def test_rfc8628_3_5_tokens():
-    tokens = poll({"access_token": "at", "refresh_token": "rt", "expires_in": 60}, 200)
-    assert (tokens.access_token.reveal(), tokens.expires_in) == ("at", 60)
