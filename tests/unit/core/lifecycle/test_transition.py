@@ -8,6 +8,7 @@ import pytest
 from evergrant_server.core.connections.connection import (
     IllegalStateChange,
     LifecycleState,
+    RevocationOutcome,
     StateChange,
     state_after,
 )
@@ -21,7 +22,7 @@ from evergrant_server.core.lifecycle.refresh import (
     with_waiting_caller,
 )
 from evergrant_server.core.lifecycle.timers import next_timer
-from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.activities import GrantResult, RevocationResult
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, RefreshReason
 from tests.unit.core.lifecycle.steps import (
     ACTIVE,
@@ -56,6 +57,18 @@ def test_a_token_that_never_expires_needs_no_timer_and_no_refresh():
     life = ACTIVE.model_copy(update={"expires_at": None, "refreshable": False})
     assert next_timer(life, NEWEST) is None
     assert step(life, EventKind.REFRESH_REQUESTED, seen_generation=3).command is Command.NOTHING
+
+
+def test_revocation_is_never_given_up():
+    life = step(ACTIVE, EventKind.REVOCATION_REQUESTED, reason="left the company").state
+    for _ in range(50):
+        no = RevocationResult(failure=ErrorCode.PROVIDER_ERROR)
+        life = step(life, EventKind.REVOCATION_ENDED, revocation=no).state
+        due = timer_of(life)
+        assert due.at - NOW <= timedelta(hours=1.25)
+        assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.REVOKE
+    yes = RevocationResult(revocation=RevocationOutcome.CONFIRMED)
+    assert step(life, EventKind.REVOCATION_ENDED, revocation=yes).state.state is LifecycleState.REVOKED
 
 
 def test_a_code_is_exchanged_once_and_a_failure_leaves_the_consent_open():
