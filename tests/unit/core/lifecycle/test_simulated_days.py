@@ -136,6 +136,14 @@ def test_an_end_comes_near_when_what_would_extend_it_fails():
     assert simulated(life, down, NOW + 30 * DAY)[2] == [14, 3, 1]
 
 
+def test_a_token_that_is_too_young_is_not_refreshed():
+    """Meta: at least 24 hours old."""
+    life = ACTIVE.model_copy(update={"expires_at": NOW + 60 * DAY, "min_age_s": 86_400.0})
+    young = step(life, EventKind.ROTATION_REQUESTED, NOW + HOUR)
+    assert (young.command, young.state.declined_s) == (Command.NOTHING, 23 * 3600.0)
+    assert step(life, EventKind.ROTATION_REQUESTED, NOW + DAY).command is Command.REFRESH
+
+
 # --- reports of a refused token -----------------------------------------------------------
 
 
