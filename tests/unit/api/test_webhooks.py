@@ -194,23 +194,13 @@ async def test_the_log_is_paged_filtered_and_replayed(api: Api, admin: str):
     assert foreign.status_code == 404
 
 
-async def test_deleting_takes_the_log_and_the_name_is_free_again(api: Api, admin: str):
-    first = (await put(api, admin)).json()
-    await api.post("/v1/webhooks/hooks/test", admin)
-    assert (await api.call("DELETE", "/v1/webhooks/hooks", admin)).status_code == 204
-    assert (await api.call("DELETE", "/v1/webhooks/hooks", admin)).status_code == 404
-    second = (await put(api, admin)).json()
-    assert second["secret"] != first["secret"]
-    assert (await api.get("/v1/webhooks/hooks/deliveries", admin)).json()["items"] == []
-
-
 async def test_every_change_is_in_the_audit_log(api: Api, admin: str):
     await put(api, admin)
     await api.post("/v1/webhooks/hooks/rotate-secret", admin)
     delivery = (await api.post("/v1/webhooks/hooks/test", admin)).json()["id"]
     await api.post(f"/v1/webhooks/hooks/deliveries/{delivery}/replay", admin)
     webhook = await stored(api)
-    await api.call("DELETE", "/v1/webhooks/hooks", admin)
+    assert (await api.call("DELETE", "/v1/webhooks/hooks", admin)).status_code == 204
     assert [it.action for it in await api.records(of=webhook.id)] == [
         AuditAction.WEBHOOK_PUT,
         AuditAction.WEBHOOK_SECRET_ROTATED,

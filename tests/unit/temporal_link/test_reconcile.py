@@ -90,9 +90,3 @@ async def test_without_a_worker_the_pass_soon_stops_to_query(prepare: Prepare):
     assert (counts.live, counts.workers_answered) == (450, False)
     assert counts.unanswered == connection_ids(*range(200)), "the rest wasn't queried"
     assert link.queries.total() < 100
-
-
-async def test_without_comparison_no_workflow_is_queried(prepare: Prepare):
-    reconciler, link = await prepare(3)
-    counts = await reconciler.reconcile_all(compare=False)
-    assert (counts.unanswered, counts.workers_answered, link.queries.total()) == ((), True, 0)

@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.store import Store
+from evergrant_server.telemetry import metrics
 from tests.conformance.store.samples import granted
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import clock, key_path, lent, ring, store
@@ -42,3 +43,11 @@ def neighbour(worker: Worker) -> Worker:
 def far(store: Store, clock: SetClock, connection: Connection, tmp_path: Path) -> Worker:
     """A worker of another host, whose journal nobody here can see."""
     return Worker(store, clock, connection, tmp_path / "another-host")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The double sends that were counted."""
+    counted: list[str] = []
+    monkeypatch.setattr(metrics, "count_double_send", counted.append)
+    return counted

@@ -9,7 +9,6 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.single_use.attempt import MAX_SENDS, AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.crypto import KeyPurpose
-from evergrant_server.telemetry import metrics
 from tests.conformance.store.samples import refreshed, some_tokens
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
@@ -111,10 +110,8 @@ async def test_an_attempt_whose_owner_died_after_sending_counts(
 
 
 async def test_an_attempt_of_another_host_is_waited_for_until_its_reply_can_t_arrive_and_the_token_is_over(
-    worker: Worker, far: Worker, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, far: Worker, counted: list[str]
 ):
-    counted: list[str] = []
-    monkeypatch.setattr(metrics, "count_double_send", counted.append)
     await far.begin()
     worker.clock.advance(OVER.total_seconds() - 1)
     with fails(ErrorCode.REFRESH_PENDING):
@@ -130,10 +127,8 @@ async def test_an_attempt_of_another_host_is_waited_for_until_its_reply_can_t_ar
 
 @pytest.mark.parametrize("rules", [NO_ROTATION, STRICT])
 async def test_a_harmless_second_send_is_not_counted(
-    worker: Worker, neighbour: Worker, far: Worker, monkeypatch: pytest.MonkeyPatch, rules: RefreshRules
+    worker: Worker, neighbour: Worker, far: Worker, counted: list[str], rules: RefreshRules
 ):
-    counted: list[str] = []
-    monkeypatch.setattr(metrics, "count_double_send", counted.append)
     if rules is NO_ROTATION:
         await far.begin()
     else:

@@ -31,13 +31,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SetClock:
     return counts
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    counted: list[str] = []
-    monkeypatch.setattr(metrics, "count_double_send", counted.append)
-    return counted
-
-
 async def about_to_send(worker: Worker) -> tuple[SingleUseAttempt, SendFence]:
     use = await worker.begin()
     return use, SendFence(reservation_of(use), worker.clock, LAST, LIMITS)

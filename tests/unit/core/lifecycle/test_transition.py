@@ -59,6 +59,12 @@ def test_a_token_that_never_expires_needs_no_timer_and_no_refresh():
     assert step(life, EventKind.REFRESH_REQUESTED, seen_generation=3).command is Command.NOTHING
 
 
+def test_a_token_that_lands_while_revoking_is_kept_only_to_be_revoked():
+    news = GrantResult(state=LifecycleState.REVOKING, generation=4, obtained_at=NOW, expires_at=NOW + HOUR)
+    landed = step(ACTIVE, EventKind.REFRESH_ENDED, result=news)
+    assert (landed.state.state, landed.command) == (LifecycleState.REVOKING, Command.REVOKE)
+
+
 def test_revocation_is_never_given_up():
     life = step(ACTIVE, EventKind.REVOCATION_REQUESTED, reason="left the company").state
     for _ in range(50):
