@@ -52,7 +52,7 @@ WHEN = {
     AuditAction.CONSENT_DENIED: "the subject or the provider denied the consent",
     AuditAction.CONSENT_EXPIRED: "the subject did not finish the consent before its deadline",
     AuditAction.CONSENT_FAILED: "a code arrived, but its exchange led to no grant",
-    AuditAction.CALLBACK_REFUSED: "a callback belonged to no open consent of that browser",
+    AuditAction.CALLBACK_REFUSED: "a callback with a consent's state was refused; others are only counted",
     AuditAction.GRANT_INSTALLED: "the first grant of a consent was stored",
     AuditAction.GRANT_REFRESHED: "a refresh replaced the grant",
     AuditAction.REFRESH_FAILED: "a refresh failed",

@@ -56,6 +56,9 @@ CODE_EXCHANGES = _meter.create_counter(
 REVOCATIONS = _meter.create_counter(
     "evergrant.revocation.count", "{revocation}", "attempts to revoke a grant"
 )
+CALLBACKS_REFUSED = _meter.create_counter(
+    "evergrant.callback.refused.count", "{callback}", "callbacks of browsers that were refused"
+)
 DELIVERIES = _meter.create_counter(
     "evergrant.webhook.delivery.count", "{delivery}", "attempts to deliver an event to a webhook"
 )

@@ -38,12 +38,11 @@ from evergrant_server.api.pages.session import (
     provider_display_name,
 )
 from evergrant_server.console.pages import FRAGMENT_SCRIPT_HASH
-from evergrant_server.core.connections.consent import ConsentStatus, hash_state
+from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_state
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId
-from evergrant_server.core.integrations import Integration
 from providers.oauth1 import flow
 from providers.requests.callback import ACCESS_TOKEN_PARAM, Callback, read_fragment
 from providers.requests.callback_parameters import state_in
@@ -83,13 +82,13 @@ async def callback_by_get(pages: PagesDep, integration_id: str) -> Response:
 async def _accept_callback(
     pages: SubjectPages, integration_id: IntegrationId, raw: bytes, judge: CallbackJudge
 ) -> ConsentSession:
-    """Check the callback and store its code, tokens or error. Records every refusal in the audit log.
+    """Check the callback and store its code, tokens or error. Records a refusal once the state is known.
 
     A callback of the bound browser that fails its checks ends the attempt. One with a wrong signature
     doesn't: it is not the provider's, whose own callback may still follow.
     """
-    integration: Integration | None = None
-    verified: ConsentSession | None = None
+    consent: Consent | None = None
+    verified = False
     try:
         async with pages.api.store.read() as tx:
             integration = await tx.integrations.find_in_any_tenant(integration_id)
@@ -98,10 +97,10 @@ async def _accept_callback(
             consent = await tx.consents.by_state(hash_state(state))
             session = await load_bound_session(pages, tx, consent, integration)
         await verify_signature(pages, session, query)
-        verified = session
+        verified = True
         callback, session = judge(pages, session, query)
     except Failure as failure:
-        await record_refusal(pages, integration, verified, failure)
+        await record_refusal(pages, consent, failure, end=verified)
         raise
     try:
         return await save_outcome(pages, session, callback)
@@ -109,7 +108,7 @@ async def _accept_callback(
         if failure.code is not ErrorCode.STORE_CONFLICT:
             raise
         used = Failure(ErrorCode.CALLBACK_INVALID, "This callback was already used.")
-        await record_refusal(pages, integration, None, used)
+        await record_refusal(pages, consent, used)
         raise used from None
 
 
@@ -131,7 +130,7 @@ async def _fragment_page(pages: SubjectPages, integration_id: IntegrationId) -> 
     try:
         require_flow_allowed(Flow.IMPLICIT, pages.api, ErrorCode.CALLBACK_INVALID)
     except Failure as failure:
-        await record_refusal(pages, integration, None, failure)
+        await record_refusal(pages, None, failure)
         raise
     page = pages.templates.fragment(provider=provider_display_name(spec, integration))
     return html_response(page, script=FRAGMENT_SCRIPT_HASH)
@@ -153,9 +152,7 @@ async def accept_fragment(pages: PagesDep, integration_id: str) -> FragmentAccep
         if headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
             raise Failure(ErrorCode.CALLBACK_INVALID, "Only the callback page may send a fragment.")
     except Failure as failure:
-        async with pages.api.store.read() as tx:
-            integration = await tx.integrations.find_in_any_tenant(id)
-        await record_refusal(pages, integration, None, failure)
+        await record_refusal(pages, None, failure)  # the body with its state wasn't read
         raise
     session = await _accept_callback(pages, id, await pages.request.body(), _judge_fragment)
     return FragmentAccepted(next=await connect_path(pages, await wait_for_grant(pages, session)))

@@ -8,12 +8,12 @@ from evergrant_server.api.connections.consents import signal_granted
 from evergrant_server.api.http.transactions import poll_until, signal_connection
 from evergrant_server.api.pages.session import ConsentSession, SubjectPages
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.connection import ConsentDenied
 from evergrant_server.core.messages.names import SignalName
+from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.requests.callback import Callback
 
@@ -91,20 +91,23 @@ async def wait_for_grant(pages: SubjectPages, session: ConsentSession) -> Consen
 
 
 async def record_refusal(
-    pages: SubjectPages, integration: Integration | None, session: ConsentSession | None, failure: Failure
+    pages: SubjectPages, consent: Consent | None, failure: Failure, *, end: bool = False
 ) -> None:
-    """Record a refused callback. With `session`, a callback from the bound browser, also end the attempt."""
-    if integration is None:
-        log_event(log, logging.INFO, LogEvent.CALLBACK_REFUSED, "no integration", code=failure.code)
+    """Record the refusal of a callback whose state is that of `consent`; with `end`, also end its attempt.
+
+    Without a consent the caller is unknown: the refusal is counted and logged, and leaves no audit record.
+    """
+    if consent is None:
+        metrics.count(metrics.CALLBACKS_REFUSED, "unknown_state")
+        log_event(log, logging.INFO, LogEvent.CALLBACK_REFUSED, "no consent has its state", code=failure.code)
         return
+    metrics.count(metrics.CALLBACKS_REFUSED, failure.code)
     detail = {"code": failure.code.value, "message": failure.detail}
     with suppress(Failure):  # refuse also when the record can't be written
         async with pages.api.store.write() as tx:
-            object_id: str = integration.id
-            if session is not None:
-                object_id = session.connection.id
+            object_id: str = consent.integration_id
+            if end:
+                object_id = consent.connection_id
                 ended = {"status": ConsentStatus.FAILED, "failure": failure.code}
-                await tx.consents.replace(
-                    session.consent.model_copy(update=ended), expected=session.consent.revision
-                )
-            await pages.record(tx, AuditAction.CALLBACK_REFUSED, integration.tenant, object_id, **detail)
+                await tx.consents.replace(consent.model_copy(update=ended), expected=consent.revision)
+            await pages.record(tx, AuditAction.CALLBACK_REFUSED, consent.tenant, object_id, **detail)

@@ -1,16 +1,19 @@
 """The callback under attack: each ends with a clear error, nothing stored, nothing lost, a record."""
 
 import asyncio
+import logging
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_of_nonce
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.telemetry import metrics
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.patience import eventually
 from tests.fakes.visitor import Visitor, consent_of
@@ -49,11 +52,11 @@ class Started:
             done = consent.model_copy(update={"status": ConsentStatus.DONE})
             await tx.consents.replace(done, expected=consent.revision)
 
-    async def assert_untouched(self) -> None:
-        """Still STARTED, no code, no signal, and the refusal on record."""
+    async def assert_untouched(self, *, recorded: bool = True) -> None:
+        """Still STARTED, no code, no signal; the refusal is on record only if its state was known."""
         assert (await self.consent()).status is ConsentStatus.STARTED
         assert await self.signals() == []
-        assert await self.records(AuditAction.CALLBACK_REFUSED)
+        assert bool(await self.records(AuditAction.CALLBACK_REFUSED)) is recorded
 
 
 async def an_integration(api: Api, **more) -> Integration:
@@ -130,7 +133,50 @@ async def test_rfc9700_4_5_pkce_s256_fresh_for_every_attempt(api: Api):
 async def test_rfc9700_4_7_a_state_that_is_not_ours(api: Api, query: str):
     it = await started(api)
     await assert_refused(await it.visitor.raw(query.format(state=it.visitor.sent["state"])))
-    await it.assert_untouched()
+    await it.assert_untouched(recorded=False)
+
+
+async def test_callbacks_without_a_known_state_are_counted_and_leave_no_audit_record(
+    api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """A stranger's callbacks, parsable or not, write nothing to the tenant's audit log."""
+    it = await started(api)
+    counted: list[tuple[object, str]] = []
+    monkeypatch.setattr(metrics, "count", lambda *what: counted.append(what))
+    caplog.set_level(logging.INFO, logger="evergrant.api")
+    before = len(await api.records())
+    path = urlsplit(it.visitor.sent["redirect_uri"]).path
+    stranger = Visitor(api).browser
+    for n in range(100):
+        await assert_refused(await stranger.get(f"{path}?state=guessed-{n}&code=c"))
+        await assert_refused(await stranger.get(f"{path}?code=c&code=d&padding={'x' * 170 * n}"))
+    assert len(await api.records()) == before
+    await it.assert_untouched(recorded=False)
+    assert counted == [(metrics.CALLBACKS_REFUSED, "unknown_state")] * 200
+    logged = [it for it in caplog.records if it.message.startswith("callback refused")]
+    assert len(logged) == 200
+    assert "guessed" not in caplog.text
+
+
+async def test_a_state_at_another_tenants_address_is_recorded_where_it_belongs(api: Api):
+    """The holder of one tenant's state can't write to the audit log of another tenant."""
+    it = await started(api)
+    foreign = await an_integration(api, name="crm", tenant=OTHER)
+    await assert_refused(await it.visitor.come_back(f"/oauth/callback/{foreign.id}", iss=ISSUER))
+    async with api.worker.read() as tx:
+        assert await audit.page(tx, OTHER, limit=500) == []
+    (record,) = await it.records(AuditAction.CALLBACK_REFUSED)
+    assert record.object == (await it.consent()).integration_id
+
+
+async def test_a_refusal_of_a_known_state_is_recorded_and_counted(api: Api, monkeypatch: pytest.MonkeyPatch):
+    it = await started(api)
+    counted: list[str] = []
+    monkeypatch.setattr(metrics, "count", lambda _, outcome: counted.append(outcome))
+    await assert_refused(await it.visitor.come_back(iss="https://evil.example"))
+    (record,) = await it.records(AuditAction.CALLBACK_REFUSED)
+    assert record.object == it.connection_id
+    assert counted == ["callback_invalid"]
 
 
 async def test_rfc9700_4_7_a_state_from_another_browser(api: Api):
