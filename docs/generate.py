@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic_core import PydanticUndefined
 
 from docs import events_page, provider_pages
-from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.audit import SCOPES_LIMIT, AuditAction
 from evergrant_server.core.errors import FAILURES, FailureKind, Repairer, RetryAdvice
 from evergrant_server.settings import Settings
 from providers.definition.schema import ProviderSpec
@@ -181,6 +181,9 @@ def audit_actions() -> str:
             "`subject`, `operator`, `schedule`) and the trace id; a workflow's decision also names its run",
             "and event. Records are chained by hash within one shard, with gapless numbers;",
             "`python -m evergrant_server audit verify` checks them.",
+            "",
+            f"A record carries at most {SCOPES_LIMIT:,} characters of `scopes`. One that is cut has",
+            "`scope_count`, the number of all, and `scopes_sha256`, the SHA-256 of all, separated by spaces.",
             "",
             *table(("action", "recorded when"), rows),
             "",

@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, String, Tuple, bindparam, exists, select, tup
 from sqlmodel import col
 
 from evergrant_server.audit.publishing import publish_events
-from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
+from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord, bound_scopes
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Transaction
@@ -121,7 +121,7 @@ def chained_rows(entries: Sequence[AuditEntry], shard: str, seq: int, previous: 
             "object": entry.object,
             "by": entry.context.by,
             "trace_id": entry.context.trace_id,
-            "detail": canonical_json(entry.detail),
+            "detail": canonical_json(bound_scopes(entry.detail)),
             **(entry.provenance.model_dump() if entry.provenance else _NO_PROVENANCE),
             "previous_hash": previous,
             "revision": 1,

@@ -1,5 +1,7 @@
 """The audit log's actions, and the fields of every record."""
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -8,6 +10,8 @@ from pydantic import Field
 
 from evergrant_server.core.ids import FrozenModel, Tenant
 from evergrant_server.core.messages.base import Provenance, RequestContext
+
+SCOPES_LIMIT = 8_192  # characters of a record's scopes, with the spaces between them
 
 
 class AuditAction(StrEnum):
@@ -99,3 +103,24 @@ class AuditRecord(AuditEntry):
     seq: int
     previous_hash: str
     hash: str
+
+
+def bound_scopes(detail: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`detail` with at most SCOPES_LIMIT characters of its `scopes`: a provider decides how long they are.
+
+    A detail that is cut gets the members `scope_count`, the number of all scopes, and `scopes_sha256`,
+    the hash of all scopes separated by spaces (RFC 6749 section 3.3).
+    """
+    scopes: Sequence[str] = detail.get("scopes") or ()
+    whole = " ".join(scopes)
+    if len(whole) <= SCOPES_LIMIT:
+        return detail
+    kept, left = 0, SCOPES_LIMIT
+    for scope in scopes:
+        left -= len(scope) + 1
+        if left < 0:
+            break
+        kept += 1
+    # JSON may hold half of a surrogate pair, which UTF-8 can't say
+    digest = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
+    return {**detail, "scopes": list(scopes[:kept]), "scope_count": len(scopes), "scopes_sha256": digest}

@@ -1,6 +1,7 @@
 """Chains: gapless, committed with what they record, and every tampering named by its place."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -38,6 +39,38 @@ def an_entry(object: str = "con_1", **changes: Any) -> AuditEntry:
         "detail": {"generation": 2, "scopes": ["repo"], "share": 0.1, "odd": "\u0000\ud7ff\U0001f512"},
     }
     return AuditEntry(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("scopes", "kept"),
+    [
+        (["x" * 400_000], 0),
+        (["a", "x" * 9_000, "b"], 1),
+        (["\ud800" * 9_000, "a"], 0),
+        ([f"{n:08}" for n in range(50_000)], 910),
+    ],
+    ids=["one huge", "a huge one after a small one", "no text", "many"],
+)
+async def test_a_record_carries_a_bounded_part_of_its_scopes_with_count_and_hash(
+    store: Store, scopes: list[str], kept: int
+):
+    """A provider decides how long the scopes of its reply are: an install is as bounded as a lease."""
+    detail = {"generation": 1, "scopes": scopes, "consent": "csn_1"}
+    await put(store, an_entry(action=AuditAction.GRANT_INSTALLED, detail=detail))
+    async with store.read() as tx:
+        (record,) = await audit.page(tx, ACME, limit=10)
+    whole = hashlib.sha256(" ".join(scopes).encode("utf-8", "surrogatepass")).hexdigest()
+    bounded = {"scopes": scopes[:kept], "scope_count": len(scopes), "scopes_sha256": whole}
+    assert record.detail == detail | bounded
+    assert (await audit.verify_log(store, ACME)).ok
+
+
+async def test_scopes_within_the_bound_are_recorded_whole(store: Store):
+    detail = {"scopes": ["s" * 90] * 90}
+    await put(store, an_entry(detail=detail))
+    async with store.read() as tx:
+        (record,) = await audit.page(tx, ACME, limit=10)
+    assert record.detail == detail
 
 
 async def put(store: Store, *entries: AuditEntry, shard: str = "main") -> None:

@@ -1,6 +1,7 @@
 """The lease ledger: no lease that isn't committed, and none after a committed revocation."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -77,6 +78,20 @@ async def test_a_lease_is_in_the_log_when_record_returns(store: Store, ledger: L
     assert record.shard == "lease-1"
     assert record.context == RequestContext(by="app:billing", trace_id="b" * 32)
     assert record.detail == {"app": app.id, "generation": 1, "scopes": ["repo"]}
+
+
+async def test_a_lease_of_50_000_scopes_leaves_a_bounded_record(store: Store, ledger: LeaseLedger):
+    connection, app = await granted(store), await an_app_of(store)
+    scopes = tuple(f"scope{n:03}" for n in range(50_000))
+    await ledger.record(a_claim(connection, app, scopes=scopes))
+    async with store.read() as tx:
+        (record,) = await audit.page(tx, ACME, object=connection.id, limit=5)
+    assert len(record.model_dump_json()) < 16_384
+    kept = record.detail["scopes"]
+    assert kept == list(scopes[: len(kept)])
+    assert record.detail["scope_count"] == 50_000
+    assert record.detail["scopes_sha256"] == hashlib.sha256(" ".join(scopes).encode()).hexdigest()
+    assert (await audit.verify_log(store, ACME)).ok
 
 
 async def test_fifty_leases_at_once_make_one_gapless_chain_in_few_commits(
