@@ -5,17 +5,18 @@ import copy
 import dataclasses
 import json
 import logging
+import os
 import pickle
 import pprint
 import traceback
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
-from evergrant import BadRequest, Lease, LeaseLeak
+from evergrant import AsyncEvergrant, BadRequest, Evergrant, Lease, LeaseLeak
 from evergrant.origins import ServerAddress
 from evergrant.temporal.leases import contains_secret
 from hypothesis import given
@@ -26,7 +27,7 @@ from rich.pretty import Pretty
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
 
-from tests.unit.client.conftest import Caller
+from tests.unit.client.conftest import Caller, Command
 from tests.unit.client.scripted_evergrant import TOKEN, ScriptedEvergrant, lease, leased
 
 SECRETS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=16, max_size=80)
@@ -171,6 +172,62 @@ class TestServerAddress:
     def test_plain_http_to_another_machine_has_to_be_allowed(self):
         ServerAddress.from_settings("http://a.example", "key", allow_plain_http=True, environ={})
         ServerAddress.from_settings("http://a.example", "key", environ={"EVERGRANT_ALLOW_PLAIN_HTTP": "1"})
+
+
+BAD_KEYS = {
+    "line break at the end": "evg_canary\n",
+    "header": "evg_canary\r\nx: y",
+    "space": "evg canary",
+    "nul": "evg_can\x00ary",
+    "not ASCII": "evg_canary\u00e9",
+    "line separator": "\u2028canary",
+}
+
+
+async def request_lease(client: type[Evergrant | AsyncEvergrant], url: str, key: str | None) -> Lease:
+    asked = client(url, key, deadline=timedelta(seconds=1)).lease("crm", "alice")
+    return asked if isinstance(asked, Lease) else await asked
+
+
+class TestAKeyThatCanNotStandInAHeader:
+    """RFC 9110 section 5.5: refused once, before any request; no text of an exception quotes it."""
+
+    @pytest.mark.parametrize("key", BAD_KEYS.values(), ids=BAD_KEYS)
+    @pytest.mark.parametrize("client", [Evergrant, AsyncEvergrant])
+    @pytest.mark.parametrize("source", ["argument", "environment", "file"])
+    async def test_one_plain_error_at_once(
+        self,
+        client: type[Evergrant | AsyncEvergrant],
+        key: str,
+        source: str,
+        evergrant: ScriptedEvergrant,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ):
+        evergrant.script("POST /v1/lease", lease())
+        if source == "file":
+            key = f"evg\n{key}"
+            (tmp_path / "key").write_text(key, encoding="utf-8", newline="")
+            monkeypatch.setenv("EVERGRANT_API_KEY_FILE", str(tmp_path / "key"))
+        elif source == "environment":
+            monkeypatch.setattr(os, "environ", dict(os.environ) | {"EVERGRANT_API_KEY": key})
+        arguments = (evergrant.url, key if source == "argument" else None)
+        with pytest.raises(BadRequest) as refused:
+            await request_lease(client, *arguments)
+        assert refused.value.code == "api_key_invalid"
+        assert "EVERGRANT_API_KEY" in refused.value.repair
+        assert evergrant.requests == []
+        shown = "".join(traceback.format_exception(refused.value))
+        assert "canary" not in shown
+        assert (refused.value.__cause__, refused.value.__context__) == (None, None)
+
+    def test_the_command_says_so_in_one_line(self, command: Command, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("EVERGRANT_API_KEY", "evg_canary\n")
+        ended = command("token", "crm", "alice")
+        assert ended.status != 0
+        assert ended.err.startswith("evergrant: api_key_invalid: ")
+        assert ended.err.count("\n") == 1
+        assert "canary" not in ended.out + ended.err
 
 
 class TestLeakDetection:

@@ -73,15 +73,17 @@ class ServerAddress:
     ) -> "ServerAddress":
         """Arguments win over EVERGRANT_URL, EVERGRANT_API_KEY and EVERGRANT_API_KEY_FILE.
 
-        Raises BadRequest when one is missing, a key file can't be read, or the key would travel
-        in plain text (RFC 6750 section 5.3) to another machine.
+        Raises BadRequest when one is missing, a key file can't be read, the key can't stand in a header
+        (RFC 9110 section 5.5), or it would travel in plain text (RFC 6750 section 5.3) to another machine.
         """
         env = os.environ if environ is None else environ
         base = url or env.get("EVERGRANT_URL")
         if not base:
             raise BadRequest("there is no URL", code="url_missing", repair="Set EVERGRANT_URL.")
         _check(base, allow_plain_http or env.get("EVERGRANT_ALLOW_PLAIN_HTTP") == "1")
-        return cls(base.rstrip("/"), api_key or _api_key(env))
+        key = api_key or _api_key(env)
+        _require_visible_ascii(key)
+        return cls(base.rstrip("/"), key)
 
 
 def _check(base: str, allow_plain_http: bool) -> None:
@@ -111,6 +113,17 @@ def _api_key(env: Mapping[str, str]) -> str:
         code="api_key_missing",
         repair="Set EVERGRANT_API_KEY or EVERGRANT_API_KEY_FILE.",
     )
+
+
+def _require_visible_ascii(key: str) -> None:
+    """Raises BadRequest, which doesn't quote the key; the HTTP library's error for such a header would."""
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise BadRequest(
+            "the API key holds a character that can't stand in a header: a space, a line break or another "
+            "character outside of visible ASCII",
+            code="api_key_invalid",
+            repair="Set EVERGRANT_API_KEY, or the content of EVERGRANT_API_KEY_FILE, to the key alone.",
+        )
 
 
 def read_key_file(path: Path) -> str:
