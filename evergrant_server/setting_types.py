@@ -94,9 +94,21 @@ def with_password(url: str, file: Path) -> str:
         raise ValueError(f"EVERGRANT_DATABASE_PASSWORD_FILE: {file} can't be read ({reason})") from None
     if not password:
         raise ValueError(f"EVERGRANT_DATABASE_PASSWORD_FILE: {file} is empty; write the password into it")
+    scheme, user, rest = _around_password(url)
+    if not user:
+        raise ValueError("EVERGRANT_DATABASE_URL: names no user for the password; use USER@HOST/DATABASE")
+    return f"{scheme}://{user}:{quote(password, safe='')}@{rest}"
+
+
+def without_password(url: str) -> str:
+    """The database URL with its user, and without the user's password."""
+    scheme, user, rest = _around_password(url)
+    return f"{scheme}://{user}@{rest}" if user else url
+
+
+def _around_password(url: str) -> tuple[str, str, str]:
+    """Scheme, user (empty if the URL names none), and what follows the `@`."""
     scheme, _, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
-    user, at, host = authority.rpartition("@")
-    if not at:
-        raise ValueError("EVERGRANT_DATABASE_URL: names no user for the password; use USER@HOST/DATABASE")
-    return f"{scheme}://{user.partition(':')[0]}:{quote(password, safe='')}@{host}{slash}{path}"
+    user, _, host = authority.rpartition("@")
+    return scheme, user.partition(":")[0], f"{host}{slash}{path}"

@@ -52,7 +52,8 @@ class Settings(BaseSettings):
     database_url: DatabaseUrl = Field(default="", repr=False)
     """SQLAlchemy URL of the store; empty: SQLite in the data folder."""
     database_password_file: Path | None = None
-    """A file that holds the database's password, to keep it out of the URL."""
+    """A file that holds the database's password, to keep it out of the URL and of every environment. Each
+    process reads it."""
     key_file: Path | None = None
     """The key ring; empty: keys.json in the data folder."""
     host: str = "127.0.0.1"

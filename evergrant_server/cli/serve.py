@@ -11,7 +11,8 @@ from granian.log import LogLevels
 
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
-from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.setting_types import without_password
+from evergrant_server.settings import BadSettings, Settings, load_settings
 from evergrant_server.store import Store
 from evergrant_server.store.store import require_matching_key_ring
 from providers.definition.registry import Registry
@@ -59,9 +60,26 @@ def granian_server(target: str, host: str, port: int, workers: int) -> Any:
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:
+    """The variables that give a child process these settings, without a secret that it reads from a file.
+
+    Each further child inherits them, and every process of the same user can read them.
+    """
     values = {f"EVERGRANT_{name.upper()}": str(getattr(settings, name)) for name in _PASSED_TO_CHILDREN}
     values["EVERGRANT_EGRESS_ALLOW"] = ",".join(settings.egress_allow)
+    if settings.database_password_file is not None and not settings.uses_sqlite:
+        values["EVERGRANT_DATABASE_URL"] = without_password(settings.database_url)
+        values["EVERGRANT_DATABASE_PASSWORD_FILE"] = str(settings.database_password_file.absolute())
+    elif _is_read_without_flags(settings.database_url):
+        del values["EVERGRANT_DATABASE_URL"]
     return values
+
+
+def _is_read_without_flags(database_url: str) -> bool:
+    """Whether a child that starts in this folder reads this URL by itself, perhaps from the settings file."""
+    try:
+        return load_settings().database_url == database_url
+    except BadSettings:  # a flag replaces the setting that is wrong
+        return False
 
 
 def require_free_port(setting: str, host: str, port: int) -> None:

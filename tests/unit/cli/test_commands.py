@@ -2,13 +2,17 @@
 
 import asyncio
 import os
+import re
 import signal
 from itertools import product
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from evergrant_server.cli.operate import print_report
+from evergrant_server.cli.serve import settings_environment
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.settings import BadSettings, load_settings
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
@@ -80,3 +84,47 @@ def test_an_invalid_value_names_its_setting(name: str, text: str, monkeypatch: p
     monkeypatch.setenv(name, text)
     with pytest.raises(BadSettings, match=name):
         load_settings()
+
+
+PASSWORD = "p@ss/word:canary"
+
+
+class TestTheEnvironmentOfChildProcesses:
+    """It is readable for every process of the user, and inherited by every further child."""
+
+    @pytest.mark.parametrize(
+        "url", ["postgresql://evergrant@db:5432/evergrant", "postgresql://u:in-the-url@/x?host=/run"]
+    )
+    def test_a_password_from_a_file_stays_in_the_file(
+        self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        (tmp_path / "password").write_text(PASSWORD)
+        monkeypatch.chdir(tmp_path)
+        settings = load_settings(database_url=url, database_password_file=Path("password"))
+        environment = settings_environment(settings)
+        assert not re.search("canary|in-the-url", " ".join(environment.values()))
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir("/")
+        child = load_settings()
+        assert child.database_url == settings.database_url
+        assert quote(PASSWORD, safe="") in child.database_url
+
+    def test_a_url_of_the_settings_file_stays_in_the_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        (tmp_path / "evergrant.env").write_text("EVERGRANT_DATABASE_URL=postgresql://u:canary@db/evergrant\n")
+        monkeypatch.chdir(tmp_path)
+        settings = load_settings(port=8481)
+        environment = settings_environment(settings)
+        assert "canary" not in " ".join(environment.values())
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert load_settings() == settings
+
+    def test_a_url_that_only_a_flag_names_is_passed_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.chdir(tmp_path)
+        settings = load_settings(database_url="postgresql://u:flag@db/evergrant")
+        for name, value in settings_environment(settings).items():
+            monkeypatch.setenv(name, value)
+        assert load_settings().database_url == settings.database_url
