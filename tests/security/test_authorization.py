@@ -19,7 +19,7 @@ BODIES: dict[str, Any] = {
     "PUT /v1/apps/{name}/permits/{permit_name}": {"integration": "*", "actions": ["token"]},
     "POST /v1/providers": {"definition": {}},
     "POST /v1/connections": {"integration": "theirs", "subject": "user-1"},
-    "PUT /v1/integrations/{name}/security-events": {"kind": "slack", "secret": "s"},
+    "PUT /v1/integrations/{name}/security-events": {"kind": "slack", "secret": "a-signing-secret"},
     "PUT /v1/webhooks/{name}": {"url": "https://hooks.example.com/in"},
     "POST /v1/providers/{provider}/approve": {"version": 1},
     "POST /v1/providers/{provider}/reject": {"version": 1, "reason": "no"},

@@ -256,13 +256,13 @@ async def test_slacks_report_of_a_user_s_token_leaves_the_bot_s_alone_and_the_ot
         "default": await slacks(api, integration, first, "default"),
         "user": await slacks(api, integration, second, "user"),
     }
-    body = {"kind": "slack", "secret": "hush"}
+    body = {"kind": "slack", "secret": "hush-hush-signing"}
     made = await api.call("PUT", "/v1/integrations/crm/security-events", key, json=body)
     api.clock.advance(3000)
     event = {"type": "tokens_revoked", "tokens": {ended: [user]}}
     told = {"team_id": "T1", "event_id": "Ev1", "event_time": unix(api), "event": event}
     raw, at = json.dumps(told).encode(), str(unix(api))
-    signature = hmac.new(b"hush", b"v0:" + at.encode() + b":" + raw, "sha256").hexdigest()
+    signature = hmac.new(b"hush-hush-signing", b"v0:" + at.encode() + b":" + raw, "sha256").hexdigest()
     headers = {"X-Slack-Request-Timestamp": at, "X-Slack-Signature": f"v0={signature}"}
     path = made.json()["url"].removeprefix(api.parts.settings.public_url)
     wrong = await api.client.post(path, content=raw + b" ", headers=headers)

@@ -32,6 +32,12 @@ from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["security events"])
 
+_SHORTEST_SECRET = 16  # characters; the secrets that providers issue have 22 and more
+_SECRET_TOO_SHORT = (
+    f"The signing secret needs at least {_SHORTEST_SECRET} characters: one signed event suffices to guess a "
+    "shorter one, and a forged event ends connections. Take the provider's, or 32 random characters."
+)
+
 _MEMBER_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z")
 
 
@@ -149,6 +155,8 @@ def _check_body(api: ApiContext, body: EventReceiverBody) -> None:
         given = [it for it in ("issuer", "jwks_uri", "audience") if getattr(body, it)]
         if given:
             raise invalid_request(given[0], f"{body.kind} has no {given[0]}.")
+        if body.secret is not None and len(body.secret.reveal()) < _SHORTEST_SECRET:
+            raise invalid_request("secret", _SECRET_TOO_SHORT)
         return
     if body.secret is not None:
         raise invalid_request("secret", "Security event tokens are verified with public keys.")
@@ -162,7 +170,7 @@ def _check_body(api: ApiContext, body: EventReceiverBody) -> None:
 
 
 def _required_secret(body: EventReceiverBody) -> Secret | None:
-    if body.kind is not ReceiverKind.SET and (body.secret is None or not body.secret.reveal()):
+    if body.kind is not ReceiverKind.SET and body.secret is None:
         raise invalid_request("secret", f"{body.kind} needs a signing secret.")
     return body.secret
 

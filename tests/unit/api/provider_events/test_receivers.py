@@ -31,6 +31,8 @@ from tests.fakes.events.transmitter import ISSUER
         (PUT | {"secret": "s"}, "secret"),
         ({"kind": "slack"}, "secret"),
         ({"kind": "slack", "secret": ""}, "secret"),
+        ({"kind": "slack", "secret": "s"}, "secret"),
+        ({"kind": "github", "secret": "x" * 15}, "secret"),
         ({"kind": "slack", "secret": "\ud800"}, "secret"),
         ({"kind": "slack", "secret": "a\0b"}, "secret"),
         ({"kind": "slack", "secret": "s", "issuer": ISSUER}, "issuer"),
@@ -48,11 +50,25 @@ async def test_the_secret_of_a_hook_is_never_shown(api: Api):
     """What it signs is believed: see Slack's in tests/security/test_provider_events.py."""
     key = await api.app_with("admin", Action.ADMIN)
     await api.integration()
-    body = {"kind": "zoom", "secret": "hush-hush-hook"}
+    body = {"kind": "zoom", "secret": "hush-hush-hook-1"}
     made = await api.call("PUT", "/v1/integrations/crm/security-events", key, json=body)
     assert (made.status_code, made.json()["has_secret"]) == (201, True)
     shown = await api.get("/v1/integrations/crm/security-events", key)
     assert "hush" not in made.text + shown.text
+
+
+async def test_a_short_signing_secret_is_refused_with_the_reason(api: Api):
+    """One signed event suffices to guess it; a change of the receiver is refused as its creation is."""
+    key, path = await api.app_with("admin", Action.ADMIN), "/v1/integrations/crm/security-events"
+    await api.integration()
+    assert (await api.call("PUT", path, key, json={"kind": "zoom", "secret": "x" * 16})).status_code == 201
+    for short in ("", "s", "x" * 15):
+        answer = await api.call("PUT", path, key, json={"kind": "zoom", "secret": short})
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+        assert "at least 16 characters" in answer.json()["detail"]
+        assert "guess" in answer.json()["detail"]
+    kept = await api.call("PUT", path, key, json={"kind": "zoom"})
+    assert (kept.status_code, kept.json()["has_secret"]) == (200, True)
 
 
 async def test_a_deleted_receiver_hears_nothing(api: Api):
