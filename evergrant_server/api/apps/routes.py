@@ -29,17 +29,23 @@ from evergrant_server.store import Transaction
 router = APIRouter(tags=["apps"])
 
 
+def _permitted_subject(value: str) -> str:
+    if "*" in value and value != "*":
+        raise ValueError("there are no patterns: name exact subjects, or * alone, for every subject")
+    return _printable(value)
+
+
 class AppBody(Body):
     disabled: bool = False
     return_to: Annotated[tuple[ReturnTo, ...], Field(max_length=50)] = ()
 
 
 class PermitBody(Body):
-    """`integration` is a name or `*`; `subjects` are exact names, or `*` for all."""
+    """`integration` is a name or `*`; `subjects` are exact names, or `*` for all. There are no patterns."""
 
     integration: Annotated[str, AfterValidator(lambda it: it if it == "*" else _slug(it))]
     subjects: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)], ...],
+        tuple[Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_permitted_subject)], ...],
         Field(min_length=1, max_length=1000),
     ] = ("*",)
     scope_ceiling: Scopes | None = None
