@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
+from pydantic import Field
+
 from evergrant_server.core.events import EventType
 from evergrant_server.core.ids import DeliveryId, EventId, TenantRow, WebhookId
 from evergrant_server.core.lifecycle.schedule import jitter
@@ -40,7 +42,7 @@ class Webhook(TenantRow):
 
     id: WebhookId
     name: str
-    url: str
+    url: str = Field(repr=False)  # its path or query may authenticate Evergrant
     events: tuple[EventType, ...]
     integration: str = ANY_INTEGRATION
     disabled_by: DisabledBy | None = None

@@ -1,5 +1,6 @@
 """`/v1/webhooks` over HTTP: what may be registered, what is shown once, what can be sent by hand."""
 
+import logging
 from datetime import timedelta
 from typing import Any
 
@@ -61,6 +62,18 @@ async def test_the_secret_is_shown_once(api: Api, admin: str):
     assert (await api.get("/v1/webhooks/hooks", admin)).json()["url"] == URL
     log = (await api.get("/v1/audit", admin)).text
     assert ("https://hooks.example.com" in log, "canary-in-the-url" in log) == (True, False)
+
+
+async def test_only_the_row_and_its_admins_see_the_query_of_a_url(
+    api: Api, admin: str, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG)
+    await put(api, admin)
+    await put(api, admin, url=f"{URL}&again=1")
+    await api.post("/v1/webhooks/hooks/test", admin)
+    await put(api, admin, url="https://canary-in-the-url:pw@hooks.example.com/")
+    seen = [await api.records(), await api.outbox(), caplog.text, repr(await stored(api))]
+    assert "canary-in-the-url" not in str(seen)
 
 
 @pytest.mark.parametrize(
