@@ -134,17 +134,13 @@ def test_two_uses_under_way_together_on_one_host_are_a_violation():
     assert judged.why == ["1 uses of one credential in flight together on one host"]
 
 
-def test_a_journalled_reply_is_not_asked_for_again():
+@pytest.mark.parametrize("outcome", [AttemptOutcome.SUPERSEDED, AttemptOutcome.INSTALLED])
+def test_a_journalled_reply_is_not_asked_for_again(outcome: AttemptOutcome):
     """It was journalled after its fault, so that nothing was kept when that came."""
-    judged = judge(_told(Layout.TWO, _refused(10.2), kept_at=10.1))
-    assert "a's answer lay in a journal of host-a, and was asked for again there" in judged.why
-    assert judged.verdict in (Verdict.LOST, Verdict.VIOLATION)
-
-
-def test_an_installed_reply_is_not_asked_for_again():
-    first = _opened("a", 10.0, AttemptOutcome.INSTALLED)
+    first = _opened("a", 10.0, outcome)
     judged = judge(_told(Layout.TWO, _refused(10.2), first=first, kept_at=10.1))
     assert "a's answer lay in a journal of host-a, and was asked for again there" in judged.why
+    assert judged.verdict in (Verdict.LOST, Verdict.VIOLATION)
 
 
 _LATE = 10.0 + SEND_S + REPLAY_S

@@ -180,6 +180,16 @@ class TestLeaseCache:
         min_ttl = None if min_ttl_s is None else min_ttl_s * S
         assert (cache.get(LeaseRequest("crm", "alice", min_ttl=min_ttl)) is not None) == served
 
+    def test_the_servers_date_corrects_a_clock_that_is_behind(self, now: ManualClock):
+        """The `Date` header (RFC 9110 section 6.6.1); this machine is an hour behind it."""
+        cache = LeaseCache(30 * S, now)
+        leased = response(START + HOUR + 20 * S).result
+        cache.store(REQUEST, LeaseResponse(leased, START + HOUR), cache.begin_request())
+        now.advance(16 * S)
+        assert cache.get(REQUEST) is not None
+        now.advance(S)
+        assert cache.get(REQUEST) is None
+
     @given(
         lifetime=st.floats(0, 100),
         response_time=st.floats(0, 50),

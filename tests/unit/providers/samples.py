@@ -4,7 +4,6 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
 from providers.definition.schema import ProviderSpec
@@ -38,17 +37,6 @@ def an_integration(provider: str = "acme", **fields: Any) -> Integration:
         "changed_at": NOW,
     }
     return Integration(**(plain | fields))
-
-
-def a_grant(**fields: Any) -> Grant:
-    plain: dict[str, Any] = {
-        "generation": 1,
-        "scopes": ("read",),
-        "obtained_at": NOW,
-        "expires_at": None,
-        "refreshable": True,
-    }
-    return Grant(**(plain | fields))
 
 
 def reply_of(body: Any, status: int = 200, **headers: str) -> RawReply:

@@ -72,6 +72,14 @@ def test_rfc9207_2_4_wrong_issuer_refused(iss: str, rest: Query) -> None:
         assert "iss" in refused([*rest, ("state", "st"), ("iss", iss)], required=required)
 
 
+@pytest.mark.parametrize("error", ["<script>alert(1)</script>", ""])
+def test_unreadable_error_code_and_description_not_kept(error: str) -> None:
+    query = [("error", error), ("error_description", "<b>canary</b>"), ("state", "st"), ("iss", ISSUER)]
+    callback = judge(query)
+    assert (callback.denied, callback.error) == (False, "unreadable_error")
+    assert "canary" not in repr(callback)
+
+
 NAMES = st.sampled_from(["code", "state", "iss", "error"]) | st.text(max_size=5)
 VALUES = st.sampled_from([ISSUER, "access_denied", "x"]) | st.text(max_size=600)
 

@@ -20,9 +20,10 @@ from providers.requests.dpop import dpop_proof, nonce_in, require_dpop_algorithm
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
+from tests.conformance.store.samples import a_grant
 from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
 from tests.unit.providers.requests.test_sender import Talk
-from tests.unit.providers.samples import a_grant, an_integration, fails, reply_of, spec_like
+from tests.unit.providers.samples import an_integration, fails, reply_of, spec_like
 
 AT = datetime(2026, 5, 1, tzinfo=UTC)
 KEY = new_proof_key()
@@ -94,7 +95,7 @@ def test_rfc9449_5_token_type_must_be_as_requested(kind: str | None, dpop: bool,
 def test_rfc9449_5_dpop_by_integration_definition_grant_and_client(
     says: bool | None, defined: bool, held: str | None, auth: str | None, bound: bool
 ):
-    grant = None if held is None else a_grant(token_type=held)
+    grant = None if held is None else a_grant(1, token_type=held)
     ours = an_integration("generic", dpop=says, client_auth=auth)
     assert wants_dpop(spec_like(dpop=defined), ours, grant) is bound
 
