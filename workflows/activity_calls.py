@@ -118,6 +118,12 @@ discover_endpoints = ActivityCall[integrations.DiscoverEndpoints, integrations.D
     _limits(_MINUTE, maximum_attempts=3),
     lambda it: it.integration_id,
 )
+retry_connections = ActivityCall[integrations.RetryConnections, integrations.RetryConnectionsResult](
+    ActivityName.RETRY_CONNECTIONS,
+    integrations.RetryConnectionsResult,
+    _limits(_HOUR, heartbeat=_SECOND * 10),
+    lambda it: f"after {it.integration_id or it.source_app} changed",
+)
 fetch_receiver_keys = ActivityCall[integrations.FetchReceiverKeys, integrations.ReceiverKeysResult](
     ActivityName.FETCH_RECEIVER_KEYS,
     integrations.ReceiverKeysResult,

@@ -3,6 +3,7 @@
 from workflows.connection import ConnectionWorkflow
 from workflows.definition_rollout import DefinitionRolloutWorkflow
 from workflows.export import ExportWorkflow
+from workflows.retry_connections import RetryConnectionsWorkflow
 from workflows.single_activity import (
     DiscoveryWorkflow,
     FetchReceiverKeysWorkflow,
@@ -24,6 +25,7 @@ WORKFLOWS = (
     PushedAuthorizationWorkflow,
     ReconcileWorkflow,
     RereadMetadataWorkflow,
+    RetryConnectionsWorkflow,
     TemporaryCredentialsWorkflow,
     WebhookDeliveryWorkflow,
 )

@@ -4,9 +4,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from evergrant_server.core.access import App
 from evergrant_server.core.ids import ConnectionId, FrozenModel, OutboxId, Tenant, new_id
-from evergrant_server.core.messages.base import Message
-from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.integrations import Integration
+from evergrant_server.core.messages.base import Message, RequestContext
+from evergrant_server.core.messages.integrations import RetryConnections
+from evergrant_server.core.messages.names import connection_workflow_id, retry_connections_workflow_id
 
 
 class OutboxKind(StrEnum):
@@ -17,6 +20,7 @@ class OutboxKind(StrEnum):
     START_DEFINITION_ROLLOUT = "start_definition_rollout"  # payload: RolloutStart
     FETCH_RECEIVER_KEYS = "fetch_receiver_keys"  # payload: FetchReceiverKeys
     PUSH_AUTHORIZATION_REQUEST = "push_authorization_request"  # payload: PushAuthorizationRequest
+    RETRY_CONNECTIONS = "retry_connections"  # payload: RetryConnections
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
 
 
@@ -67,6 +71,30 @@ def history_export_message(
     """Have the history of a run exported once it has closed."""
     run = {"connection_id": connection_id, "workflow_id": workflow_id, "run_id": run_id}
     return outbox_message(tenant, OutboxKind.EXPORT_HISTORY, history_target(run_id), run, at)
+
+
+def retry_integration_message(
+    integration: Integration, context: RequestContext, at: datetime
+) -> OutboxMessage:
+    """Have the failing connections of a changed integration try again: one message, however many they are."""
+    target = retry_connections_workflow_id(integration.tenant, integration.id)
+    return _retry_message(integration, target, context, at, integration_id=integration.id)
+
+
+def retry_exchanges_message(app: App, context: RequestContext, at: datetime) -> OutboxMessage:
+    """Have the failing connections try again for which tokens are exchanged in the app's name."""
+    target = retry_connections_workflow_id(app.tenant, app.id)
+    return _retry_message(app, target, context, at, source_app=app.id)
+
+
+def _retry_message(
+    changed: Integration | App, target: str, context: RequestContext, at: datetime, **whose: str
+) -> OutboxMessage:
+    id = OutboxId(new_id("out"))
+    values = {"tenant": changed.tenant, "id": id, "version": changed.revision, "context": context, **whose}
+    request = RetryConnections.model_validate(values)
+    message = outbox_message(changed.tenant, OutboxKind.RETRY_CONNECTIONS, target, request, at)
+    return message.model_copy(update={"id": id})
 
 
 def signal_message(

@@ -57,12 +57,16 @@ class Outbox(Repository):
 
     async def add(self, message: OutboxMessage) -> None:
         """Add a delivery. Raises Failure ALREADY_EXISTS for an id that is there."""
+        if not await self.add_once(message):
+            raise already_exists(f"Message {message.id}")
+
+    async def add_once(self, message: OutboxMessage) -> bool:
+        """Add a delivery; False when its id is there already, delivered or not."""
         if self._connection.dialect.name == "postgresql":
             # numbers are given at insert, not at commit: writers to one target take turns,
             # so that a lower number never becomes visible after a higher one
             await self._connection.execute(_TARGET_LOCK, {"target": message.target})
-        if not await insert(self._connection, OutboxRow, column_values(message, revision=1)):
-            raise already_exists(f"Message {message.id}")
+        return await insert(self._connection, OutboxRow, column_values(message, revision=1))
 
     async def claim(self, by: str, now: datetime, hold: timedelta, limit: int = 50) -> list[OutboxMessage]:
         """Take messages that are due, for `hold`; the oldest undelivered one of each target alone.

@@ -19,6 +19,7 @@ from evergrant_server.core.messages.export import ExportStart
 from evergrant_server.core.messages.integrations import (
     FetchReceiverKeys,
     PushAuthorizationRequest,
+    RetryConnections,
     RolloutStart,
 )
 from evergrant_server.core.messages.maintenance import WakeWebhook, WebhookStart
@@ -31,6 +32,7 @@ from evergrant_server.core.messages.names import (
     export_workflow_id,
     pushed_authorization_workflow_id,
     receiver_keys_workflow_id,
+    retry_connections_workflow_id,
     webhook_workflow_id,
 )
 from evergrant_server.core.outbox import OutboxKind
@@ -107,6 +109,23 @@ def receiver_keys(request: FetchReceiverKeys) -> StartRequest:
     )
 
 
+def retry_connections(request: RetryConnections) -> StartRequest:
+    """The workflow that tells failing connections is signalled, or started: one for a changed row."""
+    changed = request.integration_id or request.source_app
+    assert changed is not None
+    return StartRequest(
+        WorkflowName.RETRY_CONNECTIONS,
+        request,
+        retry_connections_workflow_id(request.tenant, changed),
+        "retries of failing connections",
+        {
+            "start_signal": SignalName.RETRY_CONNECTIONS,
+            "start_signal_args": [request],
+            "static_details": f"changed by {request.context.by}",
+        },
+    )
+
+
 def pushed_authorization(request: PushAuthorizationRequest) -> StartRequest:
     """A worker pushes an authorization request (RFC 9126), once, within two minutes: a browser waits."""
     return StartRequest(
@@ -152,6 +171,7 @@ _STARTS: dict[OutboxKind, tuple[type[Message], Callable[[Any], StartRequest]]] =
     OutboxKind.WAKE_WEBHOOK: (WakeWebhook, webhook),
     OutboxKind.START_DEFINITION_ROLLOUT: (RolloutStart, definition_rollout),
     OutboxKind.FETCH_RECEIVER_KEYS: (FetchReceiverKeys, receiver_keys),
+    OutboxKind.RETRY_CONNECTIONS: (RetryConnections, retry_connections),
     OutboxKind.PUSH_AUTHORIZATION_REQUEST: (PushAuthorizationRequest, pushed_authorization),
 }
 

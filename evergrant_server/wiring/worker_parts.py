@@ -17,6 +17,7 @@ from activities.integrations.consent_start import ConsentStartActivities
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities
 from activities.integrations.registration import ClientRegistrations
+from activities.integrations.retries import ConnectionRetryActivities
 from activities.maintenance.history import HistoryActivities
 from activities.maintenance.introspection import IntrospectionActivities
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
@@ -132,6 +133,7 @@ def _integration_activities(
     return [
         discovery.discover_endpoints,
         discovery.reread_metadata,
+        ConnectionRetryActivities(store, clock).retry_connections,
         consent_start.push_authorization_request,
         consent_start.request_temporary_credentials,
         rollout.check_definition,

@@ -28,6 +28,8 @@ from evergrant_server.core.messages.integrations import (
     PushAuthorizationRequest,
     PushResult,
     ReceiverKeysResult,
+    RetryConnections,
+    RetryConnectionsResult,
 )
 from evergrant_server.core.messages.maintenance import (
     DeliverWebhooks,
@@ -81,6 +83,9 @@ class ScriptedActivities:
                 ActivityName.INTROSPECT_GRANTS, IntrospectGrants, IntrospectGrantsResult(checked=3, ended=1)
             ),
             self._scripted(ActivityName.PUSH_AUTHORIZATION_REQUEST, PushAuthorizationRequest, PushResult()),
+            self._scripted(
+                ActivityName.RETRY_CONNECTIONS, RetryConnections, RetryConnectionsResult(signalled=7)
+            ),
             self._scripted(ActivityName.FETCH_RECEIVER_KEYS, FetchReceiverKeys, ReceiverKeysResult(keys=2)),
         ]
 

@@ -18,7 +18,13 @@ from tests.fakes.platform.installation import Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 KINDS = ("sqlite", "postgresql")
-ON_BOTH = {"test_takeover", "test_store_restored", "test_delivery_rounds", "test_outbox_relay"}
+ON_BOTH = {
+    "test_takeover",
+    "test_store_restored",
+    "test_delivery_rounds",
+    "test_outbox_relay",
+    "test_retry_walk",
+}
 """What leans on a database's own ways: compare-and-set, queues, queries over many rows."""
 
 

@@ -1,15 +1,16 @@
 """The workflows of rollouts and webhooks under test: their start, and the script of their activities."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowHandle
+from temporalio.common import WorkflowIDConflictPolicy
 
 from evergrant_server.core.definition import DefinitionState
-from evergrant_server.core.ids import DefinitionId, Tenant, WebhookId, new_id
+from evergrant_server.core.ids import DefinitionId, IntegrationId, OutboxId, Tenant, WebhookId, new_id
 from evergrant_server.core.messages import integrations as m
 from evergrant_server.core.messages.maintenance import DeliveryRound, WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
@@ -19,6 +20,7 @@ from evergrant_server.core.messages.names import (
     definition_rollout_workflow_id,
     webhook_workflow_id,
 )
+from evergrant_server.temporal_link import start_requests
 from tests.workflows.connection_runs import ASKED, a_worker
 
 
@@ -124,3 +126,29 @@ async def delivering(
     queue = f"queue-{webhook}"
     async with a_worker(client, activities, queue):
         yield Told(client, queue, webhook)
+
+
+Changed = Callable[..., Awaitable[WorkflowHandle[Any, m.RetryConnectionsResult]]]
+
+
+@asynccontextmanager
+async def retrying(client: Client, activities: list[Any]) -> AsyncIterator[Changed]:
+    """A worker on a queue of its own, and what the relay does after each change of one integration."""
+    integration = IntegrationId(new_id("int"))
+    queue = f"queue-{integration}"
+
+    async def changed(id: str | None = None) -> WorkflowHandle[Any, m.RetryConnectionsResult]:
+        ids = {"tenant": TENANT, "id": OutboxId(id or new_id("out")), "integration_id": integration}
+        request = start_requests.retry_connections(m.RetryConnections(version=2, context=ASKED, **ids))
+        return await client.start_workflow(
+            request.workflow,
+            request.argument,
+            id=request.workflow_id,
+            task_queue=queue,
+            result_type=m.RetryConnectionsResult,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            **request.options,
+        )
+
+    async with a_worker(client, activities, queue):
+        yield changed

@@ -26,6 +26,7 @@ from tests.workflows.maintenance_runs import (
     ScriptedRollout,
     decided,
     delivering,
+    retrying,
     running_rollout,
     wanted_back,
 )
@@ -177,3 +178,34 @@ async def test_a_long_run_continues_as_new(client: Client, monkeypatch: pytest.M
         await client.get_workflow_handle(webhook_workflow_id(TENANT, webhook)).terminate("seen enough")
     assert newest.run_id != first.first_execution_run_id
     assert newest.history_length < 80
+
+
+RETRY = ActivityName.RETRY_CONNECTIONS
+
+
+async def test_changes_while_failing_connections_are_told_lead_to_one_more_walk(client: Client):
+    scripted = ScriptedActivities()
+    hold = asyncio.Event()
+    scripted.answers[RETRY] = [hold]
+    async with retrying(client, scripted.everything()) as changed:
+        first, newest = new_id("out"), new_id("out")
+        handle = await changed(first)
+        await until_called(scripted, RETRY)
+        for id in (*(new_id("out") for _ in range(19)), newest):
+            await changed(id)
+        hold.set()
+        await handle.result()
+    assert [order.id for _, order in scripted.calls] == [first, newest]
+
+
+async def test_a_change_that_is_delivered_twice_is_walked_for_once(client: Client):
+    scripted = ScriptedActivities()
+    hold = asyncio.Event()
+    scripted.answers[RETRY] = [hold]
+    async with retrying(client, scripted.everything()) as changed:
+        handle = await changed("out_1")
+        await until_called(scripted, RETRY)
+        await changed("out_1")
+        hold.set()
+        await handle.result()
+    assert scripted.count(RETRY) == 1

@@ -19,6 +19,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.connection import ProviderChanged
 from evergrant_server.core.messages.names import SignalName
+from evergrant_server.core.outbox import retry_exchanges_message
 from evergrant_server.policy import PermitDecision, decide, may_exchange, scopes_above, source_scopes
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
@@ -122,19 +123,15 @@ async def take_over_exchange(tx: Transaction, call: ApiCall, connection: Connect
     after = await tx.connections.replace(connection.with_source_app(app_id), expected=connection.revision)
     detail = {"source": source.id, "source_app": app_id, "before": connection.source_app}
     await call.record(tx, AuditAction.SOURCE_APP_CHANGED, after.id, **detail)
-    await _signal_retry(tx, call, after, after.revision)
+    message = ProviderChanged(version=after.revision, context=call.context)
+    await signal_connection(tx, after, SignalName.PROVIDER_CHANGED, message, call.now)
     return after
 
 
 async def retry_waiting_connections(tx: Transaction, call: ApiCall, app: App) -> None:
-    """Have every failing connection whose source is exchanged in the app's name try again."""
-    for connection in await tx.connections.waiting_for_source_app(app.tenant, app.id):
-        await _signal_retry(tx, call, connection, app.revision)
-
-
-async def _signal_retry(tx: Transaction, call: ApiCall, connection: Connection, version: int) -> None:
-    message = ProviderChanged(version=version, context=call.context)
-    await signal_connection(tx, connection, SignalName.PROVIDER_CHANGED, message, call.now)
+    """Have a worker tell failing connections to try again: those that exchange in the app's name."""
+    if await tx.connections.waiting_for_source_app(app.tenant, app.id, limit=1):
+        await tx.outbox.add(retry_exchanges_message(app, call.context, call.now))
 
 
 async def _exchange_decision(

@@ -6,15 +6,13 @@ The endpoints that secrets are sent to never change while connections are live.
 from datetime import datetime, timedelta
 
 from evergrant_server.api.http.problems import invalid_request
-from evergrant_server.api.http.transactions import signal_connection
 from evergrant_server.api.integrations.models import IntegrationBody, RotateSecretBody
 from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.connection import ProviderChanged
-from evergrant_server.core.messages.names import SignalName
+from evergrant_server.core.outbox import retry_integration_message
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import scopes_above
 from evergrant_server.store import Transaction
@@ -141,10 +139,9 @@ async def change_client_secret(
 async def retry_failing_connections(
     tx: Transaction, integration: Integration, context: RequestContext, now: datetime
 ) -> None:
-    """Have every failing connection of the integration try again."""
-    message = ProviderChanged(version=integration.revision, context=context)
-    for connection in await tx.connections.failing(integration.tenant, integration.id):
-        await signal_connection(tx, connection, SignalName.PROVIDER_CHANGED, message, now)
+    """Have a worker tell every failing connection of the integration to try again."""
+    if await tx.connections.failing(integration.tenant, integration.id, limit=1):
+        await tx.outbox.add(retry_integration_message(integration, context, now))
 
 
 def _with_body(

@@ -1,12 +1,21 @@
-"""What crosses Temporal for an integration: discovery, receiver keys, requests ahead of a browser, and
-the rollout of its provider's definition.
+"""What crosses Temporal for an integration: discovery, receiver keys, requests ahead of a browser, retries
+after a change, and the rollout of its provider's definition.
 
 The API makes no outbound call (ADR 0008), so a worker makes these for it. No secrets.
 """
 
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId, ConsentId, DefinitionId, IntegrationId, ReceiverId, Tenant
+from evergrant_server.core.ids import (
+    AppId,
+    ConnectionId,
+    ConsentId,
+    DefinitionId,
+    IntegrationId,
+    OutboxId,
+    ReceiverId,
+    Tenant,
+)
 from evergrant_server.core.messages.base import Message, Provenance, RequestMessage
 
 
@@ -64,6 +73,24 @@ class TemporaryCredentialsResult(Message):
     failure: ErrorCode | None = None
     detail: str = ""
     retry_after: float | None = None  # seconds
+
+
+class RetryConnections(RequestMessage):
+    """Have failing connections try again: those of an integration, or those for which tokens are
+    exchanged in an app's name. `id` is the change's; each connection is signalled once for it."""
+
+    tenant: Tenant
+    id: OutboxId
+    version: int  # of the row that was changed
+    integration_id: IntegrationId | None = None
+    source_app: AppId | None = None
+
+
+class RetryConnectionsResult(Message):
+    """Counts, and how far the walk has come: a worker that takes it over goes on from there."""
+
+    signalled: int = 0
+    after: ConnectionId | None = None  # the last connection of the last page
 
 
 class RolloutStart(RequestMessage):

@@ -7,6 +7,7 @@ import re
 from enum import StrEnum
 
 from evergrant_server.core.ids import (
+    AppId,
     ConnectionId,
     ConsentId,
     DefinitionId,
@@ -34,6 +35,7 @@ class WorkflowName(StrEnum):
     PUSHED_AUTHORIZATION = "PushedAuthorizationWorkflow"
     RECONCILE = "ReconcileWorkflow"
     REREAD_METADATA = "RereadMetadataWorkflow"
+    RETRY_CONNECTIONS = "RetryConnectionsWorkflow"
     TEMPORARY_CREDENTIALS = "TemporaryCredentialsWorkflow"
     WEBHOOK_DELIVERY = "WebhookDeliveryWorkflow"
 
@@ -53,6 +55,7 @@ class ActivityName(StrEnum):
     EXPORT_RUN_HISTORY = "export_run_history"
     # an integration
     DISCOVER_ENDPOINTS = "discover_endpoints"
+    RETRY_CONNECTIONS = "retry_connections"
     FETCH_RECEIVER_KEYS = "fetch_receiver_keys"
     PUSH_AUTHORIZATION_REQUEST = "push_authorization_request"
     REQUEST_TEMPORARY_CREDENTIALS = "request_temporary_credentials"
@@ -85,6 +88,8 @@ class SignalName(StrEnum):
     # to DefinitionRolloutWorkflow
     DEFINITION_DECIDED = "definition_decided"
     ROLL_BACK_DEFINITION = "roll_back_definition"
+    # to RetryConnectionsWorkflow
+    RETRY_CONNECTIONS = "retry_connections"
     # to WebhookDeliveryWorkflow
     WAKE_WEBHOOK = "wake_webhook"
 
@@ -115,6 +120,10 @@ def definition_rollout_workflow_id(tenant: Tenant, definition: DefinitionId) -> 
 
 def discovery_workflow_id(tenant: Tenant, integration: IntegrationId) -> str:
     return f"discovery:{tenant}:{integration}"
+
+
+def retry_connections_workflow_id(tenant: Tenant, changed: IntegrationId | AppId) -> str:
+    return f"retry_connections:{tenant}:{changed}"
 
 
 def receiver_keys_workflow_id(tenant: Tenant, receiver: ReceiverId) -> str:

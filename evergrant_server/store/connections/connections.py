@@ -77,27 +77,31 @@ class Connections(ModelRepository[Connection, ConnectionId]):
             query = query.where(_expires_before(expiring_before))
         return await self._page(query, "id", after, limit)
 
-    async def failing(self, tenant: Tenant, integration_id: IntegrationId) -> list[Connection]:
+    async def failing(
+        self, tenant: Tenant, integration_id: IntegrationId, after: str | None = None, limit: int = 500
+    ) -> list[Connection]:
         """Live connections of an integration whose last refresh failed, and those that may be trying
-        something else that no row counts. Sorted by id."""
+        something else that no row counts. Sorted by id, after the id `after`."""
         query = self._where(
             col(ConnectionRow.state).not_in(FINAL_STATES),
             or_(col(ConnectionRow.failures) > 0, _tries_uncounted()),
             tenant=tenant,
             integration_id=integration_id,
         )
-        return await self._all(query.order_by(col(ConnectionRow.id)))
+        return await self._page(query, "id", after, limit)
 
-    async def waiting_for_source_app(self, tenant: Tenant, app: AppId) -> list[Connection]:
+    async def waiting_for_source_app(
+        self, tenant: Tenant, app: AppId, after: str | None = None, limit: int = 500
+    ) -> list[Connection]:
         """Live connections for which tokens are exchanged in the name of `app`, and that have no
-        first grant, or a last refresh that failed. Sorted by id."""
+        first grant, or a last refresh that failed. Sorted by id, after the id `after`."""
         query = self._where(
             col(ConnectionRow.state).not_in(FINAL_STATES),
             or_(col(ConnectionRow.failures) > 0, col(ConnectionRow.state).in_(_WAITS)),
             tenant=tenant,
             source_app=app,
         )
-        return await self._all(query.order_by(col(ConnectionRow.id)))
+        return await self._page(query, "id", after, limit)
 
     async def live_in_all_tenants(self, after: str | None = None, limit: int = 500) -> list[Connection]:
         """Connections of every tenant that haven't ended, sorted by id."""

@@ -147,6 +147,12 @@ async def test_what_waits_for_an_app_is_what_does_not_work(store: Store):
     async with store.read() as tx:
         waiting = [it.id for it in await tx.connections.waiting_for_source_app(ACME, app)]
     assert waiting == sorted([pending.id, failing.id])
+    async with store.read() as tx:
+        assert [it.id for it in await tx.connections.waiting_for_source_app(ACME, app, limit=1)] == waiting[
+            :1
+        ]
+        after_first = await tx.connections.waiting_for_source_app(ACME, app, waiting[0])
+    assert [it.id for it in after_first] == waiting[1:]
 
 
 async def test_what_an_admin_s_repair_may_help_is_found_also_where_no_refresh_failed(store: Store):
@@ -185,6 +191,9 @@ async def test_what_an_admin_s_repair_may_help_is_found_also_where_no_refresh_fa
     async with store.read() as tx:
         found = await tx.connections.failing(ACME, helped[0].integration_id)
     assert [it.id for it in found] == sorted(it.id for it in helped)
+    async with store.read() as tx:
+        page = await tx.connections.failing(ACME, helped[0].integration_id, found[1].id, limit=2)
+    assert page == found[2:4]
 
 
 async def test_live_spans_tenants_and_leaves_out_the_ended(store: Store):

@@ -126,3 +126,13 @@ async def test_an_unknown_or_doubled_message_is_refused(store: Store):
     with fails(ErrorCode.NOT_FOUND):
         async with store.write() as tx:
             await tx.outbox.mark_delivered(a_message().id, NOW)
+
+
+async def test_a_message_that_is_added_once_is_not_added_again_even_after_its_delivery(store: Store):
+    message = a_message()
+    for delivered in (False, True):
+        async with store.write() as tx:
+            assert await tx.outbox.add_once(message) is not delivered
+            assert not await tx.outbox.add_once(message)
+            await tx.outbox.mark_delivered(message.id, NOW)
+    assert await claim(store) == []

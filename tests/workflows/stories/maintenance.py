@@ -1,5 +1,6 @@
 """Stories of the passes, rollouts and deliveries that have workflows of their own."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel
@@ -28,6 +29,7 @@ from tests.workflows.maintenance_runs import (
     ScriptedRollout,
     decided,
     delivering,
+    retrying,
     running_rollout,
     wanted_back,
 )
@@ -72,6 +74,21 @@ async def request_pushed(client: Client) -> Handle:
     return await _run(
         client, WorkflowName.PUSHED_AUTHORIZATION, order, pushed_authorization_workflow_id(*ids.values())
     )
+
+
+async def connections_retried_after_several_changes(client: Client) -> Handle:
+    """Three changes come while a worker tells the connections of the first one."""
+    scripted = ScriptedActivities()
+    hold = asyncio.Event()
+    scripted.answers[ActivityName.RETRY_CONNECTIONS] = [hold]
+    async with retrying(client, scripted.everything()) as changed:
+        handle = await changed()
+        await until_called(scripted, ActivityName.RETRY_CONNECTIONS)
+        for _ in range(3):
+            await changed()
+        hold.set()
+        await handle.result()
+        return handle
 
 
 async def definition_rolled_out_in_stages(client: Client) -> Handle:

@@ -8,8 +8,8 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import Endpoints
-from evergrant_server.core.messages.names import SignalName
 from tests.fakes.api import TENANT, Api
+from tests.fakes.failing_fleet import told_to_try_again
 
 ISSUER = "https://back.example"
 BOTH = (Action.TOKEN, Action.CONNECT)
@@ -35,19 +35,13 @@ async def begun(api: Api, key: str, source: Connection) -> Connection:
     return await api.row(TENANT, ConnectionId(made.json()["id"]))
 
 
-async def told_to_look_again(api: Api) -> list[str]:
-    """The connections whose workflows hear of it, and the outbox as it is read empty."""
-    told = [it for it in await api.outbox() if it.name == SignalName.PROVIDER_CHANGED]
-    return [it.target.rpartition(":")[2] for it in told]
-
-
 async def failing(api: Api, connection: Connection) -> Connection:
     """As a worker leaves it that was refused the exchange."""
     await api.install(connection, "at-2")
     changed = await api.change(
         connection, lambda c: c.refresh_failed(ErrorCode.SOURCE_NOT_PERMITTED, c.changed_at, token_over=False)
     )
-    await told_to_look_again(api)
+    await told_to_try_again(api)
     return changed
 
 
@@ -78,7 +72,7 @@ async def test_an_app_that_asks_again_and_may_lease_the_source_takes_its_place(a
     assert answer.json()["revision"] == row.revision
     (said,) = await api.records(AuditAction.SOURCE_APP_CHANGED, of=first.id)
     assert (said.context.by, said.detail["before"]) == ("app:second", first.source_app)
-    assert await told_to_look_again(api) == [first.id]
+    assert await told_to_try_again(api) == [first.id]
     again = await api.post(path, second, wanted(source) if how == "begin" else {})
     assert again.status_code == 200
     assert len(await api.records(AuditAction.SOURCE_APP_CHANGED, of=first.id)) == 1, "said when it changes"
@@ -113,12 +107,12 @@ async def test_an_app_that_is_permitted_or_enabled_again_has_what_waits_for_it_l
     connection = await failing(api, await begun(api, await api.app_with("bridge", *BOTH), source))
     await api.app_with("another", *BOTH)
     await api.call("PUT", "/v1/apps/another/permits/more", admin, json=PERMIT)
-    assert await told_to_look_again(api) == []
+    assert await told_to_try_again(api) == []
     nudges = api.relay.nudges
     given = await api.call("PUT", "/v1/apps/bridge/permits/more", admin, json=PERMIT)
     assert given.status_code == 201, given.text
     assert api.relay.nudges > nudges
-    assert await told_to_look_again(api) == [connection.id]
+    assert await told_to_try_again(api) == [connection.id]
     for disabled, told in ((True, []), (False, [connection.id])):
         await api.call("PUT", "/v1/apps/bridge", admin, json={"disabled": disabled})
-        assert await told_to_look_again(api) == told
+        assert await told_to_try_again(api) == told
