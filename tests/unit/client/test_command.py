@@ -34,7 +34,7 @@ from tests.unit.client.scripted_evergrant import (
 )
 
 ROOT = Path(__file__).parents[3]
-CONTROLS = {"detail": "no\x1b[31m such\nthing", "repair": "Check the name."}
+CONTROLS: dict[str, Any] = {"detail": "no\x1b[31m such\nthing", "repair": "Check the name."}
 MISSING = problem(404, "BadRequest", "not_found", **CONTROLS)
 BUSY = problem(503, "ProviderUnavailable", "provider_error", retry_after=89.2, repair="Try again.")
 REPORT = "POST /v1/connections/con_1/refresh"
