@@ -2,6 +2,7 @@
 
 from temporalio import activity
 
+from activities.support.bounded_tries import internal_after_last_try
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import failed_grant_result, heartbeating
@@ -32,11 +33,12 @@ class AccountActivities:
         """Return what the store holds afterwards; after a failure the workflow tries again later."""
         async with heartbeating():
             try:
-                context = await self._contexts.load(request.tenant, request.connection_id)
-                if context.grant is None or context.connection.follow_up is not FollowUp.LOOKING_UP:
-                    choosing = context.connection.follow_up is FollowUp.CHOOSING
-                    return GrantResult(generation=context.connection.generation, choice_pending=choosing)
-                return await self._look_up(request, context, context.grant)
+                with internal_after_last_try():
+                    context = await self._contexts.load(request.tenant, request.connection_id)
+                    if context.grant is None or context.connection.follow_up is not FollowUp.LOOKING_UP:
+                        choosing = context.connection.follow_up is FollowUp.CHOOSING
+                        return GrantResult(generation=context.connection.generation, choice_pending=choosing)
+                    return await self._look_up(request, context, context.grant)
             except Failure as failure:
                 return failed_grant_result(failure)
 

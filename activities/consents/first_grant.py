@@ -15,6 +15,7 @@ from activities.grants.token_request import TokenRequest
 from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.journal_replay import JournaledReply
+from activities.support.bounded_tries import internal_after_last_try
 from activities.support.connection_records import denied_source, end_consent, record_grant
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import failed_grant_result, heartbeating
@@ -156,7 +157,8 @@ class FirstGrantActivities(ABC):
         """Returns what the store holds afterwards. Raises what Temporal tries again."""
         async with heartbeating():
             try:
-                return await self._send_and_install(request)
+                with internal_after_last_try():
+                    return await self._send_and_install(request)
             except Failure as failure:
                 if may_be_sent_later(failure) and activity.info().attempt < _MAX_TRIES:
                     raise

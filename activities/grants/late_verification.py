@@ -13,6 +13,7 @@ from activities.grants.token_request import RefreshTokenRequest
 from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.journal_replay import JournaledReply
+from activities.support.bounded_tries import internal_after_last_try
 from activities.support.connection_records import record_grant
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import failed_grant_result, heartbeating
@@ -42,7 +43,8 @@ class LateTokenActivities:
         """Return what the store holds. A failure of kind ReconnectNeeded: the tokens are invalid."""
         async with heartbeating():
             try:
-                result = await self._verify(request)
+                with internal_after_last_try():
+                    result = await self._verify(request)
                 return result if _is_undecided(result) else await self._with_next(request, result)
             except Failure as failure:
                 if failure.code is ErrorCode.OUTCOME_UNKNOWN:

@@ -13,6 +13,7 @@ from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.attempt_tracker import open_attempt
 from activities.single_use.circuit_breakers import CircuitBreakers
 from activities.single_use.journal_replay import JournaledReply
+from activities.support.bounded_tries import internal_after_last_try
 from activities.support.connection_records import record_unsent
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import earlier_now, failed_grant_result, heartbeating
@@ -45,7 +46,8 @@ class RefreshActivities:
         """
         async with heartbeating():
             try:
-                return await self._refresh(request)
+                with internal_after_last_try():
+                    return await self._refresh(request)
             except Failure as failure:
                 if failure.code is ErrorCode.OUTCOME_UNKNOWN:
                     return await self._give_up(request)

@@ -1,13 +1,12 @@
 """Revocation: the store first, then the provider, then `revoked` (RFC 7009)."""
 
-import logging
-
 from temporalio import activity
 
 from activities.grants import GrantServices
 from activities.grants.candidates import record_accepted_secret, try_each_secret
 from activities.grants.provider_revocation import all_slots, context_for_tokens, revoke_at_provider
 from activities.single_use.attempt_tracker import open_attempt
+from activities.support.bounded_tries import as_failure, report_internal
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import RETRIED_BY_TEMPORAL, heartbeating
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
@@ -19,9 +18,6 @@ from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
-
-log = logging.getLogger("evergrant.activities")
 
 _RETRY_AFTER_S = 3.0
 _BEST_FIRST = (
@@ -67,13 +63,11 @@ class RevocationActivities:
                     return RevocationResult(revocation=outcome)
                 # a staged definition isn't relied on: the wrong endpoint may confirm, too
                 outcome = await self._revoke(request, context.without_staged_definition())
-            except Failure as failure:
+            except Exception as error:
+                failure = as_failure(error)
+                if failure.code is ErrorCode.INTERNAL:  # at once: its workflow retries ever more slowly
+                    report_internal(failure)
                 return await self._record_failure(request, failure)
-            except Exception as unexpected:
-                # its text may quote a secret; as a failure it is retried ever more slowly
-                what = f"revoke_grant: {type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
-                log_event(log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what, object=request.connection_id)
-                return await self._record_failure(request, Failure(ErrorCode.INTERNAL))
             return await commit_with_retries(
                 self._store, lambda tx: self._finish(tx, request, outcome, connection.generation)
             )

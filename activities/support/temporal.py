@@ -6,7 +6,6 @@ libraries, so neither is passed on.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
@@ -16,15 +15,19 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
+from activities.support.bounded_tries import (
+    as_failure,
+    has_last_result,
+    is_last_try,
+    last_result,
+    report_internal,
+)
 from evergrant_server.core.clock import Clock, clock_correction
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, RetryAdvice
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import Message
 from evergrant_server.core.single_use.attempt import Attempt
-from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
-
-log = logging.getLogger("evergrant.activities")
 
 # Raised: Temporal runs the activity again. Other failures are results, so that the workflow can
 # still handle its next event.
@@ -65,14 +68,13 @@ class _FailureMapper(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         try:
             return await self.next.execute_activity(input)
-        except Failure as failure:
-            error = to_application_error(failure)
-        except Exception as unexpected:
-            # the message may quote a secret: only the type and the place are kept
-            what = f"{input.fn.__name__}: {type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
-            log_event(log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what)
-            error = ApplicationError(f"unexpected {type(unexpected).__name__}", type=ErrorCode.INTERNAL)
-        raise error from None
+        except Exception as error:
+            failure = as_failure(error)
+        if failure.code is ErrorCode.INTERNAL or is_last_try(failure):
+            report_internal(failure)
+        if has_last_result(failure):
+            return last_result()
+        raise to_application_error(failure) from None
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """Transactions that must commit, and the rows that most of them write."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import TypeVar
@@ -13,10 +14,15 @@ from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.core.messages.export import ExportCall
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
+from evergrant_server.telemetry.logs import LogEvent, log_event
+
+log = logging.getLogger("evergrant.activities")
 
 T = TypeVar("T")
 
-_MAX_WAIT_S = 5.0
+_FIRST_WAIT_S, _MAX_WAIT_S = 0.05, 5.0
+_MAX_CONFLICTS = 10  # in a row: about 16 seconds. A race ends by the second or third
+_LOG_EVERY = 10  # tries while the store is unavailable: under a minute
 
 
 async def commit_with_retries(
@@ -24,11 +30,12 @@ async def commit_with_retries(
 ) -> T:
     """Run `work` in a write transaction until it commits.
 
-    After a conflict `work` reads the rows again. An unavailable store is waited for: the reply in
-    hand can't be requested twice. `keys` were unwrapped before it came, so that an unavailable
-    key service is not waited for.
+    After a conflict `work` reads the rows again; raises Failure INTERNAL once the store has refused it
+    ten times in a row, for then no other change is the cause. A reply in hand stays in the journal. An
+    unavailable store is waited for: that reply can't be requested twice. `keys` were unwrapped before it
+    came, so that an unavailable key service is not waited for.
     """
-    wait = 0.05
+    wait, conflicts, tries = _FIRST_WAIT_S, 0, 0
     while True:
         try:
             async with store.write(keys) as tx:
@@ -36,6 +43,13 @@ async def commit_with_retries(
         except Failure as failure:
             if failure.code not in (ErrorCode.STORE_CONFLICT, ErrorCode.STORE_UNAVAILABLE):
                 raise
+            tries += 1
+            conflicts = conflicts + 1 if failure.code is ErrorCode.STORE_CONFLICT else 0
+            if conflicts >= _MAX_CONFLICTS:
+                what = f"the store refuses the change each time: {failure.detail}"
+                raise Failure(ErrorCode.INTERNAL, what) from None
+            if tries % _LOG_EVERY == 0:
+                log_event(log, logging.WARNING, LogEvent.COMMIT_WAITS, failure.detail, code=failure.code)
         await asyncio.sleep(wait)
         wait = min(wait * 2, _MAX_WAIT_S)
 

@@ -28,8 +28,10 @@ class LogEvent(StrEnum):
 
     ACTIVITY_FAILED = "activity failed"
     CALLBACK_REFUSED = "callback refused"
+    COMMIT_WAITS = "commit waits"
     DISCOVERY_FAILED = "discovery failed"
     ENSURE_FRESH_FAILED = "ensure_fresh failed"
+    FOREIGN_WORKFLOW = "foreign workflow"
     HISTORY_UNREADABLE = "history unreadable"
     JOURNAL_FAILED = "journal failed"
     JOURNAL_REPLAYED = "journal replayed"

@@ -14,9 +14,10 @@ from opentelemetry import metrics
 
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.telemetry.traces import otlp_enabled, resource
+from evergrant_server.telemetry.traces import ERROR_TYPE, otlp_enabled, resource
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+ACTIVITY = "evergrant.activity"
 OUTCOME = "evergrant.outcome"
 PROVIDER = "evergrant.provider"
 UNKNOWN_PROVIDER = "unknown"  # the lease was refused before its provider was known
@@ -58,6 +59,16 @@ REVOCATIONS = _meter.create_counter(
 )
 CALLBACKS_REFUSED = _meter.create_counter(
     "evergrant.callback.refused.count", "{callback}", "callbacks of browsers that were refused"
+)
+REVOCATION_AGE = _meter.create_gauge(
+    "evergrant.revocation.oldest_age",
+    "s",
+    "age of the oldest revocation that the provider hasn't confirmed; 0 when there is none",
+)
+_unexpected = _meter.create_counter(
+    "evergrant.activity.unexpected",
+    "{failure}",
+    "tries of an activity that ended with an exception that the code doesn't expect, or an unreadable row",
 )
 DELIVERIES = _meter.create_counter(
     "evergrant.webhook.delivery.count", "{delivery}", "attempts to deliver an event to a webhook"
@@ -129,6 +140,11 @@ async def measure_refresh(provider: str, refresh: Awaitable[GrantResult]) -> Gra
         attributes = {PROVIDER: provider, OUTCOME: str(outcome)}
         _refreshes.add(1, attributes)
         _refresh_time.record(time.perf_counter() - began, attributes)
+
+
+def count_unexpected(activity: str, error: str) -> None:
+    """Count a try of this activity; `error` is the name of the exception's class, or a failure's code."""
+    _unexpected.add(1, {ACTIVITY: activity, ERROR_TYPE: error})
 
 
 def count_double_send(outcome: str) -> None:

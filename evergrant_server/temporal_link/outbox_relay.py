@@ -29,6 +29,7 @@ _BATCH = 50
 _FIRST_RETRY = timedelta(seconds=1)
 _LONGEST_RETRY = timedelta(minutes=5)
 _REPORT_INTERVAL_S = 5.0
+_REVOCATIONS_INTERVAL_S = 60.0
 
 
 class OutboxRelay:
@@ -50,6 +51,7 @@ class OutboxRelay:
         self._name = f"relay-{secrets.token_hex(4)}"
         self._notified = asyncio.Event()
         self._reported_at = -_REPORT_INTERVAL_S
+        self._revocations_reported_at = -_REVOCATIONS_INTERVAL_S
 
     def notify(self) -> None:
         """Wake the relay after a message was committed, instead of at its next interval."""
@@ -72,12 +74,24 @@ class OutboxRelay:
         if now_s < self._reported_at + _REPORT_INTERVAL_S:
             return
         self._reported_at = now_s
+        await self._report_revocations(now_s)
         now = self._clock.now()
         with suppress(Failure):  # the next round logs that the store is unavailable
             async with self._store.read() as tx:
                 depth, oldest = await tx.outbox.depth(now), await tx.outbox.oldest_undelivered_at()
             metrics.OUTBOX_DEPTH.set(depth)
             metrics.OUTBOX_AGE.set((now - oldest).total_seconds() if oldest else 0)
+
+    async def _report_revocations(self, now_s: float) -> None:
+        """Set the metric of the oldest revocation, once a minute: it reads every live connection."""
+        if now_s < self._revocations_reported_at + _REVOCATIONS_INTERVAL_S:
+            return
+        self._revocations_reported_at, now = now_s, self._clock.now()
+        with suppress(Failure):
+            async with self._store.read() as tx:
+                oldest = await tx.connections.revoking_since_before(now, 1)
+            age = (now - oldest[0].since).total_seconds() if oldest else 0
+            metrics.REVOCATION_AGE.set(max(age, 0))
 
     async def deliver_batch(self) -> int:
         """Claim and deliver a batch of messages. Returns how many were claimed."""
@@ -131,11 +145,23 @@ class OutboxRelay:
     async def _dispatch(self, message: OutboxMessage) -> None:
         match message.kind:
             case OutboxKind.SIGNAL:
+                await self._require_connection_workflow(message.target)
                 await self._link.signal(message.target, message.name, message.payload)
             case OutboxKind.EXPORT_HISTORY:
                 await self._export_history(message)
             case kind:
                 await self._link.start(start_requests.from_outbox(kind, message.payload))
+
+    async def _require_connection_workflow(self, target: str) -> None:
+        """Raises WorkflowNotRunning when a workflow of another type runs under a connection's id.
+
+        Temporal would take the signal and that workflow would drop it: the message would be lost.
+        """
+        if CONNECTION_WORKFLOW_ID.match(target) is None:
+            return
+        newest = await self._link.newest_run(target)
+        if newest is not None and newest.is_foreign:
+            raise WorkflowNotRunning
 
     async def _export_history(self, message: OutboxMessage) -> None:
         """Store a closed run's history, with an audit record."""

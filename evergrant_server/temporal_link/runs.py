@@ -65,6 +65,12 @@ class NewestRun:
     run_id: str
     running: bool
     state: str | None
+    workflow_type: str = WorkflowName.CONNECTION
+
+    @property
+    def is_foreign(self) -> bool:
+        """True for an open run of another type: it handles none of a connection's messages."""
+        return self.running and self.workflow_type != WorkflowName.CONNECTION
 
 
 class WorkflowRuns:
@@ -96,7 +102,12 @@ class WorkflowRuns:
         found = await self._describe_newest(workflow)
         if found is None:
             return None
-        return NewestRun(found.run_id, found.close_time is None, _state_attribute(found))
+        return NewestRun(found.run_id, found.close_time is None, _state_attribute(found), found.workflow_type)
+
+    async def terminate_run(self, workflow: str, run_id: str, reason: str) -> None:
+        """Terminate this run and no other. Raises WorkflowNotRunning as well."""
+        handle = self._client.get_workflow_handle(workflow, run_id=run_id)
+        await call_temporal(handle.terminate(reason=reason, rpc_timeout=timedelta(seconds=10)))
 
     async def is_idle(self, workflow: str) -> bool:
         """True while the newest run is open and has neither an activity nor a workflow task pending."""

@@ -5,16 +5,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
+from evergrant_server import audit
 from evergrant_server.cli.doctor import COMMAND, CheckFailed, compare_clocks
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
 from evergrant_server.settings import Settings
-from evergrant_server.store import Store
+from evergrant_server.store import Store, Transaction
+from evergrant_server.store.connections.connections import PendingRevocation
 from evergrant_server.store.database import schema
 from evergrant_server.store.store import database_time, unwrap_newest_tenant_key
 
 CERTIFICATE_WARNING = timedelta(days=30)
+REVOCATION_AGE_LIMIT = timedelta(minutes=10)  # a provider that answers confirms within seconds
+_MOST_NAMED = 5
 OUTBOX_AGE_LIMIT = timedelta(minutes=1)  # no relay is delivering a message that waits longer
 
 
@@ -77,6 +82,32 @@ async def outbox(settings: Settings) -> str:
             f"{COMMAND} worker    # and see the checks of Temporal",
         )
     return f"{depth} waiting, the oldest for {max(age.total_seconds(), 0):.0f} s"
+
+
+async def revocations(settings: Settings) -> str:
+    """Find connections whose provider hasn't confirmed the revocation for too long: tokens may be valid."""
+    now = SystemClock().now()
+    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+        old = await tx.connections.revoking_since_before(now - REVOCATION_AGE_LIMIT, _MOST_NAMED + 1)
+        named = [
+            f"{it.id} (tenant {it.tenant}, integration {it.integration}) since {it.since:%Y-%m-%d %H:%M}"
+            f" UTC, last failure {await _last_failure(tx, it)}"
+            for it in old[:_MOST_NAMED]
+        ]
+    minutes = REVOCATION_AGE_LIMIT.total_seconds() / 60
+    if not old:
+        return f"no connection is revoking for longer than {minutes:.0f} minutes"
+    more = "; and more" if len(old) > _MOST_NAMED else ""
+    raise CheckFailed(
+        f"revoking for longer than {minutes:.0f} minutes: {'; '.join(named)}{more}",
+        f"Repair what the failure names (docs/errors.md); where there is none: {COMMAND} reconcile",
+    )
+
+
+async def _last_failure(tx: Transaction, it: PendingRevocation) -> str:
+    record = await audit.newest_record(tx, it.tenant, it.id, AuditAction.REVOCATION_FAILED)
+    tried = record is not None and record.at >= it.since
+    return str(record.detail.get("reason")) if record is not None and tried else "none recorded"
 
 
 async def certificates(settings: Settings) -> str:

@@ -24,6 +24,7 @@ CHECKS: dict[str, Check] = {
     "migrations": database.migrations,
     "keys of the database": database.keys_open,
     "outbox": database.outbox,
+    "revocations": database.revocations,
     "client certificates": database.certificates,
     "clock, database": database.clock,
     "temporal": temporal.reachable,

@@ -1,8 +1,9 @@
 """Rows of connections. A change names the revision that was read."""
 
 from datetime import datetime
+from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, and_, exists, or_
+from sqlalchemy import ColumnElement, and_, exists, or_, select, text
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -12,14 +13,24 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
 from evergrant_server.store.connections.tables import (
     FINAL_STATES,
+    LIVE_CONDITION,
     ConnectionGrantRow,
     ConnectionRow,
     LateTokensRow,
     UsageRow,
 )
-from evergrant_server.store.database.rows import ModelRepository, find_one
+from evergrant_server.store.database.rows import ModelRepository, fetch_all, find_one
 
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
+
+
+class PendingRevocation(NamedTuple):
+    """A connection that is revoking since then."""
+
+    tenant: Tenant
+    id: ConnectionId
+    integration: str
+    since: datetime
 
 
 class Connections(ModelRepository[Connection, ConnectionId]):
@@ -108,6 +119,20 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         return await self._page(
             self._where(col(ConnectionRow.state).not_in(FINAL_STATES)), "id", after, limit
         )
+
+    async def revoking_since_before(self, moment: datetime, limit: int) -> list[PendingRevocation]:
+        """Connections of every tenant whose revocation began before then and hasn't ended, oldest first.
+
+        Reads four columns, so that a row that can't be read as a whole is found too.
+        """
+        row = ConnectionRow
+        query = (
+            select(col(row.tenant), col(row.id), col(row.integration), col(row.changed_at).label("since"))
+            .where(col(row.state) == LifecycleState.REVOKING.value, text(LIVE_CONDITION))
+            .where(col(row.changed_at) < moment)
+            .order_by(col(row.changed_at), col(row.id))
+        )
+        return [PendingRevocation(**it) for it in await fetch_all(self._connection, query.limit(limit))]
 
     async def leased_generation(self, tenant: Tenant, id: ConnectionId) -> int:
         """The newest generation that was leased, 0 when none was: the schedule refreshes ahead by it.

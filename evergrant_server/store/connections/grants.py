@@ -35,6 +35,7 @@ from evergrant_server.store.database.rows import (
     fetch_first,
     find_one,
     insert,
+    read_model,
 )
 from evergrant_server.store.sealing import SealedRepository
 
@@ -103,7 +104,9 @@ class Grants(SealedRepository):
         row = await find_one(
             self._connection, ConnectionGrantRow, tenant=tenant, connection_id=connection_id, slot=slot
         )
-        return None if row is None else Grant.model_validate({**row, "metadata": row["facts"]})
+        if row is None:
+            return None
+        return read_model(Grant, ConnectionGrantRow, {**row, "metadata": row["facts"]})
 
     async def install(
         self, after: Connection, tokens: TokenSet, grant: Grant, *, origin: Origin, expected: int

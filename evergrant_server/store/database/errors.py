@@ -13,6 +13,8 @@ from evergrant_server.core.errors import ErrorCode, Failure
 _RETRY_AFTER = 1.0  # seconds
 _CONFLICT_STATES = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
 _SCHEMA_STATES = frozenset({"42P01", "42703"})  # undefined_table, undefined_column
+# not_null_violation, check_violation: no other change causes them, and no further try ends them
+_NEVER_STORED = frozenset({"23502", "23514", "SQLITE_CONSTRAINT_NOTNULL", "SQLITE_CONSTRAINT_CHECK"})
 # what an operator can act on, by SQLSTATE or SQLite's error name
 _NAMED = {
     "28P01": "it refused the user or the password",
@@ -60,6 +62,9 @@ def _failure_of(error: SQLAlchemyError) -> Failure:
         return Failure(ErrorCode.INTERNAL, f"A statement failed: {type(error).__name__}.")
     state = str(getattr(error.orig, "sqlstate", None) or "")
     text = str(error.orig).lower()
+    rule = state or str(getattr(error.orig, "sqlite_errorname", ""))
+    if rule in _NEVER_STORED:
+        return Failure(ErrorCode.INTERNAL, f"The database refuses a row of this code ({rule}).")
     if isinstance(error, IntegrityError) or state in _CONFLICT_STATES:
         return Failure(ErrorCode.STORE_CONFLICT, "Another change came first; nothing was written.")
     if state in _SCHEMA_STATES or any(words in text for words in _SCHEMA_WORDS):

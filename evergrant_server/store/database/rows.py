@@ -4,7 +4,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Generic, NoReturn, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from sqlalchemy import (
     ColumnElement,
     Executable,
@@ -37,6 +37,23 @@ def column_values(model: BaseModel, **more: Any) -> Values:
     """The columns of a value of core: enums as their text, everything else as it is."""
     plain = {name: it.value if isinstance(it, StrEnum) else it for name, it in model.model_dump().items()}
     return {**plain, **more}
+
+
+def read_model(model: type[Model], table: type[Row], row: Values) -> Model:
+    """The row as a value of core.
+
+    Raises Failure INTERNAL that names the row and its unreadable fields: a newer version wrote it, or a
+    hand. No value of the row is quoted.
+    """
+    try:
+        return model.model_validate(row)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        fields = ", ".join(sorted({str(it["loc"][0]) for it in found if it["loc"]})) or "its fields together"
+        name = row.get("id") or row.get("connection_id") or f"tenant {row.get('tenant')}"
+        table_name = table_of(table).name
+    what = f"the row of {name} in {table_name} can't be read: {fields}"
+    raise Failure(ErrorCode.INTERNAL, what, error="ValidationError", table=table_name)
 
 
 async def insert(connection: DatabaseConnection, table: type[Row], values: Values) -> bool:
@@ -181,14 +198,15 @@ class ModelRepository(Repository, Generic[Model, Id]):
     async def _one(self, **equal: Any) -> Model | None:
         """The one row with these columns, or None."""
         row = await find_one(self._connection, self._table, **equal)
-        return None if row is None else self._model.model_validate(row)
+        return None if row is None else read_model(self._model, self._table, row)
 
     def _where(self, *conditions: ColumnElement[bool], **equal: Any) -> Select[Any]:
         """Rows for which all of this holds."""
         return select(self._table).where(columns_equal(self._table, **equal), *conditions)
 
     async def _all(self, query: Executable) -> list[Model]:
-        return [self._model.model_validate(row) for row in await fetch_all(self._connection, query)]
+        rows = await fetch_all(self._connection, query)
+        return [read_model(self._model, self._table, row) for row in rows]
 
     async def _first(self, query: Select[Any]) -> Model | None:
         found = await self._all(query.limit(1))

@@ -14,7 +14,7 @@ from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.store import Store
 from evergrant_server.store.outbox import Outbox, OutboxRow
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
-from evergrant_server.temporal_link.runs import WorkflowNotRunning
+from evergrant_server.temporal_link.runs import NewestRun, WorkflowNotRunning
 from tests.conformance.store.samples import a_message
 from tests.fakes.clock import SetClock
 from tests.fakes.patience import PATIENCE_S
@@ -42,11 +42,25 @@ class Trouble:
             raise self._at_signal or WorkflowNotRunning
         self.signalled.append(target)
 
+    async def newest_run(self, workflow: str) -> NewestRun | None:
+        return NewestRun("run", True, None)
+
     async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
         if self._revives is not None:
             return self._revives
         assert self._at_revival is not None
         raise self._at_revival
+
+
+class Foreign(Trouble):
+    """A workflow of another type runs under the id of BAD, until the connection's own is started."""
+
+    async def newest_run(self, workflow: str) -> NewestRun | None:
+        return NewestRun("run", True, None) if self._missed else NewestRun("run", True, None, "Another")
+
+    async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
+        self._missed = True
+        return await super().start_workflow(tenant, connection_id)
 
 
 async def put(store: Store, clock: SetClock, target: str) -> None:
@@ -91,6 +105,22 @@ async def test_a_signal_is_sent_again_after_its_workflow_was_started(store: Stor
     async with store.read() as tx:
         assert await tx.outbox.targets_with_undelivered([BAD]) == set()
     assert trouble.signalled == [BAD]
+
+
+@pytest.mark.parametrize(("lives", "told"), [(True, [BAD]), (False, [])])
+async def test_a_signal_is_not_given_to_another_type_of_workflow(
+    store: Store, clock: SetClock, lives: bool, told: list[str]
+):
+    trouble = Foreign(revives=lives)
+    await put(store, clock, BAD)
+    relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
+    await relay.deliver_batch()
+    assert trouble.signalled == []
+    clock.advance(2)
+    await relay.deliver_batch()
+    assert trouble.signalled == told
+    async with store.read() as tx:
+        assert await tx.outbox.targets_with_undelivered([BAD]) == set()
 
 
 async def test_a_signal_to_a_connection_that_has_ended_is_dropped(store: Store, clock: SetClock):

@@ -1,0 +1,94 @@
+"""Bounds what an activity tries again, so that its workflow can take its next event: a revocation may wait.
+
+Temporal repeats an activity that raises, and the workflow handles one event at a time. An exception that
+the code doesn't expect, and a change that the store refuses each time, would be repeated for ever. After
+the last try they are a result with the failure `internal`: the workflow tries again by its own schedule,
+and does what is more urgent before. Each is logged and counted (ADR 0029).
+"""
+
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from temporalio import activity
+
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.activities import GrantResult, RevocationResult
+from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
+
+log = logging.getLogger("evergrant.activities")
+
+# Of a connection's activities. One and two seconds apart; a conflict that is a race ends by the second try.
+_MAX_TRIES = {ErrorCode.INTERNAL: 3, ErrorCode.STORE_CONFLICT: 10}
+
+_INTERNAL_GRANT = GrantResult(failure=ErrorCode.INTERNAL)
+# What each activity of a connection answers after its last try. None: its workflow needs no answer.
+_LAST_RESULTS: dict[str, GrantResult | RevocationResult | None] = {
+    ActivityName.EXCHANGE_CODE: _INTERNAL_GRANT,
+    ActivityName.REQUEST_CLIENT_GRANT: _INTERNAL_GRANT,
+    ActivityName.POLL_DEVICE_TOKEN: _INTERNAL_GRANT,
+    ActivityName.REFRESH_GRANT: _INTERNAL_GRANT,
+    ActivityName.VERIFY_LATE_TOKENS: _INTERNAL_GRANT,
+    ActivityName.LOOK_UP_ACCOUNTS: _INTERNAL_GRANT,
+    ActivityName.REVOKE_GRANT: RevocationResult(failure=ErrorCode.INTERNAL),
+    ActivityName.BEGIN_REVOCATION: None,  # the provider comes next, and then the store says `revoked`
+    ActivityName.ANNOUNCE_EXPIRY: None,
+    ActivityName.END_CONSENT: None,  # the recurring pass starts a run for what the store says
+    ActivityName.EXPORT_RUN_HISTORY: None,  # the recurring pass requests it
+}
+
+
+@contextmanager
+def internal_after_last_try() -> Generator[None]:
+    """In this block the last try of an unexpected exception raises Failure INTERNAL, to be recorded.
+
+    So does a change that the store refuses each time. Earlier tries raise what they met.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = as_failure(error)
+        if failure.code is ErrorCode.INTERNAL and (isinstance(error, Failure) or is_last_try(failure)):
+            report_internal(failure)
+            raise failure from None
+        if failure.code is ErrorCode.STORE_CONFLICT and is_last_try(failure):
+            refused = Failure(ErrorCode.INTERNAL, f"the store refuses the change each time: {failure.detail}")
+            report_internal(refused)
+            raise refused from None
+        raise
+
+
+def as_failure(error: Exception) -> Failure:
+    """The failure; INTERNAL with type and place for any other exception, whose text may quote a secret."""
+    if isinstance(error, Failure):
+        return error
+    name, frames = type(error).__name__, stack_frames(error)
+    place = frames[-1] if frames else "an unknown place"
+    return Failure(ErrorCode.INTERNAL, f"unexpected {name}", error=name, place=place)
+
+
+def is_last_try(failure: Failure) -> bool:
+    limit = _MAX_TRIES.get(failure.code)
+    return limit is not None and activity.info().attempt >= limit
+
+
+def has_last_result(failure: Failure) -> bool:
+    """True when the activity answers with `last_result` instead of raising this failure."""
+    return is_last_try(failure) and activity.info().activity_type in _LAST_RESULTS
+
+
+def last_result() -> GrantResult | RevocationResult | None:
+    return _LAST_RESULTS[activity.info().activity_type]
+
+
+def report_internal(failure: Failure) -> None:
+    """Log and count a failure that only the code can explain."""
+    info = activity.info()
+    place = failure.context.get("place")
+    what = f"{info.activity_type}: {failure.detail}" + (f" at {place}" if place else "")
+    log_event(
+        log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what, code=failure.code, object=info.workflow_id or ""
+    )
+    metrics.count_unexpected(info.activity_type, failure.context.get("error", failure.code.value))
