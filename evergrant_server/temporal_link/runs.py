@@ -139,7 +139,9 @@ class WorkflowRuns:
         return (await call_temporal(handle.describe())).close_time is not None
 
     async def _describe_newest(self, workflow: str) -> WorkflowExecutionDescription | None:
-        return await find_in_temporal(self._client.get_workflow_handle(workflow).describe())
+        return await find_in_temporal(
+            self._client.get_workflow_handle(workflow).describe(rpc_timeout=timedelta(seconds=10))
+        )
 
     async def _list_workflows(self, query: str) -> list[WorkflowExecution]:
         async def all_runs() -> list[WorkflowExecution]:
