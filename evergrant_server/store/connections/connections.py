@@ -19,6 +19,7 @@ from evergrant_server.store.connections.tables import (
     LateTokensRow,
     UsageRow,
 )
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import ModelRepository, fetch_all, find_one
 
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
@@ -125,12 +126,12 @@ class Connections(ModelRepository[Connection, ConnectionId]):
 
         Reads four columns, so that a row that can't be read as a whole is found too.
         """
-        row = ConnectionRow
+        row = table_of(ConnectionRow).c
         query = (
-            select(col(row.tenant), col(row.id), col(row.integration), col(row.changed_at).label("since"))
-            .where(col(row.state) == LifecycleState.REVOKING.value, text(LIVE_CONDITION))
-            .where(col(row.changed_at) < moment)
-            .order_by(col(row.changed_at), col(row.id))
+            select(row.tenant, row.id, row.integration, row.changed_at.label("since"))
+            .where(row.state == LifecycleState.REVOKING.value, text(LIVE_CONDITION))
+            .where(row.changed_at < moment)
+            .order_by(row.changed_at, row.id)
         )
         return [PendingRevocation(**it) for it in await fetch_all(self._connection, query.limit(limit))]
 
