@@ -191,9 +191,10 @@ async def test_a_connection_whose_family_the_real_server_has_killed_counts_as_lo
     async with running_authorization_server(tmp_path, "--grace", "0") as server:
         await server.register(REDIRECT)
         client = Client(server)
-        first = (await client.tokens())["refresh_token"]
-        newest = (await client.refresh(first)).json()["refresh_token"]
-        assert (await client.refresh(first)).status_code == 400
+        first = await client.refresh_token()
+        use = {"grant_type": "refresh_token", "refresh_token": first}
+        newest = (await client.token_request(**use)).json()["refresh_token"]
+        assert (await client.token_request(**use)).status_code == 400
         real, after = RealServer(server), Aftermath()
         await judge_real(real, [FinalState(_active(), None, newest, None, ())], after)
         await client.http.aclose()

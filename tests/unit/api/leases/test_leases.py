@@ -144,4 +144,6 @@ async def test_one_who_waits_gets_a_typed_answer_when_time_is_up(api: Api):
     began = asyncio.get_running_loop().time()
     answer = await api.lease(key)
     assert (answer.status_code, answer.json()["code"]) == (503, "refresh_pending")
-    assert 2.5 < asyncio.get_running_loop().time() - began < 5
+    assert 2.5 < asyncio.get_running_loop().time() - began < 3 + 6, (
+        "the wait, and what a lease may take beside it"
+    )
