@@ -11,7 +11,7 @@ from activities.support.provider_context import ProviderContext
 from activities.support.temporal import RETRIED_BY_TEMPORAL, heartbeating
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import BeginRevocation, RevocationResult, RevokeGrant
 from evergrant_server.core.messages.names import ActivityName
@@ -25,7 +25,8 @@ _BEST_FIRST = (
     RevocationOutcome.ACCESS_TOKEN_ONLY,
     RevocationOutcome.NOT_SUPPORTED,
 )
-_RESTORED_REASON = "requested before, and the store came from an older backup"
+# The store lost the request to an older backup, or refused it when it was made.
+_REPEATED_REASON = "requested before, and the store does not say so"
 
 
 class RevocationActivities:
@@ -39,21 +40,14 @@ class RevocationActivities:
     @activity.defn(name=ActivityName.BEGIN_REVOCATION)
     async def record_revocation_request(self, request: BeginRevocation) -> None:
         """Write `revoking`, unless the API already has."""
-
-        async def begin(tx: Transaction) -> None:
-            now = self._clock.now()
-            current = await load_connection(tx, request)
-            if current.state is LifecycleState.REVOKING or current.state.is_final:
-                return
-            revoking = current.revocation_requested(request.reason, now)
-            await tx.connections.replace(revoking, expected=current.revision)
-            await append_audit(tx, request, AuditAction.REVOCATION_REQUESTED, now, reason=request.reason)
-
-        await commit_with_retries(self._store, begin)
+        await commit_with_retries(self._store, lambda tx: self._write_revoking(tx, request, request.reason))
 
     @activity.defn(name=ActivityName.REVOKE_GRANT)
     async def revoke_grant(self, request: RevokeGrant) -> RevocationResult:
-        """Revoke at the provider. Without a confirmation the result is a failure, never a success."""
+        """Revoke at the provider. Without a confirmation the result is a failure, never a success.
+
+        Nothing is sent before the store says `revoking`, from when on no token is leased.
+        """
         async with heartbeating():
             try:
                 context = await self._services.contexts.load(request.tenant, request.connection_id)
@@ -61,6 +55,10 @@ class RevocationActivities:
                 if connection.state.is_final:
                     outcome = connection.revocation or RevocationOutcome.NOTHING_HELD
                     return RevocationResult(revocation=outcome)
+                if connection.state is not LifecycleState.REVOKING:
+                    await commit_with_retries(
+                        self._store, lambda tx: self._write_revoking(tx, request, _REPEATED_REASON)
+                    )
                 # a staged definition isn't relied on: the wrong endpoint may confirm, too
                 outcome = await self._revoke(request, context.without_staged_definition())
             except Exception as error:
@@ -131,6 +129,19 @@ class RevocationActivities:
         await commit_with_retries(self._store, record)
         return result
 
+    async def _write_revoking(
+        self, tx: Transaction, request: BeginRevocation | RevokeGrant, reason: str
+    ) -> Connection:
+        """The connection as it is then; one that is already being revoked, or has ended, is unchanged."""
+        current = await load_connection(tx, request)
+        if current.state is LifecycleState.REVOKING or current.state.is_final:
+            return current
+        now = self._clock.now()
+        revoking = current.revocation_requested(reason, now)
+        await tx.connections.replace(revoking, expected=current.revision)
+        await append_audit(tx, request, AuditAction.REVOCATION_REQUESTED, now, reason=reason)
+        return revoking
+
     async def _finish(
         self, tx: Transaction, request: RevokeGrant, outcome: RevocationOutcome, generation: int
     ) -> RevocationResult:
@@ -141,12 +152,11 @@ class RevocationActivities:
             return RevocationResult(revocation=current.revocation)
         if current.generation != generation:  # a journaled reply was counted as lost, and was installed
             return RevocationResult(failure=ErrorCode.REFRESH_PENDING, retry_after=_RETRY_AFTER_S)
+        revoking = await self._write_revoking(tx, request, _REPEATED_REASON)
         attempt = await open_attempt(tx, current)
         if attempt is not None:
             await tx.attempts.close(attempt, AttemptOutcome.SUPERSEDED, now)
-        under_way = current.state is LifecycleState.REVOKING
-        revoking = current if under_way else current.revocation_requested(_RESTORED_REASON, now)
-        await tx.connections.replace(revoking.revocation_ended(outcome, now), expected=current.revision)
+        await tx.connections.replace(revoking.revocation_ended(outcome, now), expected=revoking.revision)
         destroyed = await tx.grants.shred(request.tenant, request.connection_id)
         detail = {"how": outcome, "keys_destroyed": destroyed}
         lost = attempt or await tx.attempts.unread_at_generation(

@@ -33,7 +33,7 @@ _LAST_RESULTS: dict[str, GrantResult | RevocationResult | None] = {
     ActivityName.VERIFY_LATE_TOKENS: _INTERNAL_GRANT,
     ActivityName.LOOK_UP_ACCOUNTS: _INTERNAL_GRANT,
     ActivityName.REVOKE_GRANT: RevocationResult(failure=ErrorCode.INTERNAL),
-    ActivityName.BEGIN_REVOCATION: None,  # the provider comes next, and then the store says `revoked`
+    ActivityName.BEGIN_REVOCATION: None,  # `revoke_grant` writes it before anything is sent
     ActivityName.ANNOUNCE_EXPIRY: None,
     ActivityName.END_CONSENT: None,  # the recurring pass starts a run for what the store says
     ActivityName.EXPORT_RUN_HISTORY: None,  # the recurring pass requests it

@@ -19,6 +19,7 @@ from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import ASKED, STRICT, TENANT, Installation
 from tests.fakes.providers.scripted_provider import Answer, error, ok, status
 from tests.faults.integrations.test_secret_rotation import rotate
+from tests.faults.support.activities import Activities
 
 UNSUPPORTED = error("unsupported_token_type")
 REFRESH, ACCESS = "refresh_token", "access_token"
@@ -123,6 +124,16 @@ async def test_a_restored_store_does_not_stop_a_revocation(place: Installation):
         await tx.connections.replace(active, expected=(await place.row(connection)).revision)
     ended = await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
     assert ended.revocation is RevocationOutcome.CONFIRMED
+
+
+async def test_no_token_is_leased_while_the_provider_is_asked(place: Installation):
+    """The store could not take the request when it was made: its workflow goes on to the provider."""
+    connection = await place.connect(STRICT)
+    place.idp.script(status(503), at="revoke")
+    result = await Activities(place).revoke(connection)
+    assert result.failure is ErrorCode.PROVIDER_ERROR
+    assert (await place.row(connection)).state is LifecycleState.REVOKING
+    assert len(await place.audited(connection, AuditAction.REVOCATION_REQUESTED)) == 1
 
 
 async def test_the_api_shows_since_when_a_revocation_fails_and_why(place: Installation):
