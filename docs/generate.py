@@ -49,12 +49,21 @@ WHEN = {
     AuditAction.EXPORT_DELETED: "the sealed lines of an export were deleted",
     AuditAction.CONSENT_STARTED: "the subject continued from the connect page to the provider",
     AuditAction.CONSENT_GRANTED: "the provider redirected the subject back with a code",
+    AuditAction.CONSENT_RETURNED: "the provider redirected the browser back; the app has to confirm the subject",
+    AuditAction.CONSENT_CONFIRMED: "the app confirmed the subject from its own session",
+    AuditAction.CONSENT_UNCONFIRMED: "the app did not confirm in time; the code was destroyed",
+    AuditAction.SUBJECT_MISMATCH: "the app named another subject, or its verifier was wrong; the code was "
+    "destroyed",
     AuditAction.CONSENT_DENIED: "the subject or the provider denied the consent",
     AuditAction.CONSENT_EXPIRED: "the subject did not finish the consent before its deadline",
     AuditAction.CONSENT_FAILED: "a code arrived, but its exchange led to no grant",
     AuditAction.CALLBACK_REFUSED: "a callback with a consent's state was refused; others are only counted",
     AuditAction.GRANT_INSTALLED: "the first grant of a consent was stored",
     AuditAction.GRANT_REFRESHED: "a refresh replaced the grant",
+    AuditAction.GRANT_REPLACED: "a new consent replaced the grant; says what happens to the old one",
+    AuditAction.REPLACED_GRANT_REVOKED: "the provider confirmed the revocation of a replaced grant",
+    AuditAction.ACCOUNT_MISMATCH: "a consent was given with another account; its tokens were not installed",
+    AuditAction.ACCOUNT_SHARED: "one account is connected under two subjects",
     AuditAction.REFRESH_FAILED: "a refresh failed",
     AuditAction.NEEDS_REAUTH: "the grant is lost; the subject has to consent again",
     AuditAction.CONNECTION_FAILING: "refreshes keep failing; the repairer should act",
@@ -105,6 +114,7 @@ WHEN = {
     AuditAction.WEBHOOK_DISABLED: "a webhook's endpoint answered 410, or failed for too long; names which",
     AuditAction.WEBHOOK_TESTED: "an admin sent a ping to a webhook",
     AuditAction.DELIVERY_REPLAYED: "an admin replayed a delivery",
+    AuditAction.AUTHORITY_BROKEN: "a row that says who may do what was not written by Evergrant; refused",
 }
 
 

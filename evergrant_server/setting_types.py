@@ -69,14 +69,15 @@ def check_public_url(text: str) -> None:
     url = urlsplit(text)
     if url.scheme not in ("http", "https") or not url.hostname or url.path or url.query or url.fragment:
         raise ValueError("EVERGRANT_PUBLIC_URL must be https://host[:port], without a path")
-    if url.scheme == "http" and not _is_loopback(url.hostname):
+    if url.scheme == "http" and not is_loopback(url.hostname):
         raise ValueError(
             "EVERGRANT_PUBLIC_URL may be http only on a loopback address; "
             f"use https://{url.netloc} and end TLS in front of the API"
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """True for a host that only this machine reaches."""
     if host == "localhost":
         return True
     try:

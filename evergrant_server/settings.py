@@ -114,6 +114,9 @@ class Settings(BaseSettings):
     allow_tokens_in_browser: bool = False
     """Allows the flow `implicit`, which passes the access token through the subject's browser (RFC 9700
     section 2.1.2 advises against it)."""
+    allow_unbound_consent: bool = False
+    """Allows the binding `none`: whoever opens a connect link connects their own account. `dev` on a loopback
+    address sets it."""
     four_eyes: bool = False
     """The app that proposed a provider's definition can't approve it: another app must."""
     log_level: LogLevel = "INFO"

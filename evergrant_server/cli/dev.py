@@ -13,6 +13,7 @@ import sys
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -21,6 +22,7 @@ from evergrant_server.cli.doctor.temporal import temporal_program
 from evergrant_server.cli.process import WORKER_STOP_LIMIT_S, ChildProcess, keep_running
 from evergrant_server.cli.serve import require_free_port, settings_environment
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store.database import schema
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
@@ -59,7 +61,9 @@ def _prepare_data_dir(settings: Settings) -> Settings:
     if not settings.key_path.exists():
         operate.create_keys(settings)
     _require_free_ports(settings)
-    return settings.model_copy(update={"temporal_address": f"127.0.0.1:{settings.temporal_port}"})
+    unbound = settings.allow_unbound_consent or is_loopback(urlsplit(settings.public_url).hostname or "")
+    here = {"temporal_address": f"127.0.0.1:{settings.temporal_port}", "allow_unbound_consent": unbound}
+    return settings.model_copy(update=here)
 
 
 def _require_free_ports(settings: Settings) -> None:

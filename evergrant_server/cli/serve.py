@@ -27,6 +27,7 @@ _PASSED_TO_CHILDREN = (
     "temporal_address",
     "temporal_namespace",
     "temporal_task_queue",
+    "allow_unbound_consent",
     "log_level",
     "log_format",
 )

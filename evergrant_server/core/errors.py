@@ -53,6 +53,10 @@ class ErrorCode(StrEnum):
     CALLBACK_INVALID = "callback_invalid"
     CHOICE_REQUIRED = "choice_required"
     ID_TOKEN_REFUSED = "id_token_refused"
+    CONFIRM_REQUIRED = "confirm_required"
+    CONFIRM_EXPIRED = "confirm_expired"
+    SUBJECT_MISMATCH = "subject_mismatch"
+    ACCOUNT_MISMATCH = "account_mismatch"
 
     CLIENT_REJECTED = "client_rejected"
     REPLY_UNREADABLE = "reply_unreadable"
@@ -75,6 +79,7 @@ class ErrorCode(StrEnum):
     STORE_BEHIND = "store_behind"
     KEY_UNAVAILABLE = "key_unavailable"
     SEAL_BROKEN = "seal_broken"
+    AUTHORITY_BROKEN = "authority_broken"
     AUDIT_UNAVAILABLE = "audit_unavailable"
     JOURNAL_UNAVAILABLE = "journal_unavailable"
     TEMPORAL_UNAVAILABLE = "temporal_unavailable"
@@ -89,6 +94,7 @@ class ErrorCode(StrEnum):
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     BODY_TOO_LARGE = "body_too_large"
     SIGNATURE_NEEDED = "signature_needed"
+    BINDING_REQUIRED = "binding_required"
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,22 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Open the connect link again. Where the provider never repeats the nonce, its definition has to say "
         "id_token_nonce: false.",
     ),
+    ErrorCode.CONFIRM_REQUIRED: _reconnect(
+        "The consent has come back from the provider, and its app has not confirmed the subject yet.",
+        "Finish in the app where you began. If the app doesn't confirm in time, open the connect link again.",
+    ),
+    ErrorCode.CONFIRM_EXPIRED: _reconnect(
+        "The app did not confirm the subject in time, and nothing was exchanged.",
+        "Open the connect link again: it works until it expires.",
+    ),
+    ErrorCode.SUBJECT_MISMATCH: _reconnect(
+        "The person who consented is not the one for whom the connection was requested; nothing was stored.",
+        "Start again in the app, logged in as the subject, with a new link.",
+    ),
+    ErrorCode.ACCOUNT_MISMATCH: _reconnect(
+        "The consent was given with another account than the connection's; the old grant stays.",
+        "Open a new link, and choose the same account as before.",
+    ),
     ErrorCode.CLIENT_REJECTED: _client(
         "The provider refused our client id, secret, redirect URI or request.",
         "Correct the integration's client id and secret, or its registration at the provider.",
@@ -224,6 +246,11 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Restore the named row from a backup.",
         status=500,
     ),
+    ErrorCode.AUTHORITY_BROKEN: _platform(
+        "A row that says who may do what was not written by Evergrant.",
+        "Find all such rows: python -m evergrant_server authority verify.",
+        status=500,
+    ),
     ErrorCode.AUDIT_UNAVAILABLE: _platform(
         "The audit record could not be committed, so no token was leased.", "Check the store."
     ),
@@ -257,6 +284,10 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Each request with this connection's token is signed, so there is no token to lease.",
         "Have requests signed: POST /v1/connections/{id}/signatures.",
         status=409,
+    ),
+    ErrorCode.BINDING_REQUIRED: _caller(
+        "This consent can't be bound to its subject as the integration demands.",
+        "Use another flow or binding; EVERGRANT_ALLOW_UNBOUND_CONSENT allows the binding none.",
     ),
 }
 

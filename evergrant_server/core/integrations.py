@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.ids import FrozenModel, IntegrationId, TenantRow
 
 
@@ -87,6 +88,7 @@ class Integration(TenantRow):
     client_auth: str | None = None  # overrides the provider's own
     default_scopes: tuple[str, ...] = ()
     scope_ceiling: tuple[str, ...] | None = None  # None: no ceiling of its own
+    binding: Binding = Binding.APP  # of new consents
     refresh: RefreshRules = RefreshRules()
     refresh_overrides: dict[str, Any] | None = None  # the admin's part of it; None: of before it was kept
     state: IntegrationState = IntegrationState.READY

@@ -69,6 +69,7 @@ async def configure(admin: EvergrantApi, server: AuthorizationServer, suffix: st
         "client_id": server.client_id,
         "client_secret": server.client_secret,
         "default_scopes": ["read"],
+        "binding": "none",  # the demo has no web app whose session would say who consents
         "refresh": {"rotation": "grace", "grace_s": GRACE_S},
     }
     made = await admin.put(f"/v1/integrations/{integration}", body)

@@ -90,7 +90,7 @@ class World:
 
     async def integration(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         """Once its metadata has been read, and once we are registered if that was asked for."""
-        await self.admin.put(f"/v1/integrations/{name}", body)
+        await self.admin.put(f"/v1/integrations/{name}", {"binding": "none", **body})
 
         async def ready() -> dict[str, Any] | None:
             found = await self.admin.get(f"/v1/integrations/{name}")

@@ -315,6 +315,7 @@ async def running_api(
         public_url=public_url,
         tenant=TENANT,
         lease_wait=timedelta(seconds=lease_wait),
+        allow_unbound_consent=True,
     )
     ring = KeyRing.open(key_file, Role.API)
     store = await Store.open(url, ring, clock)

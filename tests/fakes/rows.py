@@ -31,6 +31,7 @@ def an_integration(tenant: Tenant, at: datetime, /, **changes: Any) -> Integrati
         "provider": "generic",
         "client_id": "client-1",
         "default_scopes": ("read",),
+        "binding": "none",
         "created_at": at,
         "changed_at": at,
         **changes,

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 
 from evergrant_server.api.http.models import (
     Body,
+    Challenge,
     Label,
     Resource,
     ReturnTo,
@@ -58,7 +59,8 @@ class ConnectionBody(Body):
     `subject_token`; `api_key` and `basic` need the `credential`. `choice` is the account to use when
     the grant reaches several. `slot_scopes` are the scopes of further tokens that the same consent
     brings, by the name of their token slot (at Slack `user`): each becomes a connection of its own,
-    with that name as its label.
+    with that name as its label. `challenge` is the S256 hash (RFC 7636 section 4.2) of a verifier that
+    the app keeps in the subject's session: the confirmation of the consent then needs the verifier.
     """
 
     integration: Slug
@@ -75,6 +77,7 @@ class ConnectionBody(Body):
     choice: AccountChoice | None = None
     slot_scopes: SlotScopes | None = None
     return_to: ReturnTo | None = None
+    challenge: Challenge | None = None
 
     @property
     def target(self) -> TokenTarget:
@@ -95,6 +98,7 @@ class ReauthorizeBody(Body):
     scopes: Scopes | None = None
     slot_scopes: SlotScopes | None = None
     return_to: ReturnTo | None = None
+    challenge: Challenge | None = None
 
 
 class RevokeBody(Body):

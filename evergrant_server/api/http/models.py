@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from fastapi import Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
+from evergrant_server.core.connections.binding import is_challenge
 from evergrant_server.core.ids import is_slug
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable_text
@@ -53,6 +54,12 @@ def _return_to(value: str) -> str:
     url = urlsplit(absolute_url(value))
     if url.scheme != "https" and not (url.scheme == "http" and url.hostname in _LOOPBACK):
         raise ValueError("use https")
+    return value
+
+
+def _challenge(value: str) -> str:
+    if not is_challenge(value):
+        raise ValueError("use a SHA-256 hash in base64url without padding")
     return value
 
 
@@ -117,6 +124,7 @@ Subject = Annotated[
 ]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_printable)]
 ReturnTo = Annotated[str, Field(max_length=2000), AfterValidator(_return_to)]
+Challenge = Annotated[str, AfterValidator(_challenge)]
 Resource = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_resource)]
 Text = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
 

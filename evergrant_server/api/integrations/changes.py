@@ -5,10 +5,12 @@ The endpoints that secrets are sent to never change while connections are live.
 
 from datetime import datetime, timedelta
 
+from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.integrations.models import IntegrationBody, RotateSecretBody
+from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
-from evergrant_server.core.errors import Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.messages.base import RequestContext
@@ -21,6 +23,7 @@ from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
 from providers.definition.templates import definition_endpoints
 
+UNBOUND_SETTING = "EVERGRANT_ALLOW_UNBOUND_CONSENT"
 _PAGE_ROWS = 200
 _AUTH_WITHOUT_SECRET = (ClientAuth.NONE, ClientAuth.PRIVATE_KEY_JWT, *MUTUAL_TLS)
 _NO_CERTIFICATE = "A client certificate is needed to present."
@@ -147,7 +150,16 @@ async def retry_failing_connections(
 def _with_body(
     spec: ProviderSpec, body: IntegrationBody, integration: Integration, now: datetime
 ) -> Integration:
-    names = {"issuer", "params", "client_auth", "registration", "dpop", "default_scopes", "scope_ceiling"}
+    names = {
+        "issuer",
+        "params",
+        "client_auth",
+        "registration",
+        "dpop",
+        "default_scopes",
+        "scope_ceiling",
+        "binding",
+    }
     overrides = body.refresh.model_dump(mode="json", exclude_none=True)
     update = body.model_dump(include=names) | {"refresh_overrides": overrides, "changed_at": now}
     if body.registration is RegistrationMethod.METADATA_DOCUMENT:
@@ -183,6 +195,15 @@ def check_body(spec: ProviderSpec, body: IntegrationBody) -> None:
         _require_nonempty(body.client_secret)
     if scopes_above(body.default_scopes, body.scope_ceiling):
         raise invalid_request("default_scopes", "A default scope is above the ceiling.")
+
+
+def require_binding_allowed(binding: Binding, api: ApiContext) -> None:
+    """Raise Failure INVALID_REQUEST for a binding that is not offered, or that the operator doesn't allow."""
+    if binding is Binding.OIDC:
+        raise invalid_request("binding", "The binding oidc is not offered yet.")
+    if binding is Binding.NONE and not api.settings.allow_unbound_consent:
+        detail = f"The binding none is off: {UNBOUND_SETTING} allows consents of whoever opens a link."
+        raise Failure(ErrorCode.INVALID_REQUEST, detail, field="binding", setting=UNBOUND_SETTING)
 
 
 def client_key_of(body: IntegrationBody) -> ClientKey | None:

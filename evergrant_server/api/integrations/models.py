@@ -16,6 +16,7 @@ from evergrant_server.api.http.models import (
     _printable,
 )
 from evergrant_server.core.clock import MAX_LIFETIME
+from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.integrations import IntegrationState, RefreshRules, RegistrationMethod, Rotation
 
 
@@ -48,7 +49,8 @@ class IntegrationBody(Body):
 
     Instead of a client id, `registration` has a worker register the client at the issuer: `dynamic`
     (RFC 7591, with `initial_access_token` if the issuer needs one) or `metadata_document`. `dpop`
-    turns DPoP (RFC 9449) on or off; the default is the provider's definition.
+    turns DPoP (RFC 9449) on or off; the default is the provider's definition. `binding` says how it is
+    checked that the person who consents is the subject.
     """
 
     provider: Slug
@@ -77,6 +79,7 @@ class IntegrationBody(Body):
     default_scopes: Scopes = ()
     scope_ceiling: Scopes | None = None
     dpop: bool | None = None
+    binding: Binding = Binding.APP
     refresh: RefreshRulesBody = RefreshRulesBody()
 
 
@@ -106,6 +109,7 @@ class IntegrationView(View):
     client_auth: str | None
     default_scopes: tuple[str, ...]
     scope_ceiling: tuple[str, ...] | None
+    binding: Binding
     refresh: RefreshRules
     dpop: bool | None
     state: IntegrationState

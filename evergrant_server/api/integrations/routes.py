@@ -18,6 +18,7 @@ from evergrant_server.api.integrations.changes import (
     client_certificate_of,
     client_key_of,
     new_integration,
+    require_binding_allowed,
     retry_failing_connections,
 )
 from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
@@ -58,6 +59,7 @@ async def put_integration(
     """Create or change an integration. Waits for a worker if the endpoints are discovered."""
     call.require_permit(Action.ADMIN, integration=name)
     api, now = call.api, call.now
+    require_binding_allowed(body.binding, api)
     key, certificate = client_key_of(body), client_certificate_of(body, now)
     async with api.store.write() as tx:
         spec = await spec_by_name(tx, api.registry, call.tenant, body.provider)

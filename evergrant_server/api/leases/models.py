@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 from evergrant_server.api.http.models import (
     MAX_INTEGER,
     Body,
+    Challenge,
     Label,
     Scopes,
     Slug,
@@ -51,9 +52,12 @@ class TokenBody(Body):
 
 
 class LeaseBody(TokenBody):
+    """`challenge` is that of the connect link, should the subject have to consent."""
+
     integration: Slug
     subject: Subject
     label: Label = "default"
+    challenge: Challenge | None = None
 
 
 class ProofBody(Body):

@@ -11,9 +11,10 @@ from typing import Any, cast
 
 from pydantic import Field
 
+from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, TenantRow, new_id
+from evergrant_server.core.ids import AppId, ConnectionId, ConsentId, IntegrationId, TenantRow, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.secret import SealableModel, Secret
 
@@ -33,6 +34,7 @@ def hash_state(state: Secret) -> str:
 class ConsentStatus(StrEnum):
     OPEN = "open"  # the link exists and has not been followed
     STARTED = "started"  # a browser is bound, a state and a verifier exist
+    CONFIRMING = "confirming"  # the app has to confirm the subject by `confirm_by`
     CODE_RECEIVED = "code_received"  # the callback came; the code waits for the worker
     DONE = "done"  # exchanged
     DENIED = "denied"
@@ -73,6 +75,12 @@ class Consent(TenantRow):
     failure: str | None = None  # a Code
     facts: dict[str, str] = Field(default_factory=dict)  # the callback's parameters beside the code, checked
     granted_scopes: tuple[str, ...] | None = None  # where the callback says which
+    binding: Binding = Binding.NONE  # the integration's when the consent was requested
+    app_id: AppId | None = None  # the app that requested it
+    challenge: str | None = None  # S256 of a verifier that the app keeps in the subject's session
+    confirm_hash: str | None = None  # of the confirm code that the browser took to the app
+    confirm_by: datetime | None = None
+    confirmed_at: datetime | None = None
     created_at: datetime
     expires_at: datetime
     by: str

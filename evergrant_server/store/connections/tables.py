@@ -88,6 +88,7 @@ class ConsentRow(columns.IdTable, table=True):
         columns.connection_foreign_key(),
         Index(None, "link_hash", unique=True),
         Index(None, "state_hash", unique=True),
+        Index(None, "confirm_hash", unique=True),
         Index(None, "tenant", "connection_id"),
     )
     connection_id: str
@@ -107,6 +108,12 @@ class ConsentRow(columns.IdTable, table=True):
     failure: str | None = None
     facts: dict[str, Any] = columns.json()
     granted_scopes: list[str] | None = columns.json()
+    binding: str
+    app_id: str | None = None
+    challenge: str | None = None
+    confirm_hash: str | None = None
+    confirm_by: datetime | None = columns.timestamp()
+    confirmed_at: datetime | None = columns.timestamp()
     created_at: datetime = columns.timestamp()
     expires_at: datetime = columns.timestamp()
     by: str

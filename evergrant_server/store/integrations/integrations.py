@@ -28,6 +28,7 @@ class IntegrationRow(columns.IdTable, table=True):
     client_auth: str | None = None
     default_scopes: list[str] = columns.json()
     scope_ceiling: list[str] | None = columns.json()
+    binding: str
     refresh: dict[str, Any] = columns.json()
     refresh_overrides: dict[str, Any] | None = columns.json()
     state: str

@@ -27,7 +27,8 @@ class Site:
 
     def own(self, service: str) -> dict[str, str]:
         """The data folder that the image gives a service, which no setting of the file names."""
-        return {"EVERGRANT_DATA_DIR": str(self.folder / f"data-{service}")}
+        folder = str(self.folder / f"data-{service}")
+        return {"EVERGRANT_DATA_DIR": folder, "EVERGRANT_ALLOW_UNBOUND_CONSENT": "true"}
 
 
 @asynccontextmanager
@@ -103,7 +104,7 @@ async def _api(place: Site, stack: AsyncExitStack) -> Running:
 async def _lease(place: Site, idp: ScriptedProvider, admin_key: str, stack: AsyncExitStack) -> None:
     """Integration, consent and lease, as an admin and a subject would."""
     api = await stack.enter_async_context(EvergrantApi(f"http://127.0.0.1:{place.port}", admin_key))
-    await api.put("/v1/integrations/crm", at(idp))
+    await api.put("/v1/integrations/crm", at(idp, binding="none"))
     await eventually(lambda: api.get("/v1/integrations/crm"), lambda it: it["state"] == "ready")
     await api.put("/v1/apps/report", {})
     permit = {"integration": "crm", "subjects": ["alice"], "actions": ["token", "connect"]}

@@ -57,6 +57,7 @@ class Callbacks(World):
             "provider": document["name"],
             "client_id": self.idp.client_id,
             "client_secret": self.idp.client_secret,
+            "binding": "none",
             **(client or {}),
         }
         given = {field: value for field, value in body.items() if value is not None}

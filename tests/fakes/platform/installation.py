@@ -290,6 +290,7 @@ async def prepared(
     Its schedules begin nothing by themselves, unless `more` says so: tests count what was started.
     """
     more.setdefault("reconcile_interval", timedelta(days=365))
+    more.setdefault("allow_unbound_consent", True)
     more.setdefault("introspection_interval", timedelta(days=24 * 365))
     settings = load_settings(
         data_dir=data_dir,

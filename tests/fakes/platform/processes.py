@@ -61,6 +61,7 @@ class RunningPlatform:
                 "client_id": idp.client_id,
                 "client_secret": idp.client_secret,
                 "default_scopes": ["read"],
+                "binding": "none",
             }
             await _done(admin.put(f"/v1/integrations/{name}", json=body))
 
@@ -133,6 +134,7 @@ async def running_platform(
         "EVERGRANT_TEMPORAL_TASK_QUEUE": f"evergrant-{port}",
         "EVERGRANT_EGRESS_ALLOW": ",".join(allow),
         "EVERGRANT_RELAY_INTERVAL": "PT0.2S",
+        "EVERGRANT_ALLOW_UNBOUND_CONSENT": "true",
     }
     clean = {
         name: value for name, value in os.environ.items() if not name.startswith(("EVERGRANT_", "OTEL_"))

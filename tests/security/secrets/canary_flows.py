@@ -235,7 +235,7 @@ class OtherLives:
             },
         }
         for name, body in bodies.items():
-            answer = await admin.put(f"/v1/integrations/{name}", json=body)
+            answer = await admin.put(f"/v1/integrations/{name}", json=body | {"binding": "none"})
             assert answer.is_success, answer.text
 
     async def _begun(self, app: httpx2.AsyncClient, integration: str, **more: str) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class RealServer:
             "client_id": self._server.client_id,
             "client_secret": self._server.client_secret,
             "default_scopes": ["read"],
+            "binding": "none",
             "refresh": {"rotation": "grace", "grace_s": _GRACE_S},
         }
         async with platform.client() as admin:

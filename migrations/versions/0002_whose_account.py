@@ -1,0 +1,29 @@
+"""Whose account: bindings of consents."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    _bindings()
+
+
+def downgrade() -> None:
+    """Refuse: going back means restoring a backup."""
+    raise RuntimeError("restore a backup of the earlier schema")
+
+
+def _bindings() -> None:
+    """Integrations of before bind their consents from now on; consents that are under way stay unbound."""
+    op.add_column("integration", sa.Column("binding", sa.String(), nullable=False, server_default="app"))
+    op.add_column("consent", sa.Column("binding", sa.String(), nullable=False, server_default="none"))
+    for name in ("app_id", "challenge", "confirm_hash"):
+        op.add_column("consent", sa.Column(name, sa.String(), nullable=True))
+    for name in ("confirm_by", "confirmed_at"):
+        op.add_column("consent", sa.Column(name, sa.DateTime(timezone=True), nullable=True))
+    op.create_index("ix_consent_confirm_hash", "consent", ["confirm_hash"], unique=True)
