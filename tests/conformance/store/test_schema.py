@@ -4,14 +4,20 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, inspect, text
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, insert, inspect, text
 
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store
+from evergrant_server.store.connections.tables import ConnectionRow, ConsentRow
 from evergrant_server.store.database import schema
-from evergrant_server.store.database.columns import METADATA
+from evergrant_server.store.database.columns import METADATA, table_of
 from evergrant_server.store.database.engine import open_database
+from evergrant_server.store.database.rows import column_values
+from evergrant_server.store.integrations.integrations import IntegrationRow
+from tests.conformance.store.samples import GITHUB, a_connection, a_consent
 from tests.fakes.clock import SetClock
 from tests.fakes.failures import fails
 
@@ -23,6 +29,39 @@ async def test_upgrades_at_once_bring_an_empty_database_to_head_and_a_later_one_
     await asyncio.gather(*(schema.upgrade(empty_url) for _ in range(3)))
     await schema.upgrade(empty_url)
     assert await schema.current_version(empty_url) == schema.expected_version()
+
+
+async def test_integrations_of_the_first_schema_bind_from_then_on_and_their_consents_under_way_do_not(
+    empty_url: str,
+):
+    connection = a_connection()
+    old = {
+        IntegrationRow: column_values(GITHUB),
+        ConnectionRow: column_values(connection),
+        ConsentRow: column_values(a_consent(connection)),
+    }
+    new = ("binding", "app_id", "challenge", "confirm_hash", "confirm_by", "confirmed_at")
+    database = open_database(empty_url)
+    async with database.write() as session:
+        await session.run_sync(lambda it: command.upgrade(configuration(it), "0001"))
+        for table, values in old.items():
+            kept = {name: value for name, value in values.items() if name not in new}
+            await session.execute(insert(table_of(table)).values(kept))
+    await schema.upgrade(empty_url)
+    async with database.read() as session:
+        found = [
+            (await session.execute(text(f"SELECT binding FROM {name}"))).scalar_one()
+            for name in ("integration", "consent")
+        ]
+    await database.close()
+    assert found == ["app", "none"]
+
+
+def configuration(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(schema.MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
 
 
 def index_of(described: Any) -> dict[str, Any]:
