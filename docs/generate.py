@@ -49,7 +49,7 @@ WHEN = {
     AuditAction.EXPORT_DELETED: "the sealed lines of an export were deleted",
     AuditAction.CONSENT_STARTED: "the subject continued from the connect page to the provider",
     AuditAction.CONSENT_GRANTED: "the provider redirected the subject back with a code",
-    AuditAction.CONSENT_RETURNED: "the browser came back from the provider; the app has to confirm the subject",
+    AuditAction.CONSENT_RETURNED: "the browser came back from the provider; the app has to confirm who it is",
     AuditAction.CONSENT_CONFIRMED: "the app confirmed the subject from its own session",
     AuditAction.CONSENT_UNCONFIRMED: "the app did not confirm in time; the code was destroyed",
     AuditAction.SUBJECT_MISMATCH: "the app named another subject, or its verifier was wrong; the code was "
