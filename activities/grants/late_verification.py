@@ -12,7 +12,7 @@ from activities.grants.late_tokens import LateReply, awaits_verification
 from activities.grants.token_request import RefreshTokenRequest
 from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import SingleUseAttempt
-from activities.single_use.journal_replay import JournaledReply
+from activities.single_use.journaled_reply import JournaledReply
 from activities.support.bounded_tries import internal_after_last_try
 from activities.support.connection_records import record_grant
 from activities.support.provider_context import ProviderContext

@@ -12,7 +12,7 @@ from activities.grants.token_request import RefreshTokenRequest, TokenRequest, a
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.attempt_tracker import open_attempt
 from activities.single_use.circuit_breakers import CircuitBreakers
-from activities.single_use.journal_replay import JournaledReply
+from activities.single_use.journaled_reply import JournaledReply
 from activities.support.bounded_tries import internal_after_last_try
 from activities.support.connection_records import record_unsent
 from activities.support.provider_context import ProviderContext

@@ -11,7 +11,7 @@ from temporalio import activity
 
 from activities.integrations.registration import ClientRegistrations, RegistrationAttempt, must_register
 from activities.single_use.attempt import SingleUseAttempt
-from activities.single_use.journal_replay import JournaledReply
+from activities.single_use.journaled_reply import JournaledReply
 from activities.support.temporal import heartbeating
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit

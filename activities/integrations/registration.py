@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from activities.single_use.attempt import SendFence
 from activities.single_use.attempt_tracker import AttemptTracker, CriticalSections
 from activities.single_use.intent import end_intent, registration_attempt_id
-from activities.single_use.journal_replay import JournaledReply, write_entry
+from activities.single_use.journaled_reply import JournaledReply, write_reply_to_journal
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -147,7 +147,7 @@ class ClientRegistrations:
                 reply = await send_registration(self._egress, url, metadata, initial, before_send=fence.check)
                 journaled = JournaledReply.for_request(registration, reply, self._clock.now())
                 key = keys.current(KeyPurpose.INTAKE)
-                entry = await write_entry(self._journal, reservation, key, journaled)
+                entry = await write_reply_to_journal(self._journal, reservation, key, journaled)
                 concluded = await conclude(registration, reply, keys)
                 if entry is not None:
                     await self._journal.in_thread(entry.drop)

@@ -1,4 +1,4 @@
-"""Journal replay: replies as the journal keeps them, concluded where the store doesn't have them.
+"""Journal replay: concludes the replies of the journal that the store doesn't have, after a crash or a stop.
 
 Any worker of a host replays its own entries whose commit failed, those of owners that are gone,
 and those that a living owner, stopped or cut off from the store, leaves behind. What can't be
@@ -6,93 +6,34 @@ read is set aside, logged, and tried again: its definition may have been repaire
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.attempt_tracker import CriticalSections
 from activities.single_use.intent import drop_unsent_intent
+from activities.single_use.journaled_reply import REPLY_PURPOSES, JournaledReply
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.base import Message
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
-from evergrant_server.crypto import KeyPurpose, SealingKey
-from evergrant_server.journal import Journal, JournalEntry, JournalReservation
+from evergrant_server.crypto import KeyPurpose
+from evergrant_server.journal import Journal, JournalEntry
 from evergrant_server.journal.entry import RESERVATION_SUFFIX, SET_ASIDE_SUFFIX, read_unsent_header
 from evergrant_server.journal.journal import attempt_id_of
 from evergrant_server.store import Store
 from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
-from providers.responses.raw_reply import RawReply
 
 log = logging.getLogger("evergrant.journal")
-protocol_log = logging.getLogger("evergrant.protocol")
 
-REPLY_PURPOSES = (KeyPurpose.LEASE, KeyPurpose.REFRESH)  # seal a reply, in the journal and in the store
 _SWEEP_INTERVAL = timedelta(seconds=1)
 _RETRY_SET_ASIDE_S = 30.0
 _OVERDUE_S = 2.0  # a commit takes milliseconds; Temporal notices a stopped worker after five seconds
-
-
-@dataclass(frozen=True)
-class JournaledReply:
-    """The raw reply, so that a bug in judging it loses nothing. It may hold tokens: `repr` hides it."""
-
-    request: dict[str, Any] = field(repr=False)  # the activity's input
-    came_at: datetime
-    reply: RawReply
-    provisional: bool = False  # sent with a staged definition: a refusal ends no grant
-
-    @classmethod
-    def for_request(
-        cls, request: Message, reply: RawReply, came_at: datetime, *, provisional: bool = False
-    ) -> "JournaledReply":
-        return cls(request.model_dump(mode="json"), came_at, reply, provisional)
-
-    def pack(self) -> bytes:
-        """One line of JSON, then the body as it came."""
-        header = {
-            "request": self.request,
-            "came_at": self.came_at.isoformat(),
-            "status": self.reply.status,
-            "headers": self.reply.headers,
-            "provisional": self.provisional,
-        }
-        return json.dumps(header).encode() + b"\n" + self.reply.body
-
-    @classmethod
-    def unpack(cls, packed: bytes) -> "JournaledReply":
-        """Raises Failure SEAL_BROKEN for bytes that `pack` didn't write."""
-        first, _, body = packed.partition(b"\n")
-        try:
-            header = json.loads(first)
-            reply = RawReply(header["status"], header["headers"], body)
-            came_at = datetime.fromisoformat(header["came_at"])
-            return cls(header["request"], came_at, reply, header["provisional"])
-        except (ValueError, KeyError, TypeError):
-            raise Failure(ErrorCode.SEAL_BROKEN, "the entry holds no reply") from None
-
-
-async def write_entry(
-    journal: Journal, reservation: JournalReservation, key: SealingKey, journaled: JournaledReply
-) -> JournalEntry | None:
-    """Write a reply to the journal before anything else reads it. None: the disk broke since the
-    reservation, which is logged and doesn't stop the commit."""
-    try:
-        return await journal.in_thread(reservation.write_entry, key, journaled.pack())
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        log_event(
-            protocol_log, logging.ERROR, LogEvent.JOURNAL_FAILED, why, object=reservation.header.attempt_id
-        )
-        return None
 
 
 Replay = Callable[[SingleUseAttempt, JournaledReply], Coroutine[Any, Any, object]]

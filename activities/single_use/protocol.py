@@ -12,7 +12,7 @@ from typing import TypeVar
 from activities.single_use.attempt import OutcomeHandler, SendFence, SingleUseAttempt
 from activities.single_use.attempt_tracker import AttemptTracker, CriticalSections
 from activities.single_use.intent import commit_intent
-from activities.single_use.journal_replay import REPLY_PURPOSES, JournaledReply, write_entry
+from activities.single_use.journaled_reply import REPLY_PURPOSES, JournaledReply, write_reply_to_journal
 from activities.support.temporal import later_now
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
@@ -128,6 +128,7 @@ class SingleUseProtocol:
         sending: Awaitable[RawReply],
         handler: OutcomeHandler[T],
     ) -> T:
+        """The reply is written to the journal before anything reads it; its commit comes last."""
         fence = attempt.fence
         assert fence is not None
         try:
@@ -144,7 +145,7 @@ class SingleUseProtocol:
             now, provisional = self._clock.now(), handler.provisional
             journaled = JournaledReply.for_request(request, reply, now, provisional=provisional)
             key = attempt.keys.current(KeyPurpose.REFRESH)
-            entry = await write_entry(self._journal, fence.reservation, key, journaled)
+            entry = await write_reply_to_journal(self._journal, fence.reservation, key, journaled)
             return await self.conclude(replace(attempt, entry=entry), journaled, handler)
         finally:
             await self._journal.in_thread(fence.reservation.release)

@@ -1,4 +1,4 @@
-"""Typed, prefixed identifiers, and the row that each names.
+"""Typed, prefixed identifiers of rows; those of workflows are in `core.messages.names`.
 
 A prefix says what an id names; a type stops mixing them up.
 """

@@ -203,6 +203,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         raise Failure(ErrorCode.EGRESS_REFUSED, "a unix socket is not a provider")
 
     async def _resolve(self, host: str, port: int) -> list[str]:
+        """The host's addresses. Raises Failure EGRESS_REFUSED if any of them is private (SSRF)."""
         try:
             found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):

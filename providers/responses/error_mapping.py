@@ -1,4 +1,4 @@
-"""Whether a reply is a success, else its failure, sorted by who repairs it. Pure.
+"""Whether a reply is a success, else its failure: consent again, repair the client, or try later. Pure.
 
 Only an error that is known to end a grant does so. Providers invent error names and gateways reply
 in their place; ending a grant for such a reply would send the subject to a new consent because of an

@@ -70,6 +70,7 @@ class LeaseIssuer:
         raise failure
 
     async def _decide(self, call: ApiCall, lease_request: LeaseRequest, *, cached: bool) -> LeaseRow:
+        """Check permit, state, freshness and scopes in this order, then record the lease."""
         row = await self._load_row(call.caller, lease_request, cached=cached)
         if cached and not self._can_serve_cached(row, lease_request):
             raise StaleClaim  # a cached caller starts nothing: no link, no refresh

@@ -11,7 +11,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.attempt_tracker import CriticalSections
-from activities.single_use.journal_replay import JournaledReply
+from activities.single_use.journaled_reply import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection

@@ -29,8 +29,8 @@ return update(table).where(*same, any_revision).values({name: bindparam(name) fo
 
 def without_journal(module: str, tree: ast.Module) -> None:
     """An answer goes straight to the database."""
-    if module == "activities.single_use.journal_replay":
-        _function(tree, "write_entry").body = _body("return None")
+    if module == "activities.single_use.journaled_reply":
+        _function(tree, "write_reply_to_journal").body = _body("return None")
 
 
 def without_waiting(module: str, tree: ast.Module) -> None:

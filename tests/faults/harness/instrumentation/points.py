@@ -37,6 +37,7 @@ PATH = (
     "activities.single_use.circuit_breakers",
     "activities.single_use.intent",
     "activities.single_use.journal_replay",
+    "activities.single_use.journaled_reply",
     "activities.single_use.protocol",
     "activities.support.context_loader",
     "activities.support.temporal",

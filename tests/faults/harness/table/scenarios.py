@@ -76,7 +76,7 @@ def _nonce_wanted(rotation: Rotation) -> tuple[Answer, ...]:
 
 
 SENDING = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
-JOURNALLED = "activities.single_use.journal_replay:write_entry#1"
+JOURNALLED = "activities.single_use.journaled_reply:write_reply_to_journal#1"
 COMMITTED = "activities.support.transactions:commit_with_retries#1.exit"
 LOST_COMMIT = Fault(point=COMMITTED, side=AFTER, kind="lost", answered_by="store")
 READ_TOO_LATE = Fault(point=SENDING, side=AFTER, kind="stop")

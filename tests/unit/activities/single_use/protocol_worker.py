@@ -8,7 +8,7 @@ from pathlib import Path
 
 from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
 from activities.single_use.attempt_tracker import CriticalSections
-from activities.single_use.journal_replay import JournaledReply
+from activities.single_use.journaled_reply import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet

@@ -15,7 +15,7 @@ from activities.single_use import attempt as single_use_attempt
 from activities.single_use import protocol
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.attempt_tracker import CriticalSections
-from activities.single_use.journal_replay import JournaledReply
+from activities.single_use.journaled_reply import JournaledReply
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import seconds_since_boot
