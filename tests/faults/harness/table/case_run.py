@@ -91,6 +91,7 @@ class CaseRun:
         self._names: dict[WorkerHandle, str] = {}
         self._entries: set[tuple[str, float]] = set()
         self._raised: list[str] = []
+        self._again: WorkerHandle | None = None  # the first worker, started again
         self._left_stopped: tuple[WorkerHandle, asyncio.Task[Answer]] | None = None
         self._kept = case.scenario.begins_answered
         self._heard = self._crossed = self._revoked = False
@@ -199,7 +200,7 @@ class CaseRun:
         leaves = await self._hand("zero", scenario.leaves or _LEAVES) if scenario.replayed else None
         if leaves is not None and not scenario.neighbour and not await self._leave_an_answer(leaves):
             return False
-        first = await self._hand("a", *plan)
+        first = self._first = await self._hand("a", *plan)
         if leaves is not None and scenario.neighbour and not await self._leave_an_answer(leaves):
             return False
         other = None if case.layout is Layout.ONE else await self._hand("b")
@@ -222,12 +223,10 @@ class CaseRun:
             self._note(answer, first, first=True)
         if not first.stopped.locked():  # by what it does between two answers
             await self._paused(first, other)
-        if not answer.died and not first.gone.is_set():
-            await self._until_outcome(other or first, answer if other is None else None)
-        else:
+        if answer.died:
             await first.gone.wait()
-            restarted = await self._hand("a2")
-            await self._until_outcome(other or restarted)
+        gone = first.gone.is_set()  # started again, it is asked again
+        await self._until_outcome(other or first, None if other or gone else answer)
         if self._left_stopped is not None:
             self._left_stopped[0].resume()
             await self._left_stopped[1]
@@ -334,8 +333,15 @@ class CaseRun:
                 return
             if answer is not None:
                 await _a_moment(answer)
+            hand = await self._restarted(hand)
             answer = await hand.ask(self._case.scenario.flow, self._order)
             self._note(answer, hand)
+
+    async def _restarted(self, hand: WorkerHandle) -> WorkerHandle:
+        """The first worker is started again once it is gone: its sweep may meet the fault between two answers."""
+        if self._first.gone.is_set() and self._again is None:
+            self._again = await self._hand("a2")
+        return self._again if self._again and hand is self._first else hand
 
     async def _prove(self, connection: Connection) -> GrantResult:
         """The connection works: it can be refreshed once more, by a worker without a fault."""
