@@ -338,7 +338,7 @@ class CaseRun:
             self._note(answer, hand)
 
     async def _restarted(self, hand: WorkerHandle) -> WorkerHandle:
-        """The first worker is started again once it is gone: its sweep may meet the fault between two answers."""
+        """The first worker is started again once it is gone: its sweep may meet the fault by itself."""
         if self._first.gone.is_set() and self._again is None:
             self._again = await self._hand("a2")
         return self._again if self._again and hand is self._first else hand
