@@ -66,7 +66,5 @@ async def write_reply_to_journal(
         return await journal.in_thread(reservation.write_entry, key, journaled.pack())
     except OSError as error:
         why = error.strerror or type(error).__name__
-        log_event(
-            log, logging.ERROR, LogEvent.JOURNAL_FAILED, why, object=reservation.header.attempt_id
-        )
+        log_event(log, logging.ERROR, LogEvent.JOURNAL_FAILED, why, object=reservation.header.attempt_id)
         return None
