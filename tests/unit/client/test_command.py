@@ -160,17 +160,17 @@ def test_connect_waits_for_the_subject(command: Command, evergrant: ScriptedEver
     pending = connection(state="pending_consent", connect_url=LINK)
     evergrant.script("POST /v1/connections", ScriptedResponse(201, pending))
     evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, connection()))
-    connect = ("connections", "connect", "crm", "alice", "--scope", "a", "--scope", "b")
-    ended = command(*connect, "--wait", "20", "-o", "json")
+    connect = ("connect", "crm", "alice", "--scope", "a", "--scope", "b", "--wait", "--timeout")
+    ended = command(*connect, "20", "-o", "json")
     assert (ended.err, json.loads(ended.out)["state"]) == (f"open {LINK}\n", "active")
     assert evergrant.requests[0].body["scopes"] == ["a", "b"]
     evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, pending))
-    late = command(*connect, "--wait", "0.1")
+    late = command(*connect, "0.1")
     assert late.status == 1
     assert "timeout" in late.err
     device = example(DeviceCode, verification_uri="https://e/device", user_code="WDJB-MJHT")
     evergrant.script("POST /v1/connections", ScriptedResponse(201, pending | {"device": device}))
-    assert command(*connect, "--wait", "0.1").err.startswith("open https://e/device and enter WDJB-MJHT\n")
+    assert command(*connect, "0.1").err.startswith("open https://e/device and enter WDJB-MJHT\n")
 
 
 def test_the_catalogue_of_a_checkout_is_checked_by_its_own_server(
@@ -223,6 +223,7 @@ def test_an_unusable_argument_is_one_line(command: Command, arguments: tuple[str
 
 
 APPROVED = {"version": 1, "accept_hosts": False}
+CONFIRM = {"code": "c-1", "subject": "alice"}
 NO = {"version": 1, "reason": "no"}
 ROLL_BACK = {"roll_back": True}
 AT_ONCE = {"overlap": 0}
@@ -244,6 +245,7 @@ CRM, ACME, HOOK, MADE, DELIVERY = (
         ("connections refresh con_1", "POST connections/con_1/refresh", {}, OPENED, LINK),
         ("connections reauthorize con_1", "POST connections/con_1/reauthorize", {}, OPENED, LINK),
         ("connections choose con_1 a", "POST connections/con_1/choose", {"choice": "a"}, OPENED, "alice"),
+        ("connections confirm con_1 c-1 alice", "POST connections/con_1/confirm", CONFIRM, OPENED, "alice"),
         ("connections revoke con_1 --reason x", "POST connections/con_1/revoke", {"reason": "x"}, OPENED, ""),
         ("audit con_1", "GET connections/con_1/audit", None, [audit_record()], "grant.refreshed"),
         ("audit", "GET audit", None, [audit_record()], "grant.refreshed"),

@@ -105,12 +105,13 @@ def test_a_connection_from_consent_to_revocation(
     assert client.connect("crm", "alice").id != second.connection_id
 
 
-def test_a_post_to_the_connect_link_consents(client: Evergrant):
+def test_a_post_to_the_connect_link_leads_to_the_code_to_confirm(client: Evergrant):
     opened = client.connect("crm", "alice")
     assert opened.connect_url is not None
     assert httpx2.get(opened.connect_url).json()["state"] == "pending_consent"
-    httpx2.post(opened.connect_url).raise_for_status()
-    assert client.connection(opened.id).state is State.ACTIVE
+    came = httpx2.post(opened.connect_url).json()
+    assert client.connection(opened.id).state is State.PENDING_CONSENT
+    assert client.confirm(opened.id, came["evergrant_code"], "alice").state is State.ACTIVE
 
 
 def test_outages_and_failures(fake_evergrant: FakeEvergrant, client: Evergrant):

@@ -11,6 +11,7 @@ Temporal's workflow sandbox, where an HTTP library can't.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from evergrant.binding import new_verifier
 from evergrant.errors import (
     BadRequest,
     ClientMisconfigured,
@@ -71,6 +72,7 @@ __all__ = [
     "Signature",
     "State",
     "Unreachable",
+    "new_verifier",
 ]
 
 _CLIENTS = {"Evergrant": "evergrant.sync_client", "AsyncEvergrant": "evergrant.async_client"}

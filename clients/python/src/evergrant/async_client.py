@@ -88,6 +88,15 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
         finally:
             self._cache.invalidate(connection_id)  # also without an answer: the server may have revoked
 
+    async def confirm(
+        self, connection_id: str, code: str, subject: str, verifier: str | None = None
+    ) -> Connection:
+        """See `Evergrant.confirm`."""
+        try:
+            return await self.send(connection_calls.confirm(connection_id, code, subject, verifier))
+        finally:
+            self._cache.invalidate(connection_id)
+
     async def wait_for_consent(
         self,
         connection_id: str,

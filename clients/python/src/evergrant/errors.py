@@ -63,7 +63,7 @@ class ReconnectNeeded(EvergrantError):
 
     @property
     def connect_url(self) -> str | None:
-        """For the subject alone: any person who opens it can consent in their place. Never log it."""
+        """For the subject alone: it shows what is requested, and from whom. Never log it."""
         return self._text("connect_url")
 
 

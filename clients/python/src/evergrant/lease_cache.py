@@ -108,5 +108,5 @@ class LeaseCache:
 
 
 def _key(request: LeaseRequest) -> CacheKey:
-    """All but `min_ttl`, which is compared when the lease is served."""
+    """All but `min_ttl`, which is compared when the lease is served, and `challenge`, which is a link's."""
     return (request.integration, request.subject, request.label, request.scopes)

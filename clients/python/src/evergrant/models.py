@@ -96,8 +96,9 @@ class Signature:
 class ConsentRequired:
     """There is no grant yet: the subject has to open `connect_url`.
 
-    The link is for the subject alone (any person who opens it can consent in their place), so
-    `repr` leaves it out. `expires_at` is when it stops working, None when the server doesn't say.
+    The link ends at a page with the code for `Evergrant.confirm`; a web app uses `connect` with `return_to`
+    instead, or `evergrant.web`. It is for the subject alone, so `repr` leaves it out. It expires at
+    `expires_at`, None when the server doesn't say.
     """
 
     connect_url: str = field(repr=False)

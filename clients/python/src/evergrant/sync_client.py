@@ -105,6 +105,22 @@ class Evergrant(ApiMethods, Transport):
         finally:
             self._cache.invalidate(connection_id)  # also without an answer: the server may have revoked
 
+    def confirm(self, connection_id: str, code: str, subject: str, verifier: str | None = None) -> Connection:
+        """Confirm that the person who finished a consent is `subject`; the code is then exchanged.
+
+        `code` came with the browser to `return_to` (`evergrant_code`, with `connection_id`). `subject` is
+        who is logged in **in that browser's session with your app**, and `verifier` the one that this
+        session keeps: take neither from the query. Waits for the exchange, fifteen seconds at most.
+
+        Raises BadRequest `not_found` for a code that isn't this consent's, ReconnectNeeded
+        `subject_mismatch` for another person (nothing was stored: start again), `confirm_expired` after two
+        minutes (the connect link works again), any other EvergrantError.
+        """
+        try:
+            return self.send(connection_calls.confirm(connection_id, code, subject, verifier))
+        finally:
+            self._cache.invalidate(connection_id)  # a new grant may reach more than the last one
+
     def wait_for_consent(
         self,
         connection_id: str,

@@ -30,6 +30,7 @@ def connect(
     audience: str | None = None,
     choice: str | None = None,
     slot_scopes: Mapping[str, tuple[str, ...]] | None = None,
+    challenge: str | None = None,
 ) -> Call[Connection]:
     """Begin a connection. Where its `flow` needs a consent, the subject gives it at `connect_url`.
 
@@ -37,6 +38,7 @@ def connect(
     like there is no consent, and the connection becomes active by itself. `resources` (RFC 8707) and
     `audience` name what its tokens are for; `choice` the account, where a grant reaches several;
     `slot_scopes` the scopes of further tokens of the same consent, each a connection of its own.
+    `challenge` (of `new_verifier`) binds the consent to the session that keeps its verifier: see `confirm`.
     """
     body = without_none(
         integration=integration,
@@ -49,6 +51,7 @@ def connect(
         audience=audience,
         choice=choice,
         slot_scopes=None if slot_scopes is None else {name: list(of) for name, of in slot_scopes.items()},
+        challenge=challenge,
     )
     return post("/v1/connections", _CONNECTION, body)
 
@@ -90,11 +93,21 @@ def refresh(connection_id: str, *, seen_generation: int | None = None) -> Call[C
 
 
 def reauthorize(
-    connection_id: str, *, scopes: tuple[str, ...] | None = None, return_to: str | None = None
+    connection_id: str,
+    *,
+    scopes: tuple[str, ...] | None = None,
+    return_to: str | None = None,
+    challenge: str | None = None,
 ) -> Call[Connection]:
     """Open a new consent for the same connection. The current grant stays until the subject consents."""
-    body = without_none(scopes=list_or_none(scopes), return_to=return_to)
+    body = without_none(scopes=list_or_none(scopes), return_to=return_to, challenge=challenge)
     return _command(connection_id, "reauthorize", body)
+
+
+def confirm(connection_id: str, code: str, subject: str, verifier: str | None = None) -> Call[Connection]:
+    """Needs no Idempotency-Key: to confirm again gives the same answer."""
+    body = without_none(code=code, subject=subject, verifier=verifier)
+    return Call("POST", path_of("connections", connection_id, "confirm"), _CONNECTION, body=body)
 
 
 def choose(connection_id: str, choice: str) -> Call[Connection]:

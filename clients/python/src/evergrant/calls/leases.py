@@ -25,11 +25,15 @@ FormFields = Mapping[str, str] | Sequence[tuple[str, str]]
 
 
 class LeaseOptions(TypedDict, total=False):
-    """Optional arguments of a lease: the connection's label, the least validity, narrower scopes."""
+    """Optional arguments of a lease: the connection's label, the least validity, narrower scopes.
+
+    `challenge` (of `new_verifier`) is for the link of `ConsentRequired`, if that is the answer.
+    """
 
     label: str
     min_ttl: timedelta | None
     scopes: tuple[str, ...] | None
+    challenge: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class LeaseRequest:
     label: str = "default"
     min_ttl: timedelta | None = None
     scopes: tuple[str, ...] | None = None
+    challenge: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ def lease(request: LeaseRequest) -> Call[LeaseResponse]:
         label=request.label,
         min_ttl=seconds_or_none(request.min_ttl),
         scopes=list_or_none(request.scopes),
+        challenge=request.challenge,
     )
     return Call("POST", "/v1/lease", _parse_lease, body=body)
 

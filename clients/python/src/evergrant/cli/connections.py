@@ -1,10 +1,13 @@
-"""`evergrant connections`: begin, look at, refresh and revoke connections, and sign requests."""
+"""`evergrant connections`: begin, confirm, look at, refresh and revoke connections, and sign requests."""
 
 import sys
 from datetime import timedelta
+from functools import partial
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
+from evergrant.cli.consent import announce, connect_here
 from evergrant.cli.output import (
     DEFAULTS,
     Format,
@@ -72,39 +75,58 @@ def connect(
     resource: tuple[str, ...] = (),
     audience: str | None = None,
     choice: str | None = None,
-    wait: float | None = None,
+    wait: bool = False,
+    timeout: float = 600,
+    open_browser: Annotated[bool, Parameter(name="--open")] = False,
     options: Options = DEFAULTS,
 ) -> None:
     """Begin a connection and print the subject's next step, if there is one.
 
     Args:
+        return_to: A page of your app, which then confirms the consent, and not this command.
         flow: How its tokens are obtained, such as client_credentials; by default as the provider's
             definition says.
         resource: The resource its tokens are for, an absolute URI (RFC 8707).
         audience: The same, for servers that have a parameter of this name instead.
         choice: The account to choose, where the grant reaches several.
-        wait: Seconds to wait for the subject to finish; the link is printed first, on stderr.
+        wait: Print the link on stderr, wait until the subject has finished, and confirm the consent.
+        timeout: Seconds to wait.
+        open_browser: Open the link in this machine's browser.
     """
+
+    limit = timedelta(seconds=timeout)
     with options.client() as client:
-        opened = client.connect(
+        begin = partial(
+            client.connect,
             integration,
             subject,
             label=label,
             scopes=scope or None,
-            return_to=return_to,
             flow=flow,
             resources=resource,
             audience=audience,
             choice=choice,
         )
-        if wait is not None:
-            if opened.device is not None:
-                where = f"open {opened.device.verification_uri} and enter {opened.device.user_code}"
-                print(where, file=sys.stderr, flush=True)
-            elif opened.connect_url is not None:
-                print(f"open {opened.connect_url}", file=sys.stderr, flush=True)
-            opened = client.wait_for_consent(opened.id, timedelta(seconds=wait))
-        _show(opened, options)
+        if wait and return_to is None:
+            found = connect_here(client, begin, limit, in_browser=open_browser)
+        else:
+            found = begin(return_to=return_to)
+            if wait or open_browser:
+                announce(found, in_browser=open_browser)
+            if wait:
+                found = client.wait_for_consent(found.id, limit)
+        _show(found, options)
+
+
+@connections.command
+def confirm(connection_id: str, code: str, subject: str, /, *, options: Options = DEFAULTS) -> None:
+    """Confirm that the person who finished a consent is the subject.
+
+    Args:
+        code: The code that the page at the end shows, where the link has no page to return to.
+    """
+    with options.client() as client:
+        _show(client.confirm(connection_id, code, subject), options)
 
 
 @connections.command

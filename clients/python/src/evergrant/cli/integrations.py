@@ -125,6 +125,7 @@ def put_integration(
     registration: str | None = None,
     issuer: str | None = None,
     dpop: bool | None = None,
+    binding: str | None = None,
     param: tuple[str, ...] = (),
     scope: tuple[str, ...] = (),
     options: Options = DEFAULTS,
@@ -136,6 +137,7 @@ def put_integration(
             secret stays.
         registration: Instead of a client id: dynamic or metadata_document.
         dpop: Have tokens bound to a key (RFC 9449).
+        binding: Who confirms that the subject consented: app (the default), app_first or none.
         param: A parameter of the provider's URLs, as NAME=VALUE.
     """
     members = {
@@ -146,6 +148,7 @@ def put_integration(
         "registration": registration,
         "issuer": issuer,
         "dpop": dpop,
+        "binding": binding,
         "params": dict(_parameter(text) for text in param) or None,
         "default_scopes": list(scope) or None,
     }

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
-from evergrant.cli.connections import connections
+from evergrant.cli.connections import connect, connections
 from evergrant.cli.integrations import integrations, providers
 from evergrant.cli.output import DEFAULTS, Format, Options, lease_row, row_of, show_error, show_one, show_rows
 from evergrant.cli.transfer import export_file, export_key, import_file
@@ -125,6 +125,7 @@ def build_app() -> App:
     app.command(providers)
     app.command(integrations)
     app.command(connections)
+    app.command(connect)
     app.command(token)
     app.command(proof)
     apps = App(name="apps", help="Consumers of Evergrant.")

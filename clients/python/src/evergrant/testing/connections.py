@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta
 from secrets import token_urlsafe
 from threading import Lock
 
+from evergrant.binding import challenge_of
 from evergrant.models import State
 
 LIFETIME = timedelta(hours=1)
 CONSENT_WITHIN = timedelta(hours=1)
+CONFIRM_WITHIN = timedelta(minutes=2)
 
 
 class ManualClock:
@@ -47,13 +49,42 @@ class FakeConnection:
     reason: str | None = None
     link: str = field(default="", repr=False)
     link_expires_at: datetime | None = None
+    return_to: str | None = None
+    challenge: str | None = None
+    code: str = field(default="", repr=False)  # the one to confirm
+    confirm_by: datetime | None = None
+    confirmation: str | None = None
     leases: int = 0  # how many leases were handed out
     refuses_refresh: bool = False
     token_type: str = "Bearer"  # "DPoP": each request needs a proof (RFC 9449)
     events: list[tuple[datetime, str]] = field(default_factory=list[tuple[datetime, str]])
 
+    def come_back(self) -> str:
+        """The subject consents at the provider. Returns the code to confirm, within two minutes."""
+        self.code, self.confirm_by = f"fake-code-{token_urlsafe(16)}", self.now() + CONFIRM_WITHIN
+        self.confirmation = None
+        self._note("consent.returned")
+        return self.code
+
+    def confirm(self, code: str, subject: str, verifier: str | None) -> str:
+        """The app confirms the consent. Returns `confirmed`, or the error code of the refusal."""
+        if self.confirm_by is None or code != self.code:
+            return "not_found"
+        if self.confirmation is None and self.confirm_by <= self.now():
+            return "confirm_expired"
+        if self.confirmation is None:
+            same_session = self.challenge == (None if verifier is None else challenge_of(verifier))
+            self.confirmation = (
+                "confirmed" if same_session and subject == self.subject else "subject_mismatch"
+            )
+            self._note(f"consent.{self.confirmation}")
+            if self.confirmation == "confirmed":
+                self.consent()
+            self.link = ""
+        return self.confirmation
+
     def consent(self) -> None:
-        """The subject consents: the connection has a grant from now on."""
+        """The subject consents and the app confirms: the connection has a grant from now on."""
         self._move(State.ACTIVE, None, "connection.consented")
         self.link, self.link_expires_at = "", None
         self.rotate()
@@ -80,9 +111,10 @@ class FakeConnection:
         self._move(State.REVOKED, "connection_revoked", "connection.revoked")
         self.token, self.expires_at = "", None
 
-    def open_consent(self) -> str:
-        """The connect link, as `reauthorize` returns it."""
-        if not self.link:
+    def open_consent(self, return_to: str | None = None, challenge: str | None = None) -> str:
+        """The connect link, as `reauthorize` returns it. Other arguments than before make a new one."""
+        if not self.link or (return_to, challenge) != (self.return_to, self.challenge):
+            self.return_to, self.challenge = return_to, challenge
             self.link = f"{self.url}/connect/{token_urlsafe(24)}"
             self.link_expires_at = self.now() + CONSENT_WITHIN
         return self.link
@@ -120,7 +152,7 @@ def connection_body(connection: FakeConnection, *, link: bool = False) -> dict[s
     }
     if link:
         body |= {
-            "connect_url": connection.open_consent(),
+            "connect_url": connection.link,
             "connect_expires_at": rfc3339(connection.link_expires_at),
         }
     return body

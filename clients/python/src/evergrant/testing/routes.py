@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from evergrant.models import State
 from evergrant.testing.connections import FakeConnection, connection_body, live_body, rfc3339
@@ -56,7 +57,7 @@ def _lease(fake: "FakeEvergrant", body: Body) -> FakeResponse:
             "ReconnectNeeded",
             "consent_required",
             connection_id=found.id,
-            connect_url=found.open_consent(),
+            connect_url=_link(found, body),
             expires_at=rfc3339(found.link_expires_at),
         )
     return problem(409, "ReconnectNeeded", found.reason or "connection_revoked", connection_id=found.id)
@@ -87,8 +88,20 @@ def _connect(fake: "FakeEvergrant", body: Body) -> FakeResponse:
     found = fake.find(*names)
     if found is None or found.state.final:
         found = fake.pending(names[0], names[1], label=names[2])
+        _link(found, body)
         return FakeResponse(201, connection_body(found, link=True))
-    return FakeResponse(200, connection_body(found, link=found.state is State.PENDING_CONSENT))
+    if waits := found.state in (State.PENDING_CONSENT, State.NEEDS_REAUTH):
+        _link(found, body)
+    return FakeResponse(200, connection_body(found, link=waits))
+
+
+def _link(found: FakeConnection, body: Body) -> str:
+    return found.open_consent(_text_or_none(body, "return_to"), _text_or_none(body, "challenge"))
+
+
+def _text_or_none(body: Body, name: str) -> str | None:
+    value = body.get(name)
+    return value if isinstance(value, str) else None
 
 
 def _one(
@@ -105,7 +118,10 @@ def _one(
             return _refresh(found, body)
         case ("POST", ["proof"]):
             return _proof(found, body)
+        case ("POST", ["confirm"]):
+            return _confirm(found, body)
         case ("POST", ["reauthorize"]):
+            _link(found, body)
             return FakeResponse(200, connection_body(found, link=True))
         case ("POST", ["revoke"]) | ("DELETE", []):
             if not found.state.final:
@@ -113,6 +129,17 @@ def _one(
             return FakeResponse(202, connection_body(found))
         case _:
             return problem(404, "BadRequest", "not_found")
+
+
+def _confirm(found: FakeConnection, body: Body) -> FakeResponse:
+    refused = found.confirm(str(body.get("code")), str(body.get("subject")), _text_or_none(body, "verifier"))
+    match refused:
+        case "confirmed":
+            return FakeResponse(200, connection_body(found))
+        case "not_found":
+            return problem(404, "BadRequest", refused)
+        case _:
+            return problem(409, "ReconnectNeeded", refused, connection_id=found.id)
 
 
 def _refresh(found: FakeConnection, body: Body) -> FakeResponse:
@@ -147,12 +174,19 @@ def _proof(found: FakeConnection, body: Body) -> FakeResponse:
 
 
 def _subject(fake: "FakeEvergrant", method: str, link: str) -> FakeResponse:
-    """The connect link: a GET shows the connection, a POST consents, as the subject's browser would."""
+    """The connect link: a GET shows the connection; a POST consents, as the subject's browser would, and
+    leads to `return_to` with the code to confirm. Without `return_to` the answer has the code.
+    """
     for found in fake.connections.values():
         if found.link.endswith(f"/{link}"):
-            if method == "POST":
-                found.consent()
-            return FakeResponse(200, {"connection_id": found.id, "state": found.state.value})
+            facts: dict[str, object] = {"connection_id": found.id, "state": found.state.value}
+            if method != "POST":
+                return FakeResponse(200, facts)
+            came = {"evergrant_code": found.come_back(), "connection_id": found.id}
+            if found.return_to is None:
+                return FakeResponse(200, facts | came)
+            sep = "&" if "?" in found.return_to else "?"
+            return FakeResponse(303, headers={"location": f"{found.return_to}{sep}{urlencode(came)}"})
     return problem(404, "BadRequest", "not_found")
 
 

@@ -1,0 +1,140 @@
+"""`evergrant connect`: a consent that is bound to the terminal that began it (RFC 8252 section 7.3).
+
+The browser comes back to a listener on this machine, with the code to confirm. Where it can't, because the
+app doesn't list `http://127.0.0.1/` or the browser is on another machine, the code is typed in.
+"""
+
+import os
+import sys
+import webbrowser
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Self
+from urllib.parse import parse_qs, urlsplit
+
+from evergrant.binding import new_verifier
+from evergrant.calls import connections as calls
+from evergrant.cli.output import printable
+from evergrant.errors import BadRequest, EvergrantError
+from evergrant.models import Connection
+from evergrant.retries import Deadline, is_consent_complete
+from evergrant.sync_client import Evergrant
+
+_POLL = timedelta(seconds=2)
+_TRY_AGAIN = frozenset({"not_found", "confirm_expired"})  # this code doesn't count; another one may
+_PAGE = b"<!doctype html><title>Evergrant</title><p>Back to the terminal: it says how this ended."
+
+
+def connect_here(
+    client: Evergrant, begin: Callable[..., Connection], timeout: timedelta, *, in_browser: bool
+) -> Connection:
+    """Begin a consent, wait for its subject, and confirm it. `begin` takes `return_to` and `challenge`.
+
+    Raises ConsentTimeout after `timeout`, ReconnectNeeded when the consent ended otherwise.
+    """
+    verifier, challenge = new_verifier()
+    with ReturnListener() as listener:
+        opened = _begin(partial(begin, challenge=challenge), listener, in_browser)
+        deadline = Deadline(timeout)
+        while True:
+            found = client.send(calls.connection(opened.id), deadline.poll_timeout_s())
+            if is_consent_complete(found, newer_than=0):
+                return found
+            with suppress(Empty):
+                code = listener.codes.get(timeout=deadline.poll_pause_s(_POLL))
+                confirm = partial(client.confirm, opened.id, code, opened.subject, verifier)
+                _confirm(confirm, opened.connect_url, in_browser)
+
+
+def _begin(begin: Callable[..., Connection], listener: "ReturnListener", in_browser: bool) -> Connection:
+    """Begin a consent whose browser comes back to `listener`, or whose code is typed in if it may not."""
+    try:
+        opened, typed = begin(return_to=listener.url), sys.stdin.isatty()  # for a browser elsewhere
+    except BadRequest as refused:
+        if refused.context.get("field") != "return_to":
+            raise
+        opened, typed = begin(), True
+    announce(opened, in_browser=in_browser)
+    if typed and opened.connect_url is not None:
+        listener.read_typed()
+        _say("if the page at the end shows a code, enter it here")
+    return opened
+
+
+def _confirm(confirm: Callable[[], Connection], link: str | None, in_browser: bool) -> None:
+    """A code that doesn't count is no end: another one may come. `app_first` is answered with a link."""
+    try:
+        announce(confirm(), in_browser=in_browser)
+    except EvergrantError as error:
+        if error.code not in _TRY_AGAIN:
+            raise
+        _say(f"{error.code}: {printable(error.repair)} The link: {link}")
+
+
+def announce(found: Connection, *, in_browser: bool) -> None:
+    """The subject's next step, on stderr: the output is the connection's."""
+    if found.device is not None:
+        _say(f"open {found.device.verification_uri} and enter {found.device.user_code}")
+    elif found.connect_url is not None:
+        _say(f"open {found.connect_url}")
+        if in_browser:
+            webbrowser.open(found.connect_url)
+
+
+class ReturnListener:
+    """Takes the codes to confirm: from browsers that come back to `url`, and typed ones."""
+
+    def __init__(self) -> None:
+        self.codes: SimpleQueue[str] = SimpleQueue()
+        codes = self.codes
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, format: str, *args: object) -> None:
+                """Logs nothing: the path holds a code."""
+
+            def do_GET(self) -> None:
+                if code := code_in(self.path):
+                    codes.put(code)
+                self.send_response(200)
+                self.send_header("content-type", "text/html")
+                self.send_header("referrer-policy", "no-referrer")
+                self.end_headers()
+                self.wfile.write(_PAGE)
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/"
+        self._thread = Thread(target=self._http.serve_forever, args=(0.1,), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+    def read_typed(self) -> None:
+        """Take the words of the standard input too, in the background: codes, or URLs with one."""
+
+        def read() -> None:
+            # not sys.stdin: a thread that waits there keeps its lock, and the interpreter's exit needs it
+            while typed := os.read(sys.stdin.fileno(), 4096):
+                for word in typed.decode("utf-8", "replace").split():
+                    self.codes.put(code_in(word) or word)
+
+        Thread(target=read, daemon=True).start()
+
+
+def code_in(url: str) -> str | None:
+    return next(iter(parse_qs(urlsplit(url).query).get("evergrant_code", ())), None)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
