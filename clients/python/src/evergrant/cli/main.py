@@ -4,6 +4,7 @@ Exit statuses: 0 done, 1 refused or failed, 2 misused, 130 interrupted.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -68,9 +69,10 @@ def token(
         answer = client.lease(integration, subject, label=label, min_ttl=ttl, scopes=scope or None)
     match answer:
         case ConsentRequired():
+            command = shlex.join(["evergrant", "connect", integration, subject, "--label", label, "--wait"])
             raise ReconnectNeeded(
                 f"{subject} has not consented at {integration}",
-                repair=f"Send the subject to {answer.connect_url}",
+                repair=f"Run: {command}; or send the subject to {answer.connect_url}",
                 context=answer.as_error().context,
             )
         case Lease():

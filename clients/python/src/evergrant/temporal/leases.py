@@ -51,7 +51,8 @@ async def lease(integration: str, subject: str, **options: Unpack[LeaseOptions])
     """A lease for the running async activity. Raises EvergrantError.
 
     Left uncaught, the error becomes a failure that is retried or not by its kind. Without a consent
-    it is ReconnectNeeded; its connect link stays out of Temporal.
+    it is ReconnectNeeded; its connect link stays out of Temporal. The subject consents in an app that
+    confirms it; `TokenInbox.token_repaired` waits for the token that follows.
     """
     leases = _current()
     return leases.record(await leases.clients.asyncio.lease(integration, subject, **options))
