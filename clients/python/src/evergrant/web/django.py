@@ -1,12 +1,15 @@
+# pyright: basic
+# Django has no types.
 """The piece for Django: `path("evergrant/", include(consent_urls(...)))` in `urlpatterns`.
 
 The verifier is kept in `request.session`. `connect` is subject to Django's CSRF check.
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.urls import path, reverse
 from django.views.decorators.http import require_GET, require_POST
 
 from evergrant.errors import EvergrantError
@@ -16,7 +19,7 @@ from evergrant.web.session import AppPages, ConsentReturn, challenge_in
 
 def consent_urls(
     evergrant: Evergrant, *, subject: Callable[[HttpRequest], str | None], after: str, login: str
-) -> tuple[list[URLPattern], str]:
+) -> tuple[list[Any], str]:
     """Routes that begin and confirm consents, as `evergrant.web` describes; the argument of `include`.
 
     `subject` is the subject of the person who is logged in, None or "" without a login: with Django's own
@@ -29,7 +32,7 @@ def consent_urls(
         if not (person := subject(request)):
             return HttpResponseRedirect(pages.logging_in(pages.after))
         return_to = request.build_absolute_uri(reverse("evergrant:connected"))
-        challenge = challenge_in(request.session)
+        challenge = challenge_in(cast(Any, request).session)
         try:
             opened = evergrant.connect(integration, person, return_to=return_to, challenge=challenge)
         except EvergrantError as error:
@@ -40,7 +43,7 @@ def consent_urls(
     def connected(request: HttpRequest) -> HttpResponse:
         if not (person := subject(request)):
             return HttpResponseRedirect(pages.logging_in(request.get_full_path()))
-        came = ConsentReturn.read(request.GET, request.session)
+        came = ConsentReturn.read(request.GET, cast(Any, request).session)
         if came is None:
             return HttpResponseRedirect(pages.ended_without_code(request.GET))
         try:

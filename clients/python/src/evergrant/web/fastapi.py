@@ -22,10 +22,11 @@ def consent_router(
     `subject` is a dependency: the subject of the person who is logged in, None without a login.
     """
     router, pages = APIRouter(), AppPages(after, login)
-    Person = Annotated[str | None, Depends(subject)]  # noqa: N806 a type
 
     @router.post("/connect/{integration}", name="evergrant_connect")
-    async def connect(integration: str, request: Request, person: Person) -> RedirectResponse:
+    async def connect(
+        integration: str, request: Request, person: Annotated[str | None, Depends(subject)]
+    ) -> RedirectResponse:
         if not person:
             return _to(pages.logging_in(pages.after))
         return_to = str(request.url_for("evergrant_connected"))
@@ -37,7 +38,9 @@ def consent_router(
         return _to(opened.connect_url or pages.ended(opened))
 
     @router.get("/connected", name="evergrant_connected")
-    async def connected(request: Request, person: Person) -> RedirectResponse:
+    async def connected(
+        request: Request, person: Annotated[str | None, Depends(subject)]
+    ) -> RedirectResponse:
         if not person:
             return _to(pages.logging_in(f"{request.url.path}?{request.url.query}"))
         came = ConsentReturn.read(request.query_params, request.session)
