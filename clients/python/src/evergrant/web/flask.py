@@ -6,7 +6,7 @@ The verifier is kept in `flask.session`.
 from collections.abc import Callable
 
 from flask import Blueprint, redirect, request, session, url_for
-from werkzeug.wrappers import Response
+from flask.typing import ResponseReturnValue
 
 from evergrant.errors import EvergrantError
 from evergrant.sync_client import Evergrant
@@ -23,7 +23,7 @@ def consent_blueprint(
     blueprint, pages = Blueprint("evergrant", __name__), AppPages(after, login)
 
     @blueprint.post("/connect/<integration>")
-    def connect(integration: str) -> Response:
+    def connect(integration: str) -> ResponseReturnValue:
         if not (person := subject()):
             return redirect(pages.logging_in(pages.after), 303)
         return_to = url_for("evergrant.connected", _external=True)
@@ -35,7 +35,7 @@ def consent_blueprint(
         return redirect(opened.connect_url or pages.ended(opened), 303)
 
     @blueprint.get("/connected")
-    def connected() -> Response:
+    def connected() -> ResponseReturnValue:
         if not (person := subject()):
             return redirect(pages.logging_in(request.full_path), 303)
         came = ConsentReturn.read(request.args, session)
