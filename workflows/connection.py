@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ApplicationError, FailureError
+from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.connections.connection import LifecycleState
@@ -44,11 +44,15 @@ with workflow.unsafe.imports_passed_through():
     from workflows.cancellation import shielded_from_cancellation
     from workflows.commands import carry_out
     from workflows.presentation import STATE_ATTRIBUTE, connection_details
+    from workflows.replies import Replies, send_token_ready
 
 _SCHEDULE = RequestContext(by="schedule")
+# names of patches (CONTRIBUTING.md, "Contracts")
+_REVOCATION_FIRST = "a revocation overtakes the inbox"
+_REPLIES_AT_ONCE = "replies are sent side by side"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Ticket:
     """An event in the inbox; `done` once everything that it led to has been carried out."""
 
@@ -64,6 +68,7 @@ class ConnectionWorkflow:
         self._connection = start.state
         self._inbox = deque(_Ticket(event) for event in start.pending_events)
         self._cancelled = False  # by the operator
+        self._replies = Replies()
         self._busy = False  # a command is being carried out: the store may be ahead of the state
 
     @workflow.run
@@ -98,7 +103,16 @@ class ConnectionWorkflow:
             )
         except TimeoutError:
             return _Ticket(m.LifecycleEvent(kind=m.EventKind.TIMER_FIRED, context=_SCHEDULE))
-        return self._inbox.popleft() if self._inbox else None
+        return self._take() if self._inbox else None
+
+    def _take(self) -> _Ticket:
+        """The oldest event; a requested revocation overtakes it."""
+        kind = m.EventKind.REVOCATION_REQUESTED
+        urgent = next((ticket for ticket in self._inbox if ticket.event.kind is kind), None)
+        if urgent is None or urgent is self._inbox[0] or not workflow.patched(_REVOCATION_FIRST):
+            return self._inbox.popleft()
+        self._inbox.remove(urgent)
+        return urgent
 
     async def _handle(self, ticket: _Ticket) -> None:
         self._busy = True
@@ -129,6 +143,12 @@ class ConnectionWorkflow:
 
     async def _finish_handlers(self) -> None:
         """Every update gets its answer; signals may wait for the next run, if there is one."""
+        await self._handle_what_must_be_answered()
+        while self._replies.under_way:  # an update may come meanwhile
+            await self._replies.finish()
+            await self._handle_what_must_be_answered()
+
+    async def _handle_what_must_be_answered(self) -> None:
         while not workflow.all_handlers_finished() or (self._inbox and self._connection.state.is_final):
             await workflow.wait_condition(lambda: bool(self._inbox) or workflow.all_handlers_finished())
             if self._inbox:
@@ -157,10 +177,10 @@ class ConnectionWorkflow:
             problem=connection.refusal or (None if usable else blocking_reason(connection)),
             again=workflow_id in connection.waiting_callers,
         )
-        try:
-            await workflow.get_external_workflow_handle(workflow_id).signal(SignalName.TOKEN_READY, message)
-        except FailureError:
-            workflow.logger.warning("the workflow that requested a token is gone")
+        if workflow.patched(_REPLIES_AT_ONCE):
+            await self._replies.send(workflow_id, message)
+        else:
+            await send_token_ready(workflow_id, message)
 
     # --- signals, updates, queries -----------------------------------------------------
 

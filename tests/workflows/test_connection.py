@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from evergrant.temporal import TokenInbox, TokenNotReady
@@ -19,7 +20,7 @@ from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.names import ActivityName, SignalName
-from tests.workflows.connection_runs import ASKED, a_consent, living
+from tests.workflows.connection_runs import ASKED, Life, a_consent, living
 
 REFRESH = ActivityName.REFRESH_GRANT
 
@@ -230,3 +231,58 @@ async def test_updates_are_answered_across_continue_as_new(client: Client, short
             assert answer.generation == generation + 1
             generation = answer.generation
         assert life.scripted.count(ActivityName.EXPORT_RUN_HISTORY) >= 1
+
+
+_INITIATED = "EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED"
+
+
+def _position(events: list[dict[str, Any]], activity: ActivityName) -> int:
+    """Where the activity was scheduled first."""
+    return next(
+        index
+        for index, event in enumerate(events)
+        if (event.get("activityTaskScheduledEventAttributes") or {}).get("activityType", {}).get("name")
+        == activity
+    )
+
+
+async def _asked_by_pipelines_that_are_gone(life: Life, count: int) -> None:
+    asks = (m.RequestToken(app="crm-sync", reply_to=f"gone-{n}", context=ASKED) for n in range(count))
+    await asyncio.gather(*(life.handle.signal(SignalName.REQUEST_TOKEN, it) for it in asks))
+
+
+async def test_a_revocation_overtakes_what_waits_in_the_inbox(client: Client):
+    async with living(client) as life:
+        await life.consent()
+        gate = asyncio.Event()
+        life.scripted.answers[REFRESH].append(gate)
+        refresh = asyncio.create_task(life.ensure_fresh(1))
+        await life.until_called(REFRESH)
+        await _asked_by_pipelines_that_are_gone(life, 60)
+        await life.handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
+        gate.set()
+        await life.handle.result()
+        await refresh
+        events = await life.events()
+        kinds = [event["eventType"] for event in events]
+        assert kinds.count(_INITIATED) == 60  # each is answered all the same
+        assert kinds.index(_INITIATED) > _position(events, ActivityName.REVOKE_GRANT)
+
+
+async def test_replies_are_sent_side_by_side(client: Client):
+    """One after the other, each would wait until Temporal has said that its workflow is gone."""
+    async with living(client) as life:
+        await life.consent()
+        gate = asyncio.Event()
+        life.scripted.answers[REFRESH].append(gate)
+        refresh = asyncio.create_task(life.ensure_fresh(1))
+        await life.until_called(REFRESH)
+        await _asked_by_pipelines_that_are_gone(life, 60)
+        gate.set()
+        await refresh
+        async with asyncio.timeout(30):
+            while [event["eventType"] for event in await life.events()].count(_INITIATED) < 60:
+                await asyncio.sleep(0.05)
+        kinds = [event["eventType"] for event in await life.events()]
+        refused = kinds.index("EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED")
+        assert kinds[:refused].count(_INITIATED) == 60

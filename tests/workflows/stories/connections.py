@@ -335,3 +335,21 @@ async def late_tokens_one_after_another(client: Client) -> Handle:
         await life.handle.signal(SignalName.LATE_TOKENS_RECEIVED, second)
         await life.until(lambda d: d.state is LifecycleState.ACTIVE)
         return life.handle
+
+
+async def revoked_while_many_pipelines_ask(client: Client) -> Handle:
+    """The revocation overtakes their requests, and the replies are sent side by side."""
+    async with living(client) as life:
+        await life.consent()
+        gate = asyncio.Event()
+        life.scripted.answers[REFRESH].append(gate)
+        refresh = asyncio.create_task(life.ensure_fresh(1))
+        await life.until_called(REFRESH)
+        for pipeline in ("gone", "gone", "gone-too"):  # the same reply to the same workflow is sent once
+            ask = m.RequestToken(app="crm-sync", reply_to=pipeline, context=ASKED)
+            await life.handle.signal(SignalName.REQUEST_TOKEN, ask)
+        await life.handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
+        gate.set()
+        await refresh
+        await life.handle.result()
+        return life.handle
