@@ -13,6 +13,7 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RefreshRules, Rotation
 from providers.definition.schema_base import SpecPart, TemplateParam, TextLine, UrlTemplate, placeholders
+from providers.definition.schema_errors import ErrorPart
 from providers.definition.schema_request import (
     AuthorizationPart,
     CallbackPart,
@@ -23,7 +24,6 @@ from providers.definition.schema_request import (
 from providers.definition.schema_response import (
     AccountLookup,
     ApiRequest,
-    ErrorPart,
     RefreshPart,
     ResponseSpec,
     RevocationPart,

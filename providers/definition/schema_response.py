@@ -1,4 +1,4 @@
-"""A provider's replies and the life of its grants: tokens, errors, accounts, refresh, revocation."""
+"""A provider's replies and the life of its grants: tokens, accounts, refresh, revocation."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -52,6 +52,7 @@ class ResponseSpec(SpecPart):
     """A token reply (RFC 6749 section 5.1). A path that a reply lacks reads as absent."""
 
     strip_body_prefix: str | None = None
+    unwrap_path: JsonPath | None = None  # where some replies have the whole object, such as data.0
     access_token_path: JsonPath = "access_token"
     refresh_token_path: JsonPath | None = "refresh_token"
     bearer_token_types: tuple[str, ...] = ("bearer",)  # names for RFC 6750 tokens; case is ignored
@@ -64,50 +65,10 @@ class ResponseSpec(SpecPart):
     refresh_expires_at_path: JsonPath | None = None
     refresh_expires_at_format: Literal["iso8601", "epoch_s", "epoch_ms"] = "iso8601"
     scope_path: JsonPath | None = "scope"
-    scope_format: Literal["string", "array"] = "string"
     scope_separator: str | None = Field(default=None, min_length=1, max_length=1)  # None: as requested
     metadata_paths: tuple[JsonPath, ...] = ()
     metadata_patterns: dict[str, MetadataPattern] = Field(default_factory=dict)
     additional_tokens: AdditionalTokens | None = None
-
-
-class ErrorRule(SpecPart):
-    """A field that makes a reply an error, with any HTTP status.
-
-    The field at `path` is compared as JSON. With `not_in` the rule applies when the field is
-    present with another value, with `values` when it has one of these, with neither when it is present.
-    """
-
-    path: JsonPath
-    not_in: tuple[Any, ...] | None = None
-    values: tuple[Any, ...] | None = None
-    code_path: JsonPath | None = None  # of the error's name; None: `path`
-
-    @model_validator(mode="after")
-    def _one_test(self) -> Self:
-        if self.not_in is not None and self.values is not None:
-            raise ValueError("has both not_in and values")
-        return self
-
-
-class ErrorPart(SpecPart):
-    """Replies that mean success, errors that end the grant, and errors that are retried."""
-
-    success_statuses: tuple[int, ...] = (200,)
-    status_field: JsonPath | None = None  # any value but `ok_values` is an error
-    ok_values: tuple[Any, ...] = ()
-    error_rules: tuple[ErrorRule, ...] = ()
-    terminal_error_codes: tuple[str, ...] = ()
-    retryable_error_codes: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _field_and_values(self) -> Self:
-        if (self.status_field is None) != (not self.ok_values):
-            raise ValueError("status_field and ok_values go together")
-        both = set(self.terminal_error_codes) & set(self.retryable_error_codes)
-        if both:
-            raise ValueError(f"terminal_error_codes has codes that are retryable as well: {sorted(both)}")
-        return self
 
 
 WHOLE_REPLY = "[]"  # in `choose`: the reply itself is the array

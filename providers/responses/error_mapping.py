@@ -16,8 +16,10 @@ from typing import Any
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
+from providers.definition.schema_errors import ErrorMeaning
 from providers.definition.schema_response import RevocationSpec
-from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, retry_after, value_at
+from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, retry_after
+from providers.responses.reply_error import ReplyError, error_in
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
 _CLIENT_ERRORS = frozenset(
@@ -44,6 +46,12 @@ _GRANT_ERRORS = frozenset(
         "account_selection_required",
     }
 )
+_CODES: dict[ErrorMeaning, ErrorCode] = {
+    "dead_token": ErrorCode.GRANT_REJECTED,
+    "client": ErrorCode.CLIENT_REJECTED,
+    "passing": ErrorCode.PROVIDER_ERROR,
+    "rate_limit": ErrorCode.PROVIDER_RATE_LIMITED,
+}
 _RATE_LIMIT_ERRORS = frozenset({"slow_down", "rate_limited", "ratelimited", "rate_limit_exceeded"})
 # a token field of JSON or of a form
 _TOKEN_FIELD = re.compile(rb'token"\s*:\s*(?:"[^"]|[0-9{[])|(?:^|&)[^=&\s]*token=[^&\s]', re.IGNORECASE)
@@ -56,38 +64,15 @@ _SCHEME = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:$|[ \t]+(?![ \t=]))")
 _WRONG_ENDPOINT = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
 
 
-def _error_in(spec: ProviderSpec, data: dict[str, Any]) -> str | None:
-    for rule in spec.error_rules:
-        value = value_at(data, rule.path)
-        if value is None:
-            continue
-        if rule.not_in is not None:
-            applies = not _is_one_of(value, rule.not_in)
-        else:
-            applies = rule.values is None or _is_one_of(value, rule.values)
-        if applies:
-            return _error_text(value_at(data, rule.code_path or rule.path))
-    if spec.status_field is not None and not _is_one_of(value_at(data, spec.status_field), spec.ok_values):
-        return _error_text(value_at(data, spec.status_field))
-    error = data.get("error")
-    if isinstance(error, dict):
-        return _error_text(error.get("code") or error.get("type"))
-    return _error_text(error) if error else None
-
-
-def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
-    """Membership by JSON equality, in which true is not 1."""
-    return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in values)
-
-
-def _error_text(value: Any) -> str:
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-
-
 def error_name(spec: ProviderSpec, reply: RawReply) -> str | None:
     """The name of a reply's error, "" for one without a name, None for no error or an unreadable body."""
+    found = _error_of(spec, reply)
+    return found.name if found else None
+
+
+def _error_of(spec: ProviderSpec, reply: RawReply) -> ReplyError | None:
     try:
-        return _error_in(spec, reply_fields(spec, reply))
+        return error_in(spec, reply_fields(spec, reply))
     except Failure:
         return None
 
@@ -118,9 +103,13 @@ def _code_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> Er
     status = reply.status
     if status == 429 or error in _RATE_LIMIT_ERRORS:
         return ErrorCode.PROVIDER_RATE_LIMITED
-    if status >= 500 or error in spec.retryable_error_codes:
+    found = _error_of(spec, reply)
+    means = (found.means if found else None) or spec.meaning_of(error)
+    if means is not None:  # the definition knows better than the status
+        return _CODES[means]
+    if status >= 500:
         return ErrorCode.PROVIDER_ERROR
-    if error in _GRANT_ERRORS or error in spec.terminal_error_codes:
+    if error in _GRANT_ERRORS:
         return ErrorCode.GRANT_REJECTED
     if error in _CLIENT_ERRORS or (status == 401 and not error and _challenges_client(reply.headers)):
         return ErrorCode.CLIENT_REJECTED

@@ -31,6 +31,7 @@ from providers.responses.raw_reply import (
     value_at,
 )
 
+_MAX_NUMERIC_SCOPE = 10**18
 _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")  # VSCHAR without space, which a header can hold
 
 
@@ -50,11 +51,17 @@ def read_tokens(
     REPLY_UNREADABLE, as UnreadableTokens where the reply appears to contain tokens.
     """
     raise_for_failure(spec, reply, spec.success_statuses, now)
-    data = reply_fields(spec, reply)
+    data = _unwrapped(spec, reply_fields(spec, reply))
     try:
         return _read_token_set(spec, reply, data, requested_scopes, refreshing, now)
     except UnreadableBody as why:
         raise unreadable_reply(spec, reply, str(why)) from None
+
+
+def _unwrapped(spec: ProviderSpec, data: dict[str, Any]) -> dict[str, Any]:
+    """The object that holds the tokens, in a reply of either shape."""
+    inner = value_at(data, spec.response.unwrap_path)
+    return inner if isinstance(inner, dict) else data
 
 
 def _read_token_set(
@@ -153,20 +160,23 @@ def _refresh_expires_in(spec: ProviderSpec, data: dict[str, Any], now: datetime 
 def _scopes(spec: ProviderSpec, value: Any) -> tuple[str, ...] | None:
     """The scopes, or None for a reply without them, which means as requested (RFC 6749 section 5.1).
 
-    An invalid scope is left out, so that the tokens aren't lost with it.
+    They are a string or an array, whatever the provider documents, and may be numbers. An invalid
+    scope is left out, and another type counts as none, so that the tokens aren't lost with them.
     """
-    if value is None:
-        return None
-    if spec.response.scope_format == "array":
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise UnreadableBody(f"a scope that is {json_type(value)}, not an array of strings")
-        parts = value
-    else:
-        if not isinstance(value, str):
-            raise UnreadableBody(f"a scope that is {json_type(value)}, not a string")
+    if _is_number(value):
+        value = str(value)
+    if isinstance(value, list):
+        parts = [str(item) for item in value if isinstance(item, str) or _is_number(item)]
+    elif isinstance(value, str):
         # white space always separates, since no scope holds it (RFC 6749 section 3.3)
         parts = value.replace(spec.response.scope_separator or spec.scope_separator, " ").split()
+    else:
+        return None
     return tuple(dict.fromkeys(part for part in parts if part and is_storable_text(part)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_NUMERIC_SCOPE
 
 
 def _metadata(spec: ProviderSpec, data: dict[str, Any]) -> dict[str, Any]:

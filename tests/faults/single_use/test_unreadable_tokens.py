@@ -16,7 +16,7 @@ from evergrant_server.core.provider_events import Certainty, ProviderReport, Rep
 from evergrant_server.core.secret import Secret
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_response import ErrorRule
+from providers.definition.schema_errors import ErrorRule
 from tests.conformance.store.samples import a_grant
 from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import ASKED, NEVER_ROTATES, STRICT, TENANT, Installation

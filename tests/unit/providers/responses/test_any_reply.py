@@ -26,7 +26,7 @@ TOKEN_SPECS = [
     PLAIN,
     spec_like(error_rules=[{"path": "ok", "not_in": [True], "code_path": "error"}]),
     spec_like(response={"expires_at_path": "expires_in", "expires_at_format": "epoch_ms"}),
-    spec_like(response={"scope_format": "array", "metadata_paths": ["error", "ok.1"]}),
+    spec_like(response={"unwrap_path": "scope.0", "metadata_paths": ["error", "ok.1"]}),
 ]
 CHOICE = spec_like(post_auth=[{"url": "https://acme.example/", "choose": "[]", "metadata": {"id": "id"}}])
 NAMES = (

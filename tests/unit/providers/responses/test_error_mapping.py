@@ -89,6 +89,59 @@ def test_challenge_ignored_with_an_error_or_another_status(status: int, data: An
     assert failure(data, status, www_authenticate=BASIC).code is code
 
 
+NAMED = spec_like(
+    error_rules=[
+        {"path": "fault", "values": ["Bad", 7], "when": {"path": "text", "pattern": "^Old token.*$"}}
+        | {"means": "dead_token"},
+        {"path": "text", "pattern": "^(?:Unknown|No) app .*$", "means": "client"},
+        {"path": "errors.0.code", "when": {"path": "busy", "values": [True]}, "means": "rate_limit"},
+        {"path": "error", "values": ["invalid_grant"], "when": {"path": "hint", "not_in": ["dead"]}}
+        | {"means": "passing"},
+        {"path": "errors.0.code"},
+    ],
+    terminal_error_codes=["E1"],
+    client_error_codes=["E2"],
+    rate_limit_error_codes=["E3"],
+    retryable_error_codes=["E4", "invalid_scope"],
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "data", "code"),
+    [
+        (400, {"fault": "Bad", "text": "Old token of Monday"}, ErrorCode.GRANT_REJECTED),
+        (200, {"fault": 7, "text": "Old token"}, ErrorCode.GRANT_REJECTED),
+        (400, {"fault": "Bad", "text": "An Old token"}, ErrorCode.PROVIDER_ERROR),
+        (400, {"fault": "Good", "text": "Old token"}, ErrorCode.PROVIDER_ERROR),
+        (400, {"fault": "Bad"}, ErrorCode.PROVIDER_ERROR),
+        (400, {"text": "No app client-1"}, ErrorCode.CLIENT_REJECTED),
+        (400, {"errors": [{"code": "E1"}], "busy": True}, ErrorCode.PROVIDER_RATE_LIMITED),
+        (400, {"error": "invalid_grant", "hint": "busy"}, ErrorCode.PROVIDER_ERROR),
+        (400, {"error": "invalid_grant", "hint": "dead"}, ErrorCode.GRANT_REJECTED),
+        (400, {"error": "invalid_grant"}, ErrorCode.GRANT_REJECTED),
+        (400, {"errors": [{"code": "E1"}]}, ErrorCode.GRANT_REJECTED),
+        (500, {"errors": [{"code": "E1"}]}, ErrorCode.GRANT_REJECTED),
+        (429, {"errors": [{"code": "E1"}]}, ErrorCode.PROVIDER_RATE_LIMITED),
+        (200, {"errors": [{"code": "E2"}]}, ErrorCode.CLIENT_REJECTED),
+        (503, {"error": "E3"}, ErrorCode.PROVIDER_RATE_LIMITED),
+        (200, {"error": "E4"}, ErrorCode.PROVIDER_ERROR),
+        (400, {"error": "invalid_scope"}, ErrorCode.PROVIDER_ERROR),
+        (400, {"errors": [{"code": "E5"}]}, ErrorCode.PROVIDER_ERROR),
+    ],
+)
+def test_a_definition_says_what_its_errors_mean(status: int, data: Any, code: ErrorCode) -> None:
+    assert failure(data, status, NAMED).code is code
+
+
+def test_a_name_has_one_meaning_and_a_condition_one_test() -> None:
+    with pytest.raises(ValueError, match="retryable_error_codes has E1"):
+        spec_like(client_error_codes=["E1"], retryable_error_codes=["E1"])
+    with pytest.raises(ValueError, match="more than one of"):
+        spec_like(error_rules=[{"path": "a", "when": {"path": "b", "values": [1], "pattern": "^a$"}}])
+    with pytest.raises(ValueError, match="anchored"):
+        spec_like(error_rules=[{"path": "a", "pattern": "dead"}])
+
+
 def test_unknown_errors_never_end_a_grant() -> None:
     """Whatever a provider invents, a grant is kept unless the error is known to end it."""
     for status in (400, 401, 403, 409, 422, 500):
