@@ -1,6 +1,6 @@
 """A provider's replies and the life of its grants: tokens, accounts, refresh, revocation."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
