@@ -3,16 +3,17 @@
 import json
 import secrets
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from bench.load import HOST
-from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
-from evergrant_server.core.access import Action, App, AppKey, Permit
+from evergrant_server.api.http.api_keys import new_key
+from evergrant_server.core.access import Action, App, Permit
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
-from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, KeyId, PermitId, Tenant, new_id
+from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, PermitId, Tenant, new_id
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
@@ -87,10 +88,7 @@ def token_reply() -> dict[str, Any]:
 async def _app(tx: Transaction) -> tuple[App, str]:
     now = _CLOCK.now()
     app = App(tenant=TENANT, id=AppId(new_id("app")), name="pipeline", created_at=now)
-    secret = new_key_secret()
-    key = AppKey(
-        tenant=TENANT, id=KeyId(new_id("key")), app_id=app.id, secret_hash=hash_secret(secret), created_at=now
-    )
+    key, shown = new_key(tx.sealer.ring, app, now, timedelta(days=1))
     permit = Permit(
         tenant=TENANT,
         id=PermitId(new_id("per")),
@@ -106,7 +104,7 @@ async def _app(tx: Transaction) -> tuple[App, str]:
     await tx.access.put_permit(permit, expected=None)
     current = await tx.access.app(TENANT, app.id)
     assert current is not None
-    return current, format_key(key.id, secret)
+    return current, shown
 
 
 def _integration(issuer: str) -> Integration:

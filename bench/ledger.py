@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from itertools import cycle
 from time import perf_counter
 
@@ -14,6 +15,7 @@ from evergrant_server import audit
 from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.ids import KeyId
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
@@ -99,6 +101,8 @@ def _claim(ready: Installation, number: int) -> LeaseClaim:
         connection_revision=connection.revision,
         app_id=ready.app.id,
         app_revision=ready.app.revision,
+        key_id=KeyId(ready.key[4:30]),
+        valid_until=connection.created_at + timedelta(days=1),
         generation=connection.generation,
         context=_ASKED,
         scopes=connection.requested_scopes,

@@ -82,6 +82,8 @@ class Settings(BaseSettings):
     """The tenant of `keys bootstrap` and `audit verify`."""
     consent_ttl: Duration = timedelta(hours=1)
     """How long a connect link can be used."""
+    api_key_lifetime: Duration = timedelta(days=90)
+    """How long a new API key is accepted, unless its request names another lifetime."""
     lease_wait: Duration = timedelta(seconds=10)
     """How long a lease request waits for a refresh before the API answers 503."""
     relay_interval: Duration = timedelta(seconds=1)

@@ -12,8 +12,9 @@ from typing import Any
 
 from evergrant_server.audit.hash_chain import GENESIS_HASH, chained_rows
 from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.ids import AppId, ConnectionId, Tenant
+from evergrant_server.core.ids import AppId, ConnectionId, KeyId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
 from evergrant_server.store.database.engine import asyncpg_driver, sqlite_driver
@@ -31,6 +32,11 @@ _RAISED = (
     " WHERE usage.leased_generation < excluded.leased_generation"
 )
 
+_USED = (
+    " ON CONFLICT (tenant, key_id) DO UPDATE SET used_at = excluded.used_at, revision = app_key_use.revision + 1"
+    " WHERE app_key_use.used_at < excluded.used_at"
+)
+
 _LITE_CONNECTIONS = (
     "SELECT id, tenant, revision, generation, state FROM connection"
     " WHERE id IN (SELECT value FROM json_each(?))"
@@ -45,6 +51,7 @@ _LITE_MOVED = (
 _LITE_USAGE = (
     "INSERT INTO usage (tenant, connection_id, leased_generation, revision) VALUES (?, ?, ?, 1)" + _RAISED
 )
+_LITE_USED = "INSERT INTO app_key_use (tenant, key_id, used_at, revision) VALUES (?, ?, ?, 1)" + _USED
 
 # On PostgreSQL a change of these rows waits for this transaction: it commits before or after
 # the lease is in the log, never in between. In order of ids, so that two ledgers never wait crosswise.
@@ -74,6 +81,12 @@ _PG_USAGE = (
     "INSERT INTO usage (tenant, connection_id, leased_generation, revision)"
     " SELECT *, 1 FROM unnest($1::varchar[], $2::varchar[], $3::integer[])" + _RAISED
 )
+_PG_USED = (
+    "INSERT INTO app_key_use (tenant, key_id, used_at, revision)"
+    " SELECT *, 1 FROM unnest($1::varchar[], $2::varchar[], $3::timestamptz[])" + _USED
+)
+
+KeyUses = Mapping[tuple[Tenant, KeyId], datetime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +98,8 @@ class LeaseClaim:
     connection_revision: int
     app_id: AppId
     app_revision: int
+    key_id: KeyId
+    valid_until: datetime  # the end of the key: its passing moves no revision
     generation: int
     context: RequestContext
     scopes: tuple[str, ...]
@@ -93,7 +108,9 @@ class LeaseClaim:
     signed_request: str = ""  # the signed request, when a signature is leased instead of the token
 
 
-async def write_sqlite(tx: Transaction, shard: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
+async def write_sqlite(
+    tx: Transaction, shard: str, claims: Sequence[LeaseClaim], uses: KeyUses, clock: Clock
+) -> frozenset[int]:
     """Write what still holds; returns the places of those claims. The transaction is IMMEDIATE."""
     raw = sqlite_driver(tx.connection)
     connection_ids, app_ids = _ids(claims)
@@ -101,6 +118,7 @@ async def write_sqlite(tx: Transaction, shard: str, claims: Sequence[LeaseClaim]
         claims,
         raw.execute(_LITE_CONNECTIONS, (json.dumps(connection_ids),)),
         raw.execute(_LITE_APPS, (json.dumps(app_ids),)),
+        clock.now(),
     )
     kept = [claims[place] for place in sorted(good)]
     for tenant, entries in _by_tenant(kept):
@@ -112,16 +130,20 @@ async def write_sqlite(tx: Transaction, shard: str, claims: Sequence[LeaseClaim]
         raw.executemany(_LITE_RECORDS, [{**row, "at": _lite_moment(row["at"])} for row in rows])
         raw.execute(_LITE_MOVED, (rows[-1]["seq"], rows[-1]["hash"], tenant, shard))
     raw.executemany(_LITE_USAGE, _newest_generations(kept))
+    raw.executemany(_LITE_USED, [(*key, _lite_moment(at)) for key, at in uses.items()])
     return good
 
 
-async def write_postgresql(tx: Transaction, shard: str, claims: Sequence[LeaseClaim]) -> frozenset[int]:
+async def write_postgresql(
+    tx: Transaction, shard: str, claims: Sequence[LeaseClaim], uses: KeyUses, clock: Clock
+) -> frozenset[int]:
     """Write what still holds; returns the places of those claims."""
     raw = await asyncpg_driver(tx.connection)
     connection_ids, app_ids = _ids(claims)
     async with raw.transaction():
         connections = await raw.fetch(_PG_CONNECTIONS, connection_ids)
-        good = _good(claims, connections, await raw.fetch(_PG_APPS, app_ids))
+        apps = await raw.fetch(_PG_APPS, app_ids)
+        good = _good(claims, connections, apps, clock.now())
         kept = [claims[place] for place in sorted(good)]
         for tenant, entries in _by_tenant(kept):
             rows = chained_rows(entries, shard, *await _locked_head(raw, tenant, shard))
@@ -129,6 +151,9 @@ async def write_postgresql(tx: Transaction, shard: str, claims: Sequence[LeaseCl
             await raw.execute(_PG_RECORDS, *columns, rows[-1]["seq"], rows[-1]["hash"], tenant, shard)
         if kept:
             await raw.execute(_PG_USAGE, *zip(*_newest_generations(kept), strict=True))
+        if uses:
+            rows = [(*key, at) for key, at in sorted(uses.items())]
+            await raw.execute(_PG_USED, *zip(*rows, strict=True))
     return good
 
 
@@ -145,14 +170,15 @@ def _ids(claims: Sequence[LeaseClaim]) -> tuple[list[str], list[str]]:
 
 
 def _good(
-    claims: Sequence[LeaseClaim], connection_rows: Iterable[Any], app_rows: Iterable[Any]
+    claims: Sequence[LeaseClaim], connection_rows: Iterable[Any], app_rows: Iterable[Any], now: datetime
 ) -> frozenset[int]:
     connections = {row[0]: tuple(row)[:4] for row in connection_rows if row[4] in _LEASABLE}
     apps: Mapping[str, tuple[object, ...]] = {row[0]: tuple(row) for row in app_rows}
     return frozenset(
         place
         for place, claim in enumerate(claims)
-        if connections.get(claim.connection_id)
+        if now < claim.valid_until
+        and connections.get(claim.connection_id)
         == (claim.connection_id, claim.tenant, claim.connection_revision, claim.generation)
         and apps.get(claim.app_id) == (claim.app_id, claim.tenant, claim.app_revision, False)
     )

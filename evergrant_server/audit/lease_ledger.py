@@ -8,17 +8,20 @@ judged by, so a revocation that has committed stops the next lease in every proc
 import asyncio
 import os
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from evergrant_server.audit.lease_batch import LeaseClaim, write_postgresql, write_sqlite
+from evergrant_server.audit.lease_batch import KeyUses, LeaseClaim, write_postgresql, write_sqlite
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import new_id
+from evergrant_server.core.ids import KeyId, Tenant, new_id
 from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 
 _LARGEST_BATCH = 500
 _RETRY_AFTER = 1.0  # seconds
+_USE_INTERVAL = timedelta(minutes=1)  # between two writes of one key's last use
+_MOST_USES = 10_000
 
 
 def new_lease_shard() -> str:
@@ -30,7 +33,7 @@ def new_lease_shard() -> str:
 
 
 class StaleClaim(Exception):
-    """The connection or the app changed since the claim was judged: load both and judge again."""
+    """The connection or the app changed since the claim was judged, or its key expired: judge again."""
 
 
 class _Waiting(NamedTuple):
@@ -46,6 +49,8 @@ class LeaseLedger:
         self._shard = shard
         self._clock = clock
         self._waiting: list[_Waiting] = []
+        self._uses: dict[tuple[Tenant, KeyId], datetime] = {}
+        self._last_uses: dict[KeyId, datetime] = {}
         self._came = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -69,9 +74,10 @@ class LeaseLedger:
     async def record(self, claim: LeaseClaim) -> None:
         """Return once the lease is committed to the log. Only then may it leave.
 
-        Raises StaleClaim when connection or app changed since the claim was judged, Failure
-        AUDIT_UNAVAILABLE when the log can't be written.
+        Raises StaleClaim when connection or app changed since the claim was judged or its key has
+        expired, Failure AUDIT_UNAVAILABLE when the log can't be written.
         """
+        self.note_use(claim.tenant, claim.key_id)
         if self._task is None or self._task.done() or self._stopping:
             raise _unavailable("the lease ledger isn't running")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -79,25 +85,38 @@ class LeaseLedger:
         self._came.set()
         await done
 
+    def note_use(self, tenant: Tenant, key_id: KeyId) -> None:
+        """Have the last use of a key written with the next batch, unless it was within the last minute."""
+        now, last = self._clock.now(), self._last_uses.get(key_id)
+        if last is not None and abs(now - last) < _USE_INTERVAL:
+            return
+        if len(self._last_uses) >= _MOST_USES:
+            self._last_uses.clear()
+        self._last_uses[key_id] = self._uses[tenant, key_id] = now
+        self._came.set()
+
     async def _run(self) -> None:
         try:
-            while self._waiting or not self._stopping:
+            while self._waiting or self._uses or not self._stopping:
                 await self._came.wait()
                 batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
-                if batch:
-                    await self._settle(batch)
+                uses, self._uses = self._uses, {}
+                if batch or uses:
+                    await self._settle(batch, uses)
                 elif not self._stopping:
                     self._came.clear()
         finally:
             self._fail(self._waiting, _unavailable("the lease ledger ended"))
 
-    async def _settle(self, batch: Sequence[_Waiting]) -> None:
+    async def _settle(self, batch: Sequence[_Waiting], uses: KeyUses) -> None:
         """Commit a batch and answer every caller, also when the commit fails."""
         problem = _unavailable("the ledger was stopped while it committed")
         try:
             async with self._store.write() as tx:
-                good = await self._write(tx, self._shard, [it.claim for it in batch])
-            metrics.AUDIT_BATCH.record(len(good))
+                claims = [it.claim for it in batch]
+                good = await self._write(tx, self._shard, claims, uses, self._clock)
+            if batch:
+                metrics.AUDIT_BATCH.record(len(good))
             for place, (_, done) in enumerate(batch):
                 if done.done():
                     continue  # its caller has gone; the record stays, and says more than was handed out

@@ -100,7 +100,7 @@ async def _start_and_wait(
 ) -> None:
     await schema.upgrade(settings.database_url)
     admin_key = settings.data_dir / "admin.key"
-    if not admin_key.exists():
+    if not await operate.is_admin_key(settings, admin_key):
         await operate.make_admin_key(settings, again=True, out=admin_key)
     await api.start()  # at the same time as Temporal, which it needs only for requests
     await prepare_temporal(settings, temporal)

@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 
 from evergrant_server import audit
 from evergrant_server.api.apps.keys import bootstrap_admin
+from evergrant_server.api.http.authentication import Authenticator
 from evergrant_server.cli.app import Flags, settings_of
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -92,7 +93,7 @@ async def bootstrap(
     """Create the app `admin` and print its API key, once.
 
     Args:
-        again: Create another key even if there is one already.
+        again: Create another key even if there is one already. Of two live keys the older one is revoked.
         out: Write the key to this file (mode 0600) instead of printing it.
     """
     await make_admin_key(settings_of(flags), again, out)
@@ -103,7 +104,8 @@ async def make_admin_key(settings: Settings, again: bool, out: Path | None) -> N
     clock = SystemClock()
     store = await Store.open(settings.database_url, ring, clock)
     try:
-        key = await bootstrap_admin(store, clock, Tenant(settings.tenant), force=again)
+        tenant, lifetime = Tenant(settings.tenant), settings.api_key_lifetime
+        key = await bootstrap_admin(store, clock, tenant, lifetime, force=again)
     finally:
         await store.close()
     if out is None:
@@ -111,6 +113,19 @@ async def make_admin_key(settings: Settings, again: bool, out: Path | None) -> N
         print("shown once; send it as: Authorization: Bearer <key>", file=sys.stderr)
     else:
         write_private(out, key + "\n")
+
+
+async def is_admin_key(settings: Settings, file: Path) -> bool:
+    """Whether the file holds a key that this installation accepts."""
+    clock = SystemClock()
+    store = await Store.open(settings.database_url, KeyRing.open(settings.key_path, Role.OPERATOR), clock)
+    try:
+        await Authenticator(store, clock).caller_of(file.read_text().strip())
+    except (Failure, FileNotFoundError):
+        return False
+    finally:
+        await store.close()
+    return True
 
 
 async def reconcile(settings: Settings, older_than: timedelta | None, compare: bool) -> None:

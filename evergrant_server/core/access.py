@@ -7,6 +7,8 @@ from pydantic import Field
 
 from evergrant_server.core.ids import AppId, KeyId, PermitId, TenantRow
 
+MOST_LIVE_KEYS = 2  # of an app: the one in use, and its successor
+
 
 class Action(StrEnum):
     TOKEN = "token"
@@ -26,13 +28,21 @@ class App(TenantRow):
 
 
 class AppKey(TenantRow):
-    """An API key: `evg_<key id>_<secret>`. Only a hash of the secret is kept."""
+    """An API key. Of its secret only a MAC is kept (`api.http.api_keys`).
+
+    A key without `expires_at` is from a version that kept a plain hash: it isn't accepted.
+    """
 
     id: KeyId
     app_id: AppId
     secret_hash: str
     created_at: datetime
+    expires_at: datetime | None = None
     revoked_at: datetime | None = None
+
+    def is_live(self, now: datetime) -> bool:
+        """True for a key that is accepted now."""
+        return self.revoked_at is None and self.expires_at is not None and now < self.expires_at
 
 
 class Permit(TenantRow):

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 from dataclasses import replace
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -148,6 +149,14 @@ class KeyRing:
         """A keyed hash of what a provider calls an account or token, as long as `subject_hash`."""
         message = encode_parts("account", tenant, integration, name, value)
         return hmac.new(self._file.subject.reveal(), message, hashlib.sha256).hexdigest()[:32]
+
+    def api_key_mac(self, *parts: str) -> str:
+        """The MAC of an API key's row and secret: HMAC-SHA256 in hex, the same after a rotation."""
+        return hmac.digest(self._api_keys, encode_parts("api key", *parts), "sha256").hex()
+
+    @cached_property
+    def _api_keys(self) -> bytes:
+        return self.derive("api keys")
 
     def derive(self, purpose: str) -> bytes:
         """32 bytes for one purpose (HKDF-SHA256, RFC 5869), the same for every role and rotation."""

@@ -1,11 +1,15 @@
-"""Apps, their keys and permits. Any change of a key or permit moves the app's revision too."""
+"""Apps, their keys and permits. Any change of a key or permit moves the app's revision too.
+
+The last uses of keys stand in a table of their own, which the lease ledger writes: they move nothing.
+"""
 
 from datetime import datetime
 
-from sqlalchemy import Index, UniqueConstraint, update
-from sqlmodel import ForeignKeyConstraint, col
+from sqlalchemy import Index, Select, UniqueConstraint, delete, func, select, update
+from sqlmodel import Field, ForeignKeyConstraint, col
 
-from evergrant_server.core.access import App, AppKey, Permit
+from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Permit
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId, PermitId, Tenant
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
@@ -29,7 +33,13 @@ class AppKeyRow(columns.IdTable, table=True):
     app_id: str
     secret_hash: str
     created_at: datetime = columns.timestamp()
+    expires_at: datetime | None = columns.timestamp()
     revoked_at: datetime | None = columns.timestamp()
+
+
+class AppKeyUseRow(columns.TenantTable, table=True):
+    key_id: str = Field(primary_key=True)
+    used_at: datetime = columns.timestamp()
 
 
 class PermitRow(columns.IdTable, table=True):
@@ -77,11 +87,20 @@ class Access(ModelRepository[App, AppId]):
 
     async def delete_app(self, tenant: Tenant, id: AppId) -> None:
         """Delete an app with its keys and permits. Raises Failure NOT_FOUND."""
+        used = columns_equal(AppKeyUseRow, tenant=tenant) & col(AppKeyUseRow.key_id).in_(_keys_of(tenant, id))
+        await self._run(delete(AppKeyUseRow).where(used))
         await self._delete(id, tenant=tenant, id=id)
 
     async def add_key(self, key: AppKey) -> None:
-        """Add an API key. Raises Failure NOT_FOUND without its app, ALREADY_EXISTS."""
+        """Add an API key.
+
+        Raises Failure NOT_FOUND without its app, ALREADY_EXISTS also when the app has two live keys.
+        """
         await self._bump(key.tenant, key.app_id)
+        live = await self.live_keys(key.tenant, key.app_id, key.created_at)
+        if len(live) >= MOST_LIVE_KEYS:
+            why = f"The app has {MOST_LIVE_KEYS} live keys already: revoke one of them first."
+            raise Failure(ErrorCode.ALREADY_EXISTS, why)
         await self._keys._add(key, f"Key {key.id}")
 
     async def key(self, key_id: KeyId) -> tuple[AppKey, App] | None:
@@ -93,6 +112,32 @@ class Access(ModelRepository[App, AppId]):
     async def keys(self, tenant: Tenant, app_id: AppId) -> list[AppKey]:
         mine = self._keys._where(tenant=tenant, app_id=app_id)
         return await self._keys._all(mine.order_by(col(AppKeyRow.id)))
+
+    async def live_keys(self, tenant: Tenant, app_id: AppId, now: datetime) -> list[AppKey]:
+        """The keys that are accepted now, the oldest first."""
+        live = [key for key in await self.keys(tenant, app_id) if key.is_live(now)]
+        return sorted(live, key=lambda key: key.created_at)
+
+    async def last_uses(self, tenant: Tenant, app_id: AppId) -> dict[str, datetime]:
+        """When each key of an app last authenticated a request, by its id, to the minute."""
+        query = select(col(AppKeyUseRow.key_id), col(AppKeyUseRow.used_at)).where(
+            columns_equal(AppKeyUseRow, tenant=tenant), col(AppKeyUseRow.key_id).in_(_keys_of(tenant, app_id))
+        )
+        return {key_id: at for key_id, at in await self._connection.execute(query)}
+
+    async def key_ends(self) -> list[tuple[Tenant, str, datetime | None]]:
+        """Tenant, name and the end of the last unrevoked key of every app that has one, in all tenants.
+
+        None: its keys are all of an earlier version.
+        """
+        query = (
+            select(col(AppRow.tenant), col(AppRow.name), func.max(col(AppKeyRow.expires_at)))
+            .join(AppKeyRow, (col(AppKeyRow.tenant) == col(AppRow.tenant)) & (col(AppKeyRow.app_id) == col(AppRow.id)))
+            .where(col(AppKeyRow.revoked_at).is_(None), col(AppRow.disabled).is_(False))
+            .group_by(col(AppRow.tenant), col(AppRow.name))
+            .order_by(col(AppRow.tenant), col(AppRow.name))
+        )
+        return [(Tenant(tenant), name, end) for tenant, name, end in await self._connection.execute(query)]
 
     async def revoke_key(self, tenant: Tenant, key_id: KeyId, at: datetime) -> AppKey:
         """Revoke a key; revoking it again changes nothing. Raises Failure NOT_FOUND."""
@@ -132,3 +177,7 @@ class Access(ModelRepository[App, AppId]):
         mine = columns_equal(AppRow, tenant=tenant, id=app_id)
         if await self._run(update(AppRow).where(mine).values(next_one)) != 1:
             raise not_found(app_id)
+
+
+def _keys_of(tenant: Tenant, app_id: AppId) -> Select[tuple[str]]:
+    return select(col(AppKeyRow.id)).where(columns_equal(AppKeyRow, tenant=tenant, app_id=app_id))

@@ -11,6 +11,7 @@ depends_on = None
 
 def upgrade() -> None:
     _bindings()
+    _api_keys()
 
 
 def downgrade() -> None:
@@ -27,3 +28,15 @@ def _bindings() -> None:
     for name in ("confirm_by", "confirmed_at"):
         op.add_column("consent", sa.Column(name, sa.DateTime(timezone=True), nullable=True))
     op.create_index("ix_consent_confirm_hash", "consent", ["confirm_hash"], unique=True)
+
+
+def _api_keys() -> None:
+    op.add_column("app_key", sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True))
+    op.create_table(
+        "app_key_use",
+        sa.Column("tenant", sa.String(), nullable=False),
+        sa.Column("key_id", sa.String(), nullable=False),
+        sa.Column("used_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "key_id", name="pk_app_key_use"),
+    )

@@ -7,8 +7,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx2
 
-from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
-from evergrant_server.core.access import App, AppKey, Permit
+from evergrant_server.api.http.api_keys import new_key
+from evergrant_server.core.access import App, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
@@ -132,15 +132,14 @@ async def put_app(
     **more: Any,
 ) -> str:
     """An app with one permit, or none. Returns its key."""
-    secret, app_id = new_key_secret(), new_id("app")
-    key_id = new_id("key")
-    owned: dict[str, Any] = {"tenant": tenant, "app_id": app_id, "created_at": at}
-    app: dict[str, Any] = {"tenant": tenant, "id": app_id, "name": name, "created_at": at, **more}
-    await tx.access.put_app(App(**app), expected=None)
-    await tx.access.add_key(AppKey(id=key_id, secret_hash=hash_secret(secret), **owned))
+    facts: dict[str, Any] = {"tenant": tenant, "id": new_id("app"), "name": name, "created_at": at, **more}
+    app = await tx.access.put_app(App(**facts), expected=None)
+    key, shown = new_key(tx.sealer.ring, app, at, timedelta(days=3650))
+    await tx.access.add_key(key)
     if permit is not None:
+        owned: dict[str, Any] = {"tenant": tenant, "app_id": app.id, "created_at": at}
         await tx.access.put_permit(Permit(id=new_id("per"), **owned, **permit), expected=None)
-    return format_key(key_id, secret)
+    return shown
 
 
 async def add_code(

@@ -1,16 +1,18 @@
-"""API keys of apps, and the first admin's: `/v1/apps/{a}/keys`. Shown once; the store keeps a hash."""
+"""API keys of apps, and the first admin's: `/v1/apps/{a}/keys`. Shown once; the store keeps a MAC."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Annotated
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.responses import Response
 
 from evergrant_server.api.apps.routes import require_app
-from evergrant_server.api.http.authentication import format_key, hash_secret, new_key_secret
+from evergrant_server.api.http.api_keys import LONGEST_LIFETIME, new_key
 from evergrant_server.api.http.call import AdminCall, AdminCommand, CommandResponse
-from evergrant_server.api.http.models import Page, Slug, View
+from evergrant_server.api.http.models import Body, Page, Slug, View
 from evergrant_server.api.http.transactions import record
-from evergrant_server.core.access import Action, App, AppKey, Permit
+from evergrant_server.core.access import MOST_LIVE_KEYS, Action, App, Permit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -23,10 +25,24 @@ router = APIRouter(tags=["apps"])
 ADMIN = "admin"
 
 
+class KeyBody(Body):
+    """`lifetime` is in seconds; by default EVERGRANT_API_KEY_LIFETIME."""
+
+    lifetime: Annotated[float, Field(ge=60, le=LONGEST_LIFETIME.total_seconds())] | None = None
+
+
 class KeyView(View):
+    """`live`: the key is accepted. One without `expires_at` is of an earlier version, and isn't.
+
+    `last_used_at` is exact to the minute.
+    """
+
     id: str
+    live: bool
     created_at: datetime
+    expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None
 
 
 class NewKeyView(KeyView):
@@ -36,16 +52,24 @@ class NewKeyView(KeyView):
 
 
 @router.post("/v1/apps/{name}/keys", status_code=201, response_model=NewKeyView)
-async def create_key(name: Slug, call: AdminCommand) -> Response:
-    """Create a key. Only this response contains it."""
+async def create_key(name: Slug, call: AdminCommand, body: KeyBody | None = None) -> Response:
+    """Create a key. Only this response contains it.
+
+    An app has two live keys at most: to replace one without a gap, create the second, give it to the app,
+    and revoke the first.
+    """
+    given = None if body is None else body.lifetime
+    lifetime = call.api.settings.api_key_lifetime if given is None else timedelta(seconds=given)
 
     async def add(tx: Transaction) -> CommandResponse:
         app = await require_app(tx, call, name)
-        key, shown = await _add_key(tx, app, call.now)
-        await call.record(tx, AuditAction.KEY_CREATED, key.id, app=app.name)
-        return CommandResponse.of(NewKeyView.of(key, key=shown), 201)
+        key, shown = new_key(call.api.ring, app, call.now, lifetime)
+        await tx.access.add_key(key)
+        expires_at = (call.now + lifetime).isoformat()
+        await call.record(tx, AuditAction.KEY_CREATED, key.id, app=app.name, expires_at=expires_at)
+        return CommandResponse.of(NewKeyView.of(key, live=True, last_used_at=None, key=shown), 201)
 
-    return await call.run(None, add)
+    return await call.run(body, add)
 
 
 @router.get("/v1/apps/{name}/keys")
@@ -53,7 +77,9 @@ async def list_keys(name: Slug, call: AdminCall) -> Page[KeyView]:
     """The app's keys, with revoked ones, without secrets."""
     async with call.api.store.read() as tx:
         app = await require_app(tx, call, name)
-        return Page(items=[KeyView.of(key) for key in await tx.access.keys(call.tenant, app.id)])
+        keys, uses = await tx.access.keys(call.tenant, app.id), await tx.access.last_uses(call.tenant, app.id)
+    shown = [KeyView.of(key, live=key.is_live(call.now), last_used_at=uses.get(key.id)) for key in keys]
+    return Page(items=shown)
 
 
 @router.delete("/v1/apps/{name}/keys/{key_id}", status_code=204)
@@ -68,24 +94,13 @@ async def revoke_key(name: Slug, key_id: str, call: AdminCall) -> Response:
     return Response(status_code=204)
 
 
-async def _add_key(tx: Transaction, app: App, now: datetime) -> tuple[AppKey, str]:
-    """Add a key. Returns it and its text, which isn't stored."""
-    secret = new_key_secret()
-    key = AppKey(
-        tenant=app.tenant,
-        id=KeyId(new_id("key")),
-        app_id=app.id,
-        secret_hash=hash_secret(secret),
-        created_at=now,
-    )
-    await tx.access.add_key(key)
-    return key, format_key(key.id, secret)
-
-
-async def bootstrap_admin(store: Store, clock: Clock, tenant: Tenant, *, force: bool = False) -> str:
+async def bootstrap_admin(
+    store: Store, clock: Clock, tenant: Tenant, lifetime: timedelta, *, force: bool = False
+) -> str:
     """Create the app `admin` with an admin permit and return a new key. Needs the store and its keys.
 
-    Raises Failure ALREADY_EXISTS if the app exists; `force` adds another key instead.
+    Raises Failure ALREADY_EXISTS if the app exists; `force` adds another key instead, and revokes the
+    older of two live ones.
     """
     now = clock.now()
     async with store.write() as tx:
@@ -113,7 +128,12 @@ async def bootstrap_admin(store: Store, clock: Clock, tenant: Tenant, *, force: 
             )
             await tx.access.put_permit(permit, expected=None)
             await _record(tx, app, AuditAction.PERMIT_PUT, permit.id, actions=["admin"])
-        key, shown = await _add_key(tx, app, now)
+        live = await tx.access.live_keys(tenant, app.id, now)
+        if len(live) >= MOST_LIVE_KEYS:
+            await tx.access.revoke_key(tenant, live[0].id, now)
+            await _record(tx, app, AuditAction.KEY_REVOKED, live[0].id, at=now.isoformat())
+        key, shown = new_key(store.ring, app, now, lifetime)
+        await tx.access.add_key(key)
         await _record(tx, app, AuditAction.KEY_CREATED, key.id, at=now.isoformat())
     return shown
 

@@ -1,21 +1,27 @@
-"""Authenticates apps by API keys `evg_<key id>_<secret>` (RFC 6750 section 2.1)."""
+"""Authenticates apps by their API keys (RFC 6750 section 2.1)."""
 
-import hashlib
 import hmac
-import re
 import secrets
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from starlette.requests import Request
 
+from evergrant_server.api.http.api_keys import expired, key_mac, parse_key
 from evergrant_server.core.access import App, AppKey, Permit
+from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import KeyId, Tenant
+from evergrant_server.core.ids import AppId, KeyId, Tenant
 from evergrant_server.store import Store
 
-_KEY = re.compile(r"^evg_(key_[0-9a-z]{22})_([0-9a-f]{64})\Z")
-_UNKNOWN_HASH = hashlib.sha256(secrets.token_bytes(32)).hexdigest()
 _MAX_CACHED = 10_000
+_UNKNOWN = AppKey(
+    tenant=Tenant(""),
+    id=KeyId(""),
+    app_id=AppId(""),
+    secret_hash=secrets.token_hex(32),
+    created_at=datetime.min.replace(tzinfo=UTC),
+)
 
 
 @dataclass(frozen=True)
@@ -35,41 +41,34 @@ class Caller:
         return f"app:{self.app.name}"
 
 
-def new_key_secret() -> str:
-    """256 random bits in hex."""
-    return secrets.token_hex(32)
-
-
-def hash_secret(secret: str) -> str:
-    """SHA-256 in hex. A secret of 256 random bits needs no slow hash."""
-    return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def format_key(key_id: KeyId, secret: str) -> str:
-    return f"evg_{key_id}_{secret}"
-
-
 class Authenticator:
     """Finds the app that owns a key. Caches callers for the lease path."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
-        self._cache: dict[str, Caller] = {}
+        self._clock = clock
+        self._cache: dict[KeyId, Caller] = {}
 
     async def authenticate(self, request: Request) -> Caller:
         """Read the key, the app and its permits from the store.
 
         Raises Failure UNAUTHENTICATED or APP_DISABLED.
         """
-        key_id, given = _parse_credential(request)
+        return await self.caller_of(_bearer_token(request))
+
+    async def caller_of(self, text: str) -> Caller:
+        """The caller that a key authenticates. Raises as `authenticate` does."""
+        given = parse_key(text)
         async with self._store.read() as tx:
-            found = await tx.access.key(key_id)
+            found = await tx.access.key(given.id)
             permits = await tx.access.permits(found[1].tenant, found[1].id) if found else []
         # An unknown key costs the same comparison as a known one.
-        right = hmac.compare_digest(found[0].secret_hash if found else _UNKNOWN_HASH, hash_secret(given))
+        right = self._is_right(found[0] if found else _UNKNOWN, given.secret)
         if found is None or not right or found[0].revoked_at is not None:
             raise Failure(ErrorCode.UNAUTHENTICATED)
         caller = Caller(found[1], found[0], tuple(permits))
+        if not caller.key.is_live(self._clock.now()):
+            raise expired(caller.key)
         if caller.app.disabled:
             raise Failure(ErrorCode.APP_DISABLED)
         return caller
@@ -80,11 +79,16 @@ class Authenticator:
         A cached caller may be out of date: refuse or issue only after the app's revision was
         compared with the store. Raises as `authenticate` does.
         """
-        key_id, given = _parse_credential(request)
-        known = self._cache.get(key_id)
-        if known is not None and hmac.compare_digest(known.key.secret_hash, hash_secret(given)):
+        text = _bearer_token(request)
+        given = parse_key(text)
+        known = self._cache.get(given.id)
+        if (
+            known is not None
+            and known.key.is_live(self._clock.now())
+            and self._is_right(known.key, given.secret)
+        ):
             return known, True
-        caller = await self.authenticate(request)
+        caller = await self.caller_of(text)
         self.cache(caller)
         return caller, False
 
@@ -96,13 +100,15 @@ class Authenticator:
     def evict(self, caller: Caller) -> None:
         self._cache.pop(caller.key.id, None)
 
+    def _is_right(self, key: AppKey, secret: str) -> bool:
+        return hmac.compare_digest(key.secret_hash, key_mac(self._store.ring, key, secret))
 
-def _parse_credential(request: Request) -> tuple[KeyId, str]:
+
+def _bearer_token(request: Request) -> str:
     values = request.headers.getlist("authorization")
     if len(values) != 1:
         raise Failure(ErrorCode.UNAUTHENTICATED)
     scheme, _, credential = values[0].partition(" ")
-    match = _KEY.match(credential.strip())
-    if scheme.lower() != "bearer" or match is None:
+    if scheme.lower() != "bearer":
         raise Failure(ErrorCode.UNAUTHENTICATED)
-    return KeyId(match.group(1)), match.group(2)
+    return credential.strip()

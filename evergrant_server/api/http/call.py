@@ -31,7 +31,7 @@ from evergrant_server.store import Transaction
 
 T = TypeVar("T")
 
-_bearer_scheme = HTTPBearer(auto_error=False, description="An API key: `evg_<key id>_<secret>`.")
+_bearer_scheme = HTTPBearer(auto_error=False, description="An API key: `evg_key_…`.")
 
 
 class CommandResponse(Response):
@@ -160,6 +160,7 @@ async def _any_app(request: Request, _: Annotated[object, Depends(_bearer_scheme
     """The call of any app. Raises Failure UNAUTHENTICATED or APP_DISABLED."""
     api = api_context(request)
     caller = await api.authenticator.authenticate(request)
+    api.ledger.note_use(caller.tenant, caller.key.id)
     return ApiCall(api, caller, trace_of(request).request_context(caller.by), request)
 
 

@@ -75,7 +75,7 @@ class ApiContext:
     cursors: Cursors = field(init=False)
 
     def __post_init__(self) -> None:
-        self.authenticator = Authenticator(self.store)
+        self.authenticator = Authenticator(self.store, self.clock)
         self.cursors = Cursors(self.ring)
 
     def redirect_uri(self, integration_id: str) -> str:

@@ -175,13 +175,16 @@ class LeaseIssuer:
 
     def _claim(self, call: ApiCall, lease_request: LeaseRequest, row: LeaseRow) -> LeaseClaim:
         assert row.grant is not None
-        app, proof = call.caller.app, lease_request.proof
+        app, key, proof = call.caller.app, call.caller.key, lease_request.proof
+        assert key.expires_at is not None  # other keys authenticate no request
         return LeaseClaim(
             tenant=app.tenant,
             connection_id=row.connection_id,
             connection_revision=row.connection_revision,
             app_id=app.id,
             app_revision=app.revision,
+            key_id=key.id,
+            valid_until=key.expires_at,
             generation=row.generation,
             context=call.context,
             scopes=row.grant.scopes,

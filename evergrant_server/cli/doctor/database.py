@@ -18,6 +18,7 @@ from evergrant_server.store.database import schema
 from evergrant_server.store.store import database_time, unwrap_newest_tenant_key
 
 CERTIFICATE_WARNING = timedelta(days=30)
+API_KEY_WARNING = timedelta(days=14)
 REVOCATION_AGE_LIMIT = timedelta(minutes=10)  # a provider that answers confirms within seconds
 _MOST_NAMED = 5
 OUTBOX_AGE_LIMIT = timedelta(minutes=1)  # no relay is delivering a message that waits longer
@@ -123,6 +124,23 @@ async def certificates(settings: Settings) -> str:
     raise CheckFailed(
         f"{len(ending)} expire soon; that of the integration {first.name} (tenant {first.tenant}) {when}",
         f"PUT /v1/integrations/{first.name} with a new client_certificate",
+    )
+
+
+async def api_keys(settings: Settings) -> str:
+    """Find apps that have no accepted API key, or soon won't have one."""
+    now = SystemClock().now()
+    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+        ends = await tx.access.key_ends()
+    ending = [found for found in ends if found[2] is None or found[2] < now + API_KEY_WARNING]
+    if not ending:
+        return f"each of {len(ends)} apps has one that lasts for {API_KEY_WARNING.days} days"
+    tenant, name, end = ending[0]
+    why = "is of an earlier version" if end is None else f"ends at {end:%Y-%m-%d %H:%M} UTC"
+    raise CheckFailed(
+        f"{len(ending)} apps have none for the next {API_KEY_WARNING.days} days;"
+        f" that of {name} (tenant {tenant}) {why}",
+        f"POST /v1/apps/{name}/keys, then revoke the old one; for the app admin: {COMMAND} keys bootstrap --again",
     )
 
 

@@ -26,6 +26,7 @@ CHECKS: dict[str, Check] = {
     "outbox": database.outbox,
     "revocations": database.revocations,
     "client certificates": database.certificates,
+    "API keys": database.api_keys,
     "clock, database": database.clock,
     "temporal": temporal.reachable,
     "temporal program": temporal.program,

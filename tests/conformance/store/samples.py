@@ -88,8 +88,9 @@ async def an_app_of(store: Store, **changes: Any) -> App:
         return await tx.access.put_app(an_app(**changes), expected=None)
 
 
-def a_key(app: App) -> AppKey:
-    return built(AppKey, {}, tenant=app.tenant, id=new_id("key"), app_id=app.id, secret_hash="f" * 64)
+def a_key(app: App, **changes: Any) -> AppKey:
+    facts = {"tenant": app.tenant, "app_id": app.id, "expires_at": NOW + timedelta(days=90)}
+    return built(AppKey, changes, id=new_id("key"), secret_hash="f" * 64, **facts)
 
 
 def a_permit(app: App, **changes: Any) -> Permit:

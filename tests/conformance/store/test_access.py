@@ -91,6 +91,20 @@ async def test_a_key_is_found_by_its_id_alone_and_stays_known_when_revoked(store
             await tx.access.revoke_key(Tenant("other"), key.id, NOW)
 
 
+async def test_an_app_has_two_live_keys_at_most(store: Store):
+    app = await an_app_of(store)
+    first, second = a_key(app), a_key(app)
+    ended = a_key(app, expires_at=NOW), a_key(app, expires_at=None)  # expired; of an earlier version
+    async with store.write() as tx:
+        for key in (*ended, first, second):
+            await tx.access.add_key(key)
+        assert {key.id for key in await tx.access.live_keys(ACME, app.id, NOW)} == {first.id, second.id}
+        with fails(ErrorCode.ALREADY_EXISTS):
+            await tx.access.add_key(a_key(app))
+        await tx.access.revoke_key(ACME, first.id, NOW)
+        await tx.access.add_key(a_key(app))
+
+
 async def test_keys_and_permits_need_their_app_and_go_with_it(store: Store):
     app = an_app()
     for orphan in (

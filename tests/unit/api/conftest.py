@@ -10,4 +10,4 @@ __all__ = ["admin", "api"]
 
 @pytest.fixture
 async def admin(api: Api) -> str:
-    return await bootstrap_admin(api.store, api.clock, TENANT)
+    return await bootstrap_admin(api.store, api.clock, TENANT, api.parts.settings.api_key_lifetime)

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import KeyId, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
@@ -23,6 +25,8 @@ from tests.conformance.store.samples import ACME, a_key, a_permit, an_app_of, gr
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
+
+KEY = KeyId(new_id("key"))
 
 
 @pytest_asyncio.fixture
@@ -40,6 +44,8 @@ def a_claim(connection: Connection, app: App, **changes: Any) -> LeaseClaim:
         "connection_revision": connection.revision,
         "app_id": app.id,
         "app_revision": app.revision,
+        "key_id": KEY,
+        "valid_until": NOW + timedelta(days=90),
         "generation": connection.generation,
         "context": RequestContext(by="app:billing", trace_id="b" * 32),
         "scopes": ("repo",),
@@ -174,6 +180,41 @@ async def test_a_change_of_app_key_permit_or_generation_makes_a_claim_stale(
     newer = await refreshed(store, connection, some_tokens("at-2", "rt-2"))
     with pytest.raises(StaleClaim):
         await ledger.record(a_claim(newer, disabled, generation=1))
+
+
+async def test_a_claim_outlives_its_key_in_no_batch(store: Store, ledger: LeaseLedger):
+    """Expiry moves no revision."""
+    connection, app = await granted(store), await an_app_of(store)
+    ends = [a_claim(connection, app, valid_until=NOW + timedelta(microseconds=more)) for more in (0, 1)]
+    ended = await asyncio.gather(*(ledger.record(it) for it in ends), return_exceptions=True)
+    assert [type(it) for it in ended] == [StaleClaim, type(None)]
+
+
+async def test_the_last_use_of_a_key_is_written_once_a_minute(
+    store: Store, ledger: LeaseLedger, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+):
+    connection, app = await granted(store), await an_app_of(store)
+    key = a_key(app)
+    async with store.write() as tx:
+        await tx.access.add_key(key)
+    app = app.model_copy(update={"revision": app.revision + 1})
+    commits = count_commits(store, monkeypatch)
+    for later, seen in ((0, 0), (59, 0), (1, 60)):
+        clock.advance(later)
+        await ledger.record(a_claim(connection, app, key_id=key.id))
+        async with store.read() as tx:
+            assert await tx.access.last_uses(ACME, app.id) == {key.id: NOW + timedelta(seconds=seen)}
+            assert await tx.access.app(ACME, app.id) == app  # cached callers stay valid
+    assert len(commits) == 3
+    clock.advance(60)
+    ledger.note_use(ACME, key.id)  # a request that isn't a lease
+    await ledger.stop()
+    async with store.read() as tx:
+        assert await tx.access.last_uses(ACME, app.id) == {key.id: NOW + timedelta(seconds=120)}
+    async with store.write() as tx:
+        await tx.access.delete_app(ACME, app.id)
+        left = await tx.connection.execute(text("SELECT count(*) FROM app_key_use"))
+        assert left.scalar_one() == 0
 
 
 async def test_a_foreign_tenant_or_an_unknown_id_is_stale(store: Store, ledger: LeaseLedger):

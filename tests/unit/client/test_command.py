@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from evergrant import App, DeviceCode, LiveStatus, Proof
+from evergrant.calls.api_keys import ApiKey
 
 from tests.unit.client.conftest import Command, Ended
 from tests.unit.client.scripted_evergrant import (
@@ -232,6 +233,7 @@ SUBSCRIBED = {"url": "https://a.example", "disabled": False, "events": ["connect
 PROVE = "proof con_1 get https://api.example/me --nonce n"
 PROOF_REQUEST = {"htm": "GET", "htu": "https://api.example/me", "nonce": "n"}
 PROOF = example(Proof, proof="ey.J.x")
+NEW_KEY = example(ApiKey, key=SECRET)
 GITHUB = {"name": "github", "display_name": "GitHub"}
 OPENED = connection(connect_url=LINK)
 CRM, ACME, HOOK, MADE, DELIVERY = (
@@ -251,6 +253,9 @@ CRM, ACME, HOOK, MADE, DELIVERY = (
         ("audit", "GET audit", None, [audit_record()], "grant.refreshed"),
         (PROVE, "POST connections/con_1/proof", PROOF_REQUEST, PROOF, "ey.J.x\n"),
         ("apps ls", "GET apps", None, [example(App, name="etl")], "etl"),
+        ("apps keys ls etl", "GET apps/etl/keys", None, [example(ApiKey, id="key_1", key=None)], "key_1"),
+        ("apps keys create etl --days 2", "POST apps/etl/keys", {"lifetime": 172800}, NEW_KEY, SECRET),
+        ("apps keys revoke etl key_1", "DELETE apps/etl/keys/key_1", None, None, ""),
         ("providers", "GET providers", None, [GITHUB], "GitHub"),
         ("providers ls", "GET providers", None, [GITHUB], "GitHub"),
         ("providers versions acme", "GET providers/acme/versions", None, [ACME], "text"),

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 import stamina
 from evergrant import AsyncEvergrant, Evergrant, Lease, State, temporal
+from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.integrations import Integration, ProviderVersion
 from evergrant.calls.transfer import Export
 from evergrant.calls.webhooks import Webhook, WebhookDelivery
@@ -18,6 +19,7 @@ from evergrant.testing import FakeEvergrant, ManualClock
 from evergrant.testing.connections import connection_body, live_body
 from pydantic import BaseModel
 
+from evergrant_server.api.apps.keys import NewKeyView
 from evergrant_server.api.apps.routes import AppView
 from evergrant_server.api.audit import AuditView
 from evergrant_server.api.connections.models import (
@@ -148,6 +150,7 @@ async def test_a_rotated_token_and_lists(fake_evergrant: FakeEvergrant, evergran
 
 
 VIEWS: dict[type, type[BaseModel]] = {
+    ApiKey: NewKeyView,
     package.App: AppView,
     package.AuditRecord: AuditView,
     package.Connection: ConnectionView,

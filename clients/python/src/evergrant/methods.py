@@ -1,5 +1,6 @@
 """The methods that both clients have: each sends one call, or iterates over a list."""
 
+from evergrant.calls import api_keys as api_key_calls
 from evergrant.calls import connections as connection_calls
 from evergrant.calls import integrations as integration_calls
 from evergrant.calls import leases as lease_calls
@@ -22,6 +23,10 @@ class ApiMethods:
     audit = Lists(connection_calls.audit)
     providers = Lists(connection_calls.providers)
     apps = Lists(connection_calls.apps)
+
+    api_keys = Lists(api_key_calls.api_keys)
+    create_api_key = Sends(api_key_calls.create_api_key)
+    revoke_api_key = Sends(api_key_calls.revoke_api_key)
 
     integrations = Lists(integration_calls.integrations)
     integration = Sends(integration_calls.integration)

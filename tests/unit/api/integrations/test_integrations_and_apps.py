@@ -1,5 +1,7 @@
 """Integrations and their registration, apps, keys, permits and the first admin, over HTTP."""
 
+from datetime import timedelta
+
 import pytest
 
 from evergrant_server import audit
@@ -9,6 +11,7 @@ from evergrant_server.core.integrations import Endpoints, Integration, Integrati
 from evergrant_server.core.messages.integrations import DiscoveryResult
 from tests.fakes.api import TENANT, Api
 
+LIFETIME = timedelta(days=90)
 GITLAB = {"provider": "gitlab", "client_id": "client-1", "client_secret": "canary-secret"}
 GENERIC = {**GITLAB, "provider": "generic", "issuer": "https://idp.example"}
 ENDPOINTS = Endpoints(
@@ -73,12 +76,15 @@ async def test_a_refresh_token_idles_for_a_century_at_most(api: Api, admin: str,
 async def test_the_first_admin_key_is_made_once(api: Api, admin: str):
     assert (await api.get("/v1/apps", admin)).json()["items"][0]["name"] == "admin"
     with pytest.raises(Failure) as refused:
-        await bootstrap_admin(api.store, api.clock, TENANT)
+        await bootstrap_admin(api.store, api.clock, TENANT, LIFETIME)
     assert refused.value.code is ErrorCode.ALREADY_EXISTS
-    second = await bootstrap_admin(api.store, api.clock, TENANT, force=True)
+    second = await bootstrap_admin(api.store, api.clock, TENANT, LIFETIME, force=True)
     assert second != admin
     assert (await api.get("/v1/apps", second)).status_code == 200
     assert (await api.get("/v1/apps", admin)).status_code == 200
+    third = await bootstrap_admin(api.store, api.clock, TENANT, LIFETIME, force=True)  # both were lost
+    answers = [(await api.get("/v1/apps", key)).status_code for key in (admin, second, third)]
+    assert answers == [401, 200, 200]
     # an admin permit reaches configuration, not tokens
     await api.active(await api.integration())
     assert (await api.lease(admin)).status_code == 403

@@ -1,4 +1,4 @@
-"""The whole command, and the commands that belong to no other module: token, proof, apps, audit.
+"""The whole command, and the commands that belong to no other module: token, proof, audit.
 
 Exit statuses: 0 done, 1 refused or failed, 2 misused, 130 interrupted.
 """
@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
+from evergrant.cli.apps import apps
 from evergrant.cli.connections import connect, connections
 from evergrant.cli.integrations import integrations, providers
 from evergrant.cli.output import DEFAULTS, Format, Options, lease_row, row_of, show_error, show_one, show_rows
@@ -105,12 +106,6 @@ def proof(
         show_one(row_of(made), options.output)
 
 
-def list_apps(*, options: Options = DEFAULTS) -> None:
-    """List the apps of the tenant."""
-    with options.client() as client:
-        show_rows((row_of(app) for app in client.apps()), ("id", "name", "disabled"), options.output)
-
-
 def audit(connection_id: str | None = None, /, *, options: Options = DEFAULTS) -> None:
     """Show the audit records of a connection, or of the whole tenant."""
     with options.client() as client:
@@ -130,8 +125,6 @@ def build_app() -> App:
     app.command(connect)
     app.command(token)
     app.command(proof)
-    apps = App(name="apps", help="Consumers of Evergrant.")
-    apps.command(list_apps, name="ls")
     app.command(apps)
     app.command(audit)
     app.command(webhooks)
