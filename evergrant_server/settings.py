@@ -121,6 +121,9 @@ class Settings(BaseSettings):
     address sets it."""
     four_eyes: bool = False
     """The app that proposed a provider's definition can't approve it: another app must."""
+    self_permits: bool = False
+    """An app with the action `admin` may give itself `token`, `proxy` and `export`. Without this another app
+    with `admin` must."""
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
     log_format: Literal["text", "json"] = "text"

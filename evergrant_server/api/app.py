@@ -20,6 +20,7 @@ from evergrant_server.api.integrations import routes as integrations
 from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
 from evergrant_server.api.leases.refresher import RefreshWaiter
+from evergrant_server.api.leases.refusal_log import RefusalLog
 from evergrant_server.api.pages import callback, connect
 from evergrant_server.api.pages.browser import BrowserSessions
 from evergrant_server.api.provider_events import inbound, receivers
@@ -70,11 +71,13 @@ def create_app(api: ApiContext) -> FastAPI:
     """The ASGI application over `context`. The caller starts and stops the lease ledger and the relay."""
 
     refresher = RefreshWaiter(api.lease_rows, api.link, api.settings.lease_wait)
+    refusals = RefusalLog(api.store)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await refresher.stop()
+        await refusals.stop()
 
     app = FastAPI(
         title="Evergrant",
@@ -88,10 +91,11 @@ def create_app(api: ApiContext) -> FastAPI:
     )
     app.state.api = api
     app.state.refresher = refresher
+    app.state.refusals = refusals
     app.state.templates = Pages()
     app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)
     problems.install_error_handlers(app, api.settings.public_url)
-    lease_routes = leases.routes(api, refresher)
+    lease_routes = leases.routes(api, refresher, refusals)
     app.router.routes.extend(lease_routes)
     for router in ROUTERS:
         app.include_router(router)

@@ -15,6 +15,11 @@ class Action(StrEnum):
     PROXY = "proxy"
     CONNECT = "connect"
     ADMIN = "admin"
+    EXPORT = "export"  # refresh tokens, sealed to a key of the caller's
+
+
+# the actions that reach tokens
+TOKEN_ACTIONS = frozenset({Action.TOKEN, Action.PROXY, Action.EXPORT})
 
 
 class App(TenantRow):
@@ -50,7 +55,7 @@ class Permit(TenantRow):
 
     `integration` is a name, or `*` for every one. `subjects` holds exact subjects, or `*`.
     `scope_ceiling` None: every scope of the connection. An `admin` permit reaches the
-    tenant's configuration, not tokens: those need `token`.
+    tenant's configuration, not tokens: those need `token`, and refresh tokens `export`.
     """
 
     id: PermitId

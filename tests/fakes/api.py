@@ -340,6 +340,7 @@ async def running_api(
     finally:
         await api.client.aclose()
         await api.app.state.refresher.stop()
+        await api.app.state.refusals.stop()
         await ledger.stop()
         await store.close()
         await worker.close()

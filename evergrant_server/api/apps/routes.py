@@ -21,8 +21,9 @@ from evergrant_server.api.http.models import (
     _slug,
 )
 from evergrant_server.api.http.problems import invalid_request, require_found
-from evergrant_server.core.access import Action, App, Permit
+from evergrant_server.core.access import TOKEN_ACTIONS, Action, App, Permit
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, PermitId, new_id
 from evergrant_server.store import Transaction
 
@@ -132,7 +133,11 @@ async def delete_app(name: Slug, call: AdminCall) -> Response:
 async def put_permit(
     name: Slug, permit_name: Slug, body: PermitBody, response: Response, call: AdminCall
 ) -> PermitView:
-    """Create or change a permit."""
+    """Create or change a permit. An app can't give itself `token`, `proxy` or `export`."""
+    own = name == call.caller.app.name and not call.api.settings.self_permits
+    if own and not TOKEN_ACTIONS.isdisjoint(body.actions):
+        why = "An app can't give itself token, proxy or export: another admin app must (EVERGRANT_SELF_PERMITS)."
+        raise Failure(ErrorCode.NOT_PERMITTED, why)
     async with call.api.store.write() as tx:
         app = await require_app(tx, call, name)
         before = await tx.access.permit(call.tenant, app.id, permit_name)

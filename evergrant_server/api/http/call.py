@@ -173,7 +173,14 @@ async def _tenant_admin(call: Call) -> ApiCall:
     return call
 
 
+async def _exporter(call: Call) -> ApiCall:
+    """The call of an app with `export` for the whole tenant. Raises Failure NOT_PERMITTED."""
+    call.require_permit(Action.EXPORT, integration=None)
+    return call
+
+
 AdminCall = Annotated[ApiCall, Depends(_tenant_admin)]
+ExportCall = Annotated[ApiCall, Depends(_exporter)]
 _Key = Annotated[
     str | None,
     Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$"),
@@ -188,6 +195,11 @@ async def _admin_command(call: AdminCall, key: _Key = None) -> ApiCall:
     return replace(call, key=key)
 
 
+async def _export_command(call: ExportCall, key: _Key = None) -> ApiCall:
+    return replace(call, key=key)
+
+
 ApiDep = Annotated[ApiContext, Depends(api_context)]
 Command = Annotated[ApiCall, Depends(_command)]
 AdminCommand = Annotated[ApiCall, Depends(_admin_command)]
+ExportCommand = Annotated[ApiCall, Depends(_export_command)]

@@ -12,7 +12,8 @@ from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.leases.dpop import require_provable
 from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter, RefreshWaitResult
-from evergrant_server.api.leases.refusals import LeaseRequest, absent, not_leasable, record_refusal
+from evergrant_server.api.leases.refusal_log import RefusalLog
+from evergrant_server.api.leases.refusals import LeaseRequest, absent, not_leasable, refusal_entry
 from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
@@ -36,9 +37,10 @@ _IdKey = tuple[Tenant, ConnectionId]
 class LeaseIssuer:
     """Issues leases. Sealed rows are cached; no token leaves before the ledger's commit."""
 
-    def __init__(self, api: ApiContext, refresher: RefreshWaiter) -> None:
+    def __init__(self, api: ApiContext, refresher: RefreshWaiter, refusals: RefusalLog) -> None:
         self._api = api
         self._refresher = refresher
+        self._refusals = refusals
         self._margin = RULES[NEWEST_RULES].margin
         self._rows: dict[_NameKey | _IdKey, LeaseRow] = {}
 
@@ -59,14 +61,14 @@ class LeaseIssuer:
                 self._forget(caller, lease_request)
             except Failure as failure:
                 if not from_cache:
-                    await record_refusal(call, lease_request, failure)
+                    await self._refusals.record(refusal_entry(call, lease_request, failure))
                     raise
                 # a refusal from the cache is decided again from the store
                 self._forget(caller, lease_request)
             caller, from_cache = await self._api.authenticator.authenticate(request), False
             self._api.authenticator.cache(caller)
         failure = Failure(ErrorCode.STORE_CONFLICT, "The connection keeps changing.", retry_after=1.0)
-        await record_refusal(call, lease_request, failure)
+        await self._refusals.record(refusal_entry(call, lease_request, failure))
         raise failure
 
     async def _decide(self, call: ApiCall, lease_request: LeaseRequest, *, cached: bool) -> LeaseRow:

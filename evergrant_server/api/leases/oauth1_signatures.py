@@ -84,7 +84,8 @@ async def sign_request(
     """Sign one request with a connection's token (OAuth 1.0a, RFC 5849 section 3)."""
     await _require_no_provider_endpoint(call, connection_id, body.url)
     ask = LeaseRequest(TokenBody(), ConnectionId(connection_id), signs=body.audit_text)
-    row = await LeaseIssuer(call.api, refresher).issue(call.request, ask, (call.caller, False))
+    issuer = LeaseIssuer(call.api, refresher, call.request.app.state.refusals)
+    row = await issuer.issue(call.request, ask, (call.caller, False))
     response.headers["Cache-Control"] = "no-store"
     header = await _authorization_header(call.api, row, body)
     return SignatureView(

@@ -1,5 +1,6 @@
 """`POST /v1/connections/{id}/refresh`: refreshes on request, or after a report of a refused token."""
 
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -13,7 +14,9 @@ from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.store import Transaction
 
@@ -33,8 +36,9 @@ async def refresh_connection(
 ) -> Response:
     """Refresh unless the grant is newer than `generation`. Concurrent requests share one refresh.
 
-    A report of a refused token refreshes once for that generation. The response shows the current
-    generation: unchanged when another refresh would not help.
+    A report of a refused token refreshes once for that generation. For an app with neither `connect` nor
+    `admin` only a report, or a token that is due, refreshes. The response shows the current generation:
+    unchanged without a refresh, and when another one would not help.
     """
     async with call.api.store.read() as tx:
         connection = await call.visible_connection(
@@ -44,18 +48,16 @@ async def refresh_connection(
         grant = await tx.grants.get(connection.tenant, connection.id)
     if stored is not None:
         return stored
-    is_report = body is not None and body.reason is not None
+    reason = _refresh_reason(call, connection, body)
+    is_report = reason is RefreshReason.UNAUTHORIZED
     seen = connection.generation
     if body is not None and body.seen_by_caller is not None:
         seen = min(body.seen_by_caller, seen)
     if is_report and seen == connection.generation:
         connection = await _note_report(call, connection)
     _require_refreshable_state(connection)
-    # no refresh can replace a valid token; after its expiry the workflow says who has to act
-    lasts = grant is not None and not grant.refreshable and grant.is_valid(call.now)
-    if connection.generation <= seen and not lasts:
+    if connection.generation <= seen and not (grant is not None and _lasts(grant, reason, call.now)):
         refresh = refresher.refresh_refused_token if is_report else refresher.require_refreshed
-        reason = RefreshReason.UNAUTHORIZED if is_report else RefreshReason.COMMAND
         await refresh(RefreshKey(connection.tenant, connection.id, seen, reason), call.context)
 
     async def view(tx: Transaction) -> CommandResponse:
@@ -63,6 +65,23 @@ async def refresh_connection(
         return CommandResponse.of(await connection_view(tx, current))
 
     return await call.run(body, view)
+
+
+def _refresh_reason(call: ApiCall, connection: Connection, body: RefreshBody | None) -> RefreshReason:
+    """Why the caller may have it refreshed. An app that only leases can't force refreshes."""
+    if body is not None and body.reason is not None:
+        return RefreshReason.UNAUTHORIZED
+    names = connection.integration, connection.subject
+    commands = call.allows(Action.CONNECT, *names) or call.allows(Action.ADMIN, *names)
+    return RefreshReason.COMMAND if commands else RefreshReason.DUE
+
+
+def _lasts(grant: Grant, reason: RefreshReason, now: datetime) -> bool:
+    """True when the grant isn't refreshed for this reason."""
+    if reason is RefreshReason.DUE and not grant.is_due(now, RULES[NEWEST_RULES].margin):
+        return True
+    # no refresh can replace a valid token; after its expiry the workflow says who has to act
+    return not grant.refreshable and grant.is_valid(now)
 
 
 async def _note_report(call: ApiCall, reported: Connection) -> Connection:

@@ -1,6 +1,5 @@
 """Refused leases: the failure, with a connect link where a consent helps, and its audit record."""
 
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -9,7 +8,7 @@ from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.leases.models import LeaseBody, ProofBody, TokenBody
 from evergrant_server.core.access import Action
-from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -99,14 +98,19 @@ async def _consent_required(
     return needed
 
 
-async def record_refusal(call: ApiCall, lease_request: LeaseRequest, failure: Failure) -> None:
-    """Record the refusal, best effort: no token left, so no record is required."""
+def refusal_entry(call: ApiCall, lease_request: LeaseRequest, failure: Failure) -> AuditEntry:
+    """The audit record of a refusal."""
     connection_id = failure.context.get("connection_id") or lease_request.connection_id or ""
     app_id = call.caller.app.id
     detail: dict[str, object] = {"app": app_id, "code": failure.code.value}
     if lease_request.names is not None:
         detail["integration"] = lease_request.names.integration
     object_id = connection_id if is_id(connection_id, "con") else app_id
-    with suppress(Failure):  # it is refused even if that can't be recorded
-        async with call.api.store.write() as tx:
-            await call.record(tx, AuditAction.LEASE_REFUSED, object_id, **detail)
+    return AuditEntry(
+        tenant=call.tenant,
+        at=call.now,
+        action=AuditAction.LEASE_REFUSED,
+        object=object_id,
+        context=call.context,
+        detail=detail,
+    )

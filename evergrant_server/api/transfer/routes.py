@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
-from evergrant_server.api.http.call import AdminCall, AdminCommand, CommandResponse
+from evergrant_server.api.http.call import AdminCall, CommandResponse, ExportCall, ExportCommand
 from evergrant_server.api.http.models import MAX_INTEGER
 from evergrant_server.api.transfer.intake import ImportWriter
 from evergrant_server.api.transfer.models import ExportBody, ExportView, ImportBody, ImportView
@@ -63,8 +63,11 @@ async def import_connections(body: ImportBody, request: Request, call: AdminCall
 
 
 @router.post("/v1/connections/export", status_code=202, response_model=ExportView)
-async def request_export(body: ExportBody, call: AdminCommand) -> Response:
-    """Have a worker seal every live grant to `public_key`. Fetch the lines with GET."""
+async def request_export(body: ExportBody, call: ExportCommand) -> Response:
+    """Have a worker seal every live grant to `public_key`. Fetch the lines with GET.
+
+    Needs the action `export` for the whole tenant: `admin` isn't enough.
+    """
     recipient = Recipient.parse(body.public_key)
     now = call.now
     export = Export(
@@ -98,7 +101,7 @@ async def request_export(body: ExportBody, call: AdminCommand) -> Response:
     responses={202: {"model": ExportView, "description": "A worker is still sealing"}},
 )
 async def fetch_export(
-    call: AdminCall,
+    call: ExportCall,
     id: ExportQuery = "",
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=_MAX_LINES)] = 200,
@@ -122,7 +125,7 @@ async def fetch_export(
 
 
 @router.delete("/v1/connections/export", response_model=ExportView)
-async def delete_export(call: AdminCall, id: ExportQuery = "") -> ExportView:
+async def delete_export(call: ExportCall, id: ExportQuery = "") -> ExportView:
     """Delete the sealed lines after fetching them."""
 
     async def drop(tx: Transaction) -> Export:

@@ -46,7 +46,7 @@ async def test_the_audit_log_can_not_be_written(unwritable: Api):
         assert answer.headers["retry-after"]
 
 
-async def test_every_lease_and_every_refusal_is_in_the_log(api: Api):
+async def test_every_lease_is_in_the_log_and_repeated_refusals_as_one_record(api: Api):
     connection = await api.active(await api.integration())
     may, may_not = await api.app_with("may", Action.TOKEN), await api.app_with("may-not", Action.CONNECT)
     trace = "0af7651916cd43dd8448eb211c80319c"
@@ -56,8 +56,16 @@ async def test_every_lease_and_every_refusal_is_in_the_log(api: Api):
         assert (await api.post(path, may, headers=headers)).status_code == 200
         assert (await api.post(path, may_not, headers=headers)).status_code == 403
     issued = await api.records(AuditAction.LEASE_ISSUED, of=connection.id)
-    refused = await api.records(AuditAction.LEASE_REFUSED, of=connection.id)
-    assert (len(issued), len(refused)) == (3, 3)
+    other = await api.app_with("other", Action.CONNECT)
+    assert (await api.lease(other)).status_code == 403  # another app's is a refusal of its own
+    for n in range(3):  # so is another code; what isn't found is one kind, whatever its name
+        assert (await api.lease(may_not, integration=f"none-{n}")).status_code == 404
+    await api.app.state.refusals.stop()
+    refused = [it.detail for it in await api.records(AuditAction.LEASE_REFUSED)]
+    told = [(it["code"], it.get("repeated")) for it in refused]
+    denied, missing = ErrorCode.NOT_PERMITTED, ErrorCode.NOT_FOUND
+    assert told == [(denied, None), (denied, None), (missing, None), (denied, 2), (missing, 2)]
+    assert len(issued) == 3
     assert {it.context.by for it in issued} == {"app:may"}
     assert {it.context.by for it in refused} == {"app:may-not"}
     assert {it.context.trace_id for it in issued + refused} == {trace}

@@ -52,7 +52,7 @@ def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 async def key(api: Api) -> str:
     """Of an admin who may import into an integration."""
     await api.integration()
-    return await api.app_with("boss", Action.ADMIN)
+    return await api.app_with("boss", Action.ADMIN, Action.EXPORT)
 
 
 async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api: Api, key: str):
@@ -225,7 +225,7 @@ async def test_an_export_waits_for_a_worker_and_belongs_to_its_tenant(api: Api, 
     for after in (10**30, 2**31):
         answer = await api.get(f"{where}&after={after}", key)
         assert (answer.status_code, answer.json()["field"]) == (400, "after")
-    other = await api.app_with("other", Action.ADMIN, tenant=OTHER)
+    other = await api.app_with("other", Action.EXPORT, tenant=OTHER)
     for method in ("GET", "DELETE"):
         assert (await api.call(method, where, other)).status_code == 404
     async with api.worker.write() as tx:

@@ -138,7 +138,7 @@ async def test_a_secret_that_no_request_can_carry_is_refused(api: Api, body: dic
 
 
 async def test_refresh_waits_for_the_workflow(api: Api):
-    connection, key = await api.active_for("reader", Action.TOKEN)
+    connection, key = await api.active_for("asker", Action.CONNECT)
     api.refreshes_with("at-2")
     at = f"/v1/connections/{connection.id}/refresh"
     answer = await api.post(at, key)
