@@ -40,7 +40,10 @@ WHEN = {
     AuditAction.ACCOUNT_CHOICE_REQUESTED: "the grant reaches several accounts, and one has to be chosen",
     AuditAction.ACCOUNT_CHOSEN: "the account is known: the only one, the requested one, or a chosen one",
     AuditAction.DPOP_PROOF_ISSUED: "an app got a DPoP proof for one request",
-    AuditAction.LEASE_REFUSED: "an app requested a lease and was refused",
+    AuditAction.LEASE_REFUSED: "an app requested a lease and was refused; `repeated` counts the refusals "
+    "within a minute after the first",
+    AuditAction.BULK_READ: "an app requested an export, or leased as many connections within an hour as "
+    "`EVERGRANT_BULK_READ_ALARM` says",
     AuditAction.CONNECTION_CREATED: "a connection was created",
     AuditAction.CONNECTION_IMPORTED: "an existing grant was imported with its tokens",
     AuditAction.CONNECTION_EXPORTED: "a connection's tokens were sealed to the key of an export",

@@ -121,6 +121,9 @@ class Settings(BaseSettings):
     address sets it."""
     four_eyes: bool = False
     """The app that proposed a provider's definition can't approve it: another app must."""
+    bulk_read_alarm: int = Field(default=1000, ge=0)
+    """How many connections an app may lease within an hour from one API process before `tokens.bulk_read` is
+    recorded, sent to webhooks, logged and counted. 0 switches it off for leases; an export always causes it."""
     self_permits: bool = False
     """An app with the action `admin` may give itself `token`, `proxy` and `export`. Without this another app
     with `admin` must."""

@@ -19,6 +19,7 @@ from evergrant_server.api.integrations import definition_rollout, definitions
 from evergrant_server.api.integrations import routes as integrations
 from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
+from evergrant_server.api.leases.decision import LeaseIssuer
 from evergrant_server.api.leases.refresher import RefreshWaiter
 from evergrant_server.api.leases.refusal_log import RefusalLog
 from evergrant_server.api.pages import callback, connect
@@ -72,6 +73,7 @@ def create_app(api: ApiContext) -> FastAPI:
 
     refresher = RefreshWaiter(api.lease_rows, api.link, api.settings.lease_wait)
     refusals = RefusalLog(api.store)
+    issuer = LeaseIssuer(api, refresher, refusals)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -92,10 +94,11 @@ def create_app(api: ApiContext) -> FastAPI:
     app.state.api = api
     app.state.refresher = refresher
     app.state.refusals = refusals
+    app.state.lease_issuer = issuer
     app.state.templates = Pages()
     app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)
     problems.install_error_handlers(app, api.settings.public_url)
-    lease_routes = leases.routes(api, refresher, refusals)
+    lease_routes = leases.routes(api, issuer)
     app.router.routes.extend(lease_routes)
     for router in ROUTERS:
         app.include_router(router)

@@ -3,13 +3,13 @@
 from datetime import datetime
 
 from evergrant_server.core.audit import AuditEntry
-from evergrant_server.core.events import EventType, WebhookEvent, event_body, events_of
+from evergrant_server.core.events import EventType, WebhookEvent, bulk_read_body, event_body, events_of
 from evergrant_server.core.ids import ConnectionId, DeliveryId, EventId, OutboxId, derived_id, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import webhook_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
-from evergrant_server.core.webhooks import Delivery, Webhook
+from evergrant_server.core.webhooks import ANY_INTEGRATION, Delivery, Webhook
 from evergrant_server.store import Transaction
 
 
@@ -23,6 +23,11 @@ async def publish_events(tx: Transaction, entry: AuditEntry) -> None:
         return
     listening = await tx.webhooks.enabled(entry.tenant)
     if not any(type in webhook.events for webhook in listening for type in types):
+        return
+    if EventType.BULK_READ in types:
+        subscribed = [it for it in listening if it.subscribes_to(EventType.BULK_READ, ANY_INTEGRATION)]
+        event = _event(entry, None, EventType.BULK_READ, bulk_read_body(entry))
+        await write_event(tx, subscribed, event, entry.context, entry.at)
         return
     connection = await tx.connections.get(entry.tenant, ConnectionId(entry.object))
     if connection is None:
@@ -85,11 +90,13 @@ async def wake_webhook(
     await tx.outbox.add(message)
 
 
-def _event(entry: AuditEntry, connection_id: ConnectionId, type: EventType, body: str) -> WebhookEvent:
+def _event(
+    entry: AuditEntry, connection_id: ConnectionId | None, type: EventType, body: str
+) -> WebhookEvent:
     """The event of a record. Its id is derived from the workflow event, so a retried activity adds none."""
     by = entry.provenance
     id = new_id("evt")
-    if by is not None:
+    if by is not None and connection_id is not None:
         id = derived_id("evt", entry.tenant, connection_id, type, by.workflow_id, by.run_id, by.event_id)
     return WebhookEvent(
         tenant=entry.tenant,

@@ -17,6 +17,7 @@ SCOPES_LIMIT = 8_192  # characters of a record's scopes, with the spaces between
 class AuditAction(StrEnum):
     LEASE_ISSUED = "lease.issued"
     LEASE_REFUSED = "lease.refused"
+    BULK_READ = "tokens.bulk_read"
     DPOP_PROOF_ISSUED = "lease.dpop_proof_issued"
     CONNECTION_CREATED = "connection.created"
     CONNECTION_IMPORTED = "connection.imported"

@@ -30,12 +30,13 @@ class EventType(StrEnum):
     OUTCOME_UNKNOWN = "connection.outcome_unknown"
     EXPIRING = "connection.expiring"
     REVOKED = "connection.revoked"
+    BULK_READ = "tokens.bulk_read"  # about an app
     PING = "webhook.ping"  # an admin tests one webhook
 
 
-CONNECTION_EVENTS = tuple(it for it in EventType if it is not EventType.PING)
+CONNECTION_EVENTS = tuple(it for it in EventType if it not in (EventType.BULK_READ, EventType.PING))
 # without what happens hourly to each connection
-DEFAULT_EVENTS = tuple(it for it in CONNECTION_EVENTS if it is not EventType.REFRESHED)
+DEFAULT_EVENTS = (*(it for it in CONNECTION_EVENTS if it is not EventType.REFRESHED), EventType.BULK_READ)
 
 # their records may hold the reason of the failure before
 _WITHOUT_FAILURE = (EventType.CREATED, EventType.REFRESHED, EventType.RECOVERED)
@@ -51,6 +52,7 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.NEEDS_REAUTH: EventType.NEEDS_REAUTH,
     AuditAction.REVOKED_AT_PROVIDER: EventType.NEEDS_REAUTH,
     AuditAction.REVOKED: EventType.REVOKED,
+    AuditAction.BULK_READ: EventType.BULK_READ,
 }
 
 
@@ -133,9 +135,17 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
     return EventMessage(type=type, timestamp=entry.at, data=data).model_dump_json()
 
 
+def bulk_read_body(entry: AuditEntry) -> str:
+    data = {"tenant": entry.tenant, "app": entry.detail["app"], "kind": entry.detail["kind"]}
+    return _body(EventType.BULK_READ, entry.at, data)
+
+
 def ping_body(tenant: Tenant, webhook: str, at: datetime) -> str:
-    data = {"tenant": tenant, "webhook": webhook}
-    body = {"type": EventType.PING, "timestamp": at.isoformat(), "data": data}
+    return _body(EventType.PING, at, {"tenant": tenant, "webhook": webhook})
+
+
+def _body(type: EventType, at: datetime, data: dict[str, str]) -> str:
+    body = {"type": type, "timestamp": at.isoformat(), "data": data}
     return json.dumps(body, separators=(",", ":"))
 
 

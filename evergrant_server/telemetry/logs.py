@@ -27,6 +27,7 @@ class LogEvent(StrEnum):
     """Every event that the server logs; the message begins with it. docs/telemetry.md explains each."""
 
     ACTIVITY_FAILED = "activity failed"
+    BULK_READ = "bulk read"
     CALLBACK_REFUSED = "callback refused"
     COMMIT_WAITS = "commit waits"
     DISCOVERY_FAILED = "discovery failed"

@@ -70,6 +70,11 @@ _unexpected = _meter.create_counter(
     "{failure}",
     "tries of an activity that ended with an exception that the code doesn't expect, or an unreadable row",
 )
+BULK_READS = _meter.create_counter(
+    "evergrant.bulk_read.count",
+    "{alarm}",
+    "apps that leased many connections within an hour (lease), and exports (export)",
+)
 DELIVERIES = _meter.create_counter(
     "evergrant.webhook.delivery.count", "{delivery}", "attempts to deliver an event to a webhook"
 )

@@ -299,9 +299,14 @@ class Api:
 
 @asynccontextmanager
 async def running_api(
-    folder: Path, *, public_url: str = PUBLIC_URL, lease_wait: float = 3.0, database_url: str = ""
+    folder: Path,
+    *,
+    public_url: str = PUBLIC_URL,
+    lease_wait: float = 3.0,
+    database_url: str = "",
+    **more: Any,
 ) -> AsyncIterator[Api]:
-    """Keys, and the API over a database: a fresh SQLite file, unless one is named."""
+    """Keys, and the API over a database: a fresh SQLite file, unless one is named. `more` are settings."""
     clock = SetClock(NOW)
     key_file = folder / "keys.json"
     KeyRing.create(key_file)
@@ -316,6 +321,7 @@ async def running_api(
         tenant=TENANT,
         lease_wait=timedelta(seconds=lease_wait),
         allow_unbound_consent=True,
+        **more,
     )
     ring = KeyRing.open(key_file, Role.API)
     store = await Store.open(url, ring, clock)

@@ -1,10 +1,12 @@
 """Decides one lease: the caller's permit, the row, its freshness, or the refusal."""
 
+from contextlib import suppress
 from datetime import datetime
 
 from starlette.requests import Request
 
 from evergrant_server.api.connections.scopes import raise_scope_not_permitted
+from evergrant_server.api.http import bulk_reads
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
@@ -41,6 +43,7 @@ class LeaseIssuer:
         self._api = api
         self._refresher = refresher
         self._refusals = refusals
+        self._leased = bulk_reads.LeasedConnections(api.settings.bulk_read_alarm)
         self._margin = RULES[NEWEST_RULES].margin
         self._rows: dict[_NameKey | _IdKey, LeaseRow] = {}
 
@@ -91,7 +94,14 @@ class LeaseIssuer:
             await require_provable(self._api, row, lease_request.proof)
         await self._api.ledger.record(self._claim(call, lease_request, row))
         self._remember(call.caller, lease_request, row)
+        if self._leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
+            await self._alarm(call)
         return row
+
+    async def _alarm(self, call: ApiCall) -> None:
+        with suppress(Failure):  # the lease itself is recorded
+            async with self._api.store.write() as tx:
+                await bulk_reads.alarm(tx, call, "lease", connections=self._api.settings.bulk_read_alarm)
 
     # --- rows -------------------------------------------------------------------------
 

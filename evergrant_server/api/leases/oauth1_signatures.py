@@ -19,7 +19,6 @@ from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.leases.decision import LeaseIssuer
 from evergrant_server.api.leases.dpop import comparable_location
 from evergrant_server.api.leases.models import TokenBody
-from evergrant_server.api.leases.refresh_command import RefreshWaiterDep
 from evergrant_server.api.leases.refusals import LeaseRequest
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.credentials import TokenPair
@@ -79,12 +78,12 @@ async def _require_visible(connection_id: str, call: Call) -> None:
 
 @router.post("/v1/connections/{connection_id}/signatures", dependencies=[Depends(_require_visible)])
 async def sign_request(
-    connection_id: str, body: SignatureBody, response: Response, call: Call, refresher: RefreshWaiterDep
+    connection_id: str, body: SignatureBody, response: Response, call: Call
 ) -> SignatureView:
     """Sign one request with a connection's token (OAuth 1.0a, RFC 5849 section 3)."""
     await _require_no_provider_endpoint(call, connection_id, body.url)
     ask = LeaseRequest(TokenBody(), ConnectionId(connection_id), signs=body.audit_text)
-    issuer = LeaseIssuer(call.api, refresher, call.request.app.state.refusals)
+    issuer: LeaseIssuer = call.request.app.state.lease_issuer
     row = await issuer.issue(call.request, ask, (call.caller, False))
     response.headers["Cache-Control"] = "no-store"
     header = await _authorization_header(call.api, row, body)

@@ -17,8 +17,6 @@ from evergrant_server.api.http.problems import invalid_request_response
 from evergrant_server.api.leases.decision import LeaseIssuer
 from evergrant_server.api.leases.dpop import create_proof
 from evergrant_server.api.leases.models import LeaseBody, ProofBody, TokenBody
-from evergrant_server.api.leases.refresher import RefreshWaiter
-from evergrant_server.api.leases.refusal_log import RefusalLog
 from evergrant_server.api.leases.refusals import LeaseRequest
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
@@ -72,9 +70,8 @@ async def _respond(endpoint: Endpoint, request: Request) -> Response:
         return await handlers[Failure if isinstance(error, Failure) else HTTPException](request, error)
 
 
-def routes(api: ApiContext, refresher: RefreshWaiter, refusals: RefusalLog) -> list[LeaseRoute]:
+def routes(api: ApiContext, issuer: LeaseIssuer) -> list[LeaseRoute]:
     """`POST /v1/lease`, `POST /v1/connections/{id}/token` and `…/proof`."""
-    issuer = LeaseIssuer(api, refresher, refusals)
     base_url = api.settings.public_url
 
     async def by_names(request: Request) -> Response:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
+from evergrant_server.api.http import bulk_reads
 from evergrant_server.api.http.call import AdminCall, CommandResponse, ExportCall, ExportCommand
 from evergrant_server.api.http.models import MAX_INTEGER
 from evergrant_server.api.transfer.intake import ImportWriter
@@ -90,6 +91,7 @@ async def request_export(body: ExportBody, call: ExportCommand) -> Response:
         await tx.outbox.add(outbox_message(export.tenant, OutboxKind.START_EXPORT, target, start, now))
         detail = {"key": recipient.thumbprint, "filters": body.filters.model_dump(exclude_none=True)}
         await call.record(tx, AuditAction.EXPORT_REQUESTED, export.id, **detail)
+        await bulk_reads.alarm(tx, call, "export", export=export.id)
         return CommandResponse.of(_view(export), 202)
 
     return await call.run(body, begin)

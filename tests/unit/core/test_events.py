@@ -57,7 +57,7 @@ def test_a_record_is_these_events(action: AuditAction, detail: dict[str, Any], e
 def test_every_event_of_connections_comes_from_some_record():
     reasons = ({"generation": 1}, {"reason": ErrorCode.OUTCOME_UNKNOWN})
     told = {type for action in EVENTS_BY_ACTION for detail in reasons for type in events_of(action, detail)}
-    assert told == set(CONNECTION_EVENTS)
+    assert told == {*CONNECTION_EVENTS, EventType.BULK_READ}
     assert set(CONNECTION_EVENTS) - set(DEFAULT_EVENTS) == {EventType.REFRESHED}
 
 

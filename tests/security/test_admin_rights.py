@@ -1,0 +1,101 @@
+"""What an app reaches with `admin` alone, or with `token` alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from joserfc import jwk
+from sqlalchemy import text
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
+from tests.fakes.api import TENANT, Api, running_api
+from tests.fakes.events.webhook_receiver import listening, log_of
+
+REPORT = {"generation": 1, "reason": "unauthorized"}
+OWN = "/v1/apps/boss/permits/more"
+
+
+def with_setting(api: Api, **changes: bool) -> None:
+    object.__setattr__(api.parts, "settings", api.parts.settings.model_copy(update=changes))
+
+
+async def test_an_app_with_token_alone_forces_no_refresh(api: Api):
+    """It could have the provider called with every request of its own."""
+    connection, key = await api.active_for("reader", Action.TOKEN)
+    api.refreshes_with("at-2", "at-3", "at-4")
+    at = f"/v1/connections/{connection.id}/refresh"
+    for _ in range(25):
+        answer = await api.post(at, key)
+        assert (answer.status_code, answer.json()["generation"]) == (200, 1)
+    assert api.link.asked == []
+    assert (await api.post(at, key, REPORT)).json()["generation"] == 2
+    api.clock.advance(3590)  # due
+    for _ in range(25):
+        assert (await api.post(at, key)).json()["generation"] == 3
+    assert len(api.link.asked) == 2
+    asker = await api.app_with("asker", Action.TOKEN, Action.CONNECT)
+    assert (await api.post(at, asker)).json()["generation"] == 4
+
+
+async def test_refresh_tokens_leave_for_export_alone(api: Api):
+    admin, mover = await api.app_with("boss", Action.ADMIN), await api.app_with("mover", Action.EXPORT)
+    body, at = {"public_key": {}}, "/v1/connections/export"
+    for method in ("POST", "GET", "DELETE"):
+        refused = await api.call(method, at, admin, json=body)
+        assert (refused.status_code, refused.json()["code"]) == (403, "not_permitted")
+        assert "export" in refused.json()["detail"]
+        assert (await api.call(method, at, mover, json=body)).status_code in (400, 404)
+    assert (await api.get("/v1/apps", mover)).status_code == 403
+
+
+@pytest.mark.parametrize("action", ["token", "proxy", "export"])
+async def test_an_app_gives_itself_no_action_that_reaches_tokens(api: Api, action: str):
+    admin, permit = await api.app_with("boss", Action.ADMIN), {"integration": "*", "actions": [action]}
+    refused = await api.call("PUT", OWN, admin, json=permit)
+    assert (refused.status_code, refused.json()["code"]) == (403, "not_permitted")
+    assert (await api.get(OWN, admin)).status_code == 404
+    assert (await api.call("PUT", OWN, admin, json={**permit, "actions": ["connect"]})).status_code == 201
+    second = await api.app_with("second", Action.ADMIN)
+    assert (await api.call("PUT", OWN, second, json=permit)).status_code == 200
+    with_setting(api, self_permits=True)
+    assert (await api.call("PUT", OWN, admin, json=permit)).status_code == 200
+
+
+async def alarms(api: Api) -> list[dict]:
+    """What webhooks are sent about bulk reads."""
+    async with api.worker.read() as tx:
+        found = await tx.connection.execute(text("SELECT body FROM event WHERE type = 'tokens.bulk_read'"))
+    return [json.loads(body)["data"] for (body,) in found]
+
+
+async def test_many_leases_of_one_app_are_an_alarm_once_an_hour(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    async with running_api(tmp_path, bulk_read_alarm=3) as api:
+        everywhere = await listening(api.worker, "https://a.example/in", api.clock.now(), tenant=TENANT)
+        of_one = {"name": "of-one", "integration": "crm", "tenant": TENANT}
+        elsewhere = await listening(api.worker, "https://b.example/in", api.clock.now(), **of_one)
+        integration, key = await api.integration(), await api.app_with("reader", Action.TOKEN)
+        for subject in ("a", "b", "c", "d"):
+            await api.active(integration, f"at-{subject}", subject=subject, lifetime=None)
+        for subject, told in (("a", 0), ("a", 0), ("b", 0), ("c", 1), ("d", 1), ("a", 1)):
+            assert (await api.lease(key, subject=subject)).status_code == 200
+            assert len(await alarms(api)) == told
+        assert await alarms(api) == [{"tenant": TENANT, "app": "reader", "kind": "lease"}]
+        assert (len(await log_of(api.worker, everywhere)), await log_of(api.worker, elsewhere)) == (1, [])
+        (record,) = await api.records(AuditAction.BULK_READ)
+        assert record.detail == {"app": "reader", "kind": "lease", "connections": 3}
+        assert "bulk read: lease by the app reader" in caplog.text
+        api.clock.advance(3600)
+        for subject in ("a", "b", "c"):
+            assert (await api.lease(key, subject=subject)).status_code == 200
+        assert len(await alarms(api)) == 2
+
+
+async def test_every_export_is_an_alarm(api: Api):
+    await listening(api.worker, "https://a.example/in", api.clock.now(), tenant=TENANT)
+    mover = await api.app_with("mover", Action.EXPORT)
+    public = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
+    assert (await api.post("/v1/connections/export", mover, {"public_key": public})).status_code == 202
+    assert await alarms(api) == [{"tenant": TENANT, "app": "mover", "kind": "export"}]
