@@ -109,6 +109,8 @@ WHEN = {
     AuditAction.APP_DELETED: "an app was deleted",
     AuditAction.KEY_CREATED: "an API key was created",
     AuditAction.KEY_REVOKED: "an API key was revoked",
+    AuditAction.APPROVAL_REQUESTED: "an app sent a command that a second app must approve",
+    AuditAction.APPROVAL_GIVEN: "a second app approved a command; its first app may send it again, once",
     AuditAction.PERMIT_PUT: "a permit was created or changed",
     AuditAction.PERMIT_DELETED: "a permit was deleted",
     AuditAction.WEBHOOK_PUT: "a webhook was created or changed",

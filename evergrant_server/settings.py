@@ -120,7 +120,8 @@ class Settings(BaseSettings):
     """Allows the binding `none`: whoever opens a connect link connects their own account. `dev` on a loopback
     address sets it."""
     four_eyes: bool = False
-    """The app that proposed a provider's definition can't approve it: another app must."""
+    """Another app with `admin` must approve a provider's definition, an export, a new API key, and a permit with
+    `token`, `proxy`, `export` or `admin`. There must be two such apps."""
     bulk_read_alarm: int = Field(default=1000, ge=0)
     """How many connections an app may lease within an hour from one API process before `tokens.bulk_read` is
     recorded, sent to webhooks, logged and counted. 0 switches it off for leases; an export always causes it."""

@@ -2,10 +2,11 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from pydantic import Field
 
-from evergrant_server.core.ids import AppId, KeyId, PermitId, TenantRow
+from evergrant_server.core.ids import AppId, ApprovalId, KeyId, PermitId, TenantRow
 
 MOST_LIVE_KEYS = 2  # of an app: the one in use, and its successor
 
@@ -48,6 +49,27 @@ class AppKey(TenantRow):
     def is_live(self, now: datetime) -> bool:
         """True for a key that is accepted now."""
         return self.revoked_at is None and self.expires_at is not None and now < self.expires_at
+
+
+class Approval(TenantRow):
+    """A command of an app that a second app must approve (`EVERGRANT_FOUR_EYES`).
+
+    `body` is the request's, which holds no secret. The same command of the same app has the same id.
+    """
+
+    id: ApprovalId
+    app_id: AppId
+    by: str  # who sent the command
+    command: str  # method and path
+    body: dict[str, Any] | None
+    created_at: datetime
+    expires_at: datetime
+    approved_by: str | None = None
+    used_at: datetime | None = None
+
+    def is_open(self, now: datetime) -> bool:
+        """It can be approved, or the approved command can be carried out."""
+        return self.used_at is None and now < self.expires_at
 
 
 class Permit(TenantRow):

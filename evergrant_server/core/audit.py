@@ -83,6 +83,8 @@ class AuditAction(StrEnum):
     APP_DELETED = "app.deleted"
     KEY_CREATED = "key.created"
     KEY_REVOKED = "key.revoked"
+    APPROVAL_REQUESTED = "approval.requested"
+    APPROVAL_GIVEN = "approval.given"
     PERMIT_PUT = "permit.put"
     PERMIT_DELETED = "permit.deleted"
     WEBHOOK_PUT = "webhook.put"

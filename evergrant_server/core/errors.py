@@ -70,6 +70,7 @@ class ErrorCode(StrEnum):
 
     NOT_PERMITTED = "not_permitted"
     APP_DISABLED = "app_disabled"
+    APPROVAL_REQUIRED = "approval_required"
     SCOPE_NOT_PERMITTED = "scope_not_permitted"
     SOURCE_NOT_PERMITTED = "source_not_permitted"
 
@@ -213,6 +214,10 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "No permit of this app covers that.", "Give the app a permit for this integration and subject."
     ),
     ErrorCode.APP_DISABLED: _denied("The app is disabled.", "Enable the app."),
+    ErrorCode.APPROVAL_REQUIRED: _denied(
+        "A second app must approve this command first (EVERGRANT_FOUR_EYES).",
+        "Have another app with admin send POST /v1/approvals/{approval_id}; then send the same request again.",
+    ),
     ErrorCode.SCOPE_NOT_PERMITTED: _denied(
         "A scope is above the ceiling of the permit or the integration.",
         "Ask for fewer scopes, or raise the ceiling.",

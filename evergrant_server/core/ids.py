@@ -25,9 +25,10 @@ EventId = NewType("EventId", str)
 DeliveryId = NewType("DeliveryId", str)
 ReceiverId = NewType("ReceiverId", str)
 DefinitionId = NewType("DefinitionId", str)
+ApprovalId = NewType("ApprovalId", str)
 
 # in the order of the types above
-PREFIXES = ("con", "int", "app", "key", "per", "cns", "att", "out", "exp", "whk", "evt", "dlv", "rcv", "def")
+PREFIXES = ("con", "int", "app", "key", "per", "cns", "att", "out", "exp", "whk", "evt", "dlv", "rcv", "def", "apr")
 
 
 class FrozenModel(BaseModel):

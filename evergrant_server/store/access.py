@@ -4,13 +4,14 @@ The last uses of keys stand in a table of their own, which the lease ledger writ
 """
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Index, Select, UniqueConstraint, delete, func, select, update
 from sqlmodel import Field, ForeignKeyConstraint, col
 
-from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Permit
+from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Approval, Permit
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId, KeyId, PermitId, Tenant
+from evergrant_server.core.ids import AppId, ApprovalId, KeyId, PermitId, Tenant
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import ModelRepository, columns_equal, not_found
@@ -42,6 +43,18 @@ class AppKeyUseRow(columns.TenantTable, table=True):
     used_at: datetime = columns.timestamp()
 
 
+class ApprovalRow(columns.IdTable, table=True):
+    __table_args__ = (app_foreign_key(),)
+    app_id: str
+    by: str
+    command: str
+    body: dict[str, Any] | None = columns.json()
+    created_at: datetime = columns.timestamp()
+    expires_at: datetime = columns.timestamp()
+    approved_by: str | None
+    used_at: datetime | None = columns.timestamp()
+
+
 class PermitRow(columns.IdTable, table=True):
     __table_args__ = (app_foreign_key(), UniqueConstraint("tenant", "app_id", "name"))
     app_id: str
@@ -59,6 +72,22 @@ class AppKeys(ModelRepository[AppKey, KeyId]):
 
 class Permits(ModelRepository[Permit, PermitId]):
     _table, _model = PermitRow, Permit
+
+
+class Approvals(ModelRepository[Approval, ApprovalId]):
+    """Commands that a second app must approve, or has approved."""
+
+    _table, _model = ApprovalRow, Approval
+
+    async def put(self, approval: Approval, *, expected: int | None) -> Approval:
+        """Add (`expected` None) or change one. Raises Failure ALREADY_EXISTS, STORE_CONFLICT."""
+        return await self._put(approval, f"Approval {approval.id}", expected)
+
+    async def open(self, tenant: Tenant, now: datetime, limit: int) -> list[Approval]:
+        """Those that can be approved or carried out, the oldest first."""
+        row = ApprovalRow
+        mine = self._where(col(row.used_at).is_(None), col(row.expires_at) > now, tenant=tenant)
+        return await self._all(mine.order_by(col(row.created_at), col(row.id)).limit(limit))
 
 
 class Access(ModelRepository[App, AppId]):

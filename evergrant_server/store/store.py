@@ -11,7 +11,7 @@ from sqlmodel import col
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing
-from evergrant_server.store.access import Access
+from evergrant_server.store.access import Access, Approvals
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
@@ -48,6 +48,7 @@ class Transaction:
         self.integrations = Integrations(connection, sealer)
         self.definitions = Definitions(connection)
         self.access = Access(connection)
+        self.approvals = Approvals(connection)
         self.consents = Consents(connection, sealer)
         self.exports = Exports(connection)
         self.attempts = Attempts(connection)

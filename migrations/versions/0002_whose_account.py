@@ -12,6 +12,7 @@ depends_on = None
 def upgrade() -> None:
     _bindings()
     _api_keys()
+    _approval()
 
 
 def downgrade() -> None:
@@ -39,4 +40,25 @@ def _api_keys() -> None:
         sa.Column("used_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("revision", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("tenant", "key_id", name="pk_app_key_use"),
+    )
+
+
+def _approval() -> None:
+    op.create_table(
+        "approval",
+        sa.Column("tenant", sa.String(), nullable=False),
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("app_id", sa.String(), nullable=False),
+        sa.Column("by", sa.String(), nullable=False),
+        sa.Column("command", sa.String(), nullable=False),
+        sa.Column("body", sa.JSON(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("approved_by", sa.String(), nullable=True),
+        sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["tenant", "app_id"], ["app.tenant", "app.id"], name="fk_approval_app", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("tenant", "id", name="pk_approval"),
     )

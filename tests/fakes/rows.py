@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx2
 
 from evergrant_server.api.http.api_keys import new_key
-from evergrant_server.core.access import App, Permit
+from evergrant_server.core.access import App, Approval, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
@@ -140,6 +140,22 @@ async def put_app(
         owned: dict[str, Any] = {"tenant": tenant, "app_id": app.id, "created_at": at}
         await tx.access.put_permit(Permit(id=new_id("per"), **owned, **permit), expected=None)
     return shown
+
+
+def an_approval(app: App, at: datetime, **changes: Any) -> Approval:
+    """One of a command that waits for its second app."""
+    values: dict[str, Any] = {
+        "tenant": app.tenant,
+        "id": new_id("apr"),
+        "app_id": app.id,
+        "by": f"app:{app.name}",
+        "command": "POST /v1/apps/pipeline/keys",
+        "body": None,
+        "created_at": at,
+        "expires_at": at + timedelta(days=1),
+        **changes,
+    }
+    return Approval(**values)
 
 
 async def add_code(

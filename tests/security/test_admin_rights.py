@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from tests.fakes.api import TENANT, Api, running_api
+from tests.fakes.api import OTHER, TENANT, Api, running_api
 from tests.fakes.events.webhook_receiver import listening, log_of
 
 REPORT = {"generation": 1, "reason": "unauthorized"}
@@ -99,3 +99,49 @@ async def test_every_export_is_an_alarm(api: Api):
     public = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
     assert (await api.post("/v1/connections/export", mover, {"public_key": public})).status_code == 202
     assert await alarms(api) == [{"tenant": TENANT, "app": "mover", "kind": "export"}]
+
+
+PUBLIC = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
+NEW_KEY = ("POST", "/v1/apps/pipeline/keys", {"lifetime": 3600}, {"lifetime": 60})
+NEW_PERMIT = ("PUT", "/v1/apps/pipeline/permits/x", *({"integration": "crm", "actions": [it]} for it in
+              ("admin", "token")))  # fmt: skip
+NEW_EXPORT = ("POST", "/v1/connections/export", *({"public_key": PUBLIC, "filters": it} for it in
+              ({}, {"subject": "a"})))  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "body", "other"), [NEW_KEY, NEW_PERMIT, NEW_EXPORT])
+async def test_with_four_eyes_a_command_waits_for_a_second_app(
+    tmp_path: Path, method: str, path: str, body: dict, other: dict
+):
+    async with running_api(tmp_path, four_eyes=True) as api:
+        await api.app_with("pipeline")
+        first = await api.app_with("first", Action.ADMIN, Action.EXPORT)
+        second, reader = await api.app_with("second", Action.ADMIN), await api.app_with("reader", Action.EXPORT)
+        foreign = await api.app_with("foreign", Action.ADMIN, tenant=OTHER)
+
+        async def waits(body: dict = body) -> str:
+            refused = await api.call(method, path, first, json=body)
+            assert (refused.status_code, refused.json()["code"]) == (403, "approval_required")
+            return f"/v1/approvals/{refused.json()['approval_id']}"
+
+        at = await waits()
+        assert await waits() == at
+        assert len(await api.records(AuditAction.APPROVAL_REQUESTED)) == 1
+        answers = [(await api.post(at, key)).status_code for key in (first, reader, foreign)]
+        assert answers == [403, 403, 404]
+        (shown,) = (await api.get("/v1/approvals", second)).json()["items"]
+        assert (shown["by"], shown["command"], shown["approved_by"]) == ("app:first", f"{method} {path}", None)
+        assert shown["body"].keys() >= body.keys()
+        assert (await api.get("/v1/approvals", foreign)).json()["items"] == []
+        for _ in range(2):
+            assert (await api.post(at, second)).json()["approved_by"] == "app:second"
+        assert await waits(other) != at, "another body is another command"
+        assert (await api.call(method, path, first, json=body)).status_code in (201, 202)
+        done = {AuditAction.KEY_CREATED, AuditAction.PERMIT_PUT, AuditAction.EXPORT_REQUESTED}
+        assert [it.detail["approved_by"] for it in await api.records(*done)] == ["app:second"]
+        assert await waits() == at, "once"
+        api.clock.advance(86_400)
+        assert (await api.post(at, second)).status_code == 404, "it waits for a day"
+        assert await waits() == at
+        await api.post(at, second)
+        assert (await api.call(method, path, first, json=body)).status_code in (200, 201, 202)

@@ -10,7 +10,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.definition import DefinitionState
 from tests.fakes.api import OTHER, TENANT, Api
-from tests.fakes.rows import a_definition
+from tests.fakes.rows import a_definition, an_approval
 
 # What each route needs to be worth calling; a route that isn't here fails the suite.
 BODIES: dict[str, Any] = {
@@ -35,7 +35,7 @@ SIGNED = {"/v1/security-events/{receiver_id}"}  # a signature stands in for a ke
 PAGES = ("/connect/", "/oauth/callback/")
 # Lists and the catalogue have no id: they must show nothing of another tenant.
 LISTS = {"/v1/providers", "/v1/providers/{provider}", "/v1/integrations", "/v1/apps", "/v1/connections",
-         "/v1/audit", "/v1/audit/verify", "/v1/webhooks",
+         "/v1/approvals", "/v1/audit", "/v1/audit/verify", "/v1/webhooks",
          "/v1/connections/import", "/v1/connections/export"}  # fmt: skip
 
 
@@ -64,11 +64,16 @@ async def theirs(api: Api) -> tuple[Connection, dict[str, str]]:
     key = await api.app_with("their-app", Action.ADMIN, Action.TOKEN, Action.CONNECT, tenant=OTHER)
     await api.call("PUT", "/v1/webhooks/theirs", key, json={"url": "https://theirs.example.com/in"})
     ping = await api.post("/v1/webhooks/theirs/test", key)
+    async with api.worker.write() as tx:
+        app = await tx.access.app_by_name(OTHER, "their-app")
+        assert app is not None
+        approval = await tx.approvals.put(an_approval(app, api.clock.now()), expected=None)
     values = {
         "name": "theirs",
         "provider": "gitlab",
         "connection_id": connection.id,
         "permit_name": "only",
+        "approval_id": approval.id,
         "delivery_id": ping.json()["id"],
         "key_id": "_".join(key.split("_")[1:3]),
     }
@@ -103,6 +108,7 @@ async def test_every_route_with_another_tenants_ids_is_404_the_same_as_absent(ap
         "connection_id": "con_0000000000000000000000",
         "key_id": "key_0000000000000000000000",
         "delivery_id": "dlv_0000000000000000000000",
+        "approval_id": "apr_0000000000000000000000",
     }
     # names are per tenant: these make our own
     named = ("integrations", "apps", "webhooks")
@@ -158,7 +164,7 @@ async def test_admin_routes_need_an_admin_permit_for_the_whole_tenant(api: Api):
         await api.app_with("one", Action.ADMIN, integration="crm2"),
         await api.app_with("few", Action.ADMIN, subjects=("user-1",)),
     ]
-    prefixes = ("/v1/apps", "/v1/audit", "/v1/webhooks")
+    prefixes = ("/v1/apps", "/v1/approvals", "/v1/audit", "/v1/webhooks")
     for key in not_admin:
         for method, path in guarded(api):
             transfer = path in ("/v1/connections/import", "/v1/connections/export")

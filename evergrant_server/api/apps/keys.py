@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
+from evergrant_server.api.apps.approvals import use_approval, with_approval
 from evergrant_server.api.apps.routes import require_app
 from evergrant_server.api.http.api_keys import LONGEST_LIFETIME, new_key
 from evergrant_server.api.http.call import AdminCall, AdminCommand, CommandResponse
@@ -63,13 +64,15 @@ async def create_key(name: Slug, call: AdminCommand, body: KeyBody | None = None
 
     async def add(tx: Transaction) -> CommandResponse:
         app = await require_app(tx, call, name)
+        approved = await use_approval(tx, call, body)
         key, shown = new_key(call.api.ring, app, call.now, lifetime)
         await tx.access.add_key(key)
         expires_at = (call.now + lifetime).isoformat()
-        await call.record(tx, AuditAction.KEY_CREATED, key.id, app=app.name, expires_at=expires_at)
+        detail = {"app": app.name, "expires_at": expires_at, **approved}
+        await call.record(tx, AuditAction.KEY_CREATED, key.id, **detail)
         return CommandResponse.of(NewKeyView.of(key, live=True, last_used_at=None, key=shown), 201)
 
-    return await call.run(body, add)
+    return await with_approval(call, body, lambda: call.run(body, add))
 
 
 @router.get("/v1/apps/{name}/keys")

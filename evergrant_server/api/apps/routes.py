@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, Field
 
+from evergrant_server.api.apps.approvals import use_approval, with_approval
 from evergrant_server.api.connections.scopes import retry_waiting_connections
 from evergrant_server.api.http.call import AdminCall, ApiCall
 from evergrant_server.api.http.models import (
@@ -28,6 +29,8 @@ from evergrant_server.core.ids import AppId, PermitId, new_id
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["apps"])
+
+_WEIGHTY = TOKEN_ACTIONS | {Action.ADMIN}  # a second app must approve these, with EVERGRANT_FOUR_EYES
 
 
 def _permitted_subject(value: str) -> str:
@@ -138,8 +141,10 @@ async def put_permit(
     if own and not TOKEN_ACTIONS.isdisjoint(body.actions):
         why = "An app can't give itself token, proxy or export: another admin app must (EVERGRANT_SELF_PERMITS)."
         raise Failure(ErrorCode.NOT_PERMITTED, why)
-    async with call.api.store.write() as tx:
+
+    async def write(tx: Transaction) -> tuple[Permit | None, Permit]:
         app = await require_app(tx, call, name)
+        approved = {} if _WEIGHTY.isdisjoint(body.actions) else await use_approval(tx, call, body)
         before = await tx.access.permit(call.tenant, app.id, permit_name)
         if before is None:
             new = Permit(
@@ -155,9 +160,11 @@ async def put_permit(
             changed = before.model_copy(update=dict(body))
             after = await tx.access.put_permit(changed, expected=before.revision)
         await retry_waiting_connections(tx, call, app)
-        detail = {"app": name, "name": permit_name, **body.model_dump(mode="json")}
+        detail = {"app": name, "name": permit_name, **body.model_dump(mode="json"), **approved}
         await call.record(tx, AuditAction.PERMIT_PUT, after.id, **detail)
-    call.api.relay.notify()
+        return before, after
+
+    before, after = await with_approval(call, body, lambda: call.write(write))
     response.status_code = 201 if before is None else 200
     return PermitView.of(after)
 

@@ -129,7 +129,7 @@ class ApiCall:
             response = await work(tx)
             if self.key is not None:
                 status, body = response.status_code, bytes(response.body).decode()
-                app_id, hashed = self.caller.app.id, self._hash(sent)
+                app_id, hashed = self.caller.app.id, self.request_hash(sent)
                 await tx.idempotency.store(self.tenant, app_id, self.key, hashed, status, body, self.now)
             return response
 
@@ -142,11 +142,12 @@ class ApiCall:
         found = await tx.idempotency.find(self.tenant, self.caller.app.id, self.key)
         if found is None:
             return None
-        if found.request_hash != self._hash(sent):
+        if found.request_hash != self.request_hash(sent):
             raise Failure(ErrorCode.IDEMPOTENCY_CONFLICT)
         return CommandResponse(found.body, found.status)
 
-    def _hash(self, sent: BaseModel | None) -> str:
+    def request_hash(self, sent: BaseModel | None) -> str:
+        """Method, path and body of the request, hashed."""
         body = sent.model_dump(mode="json") if sent is not None else None
         described = json.dumps([self.request.method, self.request.url.path, body], sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
+from evergrant_server.api.apps.approvals import use_approval, with_approval
 from evergrant_server.api.http import bulk_reads
 from evergrant_server.api.http.call import AdminCall, CommandResponse, ExportCall, ExportCommand
 from evergrant_server.api.http.models import MAX_INTEGER
@@ -83,18 +84,19 @@ async def request_export(body: ExportBody, call: ExportCommand) -> Response:
     )
 
     async def begin(tx: Transaction) -> CommandResponse:
+        approved = await use_approval(tx, call, body)
         await tx.exports.add(export)
         start = ExportStart(
             tenant=export.tenant, export_id=export.id, expires_at=export.expires_at, context=call.context
         )
         target = export_workflow_id(export.tenant, export.id)
         await tx.outbox.add(outbox_message(export.tenant, OutboxKind.START_EXPORT, target, start, now))
-        detail = {"key": recipient.thumbprint, "filters": body.filters.model_dump(exclude_none=True)}
+        detail = {"key": recipient.thumbprint, "filters": body.filters.model_dump(exclude_none=True), **approved}
         await call.record(tx, AuditAction.EXPORT_REQUESTED, export.id, **detail)
         await bulk_reads.alarm(tx, call, "export", export=export.id)
         return CommandResponse.of(_view(export), 202)
 
-    return await call.run(body, begin)
+    return await with_approval(call, body, lambda: call.run(body, begin))
 
 
 @router.get(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from evergrant import App, DeviceCode, LiveStatus, Proof
 from evergrant.calls.api_keys import ApiKey
+from evergrant.calls.approvals import Approval
 
 from tests.unit.client.conftest import Command, Ended
 from tests.unit.client.scripted_evergrant import (
@@ -233,6 +234,7 @@ SUBSCRIBED = {"url": "https://a.example", "disabled": False, "events": ["connect
 PROVE = "proof con_1 get https://api.example/me --nonce n"
 PROOF_REQUEST = {"htm": "GET", "htu": "https://api.example/me", "nonce": "n"}
 PROOF = example(Proof, proof="ey.J.x")
+APPROVAL = example(Approval, command="POST /v1/apps/etl/keys")
 NEW_KEY = example(ApiKey, key=SECRET)
 GITHUB = {"name": "github", "display_name": "GitHub"}
 OPENED = connection(connect_url=LINK)
@@ -256,6 +258,8 @@ CRM, ACME, HOOK, MADE, DELIVERY = (
         ("apps keys ls etl", "GET apps/etl/keys", None, [example(ApiKey, id="key_1", key=None)], "key_1"),
         ("apps keys create etl --days 2", "POST apps/etl/keys", {"lifetime": 172800}, NEW_KEY, SECRET),
         ("apps keys revoke etl key_1", "DELETE apps/etl/keys/key_1", None, None, ""),
+        ("approvals ls", "GET approvals", None, [APPROVAL], "POST /v1/apps/etl/keys"),
+        ("approvals give apr_1", "POST approvals/apr_1", None, APPROVAL, "POST /v1/apps/etl/keys"),
         ("providers", "GET providers", None, [GITHUB], "GitHub"),
         ("providers ls", "GET providers", None, [GITHUB], "GitHub"),
         ("providers versions acme", "GET providers/acme/versions", None, [ACME], "text"),

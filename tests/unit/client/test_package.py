@@ -12,6 +12,7 @@ import pytest
 import stamina
 from evergrant import AsyncEvergrant, Evergrant, Lease, State, temporal
 from evergrant.calls.api_keys import ApiKey
+from evergrant.calls.approvals import Approval
 from evergrant.calls.integrations import Integration, ProviderVersion
 from evergrant.calls.transfer import Export
 from evergrant.calls.webhooks import Webhook, WebhookDelivery
@@ -19,6 +20,7 @@ from evergrant.testing import FakeEvergrant, ManualClock
 from evergrant.testing.connections import connection_body, live_body
 from pydantic import BaseModel
 
+from evergrant_server.api.apps.approvals import ApprovalView
 from evergrant_server.api.apps.keys import NewKeyView
 from evergrant_server.api.apps.routes import AppView
 from evergrant_server.api.audit import AuditView
@@ -151,6 +153,7 @@ async def test_a_rotated_token_and_lists(fake_evergrant: FakeEvergrant, evergran
 
 VIEWS: dict[type, type[BaseModel]] = {
     ApiKey: NewKeyView,
+    Approval: ApprovalView,
     package.App: AppView,
     package.AuditRecord: AuditView,
     package.Connection: ConnectionView,

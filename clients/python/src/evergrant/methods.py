@@ -1,6 +1,7 @@
 """The methods that both clients have: each sends one call, or iterates over a list."""
 
 from evergrant.calls import api_keys as api_key_calls
+from evergrant.calls import approvals as approval_calls
 from evergrant.calls import connections as connection_calls
 from evergrant.calls import integrations as integration_calls
 from evergrant.calls import leases as lease_calls
@@ -27,6 +28,9 @@ class ApiMethods:
     api_keys = Lists(api_key_calls.api_keys)
     create_api_key = Sends(api_key_calls.create_api_key)
     revoke_api_key = Sends(api_key_calls.revoke_api_key)
+
+    approvals = Lists(approval_calls.approvals)
+    approve = Sends(approval_calls.approve)
 
     integrations = Lists(integration_calls.integrations)
     integration = Sends(integration_calls.integration)

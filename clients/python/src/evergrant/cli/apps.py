@@ -1,4 +1,4 @@
-"""`evergrant apps`: consumers of Evergrant, and their API keys."""
+"""`evergrant apps` and `evergrant approvals`: consumers, their API keys, and the second person."""
 
 from datetime import timedelta
 
@@ -8,10 +8,12 @@ from evergrant.calls.api_keys import ApiKey
 from evergrant.cli.output import DEFAULTS, Options, Row, row_of, show_one, show_rows
 
 _KEYS = ("id", "live", "created_at", "expires_at", "revoked_at", "last_used_at")
+_APPROVALS = ("id", "by", "command", "body", "expires_at", "approved_by")
 
 apps = App(name="apps", help="Consumers of Evergrant, and their API keys.")
 keys = App(name="keys", help="API keys. Two of an app may be live: create the second, then revoke the first.")
 apps.command(keys)
+approvals = App(name="approvals", help="Commands that a second app must approve (EVERGRANT_FOUR_EYES).")
 
 
 @apps.command(name=("ls", "list"))
@@ -45,6 +47,20 @@ def revoke(app: str, key_id: str, /, *, options: Options = DEFAULTS) -> None:
     """Revoke a key of an app. Requests with it are refused at once."""
     with options.client() as client:
         client.revoke_api_key(app, key_id)
+
+
+@approvals.command(name=("ls", "list"))
+def list_approvals(*, options: Options = DEFAULTS) -> None:
+    """List the commands that wait for an approval, with their requests."""
+    with options.client() as client:
+        show_rows((row_of(it) for it in client.approvals()), _APPROVALS, options.output)
+
+
+@approvals.command
+def give(approval_id: str, /, *, options: Options = DEFAULTS) -> None:
+    """Approve another app's command. That app may send it again, once."""
+    with options.client() as client:
+        show_one(row_of(client.approve(approval_id)), options.output)
 
 
 def _key_row(key: ApiKey) -> Row:

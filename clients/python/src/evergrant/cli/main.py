@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
-from evergrant.cli.apps import apps
+from evergrant.cli.apps import approvals, apps
 from evergrant.cli.connections import connect, connections
 from evergrant.cli.integrations import integrations, providers
 from evergrant.cli.output import DEFAULTS, Format, Options, lease_row, row_of, show_error, show_one, show_rows
@@ -126,6 +126,7 @@ def build_app() -> App:
     app.command(token)
     app.command(proof)
     app.command(apps)
+    app.command(approvals)
     app.command(audit)
     app.command(webhooks)
     app.command(import_file, name="import")
