@@ -18,9 +18,9 @@ WHEN = {
     "`connection.needs_reauth`: that one is for contacting subjects, this one for counting losses",
     EventType.EXPIRING: "a grant that no refresh extends ends at `ends_at`",
     EventType.REVOKED: "it is revoked; `revocation` shows the result at the provider",
-    EventType.BULK_READ: "an app requested an export (`kind`: `export`), or leased as many connections within "
-    "an hour as `EVERGRANT_BULK_READ_ALARM` says (`lease`); `data`: `tenant`, `app`, `kind`. Only for webhooks "
-    "of every integration",
+    EventType.BULK_READ: "an app requested an export (`kind`: `export`), or leased as many connections "
+    "within an hour as `EVERGRANT_BULK_READ_ALARM` says (`lease`); `data`: `tenant`, `app`, `kind`. Only "
+    "for webhooks of every integration",
     EventType.PING: "an admin requested it (`POST /v1/webhooks/{name}/test`); `data`: `tenant`, `webhook`",
 }
 PROBLEMS = {

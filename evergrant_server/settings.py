@@ -120,11 +120,11 @@ class Settings(BaseSettings):
     """Allows the binding `none`: whoever opens a connect link connects their own account. `dev` on a loopback
     address sets it."""
     four_eyes: bool = False
-    """Another app with `admin` must approve a provider's definition, an export, a new API key, and a permit with
-    `token`, `proxy`, `export` or `admin`. There must be two such apps."""
+    """Another app with `admin` must approve a provider's definition, an export, a new API key, and a permit
+    with `token`, `proxy`, `export` or `admin`. There must be two such apps."""
     bulk_read_alarm: int = Field(default=1000, ge=0)
-    """How many connections an app may lease within an hour from one API process before `tokens.bulk_read` is
-    recorded, sent to webhooks, logged and counted. 0 switches it off for leases; an export always causes it."""
+    """How many connections an app leases within an hour from one API process when `tokens.bulk_read` is
+    recorded, sent to webhooks, logged and counted. 0 switches it off for leases; an export always does it."""
     self_permits: bool = False
     """An app with the action `admin` may give itself `token`, `proxy` and `export`. Without this another app
     with `admin` must."""

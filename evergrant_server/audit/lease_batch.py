@@ -33,7 +33,8 @@ _RAISED = (
 )
 
 _USED = (
-    " ON CONFLICT (tenant, key_id) DO UPDATE SET used_at = excluded.used_at, revision = app_key_use.revision + 1"
+    " ON CONFLICT (tenant, key_id) DO UPDATE"
+    " SET used_at = excluded.used_at, revision = app_key_use.revision + 1"
     " WHERE app_key_use.used_at < excluded.used_at"
 )
 

@@ -90,9 +90,7 @@ async def wake_webhook(
     await tx.outbox.add(message)
 
 
-def _event(
-    entry: AuditEntry, connection_id: ConnectionId | None, type: EventType, body: str
-) -> WebhookEvent:
+def _event(entry: AuditEntry, connection_id: ConnectionId | None, type: EventType, body: str) -> WebhookEvent:
     """The event of a record. Its id is derived from the workflow event, so a retried activity adds none."""
     by = entry.provenance
     id = new_id("evt")

@@ -100,7 +100,8 @@ async def _start_and_wait(
 ) -> None:
     await schema.upgrade(settings.database_url)
     admin_key = settings.data_dir / "admin.key"
-    if not await operate.is_admin_key(settings, admin_key):
+    key = admin_key.read_text().strip() if admin_key.exists() else ""
+    if not await operate.is_valid_key(settings, key):  # it is missing, or has expired
         await operate.make_admin_key(settings, again=True, out=admin_key)
     await api.start()  # at the same time as Temporal, which it needs only for requests
     await prepare_temporal(settings, temporal)

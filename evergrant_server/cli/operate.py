@@ -115,13 +115,13 @@ async def make_admin_key(settings: Settings, again: bool, out: Path | None) -> N
         write_private(out, key + "\n")
 
 
-async def is_admin_key(settings: Settings, file: Path) -> bool:
-    """Whether the file holds a key that this installation accepts."""
+async def is_valid_key(settings: Settings, key: str) -> bool:
+    """Whether this installation accepts the API key."""
     clock = SystemClock()
     store = await Store.open(settings.database_url, KeyRing.open(settings.key_path, Role.OPERATOR), clock)
     try:
-        await Authenticator(store, clock).caller_of(file.read_text().strip())
-    except (Failure, FileNotFoundError):
+        await Authenticator(store, clock).caller_of(key)
+    except Failure:
         return False
     finally:
         await store.close()

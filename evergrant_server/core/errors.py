@@ -216,7 +216,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.APP_DISABLED: _denied("The app is disabled.", "Enable the app."),
     ErrorCode.APPROVAL_REQUIRED: _denied(
         "A second app must approve this command first (EVERGRANT_FOUR_EYES).",
-        "Have another app with admin send POST /v1/approvals/{approval_id}; then send the same request again.",
+        "Have another app with admin send POST /v1/approvals/{approval_id}; then send the request again.",
     ),
     ErrorCode.SCOPE_NOT_PERMITTED: _denied(
         "A scope is above the ceiling of the permit or the integration.",

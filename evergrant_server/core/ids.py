@@ -28,7 +28,23 @@ DefinitionId = NewType("DefinitionId", str)
 ApprovalId = NewType("ApprovalId", str)
 
 # in the order of the types above
-PREFIXES = ("con", "int", "app", "key", "per", "cns", "att", "out", "exp", "whk", "evt", "dlv", "rcv", "def", "apr")
+PREFIXES = (
+    "con",
+    "int",
+    "app",
+    "key",
+    "per",
+    "cns",
+    "att",
+    "out",
+    "exp",
+    "whk",
+    "evt",
+    "dlv",
+    "rcv",
+    "def",
+    "apr",
+)
 
 
 class FrozenModel(BaseModel):

@@ -161,7 +161,10 @@ class Access(ModelRepository[App, AppId]):
         """
         query = (
             select(col(AppRow.tenant), col(AppRow.name), func.max(col(AppKeyRow.expires_at)))
-            .join(AppKeyRow, (col(AppKeyRow.tenant) == col(AppRow.tenant)) & (col(AppKeyRow.app_id) == col(AppRow.id)))
+            .join(
+                AppKeyRow,
+                (col(AppKeyRow.tenant) == col(AppRow.tenant)) & (col(AppKeyRow.app_id) == col(AppRow.id)),
+            )
             .where(col(AppKeyRow.revoked_at).is_(None), col(AppRow.disabled).is_(False))
             .group_by(col(AppRow.tenant), col(AppRow.name))
             .order_by(col(AppRow.tenant), col(AppRow.name))

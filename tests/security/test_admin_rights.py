@@ -116,7 +116,10 @@ async def test_with_four_eyes_a_command_waits_for_a_second_app(
     async with running_api(tmp_path, four_eyes=True) as api:
         await api.app_with("pipeline")
         first = await api.app_with("first", Action.ADMIN, Action.EXPORT)
-        second, reader = await api.app_with("second", Action.ADMIN), await api.app_with("reader", Action.EXPORT)
+        second, reader = (
+            await api.app_with("second", Action.ADMIN),
+            await api.app_with("reader", Action.EXPORT),
+        )
         foreign = await api.app_with("foreign", Action.ADMIN, tenant=OTHER)
 
         async def waits(body: dict = body) -> str:
@@ -130,7 +133,11 @@ async def test_with_four_eyes_a_command_waits_for_a_second_app(
         answers = [(await api.post(at, key)).status_code for key in (first, reader, foreign)]
         assert answers == [403, 403, 404]
         (shown,) = (await api.get("/v1/approvals", second)).json()["items"]
-        assert (shown["by"], shown["command"], shown["approved_by"]) == ("app:first", f"{method} {path}", None)
+        assert (shown["by"], shown["command"], shown["approved_by"]) == (
+            "app:first",
+            f"{method} {path}",
+            None,
+        )
         assert shown["body"].keys() >= body.keys()
         assert (await api.get("/v1/approvals", foreign)).json()["items"] == []
         for _ in range(2):

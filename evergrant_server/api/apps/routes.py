@@ -139,7 +139,7 @@ async def put_permit(
     """Create or change a permit. An app can't give itself `token`, `proxy` or `export`."""
     own = name == call.caller.app.name and not call.api.settings.self_permits
     if own and not TOKEN_ACTIONS.isdisjoint(body.actions):
-        why = "An app can't give itself token, proxy or export: another admin app must (EVERGRANT_SELF_PERMITS)."
+        why = "An app can't give itself token, proxy or export: another one must (EVERGRANT_SELF_PERMITS)."
         raise Failure(ErrorCode.NOT_PERMITTED, why)
 
     async def write(tx: Transaction) -> tuple[Permit | None, Permit]:

@@ -65,7 +65,9 @@ def parse_key(text: str) -> PresentedKey:
 
 def key_mac(ring: KeyRing, key: AppKey, secret: str) -> str:
     """What the store keeps of a key's secret: a MAC that also covers the row's tenant, app, id and expiry."""
-    expires_at = "" if key.expires_at is None else key.expires_at.astimezone(UTC).isoformat(" ", "microseconds")
+    expires_at = (
+        "" if key.expires_at is None else key.expires_at.astimezone(UTC).isoformat(" ", "microseconds")
+    )
     return ring.api_key_mac(key.tenant, key.app_id, key.id, expires_at, secret)
 
 

@@ -91,7 +91,11 @@ async def request_export(body: ExportBody, call: ExportCommand) -> Response:
         )
         target = export_workflow_id(export.tenant, export.id)
         await tx.outbox.add(outbox_message(export.tenant, OutboxKind.START_EXPORT, target, start, now))
-        detail = {"key": recipient.thumbprint, "filters": body.filters.model_dump(exclude_none=True), **approved}
+        detail = {
+            "key": recipient.thumbprint,
+            "filters": body.filters.model_dump(exclude_none=True),
+            **approved,
+        }
         await call.record(tx, AuditAction.EXPORT_REQUESTED, export.id, **detail)
         await bulk_reads.alarm(tx, call, "export", export=export.id)
         return CommandResponse.of(_view(export), 202)

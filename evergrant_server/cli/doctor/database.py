@@ -140,7 +140,8 @@ async def api_keys(settings: Settings) -> str:
     raise CheckFailed(
         f"{len(ending)} apps have none for the next {API_KEY_WARNING.days} days;"
         f" that of {name} (tenant {tenant}) {why}",
-        f"POST /v1/apps/{name}/keys, then revoke the old one; for the app admin: {COMMAND} keys bootstrap --again",
+        f"POST /v1/apps/{name}/keys, and revoke the old key; for the app admin:"
+        f" {COMMAND} keys bootstrap --again",
     )
 
 
