@@ -144,7 +144,7 @@ def ping_body(tenant: Tenant, webhook: str, at: datetime) -> str:
     return _body(EventType.PING, at, {"tenant": tenant, "webhook": webhook})
 
 
-def _body(type: EventType, at: datetime, data: dict[str, str]) -> str:
+def _body(type: EventType, at: datetime, data: _Detail) -> str:
     body = {"type": type, "timestamp": at.isoformat(), "data": data}
     return json.dumps(body, separators=(",", ":"))
 

@@ -211,5 +211,5 @@ class Access(ModelRepository[App, AppId]):
             raise not_found(app_id)
 
 
-def _keys_of(tenant: Tenant, app_id: AppId) -> Select[tuple[str]]:
+def _keys_of(tenant: Tenant, app_id: AppId) -> Select[str]:
     return select(col(AppKeyRow.id)).where(columns_equal(AppKeyRow, tenant=tenant, app_id=app_id))

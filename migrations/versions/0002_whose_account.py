@@ -1,4 +1,4 @@
-"""Whose account: bindings of consents."""
+"""Whose account: bindings of consents, API keys that expire, approvals."""
 
 import sqlalchemy as sa
 from alembic import op
