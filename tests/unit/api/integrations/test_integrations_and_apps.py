@@ -88,7 +88,7 @@ async def test_the_first_admin_key_is_made_once(api: Api, admin: str):
     assert answers == [401, 200, 200]
     # an admin permit reaches configuration, not tokens
     await api.active(await api.integration())
-    assert (await api.lease(admin)).status_code == 403
+    assert (await api.lease(third)).status_code == 403
 
 
 async def test_an_integration_shows_its_redirect_uri_and_never_its_secret(api: Api, admin: str):
