@@ -7,9 +7,9 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from evergrant_server.api.apps.approvals import use_approval, with_approval
 from evergrant_server.api.apps.routes import require_app
 from evergrant_server.api.http.api_keys import LONGEST_LIFETIME, new_key
+from evergrant_server.api.http.approvals import use_approval, with_approval
 from evergrant_server.api.http.call import AdminCall, AdminCommand, CommandResponse
 from evergrant_server.api.http.models import Body, Page, Slug, View
 from evergrant_server.api.http.transactions import record

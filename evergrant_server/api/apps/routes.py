@@ -6,8 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, Field
 
-from evergrant_server.api.apps.approvals import use_approval, with_approval
 from evergrant_server.api.connections.scopes import retry_waiting_connections
+from evergrant_server.api.http.approvals import use_approval, with_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall
 from evergrant_server.api.http.models import (
     Body,

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
-from evergrant_server.api.apps.approvals import use_approval, with_approval
 from evergrant_server.api.http import bulk_reads
+from evergrant_server.api.http.approvals import use_approval, with_approval
 from evergrant_server.api.http.call import AdminCall, CommandResponse, ExportCall, ExportCommand
 from evergrant_server.api.http.models import MAX_INTEGER
 from evergrant_server.api.transfer.intake import ImportWriter
