@@ -63,8 +63,9 @@ WHEN = {
     AuditAction.CALLBACK_REFUSED: "a callback with a consent's state was refused; others are only counted",
     AuditAction.GRANT_INSTALLED: "the first grant of a consent was stored",
     AuditAction.GRANT_REFRESHED: "a refresh replaced the grant",
-    AuditAction.GRANT_REPLACED: "a new consent replaced the grant; says what happens to the old one",
-    AuditAction.REPLACED_GRANT_REVOKED: "the provider confirmed the revocation of a replaced grant",
+    AuditAction.GRANT_REPLACED: "a new consent or an import replaced a grant, or brought tokens that are not "
+    "wanted; `old_revoked: false`: the old tokens may stay valid until the connection is revoked",
+    AuditAction.REPLACED_GRANT_REVOKED: "a replaced grant is revoked, or the provider can't revoke it",
     AuditAction.ACCOUNT_MISMATCH: "a consent was given with another account; its tokens were not installed",
     AuditAction.ACCOUNT_SHARED: "one account is connected under two subjects",
     AuditAction.REFRESH_FAILED: "a refresh failed",

@@ -1,5 +1,6 @@
 """Describes the parts of a definition in words."""
 
+from evergrant_server.core.connections.replaced import RevocationReach
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import BodyFormat, ClientAuth, Pkce
 from providers.tools.catalogue_report import unusable_flows
@@ -21,6 +22,11 @@ _CLIENT = {
     ClientAuth.PRIVATE_KEY_JWT: "signed with a private key (RFC 7523)",
     ClientAuth.SECRET_JWT: "signed with the secret",
     ClientAuth.TLS: "mutual TLS",
+}
+_REACH = {
+    RevocationReach.TOKEN: "; ends one grant",
+    RevocationReach.GRANT: "; ends every grant of the account to this client",
+    RevocationReach.UNKNOWN: "",
 }
 _SEPARATORS = {" ": "spaces", ",": "commas", ";": "semicolons", "+": "plus signs"}
 _SPANS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
@@ -141,7 +147,8 @@ def refresh_tokens(spec: ProviderSpec) -> str:
 def revocation(spec: ProviderSpec) -> str:
     if not spec.has_revocation:
         return "none known: the subject ends the grant at the provider" if not spec.discovery else ""
-    return "RFC 7009" if spec.revocation is None else "a request of its own"
+    request = "RFC 7009" if spec.own_revocation is None else "a request of its own"
+    return request + _REACH[spec.revocation_reach]
 
 
 def limits(spec: ProviderSpec) -> str:

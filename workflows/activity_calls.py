@@ -94,6 +94,9 @@ look_up_accounts = ActivityCall[m.LookUpAccounts, m.GrantResult](
 revoke_grant = ActivityCall[m.RevokeGrant, m.RevocationResult](
     ActivityName.REVOKE_GRANT, m.RevocationResult, _PROVIDER, "at the provider"
 )
+revoke_replaced_grants = ActivityCall[m.RevokeReplacedGrants, m.ReplacedRevocationResult](
+    ActivityName.REVOKE_REPLACED_GRANTS, m.ReplacedRevocationResult, _PROVIDER, "at the provider"
+)
 begin_revocation = ActivityCall[m.BeginRevocation, None](
     ActivityName.BEGIN_REVOCATION, None, _STORE, "no lease from here on"
 )

@@ -3,6 +3,7 @@
 from workflows.connection import ConnectionWorkflow
 from workflows.definition_rollout import DefinitionRolloutWorkflow
 from workflows.export import ExportWorkflow
+from workflows.replaced_grants import ReplacedGrantsWorkflow
 from workflows.retry_connections import RetryConnectionsWorkflow
 from workflows.single_activity import (
     DiscoveryWorkflow,
@@ -24,6 +25,7 @@ WORKFLOWS = (
     IntrospectionWorkflow,
     PushedAuthorizationWorkflow,
     ReconcileWorkflow,
+    ReplacedGrantsWorkflow,
     RereadMetadataWorkflow,
     RetryConnectionsWorkflow,
     TemporaryCredentialsWorkflow,

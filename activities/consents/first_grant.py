@@ -11,6 +11,7 @@ from activities.grants import GrantServices
 from activities.grants.candidates import candidates
 from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
+from activities.grants.replaced_grants import install_new_grant
 from activities.grants.token_request import TokenRequest
 from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import SingleUseAttempt
@@ -23,7 +24,7 @@ from activities.support.transactions import append_audit, commit_with_retries, l
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.grant import Grant, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, RetryAdvice
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
@@ -69,7 +70,7 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
             renewable=context.renewable or context.issues_short_lived_token,
             short_lived=context.issues_short_lived_token,
         )
-        saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
+        saved = await install_new_grant(tx, request, context, current, after, tokens, grant)
         await install_further_slots(tx, self.services.store.ring, request, saved, tokens, since, now)
         # not `close_attempt`: a takeover in this moment is a conflict, and the row shows it at the next try
         await tx.attempts.close(row, AttemptOutcome.INSTALLED, now)

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from temporalio import activity
 
+from activities.grants.replaced_grants import install_new_grant
 from activities.support.connection_records import end_consent, record_grant
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import heartbeating
@@ -14,7 +15,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
-from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin
+from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.messages.activities import ConsentCall, GrantResult
@@ -46,9 +47,9 @@ async def install_import(
         if current.state.is_final:
             await end_consent(tx, waiting, ConsentStatus.FAILED, ErrorCode.CONSENT_EXPIRED)
             return GrantResult(failure=ErrorCode.CONSENT_EXPIRED)
-        imported = await tx.consents.imported_tokens(waiting)
-        obtained_at = imported.obtained_at(consent.created_at)
-        tokens = imported.token_set(obtained_at)
+        brought = await tx.consents.imported_tokens(waiting)
+        obtained_at = brought.obtained_at(consent.created_at)
+        tokens = brought.token_set(obtained_at)
         after = current.granted(now, request.generation)
         if consent.came_from_browser:
             after = context.after_consent(after, consent)
@@ -63,11 +64,14 @@ async def install_import(
             at=obtained_at,
             renewable=context.renewable,
         )
-        saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
+        detail = _import_details(current, consent)
+        imported = "imported" in detail
+        saved = await install_new_grant(
+            tx, request, context, current, after, tokens, grant, imported=imported
+        )
         under_way = await tx.attempts.open_of_any_kind(request.tenant, request.connection_id, MAIN_SLOT)
         if under_way is not None:  # a refresh of the grant that this one replaces
             await tx.attempts.close(under_way, AttemptOutcome.SUPERSEDED, now)
-        detail = _import_details(current, consent)
         await record_grant(tx, request, current, waiting, grant, now, **detail)
         return context.grant_result(saved, grant)
 

@@ -9,6 +9,7 @@ from activities.grants import GrantServices
 from activities.grants.candidates import candidates, is_client_refused
 from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import LateReply, awaits_verification
+from activities.grants.replaced_grants import install_new_grant
 from activities.grants.token_request import RefreshTokenRequest
 from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import SingleUseAttempt
@@ -158,8 +159,12 @@ class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
             at=since,
             before=stored if consent is None else None,
         )
-        origin = Origin.REFRESH if consent is None else Origin.NEW
-        saved = await tx.grants.install(after, tokens, grant, origin=origin, expected=current.revision)
+        if consent is None:
+            saved = await tx.grants.install(
+                after, tokens, grant, origin=Origin.REFRESH, expected=current.revision
+            )
+        else:
+            saved = await install_new_grant(tx, request, context, current, after, tokens, grant)
         # the reply to the code is valid, and so are the tokens for further slots that came with it
         ring = self.services.store.ring
         await install_further_slots(tx, ring, request, saved, self.late_reply.tokens, since, now)

@@ -31,7 +31,7 @@ async def revoke_at_provider(
     sender: Sender, context: ProviderContext, refresh_token: Secret | None, access_token: Secret
 ) -> RevocationOutcome:
     """What the provider has confirmed. Raises Failure when that is nothing (RFC 7009 section 2.2.1)."""
-    rule = context.spec.revocation
+    rule = context.spec.own_revocation
     if context.connection.flow.is_client_grant:
         refresh_token = None  # an imported token that is exchanged stays valid: the subject owns it
     refresh, access = (refresh_token, "refresh_token"), (access_token, "access_token")

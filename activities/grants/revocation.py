@@ -5,6 +5,7 @@ from temporalio import activity
 from activities.grants import GrantServices
 from activities.grants.candidates import record_accepted_secret, try_each_secret
 from activities.grants.provider_revocation import all_slots, context_for_tokens, revoke_at_provider
+from activities.grants.replaced_revocation import revoke_replaced
 from activities.single_use.attempt_tracker import open_attempt
 from activities.support.bounded_tries import as_failure, report_internal
 from activities.support.provider_context import ProviderContext
@@ -21,6 +22,7 @@ from evergrant_server.telemetry import metrics
 
 _RETRY_AFTER_S = 3.0
 _BEST_FIRST = (
+    RevocationOutcome.NOTHING_HELD,
     RevocationOutcome.CONFIRMED,
     RevocationOutcome.ACCESS_TOKEN_ONLY,
     RevocationOutcome.NOT_SUPPORTED,
@@ -81,14 +83,27 @@ class RevocationActivities:
                 superseded = await tx.attempts.superseded(*credential)
             if tracker.has_late_entry(superseded):
                 raise tracker.pending("a token is still on its way")
+            replaced, unrevoked = await self._revoke_replaced(request, context)
             outcome, with_other_secret = await try_each_secret(context, self._revoke_all_tokens)
             if with_other_secret:
                 await record_accepted_secret(self._store, self._clock, request, context)
+            if unrevoked is not None:
+                raise unrevoked
+            outcome = max((*replaced, outcome), key=_BEST_FIRST.index)
         except Failure as failure:
             metrics.count(metrics.REVOCATIONS, failure.code, context.spec.name)
             raise
         metrics.count(metrics.REVOCATIONS, outcome, context.spec.name)
         return outcome
+
+    async def _revoke_replaced(
+        self, request: RevokeGrant, context: ProviderContext
+    ) -> tuple[list[RevocationOutcome], Failure | None]:
+        """Also when that fails, the grant in use is revoked before the next try."""
+        try:
+            return await revoke_replaced(self._services, request, context, with_connection=True), None
+        except Failure as failure:
+            return [], failure
 
     async def _revoke_all_tokens(self, context: ProviderContext) -> RevocationOutcome:
         connection = context.connection
@@ -150,7 +165,8 @@ class RevocationActivities:
         current = await load_connection(tx, request)
         if current.state is LifecycleState.REVOKED:
             return RevocationResult(revocation=current.revocation)
-        if current.generation != generation:  # a journaled reply was counted as lost, and was installed
+        kept = await tx.replaced_grants.of_connection(request.tenant, request.connection_id)
+        if kept or current.generation != generation:  # a journaled reply was counted as lost, and was installed
             return RevocationResult(failure=ErrorCode.REFRESH_PENDING, retry_after=_RETRY_AFTER_S)
         revoking = await self._write_revoking(tx, request, _REPEATED_REASON)
         attempt = await open_attempt(tx, current)

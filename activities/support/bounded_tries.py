@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from temporalio import activity
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.activities import GrantResult, RevocationResult
+from evergrant_server.core.messages.activities import GrantResult, ReplacedRevocationResult, RevocationResult
 from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
@@ -25,7 +25,8 @@ _MAX_TRIES = {ErrorCode.INTERNAL: 3, ErrorCode.STORE_CONFLICT: 10}
 
 _INTERNAL_GRANT = GrantResult(failure=ErrorCode.INTERNAL)
 # What each activity of a connection answers after its last try. None: its workflow needs no answer.
-_LAST_RESULTS: dict[str, GrantResult | RevocationResult | None] = {
+_LastResult = GrantResult | RevocationResult | ReplacedRevocationResult | None
+_LAST_RESULTS: dict[str, _LastResult] = {
     ActivityName.EXCHANGE_CODE: _INTERNAL_GRANT,
     ActivityName.REQUEST_CLIENT_GRANT: _INTERNAL_GRANT,
     ActivityName.POLL_DEVICE_TOKEN: _INTERNAL_GRANT,
@@ -33,6 +34,7 @@ _LAST_RESULTS: dict[str, GrantResult | RevocationResult | None] = {
     ActivityName.VERIFY_LATE_TOKENS: _INTERNAL_GRANT,
     ActivityName.LOOK_UP_ACCOUNTS: _INTERNAL_GRANT,
     ActivityName.REVOKE_GRANT: RevocationResult(failure=ErrorCode.INTERNAL),
+    ActivityName.REVOKE_REPLACED_GRANTS: ReplacedRevocationResult(failure=ErrorCode.INTERNAL),
     ActivityName.BEGIN_REVOCATION: None,  # `revoke_grant` writes it before anything is sent
     ActivityName.ANNOUNCE_EXPIRY: None,
     ActivityName.END_CONSENT: None,  # the recurring pass starts a run for what the store says
@@ -79,7 +81,7 @@ def has_last_result(failure: Failure) -> bool:
     return is_last_try(failure) and activity.info().activity_type in _LAST_RESULTS
 
 
-def last_result() -> GrantResult | RevocationResult | None:
+def last_result() -> _LastResult:
     return _LAST_RESULTS[activity.info().activity_type]
 
 

@@ -26,6 +26,7 @@ DeliveryId = NewType("DeliveryId", str)
 ReceiverId = NewType("ReceiverId", str)
 DefinitionId = NewType("DefinitionId", str)
 ApprovalId = NewType("ApprovalId", str)
+ReplacedGrantId = NewType("ReplacedGrantId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -44,6 +45,7 @@ PREFIXES = (
     "rcv",
     "def",
     "apr",
+    "rpl",
 )
 
 

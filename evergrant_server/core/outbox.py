@@ -7,9 +7,14 @@ from typing import Any
 from evergrant_server.core.access import App
 from evergrant_server.core.ids import ConnectionId, FrozenModel, OutboxId, Tenant, new_id
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.integrations import RetryConnections
-from evergrant_server.core.messages.names import connection_workflow_id, retry_connections_workflow_id
+from evergrant_server.core.messages.names import (
+    connection_workflow_id,
+    replaced_grants_workflow_id,
+    retry_connections_workflow_id,
+)
 
 
 class OutboxKind(StrEnum):
@@ -21,6 +26,7 @@ class OutboxKind(StrEnum):
     FETCH_RECEIVER_KEYS = "fetch_receiver_keys"  # payload: FetchReceiverKeys
     PUSH_AUTHORIZATION_REQUEST = "push_authorization_request"  # payload: PushAuthorizationRequest
     RETRY_CONNECTIONS = "retry_connections"  # payload: RetryConnections
+    REVOKE_REPLACED_GRANTS = "revoke_replaced_grants"  # payload: RevokeReplacedStart
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
 
 
@@ -71,6 +77,15 @@ def history_export_message(
     """Have the history of a run exported once it has closed."""
     run = {"connection_id": connection_id, "workflow_id": workflow_id, "run_id": run_id}
     return outbox_message(tenant, OutboxKind.EXPORT_HISTORY, history_target(run_id), run, at)
+
+
+def revoke_replaced_message(
+    tenant: Tenant, connection_id: ConnectionId, context: RequestContext, at: datetime
+) -> OutboxMessage:
+    """Have a connection's pending replaced grants revoked."""
+    start = RevokeReplacedStart(tenant=tenant, connection_id=connection_id, context=context)
+    target = replaced_grants_workflow_id(tenant, connection_id)
+    return outbox_message(tenant, OutboxKind.REVOKE_REPLACED_GRANTS, target, start, at)
 
 
 def retry_integration_message(

@@ -18,6 +18,7 @@ from evergrant_server.store.connections.connections import Connections
 from evergrant_server.store.connections.consents import Consents
 from evergrant_server.store.connections.grants import Grants, ProofKeys
 from evergrant_server.store.connections.histories import Histories
+from evergrant_server.store.connections.replaced_grants import ReplacedGrants
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import Database, DatabaseConnection, open_database
 from evergrant_server.store.database.errors import translate_errors
@@ -53,6 +54,7 @@ class Transaction:
         self.exports = Exports(connection)
         self.attempts = Attempts(connection)
         self.late_tokens = LateTokenSets(connection, sealer)
+        self.replaced_grants = ReplacedGrants(connection, sealer)
         self.proof_keys = ProofKeys(connection, sealer)
         self.outbox = Outbox(connection)
         self.histories = Histories(connection)

@@ -1,7 +1,7 @@
 """Reconcile: gives every live connection in the store a workflow, and compares the two.
 
-Workflows of webhooks and definitions that were terminated, or lost with Temporal's database, are
-started as well.
+Workflows of webhooks, definitions and replaced grants that were terminated, or lost with Temporal's
+database, are started as well.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from typing import TypeVar
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.integrations import RolloutStart
 from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import connection_workflow_id
@@ -111,6 +112,7 @@ class Reconciler:
                 break
         await wake_overdue_webhooks(self._store, self._link, self._clock)
         await restart_definition_rollouts(self._store, self._link)
+        await restart_replaced_grants(self._store, self._link)
         return counts
 
     async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
@@ -230,3 +232,17 @@ async def restart_definition_rollouts(store: Store, link: TemporalLink) -> None:
             context=RECONCILE_CONTEXT,
         )
         await link.start(start_requests.definition_rollout(start))
+
+
+async def restart_replaced_grants(store: Store, link: TemporalLink) -> None:
+    """Start the workflow of every connection with replaced grants to revoke, unless it is running.
+
+    Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
+    """
+    async with store.read() as tx:
+        pending = await tx.replaced_grants.pending_in_all_tenants()
+    for it in pending:
+        start = RevokeReplacedStart(
+            tenant=it.tenant, connection_id=it.connection_id, context=RECONCILE_CONTEXT
+        )
+        await link.start(start_requests.replaced_grants(start, wake=False))

@@ -13,6 +13,7 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 
+from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.base import Message
 from evergrant_server.core.messages.connection import ConnectionStart
 from evergrant_server.core.messages.export import ExportStart
@@ -32,6 +33,7 @@ from evergrant_server.core.messages.names import (
     export_workflow_id,
     pushed_authorization_workflow_id,
     receiver_keys_workflow_id,
+    replaced_grants_workflow_id,
     retry_connections_workflow_id,
     webhook_workflow_id,
 )
@@ -126,6 +128,18 @@ def retry_connections(request: RetryConnections) -> StartRequest:
     )
 
 
+def replaced_grants(start: RevokeReplacedStart, *, wake: bool = True) -> StartRequest:
+    """The workflow that revokes a connection's replaced grants; one that runs is woken, if `wake`."""
+    signal = {"start_signal": SignalName.WAKE_REPLACED_GRANTS, "start_signal_args": [start]}
+    return StartRequest(
+        WorkflowName.REPLACED_GRANTS,
+        start,
+        replaced_grants_workflow_id(start.tenant, start.connection_id),
+        "revocation of replaced grants",
+        {**(signal if wake else {}), "static_details": f"requested by {start.context.by}"},
+    )
+
+
 def pushed_authorization(request: PushAuthorizationRequest) -> StartRequest:
     """A worker pushes an authorization request (RFC 9126), once, within two minutes: a browser waits."""
     return StartRequest(
@@ -172,6 +186,7 @@ _STARTS: dict[OutboxKind, tuple[type[Message], Callable[[Any], StartRequest]]] =
     OutboxKind.START_DEFINITION_ROLLOUT: (RolloutStart, definition_rollout),
     OutboxKind.FETCH_RECEIVER_KEYS: (FetchReceiverKeys, receiver_keys),
     OutboxKind.RETRY_CONNECTIONS: (RetryConnections, retry_connections),
+    OutboxKind.REVOKE_REPLACED_GRANTS: (RevokeReplacedStart, replaced_grants),
     OutboxKind.PUSH_AUTHORIZATION_REQUEST: (PushAuthorizationRequest, pushed_authorization),
 }
 

@@ -12,6 +12,7 @@ from activities.consents.import_export import ExportActivities
 from activities.grants import GrantServices
 from activities.grants.late_verification import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
+from activities.grants.replaced_revocation import ReplacedGrantActivities
 from activities.grants.revocation import RevocationActivities
 from activities.integrations.consent_start import ConsentStartActivities
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
@@ -106,6 +107,7 @@ def _grant_activities(
         AccountActivities(store, contexts, egress, clock).look_up_accounts,
         revocation.record_revocation_request,
         revocation.revoke_grant,
+        ReplacedGrantActivities(services).revoke_replaced_grants,
         ExpiryActivities(store, clock).announce_expiry,
         export.export_page,
         export.drop_export,

@@ -1,4 +1,4 @@
-"""Whose account: bindings of consents, API keys that expire, approvals."""
+"""Whose account: bindings of consents, API keys that expire, approvals, replaced grants."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,6 +13,7 @@ def upgrade() -> None:
     _bindings()
     _api_keys()
     _approval()
+    _replaced_grants()
 
 
 def downgrade() -> None:
@@ -61,4 +62,33 @@ def _approval() -> None:
             ["tenant", "app_id"], ["app.tenant", "app.id"], name="fk_approval_app", ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("tenant", "id", name="pk_approval"),
+    )
+
+
+def _replaced_grants() -> None:
+    op.create_table(
+        "replaced_grant",
+        *(sa.Column(name, sa.String(), nullable=False) for name in ("tenant", "id")),
+        *(sa.Column(name, sa.String(), nullable=False) for name in ("connection_id", "integration_id")),
+        sa.Column("generation", sa.Integer(), nullable=True),
+        sa.Column("same_account", sa.Boolean(), nullable=True),
+        sa.Column("account_hash", sa.String(), nullable=True),
+        sa.Column("pending", sa.Boolean(), nullable=False),
+        sa.Column("replaced_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("sealed_tokens", sa.LargeBinary(), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["tenant", "connection_id"],
+            ["connection.tenant", "connection.id"],
+            name="fk_replaced_grant_connection",
+        ),
+        sa.PrimaryKeyConstraint("tenant", "id", name="pk_replaced_grant"),
+    )
+    op.create_index("ix_replaced_grant_tenant_connection_id", "replaced_grant", ["tenant", "connection_id"])
+    op.create_index(
+        "ix_replaced_grant_pending",
+        "replaced_grant",
+        ["tenant", "connection_id"],
+        sqlite_where=sa.text("pending"),
+        postgresql_where=sa.text("pending"),
     )

@@ -205,7 +205,7 @@ class ProviderSpec(
     @property
     def has_revocation(self) -> bool:
         """Whether the definition has a revocation. Discovery may find one where it has none."""
-        return self.revocation_endpoint is not None or self.revocation is not None
+        return self.revocation_endpoint is not None or self.own_revocation is not None
 
     def require_usable(self, flow: Flow = Flow.AUTHORIZATION_CODE) -> None:
         """Raise Failure INVALID_REQUEST when this flow doesn't support the definition."""

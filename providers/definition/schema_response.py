@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from evergrant_server.core.connections.replaced import RevocationReach
 from providers.definition.patterns import check_pattern
 from providers.definition.schema_base import (
     MAX_SECONDS,
@@ -160,10 +161,12 @@ class RefreshPart(SpecPart):
 
 
 class RevocationSpec(SpecPart):
-    """A revocation request that differs from RFC 7009.
+    """What a revocation ends, and a request that differs from RFC 7009.
 
     `url` and `params` may hold `{client_id}`; `url` may also hold `{token}`.
     """
+
+    reach: RevocationReach = RevocationReach.UNKNOWN  # what ends with a token: its own grant, or all of them
 
     method: Literal["POST", "DELETE", "GET"] = "POST"
     url: UrlTemplate | None = None  # None: the revocation endpoint
@@ -189,3 +192,13 @@ class RevocationPart(SpecPart):
     revocation_endpoint: UrlTemplate | None = None
     revocation: RevocationSpec | None = None
     introspection_endpoint: UrlTemplate | None = None
+
+    @property
+    def revocation_reach(self) -> RevocationReach:
+        return RevocationReach.UNKNOWN if self.revocation is None else self.revocation.reach
+
+    @property
+    def own_revocation(self) -> RevocationSpec | None:
+        """The definition's own request; None: as RFC 7009 says."""
+        rule = self.revocation
+        return None if rule == RevocationSpec(reach=self.revocation_reach) else rule

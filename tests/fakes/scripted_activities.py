@@ -18,9 +18,11 @@ from evergrant_server.core.messages.activities import (
     GrantResult,
     LookUpAccounts,
     RefreshGrant,
+    ReplacedRevocationResult,
     RequestFirstTokens,
     RevocationResult,
     RevokeGrant,
+    RevokeReplacedGrants,
     VerifyLateTokens,
 )
 from evergrant_server.core.messages.integrations import (
@@ -73,6 +75,9 @@ class ScriptedActivities:
             self._scripted(ActivityName.END_CONSENT, EndConsent, None),
             self._scripted(ActivityName.BEGIN_REVOCATION, BeginRevocation, None),
             self._scripted(ActivityName.REVOKE_GRANT, RevokeGrant, confirmed),
+            self._scripted(
+                ActivityName.REVOKE_REPLACED_GRANTS, RevokeReplacedGrants, ReplacedRevocationResult(revoked=1)
+            ),
             self._scripted(ActivityName.LOOK_UP_ACCOUNTS, LookUpAccounts, _as_it_was),
             self._scripted(ActivityName.EXPORT_RUN_HISTORY, ExportRunHistory, None),
             self._scripted(ActivityName.RECONCILE, ReconcileRequest, ReconcileResult(live=3, started=1)),

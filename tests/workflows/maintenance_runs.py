@@ -3,15 +3,24 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy
 
 from evergrant_server.core.definition import DefinitionState
-from evergrant_server.core.ids import DefinitionId, IntegrationId, OutboxId, Tenant, WebhookId, new_id
+from evergrant_server.core.ids import (
+    ConnectionId,
+    DefinitionId,
+    IntegrationId,
+    OutboxId,
+    Tenant,
+    WebhookId,
+    new_id,
+)
 from evergrant_server.core.messages import integrations as m
+from evergrant_server.core.messages.activities import ReplacedRevocationResult, RevokeReplacedStart
 from evergrant_server.core.messages.maintenance import DeliveryRound, WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
     ActivityName,
@@ -21,7 +30,10 @@ from evergrant_server.core.messages.names import (
     webhook_workflow_id,
 )
 from evergrant_server.temporal_link import start_requests
+from evergrant_server.temporal_link.start_requests import StartRequest
 from tests.workflows.connection_runs import ASKED, a_worker
+
+R = TypeVar("R")
 
 
 class ScriptedRollout:
@@ -140,15 +152,40 @@ async def retrying(client: Client, activities: list[Any]) -> AsyncIterator[Chang
     async def changed(id: str | None = None) -> WorkflowHandle[Any, m.RetryConnectionsResult]:
         ids = {"tenant": TENANT, "id": OutboxId(id or new_id("out")), "integration_id": integration}
         request = start_requests.retry_connections(m.RetryConnections(version=2, context=ASKED, **ids))
-        return await client.start_workflow(
-            request.workflow,
-            request.argument,
-            id=request.workflow_id,
-            task_queue=queue,
-            result_type=m.RetryConnectionsResult,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            **request.options,
-        )
+        return await _started(client, request, queue, m.RetryConnectionsResult)
 
     async with a_worker(client, activities, queue):
         yield changed
+
+
+Replaced = Callable[[], Awaitable[WorkflowHandle[Any, ReplacedRevocationResult]]]
+
+
+@asynccontextmanager
+async def revoking_replaced(client: Client, activities: list[Any]) -> AsyncIterator[Replaced]:
+    """A worker on a queue of its own, and what the relay does after each grant that was replaced."""
+    connection = ConnectionId(new_id("con"))
+    queue = f"queue-{connection}"
+
+    async def replaced() -> WorkflowHandle[Any, ReplacedRevocationResult]:
+        start = RevokeReplacedStart(tenant=TENANT, connection_id=connection, context=ASKED)
+        request = start_requests.replaced_grants(start)
+        return await _started(client, request, queue, ReplacedRevocationResult)
+
+    async with a_worker(client, activities, queue):
+        yield replaced
+
+
+async def _started(
+    client: Client, request: StartRequest, queue: str, result_type: type[R]
+) -> WorkflowHandle[Any, R]:
+    """As the relay starts it."""
+    return await client.start_workflow(
+        request.workflow,
+        request.argument,
+        id=request.workflow_id,
+        task_queue=queue,
+        result_type=result_type,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        **request.options,
+    )

@@ -9,7 +9,9 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from evergrant_server.core import webhooks as core
 from evergrant_server.core.definition import DefinitionState
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import WebhookId, new_id
+from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.maintenance import (
     AuditCheckpoint,
     DeliveryRound,
@@ -27,6 +29,7 @@ from tests.workflows.maintenance_runs import (
     decided,
     delivering,
     retrying,
+    revoking_replaced,
     running_rollout,
     wanted_back,
 )
@@ -209,3 +212,23 @@ async def test_a_change_that_is_delivered_twice_is_walked_for_once(client: Clien
         hold.set()
         await handle.result()
     assert scripted.count(RETRY) == 1
+
+
+REVOKE_REPLACED = ActivityName.REVOKE_REPLACED_GRANTS
+
+
+async def test_a_grant_that_is_replaced_meanwhile_is_revoked_by_the_same_run(client: Client):
+    """It ends the wait for the next try, and is seen when it comes during one."""
+    scripted = ScriptedActivities()
+    hold = asyncio.Event()
+    failed = ReplacedRevocationResult(failure=ErrorCode.PROVIDER_ERROR, retry_after=3600)
+    scripted.answers[REVOKE_REPLACED] = [failed, hold]
+    async with revoking_replaced(client, scripted.everything()) as replaced:
+        handle = await replaced()
+        await until_called(scripted, REVOKE_REPLACED)
+        await replaced()
+        await until_called(scripted, REVOKE_REPLACED, 2)
+        await replaced()
+        hold.set()
+        assert (await handle.result()).failure is None
+    assert scripted.count(REVOKE_REPLACED) == 3

@@ -47,6 +47,11 @@ class Flow(StrEnum):
         """Its token is leased and sent as it is; otherwise the worker signs each request with it."""
         return self is not Flow.OAUTH1
 
+    @property
+    def may_be_revoked(self) -> bool:
+        """Its tokens are the provider's to revoke (RFC 7009): not the app's credential, nor our own grant."""
+        return self.is_bearer and not self.is_static and not self.is_client_grant
+
 
 class TokenTarget(FrozenModel):
     """What a connection's tokens are for, passed on to the provider as requested.

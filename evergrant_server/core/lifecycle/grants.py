@@ -11,7 +11,7 @@ from evergrant_server.core.clock import CLOCK_SKEW, add_time
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
-from evergrant_server.core.lifecycle.schedule import retry_at
+from evergrant_server.core.lifecycle.schedule import revocation_retry_at
 from evergrant_server.core.messages.activities import GrantFacts, GrantResult, RevocationResult
 from evergrant_server.core.messages.connection import ConnectionState, LifecycleEvent
 
@@ -186,8 +186,7 @@ def _after_revocation(connection: ConnectionState, result: RevocationResult, at:
         }
         return connection.model_copy(update=changes)
     failures, code = connection.failures + 1, result.failure or ErrorCode.INTERNAL
-    rules = at.rules.model_copy(update={"longest_backoff": at.rules.longest_revocation_backoff})
-    again = retry_at(at.now, failures, code, result.retry_after, rules, at.share)
+    again = revocation_retry_at(at.now, failures, code, result.retry_after, at.rules, at.share)
     after = connection.model_copy(update={"failures": failures, "retry_at": again})
     if code is ErrorCode.REFRESH_PENDING:  # it waits for the tokens of an open attempt, to revoke them too
         return after

@@ -125,6 +125,19 @@ def retry_at(
     return now + max(wait, _believed_retry_after(retry_after, rules))
 
 
+def revocation_retry_at(
+    now: datetime,
+    failures: int,
+    code: ErrorCode,
+    retry_after: float | None,
+    rules: LifecycleRules,
+    share: float,
+) -> datetime:
+    """As `retry_at`, for a revocation: its pauses grow no longer than `longest_revocation_backoff`."""
+    shorter = rules.model_copy(update={"longest_backoff": rules.longest_revocation_backoff})
+    return retry_at(now, failures, code, retry_after, shorter, share)
+
+
 def caller_retry_at(
     now: datetime,
     retry: datetime,

@@ -80,6 +80,10 @@ class RevokeGrant(ConnectionCall):
     """Revoke at the provider (RFC 7009 section 2), then write `revoked`."""
 
 
+class RevokeReplacedGrants(ConnectionCall):
+    """Revoke the grants that newer ones have replaced, as far as that ends no grant in use."""
+
+
 class ExportRunHistory(ConnectionCall):
     """The run is about to close or continue as new: have its history exported."""
 
@@ -121,5 +125,21 @@ class GrantResult(GrantFacts):
 
 class RevocationResult(Message):
     revocation: RevocationOutcome | None = None
+    failure: ErrorCode | None = None
+    retry_after: float | None = None  # seconds
+
+
+class RevokeReplacedStart(RequestMessage):
+    """The input of the workflow that revokes a connection's replaced grants, and its signal."""
+
+    tenant: Tenant
+    connection_id: ConnectionId
+    failures: int = 0  # in a row, of the run before
+
+
+class ReplacedRevocationResult(Message):
+    """Without a failure, none is left to revoke."""
+
+    revoked: int = 0
     failure: ErrorCode | None = None
     retry_after: float | None = None  # seconds

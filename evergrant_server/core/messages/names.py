@@ -34,6 +34,7 @@ class WorkflowName(StrEnum):
     INTROSPECTION = "IntrospectionWorkflow"
     PUSHED_AUTHORIZATION = "PushedAuthorizationWorkflow"
     RECONCILE = "ReconcileWorkflow"
+    REPLACED_GRANTS = "ReplacedGrantsWorkflow"
     REREAD_METADATA = "RereadMetadataWorkflow"
     RETRY_CONNECTIONS = "RetryConnectionsWorkflow"
     TEMPORARY_CREDENTIALS = "TemporaryCredentialsWorkflow"
@@ -52,6 +53,7 @@ class ActivityName(StrEnum):
     END_CONSENT = "end_consent"
     BEGIN_REVOCATION = "begin_revocation"
     REVOKE_GRANT = "revoke_grant"
+    REVOKE_REPLACED_GRANTS = "revoke_replaced_grants"
     EXPORT_RUN_HISTORY = "export_run_history"
     # an integration
     DISCOVER_ENDPOINTS = "discover_endpoints"
@@ -88,6 +90,8 @@ class SignalName(StrEnum):
     # to DefinitionRolloutWorkflow
     DEFINITION_DECIDED = "definition_decided"
     ROLL_BACK_DEFINITION = "roll_back_definition"
+    # to ReplacedGrantsWorkflow
+    WAKE_REPLACED_GRANTS = "wake_replaced_grants"
     # to RetryConnectionsWorkflow
     RETRY_CONNECTIONS = "retry_connections"
     # to WebhookDeliveryWorkflow
@@ -124,6 +128,10 @@ def discovery_workflow_id(tenant: Tenant, integration: IntegrationId) -> str:
 
 def retry_connections_workflow_id(tenant: Tenant, changed: IntegrationId | AppId) -> str:
     return f"retry_connections:{tenant}:{changed}"
+
+
+def replaced_grants_workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
+    return f"replaced_grants:{tenant}:{connection}"
 
 
 def receiver_keys_workflow_id(tenant: Tenant, receiver: ReceiverId) -> str:

@@ -1,12 +1,13 @@
 """Providers' identifiers of the accounts behind connections: keyed hashes, to look connections up by."""
 
-from sqlalchemy import Index, delete, func, select
+from sqlalchemy import Index, and_, delete, func, select
 from sqlmodel import Field, col
 
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.provider_events import (
+    SUB,
     AccountIdentifier,
     account_identifiers_of,
     unreplaced_names,
@@ -14,8 +15,16 @@ from evergrant_server.core.provider_events import (
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
 from evergrant_server.store.database import columns
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import Repository, columns_equal, fetch_all, insert
+from evergrant_server.store.database.rows import (
+    Repository,
+    columns_equal,
+    fetch_all,
+    fetch_first,
+    find_one,
+    insert,
+)
 
 
 class AccountIdentifierRow(columns.TenantTable, table=True):
@@ -56,6 +65,39 @@ class AccountIdentifiers(Repository):
             if had.get(name) != hashed:
                 values = {"integration_id": owner.integration_id, "identifier_hash": hashed, "revision": 1}
                 await insert(self._connection, AccountIdentifierRow, {**key, "name": name, **values})
+
+    async def account_hash(self, connection: Connection) -> str | None:
+        """The hash of the account that the connection's newest id token names; None without one."""
+        row = await find_one(
+            self._connection,
+            AccountIdentifierRow,
+            tenant=connection.tenant,
+            connection_id=connection.id,
+            name=SUB,
+        )
+        return None if row is None else str(row["identifier_hash"])
+
+    async def is_shared(
+        self, tenant: Tenant, integration_id: IntegrationId, account_hash: str, but: ConnectionId
+    ) -> bool:
+        """True when a live connection of this integration other than `but` has this account."""
+        row, connection = table_of(AccountIdentifierRow).c, table_of(ConnectionRow).c
+        query = (
+            select(row.connection_id)
+            .join_from(
+                table_of(AccountIdentifierRow),
+                table_of(ConnectionRow),
+                and_(connection.tenant == row.tenant, connection.id == row.connection_id),
+            )
+            .where(
+                row.tenant == tenant,
+                row.integration_id == integration_id,
+                row.identifier_hash == account_hash,
+                row.connection_id != but,
+                connection.state.not_in(FINAL_STATES),
+            )
+        )
+        return await fetch_first(self._connection, query.limit(1)) is not None
 
     async def connections_identified_by(
         self, tenant: Tenant, integration_id: IntegrationId, identifiers: frozenset[AccountIdentifier]

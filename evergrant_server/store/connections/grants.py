@@ -20,6 +20,7 @@ from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed, new_proo
 from evergrant_server.crypto.envelope import seal_broken
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import LateTokenSets
+from evergrant_server.store.connections.replaced_grants import ReplacedGrants
 from evergrant_server.store.connections.tables import (
     ConnectionGrantRow,
     ConnectionRow,
@@ -184,7 +185,8 @@ class Grants(SealedRepository):
         )
         of_key = columns_equal(ProofKeyRow, tenant=tenant, connection_id=connection_id)
         await self._run(delete(ProofKeyRow).where(of_key))
-        await LateTokenSets(self._connection, self._sealer).delete(tenant, connection_id)
+        for kept in (LateTokenSets, ReplacedGrants):
+            await kept(self._connection, self._sealer).delete(tenant, connection_id)
         empty: Values = dict.fromkeys((ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN))
         await self._update(tenant, connection_id, empty)
         consents = columns_equal(ConsentRow, tenant=tenant, connection_id=connection_id)

@@ -17,7 +17,7 @@ from joserfc.jwk import ECKey
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.evergrant_api import ApiProblem
 from examples.demo.waiting import wait_until
-from tests.e2e.world import World, at, refused, running
+from tests.e2e.world import World, at, define, refused, running
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.providers.authorization_server import running_authorization_server
 from tests.fakes.providers.client_grants import DEVICE_CODE, JWT_BEARER, TOKEN_EXCHANGE, OtherGrants
@@ -125,6 +125,39 @@ async def test_rfc8628_device_authorization_at_a_real_server(world: Flows):
     refreshed = await world.refreshed(begun)
     assert refreshed["generation"] == 2
     assert (await world.revoked(connection))["revocation"] == "confirmed"
+
+
+@pytest.mark.parametrize(("reach", "live_after"), [("token", 1), ("grant", 2), (None, 2)])
+async def test_attack_7_a_reconnect_ends_no_grant_in_use_and_leaves_none_behind(
+    world: Flows, reach: str | None, live_after: int
+):
+    """Consent, reauthorize, revoke: the first grant ends at once where that ends no other, or at last."""
+    name, how = f"reach-{reach}".lower(), {} if reach is None else {"revocation": {"reach": reach}}
+    document = {"name": name, "display_name": name, "auth_modes": ["authorization_code"], **how}
+    await define(world.admin, {**document, "discovery": True, "client_auth": "client_secret_basic"})
+    made = await world.integration(name, at(world.real, provider=name, client_id=name))
+    await world.real.register(made["redirect_uri"], client_id=name)
+    others, told = (await world.real.refresh_tokens())[0], await world.real.calls("revocation")
+    begun = await world.begin(name)
+    await world.real.scripted_consent(begun["connect_url"])
+    await world.active(begun)
+    first = await world.api.lease(name, "sam")
+    again = await world.api.post(f"/v1/connections/{begun['id']}/reauthorize")
+    await world.real.scripted_consent(again["connect_url"])
+
+    async def live() -> int:
+        return (await world.real.refresh_tokens())[0] - others
+
+    async def newer() -> int:
+        return (await world.api.lease(name, "sam"))["generation"]
+
+    await eventually(newer, lambda it: it > first["generation"])
+    await eventually(live, lambda it: it == live_after)
+    sent = await world.real.calls("revocation") - told
+    assert (sent > 0) == (reach == "token"), "no call where it may end the new grant"
+    assert (await world.revoked(begun))["revocation"] == "confirmed"
+    assert await live() == 0
+    assert not await introspected(world, first)
 
 
 async def test_rfc8628_3_5_slow_down_and_silence_are_heeded(world: Flows):

@@ -7,7 +7,9 @@ from pydantic import BaseModel
 from temporalio.client import Client
 
 from evergrant_server.core.definition import DefinitionState
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, ConsentId, ReceiverId
+from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.integrations import FetchReceiverKeys, PushAuthorizationRequest
 from evergrant_server.core.messages.maintenance import (
     DeliveryRound,
@@ -30,6 +32,7 @@ from tests.workflows.maintenance_runs import (
     decided,
     delivering,
     retrying,
+    revoking_replaced,
     running_rollout,
     wanted_back,
 )
@@ -87,6 +90,20 @@ async def connections_retried_after_several_changes(client: Client) -> Handle:
         for _ in range(3):
             await changed()
         hold.set()
+        await handle.result()
+        return handle
+
+
+async def replaced_grants_revoked(client: Client) -> Handle:
+    """The provider fails, and then fails for long; another grant that is replaced ends the wait."""
+    scripted = ScriptedActivities()
+    failed = ReplacedRevocationResult(failure=ErrorCode.PROVIDER_ERROR)
+    for_long = failed.model_copy(update={"retry_after": 3600.0})
+    scripted.answers[ActivityName.REVOKE_REPLACED_GRANTS] = [failed, for_long]
+    async with revoking_replaced(client, scripted.everything()) as replaced:
+        handle = await replaced()
+        await until_called(scripted, ActivityName.REVOKE_REPLACED_GRANTS, 2)
+        await replaced()
         await handle.result()
         return handle
 

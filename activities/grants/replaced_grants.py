@@ -1,0 +1,148 @@
+"""What a new grant replaces: kept sealed in its transaction, and revoked as far as that ends nothing else.
+
+What isn't revoked at once is revoked together with its connection.
+"""
+
+from datetime import datetime
+
+from activities.support.provider_context import ProviderContext
+from activities.support.transactions import append_audit
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.replaced import ReplacedGrant, continues, may_revoke
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ReplacedGrantId, new_id
+from evergrant_server.core.messages.activities import ConnectionCall
+from evergrant_server.core.outbox import revoke_replaced_message
+from evergrant_server.store import Transaction
+
+UNREADABLE = (ErrorCode.SEAL_BROKEN, ErrorCode.KEY_UNAVAILABLE)
+
+
+async def install_new_grant(
+    tx: Transaction,
+    call: ConnectionCall,
+    context: ProviderContext,
+    current: Connection,
+    after: Connection,
+    tokens: TokenSet,
+    grant: Grant,
+    *,
+    imported: bool = False,
+) -> Connection:
+    """Install the grant of a consent, or one that was `imported`, and keep the tokens that it replaces.
+
+    An import may be of the grant that the connection has, from another place: what it replaces is
+    revoked with the connection only. Raises as `Grants.install`.
+    """
+    account = await tx.account_identifiers.account_hash(current)
+    unreadable: Failure | None = None
+    old: TokenSet | None = None
+    try:
+        old = await _revocable_tokens(tx, current, after.changed_at)
+    except Failure as failure:
+        if failure.code not in UNREADABLE:
+            raise
+        unreadable = failure  # a new consent is the way out for a grant that can't be opened
+    saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
+    if unreadable is not None:
+        detail = {"generation": current.generation, "old_revoked": False, "reason": unreadable.code}
+        await append_audit(tx, call, AuditAction.GRANT_REPLACED, after.changed_at, **detail)
+    elif old is not None and not continues(old, tokens):
+        now_has = await tx.account_identifiers.account_hash(current)
+        replaced = _replaced(
+            current,
+            after.changed_at,
+            generation=current.generation,
+            account_hash=account,
+            same_account=None if account is None or now_has is None else account == now_has,
+        )
+        await _keep(tx, call, context, replaced, old, wanted=not imported)
+    return saved
+
+
+async def keep_unwanted_tokens(
+    tx: Transaction,
+    call: ConnectionCall,
+    context: ProviderContext,
+    current: Connection,
+    tokens: TokenSet,
+    account_hash: str | None,
+    now: datetime,
+) -> None:
+    """Keep tokens of another account than the connection's, which are never installed, to revoke them."""
+    replaced = _replaced(current, now, account_hash=account_hash, same_account=False)
+    await _keep(tx, call, context, replaced, tokens, wanted=True)
+
+
+def _replaced(current: Connection, now: datetime, **about: object) -> ReplacedGrant:
+    values = {
+        "tenant": current.tenant,
+        "id": ReplacedGrantId(new_id("rpl")),
+        "connection_id": current.id,
+        "integration_id": current.integration_id,
+        "pending": False,
+        "replaced_at": now,
+    }
+    return ReplacedGrant.model_validate(values | about)
+
+
+async def _revocable_tokens(
+    tx: Transaction, current: Connection, now: datetime
+) -> TokenSet | None:
+    """The tokens of the connection's grant that may live on. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
+    if not current.flow.may_be_revoked:
+        return None
+    grant = await tx.grants.get(current.tenant, current.id)
+    if grant is None:
+        return None
+    refresh_token = await tx.grants.refresh_token(current)
+    if refresh_token is None and not grant.is_valid(now):
+        return None
+    access_token = await tx.grants.access_token(current)
+    return TokenSet(access_token=access_token, refresh_token=refresh_token, metadata=grant.metadata)
+
+
+async def _keep(
+    tx: Transaction,
+    call: ConnectionCall,
+    context: ProviderContext,
+    replaced: ReplacedGrant,
+    tokens: TokenSet,
+    *,
+    wanted: bool,
+) -> None:
+    pending = wanted and await is_revocable(tx, context, replaced)
+    replaced = replaced.model_copy(update={"pending": pending})
+    await tx.replaced_grants.add(replaced, tokens)
+    at = replaced.replaced_at
+    if pending:
+        await tx.outbox.add(revoke_replaced_message(replaced.tenant, replaced.connection_id, call.context, at))
+    detail = {} if pending else {"old_revoked": False}
+    await append_audit(
+        tx,
+        call,
+        AuditAction.GRANT_REPLACED,
+        at,
+        generation=replaced.generation,
+        same_account=replaced.same_account,
+        reach=context.spec.revocation_reach,
+        **detail,
+    )
+
+
+async def is_revocable(
+    tx: Transaction, context: ProviderContext, replaced: ReplacedGrant, *, with_connection: bool = False
+) -> bool:
+    """True when the provider can revoke its tokens, and no grant in use ends with them.
+
+    `with_connection`: the connection's own grant isn't in use any more.
+    """
+    if context.endpoints.revocation_endpoint is None:
+        return False
+    shared = replaced.account_hash is not None and await tx.account_identifiers.is_shared(
+        replaced.tenant, replaced.integration_id, replaced.account_hash, replaced.connection_id
+    )
+    reach, same_account = context.spec.revocation_reach, replaced.same_account
+    return may_revoke(reach, same_account, shared=shared, with_connection=with_connection)

@@ -1,0 +1,153 @@
+"""Revokes replaced grants at their provider, each with a commit of its own."""
+
+from temporalio import activity
+
+from activities.grants import GrantServices
+from activities.grants.candidates import try_each_secret
+from activities.grants.provider_revocation import context_for_tokens, revoke_at_provider
+from activities.grants.replaced_grants import is_revocable
+from activities.support.bounded_tries import as_failure, report_internal
+from activities.support.provider_context import ProviderContext
+from activities.support.temporal import RETRIED_BY_TEMPORAL, heartbeating
+from activities.support.transactions import append_audit, commit_with_retries
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import RevocationOutcome
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.replaced import ReplacedGrant
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.activities import (
+    ConnectionCall,
+    ReplacedRevocationResult,
+    RevokeReplacedGrants,
+)
+from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.store import Transaction
+from evergrant_server.telemetry import metrics
+
+
+class ReplacedGrantActivities:
+    def __init__(self, services: GrantServices) -> None:
+        self._services = services
+
+    @activity.defn(name=ActivityName.REVOKE_REPLACED_GRANTS)
+    async def revoke_replaced_grants(self, request: RevokeReplacedGrants) -> ReplacedRevocationResult:
+        """Revoke what is pending. A failure is the result: the workflow tries again."""
+        services, revoked = self._services, 0
+        async with heartbeating():
+            try:
+                context = await services.contexts.load(request.tenant, request.connection_id)
+                outcomes = await revoke_replaced(services, request, context.without_staged_definition())
+                revoked = len(outcomes)
+            except Exception as error:
+                failure = as_failure(error)
+                if failure.code is ErrorCode.INTERNAL:
+                    report_internal(failure)
+                return await self._record_failure(request, failure)
+        return ReplacedRevocationResult(revoked=revoked)
+
+    async def _record_failure(
+        self, request: RevokeReplacedGrants, failure: Failure
+    ) -> ReplacedRevocationResult:
+        if failure.code in RETRIED_BY_TEMPORAL:
+            raise failure
+
+        async def record(tx: Transaction) -> None:
+            now, action = self._services.clock.now(), AuditAction.REVOCATION_FAILED
+            await append_audit(tx, request, action, now, reason=failure.code, replaced=True)
+
+        await commit_with_retries(self._services.store, record)
+        return ReplacedRevocationResult(failure=failure.code, retry_after=failure.retry_after)
+
+
+async def revoke_replaced(
+    services: GrantServices, call: ConnectionCall, context: ProviderContext, *, with_connection: bool = False
+) -> list[RevocationOutcome]:
+    """Revoke the pending ones, or all of them together `with_connection`.
+
+    Raises the first Failure once each was tried, or the provider doesn't answer.
+    """
+    async with services.store.read() as tx:
+        rows = await tx.replaced_grants.of_connection(call.tenant, call.connection_id)
+    outcomes: list[RevocationOutcome] = []
+    first: Failure | None = None
+    for row in rows:
+        if not (row.pending or with_connection):
+            continue
+        try:
+            outcomes += await _revoke_one(services, call, context, row, with_connection)
+        except Failure as failure:
+            metrics.count(metrics.REVOCATIONS, failure.code, context.spec.name)
+            first = first or failure
+            if failure.code is ErrorCode.PROVIDER_UNREACHABLE:
+                break
+    if first is not None:
+        raise first
+    return outcomes
+
+
+async def _revoke_one(
+    services: GrantServices,
+    call: ConnectionCall,
+    context: ProviderContext,
+    row: ReplacedGrant,
+    with_connection: bool,
+) -> list[RevocationOutcome]:
+    """The outcome, or none: a grant in use would end as well, or the tokens can't be opened."""
+    if with_connection and context.endpoints.revocation_endpoint is None:
+        await _write(services, call, row, how=RevocationOutcome.NOT_SUPPORTED)
+        return [RevocationOutcome.NOT_SUPPORTED]
+    async with services.store.read() as tx:
+        allowed = await is_revocable(tx, context, row, with_connection=with_connection)
+    if not allowed:
+        await _write(services, call, row, keep=not with_connection, old_revoked=False, reason="in_use")
+        return []
+    try:
+        async with services.store.read() as tx:
+            tokens = await tx.replaced_grants.tokens(row)
+    except Failure as failure:
+        if failure.code is not ErrorCode.SEAL_BROKEN:
+            raise
+        await _write(services, call, row, old_revoked=False, reason=failure.code)
+        return []
+    outcome = await _revoke_tokens(services, context, tokens)
+    metrics.count(metrics.REVOCATIONS, outcome, context.spec.name)
+    await _write(services, call, row, how=outcome)
+    return [outcome]
+
+
+async def _revoke_tokens(
+    services: GrantServices, context: ProviderContext, tokens: TokenSet
+) -> RevocationOutcome:
+    """A provider that doesn't know the grant any more has confirmed its end (RFC 7009 section 2.2)."""
+
+    async def revoke(with_secret: ProviderContext) -> RevocationOutcome:
+        own = context_for_tokens(with_secret, tokens)
+        return await revoke_at_provider(services.sender, own, tokens.refresh_token, tokens.access_token)
+
+    try:
+        return (await try_each_secret(context, revoke))[0]
+    except Failure as failure:
+        if failure.code is not ErrorCode.GRANT_REJECTED:
+            raise
+        return RevocationOutcome.CONFIRMED
+
+
+async def _write(
+    services: GrantServices, call: ConnectionCall, row: ReplacedGrant, *, keep: bool = False, **detail: object
+) -> None:
+    """Record what became of it, once; it is forgotten, or kept for its connection's revocation."""
+
+    async def record(tx: Transaction) -> None:
+        grants, now = tx.replaced_grants, services.clock.now()
+        stored = await grants.get(row.tenant, row.id)
+        if stored is None:
+            return  # by another try, or with its connection
+        if keep:
+            kept = stored.model_copy(update={"pending": False})
+            await grants.replace(kept, expected=stored.revision)
+        else:
+            await grants.delete(row.tenant, row.connection_id, row.id)
+        action = AuditAction.REPLACED_GRANT_REVOKED if "how" in detail else AuditAction.GRANT_REPLACED
+        await append_audit(tx, call, action, now, generation=row.generation, **detail)
+
+    await commit_with_retries(services.store, record)

@@ -1,0 +1,86 @@
+"""Replaced grants, sealed by their connection's refresh key until they are revoked."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import Index, delete, select
+from sqlmodel import col
+
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.replaced import ReplacedGrant
+from evergrant_server.core.ids import ConnectionId, ReplacedGrantId, Tenant
+from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
+from evergrant_server.store.database import columns
+from evergrant_server.store.database.rows import ModelRepository, columns_equal, fetch_all, find_one
+from evergrant_server.store.sealing import SealedRepository
+
+
+class ReplacedGrantRow(columns.IdTable, table=True):
+    __table_args__ = (
+        columns.connection_foreign_key(),
+        Index(None, "tenant", "connection_id"),
+        columns.partial_index("ix_replaced_grant_pending", "tenant", "connection_id", where="pending"),
+    )
+    connection_id: str
+    integration_id: str
+    generation: int | None = None
+    same_account: bool | None = None
+    account_hash: str | None = None
+    pending: bool
+    replaced_at: datetime = columns.timestamp()
+    sealed_tokens: Sealed = columns.sealed()
+
+
+_COLUMN = "sealed_tokens"
+
+
+class PendingConnection(NamedTuple):
+    """A connection with replaced grants that a workflow is to revoke."""
+
+    tenant: Tenant
+    connection_id: ConnectionId
+
+
+class ReplacedGrants(SealedRepository, ModelRepository[ReplacedGrant, ReplacedGrantId]):
+    _table, _model = ReplacedGrantRow, ReplacedGrant
+
+    async def add(self, replaced: ReplacedGrant, tokens: TokenSet) -> None:
+        """Keep the tokens sealed with the connection's refresh key. Raises Failure KEY_UNAVAILABLE."""
+        place = _place(replaced)
+        sealed = await self._sealer.seal(
+            KeyPurpose.REFRESH, replaced.connection_id, place, tokens.as_secret()
+        )
+        await self._add(replaced, f"The replaced grant {replaced.id}", **{_COLUMN: sealed})
+
+    async def of_connection(self, tenant: Tenant, connection_id: ConnectionId) -> list[ReplacedGrant]:
+        """Replaced grants of a connection, oldest first."""
+        mine = self._where(tenant=tenant, connection_id=connection_id)
+        return await self._all(mine.order_by(col(ReplacedGrantRow.replaced_at), col(ReplacedGrantRow.id)))
+
+    async def tokens(self, replaced: ReplacedGrant) -> TokenSet:
+        """Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
+        row = await find_one(self._connection, ReplacedGrantRow, tenant=replaced.tenant, id=replaced.id)
+        sealed = b"" if row is None else row[_COLUMN]
+        place = _place(replaced)
+        opened = await self._sealer.open(KeyPurpose.REFRESH, replaced.connection_id, place, sealed)
+        return TokenSet.from_secret(opened)
+
+    async def delete(
+        self, tenant: Tenant, connection_id: ConnectionId, id: ReplacedGrantId | None = None
+    ) -> int:
+        """Forget one, or all of a connection. Says how many there were."""
+        mine = columns_equal(ReplacedGrantRow, tenant=tenant, connection_id=connection_id)
+        if id is not None:
+            mine = columns_equal(ReplacedGrantRow, tenant=tenant, id=id)
+        return await self._run(delete(ReplacedGrantRow).where(mine))
+
+    async def pending_in_all_tenants(self, limit: int = 500) -> list[PendingConnection]:
+        """Connections of every tenant with a pending one."""
+        tenant, connection_id = col(ReplacedGrantRow.tenant), col(ReplacedGrantRow.connection_id)
+        pending = select(tenant, connection_id).where(col(ReplacedGrantRow.pending)).distinct()
+        ordered = pending.order_by(tenant, connection_id).limit(limit)
+        return [PendingConnection(**row) for row in await fetch_all(self._connection, ordered)]
+
+
+def _place(replaced: ReplacedGrant) -> AssociatedData:
+    return AssociatedData(replaced.tenant, "replaced_grant", replaced.id, _COLUMN)
