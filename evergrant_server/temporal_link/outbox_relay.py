@@ -89,9 +89,9 @@ class OutboxRelay:
         self._revocations_reported_at, now = now_s, self._clock.now()
         with suppress(Failure):
             async with self._store.read() as tx:
-                oldest = await tx.connections.revoking_since_before(now, 1)
-            age = (now - oldest[0].since).total_seconds() if oldest else 0
-            metrics.REVOCATION_AGE.set(max(age, 0))
+                waits = await tx.connections.revoking_since_before(now, 1)
+                waits += await tx.replaced_grants.pending_since_before(now, 1)
+            metrics.REVOCATION_AGE.set(max(((now - it.since).total_seconds() for it in waits), default=0))
 
     async def deliver_batch(self) -> int:
         """Claim and deliver a batch of messages. Returns how many were claimed."""

@@ -112,7 +112,7 @@ class Reconciler:
                 break
         await wake_overdue_webhooks(self._store, self._link, self._clock)
         await restart_definition_rollouts(self._store, self._link)
-        await restart_replaced_grants(self._store, self._link)
+        await restart_replaced_grants(self._store, self._link, self._clock)
         return counts
 
     async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
@@ -234,15 +234,13 @@ async def restart_definition_rollouts(store: Store, link: TemporalLink) -> None:
         await link.start(start_requests.definition_rollout(start))
 
 
-async def restart_replaced_grants(store: Store, link: TemporalLink) -> None:
+async def restart_replaced_grants(store: Store, link: TemporalLink, clock: Clock) -> None:
     """Start the workflow of every connection with replaced grants to revoke, unless it is running.
 
     Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
     """
     async with store.read() as tx:
-        pending = await tx.replaced_grants.pending_in_all_tenants()
+        pending = await tx.replaced_grants.pending_since_before(clock.now())
     for it in pending:
-        start = RevokeReplacedStart(
-            tenant=it.tenant, connection_id=it.connection_id, context=RECONCILE_CONTEXT
-        )
+        start = RevokeReplacedStart(tenant=it.tenant, connection_id=it.id, context=RECONCILE_CONTEXT)
         await link.start(start_requests.replaced_grants(start, wake=False))

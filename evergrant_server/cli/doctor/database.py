@@ -86,18 +86,20 @@ async def outbox(settings: Settings) -> str:
 
 
 async def revocations(settings: Settings) -> str:
-    """Find connections whose provider hasn't confirmed the revocation for too long: tokens may be valid."""
-    now = SystemClock().now()
+    """Find grants whose provider hasn't confirmed the revocation for too long: tokens may be valid."""
+    before, most = SystemClock().now() - REVOCATION_AGE_LIMIT, _MOST_NAMED + 1
     async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
-        old = await tx.connections.revoking_since_before(now - REVOCATION_AGE_LIMIT, _MOST_NAMED + 1)
+        revoking = await tx.connections.revoking_since_before(before, most)
+        replaced = await tx.replaced_grants.pending_since_before(before, most)
+        old = [("", it) for it in revoking] + [("a replaced grant of ", it) for it in replaced]
         named = [
-            f"{it.id} (tenant {it.tenant}, integration {it.integration}) since {it.since:%Y-%m-%d %H:%M}"
+            f"{which}{it.id} (tenant {it.tenant}, integration {it.integration}) since {it.since:%Y-%m-%d %H:%M}"
             f" UTC, last failure {await _last_failure(tx, it)}"
-            for it in old[:_MOST_NAMED]
+            for which, it in old[:_MOST_NAMED]
         ]
     minutes = REVOCATION_AGE_LIMIT.total_seconds() / 60
     if not old:
-        return f"no connection is revoking for longer than {minutes:.0f} minutes"
+        return f"no connection is revoking, and no replaced grant pending, for longer than {minutes:.0f} minutes"
     more = "; and more" if len(old) > _MOST_NAMED else ""
     raise CheckFailed(
         f"revoking for longer than {minutes:.0f} minutes: {'; '.join(named)}{more}",

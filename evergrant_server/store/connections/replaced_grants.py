@@ -1,16 +1,18 @@
 """Replaced grants, sealed by their connection's refresh key until they are revoked."""
 
 from datetime import datetime
-from typing import NamedTuple
 
-from sqlalchemy import Index, delete, select
+from sqlalchemy import Index, and_, delete, func, select
 from sqlmodel import col
 
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.replaced import ReplacedGrant
 from evergrant_server.core.ids import ConnectionId, ReplacedGrantId, Tenant
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
+from evergrant_server.store.connections.connections import PendingRevocation
+from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database import columns
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import ModelRepository, columns_equal, fetch_all, find_one
 from evergrant_server.store.sealing import SealedRepository
 
@@ -32,13 +34,6 @@ class ReplacedGrantRow(columns.IdTable, table=True):
 
 
 _COLUMN = "sealed_tokens"
-
-
-class PendingConnection(NamedTuple):
-    """A connection with replaced grants that a workflow is to revoke."""
-
-    tenant: Tenant
-    connection_id: ConnectionId
 
 
 class ReplacedGrants(SealedRepository, ModelRepository[ReplacedGrant, ReplacedGrantId]):
@@ -74,12 +69,22 @@ class ReplacedGrants(SealedRepository, ModelRepository[ReplacedGrant, ReplacedGr
             mine = columns_equal(ReplacedGrantRow, tenant=tenant, id=id)
         return await self._run(delete(ReplacedGrantRow).where(mine))
 
-    async def pending_in_all_tenants(self, limit: int = 500) -> list[PendingConnection]:
-        """Connections of every tenant with a pending one."""
-        tenant, connection_id = col(ReplacedGrantRow.tenant), col(ReplacedGrantRow.connection_id)
-        pending = select(tenant, connection_id).where(col(ReplacedGrantRow.pending)).distinct()
-        ordered = pending.order_by(tenant, connection_id).limit(limit)
-        return [PendingConnection(**row) for row in await fetch_all(self._connection, ordered)]
+    async def pending_since_before(self, moment: datetime, limit: int = 500) -> list[PendingRevocation]:
+        """Connections of every tenant with a grant that is to be revoked since before then, oldest first."""
+        row, connection = table_of(ReplacedGrantRow).c, table_of(ConnectionRow).c
+        since = func.min(row.replaced_at).label("since")
+        query = (
+            select(row.tenant, connection.id, connection.integration, since)
+            .join_from(
+                table_of(ReplacedGrantRow),
+                table_of(ConnectionRow),
+                and_(connection.tenant == row.tenant, connection.id == row.connection_id),
+            )
+            .where(row.pending, row.replaced_at < moment)
+            .group_by(row.tenant, connection.id, connection.integration)
+            .order_by(since, connection.id)
+        )
+        return [PendingRevocation(**it) for it in await fetch_all(self._connection, query.limit(limit))]
 
 
 def _place(replaced: ReplacedGrant) -> AssociatedData:

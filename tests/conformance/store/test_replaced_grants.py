@@ -1,5 +1,7 @@
 """Tokens that a connection holds only to revoke them."""
 
+from datetime import timedelta
+
 from sqlalchemy import update
 
 from evergrant_server.core.connections.connection import Connection, RevocationOutcome
@@ -40,7 +42,9 @@ async def test_its_tokens_are_sealed_and_go_with_their_connection(store: Store):
             second.id,
         }
         assert (await tx.replaced_grants.tokens(first)) == some_tokens("at-0", "rt-0")
-        assert await tx.replaced_grants.pending_in_all_tenants() == [(ACME, connection.id)]
+        (pending,) = await tx.replaced_grants.pending_since_before(NOW + timedelta(seconds=1))
+        assert pending == (ACME, connection.id, connection.integration, NOW)
+        assert await tx.replaced_grants.pending_since_before(NOW) == []
     async with store.write() as tx:  # the tokens of another row
         mine = columns_equal(ReplacedGrantRow, tenant=ACME, id=first.id)
         row = await find_one(tx.connection, ReplacedGrantRow, tenant=ACME, id=second.id)
@@ -54,7 +58,6 @@ async def test_its_tokens_are_sealed_and_go_with_their_connection(store: Store):
         await tx.grants.shred(ACME, connection.id)
     async with store.read() as tx:
         assert await tx.replaced_grants.of_connection(ACME, connection.id) == []
-        assert await tx.replaced_grants.pending_in_all_tenants() == []
 
 
 async def test_an_account_is_shared_while_another_live_connection_has_it(store: Store):

@@ -1,10 +1,12 @@
 """A grant that a new one replaces is revoked as far as that ends nothing else, at the latest with its
 connection."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from evergrant_server.cli.doctor import CheckFailed, database
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.consent import ConsentKind
@@ -168,10 +170,15 @@ async def test_a_grant_that_cant_be_opened_is_replaced_by_a_new_consent(place: I
     await place.revoked(connection)
 
 
-async def test_a_terminated_workflow_is_started_again_by_the_recurring_pass(place: Installation):
+async def test_a_terminated_workflow_is_named_by_doctor_and_started_again_by_the_recurring_pass(
+    place: Installation, monkeypatch: pytest.MonkeyPatch
+):
     place.idp.script(status(503, {"Retry-After": "3600"}), at="revoke")
     connection = await connected(place, await reaching(place, "token"), None, None)
     await place.until_audited(connection, AuditAction.REVOCATION_FAILED)
+    monkeypatch.setattr(database, "REVOCATION_AGE_LIMIT", timedelta(0))
+    with pytest.raises(CheckFailed, match=rf"a replaced grant of {connection.id} .* provider_error"):
+        await database.revocations(place.parts.settings)
     workflow = replaced_grants_workflow_id(TENANT, connection.id)
     await place.parts.reconciler.reconcile_all()
     assert revocations(place) == 1, "one that runs is not woken"
