@@ -1,5 +1,7 @@
 """Revokes replaced grants at their provider, each with a commit of its own."""
 
+from dataclasses import dataclass
+
 from temporalio import activity
 
 from activities.grants import GrantServices
@@ -23,6 +25,15 @@ from evergrant_server.core.messages.activities import (
 from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
+from providers.responses.error_mapping import is_token_refused
+
+
+@dataclass(frozen=True)
+class ReplacedRevocation:
+    """How each revocation ended; `refused` are those whose tokens the provider doesn't take for valid."""
+
+    outcomes: list[RevocationOutcome]
+    refused: list[ReplacedGrant]
 
 
 class ReplacedGrantActivities:
@@ -36,8 +47,8 @@ class ReplacedGrantActivities:
         async with heartbeating():
             try:
                 context = await services.contexts.load(request.tenant, request.connection_id)
-                outcomes = await revoke_replaced(services, request, context.without_staged_definition())
-                revoked = len(outcomes)
+                done = await revoke_replaced(services, request, context.without_staged_definition())
+                revoked = len(done.outcomes)
             except Exception as error:
                 failure = as_failure(error)
                 if failure.code is ErrorCode.INTERNAL:
@@ -61,28 +72,32 @@ class ReplacedGrantActivities:
 
 async def revoke_replaced(
     services: GrantServices, call: ConnectionCall, context: ProviderContext, *, with_connection: bool = False
-) -> list[RevocationOutcome]:
+) -> ReplacedRevocation:
     """Revoke the pending ones, or all of them together `with_connection`.
 
     Raises the first Failure once each was tried, or the provider doesn't answer.
     """
     async with services.store.read() as tx:
         rows = await tx.replaced_grants.of_connection(call.tenant, call.connection_id)
-    outcomes: list[RevocationOutcome] = []
+    done = ReplacedRevocation([], [])
     first: Failure | None = None
     for row in rows:
         if not (row.pending or with_connection):
             continue
         try:
-            outcomes += await _revoke_one(services, call, context, row, with_connection)
+            done.outcomes += await _revoke_one(services, call, context, row, with_connection)
         except Failure as failure:
-            metrics.count(metrics.REVOCATIONS, failure.code, context.spec.name)
+            if is_token_refused(context.spec, failure):
+                done.refused.append(row)
+                if not with_connection:
+                    await _write(services, call, row, keep=True, old_revoked=False, reason=failure.code)
+                continue
             first = first or failure
             if failure.code is ErrorCode.PROVIDER_UNREACHABLE:
                 break
     if first is not None:
         raise first
-    return outcomes
+    return done
 
 
 async def _revoke_one(
@@ -118,18 +133,11 @@ async def _revoke_one(
 async def _revoke_tokens(
     services: GrantServices, context: ProviderContext, tokens: TokenSet
 ) -> RevocationOutcome:
-    """A provider that doesn't know the grant any more has confirmed its end (RFC 7009 section 2.2)."""
-
     async def revoke(with_secret: ProviderContext) -> RevocationOutcome:
         own = context_for_tokens(with_secret, tokens)
         return await revoke_at_provider(services.sender, own, tokens.refresh_token, tokens.access_token)
 
-    try:
-        return (await try_each_secret(context, revoke))[0]
-    except Failure as failure:
-        if failure.code is not ErrorCode.GRANT_REJECTED:
-            raise
-        return RevocationOutcome.CONFIRMED
+    return (await try_each_secret(context, revoke))[0]
 
 
 async def _write(

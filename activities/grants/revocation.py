@@ -5,7 +5,7 @@ from temporalio import activity
 from activities.grants import GrantServices
 from activities.grants.candidates import record_accepted_secret, try_each_secret
 from activities.grants.provider_revocation import all_slots, context_for_tokens, revoke_at_provider
-from activities.grants.replaced_revocation import revoke_replaced
+from activities.grants.replaced_revocation import ReplacedRevocation, revoke_replaced
 from activities.single_use.attempt_tracker import open_attempt
 from activities.support.bounded_tries import as_failure, report_internal
 from activities.support.provider_context import ProviderContext
@@ -13,6 +13,7 @@ from activities.support.temporal import RETRIED_BY_TEMPORAL, heartbeating
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.replaced import ReplacedGrant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import BeginRevocation, RevocationResult, RevokeGrant
 from evergrant_server.core.messages.names import ActivityName
@@ -62,17 +63,20 @@ class RevocationActivities:
                         self._store, lambda tx: self._write_revoking(tx, request, _REPEATED_REASON)
                     )
                 # a staged definition isn't relied on: the wrong endpoint may confirm, too
-                outcome = await self._revoke(request, context.without_staged_definition())
+                outcome, refused = await self._revoke(request, context.without_staged_definition())
             except Exception as error:
                 failure = as_failure(error)
                 if failure.code is ErrorCode.INTERNAL:  # at once: its workflow retries ever more slowly
                     report_internal(failure)
                 return await self._record_failure(request, failure)
             return await commit_with_retries(
-                self._store, lambda tx: self._finish(tx, request, outcome, connection.generation)
+                self._store, lambda tx: self._finish(tx, request, outcome, refused, connection.generation)
             )
 
-    async def _revoke(self, request: RevokeGrant, context: ProviderContext) -> RevocationOutcome:
+    async def _revoke(
+        self, request: RevokeGrant, context: ProviderContext
+    ) -> tuple[RevocationOutcome, list[ReplacedGrant]]:
+        """The outcome, and the replaced grants that the provider no longer takes for valid."""
         try:
             connection, tracker = context.connection, self._services.single_use.tracker
             credential = (connection.tenant, connection.id, connection.generation)
@@ -89,21 +93,21 @@ class RevocationActivities:
                 await record_accepted_secret(self._store, self._clock, request, context)
             if unrevoked is not None:
                 raise unrevoked
-            outcome = max((*replaced, outcome), key=_BEST_FIRST.index)
+            outcome = max((*replaced.outcomes, outcome), key=_BEST_FIRST.index)
         except Failure as failure:
             metrics.count(metrics.REVOCATIONS, failure.code, context.spec.name)
             raise
         metrics.count(metrics.REVOCATIONS, outcome, context.spec.name)
-        return outcome
+        return outcome, replaced.refused
 
     async def _revoke_replaced(
         self, request: RevokeGrant, context: ProviderContext
-    ) -> tuple[list[RevocationOutcome], Failure | None]:
+    ) -> tuple[ReplacedRevocation, Failure | None]:
         """Also when that fails, the grant in use is revoked before the next try."""
         try:
             return await revoke_replaced(self._services, request, context, with_connection=True), None
         except Failure as failure:
-            return [], failure
+            return ReplacedRevocation([], []), failure
 
     async def _revoke_all_tokens(self, context: ProviderContext) -> RevocationOutcome:
         connection = context.connection
@@ -158,17 +162,26 @@ class RevocationActivities:
         return revoking
 
     async def _finish(
-        self, tx: Transaction, request: RevokeGrant, outcome: RevocationOutcome, generation: int
+        self,
+        tx: Transaction,
+        request: RevokeGrant,
+        outcome: RevocationOutcome,
+        refused: list[ReplacedGrant],
+        generation: int,
     ) -> RevocationResult:
         """Write `revoked` and destroy the keys, if `generation` is still the current one."""
         now = self._clock.now()
         current = await load_connection(tx, request)
         if current.state is LifecycleState.REVOKED:
             return RevocationResult(revocation=current.revocation)
-        kept = await tx.replaced_grants.of_connection(request.tenant, request.connection_id)
-        if kept or current.generation != generation:  # a journaled reply was counted as lost, and was installed
+        replaced = await tx.replaced_grants.of_connection(request.tenant, request.connection_id)
+        unasked = {it.id for it in replaced} - {it.id for it in refused}
+        if unasked or current.generation != generation:  # a journaled reply was counted as lost, and was installed
             return RevocationResult(failure=ErrorCode.REFRESH_PENDING, retry_after=_RETRY_AFTER_S)
         revoking = await self._write_revoking(tx, request, _REPEATED_REASON)
+        for it in replaced:
+            detail = {"generation": it.generation, "old_revoked": False, "reason": "refused"}
+            await append_audit(tx, request, AuditAction.GRANT_REPLACED, now, **detail)
         attempt = await open_attempt(tx, current)
         if attempt is not None:
             await tx.attempts.close(attempt, AttemptOutcome.SUPERSEDED, now)

@@ -61,6 +61,7 @@ _RESOURCE_SCHEMES = frozenset({"bearer", "dpop", "oauth", "token"})
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 # the scheme of a challenge; a parameter would be followed by "=" (RFC 9110 section 11.6.1)
 _SCHEME = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:$|[ \t]+(?![ \t=]))")
+_TOKEN_REFUSALS = frozenset({"400", "404", "410", "422"})  # statuses, where the client isn't at fault
 _WRONG_ENDPOINT = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
 
 
@@ -172,6 +173,17 @@ def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
 def is_unsupported_token_type(spec: ProviderSpec, reply: RawReply) -> bool:
     """Whether the provider can't revoke tokens of this type (RFC 7009 section 2.2.1)."""
     return reply.status == 400 and error_name(spec, reply) == "unsupported_token_type"
+
+
+def is_token_refused(spec: ProviderSpec, failure: Failure) -> bool:
+    """Whether a revocation failed for its token's sake: the provider doesn't know it, or no longer.
+
+    RFC 7009 section 2.2 wants 200 for an unknown token; some answer with an error instead.
+    """
+    if failure.code not in (ErrorCode.REPLY_UNREADABLE, ErrorCode.PROVIDER_ERROR):
+        return failure.code is ErrorCode.GRANT_REJECTED
+    status, error = failure.context.get("provider_status", ""), failure.context.get("provider_error")
+    return status in _TOKEN_REFUSALS and error not in spec.retryable_error_codes
 
 
 def read_introspection(spec: ProviderSpec, reply: RawReply) -> bool:

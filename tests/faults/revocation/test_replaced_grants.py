@@ -22,7 +22,7 @@ from tests.fakes.events.transmitter import id_token
 from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.platform.observations import runs
-from tests.fakes.providers.scripted_provider import ScriptedProvider, ok, status
+from tests.fakes.providers.scripted_provider import ScriptedProvider, error, ok, status
 from tests.faults.consent.test_stuck_states import breaks
 
 REPLACED, REVOKED = AuditAction.GRANT_REPLACED, AuditAction.REPLACED_GRANT_REVOKED
@@ -158,6 +158,18 @@ async def test_the_grant_in_use_is_revoked_while_the_replaced_one_waits(place: I
     assert old in rest, "what wasn't confirmed is sent again"
     assert alive(place) == [False, False]
     assert rest[0] == place.idp.families[1].refresh_token
+
+
+async def test_a_token_that_the_provider_no_longer_knows_keeps_no_connection_revoking(place: Installation):
+    """RFC 7009 section 2.2 wants 200 for it."""
+    place.idp.script(status(404), at="revoke")
+    connection = await connected(place, await reaching(place, "token"), None, None)
+    await eventually(lambda: kept(place, connection), lambda it: not it[0].pending)
+    place.idp.script(error("invalid_grant"), at="revoke")
+    assert (await place.revoked(connection)).revocation is RevocationOutcome.CONFIRMED
+    reasons = [it.get("reason") for it in await details(place, connection, REPLACED)]
+    assert reasons == [None, ErrorCode.REPLY_UNREADABLE, "refused"]
+    assert alive(place) == [True, False]
 
 
 async def test_a_grant_that_cant_be_opened_is_replaced_by_a_new_consent(place: Installation):
