@@ -71,8 +71,12 @@ async def keep_unwanted_tokens(
     account_hash: str | None,
     now: datetime,
 ) -> None:
-    """Keep tokens of another account than the connection's, which are never installed, to revoke them."""
-    replaced = _replaced(current, now, account_hash=account_hash, same_account=False)
+    """Keep tokens that are never installed, to revoke them: of an account that the connection isn't for.
+
+    `account_hash`: of that account, None when the provider names none.
+    """
+    same_account = None if account_hash is None else False
+    replaced = _replaced(current, now, account_hash=account_hash, same_account=same_account)
     await _keep(tx, call, context, replaced, tokens, wanted=True)
 
 
