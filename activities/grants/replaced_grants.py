@@ -92,9 +92,7 @@ def _replaced(current: Connection, now: datetime, **about: object) -> ReplacedGr
     return ReplacedGrant.model_validate(values | about)
 
 
-async def _revocable_tokens(
-    tx: Transaction, current: Connection, now: datetime
-) -> TokenSet | None:
+async def _revocable_tokens(tx: Transaction, current: Connection, now: datetime) -> TokenSet | None:
     """The tokens of the connection's grant that may live on. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
     if not current.flow.may_be_revoked:
         return None
@@ -122,7 +120,9 @@ async def _keep(
     await tx.replaced_grants.add(replaced, tokens)
     at = replaced.replaced_at
     if pending:
-        await tx.outbox.add(revoke_replaced_message(replaced.tenant, replaced.connection_id, call.context, at))
+        await tx.outbox.add(
+            revoke_replaced_message(replaced.tenant, replaced.connection_id, call.context, at)
+        )
     detail = {} if pending else {"old_revoked": False}
     await append_audit(
         tx,

@@ -85,7 +85,7 @@ async def revoke_replaced(
         if not (row.pending or with_connection):
             continue
         try:
-            done.outcomes += await _revoke_one(services, call, context, row, with_connection)
+            done.outcomes.extend(await _revoke_one(services, call, context, row, with_connection))
         except Failure as failure:
             if is_token_refused(context.spec, failure):
                 done.refused.append(row)

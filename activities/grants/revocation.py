@@ -176,7 +176,9 @@ class RevocationActivities:
             return RevocationResult(revocation=current.revocation)
         replaced = await tx.replaced_grants.of_connection(request.tenant, request.connection_id)
         unasked = {it.id for it in replaced} - {it.id for it in refused}
-        if unasked or current.generation != generation:  # a journaled reply was counted as lost, and was installed
+        if (
+            unasked or current.generation != generation
+        ):  # a journaled reply was counted as lost, and was installed
             return RevocationResult(failure=ErrorCode.REFRESH_PENDING, retry_after=_RETRY_AFTER_S)
         revoking = await self._write_revoking(tx, request, _REPEATED_REASON)
         for it in replaced:

@@ -93,13 +93,15 @@ async def revocations(settings: Settings) -> str:
         replaced = await tx.replaced_grants.pending_since_before(before, most)
         old = [("", it) for it in revoking] + [("a replaced grant of ", it) for it in replaced]
         named = [
-            f"{which}{it.id} (tenant {it.tenant}, integration {it.integration}) since {it.since:%Y-%m-%d %H:%M}"
-            f" UTC, last failure {await _last_failure(tx, it)}"
+            f"{which}{it.id} (tenant {it.tenant}, integration {it.integration})"
+            f" since {it.since:%Y-%m-%d %H:%M} UTC, last failure {await _last_failure(tx, it)}"
             for which, it in old[:_MOST_NAMED]
         ]
     minutes = REVOCATION_AGE_LIMIT.total_seconds() / 60
     if not old:
-        return f"no connection is revoking, and no replaced grant pending, for longer than {minutes:.0f} minutes"
+        return (
+            f"no connection is revoking, and no replaced grant pending, for longer than {minutes:.0f} minutes"
+        )
     more = "; and more" if len(old) > _MOST_NAMED else ""
     raise CheckFailed(
         f"revoking for longer than {minutes:.0f} minutes: {'; '.join(named)}{more}",

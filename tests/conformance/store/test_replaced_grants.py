@@ -61,13 +61,13 @@ async def test_its_tokens_are_sealed_and_go_with_their_connection(store: Store):
 
 
 async def test_an_account_is_shared_while_another_live_connection_has_it(store: Store):
-    one, other = [
-        await added(store, a_connection(subject=subject)) for subject in ("user-1", "user-2")
-    ]
+    one, other = [await added(store, a_connection(subject=subject)) for subject in ("user-1", "user-2")]
     for connection in (one, other):
         after, tokens = connection.granted(NOW), some_tokens(id_token=id_token("account-1"))
         async with store.write() as tx:
-            await tx.grants.install(after, tokens, a_grant(1), origin=Origin.NEW, expected=connection.revision)
+            await tx.grants.install(
+                after, tokens, a_grant(1), origin=Origin.NEW, expected=connection.revision
+            )
     async with store.read() as tx:
         account = await tx.account_identifiers.account_hash(one)
         assert account is not None
