@@ -109,6 +109,9 @@ end_consent = ActivityCall[m.EndConsent, m.GrantResult | None](
     _STORE,
     lambda it: "denied" if it.denied else "deadline passed",
 )
+lapse_consent = ActivityCall[m.LapseConsent, m.LapseResult](
+    ActivityName.LAPSE_CONSENT, m.LapseResult, _STORE, lambda it: f"{it.consent_id} was not confirmed"
+)
 export_run_history = ActivityCall[m.ExportRunHistory, None](
     ActivityName.EXPORT_RUN_HISTORY, None, _STORE, "export this run's history"
 )

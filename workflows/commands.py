@@ -8,6 +8,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.lifecycle.command import Command, Transition
+    from evergrant_server.core.lifecycle.confirmations import next_to_lapse
     from evergrant_server.core.lifecycle.grants import grant_ends_at, no_token_to_protect
     from evergrant_server.core.messages import activities as m
     from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
@@ -34,6 +35,12 @@ async def carry_out(
             end = m.EndConsent(**call, consent_id=cause.consent_id, denied=step.denied)
             result = await activity_calls.end_consent(end)
             return None if result is None else _event(EventKind.CONSENT_NOT_ENDED, cause, result=result)
+        case Command.LAPSE_CONSENT:
+            overdue = next_to_lapse(connection)
+            assert overdue is not None
+            lapse = m.LapseConsent(**call, consent_id=overdue.consent_id)
+            until = (await activity_calls.lapse_consent(lapse)).confirm_by
+            return _event(EventKind.CONSENT_LAPSED, cause, consent_id=overdue.consent_id, until=until)
         case Command.BEGIN_REVOCATION:
             reason = connection.revoke_reason or ""
             await activity_calls.begin_revocation(m.BeginRevocation(**call, reason=reason))

@@ -192,6 +192,12 @@ class ConnectionWorkflow:
     def consent_denied(self, signal: m.ConsentDenied) -> None:
         self._put(m.EventKind.CONSENT_DENIED, signal.context, consent_id=signal.consent_id)
 
+    @workflow.signal(name=SignalName.CONSENT_RETURNED)
+    def consent_returned(self, signal: m.ConsentReturned) -> None:
+        self._put(
+            m.EventKind.CONSENT_RETURNED, signal.context, consent_id=signal.consent_id, until=signal.until
+        )
+
     @workflow.signal(name=SignalName.REVOKE)
     def revoke(self, signal: m.Revoke) -> None:
         self._put(m.EventKind.REVOCATION_REQUESTED, signal.context, reason=signal.reason)

@@ -50,6 +50,8 @@ class ConsentEndActivities:
         await self._services.single_use.tracker.require_no_open_attempt(tx, current)
         after = current.consent_denied(now) if request.denied else current.consent_expired(now)
         await tx.connections.replace(after, expected=current.revision)
+        for waiting in await tx.consents.confirming(request.tenant, request.connection_id):
+            await end_consent(tx, waiting, ConsentStatus.FAILED, ErrorCode.CONSENT_EXPIRED)
         if received is not None:  # a client grant or a device code: its secrets are erased
             await end_consent(tx, received, ConsentStatus.FAILED, ErrorCode.CONSENT_EXPIRED)
         action = AuditAction.CONSENT_DENIED if request.denied else AuditAction.CONSENT_EXPIRED

@@ -13,7 +13,12 @@ from contextlib import contextmanager
 from temporalio import activity
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.activities import GrantResult, ReplacedRevocationResult, RevocationResult
+from evergrant_server.core.messages.activities import (
+    GrantResult,
+    LapseResult,
+    ReplacedRevocationResult,
+    RevocationResult,
+)
 from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
@@ -23,9 +28,9 @@ log = logging.getLogger("evergrant.activities")
 # Of a connection's activities. One and two seconds apart; a conflict that is a race ends by the second try.
 _MAX_TRIES = {ErrorCode.INTERNAL: 3, ErrorCode.STORE_CONFLICT: 10}
 
+_LastResult = GrantResult | RevocationResult | ReplacedRevocationResult | LapseResult | None
 _INTERNAL_GRANT = GrantResult(failure=ErrorCode.INTERNAL)
 # What each activity of a connection answers after its last try. None: its workflow needs no answer.
-_LastResult = GrantResult | RevocationResult | ReplacedRevocationResult | None
 _LAST_RESULTS: dict[str, _LastResult] = {
     ActivityName.EXCHANGE_CODE: _INTERNAL_GRANT,
     ActivityName.REQUEST_CLIENT_GRANT: _INTERNAL_GRANT,
@@ -38,6 +43,7 @@ _LAST_RESULTS: dict[str, _LastResult] = {
     ActivityName.BEGIN_REVOCATION: None,  # `revoke_grant` writes it before anything is sent
     ActivityName.ANNOUNCE_EXPIRY: None,
     ActivityName.END_CONSENT: None,  # the recurring pass starts a run for what the store says
+    ActivityName.LAPSE_CONSENT: LapseResult(),  # the connect page reopens the link
     ActivityName.EXPORT_RUN_HISTORY: None,  # the recurring pass requests it
 }
 

@@ -10,7 +10,7 @@ from fastapi.telemetry import TelemetryConfig
 from evergrant_server.api import audit, health, openapi
 from evergrant_server.api.apps import approvals, keys
 from evergrant_server.api.apps import routes as apps
-from evergrant_server.api.connections import commands, history
+from evergrant_server.api.connections import commands, confirm, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.http import problems
 from evergrant_server.api.http.context import ApiContext
@@ -54,6 +54,7 @@ ROUTERS = (
     transfer.router,  # before /v1/connections/{id}, which would match import and export
     connections.router,
     commands.router,
+    confirm.router,
     refresh_command.router,
     oauth1_signatures.router,
     history.router,

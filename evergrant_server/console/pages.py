@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from evergrant_server.core.connections.consent import Consent, DeviceCode
 from evergrant_server.core.connections.grant import AccountOption
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
+from evergrant_server.core.secret import Secret
 
 _DIRECTORY = Path(__file__).parent
 STYLE = (_DIRECTORY / "static" / "evergrant.css").read_bytes()
@@ -72,6 +73,12 @@ class Pages:
             address=device.verification_uri,
             complete=device.verification_uri_complete or device.verification_uri,
             refresh=5,
+        )
+
+    def confirm(self, *, provider: str, code: Secret) -> str:
+        """The confirm code, for the program that has no page to return to."""
+        return self._render(
+            "confirm.html", title=f"Almost done at {provider}", provider=provider, code=code.reveal()
         )
 
     def choose(

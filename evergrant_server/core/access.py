@@ -1,5 +1,6 @@
 """Apps, their keys, and the permits that say which connections they may use."""
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -9,6 +10,8 @@ from pydantic import Field
 from evergrant_server.core.ids import AppId, ApprovalId, KeyId, PermitId, TenantRow
 
 MOST_LIVE_KEYS = 2  # of an app: the one in use, and its successor
+
+_LOOPBACK_PORT = re.compile(r"\A(http://(?:127\.0\.0\.1|\[::1\])):[0-9]{1,5}(?=[/?]|\Z)")
 
 
 class Action(StrEnum):
@@ -31,6 +34,13 @@ class App(TenantRow):
     disabled: bool = False
     return_to: tuple[str, ...] = ()  # exact URLs a connect page may send the subject back to
     created_at: datetime
+
+    def may_return_to(self, url: str) -> bool:
+        """True for a URL of the list (RFC 9700 section 4.11).
+
+        A loopback address that is listed without a port stands for every port (RFC 8252 section 7.3).
+        """
+        return url in self.return_to or _LOOPBACK_PORT.sub(r"\1", url) in self.return_to
 
 
 class AppKey(TenantRow):

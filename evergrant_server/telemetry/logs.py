@@ -45,6 +45,7 @@ class LogEvent(StrEnum):
     SECURITY_EVENT_REFUSED = "security event refused"
     SCHEDULE_MISSING = "schedule missing"
     STORE_BEHIND = "store behind"
+    SUBJECT_MISMATCH = "subject mismatch"
     TEMPORAL_NOT_READY = "temporal not ready"
     UNEXPECTED = "unexpected error"
 

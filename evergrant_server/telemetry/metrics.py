@@ -20,6 +20,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ACTIVITY = "evergrant.activity"
 OUTCOME = "evergrant.outcome"
 PROVIDER = "evergrant.provider"
+APP = "evergrant.app"  # of confirmations alone: few apps have web sessions
 UNKNOWN_PROVIDER = "unknown"  # the lease was refused before its provider was known
 
 # the bounds of histograms
@@ -59,6 +60,11 @@ REVOCATIONS = _meter.create_counter(
 )
 CALLBACKS_REFUSED = _meter.create_counter(
     "evergrant.callback.refused.count", "{callback}", "callbacks of browsers that were refused"
+)
+_confirmations = _meter.create_counter(
+    "evergrant.confirmation.count",
+    "{confirmation}",
+    "bound consents: confirmed, subject_mismatch, confirm_expired, or unconfirmed because the app was silent",
 )
 REVOCATION_AGE = _meter.create_gauge(
     "evergrant.revocation.oldest_age",
@@ -121,6 +127,11 @@ def count(counter: metrics.Counter, outcome: str, provider: str | None = None) -
     """Count an operation by its outcome: a word of success, a failure's code, or why it was refused."""
     attributes = {} if provider is None else {PROVIDER: provider}
     counter.add(1, attributes | {OUTCOME: str(outcome)})
+
+
+def count_confirmation(outcome: str, requested_by: str) -> None:
+    """Count how the confirmation of a consent ended, by the name of its app."""
+    _confirmations.add(1, {OUTCOME: outcome, APP: requested_by.removeprefix("app:")})
 
 
 def count_lease(provider: str, seconds_left: float | None) -> None:

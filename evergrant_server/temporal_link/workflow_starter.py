@@ -99,18 +99,20 @@ class WorkflowStarter:
 
 
 async def _waiting_events(tx: Transaction, connection: Connection) -> tuple[LifecycleEvent, ...]:
-    """A received consent and late tokens, which no workflow has handled yet."""
+    """What no run knows yet: consents that were received or await a confirmation, and late tokens."""
     events: list[LifecycleEvent] = []
     consent = await tx.consents.received_consent(connection.tenant, connection.id)
     if consent is not None:
         events.append(_event(EventKind.CONSENT_GRANTED, consent_id=consent.id))
+    for waiting in await tx.consents.confirming(connection.tenant, connection.id):
+        events.append(_event(EventKind.CONSENT_RETURNED, consent_id=waiting.id, until=waiting.confirm_by))
     for late in await tx.late_tokens.of_connection(connection.tenant, connection.id):
         events.append(_event(EventKind.LATE_TOKENS_RECEIVED, attempt_id=late.attempt_id))
     return tuple(events)
 
 
-def _event(kind: EventKind, **ids: Any) -> LifecycleEvent:
-    return LifecycleEvent(kind=kind, context=RECONCILE_CONTEXT, **ids)
+def _event(kind: EventKind, **brings: Any) -> LifecycleEvent:
+    return LifecycleEvent(kind=kind, context=RECONCILE_CONTEXT, **brings)
 
 
 def _with_pending_replies(start: ConnectionStart, pending_replies: tuple[str, ...]) -> ConnectionStart:

@@ -6,6 +6,7 @@ from typing import Any
 
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities
+from activities.consents.confirmation import ConfirmationActivities
 from activities.consents.consent_end import ConsentEndActivities, ExpiryActivities
 from activities.consents.first_tokens import ClientGrantActivities, DeviceActivities
 from activities.consents.import_export import ExportActivities
@@ -100,6 +101,7 @@ def _grant_activities(
     activities = [
         code_exchange.exchange_code,
         ConsentEndActivities(services).end_consent,
+        ConfirmationActivities(store, clock).lapse_consent,
         client_grants.request_client_grant,
         devices.poll_device,
         refresh.refresh_grant,

@@ -5,6 +5,7 @@ can't follow.
 """
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -172,6 +173,11 @@ class ProviderSpec(
         """`url_templates` and the base URL of the API, to which apps send the tokens."""
         api = {"api_base_url": self.api_base_url} if self.api_base_url is not None else {}
         return self.url_templates() | api
+
+    @property
+    def code_lifetime(self) -> timedelta | None:
+        """How long an authorization code is valid, if that is known."""
+        return None if self.code_lifetime_s is None else timedelta(seconds=self.code_lifetime_s)
 
     def refresh_rules(self) -> RefreshRules:
         """The rotation and lifetimes of refresh tokens. An unknown rotation counts as strict."""

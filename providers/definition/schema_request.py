@@ -12,6 +12,7 @@ from providers.definition.schema_base import (
     ParamName,
     Params,
     Renames,
+    Seconds,
     SpecPart,
     UrlTemplate,
 )
@@ -96,6 +97,7 @@ class CallbackPart(SpecPart):
     scope_from_callback: bool = False
     callback_scope_param: ParamName = "scope"
     decode_code: bool = False
+    code_lifetime_s: Seconds | None = None  # None: not documented; RFC 6749 recommends at most ten minutes
 
 
 class SecretGenerator(SpecPart):

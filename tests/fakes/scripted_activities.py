@@ -16,6 +16,8 @@ from evergrant_server.core.messages.activities import (
     ExchangeCode,
     ExportRunHistory,
     GrantResult,
+    LapseConsent,
+    LapseResult,
     LookUpAccounts,
     RefreshGrant,
     ReplacedRevocationResult,
@@ -73,6 +75,7 @@ class ScriptedActivities:
             self._scripted(ActivityName.REFRESH_GRANT, RefreshGrant, self._result),
             self._scripted(ActivityName.VERIFY_LATE_TOKENS, VerifyLateTokens, self._result),
             self._scripted(ActivityName.END_CONSENT, EndConsent, None),
+            self._scripted(ActivityName.LAPSE_CONSENT, LapseConsent, LapseResult()),
             self._scripted(ActivityName.BEGIN_REVOCATION, BeginRevocation, None),
             self._scripted(ActivityName.REVOKE_GRANT, RevokeGrant, confirmed),
             self._scripted(

@@ -26,6 +26,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/providers/{provider}/roll-back": {"version": 1},
     "POST /v1/lease": {"integration": "theirs", "subject": "user-1"},
     "POST /v1/connections/{connection_id}/choose": {"choice": "acc-1"},
+    "POST /v1/connections/{connection_id}/confirm": {"code": "c", "subject": "user-1"},
     "POST /v1/connections/{connection_id}/signatures": {"method": "GET", "url": "https://api.example/"},
     "POST /v1/connections/{connection_id}/proof": {"htm": "GET", "htu": "https://api.example/v1"},
 }

@@ -55,7 +55,7 @@ async def save_account_choice(
 
     Raises Failure INVALID_REQUEST for an unknown choice, and the reason of an ended connection.
     """
-    _require_live(connection)
+    require_live(connection)
     grant = await tx.grants.get(connection.tenant, connection.id)
     options = grant.options if grant else ()
     option = next((option for option in options if option.id == choice), None)
@@ -90,7 +90,7 @@ async def _request_new_consent(
     tx: Transaction, call: ApiCall, named: Connection, wanted: ReauthorizeBody
 ) -> ConnectionWithLink:
     now = call.now
-    _require_live(named)
+    require_live(named)
     if named.state is LifecycleState.PENDING_CONSENT and named.consent_deadline <= now:
         raise Failure(ErrorCode.CONSENT_EXPIRED, connection_id=named.id)
     integration = require_found(await tx.integrations.get(named.tenant, named.integration_id))
@@ -109,13 +109,13 @@ async def _request_new_consent(
     if connection.flow.is_client_grant:
         consent = await request_client_grant(tx, connection, scopes, call.context, now)
     else:
-        consent, url = await request_consent(tx, call, connection, scopes, wanted.return_to, slots)
+        consent, url = await request_consent(tx, call, integration, connection, scopes, slots, wanted)
     detail = {"consent_id": consent.id, "scopes": list(scopes)}
     await call.record(tx, AuditAction.REAUTHORIZATION_REQUESTED, connection.id, **detail)
     return ConnectionWithLink(named, False, consent if url else None, url)
 
 
-def _require_live(connection: Connection) -> None:
+def require_live(connection: Connection) -> None:
     """Raise the reason of an ended or ending connection."""
     if connection.state.is_final or connection.state is LifecycleState.REVOKING:
         raise Failure(connection.reason or ErrorCode.CONNECTION_REVOKED, connection_id=connection.id)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from evergrant_server.api.connections.flows import require_flow_allowed
-from evergrant_server.api.connections.models import ConnectionBody
+from evergrant_server.api.connections.models import ConnectionBody, ReauthorizeBody
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.problems import invalid_request
-from evergrant_server.api.http.transactions import signal_connection
+from evergrant_server.api.http.transactions import poll_until, signal_connection
+from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import (
     LINK_BYTES,
@@ -21,15 +22,17 @@ from evergrant_server.core.connections.consent import (
     hash_link,
 )
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.grant import ImportedTokens
+from evergrant_server.core.connections.grant import FollowUp, ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConsentId, new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.connection import ConsentGranted
+from evergrant_server.core.messages.connection import ConsentGranted, ConsentReturned
 from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 
+EXCHANGE_WAIT_S = 15.0
 CLIENT_GRANT_DEADLINE = timedelta(days=7)  # time for an admin to repair the integration
 
 
@@ -46,17 +49,20 @@ class ConnectionWithLink:
 async def request_consent(
     tx: Transaction,
     call: ApiCall,
+    integration: Integration,
     connection: Connection,
     scopes: tuple[str, ...],
-    return_to: str | None,
     slot_scopes: Mapping[str, tuple[str, ...]],
+    wanted: ConnectionBody | ReauthorizeBody,
 ) -> tuple[Consent, str]:
     """Add a consent and return it with its connect URL.
 
-    Of the device flow a worker requests the code and polls for the token (RFC 8628).
+    Of the device flow a worker requests the code and polls for the token (RFC 8628). Raises Failure
+    BINDING_REQUIRED.
     """
-    require_return_to(call.caller, return_to)
+    require_return_to(call.caller, wanted.return_to)
     require_flow_allowed(connection.flow, call.api)
+    binding = _binding_of(integration, connection.flow, call.api)
     link, now = secrets.token_urlsafe(LINK_BYTES), call.now
     pending = connection.state is LifecycleState.PENDING_CONSENT
     device = connection.flow is Flow.DEVICE_CODE
@@ -69,7 +75,10 @@ async def request_consent(
         status=ConsentStatus.CODE_RECEIVED if device else ConsentStatus.OPEN,
         scopes=scopes,
         slot_scopes=dict(slot_scopes),
-        return_to=return_to,
+        return_to=wanted.return_to,
+        binding=binding,
+        app_id=call.caller.app.id,
+        challenge=wanted.challenge,
         link_hash=hash_link(link),
         created_at=now,
         # links of a pending connection expire with it
@@ -107,11 +116,36 @@ async def request_client_grant(
     return consent
 
 
-async def open_consent(tx: Transaction, connection: Connection, now: datetime) -> Consent | None:
-    """The unexpired consent that the connection waits for, if any."""
+def _binding_of(integration: Integration, flow: Flow, api: ApiContext) -> Binding:
+    """The binding of a new consent.
+
+    Raises Failure BINDING_REQUIRED for a flow that can't have the integration's, and for an unbound consent
+    that the operator doesn't allow any more.
+    """
+    binding, why = integration.binding, None
+    if binding is Binding.NONE:
+        why = None if api.settings.allow_unbound_consent else "Unbound consents are off."
+    elif flow is Flow.DEVICE_CODE:
+        why = "A device code can't be bound to the subject (RFC 8628 section 5.4)."
+    elif flow is Flow.IMPLICIT and binding is Binding.APP:
+        why = "The flow implicit brings its token at once: it needs the binding app_first."
+    if why is not None:
+        raise Failure(ErrorCode.BINDING_REQUIRED, why, integration=integration.name, binding=binding)
+    return binding
+
+
+async def open_consent(
+    tx: Transaction, call: ApiCall, connection: Connection, challenge: str | None
+) -> Consent | None:
+    """The unexpired consent that the connection waits for, if this app requested it with this challenge.
+
+    A device code is shared by all apps.
+    """
+    tenant, id, now = connection.tenant, connection.id, call.now
     if connection.flow is not Flow.DEVICE_CODE:
-        return await tx.consents.open_consent(connection.tenant, connection.id, now)
-    waiting = await tx.consents.received_consent(connection.tenant, connection.id)
+        mine = {"app_id": call.caller.app.id, "challenge": challenge}
+        return await tx.consents.open_consent(tenant, id, now, **mine)
+    waiting = await tx.consents.received_consent(tenant, id)
     return waiting if waiting is not None and waiting.expires_at > now else None
 
 
@@ -149,8 +183,8 @@ async def consenting_connection(tx: Transaction, connection: Connection) -> Conn
 
 
 def require_return_to(caller: Caller, url: str | None) -> None:
-    """Raise Failure INVALID_REQUEST unless the app's list has exactly this URL (RFC 9700 section 4.11)."""
-    if url is not None and url not in caller.app.return_to:
+    """Raise Failure INVALID_REQUEST unless the app's list has this URL."""
+    if url is not None and not caller.app.may_return_to(url):
         raise invalid_request("return_to", "return_to is not in the app's list.")
 
 
@@ -164,3 +198,29 @@ async def signal_granted(
     """Signal the workflow to continue."""
     granted = ConsentGranted(consent_id=consent.id, context=context)
     await signal_connection(tx, connection, SignalName.CONSENT_GRANTED, granted, now)
+
+
+async def signal_returned(
+    tx: Transaction, connection: Connection, consent: Consent, context: RequestContext, now: datetime
+) -> None:
+    """Signal the workflow to undo what the app doesn't confirm in time."""
+    assert consent.confirm_by is not None
+    returned = ConsentReturned(consent_id=consent.id, until=consent.confirm_by, context=context)
+    await signal_connection(tx, connection, SignalName.CONSENT_RETURNED, returned, now)
+
+
+async def wait_for_exchange(api: ApiContext, consent: Consent) -> tuple[Consent, Connection | None]:
+    """Wait up to EXCHANGE_WAIT_S for a worker to end the consent and look up the accounts."""
+    api.relay.notify()
+
+    async def look() -> tuple[Consent, Connection | None]:
+        async with api.store.read() as tx:
+            newest = await tx.consents.get(consent.tenant, consent.id)
+            connection = await tx.connections.get(consent.tenant, consent.connection_id)
+        return newest or consent, connection
+
+    def has_ended(seen: tuple[Consent, Connection | None]) -> bool:
+        exchanging = seen[0].status is ConsentStatus.CODE_RECEIVED
+        return not exchanging and (seen[1] is None or seen[1].follow_up is not FollowUp.LOOKING_UP)
+
+    return await poll_until(look, has_ended, EXCHANGE_WAIT_S)

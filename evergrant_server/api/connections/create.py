@@ -156,7 +156,7 @@ class ConnectionSetup:
         if without_subject:
             await request_client_grant(tx, connection, scopes, self._call.context, self._now, supplied)
             return ConnectionWithLink(connection, True)
-        consent, url = await request_consent(tx, self._call, connection, scopes, wanted.return_to, slots)
+        consent, url = await request_consent(tx, self._call, integration, connection, scopes, slots, wanted)
         return ConnectionWithLink(connection, True, consent, url)
 
     async def _existing_with_link(
@@ -185,14 +185,16 @@ class ConnectionSetup:
             wanted = wanted.model_copy(update={"scopes": None})
             scopes = check.permitted(connection.requested_scopes)
             slots = await check.permitted_slots(tx, connection, None)
-        existing = await open_consent(tx, connection, self._now)
+        existing = await open_consent(tx, self._call, connection, wanted.challenge)
         if existing is not None and is_reusable(existing, wanted, for_lease=self._for_lease):
             link = await tx.consents.connect_link(existing)
             return ConnectionWithLink(named, False, existing, connect_url(self._api, link.reveal()))
         if connection.state is LifecycleState.PENDING_CONSENT and connection.consent_deadline <= self._now:
             detail = "Its consent is being closed; try again."
             raise Failure(ErrorCode.CONSENT_EXPIRED, detail, retry_after=5.0)
-        consent, url = await request_consent(tx, self._call, connection, scopes, wanted.return_to, slots)
+        consent, url = await request_consent(
+            tx, self._call, check.integration, connection, scopes, slots, wanted
+        )
         await self._record_request(tx, connection, consent.id)
         return ConnectionWithLink(named, False, consent, url)
 

@@ -92,6 +92,17 @@ class ChooseBody(Body):
     choice: AccountChoice
 
 
+class ConfirmBody(Body):
+    """`code` is the `evergrant_code` that the browser brought; `subject` is who is logged in to the app.
+
+    `verifier` is what `challenge` was made of; needed if there was a challenge, refused otherwise.
+    """
+
+    code: StorableSecret
+    subject: Subject
+    verifier: StorableSecret | None = None
+
+
 class ReauthorizeBody(Body):
     """Request a new consent, for the same scopes unless others are given."""
 

@@ -56,6 +56,7 @@ async def not_leasable(call: ApiCall, lease_request: LeaseRequest, row: LeaseRow
                 subject=row.subject,
                 label=row.label,
                 scopes=lease_request.body.scopes,
+                challenge=None if lease_request.names is None else lease_request.names.challenge,
             )
             needed = await _consent_required(call, wanted, id)
             if row.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE:

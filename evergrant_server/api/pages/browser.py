@@ -10,10 +10,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing
 
 _COOKIE_VALUE = re.compile(r"^[A-Za-z0-9_-]{43}\Z")
 _MAX_FORM_BYTES, _MAX_FORM_FIELDS = 4096, 10
+_CONFIRM_COOKIE, _CONFIRM_S = "evergrant-confirm", 120  # compared with the consent's hash
 
 
 class BrowserSessions:
@@ -73,6 +75,17 @@ class BrowserSessions:
 
     def set_cookie(self, response: Response, browser: str) -> None:
         response.set_cookie(self.cookie, browser, path="/", secure=self.secure, httponly=True, samesite="lax")
+
+    def set_confirm_code(self, response: Response, code: Secret) -> None:
+        """Give this browser a confirm code, which the connect page shows it."""
+        name, value = _CONFIRM_COOKIE, code.reveal()
+        rules = {"max_age": _CONFIRM_S, "secure": self.secure, "httponly": True}
+        response.set_cookie(name, value, path="/connect", samesite="lax", **rules)
+
+    @staticmethod
+    def confirm_code_of(request: Request) -> Secret | None:
+        value = request.cookies.get(_CONFIRM_COOKIE, "")
+        return Secret(value) if _COOKIE_VALUE.match(value) else None
 
 
 def html_response(html: str, status: int = 200, script: str | None = None) -> Response:

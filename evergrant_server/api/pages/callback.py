@@ -67,11 +67,14 @@ async def callback_by_post(pages: PagesDep, integration_id: str) -> Response:
 @router.get("/oauth/callback/{integration_id}")
 @html_route
 async def callback_by_get(pages: PagesDep, integration_id: str) -> Response:
-    """Store the code for a worker, wait for the exchange, and show its outcome."""
+    """Store the code, and show the outcome of its exchange or have the app confirm the subject first."""
     id, raw = parse_integration_id(integration_id), pages.request.scope["query_string"]
     if not raw and (fragment := await _fragment_page(pages, id)) is not None:
         return fragment
     accepted = await _accept_callback(pages, id, raw, judge_code_callback)
+    if accepted.confirm_code is not None:
+        pages.api.relay.notify()
+        return await pages.confirm_response(accepted, accepted.confirm_code)
     session = await wait_for_grant(pages, accepted)
     ended = session.consent.status in (ConsentStatus.DONE, ConsentStatus.DENIED)
     if ended and session.connection.follow_up is not FollowUp.CHOOSING and session.consent.return_to:

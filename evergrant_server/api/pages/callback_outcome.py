@@ -4,27 +4,29 @@ import logging
 from contextlib import suppress
 from dataclasses import replace
 
-from evergrant_server.api.connections.consents import signal_granted
-from evergrant_server.api.http.transactions import poll_until, signal_connection
+from evergrant_server.api.connections.consents import signal_granted, signal_returned, wait_for_exchange
+from evergrant_server.api.http.transactions import signal_connection
 from evergrant_server.api.pages.session import ConsentSession, SubjectPages
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.confirmation import await_confirm, must_be_confirmed
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
-from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.connection import ConsentDenied
 from evergrant_server.core.messages.names import SignalName
+from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.requests.callback import Callback
 
 log = logging.getLogger("evergrant.api")
 
-WAIT_S = 15.0
 _CLIENT_ERRORS = frozenset(
     {"invalid_request", "unauthorized_client", "unsupported_response_type", "invalid_scope"}
 )
 _ACTIONS = {
     ConsentStatus.CODE_RECEIVED: AuditAction.CONSENT_GRANTED,
+    ConsentStatus.CONFIRMING: AuditAction.CONSENT_RETURNED,
     ConsentStatus.DENIED: AuditAction.CONSENT_DENIED,
     ConsentStatus.FAILED: AuditAction.CONSENT_FAILED,
 }
@@ -38,28 +40,42 @@ async def connect_path(pages: SubjectPages, session: ConsentSession) -> str:
 
 
 async def save_outcome(pages: SubjectPages, session: ConsentSession, callback: Callback) -> ConsentSession:
-    """Write consent, outbox message and audit record. Compare-and-set: one of parallel callbacks wins."""
+    """Write consent, outbox message and audit record. Compare-and-set: one of parallel callbacks wins.
+
+    A bound consent waits for its confirmation: then the session has the confirm code.
+    """
     status, failure = _outcome(callback)
     changes: dict[str, object] = {"status": status, "failure": failure}
     if callback.tokens is not None:
         changes |= {"kind": ConsentKind.IMPORT, "granted_scopes": callback.scopes}
+    consent, confirm_code = session.consent.model_copy(update=changes), None
+    if status is ConsentStatus.CODE_RECEIVED and must_be_confirmed(consent):
+        consent, confirm_code = await_confirm(consent, pages.now, session.spec.code_lifetime)
     async with pages.api.store.write() as tx:
         consent = await tx.consents.replace(
-            session.consent.model_copy(update=changes),
-            expected=session.consent.revision,
-            code=callback.code,
-            tokens=callback.tokens,
+            consent, expected=session.consent.revision, code=callback.code, tokens=callback.tokens
         )
-        connection, now = session.connection, pages.now
-        if status is ConsentStatus.CODE_RECEIVED:
-            await signal_granted(tx, connection, consent, pages.context, now)
-        elif status is ConsentStatus.DENIED:
-            denied = ConsentDenied(consent_id=consent.id, context=pages.context)
-            await signal_connection(tx, connection, SignalName.CONSENT_DENIED, denied, now)
+        await _signal_outcome(tx, pages, session.connection, consent)
         detail = {"error": callback.error} if callback.error else {}
-        action = _ACTIONS[status]
-        await pages.record(tx, action, consent.tenant, connection.id, consent_id=consent.id, **detail)
-    return replace(session, consent=consent)
+        action = _ACTIONS[consent.status]
+        await pages.record(tx, action, consent.tenant, session.connection.id, consent_id=consent.id, **detail)
+    return replace(session, consent=consent, confirm_code=confirm_code)
+
+
+async def _signal_outcome(
+    tx: Transaction, pages: SubjectPages, connection: Connection, consent: Consent
+) -> None:
+    """Signal the workflow, unless the callback failed: then the subject may try again."""
+    match consent.status:
+        case ConsentStatus.CODE_RECEIVED:
+            await signal_granted(tx, connection, consent, pages.context, pages.now)
+        case ConsentStatus.CONFIRMING:
+            await signal_returned(tx, connection, consent, pages.context, pages.now)
+        case ConsentStatus.DENIED:
+            denied = ConsentDenied(consent_id=consent.id, context=pages.context)
+            await signal_connection(tx, connection, SignalName.CONSENT_DENIED, denied, pages.now)
+        case _:
+            pass
 
 
 def _outcome(callback: Callback) -> tuple[ConsentStatus, ErrorCode | None]:
@@ -72,22 +88,9 @@ def _outcome(callback: Callback) -> tuple[ConsentStatus, ErrorCode | None]:
 
 
 async def wait_for_grant(pages: SubjectPages, session: ConsentSession) -> ConsentSession:
-    """Wait up to WAIT_S for the worker to end the consent and look up the accounts."""
-    pages.api.relay.notify()
-
-    async def look() -> ConsentSession:
-        async with pages.api.store.read() as tx:
-            consent = await tx.consents.get(session.consent.tenant, session.consent.id)
-            connection = await tx.connections.get(session.connection.tenant, session.connection.id)
-        return replace(
-            session, consent=consent or session.consent, connection=connection or session.connection
-        )
-
-    def has_ended(seen: ConsentSession) -> bool:
-        exchanging = seen.consent.status is ConsentStatus.CODE_RECEIVED
-        return not exchanging and seen.connection.follow_up is not FollowUp.LOOKING_UP
-
-    return session if has_ended(session) else await poll_until(look, has_ended, WAIT_S)
+    """Wait for the worker to end the consent and look up the accounts."""
+    consent, connection = await wait_for_exchange(pages.api, session.consent)
+    return replace(session, consent=consent, connection=connection or session.connection)
 
 
 async def record_refusal(

@@ -15,6 +15,7 @@ from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import require_ready
 from evergrant_server.api.pages.browser import html_response
+from evergrant_server.api.pages.confirmation import request_confirm, undo_unconfirmed
 from evergrant_server.api.pages.preparation import (
     oauth1_redirect_url,
     push_message,
@@ -22,6 +23,7 @@ from evergrant_server.api.pages.preparation import (
     wait_for_request_uri,
 )
 from evergrant_server.api.pages.session import (
+    GOES_ON,
     ConsentSession,
     PagesDep,
     SubjectPages,
@@ -29,6 +31,8 @@ from evergrant_server.api.pages.session import (
     require_open_consent,
 )
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.confirmation import must_be_confirmed
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import (
     Consent,
@@ -73,9 +77,11 @@ async def show_consent(pages: PagesDep, link: str) -> Response:
             raise Failure(ErrorCode.CONSENT_EXPIRED, "This code has expired.")
         name, consent = session.provider_name, session.consent
         return html_response(pages.templates.device(provider=name, consent=consent, device=device))
-    ended = session.consent.status not in (ConsentStatus.OPEN, ConsentStatus.STARTED)
+    ended = session.consent.status not in GOES_ON
     if ended and pages.is_bound(session.consent):
         return await pages.outcome_response(session)
+    if (confirm := pages.confirm_page(session)) is not None:
+        return confirm
     _require_same_browser(pages, session)
     browser = pages.browsers.cookie_of(pages.request) or pages.browsers.new_cookie()
     response = html_response(
@@ -121,6 +127,9 @@ async def start_consent(pages: PagesDep, link: str) -> Response:
     browser, _ = await pages.browsers.read_form(pages.request, link)
     # after a conflict, of a double click, again: the browser follows the second response
     session, url = await run_transaction(pages.api.store, lambda tx: _start_attempt(tx, pages, link, browser))
+    if session.confirm_code is not None:
+        pages.api.relay.notify()
+        return await pages.confirm_response(session, session.confirm_code)
     if url is None:
         url = await oauth1_redirect_url(pages, session)
     else:
@@ -131,9 +140,13 @@ async def start_consent(pages: PagesDep, link: str) -> Response:
 async def _start_attempt(
     tx: Transaction, pages: SubjectPages, link: str, browser: str
 ) -> tuple[ConsentSession, str | None]:
-    """Store the attempt. Returns it with its authorization URL; None for OAuth 1.0a."""
+    """Store the attempt. Returns it with its authorization URL; None for OAuth 1.0a.
+
+    With the binding `app_first` the app confirms the browser before it leaves.
+    """
     session = await pages.session_of_link(tx, link)
     _require_same_browser(pages, session)
+    session = await undo_unconfirmed(tx, pages, session)
     if session.consent.revision > _MAX_REVISIONS:  # each click may cause a request to the provider
         raise Failure(ErrorCode.CONSENT_EXPIRED, "This link was used too often.")
     require_flow_allowed(session.connection.flow, pages.api)
@@ -143,6 +156,8 @@ async def _start_attempt(
         "redirect_uri": pages.api.redirect_uri(session.integration.id),
     }
     session = replace(session, consent=session.consent.model_copy(update=bound))
+    if session.consent.binding is Binding.APP_FIRST and must_be_confirmed(session.consent):
+        return await request_confirm(tx, pages, session), None
     url = None
     if session.connection.flow is Flow.OAUTH1:
         consent = await save_oauth1_attempt(tx, session)

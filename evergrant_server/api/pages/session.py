@@ -17,12 +17,15 @@ from evergrant_server.api.integrations.definitions import consent_spec
 from evergrant_server.api.pages.browser import BrowserSessions, html_response, redirect_response
 from evergrant_server.console.pages import Pages
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.binding import hash_confirm_code
+from evergrant_server.core.connections.confirmation import is_confirming
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 
@@ -36,6 +39,7 @@ class ConsentSession:
     integration: Integration
     spec: ProviderSpec
     provider_name: str  # for display
+    confirm_code: Secret | None = None  # made by this request
 
 
 class SubjectPages:
@@ -106,17 +110,43 @@ class SubjectPages:
         )
         return html_response(html)
 
+    async def confirm_response(self, session: ConsentSession, code: Secret) -> Response:
+        """Have this browser take the confirm code to the app: by a redirect, or typed in by the subject."""
+        redirect = await self._redirect_to_app(session, ("evergrant_code", code.reveal()))
+        if redirect is not None:
+            return redirect
+        async with self.api.store.read() as tx:
+            link = await tx.consents.connect_link(session.consent)
+        response = redirect_response(f"/connect/{link.reveal()}")  # no provider's code in the address bar
+        self.browsers.set_confirm_code(response, code)
+        return response
+
+    def confirm_page(self, session: ConsentSession) -> Response | None:
+        """The page with the confirm code, in the browser that has it, while it can be used."""
+        code = self.browsers.confirm_code_of(self.request)
+        if not is_confirming(session.consent, self.now) or code is None:
+            return None
+        if hash_confirm_code(code.reveal()) != session.consent.confirm_hash:
+            return None
+        return html_response(self.templates.confirm(provider=session.provider_name, code=code))
+
     async def _return_to_app(self, session: ConsentSession, state: LifecycleState) -> Response | None:
+        """A redirect to `return_to` with the outcome; none for a bound consent, whose app was told before."""
+        if session.consent.confirmed_at is not None:
+            return None
+        return await self._redirect_to_app(session, ("state", state.value))
+
+    async def _redirect_to_app(self, session: ConsentSession, brings: tuple[str, str]) -> Response | None:
         """A redirect to `return_to`, if the requesting app still lists this URL."""
-        url = session.consent.return_to
+        url, consent = session.consent.return_to, session.consent
         if url is None:
             return None
         async with self.api.store.read() as tx:
-            app = await tx.access.app_by_name(session.consent.tenant, session.consent.by.removeprefix("app:"))
-        if app is None or app.disabled or url not in app.return_to:
+            app = await tx.access.app_by_name(consent.tenant, consent.by.removeprefix("app:"))
+        if app is None or app.disabled or not app.may_return_to(url):
             return None
         parts = urlsplit(url)
-        outcome = [("connection_id", session.connection.id), ("state", state.value)]
+        outcome = [("connection_id", session.connection.id), brings]
         query = urlencode([*parse_qsl(parts.query, keep_blank_values=True), *outcome])
         return redirect_response(urlunsplit((parts.scheme, parts.netloc, parts.path, query, "")))
 
@@ -125,6 +155,8 @@ class SubjectPages:
     ) -> None:
         await record(tx, tenant, action, object_id, self.context, self.now, **detail)
 
+
+GOES_ON = (ConsentStatus.OPEN, ConsentStatus.STARTED, ConsentStatus.CONFIRMING)  # its time being over
 
 PagesDep = Annotated[SubjectPages, Depends(SubjectPages)]
 
@@ -141,7 +173,9 @@ def require_open_consent(session: ConsentSession, now: datetime) -> None:
         raise Failure(ErrorCode.CONSENT_EXPIRED, "This link has expired.")
     if session.connection.state is LifecycleState.REVOKING or session.connection.state.is_final:
         raise Failure(session.connection.reason or ErrorCode.CONNECTION_REVOKED)
-    if session.consent.status not in (ConsentStatus.OPEN, ConsentStatus.STARTED):
+    if is_confirming(session.consent, now):
+        raise Failure(ErrorCode.CONFIRM_REQUIRED)
+    if session.consent.status not in GOES_ON:
         raise Failure(ErrorCode.CALLBACK_INVALID, "This link was already used.")
 
 

@@ -4,13 +4,16 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 from evergrant_server import audit
 from evergrant_server.cli.doctor import COMMAND, CheckFailed, compare_clocks
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
+from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.connections.connections import PendingRevocation
@@ -146,6 +149,22 @@ async def api_keys(settings: Settings) -> str:
         f" that of {name} (tenant {tenant}) {why}",
         f"POST /v1/apps/{name}/keys, and revoke the old key; for the app admin:"
         f" {COMMAND} keys bootstrap --again",
+    )
+
+
+async def bindings(settings: Settings) -> str:
+    """Find integrations whose consents aren't bound to their subjects: no problem on one's own machine."""
+    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+        unbound = await tx.integrations.with_binding(Binding.NONE, _MOST_NAMED + 1)
+    named = ", ".join(f"{it.name} (tenant {it.tenant})" for it in unbound[:_MOST_NAMED])
+    named += " and more" if len(unbound) > _MOST_NAMED else ""
+    if not unbound:
+        return "every integration binds consents to their subjects"
+    if is_loopback(urlsplit(settings.public_url).hostname or ""):
+        return f"unbound: {named}; whoever opens their links connects an account"
+    raise CheckFailed(
+        f"whoever opens a connect link connects their own account at {named}",
+        "PUT /v1/integrations/{name} with the binding app; see docs/guide/binding.md",
     )
 
 

@@ -27,6 +27,7 @@ CHECKS: dict[str, Check] = {
     "revocations": database.revocations,
     "client certificates": database.certificates,
     "API keys": database.api_keys,
+    "bindings": database.bindings,
     "clock, database": database.clock,
     "temporal": temporal.reachable,
     "temporal program": temporal.program,

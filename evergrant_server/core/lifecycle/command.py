@@ -18,6 +18,7 @@ class Command(StrEnum):
     REFRESH = "refresh"
     REFRESH_IF_LEASED = "refresh if leased"
     END_CONSENT = "end consent"
+    LAPSE_CONSENT = "lapse consent"
     BEGIN_REVOCATION = "begin revocation"
     REVOKE = "revoke at the provider"
     ANNOUNCE_EXPIRY = "announce expiry"

@@ -12,6 +12,7 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import FAILURES, ErrorCode, RetryAdvice
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
+from evergrant_server.core.lifecycle.confirmations import without_confirmation
 from evergrant_server.core.lifecycle.grants import install, start_revoking
 from evergrant_server.core.lifecycle.schedule import retry_at
 from evergrant_server.core.messages.activities import GrantResult
@@ -85,7 +86,7 @@ def request_first_tokens(connection: ConnectionState) -> Command:
 
 def _use_consent(connection: ConnectionState, consent: ConsentId) -> Transition:
     recent = (*connection.recent_consents, consent)[-_REMEMBERED_CONSENTS:]
-    connection = connection.model_copy(update={"recent_consents": recent})
+    connection = without_confirmation(connection, consent).model_copy(update={"recent_consents": recent})
     if connection.flow.uses_browser:
         return Transition(connection, Command.EXCHANGE_CODE)
     waiting = connection.model_copy(update={"waiting_consent": consent})

@@ -6,6 +6,7 @@ from enum import Enum, auto
 
 from evergrant_server.core.clock import add_time
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.lifecycle.confirmations import next_to_lapse
 from evergrant_server.core.lifecycle.grants import grant_ends_at, refreshable_for
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy, due_at, keep_alive_at
 from evergrant_server.core.messages.connection import ConnectionState
@@ -24,6 +25,7 @@ class TimerPurpose(Enum):
     LOOK_UP_ACCOUNTS = auto()
     VERIFY_LATE_TOKENS = auto()
     END_CONSENT = auto()
+    LAPSE_CONSENT = auto()
     REVOKE = auto()
 
 
@@ -45,10 +47,15 @@ def next_timer(connection: ConnectionState, rules: LifecycleRules, share: float 
     match connection.state:
         case LifecycleState.PENDING_CONSENT:
             return _earlier(
-                _deadline(connection, rules), _late_verification(connection), _first_tokens(connection)
+                _deadline(connection, rules),
+                _late_verification(connection),
+                _first_tokens(connection),
+                _confirm_time_over(connection),
             )
         case LifecycleState.NEEDS_REAUTH:
-            return _earlier(_late_verification(connection), _first_tokens(connection))
+            return _earlier(
+                _late_verification(connection), _first_tokens(connection), _confirm_time_over(connection)
+            )
         case LifecycleState.REVOKING:
             return _timer(connection.retry_at, "revoke again", TimerPurpose.REVOKE)
         case LifecycleState.ACTIVE:
@@ -57,6 +64,7 @@ def next_timer(connection: ConnectionState, rules: LifecycleRules, share: float 
                 _refresh(connection, rules, share),
                 _announcement(connection, rules),
                 _device_poll(connection),
+                _confirm_time_over(connection),
                 _timer(lookup_at, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS),
             )
         case _:
@@ -68,6 +76,12 @@ def _deadline(connection: ConnectionState, rules: LifecycleRules) -> Timer | Non
         return None
     ends = connection.consent_deadline + rules.consent_grace
     return Timer(ends, "consent deadline", TimerPurpose.END_CONSENT)
+
+
+def _confirm_time_over(connection: ConnectionState) -> Timer | None:
+    first = next_to_lapse(connection)
+    until = None if first is None else first.until
+    return _timer(until, "confirmation deadline", TimerPurpose.LAPSE_CONSENT)
 
 
 def _late_verification(connection: ConnectionState) -> Timer | None:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.lifecycle import consents, grants, refresh
+from evergrant_server.core.lifecycle import confirmations, consents, grants, refresh
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
 from evergrant_server.core.lifecycle.grants import grant_ends_at, without_future_dates
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy
@@ -53,6 +53,8 @@ def _on_timer_fired(connection: ConnectionState, event: LifecycleEvent, at: Mome
             return Transition(connection, Command.LOOK_UP_ACCOUNTS)
         case TimerPurpose.END_CONSENT:
             return consents.on_consent_expired(connection)
+        case TimerPurpose.LAPSE_CONSENT:
+            return Transition(connection, Command.LAPSE_CONSENT)
         case TimerPurpose.REVOKE:
             return Transition(connection, Command.REVOKE)
         case TimerPurpose.REFRESH | TimerPurpose.KEEP_ALIVE:
@@ -93,6 +95,8 @@ def _on_provider_changed(connection: ConnectionState, event: LifecycleEvent, at:
 _HANDLERS: dict[EventKind, Callable[[ConnectionState, LifecycleEvent, Moment], Transition]] = {
     EventKind.CONSENT_GRANTED: consents.on_consent_granted,
     EventKind.CONSENT_DENIED: consents.on_consent_denied,
+    EventKind.CONSENT_RETURNED: confirmations.on_consent_returned,
+    EventKind.CONSENT_LAPSED: confirmations.on_consent_lapsed,
     EventKind.CONSENT_NOT_ENDED: consents.on_consent_not_ended,
     EventKind.CODE_EXCHANGE_ENDED: consents.on_code_exchange_ended,
     EventKind.FIRST_TOKENS_ENDED: consents.on_first_tokens_ended,

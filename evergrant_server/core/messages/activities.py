@@ -70,6 +70,18 @@ class EndConsent(ConnectionCall):
     denied: bool
 
 
+class LapseConsent(ConnectionCall):
+    """Destroy the code of a consent that its app didn't confirm in time, and reopen its link."""
+
+    consent_id: ConsentId
+
+
+class LapseResult(Message):
+    """`confirm_by` is set when the app may still confirm the consent until then."""
+
+    confirm_by: datetime | None = None
+
+
 class BeginRevocation(ConnectionCall):
     """Write `revoking` to the store, for a revocation that began in Temporal."""
 

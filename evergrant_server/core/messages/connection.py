@@ -15,6 +15,13 @@ from evergrant_server.core.messages.base import Message, RequestMessage
 from evergrant_server.core.provider_events import ReportSource
 
 
+class PendingConfirmation(Message):
+    """A consent that its app has to confirm."""
+
+    consent_id: ConsentId
+    until: datetime
+
+
 class ConnectionState(GrantFacts):
     """The workflow's own state of its connection: the facts that decide the next step."""
 
@@ -48,6 +55,7 @@ class ConnectionState(GrantFacts):
     waiting_consent: ConsentId | None = None  # first tokens are requested for it at `retry_at` or `poll_at`
     poll_at: datetime | None = None
     poll_interval_s: float | None = None
+    confirming: tuple[PendingConfirmation, ...] = ()
 
     # late tokens, accounts, callers
     late_attempt: AttemptId | None = None  # late tokens of this attempt wait to be verified
@@ -69,6 +77,8 @@ class EventKind(StrEnum):
 
     CONSENT_GRANTED = "consent_granted"
     CONSENT_DENIED = "consent_denied"
+    CONSENT_RETURNED = "consent_returned"
+    CONSENT_LAPSED = "consent_lapsed"
     CONSENT_NOT_ENDED = "consent_not_ended"
     CODE_EXCHANGE_ENDED = "code_exchange_ended"
     FIRST_TOKENS_ENDED = "first_tokens_ended"
@@ -105,6 +115,7 @@ class LifecycleEvent(RequestMessage):
     refresh_reason: RefreshReason = RefreshReason.COMMAND
     result: GrantResult | None = None
     revocation: RevocationResult | None = None
+    until: datetime | None = None
 
 
 class ConnectionStart(RequestMessage):
@@ -136,6 +147,13 @@ class ConsentGranted(RequestMessage):
 
 class ConsentDenied(RequestMessage):
     consent_id: ConsentId
+
+
+class ConsentReturned(RequestMessage):
+    """A browser came back from the provider. What its app doesn't confirm until then is undone."""
+
+    consent_id: ConsentId
+    until: datetime
 
 
 class Revoke(RequestMessage):

@@ -51,6 +51,7 @@ class ActivityName(StrEnum):
     LOOK_UP_ACCOUNTS = "look_up_accounts"
     ANNOUNCE_EXPIRY = "announce_expiry"
     END_CONSENT = "end_consent"
+    LAPSE_CONSENT = "lapse_consent"
     BEGIN_REVOCATION = "begin_revocation"
     REVOKE_GRANT = "revoke_grant"
     REVOKE_REPLACED_GRANTS = "revoke_replaced_grants"
@@ -78,6 +79,7 @@ class SignalName(StrEnum):
     # to ConnectionWorkflow
     CONSENT_GRANTED = "consent_granted"
     CONSENT_DENIED = "consent_denied"
+    CONSENT_RETURNED = "consent_returned"
     REVOKE = "revoke"
     ROTATE = "rotate"
     REQUEST_TOKEN = "request_token"

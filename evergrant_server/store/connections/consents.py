@@ -5,6 +5,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, update
 from sqlmodel import col
 
+from evergrant_server.core.connections.confirmation import reopened
 from evergrant_server.core.connections.consent import (
     Consent,
     ConsentKind,
@@ -14,7 +15,7 @@ from evergrant_server.core.connections.consent import (
 )
 from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, ConsentId, Tenant
+from evergrant_server.core.ids import AppId, ConnectionId, ConsentId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.store.connections.tables import ConsentRow
 from evergrant_server.store.database.rows import Values, columns_equal
@@ -22,7 +23,7 @@ from evergrant_server.store.sealing import IntakeRepository
 
 _LINK, _VERIFIER, _CODE = "sealed_link", "sealed_verifier", "sealed_code"
 _TOKENS, _DEVICE, _REQUEST = "sealed_tokens", "sealed_device", "sealed_request"
-_CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value)
+_CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value, ConsentStatus.CONFIRMING.value)
 
 
 class Consents(IntakeRepository[Consent, ConsentId]):
@@ -54,11 +55,36 @@ class Consents(IntakeRepository[Consent, ConsentId]):
         return await self._one(state_hash=state_hash)
 
     async def open_consent(
-        self, tenant: Tenant, connection_id: ConnectionId, now: datetime
+        self,
+        tenant: Tenant,
+        connection_id: ConnectionId,
+        now: datetime,
+        *,
+        app_id: AppId | None = None,
+        challenge: str | None = None,
     ) -> Consent | None:
-        """The newest consent that the subject can still go on with, or None."""
+        """The newest consent of this app and challenge that the subject can still go on with, or None."""
         open_now = col(ConsentRow.status).in_(_CAN_GO_ON) & (col(ConsentRow.expires_at) > now)
-        return await self._newest(tenant, connection_id, open_now)
+        mine = columns_equal(ConsentRow, app_id=app_id, challenge=challenge)
+        return await self._newest(tenant, connection_id, open_now & mine)
+
+    async def by_confirm_code(self, tenant: Tenant, confirm_hash: str) -> Consent | None:
+        """The consent whose browser got this confirm code last."""
+        return await self._one(tenant=tenant, confirm_hash=confirm_hash)
+
+    async def confirming(self, tenant: Tenant, connection_id: ConnectionId) -> list[Consent]:
+        """The connection's consents that wait for their app's confirmation, or were left waiting."""
+        status = ConsentStatus.CONFIRMING.value
+        return await self._all(self._where(tenant=tenant, connection_id=connection_id, status=status))
+
+    async def reopen(self, consent: Consent) -> Consent:
+        """Destroy the code of a consent that wasn't confirmed in time; its link works again.
+
+        Raises Failure STORE_CONFLICT, NOT_FOUND.
+        """
+        after = await self._change(reopened(consent), consent.revision)
+        await self.erase_secrets(after)
+        return after
 
     async def replace(
         self,

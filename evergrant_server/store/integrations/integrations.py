@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Index, UniqueConstraint, and_, exists, or_, select, update
 from sqlmodel import col
 
+from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
@@ -102,6 +103,10 @@ class Integrations(IntakeRepository[Integration, IntegrationId]):
     async def page_of_all_tenants(self, after: str | None = None, limit: int = 200) -> list[Integration]:
         """Integrations of every tenant, sorted by id, after the id `after`."""
         return await self._page(self._where(), "id", after, limit)
+
+    async def with_binding(self, binding: Binding, limit: int) -> list[Integration]:
+        """Integrations of every tenant with this binding, sorted by id."""
+        return await self._page(self._where(binding=binding.value), "id", None, limit)
 
     async def lock_against_deletion(self, i: Integration) -> None:
         """Keep it from being deleted until this transaction ends. Raises Failure NOT_FOUND."""

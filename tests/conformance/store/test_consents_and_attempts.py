@@ -8,7 +8,7 @@ import pytest
 from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import Tenant, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Store
@@ -62,6 +62,41 @@ async def test_only_a_consent_that_can_go_on_is_open(store: Store):
     async with store.read() as tx:
         assert await tx.consents.open_consent(ACME, connection.id, NOW) == new
         assert await tx.consents.open_consent(ACME, connection.id, NOW + timedelta(hours=1)) is None
+
+
+async def test_an_open_consent_belongs_to_its_app_and_session(store: Store):
+    connection = await added(store, a_connection())
+    apps = {
+        (app, challenge): a_consent(connection, app_id=app, challenge=challenge)
+        for app in (None, new_id("app"), new_id("app"))
+        for challenge in (None, "c")
+    }
+    async with store.write() as tx:
+        for consent in apps.values():
+            await tx.consents.add(consent, Secret("link"))
+    async with store.read() as tx:
+        for (app, challenge), consent in apps.items():
+            mine = {"app_id": app, "challenge": challenge}
+            assert await tx.consents.open_consent(ACME, connection.id, NOW, **mine) == consent
+
+
+async def test_a_consent_that_was_not_confirmed_is_reopened_without_its_code(store: Store):
+    connection = await added(store, a_connection())
+    waits = {"status": ConsentStatus.CONFIRMING, "confirm_hash": "h", "confirm_by": NOW, "state_hash": "s"}
+    consent = a_consent(connection, browser_hash="b", **waits)
+    async with store.write() as tx:
+        await tx.consents.add(consent, Secret("link"))
+        consent = await tx.consents.replace(consent, expected=1, verifier=Secret("v"), code=Secret("c"))
+        assert await tx.consents.confirming(ACME, connection.id) == [consent]
+        assert await tx.consents.by_confirm_code(ACME, "h") == consent
+        assert await tx.consents.by_confirm_code(Tenant("other"), "h") is None
+        after = await tx.consents.reopen(consent)
+    assert (after.status, after.state_hash, after.browser_hash) == (ConsentStatus.OPEN, None, None)
+    async with store.read() as tx:
+        assert await tx.consents.confirming(ACME, connection.id) == []
+        assert (await tx.consents.connect_link(after)).reveal() == "link"
+        with fails(ErrorCode.NOT_FOUND):
+            await tx.consents.code(after)
 
 
 async def test_a_link_or_state_belongs_to_one_consent(store: Store):

@@ -18,12 +18,14 @@ import yaml
 
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.confirmation import CONFIRM_TIME, await_confirm
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, Tenant, new_id
+from evergrant_server.core.ids import AppId, ConnectionId, Tenant, new_id
 from evergrant_server.core.integrations import Integration, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt
@@ -195,6 +197,14 @@ class HarnessDatabase:
         consent = a_consent(connection, self._clock.now(), **told)
         generic = self._registry.get("generic")
         return await add_code(self.store, generic, integration, consent, self._browser)
+
+    async def returned(self, consent: Consent, *, late: bool) -> tuple[Consent, str]:
+        """The same consent as a callback leaves it that its app has to confirm, and the confirm code."""
+        bound = {"binding": Binding.APP, "app_id": AppId(new_id("app"))}
+        now = self._clock.now() - (2 * CONFIRM_TIME if late else timedelta(0))
+        waiting, code = await_confirm(consent.model_copy(update=bound), now)
+        async with self.store.write() as tx:
+            return await tx.consents.replace(waiting, expected=consent.revision), code.reveal()
 
     async def revoke(self, connection: Connection) -> None:
         """What the API writes first for a revocation; a worker may write at the same moment."""

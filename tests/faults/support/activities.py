@@ -23,6 +23,8 @@ from evergrant_server.core.messages.activities import (
     EndConsent,
     ExchangeCode,
     GrantResult,
+    LapseConsent,
+    LapseResult,
     RefreshGrant,
     RequestFirstTokens,
     RevocationResult,
@@ -104,6 +106,9 @@ class Activities:
 
     async def end_consent(self, connection: Connection) -> GrantResult | None:
         return await self._run("end_consent", EndConsent(**call_for(connection), denied=False))
+
+    async def lapse(self, connection: Connection, consent: Consent) -> LapseResult:
+        return await self._run("lapse_consent", LapseConsent(**call_for(connection), consent_id=consent.id))
 
     async def mint(self, connection: Connection, consent: Consent) -> GrantResult:
         order = RequestFirstTokens(**call_for(connection), consent_id=consent.id, generation=0)

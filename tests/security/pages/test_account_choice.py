@@ -19,7 +19,7 @@ OPTIONS = (
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evergrant_server.api.pages.callback_outcome.WAIT_S", 0.0)
+    monkeypatch.setattr("evergrant_server.api.connections.consents.EXCHANGE_WAIT_S", 0.0)
 
 
 class Choosing:

@@ -43,7 +43,7 @@ class Sent(Started):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evergrant_server.api.pages.callback_outcome.WAIT_S", 0.0)
+    monkeypatch.setattr("evergrant_server.api.connections.consents.EXCHANGE_WAIT_S", 0.0)
 
 
 async def sent(api: Api, provider: str, **integration: object) -> Sent:

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 import httpx2
 
 from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connections.binding import challenge_of
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
@@ -106,7 +107,7 @@ class OtherLives:
         subject_token = f"at-{chance.token_urlsafe(24)}"
         async with self.platform.caller(key) as app, self.platform.client() as admin:
             await self._integrations(admin)
-            await self._consented(app, "bound")
+            await self._confirmed(app)
             await self._consented(app, "meta", account="acct-1")
             await self._connected(app, "other", flow="device_code")
             await self._connected(app, "other", flow="client_credentials", label="machine")
@@ -219,7 +220,7 @@ class OtherLives:
             for it in (document, oauth1):
                 await define(api, it)
         bodies = {
-            "bound": {**generic, "dpop": True},
+            "bound": {**generic, "dpop": True, "binding": "app"},
             "other": generic,
             "meta": {"provider": "meta-like", **ours},
             "mutual": {
@@ -235,7 +236,7 @@ class OtherLives:
             },
         }
         for name, body in bodies.items():
-            answer = await admin.put(f"/v1/integrations/{name}", json=body | {"binding": "none"})
+            answer = await admin.put(f"/v1/integrations/{name}", json={"binding": "none", **body})
             assert answer.is_success, answer.text
 
     async def _begun(self, app: httpx2.AsyncClient, integration: str, **more: str) -> dict[str, Any]:
@@ -247,6 +248,20 @@ class OtherLives:
         made = await wait_until(begun, f"a connection of {integration}", _SOON_S)
         self.ids.append(made["id"])
         return made
+
+    async def _confirmed(self, app: httpx2.AsyncClient) -> None:
+        """A consent that the app confirms, with the code that the browser shows."""
+        verifier = chance.token_urlsafe(32)
+        made = await self._begun(app, "bound", challenge=challenge_of(verifier))
+        async with self._subject() as subject:
+            landing = await subject.consent(made["connect_url"])
+        assert landing.response is not None
+        code = landing.response.text.partition("<p><code>")[2].partition("</code>")[0]
+        confirm = {"code": code, "subject": "user-2", "verifier": verifier}
+        answer = await app.post(f"/v1/connections/{made['id']}/confirm", json=confirm)
+        assert answer.is_success, answer.text
+        self.answers.append(answer.content)
+        self.secrets |= {"confirm code": [code], "verifier of the app": [verifier]}
 
     async def _consented(self, app: httpx2.AsyncClient, integration: str, **fact: str) -> None:
         made = await self._begun(app, integration)

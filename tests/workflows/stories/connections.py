@@ -10,7 +10,7 @@ from evergrant_server.core.connections.consent import DevicePoll
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.messages import connection as m
-from evergrant_server.core.messages.activities import GrantResult, RevocationResult
+from evergrant_server.core.messages.activities import GrantResult, LapseResult, RevocationResult
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import AccountChosen, LateTokensReceived, RevokedAtProvider
 from evergrant_server.core.messages.names import ActivityName, SignalName
@@ -36,6 +36,21 @@ async def consent_denied(client: Client) -> Handle:
         no = m.ConsentDenied(consent_id=a_consent().consent_id, context=ASKED)
         await life.handle.signal(SignalName.CONSENT_DENIED, no)
         await life.handle.result()
+        return life.handle
+
+
+async def confirmed_after_a_first_try_was_not(client: Client) -> Handle:
+    """A browser comes back twice: the app is silent, then late by the worker's clock, and then confirms."""
+    scripted, now = ScriptedActivities(), datetime.now(UTC)
+    scripted.answers[ActivityName.LAPSE_CONSENT].append(LapseResult(confirm_by=now + timedelta(seconds=1)))
+    async with living(client, scripted) as life:
+        consent = a_consent()
+        for until, lapses in ((now, 2), (now + timedelta(minutes=2), 2)):
+            came = m.ConsentReturned(consent_id=consent.consent_id, until=until, context=ASKED)
+            await life.handle.signal(SignalName.CONSENT_RETURNED, came)
+            await life.until_called(ActivityName.LAPSE_CONSENT, lapses)
+        await life.handle.signal(SignalName.CONSENT_GRANTED, consent)
+        await life.until(lambda d: d.generation == 1)
         return life.handle
 
 

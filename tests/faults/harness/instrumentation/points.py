@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[4]
 PATH = (
     "activities.grants.candidates",
     "activities.consents.code_exchange",
+    "activities.consents.confirmation",
     "activities.consents.first_grant",
     "activities.grants.grant_outcome",
     "activities.grants.refresh",
@@ -42,6 +43,7 @@ PATH = (
     "activities.support.context_loader",
     "activities.support.temporal",
     "activities.support.transactions",
+    "evergrant_server.api.connections.confirm",
     "evergrant_server.egress.transport",
     "evergrant_server.telemetry.metrics",
     "providers.requests.sender",
@@ -71,6 +73,9 @@ ELSEWHERE = {
     "activities.grants.refresh:RefreshActivities._token_request#2": (
         "an access token that is exchanged is not spent"
     ),
+    "evergrant_server.api.connections.confirm:confirm_consent": "the harness confirms without HTTP",
+    "evergrant_server.api.connections.confirm:_raise_refusal": "nothing is written here",
+    "evergrant_server.api.connections.confirm:_link": "nothing is written here",
     "providers.requests.sender:Sender.send_signed": "OAuth 1.0a: another request of the code exchange",
     "providers.requests.sender:Sender.send_prepared": "a client grant or a revocation spends nothing",
 }

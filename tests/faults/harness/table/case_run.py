@@ -12,15 +12,15 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
 from evergrant_server.core.integrations import Rotation
-from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RefreshGrant
+from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, LapseConsent, RefreshGrant
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.messages.names import connection_workflow_id
 from tests.fakes.providers.scripted_provider import hold_answer
 from tests.faults.harness.database import PUBLIC_URL, TENANT, AttemptRecord, FinalState, HarnessDatabase
 from tests.faults.harness.instrumentation.passages import AFTER, Fault
 from tests.faults.harness.provider import StrictProvider
-from tests.faults.harness.table.scenarios import JOURNALLED, REFRESH, Scenario
-from tests.faults.harness.workers import limits
+from tests.faults.harness.table.scenarios import CONFIRM, JOURNALLED, LAPSE, REFRESH, Scenario
+from tests.faults.harness.workers import handles, limits
 from tests.faults.harness.workers.handles import Answer, ForkServer, WorkerHandle, WorkerStart
 
 _ASK_AGAIN_S, _ASK_AGAIN_AT_LAST_S = 0.08, 0.5
@@ -138,7 +138,7 @@ class CaseRun:
 
     async def _prepare(self) -> tuple[Connection, Consent | None, Any]:
         scenario = self._case.scenario
-        ground, idp, consent = self._ground, self._idp, None
+        ground, idp, consent, code = self._ground, self._idp, None, ""
         async with ground.store.write() as tx:
             integration = await ground.integration(
                 tx, idp, self._case.rotation, scenario.provider, scenario.secrets
@@ -148,6 +148,8 @@ class CaseRun:
                 connection = await ground.granted(tx, connection, idp, refreshable=scenario.refreshable)
         if scenario.flow != REFRESH:
             consent = await ground.consent(idp, integration, connection, started=scenario.started)
+            if scenario.flow in (CONFIRM, LAPSE):
+                consent, code = await ground.returned(consent, late=scenario.late)
         if scenario.leased:
             await self._ground.leased(connection)
         self._idp.script(*scenario.answers(self._case.rotation))
@@ -160,9 +162,17 @@ class CaseRun:
             ),
         }  # fmt: skip
         if consent is not None:
-            return connection, consent, ExchangeCode(**call, consent_id=consent.id, generation=0)
+            return connection, consent, self._consent_order(call, consent, code)
         order = RefreshGrant(**call, generation=connection.generation, only_if_leased=scenario.leased)
         return connection, None, order
+
+    def _consent_order(self, call: dict[str, Any], consent: Consent, code: str) -> Any:
+        if (scenario := self._case.scenario).flow == LAPSE:
+            return LapseConsent(**call, consent_id=consent.id)
+        if scenario.flow == CONFIRM:
+            call |= {"app_id": consent.app_id, "code": code, "subject": scenario.subject}
+            return handles.ConfirmAndExchange(**call, consent_id=consent.id, generation=0)
+        return ExchangeCode(**call, consent_id=consent.id, generation=0)
 
     async def _hand(self, name: str, *plan: Fault) -> WorkerHandle:
         journals = self._folder / host_of(name, self._case.layout) / "journals"

@@ -9,7 +9,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.integrations import Rotation
 from tests.faults.harness.table.case_run import CaseRecord, Layout
 from tests.faults.harness.table.cases import WRITING
-from tests.faults.harness.table.scenarios import EXCHANGE, REFRESH
+from tests.faults.harness.table.scenarios import CONFIRM, REFRESH
 from tests.faults.harness.table.send_rules import all_were_kept, sent_though_kept, taken_over_too_early
 
 
@@ -140,7 +140,7 @@ def _of_unknown(told: CaseRecord) -> tuple[Verdict, str]:
         return _excused(told) or (Verdict.LOST, "what was installed had been ended by another use")
     if told.end.connection.generation > GRANTED:
         return Verdict.UNKNOWN, "two answers lost: one came too late, and the other never"
-    spends = told.case.rotation is Rotation.STRICT or told.case.scenario.flow == EXCHANGE
+    spends = told.case.rotation is Rotation.STRICT or told.case.scenario.flow != REFRESH
     if spends and in_window(told):
         return Verdict.UNKNOWN, ""
     if spends and double_sent(told):
@@ -171,6 +171,11 @@ def _of_exchange(told: CaseRecord) -> tuple[Verdict, str]:
     if consent.status is ConsentStatus.DONE and connection.state is LifecycleState.ACTIVE:
         unheard = Verdict.VIOLATION, "the store has a grant that the workflow was not told of"
         return _of_active(told) if told.heard else unheard
+    if told.case.scenario.late:
+        undone = consent.status is ConsentStatus.OPEN and not told.idp.uses
+        return (Verdict.REFUSED, "") if undone else (Verdict.VIOLATION, f"{consent.status} after its time")
+    if told.case.scenario.flow == CONFIRM and told.case.scenario.refused and told.idp.uses:
+        return Verdict.VIOLATION, "a code was sent that no app had confirmed"
     if consent.status is not ConsentStatus.FAILED or connection.state is not LifecycleState.PENDING_CONSENT:
         return Verdict.LOST, f"consent {consent.status}, connection {connection.state}"
     if told.case.scenario.refused:

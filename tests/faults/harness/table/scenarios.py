@@ -18,6 +18,7 @@ from tests.fakes.providers.scripted_provider import (
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
 
 REFRESH, EXCHANGE = "refresh_grant", "exchange_code"
+CONFIRM, LAPSE = "confirm_and_exchange", "lapse_consent"  # of a bound consent
 ROTATIONS = (Rotation.NONE, Rotation.GRACE, Rotation.STRICT)
 CROOKED = "crooked"  # a definition that can't be used; the workers' registry has it
 PROVING = "proving"  # its tokens are bound to a key (RFC 9449)
@@ -48,6 +49,8 @@ class Scenario:
     sweeps_late: bool = False  # the refresh comes before it has looked through any journal
     queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
     leased: bool = False
+    subject: str = "user-1"  # who is logged in to the app
+    late: bool = False  # the time for the confirmation is over
     unread: bool = False  # its definition can't read the provider's tokens, and is repaired meanwhile
     held: bool = False  # the provider answers late, and the worker is shut down meanwhile
     ends: bool = False  # and it ends then, although it still waits
@@ -230,6 +233,16 @@ SCENARIOS = (
         layouts=("two, one host",),
         rotations=(Rotation.STRICT,),
     ),
+    Scenario("code exchange, confirmed by its app", CONFIRM, rotations=(Rotation.STRICT,)),
+    Scenario(
+        "code exchange, another subject came back",
+        CONFIRM,
+        refused=True,
+        subject="user-2",
+        rotations=(Rotation.STRICT,),
+    ),
+    Scenario("code exchange, confirmed too late", CONFIRM, late=True, rotations=(Rotation.STRICT,)),
+    Scenario("code exchange, not confirmed", LAPSE, late=True, rotations=(Rotation.STRICT,)),
     Scenario("code exchange, refused", EXCHANGE, _refused, refused=True),
     Scenario("code exchange, consent never started", EXCHANGE, started=False, refused=True),
     Scenario("code exchange, store away at first", EXCHANGE, faults=(LOST_CONSENT,)),

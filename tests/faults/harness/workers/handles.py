@@ -15,6 +15,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
+from evergrant_server.core.ids import AppId
+from evergrant_server.core.messages.activities import ExchangeCode
 from tests.faults.harness.instrumentation.passages import Fault
 from tests.faults.harness.instrumentation.points import ROOT
 
@@ -36,6 +38,14 @@ class WorkerStart(BaseModel):
     sweeps_after_s: float = 0.0
     repaired_after_s: float = 0.0  # until then its definition can't read the provider's tokens
     patient: bool = False  # it proves that the connection works: a busy machine must not spoil that
+
+
+class ConfirmAndExchange(ExchangeCode):
+    """The app confirms (again after a crash, as it doesn't know), and then the workflow is told."""
+
+    app_id: AppId
+    code: str
+    subject: str
 
 
 class Answer(BaseModel):

@@ -13,6 +13,7 @@ import select
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpcore2
@@ -22,9 +23,17 @@ from temporalio.testing import ActivityEnvironment
 from activities.single_use import circuit_breakers, journal_replay
 from activities.single_use.attempt_tracker import CriticalSections
 from activities.support import temporal, transactions
+from evergrant_server.api.connections.confirm import decide_confirmation
+from evergrant_server.api.connections.models import ConfirmBody
+from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.call import ApiCall
+from evergrant_server.core.access import Action, App, AppKey, Permit
 from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connections.confirmation import ConfirmVerdict
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, RefreshGrant
+from evergrant_server.core.ids import KeyId, PermitId
+from evergrant_server.core.messages.activities import ExchangeCode, GrantResult, LapseConsent, RefreshGrant
+from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use import attempt as protocol
 from evergrant_server.core.single_use.attempt import TimeLimits
 from evergrant_server.core.single_use.circuit_breaker import Admission
@@ -43,7 +52,7 @@ from providers.requests.sender import SendFailed
 from tests.faults.harness.instrumentation.passages import AFTER, Fault, passages
 from tests.faults.harness.table.scenarios import CROOKED, JOURNALLED, ON_TRIAL, PROVING
 from tests.faults.harness.workers import limits
-from tests.faults.harness.workers.handles import WorkerStart
+from tests.faults.harness.workers.handles import ConfirmAndExchange, WorkerStart
 
 WORKER = "x-harness-worker"
 TLS = default_tls_context()
@@ -61,7 +70,14 @@ PATIENT = TimeLimits(
     poll_interval=LIMITS.poll_interval,
     replay=LIMITS.replay,
 )
-_ORDERS = {"refresh_grant": RefreshGrant, "exchange_code": ExchangeCode, "drain": RefreshGrant}
+_ORDERS = {
+    "refresh_grant": RefreshGrant,
+    "exchange_code": ExchangeCode,
+    "confirm_and_exchange": ConfirmAndExchange,
+    "lapse_consent": LapseConsent,
+    "drain": RefreshGrant,
+}
+_EXCHANGE = set(ExchangeCode.model_fields)
 registry: list[Registry] = []  # read once, by the fork server
 databases: dict[str, Database] = {}  # with their compiled statements, from the rehearsal
 
@@ -177,6 +193,18 @@ def lost(fault: Fault) -> Exception | None:
     return httpcore2.ReadError("the answer was lost")
 
 
+def call_of(parts: Platform, order: ConfirmAndExchange) -> ApiCall:
+    """The request of an app that may connect everyone."""
+    owned = {"tenant": order.tenant, "created_at": parts.clock.now()}
+    app = App(id=order.app_id, name="web", **owned)
+    key = AppKey(id=KeyId("key_1"), app_id=app.id, secret_hash="", **owned)
+    permit = Permit(
+        id=PermitId("per_1"), app_id=app.id, name="all", integration="*", actions=(Action.CONNECT,), **owned
+    )
+    api = SimpleNamespace(store=parts.store, clock=parts.clock, relay=SimpleNamespace(notify=lambda: None))
+    return ApiCall(cast(Any, api), Caller(app, key, (permit,)), order.context, cast(Any, None))
+
+
 class Child:
     """Lives through one case after another, and answers its parent's orders until the socket closes.
 
@@ -228,9 +256,11 @@ class Child:
         self._database_url = start.database_url
         self._sections = CriticalSections()
         self._journal = Journal(start.journals)
-        work = work_of(parts_of(start), self._sections, self._journal, start)
+        parts = parts_of(start)
+        work = work_of(parts, self._sections, self._journal, start)
         self._does: dict[str, Callable[..., Any]] = {it.__name__: it for it in work.activities}
-        self._does["drain"] = self._drain
+        self._does |= {"drain": self._drain, "confirm_and_exchange": self._confirm_and_exchange}
+        self._parts = parts
         self._sweeping = asyncio.create_task(_sweep(work, start.sweeps_after_s))
         self._say({"pid": os.getpid(), "journal": self._journal.id})
 
@@ -252,6 +282,19 @@ class Child:
     async def _drain(self, order: Any) -> GrantResult:
         await self._sections.drain(limits.seconds(limits.DRAIN_S))
         return GrantResult()
+
+    async def _confirm_and_exchange(self, order: ConfirmAndExchange) -> GrantResult:
+        """The API and the worker in one process: a kill ends both."""
+        body = ConfirmBody(code=Secret(order.code), subject=order.subject)
+        call = call_of(self._parts, order)
+        _, verdict = await decide_confirmation(call, order.connection_id, body)
+        if verdict is ConfirmVerdict.MISMATCH:
+            return GrantResult(failure=ErrorCode.SUBJECT_MISMATCH, consent_over=True)
+        if verdict is ConfirmVerdict.EXPIRED:
+            return GrantResult(failure=ErrorCode.CONFIRM_EXPIRED)
+        return await self._does["exchange_code"](
+            ExchangeCode.model_validate(order.model_dump(include=_EXCHANGE))
+        )
 
     async def _obey(self, order: dict[str, Any]) -> None:
         call = _ORDERS[order["do"]].model_validate(order["call"])

@@ -11,6 +11,7 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.lifecycle.command import Command
+from evergrant_server.core.lifecycle.confirmations import next_to_lapse
 from evergrant_server.core.lifecycle.schedule import RULES, RefreshPolicy
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.lifecycle.transition import next_step
@@ -87,6 +88,11 @@ class Lives(RuleBasedStateMachine):
                 case Command.ANNOUNCE_EXPIRY:
                     assert self.life.state is LifecycleState.ACTIVE
                     do = Command.NOTHING
+                case Command.LAPSE_CONSENT:
+                    overdue = next_to_lapse(self.life)
+                    assert overdue is not None
+                    assert overdue.until <= self.now
+                    do = self.happen(EventKind.CONSENT_LAPSED, consent_id=overdue.consent_id)
                 case Command.END_CONSENT:
                     assert self.life.state in (LifecycleState.DENIED, LifecycleState.CONSENT_EXPIRED)
                     do = Command.NOTHING
@@ -122,6 +128,15 @@ class Lives(RuleBasedStateMachine):
         do = self.happen(EventKind.CONSENT_GRANTED, consent_id=consent)
         assert not (known and do is Command.EXCHANGE_CODE), "a code is exchanged once"
         self.carry_out(do, data)
+
+    @rule(wait=st.integers(0, 300))
+    def consent_returned(self, wait: int) -> None:
+        self.consents += 1
+        until = self.now + timedelta(seconds=wait)
+        do = self.happen(
+            EventKind.CONSENT_RETURNED, consent_id=ConsentId(f"cns_{self.consents}"), until=until
+        )
+        assert do is Command.NOTHING
 
     @rule(data=st.data())
     def consent_denied(self, data: st.DataObject) -> None:
