@@ -11,7 +11,7 @@ from activities.grants import GrantServices
 from activities.grants.candidates import candidates
 from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
-from activities.grants.replaced_grants import install_new_grant
+from activities.grants.replaced_grants import install_new_grant, keep_late_tokens_to_revoke
 from activities.grants.token_request import TokenRequest
 from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import SingleUseAttempt
@@ -97,6 +97,7 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
         else:  # revoking them might end the grant that is installed
             detail = {"attempt": row.id, "state": current.state, "revoked": False}
             await append_audit(tx, call, AuditAction.LATE_TOKENS_RECEIVED, now, **detail)
+            await keep_late_tokens_to_revoke(tx, call, self.context, current, tokens, now)
         return GrantResult(attempt_id=row.id, failure=ErrorCode.OUTCOME_UNKNOWN)
 
 

@@ -164,7 +164,9 @@ class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
                 after, tokens, grant, origin=Origin.REFRESH, expected=current.revision
             )
         else:
-            saved = await install_new_grant(tx, request, context, current, after, tokens, grant)
+            saved = await install_new_grant(
+                tx, request, context, current, after, tokens, grant, verified=request.attempt_id
+            )
         # the reply to the code is valid, and so are the tokens for further slots that came with it
         ring = self.services.store.ring
         await install_further_slots(tx, ring, request, saved, self.late_reply.tokens, since, now)

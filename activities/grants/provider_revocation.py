@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from activities.grants import GrantServices
@@ -24,7 +24,30 @@ from providers.responses.error_mapping import is_unsupported_token_type, read_re
 
 log = logging.getLogger("evergrant.activities")
 
+_BEST_FIRST = (
+    RevocationOutcome.NOTHING_HELD,
+    RevocationOutcome.CONFIRMED,
+    RevocationOutcome.ACCESS_TOKEN_ONLY,
+    RevocationOutcome.NOT_SUPPORTED,
+)
 _REVOKE_TIMEOUT_S = 10.0  # a silent provider must not keep a connection from ending
+
+
+def worst(outcomes: Iterable[RevocationOutcome]) -> RevocationOutcome:
+    """The outcome of several revocations: what is true of them all."""
+    return max(outcomes, key=_BEST_FIRST.index)
+
+
+async def revoke_all_slots(sender: Sender, context: ProviderContext, tokens: TokenSet) -> RevocationOutcome:
+    """The tokens of one reply, each slot's at the host that its own facts name. Raises as below."""
+    return worst(
+        [
+            await revoke_at_provider(
+                sender, context_for_tokens(context, it), it.refresh_token, it.access_token
+            )
+            for it in all_slots(tokens)
+        ]
+    )
 
 
 async def revoke_at_provider(

@@ -3,6 +3,7 @@
 What isn't revoked at once is revoked together with its connection.
 """
 
+from contextlib import suppress
 from datetime import datetime
 
 from activities.support.provider_context import ProviderContext
@@ -12,12 +13,12 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.connections.replaced import ReplacedGrant, continues, may_revoke
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ReplacedGrantId, new_id
+from evergrant_server.core.ids import AttemptId, ReplacedGrantId, new_id
 from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.core.outbox import revoke_replaced_message
 from evergrant_server.store import Transaction
 
-UNREADABLE = (ErrorCode.SEAL_BROKEN, ErrorCode.KEY_UNAVAILABLE)
+_UNREADABLE = (ErrorCode.SEAL_BROKEN, ErrorCode.KEY_UNAVAILABLE)
 
 
 async def install_new_grant(
@@ -30,24 +31,20 @@ async def install_new_grant(
     grant: Grant,
     *,
     imported: bool = False,
+    verified: AttemptId | None = None,
 ) -> Connection:
     """Install the grant of a consent, or one that was `imported`, and keep the tokens that it replaces.
 
     An import may be of the grant that the connection has, from another place: what it replaces is
-    revoked with the connection only. Raises as `Grants.install`.
+    revoked with the connection only. So are late tokens that were waiting to be verified, but for those
+    that `grant` was made from. Raises as `Grants.install`.
     """
+    late = await _late_tokens(tx, current, verified)
     account = await tx.account_identifiers.account_hash(current)
-    unreadable: Failure | None = None
-    old: TokenSet | None = None
-    try:
-        old = await _revocable_tokens(tx, current, after.changed_at)
-    except Failure as failure:
-        if failure.code not in UNREADABLE:
-            raise
-        unreadable = failure  # a new consent is the way out for a grant that can't be opened
+    old = await _revocable_tokens(tx, current, after.changed_at)
     saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
-    if unreadable is not None:
-        detail = {"generation": current.generation, "old_revoked": False, "reason": unreadable.code}
+    if isinstance(old, ErrorCode):  # a new consent is the way out for a grant that can't be opened
+        detail = {"generation": current.generation, "old_revoked": False, "reason": old}
         await append_audit(tx, call, AuditAction.GRANT_REPLACED, after.changed_at, **detail)
     elif old is not None and not continues(old, tokens):
         now_has = await tx.account_identifiers.account_hash(current)
@@ -59,7 +56,25 @@ async def install_new_grant(
             same_account=None if account is None or now_has is None else account == now_has,
         )
         await _keep(tx, call, context, replaced, old, wanted=not imported)
+    for unverified in late:
+        await keep_late_tokens_to_revoke(tx, call, context, current, unverified, after.changed_at)
     return saved
+
+
+async def keep_late_tokens_to_revoke(
+    tx: Transaction,
+    call: ConnectionCall,
+    context: ProviderContext,
+    current: Connection,
+    tokens: TokenSet,
+    now: datetime,
+) -> None:
+    """Keep tokens that came too late for a connection with a grant, until it is revoked.
+
+    They may be of that very grant: of the same code, or the same refresh token.
+    """
+    if current.flow.may_be_revoked:
+        await _keep(tx, call, context, _replaced(current, now), tokens, wanted=False)
 
 
 async def keep_unwanted_tokens(
@@ -92,18 +107,35 @@ def _replaced(current: Connection, now: datetime, **about: object) -> ReplacedGr
     return ReplacedGrant.model_validate(values | about)
 
 
-async def _revocable_tokens(tx: Transaction, current: Connection, now: datetime) -> TokenSet | None:
-    """The tokens of the connection's grant that may live on. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
+async def _revocable_tokens(
+    tx: Transaction, current: Connection, now: datetime
+) -> TokenSet | ErrorCode | None:
+    """The tokens of the connection's grant that may live on, or why they can't be opened."""
     if not current.flow.may_be_revoked:
         return None
     grant = await tx.grants.get(current.tenant, current.id)
     if grant is None:
         return None
-    refresh_token = await tx.grants.refresh_token(current)
-    if refresh_token is None and not grant.is_valid(now):
-        return None
-    access_token = await tx.grants.access_token(current)
+    try:
+        refresh_token = await tx.grants.refresh_token(current)
+        if refresh_token is None and not grant.is_valid(now):
+            return None
+        access_token = await tx.grants.access_token(current)
+    except Failure as failure:
+        if failure.code not in _UNREADABLE:
+            raise
+        return failure.code
     return TokenSet(access_token=access_token, refresh_token=refresh_token, metadata=grant.metadata)
+
+
+async def _late_tokens(tx: Transaction, current: Connection, verified: AttemptId | None) -> list[TokenSet]:
+    """The late tokens that can be opened, without those of the attempt that was `verified`."""
+    found: list[TokenSet] = []
+    for late in await tx.late_tokens.of_connection(current.tenant, current.id):
+        if late.attempt_id != verified:
+            with suppress(Failure):
+                found.append(await tx.late_tokens.tokens(late))
+    return found
 
 
 async def _keep(

@@ -6,7 +6,7 @@ from temporalio import activity
 
 from activities.grants import GrantServices
 from activities.grants.candidates import try_each_secret
-from activities.grants.provider_revocation import context_for_tokens, revoke_at_provider
+from activities.grants.provider_revocation import revoke_all_slots
 from activities.grants.replaced_grants import is_revocable
 from activities.support.bounded_tries import as_failure, report_internal
 from activities.support.provider_context import ProviderContext
@@ -134,8 +134,7 @@ async def _revoke_tokens(
     services: GrantServices, context: ProviderContext, tokens: TokenSet
 ) -> RevocationOutcome:
     async def revoke(with_secret: ProviderContext) -> RevocationOutcome:
-        own = context_for_tokens(with_secret, tokens)
-        return await revoke_at_provider(services.sender, own, tokens.refresh_token, tokens.access_token)
+        return await revoke_all_slots(services.sender, with_secret, tokens)
 
     return (await try_each_secret(context, revoke))[0]
 

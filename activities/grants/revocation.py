@@ -4,7 +4,7 @@ from temporalio import activity
 
 from activities.grants import GrantServices
 from activities.grants.candidates import record_accepted_secret, try_each_secret
-from activities.grants.provider_revocation import all_slots, context_for_tokens, revoke_at_provider
+from activities.grants.provider_revocation import revoke_all_slots, revoke_at_provider, worst
 from activities.grants.replaced_revocation import ReplacedRevocation, revoke_replaced
 from activities.single_use.attempt_tracker import open_attempt
 from activities.support.bounded_tries import as_failure, report_internal
@@ -22,12 +22,6 @@ from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 
 _RETRY_AFTER_S = 3.0
-_BEST_FIRST = (
-    RevocationOutcome.NOTHING_HELD,
-    RevocationOutcome.CONFIRMED,
-    RevocationOutcome.ACCESS_TOKEN_ONLY,
-    RevocationOutcome.NOT_SUPPORTED,
-)
 # The store lost the request to an older backup, or refused it when it was made.
 _REPEATED_REASON = "requested before, and the store does not say so"
 
@@ -93,7 +87,7 @@ class RevocationActivities:
                 await record_accepted_secret(self._store, self._clock, request, context)
             if unrevoked is not None:
                 raise unrevoked
-            outcome = max((*replaced.outcomes, outcome), key=_BEST_FIRST.index)
+            outcome = worst((*replaced.outcomes, outcome))
         except Failure as failure:
             metrics.count(metrics.REVOCATIONS, failure.code, context.spec.name)
             raise
@@ -113,7 +107,7 @@ class RevocationActivities:
         connection = context.connection
         async with self._store.read() as tx:
             found = await tx.late_tokens.of_connection(connection.tenant, connection.id)
-            late = [it for kept in found for it in all_slots(await tx.late_tokens.tokens(kept))]
+            late = [await tx.late_tokens.tokens(kept) for kept in found]
         if context.grant is None and not late:
             return RevocationOutcome.NOTHING_HELD
         flow = connection.flow
@@ -121,18 +115,14 @@ class RevocationActivities:
             # a static credential is the subject's to take back; OAuth 1.0a has no revocation
             return RevocationOutcome.NOT_SUPPORTED
         sender = self._services.sender
-        outcomes = [  # late tokens are unverified, and may be valid all the same
-            await revoke_at_provider(
-                sender, context_for_tokens(context, it), it.refresh_token, it.access_token
-            )
-            for it in late
-        ]
+        # late tokens are unverified, and may be valid all the same
+        outcomes = [await revoke_all_slots(sender, context, it) for it in late]
         if context.grant is not None:
             async with self._store.read() as tx:
                 refresh_token = await tx.grants.refresh_token(connection)
                 access_token = await tx.grants.access_token(connection)
             outcomes.append(await revoke_at_provider(sender, context, refresh_token, access_token))
-        return max(outcomes, key=_BEST_FIRST.index)
+        return worst(outcomes)
 
     async def _record_failure(self, request: RevokeGrant, failure: Failure) -> RevocationResult:
         if failure.code in RETRIED_BY_TEMPORAL:

@@ -23,6 +23,7 @@ from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.platform.observations import runs
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, ok, status
+from tests.fakes.rows import token_set
 from tests.faults.consent.test_stuck_states import breaks
 
 REPLACED, REVOKED = AuditAction.GRANT_REPLACED, AuditAction.REPLACED_GRANT_REVOKED
@@ -139,6 +140,23 @@ async def test_an_import_may_be_of_the_same_grant_and_revokes_nothing_by_itself(
     await place.until(connection, lambda it: it.generation == 2)
     assert [it["old_revoked"] for it in await details(place, connection, REPLACED)] == [False]
     assert revocations(place) == 0
+
+
+async def test_late_tokens_that_a_new_consent_supersedes_are_revoked_with_the_connection(place: Installation):
+    """They were never verified, and may be valid all the same."""
+    connection = await connected(place, await reaching(place, "token"), None)
+    row = await place.row(connection)
+    reply = place.idp.grant()
+    further = {"user": token_set(place.idp.grant())}
+    async with place.store.write() as tx:
+        rejected = row.rejected(ErrorCode.OUTCOME_UNKNOWN, place.parts.clock.now())
+        await tx.connections.replace(rejected, expected=row.revision)
+    await place.keep_late(connection, token_set(reply, further=further), from_generation=1)
+    await consented(place, connection)
+    await place.until_audited(connection, REVOKED)
+    assert alive(place) == [False, True, True, True]
+    await place.revoked(connection)
+    assert alive(place) == [False] * 4
 
 
 async def test_a_refresh_token_that_is_issued_again_is_not_revoked(place: Installation):
