@@ -205,7 +205,7 @@ async def test_the_connect_page_waits_for_the_confirmation_and_then_undoes_what_
     await assert_refused(await it.visitor.open(it.link), "confirm_required", 409)
     await assert_refused(await Visitor(api).open(it.link), "confirm_required", 409)
     polled = await api.lease(it.key)
-    assert polled.json()["code"] == "consent_required"
+    assert (polled.json()["code"], polled.json()["connect_url"]) == ("consent_required", it.link)
     api.clock.advance(121)
     await it.visitor.go_on(it.link)
     assert (await it.consent()).status is ConsentStatus.STARTED
