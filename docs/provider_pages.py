@@ -3,11 +3,15 @@
 from collections import defaultdict
 from functools import cache
 from string import ascii_lowercase
+from typing import Any
 
 from docs import provider_words as words
 from providers.definition.categories import CATEGORIES
+from providers.definition.parsing import parse_yaml
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
+from providers.tools.catalogue_report import VECTORS
+from providers.tools.evidence import PARTS, sourced_parts
 
 _FOLDER = "providers"
 _HEAD = ("| provider | name | flows | tokens |", "| --- | --- | --- | --- |")
@@ -16,6 +20,10 @@ _HEAD = ("| provider | name | flows | tokens |", "| --- | --- | --- | --- |")
 @cache
 def _specs() -> tuple[ProviderSpec, ...]:
     return tuple(sorted(Registry.load().all(), key=lambda spec: spec.name))
+
+
+def _vector(name: str) -> dict[str, Any]:
+    return parse_yaml((VECTORS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def letter_of(spec: ProviderSpec) -> str:
@@ -40,6 +48,7 @@ def _index(note: str) -> str:
     for spec in specs:
         for category in spec.categories:
             by_category[category].append(spec)
+    count = {part: sum(part in sourced_parts(_vector(spec.name)) for spec in specs) for part in PARTS}
     lines = [
         note,
         "# Providers",
@@ -51,6 +60,10 @@ def _index(note: str) -> str:
         "[providers of your own](../guide/own-providers.md) need no file in this repository.",
         "",
         "`python -m evergrant_server providers check` checks all of them.",
+        "",
+        f"Public sources for real replies are known for the refusal of a dead refresh token at {count['dead_token']},",
+        f"of a wrong client at {count['client']}, and for an error that passes at {count['passing']} of them; an entry",
+        "says what was searched for and not found.",
     ]
     for category in sorted(by_category, key=lambda name: CATEGORIES[name]):
         lines += ["", f"## {CATEGORIES[category]}", "", *_HEAD]
@@ -97,5 +110,6 @@ def _facts_of(spec: ProviderSpec) -> list[str]:
         "Notes": "; ".join(words.escape_markdown(note) for note in spec.notes),
         "Not usable yet": words.unusable_flows_text(spec),
         "Sources": words.sources(spec),
+        "Real replies": words.evidence(_vector(spec.name)),
     }
     return [f"- {name}: {text}" for name, text in facts.items() if text]

@@ -1,9 +1,12 @@
 """Describes the parts of a definition in words."""
 
+from typing import Any
+
 from evergrant_server.core.connections.replaced import RevocationReach
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import BodyFormat, ClientAuth, Pkce
 from providers.tools.catalogue_report import unusable_flows
+from providers.tools.evidence import PARTS, absent_parts, sourced_parts
 
 _FLOWS = {
     "authorization_code": "authorization code",
@@ -197,6 +200,15 @@ def _api_header(spec: ProviderSpec) -> str:
 def unusable_flows_text(spec: ProviderSpec) -> str:
     texts = [f"{flow.flow.replace('_', ' ')}: `{flow.field}`: {flow.why}" for flow in unusable_flows(spec)]
     return "; ".join(dict.fromkeys(texts))
+
+
+def evidence(vector: dict[str, Any]) -> str:
+    """Which of the provider's replies have a public source."""
+    sourced, absent = sourced_parts(vector), absent_parts(vector)
+    there = ", ".join(text for part, text in PARTS.items() if part in sourced)
+    missing = ", ".join(text for part, text in PARTS.items() if part in absent)
+    texts = (f"with a source: {there}" if there else "", f"none found for {missing}" if missing else "")
+    return "; ".join(filter(None, texts))
 
 
 def sources(spec: ProviderSpec) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.registry import CATALOG
 from providers.tools.catalogue_report import VECTORS, CatalogueReport, check_catalogue
+from providers.tools.evidence import PARTS
 
 
 def run(catalog: Path | None, vectors: Path | None, output: Literal["text", "json"]) -> bool:
@@ -23,6 +24,11 @@ def run(catalog: Path | None, vectors: Path | None, output: Literal["text", "jso
 
 def _as_text(report: CatalogueReport) -> str:
     lines = [str(problem) for problem in (*report.unusable, *report.problems)]
+    if report.vectors is not None:
+        lines += ["", "evidence of real replies                  source  none found"]
+        for part, (sourced, absent) in report.evidence.items():
+            lines.append(f"  {PARTS[part]:<38}  {sourced:>6}  {absent:>10}")
+        lines.append("")
     vectors = f"{report.vectors} vectors" if report.vectors is not None else "no vectors to check"
     count = len(report.problems)
     lines.append(
@@ -39,6 +45,7 @@ def _as_json(report: CatalogueReport) -> str:
         "share_with_two_sources": round(report.two_source_share, 4),
         "vectors": report.vectors,
         "refused_at_use": report.unusable_definitions,
+        "evidence": {part: {"source": n, "none_found": m} for part, (n, m) in report.evidence.items()},
         "unusable": [vars(problem) for problem in report.unusable],
         "problems": problems,
     }

@@ -51,8 +51,9 @@ def parse_body(body: bytes, form: str = "sniff", prefix: str | None = None) -> d
         text = body.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise UnreadableBody(f"a body of {len(body)} bytes that is not UTF-8") from None
-    if prefix:
+    if prefix and text.startswith(prefix):
         text = text.removeprefix(prefix).strip()
+        text = text.rstrip("; )") if prefix.endswith("(") else text  # JSONP
     if not text:
         raise UnreadableBody("an empty body")
     if form == "json" or (form == "sniff" and text[0] in '{["'):

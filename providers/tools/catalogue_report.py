@@ -12,6 +12,7 @@ from providers.definition.parsing import InvalidYaml, parse_yaml, read_definitio
 from providers.definition.registry import CATALOG
 from providers.definition.schema import ProviderSpec
 from providers.definition.validation import DefinitionProblem, problems_of
+from providers.tools.evidence import PARTS, absent_parts, evidence_problems, sourced_parts
 
 VECTORS = CATALOG.parent.parent / "tests" / "conformance" / "providers" / "vectors"
 _MIN_SOURCES = 2  # independent sources
@@ -19,7 +20,7 @@ _GUIDE = "docs/guide/adding-a-provider.md says how"
 _VECTOR_FIELDS = {
     *("params", "scopes", "slot_scopes", "endpoints", "facts"),  # what is given
     *("authorize", "callbacks", "exchange", "post_exchange", "refresh", "revoke", "grants"),
-    *("replies", "refusals", "lookups", "api"),
+    *("replies", "refusals", "none_found", "lookups", "api"),
 }
 _REQUIRED_TOKEN_FIELDS = {"access_token", "refresh_token", "expires_in", "scopes"}
 _OPTIONAL_TOKEN_FIELDS = {"token_type", "metadata", "id_token", "refresh_expires_in"}
@@ -49,6 +50,8 @@ class CatalogueReport:
     unusable_definitions: int  # definitions without a usable flow
     unusable: tuple[UnusableFlow, ...]  # flows that are not supported yet
     vectors: int | None  # None: this checkout has none
+    # by part: how many vectors have a source, and how many record that none was found
+    evidence: dict[str, tuple[int, int]]
     problems: tuple[DefinitionProblem, ...] = field(default=())
 
     @property
@@ -70,8 +73,11 @@ def check_catalogue(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> 
             problems += problems_of(spec, path.name)
     problems += _disagreements(specs)
     vectors = vectors if vectors is not None and vectors.is_dir() else None
+    read: dict[str, dict[str, Any]] = {}
     if vectors is not None:
-        problems += _vector_problems(specs, vectors, {path.stem for path in catalog.glob("*.yaml")})
+        read, unread = _read_vectors(vectors)
+        problems += unread
+        problems += _vector_problems(specs, read, {path.stem for path in catalog.glob("*.yaml")})
     return CatalogueReport(
         count=len(specs),
         with_two_sources=sum(
@@ -79,7 +85,14 @@ def check_catalogue(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> 
         ),
         unusable_definitions=sum(unusable_field(spec) is not None for spec in specs.values()),
         unusable=tuple(flow for spec in specs.values() for flow in unusable_flows(spec)),
-        vectors=len(list(vectors.glob("*.yaml"))) if vectors is not None else None,
+        vectors=len(read) if vectors is not None else None,
+        evidence={
+            part: (
+                sum(part in sourced_parts(vector) for vector in read.values()),
+                sum(part in absent_parts(vector) for vector in read.values()),
+            )
+            for part in PARTS
+        },
         problems=tuple(problems),
     )
 
@@ -125,26 +138,37 @@ def _disagreements(specs: dict[str, ProviderSpec]) -> Iterator[DefinitionProblem
                     yield DefinitionProblem(f"{other.name}.yaml", name, what, "Find out which is right")
 
 
+def _read_vectors(folder: Path) -> tuple[dict[str, dict[str, Any]], list[DefinitionProblem]]:
+    """The vectors by name, and the problems of those that can't be read, which are empty here."""
+    vectors: dict[str, dict[str, Any]] = {}
+    problems: list[DefinitionProblem] = []
+    for path in sorted(folder.glob("*.yaml")):
+        file, vectors[path.stem] = f"vectors/{path.name}", {}
+        try:
+            vector = parse_yaml(path.read_text(encoding="utf-8"))
+        except (InvalidYaml, UnicodeDecodeError) as error:
+            problems.append(DefinitionProblem(file, "file", str(error)[:300], "Correct it"))
+            continue
+        if isinstance(vector, dict):
+            vectors[path.stem] = vector
+        else:
+            what = "is not a mapping of fields"
+            problems.append(DefinitionProblem(file, "file", what, f"Add one: {_GUIDE}"))
+    return vectors, problems
+
+
 def _vector_problems(
-    specs: dict[str, ProviderSpec], folder: Path, defined: set[str]
+    specs: dict[str, ProviderSpec], vectors: dict[str, dict[str, Any]], defined: set[str]
 ) -> Iterator[DefinitionProblem]:
     """`defined` includes the names of unreadable definitions, whose vectors may be valid."""
-    there = {path.stem: path for path in folder.glob("*.yaml")}
-    for name in sorted(there.keys() - defined):
+    for name in sorted(vectors.keys() - defined):
         yield DefinitionProblem(f"vectors/{name}.yaml", "file", "has no definition", "Rename or delete it")
     for name, spec in specs.items():
         file = f"vectors/{name}.yaml"
-        if name not in there:
+        if name not in vectors:
             yield DefinitionProblem(file, "file", "is missing", f"Add one: {_GUIDE}")
             continue
-        try:
-            vector = parse_yaml(there[name].read_text(encoding="utf-8"))
-        except (InvalidYaml, UnicodeDecodeError) as error:
-            yield DefinitionProblem(file, "file", str(error)[:300], "Correct it")
-            continue
-        if not isinstance(vector, dict):
-            yield DefinitionProblem(file, "file", "is not a mapping of fields", f"Add one: {_GUIDE}")
-            continue
+        vector = vectors[name]
         if "scopes" not in vector:
             yield DefinitionProblem(
                 file, "scopes", "is missing", "List the scopes that an app requests, or []"
@@ -152,7 +176,8 @@ def _vector_problems(
         for part in _expected_parts(spec):
             if not vector.get(part):
                 yield DefinitionProblem(file, part, "is missing", f"Add it: {_GUIDE}")
-        yield from (DefinitionProblem(file, *found) for found in _field_problems(vector))
+        for found in (*_field_problems(vector), *evidence_problems(vector)):
+            yield DefinitionProblem(file, *found)
 
 
 def _field_problems(vector: dict[Any, Any]) -> Iterator[tuple[str, str, str]]:

@@ -147,6 +147,9 @@ def test_report_on_files_and_vectors(tmp_path: Path) -> None:
     assert check_catalogue(tmp_path, tmp_path / "nowhere").vectors is None
 
 
+KINDS, HAS = "dead_token, dead_code, client, passing", "has client, which has a source"
+
+
 @pytest.mark.parametrize(
     ("vector", "field", "what"),
     [
@@ -156,6 +159,13 @@ def test_report_on_files_and_vectors(tmp_path: Path) -> None:
         ("scopes: []\nexchange: {tokens: {access_token: a}}", "exchange.tokens.expires_in", "is missing"),
         ("refresh: {tokens: {expires_at: 1}}", "refresh.tokens.expires_at", "is read by no test"),
         ("replies: [{tokens: {scopes: null}}]", "replies.0.tokens.refresh_token", "is missing"),
+        ("refusals: [{code: a}]", "refusals.0", "has no kind, which is one of " + KINDS),
+        ("refusals: [{of: client, code: client_rejected}]", "refusals.0", "has no source"),
+        ("refusals: [{of: client, code: grant_rejected}]", "refusals.0", "is read as another kind"),
+        ("refusals: [{of: client, sourcce: a}]", "refusals.0.sourcce", "is read by no test"),
+        ("refusals: [{of: client, source: unverified}]", "none_found", "lacks client, which has no source"),
+        ("refusals: [{of: client, source: 'https://a'}]\nnone_found: [client]", "none_found", HAS),
+        ("none_found: [error]", "none_found", "has error, which is no part"),
     ],
 )
 def test_incomplete_vector_found(tmp_path: Path, vector: str, field: str, what: str) -> None:
@@ -172,6 +182,7 @@ def test_catalogue_has_no_problem() -> None:
     assert found.problems == ()
     assert found.count >= 250
     assert found.two_source_share > 0.9
+    assert sum(found.evidence["dead_token"]) == found.count
     assert time.process_time() - began < 3, "seconds of this process's own work"
 
 

@@ -1,0 +1,72 @@
+"""What is known of a provider's real replies: the sources of its vector, and their recorded absence.
+
+A source is a public page, issue or file that a reader can open. A vector's part without one, or with
+one that begins with "unverified", repeats the definition and proves nothing about the provider.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+PARTS = {
+    "success": "the tokens of a code",
+    "refresh": "the tokens of a refresh",
+    "dead_token": "the refusal of a dead refresh token",
+    "client": "the refusal of a wrong client",
+    "passing": "an error that passes",
+}
+_REFUSALS = ("dead_token", "client", "passing")
+_CODES = {  # the code that a refusal of this kind is read as
+    "dead_token": {"grant_rejected"},
+    "dead_code": {"grant_rejected"},
+    "client": {"client_rejected"},
+    "passing": {"provider_error", "provider_rate_limited"},
+}
+_REFUSAL_FIELDS = {"of", "reply", "code", "source", "undecidable"}
+
+
+def sourced_parts(vector: dict[str, Any]) -> frozenset[str]:
+    """The parts of a vector that have a source."""
+    places = {"success": "exchange", "refresh": "refresh"}
+    found = {part for part, place in places.items() if _is_sourced(vector.get(place))}
+    refusals = vector.get("refusals")
+    if isinstance(refusals, list):
+        found |= {str(each["of"]) for each in refusals if _is_sourced(each) and each.get("of") in PARTS}
+    return frozenset(found)
+
+
+def absent_parts(vector: dict[str, Any]) -> frozenset[str]:
+    """The parts for which a search found no public evidence."""
+    named = vector.get("none_found")
+    return frozenset(map(str, named)) if isinstance(named, list) else frozenset()
+
+
+def _is_sourced(part: Any) -> bool:
+    return isinstance(part, dict) and not str(part.get("source", "unverified")).startswith("unverified")
+
+
+def evidence_problems(vector: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Refusals without a kind or a source, and kinds without either evidence or a recorded absence."""
+    refusals = vector.get("refusals")
+    for place, refusal in enumerate(refusals if isinstance(refusals, list) else ()):
+        where = f"refusals.{place}"
+        if not isinstance(refusal, dict) or refusal.get("of") not in _CODES:
+            yield where, f"has no kind, which is one of {', '.join(_CODES)}", "Add of"
+            continue
+        if not refusal.get("source"):
+            yield where, "has no source", "Name a public page, issue or file, or write unverified"
+        for name in sorted(map(str, refusal.keys() - _REFUSAL_FIELDS)):
+            yield f"{where}.{name[:64]}", "is read by no test", "Correct its name"
+        if refusal.get("code") not in _CODES[refusal["of"]] and not refusal.get("undecidable"):
+            yield (
+                where,
+                "is read as another kind",
+                "Mend the definition, or say why not in undecidable",
+            )
+    sourced, absent = sourced_parts(vector), absent_parts(vector)
+    for part in sorted(absent - set(PARTS)):
+        yield "none_found", f"has {part[:64]}, which is no part", f"Choose of {', '.join(PARTS)}"
+    for part in _REFUSALS:
+        if part in absent & sourced:
+            yield "none_found", f"has {part}, which has a source", "Remove it"
+        if refusals and part not in absent | sourced:
+            yield "none_found", f"lacks {part}, which has no source", "Find a real reply, or add it"
