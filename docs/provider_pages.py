@@ -61,9 +61,9 @@ def _index(note: str) -> str:
         "",
         "`python -m evergrant_server providers check` checks all of them.",
         "",
-        f"Public sources for real replies are known for the refusal of a dead refresh token at {count['dead_token']},",
-        f"of a wrong client at {count['client']}, and for an error that passes at {count['passing']} of them; an entry",
-        "says what was searched for and not found.",
+        f"The real refusal of a dead refresh token is known, with a public source, of {count['dead_token']},",
+        f"of a wrong client of {count['client']}, an error that passes of {count['passing']}. An entry says what was",
+        "searched for and not found.",
     ]
     for category in sorted(by_category, key=lambda name: CATEGORIES[name]):
         lines += ["", f"## {CATEGORIES[category]}", "", *_HEAD]
