@@ -62,8 +62,8 @@ def _index(note: str) -> str:
         "`python -m evergrant_server providers check` checks all of them.",
         "",
         f"The real refusal of a dead refresh token is known, with a public source, of {count['dead_token']},",
-        f"of a wrong client of {count['client']}, an error that passes of {count['passing']}. An entry says what was",
-        "searched for and not found.",
+        f"of a wrong client of {count['client']}, an error that passes of {count['passing']}.",
+        "An entry says what was searched for and not found.",
     ]
     for category in sorted(by_category, key=lambda name: CATEGORIES[name]):
         lines += ["", f"## {CATEGORIES[category]}", "", *_HEAD]
