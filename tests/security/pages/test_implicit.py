@@ -301,3 +301,20 @@ async def test_oidc_core_3_2_2_11_an_id_token_of_another_attempt(api: Api, claim
     assert (await it.bring(it.fragment(id_token=id_token("account-1", **claims)))).status_code == 409
     await it.assert_nothing_kept(ConsentStatus.FAILED)
     assert (await it.consent()).failure == ErrorCode.ID_TOKEN_REFUSED
+
+
+async def test_app_first_has_the_app_confirm_before_any_token_comes(api: Api):
+    api.parts.settings.allow_tokens_in_browser = True
+    key, visitor = await an_app(api, binding="app_first"), Visitor(api)
+    made = (await api.post("/v1/connections", key, ASKED)).json()
+    form = {"csrf": await visitor.csrf(made["connect_url"])}
+    shown = await visitor.follow(await visitor.browser.post(made["connect_url"], data=form))
+    code = shown.text.partition("<p><code>")[2].partition("</code>")[0]
+    assert visitor.provider_url == ""
+    confirm = {"code": code, "subject": ASKED["subject"]}
+    assert (await api.post(f"/v1/connections/{made['id']}/confirm", key, confirm)).status_code == 200
+    await visitor.go_on(made["connect_url"])
+    it = Sent(api, visitor, made["id"], made["connect_url"])
+    answer, _ = await asyncio.gather(it.bring(it.fragment()), it.worker_finishes())
+    assert answer.status_code == 200
+    assert await it.signals() == ["consent_returned", "consent_granted"]
