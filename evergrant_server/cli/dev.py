@@ -173,4 +173,6 @@ def _print_addresses(settings: Settings, worker: ChildProcess) -> None:
     print(f"  Temporal       {facts['temporal']}, namespace {facts['namespace']}")
     print(f"  admin key      {facts['admin_key_file']}")
     print(f"  logs and data  {facts['data_dir']}")
+    if settings.allow_unbound_consent:
+        print("  unbound        integrations may have the binding none: no session says who consents")
     print("Ctrl-C stops everything; the next start continues with the same data.", flush=True)
