@@ -1,6 +1,7 @@
 """Installs imported grants, and exports grants sealed to an admin's key."""
 
 import json
+import logging
 from datetime import datetime
 
 from temporalio import activity
@@ -25,6 +26,9 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.crypto import Recipient
 from evergrant_server.store import Store, Transaction
+from evergrant_server.telemetry.metrics import report_unreadable
+
+log = logging.getLogger("evergrant.activities")
 
 PAGE_SIZE = 100  # connections in one transaction
 
@@ -125,8 +129,9 @@ class ExportActivities:
                 action, now = AuditAction.CONNECTION_EXPORTED, self._clock.now()
                 detail = {"export": export.id, "key": recipient.thumbprint}
                 await append_audit(tx, request, action, now, connection.id, **detail)
-            last = found[-1].id if len(found) == PAGE_SIZE else None
-            after = export.page_sealed(len(lines), len(found) - len(lines), last)
+            report_unreadable(log, ((row.id, row.why) for row in found.unreadable))
+            skipped = len(found) + len(found.unreadable) - len(lines)
+            after = export.page_sealed(len(lines), skipped, found.last if found.has_more else None)
             return _progress(await tx.exports.write_page(export, after, lines))
 
         async with heartbeating():

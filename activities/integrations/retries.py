@@ -5,6 +5,7 @@ before it died is not written again.
 """
 
 import asyncio
+import logging
 
 from temporalio import activity
 
@@ -17,6 +18,10 @@ from evergrant_server.core.messages.integrations import RetryConnections, RetryC
 from evergrant_server.core.messages.names import ActivityName, SignalName
 from evergrant_server.core.outbox import OutboxMessage, signal_message
 from evergrant_server.store import Store
+from evergrant_server.store.connections.connections import ConnectionPage
+from evergrant_server.telemetry.metrics import report_unreadable
+
+log = logging.getLogger("evergrant.activities")
 
 _PAGE_ROWS = 200
 _LONGEST_WAIT_S = 10.0  # for the deliveries of a page: one that is postponed doesn't stop the walk
@@ -47,16 +52,20 @@ class ConnectionRetryActivities:
         """Signal every connection once; a try after the first goes on where the last one was."""
         result = _last_heartbeat() or RetryConnectionsResult()
         async with heartbeating(lambda: result):
-            while page := await self._page(request, result):
+            more = True
+            while more:
+                page = await self._page(request, result)
+                more, after = page.has_more, page.last or result.after
+                report_unreadable(log, ((row.id, row.why) for row in page.unreadable))
                 messages = [self._message(request, connection) for connection in page]
                 async with self._store.write() as tx:
                     added = [await tx.outbox.add_once(message) for message in messages]
-                result = RetryConnectionsResult(signalled=result.signalled + sum(added), after=page[-1].id)
+                result = RetryConnectionsResult(signalled=result.signalled + sum(added), after=after)
                 activity.heartbeat(result)
                 await self._wait_for_deliveries([message.target for message in messages])
         return result
 
-    async def _page(self, request: RetryConnections, result: RetryConnectionsResult) -> list[Connection]:
+    async def _page(self, request: RetryConnections, result: RetryConnectionsResult) -> ConnectionPage:
         async with self._store.read() as tx:
             if request.integration_id is not None:
                 return await tx.connections.failing(

@@ -17,6 +17,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
 from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store
+from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link.reconcile import ReconcileCounts, Reconciler
 
@@ -137,6 +138,8 @@ class _Progress:
                 code=ErrorCode.STORE_BEHIND,
                 object=connection_id,
             )
+        metrics.report_unreadable(log, counts.unreadable[self.result.unreadable - before.unreadable :])
+        unreadable = tuple(id for id, _ in counts.unreadable)
         self.result = ReconcileResult(
             live=before.live + counts.live,
             started=before.started + counts.started,
@@ -144,6 +147,8 @@ class _Progress:
             first_behind=(*before.first_behind, *counts.store_behind)[:_MAX_NAMED],
             unanswered=before.unanswered + len(counts.unanswered),
             first_unanswered=(*before.first_unanswered, *counts.unanswered)[:_MAX_NAMED],
+            unreadable=before.unreadable + len(unreadable),
+            first_unreadable=(*before.first_unreadable, *unreadable)[:_MAX_NAMED],
             compared=before.compared and counts.workers_answered,
             comparing=before.comparing,
             after=counts.after,

@@ -138,13 +138,18 @@ async def reconcile(settings: Settings, older_than: timedelta | None, compare: b
 
 
 def print_report(result: ReconcileCounts, *, restarting: bool) -> None:
-    """Print the result of a pass. Raises Failure STORE_BEHIND, or TEMPORAL_UNAVAILABLE without answers."""
+    """Print the result of a pass.
+
+    Raises Failure STORE_BEHIND, TEMPORAL_UNAVAILABLE without answers, or INTERNAL for unreadable rows.
+    """
     print(f"{result.live} live connections, {result.started} workflows started")
     if restarting:
         waiting = len(result.awaiting_provider)
         print(f"{result.restarted} restarted, {waiting} left for later: their provider may still answer")
     for connection_id in result.store_behind:
         print(f"{connection_id}: the store is behind its workflow; restore a newer backup, or reauthorize it")
+    for connection_id, why in result.unreadable:
+        print(f"{connection_id}: skipped, {why}")
     for connection_id in result.unanswered:
         print(f"{connection_id}: its workflow doesn't answer, so the store may be behind")
     if not result.workers_answered:
@@ -155,6 +160,8 @@ def print_report(result: ReconcileCounts, *, restarting: bool) -> None:
         )
     if result.unanswered or not result.workers_answered:
         raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, f"{len(result.unanswered)} workflows didn't answer")
+    if result.unreadable:
+        raise Failure(ErrorCode.INTERNAL, f"{len(result.unreadable)} connections have unreadable rows")
 
 
 class ProgressPrinter:

@@ -42,6 +42,7 @@ class LogEvent(StrEnum):
     OUTBOX_STUCK = "outbox stuck"
     PROTOCOL_FAILED = "protocol failed"
     REQUEST_FAILED = "request failed"
+    ROW_UNREADABLE = "row unreadable"
     SECURITY_EVENT_REFUSED = "security event refused"
     SCHEDULE_MISSING = "schedule missing"
     STORE_BEHIND = "store behind"

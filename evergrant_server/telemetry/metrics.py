@@ -4,16 +4,18 @@ Recording costs next to nothing until `start` has been called. Attributes are fe
 values: providers, outcomes and codes; never a tenant, an id or a subject.
 """
 
+import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 from opentelemetry import metrics
 
-from evergrant_server.core.errors import Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.telemetry.traces import ERROR_TYPE, otlp_enabled, resource
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -80,6 +82,9 @@ BULK_READS = _meter.create_counter(
     "evergrant.bulk_read.count",
     "{alarm}",
     "apps that leased many connections within an hour (lease), and exports (export)",
+)
+_unreadable = _meter.create_counter(
+    "evergrant.store.unreadable", "{row}", "rows that a list or a pass left out because they can't be read"
 )
 DELIVERIES = _meter.create_counter(
     "evergrant.webhook.delivery.count", "{delivery}", "attempts to deliver an event to a webhook"
@@ -161,6 +166,13 @@ async def measure_refresh(provider: str, refresh: Awaitable[GrantResult]) -> Gra
 def count_unexpected(activity: str, error: str) -> None:
     """Count a try of this activity; `error` is the name of the exception's class, or a failure's code."""
     _unexpected.add(1, {ACTIVITY: activity, ERROR_TYPE: error})
+
+
+def report_unreadable(log: logging.Logger, rows: Iterable[tuple[str, str]]) -> None:
+    """Log and count rows that a list or a pass left out: of each its id, and why it can't be read."""
+    for id, why in rows:
+        log_event(log, logging.ERROR, LogEvent.ROW_UNREADABLE, why, code=ErrorCode.INTERNAL, object=id)
+        _unreadable.add(1)
 
 
 def count_double_send(outcome: str) -> None:

@@ -2,6 +2,7 @@
 that is missing."""
 
 import logging
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,6 +38,7 @@ class CheckedConnection:
     store_behind: bool = False
     awaiting_provider: bool = False  # not restarted, because the provider may still answer
     answered: bool = True  # False: its workflow didn't answer the query
+    unreadable: str | None = None  # why a row of it can't be read, so that it was skipped
     pending_replies: tuple[str, ...] = ()  # workflows that its workflow owes a `token_ready`
 
 
@@ -170,3 +172,13 @@ class DriftRepair:
     async def _current(self, connection: Connection) -> Connection | None:
         async with self._store.read() as tx:
             return await tx.connections.get(connection.tenant, connection.id)
+
+
+async def unless_unreadable(connection: Connection, check: Awaitable[CheckedConnection]) -> CheckedConnection:
+    """Await the check; a row of the grant, say, that can't be read skips this connection alone."""
+    try:
+        return await check
+    except Failure as failure:
+        if failure.code is not ErrorCode.INTERNAL:
+            raise
+        return CheckedConnection(connection, unreadable=failure.detail)

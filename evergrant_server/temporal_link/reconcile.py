@@ -19,7 +19,7 @@ from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.store import Store
 from evergrant_server.temporal_link import start_requests
-from evergrant_server.temporal_link.drift_repair import CheckedConnection, DriftRepair
+from evergrant_server.temporal_link.drift_repair import CheckedConnection, DriftRepair, unless_unreadable
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.runs import RunningWorkflow
 from evergrant_server.temporal_link.workflow_starter import RECONCILE_CONTEXT, WorkflowStarter
@@ -41,7 +41,8 @@ class ReconcileCounts:
     `store_behind` names connections whose workflow knows a newer generation than the store: the
     store was restored from a backup, and their refresh tokens may be spent. `awaiting_provider`
     names those that were not restarted because the provider may still answer. `unanswered` names
-    those whose workflow didn't answer two queries: their store may be behind.
+    those whose workflow didn't answer two queries: their store may be behind. `unreadable` are id and
+    reason of those that were skipped, because a row of theirs can't be read.
     """
 
     live: int = 0
@@ -50,12 +51,15 @@ class ReconcileCounts:
     store_behind: tuple[str, ...] = ()
     awaiting_provider: tuple[str, ...] = ()
     unanswered: tuple[str, ...] = ()
+    unreadable: tuple[tuple[str, str], ...] = ()
     workers_answered: bool = True  # False: no worker is running, so the rest was not compared
     after: str | None = None  # the last connection that was checked
     complete: bool = False  # no connection comes after it
 
     def including(self, found: CheckedConnection) -> "ReconcileCounts":
         name = found.connection.id
+        if found.unreadable is not None:
+            return replace(self, unreadable=(*self.unreadable, (name, found.unreadable)))
         return replace(
             self,
             live=self.live + 1,
@@ -102,9 +106,10 @@ class Reconciler:
                 counts = counts.including(found)
             counts = replace(
                 counts,
+                unreadable=(*counts.unreadable, *((row.id, row.why) for row in batch.unreadable)),
                 workers_answered=counts.workers_answered and current_pass.workers_answered,
-                complete=len(batch) < _BATCH,
-                after=batch[-1].id if batch else counts.after,
+                complete=not batch.has_more,
+                after=batch.last or counts.after,
             )
             if batch and on_progress is not None:
                 on_progress(counts)
@@ -147,10 +152,11 @@ class _ReconcilePass:
 
     async def check_batch(self, batch: list[Connection]) -> list[CheckedConnection]:
         """Check each connection; check those again, fewer at a time, whose workflow didn't answer."""
-        found = await gather_bounded(self._check(connection) for connection in batch)
+        found = await gather_bounded(unless_unreadable(it, self._check(it)) for it in batch)
         unanswered = [index for index, checked in enumerate(found) if not checked.answered]
         self._unanswered_in_a_row = 0
-        again = await gather_bounded((self._retry(batch[index]) for index in unanswered), _RETRY_CONCURRENCY)
+        retries = (unless_unreadable(batch[index], self._retry(batch[index])) for index in unanswered)
+        again = await gather_bounded(retries, _RETRY_CONCURRENCY)
         for index, checked in zip(unanswered, again, strict=True):
             found[index] = checked
         if self._limit_reached:

@@ -9,6 +9,7 @@ from evergrant_server.api.http.models import (
     Body,
     Challenge,
     Label,
+    Page,
     Resource,
     ReturnTo,
     Scopes,
@@ -209,6 +210,13 @@ class ConnectionView(View):
     revoking: RevocationProgressView | None = None
     live: LiveView | None = None
     differs: tuple[str, ...] | None = None
+
+
+class ConnectionList(Page[ConnectionView]):
+    """`unreadable` are the ids of connections of this page whose rows the server can't read: their repairer
+    is the operator, whose log names the fields."""
+
+    unreadable: tuple[str, ...] = ()
 
 
 class TimelineEvent(View):

@@ -1,5 +1,6 @@
 """`/v1/connections`: create, list and read connections."""
 
+import logging
 from contextlib import suppress
 from typing import Annotated
 
@@ -7,21 +8,24 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from evergrant_server.api.connections.create import ConnectionSetup
-from evergrant_server.api.connections.models import ConnectionBody, ConnectionView, LiveView
+from evergrant_server.api.connections.models import ConnectionBody, ConnectionList, ConnectionView, LiveView
 from evergrant_server.api.connections.scopes import require_source_permit, take_over_exchange
 from evergrant_server.api.connections.view import add_device_code, connection_view, device_view
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import Call, Command, CommandResponse
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.models import Page, PageCursor, PageLimit, UtcDatetime
+from evergrant_server.api.http.models import PageCursor, PageLimit, UtcDatetime
 from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import FollowUp
-from evergrant_server.core.errors import Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.policy import may_see
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.metrics import report_unreadable
 from providers.definition.templates import api_base_url_of
+
+log = logging.getLogger("evergrant.api")
 
 router = APIRouter(tags=["connections"])
 
@@ -67,7 +71,7 @@ async def list_connections(
     expiring_before: UtcDatetime | None = None,
     limit: PageLimit = 50,
     cursor: PageCursor = None,
-) -> Page[ConnectionView]:
+) -> ConnectionList:
     """The connections that the app's permits cover, sorted by id."""
     filters = {
         "integration": integration,
@@ -79,31 +83,51 @@ async def list_connections(
     bound = {"list": "connections", "app": call.caller.app.id, **filters}
     after = call.api.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
-        found, last = await _visible_page(tx, call.caller, filters, after, limit)
-        items = [await connection_view(tx, connection) for connection in found]
+        found, unreadable, last = await _visible_page(tx, call.caller, filters, after, limit)
+        items: list[ConnectionView] = []
+        for connection in found:
+            try:
+                items.append(await connection_view(tx, connection))
+            except Failure as failure:  # of the row of its grant, say
+                if failure.code is not ErrorCode.INTERNAL:
+                    raise
+                unreadable.append((connection.id, failure.detail))
+    report_unreadable(log, unreadable)
     next_cursor = call.api.cursors.encode(last, call.tenant, **bound) if last is not None else None
-    return Page(items=items, next_cursor=next_cursor)
+    return ConnectionList(
+        items=items, next_cursor=next_cursor, unreadable=tuple(sorted(id for id, _ in unreadable))
+    )
 
 
 async def _visible_page(
     tx: Transaction, caller: Caller, filters: dict[str, object], after: str | None, limit: int
-) -> tuple[list[Connection], str | None]:
-    """Up to `limit` visible connections, and the id to continue after if there may be more.
+) -> tuple[list[Connection], list[tuple[str, str]], str | None]:
+    """Up to `limit` visible connections, the rows among them that can't be read (id and why), and the id
+    to continue after if there may be more.
 
     A page may be short although a cursor follows, when few of the scanned rows are visible.
     """
     found: list[Connection] = []
+    unreadable: list[tuple[str, str]] = []
     for _ in range(_MAX_SCANS):
         batch = await tx.connections.page(caller.tenant, **filters, after=after, limit=_SCAN_ROWS)  # pyright: ignore[reportArgumentType]  # the filters' types differ by name
-        for connection in batch:
-            if may_see(caller.permits, integration=connection.integration, subject=connection.subject):
-                if len(found) == limit:
-                    return found, found[-1].id
-                found.append(connection)
-        if len(batch) < _SCAN_ROWS:
-            return found, None
-        after = batch[-1].id
-    return found, after
+        visible = [
+            it
+            for it in sorted((*batch, *batch.unreadable), key=lambda it: it.id)
+            if may_see(caller.permits, integration=it.integration, subject=it.subject)
+        ]
+        for it in visible:
+            if len(found) + len(unreadable) == limit:
+                return found, unreadable, after
+            after = it.id
+            if isinstance(it, Connection):
+                found.append(it)
+            else:
+                unreadable.append((it.id, it.why))
+        if not batch.has_more:
+            return found, unreadable, None
+        after = batch.last
+    return found, unreadable, after
 
 
 @router.get("/v1/connections/{connection_id}")

@@ -130,7 +130,7 @@ async def take_over_exchange(tx: Transaction, call: ApiCall, connection: Connect
 
 async def retry_waiting_connections(tx: Transaction, call: ApiCall, app: App) -> None:
     """Have a worker tell failing connections to try again: those that exchange in the app's name."""
-    if await tx.connections.waiting_for_source_app(app.tenant, app.id, limit=1):
+    if (await tx.connections.waiting_for_source_app(app.tenant, app.id, limit=1)).last is not None:
         await tx.outbox.add(retry_exchanges_message(app, call.context, call.now))
 
 

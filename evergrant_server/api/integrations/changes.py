@@ -24,7 +24,6 @@ from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
 from providers.definition.templates import definition_endpoints
 
 UNBOUND_SETTING = "EVERGRANT_ALLOW_UNBOUND_CONSENT"
-_PAGE_ROWS = 200
 _AUTH_WITHOUT_SECRET = (ClientAuth.NONE, ClientAuth.PRIVATE_KEY_JWT, *MUTUAL_TLS)
 _NO_CERTIFICATE = "A client certificate is needed to present."
 
@@ -68,7 +67,7 @@ async def changed_integration(
     may be live, and the body must contain the secret again. Raises Failure INVALID_REQUEST.
     """
     moves = (body.provider, body.issuer, body.params) != (before.provider, before.issuer, before.params)
-    if moves and await _has_live_connection(tx, before):
+    if moves and await tx.connections.any_live(before.tenant, before.id):
         why = "Connections are live: provider, issuer and params can't change under them. Use a new name."
         raise invalid_request("provider", why)
     if body.registration is not None:
@@ -143,7 +142,7 @@ async def retry_failing_connections(
     tx: Transaction, integration: Integration, context: RequestContext, now: datetime
 ) -> None:
     """Have a worker tell every failing connection of the integration to try again."""
-    if await tx.connections.failing(integration.tenant, integration.id, limit=1):
+    if (await tx.connections.failing(integration.tenant, integration.id, limit=1)).last is not None:
         await tx.outbox.add(retry_integration_message(integration, context, now))
 
 
@@ -165,20 +164,6 @@ def _with_body(
     if body.registration is RegistrationMethod.METADATA_DOCUMENT:
         update["client_auth"] = "none"
     return integration.model_copy(update=update).with_provider_rules(spec.refresh_rules())
-
-
-async def _has_live_connection(tx: Transaction, integration: Integration) -> bool:
-    """Whether a connection has not ended."""
-    after: str | None = None
-    while True:
-        batch = await tx.connections.page(
-            integration.tenant, integration=integration.name, after=after, limit=_PAGE_ROWS
-        )
-        if any(it.integration_id == integration.id and not it.state.is_final for it in batch):
-            return True
-        if len(batch) < _PAGE_ROWS:
-            return False
-        after = batch[-1].id
 
 
 def check_body(spec: ProviderSpec, body: IntegrationBody) -> None:

@@ -26,6 +26,8 @@ class ReconcileResult(Message):
     first_behind: tuple[str, ...] = ()
     unanswered: int = 0  # no answer came, so it is open whether the store is behind them
     first_unanswered: tuple[str, ...] = ()
+    unreadable: int = 0  # rows that can't be read, so that their connections were skipped
+    first_unreadable: tuple[str, ...] = ()
     compared: bool = True  # False: no worker answered, so the rest was left out
     comparing: bool = False  # every workflow is queried for its generation, from the first to the last
     after: str | None = None  # the last connection that was looked at, while the pass goes on

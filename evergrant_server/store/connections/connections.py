@@ -1,9 +1,10 @@
 """Rows of connections. A change names the revision that was read."""
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, exists, or_, select, text
+from sqlalchemy import ColumnElement, Select, and_, exists, or_, select, text
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -20,7 +21,13 @@ from evergrant_server.store.connections.tables import (
     UsageRow,
 )
 from evergrant_server.store.database.columns import table_of
-from evergrant_server.store.database.rows import ModelRepository, fetch_all, find_one
+from evergrant_server.store.database.rows import (
+    ModelRepository,
+    columns_equal,
+    fetch_all,
+    find_one,
+    read_model,
+)
 
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
 
@@ -32,6 +39,35 @@ class PendingRevocation(NamedTuple):
     id: ConnectionId
     integration: str
     since: datetime
+
+
+class UnreadableRow(NamedTuple):
+    """A row that this version can't read as a connection; `why` names its fields, none of their values."""
+
+    id: ConnectionId
+    integration: str
+    subject: str
+    why: str
+
+
+class ConnectionPage(list[Connection]):
+    """Connections sorted by id, without the rows that can't be read: these are named beside them.
+
+    `last` is the id of the last row, readable or not, None when there is no row; `has_more` is False when
+    no row follows it.
+    """
+
+    def __init__(
+        self,
+        found: Iterable[Connection],
+        unreadable: tuple[UnreadableRow, ...],
+        last: ConnectionId | None,
+        has_more: bool,
+    ) -> None:
+        super().__init__(found)
+        self.unreadable = unreadable
+        self.last = last
+        self.has_more = has_more
 
 
 class Connections(ModelRepository[Connection, ConnectionId]):
@@ -80,18 +116,18 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         expiring_before: datetime | None = None,
         after: str | None = None,
         limit: int = 50,
-    ) -> list[Connection]:
+    ) -> ConnectionPage:
         """Connections sorted by id, after the id `after`; filters narrow, None doesn't."""
         equal = {"integration": integration, "provider": provider, "subject": subject, "state": state}
         given = {name: str(value) for name, value in equal.items() if value is not None}
         query = self._where(tenant=tenant, **given)
         if expiring_before is not None:
             query = query.where(_expires_before(expiring_before))
-        return await self._page(query, "id", after, limit)
+        return await self._readable(query, after, limit)
 
     async def failing(
         self, tenant: Tenant, integration_id: IntegrationId, after: str | None = None, limit: int = 500
-    ) -> list[Connection]:
+    ) -> ConnectionPage:
         """Live connections of an integration whose last refresh failed, and those that may be trying
         something else that no row counts. Sorted by id, after the id `after`."""
         query = self._where(
@@ -100,11 +136,11 @@ class Connections(ModelRepository[Connection, ConnectionId]):
             tenant=tenant,
             integration_id=integration_id,
         )
-        return await self._page(query, "id", after, limit)
+        return await self._readable(query, after, limit)
 
     async def waiting_for_source_app(
         self, tenant: Tenant, app: AppId, after: str | None = None, limit: int = 500
-    ) -> list[Connection]:
+    ) -> ConnectionPage:
         """Live connections for which tokens are exchanged in the name of `app`, and that have no
         first grant, or a last refresh that failed. Sorted by id, after the id `after`."""
         query = self._where(
@@ -113,13 +149,17 @@ class Connections(ModelRepository[Connection, ConnectionId]):
             tenant=tenant,
             source_app=app,
         )
-        return await self._page(query, "id", after, limit)
+        return await self._readable(query, after, limit)
 
-    async def live_in_all_tenants(self, after: str | None = None, limit: int = 500) -> list[Connection]:
+    async def live_in_all_tenants(self, after: str | None = None, limit: int = 500) -> ConnectionPage:
         """Connections of every tenant that haven't ended, sorted by id."""
-        return await self._page(
-            self._where(col(ConnectionRow.state).not_in(FINAL_STATES)), "id", after, limit
-        )
+        return await self._readable(self._where(col(ConnectionRow.state).not_in(FINAL_STATES)), after, limit)
+
+    async def any_live(self, tenant: Tenant, integration_id: IntegrationId) -> bool:
+        """Whether a connection of the integration hasn't ended."""
+        live = columns_equal(ConnectionRow, tenant=tenant, integration_id=integration_id)
+        query = select(exists().where(live, col(ConnectionRow.state).not_in(FINAL_STATES)))
+        return bool((await self._connection.execute(query)).scalar_one())
 
     async def revoking_since_before(self, moment: datetime, limit: int) -> list[PendingRevocation]:
         """Connections of every tenant whose revocation began before then and hasn't ended, oldest first.
@@ -142,6 +182,23 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """
         row = await find_one(self._connection, UsageRow, tenant=tenant, connection_id=id)
         return 0 if row is None else int(row["leased_generation"])
+
+    async def _readable(self, query: Select[Any], after: str | None, limit: int) -> ConnectionPage:
+        """The query's rows sorted by id, after the id `after`."""
+        if after is not None:
+            query = query.where(col(ConnectionRow.id) > after)
+        rows = await fetch_all(self._connection, query.order_by(col(ConnectionRow.id)).limit(limit))
+        found: list[Connection] = []
+        unreadable: list[UnreadableRow] = []
+        for row in rows:
+            try:
+                found.append(read_model(Connection, ConnectionRow, row))
+            except Failure as failure:
+                unreadable.append(
+                    UnreadableRow(row["id"], row["integration"], row["subject"], failure.detail)
+                )
+        last = ConnectionId(rows[-1]["id"]) if rows else None
+        return ConnectionPage(found, tuple(unreadable), last, has_more=len(rows) == limit)
 
 
 def _tries_uncounted() -> ColumnElement[bool]:

@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from sqlalchemy import update
+from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.flow import Flow
@@ -12,6 +14,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, AttemptId, IntegrationId, Tenant, new_id
 from evergrant_server.core.single_use.attempt import LateTokens
 from evergrant_server.store import Store
+from evergrant_server.store.connections.tables import ConnectionRow
 from tests.conformance.store.samples import ACME, a_connection, added, granted, some_tokens
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
@@ -204,3 +207,19 @@ async def test_live_spans_tenants_and_leaves_out_the_ended(store: Store):
         live = await tx.connections.live_in_all_tenants(None, 10)
         assert [it.id for it in live] == sorted([one.id, two.id])
         assert [it.id for it in await tx.connections.live_in_all_tenants(live[0].id, 10)] == [live[1].id]
+
+
+async def test_a_row_that_cant_be_read_is_named_and_left_out_of_pages(store: Store):
+    rows = sorted([await added(store, a_connection(subject=f"s{n}")) for n in range(4)], key=lambda it: it.id)
+    broken = update(ConnectionRow).where(col(ConnectionRow.id).in_([rows[1].id, rows[3].id]))
+    async with store.write() as tx:
+        await tx.connection.execute(broken.values(flow="from_the_future"))
+    async with store.read() as tx:
+        first = await tx.connections.page(ACME, limit=2)
+        assert (first, first.last, first.has_more) == ([rows[0]], rows[1].id, True)
+        (named,) = first.unreadable
+        why = f"the row of {rows[1].id} in connection can't be read: flow"
+        assert named == (rows[1].id, rows[1].integration, rows[1].subject, why)
+        live = await tx.connections.live_in_all_tenants(first.last)
+        assert (live, live.last, live.has_more) == ([rows[2]], rows[3].id, False)
+        assert await tx.connections.any_live(ACME, rows[1].integration_id)

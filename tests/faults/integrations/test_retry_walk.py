@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlmodel import col
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
@@ -27,6 +27,7 @@ from evergrant_server.core.messages.integrations import RetryConnections, RetryC
 from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from evergrant_server.core.outbox import retry_integration_message
 from evergrant_server.store import Store
+from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.outbox import OutboxRow
 from evergrant_server.temporal_link import start_requests
 from tests.fakes.clock import SetClock
@@ -83,6 +84,19 @@ async def test_every_failing_connection_is_signalled_once_in_pages(
     again = await ActivityEnvironment().run(walk_over(store, clock).retry_connections, change)
     assert again.signalled == 0, "the message was delivered twice"
     assert await targets(store) == once_each(failing)
+
+
+async def test_rows_that_cant_be_read_stop_no_walk(
+    store: Store, clock: SetClock, integration: Integration, change: RetryConnections
+):
+    failing = await add_failing_connections(store, integration, NUMBER, clock.now())
+    broken = {failing[0].id, *(it.id for it in failing[PAGE : 2 * PAGE])}  # a whole page as well
+    async with store.write() as tx:
+        rows = update(ConnectionRow).where(col(ConnectionRow.id).in_(broken))
+        await tx.connection.execute(rows.values(flow="from_the_future"))
+    done = await ActivityEnvironment().run(walk_over(store, clock).retry_connections, change)
+    assert done.after == failing[-1].id
+    assert await targets(store) == once_each([it for it in failing if it.id not in broken])
 
 
 @pytest.mark.parametrize("known_pages", [0, 1, 2], ids=["none", "the page before", "the last page"])

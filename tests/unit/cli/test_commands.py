@@ -28,13 +28,14 @@ DAYS, WAIT = "EVERGRANT_EXPIRY_ANNOUNCE_DAYS", "EVERGRANT_LEASE_WAIT"
         ({}, ErrorCode.TEMPORAL_UNAVAILABLE, "con_2: its workflow doesn't"),
         ({"workers_answered": False}, ErrorCode.TEMPORAL_UNAVAILABLE, "start a worker and run"),
         ({"store_behind": ("con_3",)}, ErrorCode.STORE_BEHIND, "con_1: its workflow"),
+        ({"unanswered": (), "unreadable": (("con_4", "flow"),)}, ErrorCode.INTERNAL, "con_4: skipped, flow"),
     ],
 )
-def test_unanswered_workflows_are_named_and_the_command_fails(
+def test_what_a_pass_could_not_check_is_named_and_the_command_fails(
     more: dict[str, Any], code: ErrorCode, named: str, capsys: pytest.CaptureFixture[str]
 ):
     with fails(code):
-        print_report(ReconcileCounts(unanswered=("con_1", "con_2"), **more), restarting=False)
+        print_report(ReconcileCounts(**{"unanswered": ("con_1", "con_2"), **more}), restarting=False)
     assert named in capsys.readouterr().out
 
 

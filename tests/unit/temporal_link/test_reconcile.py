@@ -1,6 +1,8 @@
 """Reconcile: missing workflows are started, workflows that don't answer are queried again and then named."""
 
 import pytest
+from sqlalchemy import update
+from sqlmodel import col
 
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
@@ -8,6 +10,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.connection import EventKind
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
+from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
 from evergrant_server.temporal_link.runs import NewestRun
 from tests.fakes.clock import SetClock
 from tests.unit.temporal_link.conftest import Prepare, connection_ids
@@ -90,3 +93,21 @@ async def test_without_a_worker_the_pass_soon_stops_to_query(prepare: Prepare):
     assert (counts.live, counts.workers_answered) == (450, False)
     assert counts.unanswered == connection_ids(*range(200)), "the rest wasn't queried"
     assert link.queries.total() < 100
+
+
+async def test_rows_that_cant_be_read_stop_no_pass(prepare: Prepare, store: Store, clock: SetClock):
+    """Of the connection, and of its grant, which the start of a workflow reads."""
+    reconciler, link = await prepare(203)
+    link.newest = None
+    await install_grant(store, clock)
+    broken = connection_ids(1, 199, 202)  # in, at the end of and behind a batch
+    async with store.write() as tx:
+        rows = update(ConnectionRow).where(col(ConnectionRow.id).in_(broken))
+        await tx.connection.execute(rows.values(flow="from_the_future"))
+        await tx.connection.execute(update(ConnectionGrantRow).values(scopes={"a": 1}))
+    found = await reconciler.reconcile_all(compare=False)
+    assert sorted(id for id, _ in found.unreadable) == sorted([CONNECTION, *broken])
+    assert (found.live, found.complete) == (199, True)
+    why = dict(found.unreadable)
+    assert why[CONNECTION] == f"the row of {CONNECTION} in connection_grant can't be read: scopes"
+    assert why[broken[0]] == f"the row of {broken[0]} in connection can't be read: flow"

@@ -1,6 +1,8 @@
 """Connections over HTTP: begin, look, list, refresh, reauthorize, revoke; each idempotent."""
 
 import pytest
+from sqlalchemy import update
+from sqlmodel import col
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -8,6 +10,7 @@ from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.connection import ConnectionStart
 from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
 from tests.fakes.api import Api
 
 NEW = {"integration": "crm", "subject": "user-1"}
@@ -185,3 +188,25 @@ async def test_an_integration_that_is_not_ready_connects_nobody(api: Api):
         answer = await api.post("/v1/connections", key, {**NEW, "integration": name})
         assert (answer.status_code, answer.json()["code"]) == (424, "discovery_failed")
     assert await api.outbox() == []
+
+
+async def test_a_list_goes_on_beyond_rows_that_cant_be_read_and_names_them(
+    api: Api, caplog: pytest.LogCaptureFixture
+):
+    integration = await api.integration()
+    rows = [await api.active(integration, subject=f"user-{n}") for n in range(4)]
+    hidden = await api.active(integration, subject="another")
+    first, second, third, last = sorted(rows, key=lambda it: it.id)
+    async with api.worker.write() as tx:
+        broken = update(ConnectionRow).where(col(ConnectionRow.id).in_([first.id, hidden.id]))
+        await tx.connection.execute(broken.values(flow="from_the_future"))
+        grant = update(ConnectionGrantRow).where(col(ConnectionGrantRow.connection_id) == third.id)
+        await tx.connection.execute(grant.values(scopes={"a": 1}))
+    key = await api.app_with("reader", Action.TOKEN, subjects=("user-0", "user-1", "user-2", "user-3"))
+    page = (await api.get("/v1/connections?limit=3", key)).json()
+    assert [it["id"] for it in page["items"]] == [second.id]
+    assert page["unreadable"] == [first.id, third.id]
+    rest = (await api.get(f"/v1/connections?limit=3&cursor={page['next_cursor']}", key)).json()
+    assert ([it["id"] for it in rest["items"]], rest["unreadable"]) == ([last.id], [])
+    assert f"row unreadable: the row of {first.id} in connection can't be read: flow" in caplog.text
+    assert hidden.id not in caplog.text
