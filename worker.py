@@ -8,6 +8,7 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.single_use.attempt_tracker import CriticalSections
+from activities.support.authenticity import AuthenticityInterceptor
 from activities.support.temporal import FailureInterceptor
 from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import Role
@@ -64,7 +65,11 @@ def _temporal_worker(platform: Platform, parts: WorkerParts) -> Worker:
         task_queue=platform.settings.temporal_task_queue,
         workflows=WORKFLOWS,
         activities=parts.activities,
-        interceptors=[FailureInterceptor(), RequestTraceInterceptor()],
+        interceptors=[
+            FailureInterceptor(),
+            RequestTraceInterceptor(),
+            AuthenticityInterceptor(platform.ring, platform.clock),
+        ],
         workflow_runner=SandboxedWorkflowRunner(
             SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
         ),

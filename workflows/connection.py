@@ -287,7 +287,7 @@ class ConnectionWorkflow:
     # --- what the above is made of -----------------------------------------------------
 
     def _put(self, kind: m.EventKind, context: RequestContext, **brings: Any) -> _Ticket:
-        ticket = _Ticket(m.LifecycleEvent(kind=kind, context=context, **brings))
+        ticket = _Ticket(m.LifecycleEvent(kind=kind, context=context.as_received(), **brings))
         self._inbox.append(ticket)
         return ticket
 

@@ -11,8 +11,12 @@ from sqlmodel import Field, col
 from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import OutboxId
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.outbox import OutboxMessage
+from evergrant_server.crypto import KeyRing
+from evergrant_server.crypto.request_proof import prove_request
 from evergrant_server.store.database import columns
+from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Repository,
     Values,
@@ -55,18 +59,26 @@ _TARGET_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 0))"
 class Outbox(Repository):
     """Messages of one transaction. At least once, and in order for each target."""
 
+    def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
+        super().__init__(connection)
+        self._ring = ring
+
     async def add(self, message: OutboxMessage) -> None:
         """Add a delivery. Raises Failure ALREADY_EXISTS for an id that is there."""
         if not await self.add_once(message):
             raise already_exists(f"Message {message.id}")
 
     async def add_once(self, message: OutboxMessage) -> bool:
-        """Add a delivery; False when its id is there already, delivered or not."""
+        """Add a delivery; False when its id is there already, delivered or not.
+
+        Its payload gets a proof of who requested it: a row that is written otherwise has none.
+        """
         if self._connection.dialect.name == "postgresql":
             # numbers are given at insert, not at commit: writers to one target take turns,
             # so that a lower number never becomes visible after a higher one
             await self._connection.execute(_TARGET_LOCK, {"target": message.target})
-        return await insert(self._connection, OutboxRow, column_values(message, revision=1))
+        values = column_values(message, payload=self._proven_payload(message), revision=1)
+        return await insert(self._connection, OutboxRow, values)
 
     async def claim(self, by: str, now: datetime, hold: timedelta, limit: int = 50) -> list[OutboxMessage]:
         """Take messages that are due, for `hold`; the oldest undelivered one of each target alone.
@@ -128,6 +140,14 @@ class Outbox(Repository):
         """Delete messages delivered before this moment, `limit` at the most; returns how many."""
         old = select(col(OutboxRow.seq)).where(col(OutboxRow.delivered_at) < before).limit(limit)
         return (await self._connection.execute(delete(OutboxRow).where(col(OutboxRow.seq).in_(old)))).rowcount
+
+    def _proven_payload(self, message: OutboxMessage) -> dict[str, Any]:
+        if "context" not in message.payload:
+            return message.payload
+        context = RequestContext.model_validate(message.payload["context"])
+        name = message.name or message.kind
+        proven = prove_request(self._ring, context, message.target, name, message.created_at)
+        return {**message.payload, "context": proven.model_dump(mode="json")}
 
     async def _change(self, id: OutboxId, values: Values) -> None:
         statement = update(OutboxRow).where(columns_equal(OutboxRow, id=id), _UNDELIVERED)

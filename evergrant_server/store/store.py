@@ -56,7 +56,7 @@ class Transaction:
         self.late_tokens = LateTokenSets(connection, sealer)
         self.replaced_grants = ReplacedGrants(connection, sealer)
         self.proof_keys = ProofKeys(connection, sealer)
-        self.outbox = Outbox(connection)
+        self.outbox = Outbox(connection, ring)
         self.histories = Histories(connection)
         self.webhooks = Webhooks(connection, sealer)
         self.deliveries = Deliveries(connection)

@@ -32,6 +32,7 @@ class LogEvent(StrEnum):
     COMMIT_WAITS = "commit waits"
     DISCOVERY_FAILED = "discovery failed"
     ENSURE_FRESH_FAILED = "ensure_fresh failed"
+    FOREIGN_ACTIVITY = "foreign activity"
     FOREIGN_WORKFLOW = "foreign workflow"
     HISTORY_UNREADABLE = "history unreadable"
     JOURNAL_FAILED = "journal failed"

@@ -29,6 +29,7 @@ CODE = "evergrant.code"
 
 # W3C Trace Context section 3.2.2
 _TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
+_TRACED = re.compile(r"[0-9a-f]{32} [0-9a-f]{16}\Z")  # trace and span
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 _OTHER_METHOD = "_OTHER"  # what the conventions prescribe for an unknown method
 
@@ -79,8 +80,11 @@ def current_ids() -> tuple[str, str]:
 
 @contextmanager
 def continue_trace(request: RequestContext | None) -> Iterator[None]:
-    """Run the block in the trace of the original request, if that was traced."""
-    if request is None or not request.span_id or _state.provider is None:
+    """Run the block in the trace of the original request, if that was traced.
+
+    Ids that aren't of the form of W3C Trace Context are ignored: a signal may hold any text.
+    """
+    if request is None or not _TRACED.match(f"{request.trace_id} {request.span_id}") or not is_enabled():
         yield
         return
     parent = _remote_span(request.trace_id, request.span_id, TraceFlags.SAMPLED)

@@ -19,7 +19,11 @@ from evergrant_server.store import Store
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.runs import NewestRun, WorkflowNotRunning
-from evergrant_server.temporal_link.workflow_starter import RECONCILE_CONTEXT, WorkflowStarter
+from evergrant_server.temporal_link.workflow_starter import (
+    RECONCILE_CONTEXT,
+    WorkflowStarter,
+    reconcile_context,
+)
 
 log = logging.getLogger("evergrant.relay")
 
@@ -146,8 +150,9 @@ class DriftRepair:
 
     async def _resend_revoke(self, connection: Connection) -> None:
         """Send the signal again; a workflow that received it meanwhile ignores this one."""
-        revoke = Revoke(reason=connection.revoke_reason or "", context=RECONCILE_CONTEXT)
         name = connection_workflow_id(connection.tenant, connection.id)
+        context = reconcile_context(self._store.ring, name, self._clock.now(), SignalName.REVOKE)
+        revoke = Revoke(reason=connection.revoke_reason or "", context=context)
         await self._link.signal(name, SignalName.REVOKE, revoke.model_dump(mode="json"))
 
     async def _restore_revocation(self, connection: Connection) -> None:

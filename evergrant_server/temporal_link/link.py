@@ -1,7 +1,7 @@
 """Sends messages to workflows and starts them, for the API and the relay."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio.client import (
     Client,
@@ -16,9 +16,10 @@ from temporalio.common import QueryRejectCondition, WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.messages.base import Message, RequestContext
+from evergrant_server.core.messages.base import RequestContext, RequestMessage
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.integrations import (
     DiscoverEndpoints,
@@ -35,8 +36,12 @@ from evergrant_server.core.messages.names import (
     discovery_workflow_id,
     temporary_credentials_workflow_id,
 )
+from evergrant_server.crypto import KeyRing
+from evergrant_server.crypto.request_proof import prove_request
 from evergrant_server.temporal_link.runs import WorkflowRuns, call_temporal, temporal_unavailable
 from evergrant_server.temporal_link.start_requests import StartRequest
+
+RequestT = TypeVar("RequestT", bound=RequestMessage)
 
 
 class TemporalLink(WorkflowRuns):
@@ -45,8 +50,10 @@ class TemporalLink(WorkflowRuns):
     Each raises Failure TEMPORAL_UNAVAILABLE when Temporal doesn't answer.
     """
 
-    def __init__(self, client: Client, task_queue: str = TASK_QUEUE) -> None:
+    def __init__(self, client: Client, ring: KeyRing, clock: Clock, task_queue: str = TASK_QUEUE) -> None:
         super().__init__(client)
+        self._ring = ring
+        self._clock = clock
         self._task_queue = task_queue
 
     async def ensure_fresh(
@@ -57,9 +64,10 @@ class TemporalLink(WorkflowRuns):
         Raises Failure REFRESH_PENDING when it takes longer than `timeout` seconds, and
         TEMPORAL_UNAVAILABLE also when Temporal knows no such workflow.
         """
+        workflow = connection_workflow_id(tenant, connection_id)
         update = self._connection_handle(tenant, connection_id).execute_update(
             UpdateName.ENSURE_FRESH,
-            request,
+            self._proven(request, workflow, UpdateName.ENSURE_FRESH),
             result_type=EnsureFreshResult,
             rpc_timeout=timedelta(seconds=timeout),
         )
@@ -143,13 +151,13 @@ class TemporalLink(WorkflowRuns):
             return
 
     async def _execute(
-        self, workflow: str, argument: Message, workflow_id: str, timeout: float, **options: Any
+        self, workflow: str, argument: RequestMessage, workflow_id: str, timeout: float, **options: Any
     ) -> Any:
         """Start a workflow, or join the running one, and wait for its result."""
         return await call_temporal(
             self._client.execute_workflow(
                 workflow,
-                argument,
+                self._proven(argument, workflow_id, workflow),
                 id=workflow_id,
                 task_queue=self._task_queue,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
@@ -157,6 +165,10 @@ class TemporalLink(WorkflowRuns):
                 **options,
             )
         )
+
+    def _proven(self, message: RequestT, workflow_id: str, name: str) -> RequestT:
+        context = prove_request(self._ring, message.context, workflow_id, name, self._clock.now())
+        return message.model_copy(update={"context": context})
 
     def _connection_handle(self, tenant: Tenant, connection_id: ConnectionId) -> WorkflowHandle[Any, Any]:
         return self._client.get_workflow_handle(connection_workflow_id(tenant, connection_id))

@@ -16,13 +16,21 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.integrations import RolloutStart
 from evergrant_server.core.messages.maintenance import WakeWebhook
-from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.messages.names import (
+    connection_workflow_id,
+    definition_rollout_workflow_id,
+    replaced_grants_workflow_id,
+)
 from evergrant_server.store import Store
 from evergrant_server.temporal_link import start_requests
 from evergrant_server.temporal_link.drift_repair import CheckedConnection, DriftRepair, unless_unreadable
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.runs import RunningWorkflow
-from evergrant_server.temporal_link.workflow_starter import RECONCILE_CONTEXT, WorkflowStarter
+from evergrant_server.temporal_link.workflow_starter import (
+    RECONCILE_CONTEXT,
+    WorkflowStarter,
+    reconcile_context,
+)
 
 T = TypeVar("T")
 
@@ -116,8 +124,8 @@ class Reconciler:
             if should_stop():
                 break
         await wake_overdue_webhooks(self._store, self._link, self._clock)
-        await restart_definition_rollouts(self._store, self._link)
-        await restart_replaced_grants(self._store, self._link, self._clock)
+        await restart_definition_rollouts(self._store, self._link, self._clock.now())
+        await restart_replaced_grants(self._store, self._link, self._clock.now())
         return counts
 
     async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
@@ -221,7 +229,7 @@ async def wake_overdue_webhooks(store: Store, link: TemporalLink, clock: Clock) 
         await link.start(start_requests.webhook(wake))
 
 
-async def restart_definition_rollouts(store: Store, link: TemporalLink) -> None:
+async def restart_definition_rollouts(store: Store, link: TemporalLink, now: datetime) -> None:
     """Start the workflow of every open version of a definition, unless it is running.
 
     The workflow continues from the stage in the store. Raises Failure TEMPORAL_UNAVAILABLE or
@@ -235,18 +243,21 @@ async def restart_definition_rollouts(store: Store, link: TemporalLink) -> None:
             definition_id=version.id,
             provider=version.name,
             check_interval_s=version.rollout.check_interval_s,
-            context=RECONCILE_CONTEXT,
+            context=reconcile_context(
+                store.ring, definition_rollout_workflow_id(version.tenant, version.id), now
+            ),
         )
         await link.start(start_requests.definition_rollout(start))
 
 
-async def restart_replaced_grants(store: Store, link: TemporalLink, clock: Clock) -> None:
+async def restart_replaced_grants(store: Store, link: TemporalLink, now: datetime) -> None:
     """Start the workflow of every connection with replaced grants to revoke, unless it is running.
 
     Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
     """
     async with store.read() as tx:
-        pending = await tx.replaced_grants.pending_since_before(clock.now())
+        pending = await tx.replaced_grants.pending_since_before(now)
     for it in pending:
-        start = RevokeReplacedStart(tenant=it.tenant, connection_id=it.id, context=RECONCILE_CONTEXT)
+        context = reconcile_context(store.ring, replaced_grants_workflow_id(it.tenant, it.id), now)
+        start = RevokeReplacedStart(tenant=it.tenant, connection_id=it.id, context=context)
         await link.start(start_requests.replaced_grants(start, wake=False))

@@ -1,6 +1,7 @@
 """Starts the workflow of a connection from its rows in the store."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from evergrant_server.core.clock import Clock
@@ -12,13 +13,16 @@ from evergrant_server.core.integrations import Integration, RefreshRules
 from evergrant_server.core.lifecycle.snapshot import connection_start, state_from_store
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionStart, EventKind, LifecycleEvent
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.single_use.attempt import LIMITS
 from evergrant_server.crypto.keyring import KeyRing
+from evergrant_server.crypto.request_proof import prove_request
 from evergrant_server.store import Store, Transaction
 from evergrant_server.temporal_link import start_requests
 from evergrant_server.temporal_link.link import TemporalLink
 
-RECONCILE_CONTEXT = RequestContext(by="reconcile")
+_RECONCILE = "reconcile"
+RECONCILE_CONTEXT = RequestContext(by=_RECONCILE)
 
 RefreshRulesLookup = Callable[[str, Sequence[Definition], str], RefreshRules]  # `Registry.refresh_rules`
 
@@ -83,8 +87,9 @@ class WorkflowStarter:
         life = state_from_store(connection, grant, rules, now, self._announce_days)
         life = life.model_copy(update={"generation": max(life.generation, known_generation)})
         subject_hash = self._ring.subject_hash(tenant, connection.subject)
-        waiting = await _waiting_events(tx, connection)
-        return connection_start(connection, subject_hash, RECONCILE_CONTEXT, life, waiting)
+        context = reconcile_context(self._ring, connection_workflow_id(tenant, connection.id), now)
+        waiting = await _waiting_events(tx, connection, context)
+        return connection_start(connection, subject_hash, context, life, waiting)
 
     async def _refresh_rules(
         self, tx: Transaction, connection: Connection, integration: Integration
@@ -98,21 +103,31 @@ class WorkflowStarter:
         return integration.with_provider_rules(provider_rules).refresh
 
 
-async def _waiting_events(tx: Transaction, connection: Connection) -> tuple[LifecycleEvent, ...]:
+def reconcile_context(
+    ring: KeyRing, workflow_id: str, now: datetime, message: str = _RECONCILE
+) -> RequestContext:
+    """Reconcile as the requester of a run, or of a signal to it."""
+    return prove_request(ring, RECONCILE_CONTEXT, workflow_id, message, now)
+
+
+async def _waiting_events(
+    tx: Transaction, connection: Connection, context: RequestContext
+) -> tuple[LifecycleEvent, ...]:
     """What no run knows yet: consents that were received or await a confirmation, and late tokens."""
     events: list[LifecycleEvent] = []
     consent = await tx.consents.received_consent(connection.tenant, connection.id)
     if consent is not None:
-        events.append(_event(EventKind.CONSENT_GRANTED, consent_id=consent.id))
+        events.append(_event(EventKind.CONSENT_GRANTED, context, consent_id=consent.id))
     for waiting in await tx.consents.confirming(connection.tenant, connection.id):
-        events.append(_event(EventKind.CONSENT_RETURNED, consent_id=waiting.id, until=waiting.confirm_by))
+        ends = {"consent_id": waiting.id, "until": waiting.confirm_by}
+        events.append(_event(EventKind.CONSENT_RETURNED, context, **ends))
     for late in await tx.late_tokens.of_connection(connection.tenant, connection.id):
-        events.append(_event(EventKind.LATE_TOKENS_RECEIVED, attempt_id=late.attempt_id))
+        events.append(_event(EventKind.LATE_TOKENS_RECEIVED, context, attempt_id=late.attempt_id))
     return tuple(events)
 
 
-def _event(kind: EventKind, **brings: Any) -> LifecycleEvent:
-    return LifecycleEvent(kind=kind, context=RECONCILE_CONTEXT, **brings)
+def _event(kind: EventKind, context: RequestContext, **brings: Any) -> LifecycleEvent:
+    return LifecycleEvent(kind=kind, context=context, **brings)
 
 
 def _with_pending_replies(start: ConnectionStart, pending_replies: tuple[str, ...]) -> ConnectionStart:
@@ -120,5 +135,5 @@ def _with_pending_replies(start: ConnectionStart, pending_replies: tuple[str, ..
     if not pending_replies:
         return start
     life = start.state.model_copy(update={"waiting_callers": pending_replies})
-    waiting = (*start.pending_events, _event(EventKind.TIMER_FIRED))
+    waiting = (*start.pending_events, _event(EventKind.TIMER_FIRED, start.context))
     return start.model_copy(update={"state": life, "pending_events": waiting})

@@ -50,7 +50,7 @@ async def open_platform(
     try:
         await require_matching_key_ring(store, ring)
         client = await connect(settings, lazy=lazy, plugins=client_plugins(), **client_options)
-        link = TemporalLink(client, settings.temporal_task_queue)
+        link = TemporalLink(client, ring, clock, settings.temporal_task_queue)
         registry = Registry.load()
         starter = WorkflowStarter(
             store, link, ring, clock, registry.refresh_rules, settings.expiry_announce_days

@@ -2,6 +2,9 @@
 
 from evergrant_server.core.ids import FrozenModel
 
+SCHEDULE = "schedule"  # the requester of what a workflow's own timer causes
+CLAIMED = "claimed:"  # before a requester that only a message in Temporal's namespace names
+
 
 class Message(FrozenModel):
     """What crosses Temporal. Never with a secret."""
@@ -10,9 +13,15 @@ class Message(FrozenModel):
 class RequestContext(Message):
     """Who requested it, and in which trace. Carried by every command."""
 
-    by: str  # "app:<name>", "subject", "operator", "schedule"
+    by: str  # "app:<name>", "subject", "operator", "schedule"; after CLAIMED when nothing proves it
     trace_id: str = ""  # W3C trace id, 32 hex digits; "" when there is none
     span_id: str = ""  # the requesting span, 16 hex digits; "" when it isn't traced
+    proof: str = ""  # that a process of Evergrant wrote `by` for this message; no secret
+
+    def as_received(self) -> "RequestContext":
+        """The context of a message that a run received: without a proof none is the run's own timer."""
+        unproven = self.by == SCHEDULE and not self.proof
+        return self.model_copy(update={"by": CLAIMED + SCHEDULE}) if unproven else self
 
 
 class RequestMessage(Message):

@@ -1,0 +1,57 @@
+"""Proofs of who requested it. One who can only write to Temporal's namespace can't make any.
+
+A proof is an HMAC (RFC 2104) by a key of the ring, over the workflow that the request is for, the name of
+the message, the requester, the trace and the second. It is no secret: copied into another message or to
+another workflow it proves nothing.
+"""
+
+import hashlib
+import hmac
+import re
+from datetime import datetime, timedelta
+
+from evergrant_server.core.messages.base import CLAIMED, RequestContext
+from evergrant_server.core.text import is_storable_text
+from evergrant_server.crypto.envelope import encode_parts
+from evergrant_server.crypto.keyring import KeyRing
+
+_PROOF = re.compile(r"(?P<message>[A-Za-z_]+) (?P<second>[0-9]{1,12}) (?P<mac>[0-9a-f]{32})\Z")
+_TRACE_ID = re.compile(r"[0-9a-f]{32}\Z")
+_LONGEST_CLAIM = 100  # characters of a name that nothing proves
+
+
+def prove_request(
+    ring: KeyRing, context: RequestContext, workflow_id: str, message: str, at: datetime
+) -> RequestContext:
+    """The context with a proof for `message` (a signal, an update, or what starts a run) to this workflow."""
+    second = int(at.timestamp())
+    mac = _mac(ring, context, workflow_id, message, second)
+    return context.model_copy(update={"proof": f"{message} {second} {mac}"})
+
+
+def proven_message(
+    ring: KeyRing, context: RequestContext, workflow_id: str, now: datetime, longest: timedelta
+) -> str | None:
+    """The message that the context's proof is for; None when it proves nothing to this workflow.
+
+    `longest` is how far its second may be from now, either way.
+    """
+    proof = _PROOF.match(context.proof)
+    if proof is None or not is_storable_text(context.by + context.trace_id):
+        return None
+    message, second = proof["message"], int(proof["second"])
+    if not hmac.compare_digest(proof["mac"], _mac(ring, context, workflow_id, message, second)):
+        return None
+    return message if abs(now.timestamp() - second) <= longest.total_seconds() else None
+
+
+def as_claimed(context: RequestContext) -> RequestContext:
+    """The context as it is recorded when nothing proves who requested it, in bounded text."""
+    by = context.by.removeprefix(CLAIMED)[:_LONGEST_CLAIM]
+    trace_id = context.trace_id if _TRACE_ID.match(context.trace_id) else ""
+    return RequestContext(by=CLAIMED + (by if is_storable_text(by) else "unreadable"), trace_id=trace_id)
+
+
+def _mac(ring: KeyRing, context: RequestContext, workflow_id: str, message: str, second: int) -> str:
+    said = encode_parts(workflow_id, message, context.by, context.trace_id, second)
+    return hmac.new(ring.derive("request proof"), said, hashlib.sha256).hexdigest()[:32]
