@@ -44,6 +44,7 @@ class _DeliveryBatch:
     """Everything that a round needs, read before the first byte is sent."""
 
     webhook: Webhook
+    url: Secret  # with its query
     secrets: tuple[Secret, ...]
     due: list[tuple[Delivery, str]]  # each with the event's body
 
@@ -114,7 +115,8 @@ class WebhookDeliveryActivities:
                 due = due[:1]
             bodies = [await self._body(tx, delivery) for delivery in due]
             secrets = await tx.webhooks.signing_secrets(webhook, now)
-        return _DeliveryBatch(webhook, secrets, list(zip(due, bodies, strict=True)))
+            url = await tx.webhooks.whole_url(webhook)
+        return _DeliveryBatch(webhook, url, secrets, list(zip(due, bodies, strict=True)))
 
     @staticmethod
     async def _body(tx: Transaction, delivery: Delivery) -> str:
@@ -147,7 +149,7 @@ class WebhookDeliveryActivities:
         headers |= {"content-type": "application/json", "user-agent": "Evergrant"}
         try:
             async with self._egress.client() as client:
-                answer = await client.post(batch.webhook.url, content=body.encode(), headers=headers)
+                answer = await client.post(batch.url.reveal(), content=body.encode(), headers=headers)
         except Failure as failure:
             refused = failure.code is ErrorCode.EGRESS_REFUSED
             return _DeliveryOutcome(
@@ -169,8 +171,8 @@ class WebhookDeliveryActivities:
         async def update(tx: Transaction) -> None:
             now = self._clock.now()
             current = await tx.webhooks.get(webhook.tenant, webhook.id)
-            if current is None or current.disabled or current.url != webhook.url:
-                return  # the outcomes are of the old URL
+            if current is None or current.disabled or current.changed_at != webhook.changed_at:
+                return  # the outcomes may be of another URL
             if gone:
                 after = current.disabled_as_gone()
             elif works:

@@ -20,6 +20,7 @@ from evergrant_server.core.lifecycle.schedule import jitter
 from evergrant_server.core.secret import Secret
 
 ANY_INTEGRATION: Literal["*"] = "*"
+MASK = "***"  # in place of a URL's query, which may authenticate Evergrant
 SECRET_PREFIX = "whsec_"
 SECRET_BYTES = 32  # Standard Webhooks asks for 24 to 64
 IDLE_TIMEOUT = timedelta(minutes=5)  # a workflow without deliveries ends after this
@@ -42,7 +43,7 @@ class Webhook(TenantRow):
 
     id: WebhookId
     name: str
-    url: str = Field(repr=False)  # its path or query may authenticate Evergrant
+    url: str = Field(repr=False)  # its path may authenticate Evergrant; read from the store: `masked_url`
     events: tuple[EventType, ...]
     integration: str = ANY_INTEGRATION
     disabled_by: DisabledBy | None = None
@@ -92,6 +93,12 @@ class Webhook(TenantRow):
         if now - since >= give_up_after:
             changes["disabled_by"] = DisabledBy.FAILING
         return self.model_copy(update=changes)
+
+
+def masked_url(url: str) -> tuple[str, Secret | None]:
+    """The URL as it is shown, with MASK for its query, and the query; None without one."""
+    base, _, query = url.partition("?")
+    return (f"{base}?{MASK}", Secret(query)) if query else (url, None)
 
 
 class DeliveryStatus(StrEnum):

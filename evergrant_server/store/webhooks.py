@@ -11,7 +11,7 @@ from sqlmodel import Field, ForeignKeyConstraint, col
 from evergrant_server.core.events import WebhookEvent
 from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import Delivery, DeliveryStatus, Webhook
+from evergrant_server.core.webhooks import MASK, Delivery, DeliveryStatus, Webhook, masked_url
 from evergrant_server.crypto import Sealed
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import (
@@ -27,7 +27,8 @@ from evergrant_server.store.sealing import IntakeRepository
 class WebhookRow(columns.IdTable, table=True):
     __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
     name: str
-    url: str
+    url: str  # with a mask in place of its query
+    sealed_query: Sealed | None = columns.sealed()
     events: list[str] = Field(sa_type=JSON)
     integration: str
     disabled_by: str | None = None
@@ -75,7 +76,7 @@ class DeliveryRow(columns.IdTable, table=True):
     ended_at: datetime | None = columns.timestamp()
 
 
-_SECRET, _PREVIOUS = "sealed_secret", "sealed_previous_secret"
+_SECRET, _PREVIOUS, _QUERY = "sealed_secret", "sealed_previous_secret", "sealed_query"
 
 _WAITED_FOR = exists().where(
     col(DeliveryRow.tenant) == col(EventRow.tenant), col(DeliveryRow.event_id) == col(EventRow.id)
@@ -86,9 +87,25 @@ class Webhooks(IntakeRepository[Webhook, WebhookId]):
     _table, _model = WebhookRow, Webhook
 
     async def add(self, webhook: Webhook, secret: Secret) -> Webhook:
-        """Add a webhook with its secret. Raises Failure ALREADY_EXISTS when the name is there."""
-        sealed = await self._sealed(webhook, {_SECRET: secret})
-        return await self._add(webhook, f"Webhook {webhook.name!r}", **sealed)
+        """Add a webhook with its secret and its whole URL, and return it with the masked one.
+
+        Raises Failure ALREADY_EXISTS when the name is there.
+        """
+        masked, query = masked_url(webhook.url)
+        sealed = await self._sealed(webhook, {_SECRET: secret, _QUERY: query})
+        stored = webhook.model_copy(update={"url": masked})
+        return await self._add(stored, f"Webhook {webhook.name!r}", **sealed)
+
+    async def replace_with_url(self, webhook: Webhook, url: str, *, expected: int) -> Webhook:
+        """As `replace`, with another URL."""
+        masked, query = masked_url(url)
+        sealed = await self._sealed(webhook, {_QUERY: query})
+        return await self._change(webhook.model_copy(update={"url": masked}), expected, **sealed)
+
+    async def whole_url(self, webhook: Webhook) -> Secret:
+        """The URL with its query. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
+        query = await self._opened(webhook, _QUERY)
+        return Secret(webhook.url if query is None else webhook.url.removesuffix(MASK) + query.reveal())
 
     async def by_name(self, tenant: Tenant, name: str) -> Webhook | None:
         return await self._one(tenant=tenant, name=name)

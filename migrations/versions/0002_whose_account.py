@@ -1,4 +1,4 @@
-"""Whose account: bindings of consents, API keys that expire, approvals, replaced grants."""
+"""Whose account: bindings of consents, API keys that expire, approvals, replaced grants, sealed URL queries."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,6 +14,7 @@ def upgrade() -> None:
     _api_keys()
     _approval()
     _replaced_grants()
+    _webhook_queries()
 
 
 def downgrade() -> None:
@@ -92,3 +93,8 @@ def _replaced_grants() -> None:
         sqlite_where=sa.text("pending"),
         postgresql_where=sa.text("pending"),
     )
+
+
+def _webhook_queries() -> None:
+    """A URL of before keeps its query in the plain column until the webhook is put again."""
+    op.add_column("webhook", sa.Column("sealed_query", sa.LargeBinary(), nullable=True))

@@ -88,7 +88,8 @@ async def put_webhook(
 ) -> WebhookSecretView:
     """Create or change a webhook. Only the response that creates it contains the signing secret.
 
-    After enabling it or changing its URL, pending deliveries are sent at once.
+    After enabling it or changing its URL, pending deliveries are sent at once. The URL's query is sealed:
+    answers show `***` in its place, and a request with that URL leaves it as it is.
     """
     try:
         call.api.check_endpoint(body.url)  # names are resolved at delivery
@@ -102,10 +103,14 @@ async def put_webhook(
             after = await tx.webhooks.add(await _new_webhook(tx, call, name, body), secret)
             shown = secret.reveal()
         else:
-            changed = _with_body(before, body).model_copy(update={"changed_at": call.now})
-            after = await tx.webhooks.replace(changed, expected=before.revision)
+            moved = body.url not in (before.url, (await tx.webhooks.whole_url(before)).reveal())
+            changed = _with_body(before, body, moved=moved).model_copy(update={"changed_at": call.now})
+            if moved:
+                after = await tx.webhooks.replace_with_url(changed, body.url, expected=before.revision)
+            else:
+                after = await tx.webhooks.replace(changed, expected=before.revision)
             shown = None
-            if not after.disabled and (before.disabled or before.url != after.url):
+            if not after.disabled and (before.disabled or moved):
                 await audit.wake_webhook(tx, after, call.context, call.now, at_once=True)
         await call.record(
             tx,
@@ -199,13 +204,13 @@ async def _new_webhook(tx: Transaction, call: ApiCall, name: str, body: WebhookB
     )
 
 
-def _with_body(before: Webhook, body: WebhookBody) -> Webhook:
+def _with_body(before: Webhook, body: WebhookBody, *, moved: bool) -> Webhook:
     start = before
     if body.disabled:
         start = before if before.disabled else before.model_copy(update={"disabled_by": DisabledBy.ADMIN})
-    elif before.disabled or body.url != before.url:
+    elif before.disabled or moved:
         start = before.enabled()
-    return start.model_copy(update=body.model_dump(exclude={"disabled"}))
+    return start.model_copy(update=body.model_dump(exclude={"disabled", "url"}))
 
 
 def _origin(url: str) -> str:

@@ -214,8 +214,7 @@ async def test_a_name_that_rebinds_after_registration_is_not_followed(
     """The name was public when the webhook was made; now it leads to loopback, where the receiver listens."""
     port = int(rounds.receiver.allowance.rpartition(":")[2])
     async with rounds.store.write() as tx:
-        moved = rounds.webhook.model_copy(update={"url": "https://rebinding.example:8443/in"})
-        await tx.webhooks.replace(moved, expected=1)
+        await tx.webhooks.replace_with_url(rounds.webhook, "https://rebinding.example:8443/in", expected=1)
     asked: list[str] = []
 
     async def resolve(host: str, _: int, **__: object) -> list[tuple[object, ...]]:
@@ -259,8 +258,9 @@ async def test_slow_receivers_take_a_bounded_share_of_a_worker(rounds: Rounds):
 async def test_a_new_url_starts_without_the_old_ones_failures(rounds: Rounds):
     async def moved_meanwhile(message: Received) -> int:
         async with rounds.store.write() as tx:
-            after = rounds.webhook.model_copy(update={"url": rounds.receiver.origin})
-            await tx.webhooks.replace(after, expected=1)
+            later = rounds.webhook.changed_at + timedelta(seconds=1)
+            after = rounds.webhook.model_copy(update={"changed_at": later})
+            await tx.webhooks.replace_with_url(after, f"{rounds.receiver.url}&again=1", expected=1)
         return 410
 
     rounds.receiver.answer = moved_meanwhile

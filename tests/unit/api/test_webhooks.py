@@ -6,12 +6,15 @@ from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import select
 
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.events import DEFAULT_EVENTS
 from evergrant_server.core.ids import DeliveryId
 from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, DisabledBy, Webhook
+from evergrant_server.store.database.rows import fetch_all
+from evergrant_server.store.webhooks import WebhookRow
 from tests.fakes.api import TENANT, Api
 
 URL = "https://hooks.example.com/in?token=canary-in-the-url"
@@ -59,7 +62,6 @@ async def test_the_secret_is_shown_once(api: Api, admin: str):
         assert secret not in answer.text
         assert "whsec_" not in answer.text
     assert [secret] == await secrets(api)
-    assert (await api.get("/v1/webhooks/hooks", admin)).json()["url"] == URL
     log = (await api.get("/v1/audit", admin)).text
     assert ("https://hooks.example.com" in log, "canary-in-the-url" in log) == (True, False)
 
@@ -74,6 +76,27 @@ async def test_only_the_row_and_its_admins_see_the_query_of_a_url(
     await put(api, admin, url="https://canary-in-the-url:pw@hooks.example.com/")
     seen = [await api.records(), await api.outbox(), caplog.text, repr(await stored(api))]
     assert "canary-in-the-url" not in str(seen)
+
+
+async def test_the_query_of_a_url_is_sealed_and_shown_masked(api: Api, admin: str):
+    """A URL that comes back masked, or whole, is no other URL."""
+    made = await put(api, admin)
+    masked = made.json()["url"]
+    assert masked == "https://hooks.example.com/in?***"
+    assert (await api.get("/v1/webhooks", admin)).json()["items"][0]["url"] == masked
+    async with api.worker.read() as tx:
+        rows = await fetch_all(tx.connection, select(WebhookRow))
+    assert "canary-in-the-url" not in str(rows)
+    await api.outbox()
+    for again, whole in ((masked, URL), (URL, URL), (f"{URL}2", f"{URL}2"), (masked, f"{URL}2")):
+        assert (await put(api, admin, url=again)).json()["url"] == masked
+        async with api.worker.read() as tx:
+            assert (await tx.webhooks.whole_url(await stored(api))).reveal() == whole
+    assert len(await wakes(api)) == 1, "one change of the URL"
+    plain = "https://hooks.example.com/in"
+    assert (await put(api, admin, url=plain)).json()["url"] == plain
+    async with api.worker.read() as tx:
+        assert (await tx.webhooks.whole_url(await stored(api))).reveal() == plain
 
 
 @pytest.mark.parametrize(
