@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.connections.connection import (
     IllegalStateChange,
     LifecycleState,
@@ -27,6 +28,7 @@ from evergrant_server.core.messages.connection import ConnectionState, EventKind
 from tests.unit.core.lifecycle.steps import (
     ACTIVE,
     HOUR,
+    MINUTE,
     NEWEST,
     NOW,
     connection,
@@ -75,6 +77,57 @@ def test_revocation_is_never_given_up():
         assert step(life, EventKind.TIMER_FIRED, due.at).command is Command.REVOKE
     yes = RevocationResult(revocation=RevocationOutcome.CONFIRMED)
     assert step(life, EventKind.REVOCATION_ENDED, revocation=yes).state.state is LifecycleState.REVOKED
+
+
+def test_a_revocation_is_requested_once_and_forgets_what_failed_before():
+    troubled = ACTIVE.model_copy(update={"failures": 3, "retry_at": NOW + HOUR})
+    first = step(troubled, EventKind.REVOCATION_REQUESTED, reason="left")
+    changes = {
+        "state": LifecycleState.REVOKING,
+        "reason": ErrorCode.CONNECTION_REVOKED,
+        "revoke_reason": "left",
+        "failures": 0,
+        "retry_at": None,
+    }
+    assert first == Transition(troubled.model_copy(update=changes), Command.BEGIN_REVOCATION)
+    assert step(first.state, EventKind.REVOCATION_REQUESTED, reason="again") == Transition(first.state)
+
+
+def test_what_a_revocation_meets_is_told_until_it_is_confirmed():
+    """A wait for the tokens of an open attempt is no failure of the provider."""
+    meets = [
+        (RevocationResult(failure=ErrorCode.PROVIDER_ERROR, retry_after=1800.0), ErrorCode.PROVIDER_ERROR),
+        (RevocationResult(failure=ErrorCode.REFRESH_PENDING), ErrorCode.PROVIDER_ERROR),
+        (RevocationResult(failure=ErrorCode.INTERNAL), ErrorCode.INTERNAL),
+    ]
+    life = ConnectionState(state=LifecycleState.REVOKING)
+    for tries, (result, told) in enumerate(meets, 1):
+        life = step(life, EventKind.REVOCATION_ENDED, NOW + tries * MINUTE, revocation=result).state
+        assert (life.failures, life.revocation_failure) == (tries, told)
+        assert life.revocation_failing_since == NOW + MINUTE
+        assert life.retry_at is not None
+        assert life.retry_at > NOW + tries * MINUTE
+        assert (tries > 1) or life.retry_at == NOW + MINUTE + HOUR / 2
+    yes = RevocationResult(revocation=RevocationOutcome.CONFIRMED)
+    done = {
+        "state": LifecycleState.REVOKED,
+        "revocation": RevocationOutcome.CONFIRMED,
+        "revocation_failure": None,
+        "revocation_failing_since": None,
+        "retry_at": None,
+    }
+    assert step(life, EventKind.REVOCATION_ENDED, revocation=yes).state == life.model_copy(update=done)
+
+
+def test_a_grant_from_a_clock_that_is_ahead_is_dated_back_as_a_whole():
+    ends = {"expires_at": NOW + 2 * HOUR, "refresh_expires_at": NOW + 3 * HOUR}
+    ahead = granted(4, at=NOW + HOUR, **ends)
+    here = step(ACTIVE, EventKind.REFRESH_ENDED, result=ahead).state
+    assert (here.obtained_at, here.expires_at) == (NOW, NOW + HOUR)
+    assert here.refresh_expires_at == NOW + 2 * HOUR
+    within = granted(4, at=NOW + CLOCK_SKEW, **ends)
+    here = step(ACTIVE, EventKind.REFRESH_ENDED, result=within).state
+    assert (here.obtained_at, here.refresh_expires_at) == (NOW + CLOCK_SKEW, NOW + 3 * HOUR)
 
 
 def test_a_code_is_exchanged_once_and_a_failure_leaves_the_consent_open():
