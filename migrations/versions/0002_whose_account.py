@@ -1,4 +1,4 @@
-"""Whose account: bindings of consents, API keys that expire, approvals, replaced grants, sealed URL queries."""
+"""Whose account: bindings of consents, keys that expire, approvals, replaced grants, sealed URL queries."""
 
 import sqlalchemy as sa
 from alembic import op
