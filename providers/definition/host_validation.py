@@ -67,7 +67,8 @@ def _foreign_host_accepted(spec: ProviderSpec, authority: str, name: str) -> str
 
 def sources_are_named(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
     """Authorization and token endpoint may have different hosts only where a source confirms it."""
-    known = spec.sources.agreeing.keys() | set(spec.sources.vendor_documentation)
+    named = spec.sources
+    known = named.agreeing.keys() | set(named.vendor_documentation) | named.by_field.keys()
     urls = (spec.authorization_endpoint, spec.token_endpoint)
     hosts = {urlsplit(url).netloc for url in urls if url is not None}
     if len(hosts) > 1 and "token_endpoint" not in known:

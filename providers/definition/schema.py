@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RefreshRules, Rotation
-from providers.definition.schema_base import SpecPart, TemplateParam, TextLine, UrlTemplate, placeholders
+from providers.definition.schema_base import TemplateParam, UrlTemplate, placeholders
+from providers.definition.schema_description import DescriptivePart
 from providers.definition.schema_errors import ErrorPart
 from providers.definition.schema_request import (
     AuthorizationPart,
@@ -23,8 +24,6 @@ from providers.definition.schema_request import (
     TokenRequestPart,
 )
 from providers.definition.schema_response import (
-    AccountLookup,
-    ApiRequest,
     RefreshPart,
     ResponseSpec,
     RevocationPart,
@@ -40,30 +39,6 @@ AuthMode = Literal[
     "api_key",
     "implicit",
 ]  # no password grant (RFC 9700 section 2.4); `implicit` only where the operator allows it (2.1.2)
-
-
-class Sources(SpecPart):
-    """By field, how many independent public sources agree; and the fields that only the vendor documents."""
-
-    agreeing: dict[str, int] = Field(default_factory=dict)
-    vendor_documentation: tuple[str, ...] = ()
-    disagreements: tuple[str, ...] = ()
-
-
-class DescriptivePart(SpecPart):
-    """Fields on which no OAuth request depends."""
-
-    display_name: TextLine
-    categories: tuple[str, ...] = ()
-    docs_url: UrlTemplate | None = None
-    sources: Sources = Sources()
-    notes: tuple[TextLine, ...] = ()
-    rate_limit: TextLine | None = None
-    token_rate_limit: TextLine | None = None
-    api_base_url: UrlTemplate | None = None
-    userinfo_endpoint: UrlTemplate | None = None
-    api_request: ApiRequest | None = None
-    post_auth: tuple[AccountLookup, ...] = ()
 
 
 class ProviderSpec(

@@ -1,0 +1,34 @@
+"""What a definition says about a provider beside its OAuth requests, and where its facts come from."""
+
+from pydantic import Field
+
+from providers.definition.schema_base import SpecPart, TextLine, UrlTemplate
+from providers.definition.schema_response import AccountLookup, ApiRequest
+
+
+class Sources(SpecPart):
+    """By field, how many independent public sources agree; and the fields that only the vendor documents.
+
+    `by_field` names a source: a page, an issue or a file that a reader can open.
+    """
+
+    agreeing: dict[str, int] = Field(default_factory=dict)
+    by_field: dict[str, TextLine] = Field(default_factory=dict)
+    vendor_documentation: tuple[str, ...] = ()
+    disagreements: tuple[str, ...] = ()
+
+
+class DescriptivePart(SpecPart):
+    """Fields on which no OAuth request depends."""
+
+    display_name: TextLine
+    categories: tuple[str, ...] = ()
+    docs_url: UrlTemplate | None = None
+    sources: Sources = Sources()
+    notes: tuple[TextLine, ...] = ()
+    rate_limit: TextLine | None = None
+    token_rate_limit: TextLine | None = None
+    api_base_url: UrlTemplate | None = None
+    userinfo_endpoint: UrlTemplate | None = None
+    api_request: ApiRequest | None = None
+    post_auth: tuple[AccountLookup, ...] = ()
