@@ -63,7 +63,7 @@ class ConsentEndActivities:
         if current.state.is_final:
             return None
         grant = await tx.grants.get(current.tenant, current.id)
-        integration = await tx.integrations.get(current.tenant, current.integration_id)
+        integration = await tx.integrations.get_unchecked(current.tenant, current.integration_id)
         if current.state is LifecycleState.REVOKING or grant is None or integration is None:
             return GrantResult(state=current.state)
         announce_days = self._services.contexts.announce_days

@@ -165,15 +165,16 @@ def _progress(export: Export) -> ExportProgress:
 
 
 async def _export_line(tx: Transaction, connection: Connection) -> Secret | None:
-    """The connection as a line for `import`; None without a live grant, or when its seal is broken."""
+    """The connection as a line for `import`; None without a live grant, or when its row or seal is broken."""
     grant = await tx.grants.get(connection.tenant, connection.id)
     if connection.state is not LifecycleState.ACTIVE or grant is None or grant.token_type == DPOP_TOKEN_TYPE:
         return None  # a DPoP-bound token is useless without its key, which is not exported
     try:
+        await tx.connections.get_authentic(connection.tenant, connection.id)
         access = await tx.grants.access_token(connection)
         refresh = await tx.grants.refresh_token(connection)
     except Failure as failure:
-        if failure.code is not ErrorCode.SEAL_BROKEN:
+        if failure.code not in (ErrorCode.SEAL_BROKEN, ErrorCode.AUTHORITY_BROKEN):
             raise
         return None
     item = {

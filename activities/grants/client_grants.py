@@ -84,7 +84,7 @@ async def _load_source_token(
 ) -> Secret:
     now = earlier_now(services.clock)
     async with services.store.read() as tx:
-        source = await tx.connections.get(connection.tenant, source_id)
+        source = await tx.connections.get_authentic(connection.tenant, source_id)
         grant = await tx.grants.get(connection.tenant, source_id)
         if source is not None:  # in the transaction that reads the token: nothing is widened in between
             offline_scope = services.contexts.offline_scope(source.provider)

@@ -47,7 +47,7 @@ async def install_further_slots(
             # its id, permits and audit stay; from now on the consents of `first` bring its grants
             changes = {"consented_with": first.id, "requested_scopes": scopes}
             after = found.model_copy(update=changes)
-            connection = await tx.connections.replace(after, expected=found.revision)
+            connection = await tx.connections.replace_names(after, expected=found.revision)
         else:
             connection = await _create_connection(tx, ring, call, first, label, scopes, now)
         expires_at = asked_at + INSTALL_WITHIN

@@ -25,6 +25,7 @@ from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMet
 from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
+from evergrant_server.telemetry.alarms import report_broken_authority
 from providers.definition.registry import Registry
 from providers.definition.templates import definition_endpoints
 from providers.registration.client_metadata import RegisteredClient, read_registration
@@ -170,7 +171,13 @@ class DiscoveryActivities:
             async with self.store.read() as tx:
                 due = await tx.integrations.with_metadata_older_than(before, _BATCH_SIZE)
             for integration in due:
-                action = await self._compare_metadata(integration)
+                try:
+                    action = await self._compare_metadata(integration)
+                except Failure as failure:
+                    if failure.code is not ErrorCode.AUTHORITY_BROKEN:
+                        raise
+                    report_broken_authority(failure)  # and on to the next one
+                    continue
                 changed += action is AuditAction.METADATA_CHANGED
                 refused += action is AuditAction.METADATA_REFUSED
         return RereadMetadataResult(read=len(due), changed=changed, refused=refused)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from temporalio import activity
 
+from activities.maintenance.authority import report_broken_rows
 from activities.maintenance.history import HistoryActivities
 from activities.support.temporal import heartbeating
 from evergrant_server import audit
@@ -71,6 +72,7 @@ class ReconcileActivities:
             progress.log_unanswered()
             exported = await self._histories.request_exports(request.closed_since)
             await prune_store(self._store, self._clock, self._deliveries_age)
+            await report_broken_rows(self._store, self._clock.now())
             checkpoint = await self._next_checkpoint(request, progress.result, counts.complete)
         end = {
             "exported": exported,

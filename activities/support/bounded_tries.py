@@ -26,7 +26,7 @@ from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 log = logging.getLogger("evergrant.activities")
 
 # Of a connection's activities. One and two seconds apart; a conflict that is a race ends by the second try.
-_MAX_TRIES = {ErrorCode.INTERNAL: 3, ErrorCode.STORE_CONFLICT: 10}
+_MAX_TRIES = {ErrorCode.INTERNAL: 3, ErrorCode.AUTHORITY_BROKEN: 3, ErrorCode.STORE_CONFLICT: 10}
 
 _LastResult = GrantResult | RevocationResult | ReplacedRevocationResult | LapseResult | None
 _INTERNAL_GRANT = GrantResult(failure=ErrorCode.INTERNAL)

@@ -10,6 +10,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.store import Store, Transaction
+from evergrant_server.telemetry.alarms import report_broken_authority
 from providers.client_auth import generate_client_secret
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
@@ -43,10 +44,14 @@ class ProviderContextLoader:
         """The context of a connection.
 
         Raises Failure NOT_FOUND, CLIENT_REJECTED (its definition is gone or doesn't fit any more),
-        KEY_UNAVAILABLE, SEAL_BROKEN or STORE_UNAVAILABLE.
+        AUTHORITY_BROKEN, KEY_UNAVAILABLE, SEAL_BROKEN or STORE_UNAVAILABLE.
         """
-        async with self._store.read() as tx:
-            context = await self._load_in(tx, tenant, connection_id)
+        try:
+            async with self._store.read() as tx:
+                context = await self._load_in(tx, tenant, connection_id)
+        except Failure as failure:
+            report_broken_authority(failure)
+            raise
         state = context.connection.state
         over = state is LifecycleState.REVOKING or state.is_final
         if not context.uses_dpop or context.client.proof_key is not None or over:
@@ -59,12 +64,13 @@ class ProviderContextLoader:
         return context.with_proof_key(key)
 
     async def _load_in(self, tx: Transaction, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
-        connection = await tx.connections.get(tenant, connection_id)
+        connection = await tx.connections.get_authentic(tenant, connection_id)
         if connection is None:
             raise Failure(ErrorCode.NOT_FOUND, f"there is no connection {connection_id}")
         integration = await tx.integrations.get(tenant, connection.integration_id)
         if integration is None:
             raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
+        await tx.destinations.require(connection, integration)
         grant = await tx.grants.get(tenant, connection_id)
         facts = grant.metadata if grant else {}
         specs = await self._specs(tx, connection, integration, grant)

@@ -6,12 +6,15 @@ Doesn't own the tables (store), what is worth recording (its callers) or the wor
 (`core.audit`, `core.events`).
 """
 
+from evergrant_server.audit.chain_head import accept_heads, broken_heads
 from evergrant_server.audit.hash_chain import append, newest_record, page, page_cursor
 from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.verifier import contains_checkpoint, newest_checkpoint, verify_log
 
 __all__ = [
+    "accept_heads",
     "append",
+    "broken_heads",
     "contains_checkpoint",
     "newest_checkpoint",
     "newest_record",

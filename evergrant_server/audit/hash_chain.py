@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import BigInteger, String, Tuple, bindparam, exists, select, tuple_, update
 from sqlmodel import col
 
+from evergrant_server.audit.chain_head import ChainHead
 from evergrant_server.audit.publishing import publish_events
 from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord, bound_scopes
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -17,16 +18,15 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from evergrant_server.store.database.columns import UtcDateTime, table_of
-from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, insert
 from evergrant_server.store.webhooks import WebhookRow
+from evergrant_server.telemetry.alarms import report_broken_authority
 
 RECORD_FORMAT = 1
 _HASHED_AS_THEY_ARE = (
     "tenant", "shard", "seq", "action", "object", "by", "trace_id",
     "workflow_id", "run_id", "event_id", "previous_hash",
 )  # fmt: skip
-GENESIS_HASH = "0" * 64  # the previous hash of a chain's first record
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -73,12 +73,18 @@ _ADD_RECORD = table_of(AuditRow).insert()
 _MOVE_END = (
     update(_SHARDS)
     .where(_SHARDS.c.tenant == bindparam("of_tenant"), _SHARDS.c.shard == bindparam("of_shard"))
-    .values(count=bindparam("count"), last_hash=bindparam("last_hash"), revision=_SHARDS.c.revision + 1)
+    .values(
+        count=bindparam("count"),
+        last_hash=bindparam("last_hash"),
+        mac=bindparam("mac"),
+        revision=_SHARDS.c.revision + 1,
+    )
 )
 _LOCK_END = (
     select(
         _SHARDS.c.count,
         _SHARDS.c.last_hash,
+        _SHARDS.c.mac,
         exists().where(columns_equal(WebhookRow, tenant=bindparam("tenant"), disabled_by=None)),
     )
     .where(_SHARDS.c.tenant == bindparam("tenant"), _SHARDS.c.shard == bindparam("shard"))
@@ -96,13 +102,20 @@ async def append(tx: Transaction, entry: AuditEntry, *, shard: str = "main") -> 
     Change the rows first and append last: from here to the commit the chain is locked, and
     writers that lock a chain before a row would wait for each other crosswise.
 
+    A broken head stops no record, for a revocation must be recorded: it raises an alarm each time.
+
     Raises TypeError when the detail holds what JSON can't say: a Secret never gets in.
     """
-    count, last_hash, has_webhooks = await _locked_head(tx.connection, entry.tenant, shard)
-    (row,) = chained_rows([entry], shard, count, last_hash)
+    ring = tx.sealer.ring
+    head, has_webhooks = await _locked_head(tx, entry.tenant, shard)
+    authentic = head.is_authentic(ring)
+    if not authentic:
+        report_broken_authority(head.broken)
+    (row,) = chained_rows([entry], shard, head.count, head.last_hash)
     await tx.connection.execute(_ADD_RECORD, row)
-    end = {"of_tenant": entry.tenant, "of_shard": shard, "count": row["seq"], "last_hash": row["hash"]}
-    await tx.connection.execute(_MOVE_END, end)
+    end = head.moved(ring, row["seq"], row["hash"], authentic=authentic)
+    moved = {"count": end.count, "last_hash": end.last_hash, "mac": end.mac}
+    await tx.connection.execute(_MOVE_END, {"of_tenant": entry.tenant, "of_shard": shard, **moved})
     if has_webhooks:
         await publish_events(tx, entry)
     return _record_of(row)
@@ -180,20 +193,19 @@ def _after(cursor: str) -> Tuple:
     return tuple_(*position, types=[UtcDateTime(), String(), BigInteger()])
 
 
-async def _locked_head(connection: DatabaseConnection, tenant: str, shard: str) -> tuple[int, str, bool]:
-    """The chain's length and last hash, and whether the tenant has a webhook.
+async def _locked_head(tx: Transaction, tenant: str, shard: str) -> tuple[ChainHead, bool]:
+    """The end of the chain, and whether the tenant has a webhook.
 
     The end's row is locked until the transaction ends, so that numbers have no gaps. (SQLite's write
     transaction locks all.)
     """
     which = {"tenant": tenant, "shard": shard}
-    head = (await connection.execute(_LOCK_END, which)).one_or_none()
-    if head is None:
-        await insert(
-            connection, AuditShardRow, {**which, "count": 0, "last_hash": GENESIS_HASH, "revision": 1}
-        )
-        head = (await connection.execute(_LOCK_END, which)).one()
-    return head[0], head[1], bool(head[2])
+    found = (await tx.connection.execute(_LOCK_END, which)).one_or_none()
+    if found is None:
+        first = ChainHead.first(tx.sealer.ring, tenant, shard)
+        await insert(tx.connection, AuditShardRow, {**first._asdict(), "revision": 1})
+        found = (await tx.connection.execute(_LOCK_END, which)).one()
+    return ChainHead(tenant, shard, *found[:3]), bool(found[3])
 
 
 def _record_of(row: Mapping[str, Any]) -> AuditRecord:

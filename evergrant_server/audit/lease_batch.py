@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from evergrant_server.audit.hash_chain import GENESIS_HASH, chained_rows
+from evergrant_server.audit.chain_head import ChainHead
+from evergrant_server.audit.hash_chain import chained_rows
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import AppId, ConnectionId, KeyId, Tenant
 from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
 from evergrant_server.store.database.engine import asyncpg_driver, sqlite_driver
+from evergrant_server.store.database.rows import Values
 
 # A valid token is leased while a new consent is awaited, too.
 _LEASABLE = frozenset({LifecycleState.ACTIVE.value, LifecycleState.NEEDS_REAUTH.value})
@@ -43,11 +46,14 @@ _LITE_CONNECTIONS = (
     " WHERE id IN (SELECT value FROM json_each(?))"
 )
 _LITE_APPS = "SELECT id, tenant, revision, disabled FROM app WHERE id IN (SELECT value FROM json_each(?))"
-_LITE_HEAD = "SELECT count, last_hash FROM audit_shard WHERE tenant = ? AND shard = ?"
-_LITE_FIRST = "INSERT INTO audit_shard (tenant, shard, count, last_hash, revision) VALUES (?, ?, 0, ?, 1)"
+_LITE_HEAD = "SELECT count, last_hash, mac FROM audit_shard WHERE tenant = ? AND shard = ?"
+_LITE_FIRST = (
+    "INSERT INTO audit_shard (tenant, shard, count, last_hash, mac, revision) VALUES (?, ?, ?, ?, ?, 1)"
+)
 _LITE_RECORDS = f"INSERT INTO audit ({_NAMES}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"
 _LITE_MOVED = (
-    "UPDATE audit_shard SET count = ?, last_hash = ?, revision = revision + 1 WHERE tenant = ? AND shard = ?"
+    "UPDATE audit_shard SET count = ?, last_hash = ?, mac = ?, revision = revision + 1"
+    " WHERE tenant = ? AND shard = ?"
 )
 _LITE_USAGE = (
     "INSERT INTO usage (tenant, connection_id, leased_generation, revision) VALUES (?, ?, ?, 1)" + _RAISED
@@ -63,9 +69,9 @@ _PG_CONNECTIONS = (
 _PG_APPS = (
     "SELECT id, tenant, revision, disabled FROM app WHERE id = ANY($1::varchar[]) ORDER BY id FOR SHARE"
 )
-_PG_HEAD = "SELECT count, last_hash FROM audit_shard WHERE tenant = $1 AND shard = $2 FOR UPDATE"
+_PG_HEAD = "SELECT count, last_hash, mac FROM audit_shard WHERE tenant = $1 AND shard = $2 FOR UPDATE"
 _PG_FIRST = (
-    "INSERT INTO audit_shard (tenant, shard, count, last_hash, revision) VALUES ($1, $2, 0, $3, 1)"
+    "INSERT INTO audit_shard (tenant, shard, count, last_hash, mac, revision) VALUES ($1, $2, $3, $4, $5, 1)"
     " ON CONFLICT DO NOTHING"
 )
 _PG_TYPES = (
@@ -73,8 +79,8 @@ _PG_TYPES = (
     "varchar", "varchar", "integer", "varchar", "varchar", "integer",
 )  # fmt: skip
 _PG_RECORDS = (
-    f"WITH moved AS (UPDATE audit_shard SET count = $16, last_hash = $17, revision = revision + 1"
-    f" WHERE tenant = $18 AND shard = $19)"
+    f"WITH moved AS (UPDATE audit_shard SET count = $16, last_hash = $17, mac = $18, revision = revision + 1"
+    f" WHERE tenant = $19 AND shard = $20)"
     f" INSERT INTO audit ({_NAMES})"
     f" SELECT * FROM unnest({', '.join(f'${n}::{it}[]' for n, it in enumerate(_PG_TYPES, 1))})"
 )
@@ -113,7 +119,7 @@ async def write_sqlite(
     tx: Transaction, shard: str, claims: Sequence[LeaseClaim], uses: KeyUses, clock: Clock
 ) -> frozenset[int]:
     """Write what still holds; returns the places of those claims. The transaction is IMMEDIATE."""
-    raw = sqlite_driver(tx.connection)
+    raw, ring = sqlite_driver(tx.connection), tx.sealer.ring
     connection_ids, app_ids = _ids(claims)
     good = _good(
         claims,
@@ -123,13 +129,15 @@ async def write_sqlite(
     )
     kept = [claims[place] for place in sorted(good)]
     for tenant, entries in _by_tenant(kept):
-        head: tuple[int, str] | None = raw.execute(_LITE_HEAD, (tenant, shard)).fetchone()
-        if head is None:
-            raw.execute(_LITE_FIRST, (tenant, shard, GENESIS_HASH))
-            head = (0, GENESIS_HASH)
-        rows = chained_rows(entries, shard, *head)
+        found: tuple[int, str, str | None] | None = raw.execute(_LITE_HEAD, (tenant, shard)).fetchone()
+        if found is None:
+            head = ChainHead.first(ring, tenant, shard)
+            raw.execute(_LITE_FIRST, head)
+        else:
+            head = ChainHead(tenant, shard, *found)
+        rows, end = _chained(ring, head, entries)
         raw.executemany(_LITE_RECORDS, [{**row, "at": _lite_moment(row["at"])} for row in rows])
-        raw.execute(_LITE_MOVED, (rows[-1]["seq"], rows[-1]["hash"], tenant, shard))
+        raw.execute(_LITE_MOVED, (end.count, end.last_hash, end.mac, tenant, shard))
     raw.executemany(_LITE_USAGE, _newest_generations(kept))
     raw.executemany(_LITE_USED, [(*key, _lite_moment(at)) for key, at in uses.items()])
     return good
@@ -139,7 +147,7 @@ async def write_postgresql(
     tx: Transaction, shard: str, claims: Sequence[LeaseClaim], uses: KeyUses, clock: Clock
 ) -> frozenset[int]:
     """Write what still holds; returns the places of those claims."""
-    raw = await asyncpg_driver(tx.connection)
+    raw, ring = await asyncpg_driver(tx.connection), tx.sealer.ring
     connection_ids, app_ids = _ids(claims)
     async with raw.transaction():
         connections = await raw.fetch(_PG_CONNECTIONS, connection_ids)
@@ -147,9 +155,9 @@ async def write_postgresql(
         good = _good(claims, connections, apps, clock.now())
         kept = [claims[place] for place in sorted(good)]
         for tenant, entries in _by_tenant(kept):
-            rows = chained_rows(entries, shard, *await _locked_head(raw, tenant, shard))
+            rows, end = _chained(ring, await _locked_head(raw, ring, tenant, shard), entries)
             columns = ([row[name] for row in rows] for name in _COLUMNS)
-            await raw.execute(_PG_RECORDS, *columns, rows[-1]["seq"], rows[-1]["hash"], tenant, shard)
+            await raw.execute(_PG_RECORDS, *columns, end.count, end.last_hash, end.mac, tenant, shard)
         if kept:
             await raw.execute(_PG_USAGE, *zip(*_newest_generations(kept), strict=True))
         if uses:
@@ -158,12 +166,21 @@ async def write_postgresql(
     return good
 
 
-async def _locked_head(raw: Any, tenant: str, shard: str) -> tuple[int, str]:
-    head = await raw.fetchrow(_PG_HEAD, tenant, shard)
-    if head is None:
-        await raw.execute(_PG_FIRST, tenant, shard, GENESIS_HASH)
-        head = await raw.fetchrow(_PG_HEAD, tenant, shard)
-    return head[0], head[1]
+async def _locked_head(raw: Any, ring: KeyRing, tenant: str, shard: str) -> ChainHead:
+    found = await raw.fetchrow(_PG_HEAD, tenant, shard)
+    if found is None:
+        await raw.execute(_PG_FIRST, *ChainHead.first(ring, tenant, shard))
+        found = await raw.fetchrow(_PG_HEAD, tenant, shard)
+    return ChainHead(tenant, shard, *found)
+
+
+def _chained(ring: KeyRing, head: ChainHead, entries: Sequence[AuditEntry]) -> tuple[list[Values], ChainHead]:
+    """The rows behind this head, and the new one. Raises Failure AUTHORITY_BROKEN: no token leaves behind
+    records that were cut or rewritten."""
+    if not head.is_authentic(ring):
+        raise head.broken
+    rows = chained_rows(entries, head.shard, head.count, head.last_hash)
+    return rows, head.moved(ring, rows[-1]["seq"], rows[-1]["hash"], authentic=True)
 
 
 def _ids(claims: Sequence[LeaseClaim]) -> tuple[list[str], list[str]]:

@@ -125,7 +125,8 @@ class LeaseLedger:
                 else:
                     done.set_exception(StaleClaim())
         except Failure as failure:
-            problem = _unavailable(failure.detail)
+            broken = failure.code is ErrorCode.AUTHORITY_BROKEN
+            problem = failure if broken else _unavailable(failure.detail)
         except Exception as error:
             problem = _unavailable(type(error).__name__)
         finally:

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from evergrant_server.audit.hash_chain import GENESIS_HASH, record_hash
+from evergrant_server.audit.chain_head import GENESIS_HASH, ChainHead
+from evergrant_server.audit.hash_chain import record_hash
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.maintenance import AuditCheckpoint
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import columns_equal, fetch_all, fetch_first, find_one
 
 _STRIDE = 1_000  # records read at a time
@@ -44,17 +46,19 @@ class _Flaw(NamedTuple):
 async def verify_log(store: Store, tenant: Tenant) -> AuditVerification:
     """Check every chain of a tenant against its hashes, numbers and recorded end.
 
-    Finds a record that was deleted, edited, moved or added by hand, and a tail that was cut. It
-    can't detect a writer of the database who cuts the tail *and* sets the shard's count and hash
-    back to match, or rewrites the chain from some record on. Only a copy of `heads` outside the
+    Finds a record that was deleted, edited, moved or added by hand, a tail that was cut, and a chain
+    that was written anew: its end lacks our authenticator. It can't detect a writer of the database who
+    puts an earlier state of a chain back, with the end of then. Only a copy of `heads` outside the
     database shows that: the last known head must still be in the chain. Raises Failure
     STORE_UNAVAILABLE.
     """
-    heads, strays = await _heads(store, tenant)
+    heads, broken, strays = await _heads(store, tenant)
     checked = 0
     for shard, head in sorted(heads.items()):
         seen, flaw = await _walk(store, tenant, shard, head)
         checked += seen
+        if flaw is None and shard in broken:
+            flaw = _Flaw(head.count, "the recorded end of the chain wasn't written by Evergrant")
         if flaw is not None:
             return AuditVerification(False, checked, shard, flaw.seq, flaw.why, heads)
     for shard, newest in sorted(strays.items()):
@@ -63,18 +67,24 @@ async def verify_log(store: Store, tenant: Tenant) -> AuditVerification:
     return AuditVerification(True, checked, heads=heads)
 
 
-async def _heads(store: Store, tenant: Tenant) -> tuple[dict[str, ShardHead], dict[str, int]]:
-    """The recorded end of every chain, and chains whose records go beyond it, in one snapshot."""
-    shards = select(col(AuditShardRow.shard), col(AuditShardRow.count), col(AuditShardRow.last_hash))
+async def _heads(store: Store, tenant: Tenant) -> tuple[dict[str, ShardHead], set[str], dict[str, int]]:
+    """The recorded end of every chain, those that aren't ours, and chains whose records go beyond it, in
+    one snapshot."""
+    row = table_of(AuditShardRow).c
+    shards = select(row.tenant, row.shard, row.count, row.last_hash, row.mac)
     newest = select(col(AuditRow.shard), func.max(col(AuditRow.seq)))
     async with store.read() as tx:
         recorded = await tx.connection.execute(shards.where(columns_equal(AuditShardRow, tenant=tenant)))
-        heads = {shard: ShardHead(count, last_hash) for shard, count, last_hash in recorded}
+        ends_of = [ChainHead(*it) for it in recorded]
+        heads = {it.shard: ShardHead(it.count, it.last_hash) for it in ends_of}
+        broken = {it.shard for it in ends_of if not it.is_authentic(store.ring)}
         grouped = newest.where(columns_equal(AuditRow, tenant=tenant)).group_by(col(AuditRow.shard))
         ends = {shard: seq for shard, seq in await tx.connection.execute(grouped)}
-    return heads, {
-        shard: seq for shard, seq in ends.items() if shard not in heads or seq > heads[shard].count
-    }
+    return (
+        heads,
+        broken,
+        {shard: seq for shard, seq in ends.items() if shard not in heads or seq > heads[shard].count},
+    )
 
 
 async def _walk(store: Store, tenant: Tenant, shard: str, head: ShardHead) -> tuple[int, _Flaw | None]:

@@ -125,6 +125,7 @@ _OPERATE = "evergrant_server.cli.operate"  # slow to import
 app.command(f"{_OPERATE}:db", help="The database's schema, and the Temporal namespace.")
 app.command(f"{_OPERATE}:keys", help="The key ring, and the first API key.")
 app.command(f"{_OPERATE}:audit_log", name="audit", help="The audit log.")
+app.command("evergrant_server.cli.authority:authority", help="The authenticators of rows.")
 providers = app.command(App(name="providers", help="The provider catalogue."))
 
 

@@ -24,7 +24,6 @@ from evergrant_server.cli.serve import require_free_port, settings_environment
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import BadSettings, Settings
-from evergrant_server.store.database import schema
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 
 _START_LIMIT_S = 60
@@ -98,7 +97,7 @@ def _temporal_command(settings: Settings) -> list[str]:
 async def _start_and_wait(
     settings: Settings, temporal: ChildProcess, api: ChildProcess, worker: ChildProcess
 ) -> None:
-    await schema.upgrade(settings.database_url)
+    await operate.upgrade_database(settings)
     admin_key = settings.data_dir / "admin.key"
     key = admin_key.read_text().strip() if admin_key.exists() else ""
     if not await operate.is_valid_key(settings, key):  # it is missing, or has expired

@@ -13,6 +13,7 @@ from evergrant_server import audit
 from evergrant_server.api.apps.keys import bootstrap_admin
 from evergrant_server.api.http.authentication import Authenticator
 from evergrant_server.cli.app import Flags, settings_of
+from evergrant_server.cli.authority import accept_rows
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
@@ -20,9 +21,12 @@ from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
+from evergrant_server.store.store import require_matching_key_ring
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
 from evergrant_server.wiring.platform import open_platform
+
+_FIRST_WITH_AUTHENTICATORS = "0002"  # schema
 
 db, keys, audit_log = App(name="db"), App(name="keys"), App(name="audit")
 
@@ -35,8 +39,7 @@ async def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None
         namespace: Also register search attributes and set the retention of closed runs.
     """
     settings = settings_of(flags)
-    before = await schema.current_version(settings.database_url)
-    await schema.upgrade(settings.database_url)
+    before = await upgrade_database(settings)
     print(f"schema {before or 'none'} -> {schema.expected_version()}")
     if namespace:
         client = await connect(settings)
@@ -44,6 +47,23 @@ async def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None
         print(
             f"namespace {client.namespace}: search attributes, retention {settings.history_retention.days} d"
         )
+
+
+async def upgrade_database(settings: Settings) -> str | None:
+    """Upgrade the schema; returns the earlier version. Rows of before authenticators get theirs."""
+    before = await schema.current_version(settings.database_url)
+    if before is None or before >= _FIRST_WITH_AUTHENTICATORS:
+        await schema.upgrade(settings.database_url)
+        return before
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)  # before the schema has changed
+    await schema.upgrade(settings.database_url)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    try:
+        await require_matching_key_ring(store, ring)
+        await accept_rows(store)
+    finally:
+        await store.close()
+    return before
 
 
 @db.command

@@ -35,11 +35,11 @@ def encode_parts(*parts: str | int) -> bytes:
 
     Two different sequences of parts never have the same encoding.
     """
-    encoded = bytearray(len(parts).to_bytes(4))
+    encoded = [len(parts).to_bytes(4)]
     for part in parts:
-        kind, raw = (b"i", str(part).encode()) if isinstance(part, int) else (b"s", part.encode())
-        encoded += kind + len(raw).to_bytes(4) + raw
-    return bytes(encoded)
+        kind, raw = (b"s", part.encode()) if isinstance(part, str) else (b"i", str(part).encode())
+        encoded += (kind, len(raw).to_bytes(4), raw)
+    return b"".join(encoded)
 
 
 KEY_BYTES = 32

@@ -59,6 +59,12 @@ class KeyRing:
         self._file = replace(
             file, purposes={purpose: file.purposes[purpose] for purpose in sorted(PURPOSES_OF_ROLE[role])}
         )
+        self._mac_key = self.derive("authority")
+        refresh = self._file.purposes.get(KeyPurpose.REFRESH)
+        self._worker_mac_keys = {
+            id: _hkdf(key, encode_parts("authority", "worker"))
+            for id, key in (refresh.keys.items() if refresh else ())
+        }
 
     @classmethod
     def open(cls, path: Path | str, role: Role) -> "KeyRing":
@@ -160,14 +166,43 @@ class KeyRing:
 
     def derive(self, purpose: str) -> bytes:
         """32 bytes for one purpose (HKDF-SHA256, RFC 5869), the same for every role and rotation."""
-        hkdf = HKDF(algorithm=SHA256(), length=32, salt=None, info=encode_parts("derive", purpose))
-        return hkdf.derive(self._file.derive.reveal())
+        return _hkdf(self._file.derive, encode_parts("derive", purpose))
+
+    def mac(self, *parts: str | int) -> str:
+        """An authenticator of these parts in hex (HMAC-SHA256, RFC 2104). Every role makes and checks it."""
+        return hmac.digest(self._mac_key, encode_parts(*parts), "sha256").hex()
+
+    def worker_mac(self, *parts: str | int) -> str:
+        """As `mac`, with a key of the refresh purpose's current root, which the API lacks: `<root id>.<hex>`.
+
+        Raises Failure KEY_UNAVAILABLE without the refresh purpose.
+        """
+        if not self.holds(KeyPurpose.REFRESH):
+            why = f"The {self.role} role doesn't hold the {KeyPurpose.REFRESH} purpose."
+            raise Failure(ErrorCode.KEY_UNAVAILABLE, why)
+        return self._worker_mac(self.current_root_id(KeyPurpose.REFRESH), *parts)
+
+    def is_worker_mac(self, mac: str | None, *parts: str | int) -> bool:
+        """True when a worker made `mac` of these parts, before or after a rotation."""
+        root_id = (mac or "").rpartition(".")[0]
+        if mac is None or root_id not in self._worker_mac_keys:
+            return False
+        return hmac.compare_digest(self._worker_mac(root_id, *parts), mac)
+
+    def _worker_mac(self, root_id: str, *parts: str | int) -> str:
+        digest = hmac.digest(self._worker_mac_keys[root_id], encode_parts(*parts), "sha256")
+        return f"{root_id}.{digest.hex()}"
 
     def _roots(self, purpose: KeyPurpose, place: AssociatedData) -> RootKeys:
         roots = self._file.purposes.get(purpose)
         if roots is None:
             raise key_unavailable(place, f"the {self.role} role doesn't hold the {purpose} purpose")
         return roots
+
+
+def _hkdf(key: SealingKey, info: bytes) -> bytes:
+    """32 bytes for one use of a key (HKDF-SHA256, RFC 5869)."""
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(key.reveal())
 
 
 def _with_new_key(roots: RootKeys | None) -> RootKeys:

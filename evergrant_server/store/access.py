@@ -1,6 +1,7 @@
 """Apps, their keys and permits. Any change of a key or permit moves the app's revision too.
 
-The last uses of keys stand in a table of their own, which the lease ledger writes: they move nothing.
+The last uses of keys stand in a table of their own, which the lease ledger writes: they move nothing. Apps,
+permits and approvals are read with their authenticators: see `authority`.
 """
 
 from datetime import datetime
@@ -12,6 +13,8 @@ from sqlmodel import Field, ForeignKeyConstraint, col
 from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Approval, Permit
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ApprovalId, KeyId, PermitId, Tenant
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import ModelRepository, columns_equal, not_found
@@ -27,6 +30,7 @@ class AppRow(columns.IdTable, table=True):
     disabled: bool
     return_to: list[str] = columns.json()
     created_at: datetime = columns.timestamp()
+    mac: str | None = None
 
 
 class AppKeyRow(columns.IdTable, table=True):
@@ -53,6 +57,7 @@ class ApprovalRow(columns.IdTable, table=True):
     expires_at: datetime = columns.timestamp()
     approved_by: str | None
     used_at: datetime | None = columns.timestamp()
+    mac: str | None = None
 
 
 class PermitRow(columns.IdTable, table=True):
@@ -64,17 +69,18 @@ class PermitRow(columns.IdTable, table=True):
     scope_ceiling: list[str] | None = columns.json()
     actions: list[str] = columns.json()
     created_at: datetime = columns.timestamp()
+    mac: str | None = None
 
 
 class AppKeys(ModelRepository[AppKey, KeyId]):
     _table, _model = AppKeyRow, AppKey
 
 
-class Permits(ModelRepository[Permit, PermitId]):
+class Permits(AuthenticatedRepository[Permit, PermitId]):
     _table, _model = PermitRow, Permit
 
 
-class Approvals(ModelRepository[Approval, ApprovalId]):
+class Approvals(AuthenticatedRepository[Approval, ApprovalId]):
     """Commands that a second app must approve, or has approved."""
 
     _table, _model = ApprovalRow, Approval
@@ -87,15 +93,15 @@ class Approvals(ModelRepository[Approval, ApprovalId]):
         """Those that can be approved or carried out, the oldest first."""
         row = ApprovalRow
         mine = self._where(col(row.used_at).is_(None), col(row.expires_at) > now, tenant=tenant)
-        return await self._all(mine.order_by(col(row.created_at), col(row.id)).limit(limit))
+        return await self._all_unchecked(mine.order_by(col(row.created_at), col(row.id)).limit(limit))
 
 
-class Access(ModelRepository[App, AppId]):
+class Access(AuthenticatedRepository[App, AppId]):
     _table, _model = AppRow, App
 
-    def __init__(self, connection: DatabaseConnection) -> None:
-        super().__init__(connection)
-        self._keys, self._permits = AppKeys(connection), Permits(connection)
+    def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
+        super().__init__(connection, ring)
+        self._keys, self._permits = AppKeys(connection), Permits(connection, ring)
 
     async def put_app(self, app: App, *, expected: int | None) -> App:
         """Add (`expected` None) or change an app.
@@ -109,6 +115,10 @@ class Access(ModelRepository[App, AppId]):
 
     async def app_by_name(self, tenant: Tenant, name: str) -> App | None:
         return await self._one(tenant=tenant, name=name)
+
+    async def app_to_replace(self, tenant: Tenant, name: str) -> App | None:
+        """The app as its row says, with a broken authenticator too: a put or a deletion repairs that."""
+        return await self._one_unchecked(tenant=tenant, name=name)
 
     async def apps(self, tenant: Tenant, after: str | None = None, limit: int = 50) -> list[App]:
         """Apps sorted by name, after the name `after`."""
@@ -191,7 +201,8 @@ class Access(ModelRepository[App, AppId]):
         return await self._permits._put(p, f"Permit {p.name!r}", expected)
 
     async def permit(self, tenant: Tenant, app_id: AppId, name: str) -> Permit | None:
-        return await self._permits._one(tenant=tenant, app_id=app_id, name=name)
+        """The permit as its row says, with a broken authenticator too: a put or a deletion repairs that."""
+        return await self._permits._one_unchecked(tenant=tenant, app_id=app_id, name=name)
 
     async def permits(self, tenant: Tenant, app_id: AppId) -> list[Permit]:
         """All permits of an app, sorted by name."""

@@ -29,3 +29,4 @@ class AuditShardRow(columns.TenantTable, table=True):
     shard: str = Field(primary_key=True)
     count: int = Field(sa_type=BigInteger)
     last_hash: str
+    mac: str | None = None

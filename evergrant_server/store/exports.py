@@ -8,8 +8,9 @@ from sqlmodel import Field, ForeignKeyConstraint, col
 
 from evergrant_server.core.export import Export
 from evergrant_server.core.ids import ExportId
+from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database import columns
-from evergrant_server.store.database.rows import ModelRepository, columns_equal, insert
+from evergrant_server.store.database.rows import columns_equal, insert
 
 
 class ExportRow(columns.IdTable, table=True):
@@ -25,6 +26,7 @@ class ExportRow(columns.IdTable, table=True):
     trace_id: str
     created_at: datetime = columns.timestamp()
     expires_at: datetime = columns.timestamp()
+    mac: str | None = None
 
 
 class ExportLineRow(columns.TenantTable, table=True):
@@ -36,7 +38,7 @@ class ExportLineRow(columns.TenantTable, table=True):
     jwe: str = Field(sa_type=Text)
 
 
-class Exports(ModelRepository[Export, ExportId]):
+class Exports(AuthenticatedRepository[Export, ExportId]):
     _table, _model = ExportRow, Export
 
     async def add(self, export: Export) -> None:

@@ -26,6 +26,7 @@ from evergrant_server.store.database.rows import columns_equal, fetch_first
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations.definitions import Definitions
+from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.integrations.integrations import Integrations
 from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwrap
 from evergrant_server.store.outbox import Outbox
@@ -44,14 +45,15 @@ class Transaction:
     ) -> None:
         self.connection = connection
         sealer = self.sealer = ColumnSealer(connection, ring, now, keys)
-        self.connections = Connections(connection)
+        self.connections = Connections(connection, ring)
         self.grants = Grants(connection, sealer)
         self.integrations = Integrations(connection, sealer)
-        self.definitions = Definitions(connection)
-        self.access = Access(connection)
-        self.approvals = Approvals(connection)
+        self.destinations = Destinations(connection, ring)
+        self.definitions = Definitions(connection, ring)
+        self.access = Access(connection, ring)
+        self.approvals = Approvals(connection, ring)
         self.consents = Consents(connection, sealer)
-        self.exports = Exports(connection)
+        self.exports = Exports(connection, ring)
         self.attempts = Attempts(connection)
         self.late_tokens = LateTokenSets(connection, sealer)
         self.replaced_grants = ReplacedGrants(connection, sealer)

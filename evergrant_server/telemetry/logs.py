@@ -28,6 +28,7 @@ class LogEvent(StrEnum):
 
     ACTIVITY_FAILED = "activity failed"
     BULK_READ = "bulk read"
+    AUTHORITY_BROKEN = "authority broken"
     CALLBACK_REFUSED = "callback refused"
     COMMIT_WAITS = "commit waits"
     DISCOVERY_FAILED = "discovery failed"

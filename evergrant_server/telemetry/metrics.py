@@ -23,6 +23,7 @@ ACTIVITY = "evergrant.activity"
 OUTCOME = "evergrant.outcome"
 PROVIDER = "evergrant.provider"
 APP = "evergrant.app"  # of confirmations alone: few apps have web sessions
+TABLE = "evergrant.table"
 UNKNOWN_PROVIDER = "unknown"  # the lease was refused before its provider was known
 
 # the bounds of histograms
@@ -85,6 +86,11 @@ BULK_READS = _meter.create_counter(
 )
 _unreadable = _meter.create_counter(
     "evergrant.store.unreadable", "{row}", "rows that a list or a pass left out because they can't be read"
+)
+_broken_authority = _meter.create_counter(
+    "evergrant.authority.broken",
+    "{row}",
+    "reads of rows whose authenticator isn't Evergrant's: each was refused",
 )
 DELIVERIES = _meter.create_counter(
     "evergrant.webhook.delivery.count", "{delivery}", "attempts to deliver an event to a webhook"
@@ -173,6 +179,10 @@ def report_unreadable(log: logging.Logger, rows: Iterable[tuple[str, str]]) -> N
     for id, why in rows:
         log_event(log, logging.ERROR, LogEvent.ROW_UNREADABLE, why, code=ErrorCode.INTERNAL, object=id)
         _unreadable.add(1)
+
+
+def count_broken_authority(table: str) -> None:
+    _broken_authority.add(1, {TABLE: table})
 
 
 def count_double_send(outcome: str) -> None:

@@ -81,7 +81,7 @@ class WorkflowStarter:
         self, tx: Transaction, connection: Connection, known_generation: int
     ) -> ConnectionStart:
         tenant, now = connection.tenant, self._clock.now()
-        integration = await tx.integrations.get(tenant, connection.integration_id)
+        integration = await tx.integrations.get_unchecked(tenant, connection.integration_id)
         grant = await tx.grants.get(tenant, connection.id)
         rules = await self._refresh_rules(tx, connection, integration) if grant and integration else None
         life = state_from_store(connection, grant, rules, now, self._announce_days)
@@ -95,8 +95,8 @@ class WorkflowStarter:
         self, tx: Transaction, connection: Connection, integration: Integration
     ) -> RefreshRules:
         """The rules of the provider's current definition; the integration's own when it has none."""
-        versions = await tx.definitions.serving(connection.tenant, integration.provider)
         try:
+            versions = await tx.definitions.serving(connection.tenant, integration.provider)
             provider_rules = self._refresh_rules_of(integration.provider, versions, connection.id)
         except Failure:
             return integration.refresh

@@ -15,6 +15,7 @@ def upgrade() -> None:
     _approval()
     _replaced_grants()
     _webhook_queries()
+    _authenticators()
 
 
 def downgrade() -> None:
@@ -98,3 +99,21 @@ def _replaced_grants() -> None:
 def _webhook_queries() -> None:
     """A URL of before keeps its query in the plain column until the webhook is put again."""
     op.add_column("webhook", sa.Column("sealed_query", sa.LargeBinary(), nullable=True))
+
+
+def _authenticators() -> None:
+    """Rows of before have none: `db upgrade` writes them, with the key file, after the schema."""
+    for table in (
+        "app",
+        "permit",
+        "approval",
+        "integration",
+        "definition",
+        "export",
+        "connection",
+        "consent",
+        "audit_shard",
+    ):
+        op.add_column(table, sa.Column("mac", sa.String(), nullable=True))
+    for table in ("integration", "connection_grant"):
+        op.add_column(table, sa.Column("destination_mac", sa.String(), nullable=True))

@@ -294,7 +294,7 @@ class Api:
         async with self.worker.write() as tx:
             current = await tx.connections.get(connection.tenant, connection.id)
             assert current is not None
-            return await tx.connections.replace(changed(current), expected=current.revision)
+            return await tx.connections.replace_names(changed(current), expected=current.revision)
 
 
 @asynccontextmanager

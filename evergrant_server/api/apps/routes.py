@@ -87,7 +87,7 @@ async def put_app(name: Slug, body: AppBody, response: Response, call: AdminCall
     if body.disabled and name == call.caller.app.name:
         raise invalid_request("disabled", "An app can't disable itself.")
     async with call.api.store.write() as tx:
-        before = await tx.access.app_by_name(call.tenant, name)
+        before = await tx.access.app_to_replace(call.tenant, name)
         if before is None:
             id, now = AppId(new_id("app")), call.now
             new = App(tenant=call.tenant, id=id, name=name, created_at=now, **dict(body))
@@ -126,7 +126,7 @@ async def delete_app(name: Slug, call: AdminCall) -> Response:
     if name == call.caller.app.name:
         raise invalid_request("name", "An app can't delete itself.")
     async with call.api.store.write() as tx:
-        app = await require_app(tx, call, name)
+        app = require_found(await tx.access.app_to_replace(call.tenant, name))
         await tx.access.delete_app(call.tenant, app.id)
         await call.record(tx, AuditAction.APP_DELETED, app.id, app=name)
     return Response(status_code=204)

@@ -136,7 +136,9 @@ async def delete_connection(connection_id: str, call: Call) -> Response:
 async def _revoke(connection_id: str, call: ApiCall, sent: RevokeBody | None, reason: str) -> Response:
     async def revoke(tx: Transaction) -> CommandResponse:
         """Write state, outbox message and audit record. From its commit on no lease is issued."""
-        connection = await call.visible_connection(tx, connection_id, Action.CONNECT, Action.ADMIN)
+        connection = await call.visible_connection(
+            tx, connection_id, Action.CONNECT, Action.ADMIN, revoking=True
+        )
         if not (connection.state.is_final or connection.state is LifecycleState.REVOKING):
             requested = connection.revocation_requested(reason, call.now)
             connection = await tx.connections.replace(requested, expected=connection.revision)

@@ -172,7 +172,7 @@ async def consenting_connection(tx: Transaction, connection: Connection) -> Conn
     """
     if connection.consented_with is None:
         return connection
-    first = await tx.connections.get(connection.tenant, connection.consented_with)
+    first = await tx.connections.get_authentic(connection.tenant, connection.consented_with)
     if first is None or first.state is LifecycleState.REVOKING or first.state.is_final:
         label = first.label if first is not None else "default"
         detail = (

@@ -116,11 +116,13 @@ async def take_over_exchange(tx: Transaction, call: ApiCall, connection: Connect
     ended = connection.state.is_final or connection.state is LifecycleState.REVOKING
     if connection.source is None or connection.source_app == call.caller.app.id or ended:
         return connection
-    source = await tx.connections.get(connection.tenant, connection.source)
+    source = await tx.connections.get_authentic(connection.tenant, connection.source)
     if source is None or not (await _exchange_decision(tx, call, source))[0].allowed:
         return connection
     app_id = call.caller.app.id
-    after = await tx.connections.replace(connection.with_source_app(app_id), expected=connection.revision)
+    after = await tx.connections.replace_names(
+        connection.with_source_app(app_id), expected=connection.revision
+    )
     detail = {"source": source.id, "source_app": app_id, "before": connection.source_app}
     await call.record(tx, AuditAction.SOURCE_APP_CHANGED, after.id, **detail)
     message = ProviderChanged(version=after.revision, context=call.context)

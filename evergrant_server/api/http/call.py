@@ -85,13 +85,17 @@ class ApiCall:
             raise Failure(ErrorCode.NOT_FOUND)
         raise Failure(ErrorCode.NOT_PERMITTED, f"This needs the action {' or '.join(actions)}.")
 
-    async def visible_connection(self, tx: Transaction, connection_id: str, *actions: Action) -> Connection:
+    async def visible_connection(
+        self, tx: Transaction, connection_id: str, *actions: Action, revoking: bool = False
+    ) -> Connection:
         """The connection, if a permit covers it and allows one of `actions` (none given: any action).
 
         Raises Failure NOT_FOUND alike for an absent, another tenant's and an uncovered connection;
-        NOT_PERMITTED when a permit covers it for other actions.
+        NOT_PERMITTED when a permit covers it for other actions; AUTHORITY_BROKEN, which stops no one
+        from `revoking` it.
         """
-        found = await tx.connections.get(self.tenant, ConnectionId(connection_id))
+        read = tx.connections.get if revoking else tx.connections.get_authentic
+        found = await read(self.tenant, ConnectionId(connection_id))
         permits = self.caller.permits
         if found is None or not may_see(permits, integration=found.integration, subject=found.subject):
             raise Failure(ErrorCode.NOT_FOUND)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
+from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.telemetry.traces import set_problem_code
 
@@ -98,6 +99,7 @@ def install_error_handlers(app: FastAPI, base_url: str) -> None:
     async def on_failure(request: Request, failure: Exception) -> Response:
         assert isinstance(failure, Failure)
         set_problem_code(failure.code)
+        report_broken_authority(failure)
         if failure.rule.status >= 500:
             log_event(log, logging.WARNING, LogEvent.REQUEST_FAILED, failure.detail, code=failure.code)
         return problem_response(failure, base_url)

@@ -95,7 +95,7 @@ async def changed_integration(
         "state": IntegrationState.DISCOVERING if discover else IntegrationState.READY,
         "problem": None,
         # endpoints that were discovered are pinned until the issuer changes
-        "endpoints": before.endpoints if spec.discovery and not discover else None,
+        "endpoints": before.endpoints if spec.discovery and not moves else None,
     }
     return _with_body(spec, body, before.model_copy(update=update), now)
 
@@ -112,7 +112,7 @@ def _with_registration(
         "client_id": "",
         "state": IntegrationState.DISCOVERING,
         "problem": None,
-        "endpoints": None,
+        "endpoints": None if moves else before.endpoints,
     }
     return _with_body(spec, body, before.model_copy(update=update), now)
 

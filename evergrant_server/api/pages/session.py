@@ -27,6 +27,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.alarms import report_broken_authority
 from providers.definition.schema import ProviderSpec
 
 
@@ -63,7 +64,7 @@ class SubjectPages:
     async def load_session(self, tx: Transaction, consent: Consent | None) -> ConsentSession:
         """The session of a consent. Raises Failure NOT_FOUND."""
         if consent is not None:
-            connection = await tx.connections.get(consent.tenant, consent.connection_id)
+            connection = await tx.connections.get_authentic(consent.tenant, consent.connection_id)
             integration = await tx.integrations.get(consent.tenant, consent.integration_id)
             if connection is not None and integration is not None:
                 spec = await consent_spec(tx, self.api.registry, integration, consent)
@@ -190,6 +191,7 @@ def html_route(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(pages, **values)
         except Failure as failure:
+            report_broken_authority(failure)
             return html_response(pages.templates.failed(failure), failure.rule.status)
 
     return shown

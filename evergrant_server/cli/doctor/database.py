@@ -16,6 +16,7 @@ from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
 from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store, Transaction
+from evergrant_server.store.authority_scan import broken_configuration
 from evergrant_server.store.connections.connections import PendingRevocation
 from evergrant_server.store.database import schema
 from evergrant_server.store.store import database_time, unwrap_newest_tenant_key
@@ -71,6 +72,17 @@ async def keys_open(settings: Settings) -> str:
     if not opened:
         return "the database holds no sealed value yet"
     return f"opened a tenant's key for {', '.join(opened)}"
+
+
+async def authority(settings: Settings) -> str:
+    """Find rows that say who may do what, and aren't Evergrant's. Connections: `authority verify`."""
+    async with _store(settings, _ring(settings)[0]) as store:
+        broken = [*await broken_configuration(store), *await audit.broken_heads(store)]
+    if broken:
+        named = " ".join(it.failure.detail for it in broken[:_MOST_NAMED])
+        more = " And more." if len(broken) > _MOST_NAMED else ""
+        raise CheckFailed(f"{named}{more}", f"{COMMAND} authority verify")
+    return "apps, permits, integrations, definitions, exports and audit heads are Evergrant's"
 
 
 async def outbox(settings: Settings) -> str:

@@ -23,6 +23,7 @@ CHECKS: dict[str, Check] = {
     "database": database.reachable,
     "migrations": database.migrations,
     "keys of the database": database.keys_open,
+    "authority": database.authority,
     "outbox": database.outbox,
     "revocations": database.revocations,
     "client certificates": database.certificates,

@@ -1,4 +1,7 @@
-"""Rows of connections. A change names the revision that was read."""
+"""Rows of connections. A change names the revision that was read.
+
+The authenticator of the names is written when a row is added, and no later change makes a new one.
+"""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -12,6 +15,8 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store.authority import authentic, require_mac, row_mac
 from evergrant_server.store.connections.tables import (
     FINAL_STATES,
     LIVE_CONDITION,
@@ -21,10 +26,13 @@ from evergrant_server.store.connections.tables import (
     UsageRow,
 )
 from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
     ModelRepository,
+    Values,
     columns_equal,
     fetch_all,
+    fetch_first,
     find_one,
     read_model,
 )
@@ -73,6 +81,10 @@ class ConnectionPage(list[Connection]):
 class Connections(ModelRepository[Connection, ConnectionId]):
     _table, _model = ConnectionRow, Connection
 
+    def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
+        super().__init__(connection)
+        self._ring = ring
+
     async def add(self, c: Connection) -> None:
         """Add a connection. Raises Failure ALREADY_EXISTS when a live one has the same names."""
         await self._add(c, f"A live connection of this subject at {c.integration!r}, label {c.label!r},")
@@ -84,6 +96,21 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """
         if not await self._insert(c):
             raise Failure(ErrorCode.STORE_CONFLICT, "It was started meanwhile.")
+
+    async def get_authentic(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
+        """The connection, for decisions by its names. Raises Failure AUTHORITY_BROKEN.
+
+        One that is revoking or has ended isn't checked: it leases nothing, and nothing stops a revocation.
+        """
+        return self._checked(await find_one(self._connection, self._table, tenant=tenant, id=id))
+
+    async def replace_names(self, after: Connection, *, expected: int) -> Connection:
+        """As `replace`, for a change of what the authenticator covers. Raises Failure AUTHORITY_BROKEN
+        unless the row has a good one."""
+        before = await find_one(self._connection, self._table, tenant=after.tenant, id=after.id)
+        if before is not None:
+            authentic(self._ring, Connection, ConnectionRow, before)
+        return await self._change(after, expected, mac=row_mac(self._ring, after))
 
     async def get_for_share(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
         """The connection, locked against changes until this transaction ends.
@@ -99,11 +126,13 @@ class Connections(ModelRepository[Connection, ConnectionId]):
     async def by_names(
         self, tenant: Tenant, integration_name: str, subject: str, label: str = "default"
     ) -> Connection | None:
-        """The live connection with these names, or else the newest of the ended ones."""
+        """The live connection with these names, or else the newest of the ended ones. Raises as
+        `get_authentic`."""
         query = self._where(tenant=tenant, integration=integration_name, subject=subject, label=label)
         ended = col(ConnectionRow.state).in_(FINAL_STATES)
         newest = col(ConnectionRow.created_at).desc()
-        return await self._first(query.order_by(ended, newest, col(ConnectionRow.id)))
+        query = query.order_by(ended, newest, col(ConnectionRow.id)).limit(1)
+        return self._checked(await fetch_first(self._connection, query))
 
     async def page(
         self,
@@ -199,6 +228,17 @@ class Connections(ModelRepository[Connection, ConnectionId]):
                 )
         last = ConnectionId(rows[-1]["id"]) if rows else None
         return ConnectionPage(found, tuple(unreadable), last, has_more=len(rows) == limit)
+
+    async def _insert(self, model: Connection, **more: Any) -> bool:
+        return await super()._insert(model, mac=row_mac(self._ring, model), **more)
+
+    def _checked(self, row: Values | None) -> Connection | None:
+        connection = None if row is None else read_model(Connection, ConnectionRow, row)
+        if row is None or connection is None or connection.state is LifecycleState.REVOKING:
+            return connection
+        if not connection.state.is_final:
+            require_mac(row_mac(self._ring, connection), ConnectionRow, row)
+        return connection
 
 
 def _tries_uncounted() -> ColumnElement[bool]:

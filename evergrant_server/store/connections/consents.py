@@ -1,8 +1,9 @@
 """Consents with their link, verifier and code, sealed by the tenant's intake key."""
 
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, update
+from sqlalchemy import ColumnElement, Select, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.confirmation import reopened
@@ -17,17 +18,22 @@ from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, ConsentId, Tenant
 from evergrant_server.core.secret import Secret
+from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.connections.tables import ConsentRow
+from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal
-from evergrant_server.store.sealing import IntakeRepository
+from evergrant_server.store.sealing import ColumnSealer, IntakeRepository
 
 _LINK, _VERIFIER, _CODE = "sealed_link", "sealed_verifier", "sealed_code"
 _TOKENS, _DEVICE, _REQUEST = "sealed_tokens", "sealed_device", "sealed_request"
 _CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value, ConsentStatus.CONFIRMING.value)
 
 
-class Consents(IntakeRepository[Consent, ConsentId]):
+class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Consent, ConsentId]):
     _table, _model = ConsentRow, Consent
+
+    def __init__(self, connection: DatabaseConnection, sealer: ColumnSealer) -> None:
+        self._connection, self._sealer, self._ring = connection, sealer, sealer.ring
 
     async def add(self, consent: Consent, link: Secret | None, tokens: ImportedTokens | None = None) -> None:
         """Add a consent with its connect link, or the tokens of an import, if there are any.
@@ -42,9 +48,11 @@ class Consents(IntakeRepository[Consent, ConsentId]):
         return await self._one(tenant=tenant, connection_id=connection_id, kind=ConsentKind.IMPORT.value)
 
     async def received_consent(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
-        """The newest consent whose code, or whose tokens, wait for a worker; or None."""
+        """The newest consent whose code, or whose tokens, wait for a worker; or None. Not checked: `get`
+        is, before anything is sent."""
         waits = col(ConsentRow.status) == ConsentStatus.CODE_RECEIVED.value
-        return await self._newest(tenant, connection_id, waits)
+        found = await self._all_unchecked(self._newest(tenant, connection_id, waits).limit(1))
+        return found[0] if found else None
 
     async def by_link(self, link_hash: str) -> Consent | None:
         """The consent of this link, in whichever tenant."""
@@ -66,22 +74,26 @@ class Consents(IntakeRepository[Consent, ConsentId]):
         """The newest consent of this app and challenge that the subject can still go on with, or None."""
         open_now = col(ConsentRow.status).in_(_CAN_GO_ON) & (col(ConsentRow.expires_at) > now)
         mine = columns_equal(ConsentRow, app_id=app_id, challenge=challenge)
-        return await self._newest(tenant, connection_id, open_now & mine)
+        return await self._first(self._newest(tenant, connection_id, open_now & mine))
 
     async def by_confirm_code(self, tenant: Tenant, confirm_hash: str) -> Consent | None:
         """The consent whose browser got this confirm code last."""
         return await self._one(tenant=tenant, confirm_hash=confirm_hash)
 
     async def confirming(self, tenant: Tenant, connection_id: ConnectionId) -> list[Consent]:
-        """The connection's consents that wait for their app's confirmation, or were left waiting."""
+        """The connection's consents that wait for their app's confirmation, or were left waiting. Not
+        checked: `reopen` and `get` are."""
         status = ConsentStatus.CONFIRMING.value
-        return await self._all(self._where(tenant=tenant, connection_id=connection_id, status=status))
+        return await self._all_unchecked(
+            self._where(tenant=tenant, connection_id=connection_id, status=status)
+        )
 
     async def reopen(self, consent: Consent) -> Consent:
         """Destroy the code of a consent that wasn't confirmed in time; its link works again.
 
-        Raises Failure STORE_CONFLICT, NOT_FOUND.
+        Raises Failure STORE_CONFLICT, NOT_FOUND, AUTHORITY_BROKEN.
         """
+        await self.get(consent.tenant, consent.id)
         after = await self._change(reopened(consent), consent.revision)
         await self.erase_secrets(after)
         return after
@@ -148,8 +160,8 @@ class Consents(IntakeRepository[Consent, ConsentId]):
             raise Failure(ErrorCode.NOT_FOUND, f"{consent.id} holds no {column.removeprefix('sealed_')}.")
         return secret
 
-    async def _newest(
+    def _newest(
         self, tenant: Tenant, connection_id: ConnectionId, condition: ColumnElement[bool]
-    ) -> Consent | None:
+    ) -> Select[Any]:
         mine = self._where(condition, tenant=tenant, connection_id=connection_id)
-        return await self._first(mine.order_by(col(ConsentRow.created_at).desc(), col(ConsentRow.id).desc()))
+        return mine.order_by(col(ConsentRow.created_at).desc(), col(ConsentRow.id).desc())

@@ -38,6 +38,7 @@ from evergrant_server.store.database.rows import (
     insert,
     read_model,
 )
+from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.sealing import SealedRepository
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
@@ -118,13 +119,14 @@ class Grants(SealedRepository):
 
         A refresh without a refresh token or id token in its reply keeps the old one (RFC 6749 section
         6, OpenID Connect Core section 12.2); a new grant inherits none. Needs the lease and refresh
-        purposes. Raises Failure STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE.
+        purposes. Raises Failure STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE, AUTHORITY_BROKEN.
         """
         if grant.slot == MAIN_SLOT and grant.generation != after.generation:
             raise ValueError("a main grant is installed with the generation of its connection")
         key = {"tenant": after.tenant, "id": after.id}
         revision = await compare_and_set(self._connection, ConnectionRow, key, column_values(after), expected)
         old = await self._row(after, grant.slot)
+        destinations = Destinations(self._connection, self._sealer.ring)
         kept = old if origin is Origin.REFRESH else None
         columns = column_values(grant)
         values: Values = {
@@ -137,6 +139,7 @@ class Grants(SealedRepository):
             ),
             REFRESH_COLUMN: await self._kept(after, grant, REFRESH_COLUMN, tokens.refresh_token, kept),
             ID_TOKEN_COLUMN: await self._kept(after, grant, ID_TOKEN_COLUMN, tokens.id_token, kept),
+            "destination_mac": await destinations.mac_of_new_grant(after),
             "revision": 1 if old is None else old["revision"] + 1,
         }
         await self._put(values, old)
@@ -164,8 +167,7 @@ class Grants(SealedRepository):
         return await self._open(KeyPurpose.REFRESH, connection, slot, ID_TOKEN_COLUMN)
 
     async def update_facts(self, connection: Connection, grant: Grant) -> None:
-        """Write what was found out of a grant, its facts and options, in a transaction that has changed
-        its connection."""
+        """Write a grant's facts and options, in a transaction that has changed its connection."""
         values: Values = {
             "facts": grant.metadata,
             "options": [option.model_dump() for option in grant.options],
@@ -180,9 +182,8 @@ class Grants(SealedRepository):
         Says how many keys there were.
         """
         destroyed = await self._sealer.destroy_keys(tenant, connection_id)
-        await AccountIdentifiers(self._connection, self._sealer.ring).delete_of_connection(
-            tenant, connection_id
-        )
+        identifiers = AccountIdentifiers(self._connection, self._sealer.ring)
+        await identifiers.delete_of_connection(tenant, connection_id)
         of_key = columns_equal(ProofKeyRow, tenant=tenant, connection_id=connection_id)
         await self._run(delete(ProofKeyRow).where(of_key))
         for kept in (LateTokenSets, ReplacedGrants):

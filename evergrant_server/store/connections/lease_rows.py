@@ -12,15 +12,17 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyPurpose, KeyRing, Sealed, key_id_of, open_sealed
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
+from evergrant_server.store.authority import connection_mac, require_mac
 from evergrant_server.store.connections.grants import ACCESS_COLUMN, grant_associated_data, was_rolled_back
-from evergrant_server.store.connections.tables import LIVE_CONDITION
+from evergrant_server.store.connections.tables import LIVE_CONDITION, ConnectionRow
 from evergrant_server.store.database.columns import SealedBytes, UtcDateTime
 from evergrant_server.store.keys import WrappedKey, unwrap
 from evergrant_server.store.store import Store
 
 _SELECT = f"""
-SELECT c.tenant, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject, c.label,
-       c.state, c.reason, c.follow_up, c.reported_generation, c.revision AS connection_revision, c.generation,
+SELECT c.tenant, c.id, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject,
+       c.label, c.flow, c.target, c.source, c.source_app, c.consented_with, c.mac, c.state, c.reason,
+       c.follow_up, c.reported_generation, c.revision AS connection_revision, c.generation,
        g.generation AS grant_generation, g.token_type, g.scopes, g.obtained_at, g.expires_at,
        g.refresh_expires_at, g.refreshable, g.facts, g.sealed_access,
        k.id AS key_id, k.sealed_key AS connection_key, t.id AS tenant_key_id, t.sealed_key AS tenant_key
@@ -35,6 +37,7 @@ LEFT JOIN key t ON t.tenant = c.tenant AND t.id = k.wrapping_key_id AND t.purpos
 
 def _typed(condition: str) -> TextualSelect:
     return text(_SELECT + condition).columns(
+        target=JSON,
         grant_generation=Integer,
         token_type=String,
         scopes=JSON,
@@ -108,7 +111,7 @@ class LeaseRows:
         self._store = store
 
     async def load(self, tenant: Tenant, connection_id: ConnectionId) -> LeaseRow | None:
-        """The row of this connection, or None. Raises Failure STORE_UNAVAILABLE."""
+        """The row of this connection, or None. Raises Failure STORE_UNAVAILABLE, AUTHORITY_BROKEN."""
         return await self._load(_BY_ID, {"tenant": tenant, "id": connection_id})
 
     async def load_by_names(
@@ -120,8 +123,11 @@ class LeaseRows:
 
     async def _load(self, query: TextualSelect, parameters: dict[str, str]) -> LeaseRow | None:
         async with self._store.autocommit() as connection:
-            row = (await connection.execute(query, parameters)).mappings().first()
-        return None if row is None else _lease_row(row)
+            row: Any = (await connection.execute(query, parameters)).mappings().first()
+        if row is None:
+            return None
+        require_mac(connection_mac(self._store.ring, row, row["target"]), ConnectionRow, row)
+        return _lease_row(row)
 
 
 def _lease_row(row: Any) -> LeaseRow:

@@ -62,6 +62,7 @@ class ConnectionRow(columns.IdTable, table=True):
     slot_scopes: dict[str, Any] = columns.json()
     consented_with: str | None = None
     reported_generation: int | None = None
+    mac: str | None = None
 
 
 class ConnectionGrantRow(columns.TenantTable, table=True):
@@ -81,6 +82,7 @@ class ConnectionGrantRow(columns.TenantTable, table=True):
     sealed_access: Sealed | None = columns.sealed()
     sealed_refresh: Sealed | None = columns.sealed()
     sealed_id_token: Sealed | None = columns.sealed()
+    destination_mac: str | None = None  # which integration it is of: see `authority`
 
 
 class ConsentRow(columns.IdTable, table=True):
@@ -124,6 +126,7 @@ class ConsentRow(columns.IdTable, table=True):
     sealed_tokens: Sealed | None = columns.sealed()
     sealed_device: Sealed | None = columns.sealed()
     sealed_request: Sealed | None = columns.sealed()
+    mac: str | None = None
 
 
 class AttemptRow(columns.IdTable, table=True):

@@ -8,8 +8,9 @@ from sqlmodel import col
 
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant
+from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database import columns
-from evergrant_server.store.database.rows import ModelRepository, columns_equal
+from evergrant_server.store.database.rows import columns_equal
 
 
 class DefinitionRow(columns.IdTable, table=True):
@@ -29,13 +30,14 @@ class DefinitionRow(columns.IdTable, table=True):
     reason: str | None = None
     created_at: datetime = columns.timestamp()
     changed_at: datetime = columns.timestamp()
+    mac: str | None = None
 
 
 _SERVING = tuple(state.value for state in DefinitionState if state.serves)
 _OPEN = tuple(state.value for state in DefinitionState if state.in_progress)
 
 
-class Definitions(ModelRepository[Definition, DefinitionId]):
+class Definitions(AuthenticatedRepository[Definition, DefinitionId]):
     _table, _model = DefinitionRow, Definition
 
     async def add(self, definition: Definition) -> None:
@@ -56,12 +58,12 @@ class Definitions(ModelRepository[Definition, DefinitionId]):
 
     async def open_versions_of_all_tenants(self) -> list[Definition]:
         """Every version that is under way, of every tenant: reconcile gives them their workflow."""
-        return await self._all(self._open())
+        return await self._all_unchecked(self._open())
 
     async def versions(self, tenant: Tenant, name: str) -> list[Definition]:
         """Every version, the newest first."""
         mine = self._where(tenant=tenant, name=name)
-        return await self._all(mine.order_by(col(DefinitionRow.version).desc()))
+        return await self._all_unchecked(mine.order_by(col(DefinitionRow.version).desc()))
 
     async def names(self, tenant: Tenant) -> list[str]:
         """Providers that this tenant has a definition of."""

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, UniqueConstraint, and_, exists, or_, select, update
+from sqlalchemy import and_, exists, or_, select, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.binding import Binding
@@ -12,47 +12,13 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration, IntegrationState
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import Sealed
+from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
-from evergrant_server.store.database import columns
+from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, not_found
-from evergrant_server.store.sealing import IntakeRepository
-
-
-class IntegrationRow(columns.IdTable, table=True):
-    __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
-    name: str
-    provider: str
-    client_id: str
-    issuer: str | None = None
-    params: dict[str, str] = columns.json()
-    client_auth: str | None = None
-    default_scopes: list[str] = columns.json()
-    scope_ceiling: list[str] | None = columns.json()
-    binding: str
-    refresh: dict[str, Any] = columns.json()
-    refresh_overrides: dict[str, Any] | None = columns.json()
-    state: str
-    problem: str | None = None
-    endpoints: dict[str, Any] | None = columns.json()
-    sealed_client_secret: Sealed | None = columns.sealed()
-    sealed_previous_secret: Sealed | None = columns.sealed()
-    previous_secret_until: datetime | None = columns.timestamp()
-    secret_refused_at: datetime | None = columns.timestamp()
-    dpop: bool | None = None
-    registration: str | None = None
-    registration_sent_at: datetime | None = columns.timestamp()
-    registration_url: str | None = None
-    client_secret_expires_at: datetime | None = columns.timestamp()
-    client_certificate_expires_at: datetime | None = columns.timestamp()
-    metadata_read_at: datetime | None = columns.timestamp()
-    sealed_initial_token: Sealed | None = columns.sealed()
-    sealed_registration_token: Sealed | None = columns.sealed()
-    sealed_client_key: Sealed | None = columns.sealed()
-    sealed_client_certificate: Sealed | None = columns.sealed()
-    created_at: datetime = columns.timestamp()
-    changed_at: datetime = columns.timestamp()
-
+from evergrant_server.store.integrations.destinations import Destinations
+from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.sealing import ColumnSealer, IntakeRepository
 
 _SECRET, _PREVIOUS = "sealed_client_secret", "sealed_previous_secret"
 _INITIAL, _MANAGEMENT = "sealed_initial_token", "sealed_registration_token"
@@ -60,8 +26,13 @@ _KEY, _CERTIFICATE = "sealed_client_key", "sealed_client_certificate"
 _OVER: Values = {"previous_secret_until": None, "secret_refused_at": None}
 
 
-class Integrations(IntakeRepository[Integration, IntegrationId]):
+class Integrations(
+    IntakeRepository[Integration, IntegrationId], AuthenticatedRepository[Integration, IntegrationId]
+):
     _table, _model = IntegrationRow, Integration
+
+    def __init__(self, connection: DatabaseConnection, sealer: ColumnSealer) -> None:
+        self._connection, self._sealer, self._ring = connection, sealer, sealer.ring
 
     async def put(
         self,
@@ -88,6 +59,10 @@ class Integrations(IntakeRepository[Integration, IntegrationId]):
             given[_CERTIFICATE] = client_certificate.as_secret()
             i = i.model_copy(update={"client_certificate_expires_at": client_certificate.expires_at})
         return await self._put(i, f"Integration {i.name!r}", expected, **await self._sealed(i, given))
+
+    async def get_unchecked(self, tenant: Tenant, id: IntegrationId) -> Integration | None:
+        """The integration as its row says, for facts that decide about no secret."""
+        return await self._one_unchecked(tenant=tenant, id=id)
 
     async def by_name(self, tenant: Tenant, name: str) -> Integration | None:
         return await self._one(tenant=tenant, name=name)
@@ -201,14 +176,14 @@ class Integrations(IntakeRepository[Integration, IntegrationId]):
             or_(read_at.is_(None), read_at < before),
             state=IntegrationState.READY.value,
         )
-        return await self._all(ready.order_by(read_at.asc().nulls_first()).limit(limit))
+        return await self._all_unchecked(ready.order_by(read_at.asc().nulls_first()).limit(limit))
 
     async def with_certificates_expiring_before(
         self, before: datetime, limit: int = 100
     ) -> list[Integration]:
         """Those of every tenant whose client certificate ends before that, the first to end first."""
         ends = col(IntegrationRow.client_certificate_expires_at)
-        return await self._all(self._where(ends < before).order_by(ends.asc()).limit(limit))
+        return await self._all_unchecked(self._where(ends < before).order_by(ends.asc()).limit(limit))
 
     async def delete_expired_previous_secrets(self, now: datetime) -> int:
         """Forget the secrets whose overlap has ended; says how many. One that alone works stays."""
@@ -223,3 +198,9 @@ class Integrations(IntakeRepository[Integration, IntegrationId]):
         gone = dict.fromkeys((_SECRET, _PREVIOUS, _KEY, _CERTIFICATE))
         after = i.model_copy(update={**_OVER, "client_certificate_expires_at": None})
         return await self._change(after, expected, **gone)
+
+    async def _change(self, model: Integration, expected: int, **more: Any) -> Integration:
+        before = await self._one_unchecked(tenant=model.tenant, id=model.id)
+        if before is not None:
+            more |= await Destinations(self._connection, self._ring).after_change(before, model)
+        return await super()._change(model, expected, **more)

@@ -199,7 +199,7 @@ class Installation(Observations):
         current = await self.row(connection)
         async with self.store.write() as tx:
             after = current.model_copy(update=changes)
-            return await tx.connections.replace(after, expected=current.revision)
+            return await tx.connections.replace_names(after, expected=current.revision)
 
     async def change_integration(self, connection: Connection, **changes: Any) -> None:
         """What an admin's `PUT` writes."""

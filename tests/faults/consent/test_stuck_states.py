@@ -16,7 +16,7 @@ from evergrant_server.store import Transaction
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConsentRow
 from evergrant_server.store.database.columns import Row
 from evergrant_server.store.database.rows import columns_equal, find_one
-from evergrant_server.store.integrations.integrations import IntegrationRow
+from evergrant_server.store.integrations.tables import IntegrationRow
 from tests.fakes.failures import fails
 from tests.fakes.platform.installation import ASKED, STRICT, TENANT, Installation
 from tests.fakes.providers.scripted_provider import drop_after_commit, raw
@@ -51,9 +51,7 @@ async def brought(place: Installation, connection: Connection) -> Consent:
 
 async def renamed(place: Installation, connection: Connection, provider: str) -> None:
     """Its integration's provider is called so, whatever the catalogue has."""
-    mine = columns_equal(IntegrationRow, tenant=TENANT, id=connection.integration_id)
-    async with place.store.write() as tx:
-        await tx.connection.execute(update(IntegrationRow).where(mine).values(provider=provider))
+    await place.change_integration(connection, provider=provider)
 
 
 async def test_a_reconnect_supersedes_a_refresh_whose_answer_was_lost(place: Installation):

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -235,14 +236,40 @@ async def test_a_chain_longer_than_one_stride_is_walked_to_its_end(
     assert (await audit.verify_log(store, ACME)).seq == 5
 
 
-async def test_cutting_both_is_seen_only_with_a_head_kept_elsewhere(store: Store):
-    """What the docstring of `verify` admits."""
-    await put(store, *(an_entry(f"con_{n}") for n in range(5)))
-    kept_elsewhere = (await audit.verify_log(store, ACME)).heads["main"]
+async def cut_to_four(store: Store, **head: Any) -> None:
+    """Remove the fifth record, and have the recorded end say so too."""
     async with store.write() as tx:
         await tx.connection.execute(delete(AuditRow).where(_seq == 5))
         fourth = (await tx.connection.execute(select(AuditRow).where(_seq == 4))).mappings().one()
-        await tx.connection.execute(update(AuditShardRow).values(count=4, last_hash=fourth["hash"]))
+        end = {"count": 4, "last_hash": fourth["hash"], **head}
+        await tx.connection.execute(update(AuditShardRow).values(end))
+
+
+async def test_a_tail_cut_with_its_recorded_end_is_seen_and_stays_visible(
+    store: Store, caplog: pytest.LogCaptureFixture
+):
+    """The end lacks our authenticator, and no later record gives it one."""
+    await put(store, *(an_entry(f"con_{n}") for n in range(5)))
+    await cut_to_four(store)
+    verdict = await audit.verify_log(store, ACME)
+    assert (verdict.ok, verdict.shard, verdict.seq) == (False, "main", 4)
+    with caplog.at_level(logging.ERROR):
+        await put(store, an_entry("con_9"), an_entry("con_9"))
+    assert [it.message.partition(":")[0] for it in caplog.records] == ["authority broken"] * 2
+    assert (await audit.verify_log(store, ACME)).seq == 6
+    assert [it.row for it in await audit.broken_heads(store)] == ["acme/main"]
+    assert await audit.accept_heads(store, {"acme/main"}) == ["acme/main"]
+    assert (await audit.verify_log(store, ACME)).ok
+
+
+async def test_an_earlier_state_put_back_is_seen_only_with_a_head_kept_elsewhere(store: Store):
+    """What the docstring of `verify_log` admits."""
+    await put(store, *(an_entry(f"con_{n}") for n in range(4)))
+    async with store.read() as tx:
+        mac = (await tx.connection.execute(select(AuditShardRow))).mappings().one()["mac"]
+    await put(store, an_entry("con_4"))
+    kept_elsewhere = (await audit.verify_log(store, ACME)).heads["main"]
+    await cut_to_four(store, mac=mac)
     verdict = await audit.verify_log(store, ACME)
     assert verdict.ok
     assert verdict.heads["main"].count < kept_elsewhere.count

@@ -201,3 +201,18 @@ def test_hashes_and_derived_keys_are_keyed_and_outlive_a_rotation(path: Path, tm
 def test_a_ring_does_not_print_its_keys(path: Path):
     ring = KeyRing.open(path, Role.API)
     assert repr(ring) == f"KeyRing({str(path)!r}, api)"
+
+
+def test_a_workers_mac_survives_a_rotation_and_the_api_can_neither_make_nor_check_it(path: Path):
+    ring = KeyRing.open(path, Role.WORKER)
+    before = ring.worker_mac("destination", "ab", "c")
+    rotated = KeyRing.open(path, Role.OPERATOR).rotate(KeyPurpose.REFRESH)
+    assert rotated.is_worker_mac(before, "destination", "ab", "c")
+    assert not rotated.is_worker_mac(before, "destination", "a", "bc")
+    assert not any(
+        rotated.is_worker_mac(it, "destination", "ab", "c") for it in (None, "", "x.y", before[:-1])
+    )
+    api = KeyRing.open(path, Role.API)
+    assert api.mac("app", "one") == rotated.mac("app", "one")
+    assert not api.is_worker_mac(before, "destination", "ab", "c")
+    refusal(lambda: api.worker_mac("destination", "ab", "c"))

@@ -1,0 +1,87 @@
+"""`authority`: find rows whose authenticator isn't Evergrant's, and accept those that are right."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from evergrant_server import audit
+from evergrant_server.cli.app import Flags, settings_of
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.store import Store
+from evergrant_server.store.authority import BrokenRow
+from evergrant_server.store.authority_scan import accept as accept_table_rows
+from evergrant_server.store.authority_scan import broken_configuration, broken_connections
+
+authority = App(name="authority")
+
+
+@authority.command
+async def verify(*, flags: Flags | None = None) -> None:
+    """Check every row that says who may do what, and where secrets are sent. Exits 1 if one is broken.
+
+    Apps, permits, integrations, definitions, exports, connections with their grants, and the ends of the
+    audit chains, of every tenant. Needs the full key file.
+    """
+    found = 0
+    async with _store(settings_of(flags)) as store:
+        async for broken in _broken(store):
+            print(f"{broken.failure.detail} Tenant: {broken.tenant}")
+            found += 1
+    if found:
+        raise Failure(
+            ErrorCode.AUTHORITY_BROKEN,
+            f"{found} rows were written or changed by other means than Evergrant. Restore them from a "
+            "backup, put or delete them anew; or, for one that is right as it is, run: "
+            "python -m evergrant_server authority accept ID",
+        )
+    print("every row is Evergrant's")
+
+
+@authority.command
+async def accept(
+    *ids: str,
+    everything: Annotated[bool, Parameter(name="--all", negative=())] = False,
+    flags: Flags | None = None,
+) -> None:
+    """Accept rows as they are now: from here on they count as Evergrant's. Look at each of them first.
+
+    Args:
+        ids: Ids as `authority verify` names them.
+        everything: Accept all rows of the database.
+    """
+    if bool(ids) is everything:
+        raise BadSettings("give the ids of rows, or --all")
+    async with _store(settings_of(flags)) as store:
+        accepted = await accept_rows(store, None if everything else frozenset(ids))
+    missing = sorted(set(ids) - set(accepted))
+    if missing:
+        raise Failure(ErrorCode.NOT_FOUND, f"There is no row {', '.join(missing)}.")
+    print(f"accepted {len(accepted)} rows")
+
+
+async def accept_rows(store: Store, ids: frozenset[str] | None = None) -> list[str]:
+    """Write the authenticators of these rows as they are (None: of all); returns their ids."""
+    return [*await accept_table_rows(store, ids), *await audit.accept_heads(store, ids)]
+
+
+async def _broken(store: Store) -> AsyncIterator[BrokenRow]:
+    for row in (*await broken_configuration(store), *await audit.broken_heads(store)):
+        yield row
+    async for row in broken_connections(store):
+        yield row
+
+
+@asynccontextmanager
+async def _store(settings: Settings) -> AsyncIterator[Store]:
+    store = await Store.open(
+        settings.database_url, KeyRing.open(settings.key_path, Role.OPERATOR), SystemClock()
+    )
+    try:
+        yield store
+    finally:
+        await store.close()

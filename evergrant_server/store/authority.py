@@ -1,0 +1,214 @@
+"""Authenticators of rows that carry authority: apps, permits, connections' names, integrations, consents.
+
+Write access to the database alone gives no token: a row whose `mac` isn't of this key ring and these
+columns is refused by name, with the failure `authority_broken`. Column `mac`: a key that every role holds.
+Column `destination_mac`: a key of the workers, because it decides where refresh tokens are sent (ADR 0025).
+"""
+
+import hmac
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from sqlalchemy import Executable, Select
+from sqlmodel import col
+
+from evergrant_server.core.access import App, Approval, Permit
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.definition import Definition
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.export import Export
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.integrations import Integration
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store.database.columns import Row, table_of
+from evergrant_server.store.database.engine import DatabaseConnection
+from evergrant_server.store.database.rows import (
+    Id,
+    Model,
+    ModelRepository,
+    Values,
+    fetch_all,
+    find_one,
+    read_model,
+)
+
+_MOMENTS_OF_CONSENTS = {"revision", "created_at", "expires_at", "confirm_by", "confirmed_at"}
+_FACTS_OF_INTEGRATIONS = {
+    *("revision", "created_at", "changed_at", "state", "problem", "refresh", "refresh_overrides"),
+    *("previous_secret_until", "secret_refused_at", "client_secret_expires_at", "metadata_read_at"),
+    *("client_certificate_expires_at", "registration_sent_at"),
+}
+# The fields that the authenticator of a row covers. Those that hold their default are left out, so that a
+# field that comes later, with a default, changes no authenticator.
+COVERED: dict[type[BaseModel], set[str]] = {
+    App: set(App.model_fields) - {"revision", "created_at"},
+    Permit: set(Permit.model_fields) - {"revision", "created_at"},
+    Approval: {"tenant", "id", "app_id", "by", "command", "body", "approved_by", "used_at"},
+    Integration: set(Integration.model_fields) - _FACTS_OF_INTEGRATIONS,
+    Definition: {"tenant", "id", "name", "version", "document", "state", "approved"},
+    Export: {"tenant", "id", "recipient", "filters", "by"},
+    Consent: set(Consent.model_fields) - _MOMENTS_OF_CONSENTS,
+}
+CONNECTION_NAMES = (  # and `target`
+    *("tenant", "id", "integration_id", "integration", "provider", "subject", "label", "flow"),
+    *("source", "source_app", "consented_with"),
+)
+_DESTINATION = {"tenant", "id", "provider", "issuer", "params", "endpoints"}  # where its secrets are sent
+
+
+def connection_mac(ring: KeyRing, names: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+    """The authenticator of a connection with these values of CONNECTION_NAMES. For the lease path: no model
+    is made."""
+    given = {name: value for name, value in target.items() if value}
+    parts = [names[name] or "" for name in CONNECTION_NAMES]
+    return ring.mac("Connection", *parts, json.dumps(given, sort_keys=True))
+
+
+def row_mac(ring: KeyRing, model: BaseModel) -> str:
+    """The authenticator of the row of this value."""
+    if isinstance(model, Connection):
+        return connection_mac(ring, vars(model), model.target.model_dump(mode="json"))
+    return ring.mac(type(model).__name__, _content(model, COVERED[type(model)]))
+
+
+def authentic(ring: KeyRing, model: type[Model], table: type[Row], row: Values) -> Model:
+    """The row's value. Raises Failure AUTHORITY_BROKEN that names it, INTERNAL when it can't be read."""
+    value = read_model(model, table, row)
+    require_mac(row_mac(ring, value), table, row)
+    return value
+
+
+def require_mac(expected: str, table: type[Row], row: Mapping[str, Any]) -> None:
+    """Raise Failure AUTHORITY_BROKEN that names the row unless it has this authenticator."""
+    if row["mac"] is None or not hmac.compare_digest(expected, row["mac"]):
+        raise authority_broken(table_of(table).name, row["id"])
+
+
+class BrokenRow(NamedTuple):
+    """A row that isn't Evergrant's, and the failure with which it is refused."""
+
+    tenant: Tenant
+    failure: Failure
+
+    @property
+    def table(self) -> str:
+        return self.failure.context.get("table", "")
+
+    @property
+    def row(self) -> str:
+        return self.failure.context.get("row", "")
+
+
+def authority_broken(
+    table: str, row: str, why: str = "wasn't written by Evergrant, or was changed"
+) -> Failure:
+    """The failure that names the row."""
+    return Failure(ErrorCode.AUTHORITY_BROKEN, f"{row} in {table} {why}.", table=table, row=row)
+
+
+def new_destination_mac(ring: KeyRing, integration: Integration) -> str:
+    """The workers' first authenticator of where an integration's secrets are sent: `<serial>.<mac>`.
+
+    Grants name the serial, so that a new first authenticator, of another place, isn't that of old grants.
+    """
+    return _destination_mac(ring, integration, secrets.token_hex(8))
+
+
+def accepted_destination_mac(ring: KeyRing, integration: Integration, made: str | None) -> str:
+    """The authenticator of where its secrets are sent now, whatever `made` was of; its grants stay good."""
+    return (
+        _destination_mac(ring, integration, _serial(made)) if made else new_destination_mac(ring, integration)
+    )
+
+
+def moved_destination_mac(ring: KeyRing, before: Integration, mac: str, after: Integration) -> str:
+    """The authenticator after a worker has changed the endpoints. Raises Failure AUTHORITY_BROKEN."""
+    require_destination(ring, before, mac)
+    return _destination_mac(ring, after, _serial(mac))
+
+
+def require_destination(ring: KeyRing, integration: Integration, mac: str | None) -> None:
+    """Raise Failure AUTHORITY_BROKEN unless a worker wrote where this integration's secrets are sent."""
+    serial, _, made = (mac or "").partition(".")
+    if not ring.is_worker_mac(made, "destination", serial, _content(integration, _DESTINATION)):
+        why = "sends its secrets elsewhere than a worker has written"
+        raise authority_broken("integration", integration.id, why)
+
+
+def has_same_destination(one: Integration, other: Integration) -> bool:
+    return _content(one, _DESTINATION) == _content(other, _DESTINATION)
+
+
+def grant_mac(ring: KeyRing, connection: Connection, destination_mac: str) -> str:
+    """The workers' authenticator of which integration a connection's grants are of."""
+    return ring.worker_mac(*_grant_parts(connection, destination_mac))
+
+
+def require_own_destination(
+    ring: KeyRing, connection: Connection, mac: str | None, destination_mac: str
+) -> None:
+    """Raise Failure AUTHORITY_BROKEN unless a worker wrote that the grants are of this destination."""
+    if not ring.is_worker_mac(mac, *_grant_parts(connection, destination_mac)):
+        why = "holds a grant that is of another integration or another destination"
+        raise authority_broken("connection_grant", connection.id, why)
+
+
+def _destination_mac(ring: KeyRing, integration: Integration, serial: str) -> str:
+    return f"{serial}.{ring.worker_mac('destination', serial, _content(integration, _DESTINATION))}"
+
+
+def _grant_parts(connection: Connection, destination_mac: str) -> tuple[str, ...]:
+    return ("grant", connection.tenant, connection.id, connection.integration_id, _serial(destination_mac))
+
+
+def _serial(destination_mac: str) -> str:
+    return destination_mac.partition(".")[0]
+
+
+def _content(model: BaseModel, names: set[str]) -> str:
+    """One JSON text for the values of these fields."""
+    values = model.model_dump(mode="json", include=names, exclude_defaults=True)
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+class AuthenticatedRepository(ModelRepository[Model, Id]):
+    """The rows of one table with authenticators: written with every change, checked with every read.
+
+    Pages and batches aren't checked: one broken row must stop neither a list nor a pass over all rows.
+    """
+
+    def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
+        super().__init__(connection)
+        self._ring = ring
+
+    async def _insert(self, model: Model, **more: Any) -> bool:
+        return await super()._insert(model, mac=row_mac(self._ring, model), **more)
+
+    async def _change(self, model: Model, expected: int, **more: Any) -> Model:
+        return await super()._change(model, expected, mac=row_mac(self._ring, model), **more)
+
+    async def _one(self, **equal: Any) -> Model | None:
+        row = await find_one(self._connection, self._table, **equal)
+        return None if row is None else self._authentic(row)
+
+    async def _all(self, query: Executable) -> list[Model]:
+        return [self._authentic(row) for row in await fetch_all(self._connection, query)]
+
+    async def _page(self, query: Select[Any], by: str, after: str | None, limit: int) -> list[Model]:
+        column = col(getattr(self._table, by))
+        if after is not None:
+            query = query.where(column > after)
+        return await self._all_unchecked(query.order_by(column).limit(limit))
+
+    async def _one_unchecked(self, **equal: Any) -> Model | None:
+        return await super()._one(**equal)
+
+    async def _all_unchecked(self, query: Executable) -> list[Model]:
+        return await super()._all(query)
+
+    def _authentic(self, row: Values) -> Model:
+        return authentic(self._ring, self._model, self._table, row)

@@ -1,0 +1,173 @@
+"""All rows whose authenticator isn't good, and the command that accepts rows as they are.
+
+Walks whole tables in pages: for an operator's command, not for a request.
+"""
+
+from collections.abc import AsyncIterator, Collection
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import select, tuple_, update
+from sqlmodel import col
+
+from evergrant_server.core.access import App, Approval, Permit
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.definition import Definition
+from evergrant_server.core.errors import Failure
+from evergrant_server.core.export import Export
+from evergrant_server.core.integrations import Integration
+from evergrant_server.crypto import KeyPurpose, KeyRing
+from evergrant_server.store.access import AppRow, ApprovalRow, PermitRow
+from evergrant_server.store.authority import (
+    BrokenRow,
+    accepted_destination_mac,
+    authentic,
+    grant_mac,
+    require_destination,
+    require_own_destination,
+    row_mac,
+)
+from evergrant_server.store.connections.tables import (
+    FINAL_STATES,
+    ConnectionGrantRow,
+    ConnectionRow,
+    ConsentRow,
+)
+from evergrant_server.store.database.columns import IdTable, table_of
+from evergrant_server.store.database.engine import DatabaseConnection
+from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, read_model
+from evergrant_server.store.exports import ExportRow
+from evergrant_server.store.integrations.definitions import DefinitionRow
+from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.store import Store
+
+_PAGE_ROWS = 500
+_CONFIGURATION: dict[type[IdTable], type[BaseModel]] = {
+    AppRow: App,
+    PermitRow: Permit,
+    ApprovalRow: Approval,
+    IntegrationRow: Integration,
+    DefinitionRow: Definition,
+    ExportRow: Export,
+}
+_ALL: dict[type[IdTable], type[BaseModel]] = {
+    **_CONFIGURATION,
+    ConnectionRow: Connection,
+    ConsentRow: Consent,
+}
+
+
+async def broken_configuration(store: Store) -> list[BrokenRow]:
+    """Each broken row of apps, permits, integrations, definitions and exports."""
+    return [it for table in _CONFIGURATION async for it in _broken(store, table)]
+
+
+async def broken_connections(store: Store) -> AsyncIterator[BrokenRow]:
+    """Each connection with broken names, each broken consent, and each grant of another destination.
+
+    The last needs the refresh purpose, and is left out without it.
+    """
+    for table in (ConnectionRow, ConsentRow):
+        async for row in _broken(store, table):
+            yield row
+    if not store.ring.holds(KeyPurpose.REFRESH):
+        return
+    after = ("", "")
+    while page := await _grants(store, after):
+        for row in page:
+            try:
+                connection, made = _owner(row), row["made"] or ""
+                require_own_destination(store.ring, connection, row["destination_mac"], made)
+            except Failure as failure:
+                yield BrokenRow(row["tenant"], failure)
+        after = (page[-1]["tenant"], page[-1]["connection_id"])
+
+
+async def accept(store: Store, ids: Collection[str] | None = None) -> list[str]:
+    """Write the authenticators of these rows as they are now (None: of all); returns their ids.
+
+    Integrations come before the grants of their connections. Needs the refresh purpose.
+    """
+    accepted: list[str] = []
+    for table, model in _ALL.items():
+        after = ("", "")
+        while page := await _page(store, table, after, ids):
+            async with store.write() as tx:
+                for row in page:
+                    await _accept(tx.connection, store.ring, table, read_model(model, table, row), row)
+            accepted += [row["id"] for row in page]
+            after = (page[-1]["tenant"], page[-1]["id"])
+    after = ("", "")
+    while page := await _grants(store, after, ids):
+        async with store.write() as tx:
+            for row in page:
+                await _accept_grant(tx.connection, store.ring, row)
+        after = (page[-1]["tenant"], page[-1]["connection_id"])
+    return accepted
+
+
+async def _broken(store: Store, table: type[IdTable]) -> AsyncIterator[BrokenRow]:
+    after = ("", "")
+    while page := await _page(store, table, after):
+        for row in page:
+            try:
+                value = authentic(store.ring, _ALL[table], table, row)
+                made = row.get("destination_mac")
+                if isinstance(value, Integration) and made and store.ring.holds(KeyPurpose.REFRESH):
+                    require_destination(store.ring, value, made)
+            except Failure as failure:
+                yield BrokenRow(row["tenant"], failure)
+        after = (page[-1]["tenant"], page[-1]["id"])
+
+
+async def _page(
+    store: Store, table: type[IdTable], after: tuple[str, str], ids: Collection[str] | None = None
+) -> list[Values]:
+    key = (col(table.tenant), col(table.id))
+    query = select(table).where(tuple_(*key) > tuple_(*after)).order_by(*key).limit(_PAGE_ROWS)
+    if ids is not None:
+        query = query.where(col(table.id).in_(ids))
+    async with store.read() as tx:
+        return await fetch_all(tx.connection, query)
+
+
+async def _grants(store: Store, after: tuple[str, str], ids: Collection[str] | None = None) -> list[Values]:
+    """Grants of connections that haven't ended, with their connection's and integration's columns."""
+    g, c, i = (table_of(it).c for it in (ConnectionGrantRow, ConnectionRow, IntegrationRow))
+    key = (g.tenant, g.connection_id)
+    query = (
+        select(*key, g.slot, g.destination_mac, c.integration_id, i.destination_mac.label("made"))
+        .join_from(table_of(ConnectionGrantRow), table_of(ConnectionRow))
+        .join(table_of(IntegrationRow), (i.tenant == c.tenant) & (i.id == c.integration_id))
+        .where(tuple_(*key) > tuple_(*after), c.state.not_in(FINAL_STATES))
+        .order_by(*key)
+        .limit(_PAGE_ROWS)
+    )
+    if ids is not None:
+        query = query.where(g.connection_id.in_(ids))
+    async with store.read() as tx:
+        return await fetch_all(tx.connection, query)
+
+
+def _owner(row: Values) -> Connection:
+    names: dict[str, Any] = {"tenant": row["tenant"], "integration_id": row["integration_id"]}
+    return Connection.model_construct(id=row["connection_id"], **names)
+
+
+async def _accept(
+    connection: DatabaseConnection, ring: KeyRing, table: type[IdTable], value: BaseModel, row: Values
+) -> None:
+    made: Values = {"mac": row_mac(ring, value)}
+    if isinstance(value, Integration):
+        made["destination_mac"] = accepted_destination_mac(ring, value, row["destination_mac"])
+    mine = columns_equal(table, tenant=row["tenant"], id=row["id"], revision=row["revision"])
+    await connection.execute(update(table).where(mine).values(made))
+
+
+async def _accept_grant(connection: DatabaseConnection, ring: KeyRing, row: Values) -> None:
+    key = {name: row[name] for name in ("tenant", "connection_id", "slot")}
+    made = {"destination_mac": grant_mac(ring, _owner(row), row["made"])}
+    await connection.execute(
+        update(ConnectionGrantRow).where(columns_equal(ConnectionGrantRow, **key)).values(made)
+    )

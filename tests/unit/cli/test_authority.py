@@ -1,0 +1,105 @@
+"""`authority verify` and `accept`, the doctor's check, and an upgrade from before authenticators."""
+
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
+
+from evergrant_server.cli import authority
+from evergrant_server.cli.app import Flags
+from evergrant_server.cli.doctor import CheckFailed
+from evergrant_server.cli.doctor.database import authority as doctor_check
+from evergrant_server.cli.operate import upgrade_database
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import Tenant
+from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.store import Store
+from evergrant_server.store.database.engine import open_database
+from evergrant_server.store.database.schema import MIGRATIONS
+from tests.fakes.databases import NOW, sqlite_url
+from tests.fakes.failures import fails
+from tests.fakes.rows import put_app
+
+ACME = Tenant("acme")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    KeyRing.create(tmp_path / "keys.json")
+    return Settings(data_dir=tmp_path, database_url=sqlite_url(tmp_path), key_file=tmp_path / "keys.json")
+
+
+async def by_hand(settings: Settings, *statements: str) -> None:
+    database = open_database(settings.database_url)
+    async with database.write() as connection:
+        for statement in statements:
+            await connection.execute(text(statement))
+    await database.close()
+
+
+async def with_app(settings: Settings) -> None:
+    store = await Store.open(settings.database_url, KeyRing.open(settings.key_path, Role.API), SystemClock())
+    async with store.write() as tx:
+        await put_app(tx, ACME, "sync", NOW, {"name": "only", "integration": "*", "actions": ("token",)})
+    await store.close()
+
+
+async def test_a_broken_row_is_named_until_it_is_accepted(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+):
+    flags = Flags(data_dir=settings.data_dir, database_url=settings.database_url, key_file=settings.key_file)
+    await upgrade_database(settings)
+    await with_app(settings)
+    await authority.verify(flags=flags)
+    await by_hand(settings, "UPDATE permit SET integration = 'crm'")
+    capsys.readouterr()
+    with fails(ErrorCode.AUTHORITY_BROKEN, "1 rows"):
+        await authority.verify(flags=flags)
+    row = capsys.readouterr().out.split()[0]
+    with pytest.raises(CheckFailed, match=row):
+        await doctor_check(settings)
+    with fails(ErrorCode.NOT_FOUND, "per_9"):
+        await authority.accept("per_9", flags=flags)
+    with pytest.raises(BadSettings):
+        await authority.accept(flags=flags)
+    await authority.accept(row, flags=flags)
+    await authority.verify(flags=flags)
+    assert "Evergrant's" in await doctor_check(settings)
+
+
+async def test_rows_of_before_get_authenticators_with_the_schema(settings: Settings):
+    """Rows of the schema 0001, which a later upgrade to 0002 finds."""
+
+    def upgrade_to_first(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+
+    database = open_database(settings.database_url)
+    async with database.write() as connection:
+        await connection.run_sync(upgrade_to_first)
+    await database.close()
+    await by_hand(
+        settings,
+        "INSERT INTO app (tenant, id, name, disabled, return_to, created_at, revision)"
+        " VALUES ('acme', 'app_1', 'sync', 0, '[]', '2026-01-02 03:04:05.000000', 1)",
+        "INSERT INTO audit_shard (tenant, shard, count, last_hash, revision)"
+        f" VALUES ('acme', 'main', 0, '{'0' * 64}', 1)",
+    )
+    key_file = settings.key_path.read_bytes()
+    settings.key_path.unlink()
+    with fails(ErrorCode.KEY_UNAVAILABLE):  # before the schema has changed
+        await upgrade_database(settings)
+    settings.key_path.write_bytes(key_file)
+    settings.key_path.chmod(0o600)
+    assert await upgrade_database(settings) == "0001"
+    assert "Evergrant's" in await doctor_check(settings)
+    await by_hand(settings, "UPDATE app SET mac = NULL")
+    assert await upgrade_database(settings) == "0002"
+    with pytest.raises(CheckFailed, match="app_1"):  # a later upgrade accepts nothing
+        await doctor_check(settings)
