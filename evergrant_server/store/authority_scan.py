@@ -18,7 +18,7 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
 from evergrant_server.crypto import KeyPurpose, KeyRing
-from evergrant_server.store.access import AppRow, ApprovalRow, PermitRow
+from evergrant_server.store.access import ApprovalRow, AppRow, PermitRow
 from evergrant_server.store.authority import (
     BrokenRow,
     accepted_destination_mac,

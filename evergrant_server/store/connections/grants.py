@@ -126,7 +126,6 @@ class Grants(SealedRepository):
         key = {"tenant": after.tenant, "id": after.id}
         revision = await compare_and_set(self._connection, ConnectionRow, key, column_values(after), expected)
         old = await self._row(after, grant.slot)
-        destinations = Destinations(self._connection, self._sealer.ring)
         kept = old if origin is Origin.REFRESH else None
         columns = column_values(grant)
         values: Values = {
@@ -139,7 +138,7 @@ class Grants(SealedRepository):
             ),
             REFRESH_COLUMN: await self._kept(after, grant, REFRESH_COLUMN, tokens.refresh_token, kept),
             ID_TOKEN_COLUMN: await self._kept(after, grant, ID_TOKEN_COLUMN, tokens.id_token, kept),
-            "destination_mac": await destinations.mac_of_new_grant(after),
+            "destination_mac": await self._destination_mac(after, old, origin),
             "revision": 1 if old is None else old["revision"] + 1,
         }
         await self._put(values, old)
@@ -149,6 +148,14 @@ class Grants(SealedRepository):
                 after, tokens, grant, origin
             )
         return after.model_copy(update={"revision": revision})
+
+    async def _destination_mac(
+        self, after: Connection, old: Mapping[str, Any] | None, origin: Origin
+    ) -> str | None:
+        """A refresh continues a grant of the same place, whatever the integration's row says by now."""
+        if old is not None and origin is Origin.REFRESH:
+            return old["destination_mac"]
+        return await Destinations(self._connection, self._sealer.ring).mac_of_new_grant(after, old)
 
     async def access_token(self, grant_owner: Connection, slot: str = MAIN_SLOT) -> Secret:
         """The access token held now. Raises Failure CONSENT_REQUIRED when there is none,

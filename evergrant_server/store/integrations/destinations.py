@@ -4,6 +4,7 @@ The API lacks the key of these authenticators: neither it nor a writer of the da
 token or a client secret sent elsewhere (ADR 0025). They are made with the first grant.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import update
@@ -47,10 +48,13 @@ class Destinations(Repository):
         if grant is not None:
             require_own_destination(self._ring, connection, grant[COLUMN], made or "")
 
-    async def mac_of_new_grant(self, connection: Connection) -> str | None:
+    async def mac_of_new_grant(
+        self, connection: Connection, old: Mapping[str, Any] | None = None
+    ) -> str | None:
         """The authenticator for a grant of the connection; None when its integration is gone.
 
-        Raises Failure AUTHORITY_BROKEN, KEY_UNAVAILABLE without the refresh purpose.
+        It may replace `old`, whose tokens will be revoked, only at the same place. Raises Failure
+        AUTHORITY_BROKEN, KEY_UNAVAILABLE without the refresh purpose.
         """
         for _ in range(_MAX_TRIES):
             id = {"tenant": connection.tenant, "id": connection.integration_id}
@@ -58,6 +62,8 @@ class Destinations(Repository):
             if row is None:
                 return None
             integration = authentic(self._ring, Integration, IntegrationRow, row)
+            if old is not None:
+                require_own_destination(self._ring, connection, old[COLUMN], row[COLUMN] or "")
             if row[COLUMN] is not None:
                 require_destination(self._ring, integration, row[COLUMN])
                 return grant_mac(self._ring, connection, row[COLUMN])

@@ -9,6 +9,7 @@ from sqlalchemy import insert, update
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.export import Export
 from evergrant_server.core.ids import ExportId, new_id
@@ -27,10 +28,12 @@ from tests.conformance.store.samples import (
     ACME,
     GITHUB,
     a_connection,
+    a_grant,
     a_permit,
     an_app,
     built,
     granted,
+    some_tokens,
 )
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
@@ -217,10 +220,20 @@ async def moved(store: Store, **changes: Any) -> Integration:
         return await tx.integrations.replace(after, expected=integration.revision)
 
 
+async def renewed(store: Store, connection: Connection, origin: Origin) -> Connection:
+    """Its next grant."""
+    after = connection.granted(NOW)
+    async with store.write() as tx:
+        return await tx.grants.install(
+            after, some_tokens(), a_grant(after.generation), origin=origin, expected=connection.revision
+        )
+
+
 async def test_a_worker_moves_the_endpoints_and_the_grants_with_them(store: Store):
     connection = await filled(store)
     await moved(store, endpoints=Endpoints(token_endpoint="https://new.example/token"))
     await required(store, connection)
+    await required(store, await renewed(store, connection, Origin.NEW))
     assert await broken(store) == set()
 
 
@@ -239,6 +252,11 @@ async def test_the_api_can_not_have_a_refresh_token_sent_elsewhere(
         await granted(store, id=new_id("con"), subject="accomplice")  # a worker writes the new place
         with fails(ErrorCode.AUTHORITY_BROKEN, NAMED.id):
             await required(store, connection)
+        with fails(ErrorCode.AUTHORITY_BROKEN, NAMED.id):  # nor are its tokens revoked there
+            await renewed(store, connection, Origin.NEW)
+        refreshed = await renewed(store, connection, Origin.REFRESH)  # its answer was under way
+        with fails(ErrorCode.AUTHORITY_BROKEN, NAMED.id):
+            await required(store, refreshed)
     finally:
         await api.close()
 
