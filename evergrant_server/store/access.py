@@ -17,7 +17,7 @@ from evergrant_server.crypto import KeyRing
 from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import ModelRepository, columns_equal, not_found
+from evergrant_server.store.database.rows import columns_equal, not_found
 
 
 def app_foreign_key() -> ForeignKeyConstraint:
@@ -40,6 +40,7 @@ class AppKeyRow(columns.IdTable, table=True):
     created_at: datetime = columns.timestamp()
     expires_at: datetime | None = columns.timestamp()
     revoked_at: datetime | None = columns.timestamp()
+    mac: str | None = None
 
 
 class AppKeyUseRow(columns.TenantTable, table=True):
@@ -72,7 +73,7 @@ class PermitRow(columns.IdTable, table=True):
     mac: str | None = None
 
 
-class AppKeys(ModelRepository[AppKey, KeyId]):
+class AppKeys(AuthenticatedRepository[AppKey, KeyId]):
     _table, _model = AppKeyRow, AppKey
 
 
@@ -101,7 +102,7 @@ class Access(AuthenticatedRepository[App, AppId]):
 
     def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
         super().__init__(connection, ring)
-        self._keys, self._permits = AppKeys(connection), Permits(connection, ring)
+        self._keys, self._permits = AppKeys(connection, ring), Permits(connection, ring)
 
     async def put_app(self, app: App, *, expected: int | None) -> App:
         """Add (`expected` None) or change an app.
@@ -150,7 +151,7 @@ class Access(AuthenticatedRepository[App, AppId]):
 
     async def keys(self, tenant: Tenant, app_id: AppId) -> list[AppKey]:
         mine = self._keys._where(tenant=tenant, app_id=app_id)
-        return await self._keys._all(mine.order_by(col(AppKeyRow.id)))
+        return await self._keys._all_unchecked(mine.order_by(col(AppKeyRow.id)))
 
     async def live_keys(self, tenant: Tenant, app_id: AppId, now: datetime) -> list[AppKey]:
         """The keys that are accepted now, the oldest first."""
@@ -183,7 +184,7 @@ class Access(AuthenticatedRepository[App, AppId]):
 
     async def revoke_key(self, tenant: Tenant, key_id: KeyId, at: datetime) -> AppKey:
         """Revoke a key; revoking it again changes nothing. Raises Failure NOT_FOUND."""
-        key = await self._keys.get(tenant, key_id)
+        key = await self._keys._one_unchecked(tenant=tenant, id=key_id)
         if key is None:
             raise not_found(key_id)
         if key.revoked_at is not None:

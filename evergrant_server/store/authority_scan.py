@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from sqlalchemy import select, tuple_, update
 from sqlmodel import col
 
-from evergrant_server.core.access import App, Approval, Permit
+from evergrant_server.core.access import App, AppKey, Approval, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.definition import Definition
@@ -18,7 +18,7 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
 from evergrant_server.crypto import KeyPurpose, KeyRing
-from evergrant_server.store.access import ApprovalRow, AppRow, PermitRow
+from evergrant_server.store.access import AppKeyRow, ApprovalRow, AppRow, PermitRow
 from evergrant_server.store.authority import (
     BrokenRow,
     accepted_destination_mac,
@@ -45,6 +45,7 @@ from evergrant_server.store.store import Store
 _PAGE_ROWS = 500
 _CONFIGURATION: dict[type[IdTable], type[BaseModel]] = {
     AppRow: App,
+    AppKeyRow: AppKey,
     PermitRow: Permit,
     ApprovalRow: Approval,
     IntegrationRow: Integration,

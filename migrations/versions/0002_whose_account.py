@@ -105,6 +105,7 @@ def _authenticators() -> None:
     """Rows of before have none: `db upgrade` writes them, with the key file, after the schema."""
     for table in (
         "app",
+        "app_key",
         "permit",
         "approval",
         "integration",

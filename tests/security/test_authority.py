@@ -8,7 +8,7 @@ from sqlalchemy import insert, select, update
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.ids import new_id
+from evergrant_server.core.ids import KeyId, new_id
 from evergrant_server.store.access import AppKeyRow, AppRow, PermitRow
 from evergrant_server.store.audit_tables import AuditShardRow
 from evergrant_server.store.connections.tables import ConnectionRow
@@ -69,6 +69,18 @@ async def test_an_app_put_in_by_hand_with_key_and_permit_leases_nothing(api: Api
     answer = await api.lease(key)
     assert answer.status_code in (401, 500)
     assert "access_token" not in answer.json()
+
+
+async def test_a_revoked_key_revived_by_hand_authenticates_nobody(api: Api, caplog: pytest.LogCaptureFixture):
+    """Its secret is right. A key that was put in by hand has none of ours: see `test_keys`."""
+    _, key = await api.active_for("sync", Action.TOKEN)
+    id = KeyId("_".join(key.split("_")[1:3]))
+    async with api.worker.write() as tx:
+        await tx.access.revoke_key(TENANT, id, api.clock.now())
+    await by_hand(api, AppKeyRow, where={"id": id}, revoked_at=None)
+    with caplog.at_level(logging.ERROR):
+        assert (await api.lease(key)).status_code == 401
+    assert any(it.message.startswith("authority broken") for it in caplog.records)
 
 
 async def test_a_disabled_app_enabled_by_hand_leases_nothing(api: Api):

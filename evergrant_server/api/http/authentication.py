@@ -13,7 +13,8 @@ from evergrant_server.core.access import App, AppKey, Permit
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId, Tenant
-from evergrant_server.store import Store
+from evergrant_server.store import Store, Transaction
+from evergrant_server.telemetry.alarms import report_broken_authority
 
 _MAX_CACHED = 10_000
 _UNKNOWN = AppKey(
@@ -62,7 +63,7 @@ class Authenticator:
         """The caller that a key authenticates. Raises as `authenticate` does."""
         given = parse_key(text)
         async with self._store.read() as tx:
-            found = await tx.access.key(given.id)
+            found = await _key_and_app(tx, given.id)
             permits = await tx.access.permits(found[1].tenant, found[1].id) if found else []
         # An unknown key costs the same comparison as a known one.
         right = self._is_right(found[0] if found else _UNKNOWN, given.secret)
@@ -107,6 +108,17 @@ class Authenticator:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
+
+
+async def _key_and_app(tx: Transaction, key_id: KeyId) -> tuple[AppKey, App] | None:
+    """The key and its app, or None. A key that was changed by hand is unknown, with an alarm."""
+    try:
+        return await tx.access.key(key_id)
+    except Failure as failure:
+        if failure.context.get("row") != key_id:
+            raise
+        report_broken_authority(failure)
+        return None
 
 
 def _bearer_token(request: Request) -> str:
