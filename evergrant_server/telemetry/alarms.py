@@ -6,7 +6,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
-log = logging.getLogger("evergrant.authority")
+log = logging.getLogger("evergrant")
 
 
 def report_broken_authority(failure: Failure) -> None:
