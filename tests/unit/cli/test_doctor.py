@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from evergrant_server.cli.doctor import CheckFailed, compare_clocks, host, report
+from evergrant_server.cli.doctor import CheckFailed, compare_clocks, database, host, report
+from evergrant_server.cli.operate import is_valid_key
+from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
+from evergrant_server.store import Store
+from tests.conformance.store.samples import a_key
+from tests.fakes.databases import migrated_sqlite
+from tests.fakes.rows import put_app
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -108,3 +115,29 @@ def test_clocks_agree_within_the_time_of_the_answer(seconds: int, answered_after
 def test_clocks_that_differ(seconds: int, where: str) -> None:
     with pytest.raises(CheckFailed, match=where):
         compare_clocks(NOON + timedelta(seconds=seconds), NOON, NOON, "its")
+
+
+async def test_an_app_without_a_key_for_the_next_weeks_is_named(settings: Settings) -> None:
+    await migrated_sqlite(settings.data_dir)
+    now, ring = datetime.now(UTC), KeyRing.open(settings.key_path, Role.OPERATOR)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    try:
+        async with store.write() as tx:
+            shown = await put_app(tx, Tenant("acme"), "billing", now)
+            app = await tx.access.app_by_name(Tenant("acme"), "billing")
+            assert app is not None
+        assert "14 days" in await database.api_keys(settings)
+        assert await is_valid_key(settings, shown)
+        assert not await is_valid_key(settings, "")
+        for lifetime, why in ((timedelta(days=13), "ends at"), (None, "an earlier version")):
+            until = None if lifetime is None else now + lifetime
+            async with store.write() as tx:
+                for key in await tx.access.keys(app.tenant, app.id):
+                    await tx.access.revoke_key(app.tenant, key.id, now)
+                await tx.access.add_key(a_key(app, expires_at=until))
+            with pytest.raises(CheckFailed, match=f"that of billing .* {why}") as found:
+                await database.api_keys(settings)
+            assert "/v1/apps/billing/keys" in found.value.repair
+        assert not await is_valid_key(settings, shown)
+    finally:
+        await store.close()
