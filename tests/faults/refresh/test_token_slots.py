@@ -15,8 +15,9 @@ from evergrant_server.core.messages.activities import ExchangeCode
 from evergrant_server.core.single_use.attempt import AttemptKind
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import LoopbackTls
+from tests.fakes.events.transmitter import id_token
 from tests.fakes.platform.installation import TENANT, Installation
-from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, hold_answer
+from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, hold_answer, ok
 from tests.faults.support.activities import Activities, call_for
 
 USER = {"user": ("users:read",)}
@@ -26,6 +27,7 @@ class SlackLike(ScriptedProvider):
     """Gives a second token below `authed_user` when `user_scope` was requested."""
 
     user_scope: str | None = None
+    user_refreshes = True
 
     def _act(self, call: Call) -> tuple[int, dict[str, str], dict[str, Any] | None]:
         code, headers, data = super()._act(call)
@@ -33,6 +35,8 @@ class SlackLike(ScriptedProvider):
             self.user_scope = call.params.get("user_scope")
         if call.endpoint == "token" and code == 200 and call.params["grant_type"] == "authorization_code":
             own = self.grant(self.user_scope) if self.user_scope else {}
+            if not self.user_refreshes:
+                own.pop("refresh_token", None)
             data = {**(data or {}), "team": {"id": "T1"}, "authed_user": {"id": "U1", **own}}
         return code, headers, data
 
@@ -113,6 +117,23 @@ async def test_each_slot_rotates_on_its_own_and_a_new_consent_renews_both(world:
     actions = await place.actions(second)
     assert actions[0] is AuditAction.CONNECTION_CREATED
     assert actions.count(AuditAction.GRANT_INSTALLED) == 2
+
+
+async def test_a_slot_that_takes_over_a_connection_inherits_no_token_of_its_grant(world: World):
+    """RFC 6749 section 6: only a refresh keeps the refresh token of before."""
+    place, idp = world.place, world.idp
+    integration = await world.integration()
+    idp.script(ok(id_token=id_token("U1", iss=idp.issuer, aud=idp.client_id)))
+    alone = await place.granted(await place.begin(integration, label="user"))
+    idp.user_refreshes = False
+    _, second = await world.connected(integration)
+    assert second.id == alone.id
+    row, grant = await place.grant(await place.until(second, lambda c: c.generation == 2))
+    async with place.store.read() as tx:
+        assert await tx.grants.refresh_token(row) is None
+        assert await tx.grants.id_token(row) is None
+        assert len(await tx.replaced_grants.of_connection(TENANT, row.id)) == 1
+    assert not grant.refreshable
 
 
 async def test_a_revoked_slot_leaves_the_other_and_begins_anew_with_a_new_consent(world: World):
