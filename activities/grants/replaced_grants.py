@@ -47,14 +47,8 @@ async def install_new_grant(
         detail = {"generation": current.generation, "old_revoked": False, "reason": old}
         await append_audit(tx, call, AuditAction.GRANT_REPLACED, after.changed_at, **detail)
     elif old is not None and not continues(old, tokens):
-        now_has = await tx.account_identifiers.account_hash(current)
-        replaced = _replaced(
-            current,
-            after.changed_at,
-            generation=current.generation,
-            account_hash=account,
-            same_account=None if account is None or now_has is None else account == now_has,
-        )
+        about = {"generation": current.generation, "account_hash": account}
+        replaced = _replaced(current, after.changed_at, **about)
         await _keep(tx, call, context, replaced, old, wanted=not imported)
     for unverified in late:
         await keep_late_tokens_to_revoke(tx, call, context, current, unverified, after.changed_at)
@@ -90,8 +84,7 @@ async def keep_unwanted_tokens(
 
     `account_hash`: of that account, None when the provider names none.
     """
-    same_account = None if account_hash is None else False
-    replaced = _replaced(current, now, account_hash=account_hash, same_account=same_account)
+    replaced = _replaced(current, now, account_hash=account_hash)
     await _keep(tx, call, context, replaced, tokens, wanted=True)
 
 
@@ -162,7 +155,7 @@ async def _keep(
         AuditAction.GRANT_REPLACED,
         at,
         generation=replaced.generation,
-        same_account=replaced.same_account,
+        same_account=await _is_of_same_account(tx, context.connection, replaced),
         reach=context.spec.revocation_reach,
         **detail,
     )
@@ -180,5 +173,19 @@ async def is_revocable(
     shared = replaced.account_hash is not None and await tx.account_identifiers.is_shared(
         replaced.tenant, replaced.integration_id, replaced.account_hash, replaced.connection_id
     )
-    reach, same_account = context.spec.revocation_reach, replaced.same_account
+    same_account = await _is_of_same_account(tx, context.connection, replaced)
+    reach = context.spec.revocation_reach
     return may_revoke(reach, same_account, shared=shared, with_connection=with_connection)
+
+
+async def _is_of_same_account(
+    tx: Transaction, connection: Connection, replaced: ReplacedGrant
+) -> bool | None:
+    """Whether they are of the account of the connection's grant as it is now; None: not known.
+
+    A later consent may have come back to that account.
+    """
+    if await tx.grants.get(connection.tenant, connection.id) is None:
+        return False
+    mine = await tx.account_identifiers.account_hash(connection)
+    return None if mine is None or replaced.account_hash is None else mine == replaced.account_hash

@@ -73,7 +73,6 @@ def _replaced_grants() -> None:
         *(sa.Column(name, sa.String(), nullable=False) for name in ("tenant", "id")),
         *(sa.Column(name, sa.String(), nullable=False) for name in ("connection_id", "integration_id")),
         sa.Column("generation", sa.Integer(), nullable=True),
-        sa.Column("same_account", sa.Boolean(), nullable=True),
         sa.Column("account_hash", sa.String(), nullable=True),
         sa.Column("pending", sa.Boolean(), nullable=False),
         sa.Column("replaced_at", sa.DateTime(timezone=True), nullable=False),

@@ -26,7 +26,6 @@ class ReplacedGrant(TenantRow):
     connection_id: ConnectionId
     integration_id: IntegrationId
     generation: int | None = None  # None: they were never installed
-    same_account: bool | None = None  # as the connection's grant; None: not known
     account_hash: str | None = None  # see `AccountIdentifiers`; None: not known
     pending: bool  # a workflow revokes them; otherwise the connection's own revocation does
     replaced_at: datetime

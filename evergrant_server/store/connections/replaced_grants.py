@@ -26,7 +26,6 @@ class ReplacedGrantRow(columns.IdTable, table=True):
     connection_id: str
     integration_id: str
     generation: int | None = None
-    same_account: bool | None = None
     account_hash: str | None = None
     pending: bool
     replaced_at: datetime = columns.timestamp()

@@ -130,6 +130,18 @@ async def test_another_accounts_grant_is_revoked_unless_a_live_connection_has_th
     }
 
 
+async def test_an_account_that_came_back_before_its_grant_was_revoked_keeps_it(place: Installation):
+    place.idp.script(status(503, {"Retry-After": "3600"}), at="revoke")
+    connection = await connected(place, await reaching(place, "grant"), "account-1", "account-2")
+    await place.until_audited(connection, AuditAction.REVOCATION_FAILED)
+    await consented(place, connection, "account-1")
+    await place.until_audited(connection, REVOKED)
+    assert alive(place) == [True, False, True]
+    assert {"generation": 1, "old_revoked": False, "reason": "in_use"} in await details(
+        place, connection, REPLACED
+    )
+
+
 async def test_an_import_may_be_of_the_same_grant_and_revokes_nothing_by_itself(place: Installation):
     connection = await connected(place, await reaching(place, "token"), None)
     consent = await place.unasked(connection, ConsentKind.IMPORT)
