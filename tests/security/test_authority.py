@@ -1,11 +1,13 @@
 """Write access to the database gives no token (invariant 11): each attack is carried out by SQL."""
 
 import logging
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import insert, select, update
 
+from activities.maintenance.authority import report_broken_rows
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import KeyId, new_id
@@ -121,3 +123,14 @@ async def test_no_token_leaves_behind_a_log_that_was_cut(api: Api):
     await by_hand(api, AuditShardRow, where={"tenant": TENANT}, last_hash="f" * 64)
     await refused(api, key, f"{TENANT}/api-test")
     assert (await api.post(f"/v1/connections/{connection.id}/revoke", key)).status_code == 202
+
+
+async def test_the_recurring_pass_records_a_broken_row_once_a_day(api: Api):
+    await api.active_for("sync", Action.TOKEN)
+    permit = await row_id(api, PermitRow, name="only")
+    await by_hand(api, PermitRow, where={"id": permit}, integration="crm")
+    now = api.clock.now()
+    for hours in (0, 1, 25):
+        await report_broken_rows(api.worker, now + timedelta(hours=hours))
+    found = await api.records(AuditAction.AUTHORITY_BROKEN)
+    assert [(it.object, it.detail) for it in found] == [(permit, {"table": "permit"})] * 2
