@@ -52,6 +52,7 @@ async def _tell(console: Console, claims: Claims, by_hand: bool, started: list[i
         console.print(
             f"[dim]Evergrant {platform.api}   Temporal UI {platform.ui}   {server.issuer}[/]", soft_wrap=True
         )
+        console.print("[dim]skipped: no app confirms who consents (binding: none), docs/guide/binding.md[/]")
         suffix = secrets.token_hex(3)
         admin = await stack.enter_async_context(EvergrantApi(platform.api, platform.admin_key))
         with console.status("configuring…"):
