@@ -19,6 +19,7 @@ from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.errors import ErrorCode
 from tests.fakes.api import TENANT, Api
 from tests.fakes.failures import fails
+from tests.fakes.patience import eventually
 from tests.fakes.visitor import Visitor
 from tests.security.pages.test_callback import ISSUER, Started, an_integration, assert_refused, sent_away
 
@@ -48,8 +49,9 @@ class Bound(Started):
         return answer
 
     async def worker_finishes(self) -> None:
-        await super().worker_finishes()
+        await eventually(self.consent, lambda it: it.status is ConsentStatus.CODE_RECEIVED)
         await self.api.install(await self.api.row(TENANT, self.connection_id), "at-1")
+        await super().worker_finishes()  # last: the request under test looks at the consent
 
     async def assert_destroyed(self) -> None:
         consent = await self.consent()
