@@ -21,6 +21,10 @@ WHEN = {
     EventType.BULK_READ: "an app requested an export (`kind`: `export`), or leased as many connections "
     "within an hour as `EVERGRANT_BULK_READ_ALARM` says (`lease`); `data`: `tenant`, `app`, `kind`. Only "
     "for webhooks of every integration",
+    EventType.ACCOUNT_MISMATCH: "the subject consented with another account than the connection's; the old "
+    "grant stays",
+    EventType.ACCOUNT_SHARED: "the account is connected under another subject too, as after a consent that "
+    "the wrong person gave",
     EventType.PING: "an admin requested it (`POST /v1/webhooks/{name}/test`); `data`: `tenant`, `webhook`",
 }
 PROBLEMS = {

@@ -6,6 +6,7 @@ from temporalio import activity
 
 from activities.consents.first_grant import FirstGrantActivities, FirstGrantOutcome, may_be_sent_later
 from activities.consents.import_export import is_import_pending
+from activities.grants.account_check import with_account
 from activities.grants.candidates import is_client_refused, may_be_definition_fault
 from activities.grants.token_request import CODE_RULES, CodeExchangeRequest, read_first_tokens
 from activities.single_use.attempt import SingleUseAttempt
@@ -13,8 +14,9 @@ from activities.support.connection_records import end_consent, end_unless_done
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, close_attempt
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, require_nonce
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.id_token import require_nonce
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.activities import ConsentCall, ExchangeCode, GrantResult
@@ -33,10 +35,10 @@ class CodeExchangeOutcome(FirstGrantOutcome):
     """
 
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
-        """Raises as `read_first_tokens` and `require_nonce`."""
+        """Raises as `read_first_tokens`, `require_nonce` and `with_account`."""
         tokens = read_first_tokens(context, reply, self.consent.scopes, came_at)
         require_nonce(tokens.id_token, self.consent.nonce_hash)
-        return tokens
+        return with_account(context, tokens, self.consent.facts)
 
     async def fail(
         self, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None

@@ -8,6 +8,7 @@ from temporalio import activity
 
 from activities.consents.import_export import install_import
 from activities.grants import GrantServices
+from activities.grants.account_check import MISMATCH, is_meant_account, record_sharing, refuse_account
 from activities.grants.candidates import candidates
 from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
@@ -17,7 +18,7 @@ from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.journaled_reply import JournaledReply
 from activities.support.bounded_tries import internal_after_last_try
-from activities.support.connection_records import denied_source, end_consent, record_grant
+from activities.support.connection_records import record_consent_failure, record_grant
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import failed_grant_result, heartbeating
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
@@ -25,7 +26,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import Grant, TokenSet
-from evergrant_server.core.errors import ErrorCode, Failure, RetryAdvice
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages.activities import ConsentCall, GrantResult
@@ -46,11 +47,10 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
     async def install(
         self, tx: Transaction, attempt: SingleUseAttempt, tokens: TokenSet, since: datetime
     ) -> GrantResult | None:
-        request, context, consent = self.call, self.context, self.consent
+        consent, now = self.consent, self.services.clock.now()
         scopes = tokens.scopes if tokens.scopes is not None else consent.granted_scopes
         tokens = tokens.model_copy(update={"metadata": tokens.metadata | consent.facts, "scopes": scopes})
-        now = self.services.clock.now()
-        current = await load_connection(tx, request)
+        current = await load_connection(tx, self.call)
         row = await tx.attempts.get(attempt.row.tenant, attempt.row.id)
         if row is None or row.outcome not in (None, AttemptOutcome.UNREAD):
             installed = row is not None and row.outcome is AttemptOutcome.INSTALLED
@@ -61,6 +61,20 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
         if was_unread and _is_overtaken(current, attempt.row):
             await tx.attempts.close(row, AttemptOutcome.SUPERSEDED, now)
             return await self._keep_late(tx, current, attempt.row, tokens, installed=False)
+        if not await is_meant_account(tx, self.context, current, tokens):
+            await tx.attempts.close(row, AttemptOutcome.REFUSED, now)
+            return await refuse_account(tx, self.call, current, consent, tokens, now)
+        result = await self._install(tx, row, current, tokens, since)
+        if was_unread:  # its workflow has given the consent up
+            await signal_late_tokens(tx, self.call, attempt.row, now)
+        return result
+
+    async def _install(
+        self, tx: Transaction, row: Attempt, current: Connection, tokens: TokenSet, since: datetime
+    ) -> GrantResult:
+        request, context, consent = self.call, self.context, self.consent
+        now = self.services.clock.now()
+        pin = await tx.account_identifiers.account_hash(current)
         after = context.after_consent(current.granted(now, request.generation), consent)
         grant = Grant.from_tokens(
             tokens,
@@ -75,8 +89,7 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
         # not `close_attempt`: a takeover in this moment is a conflict, and the row shows it at the next try
         await tx.attempts.close(row, AttemptOutcome.INSTALLED, now)
         await record_grant(tx, request, current, consent, grant, now)
-        if was_unread:  # its workflow has given the consent up
-            await signal_late_tokens(tx, request, attempt.row, now)
+        await record_sharing(tx, request, saved, tokens, pin, now)
         return context.grant_result(saved, grant)
 
     async def _keep_late(
@@ -87,6 +100,9 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
         None: the connection has ended, and the tokens are revoked.
         """
         call, now = self.call, self.services.clock.now()
+        consent = await tx.consents.get(call.tenant, call.consent_id)
+        if consent is not None and consent.failure == ErrorCode.ACCOUNT_MISMATCH:
+            return MISMATCH
         grant = await tx.grants.get(call.tenant, call.connection_id)
         if installed and grant is not None:
             return self.context.grant_result(current, grant)  # perhaps by this worker's lost commit
@@ -105,28 +121,6 @@ def _is_overtaken(current: Connection, attempt: Attempt) -> bool:
     """True when another grant came since the tokens were set aside, or the provider ended the grant."""
     ended = current.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE and current.changed_at > attempt.opened_at
     return ended or current.generation != attempt.from_generation
-
-
-async def record_consent_failure(
-    tx: Transaction, call: ConsentCall, failure: Failure, now: datetime, *, over: bool
-) -> None:
-    """Record the reason on consent and connection.
-
-    The consent ends when it is `over`: it can't lead to tokens any more. So does one whose next try
-    would meet the same failure again.
-    """
-    consent = await tx.consents.get(call.tenant, call.consent_id)
-    if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
-        return
-    if over or failure.rule.retry is RetryAdvice.NEVER:
-        denied = over and failure.code is ErrorCode.CONSENT_DENIED
-        await end_consent(tx, consent, ConsentStatus.DENIED if denied else ConsentStatus.FAILED, failure.code)
-    current = await load_connection(tx, call)
-    if current.state is LifecycleState.PENDING_CONSENT:
-        waiting = current.waiting_for_grant(failure.code, now)
-        await tx.connections.replace(waiting, expected=current.revision)
-    detail = {"reason": failure.code, "consent": consent.id, **denied_source(failure)}
-    await append_audit(tx, call, AuditAction.CONSENT_FAILED, now, **detail)
 
 
 def may_be_sent_later(failure: Failure) -> bool:

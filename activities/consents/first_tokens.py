@@ -10,15 +10,13 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.consents.first_grant import (
-    FirstGrantActivities,
-    FirstGrantOutcome,
-    record_consent_failure,
-)
+from activities.consents.first_grant import FirstGrantActivities, FirstGrantOutcome
+from activities.grants.account_check import with_account
 from activities.grants.candidates import is_client_refused, may_be_definition_fault
 from activities.grants.client_grants import client_grant_token_request, read_client_grant_tokens
 from activities.grants.token_request import CODE_RULES, PreparedTokenRequest, TokenRequest
 from activities.single_use.attempt import SingleUseAttempt
+from activities.support.connection_records import record_consent_failure
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import close_attempt, commit_with_retries
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, DevicePoll
@@ -93,7 +91,9 @@ class DeviceOutcome(FirstGrantOutcome):
     """Poll again, or end the consent. A poll without a reply may have spent the code."""
 
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
-        return read_device_token(context.spec, reply, requested_scopes=self.consent.scopes, now=came_at)
+        scopes = self.consent.scopes
+        tokens = read_device_token(context.spec, reply, requested_scopes=scopes, now=came_at)
+        return with_account(context, tokens)
 
     async def record_failure(
         self, tx: Transaction, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None

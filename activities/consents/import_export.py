@@ -6,6 +6,7 @@ from datetime import datetime
 
 from temporalio import activity
 
+from activities.grants.account_check import with_account
 from activities.grants.replaced_grants import install_new_grant
 from activities.support.connection_records import end_consent, record_grant
 from activities.support.provider_context import ProviderContext
@@ -57,6 +58,8 @@ async def install_import(
         after = current.granted(now, request.generation)
         if consent.came_from_browser:
             after = context.after_consent(after, consent)
+        else:
+            tokens = with_account(context, tokens)
         if context.access_token_exchange is not None:  # it is the subject token of later exchanges
             tokens = tokens.model_copy(
                 update={"refresh_token": None, "refresh_expires_in": tokens.expires_in}

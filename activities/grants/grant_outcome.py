@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from activities.grants import GrantServices
+from activities.grants.account_check import with_believed_account
 from activities.grants.candidates import is_client_refused
 from activities.grants.client_grants import read_client_grant_tokens
 from activities.grants.late_tokens import keep_late_tokens
@@ -153,7 +154,8 @@ class RefreshOutcome(GrantOutcome[RefreshGrant]):
             may_be_invalid = await self.services.single_use.tracker.record_late_install(
                 tx, row, context.integration.refresh, journaled=attempt.entry is not None
             )
-        saved, grant = await self._replace_grant(tx, current, tokens, since, now)
+        believed = with_believed_account(context, tokens)
+        saved, grant = await self._replace_grant(tx, current, believed, since, now)
         if not in_time or (attempt.entry is not None and attempt.entry.is_set_aside):
             # the workflow reads the store now: it may be waiting for hours
             changed = ProviderChanged(version=saved.revision, context=request.context)

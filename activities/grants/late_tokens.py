@@ -92,6 +92,7 @@ class LateReply:
             "refresh_token": tokens.refresh_token or late.refresh_token,
             "refresh_expires_in": refresh_expires_in,
             "id_token": tokens.id_token or late.id_token,
+            "account": late.account or tokens.account,
             "scopes": tokens.scopes or late.scopes,
             "metadata": late.metadata | tokens.metadata,
         }

@@ -6,6 +6,12 @@ from datetime import datetime
 from temporalio import activity
 
 from activities.grants import GrantServices
+from activities.grants.account_check import (
+    is_meant_account,
+    record_sharing,
+    refuse_account,
+    with_believed_account,
+)
 from activities.grants.candidates import candidates, is_client_refused
 from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import LateReply, awaits_verification
@@ -141,13 +147,19 @@ class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
         self, tx: Transaction, attempt: SingleUseAttempt, tokens: TokenSet, since: datetime
     ) -> GrantResult | None:
         request, context, consent = self.call, self.context, self.late_reply.consent
-        now, tokens = self.services.clock.now(), self.late_reply.merged_with(tokens, since)
+        now = self.services.clock.now()
+        tokens = self.late_reply.merged_with(with_believed_account(context, tokens), since)
         current = await load_connection(tx, request)
         if current.state.is_final:
             return None
         if current.generation != attempt.row.from_generation:
             await close_attempt(tx, attempt.row, AttemptOutcome.SUPERSEDED, now)
             return context.stored_result(current, await tx.grants.get(current.tenant, current.id))
+        if consent is not None and not await is_meant_account(tx, context, current, tokens):
+            await close_attempt(tx, attempt.row, AttemptOutcome.REFUSED, now)
+            await _drop_refused(tx, request, ErrorCode.ACCOUNT_MISMATCH, now)
+            return await refuse_account(tx, request, current, consent, tokens, now)
+        pin = await tx.account_identifiers.account_hash(current)
         after = current.granted(now)
         if consent is not None:
             after = context.after_consent(after, consent)
@@ -171,6 +183,7 @@ class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
         ring = self.services.store.ring
         await install_further_slots(tx, ring, request, saved, self.late_reply.tokens, since, now)
         await close_attempt(tx, attempt.row, AttemptOutcome.INSTALLED, now)
+        await record_sharing(tx, request, saved, tokens, pin, now)
         if consent is not None:  # it was written off when its code was refused a second time
             await record_grant(tx, request, current, consent, grant, now, late_attempt=request.attempt_id)
         elif current.state is not LifecycleState.REVOKING:

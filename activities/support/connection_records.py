@@ -8,11 +8,12 @@ from datetime import datetime, timedelta
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
+from evergrant_server.core.connections.account import ConsentAccount
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
-from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind
-from evergrant_server.core.messages.activities import ConnectionCall
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind, RetryAdvice
+from evergrant_server.core.messages.activities import ConnectionCall, ConsentCall
 from evergrant_server.store import Store, Transaction
 
 # A wait for a reply ends within a minute, or once the access token has expired. Where that is far away,
@@ -78,11 +79,16 @@ def denied_source(failure: Failure) -> dict[str, str]:
 
 
 async def end_consent(
-    tx: Transaction, consent: Consent, status: ConsentStatus, failure: ErrorCode | None = None
+    tx: Transaction,
+    consent: Consent,
+    status: ConsentStatus,
+    failure: ErrorCode | None = None,
+    account: ConsentAccount | None = None,
 ) -> None:
-    """Write how a consent ended, and erase its secrets."""
+    """Write how a consent ended, and erase its secrets. `account` is shown to the subject."""
     ended = consent.model_copy(update={"status": status, "failure": failure})
-    await tx.consents.erase_secrets(await tx.consents.replace(ended, expected=consent.revision))
+    saved = await tx.consents.replace(ended, expected=consent.revision, account=account)
+    await tx.consents.erase_secrets(saved)
 
 
 async def end_unless_done(
@@ -92,6 +98,28 @@ async def end_unless_done(
     current = await tx.consents.get(consent.tenant, consent.id)
     if current is not None and current.status is not ConsentStatus.DONE:
         await end_consent(tx, current, status, failure)
+
+
+async def record_consent_failure(
+    tx: Transaction, call: ConsentCall, failure: Failure, now: datetime, *, over: bool
+) -> None:
+    """Record the reason on consent and connection.
+
+    The consent ends when it is `over`: it can't lead to tokens any more. So does one whose next try
+    would meet the same failure again.
+    """
+    consent = await tx.consents.get(call.tenant, call.consent_id)
+    if consent is None or consent.status is not ConsentStatus.CODE_RECEIVED:
+        return
+    if over or failure.rule.retry is RetryAdvice.NEVER:
+        denied = over and failure.code is ErrorCode.CONSENT_DENIED
+        await end_consent(tx, consent, ConsentStatus.DENIED if denied else ConsentStatus.FAILED, failure.code)
+    current = await load_connection(tx, call)
+    if current.state is LifecycleState.PENDING_CONSENT:
+        waiting = current.waiting_for_grant(failure.code, now)
+        await tx.connections.replace(waiting, expected=current.revision)
+    detail = {"reason": failure.code, "consent": consent.id, **denied_source(failure)}
+    await append_audit(tx, call, AuditAction.CONSENT_FAILED, now, **detail)
 
 
 async def record_grant(

@@ -170,7 +170,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "POST /v1/connections/{id}/choose.",
     ),
     ErrorCode.ID_TOKEN_REFUSED: _reconnect(
-        "The provider's id token is of another request than this consent's: its nonce is missing or wrong.",
+        "The provider's id token is not for this consent: its issuer, audience or nonce is missing or wrong.",
         "Open the connect link again. Where the provider never repeats the nonce, its definition has to say "
         "id_token_nonce: false.",
     ),
@@ -187,8 +187,9 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Start again in the app, logged in as the subject, with a new link.",
     ),
     ErrorCode.ACCOUNT_MISMATCH: _reconnect(
-        "The consent was given with another account than the connection's; the old grant stays.",
-        "Open a new link, and choose the same account as before.",
+        "The consent was given with another account than the connection's, or than the app expects; the old "
+        "grant stays.",
+        "Ask for a new link, and choose the account that was meant.",
     ),
     ErrorCode.CLIENT_REJECTED: _client(
         "The provider refused our client id, secret, redirect URI or request.",

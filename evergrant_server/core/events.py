@@ -31,6 +31,8 @@ class EventType(StrEnum):
     EXPIRING = "connection.expiring"
     REVOKED = "connection.revoked"
     BULK_READ = "tokens.bulk_read"  # about an app
+    ACCOUNT_MISMATCH = "connection.account_mismatch"
+    ACCOUNT_SHARED = "connection.account_shared"
     PING = "webhook.ping"  # an admin tests one webhook
 
 
@@ -53,6 +55,8 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.REVOKED_AT_PROVIDER: EventType.NEEDS_REAUTH,
     AuditAction.REVOKED: EventType.REVOKED,
     AuditAction.BULK_READ: EventType.BULK_READ,
+    AuditAction.ACCOUNT_MISMATCH: EventType.ACCOUNT_MISMATCH,
+    AuditAction.ACCOUNT_SHARED: EventType.ACCOUNT_SHARED,
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from evergrant_server.core.connections.account import OnReconnect
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.ids import FrozenModel, IntegrationId, TenantRow
 
@@ -89,6 +90,7 @@ class Integration(TenantRow):
     default_scopes: tuple[str, ...] = ()
     scope_ceiling: tuple[str, ...] | None = None  # None: no ceiling of its own
     binding: Binding = Binding.APP  # of new consents
+    on_reconnect: OnReconnect = OnReconnect.SAME
     refresh: RefreshRules = RefreshRules()
     refresh_overrides: dict[str, Any] | None = None  # the admin's part of it; None: of before it was kept
     state: IntegrationState = IntegrationState.READY

@@ -12,9 +12,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from evergrant_server.core.connections.account import EMAIL, PIN, SUB
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import claims_of
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.connections.id_token import claims_of
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import IntegrationId, ReceiverId, TenantRow
 from evergrant_server.core.messages.base import Message
@@ -156,7 +157,6 @@ class Receiver(TenantRow):
     changed_at: datetime
 
 
-SUB, EMAIL = "sub", "email"
 TOKEN_PREFIX, TOKEN_HASH = "refresh_token_prefix", "refresh_token_sha512_sha512"
 _PREFIX = 16  # characters, as Google counts them
 _LONGEST = 256
@@ -175,16 +175,17 @@ def account_identifiers_of(tokens: TokenSet, grant: Grant) -> dict[str, AccountI
     if tokens.refresh_token is not None:
         found |= _of_refresh_token(tokens.refresh_token)
     known = ((name, value) for name, value in found.items() if 0 < len(value) <= _LONGEST)
-    return {name: AccountIdentifier(name, value) for name, value in known if is_storable_text(value)}
+    usable = {name: AccountIdentifier(name, value) for name, value in known if is_storable_text(value)}
+    return usable if tokens.account is None else usable | {PIN: AccountIdentifier(PIN, tokens.account.id)}
 
 
 def unreplaced_names(tokens: TokenSet, origin: Origin) -> frozenset[str]:
-    """Names whose older identifiers stay, since this reply lacks the token that they come from."""
+    """Names whose older identifiers stay: a refresh's reply may lack the token that they come from."""
     if origin is Origin.NEW:
         return frozenset()
     of_id = () if tokens.id_token is not None else (SUB, EMAIL)
     of_refresh = () if tokens.refresh_token is not None else (TOKEN_PREFIX, TOKEN_HASH)
-    return frozenset((*of_id, *of_refresh))
+    return frozenset((PIN, *of_id, *of_refresh))
 
 
 def _is_id(value: Any) -> bool:

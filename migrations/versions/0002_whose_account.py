@@ -1,4 +1,4 @@
-"""Whose account: bindings of consents, keys that expire, approvals, replaced grants, sealed URL queries."""
+"""Whose account: bindings, accounts, keys that expire, approvals, replaced grants, sealed URL queries."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,6 +16,7 @@ def upgrade() -> None:
     _replaced_grants()
     _webhook_queries()
     _authenticators()
+    _accounts()
 
 
 def downgrade() -> None:
@@ -117,3 +118,11 @@ def _authenticators() -> None:
         op.add_column(table, sa.Column("mac", sa.String(), nullable=True))
     for table in ("integration", "connection_grant"):
         op.add_column(table, sa.Column("destination_mac", sa.String(), nullable=True))
+
+
+def _accounts() -> None:
+    op.add_column(
+        "integration", sa.Column("on_reconnect", sa.String(), nullable=False, server_default="same")
+    )
+    op.add_column("connection", sa.Column("expected_account", sa.JSON(), nullable=True))
+    op.add_column("consent", sa.Column("sealed_account", sa.LargeBinary(), nullable=True))

@@ -71,6 +71,10 @@ class ProviderSpec(
         self._check_additional_tokens()
         if sum(lookup.choose is not None for lookup in self.post_auth) > 1:
             raise ValueError("post_auth has more than one choice")
+        reply = self.response
+        metadata = {*reply.metadata_paths, *reply.metadata_patterns, *self.callback_metadata_params}
+        if self.account_id is not None and self.account_id not in metadata:
+            raise ValueError(f"account_id names {self.account_id}, which no reply or callback brings")
         return self
 
     def _check_endpoints(self) -> None:

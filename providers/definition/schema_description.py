@@ -32,3 +32,4 @@ class DescriptivePart(SpecPart):
     userinfo_endpoint: UrlTemplate | None = None
     api_request: ApiRequest | None = None
     post_auth: tuple[AccountLookup, ...] = ()
+    account_id: str | None = None  # the metadata that is the provider's own, stable id of the account

@@ -7,8 +7,8 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
+from evergrant_server.core.connections.account import EMAIL
 from evergrant_server.core.provider_events import (
-    EMAIL,
     TOKEN_HASH,
     TOKEN_PREFIX,
     AccountIdentifier,

@@ -38,13 +38,39 @@ def new_random_value() -> Secret:
 
 
 def asks_for_id_token(spec: ProviderSpec, integration: Integration, scopes: Sequence[str]) -> bool:
-    """Whether a request for these scopes yields an id token that repeats the request's nonce.
+    """Whether a request for these scopes yields an id token.
 
     OpenID Connect Core 1.0 section 3.1.2.1. Raises as `requested_scopes`.
     """
     types = spec.authorization_params.get("response_type", "").split()
-    openid = "openid" in requested_scopes(spec, integration, scopes) or "id_token" in types
-    return openid and spec.id_token_nonce
+    return "openid" in requested_scopes(spec, integration, scopes) or "id_token" in types
+
+
+def sends_nonce(spec: ProviderSpec, integration: Integration, scopes: Sequence[str]) -> bool:
+    """Whether the request has a nonce, which its id token repeats. Raises as `requested_scopes`."""
+    return spec.id_token_nonce and asks_for_id_token(spec, integration, scopes)
+
+
+def account_params(
+    spec: ProviderSpec,
+    integration: Integration,
+    scopes: Sequence[str],
+    *,
+    login_hint: str | None,
+    select_account: bool,
+) -> dict[str, str]:
+    """The parameters that lead to the right account (OpenID Connect Core 1.0 section 3.1.2.1).
+
+    Only those that the server knows: by OpenID Connect, or by its definition. Raises as
+    `requested_scopes`.
+    """
+    openid = asks_for_id_token(spec, integration, scopes)
+    prompt = spec.authorization_params.get("prompt", "").split()
+    wanted = {"login_hint": login_hint}
+    if select_account and "none" not in prompt:
+        wanted["prompt"] = " ".join(dict.fromkeys((*prompt, "select_account")))
+    known = spec.authorization_params_from_request
+    return {name: value for name, value in wanted.items() if value and (openid or name in known)}
 
 
 def requested_scopes(spec: ProviderSpec, integration: Integration, scopes: Sequence[str]) -> tuple[str, ...]:
@@ -94,6 +120,7 @@ def build_authorization_url(
     scopes: Sequence[str],
     slot_scopes: Mapping[str, Sequence[str]] | None = None,
     params: Mapping[str, str] | None = None,
+    account: Mapping[str, str] | None = None,
     target: TokenTarget | None = None,
     dpop_jkt: str | None = None,
     nonce: Secret | None = None,
@@ -101,8 +128,8 @@ def build_authorization_url(
     """The URL of the authorization request. It holds the verifier only as its S256 challenge.
 
     Without a verifier it is an implicit request (RFC 6749 section 4.2.1). `slot_scopes` are the scopes
-    of further token slots. `params` are the app's own, such as a login hint, and must be on the
-    definition's list. `target`: RFC 8707 section 2.1. `dpop_jkt`: RFC 9449 section 10. `nonce` is
+    of further token slots. `account` are `account_params`. `params` are the app's own, and must be on
+    the definition's list. `target`: RFC 8707 section 2.1. `dpop_jkt`: RFC 9449 section 10. `nonce` is
     repeated in the id token. Raises Failure INVALID_REQUEST when the provider doesn't support this.
     """
     spec.require_usable(Flow.AUTHORIZATION_CODE if verifier is not None else Flow.IMPLICIT)
@@ -114,7 +141,7 @@ def build_authorization_url(
         raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="flow")
     values = checked_params(spec, integration.params)
     extra = {name: fill_template(text, values, spec) for name, text in spec.authorization_params.items()}
-    extra |= _caller_params(spec, params or {})
+    extra |= {**_caller_params(spec, params or {}), **(account or {})}
     if verifier is None:
         # the token comes in the fragment only, and no refresh token comes (section 4.2.2)
         extra.pop("response_mode", None)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from urllib.parse import unquote
 
-from evergrant_server.core.connections.consent import require_nonce
 from evergrant_server.core.connections.grant import ImportedTokens
+from evergrant_server.core.connections.id_token import require_nonce
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.requests.callback_parameters import (

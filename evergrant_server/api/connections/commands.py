@@ -5,6 +5,7 @@ from datetime import datetime
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from evergrant_server.api.connections.accounts import require_same_expectation
 from evergrant_server.api.connections.consents import (
     ConnectionWithLink,
     consenting_connection,
@@ -91,6 +92,7 @@ async def _request_new_consent(
 ) -> ConnectionWithLink:
     now = call.now
     require_live(named)
+    require_same_expectation(tx, named, wanted.account)
     if named.state is LifecycleState.PENDING_CONSENT and named.consent_deadline <= now:
         raise Failure(ErrorCode.CONSENT_EXPIRED, connection_id=named.id)
     integration = require_found(await tx.integrations.get(named.tenant, named.integration_id))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from evergrant_server.api.connections.accounts import account_of_consent
 from evergrant_server.api.connections.flows import require_flow_allowed
 from evergrant_server.api.connections.models import ConnectionBody, ReauthorizeBody
 from evergrant_server.api.http.authentication import Caller
@@ -86,7 +87,7 @@ async def request_consent(
         by=call.context.by,
         trace_id=call.context.trace_id,
     )
-    await tx.consents.add(consent, Secret(link))
+    await tx.consents.add(consent, Secret(link), account=account_of_consent(wanted.account))
     if device:
         await signal_granted(tx, connection, consent, call.context, now)
     return consent, connect_url(call.api, link)

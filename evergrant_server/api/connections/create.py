@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any
 
+from evergrant_server.api.connections.accounts import expected_account, require_same_expectation
 from evergrant_server.api.connections.consents import (
     CLIENT_GRANT_DEADLINE,
     ConnectionWithLink,
@@ -87,6 +88,7 @@ class ConnectionSetup:
         live = None if found is None or found.state.is_final else found
         if live is not None:
             _require_same_settings(live, wanted)
+            require_same_expectation(tx, live, wanted.account)
         spec = await integration_spec(tx, self._api.registry, integration)
         flow = live.flow if live is not None else usable_flow(spec, integration, wanted.flow)
         if wanted.slot_scopes and flow is not Flow.AUTHORIZATION_CODE:
@@ -142,6 +144,7 @@ class ConnectionSetup:
             source=wanted.source,
             source_app=None if wanted.source is None else self._call.caller.app.id,
             choice=wanted.choice,
+            expected_account=expected_account(tx, integration, spec, flow, scopes, wanted.account),
             slot_scopes=slots,
             deadline=self._now
             + (CLIENT_GRANT_DEADLINE if without_subject else self._api.settings.consent_ttl),

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from evergrant_server.api.connections.accounts import AccountBody
 from evergrant_server.api.http.models import (
     Body,
     Challenge,
@@ -62,6 +63,7 @@ class ConnectionBody(Body):
     brings, by the name of their token slot (at Slack `user`): each becomes a connection of its own,
     with that name as its label. `challenge` is the S256 hash (RFC 7636 section 4.2) of a verifier that
     the app keeps in the subject's session: the confirmation of the consent then needs the verifier.
+    `account` says which account at the provider is meant: a consent with another one is refused.
     """
 
     integration: Slug
@@ -79,6 +81,7 @@ class ConnectionBody(Body):
     slot_scopes: SlotScopes | None = None
     return_to: ReturnTo | None = None
     challenge: Challenge | None = None
+    account: AccountBody | None = None
 
     @property
     def target(self) -> TokenTarget:
@@ -105,12 +108,16 @@ class ConfirmBody(Body):
 
 
 class ReauthorizeBody(Body):
-    """Request a new consent, for the same scopes unless others are given."""
+    """Request a new consent, for the same scopes unless others are given.
+
+    What the connection expects of the account stays as it is: `account` can give a `login_hint` alone.
+    """
 
     scopes: Scopes | None = None
     slot_scopes: SlotScopes | None = None
     return_to: ReturnTo | None = None
     challenge: Challenge | None = None
+    account: AccountBody | None = None
 
 
 class RevokeBody(Body):
@@ -165,6 +172,7 @@ class ConnectionView(View):
     `metadata` are facts of the grant, such as the account's id or the API's host. `choices` are the
     accounts that the grant reaches, if the provider lists them; with the reason `choice_required` the
     API issues no lease before one is chosen.
+    `expected_account` are the claims by which the app has said which account it expects.
     `consented_with` is set for a further token slot: the connection whose consent brings its grants.
     `revoking` is set until the provider has confirmed a revocation.
     `failing_since` is set while refreshes keep failing; the token is valid until it expires.
@@ -198,6 +206,7 @@ class ConnectionView(View):
     choice: str | None = None
     choices: tuple[AccountOption, ...] = ()
     slot_scopes: dict[str, tuple[str, ...]] = Field(default={})
+    expected_account: tuple[str, ...] = ()
     consented_with: str | None = None
     created_at: datetime
     changed_at: datetime

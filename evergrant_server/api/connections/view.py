@@ -40,6 +40,7 @@ async def connection_view(
         expires_at=current.expires_at if current else None,
         metadata=current.metadata if current else {},
         choices=current.options if current else (),
+        expected_account=tuple(sorted(connection.expected_account or {})),
         reason=reason,
         repairer=FAILURES[why].repairer if why else None,
         revoking=await _revocation_progress(tx, connection) if revoking else None,

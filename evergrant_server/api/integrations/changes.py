@@ -158,6 +158,7 @@ def _with_body(
         "default_scopes",
         "scope_ceiling",
         "binding",
+        "on_reconnect",
     }
     overrides = body.refresh.model_dump(mode="json", exclude_none=True)
     update = body.model_dump(include=names) | {"refresh_overrides": overrides, "changed_at": now}

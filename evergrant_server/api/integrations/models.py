@@ -16,6 +16,7 @@ from evergrant_server.api.http.models import (
     _printable,
 )
 from evergrant_server.core.clock import MAX_LIFETIME
+from evergrant_server.core.connections.account import OnReconnect
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.integrations import IntegrationState, RefreshRules, RegistrationMethod, Rotation
 
@@ -50,7 +51,9 @@ class IntegrationBody(Body):
     Instead of a client id, `registration` has a worker register the client at the issuer: `dynamic`
     (RFC 7591, with `initial_access_token` if the issuer needs one) or `metadata_document`. `dpop`
     turns DPoP (RFC 9449) on or off; the default is the provider's definition. `binding` says how it is
-    checked that the person who consents is the subject.
+    checked that the person who consents is the subject. With `on_reconnect` `same` a connection's later
+    consents have to be given with the account of its first one, where the provider names it; `any` lets
+    them change it.
     """
 
     provider: Slug
@@ -80,6 +83,7 @@ class IntegrationBody(Body):
     scope_ceiling: Scopes | None = None
     dpop: bool | None = None
     binding: Binding = Binding.APP
+    on_reconnect: OnReconnect = OnReconnect.SAME
     refresh: RefreshRulesBody = RefreshRulesBody()
 
 
@@ -110,6 +114,7 @@ class IntegrationView(View):
     default_scopes: tuple[str, ...]
     scope_ceiling: tuple[str, ...] | None
     binding: Binding
+    on_reconnect: OnReconnect
     refresh: RefreshRules
     dpop: bool | None
     state: IntegrationState

@@ -14,6 +14,7 @@ from evergrant_server.api.connections.flows import require_flow_allowed
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import require_ready
+from evergrant_server.api.pages.accounts import params_for_account
 from evergrant_server.api.pages.browser import html_response
 from evergrant_server.api.pages.confirmation import request_confirm, undo_unconfirmed
 from evergrant_server.api.pages.preparation import (
@@ -39,20 +40,20 @@ from evergrant_server.core.connections.consent import (
     ConsentKind,
     ConsentStatus,
     PushedAuthorization,
-    hash_of_nonce,
     hash_state,
 )
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import FollowUp
+from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
 from providers.definition.templates import integration_endpoints
 from providers.requests.authorization_url import (
-    asks_for_id_token,
     build_authorization_url,
     new_random_value,
+    sends_nonce,
 )
 from providers.requests.dpop import wants_dpop
 from providers.requests.par import par_authorization_url, par_fields, uses_par
@@ -182,7 +183,7 @@ async def _save_attempt(
     state, spec, consent = new_random_value(), session.spec, session.consent
     assert consent.redirect_uri is not None
     verifier = None if session.connection.flow is Flow.IMPLICIT else new_random_value()
-    nonce = new_random_value() if asks_for_id_token(spec, session.integration, consent.scopes) else None
+    nonce = new_random_value() if sends_nonce(spec, session.integration, consent.scopes) else None
     url = build_authorization_url(
         spec,
         session.integration,
@@ -192,6 +193,7 @@ async def _save_attempt(
         scopes=consent.scopes,
         slot_scopes=consent.slot_scopes,
         target=session.connection.target,
+        account=await params_for_account(tx, session),
         nonce=nonce,
         dpop_jkt=await _dpop_thumbprint(tx, session, now) if verifier is not None else None,
     )

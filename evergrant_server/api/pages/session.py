@@ -89,10 +89,21 @@ class SubjectPages:
                 page = self.templates.declined(provider=name)
                 return await self._return_to_app(session, LifecycleState.DENIED) or html_response(page)
             case ConsentStatus.FAILED:
-                failure = Failure(ErrorCode(session.consent.failure or ErrorCode.CALLBACK_INVALID))
+                failure = await self._failure_of(session)
                 return html_response(self.templates.failed(failure), failure.rule.status)
             case _:
                 return html_response(self.templates.pending(provider=name))
+
+    async def _failure_of(self, session: ConsentSession) -> Failure:
+        """Why the consent failed. Its browser is told with which account it was given."""
+        code = ErrorCode(session.consent.failure or ErrorCode.CALLBACK_INVALID)
+        if code is not ErrorCode.ACCOUNT_MISMATCH or not self.is_bound(session.consent):
+            return Failure(code)
+        async with self.api.store.read() as tx:
+            came = (await tx.consents.account(session.consent)).came
+        name = session.provider_name
+        who = f"You signed in at {name} as {came}" if came else f"{name} didn't say who signed in"
+        return Failure(code, f"{who}, and this connection is for another account. Nothing was stored.")
 
     async def _choice_page(self, session: ConsentSession) -> Response:
         """The page to choose an account. Raises Failure CHOICE_REQUIRED in a browser that didn't consent."""

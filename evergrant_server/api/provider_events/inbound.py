@@ -19,6 +19,7 @@ from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.provider_events.receivers import request_keys
 from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.account import SUB
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ReceiverId, is_id
 from evergrant_server.core.integrations import Integration
@@ -26,7 +27,6 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.provider_events import (
     ACCOUNT_IS_SUB,
     ACCOUNT_IS_SUBJECT,
-    SUB,
     AccountIdentifier,
     ProviderReport,
     Receiver,

@@ -117,6 +117,7 @@ class Connection(TenantRow):
     # requested for further token slots, which the same consent fills
     slot_scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     consented_with: ConnectionId | None = None  # the consents of that connection fill this one's token slot
+    expected_account: dict[str, str] | None = None  # by claim, keyed hashes of what the app expects
     reported_generation: int | None = None  # whose access token the provider's API has refused, says an app
 
     def granted(self, at: datetime, known: int = 0) -> "Connection":

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from evergrant_server.core.clock import CLOCK_SKEW, add_time
+from evergrant_server.core.connections.account import Account
 from evergrant_server.core.ids import FrozenModel
 from evergrant_server.core.secret import SealableModel, Secret
 
@@ -58,6 +59,7 @@ class TokenSet(SealableModel):
     refresh_expires_in: float | None = None
     scopes: tuple[str, ...] | None = None  # None: the reply had no scope, so as requested (RFC 6749 5.1)
     metadata: dict[str, Any] = Field(default_factory=dict)
+    account: Account | None = None  # that the reply names, checked
     server_time: datetime | None = None  # the reply's Date header (RFC 9110 section 6.6.1)
     # by token slot; each is refreshed on its own
     further: dict[str, "TokenSet"] = Field(default_factory=dict)

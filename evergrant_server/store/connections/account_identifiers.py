@@ -1,13 +1,21 @@
 """Providers' identifiers of the accounts behind connections: keyed hashes, to look connections up by."""
 
+from collections.abc import Mapping
+
 from sqlalchemy import Index, and_, delete, func, select
 from sqlmodel import Field, col
 
+from evergrant_server.core.connections.account import (
+    PIN,
+    Account,
+    OnReconnect,
+    comparable,
+    is_expected_account,
+)
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.provider_events import (
-    SUB,
     AccountIdentifier,
     account_identifiers_of,
     unreplaced_names,
@@ -25,6 +33,8 @@ from evergrant_server.store.database.rows import (
     find_one,
     insert,
 )
+
+_FEW = 5
 
 
 class AccountIdentifierRow(columns.TenantTable, table=True):
@@ -46,7 +56,10 @@ class AccountIdentifiers(Repository):
     async def update_from_reply(
         self, owner: Connection, tokens: TokenSet, grant: Grant, origin: Origin
     ) -> None:
-        """Store the identifiers of this token reply; writes nothing when they are the same."""
+        """Store the identifiers of this token reply; writes nothing when they are the same.
+
+        A refresh never moves the pin: it continues the same grant.
+        """
         wanted = {
             name: self._hash(owner.tenant, owner.integration_id, identifier)
             for name, identifier in account_identifiers_of(tokens, grant).items()
@@ -56,6 +69,8 @@ class AccountIdentifiers(Repository):
         rows = await fetch_all(self._connection, select(AccountIdentifierRow).where(mine))
         had = {row["name"]: row["identifier_hash"] for row in rows}
         stay = unreplaced_names(tokens, origin)
+        if PIN in stay & had.keys():
+            wanted.pop(PIN, None)
         gone = [name for name, hashed in had.items() if name not in stay and wanted.get(name) != hashed]
         if gone:
             await self._run(
@@ -67,15 +82,10 @@ class AccountIdentifiers(Repository):
                 await insert(self._connection, AccountIdentifierRow, {**key, "name": name, **values})
 
     async def account_hash(self, connection: Connection) -> str | None:
-        """The hash of the account that the connection's newest id token names; None without one."""
-        row = await find_one(
-            self._connection,
-            AccountIdentifierRow,
-            tenant=connection.tenant,
-            connection_id=connection.id,
-            name=SUB,
-        )
-        return None if row is None else str(row["identifier_hash"])
+        """The keyed hash of the account that the connection is pinned to, or None."""
+        key = {"tenant": connection.tenant, "connection_id": connection.id, "name": PIN}
+        row = await find_one(self._connection, AccountIdentifierRow, **key)
+        return None if row is None else row["identifier_hash"]
 
     async def is_shared(
         self, tenant: Tenant, integration_id: IntegrationId, account_hash: str, but: ConnectionId
@@ -125,10 +135,52 @@ class AccountIdentifiers(Repository):
         query = select(col(ConnectionRow.id)).where(mine, live).order_by(col(ConnectionRow.id))
         return [row["id"] for row in await fetch_all(self._connection, query)]
 
+    async def is_expected(self, owner: Connection, came: Account | None, rule: OnReconnect) -> bool:
+        """Whether a consent that was given with this account fits the connection's pin and expectation."""
+        claims = {} if came is None else came.claims
+        return is_expected_account(
+            None if came is None else self.hash_of(owner, came),
+            self.hash_claims(owner.tenant, owner.integration_id, claims),
+            pin=await self.account_hash(owner),
+            expected=owner.expected_account or {},
+            rule=rule,
+        )
+
+    def hash_claims(
+        self, tenant: Tenant, integration_id: IntegrationId, claims: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Keyed hashes of claims, by which an expectation is compared."""
+        return {
+            name: self._ring.account_hash(tenant, integration_id, f"expected:{name}", comparable(name, value))
+            for name, value in claims.items()
+        }
+
+    async def of_other_subjects(self, owner: Connection, account: Account) -> list[ConnectionId]:
+        """Other subjects' live connections that are pinned to this account, a few at most."""
+        mine = columns_equal(
+            AccountIdentifierRow,
+            tenant=owner.tenant,
+            integration_id=owner.integration_id,
+            identifier_hash=self.hash_of(owner, account),
+        )
+        same = and_(
+            col(ConnectionRow.tenant) == col(AccountIdentifierRow.tenant),
+            col(ConnectionRow.id) == col(AccountIdentifierRow.connection_id),
+        )
+        live = col(ConnectionRow.state).not_in(FINAL_STATES)
+        others = col(ConnectionRow.subject) != owner.subject
+        found = select(col(ConnectionRow.id)).join(AccountIdentifierRow, same).where(mine, live, others)
+        rows = await fetch_all(self._connection, found.order_by(col(ConnectionRow.id)).limit(_FEW))
+        return [row["id"] for row in rows]
+
     async def delete_of_connection(self, tenant: Tenant, connection_id: ConnectionId) -> None:
         """Delete all of a connection."""
         mine = columns_equal(AccountIdentifierRow, tenant=tenant, connection_id=connection_id)
         await self._run(delete(AccountIdentifierRow).where(mine))
+
+    def hash_of(self, owner: Connection, account: Account) -> str:
+        """The keyed hash by which accounts are compared."""
+        return self._hash(owner.tenant, owner.integration_id, AccountIdentifier(PIN, account.id))
 
     def _hash(self, tenant: str, integration_id: str, identifier: AccountIdentifier) -> str:
         return self._ring.account_hash(tenant, integration_id, identifier.name, identifier.value)

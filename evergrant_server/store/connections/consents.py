@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, update
 from sqlmodel import col
 
+from evergrant_server.core.connections.account import ConsentAccount
 from evergrant_server.core.connections.confirmation import reopened
 from evergrant_server.core.connections.consent import (
     Consent,
@@ -26,6 +27,7 @@ from evergrant_server.store.sealing import ColumnSealer, IntakeRepository
 
 _LINK, _VERIFIER, _CODE = "sealed_link", "sealed_verifier", "sealed_code"
 _TOKENS, _DEVICE, _REQUEST = "sealed_tokens", "sealed_device", "sealed_request"
+_ACCOUNT = "sealed_account"
 _CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value, ConsentStatus.CONFIRMING.value)
 
 
@@ -35,12 +37,21 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
     def __init__(self, connection: DatabaseConnection, sealer: ColumnSealer) -> None:
         self._connection, self._sealer, self._ring = connection, sealer, sealer.ring
 
-    async def add(self, consent: Consent, link: Secret | None, tokens: ImportedTokens | None = None) -> None:
+    async def add(
+        self,
+        consent: Consent,
+        link: Secret | None,
+        tokens: ImportedTokens | None = None,
+        account: ConsentAccount | None = None,
+    ) -> None:
         """Add a consent with its connect link, or the tokens of an import, if there are any.
 
         Raises Failure ALREADY_EXISTS.
         """
-        sealed = await self._sealed(consent, {_LINK: link, _TOKENS: tokens and tokens.as_secret()})
+        given = {_LINK: link, _TOKENS: tokens and tokens.as_secret()}
+        if account is not None:
+            given[_ACCOUNT] = account.as_secret()
+        sealed = await self._sealed(consent, given)
         await self._add(consent, f"Consent {consent.id}, or one with its link,", **sealed)
 
     async def import_consent(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
@@ -107,6 +118,7 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
         code: Secret | None = None,
         tokens: ImportedTokens | None = None,
         request: PushedAuthorization | None = None,
+        account: ConsentAccount | None = None,
     ) -> Consent:
         """Write `consent` if its row is still at `expected`; secrets that are given are sealed with it.
 
@@ -114,7 +126,14 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
         """
         pushed = None if request is None else request.as_secret()
         imported = None if tokens is None else tokens.as_secret()
-        given = {_VERIFIER: verifier, _CODE: code, _TOKENS: imported, _REQUEST: pushed}
+        of_account = None if account is None else account.as_secret()
+        given = {
+            _VERIFIER: verifier,
+            _CODE: code,
+            _TOKENS: imported,
+            _REQUEST: pushed,
+            _ACCOUNT: of_account,
+        }
         sealed = await self._sealed(consent, {name: it for name, it in given.items() if it is not None})
         return await self._change(consent, expected, **sealed)
 
@@ -143,6 +162,17 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
         """The device code, or None before there is one. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
         code = await self._opened(consent, _DEVICE)
         return None if code is None else DeviceCode.from_secret(code)
+
+    async def account(self, consent: Consent) -> ConsentAccount:
+        """The login hint to send, and who came in the meant account's place. Raises as `device_code`."""
+        text = await self._opened(consent, _ACCOUNT)
+        return ConsentAccount() if text is None else ConsentAccount.from_secret(text)
+
+    async def last_failure(self, consent: Consent) -> str | None:
+        """How the connection's newest other consent failed; None when it didn't."""
+        other = col(ConsentRow.id) != consent.id
+        before = await self._newest(consent.tenant, consent.connection_id, other)
+        return None if before is None else before.failure
 
     async def pushed_request(self, consent: Consent) -> PushedAuthorization:
         """The pushed authorization request and its result. Raises as `code`."""

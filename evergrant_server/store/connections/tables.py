@@ -61,6 +61,7 @@ class ConnectionRow(columns.IdTable, table=True):
     choice: str | None = None
     slot_scopes: dict[str, Any] = columns.json()
     consented_with: str | None = None
+    expected_account: dict[str, str] | None = columns.json()
     reported_generation: int | None = None
     mac: str | None = None
 
@@ -126,6 +127,7 @@ class ConsentRow(columns.IdTable, table=True):
     sealed_tokens: Sealed | None = columns.sealed()
     sealed_device: Sealed | None = columns.sealed()
     sealed_request: Sealed | None = columns.sealed()
+    sealed_account: Sealed | None = columns.sealed()
     mac: str | None = None
 
 

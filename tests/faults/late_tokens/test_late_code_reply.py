@@ -16,7 +16,7 @@ from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.attempt import TimeLimits
 from tests.fakes.certificates import LoopbackTls
 from tests.fakes.platform.installation import Installation
-from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, error
+from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, error, ok
 from tests.fakes.rows import token_set
 from tests.faults.support.activities import Activities
 from tests.faults.support.reply_timing import SHORT, Slow
@@ -110,6 +110,23 @@ async def test_a_late_code_reply_replaces_the_facts_of_the_previous_consent(plac
     assert len(await place.records(AuditAction.CONNECTION_RECOVERED)) == 1, "as after any consent"
     assert (await place.ensure_fresh(connection, 2)).generation == 3, "at the new host"
     assert [it.target for it in place.idp.calls if it.endpoint == "token"][-1] == "/us/token"
+
+
+async def test_a_late_code_reply_with_another_account_is_dropped(place: Installation):
+    document = place.document(response={"metadata_paths": ["user"]}, account_id="user")
+    connection = await place.begin(await place.integration_with(document))
+    place.idp.script(ok(user="ann"))
+    await place.granted(connection)
+    place.idp.script(error("invalid_grant"))
+    await place.ensure_fresh(connection, 1)
+    connection = await place.until(connection, lambda c: c.state is LifecycleState.NEEDS_REAUTH)
+    consent, slow = await place.consent(connection, tell=False), Slow(place, user="bob")
+    await slow.is_overtaken(place, connection, consent)
+    assert (await slow.answered()).failure is ErrorCode.OUTCOME_UNKNOWN
+    await place.until_audited(connection, AuditAction.ACCOUNT_MISMATCH)
+    assert await place.late_tokens(connection) == []
+    assert (await place.row(connection)).state is LifecycleState.NEEDS_REAUTH
+    assert (await place.consent_of(consent)).failure == ErrorCode.ACCOUNT_MISMATCH
 
 
 async def verified(place: Installation, flow: Flow) -> GrantResult:

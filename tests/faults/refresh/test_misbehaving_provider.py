@@ -10,7 +10,8 @@ import pytest
 
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.consent import ConsentStatus, hash_of_nonce
+from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.connection import EnsureFresh, RefreshReason
 from tests.fakes.clock import SetClock
@@ -94,20 +95,28 @@ NONCE = "n-0123456789abcdef"
 
 
 @pytest.mark.parametrize(
-    ("token", "good"),
+    ("claims", "good"),
     [
-        (id_token("account-1", nonce=NONCE), True),
+        ({"nonce": NONCE}, True),
         (None, True),  # whether one comes is the provider's business
-        (id_token("account-1", nonce="another"), False),
-        (id_token("account-1", nonce=[NONCE]), False),
-        (id_token("account-1"), False),
+        ({"nonce": "another"}, False),
+        ({"nonce": [NONCE]}, False),
+        ({}, False),
         ("no.id-token", False),
+        ({"nonce": NONCE, "iss": "https://another.example"}, False),
+        ({"nonce": NONCE, "aud": "another-client"}, False),
     ],
-    ids=["ours", "none came", "another", "not a string", "no nonce", "no id token"],
+    ids=[
+        *("ours", "none came", "another", "not a string", "no nonce", "no id token"),
+        *("another issuer", "another client"),
+    ],
 )
-async def test_oidc_core_3_1_3_7_an_id_token_without_our_nonce_is_no_answer_to_our_consent(
-    place: Installation, token: str | None, good: bool
+async def test_oidc_core_3_1_3_7_an_id_token_that_is_not_ours_is_no_answer_to_our_consent(
+    place: Installation, claims: dict[str, object] | str | None, good: bool
 ):
+    token = claims
+    if isinstance(claims, dict):
+        token = id_token("account-1", **{"iss": place.idp.issuer, "aud": place.idp.client_id, **claims})
     connection = await place.begin()
     consent = await place.consent(connection, tell=False)
     bound = consent.model_copy(update={"nonce_hash": hash_of_nonce(NONCE)})

@@ -20,7 +20,6 @@ from evergrant_server.core.definition import DefinitionState, Rollout
 from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.messages.connection import ConnectionStart, ConnectionState
 from evergrant_server.core.secret import Secret
-from tests.fakes.events.transmitter import id_token
 from tests.fakes.http_server import served
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import STRICT, TENANT, Installation, installation
@@ -167,9 +166,7 @@ async def test_rfc6749_6_a_new_consent_is_never_refreshed_with_the_token_of_the_
     place: Installation,
 ):
     """The subject may have consented with another account: the token before is that other one's."""
-    place.idp.script(
-        raw(json.dumps({**place.idp.grant(), "id_token": id_token("account-1")}).encode(), 200, JSON)
-    )
+    place.idp.script(raw(json.dumps({**place.idp.grant(), "id_token": "no.id-token"}).encode(), 200, JSON))
     connection = await place.connect()
     place.idp.script(raw(json.dumps({**BARE, "expires_in": 3600}).encode(), 200, JSON))
     await place.consent(connection)

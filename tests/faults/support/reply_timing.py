@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -61,9 +62,10 @@ def _waits(asked: "asyncio.Task[GrantResult]", *more: ErrorCode) -> bool:
 class Slow:
     """A worker on another host that has sent, and whose answer doesn't come."""
 
-    def __init__(self, place: Installation, limits: TimeLimits = SHORT) -> None:
+    def __init__(self, place: Installation, limits: TimeLimits = SHORT, **reply: Any) -> None:
         self._idp = place.idp
         self._gate = asyncio.Event()
+        self._answer = replace(hold_answer(self._gate), fields=reply)
         self.worker = Activities(place, "elsewhere", limits)
         self._asked: asyncio.Task[GrantResult] | None = None
 
@@ -79,7 +81,7 @@ class Slow:
         assert (await outcome(ask)).failure is ErrorCode.OUTCOME_UNKNOWN
 
     async def _asks(self, ask: Ask, *then: Answer) -> None:
-        self._idp.script(hold_answer(self._gate), *then)
+        self._idp.script(self._answer, *then)
         self._asked = await left(self._idp, ask)
 
     async def answered(self) -> GrantResult:

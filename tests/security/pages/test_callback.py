@@ -10,7 +10,8 @@ import pytest
 from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditRecord
-from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_of_nonce
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.telemetry import metrics

@@ -131,7 +131,8 @@ class Life:
 
     def _id_token(self) -> str:
         """In a JWT's shape; nobody checks its signature at a token endpoint (OpenID Connect 3.1.3.7)."""
-        claims = _b64(json.dumps({"sub": "user-1", "jti": chance.token_hex(16)}))
+        about = {"iss": self.idp.issuer, "aud": self.idp.client_id, "sub": "user-1"}
+        claims = _b64(json.dumps({**about, "jti": chance.token_hex(16)}))
         token = f"{_b64(json.dumps({'alg': 'none'}))}.{claims}.{chance.token_urlsafe(24)}".replace("=", "")
         self.secrets["id token"] = [token]
         return token

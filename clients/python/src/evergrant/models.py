@@ -141,6 +141,7 @@ class Connection:
     it reaches; with the reason `choice_required` one of them has to be chosen first. `consented_with` is
     the connection whose consents bring a further token slot's grants. `revoking` is set until the
     provider has confirmed a revocation.
+    `expected_account` names the claims by which the app said which account it expects.
     `live` is the workflow's description, if requested; `differs` names the members in which it differs.
     """
 
@@ -169,6 +170,7 @@ class Connection:
     choice: str | None = None
     choices: "tuple[AccountChoice, ...]" = ()
     consented_with: str | None = None
+    expected_account: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,10 +62,11 @@ ELSEWHERE = {
         "ends a consent without a code, or a connection"
     ),
     "activities.consents.first_grant:FirstGrantActivities._record_failed_activity": "a client grant",
-    "activities.consents.first_grant:record_consent_failure": "a client grant or a device code",
     "activities.consents.first_grant:FirstGrantOutcome.install#4": "another grant came first",
     "activities.consents.first_grant:FirstGrantOutcome.install#5": "another grant came first",
-    "activities.consents.first_grant:FirstGrantOutcome._keep_late#3": (
+    "activities.consents.first_grant:FirstGrantOutcome.install#7": "another account: nothing is installed",
+    "activities.consents.first_grant:FirstGrantOutcome.install#8": "another account: nothing is installed",
+    "activities.consents.first_grant:FirstGrantOutcome._keep_late#4": (
         "another grant is installed: nothing is replaced"
     ),
     "activities.grants.candidates:try_each_secret": "a revocation, or before a consent: spends nothing",

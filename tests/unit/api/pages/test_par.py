@@ -8,12 +8,8 @@ import httpx2
 import pytest
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.connections.consent import (
-    Consent,
-    ConsentStatus,
-    PushedAuthorization,
-    hash_of_nonce,
-)
+from evergrant_server.core.connections.consent import Consent, ConsentStatus, PushedAuthorization
+from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.integrations import PushAuthorizationRequest

@@ -31,6 +31,8 @@ def connect(
     choice: str | None = None,
     slot_scopes: Mapping[str, tuple[str, ...]] | None = None,
     challenge: str | None = None,
+    expect: Mapping[str, str] | None = None,
+    login_hint: str | None = None,
 ) -> Call[Connection]:
     """Begin a connection. Where its `flow` needs a consent, the subject gives it at `connect_url`.
 
@@ -39,6 +41,8 @@ def connect(
     `audience` name what its tokens are for; `choice` the account, where a grant reaches several;
     `slot_scopes` the scopes of further tokens of the same consent, each a connection of its own.
     `challenge` (of `new_verifier`) binds the consent to the session that keeps its verifier: see `confirm`.
+    `expect` are claims (`sub`, `email`, `hd`, `tid`) of the account that is meant: a consent with another
+    one is refused. `login_hint` helps the provider to choose it; without, an expected `email` does.
     """
     body = without_none(
         integration=integration,
@@ -52,6 +56,7 @@ def connect(
         choice=choice,
         slot_scopes=None if slot_scopes is None else {name: list(of) for name, of in slot_scopes.items()},
         challenge=challenge,
+        account=_account(expect, login_hint),
     )
     return post("/v1/connections", _CONNECTION, body)
 
@@ -98,9 +103,15 @@ def reauthorize(
     scopes: tuple[str, ...] | None = None,
     return_to: str | None = None,
     challenge: str | None = None,
+    login_hint: str | None = None,
 ) -> Call[Connection]:
     """Open a new consent for the same connection. The current grant stays until the subject consents."""
-    body = without_none(scopes=list_or_none(scopes), return_to=return_to, challenge=challenge)
+    body = without_none(
+        scopes=list_or_none(scopes),
+        return_to=return_to,
+        challenge=challenge,
+        account=_account(None, login_hint),
+    )
     return _command(connection_id, "reauthorize", body)
 
 
@@ -133,6 +144,11 @@ def providers() -> Call[Page[Provider]]:
 def apps() -> Call[Page[App]]:
     """The apps of the tenant."""
     return Call("GET", "/v1/apps", page_parser("app", App))
+
+
+def _account(expect: Mapping[str, str] | None, login_hint: str | None) -> Mapping[str, object] | None:
+    """The account that is meant; None where nothing is said of it."""
+    return without_none(expect=dict(expect) if expect else None, login_hint=login_hint) or None
 
 
 def _command(connection_id: str, name: str, body: Mapping[str, object]) -> Call[Connection]:

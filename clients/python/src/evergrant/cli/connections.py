@@ -78,6 +78,8 @@ def connect(
     wait: bool = False,
     timeout: float = 600,
     open_browser: Annotated[bool, Parameter(name="--open")] = False,
+    expect: tuple[str, ...] = (),
+    login_hint: str | None = None,
     options: Options = DEFAULTS,
 ) -> None:
     """Begin a connection and print the subject's next step, if there is one.
@@ -92,6 +94,9 @@ def connect(
         wait: Print the link on stderr, wait until the subject has finished, and confirm the consent.
         timeout: Seconds to wait.
         open_browser: Open the link in this machine's browser.
+        expect: A claim of the account that is meant, as NAME=VALUE with sub, email, hd or tid; may be
+            repeated. A consent with another account is refused.
+        login_hint: Helps the provider to choose the account.
     """
 
     limit = timedelta(seconds=timeout)
@@ -106,6 +111,8 @@ def connect(
             resources=resource,
             audience=audience,
             choice=choice,
+            expect=dict(_pairs(expect)),
+            login_hint=login_hint,
         )
         if wait and return_to is None:
             found = connect_here(client, begin, limit, in_browser=open_browser)
@@ -185,7 +192,7 @@ def sign(
     Args:
         form: A field of its form body, as NAME=VALUE; may be repeated.
     """
-    fields = [(name, value) for name, _, value in (field.partition("=") for field in form)]
+    fields = _pairs(form)
     with options.client() as client:
         signed = client.sign(connection_id, method, url, fields)
     if options.output is Format.TABLE:
@@ -193,6 +200,10 @@ def sign(
             print(f"{name}: {value}")
     else:
         show_one(dict(signed.headers), options.output)
+
+
+def _pairs(given: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(name, value) for name, _, value in (pair.partition("=") for pair in given)]
 
 
 def _show(connection: Connection, options: Options) -> None:

@@ -1,0 +1,102 @@
+"""The account that a consent was given with, read from its reply and compared with the one that was meant."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from activities.support.connection_records import end_consent
+from activities.support.provider_context import ProviderContext
+from activities.support.transactions import append_audit
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.account import Account, ConsentAccount
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.id_token import checked_claims
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.activities import ConnectionCall, GrantResult
+from evergrant_server.store import Transaction
+
+MISMATCH = GrantResult(failure=ErrorCode.ACCOUNT_MISMATCH, consent_over=True)
+
+
+def with_account(
+    context: ProviderContext, tokens: TokenSet, facts: Mapping[str, Any] | None = None
+) -> TokenSet:
+    """The tokens with the account that their reply names, or the callback's `facts`. Pure.
+
+    Raises Failure ID_TOKEN_REFUSED for an id token of another issuer or client.
+    """
+    account: Account | None = None
+    if tokens.id_token is not None:
+        issuer, client_id = context.endpoints.issuer, context.client.client_id
+        claims = checked_claims(tokens.id_token, issuer=issuer, client_id=client_id)
+        account = Account.of_id_token(claims) if claims else None
+    name = context.spec.account_id
+    if account is None and name is not None:
+        account = Account.of_fact(name, {**tokens.metadata, **(facts or {})}.get(name))
+    return tokens.model_copy(update={"account": account})
+
+
+def with_believed_account(context: ProviderContext, tokens: TokenSet) -> TokenSet:
+    """As `with_account`, for a refresh: it is good without an id token that is not to be believed."""
+    try:
+        return with_account(context, tokens)
+    except Failure:
+        return tokens.model_copy(update={"id_token": None})
+
+
+async def is_meant_account(
+    tx: Transaction, context: ProviderContext, current: Connection, tokens: TokenSet
+) -> bool:
+    """Whether the tokens of a consent are of the account that was meant."""
+    rule = context.integration.on_reconnect
+    return await tx.account_identifiers.is_expected(current, tokens.account, rule)
+
+
+async def refuse_account(
+    tx: Transaction,
+    call: ConnectionCall,
+    current: Connection,
+    consent: Consent,
+    tokens: TokenSet,
+    now: datetime,
+) -> GrantResult:
+    """Record that the consent was given with another account; the grant of before stays."""
+    came, identifiers = tokens.account, tx.account_identifiers
+    stored = await tx.consents.get(consent.tenant, consent.id)
+    if stored is not None and stored.status is not ConsentStatus.DONE:
+        shown = ConsentAccount(came=came.name) if came is not None and consent.came_from_browser else None
+        await end_consent(tx, stored, ConsentStatus.FAILED, ErrorCode.ACCOUNT_MISMATCH, shown)
+    if current.state is LifecycleState.PENDING_CONSENT:
+        waiting = current.waiting_for_grant(ErrorCode.ACCOUNT_MISMATCH, now)
+        await tx.connections.replace(waiting, expected=current.revision)
+    detail = {
+        "reason": ErrorCode.ACCOUNT_MISMATCH,
+        "consent": consent.id,
+        "account": None if came is None else identifiers.hash_of(current, came),
+        "pinned": await identifiers.account_hash(current),
+        "expected": sorted(current.expected_account or {}),
+    }
+    await append_audit(tx, call, AuditAction.ACCOUNT_MISMATCH, now, **detail)
+    return MISMATCH
+
+
+async def record_sharing(
+    tx: Transaction,
+    call: ConnectionCall,
+    owner: Connection,
+    tokens: TokenSet,
+    pin: str | None,
+    now: datetime,
+) -> None:
+    """Record that the account is connected for other subjects too; `pin` is the one of before.
+
+    A consent link that another person finished leaves this trace. So does an account that is meant to
+    be shared.
+    """
+    if tokens.account is None or await tx.account_identifiers.account_hash(owner) == pin:
+        return
+    others = await tx.account_identifiers.of_other_subjects(owner, tokens.account)
+    if others:
+        await append_audit(tx, call, AuditAction.ACCOUNT_SHARED, now, connections=others)
