@@ -78,7 +78,7 @@ async def test_attack_6_a_reconnect_with_another_account_changes_nothing(
     row = await place.row(connection)
     assert (row.state, row.generation) == (LifecycleState.ACTIVE, 1)
     async with place.api() as http:
-        leased = await http.post("/v1/lease", json={"connection_id": connection.id})
+        leased = await http.post(f"/v1/connections/{connection.id}/token", json={})
     assert (leased.status_code, leased.json()["access_token"]) == (200, token), leased.text
     again = await connected_as(place, connection, ANN, generation=2)
     assert again.state is LifecycleState.ACTIVE, "the honest person is connected"
@@ -108,15 +108,6 @@ async def test_an_expected_account_is_the_only_one_that_connects(place: Installa
     await consent_as(place, connection, ANN, hd="example.org")
     back = await place.until(connection, lambda it: it.state is LifecycleState.ACTIVE)
     assert back.reason is None
-
-
-async def test_the_providers_own_id_is_the_pin_where_there_is_no_id_token(place: Installation):
-    document = place.document(response={"metadata_paths": ["user.id"]}, account_id="user.id")
-    connection = await place.begin(await place.integration_with(document))
-    place.idp.script(ok(user={"id": 1}), ok(user={"id": 2}))
-    await place.granted(connection)
-    await refused(place, await place.consent(connection), connection)
-    assert (await place.row(connection)).generation == 1
 
 
 async def test_one_account_under_two_subjects_leaves_a_trace(place: Installation):
