@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from evergrant_server.core.connections.account import Account
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
@@ -101,6 +102,7 @@ def test_a_late_answer_keeps_every_fact_of_its_reply():
         "refresh_expires_in": 86_400.0,
         "scopes": ("read",),
         "metadata": {"site": "one"},
+        "account": Account(id="a", name="ann", claims={"sub": "a"}),
         "server_time": NOW,
     }
     chain = TokenSet(**facts)

@@ -14,7 +14,13 @@ from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import client_auth_of, definition_endpoints
-from providers.requests.authorization_url import asks_for_id_token, build_authorization_url, new_random_value
+from providers.requests.authorization_url import (
+    account_params,
+    asks_for_id_token,
+    build_authorization_url,
+    new_random_value,
+    sends_nonce,
+)
 from tests.unit.providers.samples import an_integration, fails, spec_like
 
 REDIRECT = "https://evergrant.example/oauth/callback/int_1"
@@ -145,7 +151,26 @@ def test_oidc_core_3_1_2_1_nonce_with_an_id_token() -> None:
     assert asks_for_id_token(hybrid, crm, ("read",))
     assert not asks_for_id_token(spec_like(), crm, ("read",))
     assert not asks_for_id_token(spec_like(), crm, ("openid.profile",))
-    assert not asks_for_id_token(spec_like(id_token_nonce=False), crm, ("openid",))
+    assert sends_nonce(spec_like(), crm, ("openid",))
+    assert not sends_nonce(spec_like(id_token_nonce=False), crm, ("openid",))
+
+
+@pytest.mark.parametrize(
+    ("scopes", "hint", "mismatch", "sent"),
+    [
+        (("openid",), "ann", False, {"login_hint": "ann"}),
+        (("openid",), None, True, {"prompt": "consent select_account"}),
+        (("read",), "ann", True, {}),
+    ],
+)
+def test_oidc_core_3_1_2_1_the_account_is_named_to_servers_that_know_the_parameters(
+    scopes: tuple[str, ...], hint: str | None, mismatch: bool, sent: dict[str, str]
+) -> None:
+    spec = spec_like(authorization_params={"prompt": "consent"})
+    assert account_params(spec, an_integration(), scopes, login_hint=hint, select_account=mismatch) == sent
+    listed = spec_like(authorization_params_from_request=("login_hint",))
+    known = account_params(listed, an_integration(), ("read",), login_hint="ann", select_account=True)
+    assert known == {"login_hint": "ann"}
 
 
 def test_nonce_takes_precedence_over_the_definitions_own() -> None:
