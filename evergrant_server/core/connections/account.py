@@ -44,8 +44,8 @@ class Account(SealableModel):
         known = {name: it for name in EXPECTABLE if isinstance(it := claims.get(name), str)}
         if claims.get("email_verified") not in (True, "true"):  # Apple sends a string
             known.pop(EMAIL, None)
-        names = (claims.get(name) for name in (EMAIL, "preferred_username"))
-        shown = next((it for it in names if _is_name(it)), sub)
+        names = [claims.get(name) for name in (EMAIL, "preferred_username")]
+        shown = next((it for it in names if isinstance(it, str) and it and it.isprintable()), str(sub))
         return cls(
             id=json.dumps([issuer, sub]),
             name=shown[:_LONGEST_NAME],
@@ -97,7 +97,3 @@ def is_expected_account(
     if pin is not None and rule is OnReconnect.SAME:
         return False
     return all(claims.get(name) == value for name, value in expected.items())
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value != "" and value.isprintable()

@@ -39,9 +39,8 @@ def checked_claims(id_token: Secret, *, issuer: str | None, client_id: str) -> d
     iss, sub, aud, party = (claims.get(name) for name in ("iss", "sub", "aud", "azp"))
     audiences = cast("list[object]", aud) if isinstance(aud, list) else [aud]
     ours = client_id in audiences and (party == client_id or (party is None and len(audiences) == 1))
-    known = isinstance(iss, str) and iss != ""
     problem = None
-    if not known or (issuer is not None and plain_issuer(iss) != plain_issuer(issuer)):
+    if not isinstance(iss, str) or plain_issuer(iss) != plain_issuer(issuer or iss or "unknown"):
         problem = "is of another issuer"
     elif not ours:
         problem = "is for another client"

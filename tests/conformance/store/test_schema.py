@@ -40,21 +40,25 @@ async def test_integrations_of_the_first_schema_bind_from_then_on_and_their_cons
         ConnectionRow: column_values(connection),
         ConsentRow: column_values(a_consent(connection)),
     }
-    new = ("binding", "app_id", "challenge", "confirm_hash", "confirm_by", "confirmed_at")
     database = open_database(empty_url)
     async with database.write() as session:
         await session.run_sync(lambda it: command.upgrade(configuration(it), "0001"))
         for table, values in old.items():
-            kept = {name: value for name, value in values.items() if name not in new}
+            there = await session.run_sync(columns_of, table_of(table).name)
+            kept = {name: value for name, value in values.items() if name in there}
             await session.execute(insert(table_of(table)).values(kept))
     await schema.upgrade(empty_url)
     async with database.read() as session:
         found = [
-            (await session.execute(text(f"SELECT binding FROM {name}"))).scalar_one()
-            for name in ("integration", "consent")
+            (await session.execute(text(f"SELECT {name}"))).scalar_one()
+            for name in ("binding FROM integration", "binding FROM consent", "on_reconnect FROM integration")
         ]
     await database.close()
-    assert found == ["app", "none"]
+    assert found == ["app", "none", "same"]
+
+
+def columns_of(connection: Connection, table: str) -> set[str]:
+    return {it["name"] for it in inspect(connection).get_columns(table)}
 
 
 def configuration(connection: Connection) -> Config:
