@@ -227,6 +227,9 @@ def test_an_unusable_argument_is_one_line(command: Command, arguments: tuple[str
 APPROVED = {"version": 1, "accept_hosts": False}
 CONFIRM = {"code": "c-1", "subject": "alice"}
 NO = {"version": 1, "reason": "no"}
+CONNECT = "connect crm alice --expect email=a@b.example --expect hd=b.example --login-hint a"
+MEANT = {"expect": {"email": "a@b.example", "hd": "b.example"}, "login_hint": "a"}
+CONNECTED = {"integration": "crm", "subject": "alice", "label": "default", "account": MEANT}
 ROLL_BACK = {"roll_back": True}
 AT_ONCE = {"overlap": 0}
 PUT_HOOK = "webhooks put hooks https://a.example --event connection.revoked"
@@ -246,6 +249,7 @@ CRM, ACME, HOOK, MADE, DELIVERY = (
 @pytest.mark.parametrize(
     ("line", "route", "body", "answer", "shown"),
     [
+        (CONNECT, "POST connections", CONNECTED, OPENED, LINK),
         ("connections refresh con_1", "POST connections/con_1/refresh", {}, OPENED, LINK),
         ("connections reauthorize con_1", "POST connections/con_1/reauthorize", {}, OPENED, LINK),
         ("connections choose con_1 a", "POST connections/con_1/choose", {"choice": "a"}, OPENED, "alice"),

@@ -126,6 +126,7 @@ def put_integration(
     issuer: str | None = None,
     dpop: bool | None = None,
     binding: str | None = None,
+    on_reconnect: str | None = None,
     param: tuple[str, ...] = (),
     scope: tuple[str, ...] = (),
     options: Options = DEFAULTS,
@@ -138,6 +139,7 @@ def put_integration(
         registration: Instead of a client id: dynamic or metadata_document.
         dpop: Have tokens bound to a key (RFC 9449).
         binding: Who confirms that the subject consented: app (the default), app_first or none.
+        on_reconnect: Which account a later consent may be given with: same (the default) or any.
         param: A parameter of the provider's URLs, as NAME=VALUE.
     """
     members = {
@@ -149,6 +151,7 @@ def put_integration(
         "issuer": issuer,
         "dpop": dpop,
         "binding": binding,
+        "on_reconnect": on_reconnect,
         "params": dict(_parameter(text) for text in param) or None,
         "default_scopes": list(scope) or None,
     }
