@@ -63,7 +63,7 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
             return await self._keep_late(tx, current, attempt.row, tokens, installed=False)
         if not await is_meant_account(tx, self.context, current, tokens):
             await tx.attempts.close(row, AttemptOutcome.REFUSED, now)
-            return await refuse_account(tx, self.call, current, consent, tokens, now)
+            return await refuse_account(tx, self.call, self.context, current, consent, tokens, now)
         result = await self._install(tx, row, current, tokens, since)
         if was_unread:  # its workflow has given the consent up
             await signal_late_tokens(tx, self.call, attempt.row, now)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from activities.grants.provider_revocation import all_slots
+from activities.grants.replaced_grants import keep_unwanted_tokens
 from activities.support.connection_records import end_consent
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit
@@ -57,13 +59,18 @@ async def is_meant_account(
 async def refuse_account(
     tx: Transaction,
     call: ConnectionCall,
+    context: ProviderContext,
     current: Connection,
     consent: Consent,
     tokens: TokenSet,
     now: datetime,
 ) -> GrantResult:
-    """Record that the consent was given with another account; the grant of before stays."""
+    """Record that the consent was given with another account; the grant of before stays.
+
+    The tokens are kept only to be revoked, as far as that ends no other grant.
+    """
     came, identifiers = tokens.account, tx.account_identifiers
+    account_hash = None if came is None else identifiers.hash_of(current, came)
     stored = await tx.consents.get(consent.tenant, consent.id)
     if stored is not None and stored.status is not ConsentStatus.DONE:
         shown = ConsentAccount(came=came.name) if came is not None and consent.came_from_browser else None
@@ -74,11 +81,14 @@ async def refuse_account(
     detail = {
         "reason": ErrorCode.ACCOUNT_MISMATCH,
         "consent": consent.id,
-        "account": None if came is None else identifiers.hash_of(current, came),
+        "account": account_hash,
         "pinned": await identifiers.account_hash(current),
         "expected": sorted(current.expected_account or {}),
     }
     await append_audit(tx, call, AuditAction.ACCOUNT_MISMATCH, now, **detail)
+    if current.flow.may_be_revoked:
+        for slot_tokens in all_slots(tokens):
+            await keep_unwanted_tokens(tx, call, context, current, slot_tokens, account_hash, now)
     return MISMATCH
 
 

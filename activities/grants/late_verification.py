@@ -158,7 +158,7 @@ class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
         if consent is not None and not await is_meant_account(tx, context, current, tokens):
             await close_attempt(tx, attempt.row, AttemptOutcome.REFUSED, now)
             await _drop_refused(tx, request, ErrorCode.ACCOUNT_MISMATCH, now)
-            return await refuse_account(tx, request, current, consent, tokens, now)
+            return await refuse_account(tx, request, context, current, consent, tokens, now)
         pin = await tx.account_identifiers.account_hash(current)
         after = current.granted(now)
         if consent is not None:

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from sqlalchemy import update
 
+from evergrant_server.core.connections.account import Account
 from evergrant_server.core.connections.connection import Connection, RevocationOutcome
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.connections.replaced import ReplacedGrant
@@ -14,7 +15,6 @@ from evergrant_server.store.connections.replaced_grants import ReplacedGrantRow
 from evergrant_server.store.database.rows import columns_equal, find_one
 from tests.conformance.store.samples import ACME, a_connection, a_grant, added, granted, some_tokens
 from tests.fakes.databases import NOW
-from tests.fakes.events.transmitter import id_token
 from tests.fakes.failures import fails
 
 
@@ -63,16 +63,17 @@ async def test_its_tokens_are_sealed_and_go_with_their_connection(store: Store):
 async def test_an_account_is_shared_while_another_live_connection_has_it(store: Store):
     one, other = [await added(store, a_connection(subject=subject)) for subject in ("user-1", "user-2")]
     for connection in (one, other):
-        after, tokens = connection.granted(NOW), some_tokens(id_token=id_token("account-1"))
+        account = Account(id="account-1", name="")
+        after, tokens = connection.granted(NOW), some_tokens().model_copy(update={"account": account})
         async with store.write() as tx:
             await tx.grants.install(
                 after, tokens, a_grant(1), origin=Origin.NEW, expected=connection.revision
             )
     async with store.read() as tx:
-        account = await tx.account_identifiers.account_hash(one)
-        assert account is not None
-        assert await tx.account_identifiers.account_hash(other) == account
-        here = (ACME, one.integration_id, account, one.id)
+        hashed = await tx.account_identifiers.account_hash(one)
+        assert hashed is not None
+        assert await tx.account_identifiers.account_hash(other) == hashed
+        here = (ACME, one.integration_id, hashed, one.id)
         assert await tx.account_identifiers.is_shared(*here)
     async with store.write() as tx:
         row = await tx.connections.get(ACME, other.id)

@@ -254,11 +254,12 @@ class Installation(Observations):
             **more,
         }
 
-    async def integration_with(self, document: dict[str, Any]) -> Integration:
+    async def integration_with(self, document: dict[str, Any], **changes: Any) -> Integration:
         """An integration at a provider of the tenant's own definition."""
         await self.define(document)
         rules = ProviderSpec.model_validate(document).refresh_rules()
-        return await self.integration(rules, provider=document["name"], endpoints=None, issuer=None)
+        said = {"provider": document["name"], "endpoints": None, "issuer": None, **changes}
+        return await self.integration(rules, **said)
 
     async def terminate(self, connection: Connection) -> None:
         """End its run by hand."""

@@ -80,6 +80,9 @@ async def test_attack_6_a_reconnect_with_another_account_changes_nothing(
     async with place.api() as http:
         leased = await http.post(f"/v1/connections/{connection.id}/token", json={})
     assert (leased.status_code, leased.json()["access_token"]) == (200, token), leased.text
+    if sub is not None:  # an unnamed one may be hers: it is revoked with the connection
+        await place.until_audited(connection, AuditAction.REPLACED_GRANT_REVOKED)
+    assert [family.alive for family in place.idp.families] == [True, sub is None]
     again = await connected_as(place, connection, ANN, generation=2)
     assert again.state is LifecycleState.ACTIVE, "the honest person is connected"
 

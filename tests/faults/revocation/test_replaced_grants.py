@@ -8,6 +8,7 @@ import pytest
 
 from evergrant_server.cli.doctor import CheckFailed, database
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.account import OnReconnect
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.consent import ConsentKind
 from evergrant_server.core.connections.grant import ImportedTokens
@@ -37,7 +38,7 @@ def provider(tls: LoopbackTls) -> ScriptedProvider:
 async def reaching(place: Installation, reach: str) -> Integration:
     """An integration at a provider whose revocation reaches so far."""
     revocation = {"revocation_endpoint": place.idp.url("revoke"), "revocation": {"reach": reach}}
-    return await place.integration_with(place.document(**revocation))
+    return await place.integration_with(place.document(**revocation), on_reconnect=OnReconnect.ANY)
 
 
 async def consented(place: Installation, connection: Connection, account: str | None = None) -> Connection:
