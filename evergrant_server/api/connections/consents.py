@@ -63,7 +63,7 @@ async def request_consent(
     """
     require_return_to(call.caller, wanted.return_to)
     require_flow_allowed(connection.flow, call.api)
-    binding = _binding_of(integration, connection.flow, call.api)
+    binding = _binding_of(integration, connection, call.api)
     link, now = secrets.token_urlsafe(LINK_BYTES), call.now
     pending = connection.state is LifecycleState.PENDING_CONSENT
     device = connection.flow is Flow.DEVICE_CODE
@@ -117,17 +117,19 @@ async def request_client_grant(
     return consent
 
 
-def _binding_of(integration: Integration, flow: Flow, api: ApiContext) -> Binding:
-    """The binding of a new consent.
+def _binding_of(integration: Integration, connection: Connection, api: ApiContext) -> Binding:
+    """The binding of a new consent; none for a device code whose account the app expects.
 
     Raises Failure BINDING_REQUIRED for a flow that can't have the integration's, and for an unbound consent
     that the operator doesn't allow any more.
     """
-    binding, why = integration.binding, None
+    flow, binding, why = connection.flow, integration.binding, None
+    if binding is not Binding.NONE and flow is Flow.DEVICE_CODE and connection.expected_account:
+        return Binding.NONE
     if binding is Binding.NONE:
         why = None if api.settings.allow_unbound_consent else "Unbound consents are off."
     elif flow is Flow.DEVICE_CODE:
-        why = "A device code can't be bound to the subject (RFC 8628 section 5.4)."
+        why = "A device code can't be bound (RFC 8628 section 5.4): say which account to expect."
     elif flow is Flow.IMPLICIT and binding is Binding.APP:
         why = "The flow implicit brings its token at once: it needs the binding app_first."
     if why is not None:

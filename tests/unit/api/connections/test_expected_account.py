@@ -1,5 +1,6 @@
 """The account that an app expects: said when a connection begins, sent as a hint, and named to who came."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -97,3 +98,13 @@ async def test_who_came_is_named_in_their_browser_alone_and_then_asked_to_select
     assert visitor.sent["prompt"] == "select_account"
     assert again["id"] == id
     assert (await api.row(TENANT, id)).expected_account is not None
+
+
+async def test_rfc8628_5_4_a_device_code_is_bound_by_the_account_that_it_must_bring(api: Api):
+    api.parts.settings.lease_wait = timedelta(0)
+    await api.integration(provider="google", binding="app")
+    key = await api.app_with("asker", Action.CONNECT)
+    unbound = await api.post("/v1/connections", key, new(flow="device_code"))
+    assert (unbound.status_code, unbound.json()["code"]) == (400, "binding_required")
+    bound = await api.post("/v1/connections", key, new(EXPECT, flow="device_code"))
+    assert bound.status_code == 201, bound.text
