@@ -42,10 +42,10 @@ async def confirm_consent(connection_id: str, body: ConfirmBody, call: Call) -> 
     await _raise_refusal(call, consent, verdict)
     consent, _ = await wait_for_exchange(call.api, consent)
     if consent.status is ConsentStatus.FAILED:
-        context = {"connection_id": connection_id}
-        if consent.failure == ErrorCode.ACCOUNT_MISMATCH:  # its page tells the subject who came
-            context["connect_url"] = await _link(call, consent)
-        raise Failure(ErrorCode(consent.failure or ErrorCode.INTERNAL), **context)
+        failure = Failure(ErrorCode(consent.failure or ErrorCode.INTERNAL), connection_id=connection_id)
+        if failure.code is ErrorCode.ACCOUNT_MISMATCH:  # its page tells the subject who came
+            failure.context["connect_url"] = await _link(call, consent)
+        raise failure
     view = await get_connection(connection_id, call)
     if consent.status is ConsentStatus.STARTED:  # the browser goes to the provider now
         url = await _link(call, consent)
