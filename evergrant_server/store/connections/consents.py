@@ -171,7 +171,7 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
     async def last_failure(self, consent: Consent) -> str | None:
         """How the connection's newest other consent failed; None when it didn't."""
         other = col(ConsentRow.id) != consent.id
-        before = await self._newest(consent.tenant, consent.connection_id, other)
+        before = await self._first(self._newest(consent.tenant, consent.connection_id, other))
         return None if before is None else before.failure
 
     async def pushed_request(self, consent: Consent) -> PushedAuthorization:
