@@ -69,6 +69,9 @@ ELSEWHERE = {
     "activities.consents.first_grant:FirstGrantOutcome._keep_late#4": (
         "another grant is installed: nothing is replaced"
     ),
+    "activities.consents.first_grant:FirstGrantOutcome._keep_late#5": (
+        "another grant is installed: nothing is replaced"
+    ),
     "activities.grants.candidates:try_each_secret": "a revocation, or before a consent: spends nothing",
     "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
     "activities.grants.refresh:RefreshActivities._token_request#2": (
