@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -93,7 +94,11 @@ async def a_victim_finishes_the_attackers_link(fake: FakeEvergrant, alice: Brows
 
 
 async def the_honest_person_is_connected(fake: FakeEvergrant, alice: Browser) -> None:
-    back = consent(await alice.begin())
+    link = await alice.begin()
+    late = consent(link)
+    fake.clock.advance(timedelta(minutes=2))
+    assert await alice.open(late) == link, "she may try again at once"
+    back = consent(link)
     assert await alice.open(back) == "/?evergrant=active"
     assert (await alice.get("/")).text == "connected"
     confirmed = fake.requests[-2].body

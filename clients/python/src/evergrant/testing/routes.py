@@ -138,6 +138,9 @@ def _confirm(found: FakeConnection, body: Body) -> FakeResponse:
             return FakeResponse(200, connection_body(found))
         case "not_found":
             return problem(404, "BadRequest", refused)
+        case "confirm_expired":
+            link = {"connection_id": found.id, "connect_url": found.link}
+            return problem(409, "ReconnectNeeded", refused, **link)
         case _:
             return problem(409, "ReconnectNeeded", refused, connection_id=found.id)
 

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from evergrant.binding import challenge_of, new_verifier
-from evergrant.errors import EvergrantError
+from evergrant.errors import EvergrantError, ReconnectNeeded
 from evergrant.models import Connection, State
 
 log = logging.getLogger("evergrant.web")
@@ -61,7 +61,12 @@ class AppPages:
         return _with(self.after, evergrant=state if state in set(State) else "failed")
 
     def failed(self, error: EvergrantError) -> str:
-        log.warning("consent not confirmed: %s", error)
+        """The page after a consent, with the error's code; or the connect page, where that has more to say:
+        to try again (`confirm_expired`), or which account came (`account_mismatch`).
+        """
+        log.warning("a consent failed: %s", error)
+        if isinstance(error, ReconnectNeeded) and error.connect_url:
+            return error.connect_url
         return _with(self.after, evergrant=error.code)
 
     def logging_in(self, path: str) -> str:
