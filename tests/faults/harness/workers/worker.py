@@ -202,7 +202,7 @@ def call_of(parts: Platform, order: ConfirmAndExchange) -> ApiCall:
         id=PermitId("per_1"), app_id=app.id, name="all", integration="*", actions=(Action.CONNECT,), **owned
     )
     api = SimpleNamespace(store=parts.store, clock=parts.clock, relay=SimpleNamespace(notify=lambda: None))
-    return ApiCall(cast(Any, api), Caller(app, key, (permit,)), order.context, cast(Any, None))
+    return ApiCall(cast(Any, api), Caller(app, key, (permit,), b""), order.context, cast(Any, None))
 
 
 class Child:
