@@ -139,8 +139,8 @@ def _confirm(found: FakeConnection, body: Body) -> FakeResponse:
         case "not_found":
             return problem(404, "BadRequest", refused)
         case "confirm_expired":
-            link = {"connection_id": found.id, "connect_url": found.link}
-            return problem(409, "ReconnectNeeded", refused, **link)
+            where = found.link
+            return problem(409, "ReconnectNeeded", refused, connection_id=found.id, connect_url=where)
         case _:
             return problem(409, "ReconnectNeeded", refused, connection_id=found.id)
 
