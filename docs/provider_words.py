@@ -87,7 +87,8 @@ def scopes(spec: ProviderSpec) -> str:
     if spec.default_scopes:
         parts.append("requested by default: " + ", ".join(f"`{scope}`" for scope in spec.default_scopes))
     if spec.offline_scope:
-        parts.append(f"`{spec.offline_scope}` yields the refresh token and is always requested")
+        when = "requested where the server lists it" if spec.discovery else "always requested"
+        parts.append(f"`{spec.offline_scope}` yields the refresh token and is {when}")
     return "; ".join(parts)
 
 

@@ -55,6 +55,7 @@ class Endpoints(FrozenModel):
     pushed_authorization_request_endpoint: str | None = None  # RFC 9126 section 5
     pushed_requests_required: bool = False  # require_pushed_authorization_requests
     dpop_algorithms: tuple[str, ...] = ()  # dpop_signing_alg_values_supported (RFC 9449 section 5.1)
+    offline_access: bool = False  # a scope of scopes_supported (OpenID Connect Core section 11)
     takes_metadata_documents: bool = False  # client_id_metadata_document_supported
     # where a client goes that presents a certificate (RFC 8705 section 5)
     mtls_aliases: dict[str, str] = Field(default_factory=dict)

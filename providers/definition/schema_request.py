@@ -64,7 +64,7 @@ class AuthorizationPart(SpecPart):
     redirect_uri_override: str | None = None  # a template, sent instead of the callback URL
     scopes_supported: bool = True
     default_scopes: tuple[str, ...] = ()
-    offline_scope: str | None = None  # yields a refresh token; always requested
+    offline_scope: str | None = None  # yields a refresh token; always requested, where offered
     scope_separator: str = Field(" ", min_length=1, max_length=1)
     scope_raw_encoding: bool = False  # the separator is sent unescaped
     scope_param_name: ParamName = "scope"

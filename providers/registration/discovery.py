@@ -129,6 +129,7 @@ def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> E
         token_auth_methods=tuple(_strings(issuer, document, "token_endpoint_auth_methods_supported") or ()),
         pushed_requests_required=document.get("require_pushed_authorization_requests") is True,
         dpop_algorithms=tuple(_strings(issuer, document, "dpop_signing_alg_values_supported") or ()),
+        offline_access="offline_access" in _listed(document, "scopes_supported"),
         takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,
         mtls_aliases=_urls(egress, issuer, aliases, _ALIASED),  # RFC 8705 section 5
     )
@@ -184,6 +185,12 @@ def _strings(issuer: str, document: dict[str, Any], name: str) -> list[str] | No
     if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
         _fail(issuer, f"{name} is not an array of strings")
     return value
+
+
+def _listed(document: dict[str, Any], name: str) -> list[Any]:
+    """An array that no connection depends on; a malformed one is empty."""
+    value = document.get(name)
+    return value if isinstance(value, list) else []
 
 
 def _fail(issuer: str, why: str) -> NoReturn:

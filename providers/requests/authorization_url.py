@@ -76,14 +76,20 @@ def account_params(
 def requested_scopes(spec: ProviderSpec, integration: Integration, scopes: Sequence[str]) -> tuple[str, ...]:
     """The scopes of a consent: `scopes`, else the defaults, and the offline scope.
 
+    A discovered server gets the offline scope only if its metadata lists it.
+
     Raises Failure INVALID_REQUEST (field `scopes`) for an invalid scope.
     """
     if not spec.scopes_supported:
         return ()
     requested = tuple(scopes) or integration.default_scopes or spec.default_scopes
-    if spec.offline_scope:
+    if spec.offline_scope and (not spec.discovery or _offers_offline_access(integration)):
         requested = (*requested, spec.offline_scope)
     return _checked_scopes(spec, requested, "scopes")
+
+
+def _offers_offline_access(integration: Integration) -> bool:
+    return integration.endpoints is not None and integration.endpoints.offline_access
 
 
 def _checked_scopes(spec: ProviderSpec, scopes: Sequence[str], field: str) -> tuple[str, ...]:
@@ -169,6 +175,8 @@ def build_authorization_url(
         challenge = hashlib.sha256(verifier.reveal().encode()).hexdigest()
         query = [(name, challenge if name == "code_challenge" else value) for name, value in query]
     requested = requested_scopes(spec, integration, scopes)
+    if spec.discovery and {"openid", spec.offline_scope} <= set(requested) and "prompt" not in dict(query):
+        query.append(("prompt", "consent"))  # without it offline_access is ignored (OIDC Core section 11)
     if requested:
         query.append((spec.scope_param_name, spec.scope_separator.join(requested)))
     query.extend(("resource", uri) for uri in (target.resources if target else ()))

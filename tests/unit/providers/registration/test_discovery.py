@@ -41,6 +41,15 @@ async def test_endpoints_come_from_the_document(path: str) -> None:
         assert endpoints.token_auth_methods == ("client_secret_basic", "client_secret_post")
 
 
+@pytest.mark.parametrize(
+    ("said", "offered"),
+    [(["openid", "offline_access"], True), (["openid"], False), ("offline_access", False)],
+)
+async def test_oidc_core_11_offered_offline_access_is_known(said: Any, offered: bool) -> None:
+    async with ScriptedProvider(metadata={"scopes_supported": said}) as idp:
+        assert (await discover(egress_to(idp), idp.issuer)).offline_access is offered
+
+
 @pytest.mark.parametrize("missing", [status(404), html(), html(404), raw(b"[]"), status(302)])
 async def test_openid_and_path_suffixed_documents_are_tried_next(missing: Any) -> None:
     async with ScriptedProvider(path="/o") as idp:

@@ -177,3 +177,16 @@ def test_nonce_takes_precedence_over_the_definitions_own() -> None:
     spec = spec_like(authorization_params={"nonce": "always-the-same"})
     assert query_of(url_for(spec, nonce=Secret("n" * 43)))["nonce"] == "n" * 43
     assert "nonce" not in query_of(url_for(spec_like()))
+
+
+@pytest.mark.parametrize("offered", [True, False])
+@pytest.mark.parametrize("scopes", [("openid", "read"), ("read",)])
+def test_oidc_core_11_offline_access_where_a_discovered_server_offers_it(
+    offered: bool, scopes: tuple[str, ...]
+) -> None:
+    spec = spec_like(discovery=True, offline_scope="offline_access")
+    there = {"authorization_endpoint": "https://a.example/a", "token_endpoint": "https://a.example/t"}
+    found = an_integration(endpoints=Endpoints(**there, offline_access=offered))
+    asked = query_of(url_for(spec, found, scopes=scopes))
+    assert asked["scope"].split() == [*scopes, *(["offline_access"] if offered else [])]
+    assert asked.get("prompt") == ("consent" if offered and "openid" in scopes else None)
