@@ -34,7 +34,11 @@ from evergrant_server.journal import Journal
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from evergrant_server.store.keys import NO_CONNECTION
 from providers.quirks import registration_request
-from providers.registration.client_metadata import auth_method_to_request, client_metadata
+from providers.registration.client_metadata import (
+    auth_method_to_request,
+    client_metadata,
+    scopes_to_register,
+)
 from providers.registration.discovery import send_registration
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
@@ -136,7 +140,10 @@ class ClientRegistrations:
             raise
         auth = auth_method_to_request(endpoints)
         metadata = client_metadata(
-            redirect_uri, auth=auth, scopes=integration.default_scopes, dpop=integration.dpop is True
+            redirect_uri,
+            auth=auth,
+            scopes=scopes_to_register(integration, endpoints),
+            dpop=integration.dpop is True,
         )
         metadata = registration_request(quirks, metadata)
         registration = RegistrationAttempt(request=request, endpoints=endpoints, auth=auth, sent_at=sent_at)

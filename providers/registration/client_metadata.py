@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
 from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, retry_after
@@ -51,6 +51,13 @@ def client_metadata(
     if scopes:
         metadata["scope"] = " ".join(scopes)
     return metadata if client_id is None else {"client_id": client_id, **metadata}
+
+
+def scopes_to_register(integration: Integration, endpoints: Endpoints | None) -> tuple[str, ...]:
+    """The scopes that consents request by default; none leaves them to the server."""
+    offline = ("offline_access",) if endpoints is not None and endpoints.offline_access else ()
+    named = integration.default_scopes
+    return tuple(dict.fromkeys((*named, *offline))) if named else ()
 
 
 def auth_method_to_request(endpoints: Endpoints) -> str:

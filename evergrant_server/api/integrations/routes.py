@@ -30,7 +30,7 @@ from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
-from providers.registration.client_metadata import client_metadata
+from providers.registration.client_metadata import client_metadata, scopes_to_register
 
 log = logging.getLogger("evergrant.api")
 
@@ -195,7 +195,7 @@ async def get_client_metadata(integration_id: str, response: Response, api: ApiD
     return client_metadata(
         api.redirect_uri(found.id),
         auth="none",
-        scopes=found.default_scopes,
+        scopes=scopes_to_register(found, found.endpoints),
         client_id=client_metadata_url(api.settings.public_url, found.id),
         dpop=found.dpop is True,
     )

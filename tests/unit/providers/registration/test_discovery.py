@@ -9,10 +9,15 @@ import pytest
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.egress import Egress, EgressPolicy
-from providers.registration.client_metadata import auth_method_to_request, client_metadata, read_registration
+from providers.registration.client_metadata import (
+    auth_method_to_request,
+    client_metadata,
+    read_registration,
+    scopes_to_register,
+)
 from providers.registration.discovery import discover, document_urls, weakening_changes
 from tests.fakes.providers.scripted_provider import ScriptedProvider, drop, html, raw, status
-from tests.unit.providers.samples import fails, reply_of
+from tests.unit.providers.samples import an_integration, fails, reply_of
 
 
 def egress_to(idp: ScriptedProvider) -> Egress:
@@ -194,6 +199,15 @@ def test_weakening_change_named_and_other_accepted(changes: dict[str, Any], why:
 # --- client metadata, and replies to a registration (RFC 7591) --------------------------------------
 
 GOOD = {"client_id": "c-1", "client_secret": "s-1", "client_secret_expires_at": 0}
+
+
+def test_offered_offline_access_is_registered_with_the_default_scopes() -> None:
+    """A server refuses a scope that the client wasn't registered with."""
+    for defaults, registered in (("read",), ("read", "offline_access")), ((), ()):
+        at = Endpoints(token_endpoint="https://a.example/t", offline_access=True)
+        ours = an_integration(default_scopes=defaults)
+        assert scopes_to_register(ours, at) == registered
+        assert scopes_to_register(ours, at.model_copy(update={"offline_access": False})) == defaults
 
 
 def test_rfc7591_2_client_metadata() -> None:
