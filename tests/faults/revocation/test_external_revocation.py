@@ -124,12 +124,11 @@ async def test_a_subject_token_is_not_introspected(place: Installation):
     assert await outcome(place, connection) == IntrospectionFinding.REFRESH_TOKEN_ACTIVE, (
         "of others a no would count"
     )
-    row, grant = await place.grant(connection)
+    row, grant = await place.grant(await place.change(connection, flow=Flow.TOKEN_EXCHANGE))
     async with place.store.write() as tx:
         access = await tx.grants.access_token(row)
         tokens = TokenSet(access_token=access, refresh_token=Secret("another-issuer-s"))
-        exchanged = row.model_copy(update={"flow": Flow.TOKEN_EXCHANGE})
-        await tx.grants.install(exchanged, tokens, grant, origin=Origin.NEW, expected=row.revision)
+        await tx.grants.install(row, tokens, grant, origin=Origin.NEW, expected=row.revision)
     await due(place, connection)
     assert (await one_pass(place)).ended == 0
     assert await outcome(place, connection) == IntrospectionFinding.ACCESS_TOKEN_ACTIVE
@@ -140,9 +139,10 @@ async def test_a_subject_token_is_not_introspected(place: Installation):
 async def test_static_credentials_are_not_introspected(place: Installation):
     connection = await introspected(place)
     begun = await place.begin(await place.integration_of(connection), subject="user-2")
+    begun = await place.change(begun, flow=Flow.API_KEY)
     _, grant = await place.grant(connection)
     async with place.store.write() as tx:
-        after = begun.granted(place.parts.clock.now()).model_copy(update={"flow": Flow.API_KEY})
+        after = begun.granted(place.parts.clock.now())
         await tx.grants.install(
             after, TokenSet(access_token=Secret("a-key")), grant, origin=Origin.NEW, expected=begun.revision
         )
