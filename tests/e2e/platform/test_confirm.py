@@ -5,7 +5,8 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from importlib import import_module
+from runpy import run_module
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -62,7 +63,9 @@ async def test_a_web_app_connects_the_person_who_began(world: BindingWorld, monk
     monkeypatch.setenv("EVERGRANT_URL", world.platform.api)
     monkeypatch.setenv("EVERGRANT_API_KEY", world.key)
     monkeypatch.setenv("SESSION_SECRET", "for-this-test-only")
-    example = import_module("examples.web.flask_app")
+    example = SimpleNamespace(
+        **run_module("examples.web.flask_app")
+    )  # not the one that another test has closed
     transport = httpx2.WSGITransport(app=example.app)
 
     @contextmanager
