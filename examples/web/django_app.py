@@ -4,6 +4,14 @@ import os
 import sys
 
 from django.conf import settings
+from django.core.management import execute_from_command_line
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpRequest, HttpResponse
+from django.middleware.csrf import get_token
+from django.urls import include, path
+from django.views.decorators.csrf import csrf_exempt
+from evergrant import Evergrant, Lease
+from evergrant.web.django import consent_urls
 
 settings.configure(
     SECRET_KEY=os.environ["SESSION_SECRET"],
@@ -15,15 +23,6 @@ settings.configure(
         "django.middleware.csrf.CsrfViewMiddleware",
     ],
 )
-
-from django.core.management import execute_from_command_line  # noqa: E402 it needs the settings
-from django.core.wsgi import get_wsgi_application  # noqa: E402 it needs the settings
-from django.http import HttpRequest, HttpResponse  # noqa: E402 it needs the settings
-from django.middleware.csrf import get_token  # noqa: E402 it needs the settings
-from django.urls import include, path  # noqa: E402 it needs the settings
-from django.views.decorators.csrf import csrf_exempt  # noqa: E402 it needs the settings
-from evergrant import Evergrant, Lease  # noqa: E402 it needs the settings
-from evergrant.web.django import consent_urls  # noqa: E402 it needs the settings
 
 BUTTON = """<form method="post" action="/evergrant/connect/crm">
 <input type="hidden" name="csrfmiddlewaretoken" value="{}"><button>Connect the CRM</button></form>"""
