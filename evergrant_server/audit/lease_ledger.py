@@ -125,8 +125,11 @@ class LeaseLedger:
                 else:
                     done.set_exception(StaleClaim())
         except Failure as failure:
-            broken = failure.code is ErrorCode.AUTHORITY_BROKEN
-            problem = failure if broken else _unavailable(failure.detail)
+            problem = _unavailable(failure.detail)
+            if failure.code is ErrorCode.AUTHORITY_BROKEN:  # one tenant's log: it stops no other's leases
+                tenant = failure.context["row"].partition("/")[0]
+                self._fail([it for it in batch if it.claim.tenant == tenant], failure)
+                await self._settle([it for it in batch if it.claim.tenant != tenant], uses)
         except Exception as error:
             problem = _unavailable(type(error).__name__)
         finally:

@@ -238,6 +238,21 @@ async def test_the_stale_do_not_hold_up_the_good(store: Store, ledger: LeaseLedg
     assert [seq for _, seq in await leases_in_the_log(store)] == [1, 2, 3, 4, 5]
 
 
+async def test_a_broken_log_of_one_tenant_stops_no_lease_of_another(store: Store, ledger: LeaseLedger):
+    good, broken = [
+        a_claim(await granted(store, tenant=tenant), await an_app_of(store, tenant=tenant))
+        for tenant in (ACME, "other")
+    ]
+    await ledger.record(broken)
+    async with store.write() as tx:
+        await tx.connection.execute(text("UPDATE audit_shard SET mac = NULL WHERE tenant = 'other'"))
+    batch = [good, broken] * 5
+    ended = await asyncio.gather(*(ledger.record(it) for it in batch), return_exceptions=True)
+    codes = [it.code if isinstance(it, Failure) else it for it in ended]
+    assert codes == [None, ErrorCode.AUTHORITY_BROKEN] * 5
+    assert len(await leases_in_the_log(store)) == 5
+
+
 async def test_when_the_log_cannot_be_written_nothing_is_leased(store: Store, ledger: LeaseLedger):
     connection, app = await granted(store), await an_app_of(store)
     async with store.write() as tx:
