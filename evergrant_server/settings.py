@@ -117,8 +117,8 @@ class Settings(BaseSettings):
     """Allows the flow `implicit`, which passes the access token through the subject's browser (RFC 9700
     section 2.1.2 advises against it)."""
     allow_unbound_consent: bool = False
-    """Allows the binding `none`: whoever opens a connect link connects their own account. `dev` on a loopback
-    address sets it."""
+    """Allows the binding `none`: any person who opens a connect link connects their own account. `dev` on a
+    loopback address sets it."""
     four_eyes: bool = False
     """Another app with `admin` must approve a provider's definition, an export, a new API key, and a permit
     with `token`, `proxy`, `export` or `admin`. There must be two such apps."""

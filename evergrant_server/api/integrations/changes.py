@@ -188,7 +188,7 @@ def require_binding_allowed(binding: Binding, api: ApiContext) -> None:
     if binding is Binding.OIDC:
         raise invalid_request("binding", "The binding oidc is not offered yet.")
     if binding is Binding.NONE and not api.settings.allow_unbound_consent:
-        detail = f"The binding none is off: {UNBOUND_SETTING} allows consents of whoever opens a link."
+        detail = f"The binding none is off: {UNBOUND_SETTING} allows consents of any person who opens a link."
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="binding", setting=UNBOUND_SETTING)
 
 

@@ -173,9 +173,9 @@ async def bindings(settings: Settings) -> str:
     if not unbound:
         return "every integration binds consents to their subjects"
     if is_loopback(urlsplit(settings.public_url).hostname or ""):
-        return f"unbound: {named}; whoever opens their links connects an account"
+        return f"unbound: {named}; any person who opens their links connects an account"
     raise CheckFailed(
-        f"whoever opens a connect link connects their own account at {named}",
+        f"any person who opens a connect link connects their own account at {named}",
         "PUT /v1/integrations/{name} with the binding app; see docs/guide/binding.md",
     )
 
