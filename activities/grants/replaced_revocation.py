@@ -87,7 +87,7 @@ async def revoke_replaced(
         try:
             done.outcomes.extend(await _revoke_one(services, call, context, row, with_connection))
         except Failure as failure:
-            if is_token_refused(context.spec, failure):
+            if is_token_refused(failure):
                 done.refused.append(row)
                 if not with_connection:
                     await _write(services, call, row, keep=True, old_revoked=False, reason=failure.code)

@@ -52,6 +52,7 @@ _CODES: dict[ErrorMeaning, ErrorCode] = {
     "passing": ErrorCode.PROVIDER_ERROR,
     "rate_limit": ErrorCode.PROVIDER_RATE_LIMITED,
 }
+_PASSING_ERRORS = frozenset({"server_error", "temporarily_unavailable"})  # RFC 6749 section 4.1.2.1
 _RATE_LIMIT_ERRORS = frozenset({"slow_down", "rate_limited", "ratelimited", "rate_limit_exceeded"})
 # a token field of JSON or of a form
 _TOKEN_FIELD = re.compile(rb'token"\s*:\s*(?:"[^"]|[0-9{[])|(?:^|&)[^=&\s]*token=[^&\s]', re.IGNORECASE)
@@ -92,7 +93,8 @@ def failure_of_reply(
         context["provider_error"] = error
     suffix = f" and the error {context['provider_error']}" if "provider_error" in context else ""
     waits = code in (ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_RATE_LIMITED)
-    return (_failure_class(reply) if code is ErrorCode.REPLY_UNREADABLE else Failure)(
+    kind = PassingError if _is_passing(spec, reply, error) else Failure
+    return (_failure_class(reply) if code is ErrorCode.REPLY_UNREADABLE else kind)(
         code,
         f"{spec.name} answered with status {reply.status}{suffix}",
         retry_after=wait if waits else None,
@@ -104,8 +106,7 @@ def _code_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> Er
     status = reply.status
     if status == 429 or error in _RATE_LIMIT_ERRORS:
         return ErrorCode.PROVIDER_RATE_LIMITED
-    found = _error_of(spec, reply)
-    means = (found.means if found else None) or spec.meaning_of(error)
+    means = _meaning(spec, reply, error)
     if means is not None:  # the definition knows better than the status
         return _CODES[means]
     if status >= 500:
@@ -119,11 +120,26 @@ def _code_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> Er
     return ErrorCode.PROVIDER_ERROR
 
 
+def _meaning(spec: ProviderSpec, reply: RawReply, error: str | None) -> ErrorMeaning | None:
+    """What the definition says about this reply's error."""
+    found = _error_of(spec, reply)
+    return (found.means if found else None) or spec.meaning_of(error)
+
+
+def _is_passing(spec: ProviderSpec, reply: RawReply, error: str | None) -> bool:
+    means = _meaning(spec, reply, error)
+    return means == "passing" or (means is None and error in _PASSING_ERRORS)
+
+
 def _challenges_client(headers: dict[str, str]) -> bool:
     """Whether any challenge names a scheme of client authentication."""
     challenges = _QUOTED.sub('""', headers.get("www-authenticate", "")).split(",")
     schemes = (_SCHEME.match(it.strip()) for it in challenges)
     return any(it is not None and it.group(1).lower() not in _RESOURCE_SCHEMES for it in schemes)
+
+
+class PassingError(Failure):
+    """A reply whose error says that the provider can't serve the request now, whatever its status."""
 
 
 class UnreadableTokens(Failure):
@@ -158,11 +174,13 @@ def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
     """Return when the provider has confirmed the revocation, else raise Failure.
 
     200 confirms it for an unknown token too (RFC 7009 section 2.2). The body is ignored unless the
-    definition has rules for errors in it. After 503 the token is still valid.
+    definition has rules for errors in it; a rule that calls an error passing, or the client's, goes
+    before the names of tokens that are gone. After 503 the token is still valid.
     """
     rule = spec.revocation or RevocationSpec()
-    error = error_name(spec, reply)
-    if error and error in rule.gone_error_codes:
+    found = _error_of(spec, reply)
+    error = found.name if found else None
+    if found is not None and error in rule.gone_error_codes and found.means in (None, "dead_token"):
         return
     if reply.status not in rule.success_statuses:
         raise failure_of_reply(spec, reply, error)
@@ -175,15 +193,16 @@ def is_unsupported_token_type(spec: ProviderSpec, reply: RawReply) -> bool:
     return reply.status == 400 and error_name(spec, reply) == "unsupported_token_type"
 
 
-def is_token_refused(spec: ProviderSpec, failure: Failure) -> bool:
+def is_token_refused(failure: Failure) -> bool:
     """Whether a revocation failed for its token's sake: the provider doesn't know it, or no longer.
 
-    RFC 7009 section 2.2 wants 200 for an unknown token; some answer with an error instead.
+    RFC 7009 section 2.2 wants 200 for an unknown token; some answer with an error instead. An error
+    that is known to pass, or to be the client's, says nothing about the token.
     """
     if failure.code not in (ErrorCode.REPLY_UNREADABLE, ErrorCode.PROVIDER_ERROR):
         return failure.code is ErrorCode.GRANT_REJECTED
-    status, error = failure.context.get("provider_status", ""), failure.context.get("provider_error")
-    return status in _TOKEN_REFUSALS and error not in spec.retryable_error_codes
+    passes = isinstance(failure, PassingError)
+    return not passes and failure.context.get("provider_status") in _TOKEN_REFUSALS
 
 
 def read_introspection(spec: ProviderSpec, reply: RawReply) -> bool:

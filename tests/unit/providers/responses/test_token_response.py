@@ -9,7 +9,12 @@ from evergrant_server.core.connections.grant import ImportedTokens, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.schema import ProviderSpec
 from providers.requests.authorization_url import token_slot_scope_params
-from providers.responses.error_mapping import UnreadableTokens, read_introspection, read_revocation
+from providers.responses.error_mapping import (
+    UnreadableTokens,
+    is_token_refused,
+    read_introspection,
+    read_revocation,
+)
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import additional_token_sets, read_tokens
 from tests.unit.providers.samples import NOW, fails, reply_of, spec_like
@@ -210,6 +215,42 @@ def test_declared_revocation() -> None:
     read_revocation(spec, reply_of({"ok": False, "error": "token_revoked"}))
     with pytest.raises(Failure):
         read_revocation(spec, reply_of({"ok": False, "error": "internal"}))
+
+
+SAYS_WHEN = spec_like(
+    error_rules=[
+        {"path": "hint", "values": ["busy"], "code_path": "error", "means": "passing"},
+        {"path": "hint", "values": ["app"], "code_path": "error", "means": "client"},
+        {"path": "hint", "values": ["dead"], "code_path": "error", "means": "dead_token"},
+    ],
+    client_error_codes=["E2"],
+    retryable_error_codes=["E4"],
+    revocation={"gone_error_codes": ["invalid_token"]},
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "refused"),
+    [
+        ({"error": "invalid_grant"}, True),
+        ({"error": "unknown"}, True),
+        (b"", True),
+        ({"error": "invalid_grant", "hint": "dead"}, True),
+        ({"error": "invalid_grant", "hint": "busy"}, False),
+        ({"error": "invalid_token", "hint": "busy"}, False),
+        ({"error": "invalid_token", "hint": "app"}, False),
+        ({"hint": "busy"}, False),
+        ({"error": "E4"}, False),
+        ({"error": "E2"}, False),
+        ({"error": "temporarily_unavailable"}, False),
+        ({"error": "server_error"}, False),
+    ],
+)
+def test_rfc7009_2_2_an_error_that_passes_says_nothing_about_the_token(data: Any, refused: bool) -> None:
+    """A token is dead when its provider refuses it, not when a rule says that the error is another's."""
+    with pytest.raises(Failure) as raised:
+        read_revocation(SAYS_WHEN, reply_of(data, 400))
+    assert is_token_refused(raised.value) is refused
 
 
 @pytest.mark.parametrize("active", ["true", 1, None, [True]])
