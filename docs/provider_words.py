@@ -183,7 +183,7 @@ def deviations(spec: ProviderSpec) -> str:
             spec.callback_metadata_params
         ),
         "the callback is signed": spec.callback_verify,
-        "the provider starts the flow": spec.flow == "install",
+        "an install that begins at the provider is led to your app": spec.flow == "install",
         "the callback has the granted scopes": spec.scope_from_callback,
         "the account is looked up after the consent": spec.post_auth,
         f"the API takes the token in `{_api_header(spec)}`": spec.api_request and _api_header(spec),

@@ -81,6 +81,11 @@ class Pages:
             "confirm.html", title=f"Almost done at {provider}", provider=provider, code=code.reveal()
         )
 
+    def install(self, *, provider: str, start_url: str | None) -> str:
+        """Where to begin, for an install that began at the provider."""
+        title = f"One step to connect {provider}"
+        return self._render("install.html", title=title, provider=provider, start_url=start_url)
+
     def choose(
         self, *, provider: str, consent: Consent, options: tuple[AccountOption, ...], link: str, csrf: str
     ) -> str:

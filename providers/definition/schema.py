@@ -94,6 +94,7 @@ class ProviderSpec(
             if any(self.template_params[param].allows(char) for param in in_host for char in "/ "):
                 raise ValueError(f"{name} has a parameter in its host that may hold a / or a space")
         templates = self._param_templates() | {name: (url,) for name, url in urls.items()}
+        templates["install_start_url"] = (self.install_start_url,)
         for name, texts in templates.items():
             unknown = placeholders(*texts) - known
             unknown -= {"client_id", "token"} if name == "revocation.url" else set()
@@ -205,8 +206,6 @@ class ProviderSpec(
         """Fields of the definition that this flow doesn't support, each with the reason."""
         if flow.is_static:
             return
-        if self.flow != "redirect" and flow in (Flow.AUTHORIZATION_CODE, Flow.IMPLICIT):
-            yield "flow", "the provider starts it, with a callback without a state"
         if self.dpop and flow is Flow.IMPLICIT:
             yield "dpop", "a token in a fragment can't be bound to a key"
         if self.callback_verify is not None and flow is Flow.IMPLICIT:

@@ -85,7 +85,9 @@ class CallbackSignature(SpecPart):
 class CallbackPart(SpecPart):
     """The redirect back to Evergrant (RFC 6749 section 4.1.2)."""
 
-    flow: Literal["redirect", "install"] = "redirect"  # install: the provider starts it, without a state
+    # install: it may begin at the provider too, whose callback then has no state, and is led to our own flow
+    flow: Literal["redirect", "install"] = "redirect"
+    install_start_url: UrlTemplate | None = None  # the app's page that begins our own flow
     callback_code_param: ParamName = "code"
     callback_error_params: tuple[ParamName, ...] = ("error",)
     callback_missing_code_is_denial: bool = False

@@ -138,6 +138,8 @@ def flows_have_what_they_need(spec: ProviderSpec) -> RuleFindings:
     for mode in ("client_credentials", "jwt_bearer", "token_exchange"):
         if getattr(spec, mode, None) is not None and mode not in spec.auth_modes:
             yield mode, "describes a flow that auth_modes doesn't list", f"List {mode}, or leave it out"
+    if spec.install_start_url is not None and spec.flow != "install":
+        yield "install_start_url", "is about installs, and flow is redirect", _REMOVE
     if spec.token_endpoint is None and not spec.discovery:
         yield "token_endpoint", "is missing, and there is no discovery", "Add it"
 

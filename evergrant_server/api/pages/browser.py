@@ -88,23 +88,27 @@ class BrowserSessions:
         return Secret(value) if _COOKIE_VALUE.match(value) else None
 
 
-def html_response(html: str, status: int = 200, script: str | None = None) -> Response:
-    """A page whose policy allows no other origin for resources, forms and frames.
+def html_response(
+    html: str, status: int = 200, script: str | None = None, *, framed: bool = False
+) -> Response:
+    """A page whose policy allows no other origin for resources and forms, and no frame.
 
-    `script` is the hash of its only script, which may connect to this origin.
+    `script` is the hash of its only script, which may connect to this origin. `framed` lets other sites
+    show a page in which there is nothing to press but a link that opens another window.
     """
-    policy = (
-        "default-src 'none'; style-src 'self'; img-src 'self'; "
-        "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-    )
+    policy = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'"
+    headers = {}
+    if not framed:
+        policy += "; frame-ancestors 'none'"
+        headers["X-Frame-Options"] = "DENY"
     if script is not None:
         policy += f"; script-src '{script}'; connect-src 'self'"
-    return HTMLResponse(html, status, _security_headers({"Content-Security-Policy": policy}))
+    return HTMLResponse(html, status, _security_headers({**headers, "Content-Security-Policy": policy}))
 
 
 def redirect_response(url: str) -> Response:
     """303: the next request is a GET."""
-    return RedirectResponse(url, 303, _security_headers({}))
+    return RedirectResponse(url, 303, _security_headers({"X-Frame-Options": "DENY"}))
 
 
 def _security_headers(headers: dict[str, str]) -> dict[str, str]:
@@ -113,5 +117,4 @@ def _security_headers(headers: dict[str, str]) -> dict[str, str]:
         "Cache-Control": "no-store",
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
-        "X-Frame-Options": "DENY",
     }

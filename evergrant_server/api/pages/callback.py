@@ -30,6 +30,7 @@ from evergrant_server.api.pages.callback_outcome import (
     save_outcome,
     wait_for_grant,
 )
+from evergrant_server.api.pages.installs import install_page
 from evergrant_server.api.pages.session import (
     ConsentSession,
     PagesDep,
@@ -71,6 +72,8 @@ async def callback_by_get(pages: PagesDep, integration_id: str) -> Response:
     id, raw = parse_integration_id(integration_id), pages.request.scope["query_string"]
     if not raw and (fragment := await _fragment_page(pages, id)) is not None:
         return fragment
+    if (begun := await install_page(pages, id, raw)) is not None:
+        return begun
     accepted = await _accept_callback(pages, id, raw, judge_code_callback)
     if accepted.confirm_code is not None:
         pages.api.relay.notify()

@@ -70,15 +70,13 @@ def known(value: Any) -> Any:
 class Exchange:
     """One provider and its vector."""
 
-    def __init__(self, whole: ProviderSpec, vector: dict[str, Any]) -> None:
-        self.whole = whole
-        # no flow starts at the provider yet, so the rest of such an exchange is tested as a redirect
-        self.spec: ProviderSpec = whole.model_copy(update={"flow": "redirect"})
+    def __init__(self, spec: ProviderSpec, vector: dict[str, Any]) -> None:
+        self.spec = spec
         self.vector: dict[str, Any] = known(vector)
         self.facts: dict[str, Any] = self.vector.get("facts", {})  # what a callback has brought
         given = self.vector.get("endpoints")
         self.integration: Integration = an_integration(
-            whole.name,
+            spec.name,
             params=self.vector.get("params", {}),
             endpoints=Endpoints(**given) if given else None,
         )
@@ -134,7 +132,7 @@ async def minted(exchange: Exchange, flow: Flow, expected: dict[str, Any]) -> Ra
 
 async def oauth1_read(exchange: Exchange, expected: dict[str, Any]) -> TokenSet:
     """The browser's way and the signed exchange as the vector has them, and what its reply brings."""
-    spec, temporary = exchange.whole, TokenPair(Secret("tt-1"), Secret("ts-0"))
+    spec, temporary = exchange.spec, TokenPair(Secret("tt-1"), Secret("ts-0"))
     page = oauth1_authorization_url(spec, exchange.integration, temporary, exchange.vector["scopes"])
     address, _, query = page.partition("?")
     assert address == expected["authorize"]["url"]

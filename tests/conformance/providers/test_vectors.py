@@ -2,7 +2,6 @@
 
 A vector is `vectors/<provider>.yaml`; docs/guide/adding-a-provider.md describes it. Requests go
 over a real socket to a server on loopback; a provider's host becomes the first part of the path.
-What a definition says and no flow carries out is lifted off first: it is refused at use.
 """
 
 import re
@@ -151,7 +150,7 @@ def test_callbacks(exchange: Exchange) -> None:
             query,
             expected_issuer=None,
             iss_required=False,
-            spec=exchange.whole,
+            spec=exchange.spec,
             params=exchange.integration.params,
             requested=exchange.scopes,
         )
@@ -162,7 +161,7 @@ def test_callbacks(exchange: Exchange) -> None:
 
 
 def test_accounts_and_api_base_url(exchange: Exchange) -> None:
-    vector, spec = exchange.vector, exchange.whole
+    vector, spec = exchange.vector, exchange.spec
     facts = dict(exchange.facts)
     for lookup, replies in zip(spec.post_auth, vector.get("lookups", []), strict=True):
         for expected in replies:

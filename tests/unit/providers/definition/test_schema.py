@@ -123,12 +123,12 @@ def test_unsupported_field_refused_at_use(fields: dict[str, Any]) -> None:
 
 
 def test_unsupported_field_blocks_only_the_flows_that_use_it() -> None:
-    both = ["authorization_code", "client_credentials"]
-    spec = spec_like(auth_modes=both, flow="install", min_refresh_age_s=570)
+    both = ["implicit", "client_credentials"]
+    spec = spec_like(auth_modes=both, dpop=True, min_refresh_age_s=570)
     spec.require_usable(Flow.CLIENT_CREDENTIALS)
     spec.require_any_flow()
-    with pytest.raises(Failure, match="an authorization code connection: flow"):
-        spec.require_usable(Flow.AUTHORIZATION_CODE)
+    with pytest.raises(Failure, match="an implicit connection: dpop"):
+        spec.require_usable(Flow.IMPLICIT)
     with pytest.raises(Failure, match="a jwt bearer connection: auth_modes"):
         spec.require_usable(Flow.JWT_BEARER)
     with pytest.raises(Failure, match="speaks oauth1"):

@@ -42,6 +42,7 @@ def pinned(where: dict[str, str], **rule: Any) -> set[str]:
         ({**NO_REFRESH, "offline_scope": "offline"}, "offline_scope"),
         ({"refresh_supported": False}, "revocation.token"),
         ({"refresh_rotates": False, "on_reuse": "family_revoked"}, "on_reuse"),
+        ({"install_start_url": "https://app.example/start"}, "install_start_url"),
         ({"scopes_supported": False, "default_scopes": ["a"]}, "default_scopes"),
         ({"scopes_supported": False, "scope_separator": ","}, "scope_separator"),
         ({"default_scopes": ["a b"]}, "default_scopes"),
