@@ -22,8 +22,9 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal, JournalEntry
-from evergrant_server.journal.entry import RESERVATION_SUFFIX, SET_ASIDE_SUFFIX, read_unsent_header
+from evergrant_server.journal.entry import SET_ASIDE_SUFFIX
 from evergrant_server.journal.journal import attempt_id_of
+from evergrant_server.journal.reservation import RESERVATION_SUFFIX, read_unsent_header
 from evergrant_server.store import Store
 from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.telemetry import metrics

@@ -8,7 +8,8 @@ attempt in flight, did it leave a reply? Doesn't own keys (they come with the at
 reply, or any request to a provider.
 """
 
-from evergrant_server.journal.entry import EntryHeader, JournalEntry, JournalReservation
+from evergrant_server.journal.entry import EntryHeader, JournalEntry
 from evergrant_server.journal.journal import Journal
+from evergrant_server.journal.reservation import JournalReservation
 
 __all__ = ["EntryHeader", "Journal", "JournalEntry", "JournalReservation"]

@@ -19,10 +19,9 @@ from evergrant_server.core.clock import seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId
 from evergrant_server.core.single_use.attempt import UNSEEN, Attempt, AttemptStatus
-from evergrant_server.journal.entry import (
-    ENTRY_SUFFIX,
+from evergrant_server.journal.entry import ENTRY_SUFFIX, SET_ASIDE_SUFFIX
+from evergrant_server.journal.reservation import (
     RESERVATION_SUFFIX,
-    SET_ASIDE_SUFFIX,
     JournalReservation,
     read_unsent_header,
     remove_reservation,

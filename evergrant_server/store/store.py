@@ -16,8 +16,9 @@ from evergrant_server.store.connections.account_identifiers import AccountIdenti
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
 from evergrant_server.store.connections.consents import Consents
-from evergrant_server.store.connections.grants import Grants, ProofKeys
+from evergrant_server.store.connections.grants import Grants
 from evergrant_server.store.connections.histories import Histories
+from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.connections.replaced_grants import ReplacedGrants
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import Database, DatabaseConnection, open_database

@@ -13,23 +13,20 @@ from typing import TypeVar
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages.activities import RevokeReplacedStart
-from evergrant_server.core.messages.integrations import RolloutStart
-from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import (
     connection_workflow_id,
-    definition_rollout_workflow_id,
-    replaced_grants_workflow_id,
 )
 from evergrant_server.store import Store
-from evergrant_server.temporal_link import start_requests
+from evergrant_server.temporal_link.background_workflows import (
+    restart_definition_rollouts,
+    restart_replaced_grants,
+    wake_overdue_webhooks,
+)
 from evergrant_server.temporal_link.drift_repair import CheckedConnection, DriftRepair, unless_unreadable
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.runs import RunningWorkflow
 from evergrant_server.temporal_link.workflow_starter import (
-    RECONCILE_CONTEXT,
     WorkflowStarter,
-    reconcile_context,
 )
 
 T = TypeVar("T")
@@ -38,8 +35,6 @@ _BATCH = 200
 _CONCURRENCY = 16  # calls of Temporal at the same time; its frontend takes far more
 _RETRY_CONCURRENCY = 4  # queries that are repeated: their worker may be slow
 _UNANSWERED_LIMIT = 32  # consecutive queries without an answer that mean: no worker is running
-
-_OVERDUE_AFTER = timedelta(minutes=2)  # longer than a round of deliveries
 
 
 @dataclass(frozen=True)
@@ -214,50 +209,3 @@ async def gather_bounded(calls: Iterable[Awaitable[T]], limit: int = _CONCURRENC
             return await call
 
     return await asyncio.gather(*(bounded(call) for call in calls))
-
-
-async def wake_overdue_webhooks(store: Store, link: TemporalLink, clock: Clock) -> None:
-    """Wake or start the workflow of every webhook whose deliveries are overdue.
-
-    A workflow that is only slow is woken too, which costs it one query of the store. Raises
-    Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
-    """
-    async with store.read() as tx:
-        overdue = await tx.webhooks.with_overdue_deliveries(clock.now() - _OVERDUE_AFTER)
-    for webhook in overdue:
-        wake = WakeWebhook(tenant=webhook.tenant, webhook_id=webhook.id, context=RECONCILE_CONTEXT)
-        await link.start(start_requests.webhook(wake))
-
-
-async def restart_definition_rollouts(store: Store, link: TemporalLink, now: datetime) -> None:
-    """Start the workflow of every open version of a definition, unless it is running.
-
-    The workflow continues from the stage in the store. Raises Failure TEMPORAL_UNAVAILABLE or
-    STORE_UNAVAILABLE.
-    """
-    async with store.read() as tx:
-        versions = await tx.definitions.open_versions_of_all_tenants()
-    for version in versions:
-        start = RolloutStart(
-            tenant=version.tenant,
-            definition_id=version.id,
-            provider=version.name,
-            check_interval_s=version.rollout.check_interval_s,
-            context=reconcile_context(
-                store.ring, definition_rollout_workflow_id(version.tenant, version.id), now
-            ),
-        )
-        await link.start(start_requests.definition_rollout(start))
-
-
-async def restart_replaced_grants(store: Store, link: TemporalLink, now: datetime) -> None:
-    """Start the workflow of every connection with replaced grants to revoke, unless it is running.
-
-    Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
-    """
-    async with store.read() as tx:
-        pending = await tx.replaced_grants.pending_since_before(now)
-    for it in pending:
-        context = reconcile_context(store.ring, replaced_grants_workflow_id(it.tenant, it.id), now)
-        start = RevokeReplacedStart(tenant=it.tenant, connection_id=it.id, context=context)
-        await link.start(start_requests.replaced_grants(start, wake=False))

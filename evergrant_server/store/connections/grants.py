@@ -4,19 +4,17 @@ All are sealed per connection: access tokens and that key in the lease purpose, 
 """
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, delete, select, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.credentials import ProofKey
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed, new_proof_key
+from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.crypto.envelope import seal_broken
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import LateTokenSets
@@ -43,44 +41,6 @@ from evergrant_server.store.sealing import SealedRepository
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
 _SEALED_CONSENT_COLUMNS = [it.name for it in table_of(ConsentRow).c if it.name.startswith("sealed_")]
-_COLUMN = "sealed_key"
-
-
-class ProofKeys(SealedRepository):
-    """The key of a connection's tokens. In the lease purpose: who hands out the token makes its proofs."""
-
-    async def get(self, tenant: Tenant, connection_id: ConnectionId) -> ProofKey | None:
-        """Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
-        row = await find_one(self._connection, ProofKeyRow, tenant=tenant, connection_id=connection_id)
-        if row is None:
-            return None
-        place = self._place(tenant, connection_id)
-        opened = await self._sealer.open(KeyPurpose.LEASE, connection_id, place, row[_COLUMN])
-        return ProofKey.from_secret(opened)
-
-    async def get_or_create(self, tenant: Tenant, connection_id: ConnectionId, now: datetime) -> ProofKey:
-        """The key there is, or a new one; when another writer was faster, theirs. Raises as `get`."""
-        there = await self.get(tenant, connection_id)
-        if there is not None:
-            return there
-        made, place = new_proof_key(), self._place(tenant, connection_id)
-        values: Values = {
-            "tenant": tenant,
-            "connection_id": connection_id,
-            "thumbprint": made.thumbprint,
-            _COLUMN: await self._sealer.seal(KeyPurpose.LEASE, connection_id, place, made.as_secret()),
-            "created_at": now,
-            "revision": 1,
-        }
-        await insert(self._connection, ProofKeyRow, values)
-        stored = await self.get(tenant, connection_id)
-        if stored is None:
-            raise Failure(ErrorCode.STORE_CONFLICT, f"The proof key of {connection_id} is gone again.")
-        return stored
-
-    @staticmethod
-    def _place(tenant: Tenant, connection_id: ConnectionId) -> AssociatedData:
-        return AssociatedData(tenant, "proof_key", connection_id, _COLUMN)
 
 
 _GRANTS, _CONNECTIONS = table_of(ConnectionGrantRow), table_of(ConnectionRow)

@@ -145,7 +145,7 @@ def test_a_journalled_reply_is_not_asked_for_again(outcome: AttemptOutcome):
 
 _LATE = 10.0 + SEND_S + REPLAY_S
 _OF_A_DISK = Fault(
-    point="evergrant_server.journal.entry:JournalReservation.write_entry#5", side=AFTER, kind="lost"
+    point="evergrant_server.journal.reservation:JournalReservation.write_entry#5", side=AFTER, kind="lost"
 )
 
 

@@ -48,10 +48,16 @@ async def test_the_table_has_every_await_of_the_path_and_a_sample_of_it_loses_no
     assert walked.verdicts[Verdict.KEPT] > CASES / 3
     windows = {str(it.told.case): it for it in walked.judged if it.told.case in _LOST_IN_THE_WINDOW}
     assert len(windows) == len(_LOST_IN_THE_WINDOW)
-    # on a busy machine the first beat can come before the code is sent, which is named, too
-    honest = (Verdict.UNKNOWN, Verdict.ASKED_AGAIN)
-    told = {name: (it.verdict, it.story) for name, it in windows.items() if it.verdict not in honest}
+    # on a busy machine the first beat can come before the code is sent, which is named, too, or after the
+    # reply was kept
+    honest = {Verdict.UNKNOWN, Verdict.ASKED_AGAIN}
+    told = {
+        name: (it.verdict, it.story)
+        for name, it in windows.items()
+        if it.verdict not in honest | ({Verdict.KEPT} if "beat#" in name else set())
+    }
     assert told == {}
+    assert any(it.verdict in honest for it in windows.values())
 
 
 def _killed_with_an_answer_in_the_journal(table: Table) -> Sequence[Case]:

@@ -16,10 +16,9 @@ import pytest
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId
 from evergrant_server.crypto import AssociatedData, SealingKey, new_sealing_key, open_sealed
-from evergrant_server.journal.entry import (
+from evergrant_server.journal.entry import EntryHeader, JournalEntry
+from evergrant_server.journal.reservation import (
     RESERVED_BYTES,
-    EntryHeader,
-    JournalEntry,
     JournalReservation,
     read_unsent_header,
     remove_reservation,

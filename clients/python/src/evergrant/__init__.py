@@ -24,6 +24,7 @@ from evergrant.errors import (
     ReconnectNeeded,
     Unreachable,
 )
+from evergrant.lease import Lease, LeaseLeak, Proof, Signature
 from evergrant.models import (
     AccountChoice,
     App,
@@ -31,13 +32,9 @@ from evergrant.models import (
     Connection,
     ConsentRequired,
     DeviceCode,
-    Lease,
-    LeaseLeak,
     LiveStatus,
-    Proof,
     Provider,
     RevocationProgress,
-    Signature,
     State,
 )
 

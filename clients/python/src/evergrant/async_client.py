@@ -12,8 +12,9 @@ from evergrant.calls import leases as lease_calls
 from evergrant.calls import transfer as transfer_calls
 from evergrant.calls.leases import LeaseOptions, LeaseRequest
 from evergrant.calls.transfer import ImportItem, ImportOutcome
+from evergrant.lease import Lease
 from evergrant.methods import ApiMethods
-from evergrant.models import Connection, ConsentRequired, Lease
+from evergrant.models import Connection, ConsentRequired
 from evergrant.origins import allowed_origins
 from evergrant.retries import Deadline, is_consent_complete
 from evergrant.transport import AsyncTransport

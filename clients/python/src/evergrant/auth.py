@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 import httpx2
 
 from evergrant.errors import ProviderUnavailable
+from evergrant.lease import Lease
 from evergrant.lease_cache import LeaseCache
-from evergrant.models import Lease
 from evergrant.origins import Origin, origin_of
 
 Key = TypeVar("Key", bound=Hashable)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from threading import Lock
 
 from evergrant.calls.leases import LeaseRequest, LeaseResponse
-from evergrant.models import Lease
+from evergrant.lease import Lease
 
 CACHE_LEASES_FOR = timedelta(seconds=30)
 _MARGIN = timedelta(seconds=30)  # smaller than the server's, which refreshes before this one asks

@@ -17,8 +17,9 @@ import httpx2
 from evergrant.auth import ReportedTokens
 from evergrant.calls.call import Call, Page, Result, check_version, next_page
 from evergrant.errors import EvergrantError, ProtocolError, Unreachable
+from evergrant.lease import Lease
 from evergrant.lease_cache import CACHE_LEASES_FOR, Clock, LeaseCache, utc_now
-from evergrant.models import Connection, ConsentRequired, Lease
+from evergrant.models import Connection, ConsentRequired
 from evergrant.origins import ServerAddress
 from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, DEADLINE, Deadline
 from evergrant.single_flight import AsyncSingleFlight, SingleFlight

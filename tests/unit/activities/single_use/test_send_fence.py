@@ -10,7 +10,7 @@ from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import AttemptOutcome, TimeLimits
-from evergrant_server.journal.entry import RESERVATION_SUFFIX, remove_reservation
+from evergrant_server.journal.reservation import RESERVATION_SUFFIX, remove_reservation
 from evergrant_server.telemetry import metrics
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW

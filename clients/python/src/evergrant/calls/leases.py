@@ -19,7 +19,8 @@ from evergrant.calls.call import (
     without_none,
 )
 from evergrant.fields import Fields
-from evergrant.models import ConsentRequired, Lease, Proof, Signature
+from evergrant.lease import Lease, Proof, Signature
+from evergrant.models import ConsentRequired
 
 FormFields = Mapping[str, str] | Sequence[tuple[str, str]]
 

@@ -19,7 +19,8 @@ from evergrant.cli.output import DEFAULTS, Format, Options, lease_row, row_of, s
 from evergrant.cli.transfer import export_file, export_key, import_file
 from evergrant.cli.webhooks import webhooks
 from evergrant.errors import EvergrantError, ReconnectNeeded
-from evergrant.models import ConsentRequired, Lease
+from evergrant.lease import Lease
+from evergrant.models import ConsentRequired
 
 _AUDIT = ("seq", "shard", "at", "action", "by", "detail")
 

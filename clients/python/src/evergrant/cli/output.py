@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from evergrant.errors import BadRequest, EvergrantError
-from evergrant.models import Connection, Lease
+from evergrant.lease import Lease
+from evergrant.models import Connection
 from evergrant.origins import read_key_file
 from evergrant.sync_client import Evergrant
 

@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 from evergrant.async_client import AsyncEvergrant
 from evergrant.calls.leases import LeaseOptions
-from evergrant.models import ConsentRequired, Lease
+from evergrant.lease import Lease
+from evergrant.models import ConsentRequired
 from evergrant.sync_client import Evergrant
 
 _MIN_ENCODED_BYTES = 8  # an encoded fragment of a shorter secret would match by chance

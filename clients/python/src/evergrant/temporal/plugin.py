@@ -31,7 +31,7 @@ from evergrant.errors import (
     ProtocolError,
     ReconnectNeeded,
 )
-from evergrant.models import Lease, LeaseLeak
+from evergrant.lease import Lease, LeaseLeak
 from evergrant.sync_client import Evergrant
 from evergrant.temporal.leases import CURRENT_LEASES, ActivityLeases, WorkerClients, contains_secret
 from evergrant.transport import ClientOptions

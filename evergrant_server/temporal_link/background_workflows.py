@@ -1,0 +1,65 @@
+"""Restarts the workflows of webhooks, definitions and replaced grants that a reconcile pass finds missing."""
+
+from datetime import datetime, timedelta
+
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.messages.activities import RevokeReplacedStart
+from evergrant_server.core.messages.integrations import RolloutStart
+from evergrant_server.core.messages.maintenance import WakeWebhook
+from evergrant_server.core.messages.names import (
+    definition_rollout_workflow_id,
+    replaced_grants_workflow_id,
+)
+from evergrant_server.store import Store
+from evergrant_server.temporal_link import start_requests
+from evergrant_server.temporal_link.link import TemporalLink
+from evergrant_server.temporal_link.workflow_starter import RECONCILE_CONTEXT, reconcile_context
+
+_OVERDUE_AFTER = timedelta(minutes=2)  # longer than a round of deliveries
+
+
+async def wake_overdue_webhooks(store: Store, link: TemporalLink, clock: Clock) -> None:
+    """Wake or start the workflow of every webhook whose deliveries are overdue.
+
+    A workflow that is only slow is woken too, which costs it one query of the store. Raises
+    Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
+    """
+    async with store.read() as tx:
+        overdue = await tx.webhooks.with_overdue_deliveries(clock.now() - _OVERDUE_AFTER)
+    for webhook in overdue:
+        wake = WakeWebhook(tenant=webhook.tenant, webhook_id=webhook.id, context=RECONCILE_CONTEXT)
+        await link.start(start_requests.webhook(wake))
+
+
+async def restart_definition_rollouts(store: Store, link: TemporalLink, now: datetime) -> None:
+    """Start the workflow of every open version of a definition, unless it is running.
+
+    The workflow continues from the stage in the store. Raises Failure TEMPORAL_UNAVAILABLE or
+    STORE_UNAVAILABLE.
+    """
+    async with store.read() as tx:
+        versions = await tx.definitions.open_versions_of_all_tenants()
+    for version in versions:
+        start = RolloutStart(
+            tenant=version.tenant,
+            definition_id=version.id,
+            provider=version.name,
+            check_interval_s=version.rollout.check_interval_s,
+            context=reconcile_context(
+                store.ring, definition_rollout_workflow_id(version.tenant, version.id), now
+            ),
+        )
+        await link.start(start_requests.definition_rollout(start))
+
+
+async def restart_replaced_grants(store: Store, link: TemporalLink, now: datetime) -> None:
+    """Start the workflow of every connection with replaced grants to revoke, unless it is running.
+
+    Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
+    """
+    async with store.read() as tx:
+        pending = await tx.replaced_grants.pending_since_before(now)
+    for it in pending:
+        context = reconcile_context(store.ring, replaced_grants_workflow_id(it.tenant, it.id), now)
+        start = RevokeReplacedStart(tenant=it.tenant, connection_id=it.id, context=context)
+        await link.start(start_requests.replaced_grants(start, wake=False))
