@@ -70,7 +70,7 @@ def parameters(spec: ProviderSpec) -> str:
         takes = "any host" if rule.kind == "arbitrary_host" else ""
         if rule.enum:
             takes = "one of " + ", ".join(f"`{value}`" for value in rule.enum)
-        usual = f"usually `{rule.default}`" if rule.default else ""
+        usual = "may be omitted" if rule.optional else f"usually `{rule.default}`" if rule.default else ""
         if rule.source != "integration":
             usual = f"from the {rule.source.replace('_', ' ')}"
         facts = "; ".join(fact for fact in (escape_markdown(rule.description), takes, usual) if fact)

@@ -40,6 +40,11 @@ AuthMode = Literal[
     "implicit",
 ]  # no password grant (RFC 9700 section 2.4); `implicit` only where the operator allows it (2.1.2)
 
+_LEFT_OUT_WITH_PARAMS = (
+    *("authorization_params", "token_params", "token_query_params", "refresh_params"),
+    "install_start_url",
+)
+
 
 class ProviderSpec(
     DescriptivePart,
@@ -100,6 +105,11 @@ class ProviderSpec(
             unknown -= {"client_id", "token"} if name == "revocation.url" else set()
             if unknown:
                 raise ValueError(f"{name} uses {sorted(unknown)}, which template_params doesn't define")
+            omitted = {
+                param for param in placeholders(*texts) & known if self.template_params[param].optional
+            }
+            if omitted and name not in _LEFT_OUT_WITH_PARAMS:
+                raise ValueError(f"{name} needs {sorted(omitted)}, which template_params has as optional")
 
     def _check_refresh(self) -> None:
         if self.rotation_grace_s is not None and self.refresh_rotates is not True:

@@ -112,6 +112,7 @@ class TemplateParam(SpecPart):
     enum: tuple[str, ...] | None = None
     kind: Literal["text", "arbitrary_host"] = "text"
     default: str | None = None
+    optional: bool = False  # without a value, the request's parameters that hold it are left out
     normalise: tuple[Literal["lower", "underscore_to_hyphen", "host_of_origin"], ...] = ()
     source: Literal["integration", "callback", "post_auth_lookup"] = "integration"
     callback_param: ParamName | None = None  # its name in the callback, if it is another
@@ -124,6 +125,8 @@ class TemplateParam(SpecPart):
             raise ValueError("needs exactly one of pattern, enum, kind: arbitrary_host")
         if self.default is not None and self.problem(self.default):
             raise ValueError("its default doesn't meet its own rule")
+        if self.optional and (self.default is not None or self.source != "integration"):
+            raise ValueError("is optional, and has a default or comes later")
         if self.source != "integration" and self.kind == "arbitrary_host":
             raise ValueError("may not name an arbitrary host, since the callback is untrusted")
         if self.callback_param is not None and self.source != "callback":

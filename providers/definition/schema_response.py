@@ -18,6 +18,7 @@ from providers.definition.schema_base import (
     SpecPart,
     UrlTemplate,
 )
+from providers.definition.schema_errors import FieldTest
 
 
 def _check_one_group(value: str) -> str:
@@ -78,9 +79,9 @@ WHOLE_REPLY = "[]"  # in `choose`: the reply itself is the array
 class AccountLookup(SpecPart):
     """A request after consent that finds the account or host of the grant.
 
-    `choose` is the path of an array of which the subject chooses a member. `metadata` is then read
-    from each member; `id` names the metadata that identifies a member (by default the first), and
-    `label` is the path of a member's display name.
+    `choose` is the path of an array of which the subject chooses a member, among those for which
+    `choose_where` holds. `metadata` is then read from each member; `id` names the metadata that
+    identifies a member (by default the first), and `label` is the path of a member's display name.
     """
 
     method: Literal["GET"] = "GET"
@@ -88,6 +89,7 @@ class AccountLookup(SpecPart):
     auth_scheme: HeaderValue = "Bearer"
     metadata: dict[str, JsonPath] = Field(min_length=1)
     choose: JsonPath | Literal["[]"] | None = None
+    choose_where: FieldTest | None = None
     id: str | None = None
     label: JsonPath | None = None
 
@@ -95,8 +97,8 @@ class AccountLookup(SpecPart):
     def _check_choice(self) -> Self:
         if self.id is not None and self.id not in self.metadata:
             raise ValueError(f"id names {self.id}, which metadata doesn't have")
-        if self.choose is None and (self.id is not None or self.label is not None):
-            raise ValueError("has id or label without choose")
+        if self.choose is None and any(it is not None for it in (self.choose_where, self.id, self.label)):
+            raise ValueError("has choose_where, id or label without choose")
         return self
 
     @property

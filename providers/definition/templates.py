@@ -7,7 +7,7 @@ from urllib.parse import quote
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_base import PLACEHOLDER
+from providers.definition.schema_base import PLACEHOLDER, placeholders
 from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
 
 _ENDPOINTS = (
@@ -132,6 +132,18 @@ def fill_template(
             raise _invalid_param(spec, name, "is missing")
         at = found.end()
     return "".join([*out, template[at:]])
+
+
+def fill_params(
+    spec: ProviderSpec, templates: Mapping[str, str], values: Mapping[str, str]
+) -> dict[str, str]:
+    """Parameters of a request, without those that hold an optional template parameter without a value.
+
+    Raises as `fill_template`.
+    """
+    absent = {name for name, rule in spec.template_params.items() if rule.optional} - values.keys()
+    present = {name: text for name, text in templates.items() if not absent & placeholders(text)}
+    return {name: fill_template(text, values, spec) for name, text in present.items()}
 
 
 def fill_url_encoded(template: str, **values: str) -> str:

@@ -31,6 +31,7 @@ from providers.responses.raw_reply import (
     retry_after,
     value_at,
 )
+from providers.responses.reply_error import holds
 
 _MAX_OPTIONS = 200
 _MAX_LABEL_LENGTH = 200
@@ -81,6 +82,8 @@ def read_lookup(spec: ProviderSpec, lookup: AccountLookup, reply: RawReply) -> t
     items = value_at(data, "whole" if lookup.choose == WHOLE_REPLY else lookup.choose)
     if not isinstance(items, list) or len(items) > _MAX_OPTIONS:
         raise unreadable_reply(spec, reply, "no list of accounts, or a too long one")
+    if (where := lookup.choose_where) is not None:
+        items = [item for item in items if not isinstance(item, dict) or holds(where, item)]
     found = [_option(lookup, item) for item in items if isinstance(item, dict)]
     options = tuple(option for option in found if option is not None)
     if len({option.id for option in options}) != len(items):

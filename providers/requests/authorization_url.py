@@ -19,7 +19,7 @@ from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import Pkce
 from providers.definition.templates import (
     checked_params,
-    fill_template,
+    fill_params,
     integration_endpoints,
     redirect_uri_to_send,
     require_complete,
@@ -146,7 +146,7 @@ def build_authorization_url(
         detail = f"{spec.name} has no authorization endpoint"
         raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="flow")
     values = checked_params(spec, integration.params)
-    extra = {name: fill_template(text, values, spec) for name, text in spec.authorization_params.items()}
+    extra = fill_params(spec, spec.authorization_params, values)
     extra |= {**_caller_params(spec, params or {}), **(account or {})}
     if verifier is None:
         # the token comes in the fragment only, and no refresh token comes (section 4.2.2)

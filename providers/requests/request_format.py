@@ -14,6 +14,7 @@ from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
 from providers.definition.schema_response import RefreshSpec, RevocationSpec
 from providers.definition.templates import (
     checked_params,
+    fill_params,
     fill_template,
     fill_url_encoded,
     redirect_uri_to_send,
@@ -218,5 +219,4 @@ def filled_params(spec: ProviderSpec, templates: Params, params: Params) -> dict
     """Parameter templates, filled in. Raises Failure INVALID_REQUEST for a missing template parameter."""
     if not templates:
         return {}
-    values = checked_params(spec, params)
-    return {name: fill_template(text, values, spec) for name, text in templates.items()}
+    return fill_params(spec, templates, checked_params(spec, params))

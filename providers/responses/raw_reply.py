@@ -32,6 +32,7 @@ class RawReply:
 
 _MAX_DEPTH = 32
 _MAX_BYTES = 1024 * 1024
+MAX_METADATA_LIST = 500
 MAX_VALUE_LENGTH = 1024
 
 
@@ -129,7 +130,14 @@ def value_at(data: Any, path: str | None) -> Any:
 
 
 def is_metadata_value(value: Any) -> bool:
-    """Whether the value is a short scalar that a column can hold, unlike 1e999 or a lone surrogate."""
+    """Whether the value is a short scalar, or a short list of them, such as the ids of several accounts."""
+    if isinstance(value, list):
+        return len(value) <= MAX_METADATA_LIST and all(_is_short_scalar(item) for item in value)
+    return _is_short_scalar(value)
+
+
+def _is_short_scalar(value: Any) -> bool:
+    """Whether a column can hold the value, unlike 1e999 or a lone surrogate."""
     match value:
         case str():
             return len(value) <= MAX_VALUE_LENGTH and is_storable_text(value)

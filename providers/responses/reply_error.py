@@ -20,7 +20,7 @@ class ReplyError:
 def error_in(spec: ProviderSpec, data: dict[str, Any]) -> ReplyError | None:
     """The error of a reply with these fields: by the definition's rules, else the standard `error`."""
     for rule in spec.error_rules:
-        if _holds(rule, data) and (rule.when is None or _holds(rule.when, data)):
+        if holds(rule, data) and (rule.when is None or holds(rule.when, data)):
             return ReplyError(_text(value_at(data, rule.code_path or rule.path)), rule.means)
     if spec.status_field is not None and not _is_one_of(value_at(data, spec.status_field), spec.ok_values):
         return ReplyError(_text(value_at(data, spec.status_field)))
@@ -30,7 +30,8 @@ def error_in(spec: ProviderSpec, data: dict[str, Any]) -> ReplyError | None:
     return ReplyError(_text(error)) if error else None
 
 
-def _holds(test: FieldTest, data: dict[str, Any]) -> bool:
+def holds(test: FieldTest, data: dict[str, Any]) -> bool:
+    """Whether the condition on a field holds in these fields."""
     value = value_at(data, test.path)
     if value is None:
         return False

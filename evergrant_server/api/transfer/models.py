@@ -42,7 +42,8 @@ def _token_type(value: str) -> str:
 
 
 ImportedToken = Annotated[Secret, AfterValidator(_token)]
-MetadataValue = str | bool | int | float | None
+_MetadataScalar = str | bool | int | float | None
+MetadataValue = _MetadataScalar | Annotated[list[_MetadataScalar], Field(max_length=500)]
 
 
 class ImportItem(Body):
@@ -72,10 +73,11 @@ class ImportItem(Body):
     @field_validator("metadata")
     @classmethod
     def _short_facts(cls, value: dict[str, MetadataValue]) -> dict[str, MetadataValue]:
-        for text in (*value, *(it for it in value.values() if isinstance(it, str))):
+        scalars = [it for one in value.values() for it in (one if isinstance(one, list) else [one])]
+        for text in (*value, *(it for it in scalars if isinstance(it, str))):
             if len(text) > _MAX_METADATA_LENGTH or not text.isprintable():
                 raise ValueError(f"values are printable and at most {_MAX_METADATA_LENGTH} characters")
-        if any(isinstance(it, float) and not math.isfinite(it) for it in value.values()):
+        if any(isinstance(it, float) and not math.isfinite(it) for it in scalars):
             raise ValueError("a number is NaN or infinite, which JSON can't represent")
         return value
 

@@ -180,9 +180,13 @@ async def test_a_moment_that_stands_for_something_else_is_told_what_to_say(
 
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
 async def test_a_fact_is_no_number_that_json_has_no_word_for(api: Api, key: str, number: float):
-    (bad,) = await sent(api, key, item(metadata={"share": number}))
-    assert (bad["status"], bad["field"]) == ("invalid", "metadata")
-    assert "infinite" in bad["detail"]
+    for fact in (number, ["1", number]):
+        (bad,) = await sent(api, key, item(metadata={"share": fact}))
+        assert (bad["status"], bad["field"]) == ("invalid", "metadata")
+        assert "infinite" in bad["detail"]
+    for fact, status in ((["1", 2], "imported"), (["1\n"], "invalid"), ([["1"]], "invalid")):
+        (made,) = await sent(api, key, item(metadata={"advertisers": fact}))
+        assert made["status"] == status
 
 
 async def test_a_lease_meanwhile_sends_nobody_to_consent(api: Api, key: str):

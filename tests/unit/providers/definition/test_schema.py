@@ -200,3 +200,11 @@ def test_json_schema_rejects_mistakes(tmp_path: Path) -> None:
     for file in files:
         if file.name not in told.stdout:
             pytest.fail(f"{file.name} was taken: {told.stdout}")
+
+
+def test_an_optional_parameter_is_in_no_url() -> None:
+    host = {"host": {"enum": ["eu"], "optional": True}}
+    with pytest.raises(ValueError, match="optional"):
+        spec_like(token_endpoint="https://{host}.acme.example/token", template_params=host)
+    with pytest.raises(ValueError, match="default"):
+        spec_like(template_params={"host": {"enum": ["eu"], "optional": True, "default": "eu"}})

@@ -26,6 +26,14 @@ def test_accounts_with_metadata() -> None:
     assert [it.id for it in read(sites, choose="[]", id="site")] == ["7", "8"]
 
 
+def test_only_accounts_that_meet_the_condition():
+    sites = [{"id": 1, "kind": "shop"}, {"id": 2, "kind": "blog"}, {"kind": "blog"}, {"id": 3}]
+    of_shops = {"choose_where": {"path": "kind", "values": ["shop"]}}
+    assert [it.id for it in read({"data": {"sites": sites}}, **of_shops)] == ["1"]
+    with fails(ErrorCode.REPLY_UNREADABLE):
+        read({"data": {"sites": [*sites, {"kind": "shop"}]}}, **of_shops)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -70,6 +78,8 @@ def test_choice_of_a_definition() -> None:
         spec_like(post_auth=[NESTED | {"id": "other"}])
     with pytest.raises(ValueError, match="without choose"):
         spec_like(post_auth=[NESTED | {"choose": None}])
+    with pytest.raises(ValueError, match="without choose"):
+        spec_like(post_auth=[{"url": URL, "metadata": {"a": "b"}, "choose_where": {"path": "kind"}}])
 
 
 def test_unstorable_account_metadata_left_out() -> None:

@@ -88,6 +88,17 @@ def test_app_parameters_must_be_listed() -> None:
             url_for(spec, params={name: "x"})
 
 
+def test_a_parameter_that_the_integration_may_omit() -> None:
+    spec = spec_like(
+        authorization_params={"organization": "{org}"},
+        template_params={"org": {"pattern": "^[a-z]+$", "optional": True}},
+    )
+    assert "organization" not in query_of(url_for(spec))
+    assert query_of(url_for(spec, an_integration(params={"org": "acme"})))["organization"] == "acme"
+    with fails(ErrorCode.INVALID_REQUEST, field="params.org"):
+        url_for(spec, an_integration(params={"org": "A"}))
+
+
 HOSTED = {
     "authorization_endpoint": "https://{sub}.acme.example/authorize",
     "token_endpoint": "https://{sub}.acme.example/token",

@@ -170,6 +170,18 @@ async def test_token_in_a_revocation_url() -> None:
         assert idp.calls[-1].target == f"/{idp.client_id}/rt-1"
 
 
+async def test_a_parameter_that_the_integration_may_omit() -> None:
+    life = {"life": {"pattern": "^[0-9]+$", "optional": True}}
+    spec = spec_like(token_params={"expires_in": "{life}"}, template_params=life)
+    async with ScriptedProvider() as idp:
+        talk, secret = Talk(idp), Secret("c-1")
+        for params in ({}, {"life": "300"}):
+            access = talk.access(spec, params)
+            await talk.sender.exchange_code(access, code=secret, verifier=secret, redirect_uri=REDIRECT)
+            sent = dict(parse_qsl(idp.calls[-1].body.decode()))
+            assert sent.get("expires_in") == params.get("life")
+
+
 async def test_unsupported_request_not_sent() -> None:
     async with ScriptedProvider() as idp:
         talk, secret = Talk(idp), Secret("rt-1")

@@ -267,6 +267,24 @@ def test_unstorable_metadata_left_out(said: bytes):
     assert read(b'{"access_token": "a", "team": ' + said + b"}", spec=spec).metadata == {}
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (["17", 18], True),
+        ([], True),  # no account was granted
+        (["17"] * 500, True),
+        (["17"] * 501, False),
+        ([["17"]], False),
+        ([None], False),
+        ([{"id": 17}], False),
+    ],
+)
+def test_a_short_list_is_metadata(said: list[Any], kept: bool):
+    spec = spec_like(response={"metadata_paths": ["advertisers"]})
+    read_as = read({"access_token": "a", "advertisers": said}, spec=spec).metadata
+    assert read_as == ({"advertisers": said} if kept else {})
+
+
 def test_metadata_in_any_script_kept():
     said = "Équipe\u00a0\U0001f469\u200d\U0001f4bb\nof two lines"
     spec = spec_like(response={"metadata_paths": ["team"]})
