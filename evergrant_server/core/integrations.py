@@ -51,6 +51,7 @@ class Endpoints(FrozenModel):
     device_authorization_endpoint: str | None = None  # RFC 8628 section 3.1
     iss_in_callback: bool = False  # authorization_response_iss_parameter_supported (RFC 9207)
     token_auth_methods: tuple[str, ...] = ()  # token_endpoint_auth_methods_supported, when discovered
+    revocation_auth_methods: tuple[str, ...] = ()  # revocation_endpoint_auth_methods_supported
     registration_endpoint: str | None = None  # RFC 7591 section 3
     pushed_authorization_request_endpoint: str | None = None  # RFC 9126 section 5
     pushed_requests_required: bool = False  # require_pushed_authorization_requests

@@ -11,7 +11,8 @@ from evergrant_server.core.text import json_type
 from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, retry_after
 
 CLIENT_NAME = "Evergrant"
-_AUTH_METHODS = ("client_secret_basic", "client_secret_post", "none")
+_BASIC, _POST = "client_secret_basic", "client_secret_post"
+_AUTH_METHODS = (_POST, _BASIC, "none")
 _MAX_LENGTH = 2048
 
 
@@ -61,9 +62,15 @@ def scopes_to_register(integration: Integration, endpoints: Endpoints | None) ->
 
 
 def auth_method_to_request(endpoints: Endpoints) -> str:
-    """The preferred method that the server supports; its default is Basic (RFC 7591 section 2)."""
-    offered = endpoints.token_auth_methods
-    return next((method for method in _AUTH_METHODS if method in offered), _AUTH_METHODS[0])
+    """The preferred method that the server supports; its default is Basic (RFC 7591 section 2).
+
+    The secret in the body comes first: with Basic, some servers require the client id in the body as
+    well (the MCP SDK's), and others refuse it there (Okta). A server may take it at the token endpoint
+    and not at the revocation endpoint.
+    """
+    offered = [method for method in _AUTH_METHODS if method in endpoints.token_auth_methods]
+    at_revocation = endpoints.revocation_auth_methods or offered
+    return next((method for method in offered if method in at_revocation), (*offered, _BASIC)[0])
 
 
 def read_registration(reply: RawReply, *, asked_auth: str) -> RegisteredClient:

@@ -22,6 +22,7 @@ from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body
 
 _MAX_URL_LENGTH = 2048
+_MAX_SHOWN = 200
 _ALIASED = (
     "token_endpoint",
     "revocation_endpoint",
@@ -105,7 +106,10 @@ async def _fetch_document(
 def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> Endpoints:
     named = document.get("issuer")
     if named != issuer:
-        _fail(issuer, "the document names another issuer" if named else "the document names no issuer")
+        _fail(
+            issuer,
+            f"the document names another issuer{_shown(named)}" if named else "the document names no issuer",
+        )
     grants = _strings(issuer, document, "grant_types_supported")
     browser = grants is None or "authorization_code" in grants
     methods = _strings(issuer, document, "code_challenge_methods_supported")
@@ -127,6 +131,7 @@ def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> E
         issuer=issuer,
         iss_in_callback=iss,
         token_auth_methods=tuple(_strings(issuer, document, "token_endpoint_auth_methods_supported") or ()),
+        revocation_auth_methods=tuple(_listed(document, "revocation_endpoint_auth_methods_supported")),
         pushed_requests_required=document.get("require_pushed_authorization_requests") is True,
         dpop_algorithms=tuple(_strings(issuer, document, "dpop_signing_alg_values_supported") or ()),
         offline_access="offline_access" in _listed(document, "scopes_supported"),
@@ -187,10 +192,16 @@ def _strings(issuer: str, document: dict[str, Any], name: str) -> list[str] | No
     return value
 
 
-def _listed(document: dict[str, Any], name: str) -> list[Any]:
-    """An array that no connection depends on; a malformed one is empty."""
+def _listed(document: dict[str, Any], name: str) -> list[str]:
+    """The strings of an array that no connection depends on; a malformed one is empty."""
     value = document.get(name)
-    return value if isinstance(value, list) else []
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _shown(named: Any) -> str:
+    """The issuer that a document names, for the admin: often the same with or without a final slash."""
+    shown = isinstance(named, str) and named.isprintable() and len(named) <= _MAX_SHOWN
+    return f": {named}" if shown else ""
 
 
 def _fail(issuer: str, why: str) -> NoReturn:

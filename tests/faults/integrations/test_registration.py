@@ -62,7 +62,7 @@ async def test_rfc7591_a_registered_client_connects(place: Installation):
     assert (ready.state, ready.client_id, ready.client_auth) == (
         IntegrationState.READY,
         place.idp.client_id,
-        "client_secret_basic",
+        "client_secret_post",
     )
     assert place.idp.redirect_uris[0].endswith(f"/oauth/callback/{integration.id}")
     connection = await place.begin(ready)

@@ -76,7 +76,8 @@ async def test_openid_and_path_suffixed_documents_are_tried_next(missing: Any) -
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [
-        ({"issuer": "https://evil.example"}, "another issuer"),
+        ({"issuer": "https://evil.example"}, "another issuer: https://evil.example"),
+        ({"issuer": "https://evil.example/\n" + "x" * 900}, "another issuer"),
         ({"issuer": None}, "no issuer"),
         ({"code_challenge_methods_supported": ["plain"]}, "S256"),
         ({"code_challenge_methods_supported": "S256"}, "not an array"),
@@ -223,17 +224,27 @@ def test_rfc7591_2_client_metadata() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offered", "asked"),
+    ("at_token", "at_revocation", "asked"),
     [
-        ((), "client_secret_basic"),
-        (("client_secret_post", "client_secret_basic"), "client_secret_basic"),
-        (("client_secret_post",), "client_secret_post"),
-        (("none", "private_key_jwt"), "none"),
+        (None, None, "client_secret_basic"),
+        (["client_secret_basic", "client_secret_post"], None, "client_secret_post"),
+        (["client_secret_basic", "client_secret_post"], ["client_secret_basic"], "client_secret_basic"),
+        (["client_secret_post"], ["client_secret_basic"], "client_secret_post"),
+        (["client_secret_basic"], None, "client_secret_basic"),
+        (["none", "private_key_jwt"], None, "none"),
     ],
 )
-def test_preferred_auth_method_that_the_server_supports(offered: tuple[str, ...], asked: str) -> None:
-    endpoints = Endpoints(authorization_endpoint="a", token_endpoint="t", token_auth_methods=offered)
-    assert auth_method_to_request(endpoints) == asked
+async def test_rfc7591_2_the_method_that_every_endpoint_takes_is_registered(
+    at_token: Any, at_revocation: Any, asked: str
+) -> None:
+    """The secret in the body: the MCP SDK's server takes no Basic request that doesn't repeat the client
+    id in its body, and others take none that does. Canaille revokes with Basic only."""
+    metadata = {
+        "token_endpoint_auth_methods_supported": at_token,
+        "revocation_endpoint_auth_methods_supported": at_revocation,
+    }
+    async with ScriptedProvider(metadata=metadata) as idp:
+        assert auth_method_to_request(await discover(egress_to(idp), idp.issuer)) == asked
 
 
 def test_rfc7591_3_2_1_registered_client() -> None:
