@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from providers.definition.schema_base import AnchoredPattern, JsonPath, SpecPart
+from providers.definition.schema_base import AnchoredPattern, HeaderName, JsonPath, SpecPart
 
 
 class FieldTest(SpecPart):
@@ -40,6 +40,13 @@ class ErrorRule(FieldTest):
     means: ErrorMeaning | None = None
 
 
+class RateLimitReset(SpecPart):
+    """A header that says when a limit ends: in so many seconds, or at a Unix time."""
+
+    header: HeaderName
+    format: Literal["seconds", "epoch_s"] = "seconds"
+
+
 class ErrorPart(SpecPart):
     """Replies that mean success, and what the names of errors mean."""
 
@@ -51,6 +58,7 @@ class ErrorPart(SpecPart):
     client_error_codes: tuple[str, ...] = ()  # our client is refused: the integration's admin repairs it
     rate_limit_error_codes: tuple[str, ...] = ()
     retryable_error_codes: tuple[str, ...] = ()
+    rate_limit_reset: RateLimitReset | None = None  # of a rate-limited reply without Retry-After
 
     def meaning_of(self, name: str | None) -> ErrorMeaning | None:
         """What this definition says about an error of this name."""

@@ -22,13 +22,12 @@ from providers.definition.templates import (
     require_complete,
 )
 from providers.requests.request_format import STANDARD_HEADERS
-from providers.responses.error_mapping import unreadable_reply
+from providers.responses.error_mapping import unreadable_reply, wait_of_reply
 from providers.responses.raw_reply import (
     RawReply,
     UnreadableBody,
     is_metadata_value,
     parse_body,
-    retry_after,
     value_at,
 )
 from providers.responses.reply_error import holds
@@ -109,11 +108,11 @@ def _metadata(lookup: AccountLookup, data: dict[str, Any]) -> dict[str, Any]:
 
 def _failure(spec: ProviderSpec, reply: RawReply) -> Failure:
     detail = f"{spec.name} replied to the request for accounts with status {reply.status}"
-    wait = retry_after(reply.headers)
     match reply.status:
         case 429:
-            return Failure(ErrorCode.PROVIDER_RATE_LIMITED, detail, retry_after=wait, provider=spec.name)
+            code = ErrorCode.PROVIDER_RATE_LIMITED
         case status if status >= 500:
-            return Failure(ErrorCode.PROVIDER_ERROR, detail, retry_after=wait, provider=spec.name)
+            code = ErrorCode.PROVIDER_ERROR
         case _:
-            return Failure(ErrorCode.CLIENT_REJECTED, detail, provider=spec.name)
+            code = ErrorCode.CLIENT_REJECTED
+    return Failure(code, detail, retry_after=wait_of_reply(spec, reply, code), provider=spec.name)

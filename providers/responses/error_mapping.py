@@ -18,7 +18,13 @@ from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_errors import ErrorMeaning
 from providers.definition.schema_response import RevocationSpec
-from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, retry_after
+from providers.responses.raw_reply import (
+    RawReply,
+    UnreadableBody,
+    parse_body,
+    retry_after,
+    seconds_until_reset,
+)
 from providers.responses.reply_error import ReplyError, error_in
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
@@ -86,20 +92,34 @@ def failure_of_reply(
 
     `now` converts a retry date when the reply has no Date header.
     """
-    wait = retry_after(reply.headers, now)
     code = _code_of_reply(spec, reply, error)
+    wait = wait_of_reply(spec, reply, code, now)
     context = {"provider": spec.name, "provider_status": str(reply.status)}
     if error and _LOGGABLE_ERROR.fullmatch(error):
         context["provider_error"] = error
     suffix = f" and the error {context['provider_error']}" if "provider_error" in context else ""
-    waits = code in (ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_RATE_LIMITED)
     kind = PassingError if _is_passing(spec, reply, error) else Failure
     return (_failure_class(reply) if code is ErrorCode.REPLY_UNREADABLE else kind)(
         code,
         f"{spec.name} answered with status {reply.status}{suffix}",
-        retry_after=wait if waits else None,
+        retry_after=wait,
         **context,
     )
+
+
+def wait_of_reply(
+    spec: ProviderSpec, reply: RawReply, code: ErrorCode, now: datetime | None = None
+) -> float | None:
+    """How long to wait after a failure that passes, in seconds, where the reply says so.
+
+    By Retry-After (RFC 9110 section 10.2.3), else by the definition's own header of a rate limit.
+    """
+    if code not in (ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_RATE_LIMITED):
+        return None
+    wait, own = retry_after(reply.headers, now), spec.rate_limit_reset
+    if wait is None and own is not None and code is ErrorCode.PROVIDER_RATE_LIMITED:
+        wait = seconds_until_reset(reply.headers, own.header, own.format, now)
+    return wait
 
 
 def _code_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> ErrorCode:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 from urllib.parse import parse_qsl
 
 import httpx2
@@ -148,6 +148,7 @@ def _is_short_scalar(value: Any) -> bool:
 
 
 _DIGITS = re.compile(r"[0-9]{1,15}")
+_DECIMAL = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
 _MAX_SECONDS = MAX_LIFETIME.total_seconds()  # a longer one is a mistake and overflows dates
 _MAX_RETRY_S = 86400.0
 
@@ -214,6 +215,22 @@ def retry_after(headers: dict[str, str], now: datetime | None = None) -> float |
     if time is None or now is None:
         return None
     return min(max((time - now).total_seconds(), 0.0), _MAX_RETRY_S)
+
+
+def seconds_until_reset(
+    headers: dict[str, str], name: str, format: Literal["seconds", "epoch_s"], now: datetime | None
+) -> float | None:
+    """When a rate limit ends, by a provider's own header; a day at most."""
+    text = headers.get(name.lower(), "").strip()
+    if not _DECIMAL.fullmatch(text):
+        return None
+    seconds = float(text)
+    if format == "epoch_s":
+        now = reply_date(headers) or now
+        if now is None:
+            return None
+        seconds -= now.timestamp()
+    return min(max(seconds, 0.0), _MAX_RETRY_S)
 
 
 def _http_date(text: str) -> datetime | None:

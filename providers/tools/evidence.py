@@ -21,7 +21,7 @@ _CODES = {  # the code that a refusal of this kind is read as
     "client": {"client_rejected"},
     "passing": {"provider_error", "provider_rate_limited"},
 }
-_REFUSAL_FIELDS = {"of", "reply", "code", "source", "undecidable"}
+_REFUSAL_FIELDS = {"of", "reply", "code", "retry_after", "source", "undecidable"}
 
 
 def sourced_parts(vector: dict[str, Any]) -> frozenset[str]:

@@ -133,6 +133,8 @@ def test_refusals(exchange: Exchange) -> None:
         with pytest.raises(Failure) as raised:
             exchange.read(as_read(refusal["reply"]), refreshing=True)
         assert raised.value.code.value == refusal["code"], refusal
+        if "retry_after" in refusal:
+            assert raised.value.retry_after == refusal["retry_after"], refusal
 
 
 def test_further_replies(exchange: Exchange) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from evergrant_server.core.errors import ErrorCode, FailureKind
 from tests.unit.providers.responses.test_token_response import GOOD, failure, read
-from tests.unit.providers.samples import spec_like
+from tests.unit.providers.samples import NOW, spec_like
 
 
 @pytest.mark.parametrize(
@@ -187,6 +187,30 @@ def test_only_well_formed_error_names_are_quoted(error: str, shown: bool) -> Non
 )
 def test_rfc9110_retry_after(headers: Any, seconds: float | None) -> None:
     assert failure(b"", 503, **headers).retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("format", "value", "seconds"),
+    [
+        ("seconds", "1200", 1200.0),
+        ("seconds", "7.5", 7.5),  # Reddit's
+        ("seconds", "999999", 86400.0),
+        ("seconds", "-1", None),
+        ("seconds", "1e400", None),
+        ("seconds", "soon", None),
+        ("epoch_s", f"{NOW.timestamp() + 60:.0f}", 60.0),
+        ("epoch_s", f"{NOW.timestamp() - 60:.0f}", 0.0),
+        ("epoch_s", "99999999999", 86400.0),
+    ],
+)
+def test_a_providers_own_header_says_when_its_limit_ends(
+    format: str, value: str, seconds: float | None
+) -> None:
+    spec = spec_like(rate_limit_reset={"header": "X-Limit-Reset", "format": format})
+    assert failure(b"", 429, spec=spec, x_limit_reset=value).retry_after == seconds
+    assert failure(b"", 429, spec=spec, x_limit_reset=value, retry_after="3").retry_after == 3
+    assert failure(b"", 503, spec=spec, x_limit_reset=value).retry_after is None  # it is on every reply
+    assert failure(b"", 429, x_limit_reset=value).retry_after is None
 
 
 def test_status_fields_and_error_objects() -> None:
