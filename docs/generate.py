@@ -204,6 +204,9 @@ def audit_actions() -> str:
             f"A record carries at most {SCOPES_LIMIT:,} characters of `scopes`. One that is cut has",
             "`scope_count`, the number of all, and `scopes_sha256`, the SHA-256 of all, separated by spaces.",
             "",
+            "A record of a refusal has `provider_said`: the reply's status, and the provider's `error` and",
+            "`description`, [cleaned](../guide/operations.md#what-a-provider-said). Only admins read it.",
+            "",
             *table(("action", "recorded when"), rows),
             "",
         ]

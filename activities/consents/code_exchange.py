@@ -21,6 +21,7 @@ from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.activities import ConsentCall, ExchangeCode, GrantResult
 from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.definition.templates import params_from_metadata
@@ -67,7 +68,7 @@ class CodeExchangeOutcome(FirstGrantOutcome):
         if code is ErrorCode.GRANT_REJECTED and attempt.row.sends > 1:
             code = ErrorCode.OUTCOME_UNKNOWN  # an earlier send spent it, and its reply is lost
         await end_unless_done(tx, self.consent, ConsentStatus.FAILED, code)
-        detail = {"reason": code, "consent": self.consent.id}
+        detail = {"reason": code, "consent": self.consent.id, **words_in(failure)}
         await append_audit(tx, self.call, AuditAction.CONSENT_FAILED, now, **detail)
         return GrantResult(attempt_id=attempt.row.id, failure=code, consent_over=True)
 

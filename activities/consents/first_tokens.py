@@ -26,6 +26,7 @@ from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.activities import ConsentCall, GrantResult, RequestFirstTokens
 from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.provider_words import with_code
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.requests.device import (
@@ -117,7 +118,8 @@ class DeviceOutcome(FirstGrantOutcome):
         if is_client_refused(failure) and self.context.other_client is not None:
             return GrantResult(attempt_id=row.id, failure=failure.code, client_refused=True)
         if failure.code is ErrorCode.GRANT_REJECTED and row.sends > 1:
-            failure = Failure(ErrorCode.OUTCOME_UNKNOWN)  # an earlier poll spent it, and its reply is lost
+            # an earlier poll spent it, and its reply is lost
+            failure = with_code(failure, ErrorCode.OUTCOME_UNKNOWN)
         await record_consent_failure(tx, self.call, failure, now, over=True)
         return GrantResult(attempt_id=row.id, failure=failure.code, consent_over=True)
 

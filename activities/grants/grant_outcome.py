@@ -34,6 +34,7 @@ from evergrant_server.core.messages.activities import ConnectionCall, GrantResul
 from evergrant_server.core.messages.connection import ProviderChanged, Rotate
 from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
+from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.responses.raw_reply import RawReply
@@ -205,12 +206,12 @@ class RefreshOutcome(GrantOutcome[RefreshGrant]):
         refused = failure.kind is FailureKind.RECONNECT_NEEDED and not self.provisional
         if refused and current.state is LifecycleState.ACTIVE:
             await tx.connections.replace(current.rejected(code, now), expected=current.revision)
-            await append_audit(tx, request, AuditAction.NEEDS_REAUTH, now, reason=code)
+            await append_audit(tx, request, AuditAction.NEEDS_REAUTH, now, reason=code, **words_in(failure))
         else:
             grant = self.context.grant
             expired = request.token_over or (grant is not None and not grant.is_valid(now))
             await record_refresh_failure(tx, request, current, code, now, token_over=expired)
-            await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code)
+            await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code, **words_in(failure))
         if current.state is LifecycleState.REVOKING:
             return GrantResult(state=LifecycleState.REVOKING)
         return GrantResult(

@@ -32,6 +32,7 @@ from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKi
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.messages.activities import GrantResult, VerifyLateTokens
 from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, LateTokens
 from evergrant_server.store import Transaction
 from providers.responses.raw_reply import RawReply
@@ -198,7 +199,7 @@ class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
         if outcome is not None:
             await close_attempt(tx, attempt.row, outcome, now)
         if failure.kind is FailureKind.RECONNECT_NEEDED:
-            return await _drop_refused(tx, self.call, failure.code, now)
+            return await _drop_refused(tx, self.call, failure.code, now, **words_in(failure))
         return GrantResult(
             attempt_id=attempt.row.id,
             failure=failure.code,
@@ -208,11 +209,11 @@ class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
 
 
 async def _drop_refused(
-    tx: Transaction, request: VerifyLateTokens, reason: ErrorCode, now: datetime
+    tx: Transaction, request: VerifyLateTokens, reason: ErrorCode, now: datetime, **words: object
 ) -> GrantResult:
     """Delete these late tokens and no others; the connection stays as it is."""
     await tx.late_tokens.delete(request.tenant, request.connection_id, request.attempt_id)
-    detail = {"attempt": request.attempt_id, "verified": False, "reason": reason}
+    detail = {"attempt": request.attempt_id, "verified": False, "reason": reason, **words}
     await append_audit(tx, request, AuditAction.LATE_TOKENS_RECEIVED, now, **detail)
     return GrantResult(failure=reason)
 

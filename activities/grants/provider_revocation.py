@@ -8,6 +8,7 @@ from contextlib import suppress
 from activities.grants import GrantServices
 from activities.grants.candidates import try_each_secret
 from activities.support.provider_context import ProviderContext
+from activities.support.provider_replies import log_words
 from activities.support.transactions import append_audit, close_attempt, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import RevocationOutcome
@@ -158,7 +159,8 @@ async def _is_revoked(sender: Sender, context: ProviderContext, tokens: TokenSet
         return False
     try:
         return (await try_each_secret(context, revoke))[0] is RevocationOutcome.CONFIRMED
-    except Failure:
+    except Failure as failure:
+        log_words(failure, context.connection.id)
         return False
     except Exception as unexpected:  # raised from a journal sweep, it would be tried again every second
         what = f"revocation: {type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"

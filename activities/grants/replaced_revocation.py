@@ -10,6 +10,7 @@ from activities.grants.provider_revocation import revoke_all_slots
 from activities.grants.replaced_grants import is_revocable
 from activities.support.bounded_tries import as_failure, report_internal
 from activities.support.provider_context import ProviderContext
+from activities.support.provider_replies import log_words
 from activities.support.temporal import RETRIED_BY_TEMPORAL, heartbeating
 from activities.support.transactions import append_audit, commit_with_retries
 from evergrant_server.core.audit import AuditAction
@@ -62,9 +63,12 @@ class ReplacedGrantActivities:
         if failure.code in RETRIED_BY_TEMPORAL:
             raise failure
 
+        words = log_words(failure, request.connection_id)
+        detail = {"reason": failure.code, "replaced": True, **words}
+
         async def record(tx: Transaction) -> None:
             now, action = self._services.clock.now(), AuditAction.REVOCATION_FAILED
-            await append_audit(tx, request, action, now, reason=failure.code, replaced=True)
+            await append_audit(tx, request, action, now, **detail)
 
         await commit_with_retries(self._services.store, record)
         return ReplacedRevocationResult(failure=failure.code, retry_after=failure.retry_after)
@@ -90,7 +94,9 @@ async def revoke_replaced(
             if is_token_refused(failure):
                 done.refused.append(row)
                 if not with_connection:
-                    await _write(services, call, row, keep=True, old_revoked=False, reason=failure.code)
+                    words = log_words(failure, call.connection_id)
+                    detail = {"old_revoked": False, "reason": failure.code, **words}
+                    await _write(services, call, row, keep=True, **detail)
                 continue
             first = first or failure
             if failure.code is ErrorCode.PROVIDER_UNREACHABLE:

@@ -9,6 +9,7 @@ from activities.grants.replaced_revocation import ReplacedRevocation, revoke_rep
 from activities.single_use.attempt_tracker import open_attempt
 from activities.support.bounded_tries import as_failure, report_internal
 from activities.support.provider_context import ProviderContext
+from activities.support.provider_replies import log_words
 from activities.support.temporal import RETRIED_BY_TEMPORAL, heartbeating
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
@@ -131,9 +132,10 @@ class RevocationActivities:
         if failure.code is ErrorCode.REFRESH_PENDING:
             return result  # no revocation was sent yet
 
+        detail = {"reason": failure.code, **log_words(failure, request.connection_id)}
+
         async def record(tx: Transaction) -> None:
-            now = self._clock.now()
-            await append_audit(tx, request, AuditAction.REVOCATION_FAILED, now, reason=failure.code)
+            await append_audit(tx, request, AuditAction.REVOCATION_FAILED, self._clock.now(), **detail)
 
         await commit_with_retries(self._store, record)
         return result

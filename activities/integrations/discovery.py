@@ -12,6 +12,7 @@ from temporalio import activity
 from activities.integrations.registration import ClientRegistrations, RegistrationAttempt, must_register
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.journaled_reply import JournaledReply
+from activities.support.provider_replies import log_words
 from activities.support.temporal import heartbeating
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
@@ -148,6 +149,8 @@ class DiscoveryActivities:
     async def _write_failed(
         self, request: DiscoverEndpoints, seen: Integration, failure: Failure
     ) -> DiscoveryResult:
+        detail = {"problem": failure.code, **log_words(failure, seen.id)}
+
         async def write(tx: Transaction) -> None:
             now = self.clock.now()
             current = await _current_if_same_issuer(tx, seen)
@@ -156,7 +159,6 @@ class DiscoveryActivities:
             changes = {"state": IntegrationState.FAILED, "problem": failure.detail, "changed_at": now}
             after = current.model_copy(update=changes)
             await tx.integrations.replace(after, expected=current.revision)
-            detail = {"problem": failure.code}
             await _record(tx, now, AuditAction.INTEGRATION_DISCOVERED, after, request.context, detail)
 
         await commit_with_retries(self.store, write)

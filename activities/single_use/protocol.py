@@ -13,6 +13,7 @@ from activities.single_use.attempt import OutcomeHandler, SendFence, SingleUseAt
 from activities.single_use.attempt_tracker import AttemptTracker, CriticalSections
 from activities.single_use.intent import commit_intent
 from activities.single_use.journaled_reply import REPLY_PURPOSES, JournaledReply, write_reply_to_journal
+from activities.support.provider_replies import log_words
 from activities.support.temporal import later_now
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
@@ -181,6 +182,7 @@ class SingleUseProtocol:
         kept = unreadable and handler.spends_credential and entry is not None
         set_aside = kept and self._journal.count_waiting()[1] < _MAX_SET_ASIDE
         refused = failure.kind is FailureKind.RECONNECT_NEEDED  # also when it came with status 200
+        log_words(failure, attempt.row.connection_id)
         outcome = AttemptOutcome.REFUSED if refused else outcome_of_error(reply.status, failure.code)
         if set_aside and isinstance(failure, UnreadableTokens):
             outcome = AttemptOutcome.UNREAD

@@ -14,6 +14,7 @@ from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind, RetryAdvice
 from evergrant_server.core.messages.activities import ConnectionCall, ConsentCall
+from evergrant_server.core.provider_words import words_in
 from evergrant_server.store import Store, Transaction
 
 # A wait for a reply ends within a minute, or once the access token has expired. Where that is far away,
@@ -118,7 +119,7 @@ async def record_consent_failure(
     if current.state is LifecycleState.PENDING_CONSENT:
         waiting = current.waiting_for_grant(failure.code, now)
         await tx.connections.replace(waiting, expected=current.revision)
-    detail = {"reason": failure.code, "consent": consent.id, **denied_source(failure)}
+    detail = {"reason": failure.code, "consent": consent.id, **denied_source(failure), **words_in(failure)}
     await append_audit(tx, call, AuditAction.CONSENT_FAILED, now, **detail)
 
 

@@ -10,6 +10,7 @@ from evergrant_server.api.http.call import AdminCall, ApiCall, Call
 from evergrant_server.api.http.models import Page, PageCursor, View
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditRecord
+from evergrant_server.core.provider_words import PROVIDER_SAID
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["audit"])
@@ -76,10 +77,14 @@ async def verify_audit_log(call: AdminCall) -> dict[str, Any]:
 async def list_connection_audit(
     connection_id: str, call: Call, limit: Limit = 100, cursor: PageCursor = None
 ) -> Page[AuditView]:
-    """The audit records of one connection, oldest first."""
+    """The audit records of one connection, oldest first; what a provider said only for an admin."""
     async with call.api.store.read() as tx:
-        await call.visible_connection(tx, connection_id, Action.ADMIN, Action.CONNECT)
-        return await _page(tx, call, connection_id, limit, cursor)
+        connection = await call.visible_connection(tx, connection_id, Action.ADMIN, Action.CONNECT)
+        page = await _page(tx, call, connection_id, limit, cursor)
+    if not call.allows(Action.ADMIN, connection.integration, connection.subject):
+        for record in page.items:
+            record.detail.pop(PROVIDER_SAID, None)
+    return page
 
 
 async def _page(

@@ -43,6 +43,7 @@ class LogEvent(StrEnum):
     NOT_COMPARED = "not compared"
     OUTBOX_STUCK = "outbox stuck"
     PROTOCOL_FAILED = "protocol failed"
+    PROVIDER_REFUSED = "provider refused"
     REQUEST_FAILED = "request failed"
     ROW_UNREADABLE = "row unreadable"
     SECURITY_EVENT_REFUSED = "security event refused"

@@ -6,9 +6,11 @@ from typing import Any
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.provider_words import ReplyFailure
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
 from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, retry_after
+from providers.responses.reply_words import words_of_fields
 
 CLIENT_NAME = "Evergrant"
 _BASIC, _POST = "client_secret_basic", "client_secret_post"
@@ -91,10 +93,10 @@ def read_registration(reply: RawReply, *, asked_auth: str) -> RegisteredClient:
         data = parse_body(reply.body, "json")
     except UnreadableBody as why:
         if reply.status >= 400:
-            raise _refused(reply.status, None) from None
+            raise _refused(reply, {}) from None
         raise _unreadable(reply, str(why)) from None
     if reply.status not in (200, 201):
-        raise _refused(reply.status, data.get("error"))
+        raise _refused(reply, data)
     try:
         return _parse_registration(data, asked_auth)
     except UnreadableBody as why:
@@ -140,13 +142,16 @@ def _expiry(value: Any) -> datetime | None:
     return datetime.fromtimestamp(value, UTC)
 
 
-def _refused(status: int, error: Any) -> Failure:
-    named = f" and the error {error}" if isinstance(error, str) and error.replace("_", "").isalnum() else ""
-    return Failure(
+def _refused(reply: RawReply, data: dict[str, Any]) -> Failure:
+    error = data.get("error")
+    said = words_of_fields(reply, data, error if isinstance(error, str) else None)
+    plain = said.error is not None and said.error.replace("_", "").isalnum()
+    named = f" and the error {said.error}" if plain else ""
+    return ReplyFailure(
         ErrorCode.CLIENT_REJECTED,
-        f"the server refused the registration: status {status}{named[:80]}",
+        f"the server refused the registration: status {reply.status}{named[:80]}",
         field="registration",
-    )
+    ).with_words(said)
 
 
 def _unreadable(reply: RawReply, why: str) -> Failure:

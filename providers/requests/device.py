@@ -13,6 +13,7 @@ from evergrant_server.core.connections.consent import DEFAULT_INTERVAL_S, Device
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.provider_words import ReplyFailure
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
@@ -24,6 +25,7 @@ from providers.responses.error_mapping import (
     unreadable_reply,
 )
 from providers.responses.raw_reply import RawReply, UnreadableBody
+from providers.responses.reply_words import words_of_reply
 from providers.responses.token_response import read_tokens
 
 DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
@@ -109,7 +111,8 @@ def read_device_token(
     if error in _PENDING_ERRORS:
         raise DevicePending(_PENDING_ERRORS[error])
     if error in _FINAL_ERRORS:
-        raise Failure(_FINAL_ERRORS[error], provider=spec.name)
+        said = words_of_reply(spec, reply, error)
+        raise ReplyFailure(_FINAL_ERRORS[error], provider=spec.name).with_words(said)
     if reply.status == 429:
         raise DevicePending(DevicePoll.SLOW_DOWN)
     if reply.status >= 500:

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.provider_words import ReplyFailure
 from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_errors import ErrorMeaning
@@ -26,6 +27,7 @@ from providers.responses.raw_reply import (
     seconds_until_reset,
 )
 from providers.responses.reply_error import ReplyError, error_in
+from providers.responses.reply_words import words_of_reply
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
 _CLIENT_ERRORS = frozenset(
@@ -87,24 +89,25 @@ def _error_of(spec: ProviderSpec, reply: RawReply) -> ReplyError | None:
 
 def failure_of_reply(
     spec: ProviderSpec, reply: RawReply, error: str | None, now: datetime | None = None
-) -> Failure:
-    """The failure of an unsuccessful reply with the error name `error`.
+) -> ReplyFailure:
+    """The failure of an unsuccessful reply with the error name `error`, and with what the reply says.
 
     `now` converts a retry date when the reply has no Date header.
     """
     code = _code_of_reply(spec, reply, error)
     wait = wait_of_reply(spec, reply, code, now)
+    said = words_of_reply(spec, reply, error)
     context = {"provider": spec.name, "provider_status": str(reply.status)}
-    if error and _LOGGABLE_ERROR.fullmatch(error):
+    if error and _LOGGABLE_ERROR.fullmatch(error) and said is not None and said.error == error:
         context["provider_error"] = error
     suffix = f" and the error {context['provider_error']}" if "provider_error" in context else ""
-    kind = PassingError if _is_passing(spec, reply, error) else Failure
+    kind = PassingError if _is_passing(spec, reply, error) else ReplyFailure
     return (_failure_class(reply) if code is ErrorCode.REPLY_UNREADABLE else kind)(
         code,
         f"{spec.name} answered with status {reply.status}{suffix}",
         retry_after=wait,
         **context,
-    )
+    ).with_words(said)
 
 
 def wait_of_reply(
@@ -158,11 +161,11 @@ def _challenges_client(headers: dict[str, str]) -> bool:
     return any(it is not None and it.group(1).lower() not in _RESOURCE_SCHEMES for it in schemes)
 
 
-class PassingError(Failure):
+class PassingError(ReplyFailure):
     """A reply whose error says that the provider can't serve the request now, whatever its status."""
 
 
-class UnreadableTokens(Failure):
+class UnreadableTokens(ReplyFailure):
     """An unparseable 2xx reply that appears to contain tokens. The credential that was sent is spent."""
 
 
@@ -176,10 +179,10 @@ def unreadable_reply(spec: ProviderSpec, reply: RawReply, why: str) -> Failure:
     )
 
 
-def _failure_class(reply: RawReply) -> type[Failure]:
+def _failure_class(reply: RawReply) -> type[ReplyFailure]:
     body = reply.body.removeprefix(codecs.BOM_UTF8).lstrip()
     tokens = 200 <= reply.status < 300 and not body.startswith(b"<") and _TOKEN_FIELD.search(body)
-    return UnreadableTokens if tokens else Failure
+    return UnreadableTokens if tokens else ReplyFailure
 
 
 def reply_fields(spec: ProviderSpec, reply: RawReply) -> dict[str, Any]:

@@ -14,6 +14,7 @@ Each request at an endpoint takes the next answer of that endpoint's script (`sc
 without more); with none left it answers `ok()`. The answers:
 - `ok(**fields)`            acts, and answers as RFC 6749 says, with `fields` put over the reply
 - without acting: `status(n, headers)` with an empty body, `error(name, n)` with a JSON error,
+  `echo(name, n)` with one that quotes the secrets of the request,
   `html(n)` with a page, `raw(body, n, headers)` with these bytes; `drop()` closes the connection
 - `drop_after_commit()`     acts, then closes the connection: the answer is lost
 - `delay(event_or_seconds)` waits, then does `then` (default `ok()`)
@@ -43,6 +44,7 @@ from tests.fakes.providers.scripted_server import (  # noqa: F401  # for who scr
     drip,
     drop,
     drop_after_commit,
+    echo,
     error,
     hold_answer,
     html,

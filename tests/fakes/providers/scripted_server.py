@@ -1,7 +1,9 @@
 """The HTTP side of a scripted server: reads requests, remembers them, answers as its script says."""
 
 import asyncio
+import base64
 import json
+import re
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
@@ -17,6 +19,8 @@ from tests.fakes.patience import PATIENCE_S
 
 T = TypeVar("T")
 
+_SECRET = re.compile(r"^(?:code|code_verifier|refresh_token|token|client_secret|device_code)$")
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -31,6 +35,7 @@ class Answer:
     wait: "asyncio.Event | float | None" = None
     wait_first: bool = True
     then: "Answer | None" = None
+    echoes: str = ""  # the name of an error whose description quotes every secret of the request
     drips_s: float = 0.0  # the reply is sent a byte at a time, over so many seconds
 
 
@@ -51,6 +56,11 @@ def status(code: int, headers: Mapping[str, str] | None = None) -> Answer:
 
 def error(name: str, code: int = 400) -> Answer:
     return raw(json.dumps({"error": name}).encode(), code, {"Content-Type": "application/json"})
+
+
+def echo(name: str, code: int = 400) -> Answer:
+    """An error that quotes what was sent, as some providers do."""
+    return Answer(acts=False, status=code, headers={"Content-Type": "application/json"}, echoes=name)
 
 
 def html(code: int = 200) -> Answer:
@@ -92,6 +102,15 @@ class Call:
     body: bytes
     params: dict[str, str]
     at: float = field(default_factory=time.monotonic)
+
+    @property
+    def secrets(self) -> str:
+        """What it sent that no one else may know, as a provider could quote it."""
+        sent = [value for name, value in self.params.items() if _SECRET.search(name)]
+        scheme, _, value = self.headers.get("authorization", "").partition(" ")
+        if scheme:
+            sent.append(base64.b64decode(value).decode().partition(":")[2] if scheme == "Basic" else value)
+        return " ".join(sent)
 
 
 class ScriptedServer(ABC):
@@ -204,6 +223,9 @@ class ScriptedServer(ABC):
             await _waited(answer.wait)
             answer = answer.then or ok()
         code, headers, body = answer.status, dict(answer.headers), answer.body
+        if answer.echoes:
+            said = f"Not {call.secrets}, \x1b[31m\u202e it was\nrevoked"
+            body = json.dumps({"error": answer.echoes, "error_description": said}).encode()
         if answer.acts:
             code, acted, data = self._act(call)
             headers = acted | headers

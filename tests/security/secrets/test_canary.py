@@ -39,7 +39,7 @@ from tests.fakes.otlp import Received, running_receiver
 from tests.fakes.patience import eventually
 from tests.fakes.platform.processes import RunningPlatform, running_platform
 from tests.fakes.providers.oauth1_server import OAuth1Server
-from tests.fakes.providers.scripted_provider import ScriptedProvider, ok, raw
+from tests.fakes.providers.scripted_provider import ScriptedProvider, echo, ok
 from tests.fakes.temporal import running_temporal
 from tests.security.secrets.canaries import decoded, dump, files, forms, hits, keys_of
 from tests.security.secrets.canary_flows import ManyFlows, OtherLives, until_state
@@ -93,11 +93,13 @@ class Life:
             await self.others.live()
             await self._look(admin, connection, made["id"])
             self.dumps += dump(platform.data / "evergrant.db")
+            idp.script(echo("server_error", 503), at="revoke")
             await admin.post(f"{connection}/revoke", json={})
             await until_state(admin, connection, "revoked")
             await eventually(
                 lambda: admin.get(f"{connection}/audit"), lambda it: "history.exported" in it.text
             )
+            self.answers.append((await admin.get(f"{connection}/audit")).content)
             await self._told()
             self._known(key, made["connect_url"], cookies)
             await self._gather(admin, made["id"])
@@ -139,9 +141,8 @@ class Life:
 
     async def _trouble(self, app: httpx2.AsyncClient) -> None:
         """Requests that fail with secrets in them, and a provider that echoes what it was sent."""
-        token = self.idp.families[-1].refresh_token
-        echo = json.dumps({"error": "server_error", "error_description": f"bad {token}"}).encode()
-        self.idp.script(raw(echo, 503, {"Content-Type": "application/json"}))
+        await self._refused(app)
+        self.idp.script(echo("server_error", 503))
         body = {"integration": "crm", "subject": "user-1", "min_ttl": 5}
         wrong = self._planted("wrong API key").replace('"', "").replace(" ", "")
         bad = self._planted("token in a request")
@@ -159,6 +160,15 @@ class Life:
                 self.answers.append(answer.content)
         self.secrets["wrong API key"] = [wrong]
         await eventually(lambda: app.post("/v1/lease", json=body), lambda it: it.status_code == 200)
+
+    async def _refused(self, app: httpx2.AsyncClient) -> None:
+        """A code whose refusal quotes it, with the verifier and the client secret."""
+        begun = await app.post("/v1/connections", json={"integration": "crm", "subject": "user-2"})
+        self.idp.script(echo("invalid_grant"))
+        async with Subject("", "") as subject:
+            landed = await subject.consent(begun.json()["connect_url"])
+        assert landed.response is not None
+        self.answers.append(landed.response.content)
 
     async def _pipeline(self, key: str, connection_id: str) -> None:
         """Somebody else's workflow, in its own worker, takes a lease."""
@@ -270,6 +280,11 @@ async def test_no_secret_of_a_whole_life_is_anywhere():
                 life = Life(platform, idp, OtherLives(platform, other_idp, old_idp), received, hooks)
                 await life.live()
                 await _controls_fire(life, folder)
+        for refused in (b"consent.failed", b"grant.refresh_failed", b"connection.revocation_failed"):
+            quoted = [it for it in life.answers if refused in it and b"Not [redacted]" in it]
+            assert quoted, (
+                f"{refused.decode()} quotes no provider: the search for what it quotes proves nothing"
+            )
         found = {place: hits(life.secrets, texts) for place, texts in life.places.items()}
         assert all(sum(len(it) for it in texts) > 200 for texts in life.places.values()), "an empty place"
         assert {place: it for place, it in found.items() if it} == {}

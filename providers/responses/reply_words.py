@@ -1,0 +1,63 @@
+"""Finds what a provider says about an error: the name, and a sentence near it. Pure."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from evergrant_server.core.provider_words import ProviderWords
+from providers.definition.schema import ProviderSpec
+from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, value_at
+from providers.responses.sent_values import received_tokens
+
+# RFC 6749 section 5.2 first, RFC 9457 section 3.1.4, then the names that providers invented
+_DESCRIPTIONS = (
+    "error_description",
+    "error_message",
+    "errorMessage",
+    "message",
+    "detail",
+    "description",
+    "reason",
+    "msg",
+    "errmsg",
+    "error_detail",
+    "hint",
+    "error_name",
+    "err",
+)
+_OBJECTS = ("", "error", "errors.0", "data")
+
+
+def words_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> ProviderWords | None:
+    """What the reply says, without the secrets that were sent and came; None for an unreadable body.
+
+    A journal doesn't keep what was sent: of a reply that it returns only the name of the error is left.
+    """
+    try:
+        data = parse_body(reply.body, prefix=spec.response.strip_body_prefix)
+    except UnreadableBody:
+        return None
+    named = [path for rule in spec.error_rules for path in (rule.code_path, rule.path) if path]
+    return words_of_fields(reply, data, error, tuple(path.rpartition(".")[0] for path in named))
+
+
+def words_of_fields(
+    reply: RawReply, data: dict[str, Any], error: str | None, objects: tuple[str, ...] = ()
+) -> ProviderWords:
+    """As `words_of_reply`. `objects` are the paths of those to look into first."""
+    description = next((it for it in _texts(data, (*objects, *_OBJECTS)) if it != error), None)
+    secrets = {*(reply.sent or ()), *received_tokens(data)}
+    words = ProviderWords.cleaned(error, description, secrets, status=reply.status)
+    return words if reply.sent is not None else words.model_copy(update={"description": None})
+
+
+def _texts(data: dict[str, Any], objects: tuple[str, ...]) -> Iterator[str]:
+    """The sentences of these objects, then an `error` that is a sentence."""
+    for where in dict.fromkeys(objects):
+        for name in _DESCRIPTIONS:
+            value = value_at(data, f"{where}.{name}" if where else name)
+            if isinstance(value, str) and value.strip():
+                yield value
+    for where in ("error", "data.error"):
+        value = value_at(data, where)
+        if isinstance(value, str) and value.strip():
+            yield value
