@@ -24,7 +24,7 @@ _LONGEST_NUMBER = 7  # digits: phone numbers and codes are longer
 _LONGEST_WORD = 20  # letters
 _SEPARATES = ("Zs", "Zl", "Zp", "Cc")  # categories of characters that become a space
 _DROPPED = ("Cf", "Cs", "Co", "Cn")  # invisible, bidirectional, without a meaning
-_MAIL_ADDRESS = re.compile(r"[^\s@<>()\"',;:]+(?:@|%40)[^\s@<>()\"',;:]+")
+_MAIL_ADDRESS = re.compile(r"[^\s@<>()\"',;:]{1,64}(?:@|%40)[^\s@<>()\"',;:]{1,255}")
 _QUERY = re.compile(r"(https?://[^\s?#]*)[?#]\S*", re.IGNORECASE)
 _RUN = re.compile(r"[A-Za-z0-9_\-+/=~.%]+")
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")

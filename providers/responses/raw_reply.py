@@ -14,25 +14,24 @@ import httpx2
 
 from evergrant_server.core.clock import MAX_LIFETIME
 from evergrant_server.core.text import is_storable_text, json_type
-from providers.responses.sent_values import sent_values
 
 
 @dataclass(frozen=True)
 class RawReply:
     """Status, headers (names in lower case) and body. They may hold tokens, so no repr shows them.
 
-    `sent` are the secrets of its request; None for a reply that was stored, since no journal keeps them.
+    `request` is None for a reply that was stored: no journal keeps what was sent.
     """
 
     status: int
     headers: dict[str, str] = field(repr=False)
     body: bytes = field(repr=False)
-    sent: frozenset[str] | None = field(default=None, repr=False, compare=False)
+    request: httpx2.Request | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, response: httpx2.Response) -> Self:
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return cls(response.status_code, headers, response.content, sent_values(response.request))
+        return cls(response.status_code, headers, response.content, response.request)
 
 
 _MAX_DEPTH = 32

@@ -1,12 +1,13 @@
 """Finds what a provider says about an error: the name, and a sentence near it. Pure."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from evergrant_server.core.provider_words import ProviderWords
 from providers.definition.schema import ProviderSpec
 from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, value_at
-from providers.responses.sent_values import received_tokens
+from providers.responses.sent_values import received_tokens, sent_values
 
 # RFC 6749 section 5.2 first, RFC 9457 section 3.1.4, then the names that providers invented
 _DESCRIPTIONS = (
@@ -25,6 +26,7 @@ _DESCRIPTIONS = (
     "err",
 )
 _OBJECTS = ("", "error", "errors.0", "data")
+_MOST_TOKENS = 100  # in a reply: more are nothing that could be searched for in time
 
 
 def words_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> ProviderWords | None:
@@ -45,9 +47,12 @@ def words_of_fields(
 ) -> ProviderWords:
     """As `words_of_reply`. `objects` are the paths of those to look into first."""
     description = next((it for it in _texts(data, (*objects, *_OBJECTS)) if it != error), None)
-    secrets = {*(reply.sent or ()), *received_tokens(data)}
-    words = ProviderWords.cleaned(error, description, secrets, status=reply.status)
-    return words if reply.sent is not None else words.model_copy(update={"description": None})
+    secrets = set(islice(received_tokens(data), _MOST_TOKENS))
+    if reply.request is None or len(secrets) == _MOST_TOKENS:
+        description = None
+    else:
+        secrets |= sent_values(reply.request)
+    return ProviderWords.cleaned(error, description, secrets, status=reply.status)
 
 
 def _texts(data: dict[str, Any], objects: tuple[str, ...]) -> Iterator[str]:

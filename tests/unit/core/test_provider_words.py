@@ -1,6 +1,7 @@
 """What a provider says is cleaned and bounded: no credential in any form, no address of a person."""
 
 import html
+import time
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -95,3 +96,11 @@ def test_the_words_are_bounded_and_no_half_of_a_secret_is_left() -> None:
 def test_a_number_is_a_name() -> None:
     assert cleaned_name("28003017") == "28003017"
     assert cleaned_name("28003017", "28003017") == REDACTED
+
+
+@pytest.mark.parametrize("unit", ["a", "a@", "http://", "%40", "Aa0", "aA", "\u202e", "@", "://?"])
+def test_hostile_texts_take_no_time(unit: str) -> None:
+    """The longest text that is read: a search of cubic time would take an hour."""
+    began = time.process_time()
+    cleaned(unit * (9_999 // len(unit)), "hunter2", "sesame")
+    assert time.process_time() - began < 1

@@ -24,7 +24,8 @@ def reply_to(request: httpx2.Request, body: Any, status: int = 400) -> RawReply:
 
 
 def asked(**more: Any) -> httpx2.Request:
-    return httpx2.Request("POST", "https://acme.example/token", **({"data": FORM} | more))
+    parts: dict[str, Any] = {"data": FORM} | more
+    return httpx2.Request("POST", "https://acme.example/token", **parts)
 
 
 def words(body: Any, request: httpx2.Request | None = None, **fields: Any) -> ProviderWords:
