@@ -157,22 +157,18 @@ _MAX_SECONDS = MAX_LIFETIME.total_seconds()  # a longer one is a mistake and ove
 _MAX_RETRY_S = 86400.0
 
 
-def parse_duration(value: Any, name: str, *, unit: str = "s", zero_is_never: bool = False) -> float | None:
-    """Seconds from a number or a string of digits (RFC 6749 appendix A.14); None for "never" or absent.
+def parse_duration(value: Any, name: str, *, unit: str = "s") -> float | None:
+    """Seconds from a number or a string of one; None where none is stated, which zero doesn't either.
 
-    Raises UnreadableBody for other values, and for zero without `zero_is_never`, since a token that is
-    expired when issued would be refreshed without end.
+    RFC 6749 appendix A.14 has digits only; some servers compute a fraction. Taken at its word, zero would
+    have a new token refreshed without end. Raises UnreadableBody for other values.
     """
-    if value is None:
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        value = float(value) if "." in value else int(value)
+    if value is None or (value == 0 and not isinstance(value, bool)):
         return None
-    if isinstance(value, str) and _DIGITS.fullmatch(value):
-        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UnreadableBody(f"{name} that is {json_type(value)}, not digits")
-    if isinstance(value, float) and not value.is_integer():
-        raise UnreadableBody(f"{name} that is not a whole number")
-    if value == 0 and zero_is_never:
-        return None
+        raise UnreadableBody(f"{name} that is {json_type(value)}, not a number")
     # compared as an integer: one of a thousand digits has no float
     if not 0 < value <= _MAX_SECONDS * (1000 if unit == "ms" else 1):
         raise UnreadableBody(f"{name} that is out of range")

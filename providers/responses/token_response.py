@@ -137,10 +137,10 @@ def _expires_in(spec: ProviderSpec, data: dict[str, Any], now: datetime | None) 
         if moment is not None:
             return seconds_until(moment, "an expiry", response.expires_at_format, now)
     value = value_at(data, response.expires_in_path) if response.expires_in_path else None
-    if value is None:
+    stated = parse_duration(value, "expires_in", unit=response.expires_in_unit)
+    if stated is None and (value is None or not response.zero_means_no_expiry):
         return spec.assumed_lifetime_s
-    zero = response.zero_means_no_expiry
-    return parse_duration(value, "expires_in", unit=response.expires_in_unit, zero_is_never=zero)
+    return stated
 
 
 def _refresh_expires_in(spec: ProviderSpec, data: dict[str, Any], now: datetime | None) -> float | None:
@@ -151,10 +151,8 @@ def _refresh_expires_in(spec: ProviderSpec, data: dict[str, Any], now: datetime 
     value = value_at(data, response.refresh_expires_in_path) if response.refresh_expires_in_path else None
     if value is None:
         return spec.refresh_token_lifetime_s
-    # some servers send zero for a refresh token without expiry
-    return parse_duration(
-        value, "a refresh token's lifetime", unit=response.expires_in_unit, zero_is_never=True
-    )
+    # zero is sent for a refresh token without expiry
+    return parse_duration(value, "a refresh token's lifetime", unit=response.expires_in_unit)
 
 
 def _scopes(spec: ProviderSpec, value: Any) -> tuple[str, ...] | None:

@@ -86,14 +86,25 @@ def test_rfc6749_7_1_unknown_token_type_refused(token_type: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"), [("3600", 3600.0), (3600, 3600.0), (3600.0, 3600.0), (None, None)]
+    ("value", "seconds"),
+    [("3600", 3600.0), (3600, 3600.0), (3600.0, 3600.0), (None, None), (59.75, 59.75), ("59.75", 59.75)],
 )
-def test_rfc6749_a_14_expires_in_is_digits(value: Any, seconds: float | None) -> None:
+def test_rfc6749_a_14_expires_in_is_a_number(value: Any, seconds: float | None) -> None:
     assert read(GOOD | {"expires_in": value}).expires_in == seconds
 
 
+@pytest.mark.parametrize("zero", [0, "0", 0.0, "0.0"])
+def test_a_lifetime_of_zero_states_none(zero: Any) -> None:
+    """A token of a second has none left after OpenAuth's rounding; elsewhere zero means for ever."""
+    assert read(GOOD | {"expires_in": zero}).expires_in is None
+    assumed = spec_like(assumed_lifetime_s=50)
+    assert read(GOOD | {"expires_in": zero}, spec=assumed).expires_in == 50
+    forever = spec_like(assumed_lifetime_s=50, response={"zero_means_no_expiry": True})
+    assert read(GOOD | {"expires_in": zero}, spec=forever).expires_in is None
+
+
 @pytest.mark.parametrize(
-    "literal", ["-1", "0", "1.5", "1e99", "NaN", "true", '"abc"', '"1.5"', '""', "[]", "9" * 5000]
+    "literal", ["-1", "1e99", "NaN", "true", '"abc"', '"1e3"', '"1."', '""', "[]", "9" * 5000]
 )
 def test_invalid_expires_in_unreadable(literal: str) -> None:
     body = f'{{"access_token": "canary", "token_type": "bearer", "expires_in": {literal}}}'.encode()
