@@ -126,29 +126,7 @@ app.command(f"{_OPERATE}:db", help="The database's schema, and the Temporal name
 app.command(f"{_OPERATE}:keys", help="The key ring, and the first API key.")
 app.command(f"{_OPERATE}:audit_log", name="audit", help="The audit log.")
 app.command("evergrant_server.cli.authority:authority", help="The authenticators of rows.")
-providers = app.command(App(name="providers", help="The provider catalogue."))
-
-
-@providers.command(name="check")
-def check_providers(
-    *,
-    catalog: Path | None = None,
-    vectors: Path | None = None,
-    output: Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])] = "text",
-) -> None:
-    """Check every provider definition and exchange vector for contradictions and omissions.
-
-    Sends no request. Exits 0 when nothing is wrong, otherwise 1 with file, field and repair.
-
-    Args:
-        catalog: A folder of definitions; default: the checkout's own.
-        vectors: A folder of exchange vectors; default: the checkout's own.
-        output: `text`, or `json`: the counts, and problems with `file`, `field`, `what` and `repair`.
-    """
-    from evergrant_server.cli import provider_check
-
-    if not provider_check.run(catalog, vectors, output):
-        exit_process(1)
+app.command("evergrant_server.cli.providers:providers", help="The provider catalogue.")
 
 
 def settings_of(flags: Flags | None) -> Settings:

@@ -183,6 +183,8 @@ def test_the_catalogue_of_a_checkout_is_checked_by_its_own_server(
     (package / "__main__.py").write_text("import sys\nprint(*sys.argv[1:])\nsys.exit(1)")
     checked = command("providers", "check", str(tmp_path), "-o", "json")
     assert checked == Ended(1, "providers check -o json\n", "")
+    tried = command("providers", "try", "slack", "--no-browser", "--checkout", str(tmp_path), "--help")
+    assert tried == Ended(1, "providers try slack --no-browser --help\n", "")
     ended = command("providers", "check", str(package))
     assert (ended.status, ended.out) == (1, "")
     assert "is no checkout of Evergrant" in ended.err

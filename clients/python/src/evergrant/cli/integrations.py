@@ -1,10 +1,5 @@
-"""`evergrant integrations` and `evergrant providers`: OAuth clients, and the tenant's own definitions.
+"""`evergrant integrations` and `evergrant providers`: OAuth clients, and the tenant's own definitions."""
 
-`providers check` runs the server's own command in a checkout; nothing of it is imported.
-"""
-
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +8,6 @@ from cyclopts import App
 from evergrant.calls.integrations import ProviderVersion
 from evergrant.cli.output import (
     DEFAULTS,
-    Format,
     InputFile,
     Options,
     Row,
@@ -24,13 +18,10 @@ from evergrant.cli.output import (
     show_one,
     show_rows,
 )
-from evergrant.errors import BadRequest
 
 _INTEGRATIONS = ("name", "provider", "client_id", "state", "problem", "redirect_uri")
 _PROVIDERS = ("name", "display_name", "categories", "default_scopes")
 _VERSIONS = ("version", "state", "share", "succeeded", "failed", "proposed_by", "decided_by", "reason")
-
-_COMMAND = ("-m", "evergrant_server", "providers", "check")
 
 integrations = App(name="integrations", help="OAuth clients at providers.")
 providers = App(name="providers", help="The catalogue, and definitions of your own.")
@@ -214,27 +205,3 @@ def _version_row(version: ProviderVersion) -> Row:
 
 def _show_version(version: ProviderVersion, options: Options) -> None:
     show_one(_version_row(version), options.output)
-
-
-@providers.command(name="check")
-def check_catalogue(checkout: Path = Path(), /, *, options: Options = DEFAULTS) -> None:
-    """Check every definition and test vector of the catalogue in a checkout of Evergrant.
-
-    The same as `python -m evergrant_server providers check` there. Exits with 1 when a check fails.
-    Reads files only: a running server has read its catalogue at its start.
-
-    Args:
-        checkout: The folder of the checkout; by default the working directory.
-    """
-    if not (checkout / "evergrant_server" / "__main__.py").is_file():
-        raise BadRequest(
-            f"{checkout.resolve()} is no checkout of Evergrant",
-            code="invalid_request",
-            repair="Name one: evergrant providers check FOLDER. To see the catalogue: evergrant providers",
-        )
-    own = checkout / ".venv" / "bin" / "python"
-    python = str(own.absolute()) if own.exists() else sys.executable
-    output = ("-o", "json") if options.output is Format.JSON else ()
-    sys.stdout.flush()
-    ended = subprocess.run([python, *_COMMAND, *output], cwd=checkout, check=False)
-    raise SystemExit(ended.returncode)

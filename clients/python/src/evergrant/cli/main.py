@@ -13,8 +13,9 @@ from importlib.metadata import version
 from cyclopts import App, CycloptsError
 
 from evergrant.cli.apps import approvals, apps
+from evergrant.cli.checkout import providers
 from evergrant.cli.connections import connect, connections
-from evergrant.cli.integrations import integrations, providers
+from evergrant.cli.integrations import integrations
 from evergrant.cli.output import DEFAULTS, Format, Options, lease_row, row_of, show_error, show_one, show_rows
 from evergrant.cli.transfer import export_file, export_key, import_file
 from evergrant.cli.webhooks import webhooks

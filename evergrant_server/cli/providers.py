@@ -1,0 +1,102 @@
+"""`providers`: the commands about the catalogue. Each imports its work when it runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from evergrant_server.process_exit import exit_process
+
+Output = Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])]
+
+providers = App(name="providers", help="The provider catalogue.")
+
+
+@providers.command(name="check")
+def check_providers(
+    *, catalog: Path | None = None, vectors: Path | None = None, output: Output = "text"
+) -> None:
+    """Check every provider definition and exchange vector for contradictions and omissions.
+
+    Sends no request. Exits 0 when nothing is wrong, otherwise 1 with file, field and repair.
+
+    Args:
+        catalog: A folder of definitions; default: the checkout's own.
+        vectors: A folder of exchange vectors; default: the checkout's own.
+        output: `text`, or `json`: the counts, and problems with `file`, `field`, `what` and `repair`.
+    """
+    from evergrant_server.cli import provider_check
+
+    if not provider_check.run(catalog, vectors, output):
+        exit_process(1)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TrialArguments:
+    """What `providers try` may be told. A client secret is no option: every process could read it."""
+
+    definition: Path | None = None
+    "A definition of your own, in the catalogue's format."
+
+    issuer: str | None = None
+    "The issuer of a server that publishes metadata."
+
+    client_id: str | None = None
+    "Your client there; by default EVERGRANT_TRY_CLIENT_ID, or a prompt."
+
+    client_secret_file: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None
+    "A file with its secret, - for the standard input; by default EVERGRANT_TRY_CLIENT_SECRET, or a prompt."
+
+    redirect_uri: str = "http://127.0.0.1:8477/callback"
+    "Registered with your client. If it isn't http on this machine, you paste the URL that the browser shows."
+
+    param: tuple[str, ...] = ()
+    "A parameter of the provider's URLs, as NAME=VALUE."
+
+    scope: tuple[str, ...] = ()
+    "A scope to request; by default the definition's."
+
+    flow: Literal["authorization_code", "device_code", "client_credentials"] | None = None
+    "By default the first of these that the definition has."
+
+    wrong_secret: bool = False
+    "Try a wrong client secret too."
+
+    reuse: bool = False
+    "Use a rotated refresh token a second time, which may end the grant."
+
+    second_grant: bool = False
+    "Walk a second consent, and see whether it outlives the revocation of the first."
+
+    out: Path | None = None
+    "The vector's file; by default NAME.observed.yaml. It may not exist yet."
+
+    browser: bool = True
+    "Open the consent in your browser; otherwise its URL is only printed."
+
+    wait: float = 600
+    "Seconds to wait for the consent."
+
+    egress_allow: str | None = None
+    "Hosts that may be private or plain http: HOST:PORT,…; by default EVERGRANT_EGRESS_ALLOW."
+
+    output: Output = "text"
+    "`text`, or `json`: a list of objects with `step`, `saw`, `definition` and `differs`."
+
+
+@providers.command(name="try")
+def try_provider(name: str | None = None, /, *, arguments: TrialArguments | None = None) -> None:
+    """Try a provider with your own client: consent, refresh, a dead refresh token, revocation.
+
+    Walks one consent in your browser, sends the requests that a worker sends, and says for each step what
+    it saw, what the definition says and what differs. Revokes what it obtained, also after Ctrl-C. Stores
+    nothing but a vector without secrets, which you may contribute (docs/guide/adding-a-provider.md).
+
+    Args:
+        name: A provider of the catalogue; left out with --definition or --issuer.
+    """
+    from evergrant_server.cli import provider_try
+
+    provider_try.run(name, arguments or TrialArguments())

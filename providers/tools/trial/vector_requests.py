@@ -1,0 +1,190 @@
+"""The requests of a vector: built again by the same code with the vector's own client, and not sent.
+
+So they hold no secret of the trial, whatever the provider's format.
+"""
+
+import hashlib
+import json
+from base64 import urlsafe_b64encode
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import httpx2
+
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.secret import Secret
+from evergrant_server.egress import Egress, EgressPolicy
+from providers.definition.schema import ProviderSpec
+from providers.requests.authorization_url import build_authorization_url
+from providers.requests.request_format import access_token_exchange_request, revocation_request
+from providers.requests.sender import Sender
+from providers.tools.trial.consent import TrialSetup
+from providers.tools.trial.redaction import REDACTED
+
+REDIRECT_URI = "https://evergrant.example/oauth/callback/int_1"
+_VERIFIER = "v" * 43
+_CHALLENGE = urlsafe_b64encode(hashlib.sha256(_VERIFIER.encode()).digest()).rstrip(b"=").decode()
+_HEX_CHALLENGE = hashlib.sha256(_VERIFIER.encode()).hexdigest()
+_SAMPLES = (
+    "sample",
+    "1",
+    "sample.example.com",
+    "https://sample.example.com",
+    "SAMPLE",
+    "12345678",
+    "sample-1",
+)
+_ALWAYS_SENT = {
+    "accept",
+    "accept-encoding",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "user-agent",
+}
+
+
+class _Recorder(httpx2.AsyncBaseTransport):
+    """Keeps the request, and sends nothing."""
+
+    def __init__(self) -> None:
+        self.request: httpx2.Request | None = None
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.request = request
+        return httpx2.Response(204, request=request)
+
+
+class VectorRequests:
+    """The requests of one setup, with the vector's client and invented parameters."""
+
+    def __init__(self, setup: TrialSetup, facts: dict[str, Any]) -> None:
+        self.params = sample_params(setup.spec, setup.integration.params)
+        self.facts = sample_params(setup.spec, {k: str(v) for k, v in facts.items()})
+        own = setup.integration.endpoints
+        self.endpoints = masked_endpoints(own) if own is not None else None
+        changes = {"client_id": "client-1", "params": self.params, "endpoints": self.endpoints}
+        self.setup = replace(
+            setup,
+            integration=setup.integration.model_copy(update=changes),
+            client_secret=Secret("s3cret") if setup.client_secret is not None else None,
+            redirect_uri=REDIRECT_URI,
+        )
+        self._recorder = _Recorder()
+        self._sender = Sender(Egress(EgressPolicy(), wrapper=lambda _: self._recorder))
+
+    def authorization(self) -> dict[str, Any]:
+        setup = self.setup
+        url = build_authorization_url(
+            setup.spec,
+            setup.integration,
+            redirect_uri=REDIRECT_URI,
+            state=Secret("<state>"),
+            verifier=Secret(_VERIFIER),
+            scopes=setup.scopes,
+        )
+        route = setup.spec.authorization_url_fragment_route
+        url = url.replace(f"#{route}?", "?") if route else url
+        url, _, fragment = url.partition("#")
+        address, _, query = url.partition("?")
+        written: dict[str, Any] = {"url": address}
+        written |= {"fragment": fragment} if fragment else {}
+        written |= {"route": route} if route else {}
+        pairs = parse_qsl(query, keep_blank_values=True)
+        found = {
+            name: "<challenge>" if value in (_CHALLENGE, _HEX_CHALLENGE) else value for name, value in pairs
+        }
+        return written | {"query": found}
+
+    async def exchange(self) -> dict[str, Any]:
+        code, verifier = Secret("<code>"), Secret("<verifier>")
+        call = self._sender.exchange_code(
+            self.setup.access(self.facts), code=code, verifier=verifier, redirect_uri=REDIRECT_URI
+        )
+        return await self._recorded(call)
+
+    async def post_exchange(self) -> dict[str, Any]:
+        access, rule = self.setup.access(), self.setup.spec.post_token_exchange
+        assert rule is not None
+        request = access_token_exchange_request(access, rule, Secret("<access token>"))
+        return await self._recorded(self._sender.send_prepared(access, request))
+
+    async def refresh(self) -> dict[str, Any]:
+        access, spec = self.setup.access(self.facts), self.setup.spec
+        if spec.refreshes_with_access_token:
+            request = access_token_exchange_request(access, spec.refresh, Secret("<access token>"))
+            return await self._recorded(self._sender.send_prepared(access, request))
+        token, redirect = Secret("<refresh token>"), REDIRECT_URI
+        flow = self.setup.flow if self.setup.flow.may_refresh else Flow.AUTHORIZATION_CODE
+        call = self._sender.refresh(access, refresh_token=token, redirect_uri=redirect, flow=flow)
+        return await self._recorded(call)
+
+    async def revocation(self, token: str) -> dict[str, Any]:
+        access = self.setup.access(self.facts)
+        hint = token.strip("<>").replace(" ", "_")
+        return await self._recorded(
+            self._sender.send_prepared(access, revocation_request(access, Secret(token), hint))
+        )
+
+    async def _recorded(self, call: Coroutine[Any, Any, Any]) -> dict[str, Any]:
+        await call
+        assert self._recorder.request is not None
+        return _described(self._recorder.request)
+
+
+def _described(request: httpx2.Request) -> dict[str, Any]:
+    parts = urlsplit(str(request.url))
+    written: dict[str, Any] = {
+        "method": request.method,
+        "url": f"{parts.scheme}://{parts.netloc}{parts.path}",
+    }
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    written |= {"query": query} if query else {}
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    own = {name: value for name, value in headers.items() if name not in _ALWAYS_SENT}
+    written |= {"headers": own} if own else {}
+    body = request.content.decode()
+    if headers.get("content-type") == "application/json":
+        written["json"] = json.loads(body)
+    elif body:
+        written["form"] = dict(parse_qsl(body, keep_blank_values=True))
+    return written
+
+
+def sample_params(spec: ProviderSpec, params: dict[str, str]) -> dict[str, str]:
+    """Template parameters that name nobody's account; one of a list of values stays."""
+    return {
+        name: _sample(spec, name, value) for name, value in params.items() if name in spec.template_params
+    }
+
+
+def _sample(spec: ProviderSpec, name: str, value: str) -> str:
+    rule = spec.template_params[name]
+    if rule.enum:
+        return value
+    fitting = (it for sample in _SAMPLES if rule.problem(it := rule.normalised(sample)) is None)
+    return next(fitting, rule.default or REDACTED)
+
+
+def masked_endpoints(own: Endpoints) -> Endpoints:
+    """A discovered server's endpoints, at a host that names nobody."""
+    issuer = (own.issuer or own.token_endpoint).rstrip("/")
+    hosts: dict[str, str] = {}
+
+    def masked(url: str) -> str:
+        if url == own.issuer or url.startswith(f"{issuer}/"):
+            return "https://idp.example" + url.removeprefix(issuer)
+        parts = urlsplit(url)
+        host = hosts.setdefault(parts.netloc, f"https://idp-{len(hosts) + 1}.example")
+        return f"{host}{parts.path}"
+
+    urls = {
+        name: masked(url)
+        for name, url in own.model_dump().items()
+        if isinstance(url, str) and (name == "issuer" or name.endswith("_endpoint"))
+    }
+    return own.model_copy(update={**urls, "mtls_aliases": {}, "registration_endpoint": None})
