@@ -22,11 +22,13 @@ from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
+from providers.definition.parsing import parse_yaml
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import ClientAuth
 from providers.definition.templates import checked_params
 from providers.registration.discovery import discover
 from providers.requests.sender import Sender
+from providers.tools.catalogue_report import VECTORS
 from providers.tools.trial.consent import CallbackReceiver, TrialSetup
 from providers.tools.trial.observation import Observation
 from providers.tools.trial.receivers import LoopbackListener, PastedCallback, is_loopback_uri
@@ -119,9 +121,17 @@ async def _write_vector(requests: TokenRequests, out: Path) -> None:
         return
     now = SystemClock().now()
     source = f"observed with evergrant providers try, {now:%Y-%m-%d}, {__version__}"
-    built = VectorRequests(requests.setup, dict(tried[0].facts))
-    text = await TrialVector(built, requests.seen, requests.redactor, source).text()
-    _write_file(out, text)
+    built = VectorRequests(requests.setup, tried[0].facts, _catalogue_vector(requests.setup.spec.name))
+    try:
+        _write_file(out, await TrialVector(built, requests.seen, requests.redactor, source).text())
+    except Failure as failure:
+        _tell(f"The vector was not written: {failure.detail}")
+
+
+def _catalogue_vector(name: str) -> dict[str, Any]:
+    """What the catalogue has of this provider already; empty outside of a checkout."""
+    file = VECTORS / f"{name}.yaml"
+    return parse_yaml(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _write_file(out: Path, text: str) -> None:

@@ -27,6 +27,7 @@ _ERROR_FIELDS = frozenset(
         *("description", "type", "result", "ok", "success", "http_code", "response_code"),
     )
 )
+_KIND_FIELDS = ("type", "kind", "object", "role", "state", "locale", "plan")  # say nothing of a person
 _EMAIL = re.compile(r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)*")
 _UUID = re.compile(r"\b[0-9a-fA-F]{8}(?:-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}\b")
 _IPV4 = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
@@ -39,7 +40,7 @@ _DULL_CLAIMS = (
     *("token_use", "email_verified", "locale", "zoneinfo"),
 )
 _FIELD_NAME = re.compile(r"[A-Za-z_$@][A-Za-z0-9_$.:@-]{0,63}")
-_KIND_CHANGE = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[a-z0-9])|(?<=[0-9])(?=[A-Za-z])")
+_KIND_CHANGE = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[0-9])(?=[A-Za-z])")
 
 
 class Redactor:
@@ -139,12 +140,10 @@ class Redactor:
                 return self.text(value)
             case int() | float() if keep.keeps(name, path):
                 return 1 if str(value) in self._words else value
-            case str():
-                self.learn_personal(value)
-                return REDACTED
             case _:
-                self.learn_personal(value)
-                return 1
+                if name not in _KIND_FIELDS:
+                    self.learn_personal(value)
+                return REDACTED if isinstance(value, str) else 1
 
 
 class KeptFields:
@@ -190,4 +189,4 @@ _INVENTED = _parts_of("y2xpzw50lte6cznjcmv0")  # the vector's own client, as HTT
 
 def _looks_random(run: str) -> bool:
     digits = sum(char.isdigit() for char in run)
-    return len(_KIND_CHANGE.findall(run)) >= len(run) / 3 or (len(run) >= 20 and digits >= 3)
+    return len(_KIND_CHANGE.findall(run)) >= len(run) * 0.28 or (len(run) >= 20 and digits >= 3)

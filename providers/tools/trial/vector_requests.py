@@ -6,7 +6,7 @@ So they hold no secret of the trial, whatever the provider's format.
 import hashlib
 import json
 from base64 import urlsafe_b64encode
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -18,6 +18,7 @@ from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.definition.schema import ProviderSpec
+from providers.definition.schema_base import TemplateParam
 from providers.requests.authorization_url import build_authorization_url
 from providers.requests.request_format import access_token_exchange_request, revocation_request
 from providers.requests.sender import Sender
@@ -60,11 +61,18 @@ class _Recorder(httpx2.AsyncBaseTransport):
 
 
 class VectorRequests:
-    """The requests of one setup, with the vector's client and invented parameters."""
+    """The requests of one setup, with the vector's client and invented parameters.
 
-    def __init__(self, setup: TrialSetup, facts: dict[str, Any]) -> None:
-        self.params = sample_params(setup.spec, setup.integration.params)
-        self.facts = sample_params(setup.spec, {k: str(v) for k, v in facts.items()})
+    `known` is the catalogue's own vector of this provider, if it has one: its parameters are invented.
+    Every method raises Failure INVALID_REQUEST for a parameter that no invented value fits.
+    """
+
+    def __init__(
+        self, setup: TrialSetup, facts: Mapping[str, Any], known: Mapping[str, Any] | None = None
+    ) -> None:
+        samples = {**(known or {}).get("params", {}), **(known or {}).get("facts", {})}
+        self.params = sample_params(setup.spec, setup.integration.params, samples)
+        self.facts = sample_params(setup.spec, facts, samples)
         own = setup.integration.endpoints
         self.endpoints = masked_endpoints(own) if own is not None else None
         changes = {"client_id": "client-1", "params": self.params, "endpoints": self.endpoints}
@@ -155,17 +163,19 @@ def _described(request: httpx2.Request) -> dict[str, Any]:
     return written
 
 
-def sample_params(spec: ProviderSpec, params: dict[str, str]) -> dict[str, str]:
+def sample_params(spec: ProviderSpec, params: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """Template parameters that name nobody's account; one of a list of values stays."""
+    rules = spec.template_params
     return {
-        name: _sample(spec, name, value) for name, value in params.items() if name in spec.template_params
+        name: _sample(rules[name], value, known.get(name)) for name, value in params.items() if name in rules
     }
 
 
-def _sample(spec: ProviderSpec, name: str, value: str) -> str:
-    rule = spec.template_params[name]
+def _sample(rule: TemplateParam, value: Any, known: Any) -> Any:
     if rule.enum:
         return value
+    if known is not None:
+        return known
     fitting = (it for sample in _SAMPLES if rule.problem(it := rule.normalised(sample)) is None)
     return next(fitting, rule.default or REDACTED)
 
