@@ -50,5 +50,5 @@ async def _revocation_problem(
     except Failure as failure:
         return failure.detail
     failure = seen.failure
-    unknown = failure is not None and is_token_refused(requests.setup.spec, failure)
+    unknown = failure is not None and is_token_refused(failure)
     return None if failure is None or unknown else failure.detail

@@ -19,6 +19,7 @@ REDACTED = "redacted"
 _SHORTEST_PERSONAL = 4
 _PART = 8  # characters of a secret that a message quotes in part
 _TOKEN_FIELDS = frozenset({"token_type", "scope", "scopes", "issued_token_type", "interval"})
+_OAUTH_FIELDS = frozenset({"access_token", "refresh_token", "id_token", "expires_in"})
 _ERROR_FIELDS = frozenset(
     (
         *("error", "error_description", "error_code", "error_msg", "error_message", "error_reason"),
@@ -27,7 +28,17 @@ _ERROR_FIELDS = frozenset(
         *("description", "type", "result", "ok", "success", "http_code", "response_code"),
     )
 )
-_KIND_FIELDS = ("type", "kind", "object", "role", "state", "locale", "plan")  # say nothing of a person
+_KIND_FIELDS = (
+    "type",
+    "kind",
+    "object",
+    "role",
+    "state",
+    "locale",
+    "plan",
+    "response_type",
+    "token_use",
+)  # say nothing of a person
 _EMAIL = re.compile(r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)*")
 _UUID = re.compile(r"\b[0-9a-fA-F]{8}(?:-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}\b")
 _IPV4 = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
@@ -39,7 +50,7 @@ _DULL_CLAIMS = (
     *("iss", "aud", "azp", "exp", "iat", "nbf", "auth_time", "acr", "amr", "typ"),
     *("token_use", "email_verified", "locale", "zoneinfo"),
 )
-_FIELD_NAME = re.compile(r"[A-Za-z_$@][A-Za-z0-9_$.:@-]{0,63}")
+_FIELD_NAME = re.compile(r"[A-Za-z_$][A-Za-z0-9_$.:-]{0,63}")
 _KIND_CHANGE = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[0-9])(?=[A-Za-z])")
 
 
@@ -112,7 +123,8 @@ class Redactor:
     def _object(self, data: Mapping[str, Any], path: str, keep: "KeptFields") -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, value in data.items():
-            plain = name if _FIELD_NAME.fullmatch(name) and self.text(name) == name else REDACTED
+            known = name in keep.names or (_FIELD_NAME.fullmatch(name) and self.text(name) == name)
+            plain = name if known else REDACTED
             place = f"{path}.{plain}".removeprefix(".")
             while plain in found:
                 plain += "_"
@@ -152,18 +164,21 @@ class KeptFields:
     def __init__(
         self,
         paths: Iterable[str],
-        scope_paths: Iterable[str],
+        scope_path: str | None,
+        other_paths: Iterable[str],
         placeholders: Mapping[str, str],
         *,
         error: bool,
     ) -> None:
         self.placeholders = placeholders
         self._paths = tuple(paths)
-        self._scopes = tuple(scope_paths)
-        self._names = _TOKEN_FIELDS | _ERROR_FIELDS if error else _TOKEN_FIELDS
+        self._scopes = (scope_path,) if scope_path else ()
+        self._kept = _TOKEN_FIELDS | _ERROR_FIELDS if error else _TOKEN_FIELDS
+        named = (*self._paths, *self._scopes, *other_paths)
+        self.names = self._kept | _OAUTH_FIELDS | {part for path in named for part in path.split(".")}
 
     def keeps(self, name: str, path: str) -> bool:
-        return name.lower() in self._names or _is_at(path, self._paths)
+        return name.lower() in self._kept or _is_at(path, self._paths)
 
     def keeps_scopes(self, name: str, path: str) -> bool:
         return name in ("scope", "scopes") or _is_at(path, self._scopes)

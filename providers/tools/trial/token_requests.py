@@ -26,11 +26,13 @@ from providers.requests.request_format import (
 from providers.requests.sender import Sender
 from providers.responses.error_mapping import read_introspection, read_revocation
 from providers.responses.raw_reply import RawReply
+from providers.responses.sent_values import sent_values
 from providers.responses.token_response import additional_token_sets, read_tokens
 from providers.tools.trial.consent import TrialSetup
 from providers.tools.trial.redaction import Redactor
 
 T = TypeVar("T")
+_SHORT = 16  # a shorter value that was sent may be a word
 _ANY_TOKEN = re.compile(r'([A-Za-z_]*token)"?\s*[:=]\s*"?([^"&\s,}]{4,})', re.IGNORECASE)
 
 
@@ -110,6 +112,8 @@ class TokenRequests:
         reply = await call
         loose = _tokens_in(reply)
         self.redactor.learn(*loose.values())
+        if reply.request is not None:  # such as a client assertion
+            self.redactor.learn(*(it for it in sent_values(reply.request) if len(it) > _SHORT))
         try:
             tokens = self._read(reply, refreshing=refreshing)
         except Failure as failure:

@@ -55,9 +55,19 @@ def kept_fields(spec: ProviderSpec, seen: SeenReply) -> KeptFields:
         *(rule.when.path for rule in spec.error_rules if rule.when is not None),
         *([response.additional_tokens.key] if response.additional_tokens else []),
     )
-    scopes = filter(None, [response.scope_path])
+    others: Iterable[str | None] = (
+        *(response.access_token_path, response.refresh_token_path, response.unwrap_path),
+        *(response.additional_tokens.path if response.additional_tokens else None, *response.metadata_paths),
+        *(rule.path for rule in response.metadata_patterns.values()),
+    )
     error = seen.tokens is None
-    return KeptFields(filter(None, paths), scopes, {} if error else _placeholders(seen), error=error)
+    return KeptFields(
+        filter(None, paths),
+        response.scope_path,
+        filter(None, others),
+        {} if error else _placeholders(seen),
+        error=error,
+    )
 
 
 def _placeholders(seen: SeenReply) -> dict[str, str]:
