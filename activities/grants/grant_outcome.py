@@ -12,6 +12,7 @@ from activities.grants.candidates import is_client_refused
 from activities.grants.client_grants import read_client_grant_tokens
 from activities.grants.late_tokens import keep_late_tokens
 from activities.grants.provider_revocation import revoke_orphaned_tokens
+from activities.grants.recurring_errors import AnsweredError, answered_error, may_be_spent_by_another_use
 from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
 from activities.support.connection_records import record_recovery, record_refresh_failure
 from activities.support.provider_context import ProviderContext
@@ -106,8 +107,11 @@ class GrantOutcome(OutcomeHandler[GrantResult], Generic[C]):
         )
 
 
+@dataclass
 class RefreshOutcome(GrantOutcome[RefreshGrant]):
     """Installs a generation, or condemns the grant once the provider has refused it."""
+
+    error: AnsweredError | None = field(default=None, init=False)  # it may come back
 
     @property
     def spends_credential(self) -> bool:
@@ -192,8 +196,9 @@ class RefreshOutcome(GrantOutcome[RefreshGrant]):
         """Condemn the grant only when the provider refused it, and not for a staged definition."""
         request, row, now = self.call, attempt.row, self.services.clock.now()
         code = failure.code
-        if code is ErrorCode.GRANT_REJECTED and await self._may_be_spent_by_another_use(tx, row):
-            code = ErrorCode.OUTCOME_UNKNOWN
+        if code is ErrorCode.GRANT_REJECTED and not self.provisional:
+            spent = await may_be_spent_by_another_use(tx, self.context, row)
+            code = ErrorCode.OUTCOME_UNKNOWN if spent else code
         if outcome is not None:
             await close_attempt(tx, row, outcome, now)
         current = await load_connection(tx, request)
@@ -203,6 +208,9 @@ class RefreshOutcome(GrantOutcome[RefreshGrant]):
                 await _signal_rotate(tx, request, row, now)
             await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
             return await self._stored_result(tx, current)
+        if not self.provisional:
+            self.error = await answered_error(tx, self.context, row, current, failure, outcome)
+            code = self.error.code if self.error else code
         refused = failure.kind is FailureKind.RECONNECT_NEEDED and not self.provisional
         if refused and current.state is LifecycleState.ACTIVE:
             await tx.connections.replace(current.rejected(code, now), expected=current.revision)
@@ -220,15 +228,6 @@ class RefreshOutcome(GrantOutcome[RefreshGrant]):
             retry_after=failure.retry_after,
             client_refused=is_client_refused(failure),
             unknown_error=outcome is AttemptOutcome.REFUSED,
-        )
-
-    async def _may_be_spent_by_another_use(self, tx: Transaction, row: Attempt) -> bool:
-        """True when another use, and not the subject, may have ended the grant."""
-        if self.provisional or self.context.spends_nothing:
-            return False
-        credential = (row.tenant, row.connection_id, row.from_generation)
-        return (
-            row.sends > 1 or await is_taken_over(tx, row) or await tx.attempts.may_be_invalidated(*credential)
         )
 
     async def _stored_result(self, tx: Transaction, current: Connection) -> GrantResult:

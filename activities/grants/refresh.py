@@ -8,6 +8,7 @@ from activities.grants import GrantServices
 from activities.grants.candidates import candidates
 from activities.grants.client_grants import client_grant_token_request
 from activities.grants.grant_outcome import RefreshOutcome
+from activities.grants.recurring_errors import AnsweredError, reconnect_if_it_recurs
 from activities.grants.token_request import RefreshTokenRequest, TokenRequest, access_token_exchange
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.attempt_tracker import open_attempt
@@ -62,8 +63,9 @@ class RefreshActivities:
         result = await self._result_without_request(request, context)
         if result is not None:
             return result
+        error: AnsweredError | None = None
         async for candidate in candidates(services, request, context):  # one, outside rotations and rollouts
-            context = candidate.context
+            context, error = candidate.context, None
             with candidate:
                 token_request = await self._token_request(request, context)
                 if token_request is None:
@@ -85,9 +87,12 @@ class RefreshActivities:
                     spent = services.single_use.spend(attempt, request, reply, outcome)
                     candidate.result = await metrics.measure_refresh(context.spec.name, spent)
                     candidate.used_previous_definition = outcome.used_previous_definition
+                    error = outcome.error
             result = candidate.result
         assert result is not None
-        return result
+        if error is None:
+            return result
+        return await reconnect_if_it_recurs(services, request, context, error) or result
 
     async def _result_without_request(
         self, request: RefreshGrant, context: ProviderContext

@@ -6,10 +6,10 @@ from datetime import timedelta
 
 from temporalio import activity
 
+from activities.grants.introspection import introspect_grant, supports_introspection
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
 from activities.single_use.attempt_tracker import open_attempt
 from activities.support.context_loader import ProviderContextLoader
-from activities.support.provider_context import ProviderContext
 from activities.support.transactions import commit_with_retries
 from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.clock import Clock, seconds_since_boot
@@ -26,14 +26,10 @@ from evergrant_server.core.provider_events import (
     ProviderReport,
     ReportDecision,
     ReportSource,
-    judge_introspection,
 )
-from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import ROTATING
 from evergrant_server.store import Store, Transaction
-from providers.requests.request_format import introspection_request
 from providers.requests.sender import Sender
-from providers.responses.error_mapping import read_introspection
 
 INTEGRATION_LIMIT = timedelta(minutes=10)  # enough for _MAX_CONNECTIONS when the provider answers at once
 _SCHEDULE_CONTEXT = RequestContext(by="schedule")
@@ -138,38 +134,13 @@ class IntrospectionActivities:
             context = await self._contexts.load(connection.tenant, connection.id)
             if context.provisional or not supports_introspection(context):
                 return await self._schedule_next(connection, "skipped")
-            finding = await self._introspect_grant(context)
+            finding = await introspect_grant(self._store, self._sender, context, self._clock.now())
         except Failure:
             return await self._schedule_next(connection, "failed")
         outcome = await commit_with_retries(
             self._store, lambda tx: self._apply_finding(tx, connection, finding)
         )
         return await self._schedule_next(connection, outcome)
-
-    async def _introspect_grant(self, context: ProviderContext) -> IntrospectionFinding:
-        """Introspect the refresh token, and the access token where that gives no answer."""
-        now, grant, flow = self._clock.now(), context.grant, context.connection.flow
-        async with self._store.read() as tx:
-            refresh = await tx.grants.refresh_token(context.connection)
-            access = await tx.grants.access_token(context.connection)
-            answers = await tx.introspections.provider_recognizes_tokens(
-                context.integration.tenant, context.integration.id
-            )
-        if flow.is_client_grant:
-            refresh = None  # it is a subject token to exchange, often another issuer's
-        refresh_active = None if refresh is None else await self._is_active(context, refresh, "refresh_token")
-        access_active = None
-        if not refresh_active and not (refresh_active is False and answers):
-            # a static credential is not a token that the provider issued
-            valid = grant is not None and grant.is_valid(now) and not flow.is_static
-            access_active = await self._is_active(context, access, "access_token") if valid else None
-        return judge_introspection(refresh_active, access_active, refresh_answers=answers)
-
-    async def _is_active(self, context: ProviderContext, token: Secret, hint: str) -> bool:
-        """The member `active` of the response. Raises Failure for anything but a clear answer."""
-        request = introspection_request(context, token, hint)
-        reply = await self._sender.send_prepared(context, request)
-        return read_introspection(context.spec, reply)
 
     async def _apply_finding(
         self, tx: Transaction, checked: Connection, finding: IntrospectionFinding
@@ -219,8 +190,3 @@ class IntrospectionActivities:
             )
             if seconds_since_boot() >= ends:
                 return
-
-
-def supports_introspection(context: ProviderContext) -> bool:
-    """True when the provider can introspect this connection's tokens (RFC 7662)."""
-    return context.connection.flow.is_bearer and context.endpoints.introspection_endpoint is not None

@@ -88,6 +88,7 @@ class SingleUseProtocol:
             tenant=connection.tenant,
             id=AttemptId(new_id("att")),
             connection_id=connection.id,
+            integration_id=connection.integration_id,
             kind=kind,
             credential=credential,
             from_generation=connection.generation,

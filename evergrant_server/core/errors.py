@@ -8,35 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-
-class FailureKind(StrEnum):
-    """The class of a failure, named by what it takes to end it."""
-
-    RECONNECT_NEEDED = "ReconnectNeeded"
-    CLIENT_MISCONFIGURED = "ClientMisconfigured"
-    PROVIDER_UNAVAILABLE = "ProviderUnavailable"
-    DENIED = "Denied"
-    PLATFORM_UNAVAILABLE = "PlatformUnavailable"
-    BAD_REQUEST = "BadRequest"
-
-
-class Repairer(StrEnum):
-    """Who has to act."""
-
-    SUBJECT = "subject"
-    INTEGRATION_ADMIN = "integration_admin"
-    TIME = "time"
-    PERMIT_ADMIN = "permit_admin"
-    OPERATOR = "operator"
-    CALLER = "caller"
-
-
-class RetryAdvice(StrEnum):
-    """What the caller's side may do with the same request."""
-
-    NEVER = "never"  # the same request fails again until the repairer acts
-    AFTER_REPAIR = "after_repair"  # workflows look again slowly: an admin may have acted
-    BACKOFF = "backoff"  # grows with each failure, honours Retry-After
+from evergrant_server.core.failure_kinds import FailureKind, Repairer, RetryAdvice
 
 
 class ErrorCode(StrEnum):
@@ -47,6 +19,8 @@ class ErrorCode(StrEnum):
     CONSENT_EXPIRED = "consent_expired"
     GRANT_REJECTED = "grant_rejected"
     OUTCOME_UNKNOWN = "outcome_unknown"
+    REFRESH_REFUSED = "refresh_refused"
+    REFRESH_KEEPS_FAILING = "refresh_keeps_failing"
     GRANT_REVOKED_ELSEWHERE = "grant_revoked_elsewhere"
     CONNECTION_REVOKED = "connection_revoked"
     SCOPE_NOT_GRANTED = "scope_not_granted"
@@ -146,6 +120,14 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.OUTCOME_UNKNOWN: _reconnect(
         "A refresh was sent, its answer was lost and the old token is spent.",
+        "Reauthorize the connection.",
+    ),
+    ErrorCode.REFRESH_REFUSED: _reconnect(
+        "The provider has refused to refresh this grant without saying why. Such refreshes worked before.",
+        "Reauthorize the connection.",
+    ),
+    ErrorCode.REFRESH_KEEPS_FAILING: _reconnect(
+        "The provider keeps answering this grant's refreshes with an error that no other connection meets.",
         "Reauthorize the connection.",
     ),
     ErrorCode.GRANT_REVOKED_ELSEWHERE: _reconnect(

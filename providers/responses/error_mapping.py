@@ -26,7 +26,7 @@ from providers.responses.raw_reply import (
     retry_after,
     seconds_until_reset,
 )
-from providers.responses.reply_error import ReplyError, error_in
+from providers.responses.reply_error import PassingError, ReplyError, UnnamedRefusal, error_in
 from providers.responses.reply_words import words_of_reply
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
@@ -101,7 +101,7 @@ def failure_of_reply(
     if error and _LOGGABLE_ERROR.fullmatch(error) and said is not None and said.error == error:
         context["provider_error"] = error
     suffix = f" and the error {context['provider_error']}" if "provider_error" in context else ""
-    kind = PassingError if _is_passing(spec, reply, error) else ReplyFailure
+    kind = _class_of_error(spec, reply, error)
     return (_failure_class(reply) if code is ErrorCode.REPLY_UNREADABLE else kind)(
         code,
         f"{spec.name} answered with status {reply.status}{suffix}",
@@ -149,6 +149,13 @@ def _meaning(spec: ProviderSpec, reply: RawReply, error: str | None) -> ErrorMea
     return (found.means if found else None) or spec.meaning_of(error)
 
 
+def _class_of_error(spec: ProviderSpec, reply: RawReply, error: str | None) -> type[ReplyFailure]:
+    if _is_passing(spec, reply, error):
+        return PassingError
+    unnamed = reply.status == 400 and (not error or error == "invalid_request")
+    return UnnamedRefusal if unnamed and _meaning(spec, reply, error) is None else ReplyFailure
+
+
 def _is_passing(spec: ProviderSpec, reply: RawReply, error: str | None) -> bool:
     means = _meaning(spec, reply, error)
     return means == "passing" or (means is None and error in _PASSING_ERRORS)
@@ -159,10 +166,6 @@ def _challenges_client(headers: dict[str, str]) -> bool:
     challenges = _QUOTED.sub('""', headers.get("www-authenticate", "")).split(",")
     schemes = (_SCHEME.match(it.strip()) for it in challenges)
     return any(it is not None and it.group(1).lower() not in _RESOURCE_SCHEMES for it in schemes)
-
-
-class PassingError(ReplyFailure):
-    """A reply whose error says that the provider can't serve the request now, whatever its status."""
 
 
 class UnreadableTokens(ReplyFailure):

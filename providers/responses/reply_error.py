@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from evergrant_server.core.provider_words import ReplyFailure
 from providers.definition.patterns import matches
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_errors import ErrorMeaning, FieldTest
@@ -15,6 +16,15 @@ class ReplyError:
 
     name: str
     means: ErrorMeaning | None = None
+
+
+class PassingError(ReplyFailure):
+    """A reply whose error says that the provider can't serve the request now, whatever its status."""
+
+
+class UnnamedRefusal(ReplyFailure):
+    """A 400 that doesn't say what is refused, our client, its request or the token: it names no error, or
+    the one of any malformed request (RFC 6749 section 5.2)."""
 
 
 def error_in(spec: ProviderSpec, data: dict[str, Any]) -> ReplyError | None:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AttemptId, ConnectionId, FrozenModel, TenantRow
+from evergrant_server.core.ids import AttemptId, ConnectionId, FrozenModel, IntegrationId, TenantRow
 from evergrant_server.core.integrations import RefreshRules
 
 
@@ -70,6 +70,7 @@ class Attempt(TenantRow):
 
     id: AttemptId
     connection_id: ConnectionId
+    integration_id: IntegrationId | None = None  # None: a version before this column wrote it
     slot: str = MAIN_SLOT
     kind: AttemptKind
     credential: str = ""

@@ -4,16 +4,18 @@ One attempt is open per connection and slot. Late tokens are sealed until they a
 """
 
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, delete, or_
+from sqlalchemy import ColumnElement, Select, delete, or_, text
 from sqlmodel import col
 
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.core.ids import AttemptId, ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome, LateTokens
 from evergrant_server.crypto import AssociatedData, KeyPurpose
-from evergrant_server.store.connections.tables import AttemptRow, LateTokensRow
+from evergrant_server.store.connections.tables import REFRESHED_CONDITION, AttemptRow, LateTokensRow
 from evergrant_server.store.database.rows import ModelRepository, columns_equal, find_one
 from evergrant_server.store.sealing import SealedRepository
 
@@ -25,6 +27,7 @@ _ENDED_NOTHING = (
 )
 _UNKNOWN = (AttemptOutcome.SUPERSEDED.value, AttemptOutcome.GIVEN_UP.value, AttemptOutcome.UNREAD.value)
 _OUTCOME, _NEWEST = col(AttemptRow.outcome), col(AttemptRow.opened_at).desc()
+_CLOSED = col(AttemptRow.closed_at)
 
 
 class Attempts(ModelRepository[Attempt, AttemptId]):
@@ -101,6 +104,42 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
             outcome=AttemptOutcome.UNREAD.value,
         )
         return await self._first(unread)
+
+    async def first_refused(
+        self, tenant: Tenant, connection_id: ConnectionId, generation: int
+    ) -> Attempt | None:
+        """The first refresh of this generation that the provider refused."""
+        refused = self._where(
+            tenant=tenant,
+            connection_id=connection_id,
+            from_generation=generation,
+            kind=AttemptKind.REFRESH.value,
+            outcome=AttemptOutcome.REFUSED.value,
+        )
+        return await self._first(refused.order_by(_CLOSED))
+
+    async def newest_refresh(self, tenant: Tenant, integration_id: IntegrationId) -> datetime | None:
+        """When a refresh of the integration worked last."""
+        found = await self._first(self._refreshed(tenant, integration_id).order_by(_CLOSED.desc()))
+        return None if found is None else found.closed_at
+
+    async def refreshes_of_others(
+        self, connection: Connection, since: datetime
+    ) -> tuple[datetime, datetime] | None:
+        """When the first and the newest refresh of other connections of its integration worked, after
+        `since`."""
+        mine = self._refreshed(connection.tenant, connection.integration_id)
+        others = mine.where(col(AttemptRow.connection_id) != connection.id)
+        others = others.where(col(AttemptRow.closed_at) > since)
+        first = await self._first(others.order_by(_CLOSED))
+        newest = await self._first(others.order_by(_CLOSED.desc()))
+        if first is None or newest is None or first.closed_at is None or newest.closed_at is None:
+            return None
+        return first.closed_at, newest.closed_at
+
+    def _refreshed(self, tenant: Tenant, integration_id: IntegrationId) -> Select[Any]:
+        mine = self._where(tenant=tenant, integration_id=integration_id)
+        return mine.where(text(REFRESHED_CONDITION))
 
     async def mark_installed_late(self, taken_over: Attempt) -> None:
         """Write that what came for it was installed all the same; `closed_at` still says when another one

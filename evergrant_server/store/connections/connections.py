@@ -18,6 +18,7 @@ from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.authority import authentic, require_mac, row_mac
 from evergrant_server.store.connections.tables import (
+    FAILING_CONDITION,
     FINAL_STATES,
     LIVE_CONDITION,
     ConnectionGrantRow,
@@ -189,6 +190,17 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         live = columns_equal(ConnectionRow, tenant=tenant, integration_id=integration_id)
         query = select(exists().where(live, col(ConnectionRow.state).not_in(FINAL_STATES)))
         return bool((await self._connection.execute(query)).scalar_one())
+
+    async def others_fail(self, connection: Connection, after: datetime | None) -> bool:
+        """Whether the last refresh of another active connection of its integration failed, `after` then."""
+        row = table_of(ConnectionRow).c
+        others = select(row.id).where(
+            columns_equal(ConnectionRow, tenant=connection.tenant, integration_id=connection.integration_id),
+            text(FAILING_CONDITION),
+            row.id != connection.id,
+        )
+        late = others if after is None else others.where(row.last_failed_at > after)
+        return (await self._connection.execute(late.limit(1))).first() is not None
 
     async def revoking_since_before(self, moment: datetime, limit: int) -> list[PendingRevocation]:
         """Connections of every tenant whose revocation began before then and hasn't ended, oldest first.

@@ -16,6 +16,9 @@ from evergrant_server.store.database import columns
 FINAL_STATES = tuple(state.value for state in LifecycleState if state.is_final)
 LIVE_CONDITION = "state NOT IN ({})".format(", ".join(f"'{state}'" for state in sorted(FINAL_STATES)))
 
+FAILING_CONDITION = "state = 'active' AND failures > 0"
+REFRESHED_CONDITION = "kind = 'refresh' AND outcome = 'installed'"
+
 
 class ConnectionRow(columns.IdTable, table=True):
     __table_args__ = (
@@ -32,6 +35,9 @@ class ConnectionRow(columns.IdTable, table=True):
         Index(None, "id", unique=True),
         columns.partial_index(
             "ix_connection_source_app", "tenant", "source_app", where="source_app IS NOT NULL"
+        ),
+        columns.partial_index(
+            "ix_connection_failing", "tenant", "integration_id", "last_failed_at", where=FAILING_CONDITION
         ),
     )
     integration_id: str
@@ -138,8 +144,12 @@ class AttemptRow(columns.IdTable, table=True):
             "uq_attempt_open", "tenant", "connection_id", "slot", where="outcome IS NULL", unique=True
         ),
         Index(None, "tenant", "connection_id", "from_generation"),
+        columns.partial_index(
+            "ix_attempt_refreshed", "tenant", "integration_id", "closed_at", where=REFRESHED_CONDITION
+        ),
     )
     connection_id: str
+    integration_id: str | None = None
     slot: str
     kind: str
     credential: str

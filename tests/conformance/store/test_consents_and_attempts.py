@@ -187,3 +187,46 @@ async def test_a_code_that_was_refused_beside_it_ended_nothing(store: Store):
         await tx.attempts.open(code)
         await tx.attempts.close(code, AttemptOutcome.REFUSED, NOW)
         assert not await tx.attempts.may_be_invalidated(ACME, connection.id, 2)
+
+
+async def test_the_refreshes_of_an_integration_that_worked_and_those_that_fail(store: Store):
+    mine = await granted(store)
+    other, elsewhere = (
+        await granted(store, subject="other"),
+        a_connection(subject="x", integration_id="int_2"),
+    )
+    await added(store, elsewhere)
+    hours = [NOW + timedelta(hours=number) for number in range(6)]
+    async with store.write() as tx:
+        for connection, at, outcome, kind in (
+            (mine, 0, AttemptOutcome.REFUSED, AttemptKind.CODE_EXCHANGE),
+            (mine, 1, AttemptOutcome.REFUSED, AttemptKind.REFRESH),
+            (mine, 2, AttemptOutcome.REFUSED, AttemptKind.REFRESH),
+            (other, 0, AttemptOutcome.INSTALLED, AttemptKind.REFRESH),
+            (other, 1, AttemptOutcome.INSTALLED, AttemptKind.REFRESH),
+            (other, 2, AttemptOutcome.INSTALLED, AttemptKind.REFRESH),
+            (other, 3, AttemptOutcome.INSTALLED, AttemptKind.CODE_EXCHANGE),
+            (other, 4, AttemptOutcome.REFUSED, AttemptKind.REFRESH),
+            (elsewhere, 5, AttemptOutcome.INSTALLED, AttemptKind.REFRESH),
+        ):
+            attempt = an_attempt(connection, integration_id=connection.integration_id, kind=kind)
+            await tx.attempts.open(attempt)
+            await tx.attempts.close(attempt, outcome, hours[at])
+        failing = other.refresh_failed(ErrorCode.PROVIDER_ERROR, hours[4], token_over=False)
+        await tx.connections.replace(failing, expected=other.revision)
+    async with store.read() as tx:
+        first = await tx.attempts.first_refused(ACME, mine.id, 1)
+        assert first is not None
+        assert first.closed_at == hours[1]
+        assert await tx.attempts.first_refused(ACME, mine.id, 2) is None
+        assert await tx.attempts.newest_refresh(ACME, mine.integration_id) == hours[2]
+        assert await tx.attempts.newest_refresh(Tenant("other"), mine.integration_id) is None
+        assert await tx.attempts.refreshes_of_others(mine, hours[0]) == (hours[1], hours[2])
+        assert await tx.attempts.refreshes_of_others(mine, hours[2]) is None
+        assert await tx.attempts.refreshes_of_others(other, hours[0]) is None
+        failing_since = [
+            await tx.connections.others_fail(mine, after) for after in (None, hours[3], hours[4])
+        ]
+        assert failing_since == [True, True, False]
+        assert not await tx.connections.others_fail(other, None)
+        assert not await tx.connections.others_fail(elsewhere, None)

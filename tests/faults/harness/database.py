@@ -25,10 +25,10 @@ from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId, ConnectionId, Tenant, new_id
+from evergrant_server.core.ids import AppId, AttemptId, ConnectionId, Tenant, new_id
 from evergrant_server.core.integrations import Integration, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.single_use.attempt import Attempt
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store, Transaction
 from providers.definition.registry import Registry
@@ -168,14 +168,46 @@ class HarnessDatabase:
         return connection
 
     async def granted(
-        self, tx: Transaction, connection: Connection, idp: StrictProvider, *, refreshable: bool
+        self,
+        tx: Transaction,
+        connection: Connection,
+        idp: StrictProvider,
+        refreshable: bool,
+        recurs: bool = False,
     ) -> Connection:
-        """The same with its first grant, as a code exchange leaves it."""
+        """The same with its first grant, as a code exchange leaves it; `recurs`: and refused for days."""
         now, given = self._clock.now(), idp.grant()
         tokens = token_set(given if refreshable else {**given, "refresh_token": None})
         after = connection.granted(now)
         grant = Grant.from_tokens(tokens, generation=after.generation, requested=("read",), at=now)
-        return await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
+        saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
+        if recurs:
+            await self._refused_for_days(tx, saved)
+        return saved
+
+    async def _refused_for_days(self, tx: Transaction, mine: Connection) -> None:
+        """Attempts of two days: those of one connection were refused, those of another worked."""
+        other = mine.model_copy(update={"id": new_id("con"), "subject": "other"})
+        await tx.connections.add(other)
+        for connection, hours, outcome in (
+            (mine, 48, AttemptOutcome.REFUSED),
+            (other, 47, AttemptOutcome.INSTALLED),
+            (other, 1, AttemptOutcome.INSTALLED),
+        ):
+            at = self._clock.now() - timedelta(hours=hours)
+            attempt = Attempt(
+                tenant=TENANT,
+                id=AttemptId(new_id("att")),
+                connection_id=connection.id,
+                integration_id=connection.integration_id,
+                kind=AttemptKind.REFRESH,
+                from_generation=connection.generation,
+                journal_id="",
+                opened_at=at,
+                send_by=at,
+            )
+            await tx.attempts.open(attempt)
+            await tx.attempts.close(attempt, outcome, at)
 
     async def leased(self, connection: Connection) -> None:
         """The usage row after a lease of this generation."""

@@ -33,6 +33,7 @@ PATH = (
     "activities.consents.confirmation",
     "activities.consents.first_grant",
     "activities.grants.grant_outcome",
+    "activities.grants.recurring_errors",
     "activities.grants.refresh",
     "activities.single_use.attempt_tracker",
     "activities.single_use.circuit_breakers",
@@ -72,6 +73,7 @@ ELSEWHERE = {
     "activities.consents.first_grant:FirstGrantOutcome._keep_late#5": (
         "another grant is installed: nothing is replaced"
     ),
+    "activities.grants.recurring_errors:_ask_about_token": "introspection spends nothing",
     "activities.grants.candidates:try_each_secret": "a revocation, or before a consent: spends nothing",
     "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
     "activities.grants.refresh:RefreshActivities._token_request#2": (

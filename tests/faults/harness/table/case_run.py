@@ -145,7 +145,7 @@ class CaseRun:
             )
             connection = await ground.connection(tx, integration)
             if scenario.flow == REFRESH:
-                connection = await ground.granted(tx, connection, idp, refreshable=scenario.refreshable)
+                connection = await ground.granted(tx, connection, idp, scenario.refreshable, scenario.recurs)
         if scenario.flow != REFRESH:
             consent = await ground.consent(idp, integration, connection, started=scenario.started)
             if scenario.flow in (CONFIRM, LAPSE):

@@ -14,6 +14,7 @@ from tests.fakes.providers.scripted_provider import (
     hold_answer,
     ok,
     raw,
+    status,
 )
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
 
@@ -50,6 +51,7 @@ class Scenario:
     queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
     leased: bool = False
     subject: str = "user-1"  # who is logged in to the app
+    recurs: bool = False  # it has been refused for days, while another connection's refreshes worked
     late: bool = False  # the time for the confirmation is over
     unread: bool = False  # its definition can't read the provider's tokens, and is repaired meanwhile
     held: bool = False  # the provider answers late, and the worker is shut down meanwhile
@@ -113,6 +115,24 @@ SCENARIOS = (
     Scenario("refresh", REFRESH, leased=True),
     Scenario("code exchange", EXCHANGE),
     Scenario("refresh, refused", REFRESH, _refused, refused=True),
+    Scenario(
+        "refresh, an unknown error keeps coming back",
+        REFRESH,
+        lambda _: (error("invented"),) * 3,
+        refused=True,
+        recurs=True,
+        layouts=("one worker",),
+        rotations=(Rotation.STRICT,),
+    ),
+    Scenario(
+        "refresh, a 500 keeps coming back",
+        REFRESH,
+        lambda _: (status(500),) * 3,
+        refused=True,
+        recurs=True,
+        layouts=("one worker",),
+        rotations=(Rotation.STRICT,),
+    ),
     Scenario("refresh, connection closed without acting", REFRESH, lambda _: (drop(),)),
     Scenario("refresh, definition can't be used", REFRESH, refused=True, provider=CROOKED),
     Scenario("refresh, nothing to refresh with", REFRESH, refused=True, refreshable=False),

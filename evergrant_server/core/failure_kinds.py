@@ -1,0 +1,33 @@
+"""The classes of failures: what ends one, who has to act, and what may be tried again."""
+
+from enum import StrEnum
+
+
+class FailureKind(StrEnum):
+    """The class of a failure, named by what it takes to end it."""
+
+    RECONNECT_NEEDED = "ReconnectNeeded"
+    CLIENT_MISCONFIGURED = "ClientMisconfigured"
+    PROVIDER_UNAVAILABLE = "ProviderUnavailable"
+    DENIED = "Denied"
+    PLATFORM_UNAVAILABLE = "PlatformUnavailable"
+    BAD_REQUEST = "BadRequest"
+
+
+class Repairer(StrEnum):
+    """Who has to act."""
+
+    SUBJECT = "subject"
+    INTEGRATION_ADMIN = "integration_admin"
+    TIME = "time"
+    PERMIT_ADMIN = "permit_admin"
+    OPERATOR = "operator"
+    CALLER = "caller"
+
+
+class RetryAdvice(StrEnum):
+    """What the caller's side may do with the same request."""
+
+    NEVER = "never"  # the same request fails again until the repairer acts
+    AFTER_REPAIR = "after_repair"  # workflows look again slowly: an admin may have acted
+    BACKOFF = "backoff"  # grows with each failure, honours Retry-After

@@ -1,0 +1,79 @@
+"""Errors that keep coming back for one connection: when the subject has to consent again. Pure.
+
+A provider may refuse a dead refresh token by an error that no definition knows, or without a word. The
+refreshes of the integration's other connections tell whether the provider, our client or this grant is
+at fault (docs/protocol.md, "An error that keeps coming back").
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from evergrant_server.core.errors import ErrorCode
+
+# From one refusal without a usable error to the next. The schedule asks again after about a minute; two
+# tries in the same instant, as those of two client secrets, are one.
+ASK_AGAIN_AFTER = timedelta(seconds=30)
+# How long the refreshes of other connections have worked meanwhile. Longer than a daily quota, a deployment
+# or a night's maintenance lasts.
+RECURS_FOR = timedelta(days=1)
+# The same where no other connection has been refreshed, so that nothing shows whether the provider works:
+# longer than any outage that is answered with refusals was seen to last.
+RECURS_FOR_ALONE = timedelta(days=7)
+
+
+class ErrorKind(StrEnum):
+    """What a provider's error says about whose fault it is, as far as its reply tells."""
+
+    UNNAMED = "unnamed"  # a 400 that names no error
+    REQUEST = "request"  # a 400 that names the whole request: invalid_request
+    REFUSED = "refused"  # a refusal whose name isn't known
+    OTHER = "other"  # the provider's own failure, our client's, the definition's
+
+
+@dataclass(frozen=True)
+class RecurringError:
+    """An error that a refresh was answered with, and what the store knows of other refreshes."""
+
+    kind: ErrorKind
+    repeated: bool  # the refresh before it failed in the same way
+    since: datetime  # the first use of this refresh token that brought no tokens
+    refused_since: datetime  # the first use that the provider refused
+    client_changed_at: datetime  # the integration was changed last
+    worked_at: datetime | None = None  # the newest refresh of the integration that worked, of any connection
+    # the first and the newest refresh of another connection that worked after `since`
+    others_worked: tuple[datetime, datetime] | None = None
+    others_fail: bool = False  # another connection has failed after `worked_at`
+    token_active: bool | None = None  # what introspection says; None: nothing
+
+    @property
+    def is_of_one_grant(self) -> bool:
+        """Refused without a usable error, though the same client's refreshes worked: the token is at fault.
+
+        Not while others fail as well, nor once the client was changed: then it may be the request.
+        """
+        worked = self.worked_at is not None and self.worked_at >= self.client_changed_at
+        return self.kind in (ErrorKind.UNNAMED, ErrorKind.REQUEST) and worked and not self.others_fail
+
+    def reason_to_reconnect(self, now: datetime) -> ErrorCode | None:
+        """Why the subject has to consent again; None: the refresh is tried again later."""
+        if self.is_of_one_grant:
+            asked_again = self.repeated and now - self.since >= ASK_AGAIN_AFTER
+            if self.token_active is False or (self.token_active is None and asked_again):
+                return ErrorCode.REFRESH_REFUSED
+        if self._others_work(now) or self._fails_alone(now):
+            return ErrorCode.REFRESH_KEEPS_FAILING
+        return None
+
+    def _others_work(self, now: datetime) -> bool:
+        if self.others_worked is None:
+            return False
+        first, newest = self.others_worked
+        return now - first >= RECURS_FOR and now - newest <= RECURS_FOR
+
+    def _fails_alone(self, now: datetime) -> bool:
+        """No other connection shows what is wrong now: only refusals count, since the last repair."""
+        repaired_at = self.others_worked[0] if self.others_worked else self.client_changed_at
+        since = max(self.refused_since, self.client_changed_at, repaired_at)
+        refused = self.kind in (ErrorKind.UNNAMED, ErrorKind.REFUSED) or self.is_of_one_grant
+        return refused and self.repeated and not self.others_fail and now - since >= RECURS_FOR_ALONE

@@ -1,0 +1,233 @@
+"""An error that keeps coming back: who has to repair it, told by what the store knows of other refreshes."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import Endpoints, Integration, RefreshRules, Rotation
+from evergrant_server.core.single_use.recurring_errors import RECURS_FOR, RECURS_FOR_ALONE
+from tests.fakes.platform.skipped_time import TENANT, LoneWorker, lone_worker
+from tests.fakes.providers.scripted_server import Call, ScriptedServer, drop_after_commit
+
+NEXT_TRY = timedelta(hours=15)  # the longest pause between two tries after a refusal
+LONG = timedelta(days=8)
+EMPTY, NAMELESS, INVALID_REQUEST = (
+    (400, b""),
+    (400, b'{"message": "no"}'),
+    (400, b'{"error": "invalid_request"}'),
+)
+INVENTED, CLIENT, DOWN = (400, b'{"error": "invented"}'), (401, b'{"error": "invalid_client"}'), (500, b"")
+GONE = (404, b"<html>")
+
+Reply = tuple[int, bytes]
+
+
+class PlainServer(ScriptedServer):
+    """Its refresh tokens stay good, until it is told what to say to one of them, or to all."""
+
+    def __init__(self) -> None:
+        super().__init__("", None)
+        self.says: dict[str, Reply] = {}
+        self.says_to_all: Reply | None = None
+        self.active: dict[str, bool] = {}  # what introspection says of a token; others are unknown to it
+
+    def _act(self, call: Call) -> Any:
+        token = call.params.get("refresh_token") or call.params.get("token", "")
+        if call.endpoint == "introspect":
+            return 200, {}, {"active": self.active.get(token, False)}
+        reply = self.says_to_all or self.says.get(token)
+        if reply is not None:
+            return reply[0], {}, reply[1]
+        return 200, {}, {"access_token": "at-2", "token_type": "bearer", "expires_in": 3600}
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[PlainServer]:
+    async with PlainServer() as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def place(server: PlainServer, tmp_path: Path) -> AsyncIterator[LoneWorker]:
+    async with lone_worker(tmp_path, server.allowance) as place:
+        yield place
+
+
+async def the_integration(place: LoneWorker, server: PlainServer, **changes: Any) -> Integration:
+    endpoints = {"issuer": server.issuer, "token_endpoint": server.url("token")}
+    return await place.integration(
+        refresh=RefreshRules(rotation=Rotation.STRICT),
+        endpoints=Endpoints(**endpoints, **changes),
+        issuer=server.issuer,
+    )
+
+
+async def worked(place: LoneWorker, integration: Integration, subject: str = "user-1") -> Connection:
+    """A connection whose first refresh has worked, an hour ago."""
+    connection = await place.connected(integration, subject)
+    assert (await place.refresh(connection)).failure is None
+    place.clock.advance(3600)
+    return await place.row(connection)
+
+
+async def refresh_all(place: LoneWorker, *connections: Connection, limit: timedelta) -> list[Connection]:
+    """Each refreshes whenever its timer fires."""
+    until, refreshing = place.clock.now() + limit, list(connections)
+    while refreshing:
+        now = place.clock.now()
+        first = min(refreshing, key=lambda it: place.due_at(it) or now)
+        due = place.due_at(first) or now
+        place.clock.advance(max((min(due, until) - now).total_seconds(), 0))
+        if due > until:
+            break
+        await place.refresh(first)
+        if (await place.row(first)).state is not LifecycleState.ACTIVE:
+            refreshing.remove(first)
+    return [await place.row(it) for it in connections]
+
+
+def ended(connection: Connection) -> tuple[LifecycleState, ErrorCode | None]:
+    return connection.state, connection.reason
+
+
+ACTIVE = (LifecycleState.ACTIVE, None)
+REFUSED = (LifecycleState.NEEDS_REAUTH, ErrorCode.REFRESH_REFUSED)
+KEEPS_FAILING = (LifecycleState.NEEDS_REAUTH, ErrorCode.REFRESH_KEEPS_FAILING)
+UNKNOWN = (LifecycleState.NEEDS_REAUTH, ErrorCode.OUTCOME_UNKNOWN)
+
+
+@pytest.mark.parametrize("reply", [EMPTY, NAMELESS, INVALID_REQUEST])
+async def test_a_refusal_without_a_usable_error_is_asked_again_and_then_the_subjects(
+    place: LoneWorker, server: PlainServer, reply: Reply
+):
+    connection = await worked(place, await the_integration(place, server))
+    server.says["rt-user-1"] = reply
+    first = await place.refresh(connection)
+    assert (first.failure, first.unknown_error) == (ErrorCode.PROVIDER_ERROR, True)
+    assert ended(await place.row(connection)) == ACTIVE
+    place.clock.advance(5)
+    await place.refresh(connection)
+    assert ended(await place.row(connection)) == ACTIVE, "five seconds later is no second time"
+    row = await place.refresh_until(connection, timedelta(minutes=10))
+    assert ended(row) == REFUSED
+    assert server.count("token") == 4
+    async with place.store.read() as tx:
+        assert await tx.grants.refresh_token(row) is not None, "until a new consent"
+        told = await audit.newest_record(tx, TENANT, row.id, AuditAction.NEEDS_REAUTH)
+    assert told is not None
+    assert told.detail["reason"] == ErrorCode.REFRESH_REFUSED
+
+
+async def test_another_connections_refreshes_show_that_the_request_is_good(
+    place: LoneWorker, server: PlainServer
+):
+    integration = await the_integration(place, server)
+    await worked(place, integration, "other")
+    connection = await place.connected(integration)
+    server.says["rt-user-1"] = INVALID_REQUEST
+    assert ended(await place.refresh_until(connection, timedelta(minutes=10))) == REFUSED
+
+
+async def test_an_invalid_request_that_never_worked_is_the_admins(place: LoneWorker, server: PlainServer):
+    connection = await place.connected(await the_integration(place, server))
+    server.says_to_all = INVALID_REQUEST
+    row = await place.refresh_until(connection, LONG)
+    assert (ended(row), row.last_failure) == (ACTIVE, ErrorCode.CLIENT_REJECTED)
+
+
+async def test_an_invalid_request_after_a_change_of_the_client_is_the_admins(
+    place: LoneWorker, server: PlainServer
+):
+    integration = await the_integration(place, server)
+    connection = await worked(place, integration)
+    changed = integration.model_copy(update={"changed_at": place.clock.now()})
+    async with place.store.write() as tx:
+        await tx.integrations.replace(changed, expected=integration.revision)
+    server.says_to_all = INVALID_REQUEST
+    row = await place.refresh_until(connection, timedelta(days=2))
+    assert (ended(row), row.last_failure) == (ACTIVE, ErrorCode.CLIENT_REJECTED)
+
+
+@pytest.mark.parametrize("active", [False, True], ids=["inactive", "active"])
+async def test_introspection_is_asked_before_the_refresh_token_is_sent_again(
+    place: LoneWorker, server: PlainServer, active: bool
+):
+    url = server.url("introspect")
+    connection = await worked(place, await the_integration(place, server, introspection_endpoint=url))
+    place.clock.advance(-120)  # its access token is still valid, and so is asked about
+    server.says["rt-user-1"], server.active["rt-user-1"] = EMPTY, active
+    before = server.count("token")
+    row = await place.refresh_until(connection, timedelta(hours=5))
+    sent = server.count("token") - before
+    assert (ended(row), sent == 1) == ((ACTIVE, False) if active else (REFUSED, True))
+
+
+@pytest.mark.parametrize("reply", [INVENTED, CLIENT, DOWN, GONE], ids=["invented", "client", "500", "404"])
+async def test_an_error_that_other_connections_dont_meet_is_the_subjects_after_a_day(
+    place: LoneWorker, server: PlainServer, reply: Reply
+):
+    integration = await the_integration(place, server)
+    connection, other = [await worked(place, integration, name) for name in ("user-1", "other")]
+    server.says["rt-user-1"] = reply
+    row, _ = await refresh_all(place, connection, other, limit=RECURS_FOR - timedelta(hours=1))
+    assert ended(row) == ACTIVE
+    row, well = await refresh_all(place, connection, other, limit=NEXT_TRY + timedelta(hours=3))
+    assert (ended(row), ended(well)) == (KEEPS_FAILING, ACTIVE)
+    async with place.store.read() as tx:
+        assert await tx.attempts.open_of_any_kind(TENANT, row.id, "main") is None
+
+
+@pytest.mark.parametrize("reply", [EMPTY, INVENTED, DOWN], ids=["empty", "invented", "500"])
+async def test_an_error_that_every_connection_meets_asks_no_subject(
+    place: LoneWorker, server: PlainServer, reply: Reply
+):
+    """And once it is over, what it left behind starts the day again."""
+    integration = await the_integration(place, server)
+    fleet = [await worked(place, integration, name) for name in ("user-1", "other")]
+    server.says_to_all = reply
+    rows = await refresh_all(place, *fleet, limit=LONG)
+    assert [ended(it) for it in rows] == [ACTIVE, ACTIVE]
+    server.says_to_all, server.says["rt-user-1"] = None, INVENTED
+    row, well = await refresh_all(place, *fleet, limit=RECURS_FOR)
+    assert (ended(row), ended(well)) == (ACTIVE, ACTIVE)
+
+
+async def test_a_refusal_that_no_other_refresh_explains_is_the_subjects_after_a_week(
+    place: LoneWorker, server: PlainServer
+):
+    connection = await place.connected(await the_integration(place, server))
+    server.says_to_all = INVENTED
+    began = place.clock.now()
+    assert ended(await place.refresh_until(connection, RECURS_FOR_ALONE)) == ACTIVE
+    assert ended(await place.refresh_until(connection, NEXT_TRY)) == KEEPS_FAILING
+    assert place.clock.now() - began <= RECURS_FOR_ALONE + NEXT_TRY
+
+
+@pytest.mark.parametrize("reply", [CLIENT, DOWN], ids=["client", "500"])
+async def test_the_only_connection_waits_for_its_provider_and_its_admin(
+    place: LoneWorker, server: PlainServer, reply: Reply
+):
+    connection = await place.connected(await the_integration(place, server))
+    server.says_to_all = reply
+    assert ended(await place.refresh_until(connection, LONG)) == ACTIVE
+    server.says_to_all = INVENTED  # and the first thing that it says when it is back
+    await place.refresh_until(connection, timedelta(hours=3))
+    server.says_to_all = None
+    assert ended(await place.refresh_until(connection, timedelta(days=1))) == ACTIVE
+    assert (await place.row(connection)).generation > 1
+
+
+async def test_a_refusal_after_a_lost_reply_is_not_the_subjects(place: LoneWorker, server: PlainServer):
+    connection = await worked(place, await the_integration(place, server))
+    server.script(drop_after_commit())
+    assert (await place.refresh(connection)).failure is ErrorCode.PROVIDER_UNREACHABLE
+    server.says["rt-user-1"] = EMPTY
+    assert ended(await place.refresh_until(connection, timedelta(hours=2))) == UNKNOWN
