@@ -185,6 +185,7 @@ def deviations(spec: ProviderSpec) -> str:
         "the callback is signed": spec.callback_verify,
         "an install that begins at the provider is led to your app": spec.flow == "install",
         "the callback has the granted scopes": spec.scope_from_callback,
+        f"a code works for {format_duration(spec.code_lifetime_s or 1)}": spec.code_lifetime_s,
         "the account is looked up after the consent": spec.post_auth,
         f"the API takes the token in `{_api_header(spec)}`": spec.api_request and _api_header(spec),
     }

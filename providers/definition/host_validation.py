@@ -29,6 +29,9 @@ _PUBLIC_SUFFIXES = (
     ".herokuapp.com",
 )
 
+# which account a connection is pinned to, and how long its app may take to confirm the subject
+_NEED_A_SOURCE = ("account_id", "code_lifetime_s")
+
 
 def hosts_are_pinned(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
     """A parameter chooses only among the vendor's hosts, unless its kind is `arbitrary_host`."""
@@ -77,6 +80,9 @@ def sources_are_named(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
             "lacks token_endpoint, whose host differs from the authorization endpoint's",
             "Add how many sources agree on it, or list it in vendor_documentation",
         )
+    for name in _NEED_A_SOURCE:
+        if getattr(spec, name) is not None and name not in named.by_field:
+            yield "sources.by_field", f"lacks {name}", "Name what states it, or remove the field"
     for name in sorted(known):
         if name.split(".")[0] not in ProviderSpec.model_fields:
             yield "sources", f"has {name}, which is no field", "Name the field as the definition does"
