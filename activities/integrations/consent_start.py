@@ -4,11 +4,14 @@ A pushed authorization request (RFC 9126), or temporary credentials of OAuth 1.0
 2.1). Neither spends a single-use credential: after a lost reply the subject clicks again.
 """
 
+from typing import Any
+
 from temporalio import activity
 
 from activities.grants.candidates import try_each_secret
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_context import ProviderContext
+from activities.support.provider_replies import log_words
 from activities.support.temporal import heartbeating
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
@@ -54,6 +57,7 @@ class ConsentStartActivities:
                 reply = await self._sender.send_prepared(context, sent)
                 return read_par_reply(context.spec, reply, sent_at)
 
+            words: dict[str, Any] = {}
             try:
                 context = await self._contexts.load(request.tenant, request.connection_id)
                 outcome, _ = await try_each_secret(context.without_staged_definition(), push)
@@ -61,10 +65,11 @@ class ConsentStartActivities:
                 if failure.kind is FailureKind.PLATFORM_UNAVAILABLE:
                     raise  # Temporal retries
                 outcome = PushedAuthorization.failed(failure)
-            return await self._write_outcome(request, outcome)
+                words = log_words(failure, request.connection_id)
+            return await self._write_outcome(request, outcome, words)
 
     async def _write_outcome(
-        self, request: PushAuthorizationRequest, outcome: PushedAuthorization
+        self, request: PushAuthorizationRequest, outcome: PushedAuthorization, words: dict[str, Any]
     ) -> PushResult:
         failure = outcome.failure
 
@@ -80,7 +85,7 @@ class ConsentStartActivities:
                     action=AuditAction.CONSENT_FAILED,
                     object=request.connection_id,
                     context=request.context,
-                    detail={"reason": failure.code, "consent": request.consent_id, "pushed": False},
+                    detail={"reason": failure.code, "consent": request.consent_id, "pushed": False, **words},
                 )
                 await audit.append(tx, entry)
             return PushResult(failure=failure.code if failure else None)
@@ -92,6 +97,7 @@ class ConsentStartActivities:
         self, request: RequestTemporaryCredentials
     ) -> TemporaryCredentialsResult:
         """Store temporary credentials with the consent, which the callback's token identifies."""
+        consent: Consent | None = None
         try:
             async with self._store.read() as tx:
                 consent = await _waiting_consent(tx, request)
@@ -115,6 +121,8 @@ class ConsentStartActivities:
             async with self._store.write() as tx:
                 await tx.consents.replace(ready, expected=request.revision, verifier=pair.as_secret())
         except Failure as failure:
+            if consent is not None:
+                log_words(failure, consent.connection_id)
             return TemporaryCredentialsResult(
                 failure=failure.code, detail=failure.detail, retry_after=failure.retry_after
             )

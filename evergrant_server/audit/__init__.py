@@ -7,7 +7,7 @@ Doesn't own the tables (store), what is worth recording (its callers) or the wor
 """
 
 from evergrant_server.audit.chain_head import accept_heads, broken_heads
-from evergrant_server.audit.hash_chain import append, newest_record, page, page_cursor
+from evergrant_server.audit.hash_chain import append, newest_record, newest_records, page, page_cursor
 from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.verifier import contains_checkpoint, newest_checkpoint, verify_log
 
@@ -18,6 +18,7 @@ __all__ = [
     "contains_checkpoint",
     "newest_checkpoint",
     "newest_record",
+    "newest_records",
     "page",
     "page_cursor",
     "verify_log",

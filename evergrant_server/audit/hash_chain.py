@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from evergrant_server.store.webhooks import WebhookRow
 from evergrant_server.telemetry.alarms import report_broken_authority
 
 RECORD_FORMAT = 1
+_MOST_NEWEST = 20
 _HASHED_AS_THEY_ARE = (
     "tenant", "shard", "seq", "action", "object", "by", "trace_id",
     "workflow_id", "run_id", "event_id", "previous_hash",
@@ -174,6 +175,17 @@ async def newest_record(
         tx.connection, select(AuditRow).where(mine).order_by(col(AuditRow.at).desc()).limit(1)
     )
     return _record_of(found[0]) if found else None
+
+
+async def newest_records(
+    tx: Transaction, tenant: Tenant, object: str, actions: Iterable[AuditAction], since: datetime
+) -> list[AuditRecord]:
+    """The last twenty records of these actions about an object, the newest first."""
+    condition = columns_equal(AuditRow, tenant=tenant, object=object)
+    condition &= (col(AuditRow.at) >= since) & col(AuditRow.action).in_([it.value for it in actions])
+    order = (col(AuditRow.at).desc(), col(AuditRow.shard), col(AuditRow.seq).desc())
+    query = select(AuditRow).where(condition).order_by(*order).limit(_MOST_NEWEST)
+    return [_record_of(row) for row in await fetch_all(tx.connection, query)]
 
 
 def page_cursor(record: AuditRecord) -> str:

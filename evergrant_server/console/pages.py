@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evergrant_server.core.connections.consent import Consent, DeviceCode
 from evergrant_server.core.connections.grant import AccountOption
-from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, Repairer
 from evergrant_server.core.secret import Secret
 
 _DIRECTORY = Path(__file__).parent
@@ -30,6 +30,9 @@ _SCOPE_DESCRIPTIONS = {
     "read": "Read your data",
     "write": "Change your data",
 }
+
+
+_SAYS_WHAT_TO_DO = (ErrorCode.ACCOUNT_MISMATCH, ErrorCode.SUBJECT_MISMATCH)  # to the subject
 
 
 class Pages:
@@ -116,18 +119,27 @@ class Pages:
     def connected(self, *, provider: str) -> str:
         return self._result("good", f"{provider} is connected", "You can close this window.")
 
-    def declined(self, *, provider: str) -> str:
+    def declined(self, *, provider: str, reference: str) -> str:
         text = "Access was declined, and nothing was stored. You can close this window."
-        return self._result("bad", f"{provider} is not connected", text, code=ErrorCode.CONSENT_DENIED.value)
+        title, code = f"{provider} is not connected", ErrorCode.CONSENT_DENIED.value
+        return self._result("bad", title, text, code=code, reference=reference)
 
-    def failed(self, failure: Failure) -> str:
-        """The failure's detail and repair, without values of the request."""
-        text = f"{failure.detail} {_repair_text(failure)}"
-        return self._result("bad", "This didn't work", text, code=failure.code.value)
+    def failed(self, failure: Failure, *, asking: str | None = None) -> str:
+        """The failure's detail and whom to ask, without values of the request or words of the provider.
 
-    def _result(self, mark: str, title: str, text: str, *, code: str = "", refresh: int = 0) -> str:
-        """`refresh` is the time in seconds after which the page is loaded again; 0: never."""
-        return self._render("result.html", mark=mark, title=title, text=text, code=code, refresh=refresh)
+        `asking` is the app that requested the consent, where it has failed for good.
+        """
+        text = f"{failure.detail} {_whom_to_ask(failure, asking)}"
+        reference = failure.context.get("reference", "")
+        return self._result("bad", "This didn't work", text, code=failure.code.value, reference=reference)
+
+    def _result(
+        self, mark: str, title: str, text: str, *, code: str = "", reference: str = "", refresh: int = 0
+    ) -> str:
+        """`reference` leads an admin to the record of a failure. `refresh` is the time in seconds after
+        which the page is loaded again; 0: never."""
+        shown = {"mark": mark, "title": title, "text": text, "code": code, "reference": reference}
+        return self._render("result.html", **shown, refresh=refresh)
 
     def reference(self, *, routes: list[dict[str, Any]], version: str) -> str:
         """The routes and the failure table."""
@@ -139,8 +151,13 @@ class Pages:
         return self._templates.get_template(template).render(values)
 
 
-def _repair_text(failure: Failure) -> str:
+def _whom_to_ask(failure: Failure, asking: str | None) -> str:
     """What the subject can do; the failure table addresses apps and admins."""
+    if failure.rule.repairer in (Repairer.INTEGRATION_ADMIN, Repairer.PERMIT_ADMIN, Repairer.OPERATOR):
+        return f"Ask the admin of {asking or 'the app that sent you'}."
+    if asking is not None and failure.code not in _SAYS_WHAT_TO_DO:
+        when = "in a few minutes " if failure.rule.repairer is Repairer.TIME else ""
+        return f"Ask {asking} {when}for a new link."
     if failure.code in (ErrorCode.NOT_FOUND, ErrorCode.CONSENT_EXPIRED, ErrorCode.CONNECTION_REVOKED):
         return "Ask for a new link."
     return failure.rule.repair

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.connections.id_token import require_nonce
+from evergrant_server.core.provider_words import ProviderWords
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.requests.callback_parameters import (
@@ -15,6 +16,7 @@ from providers.requests.callback_parameters import (
     Query,
     callback_metadata,
     callback_scopes,
+    callback_words,
     checked_query,
     error_param,
     reject_callback,
@@ -33,10 +35,11 @@ class Callback:
     code: Secret | None
     state: Secret | None
     denied: bool
-    error: str | None  # a code such as access_denied, never the description
+    error: str | None  # a code such as access_denied, never the description, which is in `said`
     metadata: dict[str, str] = field(default_factory=dict)  # checked; by declared name
     scopes: tuple[str, ...] | None = None  # granted, where the callback has them
     tokens: ImportedTokens | None = None  # in the implicit flow
+    said: ProviderWords | None = field(default=None, repr=False)  # about the error, for admins
 
 
 def read_callback(
@@ -128,4 +131,7 @@ def _read_error(spec: ProviderSpec, given: Mapping[str, str], state: Secret, oth
     error = error_param(given, spec.callback_error_params)
     if error is not None and given.get(other):
         reject_callback(f"{other} and an error at once")
-    return Callback(None, state, denied=error == _DENIED, error=error) if error is not None else None
+    if error is None:
+        return None
+    said = callback_words(spec, tuple(given.items()))
+    return Callback(None, state, denied=error == _DENIED, error=error, said=said)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.provider_words import ProviderWords
 from evergrant_server.core.secret import Secret
 from providers.definition.patterns import matches
 from providers.definition.schema import ProviderSpec
@@ -24,6 +25,7 @@ VISIBLE = re.compile(r"[\x20-\x7e]+")  # VSCHAR (RFC 6749 appendix A.5, A.11)
 _MAX_PARAMS = 50
 _MAX_LENGTHS = {"state": 512, "iss": 2048}
 _MAX_VALUE_LENGTH = 8192
+_DESCRIPTIONS = ("error_description", "error_message", "error_reason", "message")
 _ERROR = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 
@@ -74,6 +76,20 @@ def error_param(params: Mapping[str, str], names: Sequence[str]) -> str | None:
         if name in params:
             return params[name] if _ERROR.fullmatch(params[name]) else "unreadable_error"
     return None
+
+
+def callback_words(
+    spec: ProviderSpec, query: Query, *, unauthenticated: bool = False
+) -> ProviderWords | None:
+    """What a callback says about an error, cleaned of its other parameters; None without an error."""
+    given = dict(query)
+    error = next((given[name] for name in spec.callback_error_params if name in given), None)
+    if error is None:
+        return None
+    description = next((given[name] for name in _DESCRIPTIONS if given.get(name)), None)
+    public = {*spec.callback_error_params, *_DESCRIPTIONS, "error_uri", "iss", "scope"}
+    secrets = [value for name, value in query if name not in public]
+    return ProviderWords.cleaned(error, description, secrets, unauthenticated=unauthenticated)
 
 
 def reject_callback(why: str) -> NoReturn:

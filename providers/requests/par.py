@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 from evergrant_server.core.connections.consent import PushedAuthorization
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.provider_words import with_code
 from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
 from providers.requests.request_format import PreparedRequest, ProviderAccess, RequestFormat
@@ -76,7 +77,7 @@ def read_par_reply(spec: ProviderSpec, reply: RawReply, now: datetime) -> Pushed
     if reply.status not in (200, 201) or error is not None:  # the RFC says 201; some servers send 200
         failure = failure_of_reply(spec, reply, error, now)
         if failure.code is ErrorCode.GRANT_REJECTED:  # a pushed request involves no grant
-            failure = Failure(ErrorCode.CLIENT_REJECTED, failure.detail)
+            failure = with_code(failure, ErrorCode.CLIENT_REJECTED)
         raise failure
     data = reply_fields(spec, reply)
     try:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from evergrant_server.api.connections.accounts import AccountBody
+from evergrant_server.api.connections.provider_words import ProviderSaidView
 from evergrant_server.api.http.models import (
     Body,
     Challenge,
@@ -175,6 +176,7 @@ class ConnectionView(View):
     `expected_account` are the claims by which the app has said which account it expects.
     `consented_with` is set for a further token slot: the connection whose consent brings its grants.
     `revoking` is set until the provider has confirmed a revocation.
+    `provider_said` explains a failure to an admin, and is null for other callers.
     `failing_since` is set while refreshes keep failing; the token is valid until it expires.
     `live` (with the next attempt as `next_at`) and `differs` are null unless the request had
     `live=true` and the workflow answered.
@@ -217,6 +219,7 @@ class ConnectionView(View):
     connect_expires_at: datetime | None = None
     device: DeviceView | None = None
     revoking: RevocationProgressView | None = None
+    provider_said: ProviderSaidView | None = None
     live: LiveView | None = None
     differs: tuple[str, ...] | None = None
 

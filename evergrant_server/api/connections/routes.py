@@ -9,10 +9,11 @@ from starlette.responses import Response
 
 from evergrant_server.api.connections.create import ConnectionSetup
 from evergrant_server.api.connections.models import ConnectionBody, ConnectionList, ConnectionView, LiveView
+from evergrant_server.api.connections.provider_words import provider_said
 from evergrant_server.api.connections.scopes import require_source_permit, take_over_exchange
 from evergrant_server.api.connections.view import add_device_code, connection_view, device_view
 from evergrant_server.api.http.authentication import Caller
-from evergrant_server.api.http.call import Call, Command, CommandResponse
+from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import PageCursor, PageLimit, UtcDatetime
 from evergrant_server.api.integrations.definitions import integration_spec
@@ -69,10 +70,16 @@ async def list_connections(
     subject: Annotated[str | None, Query(max_length=255)] = None,
     state: LifecycleState | None = None,
     expiring_before: UtcDatetime | None = None,
+    reference: Annotated[str | None, Query(max_length=63)] = None,
     limit: PageLimit = 50,
     cursor: PageCursor = None,
 ) -> ConnectionList:
-    """The connections that the app's permits cover, sorted by id."""
+    """The connections that the app's permits cover, sorted by id.
+
+    With the `reference` from a subject's page only the connection whose consent failed there.
+    """
+    if reference is not None:
+        return await _with_reference(call, reference)
     filters = {
         "integration": integration,
         "provider": provider,
@@ -97,6 +104,18 @@ async def list_connections(
     return ConnectionList(
         items=items, next_cursor=next_cursor, unreadable=tuple(sorted(id for id, _ in unreadable))
     )
+
+
+async def _with_reference(call: ApiCall, reference: str) -> ConnectionList:
+    items: list[ConnectionView] = []
+    async with call.api.store.read() as tx:
+        for consent in await tx.consents.by_reference(call.tenant, reference):
+            with suppress(Failure):  # not this app's to see
+                connection = await call.visible_connection(tx, consent.connection_id)
+                view = await connection_view(tx, connection)
+                said = await provider_said(tx, call, connection, consent)
+                items.append(view.model_copy(update={"provider_said": said}))
+    return ConnectionList(items=items)
 
 
 async def _visible_page(
@@ -144,7 +163,9 @@ async def get_connection(
     async with api.store.read() as tx:
         connection = await call.visible_connection(tx, connection_id)
         view = await connection_view(tx, connection)
-        view = view.model_copy(update={"api_base_url": await _api_base_url(tx, api, connection, view)})
+        said = await provider_said(tx, call, connection)
+        base_url = await _api_base_url(tx, api, connection, view)
+        view = view.model_copy(update={"api_base_url": base_url, "provider_said": said})
         # a reader of the code could have another account approve it
         if call.allows(Action.CONNECT, connection.integration, connection.subject):
             view = view.model_copy(update={"device": await device_view(tx, connection)})

@@ -46,7 +46,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId
 from providers.oauth1 import flow
 from providers.requests.callback import ACCESS_TOKEN_PARAM, Callback, read_fragment
-from providers.requests.callback_parameters import state_in
+from providers.requests.callback_parameters import callback_words, state_in
 
 router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 fragment_router = APIRouter(tags=["pages"])
@@ -94,6 +94,8 @@ async def _accept_callback(
     doesn't: it is not the provider's, whose own callback may still follow.
     """
     consent: Consent | None = None
+    session: ConsentSession | None = None
+    query: Query = []
     verified = False
     try:
         async with pages.api.store.read() as tx:
@@ -106,7 +108,8 @@ async def _accept_callback(
         verified = True
         callback, session = judge(pages, session, query)
     except Failure as failure:
-        await record_refusal(pages, consent, failure, end=verified)
+        said = session and callback_words(session.spec, query, unauthenticated=True)
+        await record_refusal(pages, consent, failure, end=verified, said=said)
         raise
     try:
         return await save_outcome(pages, session, callback)

@@ -3,6 +3,7 @@
 import logging
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from evergrant_server.api.connections.consents import signal_granted, signal_returned, wait_for_exchange
 from evergrant_server.api.http.transactions import signal_connection
@@ -10,10 +11,11 @@ from evergrant_server.api.pages.session import ConsentSession, SubjectPages
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.confirmation import await_confirm, must_be_confirmed
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, reference_of
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.connection import ConsentDenied
 from evergrant_server.core.messages.names import SignalName
+from evergrant_server.core.provider_words import ProviderWords
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -57,8 +59,11 @@ async def save_outcome(pages: SubjectPages, session: ConsentSession, callback: C
         )
         await _signal_outcome(tx, pages, session.connection, consent)
         detail = {"error": callback.error} if callback.error else {}
-        action = _ACTIONS[consent.status]
-        await pages.record(tx, action, consent.tenant, session.connection.id, consent_id=consent.id, **detail)
+        detail |= {"reason": failure, "consent": consent.id} if failure else {}
+        action, words = _ACTIONS[consent.status], _logged_words(consent, callback.said)
+        await pages.record(
+            tx, action, consent.tenant, session.connection.id, consent_id=consent.id, **detail, **words
+        )
     return replace(session, consent=consent, confirm_code=confirm_code)
 
 
@@ -94,9 +99,16 @@ async def wait_for_grant(pages: SubjectPages, session: ConsentSession) -> Consen
 
 
 async def record_refusal(
-    pages: SubjectPages, consent: Consent | None, failure: Failure, *, end: bool = False
+    pages: SubjectPages,
+    consent: Consent | None,
+    failure: Failure,
+    *,
+    end: bool = False,
+    said: ProviderWords | None = None,
 ) -> None:
     """Record the refusal of a callback whose state is that of `consent`; with `end`, also end its attempt.
+
+    `said` are the callback's own words. The failure gets the reference that the page shows.
 
     Without a consent the caller is unknown: the refusal is counted and logged, and leaves no audit record.
     """
@@ -105,7 +117,9 @@ async def record_refusal(
         log_event(log, logging.INFO, LogEvent.CALLBACK_REFUSED, "no consent has its state", code=failure.code)
         return
     metrics.count(metrics.CALLBACKS_REFUSED, failure.code)
-    detail = {"code": failure.code.value, "message": failure.detail}
+    words = _logged_words(consent, said)
+    detail = {"code": failure.code.value, "message": failure.detail, "consent": consent.id, **words}
+    failure.context["reference"] = reference_of(consent.id)
     with suppress(Failure):  # refuse also when the record can't be written
         async with pages.api.store.write() as tx:
             object_id: str = consent.integration_id
@@ -114,3 +128,14 @@ async def record_refusal(
                 ended = {"status": ConsentStatus.FAILED, "failure": failure.code}
                 await tx.consents.replace(consent.model_copy(update=ended), expected=consent.revision)
             await pages.record(tx, AuditAction.CALLBACK_REFUSED, consent.tenant, object_id, **detail)
+
+
+def _logged_words(consent: Consent, said: ProviderWords | None) -> dict[str, Any]:
+    """Log what a callback said. Returns it for the audit record."""
+    if said is None:
+        return {}
+    by = ", which nothing authenticates" if said.unauthenticated else ""
+    log_event(
+        log, logging.INFO, LogEvent.PROVIDER_REFUSED, f"callback{by}, {said}", object=consent.connection_id
+    )
+    return said.as_detail()

@@ -6,7 +6,7 @@ from datetime import datetime
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.transactions import poll_until
 from evergrant_server.api.pages.session import ConsentSession, SubjectPages
-from evergrant_server.core.connections.consent import Consent, PushedAuthorization
+from evergrant_server.core.connections.consent import Consent, PushedAuthorization, reference_of
 from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
@@ -54,7 +54,8 @@ async def wait_for_request_uri(api: ApiContext, session: ConsentSession, endpoin
         outcome = PushedAuthorization.failed(_push_timed_out("the provider's answer arrived too late"))
     failure = outcome.failure or _push_timed_out("no worker has pushed it yet")
     if requires_par(session.spec, endpoints) or failure.code not in _FALLBACK_CODES:
-        raise failure
+        ours = failure.detail if failure.code is ErrorCode.PROVIDER_UNREACHABLE else ""
+        raise Failure(failure.code, ours, reference=reference_of(session.consent.id))
     return None
 
 

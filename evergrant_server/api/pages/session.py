@@ -20,7 +20,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.binding import hash_confirm_code
 from evergrant_server.core.connections.confirmation import is_confirming
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link
+from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link, reference_of
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
@@ -86,11 +86,14 @@ class SubjectPages:
                 page = self.templates.connected(provider=name)
                 return await self._return_to_app(session, LifecycleState.ACTIVE) or html_response(page)
             case ConsentStatus.DENIED:
-                page = self.templates.declined(provider=name)
+                reference = reference_of(session.consent.id)
+                page = self.templates.declined(provider=name, reference=reference)
                 return await self._return_to_app(session, LifecycleState.DENIED) or html_response(page)
             case ConsentStatus.FAILED:
                 failure = await self._failure_of(session)
-                return html_response(self.templates.failed(failure), failure.rule.status)
+                failure.context["reference"] = reference_of(session.consent.id)
+                page = self.templates.failed(failure, asking=session.consent.by.removeprefix("app:"))
+                return html_response(page, failure.rule.status)
             case _:
                 return html_response(self.templates.pending(provider=name))
 

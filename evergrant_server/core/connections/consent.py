@@ -27,6 +27,12 @@ def hash_state(state: Secret) -> str:
     return hashlib.sha256(state.reveal().encode()).hexdigest()
 
 
+def reference_of(consent_id: ConsentId) -> str:
+    """What the subject of a failed consent names to an admin: half of its random id, which finds it."""
+    begins = consent_id.removeprefix("cns_")
+    return f"{begins[:5]}-{begins[5:10]}"
+
+
 class ConsentStatus(StrEnum):
     OPEN = "open"  # the link exists and has not been followed
     STARTED = "started"  # a browser is bound, a state and a verifier exist

@@ -1,9 +1,10 @@
 """Consents with their link, verifier and code, sealed by the tenant's intake key."""
 
+import re
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, update
+from sqlalchemy import ColumnElement, Select, true, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.account import ConsentAccount
@@ -28,6 +29,7 @@ from evergrant_server.store.sealing import ColumnSealer, IntakeRepository
 _LINK, _VERIFIER, _CODE = "sealed_link", "sealed_verifier", "sealed_code"
 _TOKENS, _DEVICE, _REQUEST = "sealed_tokens", "sealed_device", "sealed_request"
 _ACCOUNT = "sealed_account"
+_REFERENCE = re.compile(r"[0-9a-z]{10}")
 _CAN_GO_ON = (ConsentStatus.OPEN.value, ConsentStatus.STARTED.value, ConsentStatus.CONFIRMING.value)
 
 
@@ -173,6 +175,20 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
         other = col(ConsentRow.id) != consent.id
         before = await self._first(self._newest(consent.tenant, consent.connection_id, other))
         return None if before is None else before.failure
+
+    async def newest(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
+        """The connection's newest consent, or None. Not checked: it is only shown."""
+        found = await self._all_unchecked(self._newest(tenant, connection_id, true()).limit(1))
+        return found[0] if found else None
+
+    async def by_reference(self, tenant: Tenant, reference: str) -> list[Consent]:
+        """The consents of a reference as `reference_of` gives it, in any spelling. Not checked."""
+        begins = "".join(reference.lower().split()).replace("-", "")
+        if not _REFERENCE.fullmatch(begins):
+            return []
+        # a range of the primary key in every collation
+        first, last = (f"cns_{begins}{digit * 12}" for digit in "0z")
+        return await self._all_unchecked(self._where(col(ConsentRow.id).between(first, last), tenant=tenant))
 
     async def pushed_request(self, consent: Consent) -> PushedAuthorization:
         """The pushed authorization request and its result. Raises as `code`."""

@@ -116,6 +116,24 @@ def test_a_list_is_a_table_or_json(command: Command, evergrant: ScriptedEvergran
     }
 
 
+def test_an_admin_reads_what_the_provider_said(command: Command, evergrant: ScriptedEvergrant):
+    said = {
+        "at": "2030-01-01T00:00:00Z",
+        "reason": "callback_invalid",
+        "reference": "3k7v9-m2xqt",
+        "error": "access_denied",
+        "description": "No API for this plan",
+        "unauthenticated": True,
+    }
+    evergrant.script("GET /v1/connections", page(connection(provider_said=said)))
+    evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, connection(provider_said=said)))
+    command("connections", "ls", "--reference", "3k7v9-m2xqt")
+    assert evergrant.requests[-1].query == {"reference": "3k7v9-m2xqt"}
+    out = command("connections", "get", "con_1").out
+    assert "unauthenticated, access_denied: No API for this plan" in out
+    assert "3k7v9-m2xqt" in out
+
+
 @pytest.mark.parametrize(
     ("newest", "note"),
     [(8, ""), (7, "generation 7 is still the newest: another refresh would not help now\n")],

@@ -30,6 +30,7 @@ from evergrant_server.api.connections.models import (
     LiveView,
     RevocationProgressView,
 )
+from evergrant_server.api.connections.provider_words import ProviderSaidView
 from evergrant_server.api.integrations.definition_rollout import DefinitionView
 from evergrant_server.api.integrations.models import IntegrationView
 from evergrant_server.api.leases.models import LeaseView, ProofView
@@ -164,6 +165,7 @@ VIEWS: dict[type, type[BaseModel]] = {
     package.LiveStatus: LiveView,
     package.Proof: ProofView,
     ProviderVersion: DefinitionView,
+    package.ProviderSaid: ProviderSaidView,
     package.RevocationProgress: RevocationProgressView,
     package.Signature: SignatureView,
     Webhook: WebhookSecretView,

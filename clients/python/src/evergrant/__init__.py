@@ -34,6 +34,7 @@ from evergrant.models import (
     DeviceCode,
     LiveStatus,
     Provider,
+    ProviderSaid,
     RevocationProgress,
     State,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "Proof",
     "ProtocolError",
     "Provider",
+    "ProviderSaid",
     "ProviderUnavailable",
     "ReconnectNeeded",
     "RevocationProgress",

@@ -57,7 +57,7 @@ class Connection:
     `metadata` are facts that came with the grant, such as the account's id. `choices` are the accounts
     it reaches; with the reason `choice_required` one of them has to be chosen first. `consented_with` is
     the connection whose consents bring a further token slot's grants. `revoking` is set until the
-    provider has confirmed a revocation.
+    provider has confirmed a revocation. `provider_said` explains a failure, to an admin.
     `expected_account` names the claims by which the app said which account it expects.
     `live` is the workflow's description, if requested; `differs` names the members in which it differs.
     """
@@ -82,6 +82,7 @@ class Connection:
     flow: str = "authorization_code"
     device: "DeviceCode | None" = None
     revoking: "RevocationProgress | None" = None
+    provider_said: "ProviderSaid | None" = None
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     api_base_url: str | None = None
     choice: str | None = None
@@ -107,6 +108,23 @@ class DeviceCode:
     verification_uri: str
     verification_uri_complete: str | None
     expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSaid:
+    """What the provider said about the newest failure, cleaned; shown to admins.
+
+    `reference` is the one of the subject's page. `unauthenticated`: it came by a browser, in a callback
+    that was refused.
+    """
+
+    at: datetime
+    reason: str | None
+    reference: str | None
+    status: int | None
+    error: str | None
+    description: str | None
+    unauthenticated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,3 +38,24 @@ async def test_only_an_admin_reads_it_in_the_audit_log(api: Api):
     assert shown["detail"]["provider_said"] == SAID.model_dump(exclude_defaults=True)
     (hidden,) = (await api.get(path, app)).json()["items"]
     assert hidden["detail"] == {"reason": "grant_rejected"}
+
+
+async def test_a_connection_shows_an_admin_what_the_provider_said_last(api: Api):
+    connection, admin = await api.active_for("boss", Action.ADMIN)
+    app = await api.app_with("asker", Action.CONNECT, Action.TOKEN)
+    path = f"/v1/connections/{connection.id}"
+    assert (await api.get(path, admin)).json()["provider_said"] is None
+    now = api.clock.now()
+    await api.change(connection, lambda c: c.refresh_failed(ErrorCode.PROVIDER_ERROR, now, token_over=False))
+    await recorded(api, connection, AuditAction.REFRESH_FAILED, **REFUSED)
+    await recorded(api, connection, AuditAction.REFRESH_FAILED, reason=ErrorCode.PROVIDER_UNREACHABLE)
+    shown = (await api.get(path, admin)).json()["provider_said"]
+    assert shown == {
+        "at": shown["at"],
+        "reason": "grant_rejected",
+        "reference": None,
+        **SAID.model_dump(),
+    }
+    assert (await api.get(path, app)).json()["provider_said"] is None
+    await recorded(api, connection, AuditAction.GRANT_REFRESHED, generation=2)
+    assert (await api.get(path, admin)).json()["provider_said"] is None

@@ -74,8 +74,12 @@ def connections(
     subject: str | None = None,
     state: State | None = None,
     expiring_before: datetime | None = None,
+    reference: str | None = None,
 ) -> Call[Page[Connection]]:
-    """Every connection this app may see, fetched page by page. ValueError for a time without a zone."""
+    """Every connection this app may see, fetched page by page. ValueError for a time without a zone.
+
+    `reference` is that of a subject's page: only the connection whose consent failed there.
+    """
     if expiring_before is not None and expiring_before.tzinfo is None:
         raise ValueError("expiring_before needs a time zone")
     query = without_none(
@@ -84,6 +88,7 @@ def connections(
         subject=subject,
         state=state.value if state else None,
         expiring_before=expiring_before.isoformat() if expiring_before else None,
+        reference=reference,
     )
     return Call("GET", "/v1/connections", page_parser("connection", Connection), query=query)
 

@@ -33,11 +33,18 @@ def list_connections(
     provider: str | None = None,
     subject: str | None = None,
     state: State | None = None,
+    reference: str | None = None,
     options: Options = DEFAULTS,
 ) -> None:
-    """List the connections this app may see."""
+    """List the connections this app may see.
+
+    Args:
+        reference: That of a subject's page: the connection whose consent failed there.
+    """
     with options.client() as client:
-        found = client.connections(integration=integration, provider=provider, subject=subject, state=state)
+        found = client.connections(
+            integration=integration, provider=provider, subject=subject, state=state, reference=reference
+        )
         show_rows((connection_row(connection) for connection in found), _CONNECTIONS, options.output)
 
 

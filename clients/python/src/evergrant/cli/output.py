@@ -19,7 +19,7 @@ from rich.table import Table
 
 from evergrant.errors import BadRequest, EvergrantError
 from evergrant.lease import Lease
-from evergrant.models import Connection
+from evergrant.models import Connection, ProviderSaid
 from evergrant.origins import read_key_file
 from evergrant.sync_client import Evergrant
 
@@ -107,9 +107,20 @@ def connection_row(connection: Connection) -> Row:
     if connection.device is not None:
         row["user_code"] = connection.device.user_code
         row["verification_uri"] = connection.device.verification_uri
+    if connection.provider_said is not None:
+        row |= _said_row(connection.provider_said)
     if connection.connect_url is not None:
         row |= _row(connection, ("connect_url", "connect_expires_at"))
     return row
+
+
+def _said_row(said: ProviderSaid) -> Row:
+    """The provider's words in one line, for an admin."""
+    by = "unauthenticated" if said.unauthenticated else None
+    words = ": ".join(filter(None, (said.error, said.description)))
+    parts = (by, None if said.status is None else f"status {said.status}", words)
+    shown = {"provider_said": ", ".join(filter(None, parts)) or None, "provider_said_at": said.at.isoformat()}
+    return shown if said.reference is None else {**shown, "reference": said.reference}
 
 
 def lease_row(lease: Lease, *, show_token: bool) -> Row:
