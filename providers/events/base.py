@@ -70,10 +70,6 @@ class EventRejected(Exception):
         self.description = description
 
 
-class UnknownKey(Exception):
-    """The request is signed with a key that isn't pinned; the transmitter may have a new one."""
-
-
 def accounts_with_id(value: object) -> tuple[frozenset[AccountIdentifier], ...]:
     """The accounts with this provider id; none when it isn't a valid id."""
     if isinstance(value, bool) or not isinstance(value, str | int):

@@ -1,4 +1,4 @@
-"""Fetches a transmitter's public keys (RFC 7517) through the egress policy."""
+"""Fetches the public keys of a transmitter or an issuer (RFC 7517) through the egress policy."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ _PUBLIC_MEMBERS = {"RSA": ("n", "e"), "EC": ("crv", "x", "y")}
 _COMMON_MEMBERS = ("kty", "kid", "use", "alg")
 
 
-async def fetch_keys(egress: Egress, url: str) -> tuple[dict[str, Any], ...]:
-    """The document's public keys for signatures.
+async def fetch_keys(egress: Egress, url: str, whose: str = "the transmitter") -> tuple[dict[str, Any], ...]:
+    """The document's public keys for signatures; messages say `whose`.
 
     Raises Failure EGRESS_REFUSED, PROVIDER_UNREACHABLE, PROVIDER_ERROR or DISCOVERY_FAILED.
     """
@@ -26,14 +26,14 @@ async def fetch_keys(egress: Egress, url: str) -> tuple[dict[str, Any], ...]:
         except httpx2.InvalidURL:
             raise Failure(ErrorCode.EGRESS_REFUSED, "jwks_uri is not a URL") from None
         except httpx2.TransportError as error:
-            detail = f"the transmitter's keys could not be fetched ({type(error).__name__})"
+            detail = f"{whose}'s keys could not be fetched ({type(error).__name__})"
             raise Failure(ErrorCode.PROVIDER_UNREACHABLE, detail) from None
     if response.status_code != 200:
-        raise Failure(ErrorCode.PROVIDER_ERROR, f"the transmitter's keys: status {response.status_code}")
-    return parse_jwks(response.content)
+        raise Failure(ErrorCode.PROVIDER_ERROR, f"{whose}'s keys: status {response.status_code}")
+    return parse_jwks(response.content, whose)
 
 
-def parse_jwks(content: bytes) -> tuple[dict[str, Any], ...]:
+def parse_jwks(content: bytes, whose: str = "the transmitter") -> tuple[dict[str, Any], ...]:
     """The usable keys of a JWK set. Raises Failure DISCOVERY_FAILED for an invalid or empty set."""
     try:
         document = parse_body(content) if len(content) <= _MAX_BYTES else None
@@ -41,10 +41,10 @@ def parse_jwks(content: bytes) -> tuple[dict[str, Any], ...]:
         document = None
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list):
-        raise Failure(ErrorCode.DISCOVERY_FAILED, "the transmitter's keys are not a JWK set")
+        raise Failure(ErrorCode.DISCOVERY_FAILED, f"{whose}'s keys are not a JWK set")
     found = tuple(public for key in keys[:_MAX_KEYS] if (public := _public_key(key)) is not None)
     if not found:
-        raise Failure(ErrorCode.DISCOVERY_FAILED, "the transmitter's JWK set has no usable key")
+        raise Failure(ErrorCode.DISCOVERY_FAILED, f"{whose}'s JWK set has no usable key")
     return found
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from joserfc import jws
 from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, RSAKey
 
 from evergrant_server.core.connections.account import EMAIL
 from evergrant_server.core.provider_events import (
@@ -22,7 +21,6 @@ from providers.events.base import (
     EventRequest,
     EventTrust,
     ProviderEvent,
-    UnknownKey,
     VerifiedEvents,
     accounts_with_id,
     from_unix,
@@ -30,11 +28,10 @@ from providers.events.base import (
     json_in_base64url,
     json_object,
 )
+from providers.responses.signing_keys import ALGORITHMS, UnusableKey, select_key
 
 MEDIA_TYPE = "application/secevent+jwt"
 MAX_EVENT_AGE = timedelta(days=30)  # an older event is rejected, so `jti` is kept no longer
-ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
-_KEY_TYPES = {"RSA": RSAKey, "EC": ECKey}
 _ID_TOKEN_CLAIMS = ("sub", "nonce")  # so that an id token isn't accepted as an event
 
 
@@ -84,29 +81,13 @@ def _header(token: bytes) -> dict[str, Any]:
 
 def _claims(token: bytes, header: dict[str, Any], trust: EventTrust) -> dict[str, Any]:
     try:
-        content = jws.deserialize_compact(token, _key(header, trust), algorithms=[header["alg"]]).payload
+        key = select_key(header, trust.keys or ())
+        content = jws.deserialize_compact(token, key, algorithms=[header["alg"]]).payload
+    except UnusableKey:
+        raise EventRejected("invalid_key", "The transmitter's key is unusable.") from None
     except (JoseError, ValueError):
         raise EventRejected("authentication_failed", "The signature is invalid.") from None
     return json_object(content, "The token's claims can't be read.")
-
-
-def _key(header: dict[str, Any], trust: EventTrust) -> RSAKey | ECKey:
-    """The pinned key that the header names, of the algorithm's type."""
-    kid, family = header.get("kid"), "EC" if header["alg"].startswith("ES") else "RSA"
-    usable = [
-        key
-        for key in trust.keys or ()
-        if key.get("kty") == family
-        and key.get("use") in (None, "sig")
-        and key.get("alg") in (None, header["alg"])
-    ]
-    named = [key for key in usable if key.get("kid") == kid] if kid is not None else usable
-    if len(named) != 1:
-        raise UnknownKey
-    try:
-        return _KEY_TYPES[family].import_key(named[0])
-    except (JoseError, ValueError, KeyError):
-        raise EventRejected("invalid_key", "The transmitter's key is unusable.") from None
 
 
 def _check_parties(claims: dict[str, Any], trust: EventTrust) -> None:

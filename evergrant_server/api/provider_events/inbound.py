@@ -44,10 +44,10 @@ from providers.events.base import (
     EventRequest,
     EventTrust,
     ProviderEvent,
-    UnknownKey,
     VerifiedEvents,
 )
 from providers.events.verifiers import VERIFIERS
+from providers.responses.signing_keys import UnknownKey
 
 log = logging.getLogger("evergrant.api")
 

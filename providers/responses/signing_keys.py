@@ -1,0 +1,41 @@
+"""Selects the key that signed a token from its issuer's key set (RFC 7517). Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, RSAKey
+
+# asymmetric: with a shared key, such as the client secret, the verifier could sign as well
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
+_KEY_TYPES = {"RSA": RSAKey, "EC": ECKey}
+
+
+class UnknownKey(Exception):
+    """The token is signed with a key that isn't in the set; its issuer may have a new one."""
+
+
+class UnusableKey(Exception):
+    """The key can't be imported."""
+
+
+def select_key(header: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> RSAKey | ECKey:
+    """The key that a token's header names, of the type of its `alg`, which is one of ALGORITHMS.
+
+    Raises UnknownKey unless exactly one fits, and UnusableKey.
+    """
+    kid, family = header.get("kid"), "EC" if header["alg"].startswith("ES") else "RSA"
+    usable = [
+        key
+        for key in keys
+        if key.get("kty") == family
+        and key.get("use") in (None, "sig")
+        and key.get("alg") in (None, header["alg"])
+    ]
+    named = [key for key in usable if key.get("kid") == kid] if kid is not None else usable
+    if len(named) != 1:
+        raise UnknownKey
+    try:
+        return _KEY_TYPES[family].import_key(dict(named[0]))
+    except (JoseError, ValueError, KeyError):
+        raise UnusableKey from None
