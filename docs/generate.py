@@ -53,13 +53,14 @@ WHEN = {
     AuditAction.CONSENT_STARTED: "the subject continued from the connect page to the provider",
     AuditAction.CONSENT_GRANTED: "the provider redirected the subject back with a code",
     AuditAction.CONSENT_RETURNED: "the browser came back from the provider; the app has to confirm who it is",
-    AuditAction.CONSENT_CONFIRMED: "the app confirmed the subject from its own session",
+    AuditAction.CONSENT_CONFIRMED: "the app confirmed the subject from its own session, or the subject "
+    "logged in at the tenant's issuer (`login`)",
     AuditAction.CONSENT_UNCONFIRMED: "the app did not confirm in time; the code was destroyed",
-    AuditAction.SUBJECT_MISMATCH: "the app named another subject, or its verifier was wrong; the code was "
-    "destroyed",
+    AuditAction.SUBJECT_MISMATCH: "the app named another subject, its verifier was wrong, or another person "
+    "logged in at the tenant's issuer; the code was destroyed",
     AuditAction.CONSENT_DENIED: "the subject or the provider denied the consent",
     AuditAction.CONSENT_EXPIRED: "the subject did not finish the consent before its deadline",
-    AuditAction.CONSENT_FAILED: "a code arrived, but its exchange led to no grant",
+    AuditAction.CONSENT_FAILED: "a code arrived, but its exchange led to no grant, or to no login",
     AuditAction.CALLBACK_REFUSED: "a callback with a consent's state was refused; others are only counted",
     AuditAction.GRANT_INSTALLED: "the first grant of a consent was stored",
     AuditAction.GRANT_REFRESHED: "a refresh replaced the grant",

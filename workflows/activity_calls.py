@@ -151,6 +151,13 @@ request_temporary_credentials = ActivityCall[
     lambda it: f"for {it.consent_id}",
 )
 
+verify_login = ActivityCall[integrations.VerifyLogin, integrations.LoginResult](
+    ActivityName.VERIFY_LOGIN,
+    integrations.LoginResult,
+    _limits(_MINUTE, maximum_attempts=1),  # its code is good for one use; the subject logs in again
+    lambda it: f"of {it.consent_id}",
+)
+
 # --- a definition ------------------------------------------------------------------------
 
 check_definition = ActivityCall[integrations.DefinitionCall, integrations.DefinitionResult](

@@ -13,6 +13,7 @@ from workflows.single_activity import (
     ReconcileWorkflow,
     RereadMetadataWorkflow,
     TemporaryCredentialsWorkflow,
+    VerifyLoginWorkflow,
 )
 from workflows.webhook_delivery import WebhookDeliveryWorkflow
 
@@ -29,5 +30,6 @@ WORKFLOWS = (
     RereadMetadataWorkflow,
     RetryConnectionsWorkflow,
     TemporaryCredentialsWorkflow,
+    VerifyLoginWorkflow,
     WebhookDeliveryWorkflow,
 )

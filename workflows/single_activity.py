@@ -38,6 +38,13 @@ class TemporaryCredentialsWorkflow:
         return await activity_calls.request_temporary_credentials(request)
 
 
+@workflow.defn(name=WorkflowName.VERIFY_LOGIN)
+class VerifyLoginWorkflow:
+    @workflow.run
+    async def run(self, request: integrations.VerifyLogin) -> integrations.LoginResult:
+        return await activity_calls.verify_login(request)
+
+
 @workflow.defn(name=WorkflowName.INTROSPECTION)
 class IntrospectionWorkflow:
     @workflow.run

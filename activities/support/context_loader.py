@@ -16,7 +16,7 @@ from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import assertion_audience, client_auth_of, params_from_metadata
 from providers.requests.dpop import require_dpop_algorithm, with_dpop_binding
-from providers.requests.request_format import OAuthClient
+from providers.requests.request_format import OAuthClient, ProviderAccess
 
 
 class ProviderContextLoader:
@@ -62,6 +62,17 @@ class ProviderContextLoader:
             self._store, lambda tx: tx.proof_keys.get_or_create(tenant, connection_id, now)
         )
         return context.with_proof_key(key)
+
+    async def access(self, tx: Transaction, integration: Integration) -> list[ProviderAccess]:
+        """An integration's provider by each of its client secrets, without a connection. Raises as `load`."""
+        versions = await tx.definitions.serving(integration.tenant, integration.provider)
+        try:
+            spec = self._registry.serving(integration.provider, versions)
+        except Failure as failure:
+            raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None
+        endpoints = resolve_endpoints(spec, integration, {})
+        clients = await self._clients(tx, spec, endpoints, integration)
+        return [ProviderAccess(spec, endpoints, client, integration.params) for client in clients]
 
     async def _load_in(self, tx: Transaction, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
         connection = await tx.connections.get_authentic(tenant, connection_id)

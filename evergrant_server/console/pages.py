@@ -47,14 +47,24 @@ class Pages:
             lstrip_blocks=True,
         )
 
-    def connect(self, *, provider: str, integration: str, subject: str, consent: Consent, csrf: str) -> str:
-        """The requested access, and a button to continue."""
+    def connect(
+        self,
+        *,
+        provider: str,
+        integration: str,
+        subject: str,
+        consent: Consent,
+        csrf: str,
+        login: str | None = None,
+    ) -> str:
+        """The requested access, and a button to continue. `login`: where the subject logs in first."""
         return self._render(
             "connect.html",
             title=f"Connect {provider}",
             provider=provider,
             integration=integration,
             subject=subject,
+            login=login,
             asking=consent.by.removeprefix("app:"),
             scopes=[(_describe_scope(scope), scope) for scope in consent.all_scopes],
             csrf=csrf,

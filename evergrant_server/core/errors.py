@@ -152,7 +152,8 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "POST /v1/connections/{id}/choose.",
     ),
     ErrorCode.ID_TOKEN_REFUSED: _reconnect(
-        "The provider's id token is not for this consent: its issuer, audience or nonce is missing or wrong.",
+        "An id token is not for this consent: its issuer, audience or nonce is missing or wrong. That of a "
+        "login may also be expired, or not signed by its issuer.",
         "Open the connect link again. Where the provider never repeats the nonce, its definition has to say "
         "id_token_nonce: false.",
     ),

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from evergrant_server.core.connections.account import OnReconnect
 from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.login import LoginRule
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import FrozenModel, IntegrationId, TenantRow
 
 
@@ -58,6 +60,8 @@ class Endpoints(FrozenModel):
     dpop_algorithms: tuple[str, ...] = ()  # dpop_signing_alg_values_supported (RFC 9449 section 5.1)
     offline_access: bool = False  # a scope of scopes_supported (OpenID Connect Core section 11)
     takes_metadata_documents: bool = False  # client_id_metadata_document_supported
+    jwks_uri: str | None = None  # the keys that sign id tokens, where it may be fetched
+    userinfo_endpoint: str | None = None  # OpenID Connect Core 1.0 section 5.3, likewise
     # where a client goes that presents a certificate (RFC 8705 section 5)
     mtls_aliases: dict[str, str] = Field(default_factory=dict)
 
@@ -92,6 +96,7 @@ class Integration(TenantRow):
     default_scopes: tuple[str, ...] = ()
     scope_ceiling: tuple[str, ...] | None = None  # None: no ceiling of its own
     binding: Binding = Binding.APP  # of new consents
+    login: LoginRule | None = None  # of the binding `oidc`
     on_reconnect: OnReconnect = OnReconnect.SAME
     refresh: RefreshRules = RefreshRules()
     refresh_overrides: dict[str, Any] | None = None  # the admin's part of it; None: of before it was kept
@@ -121,3 +126,32 @@ class Integration(TenantRow):
         """True in the overlap of a rotation, and after it while the new secret is the refused one."""
         until = self.previous_secret_until
         return until is not None and (now < until or self.secret_refused_at is not None)
+
+    @property
+    def login_problem(self) -> str | None:
+        """Why no subject can log in at its issuer, and the repair; None when one can."""
+        endpoints = self.endpoints
+        if self.issuer is None:
+            return "it has no issuer: put it with the provider generic and the issuer's URL"
+        if self.state is not IntegrationState.READY or endpoints is None:
+            return self.problem or "its issuer's metadata has not been read yet: is a worker running?"
+        if endpoints.authorization_endpoint is None or endpoints.jwks_uri is None:
+            name = "authorization_endpoint" if endpoints.jwks_uri else "jwks_uri that workers may fetch"
+            return f"its issuer's metadata names no {name}; it is read again daily"
+        if endpoints.pushed_requests_required:
+            return "its issuer demands pushed requests (RFC 9126), which a login doesn't use: turn that off"
+        return None
+
+
+def require_login(rule: LoginRule | None, found: Integration | None) -> Integration:
+    """The integration at whose issuer the rule's subjects log in. Raises Failure CLIENT_REJECTED."""
+    if rule is None:
+        why = "The integration doesn't say where its subjects log in: put it with login."
+        raise Failure(ErrorCode.CLIENT_REJECTED, why)
+    problem = "there is no integration of this name: put it, or name another one in login"
+    if found is not None:
+        problem = found.login_problem
+    if found is None or problem is not None:
+        why = f"Subjects can't log in at the integration {rule.integration}: {problem}."
+        raise Failure(ErrorCode.CLIENT_REJECTED, why, login=rule.integration)
+    return found

@@ -24,8 +24,10 @@ from evergrant_server.core.messages.connection import ConnectionDescription, Ens
 from evergrant_server.core.messages.integrations import (
     DiscoverEndpoints,
     DiscoveryResult,
+    LoginResult,
     RequestTemporaryCredentials,
     TemporaryCredentialsResult,
+    VerifyLogin,
 )
 from evergrant_server.core.messages.names import (
     TASK_QUEUE,
@@ -34,6 +36,7 @@ from evergrant_server.core.messages.names import (
     WorkflowName,
     connection_workflow_id,
     discovery_workflow_id,
+    login_workflow_id,
     temporary_credentials_workflow_id,
 )
 from evergrant_server.crypto import KeyRing
@@ -131,6 +134,17 @@ class TemporalLink(WorkflowRuns):
             timeout,
             result_type=TemporaryCredentialsResult,
             static_summary="temporary credentials before the redirect to the provider",
+        )
+
+    async def verify_login(self, request: VerifyLogin, timeout: float) -> LoginResult:
+        """Have a worker exchange the code of a subject's login, and wait for the result."""
+        return await self._execute(
+            WorkflowName.VERIFY_LOGIN,
+            request,
+            login_workflow_id(request.tenant, request.consent_id, request.revision),
+            timeout,
+            result_type=LoginResult,
+            static_summary="the subject's login before the redirect to the provider",
         )
 
     async def start(self, request: StartRequest) -> None:

@@ -10,6 +10,7 @@ from activities.consents.confirmation import ConfirmationActivities
 from activities.consents.consent_end import ConsentEndActivities, ExpiryActivities
 from activities.consents.first_tokens import ClientGrantActivities, DeviceActivities
 from activities.consents.import_export import ExportActivities
+from activities.consents.login import LoginActivities
 from activities.grants import GrantServices
 from activities.grants.late_verification import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
@@ -133,6 +134,7 @@ def _integration_activities(
 ) -> list[Activity]:
     store, clock = platform.store, platform.clock
     consent_start = ConsentStartActivities(store, contexts, sender, clock)
+    login = LoginActivities(store, contexts, sender, egress, clock)
     rollout = DefinitionRolloutActivities(store, platform.registry, egress, clock)
     return [
         discovery.discover_endpoints,
@@ -140,6 +142,7 @@ def _integration_activities(
         ConnectionRetryActivities(store, clock).retry_connections,
         consent_start.push_authorization_request,
         consent_start.request_temporary_credentials,
+        login.verify_login,
         rollout.check_definition,
         rollout.apply_decision,
         rollout.evaluate_rollout,

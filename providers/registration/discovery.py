@@ -6,6 +6,7 @@ no server can publish metadata for another.
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
@@ -30,6 +31,7 @@ _ALIASED = (
     "pushed_authorization_request_endpoint",
     "device_authorization_endpoint",
 )
+_OF_LOGINS = ("jwks_uri", "userinfo_endpoint")  # OpenID Connect Discovery 1.0 section 3
 _MAX_DOCUMENT_BYTES = 256 * 1024  # usual documents have a few thousand
 
 
@@ -135,6 +137,7 @@ def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> E
         pushed_requests_required=document.get("require_pushed_authorization_requests") is True,
         dpop_algorithms=tuple(_strings(issuer, document, "dpop_signing_alg_values_supported") or ()),
         offline_access="offline_access" in _listed(document, "scopes_supported"),
+        **_urls_of_logins(egress, issuer, document),
         takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,
         mtls_aliases=_urls(egress, issuer, aliases, _ALIASED),  # RFC 8705 section 5
     )
@@ -151,7 +154,7 @@ def weakening_changes(pinned: Endpoints, now: Endpoints, client_auth: str | None
         before, after = pinned.for_mutual_tls(), now.for_mutual_tls()
     reasons = [
         f"{name} would move to another host"
-        for name in ("authorization_endpoint", *_ALIASED)
+        for name in ("authorization_endpoint", *_ALIASED, *_OF_LOGINS)
         if _origin_changed(getattr(before, name), getattr(after, name))
     ]
     if pinned.iss_in_callback and not now.iss_in_callback:
@@ -182,6 +185,15 @@ def _urls(egress: Egress, issuer: str, fields: dict[str, Any], names: Iterable[s
             egress.policy.check_url(url)
         except Failure as refused:
             _fail(issuer, f"{name}: {refused.detail}")
+    return found
+
+
+def _urls_of_logins(egress: Egress, issuer: str, document: dict[str, Any]) -> dict[str, Any]:
+    """Those that are usable: no connection depends on them."""
+    found: dict[str, Any] = {}
+    for name in _OF_LOGINS:
+        with suppress(Failure):
+            found |= _urls(egress, issuer, document, (name,))
     return found
 
 

@@ -31,7 +31,7 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
-from evergrant_server.core.messages.integrations import DiscoveryResult
+from evergrant_server.core.messages.integrations import DiscoveryResult, LoginResult, VerifyLogin
 from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
@@ -61,6 +61,7 @@ class ScriptedLink:
         self.up = True
         self.ended = False  # the run of every connection
         self.on_refresh: Refresh | None = None
+        self.on_login: Callable[[VerifyLogin], Awaitable[LoginResult]] | None = None
         self.on_discover: Callable[[Tenant, IntegrationId], Awaitable[DiscoveryResult]] | None = None
 
     async def ensure_fresh(
@@ -88,6 +89,11 @@ class ScriptedLink:
         self._must_be_up()
         assert self.on_discover is not None
         return await self.on_discover(tenant, integration_id)
+
+    async def verify_login(self, request: VerifyLogin, timeout: float) -> LoginResult:
+        self._must_be_up()
+        assert self.on_login is not None
+        return await self.on_login(request)
 
     async def ready(self) -> bool:
         return self.up

@@ -29,11 +29,13 @@ from evergrant_server.core.messages.activities import (
 )
 from evergrant_server.core.messages.integrations import (
     FetchReceiverKeys,
+    LoginResult,
     PushAuthorizationRequest,
     PushResult,
     ReceiverKeysResult,
     RetryConnections,
     RetryConnectionsResult,
+    VerifyLogin,
 )
 from evergrant_server.core.messages.maintenance import (
     DeliverWebhooks,
@@ -91,6 +93,7 @@ class ScriptedActivities:
                 ActivityName.INTROSPECT_GRANTS, IntrospectGrants, IntrospectGrantsResult(checked=3, ended=1)
             ),
             self._scripted(ActivityName.PUSH_AUTHORIZATION_REQUEST, PushAuthorizationRequest, PushResult()),
+            self._scripted(ActivityName.VERIFY_LOGIN, VerifyLogin, LoginResult()),
             self._scripted(
                 ActivityName.RETRY_CONNECTIONS, RetryConnections, RetryConnectionsResult(signalled=7)
             ),

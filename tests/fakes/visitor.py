@@ -40,7 +40,10 @@ class Visitor:
 
     async def go_on(self, connect_url: str) -> httpx2.Response:
         """Open the page and press its button."""
-        answer = await self.browser.post(connect_url, data={"csrf": await self.csrf(connect_url)})
+        return self.left(await self.browser.post(connect_url, data={"csrf": await self.csrf(connect_url)}))
+
+    def left(self, answer: httpx2.Response) -> httpx2.Response:
+        """Note where a page sends the browser."""
         if (leaving := _LEAVING.search(answer.text)) is not None:
             self.provider_url = html.unescape(leaving.group(1))
         return answer

@@ -13,8 +13,10 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.integrations import (
     DiscoveryResult,
+    LoginResult,
     RequestTemporaryCredentials,
     TemporaryCredentialsResult,
+    VerifyLogin,
 )
 from evergrant_server.crypto import KeyRing
 from evergrant_server.settings import Settings
@@ -40,6 +42,8 @@ class TemporalPort(Protocol):
     async def prepare_consent(
         self, request: RequestTemporaryCredentials, timeout: float
     ) -> TemporaryCredentialsResult: ...
+
+    async def verify_login(self, request: VerifyLogin, timeout: float) -> LoginResult: ...
 
     async def ready(self) -> bool: ...
 

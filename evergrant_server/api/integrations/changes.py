@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.api.integrations.logins import login_rule
 from evergrant_server.api.integrations.models import IntegrationBody, RotateSecretBody
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
@@ -162,6 +163,7 @@ def _with_body(
     }
     overrides = body.refresh.model_dump(mode="json", exclude_none=True)
     update = body.model_dump(include=names) | {"refresh_overrides": overrides, "changed_at": now}
+    update["login"] = login_rule(body)
     if body.registration is RegistrationMethod.METADATA_DOCUMENT:
         update["client_auth"] = "none"
     return integration.model_copy(update=update).with_provider_rules(spec.refresh_rules())
@@ -184,9 +186,7 @@ def check_body(spec: ProviderSpec, body: IntegrationBody) -> None:
 
 
 def require_binding_allowed(binding: Binding, api: ApiContext) -> None:
-    """Raise Failure INVALID_REQUEST for a binding that is not offered, or that the operator doesn't allow."""
-    if binding is Binding.OIDC:
-        raise invalid_request("binding", "The binding oidc is not offered yet.")
+    """Raise Failure INVALID_REQUEST for a binding that the operator doesn't allow."""
     if binding is Binding.NONE and not api.settings.allow_unbound_consent:
         detail = f"The binding none is off: {UNBOUND_SETTING} allows consents of any person who opens a link."
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="binding", setting=UNBOUND_SETTING)

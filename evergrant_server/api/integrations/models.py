@@ -18,6 +18,7 @@ from evergrant_server.api.http.models import (
 from evergrant_server.core.clock import MAX_LIFETIME
 from evergrant_server.core.connections.account import OnReconnect
 from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.login import LoginClaim, LoginRule
 from evergrant_server.core.integrations import IntegrationState, RefreshRules, RegistrationMethod, Rotation
 
 
@@ -45,6 +46,18 @@ class ClientCertificateBody(Body):
     private: StorableSecret
 
 
+class LoginBody(Body):
+    """Where an integration's subjects log in: `integration` is the client at your OpenID Connect issuer.
+
+    The subject's name has to be the `claim` of who logged in: `sub`, or `email`, verified and of one of
+    `domains`.
+    """
+
+    integration: Slug
+    claim: LoginClaim = LoginClaim.SUB
+    domains: Annotated[tuple[Text, ...], Field(max_length=100)] = ()
+
+
 class IntegrationBody(Body):
     """An OAuth client at a provider. Secret and key are write-only; None keeps the stored ones.
 
@@ -53,7 +66,7 @@ class IntegrationBody(Body):
     turns DPoP (RFC 9449) on or off; the default is the provider's definition. `binding` says how it is
     checked that the person who consents is the subject. With `on_reconnect` `same` a connection's later
     consents have to be given with the account of its first one, where the provider names it; `any` lets
-    them change it.
+    them change it. `login` belongs to the binding `oidc`.
     """
 
     provider: Slug
@@ -83,6 +96,7 @@ class IntegrationBody(Body):
     scope_ceiling: Scopes | None = None
     dpop: bool | None = None
     binding: Binding = Binding.APP
+    login: LoginBody | None = None
     on_reconnect: OnReconnect = OnReconnect.SAME
     refresh: RefreshRulesBody = RefreshRulesBody()
 
@@ -114,6 +128,7 @@ class IntegrationView(View):
     default_scopes: tuple[str, ...]
     scope_ceiling: tuple[str, ...] | None
     binding: Binding
+    login: LoginRule | None
     on_reconnect: OnReconnect
     refresh: RefreshRules
     dpop: bool | None

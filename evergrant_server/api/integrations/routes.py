@@ -22,6 +22,7 @@ from evergrant_server.api.integrations.changes import (
     retry_failing_connections,
 )
 from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
+from evergrant_server.api.integrations.logins import login_rule, require_usable_login
 from evergrant_server.api.integrations.models import IntegrationBody, IntegrationView, RotateSecretBody
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -64,6 +65,7 @@ async def put_integration(
     async with api.store.write() as tx:
         spec = await spec_by_name(tx, api.registry, call.tenant, body.provider)
         check_body(spec, body)
+        await require_usable_login(tx, call.tenant, login_rule(body))
         before = await tx.integrations.by_name(call.tenant, name)
         if before is None:
             after = new_integration(spec, body, call.tenant, name, now)

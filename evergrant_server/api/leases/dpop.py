@@ -19,6 +19,8 @@ from evergrant_server.store import LeaseRow
 from providers.definition.templates import integration_endpoints
 from providers.requests.dpop import dpop_proof, origin_of
 
+_RESOURCES = ("userinfo_endpoint",)  # protected ones (OpenID Connect Core 1.0 section 5.3)
+
 
 async def require_provable(api: ApiContext, row: LeaseRow, wanted: ProofBody) -> None:
     """Raise Failure INVALID_REQUEST for an unbound token or an endpoint of the authorization server."""
@@ -57,7 +59,7 @@ async def create_proof(api: ApiContext, row: LeaseRow, wanted: ProofBody) -> str
 def _endpoint_urls(endpoints: Endpoints) -> Iterator[str]:
     yield from endpoints.mtls_aliases.values()
     for name, value in endpoints:
-        if name.endswith("_endpoint") and isinstance(value, str):
+        if name.endswith("_endpoint") and name not in _RESOURCES and isinstance(value, str):
             yield value
 
 

@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse, Response
 
 from evergrant_server.api.connections.flows import require_flow_allowed
 from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.api.pages.attempt import send_away
 from evergrant_server.api.pages.browser import html_response, redirect_response
 from evergrant_server.api.pages.callback_checks import (
     CallbackJudge,
@@ -31,6 +32,7 @@ from evergrant_server.api.pages.callback_outcome import (
     wait_for_grant,
 )
 from evergrant_server.api.pages.installs import install_page
+from evergrant_server.api.pages.login import find_login, finish_login
 from evergrant_server.api.pages.session import (
     ConsentSession,
     PagesDep,
@@ -68,12 +70,18 @@ async def callback_by_post(pages: PagesDep, integration_id: str) -> Response:
 @router.get("/oauth/callback/{integration_id}")
 @html_route
 async def callback_by_get(pages: PagesDep, integration_id: str) -> Response:
-    """Store the code, and show the outcome of its exchange or have the app confirm the subject first."""
+    """Store the code, and show the outcome of its exchange or have the app confirm the subject first.
+
+    The callback of the subject's login sends the browser on to the provider.
+    """
     id, raw = parse_integration_id(integration_id), pages.request.scope["query_string"]
     if not raw and (fragment := await _fragment_page(pages, id)) is not None:
         return fragment
     if (begun := await install_page(pages, id, raw)) is not None:
         return begun
+    if (login := await find_login(pages, raw)) is not None:
+        link = await finish_login(pages, id, login, raw)
+        return await send_away(pages, link, pages.browsers.cookie_of(pages.request) or "")
     accepted = await _accept_callback(pages, id, raw, judge_code_callback)
     if accepted.confirm_code is not None:
         pages.api.relay.notify()

@@ -14,6 +14,7 @@ from evergrant_server.api.pages.session import (
 )
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.login import must_log_in
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Endpoints, Integration
@@ -31,15 +32,23 @@ CallbackJudge = Callable[[SubjectPages, ConsentSession, Query], tuple[Callback, 
 
 
 async def load_bound_session(
-    pages: SubjectPages, tx: Transaction, consent: Consent | None, integration: Integration | None
+    pages: SubjectPages,
+    tx: Transaction,
+    consent: Consent | None,
+    integration: Integration | None,
+    *,
+    login: bool = False,
 ) -> ConsentSession:
-    """The consent of this state. Raises the same Failure CALLBACK_INVALID for every mismatch."""
+    """The consent of this state. Raises the same Failure CALLBACK_INVALID for every mismatch.
+
+    With `login` the state is that of its subject's login, at the integration that its redirect URI names.
+    """
     unknown = Failure(ErrorCode.CALLBACK_INVALID, "The state is not known in this browser.")
     if consent is None or integration is None:
         raise unknown
-    same = consent.integration_id == integration.id and consent.tenant == integration.tenant
+    same = (login or consent.integration_id == integration.id) and consent.tenant == integration.tenant
     expected = pages.api.redirect_uri(integration.id)
-    if not same or consent.redirect_uri != expected:
+    if not same or consent.redirect_uri != expected or must_log_in(consent) is not login:
         raise unknown
     if not pages.is_bound(consent):
         raise unknown
@@ -68,7 +77,7 @@ def judge_code_callback(
     """The parsed callback, and the consent with the facts that came with the code."""
     spec = session.spec
     if session.connection.flow is Flow.OAUTH1:
-        _require_endpoint(session, flow.oauth1_endpoints(spec, session.integration).token)
+        require_same_token_endpoint(session.consent, flow.oauth1_endpoints(spec, session.integration).token)
         return flow.read_oauth1_callback(query), session
     endpoints = require_same_endpoints(session)
     if session.connection.flow is Flow.IMPLICIT:
@@ -104,12 +113,13 @@ def require_same_endpoints(session: ConsentSession) -> Endpoints:
     Code and verifier are sent only to the token endpoint recorded for the attempt.
     """
     endpoints = integration_endpoints(session.spec, session.integration)
-    _require_endpoint(session, endpoints.token_endpoint)
+    require_same_token_endpoint(session.consent, endpoints.token_endpoint)
     return endpoints
 
 
-def _require_endpoint(session: ConsentSession, token_endpoint: str) -> None:
-    if token_endpoint != session.consent.token_endpoint:
+def require_same_token_endpoint(consent: Consent, token_endpoint: str) -> None:
+    """Raise Failure CALLBACK_INVALID unless it is the one that was recorded when the browser left."""
+    if token_endpoint != consent.token_endpoint:
         raise Failure(ErrorCode.CALLBACK_INVALID, "The integration's endpoints changed meanwhile.")
 
 

@@ -46,7 +46,7 @@ async def save_outcome(pages: SubjectPages, session: ConsentSession, callback: C
 
     A bound consent waits for its confirmation: then the session has the confirm code.
     """
-    status, failure = _outcome(callback)
+    status, failure = outcome_of(callback)
     changes: dict[str, object] = {"status": status, "failure": failure}
     if callback.tokens is not None:
         changes |= {"kind": ConsentKind.IMPORT, "granted_scopes": callback.scopes}
@@ -83,7 +83,8 @@ async def _signal_outcome(
             pass
 
 
-def _outcome(callback: Callback) -> tuple[ConsentStatus, ErrorCode | None]:
+def outcome_of(callback: Callback) -> tuple[ConsentStatus, ErrorCode | None]:
+    """The status of a consent with this callback, and how it failed."""
     if callback.denied:
         return ConsentStatus.DENIED, ErrorCode.CONSENT_DENIED
     if callback.code is not None or callback.tokens is not None:

@@ -146,8 +146,8 @@ class SubjectPages:
         return html_response(self.templates.confirm(provider=session.provider_name, code=code))
 
     async def _return_to_app(self, session: ConsentSession, state: LifecycleState) -> Response | None:
-        """A redirect to `return_to` with the outcome; none for a bound consent, whose app was told before."""
-        if session.consent.confirmed_at is not None:
+        """A redirect to `return_to` with the outcome; none for one that its app has confirmed."""
+        if session.consent.binding.needs_confirm and session.consent.confirmed_at is not None:
             return None
         return await self._redirect_to_app(session, ("state", state.value))
 

@@ -12,6 +12,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import require_login
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
 from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import Settings
@@ -177,6 +178,28 @@ async def bindings(settings: Settings) -> str:
     raise CheckFailed(
         f"any person who opens a connect link connects their own account at {named}",
         "PUT /v1/integrations/{name} with the binding app; see docs/guide/binding.md",
+    )
+
+
+async def logins(settings: Settings) -> str:
+    """Find integrations of the binding `oidc` at whose issuer no subject can log in."""
+    broken: list[str] = []
+    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+        bound = await tx.integrations.with_binding(Binding.OIDC, 1000)
+        for it in bound:
+            named = (
+                None if it.login is None else await tx.integrations.by_name(it.tenant, it.login.integration)
+            )
+            try:
+                require_login(it.login, named)
+            except Failure as failure:
+                broken.append(f"{it.name} (tenant {it.tenant}): {failure.detail}")
+    if not broken:
+        return f"{len(bound)} integrations have their subjects log in first"
+    more = " And more." if len(broken) > _MOST_NAMED else ""
+    raise CheckFailed(
+        " ".join(broken[:_MOST_NAMED]) + more,
+        "PUT /v1/integrations/{name} for the named one; see docs/guide/binding.md",
     )
 
 

@@ -29,6 +29,7 @@ CHECKS: dict[str, Check] = {
     "client certificates": database.certificates,
     "API keys": database.api_keys,
     "bindings": database.bindings,
+    "logins": database.logins,
     "clock, database": database.clock,
     "temporal": temporal.reachable,
     "temporal program": temporal.program,

@@ -15,7 +15,7 @@ class Binding(StrEnum):
 
     APP = "app"  # the app confirms who came back, from its own session, before the code is exchanged
     APP_FIRST = "app_first"  # the same before the browser goes to the provider
-    OIDC = "oidc"  # not offered yet
+    OIDC = "oidc"  # the subject logs in at the tenant's issuer before the browser goes to the provider
     NONE = "none"  # unchecked; a setting of the operator allows it
 
     @property

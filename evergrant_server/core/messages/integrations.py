@@ -75,6 +75,22 @@ class TemporaryCredentialsResult(Message):
     retry_after: float | None = None  # seconds
 
 
+class VerifyLogin(RequestMessage):
+    """Exchange the code of a login, which the consent holds at `revision`, and compare who logged in."""
+
+    tenant: Tenant
+    consent_id: ConsentId
+    revision: int
+
+
+class LoginResult(Message):
+    """`failure` None: the browser may go on to the provider. Never who logged in."""
+
+    failure: ErrorCode | None = None
+    detail: str = ""
+    retry_after: float | None = None  # seconds
+
+
 class RetryConnections(RequestMessage):
     """Have failing connections try again: those of an integration, or those for which tokens are
     exchanged in an app's name. `id` is the change's; each connection is signalled once for it."""

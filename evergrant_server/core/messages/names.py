@@ -38,6 +38,7 @@ class WorkflowName(StrEnum):
     REREAD_METADATA = "RereadMetadataWorkflow"
     RETRY_CONNECTIONS = "RetryConnectionsWorkflow"
     TEMPORARY_CREDENTIALS = "TemporaryCredentialsWorkflow"
+    VERIFY_LOGIN = "VerifyLoginWorkflow"
     WEBHOOK_DELIVERY = "WebhookDeliveryWorkflow"
 
 
@@ -52,6 +53,7 @@ class ActivityName(StrEnum):
     ANNOUNCE_EXPIRY = "announce_expiry"
     END_CONSENT = "end_consent"
     LAPSE_CONSENT = "lapse_consent"
+    VERIFY_LOGIN = "verify_login"
     BEGIN_REVOCATION = "begin_revocation"
     REVOKE_GRANT = "revoke_grant"
     REVOKE_REPLACED_GRANTS = "revoke_replaced_grants"
@@ -148,6 +150,11 @@ def pushed_authorization_workflow_id(tenant: Tenant, consent: ConsentId, revisio
 def temporary_credentials_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:
     """One for each click: a click that follows asks for other credentials."""
     return f"temporary_credentials:{tenant}:{consent}:{revision}"
+
+
+def login_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:
+    """One for each login's callback."""
+    return f"login:{tenant}:{consent}:{revision}"
 
 
 def is_valid_workflow_id(value: str) -> bool:

@@ -20,6 +20,7 @@ class IntegrationRow(columns.IdTable, table=True):
     default_scopes: list[str] = columns.json()
     scope_ceiling: list[str] | None = columns.json()
     binding: str
+    login: dict[str, Any] | None = columns.json()
     on_reconnect: str
     refresh: dict[str, Any] = columns.json()
     refresh_overrides: dict[str, Any] | None = columns.json()

@@ -226,6 +226,48 @@ async def test_rfc8707_2_a_codes_tokens_are_for_the_resource(world: Oidc):
     assert (await world.revoked(connection))["revocation"] == "confirmed"
 
 
+@pytest.mark.parametrize(
+    ("name", "rule", "subject", "others"),
+    [
+        ("by-sub", {}, "sam", ["victim"]),
+        (
+            "by-email",
+            {"claim": "email", "domains": ["corp.example"]},
+            "sam@corp.example",
+            ["victim", "new-sam"],  # whose address the issuer hasn't verified
+        ),
+    ],
+)
+async def test_the_tenants_issuer_says_who_it_is_before_the_provider_is_asked(
+    world: Oidc, name: str, rule: dict[str, Any], subject: str, others: list[str]
+):
+    """The binding `oidc`: the server is the issuer of a first client's login, and a second one's provider."""
+    scope = "openid email offline_access read write"
+    issuer = await world.browsing(f"staff-{name}", scope=scope)
+    crm = await world.browsing(name, scope=scope)
+    known = {"client_id": crm["client_id"], "client_auth": "client_secret_basic"}
+    login = {"integration": f"staff-{name}", **rule}
+    await world.at_server(name, **known, binding="oidc", login=login)
+    for person in others:
+        begun = await world.begin(name, subject)
+        refused = (await world.server.consent(begun["connect_url"], person)).response
+        assert refused is not None
+        assert (refused.status_code, "subject_mismatch" in refused.text) == (409, True)
+        assert subject not in refused.text
+    assert not await world.server.calls("authorization", client_id=crm["client_id"])
+    assert not await world.server.calls("pushed_authorization_request", client_id=crm["client_id"])
+
+    begun = await world.begin(name, subject)
+    landing = await world.server.consent(begun["connect_url"])
+    assert landing.response is not None
+    assert landing.response.status_code == 200, landing.response.text
+    await world.active(begun)
+    assert (await world.api.lease(name, subject))["generation"] == 1
+    logins = await world.server.calls("token", client_id=issuer["client_id"])
+    assert [call["status"] for call in logins] == [200] * (len(others) + 1)
+    assert len(await world.server.calls("token", client_id=crm["client_id"])) == 1
+
+
 async def test_rfc7523_2_2_private_key_jwt_and_rfc8707_resource(world: Oidc):
     jwks = {"keys": [KEY.as_dict(private=False)]}
     client = await world.machine("signing", token_endpoint_auth_method="private_key_jwt", jwks=jwks)

@@ -30,9 +30,13 @@ const provider = new Provider(issuer, {
   clientDefaults: { id_token_signed_response_alg: 'ES256' },
   cookies: { keys: [randomBytes(32).toString('hex')] },
   scopes: ['openid', 'offline_access', 'read', 'write'],
+  claims: { openid: ['sub'], email: ['email', 'email_verified'] }, // the address at the UserInfo endpoint alone
   rotateRefreshToken: true, // and whoever uses one twice loses the grant
   issueRefreshToken: async (ctx, client) => client.grantTypeAllowed('refresh_token'),
-  findAccount: async (ctx, id) => ({ accountId: id, claims: async () => ({ sub: id }) }),
+  findAccount: async (ctx, id) => ({
+    accountId: id,
+    claims: async () => ({ sub: id, email: `${id}@corp.example`, email_verified: !id.startsWith('new-') }),
+  }),
   pkce: { required: () => true },
   ttl: {
     AccessToken: options.accessTokenSeconds,

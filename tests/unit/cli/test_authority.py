@@ -72,7 +72,7 @@ async def test_a_broken_row_is_named_until_it_is_accepted(
 
 
 async def test_rows_of_before_get_authenticators_with_the_schema(settings: Settings):
-    """Rows of the schema 0001, which a later upgrade to 0002 finds."""
+    """Rows of the schema 0001, which a later upgrade finds."""
 
     def upgrade_to_first(connection: Connection) -> None:
         config = Config()

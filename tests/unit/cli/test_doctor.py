@@ -10,14 +10,16 @@ import pytest
 from evergrant_server.cli.doctor import CheckFailed, compare_clocks, database, host, report
 from evergrant_server.cli.operate import is_valid_key
 from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_key
 from tests.fakes.databases import migrated_sqlite
-from tests.fakes.rows import put_app
+from tests.fakes.rows import an_integration, put_app
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -139,5 +141,37 @@ async def test_an_app_without_a_key_for_the_next_weeks_is_named(settings: Settin
                 await database.api_keys(settings)
             assert "/v1/apps/billing/keys" in found.value.repair
         assert not await is_valid_key(settings, shown)
+    finally:
+        await store.close()
+
+
+async def test_an_integration_whose_subjects_can_not_log_in_is_named(settings: Settings) -> None:
+    await migrated_sqlite(settings.data_dir)
+    now, ring = datetime.now(UTC), KeyRing.open(settings.key_path, Role.OPERATOR)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    assert "0 integrations" in await database.logins(settings)
+    bound = {"name": "crm", "binding": "oidc", "login": LoginRule(integration="staff")}
+    issuer = "https://login.corp.example"
+    urls = {"token_endpoint": f"{issuer}/token", "authorization_endpoint": f"{issuer}/authorize"}
+    try:
+        async with store.write() as tx:
+            await tx.integrations.put(an_integration(Tenant("acme"), now, **bound), None, expected=None)
+        with pytest.raises(
+            CheckFailed, match=r"crm \(tenant acme\): .*integration staff: there is no"
+        ) as found:
+            await database.logins(settings)
+        assert "binding.md" in found.value.repair
+        async with store.write() as tx:
+            staff = an_integration(
+                Tenant("acme"), now, name="staff", issuer=issuer, endpoints=Endpoints(issuer=issuer, **urls)
+            )
+            staff = await tx.integrations.put(staff, None, expected=None)
+        with pytest.raises(CheckFailed, match="names no jwks_uri"):
+            await database.logins(settings)
+        read = Endpoints(issuer=issuer, jwks_uri=f"{issuer}/keys", **urls)
+        async with store.write() as tx:
+            after = staff.model_copy(update={"endpoints": read})
+            await tx.integrations.replace(after, expected=staff.revision)
+        assert "1 integrations" in await database.logins(settings)
     finally:
         await store.close()

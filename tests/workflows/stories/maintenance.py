@@ -10,7 +10,11 @@ from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, ConsentId, ReceiverId
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
-from evergrant_server.core.messages.integrations import FetchReceiverKeys, PushAuthorizationRequest
+from evergrant_server.core.messages.integrations import (
+    FetchReceiverKeys,
+    PushAuthorizationRequest,
+    VerifyLogin,
+)
 from evergrant_server.core.messages.maintenance import (
     DeliveryRound,
     IntrospectGrants,
@@ -20,6 +24,7 @@ from evergrant_server.core.messages.maintenance import (
 from evergrant_server.core.messages.names import (
     ActivityName,
     WorkflowName,
+    login_workflow_id,
     pushed_authorization_workflow_id,
     receiver_keys_workflow_id,
 )
@@ -77,6 +82,13 @@ async def request_pushed(client: Client) -> Handle:
     return await _run(
         client, WorkflowName.PUSHED_AUTHORIZATION, order, pushed_authorization_workflow_id(*ids.values())
     )
+
+
+async def login_verified(client: Client) -> Handle:
+    """The login of a subject whose browser waits."""
+    ids = {"tenant": TENANT, "consent_id": ConsentId("cns_0000000000000000000000"), "revision": 3}
+    workflow = login_workflow_id(*ids.values())
+    return await _run(client, WorkflowName.VERIFY_LOGIN, VerifyLogin(context=ASKED, **ids), workflow)
 
 
 async def connections_retried_after_several_changes(client: Client) -> Handle:

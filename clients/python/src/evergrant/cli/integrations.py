@@ -117,6 +117,8 @@ def put_integration(
     issuer: str | None = None,
     dpop: bool | None = None,
     binding: str | None = None,
+    login: str | None = None,
+    login_domain: tuple[str, ...] = (),
     on_reconnect: str | None = None,
     param: tuple[str, ...] = (),
     scope: tuple[str, ...] = (),
@@ -129,7 +131,9 @@ def put_integration(
             secret stays.
         registration: Instead of a client id: dynamic or metadata_document.
         dpop: Have tokens bound to a key (RFC 9449).
-        binding: Who confirms that the subject consented: app (the default), app_first or none.
+        binding: Who confirms that the subject consented: app (the default), app_first, oidc or none.
+        login: With the binding oidc: the OAuth client at your OpenID Connect issuer where subjects log in.
+        login_domain: Subjects are named by a verified email address of such a domain, not by their sub.
         on_reconnect: Which account a later consent may be given with: same (the default) or any.
         param: A parameter of the provider's URLs, as NAME=VALUE.
     """
@@ -142,6 +146,7 @@ def put_integration(
         "issuer": issuer,
         "dpop": dpop,
         "binding": binding,
+        "login": _login(login, login_domain),
         "on_reconnect": on_reconnect,
         "params": dict(_parameter(text) for text in param) or None,
         "default_scopes": list(scope) or None,
@@ -184,6 +189,11 @@ def roll_secret_back(name: str, /, *, options: Options = DEFAULTS) -> None:
     """Make the client secret from before the rotation the only one again."""
     with options.client() as client:
         show_one(client.roll_client_secret_back(name).members, options.output)
+
+
+def _login(integration: str | None, domains: tuple[str, ...]) -> dict[str, object] | None:
+    by_email = {"claim": "email", "domains": list(domains)} if domains else {}
+    return {"integration": integration, **by_email} if integration or domains else None
 
 
 def _secret(file: Path) -> str:

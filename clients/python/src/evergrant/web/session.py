@@ -37,7 +37,7 @@ class ConsentReturn:
 
     @classmethod
     def read(cls, query: Mapping[str, str], session: Session) -> "ConsentReturn | None":
-        """None without a code: the subject declined, or the integration's `binding` is `none`."""
+        """None without a code: the subject declined, or the integration's `binding` is `oidc` or `none`."""
         code, connection_id = query.get("evergrant_code"), query.get("connection_id")
         if not code or not connection_id:
             return None

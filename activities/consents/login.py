@@ -1,0 +1,250 @@
+"""The subject's login at the tenant's issuer: its code exchanged, and compared with the subject (ADR 0034).
+
+No token of it is kept. A lost reply costs another login, so the protocol for single-use credentials isn't
+needed.
+"""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from temporalio import activity
+
+from activities.grants.candidates import is_client_refused
+from activities.support.context_loader import ProviderContextLoader
+from activities.support.transactions import commit_with_retries
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.login import (
+    LoginClaim,
+    LoginRule,
+    claimed_subject,
+    judge_login,
+    logged_in,
+    must_log_in,
+)
+from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
+from evergrant_server.core.integrations import require_login
+from evergrant_server.core.messages.integrations import LoginResult, VerifyLogin
+from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.secret import Secret
+from evergrant_server.egress import Egress
+from evergrant_server.store import Store, Transaction
+from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.alarms import report_broken_authority
+from evergrant_server.telemetry.logs import LogEvent, log_event
+from providers.events.keys import fetch_keys
+from providers.requests.login import fetch_email, verified_claims
+from providers.requests.request_format import ProviderAccess
+from providers.requests.sender import Sender
+from providers.responses.signing_keys import UnknownKey
+from providers.responses.token_response import read_tokens
+
+log = logging.getLogger("evergrant.activities")
+
+_KEYS_LAST = timedelta(hours=1)
+_SUPERSEDED = "This login was begun again, or its consent has ended."
+
+Keys = tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class _Login:
+    """A login whose browser has come back."""
+
+    consent: Consent
+    subject: str
+    rule: LoginRule
+    issuer: list[ProviderAccess]  # with each client secret
+    code: Secret
+    verifier: Secret
+
+    @property
+    def issuer_name(self) -> str:
+        assert self.consent.issuer is not None
+        return self.consent.issuer
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What a login leads to: the browser goes on, or the failure. `why` it was another person's login."""
+
+    login: _Login | None = None
+    failure: Failure | None = None
+    why: str | None = None
+    claimed: str | None = None
+
+    @property
+    def action(self) -> AuditAction:
+        if self.failure is None:
+            return AuditAction.CONSENT_CONFIRMED
+        return AuditAction.CONSENT_FAILED if self.why is None else AuditAction.SUBJECT_MISMATCH
+
+    def after(self, consent: Consent, now: datetime) -> Consent:
+        """What an admin or time repairs leaves the link usable."""
+        if self.failure is None:
+            return logged_in(consent, now)
+        if self.failure.kind is not FailureKind.RECONNECT_NEEDED:
+            return consent
+        ended = {"status": ConsentStatus.FAILED, "failure": self.failure.code}
+        return consent.model_copy(update=ended)
+
+    def detail(self, consent: Consent) -> dict[str, Any]:
+        """For the audit log."""
+        found: dict[str, Any] = {"consent_id": consent.id, "binding": consent.binding}
+        if self.login is not None:
+            found["login"] = self.login.rule.integration
+        if self.why is not None:
+            return found | {"claimed_subject": self.claimed, "why": self.why}
+        return found if self.failure is None else found | {"reason": self.failure.code}
+
+
+class LoginActivities:
+    """Holds each issuer's keys for an hour; a key that isn't among them has them read again."""
+
+    def __init__(
+        self, store: Store, contexts: ProviderContextLoader, sender: Sender, egress: Egress, clock: Clock
+    ) -> None:
+        self._store = store
+        self._contexts = contexts
+        self._sender = sender
+        self._egress = egress
+        self._clock = clock
+        self._keys: dict[str, tuple[Keys, datetime]] = {}
+
+    @activity.defn(name=ActivityName.VERIFY_LOGIN)
+    async def verify_login(self, request: VerifyLogin) -> LoginResult:
+        """Let the consent's browser go on, end the consent, or say why the subject has to try again."""
+        login: _Login | None = None
+        try:
+            async with self._store.read() as tx:
+                login = await self._load(tx, request)
+            verdict = self._judge(login, await self._claims(login))
+        except Failure as failure:
+            report_broken_authority(failure)
+            verdict = _Verdict(login, failure)
+        try:
+            consent = await self._write(request, verdict)
+        except Failure as failure:
+            return _failed(failure)
+        _report(consent, verdict)
+        return LoginResult() if verdict.failure is None else _failed(verdict.failure)
+
+    def _judge(self, login: _Login, claims: dict[str, Any]) -> _Verdict:
+        why = judge_login(login.rule, claims, login.subject)
+        if why is None:
+            return _Verdict(login)
+        mismatch = Failure(ErrorCode.SUBJECT_MISMATCH)  # doesn't name the right subject
+        return _Verdict(login, mismatch, why, claimed_subject(login.rule, claims))
+
+    async def _load(self, tx: Transaction, request: VerifyLogin) -> _Login:
+        """Raises Failure CALLBACK_INVALID after a later click, CLIENT_REJECTED, AUTHORITY_BROKEN."""
+        consent = await _waiting_login(tx, request)
+        connection = await tx.connections.get_authentic(consent.tenant, consent.connection_id)
+        integration = await tx.integrations.get(consent.tenant, consent.integration_id)
+        if connection is None or integration is None:
+            raise Failure(ErrorCode.CALLBACK_INVALID, _SUPERSEDED)
+        rule = integration.login
+        named = None if rule is None else await tx.integrations.by_name(consent.tenant, rule.integration)
+        there = require_login(rule, named)
+        assert rule is not None
+        issuer = await self._contexts.access(tx, there)
+        if {(it.endpoints.issuer, it.endpoints.token_endpoint) for it in issuer} != {
+            (consent.issuer, consent.token_endpoint)
+        }:
+            raise Failure(ErrorCode.CALLBACK_INVALID, "The issuer's endpoints changed meanwhile.")
+        code, verifier = await tx.consents.code(consent), await tx.consents.verifier(consent)
+        return _Login(consent, connection.subject, rule, issuer, code, verifier)
+
+    async def _claims(self, login: _Login) -> dict[str, Any]:
+        """Who logged in. Raises the Failure of the issuer's reply, ID_TOKEN_REFUSED."""
+        there, tokens = await self._exchange(login)
+        if tokens.id_token is None:
+            raise Failure(ErrorCode.ID_TOKEN_REFUSED, "The issuer sent no id token.")
+        claims = await self._verified(login, there, tokens.id_token)
+        userinfo = there.endpoints.userinfo_endpoint
+        if login.rule.claim is LoginClaim.EMAIL and "email" not in claims and userinfo is not None:
+            claims |= await fetch_email(self._egress, userinfo, tokens.access_token, claims["sub"])
+        return claims
+
+    async def _exchange(self, login: _Login) -> tuple[ProviderAccess, TokenSet]:
+        """With the other client secret after a refusal, which spends no code (RFC 6749 section 3.2.1)."""
+        assert login.consent.redirect_uri is not None
+        code = {"code": login.code, "verifier": login.verifier, "redirect_uri": login.consent.redirect_uri}
+        for number, there in enumerate(login.issuer, 1):
+            reply = await self._sender.exchange_code(there, **code)
+            try:
+                return there, read_tokens(there.spec, reply, requested_scopes=(), refreshing=False)
+            except Failure as failure:
+                if number == len(login.issuer) or not is_client_refused(failure):
+                    raise
+        raise AssertionError("an integration has a client")
+
+    async def _verified(self, login: _Login, there: ProviderAccess, id_token: Secret) -> dict[str, Any]:
+        now, url = self._clock.now(), there.endpoints.jwks_uri
+        assert url is not None  # `require_login` has checked it
+        expected = {
+            "issuer": login.issuer_name,
+            "client_id": there.client.client_id,
+            "nonce_hash": login.consent.nonce_hash or "",
+            "now": now,
+        }
+        keys, read_at = self._keys.get(url, ((), now))
+        try:
+            if now - read_at < _KEYS_LAST:
+                return verified_claims(id_token, keys, **expected)
+        except UnknownKey:
+            pass
+        keys = await fetch_keys(self._egress, url, "the issuer")
+        self._keys[url] = keys, now
+        try:
+            return verified_claims(id_token, keys, **expected)
+        except UnknownKey:
+            why = "The id token of the login is signed with a key that its issuer doesn't publish."
+            raise Failure(ErrorCode.ID_TOKEN_REFUSED, why) from None
+
+    async def _write(self, request: VerifyLogin, verdict: _Verdict) -> Consent:
+        async def write(tx: Transaction) -> Consent:
+            consent, now = await _waiting_login(tx, request), self._clock.now()
+            after = await tx.consents.replace(verdict.after(consent, now), expected=consent.revision)
+            await tx.consents.erase_secrets(after)
+            entry = AuditEntry(
+                tenant=consent.tenant,
+                at=now,
+                action=verdict.action,
+                object=consent.connection_id,
+                context=request.context,
+                detail=verdict.detail(consent),
+            )
+            await audit.append(tx, entry)
+            return after
+
+        return await commit_with_retries(self._store, write)
+
+
+def _failed(failure: Failure) -> LoginResult:
+    return LoginResult(failure=failure.code, detail=failure.detail, retry_after=failure.retry_after)
+
+
+def _report(consent: Consent, verdict: _Verdict) -> None:
+    """Count a login that was compared with the subject, and raise the alarm for another person's."""
+    if verdict.failure is None:
+        metrics.count_confirmation("confirmed", consent.by)
+    elif verdict.why is not None:
+        code, what = verdict.failure.code, f"another person logged in ({verdict.why}); the consent is ended"
+        metrics.count_confirmation(code, consent.by)
+        log_event(
+            log, logging.WARNING, LogEvent.SUBJECT_MISMATCH, what, code=code, object=consent.connection_id
+        )
+
+
+async def _waiting_login(tx: Transaction, request: VerifyLogin) -> Consent:
+    """The consent, unless the subject has clicked again. Raises Failure CALLBACK_INVALID."""
+    consent = await tx.consents.get(request.tenant, request.consent_id)
+    if consent is None or not consent.is_current_start(request.revision) or not must_log_in(consent):
+        raise Failure(ErrorCode.CALLBACK_INVALID, _SUPERSEDED)
+    return consent

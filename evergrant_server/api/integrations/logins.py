@@ -1,0 +1,43 @@
+"""Where an integration's subjects log in (binding `oidc`): the body's member, checked."""
+
+import re
+
+from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.api.integrations.models import IntegrationBody
+from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.login import LoginClaim, LoginRule
+from evergrant_server.core.errors import Failure
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.integrations import require_login
+from evergrant_server.store import Transaction
+
+_DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})+")
+
+
+def login_rule(body: IntegrationBody) -> LoginRule | None:
+    """The body's rule. Raises Failure INVALID_REQUEST for one that is missing, superfluous or incomplete."""
+    login = body.login
+    if login is None:
+        if body.binding is Binding.OIDC:
+            why = "The binding oidc needs it: the integration at whose issuer the subjects log in."
+            raise invalid_request("login", why)
+        return None
+    if body.binding is not Binding.OIDC:
+        raise invalid_request("login", "It belongs to the binding oidc.")
+    if (login.claim is LoginClaim.EMAIL) is not bool(login.domains):
+        raise invalid_request("login.domains", "The claim email needs domains; no other claim has them.")
+    domains = tuple(dict.fromkeys(it.lower() for it in login.domains))
+    for domain in domains:
+        if not _DOMAIN.fullmatch(domain):
+            raise invalid_request("login.domains", f"{domain[:80]!r} is no domain such as example.com.")
+    return LoginRule(integration=login.integration, claim=login.claim, domains=domains)
+
+
+async def require_usable_login(tx: Transaction, tenant: Tenant, rule: LoginRule | None) -> None:
+    """Raise Failure INVALID_REQUEST, with the repair, when no subject could log in by this rule."""
+    if rule is None:
+        return
+    try:
+        require_login(rule, await tx.integrations.by_name(tenant, rule.integration))
+    except Failure as failure:
+        raise invalid_request("login.integration", failure.detail) from None
