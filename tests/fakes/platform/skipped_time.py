@@ -16,20 +16,23 @@ from typing import Any, cast
 
 from temporalio.testing import ActivityEnvironment
 
+from activities.consents.code_exchange import CodeExchangeActivities
 from activities.grants.refresh import RefreshActivities
 from activities.single_use.attempt_tracker import CriticalSections
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import AttemptId, Tenant, new_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, jitter
 from evergrant_server.core.lifecycle.snapshot import state_from_store
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.lifecycle.transition import next_step
-from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
+from evergrant_server.core.messages.activities import ConnectionCall, ExchangeCode, GrantResult, RefreshGrant
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.journal import Journal
 from evergrant_server.settings import Settings
@@ -39,7 +42,7 @@ from evergrant_server.wiring.worker_parts import build_worker_parts
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
-from tests.fakes.rows import a_connection, an_integration
+from tests.fakes.rows import a_connection, a_consent, an_integration
 
 TENANT = Tenant("acme")
 _CONTEXT = RequestContext(by="app:crm-sync")
@@ -53,8 +56,7 @@ class LoneWorker:
         self.store = parts.store
         self.clock = clock
         work = build_worker_parts(parts, CriticalSections(), journal)
-        refresh = RefreshActivities.refresh_grant.__name__
-        self._refresh = next(it for it in work.activities if it.__name__ == refresh)
+        self._activities = {it.__name__: it for it in work.activities}
         self._states: dict[str, ConnectionState] = {}
 
     async def integration(self, secret: str = "s3cret", **changes: Any) -> Integration:
@@ -83,17 +85,9 @@ class LoneWorker:
 
     async def refresh(self, connection: Connection) -> GrantResult:
         """One refresh, and what the workflow makes of its result."""
-        row, now = await self.row(connection), self.clock.now()
-        request = RefreshGrant(
-            tenant=TENANT,
-            connection_id=row.id,
-            generation=row.generation,
-            context=_CONTEXT,
-            provenance=Provenance(workflow_id="w", run_id="r", event_id=1),
-        )
-        env = ActivityEnvironment()
-        env.info = replace(env.info, started_time=now)
-        result = await env.run(self._refresh, request)
+        row = await self.row(connection)
+        request = RefreshGrant(**_call(row), generation=row.generation)
+        result = await self._run(RefreshActivities.refresh_grant.__name__, request)
         await self._tell(row, LifecycleEvent(kind=EventKind.REFRESH_ENDED, context=_CONTEXT, result=result))
         return result
 
@@ -110,6 +104,53 @@ class LoneWorker:
             await self.refresh(connection)
         return row
 
+    async def exchange(self, integration: Integration, facts: dict[str, Any]) -> tuple[GrantResult, Consent]:
+        """The code exchange of a new connection's consent, whose callback brought `facts`."""
+        now = self.clock.now()
+        connection = a_connection(integration, now)
+        endpoints = integration.endpoints
+        assert endpoints is not None
+        where = {"token_endpoint": endpoints.token_endpoint, "issuer": endpoints.issuer}
+        said = {"state_hash": new_id("cns"), "redirect_uri": "https://evergrant.example/oauth/callback/int_1"}
+        consent = a_consent(connection, now, facts=facts, **where, **said)
+        async with self.store.write() as tx:
+            await tx.connections.add(connection)
+            await tx.consents.add(consent, Secret("link"))
+            received = consent.model_copy(update={"status": ConsentStatus.CODE_RECEIVED})
+            await tx.consents.replace(received, expected=1, verifier=Secret("v" * 43), code=Secret("code"))
+        request = ExchangeCode(**_call(connection), consent_id=consent.id, generation=0)
+        result = await self._run(CodeExchangeActivities.exchange_code.__name__, request)
+        async with self.store.read() as tx:
+            ended = await tx.consents.get(TENANT, consent.id)
+        assert ended is not None
+        return result, ended
+
+    async def others_are_refreshed(self, integration: Integration) -> None:
+        """Another connection of the integration, whose refreshes work now and in the next two days."""
+        other = a_connection(integration, self.clock.now(), subject="other")
+        async with self.store.write() as tx:
+            await tx.connections.add(other)
+            for hours in (0, 1, 13, 26, 39):
+                at = self.clock.now() + timedelta(hours=hours)
+                attempt = Attempt(
+                    tenant=TENANT,
+                    id=AttemptId(new_id("att")),
+                    connection_id=other.id,
+                    integration_id=integration.id,
+                    kind=AttemptKind.REFRESH,
+                    from_generation=1,
+                    journal_id="",
+                    opened_at=at,
+                    send_by=at,
+                )
+                await tx.attempts.open(attempt)
+                await tx.attempts.close(attempt, AttemptOutcome.INSTALLED, at)
+
+    async def _run(self, activity: str, request: ConnectionCall) -> GrantResult:
+        env = ActivityEnvironment()
+        env.info = replace(env.info, started_time=self.clock.now())
+        return await env.run(self._activities[activity], request)
+
     def due_at(self, connection: Connection) -> datetime | None:
         """When the workflow refreshes next; None: it hasn't begun to."""
         state = self._states.get(connection.id)
@@ -124,6 +165,15 @@ class LoneWorker:
             state = state_from_store(row, grant, None, self.clock.now())
         share = jitter(row.id, state.generation)
         self._states[row.id] = next_step(state, event, self.clock.now(), _RULES, share).state
+
+
+def _call(connection: Connection) -> dict[str, Any]:
+    return {
+        "tenant": TENANT,
+        "connection_id": connection.id,
+        "context": _CONTEXT,
+        "provenance": Provenance(workflow_id="w", run_id="r", event_id=1),
+    }
 
 
 @asynccontextmanager
