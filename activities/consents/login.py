@@ -6,13 +6,15 @@ needed.
 
 import logging
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from temporalio import activity
 
+from activities.consents.issuer_keys import IssuerKeys
 from activities.grants.candidates import is_client_refused
 from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_replies import log_words
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -31,25 +33,21 @@ from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import require_login
 from evergrant_server.core.messages.integrations import LoginResult, VerifyLogin
 from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event
-from providers.events.keys import fetch_keys
-from providers.requests.login import fetch_email, verified_claims
+from providers.requests.login import fetch_email
 from providers.requests.request_format import ProviderAccess
 from providers.requests.sender import Sender
-from providers.responses.signing_keys import UnknownKey
 from providers.responses.token_response import read_tokens
 
 log = logging.getLogger("evergrant.activities")
 
-_KEYS_LAST = timedelta(hours=1)
 _SUPERSEDED = "This login was begun again, or its consent has ended."
-
-Keys = tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,6 @@ class _Login:
     issuer: list[ProviderAccess]  # with each client secret
     code: Secret
     verifier: Secret
-
-    @property
-    def issuer_name(self) -> str:
-        assert self.consent.issuer is not None
-        return self.consent.issuer
 
 
 @dataclass(frozen=True)
@@ -100,11 +93,13 @@ class _Verdict:
             found["login"] = self.login.rule.integration
         if self.why is not None:
             return found | {"claimed_subject": self.claimed, "why": self.why}
-        return found if self.failure is None else found | {"reason": self.failure.code}
+        if self.failure is not None:
+            found |= {"reason": self.failure.code, **words_in(self.failure)}
+        return found
 
 
 class LoginActivities:
-    """Holds each issuer's keys for an hour; a key that isn't among them has them read again."""
+    """The API waits for the workflow of its one activity."""
 
     def __init__(
         self, store: Store, contexts: ProviderContextLoader, sender: Sender, egress: Egress, clock: Clock
@@ -114,7 +109,7 @@ class LoginActivities:
         self._sender = sender
         self._egress = egress
         self._clock = clock
-        self._keys: dict[str, tuple[Keys, datetime]] = {}
+        self._keys = IssuerKeys(egress, clock)
 
     @activity.defn(name=ActivityName.VERIFY_LOGIN)
     async def verify_login(self, request: VerifyLogin) -> LoginResult:
@@ -165,7 +160,7 @@ class LoginActivities:
         there, tokens = await self._exchange(login)
         if tokens.id_token is None:
             raise Failure(ErrorCode.ID_TOKEN_REFUSED, "The issuer sent no id token.")
-        claims = await self._verified(login, there, tokens.id_token)
+        claims = await self._keys.claims(there, tokens.id_token, login.consent.nonce_hash or "")
         userinfo = there.endpoints.userinfo_endpoint
         if login.rule.claim is LoginClaim.EMAIL and "email" not in claims and userinfo is not None:
             claims |= await fetch_email(self._egress, userinfo, tokens.access_token, claims["sub"])
@@ -183,29 +178,6 @@ class LoginActivities:
                 if number == len(login.issuer) or not is_client_refused(failure):
                     raise
         raise AssertionError("an integration has a client")
-
-    async def _verified(self, login: _Login, there: ProviderAccess, id_token: Secret) -> dict[str, Any]:
-        now, url = self._clock.now(), there.endpoints.jwks_uri
-        assert url is not None  # `require_login` has checked it
-        expected = {
-            "issuer": login.issuer_name,
-            "client_id": there.client.client_id,
-            "nonce_hash": login.consent.nonce_hash or "",
-            "now": now,
-        }
-        keys, read_at = self._keys.get(url, ((), now))
-        try:
-            if now - read_at < _KEYS_LAST:
-                return verified_claims(id_token, keys, **expected)
-        except UnknownKey:
-            pass
-        keys = await fetch_keys(self._egress, url, "the issuer")
-        self._keys[url] = keys, now
-        try:
-            return verified_claims(id_token, keys, **expected)
-        except UnknownKey:
-            why = "The id token of the login is signed with a key that its issuer doesn't publish."
-            raise Failure(ErrorCode.ID_TOKEN_REFUSED, why) from None
 
     async def _write(self, request: VerifyLogin, verdict: _Verdict) -> Consent:
         async def write(tx: Transaction) -> Consent:
@@ -234,7 +206,9 @@ def _report(consent: Consent, verdict: _Verdict) -> None:
     """Count a login that was compared with the subject, and raise the alarm for another person's."""
     if verdict.failure is None:
         metrics.count_confirmation("confirmed", consent.by)
-    elif verdict.why is not None:
+    elif verdict.why is None:
+        log_words(verdict.failure, consent.connection_id)
+    else:
         code, what = verdict.failure.code, f"another person logged in ({verdict.why}); the consent is ended"
         metrics.count_confirmation(code, consent.by)
         log_event(

@@ -323,11 +323,14 @@ async def test_an_error_of_the_issuer_ends_neither_the_consent_nor_the_connectio
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "answered"),
-    [(status(503), "provider_error", 503), (error("invalid_client", 401), "client_rejected", 424)],
+    ("answer", "said", "code", "answered"),
+    [
+        (status(503), None, "provider_error", 503),
+        (error("invalid_client", 401), "invalid_client", "client_rejected", 424),
+    ],
 )
 async def test_what_time_or_an_admin_repairs_leaves_the_link_usable(
-    api: Api, issuer: LoginIssuer, answer: Any, code: str, answered: int
+    api: Api, issuer: LoginIssuer, answer: Any, said: str | None, code: str, answered: int
 ):
     it = await sent_to_log_in(api, issuer)
     issuer.script(answer)
@@ -336,6 +339,8 @@ async def test_what_time_or_an_admin_repairs_leaves_the_link_usable(
     await assert_refused(await it.log_in(callback))
     consent = await it.consent()
     assert (consent.status, consent.confirmed_at) == (ConsentStatus.STARTED, None)
+    (record,) = await it.records(AuditAction.CONSENT_FAILED)
+    assert (record.detail["reason"], record.detail.get("provider_said", {}).get("error")) == (code, said)
     await it.visitor.go_on(it.link)
     await it.log_in()
     assert it.at_provider
