@@ -98,7 +98,7 @@ def failure_of_reply(
     wait = wait_of_reply(spec, reply, code, now)
     said = words_of_reply(spec, reply, error)
     context = {"provider": spec.name, "provider_status": str(reply.status)}
-    if error and _LOGGABLE_ERROR.fullmatch(error) and said is not None and said.error == error:
+    if error and _LOGGABLE_ERROR.fullmatch(error) and said.error == error:
         context["provider_error"] = error
     suffix = f" and the error {context['provider_error']}" if "provider_error" in context else ""
     kind = _class_of_error(spec, reply, error)

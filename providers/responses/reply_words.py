@@ -29,15 +29,15 @@ _OBJECTS = ("", "error", "errors.0", "data")
 _MOST_TOKENS = 100  # in a reply: more are nothing that could be searched for in time
 
 
-def words_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> ProviderWords | None:
-    """What the reply says, without the secrets that were sent and came; None for an unreadable body.
+def words_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> ProviderWords:
+    """What the reply says, without the secrets that were sent and came; of an unreadable one the status.
 
     A journal doesn't keep what was sent: of a reply that it returns only the name of the error is left.
     """
     try:
         data = parse_body(reply.body, prefix=spec.response.strip_body_prefix)
     except UnreadableBody:
-        return None
+        return ProviderWords(status=reply.status)
     named = [path for rule in spec.error_rules for path in (rule.code_path, rule.path) if path]
     return words_of_fields(reply, data, error, tuple(path.rpartition(".")[0] for path in named))
 

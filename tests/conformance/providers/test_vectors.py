@@ -5,14 +5,17 @@ over a real socket to a server on loopback; a provider's host becomes the first 
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+import httpx2
 import pytest
 
 from docs.generate import DOCS
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.provider_words import ReplyFailure
 from evergrant_server.core.secret import Secret
 from providers.definition.parsing import parse_yaml, parse_yaml_definition
 from providers.definition.registry import Registry
@@ -135,6 +138,17 @@ def test_refusals(exchange: Exchange) -> None:
         assert raised.value.code.value == refusal["code"], refusal
         if "retry_after" in refusal:
             assert raised.value.retry_after == refusal["retry_after"], refusal
+
+
+def test_a_refusals_words_are_found_and_quote_no_secret(exchange: Exchange) -> None:
+    sent = httpx2.Request("POST", "https://provider.example/token", data=SECRETS)
+    for refusal in exchange.vector["refusals"]:
+        with pytest.raises(ReplyFailure) as raised:
+            exchange.read(replace(as_read(refusal["reply"]), request=sent), refreshing=True)
+        said = raised.value.said
+        assert said is not None
+        assert not any(secret in str(said) for secret in SECRETS.values()), said
+        assert str(said) or refusal["code"] != "grant_rejected" or not refusal["reply"].get("json"), refusal
 
 
 def test_further_replies(exchange: Exchange) -> None:
