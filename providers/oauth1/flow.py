@@ -4,6 +4,7 @@ Temporary credentials, the subject's consent, token credentials. Each request is
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -12,6 +13,7 @@ from evergrant_server.core.connections.credentials import OAUTH1, TokenPair
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.provider_words import ReplyFailure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import OAuth1Spec
@@ -24,6 +26,7 @@ from providers.requests.callback_parameters import Query, reject_callback, uniqu
 from providers.requests.request_format import ProviderAccess, SignedRequest, filled_params
 from providers.responses.error_mapping import raise_for_failure, reply_fields, unreadable_reply
 from providers.responses.raw_reply import RawReply, UnreadableBody, is_metadata_value, seconds_until
+from providers.responses.reply_words import words_of_reply
 
 _DENIED_PARAM = "denied"  # X and others: the token of a refused consent
 _PROBLEM_PARAM = "oauth_problem"  # the Problem Reporting extension
@@ -135,9 +138,14 @@ def _read_token_pair(
     spec: ProviderSpec, reply: RawReply, refused: ErrorCode
 ) -> tuple[TokenPair, dict[str, object]]:
     """Token and secret, and the reply's fields. 401 means refused credentials (RFC 5849 section 3.2)."""
-    if reply.status == 401:
-        raise Failure(refused, f"{spec.name} answered with status 401", provider=spec.name)
     read = spec.model_copy(update={"response": ResponseSpec(), "success_statuses": (200,)})
+    if reply.status == 401:
+        problem = None
+        with suppress(Failure):  # without a body
+            problem = reply_fields(read, reply).get(_PROBLEM_PARAM)
+        said = words_of_reply(read, reply, problem if isinstance(problem, str) else None)
+        why = f"{spec.name} answered with status 401"
+        raise ReplyFailure(refused, why, provider=spec.name).with_words(said)
     raise_for_failure(read, reply, (200,))
     fields = reply_fields(read, reply)
     token, secret = fields.get("oauth_token"), fields.get("oauth_token_secret")

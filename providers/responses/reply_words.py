@@ -24,6 +24,7 @@ _DESCRIPTIONS = (
     "hint",
     "error_name",
     "err",
+    "oauth_problem_advice",
 )
 _OBJECTS = ("", "error", "errors.0", "data")
 _MOST_TOKENS = 100  # in a reply: more are nothing that could be searched for in time

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qsl, unquote_plus
+from urllib.parse import parse_qsl, unquote, unquote_plus
 
 import httpx2
 
@@ -29,6 +29,7 @@ _PUBLIC = frozenset(
     }
 )
 _TOKEN_NAME = re.compile(r"token$|secret$|^access|^refresh", re.IGNORECASE)
+_QUOTED = re.compile(r'"([^"]+)"')
 _PLAIN_HEADERS = frozenset({"host", "accept", "accept-encoding", "connection", "user-agent", "content-type"})
 
 
@@ -80,9 +81,11 @@ def _leaves(data: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _credentials(header: str) -> Iterator[str]:
-    """Those of an Authorization header; the halves of Basic ones (RFC 6749 section 2.3.1)."""
+    """Those of an Authorization header: also the password of Basic ones (RFC 6749 section 2.3.1), and the
+    parameters of OAuth 1.0a (RFC 5849 section 3.5.1)."""
     scheme, _, value = header.partition(" ")
     yield value
+    yield from map(unquote, _QUOTED.findall(value))
     if scheme.lower() != "basic":
         return
     try:

@@ -19,12 +19,20 @@ from evergrant_server.core.integrations import Integration, IntegrationState, Re
 from evergrant_server.core.messages.integrations import DiscoveryResult
 from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMetadataResult
 from evergrant_server.core.messages.names import WorkflowName
+from evergrant_server.core.provider_words import REDACTED
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, TENANT, Installation, installation
 from tests.fakes.providers.authorization_server import running_authorization_server
-from tests.fakes.providers.scripted_provider import ScriptedProvider, drop, drop_after_commit, error, status
+from tests.fakes.providers.scripted_provider import (
+    ScriptedProvider,
+    drop,
+    drop_after_commit,
+    echo,
+    error,
+    status,
+)
 from tests.fakes.rows import an_integration
 from tests.faults.support.activities import Activities
 from tests.faults.support.reply_timing import SHORT
@@ -85,6 +93,18 @@ async def test_rfc7591_3_an_initial_access_token_is_sent_once_whatever_comes_of_
     (sent,) = (call for call in place.idp.calls if call.endpoint == "register")
     assert sent.headers["authorization"] == "Bearer iat-1"
     assert (await place.integration_now(integration.id)).state is IntegrationState.FAILED
+
+
+async def test_the_admin_reads_what_the_server_said_about_a_refused_registration(place: Installation):
+    place.idp.script(echo("invalid_software_statement"), at="register")
+    integration = await wanted(place, initial="iat-1")
+    await discovered(place, integration)
+    (record,) = await place.records(AuditAction.INTEGRATION_DISCOVERED)
+    said = record.detail["provider_said"]
+    assert (said["error"], said["description"]) == (
+        "invalid_software_statement",
+        f"Not {REDACTED}, [31m it was revoked",
+    )
 
 
 class _Dies(Exception):

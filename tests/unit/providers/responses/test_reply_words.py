@@ -9,10 +9,11 @@ import pytest
 
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.provider_words import REDACTED, ProviderWords, ReplyFailure, words_in
+from providers.oauth1.flow import read_token_credentials
 from providers.registration.client_metadata import read_registration
 from providers.responses.error_mapping import error_name, failure_of_reply
 from providers.responses.raw_reply import RawReply
-from tests.unit.providers.samples import fails, reply_of, spec_like
+from tests.unit.providers.samples import NOW, fails, reply_of, spec_like
 
 FORM = {"grant_type": "refresh_token", "refresh_token": "sesame", "scope": "read", "lang": "en"}
 BASIC = "Basic " + base64.b64encode(b"client-1:open%20door").decode()
@@ -69,6 +70,7 @@ def test_the_words_are_where_the_provider_puts_them(
         asked(data=None, params=FORM),
         asked(data=None, headers={"Authorization": "Bearer sesame"}),
         asked(data=None, headers={"X-Client-Secret": "sesame"}),
+        asked(data=None, headers={"Authorization": 'OAuth oauth_token="sesame", oauth_nonce="1"'}),
         asked(data=None, headers={"Authorization": "Basic " + base64.b64encode(b"c:sesame").decode()}),
     ],
 )
@@ -112,3 +114,12 @@ def test_a_refused_registration() -> None:
     assert isinstance(found.value, ReplyFailure)
     assert found.value.said is not None
     assert found.value.said.description == f"{REDACTED} forbids it"
+
+
+def test_a_refusal_in_oauth1() -> None:
+    request = httpx2.Request("POST", "https://acme.example/t", headers={"Authorization": 'OAuth a="sesame"'})
+    reply = reply_to(request, b"oauth_problem=token_rejected&oauth_problem_advice=not+sesame", 401)
+    with fails(ErrorCode.GRANT_REJECTED) as found:
+        read_token_credentials(spec_like(), reply, now=NOW)
+    assert isinstance(found.value, ReplyFailure)
+    assert str(found.value.said) == f"token_rejected: not {REDACTED}"
