@@ -21,7 +21,11 @@ from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 from providers.requests.request_format import revocation_request
 from providers.requests.sender import Sender
-from providers.responses.error_mapping import is_unsupported_token_type, read_revocation
+from providers.responses.error_mapping import (
+    is_token_refused,
+    is_unsupported_token_type,
+    read_revocation,
+)
 
 log = logging.getLogger("evergrant.activities")
 
@@ -64,7 +68,13 @@ async def revoke_at_provider(
         ended = await _revoke_token(sender, context, *first) or await _revoke_token(sender, context, *second)
         return RevocationOutcome.CONFIRMED if ended else RevocationOutcome.NOT_SUPPORTED
     grant_ended = await _revoke_token(sender, context, *refresh)
-    access_ended = await _revoke_token(sender, context, *access)
+    try:
+        access_ended = await _revoke_token(sender, context, *access)
+    except Failure as failure:
+        # ended with its refresh token (RFC 7009 section 2.1); some refuse an unknown token
+        if not (grant_ended and is_token_refused(failure, client_works=True)):
+            raise
+        access_ended = True
     if grant_ended or (access_ended and refresh_token is None):
         return RevocationOutcome.CONFIRMED
     return RevocationOutcome.ACCESS_TOKEN_ONLY if access_ended else RevocationOutcome.NOT_SUPPORTED

@@ -40,7 +40,8 @@ def client_metadata(
 ) -> dict[str, Any]:
     """Client metadata (RFC 7591 section 2). With `client_id` it is a document at that URL.
 
-    `dpop`: all tokens of this client are bound (RFC 9449 section 5.2).
+    `dpop`: all tokens of this client are bound (RFC 9449 section 5.2). Only a native client may be called
+    back over HTTP, on loopback (OpenID Connect Registration 1.0 section 2): Evergrant on a laptop.
     """
     metadata: dict[str, Any] = {
         "client_name": CLIENT_NAME,
@@ -49,6 +50,8 @@ def client_metadata(
         "response_types": ["code"],
         "token_endpoint_auth_method": auth,
     }
+    if redirect_uri.startswith("http:"):
+        metadata["application_type"] = "native"
     if dpop:
         metadata["dpop_bound_access_tokens"] = True
     if scopes:

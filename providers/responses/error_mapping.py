@@ -219,14 +219,18 @@ def is_unsupported_token_type(spec: ProviderSpec, reply: RawReply) -> bool:
     return reply.status == 400 and error_name(spec, reply) == "unsupported_token_type"
 
 
-def is_token_refused(failure: Failure) -> bool:
+def is_token_refused(failure: Failure, *, client_works: bool = False) -> bool:
     """Whether a revocation failed for its token's sake: the provider doesn't know it, or no longer.
 
     RFC 7009 section 2.2 wants 200 for an unknown token; some answer with an error instead. An error
-    that is known to pass, or to be the client's, says nothing about the token.
+    that is known to pass, or to be the client's, says nothing about the token. `client_works`: the same
+    client has just revoked another one, so it isn't refused.
     """
-    if failure.code not in (ErrorCode.REPLY_UNREADABLE, ErrorCode.PROVIDER_ERROR):
-        return failure.code is ErrorCode.GRANT_REJECTED
+    if failure.code is ErrorCode.GRANT_REJECTED:
+        return True
+    codes = (ErrorCode.REPLY_UNREADABLE, ErrorCode.PROVIDER_ERROR)
+    if failure.code not in codes and not (client_works and failure.code is ErrorCode.CLIENT_REJECTED):
+        return False
     passes = isinstance(failure, PassingError)
     return not passes and failure.context.get("provider_status") in _TOKEN_REFUSALS
 

@@ -44,6 +44,8 @@ async def last(place: Installation, connection: Connection, action: AuditAction)
     [
         ([ok(), ok()], RevocationOutcome.CONFIRMED, [REFRESH, ACCESS]),
         ([ok(), UNSUPPORTED], RevocationOutcome.CONFIRMED, [REFRESH, ACCESS]),
+        # Better Auth: the access token is gone with its refresh token
+        ([ok(), error("invalid_request")], RevocationOutcome.CONFIRMED, [REFRESH, ACCESS]),
         ([UNSUPPORTED, ok()], RevocationOutcome.ACCESS_TOKEN_ONLY, [REFRESH, ACCESS]),
         ([UNSUPPORTED, UNSUPPORTED], RevocationOutcome.NOT_SUPPORTED, [REFRESH, ACCESS]),
     ],

@@ -223,6 +223,11 @@ def test_rfc7591_2_client_metadata() -> None:
     assert client_metadata("https://e/cb", auth="none", client_id="https://e/c")["client_id"] == "https://e/c"
 
 
+def test_oidc_registration_2_a_client_on_loopback_is_a_native_one() -> None:
+    """Better Auth refuses a web client whose redirect URI is not https."""
+    assert client_metadata("http://127.0.0.1:8080/cb", auth="none")["application_type"] == "native"
+
+
 @pytest.mark.parametrize(
     ("at_token", "at_revocation", "asked"),
     [
