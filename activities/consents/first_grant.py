@@ -8,7 +8,13 @@ from temporalio import activity
 
 from activities.consents.import_export import install_import
 from activities.grants import GrantServices
-from activities.grants.account_check import MISMATCH, is_meant_account, record_sharing, refuse_account
+from activities.grants.account_check import (
+    MISMATCH,
+    is_meant_account,
+    record_sharing,
+    refuse_account,
+    require_own_account,
+)
 from activities.grants.candidates import candidates
 from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
@@ -170,6 +176,7 @@ class FirstGrantActivities(ABC):
         result = _result_if_ended(consent, context)
         if result is not None:
             return result
+        await require_own_account(services.store, context.connection)
         loaded = context.endpoints
         async for candidate in candidates(services, request, context):  # one, outside rotations and rollouts
             context = candidate.context

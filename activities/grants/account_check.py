@@ -17,7 +17,8 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.id_token import checked_claims
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import ConnectionCall, GrantResult
-from evergrant_server.store import Transaction
+from evergrant_server.store import Store, Transaction
+from evergrant_server.telemetry.alarms import report_broken_authority
 
 MISMATCH = GrantResult(failure=ErrorCode.ACCOUNT_MISMATCH, consent_over=True)
 
@@ -51,9 +52,21 @@ def with_believed_account(context: ProviderContext, tokens: TokenSet) -> TokenSe
 async def is_meant_account(
     tx: Transaction, context: ProviderContext, current: Connection, tokens: TokenSet
 ) -> bool:
-    """Whether the tokens of a consent are of the account that was meant."""
+    """Whether the tokens of a consent are of the account that was meant. Raises Failure AUTHORITY_BROKEN
+    when another hand than Evergrant's has written which one that is."""
+    meant = await tx.connections.get_authentic(current.tenant, current.id)
     rule = context.integration.on_reconnect
-    return await tx.account_identifiers.is_expected(current, tokens.account, rule)
+    return await tx.account_identifiers.is_expected(meant or current, tokens.account, rule)
+
+
+async def require_own_account(store: Store, connection: Connection) -> None:
+    """Raise Failure AUTHORITY_BROKEN, before a code is spent, unless a worker wrote the connection's pin."""
+    try:
+        async with store.read() as tx:
+            await tx.account_identifiers.own_account(connection)
+    except Failure as failure:
+        report_broken_authority(failure)
+        raise
 
 
 async def refuse_account(

@@ -10,6 +10,7 @@ from activities.grants.account_check import (
     is_meant_account,
     record_sharing,
     refuse_account,
+    require_own_account,
     with_believed_account,
 )
 from activities.grants.candidates import candidates, is_client_refused
@@ -72,6 +73,8 @@ class LateTokenActivities:
         refresh_token, flow = late_reply.tokens.refresh_token, context.connection.flow
         if refresh_token is None or flow.is_client_grant or not context.spec.refresh_supported:
             return await self._drop(request, ErrorCode.CONSENT_REQUIRED)  # nothing to verify them with
+        if late_reply.consent is not None:
+            await require_own_account(self._store, context.connection)
         result: GrantResult | None = None
         async for candidate in candidates(services, request, context):
             context = candidate.context.with_facts(late_reply.metadata(candidate.context.facts))

@@ -37,10 +37,11 @@ async def install_new_grant(
 
     An import may be of the grant that the connection has, from another place: what it replaces is
     revoked with the connection only. So are late tokens that were waiting to be verified, but for those
-    that `grant` was made from. Raises as `Grants.install`.
+    that `grant` was made from. Raises as `Grants.install`, and AUTHORITY_BROKEN for a pin that no worker
+    wrote.
     """
     late = await _late_tokens(tx, current, verified)
-    account = await tx.account_identifiers.account_hash(current)
+    account = await tx.account_identifiers.own_account(current)
     old = await _revocable_tokens(tx, current, after.changed_at)
     saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
     if isinstance(old, ErrorCode):  # a new consent is the way out for a grant that can't be opened

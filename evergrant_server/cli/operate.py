@@ -20,13 +20,16 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
+from evergrant_server.store.authority_scan import accept_accounts_of_before
 from evergrant_server.store.database import schema
 from evergrant_server.store.store import require_matching_key_ring
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
 from evergrant_server.wiring.platform import open_platform
 
-_FIRST_WITH_AUTHENTICATORS = "0002"  # schema
+# schemas
+_FIRST_WITH_AUTHENTICATORS = "0002"
+_FIRST_WITH_ACCOUNT_AUTHENTICATORS = "0003"
 
 db, keys, audit_log = App(name="db"), App(name="keys"), App(name="audit")
 
@@ -52,7 +55,7 @@ async def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None
 async def upgrade_database(settings: Settings) -> str | None:
     """Upgrade the schema; returns the earlier version. Rows of before authenticators get theirs."""
     before = await schema.current_version(settings.database_url)
-    if before is None or before >= _FIRST_WITH_AUTHENTICATORS:
+    if before is None or before >= _FIRST_WITH_ACCOUNT_AUTHENTICATORS:
         await schema.upgrade(settings.database_url)
         return before
     ring = KeyRing.open(settings.key_path, Role.OPERATOR)  # before the schema has changed
@@ -60,7 +63,10 @@ async def upgrade_database(settings: Settings) -> str | None:
     store = await Store.open(settings.database_url, ring, SystemClock())
     try:
         await require_matching_key_ring(store, ring)
-        await accept_rows(store)
+        if before < _FIRST_WITH_AUTHENTICATORS:
+            await accept_rows(store)
+        else:
+            await accept_accounts_of_before(store)
     finally:
         await store.close()
     return before

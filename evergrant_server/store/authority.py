@@ -2,7 +2,8 @@
 
 Write access to the database alone gives no token: a row whose `mac` isn't of this key ring and these
 columns is refused by name, with the failure `authority_broken`. Column `mac`: a key that every role holds.
-Column `destination_mac`: a key of the workers, because it decides where refresh tokens are sent (ADR 0025).
+Columns `destination_mac` and `account_mac`: a key of the workers, because they decide where refresh tokens
+are sent, and whose account may come (ADR 0025).
 """
 
 import hmac
@@ -54,7 +55,7 @@ COVERED: dict[type[BaseModel], set[str]] = {
     Export: {"tenant", "id", "recipient", "filters", "by"},
     Consent: set(Consent.model_fields) - _MOMENTS_OF_CONSENTS,
 }
-CONNECTION_NAMES = (  # and `target`
+CONNECTION_NAMES = (  # and `target`, and `expected_account` where the app has said one
     *("tenant", "id", "integration_id", "integration", "provider", "subject", "label", "flow"),
     *("source", "source_app", "consented_with"),
 )
@@ -66,7 +67,9 @@ def connection_mac(ring: KeyRing, names: Mapping[str, Any], target: Mapping[str,
     is made."""
     given = {name: value for name, value in target.items() if value}
     parts = [names[name] or "" for name in CONNECTION_NAMES]
-    return ring.mac("Connection", *parts, json.dumps(given, sort_keys=True))
+    expected = names["expected_account"]
+    account = [json.dumps(expected, sort_keys=True)] if expected else []
+    return ring.mac("Connection", *parts, json.dumps(given, sort_keys=True), *account)
 
 
 def row_mac(ring: KeyRing, model: BaseModel) -> str:
@@ -156,6 +159,25 @@ def require_own_destination(
     if not ring.is_worker_mac(mac, *_grant_parts(connection, destination_mac)):
         why = "holds a grant that is of another integration or another destination"
         raise authority_broken("connection_grant", connection.id, why)
+
+
+def account_mac(ring: KeyRing, connection: Connection, pin: str | None) -> str:
+    """The workers' authenticator of the account that a connection is pinned to; None: of none."""
+    return ring.worker_mac(*_account_parts(connection, pin))
+
+
+def require_own_account(ring: KeyRing, connection: Connection, mac: str | None, pin: str | None) -> None:
+    """Raise Failure AUTHORITY_BROKEN unless a worker wrote this pin. A connection without a first grant
+    has neither."""
+    if mac is None and pin is None and not connection.generation:
+        return
+    if not ring.is_worker_mac(mac, *_account_parts(connection, pin)):
+        why = "isn't the account that a worker has pinned the connection to"
+        raise authority_broken("account_identifier", connection.id, why)
+
+
+def _account_parts(connection: Connection, pin: str | None) -> tuple[str, ...]:
+    return ("account", connection.tenant, connection.id, pin or "")
 
 
 def _destination_mac(ring: KeyRing, integration: Integration, serial: str) -> str:

@@ -11,7 +11,8 @@ from sqlalchemy import select, tuple_, update
 from sqlmodel import col
 
 from evergrant_server.core.access import App, AppKey, Approval, Permit
-from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.account import PIN
+from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import Failure
@@ -22,12 +23,16 @@ from evergrant_server.store.access import AppKeyRow, ApprovalRow, AppRow, Permit
 from evergrant_server.store.authority import (
     BrokenRow,
     accepted_destination_mac,
+    account_mac,
     authentic,
+    connection_mac,
     grant_mac,
     require_destination,
+    require_own_account,
     require_own_destination,
     row_mac,
 )
+from evergrant_server.store.connections.account_identifiers import AccountIdentifierRow
 from evergrant_server.store.connections.tables import (
     FINAL_STATES,
     ConnectionGrantRow,
@@ -65,15 +70,22 @@ async def broken_configuration(store: Store) -> list[BrokenRow]:
 
 
 async def broken_connections(store: Store) -> AsyncIterator[BrokenRow]:
-    """Each connection with broken names, each broken consent, and each grant of another destination.
+    """Each connection with broken names, each broken consent, each pin of another account, and each grant of
+    another destination.
 
-    The last needs the refresh purpose, and is left out without it.
+    The last two need the refresh purpose, and are left out without it.
     """
     for table in (ConnectionRow, ConsentRow):
         async for row in _broken(store, table):
             yield row
     if not store.ring.holds(KeyPurpose.REFRESH):
         return
+    async for page in _pins(store):
+        for row in page:
+            try:
+                require_own_account(store.ring, _pinned(row), row["account_mac"], row["pin"])
+            except Failure as failure:
+                yield BrokenRow(row["tenant"], failure)
     after = ("", "")
     while page := await _grants(store, after):
         for row in page:
@@ -105,7 +117,28 @@ async def accept(store: Store, ids: Collection[str] | None = None) -> list[str]:
             for row in page:
                 await _accept_grant(tx.connection, store.ring, row)
         after = (page[-1]["tenant"], page[-1]["connection_id"])
+    async for page in _pins(store, ids):
+        async with store.write() as tx:
+            for row in page:
+                await _write(tx.connection, row, account_mac=account_mac(store.ring, _pinned(row), row["pin"]))
     return accepted
+
+
+async def accept_accounts_of_before(store: Store) -> None:
+    """Write the authenticators of pins, and of what apps expect, where an earlier version left none.
+
+    A connection whose names were broken then stays broken.
+    """
+    ring = store.ring
+    async for page in _pins(store):
+        async with store.write() as tx:
+            for row in page:
+                made: Values = {"account_mac": account_mac(ring, _pinned(row), row["pin"])}
+                if row["expected_account"] and row["mac"] == connection_mac(
+                    ring, {**row, "expected_account": None}, row["target"]
+                ):
+                    made["mac"] = connection_mac(ring, row, row["target"])
+                await _write(tx.connection, row, **made)
 
 
 async def _broken(store: Store, table: type[IdTable]) -> AsyncIterator[BrokenRow]:
@@ -149,6 +182,39 @@ async def _grants(store: Store, after: tuple[str, str], ids: Collection[str] | N
         query = query.where(g.connection_id.in_(ids))
     async with store.read() as tx:
         return await fetch_all(tx.connection, query)
+
+
+async def _pins(store: Store, ids: Collection[str] | None = None) -> AsyncIterator[list[Values]]:
+    """Pages of connections that are neither revoking nor ended, with their pins."""
+    c, pin = table_of(ConnectionRow).c, table_of(AccountIdentifierRow).c
+    same = (pin.tenant == c.tenant) & (pin.connection_id == c.id) & (pin.name == PIN)
+    query = (
+        select(table_of(ConnectionRow), pin.identifier_hash.label("pin"))
+        .join_from(table_of(ConnectionRow), table_of(AccountIdentifierRow), same, isouter=True)
+        .where(c.state.not_in((*FINAL_STATES, LifecycleState.REVOKING)))
+        .order_by(c.tenant, c.id)
+        .limit(_PAGE_ROWS)
+    )
+    if ids is not None:
+        query = query.where(c.id.in_(ids))
+    after = ("", "")
+    while True:
+        async with store.read() as tx:
+            page = await fetch_all(tx.connection, query.where(tuple_(c.tenant, c.id) > tuple_(*after)))
+        if not page:
+            return
+        yield page
+        after = (page[-1]["tenant"], page[-1]["id"])
+
+
+def _pinned(row: Values) -> Connection:
+    names = {name: row[name] for name in ("tenant", "id", "generation")}
+    return Connection.model_construct(None, **names)
+
+
+async def _write(connection: DatabaseConnection, row: Values, **made: Any) -> None:
+    mine = columns_equal(ConnectionRow, tenant=row["tenant"], id=row["id"], revision=row["revision"])
+    await connection.execute(update(ConnectionRow).where(mine).values(made))
 
 
 def _owner(row: Values) -> Connection:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sqlalchemy import Index, and_, delete, func, select
+from sqlalchemy import Index, and_, delete, func, select, update
 from sqlmodel import Field, col
 
 from evergrant_server.core.connections.account import (
@@ -12,8 +12,9 @@ from evergrant_server.core.connections.account import (
     comparable,
     is_expected_account,
 )
-from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.provider_events import (
     AccountIdentifier,
@@ -21,6 +22,7 @@ from evergrant_server.core.provider_events import (
     unreplaced_names,
 )
 from evergrant_server.crypto import KeyRing
+from evergrant_server.store.authority import account_mac, require_own_account
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of
@@ -58,7 +60,8 @@ class AccountIdentifiers(Repository):
     ) -> None:
         """Store the identifiers of this token reply; writes nothing when they are the same.
 
-        A refresh never moves the pin: it continues the same grant.
+        A refresh never moves the pin: it continues the same grant. Nor does it make an authenticator for
+        one that was changed by other means. Raises Failure KEY_UNAVAILABLE without the refresh purpose.
         """
         wanted = {
             name: self._hash(owner.tenant, owner.integration_id, identifier)
@@ -71,6 +74,12 @@ class AccountIdentifiers(Repository):
         stay = unreplaced_names(tokens, origin)
         if PIN in stay & had.keys():
             wanted.pop(PIN, None)
+        if origin is Origin.NEW or (PIN in wanted and await self._is_authentic(owner, None)):
+            await self._run(
+                update(ConnectionRow)
+                .where(columns_equal(ConnectionRow, tenant=owner.tenant, id=owner.id))
+                .values(account_mac=account_mac(self._ring, owner, wanted.get(PIN)))
+            )
         gone = [name for name, hashed in had.items() if name not in stay and wanted.get(name) != hashed]
         if gone:
             await self._run(
@@ -86,6 +95,25 @@ class AccountIdentifiers(Repository):
         key = {"tenant": connection.tenant, "connection_id": connection.id, "name": PIN}
         row = await find_one(self._connection, AccountIdentifierRow, **key)
         return None if row is None else row["identifier_hash"]
+
+    async def own_account(self, connection: Connection) -> str | None:
+        """As `account_hash`, for what may replace the grant. Raises Failure AUTHORITY_BROKEN unless a worker
+        wrote it; a connection that is revoking isn't checked."""
+        pin = await self.account_hash(connection)
+        if connection.state is not LifecycleState.REVOKING:
+            require_own_account(self._ring, connection, await self._mac(connection), pin)
+        return pin
+
+    async def _is_authentic(self, owner: Connection, pin: str | None) -> bool:
+        try:
+            require_own_account(self._ring, owner, await self._mac(owner), pin)
+        except Failure:
+            return False
+        return True
+
+    async def _mac(self, connection: Connection) -> str | None:
+        row = await find_one(self._connection, ConnectionRow, tenant=connection.tenant, id=connection.id)
+        return None if row is None else row["account_mac"]
 
     async def is_shared(
         self, tenant: Tenant, integration_id: IntegrationId, account_hash: str, but: ConnectionId
@@ -136,12 +164,15 @@ class AccountIdentifiers(Repository):
         return [row["id"] for row in await fetch_all(self._connection, query)]
 
     async def is_expected(self, owner: Connection, came: Account | None, rule: OnReconnect) -> bool:
-        """Whether a consent that was given with this account fits the connection's pin and expectation."""
+        """Whether a consent that was given with this account fits the connection's pin and expectation.
+
+        Raises as `own_account`.
+        """
         claims = {} if came is None else came.claims
         return is_expected_account(
             None if came is None else self.hash_of(owner, came),
             self.hash_claims(owner.tenant, owner.integration_id, claims),
-            pin=await self.account_hash(owner),
+            pin=await self.own_account(owner),
             expected=owner.expected_account or {},
             rule=rule,
         )

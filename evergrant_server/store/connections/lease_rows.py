@@ -21,8 +21,8 @@ from evergrant_server.store.store import Store
 
 _SELECT = f"""
 SELECT c.tenant, c.id, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject,
-       c.label, c.flow, c.target, c.source, c.source_app, c.consented_with, c.mac, c.state, c.reason,
-       c.follow_up, c.reported_generation, c.revision AS connection_revision, c.generation,
+       c.label, c.flow, c.target, c.source, c.source_app, c.consented_with, c.expected_account,
+       c.mac, c.state, c.reason, c.follow_up, c.reported_generation, c.revision AS connection_revision, c.generation,
        g.generation AS grant_generation, g.token_type, g.scopes, g.obtained_at, g.expires_at,
        g.refresh_expires_at, g.refreshable, g.facts, g.sealed_access,
        k.id AS key_id, k.sealed_key AS connection_key, t.id AS tenant_key_id, t.sealed_key AS tenant_key
@@ -38,6 +38,7 @@ LEFT JOIN key t ON t.tenant = c.tenant AND t.id = k.wrapping_key_id AND t.purpos
 def _typed(condition: str) -> TextualSelect:
     return text(_SELECT + condition).columns(
         target=JSON,
+        expected_account=JSON,
         grant_generation=Integer,
         token_type=String,
         scopes=JSON,

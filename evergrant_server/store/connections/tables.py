@@ -70,6 +70,7 @@ class ConnectionRow(columns.IdTable, table=True):
     expected_account: dict[str, str] | None = columns.json()
     reported_generation: int | None = None
     mac: str | None = None
+    account_mac: str | None = None  # of the pin: see `authority`
 
 
 class ConnectionGrantRow(columns.TenantTable, table=True):

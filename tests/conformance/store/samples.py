@@ -68,14 +68,16 @@ async def added(store: Store, connection: Connection) -> Connection:
 async def granted(store: Store, **changes: Any) -> Connection:
     """A connection that holds generation 1: at-1 and rt-1."""
     connection = await added(store, a_connection(**changes))
-    return await refreshed(store, connection, some_tokens(id_token="it-1"))
+    return await refreshed(store, connection, some_tokens(id_token="it-1"), Origin.NEW)
 
 
-async def refreshed(store: Store, connection: Connection, tokens: TokenSet) -> Connection:
+async def refreshed(
+    store: Store, connection: Connection, tokens: TokenSet, origin: Origin = Origin.REFRESH
+) -> Connection:
     after = connection.granted(NOW)
     async with store.write() as tx:
         return await tx.grants.install(
-            after, tokens, a_grant(after.generation), origin=Origin.REFRESH, expected=connection.revision
+            after, tokens, a_grant(after.generation), origin=origin, expected=connection.revision
         )
 
 

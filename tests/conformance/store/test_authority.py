@@ -5,19 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import delete, insert, update
 
 from evergrant_server.core.access import Action
+from evergrant_server.core.connections.account import PIN, Account
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.grant import Origin
+from evergrant_server.core.connections.grant import Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.export import Export
 from evergrant_server.core.ids import ExportId, new_id
 from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import LeaseRows, Store, Transaction
 from evergrant_server.store.access import AppRow, PermitRow
 from evergrant_server.store.authority_scan import accept, broken_configuration, broken_connections
+from evergrant_server.store.connections.account_identifiers import AccountIdentifierRow
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.columns import Row
 from evergrant_server.store.database.rows import columns_equal, find_one
@@ -105,6 +108,13 @@ def by_connection(tx: Transaction) -> Awaitable[object]:
     return tx.connections.get_authentic(ACME, NAMED.id)
 
 
+async def by_pin(tx: Transaction) -> object:
+    current = await tx.connections.get(ACME, NAMED.id)
+    assert current is not None
+    await tx.account_identifiers.own_account(current)
+    return current
+
+
 CASES: dict[str, tuple[type[Row], str, dict[str, Any], Read]] = {
     "an app's return_to": (AppRow, APP.id, {"return_to": ["https://evil.example/"]}, by_app),
     "an app without an authenticator": (AppRow, APP.id, {"mac": None}, by_app),
@@ -117,6 +127,8 @@ CASES: dict[str, tuple[type[Row], str, dict[str, Any], Read]] = {
     "a connection's subject": (ConnectionRow, NAMED.id, {"subject": "user-2"}, by_connection),
     "a connection's integration": (ConnectionRow, NAMED.id, {"integration_id": "int_9"}, by_connection),
     "a connection's source": (ConnectionRow, NAMED.id, {"source": "con_9"}, by_connection),
+    "a connection's account": (ConnectionRow, NAMED.id, {"expected_account": {"sub": "e" * 32}}, by_connection),
+    "a pin's authenticator": (ConnectionRow, NAMED.id, {"account_mac": None}, by_pin),
 }
 
 
@@ -134,6 +146,53 @@ async def test_a_row_changed_by_hand_is_refused_and_named_until_it_is_accepted(s
     assert await broken(store) == set()
     async with store.read() as tx:
         assert await read(tx)
+
+
+@pytest.mark.parametrize("moved_to", [None, "f" * 32], ids=["lifted", "moved"])
+async def test_a_pin_that_was_lifted_or_moved_by_hand_is_refused_until_it_is_accepted(
+    store: Store, moved_to: str | None
+):
+    """No refresh makes it good again, and a refresh isn't stopped by it."""
+    connection = await filled(store)
+    pinned = TokenSet(access_token=Secret("at-2"), account=Account(id="ann", name="ann"))
+    connection = await renewed(store, connection, Origin.NEW, pinned)
+    pin = columns_equal(AccountIdentifierRow, connection_id=NAMED.id, name=PIN)
+    assert await broken(store) == set()
+    async with store.write() as tx:
+        assert await tx.account_identifiers.own_account(connection) is not None
+        statement = update(AccountIdentifierRow).values(identifier_hash=moved_to)
+        await tx.connection.execute((statement if moved_to else delete(AccountIdentifierRow)).where(pin))
+    connection = await renewed(store, connection, Origin.REFRESH)
+    assert await broken(store) == {NAMED.id}
+    async with store.read() as tx:
+        with fails(ErrorCode.AUTHORITY_BROKEN, NAMED.id):
+            await tx.account_identifiers.own_account(connection)
+    assert await accept(store, {NAMED.id}) == [NAMED.id]
+    assert await broken(store) == set()
+    async with store.read() as tx:
+        assert await tx.account_identifiers.own_account(connection) == moved_to
+
+
+async def test_a_pin_of_a_connection_without_a_grant_was_put_in_by_hand(store: Store):
+    await filled(store)
+    other = a_connection(subject="user-2")
+    async with store.write() as tx:
+        await tx.connections.add(other)
+        assert await tx.account_identifiers.own_account(other) is None
+        planted = {"tenant": ACME, "connection_id": other.id, "name": PIN, "revision": 1}
+        planted |= {"integration_id": GITHUB.id, "identifier_hash": "f" * 32}
+        await tx.connection.execute(insert(AccountIdentifierRow).values(planted))
+        with fails(ErrorCode.AUTHORITY_BROKEN, other.id):
+            await tx.account_identifiers.own_account(other)
+
+
+async def test_a_connection_with_an_expected_account_is_leased(store: Store):
+    """Its expectation is a name like its subject: changed by hand, nothing is leased."""
+    connection = await granted(store, id=NAMED.id, expected_account={"sub": "d" * 32})
+    assert await LeaseRows(store).load(ACME, connection.id)
+    await by_hand(store, ConnectionRow, NAMED.id, expected_account=None)
+    with fails(ErrorCode.AUTHORITY_BROKEN, NAMED.id):
+        await LeaseRows(store).load(ACME, connection.id)
 
 
 async def test_a_lease_row_with_another_subject_is_refused(store: Store):
@@ -220,12 +279,14 @@ async def moved(store: Store, **changes: Any) -> Integration:
         return await tx.integrations.replace(after, expected=integration.revision)
 
 
-async def renewed(store: Store, connection: Connection, origin: Origin) -> Connection:
+async def renewed(
+    store: Store, connection: Connection, origin: Origin, tokens: TokenSet | None = None
+) -> Connection:
     """Its next grant."""
-    after = connection.granted(NOW)
+    after, tokens = connection.granted(NOW), tokens or some_tokens()
     async with store.write() as tx:
         return await tx.grants.install(
-            after, some_tokens(), a_grant(after.generation), origin=origin, expected=connection.revision
+            after, tokens, a_grant(after.generation), origin=origin, expected=connection.revision
         )
 
 

@@ -4,18 +4,22 @@ import json
 from typing import Any
 
 import pytest
+from sqlalchemy import delete, update
 
 from activities.single_use.journal_replay import JournaledReply
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.account import OnReconnect
+from evergrant_server.core.connections.account import PIN, Account, OnReconnect
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.activities import ExchangeCode
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptKind
+from evergrant_server.store.connections.account_identifiers import AccountIdentifierRow
+from evergrant_server.store.database.rows import columns_equal
 from providers.responses.raw_reply import RawReply
 from tests.fakes.events.transmitter import id_token
+from tests.fakes.failures import fails
 from tests.fakes.platform.installation import STRICT, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ok
 from tests.faults.support.activities import Activities, at_temporal, call_for
@@ -93,6 +97,41 @@ async def test_a_lost_grant_is_not_repaired_with_another_account(place: Installa
     await refused(place, await consent_as(place, connection, BOB), connection)
     row = await place.row(connection)
     assert (row.state, row.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED)
+
+
+async def test_a_pin_that_was_lifted_by_hand_lets_no_other_account_in(place: Installation):
+    """The code isn't spent: a writer to the database gains nothing by it."""
+    connection = await connected_as(place, await place.begin(), ANN)
+    mine = columns_equal(AccountIdentifierRow, connection_id=connection.id)
+    async with place.store.write() as tx:
+        await tx.connection.execute(delete(AccountIdentifierRow).where(mine))
+    spent = place.idp.count("token")
+    consent = await place.consent(connection)
+    await place.until_audited(connection, AuditAction.CONSENT_FAILED)
+    assert (await place.consent_of(consent)).failure == ErrorCode.AUTHORITY_BROKEN
+    assert place.idp.count("token") == spent
+    row = await place.row(connection)
+    assert (row.state, row.generation) == (LifecycleState.ACTIVE, 1)
+    async with place.store.read() as tx:
+        assert await tx.grants.get(TENANT, connection.id)
+    assert (await place.ensure_fresh(connection, 1)).generation == 2, "the grant in use is refreshed"
+
+
+async def test_a_pin_that_is_moved_while_a_code_is_exchanged_installs_nothing(place: Installation):
+    connection = await connected_as(place, await place.begin(), ANN)
+    consent, here = await place.consent(connection, tell=False), Activities(place)
+    opened = {"token_valid": False, "credential": consent.id}
+    use = await here.single_use.open(AttemptKind.CODE_EXCHANGE, connection, STRICT, **opened)
+    order = ExchangeCode(**call_for(connection), consent_id=consent.id, generation=1)
+    async with place.store.write() as tx:
+        bob = tx.account_identifiers.hash_of(connection, Account(id=f'["{place.idp.issuer}", "{BOB}"]', name=BOB))
+        mine = columns_equal(AccountIdentifierRow, connection_id=connection.id, name=PIN)
+        await tx.connection.execute(update(AccountIdentifierRow).where(mine).values(identifier_hash=bob))
+    body = json.dumps({**place.idp.grant(), "id_token": names(place, BOB)}).encode()
+    answer = JournaledReply.for_request(order, RawReply(200, {}, body), place.parts.clock.now())
+    with fails(ErrorCode.AUTHORITY_BROKEN, connection.id):
+        await at_temporal().run(here.replayer._replays[AttemptKind.CODE_EXCHANGE], use, answer)
+    assert (await place.row(connection)).generation == 1
 
 
 async def test_where_any_account_may_come_the_pin_follows(place: Installation):

@@ -1,11 +1,12 @@
 """`authority verify` and `accept`, the doctor's check, and an upgrade from before authenticators."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, insert, text
 
 from evergrant_server.cli import authority
 from evergrant_server.cli.app import Flags
@@ -13,16 +14,24 @@ from evergrant_server.cli.doctor import CheckFailed
 from evergrant_server.cli.doctor.database import authority as doctor_check
 from evergrant_server.cli.operate import upgrade_database
 from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connections.account import PIN
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
+from evergrant_server.store.authority import connection_mac, row_mac
+from evergrant_server.store.authority_scan import broken_connections
+from evergrant_server.store.connections.account_identifiers import AccountIdentifierRow
+from evergrant_server.store.connections.tables import ConnectionRow
+from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.engine import open_database
+from evergrant_server.store.database.rows import column_values
 from evergrant_server.store.database.schema import MIGRATIONS, expected_version
+from evergrant_server.store.integrations.tables import IntegrationRow
 from tests.fakes.databases import NOW, sqlite_url
 from tests.fakes.failures import fails
-from tests.fakes.rows import put_app
+from tests.fakes.rows import a_connection, an_integration, put_app
 
 ACME = Tenant("acme")
 
@@ -71,19 +80,47 @@ async def test_a_broken_row_is_named_until_it_is_accepted(
     assert "Evergrant's" in await doctor_check(settings)
 
 
-async def test_rows_of_before_get_authenticators_with_the_schema(settings: Settings):
-    """Rows of the schema 0001, which a later upgrade finds."""
+async def at_schema(settings: Settings, version: str, *rows: tuple[type[Row], dict[str, Any]]) -> None:
+    """A database of before, with these rows."""
 
-    def upgrade_to_first(connection: Connection) -> None:
+    def upgrade(connection: Connection) -> None:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+        command.upgrade(config, version)
 
     database = open_database(settings.database_url)
     async with database.write() as connection:
-        await connection.run_sync(upgrade_to_first)
+        await connection.run_sync(upgrade)
+        for table, values in rows:
+            await connection.execute(insert(table_of(table)).values(values))
     await database.close()
+
+
+async def test_pins_of_before_get_authenticators_and_broken_names_stay_broken(settings: Settings):
+    ring, integration = KeyRing.open(settings.key_path, Role.OPERATOR), an_integration(ACME, NOW)
+
+    def row(subject: str, **more: Any) -> dict[str, Any]:
+        connection = a_connection(integration, NOW, subject=subject, expected_account={"sub": "d" * 32})
+        values = column_values(connection)
+        mac = connection_mac(ring, {**values, "expected_account": None}, values["target"])
+        return {**values, "mac": mac, **more}
+
+    pinned, broken = row("user-1", generation=1), row("user-2", label="changed")
+    pin = {"tenant": ACME, "connection_id": pinned["id"], "name": PIN, "revision": 1}
+    pin |= {"integration_id": integration.id, "identifier_hash": "f" * 32}
+    good = {**column_values(integration), "mac": row_mac(ring, integration)}
+    rows = [(ConnectionRow, pinned), (ConnectionRow, broken), (AccountIdentifierRow, pin)]
+    await at_schema(settings, "0002", (IntegrationRow, good), *rows)
+    assert await upgrade_database(settings) == "0002"
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    assert [it.row async for it in broken_connections(store)] == [broken["id"]]
+    await store.close()
+
+
+async def test_rows_of_before_get_authenticators_with_the_schema(settings: Settings):
+    """Rows of the schema 0001, which a later upgrade finds."""
+    await at_schema(settings, "0001")
     await by_hand(
         settings,
         "INSERT INTO app (tenant, id, name, disabled, return_to, created_at, revision)"
