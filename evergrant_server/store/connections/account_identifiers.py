@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sqlalchemy import Index, and_, delete, func, select, update
+from sqlalchemy import Index, and_, delete, func, select
 from sqlmodel import Field, col
 
 from evergrant_server.core.connections.account import (
@@ -29,6 +29,7 @@ from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Repository,
+    Values,
     columns_equal,
     fetch_all,
     fetch_first,
@@ -57,8 +58,9 @@ class AccountIdentifiers(Repository):
 
     async def update_from_reply(
         self, owner: Connection, tokens: TokenSet, grant: Grant, origin: Origin
-    ) -> None:
-        """Store the identifiers of this token reply; writes nothing when they are the same.
+    ) -> Values:
+        """Store the identifiers of this token reply; writes nothing when they are the same. Returns the pin's
+        authenticator, a column of the connection's, if there is a new one.
 
         A refresh never moves the pin: it continues the same grant. Nor does it make an authenticator for
         one that was changed by other means. Raises Failure KEY_UNAVAILABLE without the refresh purpose.
@@ -74,12 +76,7 @@ class AccountIdentifiers(Repository):
         stay = unreplaced_names(tokens, origin)
         if PIN in stay & had.keys():
             wanted.pop(PIN, None)
-        if origin is Origin.NEW or (PIN in wanted and await self._is_authentic(owner, None)):
-            await self._run(
-                update(ConnectionRow)
-                .where(columns_equal(ConnectionRow, tenant=owner.tenant, id=owner.id))
-                .values(account_mac=account_mac(self._ring, owner, wanted.get(PIN)))
-            )
+        renewed = origin is Origin.NEW or (PIN in wanted and await self._is_authentic(owner, None))
         gone = [name for name, hashed in had.items() if name not in stay and wanted.get(name) != hashed]
         if gone:
             await self._run(
@@ -89,6 +86,7 @@ class AccountIdentifiers(Repository):
             if had.get(name) != hashed:
                 values = {"integration_id": owner.integration_id, "identifier_hash": hashed, "revision": 1}
                 await insert(self._connection, AccountIdentifierRow, {**key, "name": name, **values})
+        return {"account_mac": account_mac(self._ring, owner, wanted.get(PIN))} if renewed else {}
 
     async def account_hash(self, connection: Connection) -> str | None:
         """The keyed hash of the account that the connection is pinned to, or None."""

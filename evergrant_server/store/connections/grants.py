@@ -84,7 +84,11 @@ class Grants(SealedRepository):
         if grant.slot == MAIN_SLOT and grant.generation != after.generation:
             raise ValueError("a main grant is installed with the generation of its connection")
         key = {"tenant": after.tenant, "id": after.id}
-        revision = await compare_and_set(self._connection, ConnectionRow, key, column_values(after), expected)
+        changed = column_values(after)
+        if grant.slot == MAIN_SLOT:
+            identifiers = AccountIdentifiers(self._connection, self._sealer.ring)
+            changed |= await identifiers.update_from_reply(after, tokens, grant, origin)
+        revision = await compare_and_set(self._connection, ConnectionRow, key, changed, expected)
         old = await self._row(after, grant.slot)
         kept = old if origin is Origin.REFRESH else None
         columns = column_values(grant)
@@ -103,10 +107,6 @@ class Grants(SealedRepository):
         }
         await self._put(values, old)
         await LateTokenSets(self._connection, self._sealer).delete(after.tenant, after.id)  # superseded
-        if grant.slot == MAIN_SLOT:
-            await AccountIdentifiers(self._connection, self._sealer.ring).update_from_reply(
-                after, tokens, grant, origin
-            )
         return after.model_copy(update={"revision": revision})
 
     async def _destination_mac(
