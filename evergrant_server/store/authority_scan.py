@@ -120,7 +120,8 @@ async def accept(store: Store, ids: Collection[str] | None = None) -> list[str]:
     async for page in _pins(store, ids):
         async with store.write() as tx:
             for row in page:
-                await _write(tx.connection, row, account_mac=account_mac(store.ring, _pinned(row), row["pin"]))
+                made = account_mac(store.ring, _pinned(row), row["pin"])
+                await _write(tx.connection, row, account_mac=made)
     return accepted
 
 

@@ -67,6 +67,18 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
         )
         return await self._all(over.order_by(_NEWEST).limit(_MOST_SUPERSEDED))
 
+    async def installed_since(
+        self, tenant: Tenant, connection_id: ConnectionId, generation: int
+    ) -> list[Attempt]:
+        """Those that gave the connection a grant at this generation or a later one."""
+        mine = self._where(
+            col(AttemptRow.from_generation) >= generation,
+            _OUTCOME.in_((AttemptOutcome.INSTALLED.value, AttemptOutcome.INSTALLED_LATE.value)),
+            tenant=tenant,
+            connection_id=connection_id,
+        )
+        return await self._all(mine)
+
     async def other_possibly_harmful_uses(self, answered: Attempt) -> list[Attempt]:
         """The newest other uses of its credential that were refused or never answered."""
         others = self._where(

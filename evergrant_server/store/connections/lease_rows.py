@@ -22,7 +22,8 @@ from evergrant_server.store.store import Store
 _SELECT = f"""
 SELECT c.tenant, c.id, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject,
        c.label, c.flow, c.target, c.source, c.source_app, c.consented_with, c.expected_account,
-       c.mac, c.state, c.reason, c.follow_up, c.reported_generation, c.revision AS connection_revision, c.generation,
+       c.mac, c.state, c.reason, c.follow_up, c.reported_generation,
+       c.revision AS connection_revision, c.generation,
        g.generation AS grant_generation, g.token_type, g.scopes, g.obtained_at, g.expires_at,
        g.refresh_expires_at, g.refreshable, g.facts, g.sealed_access,
        k.id AS key_id, k.sealed_key AS connection_key, t.id AS tenant_key_id, t.sealed_key AS tenant_key

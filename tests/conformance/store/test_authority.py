@@ -127,7 +127,12 @@ CASES: dict[str, tuple[type[Row], str, dict[str, Any], Read]] = {
     "a connection's subject": (ConnectionRow, NAMED.id, {"subject": "user-2"}, by_connection),
     "a connection's integration": (ConnectionRow, NAMED.id, {"integration_id": "int_9"}, by_connection),
     "a connection's source": (ConnectionRow, NAMED.id, {"source": "con_9"}, by_connection),
-    "a connection's account": (ConnectionRow, NAMED.id, {"expected_account": {"sub": "e" * 32}}, by_connection),
+    "a connection's account": (
+        ConnectionRow,
+        NAMED.id,
+        {"expected_account": {"sub": "e" * 32}},
+        by_connection,
+    ),
     "a pin's authenticator": (ConnectionRow, NAMED.id, {"account_mac": None}, by_pin),
 }
 

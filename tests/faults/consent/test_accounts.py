@@ -124,7 +124,9 @@ async def test_a_pin_that_is_moved_while_a_code_is_exchanged_installs_nothing(pl
     use = await here.single_use.open(AttemptKind.CODE_EXCHANGE, connection, STRICT, **opened)
     order = ExchangeCode(**call_for(connection), consent_id=consent.id, generation=1)
     async with place.store.write() as tx:
-        bob = tx.account_identifiers.hash_of(connection, Account(id=f'["{place.idp.issuer}", "{BOB}"]', name=BOB))
+        bob = tx.account_identifiers.hash_of(
+            connection, Account(id=f'["{place.idp.issuer}", "{BOB}"]', name=BOB)
+        )
         mine = columns_equal(AccountIdentifierRow, connection_id=connection.id, name=PIN)
         await tx.connection.execute(update(AccountIdentifierRow).where(mine).values(identifier_hash=bob))
     body = json.dumps({**place.idp.grant(), "id_token": names(place, BOB)}).encode()
