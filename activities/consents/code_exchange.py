@@ -6,7 +6,7 @@ from temporalio import activity
 
 from activities.consents.first_grant import FirstGrantActivities, FirstGrantOutcome, may_be_sent_later
 from activities.consents.import_export import is_import_pending
-from activities.grants.account_check import with_account
+from activities.grants.account_check import keep_refused_tokens, with_checked_account
 from activities.grants.candidates import is_client_refused, may_be_definition_fault
 from activities.grants.token_request import CODE_RULES, CodeExchangeRequest, read_first_tokens
 from activities.single_use.attempt import SingleUseAttempt
@@ -16,7 +16,6 @@ from activities.support.transactions import append_audit, close_attempt
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.connections.id_token import require_nonce
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.activities import ConsentCall, ExchangeCode, GrantResult
@@ -36,10 +35,9 @@ class CodeExchangeOutcome(FirstGrantOutcome):
     """
 
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
-        """Raises as `read_first_tokens`, `require_nonce` and `with_account`."""
+        """Raises as `read_first_tokens` and `with_checked_account`."""
         tokens = read_first_tokens(context, reply, self.consent.scopes, came_at)
-        require_nonce(tokens.id_token, self.consent.nonce_hash)
-        return with_account(context, tokens, self.consent.facts)
+        return with_checked_account(context, tokens, self.consent, self.consent.facts)
 
     async def fail(
         self, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None
@@ -67,6 +65,7 @@ class CodeExchangeOutcome(FirstGrantOutcome):
         code = failure.code
         if code is ErrorCode.GRANT_REJECTED and attempt.row.sends > 1:
             code = ErrorCode.OUTCOME_UNKNOWN  # an earlier send spent it, and its reply is lost
+        await keep_refused_tokens(tx, self.call, self.context, attempt.row, failure, now)
         await end_unless_done(tx, self.consent, ConsentStatus.FAILED, code)
         detail = {"reason": code, "consent": self.consent.id, **words_in(failure)}
         await append_audit(tx, self.call, AuditAction.CONSENT_FAILED, now, **detail)

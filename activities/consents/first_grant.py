@@ -18,7 +18,8 @@ from activities.grants.account_check import (
 from activities.grants.candidates import candidates
 from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
-from activities.grants.replaced_grants import install_new_grant, keep_late_tokens_to_revoke
+from activities.grants.overtaken_tokens import keep_overtaken_tokens
+from activities.grants.replaced_grants import install_new_grant
 from activities.grants.token_request import TokenRequest
 from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import SingleUseAttempt
@@ -59,14 +60,13 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
         current = await load_connection(tx, self.call)
         row = await tx.attempts.get(attempt.row.tenant, attempt.row.id)
         if row is None or row.outcome not in (None, AttemptOutcome.UNREAD):
-            installed = row is not None and row.outcome is AttemptOutcome.INSTALLED
-            return await self._keep_late(tx, current, attempt.row, tokens, installed=installed)
+            return await self._keep_late(tx, current, row or attempt.row, tokens)
         if current.state.is_final:
             return None
         was_unread = row.outcome is AttemptOutcome.UNREAD
         if was_unread and _is_overtaken(current, attempt.row):
             await tx.attempts.close(row, AttemptOutcome.SUPERSEDED, now)
-            return await self._keep_late(tx, current, attempt.row, tokens, installed=False)
+            return await self._keep_late(tx, current, attempt.row, tokens)
         if not await is_meant_account(tx, self.context, current, tokens):
             await tx.attempts.close(row, AttemptOutcome.REFUSED, now)
             return await refuse_account(tx, self.call, self.context, current, consent, tokens, now)
@@ -99,7 +99,7 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
         return context.grant_result(saved, grant)
 
     async def _keep_late(
-        self, tx: Transaction, current: Connection, row: Attempt, tokens: TokenSet, *, installed: bool
+        self, tx: Transaction, current: Connection, row: Attempt, tokens: TokenSet
     ) -> GrantResult | None:
         """The attempt has ended: its reply was replayed, or another worker took over and was refused.
 
@@ -107,19 +107,20 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
         """
         call, now = self.call, self.services.clock.now()
         consent = await tx.consents.get(call.tenant, call.consent_id)
-        if consent is not None and consent.failure == ErrorCode.ACCOUNT_MISMATCH:
+        judged = row.outcome is AttemptOutcome.REFUSED  # or the mismatch was another use's of the code
+        if judged and consent is not None and consent.failure == ErrorCode.ACCOUNT_MISMATCH:
             return MISMATCH
         grant = await tx.grants.get(call.tenant, call.connection_id)
-        if installed and grant is not None:
+        if row.outcome is AttemptOutcome.INSTALLED and grant is not None:
             return self.context.grant_result(current, grant)  # perhaps by this worker's lost commit
         if current.state is LifecycleState.REVOKING or current.state.is_final:
             return None
         if current.generation == row.from_generation and current.state in STATES_WITHOUT_GRANT:
             await keep_late_tokens(tx, call, row, tokens, now)
-        else:  # revoking them might end the grant that is installed
+        else:  # revoking them may end the grant that is installed, if that is of the same code
             detail = {"attempt": row.id, "state": current.state, "revoked": False}
             await append_audit(tx, call, AuditAction.LATE_TOKENS_RECEIVED, now, **detail)
-            await keep_late_tokens_to_revoke(tx, call, self.context, current, tokens, now)
+            await keep_overtaken_tokens(tx, call, self.context, row, tokens, now, call.consent_id)
         return GrantResult(attempt_id=row.id, failure=ErrorCode.OUTCOME_UNKNOWN)
 
 

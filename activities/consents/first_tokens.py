@@ -11,7 +11,7 @@ from datetime import datetime
 from temporalio import activity
 
 from activities.consents.first_grant import FirstGrantActivities, FirstGrantOutcome
-from activities.grants.account_check import with_account
+from activities.grants.account_check import keep_refused_tokens, with_checked_account
 from activities.grants.candidates import is_client_refused, may_be_definition_fault
 from activities.grants.client_grants import client_grant_token_request, read_client_grant_tokens
 from activities.grants.token_request import CODE_RULES, PreparedTokenRequest, TokenRequest
@@ -94,7 +94,7 @@ class DeviceOutcome(FirstGrantOutcome):
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
         scopes = self.consent.scopes
         tokens = read_device_token(context.spec, reply, requested_scopes=scopes, now=came_at)
-        return with_account(context, tokens)
+        return with_checked_account(context, tokens, self.consent)
 
     async def record_failure(
         self, tx: Transaction, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None
@@ -120,6 +120,7 @@ class DeviceOutcome(FirstGrantOutcome):
         if failure.code is ErrorCode.GRANT_REJECTED and row.sends > 1:
             # an earlier poll spent it, and its reply is lost
             failure = with_code(failure, ErrorCode.OUTCOME_UNKNOWN)
+        await keep_refused_tokens(tx, self.call, self.context, row, failure, now)
         await record_consent_failure(tx, self.call, failure, now, over=True)
         return GrantResult(attempt_id=row.id, failure=failure.code, consent_over=True)
 

@@ -4,19 +4,21 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from activities.grants.provider_revocation import all_slots
+from activities.grants import GrantServices
+from activities.grants.provider_revocation import all_slots, revoke_orphaned_tokens
 from activities.grants.replaced_grants import keep_unwanted_tokens
 from activities.support.connection_records import end_consent
 from activities.support.provider_context import ProviderContext
-from activities.support.transactions import append_audit
+from activities.support.transactions import append_audit, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.account import Account, ConsentAccount
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.connections.id_token import checked_claims
+from evergrant_server.core.connections.id_token import checked_claims, require_nonce
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import ConnectionCall, GrantResult
+from evergrant_server.core.single_use.attempt import Attempt
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry.alarms import report_broken_authority
 
@@ -39,6 +41,27 @@ def with_account(
     if account is None and name is not None:
         account = Account.of_fact(name, {**tokens.metadata, **(facts or {})}.get(name))
     return tokens.model_copy(update={"account": account})
+
+
+class IdTokenRefused(Failure):
+    """An id token that isn't for this consent. The tokens that came with it are kept only to be revoked."""
+
+    def __init__(self, why: Failure, tokens: TokenSet) -> None:
+        super().__init__(why.code, why.detail)
+        self.tokens = tokens
+
+
+def with_checked_account(
+    context: ProviderContext, tokens: TokenSet, consent: Consent, facts: Mapping[str, Any] | None = None
+) -> TokenSet:
+    """As `with_account`, for the reply to a consent. Raises IdTokenRefused, also when the id token is of
+    another request: the account that it names is then known all the same."""
+    try:
+        tokens = with_account(context, tokens, facts)
+        require_nonce(tokens.id_token, consent.nonce_hash)
+    except Failure as failure:
+        raise IdTokenRefused(failure, tokens) from None
+    return tokens
 
 
 def with_believed_account(context: ProviderContext, tokens: TokenSet) -> TokenSet:
@@ -103,6 +126,39 @@ async def refuse_account(
         for slot_tokens in all_slots(tokens):
             await keep_unwanted_tokens(tx, call, context, current, slot_tokens, account_hash, now)
     return MISMATCH
+
+
+async def keep_refused_tokens(
+    tx: Transaction,
+    call: ConnectionCall,
+    context: ProviderContext,
+    attempt: Attempt,
+    failure: Failure,
+    now: datetime,
+) -> None:
+    """Keep the tokens of a reply with an id token that was refused, to revoke them as unwanted ones are.
+
+    Those of a connection that has ended are revoked at once, see `revoked_if_ended`.
+    """
+    current = await load_connection(tx, call)
+    if not isinstance(failure, IdTokenRefused) or current.state.is_final or not current.flow.may_be_revoked:
+        return
+    came = failure.tokens.account
+    account_hash = None if came is None else tx.account_identifiers.hash_of(current, came)
+    await keep_unwanted_tokens(tx, call, context, current, failure.tokens, account_hash, now, attempt)
+
+
+async def revoked_if_ended(
+    services: GrantServices, call: ConnectionCall, context: ProviderContext, attempt: Attempt, why: Failure
+) -> GrantResult | None:
+    """Revoke the tokens of a refused id token whose connection has ended; None: there are none."""
+    if not isinstance(why, IdTokenRefused):
+        return None
+    async with services.store.read() as tx:
+        current = await load_connection(tx, call)
+    if not current.state.is_final:
+        return None
+    return await revoke_orphaned_tokens(services, call, context, attempt, why.tokens)
 
 
 async def record_sharing(

@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from activities.grants import GrantServices
-from activities.grants.account_check import with_believed_account
+from activities.grants.account_check import revoked_if_ended, with_believed_account
 from activities.grants.candidates import is_client_refused
 from activities.grants.client_grants import read_client_grant_tokens
-from activities.grants.late_tokens import keep_late_tokens
+from activities.grants.late_tokens import keep_late_tokens, signal_rotate
+from activities.grants.overtaken_tokens import keep_overtaken_tokens
 from activities.grants.provider_revocation import revoke_orphaned_tokens
 from activities.grants.recurring_errors import AnsweredError, answered_error, may_be_spent_by_another_use
 from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
@@ -32,11 +33,11 @@ from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages.activities import ConnectionCall, GrantResult, RefreshGrant
-from evergrant_server.core.messages.connection import ProviderChanged, Rotate
+from evergrant_server.core.messages.connection import ProviderChanged
 from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.provider_words import words_in
-from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
+from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.store import Transaction
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
@@ -102,9 +103,11 @@ class GrantOutcome(OutcomeHandler[GrantResult], Generic[C]):
     async def fail(
         self, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None
     ) -> GrantResult:
-        return await commit_with_retries(
-            self.services.store, lambda tx: self.record_failure(tx, attempt, failure, outcome)
+        services, call, row = self.services, self.call, attempt.row
+        result = await commit_with_retries(
+            services.store, lambda tx: self.record_failure(tx, attempt, failure, outcome)
         )
+        return await revoked_if_ended(services, call, self.context, row, failure) or result
 
 
 @dataclass
@@ -146,6 +149,9 @@ class RefreshOutcome(GrantOutcome[RefreshGrant]):
             return None
         if current.generation != row.from_generation:
             await close_attempt(tx, row, AttemptOutcome.SUPERSEDED, now)
+            await keep_overtaken_tokens(
+                tx, request, context, row, with_believed_account(context, tokens), now
+            )
             return await self._stored_result(tx, current)
         if current.state not in (LifecycleState.ACTIVE, LifecycleState.REVOKING):
             # another worker took over and was refused: late tokens are verified before they are used
@@ -167,7 +173,7 @@ class RefreshOutcome(GrantOutcome[RefreshGrant]):
             name, target = SignalName.PROVIDER_CHANGED, (row.tenant, row.connection_id)
             await tx.outbox.add(signal_message(*target, name, changed, now))
         if may_be_invalid:
-            await _signal_rotate(tx, request, row, now)
+            await signal_rotate(tx, request, row, now)
         await record_recovery(tx, request, current, now)
         await append_audit(tx, request, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
         return context.grant_result(saved, grant)
@@ -205,7 +211,7 @@ class RefreshOutcome(GrantOutcome[RefreshGrant]):
         if current.generation != row.from_generation and current.state is LifecycleState.ACTIVE:
             # a late refusal of a grant that was replaced meanwhile says nothing about the new one
             if code is ErrorCode.OUTCOME_UNKNOWN:
-                await _signal_rotate(tx, request, row, now)
+                await signal_rotate(tx, request, row, now)
             await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
             return await self._stored_result(tx, current)
         if not self.provisional:
@@ -235,15 +241,3 @@ class RefreshOutcome(GrantOutcome[RefreshGrant]):
         newer = await tx.grants.get(current.tenant, current.id) or self.context.grant
         assert newer is not None
         return self.context.grant_result(current, newer)
-
-
-async def _signal_rotate(tx: Transaction, request: RefreshGrant, row: Attempt, now: datetime) -> None:
-    """Have the workflow refresh now: a second use of the token may have invalidated its successor.
-
-    The first signal tells a workflow that doesn't know the successor yet.
-    """
-    reason = "a second use of the previous token may have invalidated this grant"
-    for seen in (row.from_generation, row.from_generation + 1):
-        rotate = Rotate(reason=reason, context=request.context, seen_generation=seen)
-        message = signal_message(request.tenant, request.connection_id, SignalName.ROTATE, rotate, now)
-        await tx.outbox.add(message)

@@ -13,7 +13,7 @@ from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages.activities import ConnectionCall
-from evergrant_server.core.messages.connection import LateTokensReceived
+from evergrant_server.core.messages.connection import LateTokensReceived, Rotate
 from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.single_use.attempt import Attempt, LateTokens
@@ -56,6 +56,18 @@ async def signal_late_tokens(tx: Transaction, call: ConnectionCall, attempt: Att
     await tx.outbox.add(message)
 
 
+async def signal_rotate(tx: Transaction, request: ConnectionCall, row: Attempt, now: datetime) -> None:
+    """Have the workflow refresh now: a second use of the token may have invalidated its successor.
+
+    The first signal tells a workflow that doesn't know the successor yet.
+    """
+    reason = "a second use of the previous token may have invalidated this grant"
+    for seen in (row.from_generation, row.from_generation + 1):
+        rotate = Rotate(reason=reason, context=request.context, seen_generation=seen)
+        message = signal_message(request.tenant, request.connection_id, SignalName.ROTATE, rotate, now)
+        await tx.outbox.add(message)
+
+
 def awaits_verification(connection: Connection, late: LateTokens) -> bool:
     """True while the tokens may still bring the connection back."""
     return connection.state in STATES_WITHOUT_GRANT and connection.generation == late.from_generation
@@ -95,5 +107,6 @@ class LateReply:
             "account": late.account or tokens.account,
             "scopes": tokens.scopes or late.scopes,
             "metadata": late.metadata | tokens.metadata,
+            "further": late.further,
         }
         return tokens.model_copy(update=merged)

@@ -16,7 +16,8 @@ from activities.grants.account_check import (
 from activities.grants.candidates import candidates, is_client_refused
 from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import LateReply, awaits_verification
-from activities.grants.replaced_grants import install_new_grant
+from activities.grants.overtaken_tokens import keep_overtaken_tokens
+from activities.grants.replaced_grants import install_new_grant, keep_unwanted_tokens
 from activities.grants.token_request import RefreshTokenRequest
 from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import SingleUseAttempt
@@ -127,8 +128,22 @@ class LateTokenActivities:
         return LateReply(late.requested_at, tokens, consent)
 
     async def _drop(self, request: VerifyLateTokens, reason: ErrorCode) -> GrantResult:
-        now = self._services.clock.now()
-        return await commit_with_retries(self._store, lambda tx: _drop_refused(tx, request, reason, now))
+        """Give up tokens that can't be verified, and may be valid: they are kept only to be revoked."""
+        context, now = (
+            await self._services.contexts.load(request.tenant, request.connection_id),
+            self._services.clock.now(),
+        )
+
+        async def drop(tx: Transaction) -> GrantResult:
+            late = await tx.late_tokens.get(request.tenant, request.attempt_id)
+            current = await load_connection(tx, request)
+            if late is not None and current.flow.may_be_revoked:
+                tokens = await tx.late_tokens.tokens(late)
+                account = tokens.account and tx.account_identifiers.hash_of(current, tokens.account)
+                await keep_unwanted_tokens(tx, request, context, current, tokens, account, now)
+            return await _drop_refused(tx, request, reason, now)
+
+        return await commit_with_retries(self._store, drop)
 
     async def _already_decided(self, request: VerifyLateTokens) -> GrantResult:
         """Verified by an earlier try, or overtaken by another grant or a revocation."""
@@ -158,6 +173,8 @@ class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
             return None
         if current.generation != attempt.row.from_generation:
             await close_attempt(tx, attempt.row, AttemptOutcome.SUPERSEDED, now)
+            own = None if consent is None else consent.id
+            await keep_overtaken_tokens(tx, request, context, attempt.row, tokens, now, own)
             return context.stored_result(current, await tx.grants.get(current.tenant, current.id))
         if consent is not None and not await is_meant_account(tx, context, current, tokens):
             await close_attempt(tx, attempt.row, AttemptOutcome.REFUSED, now)

@@ -13,9 +13,10 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.connections.replaced import ReplacedGrant, continues, may_revoke
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AttemptId, ReplacedGrantId, new_id
+from evergrant_server.core.ids import AttemptId, ReplacedGrantId, derived_id, new_id
 from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.core.outbox import revoke_replaced_message
+from evergrant_server.core.single_use.attempt import Attempt
 from evergrant_server.store import Transaction
 
 _UNREADABLE = (ErrorCode.SEAL_BROKEN, ErrorCode.KEY_UNAVAILABLE)
@@ -42,7 +43,7 @@ async def install_new_grant(
     """
     late = await _late_tokens(tx, current, verified)
     account = await tx.account_identifiers.own_account(current)
-    old = await _revocable_tokens(tx, current, after.changed_at)
+    old = await revocable_tokens(tx, current, after.changed_at)
     saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
     if isinstance(old, ErrorCode):  # a new consent is the way out for a grant that can't be opened
         detail = {"generation": current.generation, "old_revoked": False, "reason": old}
@@ -80,13 +81,23 @@ async def keep_unwanted_tokens(
     tokens: TokenSet,
     account_hash: str | None,
     now: datetime,
+    attempt: Attempt | None = None,
+    *,
+    wanted: bool = True,
 ) -> None:
-    """Keep tokens that are never installed, to revoke them: of an account that the connection isn't for.
+    """Keep tokens that are never installed, to revoke them: of an account that the connection isn't for, of
+    a reply that isn't believed, or that came too late.
 
-    `account_hash`: of that account, None when the provider names none.
+    `account_hash`: of their account, None when the provider names none. Those of an `attempt` are kept once,
+    however often its reply is judged. Not `wanted`: they may be of the grant in use, and wait for its end.
     """
     replaced = _replaced(current, now, account_hash=account_hash)
-    await _keep(tx, call, context, replaced, tokens, wanted=True)
+    if attempt is not None:
+        id = ReplacedGrantId(derived_id("rpl", attempt.tenant, attempt.id))
+        if await tx.replaced_grants.get(attempt.tenant, id) is not None:
+            return
+        replaced = replaced.model_copy(update={"id": id})
+    await _keep(tx, call, context, replaced, tokens, wanted=wanted)
 
 
 def _replaced(current: Connection, now: datetime, **about: object) -> ReplacedGrant:
@@ -101,7 +112,7 @@ def _replaced(current: Connection, now: datetime, **about: object) -> ReplacedGr
     return ReplacedGrant.model_validate(values | about)
 
 
-async def _revocable_tokens(
+async def revocable_tokens(
     tx: Transaction, current: Connection, now: datetime
 ) -> TokenSet | ErrorCode | None:
     """The tokens of the connection's grant that may live on, or why they can't be opened."""
@@ -171,9 +182,13 @@ async def is_revocable(
     """
     if context.endpoints.revocation_endpoint is None:
         return False
-    shared = replaced.account_hash is not None and await tx.account_identifiers.is_shared(
-        replaced.tenant, replaced.integration_id, replaced.account_hash, replaced.connection_id
-    )
+    accounts, integration = tx.account_identifiers, (replaced.tenant, replaced.integration_id)
+    if replaced.account_hash is not None:
+        shared = await accounts.is_shared(*integration, replaced.account_hash, replaced.connection_id)
+    else:  # it may be any other connection's; its own grant's at the latest when that ends
+        shared = not with_connection and await accounts.any_other_has_a_grant(
+            *integration, replaced.connection_id
+        )
     same_account = await _is_of_same_account(tx, context.connection, replaced)
     reach = context.spec.revocation_reach
     return may_revoke(reach, same_account, shared=shared, with_connection=with_connection)

@@ -135,6 +135,15 @@ class AccountIdentifiers(Repository):
         )
         return await fetch_first(self._connection, query.limit(1)) is not None
 
+    async def any_other_has_a_grant(
+        self, tenant: Tenant, integration_id: IntegrationId, but: ConnectionId
+    ) -> bool:
+        """True when a live connection of this integration other than `but` may have any account."""
+        c = table_of(ConnectionRow).c
+        mine = columns_equal(ConnectionRow, tenant=tenant, integration_id=integration_id)
+        others = select(c.id).where(mine, c.id != but, c.state.not_in(FINAL_STATES), c.generation > 0)
+        return await fetch_first(self._connection, others.limit(1)) is not None
+
     async def connections_identified_by(
         self, tenant: Tenant, integration_id: IntegrationId, identifiers: frozenset[AccountIdentifier]
     ) -> list[ConnectionId]:

@@ -11,6 +11,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.account import PIN, Account, OnReconnect
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.activities import ExchangeCode
 from evergrant_server.core.secret import Secret
@@ -124,9 +125,7 @@ async def test_a_pin_that_is_moved_while_a_code_is_exchanged_installs_nothing(pl
     use = await here.single_use.open(AttemptKind.CODE_EXCHANGE, connection, STRICT, **opened)
     order = ExchangeCode(**call_for(connection), consent_id=consent.id, generation=1)
     async with place.store.write() as tx:
-        bob = tx.account_identifiers.hash_of(
-            connection, Account(id=f'["{place.idp.issuer}", "{BOB}"]', name=BOB)
-        )
+        bob = tx.account_identifiers.hash_of(connection, Account(id=json.dumps(["x", BOB]), name=BOB))
         mine = columns_equal(AccountIdentifierRow, connection_id=connection.id, name=PIN)
         await tx.connection.execute(update(AccountIdentifierRow).where(mine).values(identifier_hash=bob))
     body = json.dumps({**place.idp.grant(), "id_token": names(place, BOB)}).encode()
@@ -134,6 +133,36 @@ async def test_a_pin_that_is_moved_while_a_code_is_exchanged_installs_nothing(pl
     with fails(ErrorCode.AUTHORITY_BROKEN, connection.id):
         await at_temporal().run(here.replayer._replays[AttemptKind.CODE_EXCHANGE], use, answer)
     assert (await place.row(connection)).generation == 1
+
+
+@pytest.mark.parametrize(
+    ("claims", "revoked"),
+    [({"nonce": "another"}, True), ({"iss": "https://another.example"}, False)],
+    ids=["of another request", "of another issuer"],
+)
+async def test_tokens_that_came_with_a_refused_id_token_are_revoked(
+    place: Installation, claims: dict[str, str], revoked: bool
+):
+    """As an unwanted account's: at once where it is another one, else with the connection, in both cases once
+    however often the reply is judged. The id token of another request names its account all the same."""
+    connection = await connected_as(place, await place.begin(), ANN)
+    hashed = {"nonce_hash": hash_of_nonce("ours")}
+    consent, here = await place.consent(connection, tell=False, **hashed), Activities(place)
+    opened = {"token_valid": False, "credential": consent.id}
+    use = await here.single_use.open(AttemptKind.CODE_EXCHANGE, connection, STRICT, **opened)
+    order = ExchangeCode(**call_for(connection), consent_id=consent.id, generation=1)
+    body = json.dumps({**place.idp.grant(), "id_token": names(place, BOB, **claims)}).encode()
+    answer = JournaledReply.for_request(order, RawReply(200, {}, body), place.parts.clock.now())
+    for _ in range(2):
+        news = await at_temporal().run(here.replayer._replays[AttemptKind.CODE_EXCHANGE], use, answer)
+        assert (news.failure, news.consent_over) == (ErrorCode.ID_TOKEN_REFUSED, True)
+    (told,) = await place.audited(connection, AuditAction.GRANT_REPLACED)
+    assert told.detail["same_account"] is (False if revoked else None)
+    if revoked:
+        await place.until_audited(connection, AuditAction.REPLACED_GRANT_REVOKED)
+    assert [family.alive for family in place.idp.families] == [True, not revoked]
+    await place.revoked(connection)
+    assert [family.alive for family in place.idp.families] == [False, False]
 
 
 async def test_where_any_account_may_come_the_pin_follows(place: Installation):

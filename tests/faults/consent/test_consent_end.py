@@ -24,6 +24,7 @@ from evergrant_server.store.connections.tables import ConsentRow
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import LoopbackTls
 from tests.fakes.clock import SetClock
+from tests.fakes.events.transmitter import id_token
 from tests.fakes.failures import fails
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import Answer as Scripted
@@ -66,10 +67,10 @@ class Device:
         assert (await self.worker.poll(self.connection, self.consent)).device_poll is DevicePoll.STARTED
         return self
 
-    def approved(self) -> bytes:
-        return json.dumps(self.idp.grant()).encode()
+    def approved(self, **fields: str) -> bytes:
+        return json.dumps({**self.idp.grant(), **fields}).encode()
 
-    async def died_with_the_answer(self) -> AttemptId:
+    async def died_with_the_answer(self, **fields: str) -> AttemptId:
         """A neighbour of this host: the subject had approved."""
         dies = Activities(self.place, "one-host", clock=self.clock)
         use = await dies.single_use.open(
@@ -80,7 +81,7 @@ class Device:
             credential=self.consent.id,
         )
         order = RequestFirstTokens(**call_for(self.connection), consent_id=self.consent.id, generation=0)
-        await dies.dies_with(use, order, RawReply(200, JSON, self.approved()))
+        await dies.dies_with(use, order, RawReply(200, JSON, self.approved(**fields)))
         return use.row.id
 
     async def ends(self, state: LifecycleState) -> None:
@@ -171,6 +172,14 @@ async def test_a_journalled_reply_for_an_ended_consent_is_revoked_once(
     assert await device.worker.replayer.sweep() == 0
     told = [call.params["token_type_hint"] for call in device.idp.calls if call.endpoint == "revoke"]
     assert told == (["refresh_token", "access_token"] if revoked else ["refresh_token"])
+
+
+async def test_a_refused_id_token_after_the_end_leaves_no_tokens(device: Device):
+    """No workflow is left that could revoke them later."""
+    await device.died_with_the_answer(id_token=id_token("ann", iss="https://another.example", aud="another"))
+    await device.ends(LifecycleState.CONSENT_EXPIRED)
+    assert await device.worker.replayer.sweep() == 1
+    assert await device.turned_away()
 
 
 async def test_a_reply_in_flight_when_its_consent_ends_is_revoked(device: Device):
