@@ -6,7 +6,7 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.grants.account_check import with_account
+from activities.grants.account_check import is_meant_account, refuse_account, with_account
 from activities.grants.replaced_grants import install_new_grant
 from activities.support.connection_records import end_consent, record_grant
 from activities.support.provider_context import ProviderContext
@@ -59,7 +59,11 @@ async def install_import(
         if consent.came_from_browser:
             after = context.after_consent(after, consent)
         else:
-            tokens = with_account(context, tokens)
+            named = with_account(context, tokens)
+            tokens = tokens if named.account is None else named
+        # a further slot's tokens: its connection may have a pin of its own
+        if tokens.account is not None and not await is_meant_account(tx, context, current, tokens):
+            return await refuse_account(tx, request, context, current, waiting, tokens, now)
         if context.access_token_exchange is not None:  # it is the subject token of later exchanges
             tokens = tokens.model_copy(
                 update={"refresh_token": None, "refresh_expires_in": tokens.expires_in}

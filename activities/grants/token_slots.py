@@ -40,7 +40,8 @@ async def install_further_slots(
         granted = slot_tokens.scopes
         scopes = first.slot_scopes.get(slot, ()) if granted is None else granted
         metadata = tokens.metadata | slot_tokens.metadata
-        imported = slot_tokens.model_copy(update={"scopes": scopes, "metadata": metadata})
+        about = {"scopes": scopes, "metadata": metadata, "account": slot_tokens.account or tokens.account}
+        imported = slot_tokens.model_copy(update=about)
         found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
         live = found is not None and not found.state.is_final
         if found is not None and live:

@@ -180,6 +180,7 @@ class ImportedTokens(SealableModel):
     scopes: tuple[str, ...] | None = None  # None: the consent's
     issued_at: datetime | None = None  # None: when it was received
     metadata: dict[str, Any] = Field(default_factory=dict)
+    account: Account | None = Field(default=None, repr=False)
 
     @classmethod
     def from_token_set(cls, tokens: TokenSet, at: datetime) -> "ImportedTokens":
@@ -192,6 +193,7 @@ class ImportedTokens(SealableModel):
             refresh_expires_at=_after(at, tokens.refresh_expires_in),
             scopes=tokens.scopes,
             metadata=tokens.metadata,
+            account=tokens.account,
         )
 
     def obtained_at(self, received_at: datetime) -> datetime:
@@ -209,6 +211,7 @@ class ImportedTokens(SealableModel):
             refresh_expires_in=_seconds(obtained_at, self.refresh_expires_at),
             scopes=self.scopes,
             metadata=self.metadata,
+            account=self.account,
         )
 
 

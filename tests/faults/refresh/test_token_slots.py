@@ -136,6 +136,23 @@ async def test_a_slot_that_takes_over_a_connection_inherits_no_token_of_its_gran
     assert not grant.refreshable
 
 
+async def test_a_consent_of_another_account_does_not_fill_the_pinned_connection_of_its_slot(world: World):
+    """That connection has its own pin, and the consent of the first one would go around it."""
+    place, idp = world.place, world.idp
+    integration, us = await world.integration(), {"iss": idp.issuer, "aud": idp.client_id}
+    idp.script(ok(id_token=id_token("ann", **us)), ok(id_token=id_token("bob", **us)))
+    anns = await place.granted(await place.begin(integration, label="user"))
+    held = await world.tokens(anns)
+    first = await place.begin(integration)
+    await place.consent(first, slot_scopes=USER)
+    await place.until(first, lambda c: c.state is LifecycleState.ACTIVE)
+    await place.until_audited(anns, AuditAction.ACCOUNT_MISMATCH)
+    assert (await place.row(anns)).generation == 1
+    assert await world.tokens(anns) == held
+    async with place.store.read() as tx:
+        assert len(await tx.replaced_grants.of_connection(TENANT, anns.id)) == 1, "to be revoked"
+
+
 async def test_a_revoked_slot_leaves_the_other_and_begins_anew_with_a_new_consent(world: World):
     place, idp = world.place, world.idp
     integration = await world.integration()
