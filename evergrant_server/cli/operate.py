@@ -29,7 +29,7 @@ from evergrant_server.wiring.platform import open_platform
 
 # schemas
 _FIRST_WITH_AUTHENTICATORS = "0002"
-_FIRST_WITH_ACCOUNT_AUTHENTICATORS = "0004"
+_FIRST_WITH_ACCOUNT_AUTHENTICATORS = "0005"
 
 db, keys, audit_log = App(name="db"), App(name="keys"), App(name="audit")
 
