@@ -74,6 +74,7 @@ ELSEWHERE = {
         "another grant is installed: nothing is replaced"
     ),
     "activities.grants.recurring_errors:_ask_about_token": "introspection spends nothing",
+    "activities.support.context_loader:ProviderContextLoader.access": "a login: it brings no grant",
     "activities.grants.candidates:try_each_secret": "a revocation, or before a consent: spends nothing",
     "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
     "activities.grants.refresh:RefreshActivities._token_request#2": (
