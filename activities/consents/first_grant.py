@@ -113,11 +113,12 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
         grant = await tx.grants.get(call.tenant, call.connection_id)
         if row.outcome is AttemptOutcome.INSTALLED and grant is not None:
             return self.context.grant_result(current, grant)  # perhaps by this worker's lost commit
-        if current.state is LifecycleState.REVOKING or current.state.is_final:
+        ends_alone = current.state is LifecycleState.REVOKING and not current.flow.may_be_revoked
+        if current.state.is_final or ends_alone:
             return None
         if current.generation == row.from_generation and current.state in STATES_WITHOUT_GRANT:
             await keep_late_tokens(tx, call, row, tokens, now)
-        else:  # revoking them may end the grant that is installed, if that is of the same code
+        else:  # a revocation takes them too; alone they may end the grant in use, if it is of the same code
             detail = {"attempt": row.id, "state": current.state, "revoked": False}
             await append_audit(tx, call, AuditAction.LATE_TOKENS_RECEIVED, now, **detail)
             await keep_overtaken_tokens(tx, call, self.context, row, tokens, now, call.consent_id)

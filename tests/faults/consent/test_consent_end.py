@@ -182,6 +182,22 @@ async def test_a_refused_id_token_after_the_end_leaves_no_tokens(device: Device)
     assert await device.turned_away()
 
 
+async def test_a_late_reply_during_a_revocation_is_revoked_with_it_however_often_that_takes(device: Device):
+    """Its consent was sent twice, and refused the second time; the provider is away when the reply comes."""
+    attempt_id = await device.died_with_the_answer()
+    async with device.place.store.write() as tx:
+        attempt = await tx.attempts.get(TENANT, attempt_id)
+        assert attempt is not None
+        await tx.attempts.close(attempt, AttemptOutcome.SUPERSEDED, device.clock.now())
+    await device.place.revoke(device.connection, tell=False)
+    device.idp.script(status(503), at="revoke")
+    assert await device.worker.replayer.sweep() == 1
+    for _ in range(2):
+        await device.worker.revoke(device.connection)
+    assert (await device.place.row(device.connection)).revocation is RevocationOutcome.CONFIRMED
+    assert [it.alive for it in device.idp.families] == [False]
+
+
 async def test_a_reply_in_flight_when_its_consent_ends_is_revoked(device: Device):
     """It ends with a word of its own, and not as something unexpected."""
     async with device.idp.in_flight(
