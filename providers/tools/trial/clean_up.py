@@ -18,8 +18,13 @@ async def end_grants(requests: TokenRequests, tell: Callable[[str], None]) -> No
             f"NOT revoked: {len(problems)} of {len(requests.grants)} grants ({detail}). "
             "End them in your account's settings at the provider."
         )
-    elif requests.grants:
+    elif requests.grants and not requests.lost:
         tell("All grants that were obtained are revoked.")
+    if requests.lost:
+        tell(
+            "A reply was lost that may have had tokens, which can't be revoked from here. "
+            "Look for a grant in your account's settings at the provider."
+        )
 
 
 def token_to_revoke(spec: ProviderSpec, grant: TrialGrant) -> tuple[Secret, str]:

@@ -6,6 +6,7 @@ listener as well. Everything else is answered with a page that quotes nothing.
 
 import asyncio
 import hmac
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
@@ -58,7 +59,8 @@ class LoopbackListener:
         try:
             self._server = await asyncio.start_server(self._serve, host, self._port, limit=_MAX_REQUEST_BYTES)
         except OSError as error:
-            detail = f"port {self._port} of this machine can't be used: {error.strerror or 'unknown reason'}"
+            why = os.strerror(error.errno) if error.errno else "unknown reason"
+            detail = f"port {self._port} of this machine can't be used ({why}); name another redirect URI"
             raise Failure(ErrorCode.INVALID_REQUEST, detail, field="redirect_uri") from None
         self._port = self._server.sockets[0].getsockname()[1]
         return self

@@ -23,7 +23,7 @@ from providers.requests.request_format import (
     introspection_request,
     revocation_request,
 )
-from providers.requests.sender import Sender
+from providers.requests.sender import Sender, SendFailed
 from providers.responses.error_mapping import read_introspection, read_revocation
 from providers.responses.raw_reply import RawReply
 from providers.responses.sent_values import sent_values
@@ -63,7 +63,10 @@ class TrialGrant:
 
 
 class TokenRequests:
-    """Sends the requests of one trial. `seen` has every reply, `grants` what was obtained."""
+    """Sends the requests of one trial. `seen` has every reply, `grants` what was obtained.
+
+    `lost`: a reply that may have had tokens never came.
+    """
 
     def __init__(self, setup: TrialSetup, sender: Sender, redactor: Redactor, clock: Clock) -> None:
         self.setup = setup
@@ -71,6 +74,7 @@ class TokenRequests:
         self.redactor = redactor
         self.seen: list[SeenReply] = []
         self.grants: list[TrialGrant] = []
+        self.lost = False
         self._clock = clock
         self.learn_client(setup.client_secret)
 
@@ -109,7 +113,11 @@ class TokenRequests:
         grant: TrialGrant | None,
         refreshing: bool,
     ) -> SeenReply:
-        reply = await call
+        try:
+            reply = await call
+        except SendFailed as failure:
+            self.lost = self.lost or failure.sent
+            raise
         loose = _tokens_in(reply)
         self.redactor.learn(*loose.values())
         if reply.request is not None:  # such as a client assertion

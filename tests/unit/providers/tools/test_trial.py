@@ -9,7 +9,7 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.secret import Secret
 from providers.tools.trial.receivers import PastedCallback
-from tests.fakes.providers.scripted_provider import ScriptedProvider, error, html, ok, raw
+from tests.fakes.providers.scripted_provider import ScriptedProvider, drop_after_commit, error, html, ok, raw
 from tests.unit.providers.samples import fails
 from tests.unit.providers.tools.trials import (
     SOURCE,
@@ -154,6 +154,17 @@ async def test_a_trial_that_is_interrupted_revokes_what_it_obtained(requests: in
         ended = await walked(server, cancel_at=("token", requests))
         assert live(server) == [False]
         assert ended.told[-1] == "All grants that were obtained are revoked."
+
+
+@pytest.mark.parametrize("before", [[], [ok()]])
+async def test_a_lost_reply_is_no_confirmed_end(before: list[Any]) -> None:
+    async with ScriptedProvider() as server:
+        server.script(*before, drop_after_commit())
+        ended = await walked(server)
+        assert ended.failure is not None
+        assert ended.failure.code is ErrorCode.PROVIDER_UNREACHABLE
+        assert ended.told[-1].startswith("A reply was lost that may have had tokens")
+        assert not any("All grants" in line for line in ended.told)
 
 
 async def test_a_revocation_that_fails_is_said() -> None:
