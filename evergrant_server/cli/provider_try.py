@@ -97,7 +97,7 @@ async def _run(arguments: TrialArguments, setup: TrialSetup, out: Path, *, on_lo
         try:
             await trial.run()
         except Failure as failure:
-            raise Failure(failure.code, redactor.text(failure.detail)) from None
+            raise Failure(failure.code, redactor.line(failure.detail)) from None
         finally:
             await _write_vector(requests, out)
             report.finish()
@@ -158,7 +158,7 @@ class _Report:
 
     def note(self, seen: Observation) -> None:
         """Keep an observation, without secrets: providers quote requests in their error names."""
-        clean = self._redactor.text
+        clean = self._redactor.line
         parts = {
             name: [clean(line) for line in getattr(seen, name)] for name in ("saw", "definition", "differs")
         }

@@ -13,7 +13,7 @@ async def end_grants(requests: TokenRequests, tell: Callable[[str], None]) -> No
     """Revoke every token that may still be valid, and say so. Raises nothing."""
     problems = [problem for grant in requests.grants if (problem := await _end(requests, grant))]
     if problems:
-        detail = requests.redactor.text(problems[0])
+        detail = requests.redactor.line(problems[0])
         tell(
             f"NOT revoked: {len(problems)} of {len(requests.grants)} grants ({detail}). "
             "End them in your account's settings at the provider."

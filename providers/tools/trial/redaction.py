@@ -73,18 +73,24 @@ class Redactor:
                 low = written.lower()
                 self._parts |= _parts_of(low) - _INVENTED
 
-    def learn_personal(self, value: Any) -> None:
-        """Remember every text and number in a value, such as a name: it may come again in a message."""
+    def learn_personal(self, value: Any, name: str = "") -> None:
+        """Remember every text and number in a value: a person's name may come again in a message.
+
+        `name` is its field's, by which the parts of a person's name are remembered as well.
+        """
         match value:
             case dict():
-                for item in value.values():
-                    self.learn_personal(item)
+                for field, item in value.items():
+                    self.learn_personal(item, str(field))
             case list() | tuple():
                 for item in value:
-                    self.learn_personal(item)
+                    self.learn_personal(item, name)
             case str() | int() | float() if not isinstance(value, bool):
-                if len(str(value)) >= _SHORTEST_PERSONAL:
-                    self._words.add(str(value))
+                text = str(value)
+                parts = text.split() if "name" in name.lower() else []
+                address = [text.partition("@")[0]] if "@" in text else []
+                words = (text, *parts, *address)
+                self._words |= {word for word in words if len(word) >= _SHORTEST_PERSONAL}
 
     def learn_id_token(self, token: Secret | None) -> None:
         """Remember an id token and whom it describes."""
@@ -101,6 +107,10 @@ class Redactor:
         for pattern in (_UUID, _IPV4, _IPV6, _LONG_NUMBER):
             text = pattern.sub(REDACTED, text)
         return _OPAQUE.sub(lambda run: REDACTED if _looks_random(run.group()) else run.group(), text)
+
+    def line(self, text: str) -> str:
+        """As `text`, for a terminal, which a provider's words must not steer."""
+        return "".join(char if char.isprintable() else " " for char in self.text(text))
 
     def without_secrets(self, text: str) -> str:
         """The text without secrets, whole or in part, and without e-mail addresses."""
@@ -154,7 +164,7 @@ class Redactor:
                 return 1 if str(value) in self._words else value
             case _:
                 if name not in _KIND_FIELDS:
-                    self.learn_personal(value)
+                    self.learn_personal(value, name)
                 return REDACTED if isinstance(value, str) else 1
 
 

@@ -27,6 +27,7 @@ from providers.tools.trial.token_requests import (
     altered,
     uninterrupted,
 )
+from providers.tools.trial.vector_replies import written_reply
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,9 @@ class Trial:
             self._note_failure(step, seen)
             raise seen.failure or Failure(ErrorCode.INTERNAL, "a reply was not read")
         spec, scopes = self._setup.spec, self._setup.scopes
+        written_reply(
+            spec, self._requests.redactor, seen
+        )  # learns whom it names, before the next reply is shown
         self._note(observe_tokens(step, spec, seen.reply, seen.tokens, scopes))
         return next(grant for grant in self._requests.grants if not grant.ended and _holds(grant, seen))
 

@@ -99,11 +99,12 @@ async def test_no_secret_and_no_name_is_shown_or_written_though_the_provider_quo
         secrets = {
             server.client_secret,
             "Sam Vimes",
-            "sam@example.org",
+            "sybil@example.org",
             "sam.vimes",
             "4711001",
             "203.0.113.7",
         }
+        secrets |= {"Vimes", "sybil", "u-4711", "patrician", "\x1b[2J", "c2lnbmF0dXJl"}
         for call in server.calls:
             secrets |= {value for name, value in call.params.items() if name not in PUBLIC}
             secrets |= {call.headers.get("authorization", "").removeprefix("Basic ")}

@@ -1,6 +1,7 @@
 """Trials of `providers try` at a scripted provider, for tests."""
 
 import asyncio
+import base64
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -61,9 +62,8 @@ class Ended:
 
     def shown(self) -> str:
         """Everything that the user or a reader of the vector may see."""
-        steps = [line for it in self.steps.values() for line in (*it.saw, *it.definition, *it.differs)]
-        detail = self.failure.detail if self.failure else ""
-        lines = [self.redactor.text(line) for line in (*steps, detail)]
+        lines = [line for it in self.steps.values() for line in (*it.saw, *it.definition, *it.differs)]
+        lines += [self.redactor.line(self.failure.detail)] if self.failure else []
         return "\n".join(
             [*lines, *(line for line in self.told if "/authorize?" not in line), self.vector_text]
         )
@@ -118,11 +118,19 @@ async def walked(
         return True
 
     redactor, failure = Redactor(), None
+
+    def note(seen: Observation) -> None:
+        """As the command prints it at once: by what was learnt until then."""
+        saw, definition, differs = (
+            [*map(redactor.line, it)] for it in (seen.saw, seen.definition, seen.differs)
+        )
+        noted.append(Observation(seen.step, saw, definition, differs))
+
     async with LoopbackListener("http://127.0.0.1:0/callback", open_page, told.append, wait_s) as listener:
         setup = replace(change(setup_at(server, spec or a_spec())), redirect_uri=listener.redirect_uri)
         sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
         requests = TokenRequests(setup, sender, redactor, SystemClock())
-        trial = Trial(requests, listener, TrialOptions(**options), SystemClock(), told.append, noted.append)
+        trial = Trial(requests, listener, TrialOptions(**options), SystemClock(), told.append, note)
         running = asyncio.create_task(trial.run())
         if cancel_at is not None:
             await server.until(*cancel_at)
@@ -184,8 +192,9 @@ def echoing(server: ScriptedProvider, call: Any) -> bytes:
     basic = call.headers.get("authorization", "")
     said = " ".join([*params.values(), basic])
     body = {
-        "error": next(iter(params.values()), "x"),
-        "error_description": f"bad: {said} for sam@example.org (Sam Vimes, 203.0.113.7)",
+        "error": f"{next(iter(params.values()), 'x')} Vimes",
+        "error_description": f"bad: {said} for sybil@example.org (Sam Vimes, 203.0.113.7)",
+        "error_reason": "Vimes, sybil, u-4711 or patrician \x1b[2J",
         "message": f"token {said[:20]}... of 8f14e45f-ceea-467f-a8d8-1b1f0a1b2c3d",
         "errors": [{said: said, "code": 70008}],
         "trace_id": said,
@@ -203,10 +212,13 @@ class EchoingProvider(ScriptedProvider):
             header = {"WWW-Authenticate": f'Basic realm="{call.headers.get("authorization", "")}"'}
             return code, headers | header, json.loads(echoing(self, call))
         if call.endpoint == "token" and data is not None:
-            names = {"user": {"name": "Sam Vimes", "email": "sam@example.org", "id": 4711001}}
+            names = {"user": {"name": "Sam Vimes", "email": "sybil@example.org", "id": 4711001}}
+            quoted = {str(data["access_token"]): "Sam Vimes", "also": data["access_token"]}
+            claims = {"iss": "https://a.example", "sub": "u-4711", "preferred_username": "patrician"}
+            payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
             return (
                 code,
                 headers,
-                {**data, **names, str(data["access_token"]): "Sam Vimes", "also": data["access_token"]},
+                {**data, **names, **quoted, "id_token": f"eyJhbGciOiJub25lIn0.{payload}.c2lnbmF0dXJl"},
             )
         return code, headers, data
