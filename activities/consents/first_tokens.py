@@ -19,7 +19,8 @@ from activities.single_use.attempt import SingleUseAttempt
 from activities.support.connection_records import record_consent_failure
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import close_attempt, commit_with_retries
-from evergrant_server.core.connections.consent import Consent, ConsentStatus, DevicePoll
+from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.connections.device_code import DevicePoll
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind

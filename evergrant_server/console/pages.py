@@ -8,7 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evergrant_server.core.connections.consent import Consent, DeviceCode
+from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.connections.grant import AccountOption
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, Repairer
 from evergrant_server.core.secret import Secret

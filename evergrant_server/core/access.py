@@ -1,4 +1,4 @@
-"""Apps, their keys, and the permits that say which connections they may use."""
+"""Apps, their keys and permits, as rows; `evergrant_server.policy` decides by them."""
 
 import re
 from datetime import datetime

@@ -114,6 +114,7 @@ class KeyRing:
     def rotate(self, purpose: KeyPurpose) -> "KeyRing":
         """Add a new current root key to the file; what the old ones wrapped stays readable.
 
+        Nothing is wrapped anew: an existing tenant's key stays under the older root, also for later values.
         Returns the ring as it is now. Other processes see the new key when they are
         restarted. Raises Failure KEY_UNAVAILABLE for an exported file.
         """

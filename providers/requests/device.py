@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
-from evergrant_server.core.connections.consent import DEFAULT_INTERVAL_S, DeviceCode, DevicePoll
+from evergrant_server.core.connections.device_code import DEFAULT_INTERVAL_S, DeviceCode, DevicePoll
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure

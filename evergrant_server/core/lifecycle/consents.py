@@ -1,4 +1,4 @@
-"""What a consent leads to: a code exchange, first tokens without a subject, or its end. Pure.
+"""What a consent leads to: a code exchange, first tokens, another device poll, or its end. Pure.
 
 Then the accounts of the new grant are looked up, and one is chosen if there are several. The lookup
 asks with the access token and spends nothing, so it is tried until it has an answer.
@@ -7,7 +7,7 @@ asks with the access token and spends nothing, so it is tried until it has an an
 from datetime import datetime, timedelta
 
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
-from evergrant_server.core.connections.consent import DEFAULT_INTERVAL_S, DevicePoll, next_poll_interval
+from evergrant_server.core.connections.device_code import DEFAULT_INTERVAL_S, DevicePoll, next_poll_interval
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import FAILURES, ErrorCode, RetryAdvice
 from evergrant_server.core.ids import ConsentId

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
-from evergrant_server.core.connections.consent import DevicePoll
+from evergrant_server.core.connections.device_code import DevicePoll
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, Tenant
 from evergrant_server.core.messages.base import Message, Provenance, RequestMessage

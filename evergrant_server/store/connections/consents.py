@@ -9,13 +9,8 @@ from sqlmodel import col
 
 from evergrant_server.core.connections.account import ConsentAccount
 from evergrant_server.core.connections.confirmation import reopened
-from evergrant_server.core.connections.consent import (
-    Consent,
-    ConsentKind,
-    ConsentStatus,
-    DeviceCode,
-    PushedAuthorization,
-)
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, PushedAuthorization
+from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, ConsentId, Tenant

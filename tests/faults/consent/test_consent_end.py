@@ -12,7 +12,8 @@ from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_context import ProviderContext
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
-from evergrant_server.core.connections.consent import Consent, ConsentKind, DevicePoll
+from evergrant_server.core.connections.consent import Consent, ConsentKind
+from evergrant_server.core.connections.device_code import DevicePoll
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure

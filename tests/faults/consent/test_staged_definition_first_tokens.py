@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, DevicePoll
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.device_code import DevicePoll
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from temporalio.client import Client
 
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.consent import DevicePoll
+from evergrant_server.core.connections.device_code import DevicePoll
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.messages import connection as m

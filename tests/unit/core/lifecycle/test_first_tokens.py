@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.consent import DevicePoll
+from evergrant_server.core.connections.device_code import DevicePoll
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConsentId

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.connections.consent import DeviceCode, DevicePoll
+from evergrant_server.core.connections.device_code import DeviceCode, DevicePoll
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.requests.device import DevicePending, read_device_authorization, read_device_token
 from tests.unit.providers.samples import NOW, fails, reply_of, spec_like
