@@ -192,9 +192,6 @@ def masked_endpoints(own: Endpoints) -> Endpoints:
         host = hosts.setdefault(parts.netloc, f"https://idp-{len(hosts) + 1}.example")
         return f"{host}{parts.path}"
 
-    urls = {
-        name: masked(url)
-        for name, url in own.model_dump().items()
-        if isinstance(url, str) and (name == "issuer" or name.endswith("_endpoint"))
-    }
+    texts = {name: text for name, text in own.model_dump().items() if isinstance(text, str)}
+    urls = {name: masked(text) for name, text in texts.items() if "://" in text}
     return own.model_copy(update={**urls, "mtls_aliases": {}, "registration_endpoint": None})

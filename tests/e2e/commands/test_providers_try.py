@@ -1,11 +1,14 @@
 """`evergrant providers try` as a user runs it, against django-oauth-toolkit, with a scripted browser."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -16,6 +19,7 @@ from providers.definition.registry import Registry
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.ports import free_port
 from tests.fakes.providers.authorization_server import running_authorization_server
+from tests.fakes.providers.oidc_provider import running_oidc_provider
 from tests.unit.providers.tools.trials import assert_vector_holds
 
 ROOT = Path(__file__).parents[3]
@@ -40,30 +44,43 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Auth
         yield running
 
 
-async def start(
-    server: AuthorizationServer, folder: Path, *arguments: str, allows: str = "yes"
-) -> asyncio.subprocess.Process:
-    """The command in a terminal session of its own."""
+class User(NamedTuple):
+    """Who runs the command: a client at the server, and a browser with its subject."""
+
+    issuer: str
+    client_id: str
+    client_secret: str
+    redirect_uri: str
+    subject: str
+    password: str = "any"
+
+
+async def user_of(server: AuthorizationServer) -> User:
     redirect = f"http://127.0.0.1:{free_port()}/back"
     await server.register(redirect)
+    secret, password = server.client_secret, server.password
+    return User(server.issuer, server.client_id, secret, redirect, server.user, password)
+
+
+async def start(user: User, folder: Path, *arguments: str, allows: str = "yes") -> asyncio.subprocess.Process:
+    """The command in a terminal session of its own."""
     (folder / "browser.py").write_text(BROWSER)
-    (folder / "secret").write_text(f"{server.client_secret}\n")
-    address = server.issuer.removeprefix("http://").partition("/")[0]
+    (folder / "secret").write_text(f"{user.client_secret}\n")
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": f"{ROOT}:{ROOT / 'clients/python/src'}",
         "BROWSER": f"{sys.executable} {folder / 'browser.py'} %s",
-        "SUBJECT": server.user,
-        "SUBJECT_PASSWORD": server.password,
+        "SUBJECT": user.subject,
+        "SUBJECT_PASSWORD": user.password,
         "SUBJECT_ALLOWS": allows,
-        "EVERGRANT_EGRESS_ALLOW": address,
+        "EVERGRANT_EGRESS_ALLOW": urlsplit(user.issuer).netloc,
     }
-    command = [str(EVERGRANT), "providers", "try", "--checkout", str(ROOT), "--issuer", server.issuer]
-    client = ["--client-id", server.client_id, "--client-secret-file", "secret", "--redirect-uri", redirect]
+    command = [str(EVERGRANT), "providers", "try", "--checkout", str(ROOT), "--issuer", user.issuer]
+    client = ["--client-id", user.client_id, "--client-secret-file", "secret"]
     return await asyncio.create_subprocess_exec(
         *command,
         *client,
-        *arguments,
+        *("--redirect-uri", user.redirect_uri, "--scope", "read", *arguments),
         cwd=folder,
         env=environment,
         stdin=asyncio.subprocess.DEVNULL,
@@ -81,7 +98,7 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str, s
 async def test_a_real_server_is_walked_and_nothing_of_it_is_left(
     server: AuthorizationServer, tmp_path: Path
 ) -> None:
-    process = await start(server, tmp_path, "--scope", "read", "--wrong-secret", "--second-grant")
+    process = await start(await user_of(server), tmp_path, "--wrong-secret", "--second-grant")
     status, out, err = await ended(process)
     assert status == 0, err
     for saw in (
@@ -106,7 +123,7 @@ async def test_ctrl_c_while_tokens_are_under_way_revokes_them(
     server: AuthorizationServer, tmp_path: Path
 ) -> None:
     await server.hold_next("authorization_code")
-    process = await start(server, tmp_path, "--scope", "read")
+    process = await start(await user_of(server), tmp_path)
     await eventually(server.held, lambda held: held["holding"])
     os.killpg(process.pid, signal.SIGINT)
     await server.release()
@@ -117,8 +134,29 @@ async def test_ctrl_c_while_tokens_are_under_way_revokes_them(
 
 
 async def test_a_consent_that_is_denied(server: AuthorizationServer, tmp_path: Path) -> None:
-    process = await start(server, tmp_path, "--scope", "read", allows="no")
+    process = await start(await user_of(server), tmp_path, allows="no")
     status, out, err = await ended(process)
     assert (status, out) == (1, "")
     assert "access_denied" in err or "consent_denied" in err
     assert not (tmp_path / "generic.observed.yaml").exists()
+
+
+async def test_a_pushed_request_a_nonce_and_an_id_token_at_oidc_provider(tmp_path: Path) -> None:
+    async with running_oidc_provider() as server:
+        redirect = f"http://127.0.0.1:{free_port()}/back"
+        client = await server.register(redirect)
+        secret = client["client_secret"]
+        user = User(server.issuer, client["client_id"], secret, redirect, "havelock-vetinari")
+        process = await start(user, tmp_path, "--scope", "openid", "--reuse", "-o", "json")
+        status, out, err = await ended(process)
+        assert status == 0, err
+        assert len(await server.calls("pushed_authorization_request")) == 1
+    steps = {it["step"]: it for it in json.loads(out)}
+    assert "an id token" in steps["exchange"]["saw"]
+    assert "on_reuse would be family_revoked" in steps["second use"]["differs"]
+    written = (tmp_path / "generic.observed.yaml").read_text()
+    assert "id_token: <id token>" in written
+    assert [
+        it for it in (secret, "vetinari", client["client_id"], server.issuer) if it in out + written
+    ] == []
+    await assert_vector_holds(Registry.load().get("generic"), yaml.safe_load(written))
