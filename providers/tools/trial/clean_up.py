@@ -1,4 +1,4 @@
-"""Ends what a trial obtained at the provider, whatever ended the trial."""
+"""Ends what a trial obtained at the provider, however the trial ended."""
 
 from collections.abc import Callable
 

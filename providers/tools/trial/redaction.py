@@ -1,7 +1,7 @@
 """Removes secrets and personal data from everything that a trial shows or writes. Pure.
 
 A reply keeps the values of the fields that OAuth names or that the definition reads, and only those.
-Kept texts lose every value that the trial has learnt, and whatever looks like a token, an address or an
+Kept texts lose every value that the trial has learnt, and all that looks like a token, an address or an
 id, since providers quote requests in their error messages.
 """
 

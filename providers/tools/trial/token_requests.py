@@ -1,7 +1,7 @@
 """The requests of a trial, as the worker sends them. Each reply is kept, read, and its secrets learnt.
 
-A request that may bring tokens is never interrupted: a reply that nobody reads would leave tokens at the
-provider that nothing can revoke any more.
+A request that may bring tokens is never interrupted: the tokens of an unread reply would stay valid at the
+provider, and could no longer be revoked.
 """
 
 import asyncio
@@ -174,7 +174,7 @@ class TokenRequests:
         access = access or setup.access(grant.facts)
         self.redactor.learn(token)
         if spec.refreshes_with_access_token:
-            request = access_token_exchange_request(setup.access(), spec.refresh, token)
+            request = access_token_exchange_request(access, spec.refresh, token)
             call, name = self.sender.send_prepared(access, request), "<access token>"
         else:
             name = "<refresh token>"
@@ -234,7 +234,7 @@ def altered(secret: Secret) -> Secret:
 
 
 def _tokens_in(reply: RawReply) -> dict[str, str]:
-    """Whatever looks like a token, by its field, also in a body that can't be parsed."""
+    """The values of fields that are called a token, also in a body that can't be parsed."""
     text = reply.body.decode("utf-8", "replace")
     return {
         name.lower(): unquote_plus(value) if "%" in value else value

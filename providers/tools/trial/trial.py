@@ -1,4 +1,4 @@
-"""The steps of a trial, in their order. Whatever ends it, the grants that it obtained are revoked."""
+"""The steps of a trial, in their order. However it ends, the grants that it obtained are revoked."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ class Trial:
         rule = setup.spec.post_token_exchange
         if rule is None or not setup.flow.may_refresh:
             return grant
-        access, token = setup.access(), grant.tokens.access_token
+        access, token = setup.access(grant.facts), grant.tokens.access_token
         call = requests.sender.send_prepared(access, access_token_exchange_request(access, rule, token))
         sent = {token.reveal(): "<access token>"}
         self._granted("post_exchange", await requests.obtain("post_exchange", call, sent=sent, grant=grant))
@@ -118,9 +118,8 @@ class Trial:
             self._note_failure(step, seen)
             raise seen.failure or Failure(ErrorCode.INTERNAL, "a reply was not read")
         spec, scopes = self._setup.spec, self._setup.scopes
-        written_reply(
-            spec, self._requests.redactor, seen
-        )  # learns whom it names, before the next reply is shown
+        # the redactor learns whom the reply names before the next reply is shown
+        written_reply(spec, self._requests.redactor, seen)
         self._note(observe_tokens(step, spec, seen.reply, seen.tokens, scopes))
         return next(grant for grant in self._requests.grants if not grant.ended and _holds(grant, seen))
 
@@ -150,7 +149,10 @@ class Trial:
     async def _refusals(self, grant: TrialGrant) -> None:
         await self._refused("dead refresh token (altered)", "altered", grant, altered(self._renewal(grant)))
         secret = self._setup.client_secret
-        if not self._options.wrong_secret or secret is None:
+        if not self._options.wrong_secret:
+            return
+        if secret is None:
+            self._note(Observation("wrong client secret", ["not tried: the client has no secret"]))
             return
         wrong = altered(secret)
         self._requests.learn_client(wrong)

@@ -1,6 +1,6 @@
 """The requests of a vector: built again by the same code with the vector's own client, and not sent.
 
-So they hold no secret of the trial, whatever the provider's format.
+So they hold no secret of the trial, in any provider's format.
 """
 
 import hashlib
@@ -164,7 +164,7 @@ def _described(request: httpx2.Request) -> dict[str, Any]:
 
 
 def sample_params(spec: ProviderSpec, params: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Template parameters that name nobody's account; one of a list of values stays."""
+    """Invented template parameters, which name no account; one of a list of values stays."""
     rules = spec.template_params
     return {
         name: _sample(rules[name], value, known.get(name)) for name, value in params.items() if name in rules
@@ -181,7 +181,7 @@ def _sample(rule: TemplateParam, value: Any, known: Any) -> Any:
 
 
 def masked_endpoints(own: Endpoints) -> Endpoints:
-    """A discovered server's endpoints, at a host that names nobody."""
+    """A discovered server's endpoints, at an invented host."""
     issuer = (own.issuer or own.token_endpoint).rstrip("/")
     hosts: dict[str, str] = {}
 
