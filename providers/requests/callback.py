@@ -133,5 +133,5 @@ def _read_error(spec: ProviderSpec, given: Mapping[str, str], state: Secret, oth
         reject_callback(f"{other} and an error at once")
     if error is None:
         return None
-    said = callback_words(spec, tuple(given.items()))
+    said = callback_words(tuple(given.items()), spec.callback_error_params)
     return Callback(None, state, denied=error == _DENIED, error=error, said=said)

@@ -79,15 +79,15 @@ def error_param(params: Mapping[str, str], names: Sequence[str]) -> str | None:
 
 
 def callback_words(
-    spec: ProviderSpec, query: Query, *, unauthenticated: bool = False
+    query: Query, error_params: Sequence[str] = ("error",), *, unauthenticated: bool = False
 ) -> ProviderWords | None:
     """What a callback says about an error, cleaned of its other parameters; None without an error."""
     given = dict(query)
-    error = next((given[name] for name in spec.callback_error_params if name in given), None)
+    error = next((given[name] for name in error_params if name in given), None)
     if error is None:
         return None
     description = next((given[name] for name in _DESCRIPTIONS if given.get(name)), None)
-    public = {*spec.callback_error_params, *_DESCRIPTIONS, "error_uri", "iss", "scope"}
+    public = {*error_params, *_DESCRIPTIONS, "error_uri", "iss", "scope"}
     secrets = [value for name, value in query if name not in public]
     return ProviderWords.cleaned(error, description, secrets, unauthenticated=unauthenticated)
 

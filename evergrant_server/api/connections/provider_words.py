@@ -43,11 +43,11 @@ class ProviderSaidView(View):
     @classmethod
     def of_record(cls, record: AuditRecord) -> "ProviderSaidView":
         detail = record.detail
-        reason, consent = detail.get("reason") or detail.get("code"), detail.get("consent")
+        reason, consent = detail.get("reason") or detail.get("code"), _consent_of(record)
         return cls(
             at=record.at,
             reason=ErrorCode(reason) if reason in set(ErrorCode) else None,
-            reference=reference_of(ConsentId(consent)) if consent else None,
+            reference=reference_of(consent) if consent else None,
             **detail.get(PROVIDER_SAID, {}),
         )
 
@@ -69,10 +69,15 @@ async def provider_said(
     for record in await audit.newest_records(tx, connection.tenant, connection.id, actions, since):
         if record.action in _ENDED_BY:
             break
-        if consent is None or record.detail.get("consent") == consent.id:
+        if consent is None or _consent_of(record) == consent.id:
             found.append(record)
     said = next((it for it in found if PROVIDER_SAID in it.detail), found[0] if found else None)
     return None if said is None else ProviderSaidView.of_record(said)
+
+
+def _consent_of(record: AuditRecord) -> ConsentId | None:
+    """The consent that ended with a refusal; other actions name theirs `consent_id`."""
+    return record.detail.get("consent") or record.detail.get("consent_id")
 
 
 async def _failing_since(tx: Transaction, connection: Connection) -> datetime | None:

@@ -116,7 +116,8 @@ async def _accept_callback(
         verified = True
         callback, session = judge(pages, session, query)
     except Failure as failure:
-        said = session and callback_words(session.spec, query, unauthenticated=True)
+        names = session.spec.callback_error_params if session is not None else ()
+        said = callback_words(query, names, unauthenticated=True)
         await record_refusal(pages, consent, failure, end=verified, said=said)
         raise
     try:

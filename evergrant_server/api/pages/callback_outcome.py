@@ -59,7 +59,7 @@ async def save_outcome(pages: SubjectPages, session: ConsentSession, callback: C
         )
         await _signal_outcome(tx, pages, session.connection, consent)
         detail = {"error": callback.error} if callback.error else {}
-        detail |= {"reason": failure, "consent": consent.id} if failure else {}
+        detail |= {"reason": failure} if failure else {}
         action, words = _ACTIONS[consent.status], _logged_words(consent, callback.said)
         await pages.record(
             tx, action, consent.tenant, session.connection.id, consent_id=consent.id, **detail, **words
@@ -119,13 +119,13 @@ async def record_refusal(
         return
     metrics.count(metrics.CALLBACKS_REFUSED, failure.code)
     words = _logged_words(consent, said)
-    detail = {"code": failure.code.value, "message": failure.detail, "consent": consent.id, **words}
+    detail = {"code": failure.code.value, "message": failure.detail, "consent_id": consent.id, **words}
     failure.context["reference"] = reference_of(consent.id)
     with suppress(Failure):  # refuse also when the record can't be written
         async with pages.api.store.write() as tx:
-            object_id: str = consent.integration_id
+            # a bound browser has brought the words
+            object_id: str = consent.connection_id if end or said else consent.integration_id
             if end:
-                object_id = consent.connection_id
                 ended = {"status": ConsentStatus.FAILED, "failure": failure.code}
                 await tx.consents.replace(consent.model_copy(update=ended), expected=consent.revision)
             await pages.record(tx, AuditAction.CALLBACK_REFUSED, consent.tenant, object_id, **detail)

@@ -25,7 +25,7 @@ from evergrant_server.store import Transaction
 from providers.definition.templates import integration_endpoints
 from providers.requests.authorization_url import build_authorization_url, new_random_value
 from providers.requests.callback import Callback, read_callback
-from providers.requests.callback_parameters import state_in
+from providers.requests.callback_parameters import callback_words, state_in
 
 LOGIN_TIMEOUT_S = 30.0  # the subject waits; each request to the issuer has a shorter limit
 
@@ -95,20 +95,20 @@ async def finish_login(
     A callback of the bound browser that fails its checks ends the attempt; an issuer's error doesn't. Raises
     Failure SUBJECT_MISMATCH for another person, and those of the worker.
     """
-    bound = False
+    bound, said = False, None
     try:
         async with pages.api.store.read() as tx:
             there = await tx.integrations.find_in_any_tenant(integration_id)
             await load_bound_session(pages, tx, consent, there, login=True)
             assert there is not None  # `load_bound_session` has checked it
-            bound = True
+            bound, said = True, callback_words(parse_query(raw), unauthenticated=True)
             callback = await _read_callback(tx, pages, there, consent, raw)
             link = await tx.consents.connect_link(consent)
         if callback.code is None:
-            bound = False  # the attempt doesn't end
+            bound, said = False, callback.said  # the attempt doesn't end
             raise _not_logged_in(callback, there)
     except Failure as failure:
-        await record_refusal(pages, consent, failure, end=bound)
+        await record_refusal(pages, consent, failure, end=bound, said=said)
         raise
     waiting = await _save_code(pages, consent, callback.code)
     order = VerifyLogin(

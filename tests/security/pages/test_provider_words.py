@@ -48,6 +48,7 @@ async def test_a_refused_callback_leads_the_admin_to_what_the_provider_said(api:
     assert said["unauthenticated"] is (iss is None)
     (record,) = await it.records(AuditAction.CONSENT_FAILED if iss else AuditAction.CALLBACK_REFUSED)
     assert record.detail["provider_said"]["description"] == CLEAN
+    assert record.detail["consent_id"] == (await it.consent()).id
     assert connection == {
         **(await api.get(f"/v1/connections/{it.connection_id}", admin)).json(),
         **{name: connection[name] for name in ("next_action", "next_at", "device")},
