@@ -17,6 +17,14 @@ from evergrant_server.core.ids import FrozenModel
 PROVIDER_SAID = "provider_said"  # the member of an audit record's detail
 REDACTED = "[redacted]"
 _MOST_ERROR, _MOST_DESCRIPTION = 100, 200  # characters
+_STANDARD_NAMES = (  # RFC 6749 section 5.2: kept, also beside a client secret that is "client"
+    "invalid_request",
+    "invalid_client",
+    "invalid_grant",
+    "unauthorized_client",
+    "unsupported_grant_type",
+    "invalid_scope",
+)
 _MOST_READ = 10_000
 _SHORTEST_SECRET = 4
 _SHORTEST_RANDOM = 10
@@ -60,10 +68,10 @@ class ProviderWords(FrozenModel):
     ) -> "ProviderWords":
         """The words without `secrets`, nor anything that looks like one."""
         known = _forms(secrets)
-        numbers = (error,) if _NUMBER.fullmatch(error or "") and error not in known else ()
+        number = _NUMBER.fullmatch(error or "") and error not in known
         return cls(
             status=status,
-            error=error if error in numbers else _clean(error, known, _MOST_ERROR),
+            error=error if number or error in _STANDARD_NAMES else _clean(error, known, _MOST_ERROR),
             description=_clean(description, known, _MOST_DESCRIPTION),
             unauthenticated=unauthenticated,
         )

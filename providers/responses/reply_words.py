@@ -50,7 +50,7 @@ def words_of_fields(
     description = next((it for it in _texts(data, (*objects, *_OBJECTS)) if it != error), None)
     secrets = set(islice(received_tokens(data), _MOST_TOKENS))
     if reply.request is None or len(secrets) == _MOST_TOKENS:
-        description = None
+        error, description = None if error and " " in error else error, None
     else:
         secrets |= sent_values(reply.request)
     return ProviderWords.cleaned(error, description, secrets, status=reply.status)

@@ -176,7 +176,7 @@ class ConnectionView(View):
     `expected_account` are the claims by which the app has said which account it expects.
     `consented_with` is set for a further token slot: the connection whose consent brings its grants.
     `revoking` is set until the provider has confirmed a revocation.
-    `provider_said` explains a failure to an admin, and is null for other callers.
+    `provider_said` explains one connection's failure to an admin, and is null elsewhere.
     `failing_since` is set while refreshes keep failing; the token is valid until it expires.
     `live` (with the next attempt as `next_at`) and `differs` are null unless the request had
     `live=true` and the workflow answered.

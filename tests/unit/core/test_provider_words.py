@@ -93,6 +93,12 @@ def test_the_words_are_bounded_and_no_half_of_a_secret_is_left() -> None:
     assert cleaned("Vn3x0bqGk7" * 1_000 + " sesame", "sesame") is None
 
 
+def test_a_standard_name_is_kept_beside_a_secret_of_its_words() -> None:
+    """Else a refused client would be taken for another failure."""
+    assert cleaned_name("invalid_client", "client") == "invalid_client"
+    assert cleaned_name("invalid_clients", "client") == f"invalid_{REDACTED}s"
+
+
 def test_a_number_is_a_name() -> None:
     assert cleaned_name("28003017") == "28003017"
     assert cleaned_name("28003017", "28003017") == REDACTED

@@ -96,6 +96,8 @@ def test_a_stored_reply_keeps_the_name_alone() -> None:
     body = {"error": "invalid_grant", "error_description": "not sesame"}
     found = failure_of_reply(spec_like(), reply_of(body, 400), "invalid_grant").said
     assert found == ProviderWords(status=400, error="invalid_grant")
+    found = failure_of_reply(spec_like(), reply_of({"error": "not sesame"}, 400), "not sesame").said
+    assert found == ProviderWords(status=400)
 
 
 def test_no_message_has_the_description_nor_a_name_that_quotes() -> None:
