@@ -315,10 +315,8 @@ async def test_an_error_of_the_issuer_ends_neither_the_consent_nor_the_connectio
     api: Api, issuer: LoginIssuer, said: str, code: str, answered: int
 ):
     it = await sent_to_log_in(api, issuer)
-    words = {"error": said, "error_description": "Not in this directory"}
-    page = await it.visitor.come_back(code=None, **words, iss=issuer.issuer)
-    await assert_refused(page, code, answered)
-    assert "directory" not in page.text
+    words = {"error": said, "error_description": "Not in this directory", "iss": issuer.issuer}
+    await assert_refused(await it.visitor.come_back(code=None, **words), code, answered)
     (record,) = await it.records(AuditAction.CALLBACK_REFUSED)
     quoted = {"error": said, "description": "Not in this directory"}
     assert (record.object, record.detail["provider_said"]) == (it.connection_id, quoted)
