@@ -13,10 +13,11 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.definition import Definition, DefinitionState
-from evergrant_server.core.ids import ConnectionId, Tenant, new_id
+from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant, new_id
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.messages.connection import ConnectionDescription
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.store import Store, Transaction
 from providers.definition.schema import ProviderSpec
 from providers.requests.authorization_url import build_authorization_url, new_random_value
@@ -109,6 +110,23 @@ def a_definition(tenant: Tenant, document: Mapping[str, Any], at: datetime, **ch
         **changes,
     }
     return Definition(**values)
+
+
+async def add_refresh(tx: Transaction, connection: Connection, at: datetime, outcome: AttemptOutcome) -> None:
+    """An attempt of then to refresh the connection, and how it ended."""
+    attempt = Attempt(
+        tenant=connection.tenant,
+        id=AttemptId(new_id("att")),
+        connection_id=connection.id,
+        integration_id=connection.integration_id,
+        kind=AttemptKind.REFRESH,
+        from_generation=connection.generation,
+        journal_id="",
+        opened_at=at,
+        send_by=at,
+    )
+    await tx.attempts.open(attempt)
+    await tx.attempts.close(attempt, outcome, at)
 
 
 def token_set(reply: Mapping[str, Any], **changes: Any) -> TokenSet:

@@ -48,8 +48,7 @@ class TimeLimits(FrozenModel):
     send: timedelta = timedelta(seconds=15)  # from the intent's commit to the first byte
     # how long the worker waits for the provider's reply, see egress
     answer: timedelta = timedelta(seconds=45)
-    # between two looks at an attempt that has to be waited for
-    poll_interval: timedelta = timedelta(seconds=3)
+    poll_interval: timedelta = timedelta(seconds=3)  # between two looks at an attempt that is waited for
     replay: timedelta = timedelta(minutes=10)  # other work waits this long for a journalled reply
 
 

@@ -22,7 +22,7 @@ from activities.single_use.attempt_tracker import CriticalSections
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
-from evergrant_server.core.ids import AttemptId, Tenant, new_id
+from evergrant_server.core.ids import Tenant, new_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES, jitter
 from evergrant_server.core.lifecycle.snapshot import state_from_store
@@ -32,7 +32,7 @@ from evergrant_server.core.messages.activities import ConnectionCall, ExchangeCo
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
+from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.journal import Journal
 from evergrant_server.settings import Settings
@@ -42,7 +42,7 @@ from evergrant_server.wiring.worker_parts import build_worker_parts
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
-from tests.fakes.rows import a_connection, a_consent, an_integration
+from tests.fakes.rows import a_connection, a_consent, add_refresh, an_integration
 
 TENANT = Tenant("acme")
 _CONTEXT = RequestContext(by="app:crm-sync")
@@ -131,20 +131,9 @@ class LoneWorker:
         async with self.store.write() as tx:
             await tx.connections.add(other)
             for hours in (0, 1, 13, 26, 39):
-                at = self.clock.now() + timedelta(hours=hours)
-                attempt = Attempt(
-                    tenant=TENANT,
-                    id=AttemptId(new_id("att")),
-                    connection_id=other.id,
-                    integration_id=integration.id,
-                    kind=AttemptKind.REFRESH,
-                    from_generation=1,
-                    journal_id="",
-                    opened_at=at,
-                    send_by=at,
+                await add_refresh(
+                    tx, other, self.clock.now() + timedelta(hours=hours), AttemptOutcome.INSTALLED
                 )
-                await tx.attempts.open(attempt)
-                await tx.attempts.close(attempt, AttemptOutcome.INSTALLED, at)
 
     async def _run(self, activity: str, request: ConnectionCall) -> GrantResult:
         env = ActivityEnvironment()

@@ -6,7 +6,6 @@ one was written over a newer row; a generation never goes back; `revoked` and `r
 
 import asyncio
 import time
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId, AttemptId, ConnectionId, Tenant, new_id
+from evergrant_server.core.ids import AppId, ConnectionId, Tenant, new_id
 from evergrant_server.core.integrations import Integration, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
+from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store, Transaction
 from providers.definition.registry import Registry
@@ -38,12 +37,14 @@ from tests.fakes.rows import (
     a_consent,
     a_definition,
     add_code,
+    add_refresh,
     an_integration,
     discovered,
     token_set,
 )
 from tests.faults.harness.instrumentation.points import ROOT
 from tests.faults.harness.provider import GRACE_S, StrictProvider
+from tests.faults.harness.records import AttemptRecord, FinalState
 from tests.faults.harness.table.scenarios import ON_TRIAL
 
 TENANT = Tenant("faults")
@@ -68,30 +69,6 @@ _SECRETS = {
 # an answer that crossed another use was installed, and that use was heard to be refused
 CROSSED = """FROM attempt it JOIN attempt other USING (tenant, connection_id, kind, from_generation)
     WHERE it.outcome = 'installed_late' AND other.outcome = 'refused'"""
-
-
-@dataclass(frozen=True)
-class FinalState:
-    """What the store says when a case is over."""
-
-    connection: Connection
-    consent: Consent | None
-    refresh_token: str | None
-    open_attempt: Attempt | None  # there is one at most
-    wrongs: tuple[str, ...]  # what the witness saw
-    crossed_a_refusal: bool = False  # an answer was installed beside a use that was heard to be refused
-
-
-@dataclass(frozen=True)
-class AttemptRecord:
-    """One attempt, as its row tells it. Monotonic seconds: the case's machine is one."""
-
-    journal: str
-    spends: tuple[str, str, int]  # kind, credential, generation
-    opened: float  # before it was decided that it may be sent
-    written: float  # after that
-    send_by: float
-    outcome: str | None = None
 
 
 class HarnessDatabase:
@@ -182,32 +159,12 @@ class HarnessDatabase:
         grant = Grant.from_tokens(tokens, generation=after.generation, requested=("read",), at=now)
         saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
         if recurs:
-            await self._refused_for_days(tx, saved)
+            other = saved.model_copy(update={"id": new_id("con"), "subject": "other"})
+            await tx.connections.add(other)
+            await add_refresh(tx, saved, now - timedelta(hours=48), AttemptOutcome.REFUSED)
+            for hours in (47, 1):
+                await add_refresh(tx, other, now - timedelta(hours=hours), AttemptOutcome.INSTALLED)
         return saved
-
-    async def _refused_for_days(self, tx: Transaction, mine: Connection) -> None:
-        """Attempts of two days: those of one connection were refused, those of another worked."""
-        other = mine.model_copy(update={"id": new_id("con"), "subject": "other"})
-        await tx.connections.add(other)
-        for connection, hours, outcome in (
-            (mine, 48, AttemptOutcome.REFUSED),
-            (other, 47, AttemptOutcome.INSTALLED),
-            (other, 1, AttemptOutcome.INSTALLED),
-        ):
-            at = self._clock.now() - timedelta(hours=hours)
-            attempt = Attempt(
-                tenant=TENANT,
-                id=AttemptId(new_id("att")),
-                connection_id=connection.id,
-                integration_id=connection.integration_id,
-                kind=AttemptKind.REFRESH,
-                from_generation=connection.generation,
-                journal_id="",
-                opened_at=at,
-                send_by=at,
-            )
-            await tx.attempts.open(attempt)
-            await tx.attempts.close(attempt, outcome, at)
 
     async def leased(self, connection: Connection) -> None:
         """The usage row after a lease of this generation."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from tests.faults.harness.instrumentation.elsewhere import ELSEWHERE, ELSEWHERE_CALLED
 from tests.faults.harness.instrumentation.passages import around, called, point, step
 
 ROOT = Path(__file__).parents[4]
@@ -51,50 +52,6 @@ PATH = (
 )
 JOURNAL = "evergrant_server.journal"  # with everything below it
 
-# No credential is spent here: other flows, which share a module with the two.
-ELSEWHERE = {
-    "activities.single_use.journal_replay:JournalReplayer._replay_registration": (
-        "a registration: there is no connection yet"
-    ),
-    "activities.single_use.intent:end_intent": "a registration: there is no connection yet",
-    "activities.single_use.intent:drop_unsent_intent": "a registration: there is no connection yet",
-    "activities.support.temporal:_FailureMapper": "the harness calls activities without Temporal",
-    "activities.single_use.attempt_tracker:AttemptTracker.require_no_open_attempt": (
-        "ends a consent without a code, or a connection"
-    ),
-    "activities.consents.first_grant:FirstGrantActivities._record_failed_activity": "a client grant",
-    "activities.consents.first_grant:FirstGrantOutcome.install#4": "another grant came first",
-    "activities.consents.first_grant:FirstGrantOutcome.install#5": "another grant came first",
-    "activities.consents.first_grant:FirstGrantOutcome.install#7": "another account: nothing is installed",
-    "activities.consents.first_grant:FirstGrantOutcome.install#8": "another account: nothing is installed",
-    "activities.consents.first_grant:FirstGrantOutcome._keep_late#4": (
-        "another grant is installed: nothing is replaced"
-    ),
-    "activities.consents.first_grant:FirstGrantOutcome._keep_late#5": (
-        "another grant is installed: nothing is replaced"
-    ),
-    "activities.grants.recurring_errors:_ask_about_token": "introspection spends nothing",
-    "activities.support.context_loader:ProviderContextLoader.access": "a login: it brings no grant",
-    "activities.grants.candidates:try_each_secret": "a revocation, or before a consent: spends nothing",
-    "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
-    "activities.grants.refresh:RefreshActivities._token_request#2": (
-        "an access token that is exchanged is not spent"
-    ),
-    "evergrant_server.api.connections.confirm:confirm_consent": "the harness confirms without HTTP",
-    "evergrant_server.api.connections.confirm:_raise_refusal": "nothing is written here",
-    "evergrant_server.api.connections.confirm:_link": "nothing is written here",
-    "providers.requests.sender:Sender.send_signed": "OAuth 1.0a: another request of the code exchange",
-    "providers.requests.sender:Sender.send_prepared": "a client grant or a revocation spends nothing",
-}
-
-ELSEWHERE_CALLED = {
-    "tx.grants.access_token": "an access token that is exchanged is not spent",
-    "install_import": "an import brings its tokens: no provider is asked",
-    "revoke_orphaned_tokens": "what came when its connection had ended: it is revoked",
-    "client_grant_token_request": "a minting spends nothing",
-    "self._replay_registration": "a registration: there is no connection yet",
-    "drop_unsent_intent": "a registration: there is no connection yet",
-}
 JOURNAL_STEPS = f"{JOURNAL}.entry"  # its system calls: between two of them a process can die as well
 
 Change = Callable[[str, ast.Module], None]

@@ -1,9 +1,5 @@
 """The ways that a refresh and a code exchange can take through the code: together they pass every point."""
 
-import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 from evergrant_server.core.integrations import Rotation
 from tests.fakes.providers.scripted_provider import (
     Answer,
@@ -17,52 +13,17 @@ from tests.fakes.providers.scripted_provider import (
     status,
 )
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
-
-REFRESH, EXCHANGE = "refresh_grant", "exchange_code"
-CONFIRM, LAPSE = "confirm_and_exchange", "lapse_consent"  # of a bound consent
-ROTATIONS = (Rotation.NONE, Rotation.GRACE, Rotation.STRICT)
-CROOKED = "crooked"  # a definition that can't be used; the workers' registry has it
-PROVING = "proving"  # its tokens are bound to a key (RFC 9449)
-ON_TRIAL = "on-trial"  # a definition of which the tenant has a staged version
-
-
-def _nothing(rotation: Rotation) -> tuple[Answer, ...]:
-    return ()
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One way: what the provider is told to answer, and the faults besides that of the case."""
-
-    name: str
-    flow: str
-    answers: Callable[[Rotation], tuple[Answer, ...]] = _nothing
-    faults: tuple[Fault, ...] = ()
-    refused: bool = False  # the provider says no, or the consent can't be exchanged: that is the right end
-    provider: str = "generic"
-    refreshable: bool = True
-    started: bool = True
-    secrets: str = "right"
-    replayed: bool = False  # a worker before this one died with the answer in its journal
-    neighbour: bool = False  # and this one was there already: it has a journal of its own
-    leaves: Fault | None = None  # of the worker before this one; None: it died with a journalled reply
-    layouts: tuple[str, ...] = ("one worker", "two, one host", "two hosts")
-    sweeps_late: bool = False  # the refresh comes before it has looked through any journal
-    queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
-    leased: bool = False
-    subject: str = "user-1"  # who is logged in to the app
-    recurs: bool = False  # it has been refused for days, while another connection's refreshes worked
-    late: bool = False  # the time for the confirmation is over
-    unread: bool = False  # its definition can't read the provider's tokens, and is repaired meanwhile
-    held: bool = False  # the provider answers late, and the worker is shut down meanwhile
-    ends: bool = False  # and it ends then, although it still waits
-    crosses: Callable[[asyncio.Event], Answer] | None = None  # stopped, it goes on while another use waits
-    rotations: tuple[Rotation, ...] = field(default=ROTATIONS)
-
-    @property
-    def begins_answered(self) -> bool:
-        """An answer lies in a journal before the first worker does anything."""
-        return self.replayed and (self.leaves is None or self.leaves.point == JOURNALLED)
+from tests.faults.harness.table.scenario import (
+    CONFIRM,
+    CROOKED,
+    EXCHANGE,
+    JOURNALLED,
+    LAPSE,
+    ON_TRIAL,
+    PROVING,
+    REFRESH,
+    Scenario,
+)
 
 
 def _refused(rotation: Rotation) -> tuple[Answer, ...]:
@@ -81,7 +42,6 @@ def _nonce_wanted(rotation: Rotation) -> tuple[Answer, ...]:
 
 
 SENDING = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
-JOURNALLED = "activities.single_use.journaled_reply:write_reply_to_journal#1"
 COMMITTED = "activities.support.transactions:commit_with_retries#1.exit"
 LOST_COMMIT = Fault(point=COMMITTED, side=AFTER, kind="lost", answered_by="store")
 READ_TOO_LATE = Fault(point=SENDING, side=AFTER, kind="stop")
