@@ -24,7 +24,14 @@ _MAX_CHARACTERS = 64 * 1024
 _MAX_DEPTH = 32
 _MAX_ERRORS = 12
 _MESSAGES = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
     "dict_type": "must be a mapping of fields",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "list_type": "must be a list: [one, another]",
     "missing": "is missing",
     "model_type": "must be a mapping of fields",
     "string_type": "must be text, which needs quotes here in YAML",
@@ -93,22 +100,23 @@ def _refuse_bombs(text: str) -> None:
             depth -= 1
 
 
-def _describe_errors(found: Sequence[ErrorDetails]) -> list[str]:
+def describe_errors(found: Sequence[ErrorDetails], model: type[BaseModel] = ProviderSpec) -> list[str]:
     """A line `field: problem` for each error up to a limit, and the number of the others."""
     # pydantic calls a list whose only item is invalid too short as well
     ancestors = {item["loc"][:depth] for item in found for depth in range(len(item["loc"]))}
     own = [item for item in found if item["type"] != "too_short" or item["loc"] not in ancestors]
     more = [f"and {len(own) - _MAX_ERRORS} more"] if len(own) > _MAX_ERRORS else []
-    return [*map(_describe_error, own[:_MAX_ERRORS]), *more]
+    return [*(_describe_error(item, model) for item in own[:_MAX_ERRORS]), *more]
 
 
-def _describe_error(item: ErrorDetails) -> str:
+def _describe_error(item: ErrorDetails, model: type[BaseModel]) -> str:
     message = _MESSAGES.get(item["type"]) or item["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be", "must be")
     if not item["loc"]:
         return _describe_model_error(message)
     field = ".".join(_printable_name(str(part)) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{field}: is no field{_suggestion(item['loc'])}"
+        return f"{field}: is no field{_suggestion(item['loc'], model)}"
     value = item["input"]
     if item["type"] == "missing" or (item["type"] == "value_error" and isinstance(value, dict)):
         return f"{field}: {message}"
@@ -136,23 +144,24 @@ def _describe_type(value: Any) -> str:
             return json_type(value)
 
 
-def _suggestion(path: tuple[int | str, ...]) -> str:
+def _suggestion(path: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """A field with a similar name, or with this name in another part."""
     *parents, last = path
     name = str(last)[:_MAX_NAME_LENGTH]
-    here: type[BaseModel] = ProviderSpec
+    here = model
     for part in parents:
         field = here.model_fields.get(str(part))
         here = (_nested_model(field.annotation) if field else None) or here
     for close in get_close_matches(name, here.model_fields, n=1, cutoff=0.8):
         return f"; {'.'.join(map(str, (*parents, close)))} is one"
-    if here is not ProviderSpec and name in ProviderSpec.model_fields:
+    if here is not model and name in model.model_fields:
         return f" of {'.'.join(map(str, parents))}; {name} is one by itself"
-    for other, field in ProviderSpec.model_fields.items():
+    for other, field in model.model_fields.items():
         part = _nested_model(field.annotation)
         if part is not None and name in part.model_fields:
             return f" by itself; {other}.{name} is one"
-    return "; docs/reference/provider.schema.json lists the fields"
+    listed = "docs/reference/provider.schema.json lists the fields"
+    return f"; {listed}" if model is ProviderSpec else f", but {', '.join(here.model_fields)} are"
 
 
 def _nested_model(annotation: Any) -> type[BaseModel] | None:
@@ -194,7 +203,7 @@ def parse_definition(data: object, where: str) -> ProviderSpec:
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)
         raise _invalid_definition(
-            where, "; ".join(_describe_errors(found)), str(data.get("name", ""))[:64]
+            where, "; ".join(describe_errors(found)), str(data.get("name", ""))[:64]
         ) from None
     unknown = set(spec.quirks) - set(QUIRKS)
     if unknown:

@@ -13,17 +13,10 @@ from providers.definition.registry import CATALOG
 from providers.definition.schema import ProviderSpec
 from providers.definition.validation import DefinitionProblem, problems_of
 from providers.tools.evidence import PARTS, absent_parts, evidence_problems, sourced_parts
+from providers.tools.vector_shape import GUIDE, shape_problems
 
 VECTORS = CATALOG.parent.parent / "tests" / "conformance" / "providers" / "vectors"
 _MIN_SOURCES = 2  # independent sources
-_GUIDE = "docs/guide/adding-a-provider.md says how"
-_VECTOR_FIELDS = {
-    *("params", "scopes", "slot_scopes", "endpoints", "facts"),  # what is given
-    *("authorize", "callbacks", "exchange", "post_exchange", "refresh", "revoke", "grants"),
-    *("replies", "refusals", "none_found", "lookups", "api"),
-}
-_REQUIRED_TOKEN_FIELDS = {"access_token", "refresh_token", "expires_in", "scopes"}
-_OPTIONAL_TOKEN_FIELDS = {"token_type", "metadata", "id_token", "refresh_expires_in"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,9 @@ def check_catalogue(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> 
     if vectors is not None:
         read, unread = _read_vectors(vectors)
         problems += unread
-        problems += _vector_problems(specs, read, {path.stem for path in catalog.glob("*.yaml")})
+        problems += _lone_files(specs, vectors, {path.stem for path in catalog.glob("*.yaml")})
+        for name in specs.keys() & read.keys():
+            problems += vector_problems(specs[name], read[name], f"vectors/{name}.yaml")
     return CatalogueReport(
         count=len(specs),
         with_two_sources=sum(
@@ -139,11 +134,11 @@ def _disagreements(specs: dict[str, ProviderSpec]) -> Iterator[DefinitionProblem
 
 
 def _read_vectors(folder: Path) -> tuple[dict[str, dict[str, Any]], list[DefinitionProblem]]:
-    """The vectors by name, and the problems of those that can't be read, which are empty here."""
+    """The vectors that can be read, by name, and the problems of the others."""
     vectors: dict[str, dict[str, Any]] = {}
     problems: list[DefinitionProblem] = []
     for path in sorted(folder.glob("*.yaml")):
-        file, vectors[path.stem] = f"vectors/{path.name}", {}
+        file = f"vectors/{path.name}"
         try:
             vector = parse_yaml(path.read_text(encoding="utf-8"))
         except (InvalidYaml, UnicodeDecodeError) as error:
@@ -153,48 +148,32 @@ def _read_vectors(folder: Path) -> tuple[dict[str, dict[str, Any]], list[Definit
             vectors[path.stem] = vector
         else:
             what = "is not a mapping of fields"
-            problems.append(DefinitionProblem(file, "file", what, f"Add one: {_GUIDE}"))
+            problems.append(DefinitionProblem(file, "file", what, f"Add one: {GUIDE}"))
     return vectors, problems
 
 
-def _vector_problems(
-    specs: dict[str, ProviderSpec], vectors: dict[str, dict[str, Any]], defined: set[str]
+def _lone_files(
+    specs: dict[str, ProviderSpec], vectors: Path, defined: set[str]
 ) -> Iterator[DefinitionProblem]:
-    """`defined` includes the names of unreadable definitions, whose vectors may be valid."""
-    for name in sorted(vectors.keys() - defined):
+    """Vectors without a definition and the reverse.
+
+    `defined` includes the names of unreadable definitions, whose vectors may be valid.
+    """
+    present = {path.stem for path in vectors.glob("*.yaml")}
+    for name in sorted(present - defined):
         yield DefinitionProblem(f"vectors/{name}.yaml", "file", "has no definition", "Rename or delete it")
-    for name, spec in specs.items():
-        file = f"vectors/{name}.yaml"
-        if name not in vectors:
-            yield DefinitionProblem(file, "file", "is missing", f"Add one: {_GUIDE}")
-            continue
-        vector = vectors[name]
-        if "scopes" not in vector:
-            yield DefinitionProblem(
-                file, "scopes", "is missing", "List the scopes that an app requests, or []"
-            )
-        for part in _expected_parts(spec):
-            if not vector.get(part):
-                yield DefinitionProblem(file, part, "is missing", f"Add it: {_GUIDE}")
-        for found in (*_field_problems(vector), *evidence_problems(vector)):
-            yield DefinitionProblem(file, *found)
+    for name in sorted(specs.keys() - present):
+        yield DefinitionProblem(f"vectors/{name}.yaml", "file", "is missing", f"Add one: {GUIDE}")
 
 
-def _field_problems(vector: dict[Any, Any]) -> Iterator[tuple[str, str, str]]:
-    """Fields that no test reads, and missing fields of tokens."""
-    for name in sorted(map(str, vector.keys() - _VECTOR_FIELDS)):
-        yield name[:64], "is read by no test", f"Correct its name: {_GUIDE}"
-    expected = [(name, vector.get(name)) for name in ("exchange", "post_exchange", "refresh")]
-    replies = vector.get("replies")
-    if isinstance(replies, list):
-        expected += [(f"replies.{place}", reply) for place, reply in enumerate(replies)]
-    for where, part in expected:
-        tokens = part.get("tokens") if isinstance(part, dict) else None
-        if isinstance(tokens, dict):
-            for name in sorted(_REQUIRED_TOKEN_FIELDS - tokens.keys()):
-                yield f"{where}.tokens.{name}", "is missing", "Add it, with null where the reply has none"
-            for name in sorted(map(str, tokens.keys() - _REQUIRED_TOKEN_FIELDS - _OPTIONAL_TOKEN_FIELDS)):
-                yield f"{where}.tokens.{name[:64]}", "is read by no test", f"Correct its name: {_GUIDE}"
+def vector_problems(spec: ProviderSpec, vector: dict[str, Any], file: str) -> list[DefinitionProblem]:
+    """The mistakes of one vector that need no request to be found."""
+    found = [
+        (part, "is missing", f"Add it: {GUIDE}") for part in _expected_parts(spec) if not vector.get(part)
+    ]
+    # of a vector in another shape, nothing else can be said
+    found += list(shape_problems(spec, vector)) or list(evidence_problems(vector))
+    return [DefinitionProblem(file, *each) for each in found]
 
 
 def _expected_parts(spec: ProviderSpec) -> tuple[str, ...]:

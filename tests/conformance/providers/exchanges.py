@@ -35,6 +35,7 @@ from providers.requests.request_format import (
 from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import additional_token_sets, read_tokens
+from tests.conformance.providers.agreement import assert_agrees
 from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, raw
 from tests.unit.providers.samples import NOW, an_integration
 
@@ -84,6 +85,10 @@ class Exchange:
         self.scopes = requested_scopes(self.spec, self.integration, self.vector["scopes"])
 
     @property
+    def file(self) -> str:
+        return f"vectors/{self.spec.name}.yaml"
+
+    @property
     def speaks_code(self) -> bool:
         return "authorization_code" in self.spec.auth_modes
 
@@ -126,7 +131,7 @@ async def minted(exchange: Exchange, flow: Flow, expected: dict[str, Any]) -> Ra
         assertion = dict(parse_qsl(sent.body.decode()))["assertion"]
         assert claims_of(assertion) == expected["claims"]
         expected["request"]["form"]["assertion"] = assertion
-    assert_request(sent, expected["request"])
+    assert_request(sent, expected["request"], f"{exchange.file}: grants.{flow}.request")
     return reply
 
 
@@ -207,49 +212,62 @@ def as_read(reply: dict[str, Any]) -> RawReply:
     return RawReply(reply["status"], headers, body.encode())
 
 
-def assert_request(call: Call, expected: dict[str, Any]) -> None:
-    assert call.method == expected["method"]
+def assert_request(call: Call, expected: dict[str, Any], where: str = "request") -> None:
+    """Nothing in query, form and JSON but what the vector lists; of the headers those that it names."""
     target, _, query = call.target.partition("?")
-    if "query" in expected:
-        pairs = parse_qsl(query, keep_blank_values=True)
-        assert (dict(pairs), len(pairs)) == (expected["query"], len(expected["query"]))
-    else:
-        target = call.target
-    assert "https://" + target.lstrip("/") == expected["url"], "nothing in the query but what is listed"
     content_type = call.headers.get("content-type")
-    if "json" in expected:
-        assert (content_type, json.loads(call.body)) == ("application/json", expected["json"])
-    elif expected.get("form"):
-        pairs = parse_qsl(call.body.decode(), keep_blank_values=True)
-        assert (dict(pairs), len(pairs)) == (expected["form"], len(expected["form"]))
-        assert content_type == "application/x-www-form-urlencoded"
+    body: dict[str, Any] = {}
+    if content_type == "application/json":
+        body = {"json": json.loads(call.body)}
+    elif content_type == "application/x-www-form-urlencoded":
+        body = {"form": by_name(call.body.decode())}
+    elif call.body:
+        body = {"text": call.body.decode()}
+    headers = {name.lower(): value for name, value in expected.get("headers", {}).items()}
+    sent = {name: call.headers[name] for name in (*headers, "authorization") if name in call.headers}
+    done = {"method": call.method, "url": "https://" + target.lstrip("/"), "headers": sent, **body}
+    said = {**expected, "headers": headers}
+    if "?" in expected["url"]:
+        done["url"] += f"?{query}"
     else:
-        assert call.body == b""
-    for name, value in expected.get("headers", {}).items():
-        assert call.headers[name.lower()] == value
-    if "authorization" not in expected.get("headers", {}):
-        assert "authorization" not in call.headers
+        said, done = {"query": {}, **said}, {**done, "query": by_name(query)}
+    assert_agrees(where, _without_empty(said), _without_empty(done), names=SECRETS)
     assert call.headers["accept"] == "application/json"
 
 
-def assert_further(spec: ProviderSpec, reply: RawReply, expected: dict[str, Any]) -> None:
+def by_name(encoded: str) -> dict[str, Any]:
+    """Parameters by name; a repeated one has a list."""
+    values: dict[str, list[str]] = {}
+    for name, value in parse_qsl(encoded, keep_blank_values=True):
+        values.setdefault(name, []).append(value)
+    return {name: several[0] if len(several) == 1 else several for name, several in values.items()}
+
+
+def _without_empty(request: dict[str, Any]) -> dict[str, Any]:
+    """An empty form is none, and so are an empty query and no headers."""
+    return {name: part for name, part in request.items() if part or name not in ("form", "query", "headers")}
+
+
+def assert_further(spec: ProviderSpec, reply: RawReply, expected: dict[str, Any], where: str) -> None:
     """Exactly these token slots came beside the main one; a vector that names none has none."""
     read = additional_token_sets(spec, reply, now=NOW)
     named = known(expected.get("further", {}))
-    assert set(read) == set(named)
+    assert_agrees(f"{where}.further", sorted(named), sorted(read))
     for name, tokens in read.items():
-        assert_tokens(tokens, named[name])
+        assert_tokens(tokens, named[name], f"{where}.further.{name}")
 
 
-def assert_tokens(tokens: TokenSet, expected: dict[str, Any]) -> None:
-    assert tokens.access_token.reveal() == expected["access_token"]
-    refresh_token = tokens.refresh_token.reveal() if tokens.refresh_token else None
-    assert refresh_token == expected["refresh_token"]
-    scopes = tuple(expected["scopes"]) if expected["scopes"] is not None else None
-    assert (tokens.token_type, tokens.expires_in, tokens.scopes) == ("Bearer", expected["expires_in"], scopes)
-    assert tokens.metadata == expected.get("metadata", {})
+def assert_tokens(tokens: TokenSet, expected: dict[str, Any], where: str = "tokens") -> None:
+    done = {
+        "access_token": tokens.access_token.reveal(),
+        "refresh_token": tokens.refresh_token.reveal() if tokens.refresh_token else None,
+        "expires_in": tokens.expires_in,
+        "scopes": None if tokens.scopes is None else list(tokens.scopes),
+        "token_type": tokens.token_type,
+        "metadata": tokens.metadata,
+    }
     if "id_token" in expected:
-        assert tokens.id_token is not None
-        assert tokens.id_token.reveal() == expected["id_token"]
+        done["id_token"] = tokens.id_token.reveal() if tokens.id_token else None
     if "refresh_expires_in" in expected:
-        assert tokens.refresh_expires_in == expected["refresh_expires_in"]
+        done["refresh_expires_in"] = tokens.refresh_expires_in
+    assert_agrees(where, {"token_type": "Bearer", "metadata": {}, **expected}, done, names=SECRETS)

@@ -145,12 +145,21 @@ def test_report_on_files_and_vectors(tmp_path: Path) -> None:
         ("vectors/one.yaml", "file"),
         ("vectors/two.yaml", "refusals"),
         ("vectors/two.yaml", "refresh"),
+        *(("vectors/two.yaml", field) for field in ("authorize.a", "authorize.url", "authorize.query")),
+        *(("vectors/two.yaml", f"exchange.{field}") for field in ("a", "request", "reply", "tokens")),
         ("vectors/five.yaml", "file"),
     }
     assert check_catalogue(tmp_path, tmp_path / "nowhere").vectors is None
 
 
-KINDS, HAS = "dead_token, dead_code, client, passing", "has client, which has a source"
+KINDS = "'dead_token', 'dead_code', 'client' or 'passing'"
+EVIDENCE = "'dead_token', 'client', 'passing', 'success' or 'refresh'"
+
+
+def refused(code: str = "client_rejected", source: str = "https://a.example") -> str:
+    """A vector with one refusal of a client."""
+    refusal = f"{{of: client, code: {code}, source: '{source}', reply: {{status: 401}}}}"
+    return f"scopes: []\nrefusals: [{refusal}]\n"
 
 
 @pytest.mark.parametrize(
@@ -158,17 +167,37 @@ KINDS, HAS = "dead_token, dead_code, client, passing", "has client, which has a 
     [
         ("[]", "file", "is not a mapping of fields"),
         ("{}", "scopes", "is missing"),
-        ("scopes: []\ncallback: []", "callback", "is read by no test"),
+        ("scopes: []\ncallback: []", "callback", "is no field; callbacks is one"),
+        ("scopes: read", "scopes", "must be a list: [one, another] (it is a string of 4 characters)"),
+        ("params: {d: a}\nscopes: []", "params.d", "is not a parameter of this provider"),
+        ("exchange: {replay: {status: 200}}", "exchange.replay", "is no field; exchange.reply is one"),
+        (
+            "refresh: {reply: {status: OK}}",
+            "refresh.reply.status",
+            "must be a whole number (it is a string of 2 characters)",
+        ),
         ("scopes: []\nexchange: {tokens: {access_token: a}}", "exchange.tokens.expires_in", "is missing"),
-        ("refresh: {tokens: {expires_at: 1}}", "refresh.tokens.expires_at", "is read by no test"),
+        (
+            "refresh: {tokens: {expires_at: 1}}",
+            "refresh.tokens.expires_at",
+            "is no field; refresh.tokens.expires_in is one",
+        ),
         ("replies: [{tokens: {scopes: null}}]", "replies.0.tokens.refresh_token", "is missing"),
-        ("refusals: [{code: a}]", "refusals.0", "has no kind, which is one of " + KINDS),
-        ("refusals: [{of: client, code: client_rejected}]", "refusals.0", "has no source"),
-        ("refusals: [{of: client, code: grant_rejected}]", "refusals.0", "is read as another kind"),
-        ("refusals: [{of: client, sourcce: a}]", "refusals.0.sourcce", "is read by no test"),
-        ("refusals: [{of: client, source: unverified}]", "none_found", "lacks client, which has no source"),
-        ("refusals: [{of: client, source: 'https://a'}]\nnone_found: [client]", "none_found", HAS),
-        ("none_found: [error]", "none_found", "has error, which is no part"),
+        ("refusals: [{of: dead}]", "refusals.0.of", f"must be {KINDS} (it is a string of 4 characters)"),
+        ("refusals: [{of: client, code: client_rejected}]", "refusals.0.source", "is missing"),
+        (
+            refused("grant_rejected"),
+            "refusals.0.code",
+            "is grant_rejected, but a client is read as client_rejected",
+        ),
+        (
+            "refusals: [{of: client, sourcce: a}]",
+            "refusals.0.sourcce",
+            "is no field; refusals.0.source is one",
+        ),
+        (refused(source="unverified"), "none_found", "lacks client, which has no source"),
+        (refused() + "none_found: [client]", "none_found", "has client, which has a source"),
+        ("none_found: [error]", "none_found.0", f"must be {EVIDENCE} (it is a string of 5 characters)"),
     ],
 )
 def test_incomplete_vector_found(tmp_path: Path, vector: str, field: str, what: str) -> None:

@@ -30,6 +30,7 @@ from providers.tools.trial.token_requests import TokenRequests
 from providers.tools.trial.trial import Trial, TrialOptions
 from providers.tools.trial.vector import TrialVector
 from providers.tools.trial.vector_requests import VectorRequests
+from providers.tools.vector_shape import shape_problems
 from tests.conformance.providers.exchanges import (
     Exchange,
     as_read,
@@ -151,6 +152,7 @@ def live(server: ScriptedProvider) -> list[bool]:
 
 async def assert_vector_holds(spec: ProviderSpec, vector: dict[str, Any]) -> None:
     """As the catalogue's own vectors are tested."""
+    assert list(shape_problems(spec, vector)) == []
     exchange = Exchange(spec, vector)
     for kind in ("exchange", "refresh", "revoke"):
         expected = exchange.vector[kind]
