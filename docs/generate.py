@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic_core import PydanticUndefined
 
 from docs import events_page, provider_pages
+from docs.field_comments import describe_fields
 from evergrant_server.core.audit import SCOPES_LIMIT, AuditAction
 from evergrant_server.core.errors import FAILURES, FailureKind, Repairer, RetryAdvice
 from evergrant_server.settings import Settings
@@ -217,6 +218,7 @@ def audit_actions() -> str:
 def provider_schema() -> str:
     """For editors: `# yaml-language-server: $schema=…` at the top of a definition."""
     schema = ProviderSpec.model_json_schema()
+    describe_fields(schema, ProviderSpec)
     schema["title"] = "A provider of Evergrant's catalogue"
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 

@@ -53,7 +53,7 @@ class ErrorPart(SpecPart):
     success_statuses: tuple[int, ...] = (200,)
     status_field: JsonPath | None = None  # any value but `ok_values` is an error
     ok_values: tuple[Any, ...] = ()
-    error_rules: tuple[ErrorRule, ...] = ()
+    error_rules: tuple[ErrorRule, ...] = ()  # come before `error`, which is read where no rule holds
     terminal_error_codes: tuple[str, ...] = ()  # end the grant, with a 5xx too
     client_error_codes: tuple[str, ...] = ()  # our client is refused: the integration's admin repairs it
     rate_limit_error_codes: tuple[str, ...] = ()

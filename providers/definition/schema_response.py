@@ -60,13 +60,13 @@ class ResponseSpec(SpecPart):
     bearer_token_types: tuple[str, ...] = ("bearer",)  # names for RFC 6750 tokens; case is ignored
     expires_in_path: JsonPath | None = "expires_in"
     expires_in_unit: Literal["s", "ms"] = "s"
-    expires_at_path: JsonPath | None = None
+    expires_at_path: JsonPath | None = None  # a date without a time zone is read as UTC
     expires_at_format: Literal["iso8601", "epoch_s", "epoch_ms"] = "iso8601"
     zero_means_no_expiry: bool = False
     refresh_expires_in_path: JsonPath | None = None
     refresh_expires_at_path: JsonPath | None = None
     refresh_expires_at_format: Literal["iso8601", "epoch_s", "epoch_ms"] = "iso8601"
-    scope_path: JsonPath | None = "scope"
+    scope_path: JsonPath | None = "scope"  # of a text or a list
     scope_separator: str | None = Field(default=None, min_length=1, max_length=1)  # None: as requested
     metadata_paths: tuple[JsonPath, ...] = ()
     metadata_patterns: dict[str, MetadataPattern] = Field(default_factory=dict)
@@ -154,9 +154,9 @@ class RefreshPart(SpecPart):
     refresh_rotates: bool | None = None  # None: unknown
     rotation_grace_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] | Literal["unlimited"] | None = None
     on_reuse: Literal["family_revoked"] | None = None
-    refresh_token_lifetime_s: Seconds | None = None
-    refresh_token_idle_s: Seconds | None = None
-    access_token_lifetime_s: Seconds | None = None  # informational; the reply decides
+    refresh_token_lifetime_s: Seconds | None = None  # since it was issued
+    refresh_token_idle_s: Seconds | None = None  # since it was used
+    access_token_lifetime_s: Seconds | None = None  # for the provider's page; the reply decides
     assumed_lifetime_s: Seconds | None = None  # used when a reply has no expiry
     min_refresh_age_s: Seconds | None = None  # a younger access token is not refreshed
     refresh_buffer_s: Seconds | None = None  # an earlier refresh before the expiry is refused
@@ -180,7 +180,7 @@ class RevocationSpec(SpecPart):
     auth_template: HeaderValue | None = None  # for `header`: "Client {client_secret}"
     token: Literal["refresh_token", "access_token"] = "refresh_token"  # which token ends the grant
     token_param: ParamName | None = "token"
-    hint_param: ParamName | None = "token_type_hint"
+    hint_param: ParamName | None = "token_type_hint"  # null: none is sent
     params: Params = Field(default_factory=dict)
     param_names: Renames = Field(default_factory=dict)  # of the client's parameters: {client_id: clientId}
     headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)

@@ -189,6 +189,18 @@ def test_json_schema_accepts_the_catalogue() -> None:
     assert told.returncode == 0, told.stdout
 
 
+def test_json_schema_says_what_a_field_means() -> None:
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    told = (
+        schema["properties"]["assumed_lifetime_s"],
+        schema["$defs"]["ResponseSpec"]["properties"]["scope_path"],
+    )
+    assert [field["description"] for field in told] == [
+        "used when a reply has no expiry",
+        "of a text or a list",
+    ]
+
+
 def test_json_schema_rejects_mistakes(tmp_path: Path) -> None:
     files = []
     for number, line in enumerate(MISTAKES):
