@@ -60,6 +60,64 @@ def decide(
     return PermitDecision(False, acting[0].name, DecisionReason.SCOPE_ABOVE_CEILING, acting[0].scope_ceiling)
 
 
+class PermitField(StrEnum):
+    """A field of a permit, in the order in which a permit is compared with a request."""
+
+    INTEGRATION = "integration"
+    SUBJECT = "subject"
+    ACTION = "action"
+    SCOPE = "scope"
+
+
+@dataclass(frozen=True)
+class PermitMismatch:
+    """A permit that doesn't allow a request: the first field that fails, and the scopes above its ceiling."""
+
+    permit_name: str
+    field: PermitField
+    scopes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PermitExplanation:
+    """A decision with what each permit contributed to it.
+
+    `why_not` begins with the permits that came nearest: those whose failing field is the last.
+    """
+
+    decision: PermitDecision
+    decided_by: str | None
+    also_allowed_by: tuple[str, ...]
+    why_not: tuple[PermitMismatch, ...]
+
+
+def explain(
+    permits: Sequence[Permit],
+    *,
+    integration: str | None,
+    subject: str | None,
+    action: Action,
+    scopes: Iterable[str] = (),
+) -> PermitExplanation:
+    """The decision of `decide`, the permit that allowed it, and why each other one didn't."""
+    wanted = tuple(scopes)
+    decision = decide(permits, integration=integration, subject=subject, action=action, scopes=wanted)
+    allowing: list[str] = []
+    why_not: list[PermitMismatch] = []
+    for permit in sorted(permits, key=lambda permit: permit.name):
+        field = _first_failing_field(permit, integration, subject, action, wanted)
+        if field is None:
+            allowing.append(permit.name)
+        else:
+            above = scopes_above(wanted, permit.scope_ceiling) if field is PermitField.SCOPE else ()
+            why_not.append(PermitMismatch(permit.name, field, above))
+    order = list(PermitField)
+    why_not.sort(key=lambda mismatch: order.index(mismatch.field), reverse=True)
+    decided_by = decision.permit_name if decision.allowed else None
+    others = tuple(name for name in allowing if name != decided_by)
+    return PermitExplanation(decision, decided_by, others, tuple(why_not))
+
+
 def may_see(permits: Sequence[Permit], *, integration: str | None, subject: str | None) -> bool:
     """True when a permit of the app covers it, for any action: the app may learn that it exists."""
     return any(_covers(permit, integration, subject) for permit in permits)
@@ -78,6 +136,18 @@ def _covers(permit: Permit, integration: str | None, subject: str | None) -> boo
     return WILDCARD in permit.subjects or (
         subject is not None and subject != WILDCARD and subject in permit.subjects
     )
+
+
+def _first_failing_field(
+    permit: Permit, integration: str | None, subject: str | None, action: Action, scopes: tuple[str, ...]
+) -> PermitField | None:
+    if permit.integration not in (WILDCARD, integration):
+        return PermitField.INTEGRATION
+    if not _covers(permit, integration, subject):
+        return PermitField.SUBJECT
+    if action not in permit.actions:
+        return PermitField.ACTION
+    return PermitField.SCOPE if scopes_above(scopes, permit.scope_ceiling) else None
 
 
 def source_scopes(source: Connection, grant: Grant | None, offline: str | None) -> tuple[str, ...]:
