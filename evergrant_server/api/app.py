@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from evergrant_server.api import audit, health, openapi
-from evergrant_server.api.apps import approvals, keys
+from evergrant_server.api.apps import approvals, explain, keys, report
 from evergrant_server.api.apps import routes as apps
 from evergrant_server.api.connections import commands, confirm, history
 from evergrant_server.api.connections import routes as connections
@@ -51,6 +51,8 @@ ROUTERS = (
     apps.router,
     keys.router,
     approvals.router,
+    explain.router,
+    report.router,
     transfer.router,  # before /v1/connections/{id}, which would match import and export
     connections.router,
     commands.router,

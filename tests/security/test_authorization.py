@@ -36,8 +36,11 @@ SIGNED = {"/v1/security-events/{receiver_id}"}  # a signature stands in for a ke
 PAGES = ("/connect/", "/oauth/callback/")
 # Lists and the catalogue have no id: they must show nothing of another tenant.
 LISTS = {"/v1/providers", "/v1/providers/{provider}", "/v1/integrations", "/v1/apps", "/v1/connections",
-         "/v1/approvals", "/v1/audit", "/v1/audit/verify", "/v1/webhooks",
+         "/v1/approvals", "/v1/access", "/v1/audit", "/v1/audit/verify", "/v1/webhooks",
          "/v1/connections/import", "/v1/connections/export"}  # fmt: skip
+
+# Where the ids are in the query.
+QUERIES = {"/v1/access/explain": "?app=ours&connection={connection_id}"}
 
 
 def routes(api: Api) -> Iterator[tuple[str, str]]:
@@ -120,8 +123,9 @@ async def test_every_route_with_another_tenants_ids_is_404_the_same_as_absent(ap
         if (path in LISTS and route not in BODIES) or route in creates:
             continue
         body = BODIES.get(route, {})
-        foreign = await api.call(method, filled(path, values), key, json=body)
-        nothing = await api.call(method, filled(path, absent), key, json=body)
+        url = path + QUERIES.get(path, "")
+        foreign = await api.call(method, filled(url, values), key, json=body)
+        nothing = await api.call(method, filled(url, absent), key, json=body)
         assert foreign.status_code == 404, (method, path, foreign.text)
         assert foreign.json() == nothing.json(), (method, path)
         tried += 1
@@ -132,7 +136,8 @@ async def test_every_route_with_another_tenants_ids_is_404_the_same_as_absent(ap
 async def test_lists_show_nothing_of_another_tenant(api: Api):
     connection, _ = await theirs(api)
     key = await api.app_with("ours", Action.ADMIN, Action.TOKEN, Action.CONNECT)
-    for path in ("/v1/integrations", "/v1/connections", "/v1/apps", "/v1/audit", "/v1/webhooks"):
+    lists = ("integrations", "connections", "apps", "access", "access?format=csv", "audit", "webhooks")
+    for path in map("/v1/{}".format, lists):
         answer = await api.get(path, key)
         assert answer.status_code == 200
         for hidden in (connection.id, "theirs", "their-app", OTHER):
@@ -165,7 +170,7 @@ async def test_admin_routes_need_an_admin_permit_for_the_whole_tenant(api: Api):
         await api.app_with("one", Action.ADMIN, integration="crm2"),
         await api.app_with("few", Action.ADMIN, subjects=("user-1",)),
     ]
-    prefixes = ("/v1/apps", "/v1/approvals", "/v1/audit", "/v1/webhooks")
+    prefixes = ("/v1/apps", "/v1/approvals", "/v1/access", "/v1/audit", "/v1/webhooks")
     for key in not_admin:
         for method, path in guarded(api):
             transfer = path in ("/v1/connections/import", "/v1/connections/export")

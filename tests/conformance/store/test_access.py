@@ -1,19 +1,28 @@
-"""Integrations, apps, keys and permits."""
+"""Integrations, apps, keys and permits, and the auditors' view of them."""
 
 import asyncio
 from datetime import timedelta
 
+from sqlalchemy import update
+
 from evergrant_server.core.access import Action, App
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.integrations import Endpoints, Integration, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
+from evergrant_server.store.access import AppKeyUseRow, PermitRow
+from evergrant_server.store.access_review import review_app, review_connection, review_permits
+from evergrant_server.store.connections.tables import ConnectionRow
+from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.rows import columns_equal
 from tests.conformance.store.samples import (
     ACME,
     a_connection,
     a_key,
     a_permit,
+    added,
     an_app,
     an_app_of,
     an_integration,
@@ -248,3 +257,79 @@ async def test_a_secret_that_is_put_has_no_overlap(store: Store):
         put = await tx.integrations.put(after, Secret("three"), expected=after.revision)
     assert await secrets(store, put) == ("three", None)
     assert not put.previous_secret_is_usable(NOW)
+
+
+OTHER = Tenant("other")
+
+
+async def test_permits_are_reviewed_in_pages_with_what_they_reach(store: Store):
+    connections = [
+        a_connection(subject="user-1"),
+        a_connection(subject="user-2"),
+        a_connection(subject="user-3", state=LifecycleState.REVOKED),
+        a_connection(subject="user-1", integration="crm", integration_id="int_2"),
+        a_connection(subject="user-1", tenant=OTHER),
+    ]
+    for connection in connections:
+        await added(store, connection)
+    late, early = await an_app_of(store, name="b"), await an_app_of(store, name="a-1", disabled=True)
+    foreign = await an_app_of(store, name="a", tenant=OTHER)
+    permits = [
+        a_permit(early, name="z", integration="*", subjects=("*",), scope_ceiling=()),
+        a_permit(late, name="few", integration="*", subjects=("user-1", "user-3", "no")),
+        a_permit(late, name="all", integration="github"),
+        a_permit(foreign, name="all", integration="*"),
+    ]
+    keys = [a_key(late), a_key(late, revoked_at=NOW)]
+    async with store.write() as tx:
+        for permit in permits:
+            await tx.access.put_permit(permit, expected=None)
+        for minutes, key in enumerate(keys):
+            await tx.access.add_key(key)
+            used = {"tenant": ACME, "key_id": key.id, "used_at": NOW + timedelta(minutes=minutes)}
+            await tx.connection.execute(table_of(AppKeyUseRow).insert(), {**used, "revision": 1})
+    async with store.read() as tx:
+        found = await review_permits(tx, ACME, None, 10)
+        rest = await review_permits(tx, ACME, ("a-1", "z"), 1)
+    assert [(it.app, it.name, it.live_connections) for it in found] == [
+        ("a-1", "z", 3), ("b", "all", 2), ("b", "few", 2),
+    ]  # fmt: skip
+    assert rest == found[1:2]
+    assert [(it.app_disabled, it.scope_ceiling) for it in found[:2]] == [(True, ()), (False, None)]
+    assert [it.app_last_used_at for it in found] == [None, *(NOW + timedelta(minutes=1),) * 2]
+    assert {it.authentic for it in found} == {True}
+
+
+async def test_broken_rows_are_shown_and_named(store: Store):
+    app = await an_app_of(store, name="a")
+    good, bad, key = a_permit(app, name="good"), a_permit(app, name="bad"), a_key(app)
+    connection = await added(store, a_connection())
+    async with store.write() as tx:
+        await tx.access.put_permit(good, expected=None)
+        await tx.access.put_permit(bad, expected=None)
+        await tx.access.add_key(key)
+        for table, id, values in (
+            (PermitRow, bad.id, {"actions": ["export"]}),
+            (ConnectionRow, connection.id, {"subject": "root"}),
+        ):
+            mine = columns_equal(table, tenant=ACME, id=id)
+            await tx.connection.execute(update(table).where(mine).values(values))
+    async with store.read() as tx:
+        reviewed = await review_app(tx, ACME, "a")
+        found = await review_connection(tx, ACME, connection.id)
+        permits = await review_permits(tx, ACME, None, 10)
+        assert await review_app(tx, OTHER, "a") is None
+        assert await review_connection(tx, OTHER, connection.id) is None
+        assert await review_connection(tx, ACME, ConnectionId("con_0")) is None
+    assert reviewed is not None
+    assert found is not None
+    assert found[1] is not None
+    assert ([it.name for it in reviewed.permits], len(reviewed.keys)) == (["good"], 1)
+    (broken,) = reviewed.broken
+    assert {(it.code, it.context["row"]) for it in (broken, found[1])} == {
+        (ErrorCode.AUTHORITY_BROKEN, bad.id), (ErrorCode.AUTHORITY_BROKEN, connection.id),
+    }  # fmt: skip
+    assert found[0].subject == "root"
+    assert [(it.name, it.actions, it.authentic) for it in permits] == [
+        ("bad", ("export",), False), ("good", ("token",), True),
+    ]  # fmt: skip

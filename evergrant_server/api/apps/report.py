@@ -1,0 +1,107 @@
+"""`GET /v1/access`: which app reaches what, through which permit, and when it was last used. JSON or CSV."""
+
+import csv
+from collections.abc import Iterable
+from datetime import datetime
+from io import StringIO
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from evergrant_server.api.http.call import AdminCall
+from evergrant_server.api.http.models import Page, PageCursor, PageLimit, View
+from evergrant_server.store.access_review import PermitReview, review_permits
+
+router = APIRouter(tags=["apps"])
+
+CSV = "text/csv"
+_EVERY_SCOPE = "every scope"  # with a space, so that it is no scope's name
+# A spreadsheet takes a cell that begins so for a formula, also in full-width forms (OWASP, CSV Injection).
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+class AccessView(View):
+    """A permit of an app, and what it reaches now.
+
+    `authentic` false: the row of the permit or of its app isn't Evergrant's, and every request of the app is
+    refused. `live_connections` counts the connections it covers that haven't ended. `app_last_used_at` is the
+    app's last lease or other authenticated request, to the minute, null before the first.
+    """
+
+    app: str
+    app_disabled: bool
+    permit: str
+    integration: str
+    subjects: tuple[str, ...]
+    actions: tuple[str, ...]
+    scope_ceiling: tuple[str, ...] | None
+    authentic: bool
+    live_connections: int
+    app_last_used_at: datetime | None
+
+
+_PAGE_OR_CSV: dict[int | str, dict[str, Any]] = {200: {"content": {CSV: {"schema": {"type": "string"}}}}}
+
+
+@router.get("/v1/access", response_model=Page[AccessView], responses=_PAGE_OR_CSV)
+async def report_access(
+    call: AdminCall,
+    limit: PageLimit = 50,
+    cursor: PageCursor = None,
+    format: Annotated[Literal["json", "csv"] | None, Query()] = None,
+) -> Page[AccessView] | Response:
+    """Every permit of the tenant's apps, sorted by the names of app and permit.
+
+    As CSV with `format=csv`, or where `Accept` names `text/csv` first; the next page is then in `Link`.
+    """
+    after = call.api.cursors.decode(cursor, call.tenant, list="access")
+    app, _, permit = (after or "").partition("/")
+    async with call.api.store.read() as tx:
+        found = await review_permits(tx, call.tenant, (app, permit) if after else None, limit + 1)
+    next_cursor = call.api.cursors.next_cursor(found, limit, _place, call.tenant, list="access")
+    items = [_view(it) for it in found[:limit]]
+    accepted = call.request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
+    if format == "csv" or (format is None and accepted == CSV):
+        return _csv_response(items, limit, next_cursor, is_first=cursor is None)
+    return Page(items=items, next_cursor=next_cursor)
+
+
+def _place(found: PermitReview) -> str:
+    return f"{found.app}/{found.name}"
+
+
+def _view(found: PermitReview) -> AccessView:
+    return AccessView.model_validate({**vars(found), "permit": found.name})
+
+
+# --- CSV --------------------------------------------------------------------------------
+
+
+def _csv_response(
+    items: Iterable[AccessView], limit: int, next_cursor: str | None, *, is_first: bool
+) -> Response:
+    """One page; the first has the line of names, so that pages can be put together (RFC 4180)."""
+    text = StringIO()
+    lines = csv.writer(text)
+    if is_first:
+        lines.writerow(AccessView.model_fields)
+    lines.writerows(_cells(item) for item in items)
+    headers = {"Content-Disposition": 'attachment; filename="access.csv"'}
+    if next_cursor is not None:
+        headers["Link"] = f'</v1/access?format=csv&limit={limit}&cursor={next_cursor}>; rel="next"'
+    kind = f"{CSV}; charset=utf-8; header={'present' if is_first else 'absent'}"
+    return Response(text.getvalue(), headers=headers, media_type=kind)
+
+
+def _cells(item: AccessView) -> list[str]:
+    """Its values as text, in the order of the names. Members of a list have a line each."""
+    shown = dict(item)
+    shown["scope_ceiling"] = _EVERY_SCOPE if item.scope_ceiling is None else item.scope_ceiling
+    shown["app_last_used_at"] = item.app_last_used_at.isoformat() if item.app_last_used_at else "never"
+    return [_plain("\n".join(it) if isinstance(it, tuple) else str(it)) for it in shown.values()]
+
+
+def _plain(text: str) -> str:
+    """The text as a spreadsheet shows it and never evaluates it."""
+    return f"'{text}" if text.startswith(_FORMULA) else text

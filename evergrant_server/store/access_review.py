@@ -1,0 +1,180 @@
+"""Who reaches what, for auditors: apps and permits with their broken rows, and what they reach.
+
+Reads rows whose authenticator is broken too, and says so. Nothing is decided by these rows: the lease path
+reads `access` and `lease_rows`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select, text, tuple_
+from sqlmodel import col
+
+from evergrant_server.core.access import App, AppKey, Permit
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.errors import Failure
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.store.access import AppKeyRow, AppKeyUseRow, AppRow, PermitRow
+from evergrant_server.store.authority import Model, authentic
+from evergrant_server.store.connections.tables import LIVE_CONDITION, ConnectionRow
+from evergrant_server.store.database.columns import Row, table_of
+from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, find_one
+from evergrant_server.store.store import Transaction
+
+_EVERY = "*"
+
+
+@dataclass(frozen=True)
+class AppReview:
+    """An app with its good keys and permits; `broken` has the failure of each row that isn't good.
+
+    Broken keys are left out: each is an unknown key, and the app's others still work.
+    """
+
+    disabled: bool
+    keys: tuple[AppKey, ...]
+    permits: tuple[Permit, ...]
+    broken: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class PermitReview:
+    """A permit as its row says. `authentic`: the rows of the permit and of its app are Evergrant's.
+
+    `app_last_used_at` is the app's last lease or other authenticated request, to the minute.
+    """
+
+    app: str
+    app_disabled: bool
+    name: str
+    integration: str
+    subjects: tuple[str, ...]
+    actions: tuple[str, ...]
+    scope_ceiling: tuple[str, ...] | None
+    authentic: bool
+    live_connections: int
+    app_last_used_at: datetime | None
+
+
+async def review_app(tx: Transaction, tenant: Tenant, name: str) -> AppReview | None:
+    """The app of this name with all that its requests are judged by, or None."""
+    row = await find_one(tx.connection, AppRow, tenant=tenant, name=name)
+    if row is None:
+        return None
+    mine = {"tenant": tenant, "app_id": row["id"]}
+    _, broken_app = _split(tx, App, AppRow, [row])
+    keys, _ = _split(tx, AppKey, AppKeyRow, await _rows(tx, AppKeyRow, **mine))
+    permits, broken_permits = _split(tx, Permit, PermitRow, await _rows(tx, PermitRow, **mine))
+    return AppReview(bool(row["disabled"]), tuple(keys), tuple(permits), (*broken_app, *broken_permits))
+
+
+async def review_connection(
+    tx: Transaction, tenant: Tenant, id: ConnectionId
+) -> tuple[Connection, Failure | None] | None:
+    """The connection as its row says, with the failure of its names' authenticator, or None."""
+    found = await tx.connections.get(tenant, id)
+    if found is None:
+        return None
+    try:
+        await tx.connections.get_authentic(tenant, id)
+    except Failure as failure:
+        return found, failure
+    return found, None
+
+
+async def review_permits(
+    tx: Transaction, tenant: Tenant, after: tuple[str, str] | None, limit: int
+) -> list[PermitReview]:
+    """The tenant's permits, sorted by the names of app and permit, after that pair of names."""
+    permit, app = table_of(PermitRow), table_of(AppRow)
+    names = (app.c.name, permit.c.name)
+    query = (
+        select(permit, app.c.name.label("app_name"))
+        .join(app, (app.c.tenant == permit.c.tenant) & (app.c.id == permit.c.app_id))
+        .where(permit.c.tenant == tenant)
+        .order_by(*names)
+        .limit(limit)
+    )
+    if after is not None:
+        query = query.where(tuple_(*names) > tuple_(*after))
+    rows = await fetch_all(tx.connection, query)
+    app_ids = sorted({row["app_id"] for row in rows})
+    apps = {row["id"]: row for row in await _apps(tx, tenant, app_ids)}
+    uses = await _last_uses(tx, tenant, app_ids)
+    reached: dict[tuple[str, tuple[str, ...]], int] = {}
+    found: list[PermitReview] = []
+    for row in rows:
+        owner, place = apps[row["app_id"]], (row["integration"], tuple(row["subjects"]))
+        if place not in reached:
+            reached[place] = await _live_connections(tx, tenant, *place)
+        found.append(_review(tx, row, owner, reached[place], uses.get(owner["id"])))
+    return found
+
+
+def _review(
+    tx: Transaction, row: Values, owner: Values, reached: int, last_used_at: datetime | None
+) -> PermitReview:
+    ceiling = row["scope_ceiling"]
+    return PermitReview(
+        app=row["app_name"],
+        app_disabled=bool(owner["disabled"]),
+        name=row["name"],
+        integration=row["integration"],
+        subjects=tuple(row["subjects"]),
+        actions=tuple(row["actions"]),
+        scope_ceiling=None if ceiling is None else tuple(ceiling),
+        authentic=not (_split(tx, App, AppRow, [owner])[1] or _split(tx, Permit, PermitRow, [row])[1]),
+        live_connections=reached,
+        app_last_used_at=last_used_at,
+    )
+
+
+def _split(
+    tx: Transaction, model: type[Model], table: type[Row], rows: Iterable[Values]
+) -> tuple[list[Model], list[Failure]]:
+    """The rows that are Evergrant's as values, and the failures of the others."""
+    good: list[Model] = []
+    broken: list[Failure] = []
+    for row in rows:
+        try:
+            good.append(authentic(tx.sealer.ring, model, table, row))
+        except Failure as failure:
+            broken.append(failure)
+    return good, broken
+
+
+async def _rows(tx: Transaction, table: type[Row], **equal: str) -> list[Values]:
+    return await fetch_all(tx.connection, select(table).where(columns_equal(table, **equal)))
+
+
+async def _apps(tx: Transaction, tenant: Tenant, ids: Sequence[str]) -> list[Values]:
+    mine = columns_equal(AppRow, tenant=tenant) & col(AppRow.id).in_(ids)
+    return await fetch_all(tx.connection, select(AppRow).where(mine))
+
+
+async def _last_uses(tx: Transaction, tenant: Tenant, app_ids: Sequence[str]) -> dict[str, datetime]:
+    """When an app was last authenticated, by its id. The lease ledger writes it (`app_key_use`)."""
+    key, use = table_of(AppKeyRow).c, table_of(AppKeyUseRow).c
+    query = (
+        select(key.app_id, func.max(use.used_at))
+        .join_from(
+            table_of(AppKeyRow), table_of(AppKeyUseRow), (use.tenant == key.tenant) & (use.key_id == key.id)
+        )
+        .where(key.tenant == tenant, key.app_id.in_(app_ids))
+        .group_by(key.app_id)
+    )
+    return {app_id: at for app_id, at in await tx.connection.execute(query)}
+
+
+async def _live_connections(
+    tx: Transaction, tenant: Tenant, integration: str, subjects: tuple[str, ...]
+) -> int:
+    """How many connections that haven't ended these fields of a permit cover."""
+    query = select(func.count()).select_from(ConnectionRow)
+    query = query.where(columns_equal(ConnectionRow, tenant=tenant), text(LIVE_CONDITION))
+    if integration != _EVERY:
+        query = query.where(col(ConnectionRow.integration) == integration)
+    if _EVERY not in subjects:
+        query = query.where(col(ConnectionRow.subject).in_(subjects))
+    return int((await tx.connection.execute(query)).scalar_one())
