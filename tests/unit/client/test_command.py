@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from evergrant import App, DeviceCode, LiveStatus, Proof
+from evergrant.calls.access import AccessExplanation, PermitAccess
 from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.approvals import Approval
 
@@ -261,6 +262,14 @@ PROOF_REQUEST = {"htm": "GET", "htu": "https://api.example/me", "nonce": "n"}
 PROOF = example(Proof, proof="ey.J.x")
 APPROVAL = example(Approval, command="POST /v1/apps/etl/keys")
 NEW_KEY = example(ApiKey, key=SECRET)
+EXPLAINED = example(
+    AccessExplanation,
+    decided_by="p-1",
+    also_allowed_by=["p-2"],
+    why_not=[{"permit": "p-3", "field": "scope", "scopes": ["write"]}],
+    stopped_by=[{"code": "authority_broken", "detail": "per_1 in permit was changed."}],
+)
+PERMIT = example(PermitAccess, app="etl", subjects=["=cmd()"])
 GITHUB = {"name": "github", "display_name": "GitHub"}
 OPENED = connection(connect_url=LINK)
 CRM, ACME, HOOK, MADE, DELIVERY = (
@@ -286,6 +295,8 @@ CRM, ACME, HOOK, MADE, DELIVERY = (
         ("apps keys revoke etl key_1", "DELETE apps/etl/keys/key_1", None, None, ""),
         ("approvals ls", "GET approvals", None, [APPROVAL], "POST /v1/apps/etl/keys"),
         ("approvals give apr_1", "POST approvals/apr_1", None, APPROVAL, "POST /v1/apps/etl/keys"),
+        ("access explain etl con_1 read write", "GET access/explain", None, EXPLAINED, "authority_broken"),
+        ("access report", "GET access", None, [PERMIT], "etl"),
         ("providers", "GET providers", None, [GITHUB], "GitHub"),
         ("providers ls", "GET providers", None, [GITHUB], "GitHub"),
         ("providers versions acme", "GET providers/acme/versions", None, [ACME], "text"),
@@ -316,6 +327,27 @@ def test_a_command_is_one_call_and_shows_its_result(
     assert shown in ended.out
     (sent,) = evergrant.requests
     assert sent.body == body
+
+
+def test_an_explanation_accounts_for_every_permit(command: Command, evergrant: ScriptedEvergrant):
+    evergrant.script("GET /v1/access/explain", ScriptedResponse(200, EXPLAINED | {"omitted": 800}))
+    out = command("access", "explain", "etl", "con_1", "read", "write", "--action", "proxy").out
+    asked = {"app": "etl", "connection": "con_1", "scopes": "read write", "action": "proxy"}
+    assert evergrant.requests[0].query == asked
+    lines = [line.rstrip().split(maxsplit=1) for line in out.splitlines()]
+    for row in (["p-1", "allows it"], ["p-2", "allows it too"], ["p-3", "is for another scope (write)"]):
+        assert row in lines
+    assert "and 800 more\n" in out
+    shown = json.loads(command("access", "explain", "etl", "con_1", "-o", "json").out)
+    assert shown == EXPLAINED | {"omitted": 800}
+
+
+def test_the_pages_of_a_csv_report_are_one_file(command: Command, evergrant: ScriptedEvergrant):
+    following = {"link": '</v1/access?format=csv&limit=200&cursor=c-1>; rel="next"'}
+    first = ScriptedResponse(200, "app,permit\r\na,p\r\n", content_type="text/csv", headers=following)
+    evergrant.script("GET /v1/access", first, ScriptedResponse(200, "b,p\r\n", content_type="text/csv"))
+    assert command("access", "report", "--csv") == Ended(0, "app,permit\na,p\nb,p\n", "")
+    assert [it.query.get("cursor") for it in evergrant.requests] == [None, "c-1"]
 
 
 def test_a_webhooks_secret_is_shown_only_when_it_is_made(command: Command, evergrant: ScriptedEvergrant):

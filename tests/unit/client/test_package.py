@@ -11,6 +11,7 @@ import httpx2
 import pytest
 import stamina
 from evergrant import AsyncEvergrant, Evergrant, Lease, State, temporal
+from evergrant.calls.access import AccessExplanation, Obstacle, OtherPermit, PermitAccess
 from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.approvals import Approval
 from evergrant.calls.integrations import Integration, ProviderVersion
@@ -20,8 +21,10 @@ from evergrant.testing import FakeEvergrant, ManualClock
 from evergrant.testing.connections import connection_body, live_body
 from pydantic import BaseModel
 
+from evergrant_server.api.apps import explain
 from evergrant_server.api.apps.approvals import ApprovalView
 from evergrant_server.api.apps.keys import NewKeyView
+from evergrant_server.api.apps.report import AccessView
 from evergrant_server.api.apps.routes import AppView
 from evergrant_server.api.audit import AuditView
 from evergrant_server.api.connections.models import (
@@ -153,6 +156,10 @@ async def test_a_rotated_token_and_lists(fake_evergrant: FakeEvergrant, evergran
 
 
 VIEWS: dict[type, type[BaseModel]] = {
+    AccessExplanation: explain.AccessExplanation,
+    OtherPermit: explain.OtherPermit,
+    Obstacle: explain.Obstacle,
+    PermitAccess: AccessView,
     ApiKey: NewKeyView,
     Approval: ApprovalView,
     package.App: AppView,

@@ -1,5 +1,6 @@
 """The methods that both clients have: each sends one call, or iterates over a list."""
 
+from evergrant.calls import access as access_calls
 from evergrant.calls import api_keys as api_key_calls
 from evergrant.calls import approvals as approval_calls
 from evergrant.calls import connections as connection_calls
@@ -28,6 +29,10 @@ class ApiMethods:
     api_keys = Lists(api_key_calls.api_keys)
     create_api_key = Sends(api_key_calls.create_api_key)
     revoke_api_key = Sends(api_key_calls.revoke_api_key)
+
+    explain_access = Sends(access_calls.explain_access)
+    access_report = Lists(access_calls.access_report)
+    access_report_csv = Lists(access_calls.access_report_csv)
 
     approvals = Lists(approval_calls.approvals)
     approve = Sends(approval_calls.approve)

@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
+from evergrant.cli.access import access
 from evergrant.cli.apps import approvals, apps
 from evergrant.cli.checkout import providers
 from evergrant.cli.connections import connect, connections
@@ -129,6 +130,7 @@ def build_app() -> App:
     app.command(proof)
     app.command(apps)
     app.command(approvals)
+    app.command(access)
     app.command(audit)
     app.command(webhooks)
     app.command(import_file, name="import")

@@ -1,0 +1,97 @@
+"""An admin's calls about who reaches what: the explanation of one access, and the report of all."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import parse_qs, urlsplit
+
+from httpx2 import Response
+
+from evergrant.calls.call import Call, Page, object_parser, page_parser, require_success
+
+_PAGE = "200"
+
+
+@dataclass(frozen=True, slots=True)
+class OtherPermit:
+    """A permit that doesn't allow it: the first `field` that fails, and the scopes above its ceiling."""
+
+    permit: str
+    field: str
+    scopes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """What stops the app apart from its permits, with the code that its request would get."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class AccessExplanation:
+    """`allowed` is what the permits say; a request succeeds when `stopped_by` is empty too.
+
+    `scopes` were judged. Lists have at most 200 members, `why_not` the nearest permits first; `omitted`
+    counts further permits.
+    """
+
+    app: str
+    connection_id: str
+    integration: str
+    subject: str
+    action: str
+    scopes: tuple[str, ...]
+    allowed: bool
+    reason: str
+    decided_by: str | None
+    also_allowed_by: tuple[str, ...]
+    why_not: tuple[OtherPermit, ...]
+    omitted: int
+    stopped_by: tuple[Obstacle, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PermitAccess:
+    """A permit of an app and what it reaches now.
+
+    `authentic` false: a row was changed by other means than Evergrant, and the app's requests are refused.
+    `scope_ceiling` None: every scope. `app_last_used_at` None: the app has never made a request.
+    """
+
+    app: str
+    app_disabled: bool
+    permit: str
+    integration: str
+    subjects: tuple[str, ...]
+    actions: tuple[str, ...]
+    scope_ceiling: tuple[str, ...] | None
+    authentic: bool
+    live_connections: int
+    app_last_used_at: datetime | None
+
+
+def explain_access(
+    app: str, connection_id: str, scopes: tuple[str, ...] = (), *, action: str = "token"
+) -> Call[AccessExplanation]:
+    """Whether an app may use a connection now, by which permit, and why not by the others."""
+    query = {"app": app, "connection": connection_id, "scopes": " ".join(scopes), "action": action}
+    parse = object_parser("explanation", AccessExplanation)
+    return Call("GET", "/v1/access/explain", parse, query=query)
+
+
+def access_report() -> Call[Page[PermitAccess]]:
+    """Every permit of the tenant's apps, sorted by app and permit."""
+    return Call("GET", "/v1/access", page_parser("access", PermitAccess), query={"limit": _PAGE})
+
+
+def access_report_csv() -> Call[Page[str]]:
+    """The same as pieces of one CSV file, whose first line has the names. No cell is a formula."""
+    return Call("GET", "/v1/access", _csv_page, query={"format": "csv", "limit": _PAGE})
+
+
+def _csv_page(response: Response) -> Page[str]:
+    """The page and, from its Link header (RFC 8288), the cursor of the next one."""
+    require_success(response)
+    query = parse_qs(urlsplit(response.links.get("next", {}).get("url") or "").query)
+    return Page((response.text,), next(iter(query.get("cursor", ())), None))
