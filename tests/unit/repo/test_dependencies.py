@@ -58,6 +58,7 @@ BROUGHT_BY = {
     "protobuf": "temporalio",
     "pydantic-core": "pydantic",
     "starlette": "fastapi",
+    "uvicorn": "mcp",
 }
 
 
