@@ -1,4 +1,7 @@
-"""The account that a consent was given with, read from its reply and compared with the one that was meant."""
+"""The account that a consent was given with, read from its reply and compared with the one that was meant.
+
+`core.connections.account` decides.
+"""
 
 from collections.abc import Mapping
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""What a new grant replaces: kept sealed in its transaction, and revoked as far as that ends nothing else.
+"""What a new grant replaces: kept sealed, and revoked by whether old and new are of one account.
 
 What isn't revoked at once is revoked together with its connection.
 """

@@ -1,4 +1,7 @@
-"""Token requests: the credential that is sent for a new access token, and whether it may be sent twice."""
+"""Token requests: the credential that is sent for a new access token, and whether it may be sent twice.
+
+`providers.requests.request_writer` writes the form and authenticates the client.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping

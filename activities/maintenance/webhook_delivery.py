@@ -1,4 +1,7 @@
-"""Delivers events to webhooks: signed (Standard Webhooks), sent through the egress guard."""
+"""Delivers events to webhooks: signed (Standard Webhooks), sent through the egress guard.
+
+`core.webhooks` decides when a delivery is tried again; the workflow waits for it.
+"""
 
 import asyncio
 from dataclasses import dataclass

@@ -26,7 +26,7 @@ from providers.requests.request_format import (
     refresh_format,
     with_resources,
 )
-from providers.requests.wire import ProviderRequestAuth
+from providers.requests.request_writer import ProviderRequestAuth
 from providers.responses.raw_reply import RawReply
 
 

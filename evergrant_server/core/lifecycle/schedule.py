@@ -1,4 +1,4 @@
-"""The rules that workflows decide by, and the moments that follow from them. Pure; jitter comes from ids."""
+"""The rules of a connection's workflow: margins, waits and backoff. Pure; jitter comes from ids."""
 
 import hashlib
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""Timers: when a connection's workflow acts without a message, and for what purpose. Pure."""
+"""Timers: a refresh that is due, and what else a connection's workflow does without a message. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
