@@ -8,12 +8,14 @@ import pytest
 
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import ConsentKind
+from evergrant_server.core.connections.consent import ConsentKind, PushedAuthorization
 from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.provider_words import REDACTED
 from tests.fakes.platform.installation import NEVER_ROTATES, STRICT, Installation
 from tests.fakes.providers.scripted_provider import Call, echo, raw
-from tests.fakes.rows import discovered
+from tests.fakes.rows import a_consent, discovered
+from tests.faults.support.activities import Activities
 
 
 def secrets_of(call: Call) -> list[str]:
@@ -24,7 +26,7 @@ async def said(place: Installation, connection: Connection, action: AuditAction)
     """What the newest record of this kind quotes of the provider. No record has a secret of its request."""
     await place.until_audited(connection, action)
     found = (await place.audited(connection, action))[-1].detail["provider_said"]
-    (*_, call) = (it for it in place.idp.calls if it.endpoint in ("token", "revoke", "device"))
+    (*_, call) = (it for it in place.idp.calls if it.endpoint in ("token", "revoke", "par"))
     assert secrets_of(call)
     for secret in secrets_of(call):
         assert all(secret not in str(it.detail) for it in await place.audited(connection))
@@ -75,6 +77,22 @@ async def test_a_refused_poll_of_a_device_code(place: Installation):
     await place.tell_consent(connection, consent)
     found = await said(place, connection, AuditAction.CONSENT_FAILED)
     assert found["error"] == "access_denied"
+
+
+async def test_a_refused_pushed_request(place: Installation):
+    endpoints = discovered(place.idp)["endpoints"]
+    pushed_to = {"pushed_authorization_request_endpoint": place.idp.url("par")}
+    integration = await place.integration(endpoints=endpoints.model_copy(update=pushed_to))
+    connection = await place.begin(integration)
+    consent = a_consent(connection, connection.created_at)
+    async with place.store.write() as tx:
+        await tx.consents.add(consent, None)
+        request = PushedAuthorization(fields=(("state", "open-sesame"),))
+        started = await tx.consents.replace(consent, expected=1, request=request)
+    place.idp.script(echo("invalid_request"), at="par")
+    assert (await Activities(place).push(connection, started)).failure is ErrorCode.CLIENT_REJECTED
+    found = await said(place, connection, AuditAction.CONSENT_FAILED)
+    assert found["error"] == "invalid_request"
 
 
 async def test_a_refused_client_grant(place: Installation):

@@ -31,7 +31,12 @@ from evergrant_server.core.messages.activities import (
     RevokeGrant,
     VerifyLateTokens,
 )
-from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
+from evergrant_server.core.messages.integrations import (
+    DiscoverEndpoints,
+    DiscoveryResult,
+    PushAuthorizationRequest,
+    PushResult,
+)
 from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal
@@ -109,6 +114,16 @@ class Activities:
 
     async def lapse(self, connection: Connection, consent: Consent) -> LapseResult:
         return await self._run("lapse_consent", LapseConsent(**call_for(connection), consent_id=consent.id))
+
+    async def push(self, connection: Connection, consent: Consent) -> PushResult:
+        order = PushAuthorizationRequest(
+            tenant=TENANT,
+            connection_id=connection.id,
+            consent_id=consent.id,
+            revision=consent.revision,
+            context=ASKED,
+        )
+        return await self._run("push_authorization_request", order)
 
     async def mint(self, connection: Connection, consent: Consent) -> GrantResult:
         order = RequestFirstTokens(**call_for(connection), consent_id=consent.id, generation=0)
