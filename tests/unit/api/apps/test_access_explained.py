@@ -107,7 +107,7 @@ async def test_it_says_what_a_lease_is_answered(api: Api, admin: str, state: str
     limited: dict[str, Any] = {"integration": "crm", "ceiling": ("read_user",)}
     asked = [
         (await api.app_with("sync", Action.TOKEN), "sync", ("", "api", "sudo")),
-        (await api.app_with("limited", Action.TOKEN, **limited), "limited", ("", "api", "sudo")),
+        (await api.app_with("limited", Action.TOKEN, **limited), "limited", ("", "read_user", "sudo")),
         (await api.app_with("other", Action.TOKEN, subjects=("user-2",)), "other", ("",)),
         (await api.app_with("asker", Action.CONNECT), "asker", ("",)),
     ]
