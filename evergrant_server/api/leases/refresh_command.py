@@ -62,6 +62,7 @@ async def refresh_connection(
 
     async def view(tx: Transaction) -> CommandResponse:
         current = await call.visible_connection(tx, connection_id)
+        _require_refreshable_state(current)  # the store may say so before the workflow does
         return CommandResponse.of(await connection_view(tx, current))
 
     return await call.run(body, view)

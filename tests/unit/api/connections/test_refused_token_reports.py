@@ -94,6 +94,24 @@ async def test_a_report_while_refreshes_fail_hears_why_each_time(api: Api):
     assert (await api.lease(key)).json()["access_token"] == "at-1", "nothing confirms the report"
 
 
+@pytest.mark.parametrize("body", [REPORT, {}])
+async def test_a_grant_that_ends_while_the_workflow_is_asked_is_no_success(api: Api, body: dict[str, Any]):
+    connection, key = await api.active_for("reader", Action.CONNECT, Action.TOKEN)
+
+    async def condemn(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> EnsureFreshResult:
+        async with api.worker.write() as tx:
+            current = await tx.connections.get(tenant, connection_id)
+            assert current is not None
+            condemned = current.rejected(ErrorCode.GRANT_REJECTED, NOW)
+            await tx.connections.replace(condemned, expected=current.revision)
+        await asyncio.Event().wait()  # the store is seen first
+        raise AssertionError
+
+    api.link.on_refresh = condemn
+    answer = await api.post(f"/v1/connections/{connection.id}/refresh", key, body)
+    assert (answer.status_code, answer.json()["code"]) == (409, "grant_rejected"), answer.text
+
+
 async def test_what_a_refresh_is_asked_for_is_strict(api: Api):
     connection, key = await api.active_for("reader", Action.TOKEN)
     at = f"/v1/connections/{connection.id}/refresh"
