@@ -33,7 +33,7 @@ _LONGEST_WORD = 20  # letters
 _SEPARATES = ("Zs", "Zl", "Zp", "Cc")  # categories of characters that become a space
 _DROPPED = ("Cf", "Cs", "Co", "Cn")  # invisible, bidirectional, without a meaning
 _MAIL_ADDRESS = re.compile(r"[^\s@<>()\"',;:]{1,64}(?:@|%40)[^\s@<>()\"',;:]{1,255}")
-_QUERY = re.compile(r"(https?://[^\s?#]*)[?#]\S*", re.IGNORECASE)
+_QUERY = re.compile(r"(https?://[^\s?#]*)(?:[?#]\S*)?", re.IGNORECASE)  # in linear time
 _RUN = re.compile(r"[A-Za-z0-9_\-+/=~.%]+")
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _CHUNK = re.compile(r"[A-Za-z0-9]+")
@@ -42,7 +42,11 @@ _VOWEL = re.compile(r"[aeiouy]", re.IGNORECASE)
 _CONSONANTS = re.compile(r"[^aeiouy0-9]{6}", re.IGNORECASE)
 _ERROR_NUMBER = re.compile(r"[A-Z][A-Z0-9]{1,7}[0-9]{3,7}")  # such as AADB2C90129
 _NUMBER = re.compile(r"[0-9]{1,10}")  # an error's name at some providers
-_DATE = re.compile(r"\d{4}-\d\d-\d\d(?:T\d\d)?|\d{1,2}[./]\d{1,2}[./]\d{4}")
+_DATE = re.compile(
+    r"(?<!\d)(?:19|20)\d\d-[01]\d-[0-3]\d(?:T\d\d)?(?!\d)"
+    r"|(?<!\d)[0-3]?\d[./][0-3]?\d[./](?:19|20)\d\d(?!\d)"
+)
+_GROUPS = re.compile(rf"\d(?:[ \-.()\u2010-\u2015]{{0,3}}\d){{{_LONGEST_NUMBER},}}")  # of phones, cards
 
 
 class ProviderWords(FrozenModel):
@@ -155,6 +159,7 @@ def _clean(text: str | None, secrets: list[str], most: int) -> str | None:
     text = _QUERY.sub(r"\1", text)
     text = _MAIL_ADDRESS.sub(REDACTED, text)
     text = _RUN.sub(lambda run: _without_secret(run.group()), text)
+    text = _GROUPS.sub(lambda number: _without_number(number.group()), text)
     text = " ".join(text.split())
     return (text if len(text) <= most else f"{text[: most - 1]}…") or None
 
@@ -164,6 +169,12 @@ def _plain(char: str) -> str:
     if category in _SEPARATES:
         return " "
     return "" if category in _DROPPED else char
+
+
+def _without_number(groups: str) -> str:
+    """Groups of digits, unless they are dates with little beside them."""
+    digits = sum(map(str.isdigit, _DATE.sub("", groups)))
+    return REDACTED if digits > _LONGEST_NUMBER else groups
 
 
 def _without_secret(run: str) -> str:

@@ -6,7 +6,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from evergrant_server.core.provider_words import REDACTED, ProviderWords
+from evergrant_server.core.provider_words import _QUERY, REDACTED, ProviderWords
 
 
 def cleaned(text: str, *known: str) -> str | None:
@@ -43,6 +43,12 @@ def test_words_and_names_of_errors_are_kept(text: str) -> None:
         ("call +4915112345678", f"call {REDACTED}"),
         ("id 3f2a9c1e77b04d5a", f"id {REDACTED}"),
         ("https://x.example/cb?code=a&state=b now", "https://x.example/cb now"),
+        ("http://x.example/a HTTPS://y.example#b", "http://x.example/a HTTPS://y.example"),
+        ("call 555-123-4567 now", f"call {REDACTED} now"),
+        ("call +1 (555) 123.4567", f"call +{REDACTED}"),
+        ("card 4111 1111 1111 1111.", f"card {REDACTED}."),
+        ("on 2023-01-01 00:00:00Z or 31.12.2024 12.30", "on 2023-01-01 00:00:00Z or 31.12.2024 12.30"),
+        ("number 123.45.6789", f"number {REDACTED}"),
         ("a\r\nb\x00\x1b[31m\u202ec\u200b\ud800  d", "a b [31mc d"),
         ("", None),
         (" \n ", None),
@@ -104,9 +110,17 @@ def test_a_number_is_a_name() -> None:
     assert cleaned_name("28003017", "28003017") == REDACTED
 
 
-@pytest.mark.parametrize("unit", ["a", "a@", "http://", "%40", "Aa0", "aA", "\u202e", "@", "://?"])
+@pytest.mark.parametrize(
+    "unit", ["a", "a@", "http://", "%40", "Aa0", "aA", "\u202e", "@", "://?", "1 ", "1(", "2000-01-01 "]
+)
 def test_hostile_texts_take_no_time(unit: str) -> None:
     """The longest text that is read: a search of cubic time would take an hour."""
     began = time.process_time()
     cleaned(unit * (9_999 // len(unit)), "hunter2", "sesame")
     assert time.process_time() - began < 1
+
+
+def test_each_address_of_a_text_is_searched_once() -> None:
+    """A search that begins again inside an address without a query is of quadratic time."""
+    text = "http://" * 1428
+    assert [it.span() for it in _QUERY.finditer(text)] == [(0, len(text))]
