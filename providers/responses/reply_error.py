@@ -35,7 +35,7 @@ def error_in(spec: ProviderSpec, data: dict[str, Any]) -> ReplyError | None:
     if spec.status_field is not None and not _is_one_of(value_at(data, spec.status_field), spec.ok_values):
         return ReplyError(_text(value_at(data, spec.status_field)))
     error = data.get("error")
-    if isinstance(error, dict):
+    if isinstance(error, dict) and error:
         return ReplyError(_text(error.get("code") or error.get("type")))
     return ReplyError(_text(error)) if error else None
 

@@ -70,6 +70,12 @@ def test_rfc6749_5_1_full_reply() -> None:
     assert (tokens.scopes, tokens.expires_in, tokens.metadata) == (("read", "write"), 3600.0, {})
 
 
+@pytest.mark.parametrize("error", [{}, [], "", None])
+def test_an_empty_error_drops_no_tokens(error: Any) -> None:
+    tokens = read(GOOD | {"refresh_token": "rotated", "error": error})
+    assert tokens.refresh_token is not None
+
+
 @pytest.mark.parametrize("absent", [{}, {"refresh_token": None}, {"refresh_token": ""}])
 def test_rfc6749_6_reply_without_refresh_token(absent: dict[str, Any]) -> None:
     assert read(GOOD | absent).refresh_token is None
