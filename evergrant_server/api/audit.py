@@ -10,6 +10,7 @@ from evergrant_server.api.http.call import AdminCall, ApiCall, Call
 from evergrant_server.api.http.models import Page, PageCursor, View
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditRecord
+from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.provider_words import PROVIDER_SAID
 from evergrant_server.store import Transaction
 
@@ -77,13 +78,16 @@ async def verify_audit_log(call: AdminCall) -> dict[str, Any]:
 async def list_connection_audit(
     connection_id: str, call: Call, limit: Limit = 100, cursor: PageCursor = None
 ) -> Page[AuditView]:
-    """The audit records of one connection, oldest first; what a provider said only for an admin."""
+    """The audit records of one connection, oldest first; what a provider said, and who logged in instead of
+    the subject, only for an admin."""
     async with call.api.store.read() as tx:
         connection = await call.visible_connection(tx, connection_id, Action.ADMIN, Action.CONNECT)
         page = await _page(tx, call, connection_id, limit, cursor)
     if not call.allows(Action.ADMIN, connection.integration, connection.subject):
         for record in page.items:
             record.detail.pop(PROVIDER_SAID, None)
+            if record.detail.get("binding") == Binding.OIDC:  # else an app has named the person itself
+                record.detail.pop("claimed_subject", None)
     return page
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -38,6 +40,20 @@ async def test_only_an_admin_reads_it_in_the_audit_log(api: Api):
     assert shown["detail"]["provider_said"] == SAID.model_dump(exclude_defaults=True)
     (hidden,) = (await api.get(path, app)).json()["items"]
     assert hidden["detail"] == {"reason": "grant_rejected"}
+
+
+@pytest.mark.parametrize(("binding", "shown"), [("oidc", False), ("app", True)])
+async def test_only_an_admin_reads_who_logged_in_instead_of_the_subject(api: Api, binding: str, shown: bool):
+    """An app that confirms has named the person itself."""
+    connection, admin = await api.active_for("boss", Action.ADMIN)
+    app = await api.app_with("asker", Action.CONNECT)
+    told = {"binding": binding, "claimed_subject": "ann@example.org"}
+    await recorded(api, connection, AuditAction.SUBJECT_MISMATCH, **told)
+    path = f"/v1/connections/{connection.id}/audit"
+    (whole,) = (await api.get(path, admin)).json()["items"]
+    assert whole["detail"] == told
+    (part,) = (await api.get(path, app)).json()["items"]
+    assert ("claimed_subject" in part["detail"]) is shown
 
 
 async def test_a_connection_shows_an_admin_what_the_provider_said_last(api: Api):
