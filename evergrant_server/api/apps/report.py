@@ -83,7 +83,7 @@ def _csv_response(
 ) -> Response:
     """One page; the first has the line of names, so that pages can be put together (RFC 4180)."""
     text = StringIO()
-    lines = csv.writer(text)
+    lines = csv.writer(text, quoting=csv.QUOTE_ALL)  # a cell may have another program's separator
     if is_first:
         lines.writerow(AccessView.model_fields)
     lines.writerows(_cells(item) for item in items)

@@ -111,6 +111,8 @@ async def test_as_csv_no_cell_is_a_formula(api: Api, admin: str, headers: dict[s
         text, answers = text + answer.text, answers + 1
         url = answer.links.get("next", {}).get("url")
     assert answers == 3
+    assert text.startswith('"app","app_disabled",')
+    assert '"p0"' in text, "a separator of another program divides no cell"
     rows = list(csv.DictReader(text.splitlines(keepends=True)))
     assert [it["permit"] for it in rows] == ["admin", *(f"p{number}" for number in range(len(FORMULAS)))]
     cells = [cell for row in rows for cell in row.values()]
