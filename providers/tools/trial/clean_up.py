@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-from evergrant_server.core.errors import Failure
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
-from providers.responses.error_mapping import is_token_refused
 from providers.tools.trial.token_requests import TokenRequests, TrialGrant
 
 
@@ -50,10 +49,13 @@ async def _end(requests: TokenRequests, grant: TrialGrant) -> str | None:
 async def _revocation_problem(
     requests: TokenRequests, grant: TrialGrant, token: Secret, hint: str
 ) -> str | None:
+    """None where the provider confirmed the end, or says that the token is dead.
+
+    A status alone says neither: a wrong revocation endpoint answers 404 as well.
+    """
     try:
         seen = await requests.revoke("clean-up", grant, token, hint)
     except Failure as failure:
         return failure.detail
     failure = seen.failure
-    unknown = failure is not None and is_token_refused(failure)
-    return None if failure is None or unknown else failure.detail
+    return None if failure is None or failure.code is ErrorCode.GRANT_REJECTED else failure.detail

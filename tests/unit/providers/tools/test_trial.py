@@ -176,6 +176,17 @@ async def test_a_revocation_that_fails_is_said() -> None:
         assert ended.steps["revocation"].differs == ["the revocation was not confirmed"]
 
 
+@pytest.mark.parametrize("answer", [html(404), raw(b"", 410), raw(b"", 422), error("invalid_token")])
+async def test_a_wrong_revocation_endpoint_is_no_end_of_a_grant(answer: Any) -> None:
+    """An endpoint that doesn't exist answers as some servers do for a token that is gone."""
+    async with ScriptedProvider() as server:
+        server.script(*[answer] * 9, at="revoke")
+        ended = await walked(server)
+        assert live(server) == [True]
+        assert ended.told[-1].startswith("NOT revoked: 1 of 1 grants"), ended.told
+        assert ended.told[-1].endswith("End them in your account's settings at the provider.")
+
+
 async def test_a_denied_consent_and_an_error_of_the_authorization_endpoint() -> None:
     for name, code in (
         ("access_denied", ErrorCode.CONSENT_DENIED),
