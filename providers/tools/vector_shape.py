@@ -145,7 +145,7 @@ class Vector(_Part):
     """One provider's vector."""
 
     params: dict[str, str] = Field(default_factory=dict)
-    endpoints: dict[str, str] = Field(default_factory=dict)
+    endpoints: dict[str, str | bool | list[str]] = Field(default_factory=dict)  # as `Endpoints`
     facts: Fields = Field(default_factory=dict)
     scopes: list[str]
     slot_scopes: dict[str, list[str]] = Field(default_factory=dict)

@@ -38,9 +38,11 @@ _KIND_FIELDS = (
     "plan",
     "response_type",
     "token_use",
+    "errorCode",
+    "error_codes",
 )  # say nothing of a person
 _EMAIL = re.compile(r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)*")
-_UUID = re.compile(r"\b[0-9a-fA-F]{8}(?:-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}\b")
+UUID = re.compile(r"\b[0-9a-fA-F]{8}(?:-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}\b")
 _IPV4 = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
 _IPV6 = re.compile(r"\b(?:[0-9a-fA-F]{1,4}:){3,7}[0-9a-fA-F:]{1,4}")
 _URL_REST = re.compile(r"(https?://)(?:[^\s/@\"'<>]*@)?([^\s?#\"'<>]*)[?#][^\s\"'<>]*")
@@ -104,7 +106,7 @@ class Redactor:
         for word in sorted(self._words, key=len, reverse=True):
             text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", REDACTED, text, flags=re.IGNORECASE)
         text = _URL_REST.sub(r"\1\2", self.without_secrets(text))
-        for pattern in (_UUID, _IPV4, _IPV6, _LONG_NUMBER):
+        for pattern in (UUID, _IPV4, _IPV6, _LONG_NUMBER):
             text = pattern.sub(REDACTED, text)
         return _OPAQUE.sub(lambda run: REDACTED if _looks_random(run.group()) else run.group(), text)
 
@@ -128,6 +130,7 @@ class Redactor:
 
     def fields(self, data: Mapping[str, Any], keep: "KeptFields") -> dict[str, Any]:
         """The fields of a reply. Secrets become the placeholders of `keep`, other values REDACTED or 1."""
+        self._object(data, "", keep)  # learns the names that come after the text that has them
         return self._object(data, "", keep)
 
     def _object(self, data: Mapping[str, Any], path: str, keep: "KeptFields") -> dict[str, Any]:

@@ -37,9 +37,13 @@ class TrialVector:
         self._source = source
 
     async def text(self) -> str:
-        """The file. It was redacted part by part; the whole is searched for secrets again."""
+        """The file. It was redacted part by part; the whole is searched for secrets and tenants again."""
+        self._redactor.learn_personal(self._requests.tenant_words)
+        await self._vector()  # learns the names of every reply before the first is written
         document = yaml.safe_dump(await self._vector(), sort_keys=False, allow_unicode=True, width=108)
-        return _HEAD.format(source=self._source) + self._redactor.without_secrets(document)
+        return _HEAD.format(source=self._source) + self._requests.without_tenant(
+            self._redactor.without_secrets(document)
+        )
 
     async def _vector(self) -> dict[str, Any]:
         requests = self._requests

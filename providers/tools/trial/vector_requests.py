@@ -5,6 +5,7 @@ So they hold no secret of the trial, in any provider's format.
 
 import hashlib
 import json
+import re
 from base64 import urlsafe_b64encode
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
@@ -23,7 +24,7 @@ from providers.requests.authorization_url import build_authorization_url
 from providers.requests.request_format import access_token_exchange_request, revocation_request
 from providers.requests.sender import Sender
 from providers.tools.trial.consent import TrialSetup
-from providers.tools.trial.redaction import REDACTED
+from providers.tools.trial.redaction import REDACTED, UUID
 
 REDIRECT_URI = "https://evergrant.example/oauth/callback/int_1"
 _VERIFIER = "v" * 43
@@ -38,6 +39,9 @@ _SAMPLES = (
     "12345678",
     "sample-1",
 )
+_HOST = "idp.example"
+_HOST_NAME = re.compile(r"[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
+_PLAIN_SEGMENTS = {"auth", "default", "oauth", "oauth2", "oidc", "realms", "token", "v1.0", "v2.0"}
 _ALWAYS_SENT = {
     "accept",
     "accept-encoding",
@@ -75,6 +79,9 @@ class VectorRequests:
         self.facts = sample_params(setup.spec, facts, samples)
         own = setup.integration.endpoints
         self.endpoints = masked_endpoints(own) if own is not None else None
+        self._hosts = hosts_of(own) if own is not None else []
+        segments = set(urlsplit((own.issuer if own is not None else None) or "").path.split("/"))
+        self.tenant_words = sorted(segments - _PLAIN_SEGMENTS - {""})  # in the issuer's path
         changes = {"client_id": "client-1", "params": self.params, "endpoints": self.endpoints}
         self.setup = replace(
             setup,
@@ -84,6 +91,14 @@ class VectorRequests:
         )
         self._recorder = _Recorder()
         self._sender = Sender(Egress(EgressPolicy(), wrapper=lambda _: self._recorder))
+
+    def without_tenant(self, text: str) -> str:
+        """The text of a vector without what names a tenant at a discovered server, and without UUIDs."""
+        for host in self._hosts:
+            text = re.sub(rf"(?<![\w-]){re.escape(host)}(?![\w-])", _HOST, text, flags=re.IGNORECASE)
+        for word in self.tenant_words:
+            text = re.sub(rf"(?<=/){re.escape(word)}(?![\w.-])", REDACTED, text)
+        return UUID.sub(REDACTED, text)
 
     def authorization(self) -> dict[str, Any]:
         setup = self.setup
@@ -181,17 +196,21 @@ def _sample(rule: TemplateParam, value: Any, known: Any) -> Any:
 
 
 def masked_endpoints(own: Endpoints) -> Endpoints:
-    """A discovered server's endpoints, at an invented host."""
-    issuer = (own.issuer or own.token_endpoint).rstrip("/")
-    hosts: dict[str, str] = {}
-
-    def masked(url: str) -> str:
-        if url == own.issuer or url.startswith(f"{issuer}/"):
-            return "https://idp.example" + url.removeprefix(issuer)
-        parts = urlsplit(url)
-        host = hosts.setdefault(parts.netloc, f"https://idp-{len(hosts) + 1}.example")
-        return f"{host}{parts.path}"
-
-    texts = {name: text for name, text in own.model_dump().items() if isinstance(text, str)}
-    urls = {name: masked(text) for name, text in texts.items() if "://" in text}
+    """A discovered server's endpoints, at an invented host: their paths may name a tenant."""
+    urls = {
+        name: f"https://{_HOST}" + ("" if name == "issuer" else f"/{name.removesuffix('_endpoint')}")
+        for name, _ in _urls(own)
+    }
     return own.model_copy(update={**urls, "mtls_aliases": {}, "registration_endpoint": None})
+
+
+def hosts_of(own: Endpoints) -> list[str]:
+    """The host names in a server's URLs, the longest first; some name a tenant's domain in their path."""
+    parts = [urlsplit(url) for _, url in _urls(own)]
+    named = {it for part in parts for it in part.path.split("/") if _HOST_NAME.fullmatch(it)}
+    return sorted(named | {part.hostname for part in parts if part.hostname}, key=len, reverse=True)
+
+
+def _urls(own: Endpoints) -> list[tuple[str, str]]:
+    fields = own.model_dump().items()
+    return [(name, value) for name, value in fields if isinstance(value, str) and "://" in value]
