@@ -28,7 +28,6 @@ _INTROSPECTION_TIMEOUT_S = 10.0  # the activity has half a minute after the repl
 _TOKEN_ACTIVE = {
     IntrospectionFinding.REFRESH_TOKEN_ACTIVE: True,
     IntrospectionFinding.REFRESH_TOKEN_INACTIVE: False,
-    IntrospectionFinding.ACCESS_TOKEN_INACTIVE: False,  # and the refresh token beside it is refused
 }
 
 
@@ -85,6 +84,8 @@ async def _load(
     refused_since = first.closed_at or first.opened_at
     since = min(refused_since, row.first_opened_at)
     worked_at = await tx.attempts.newest_refresh(tenant, current.integration_id)
+    # of what others met: a busy integration's newest success is never long ago
+    after = None if worked_at is None else min(worked_at, since)
     return RecurringError(
         kind=error.kind,
         repeated=error.repeated,
@@ -93,7 +94,8 @@ async def _load(
         client_changed_at=context.integration.changed_at,
         worked_at=worked_at,
         others_worked=await tx.attempts.refreshes_of_others(current, since),
-        others_fail=await tx.connections.others_fail(current, worked_at),
+        others_fail=await tx.connections.others_fail(current, after),
+        others_refused=after is not None and await tx.connections.others_refused(current, after),
     )
 
 

@@ -31,6 +31,11 @@ from evergrant_server.wiring.platform import open_platform
 _FIRST_WITH_AUTHENTICATORS = "0002"
 _FIRST_WITH_ACCOUNT_AUTHENTICATORS = "0005"
 
+_WITHOUT_AUTHENTICATORS = (
+    "The schema is upgraded, but rows of before have no authenticators yet. Once the cause is mended, run\n"
+    "`python -m evergrant_server authority accept --all` before the API and the workers start."
+)
+
 db, keys, audit_log = App(name="db"), App(name="keys"), App(name="audit")
 
 
@@ -60,6 +65,16 @@ async def upgrade_database(settings: Settings) -> str | None:
         return before
     ring = KeyRing.open(settings.key_path, Role.OPERATOR)  # before the schema has changed
     await schema.upgrade(settings.database_url)
+    try:
+        await _make_authenticators(settings, ring, before)
+    except BaseException:
+        print(_WITHOUT_AUTHENTICATORS, file=sys.stderr)
+        raise
+    return before
+
+
+async def _make_authenticators(settings: Settings, ring: KeyRing, before: str) -> None:
+    """Give rows of the version before their authenticators."""
     store = await Store.open(settings.database_url, ring, SystemClock())
     try:
         await require_matching_key_ring(store, ring)
@@ -69,7 +84,6 @@ async def upgrade_database(settings: Settings) -> str | None:
             await accept_accounts_of_before(store)
     finally:
         await store.close()
-    return before
 
 
 @db.command

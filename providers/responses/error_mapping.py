@@ -152,7 +152,8 @@ def _meaning(spec: ProviderSpec, reply: RawReply, error: str | None) -> ErrorMea
 def _class_of_error(spec: ProviderSpec, reply: RawReply, error: str | None) -> type[ReplyFailure]:
     if _is_passing(spec, reply, error):
         return PassingError
-    unnamed = reply.status == 400 and (not error or error == "invalid_request")
+    markup = reply.body.lstrip().startswith(b"<")  # a gateway's page
+    unnamed = reply.status == 400 and not markup and (not error or error == "invalid_request")
     return UnnamedRefusal if unnamed and _meaning(spec, reply, error) is None else ReplyFailure
 
 

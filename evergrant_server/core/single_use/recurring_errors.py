@@ -17,8 +17,9 @@ ASK_AGAIN_AFTER = timedelta(seconds=30)
 # How long the refreshes of other connections have worked meanwhile. Longer than a daily quota, a deployment
 # or a night's maintenance lasts.
 RECURS_FOR = timedelta(days=1)
-# The same where no other connection has been refreshed, so that nothing shows whether the provider works:
-# longer than any outage that is answered with refusals was seen to last.
+# The same for errors that blame the provider or our client, which a region may meet alone; and for a refusal
+# where no other connection has been refreshed, so that nothing shows whether the provider works. Longer than
+# any outage that is answered with refusals was seen to last.
 RECURS_FOR_ALONE = timedelta(days=7)
 
 
@@ -43,7 +44,8 @@ class RecurringError:
     worked_at: datetime | None = None  # the newest refresh of the integration that worked, of any connection
     # the first and the newest refresh of another connection that worked after `since`
     others_worked: tuple[datetime, datetime] | None = None
-    others_fail: bool = False  # another connection has failed after `worked_at`
+    others_fail: bool = False  # another connection has failed after `worked_at`, or after `since`
+    others_refused: bool = False  # another one has ended as REFRESH_REFUSED after then
     token_active: bool | None = None  # what introspection says; None: nothing
 
     @property
@@ -58,18 +60,22 @@ class RecurringError:
     def reason_to_reconnect(self, now: datetime) -> ErrorCode | None:
         """Why the subject has to consent again; None: the refresh is tried again later."""
         if self.is_of_one_grant:
-            asked_again = self.repeated and now - self.since >= ASK_AGAIN_AFTER
-            if self.token_active is False or (self.token_active is None and asked_again):
+            asked_again = self.repeated and now - self.refused_since >= ASK_AGAIN_AFTER
+            # A second one in a row may be our client's, refused in that way: a refresh has to work first.
+            suffices = self.token_active is None and asked_again and not self.others_refused
+            if self.token_active is False or suffices:
                 return ErrorCode.REFRESH_REFUSED
         if self._others_work(now) or self._fails_alone(now):
             return ErrorCode.REFRESH_KEEPS_FAILING
         return None
 
     def _others_work(self, now: datetime) -> bool:
-        if self.others_worked is None:
+        """An error that blames the provider or our client may be a region's: it has longer."""
+        if self.others_worked is None or not self.repeated:
             return False
         first, newest = self.others_worked
-        return now - first >= RECURS_FOR and now - newest <= RECURS_FOR
+        span = RECURS_FOR_ALONE if self.kind is ErrorKind.OTHER else RECURS_FOR
+        return now - first >= span and now - newest <= RECURS_FOR
 
     def _fails_alone(self, now: datetime) -> bool:
         """No other connection shows what is wrong now: only refusals count, since the last repair."""

@@ -168,6 +168,14 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         late = others if after is None else others.where(row.last_failed_at > after)
         return (await self._connection.execute(late.limit(1))).first() is not None
 
+    async def others_refused(self, connection: Connection, after: datetime) -> bool:
+        """Whether another connection of its integration has ended as REFRESH_REFUSED after then."""
+        row, ended = table_of(ConnectionRow).c, LifecycleState.NEEDS_REAUTH.value
+        mine = {"tenant": connection.tenant, "integration_id": connection.integration_id}
+        refused = columns_equal(ConnectionRow, **mine, state=ended, reason=ErrorCode.REFRESH_REFUSED.value)
+        query = select(exists().where(refused, row.changed_at > after, row.id != connection.id))
+        return bool((await self._connection.execute(query)).scalar_one())
+
     async def revoking_since_before(self, moment: datetime, limit: int) -> list[PendingRevocation]:
         """Connections of every tenant whose revocation began before then and hasn't ended, oldest first.
 

@@ -32,14 +32,17 @@ class PostgresDatabase:
 
     is_sqlite = False
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, limits: bool = True) -> None:
+        unlimited = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
+        settings = _POSTGRES_SETTINGS if limits else _POSTGRES_SETTINGS | unlimited
+        command_timeout = 20 if limits else None
         self._engine = create_async_engine(
             url,
             hide_parameters=True,
             pool_size=8,
             max_overflow=8,
             pool_timeout=10,
-            connect_args={"timeout": 5, "command_timeout": 20, "server_settings": _POSTGRES_SETTINGS},
+            connect_args={"timeout": 5, "command_timeout": command_timeout, "server_settings": settings},
         )
         self._readers = self._engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -69,10 +72,13 @@ Database = SqliteDatabase | PostgresDatabase
 DatabaseConnection = SqliteConnection | AsyncConnection  # inside one transaction
 
 
-def open_database(url: str) -> Database:
-    """The database behind the URL; it connects when it is first used. Raises Failure STORE_UNAVAILABLE."""
+def open_database(url: str, *, limits: bool = True) -> Database:
+    """The database behind the URL; it connects when it is first used. Raises Failure STORE_UNAVAILABLE.
+
+    Without `limits` a statement may take as long as it does: building an index over a big table.
+    """
     file = sqlite_path(url)
-    return PostgresDatabase(_parse_url(url)) if file is None else SqliteDatabase(file)
+    return PostgresDatabase(_parse_url(url), limits=limits) if file is None else SqliteDatabase(file)
 
 
 def sqlite_path(url: str) -> Path | None:

@@ -53,7 +53,7 @@ async def upgrade(url: str) -> None:
 
 
 async def _run(url: str, work: Callable[[Connection], T], *, writes: bool) -> T:
-    database = open_database(url)
+    database = open_database(url, limits=not writes)
     try:
         with translate_errors():
             async with database.write() if writes else database.read() as connection:

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, insert, inspect, text
@@ -87,6 +88,17 @@ def shape_of(connection: Connection) -> dict[str, Any]:
             "indexes": sorted((index_of(it) for it in inspector.get_indexes(name)), key=str),
         }
     return tables
+
+
+async def test_a_migration_of_a_big_table_takes_as_long_as_it_does(database_url: str):
+    """Statements of the API and of workers are limited; those that build an index are not."""
+    if database_url.startswith("sqlite"):
+        pytest.skip("SQLite has no limits of statements")
+    for limits, timeout in ((True, "15s"), (False, "0")):
+        database = open_database(database_url, limits=limits)
+        async with database.write() as session:
+            assert (await session.execute(text("SHOW statement_timeout"))).scalar_one() == timeout
+        await database.close()
 
 
 async def test_the_migrated_schema_is_exactly_that_of_the_tables(database_url: str):

@@ -161,8 +161,8 @@ class HarnessDatabase:
         if recurs:
             other = saved.model_copy(update={"id": new_id("con"), "subject": "other"})
             await tx.connections.add(other)
-            await add_refresh(tx, saved, now - timedelta(hours=48), AttemptOutcome.REFUSED)
-            for hours in (47, 1):
+            await add_refresh(tx, saved, now - timedelta(hours=200), AttemptOutcome.REFUSED)
+            for hours in (199, 1):
                 await add_refresh(tx, other, now - timedelta(hours=hours), AttemptOutcome.INSTALLED)
         return saved
 

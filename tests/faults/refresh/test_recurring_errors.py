@@ -25,7 +25,7 @@ EMPTY, NAMELESS, INVALID_REQUEST = (
     (400, b'{"error": "invalid_request"}'),
 )
 INVENTED, CLIENT, DOWN = (400, b'{"error": "invented"}'), (401, b'{"error": "invalid_client"}'), (500, b"")
-GONE = (404, b"<html>")
+GONE, PAGE = (404, b"<html>"), (400, b"<html>Request blocked")
 
 Reply = tuple[int, bytes]
 
@@ -167,17 +167,27 @@ async def test_introspection_is_asked_before_the_refresh_token_is_sent_again(
     before = server.count("token")
     row = await place.refresh_until(connection, timedelta(hours=5))
     sent = server.count("token") - before
-    assert (ended(row), sent == 1) == ((ACTIVE, False) if active else (REFUSED, True))
+    assert (ended(row), sent == 2) == ((ACTIVE, False) if active else (REFUSED, True))
 
 
-@pytest.mark.parametrize("reply", [INVENTED, CLIENT, DOWN, GONE], ids=["invented", "client", "500", "404"])
-async def test_an_error_that_other_connections_dont_meet_is_the_subjects_after_a_day(
-    place: LoneWorker, server: PlainServer, reply: Reply
+@pytest.mark.parametrize(
+    ("reply", "span"),
+    [
+        (INVENTED, RECURS_FOR),
+        (CLIENT, RECURS_FOR_ALONE),
+        (DOWN, RECURS_FOR_ALONE),
+        (GONE, RECURS_FOR_ALONE),
+        (PAGE, RECURS_FOR),
+    ],
+    ids=["invented", "client", "500", "404", "a gateway's page"],
+)
+async def test_an_error_that_other_connections_dont_meet_is_the_subjects_in_the_end(
+    place: LoneWorker, server: PlainServer, reply: Reply, span: timedelta
 ):
     integration = await the_integration(place, server)
     connection, other = [await worked(place, integration, name) for name in ("user-1", "other")]
     server.says["rt-user-1"] = reply
-    row, _ = await refresh_all(place, connection, other, limit=RECURS_FOR - timedelta(hours=1))
+    row, _ = await refresh_all(place, connection, other, limit=span - timedelta(hours=1))
     assert ended(row) == ACTIVE
     row, well = await refresh_all(place, connection, other, limit=NEXT_TRY + timedelta(hours=3))
     assert (ended(row), ended(well)) == (KEEPS_FAILING, ACTIVE)
@@ -198,6 +208,22 @@ async def test_an_error_that_every_connection_meets_asks_no_subject(
     server.says_to_all, server.says["rt-user-1"] = None, INVENTED
     row, well = await refresh_all(place, *fleet, limit=RECURS_FOR)
     assert (ended(row), ended(well)) == (ACTIVE, ACTIVE)
+
+
+async def test_a_refusal_of_all_that_come_due_one_by_one_asks_one_subject_until_a_refresh_works(
+    place: LoneWorker, server: PlainServer
+):
+    """A secret that was changed at the provider alone, where it answers that with an empty 400."""
+    integration = await the_integration(place, server)
+    first, second, third = [await worked(place, integration, name) for name in ("a", "b", "c")]
+    server.says_to_all = EMPTY
+    assert ended(await place.refresh_until(first, timedelta(minutes=10))) == REFUSED
+    place.clock.advance(600)
+    assert ended(await place.refresh_until(second, timedelta(hours=12))) == ACTIVE
+    assert ended(await place.refresh_until(third, timedelta(hours=12))) == ACTIVE
+    server.says_to_all, server.says["rt-b"] = None, EMPTY
+    assert (await place.refresh(third)).failure is None
+    assert ended(await place.refresh_until(second, NEXT_TRY * 2)) == REFUSED, "the client's requests work"
 
 
 async def test_a_refusal_that_no_other_refresh_explains_is_the_subjects_after_a_week(

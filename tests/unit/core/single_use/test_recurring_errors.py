@@ -25,10 +25,10 @@ ONE_GRANT = RecurringError(
     client_changed_at=NOW - HOUR,
     worked_at=NOW - HOUR,
 )
-A_DAY_ALONE = replace(
-    ONE_GRANT, kind=ErrorKind.OTHER, worked_at=None, others_worked=(NOW - RECURS_FOR, NOW - RECURS_FOR)
-)
 A_WEEK = NOW - RECURS_FOR_ALONE
+A_DAY_ALONE = replace(
+    ONE_GRANT, kind=ErrorKind.REFUSED, worked_at=None, others_worked=(NOW - RECURS_FOR, NOW - RECURS_FOR)
+)
 ALONE = replace(
     ONE_GRANT, kind=ErrorKind.REFUSED, since=A_WEEK, refused_since=A_WEEK, client_changed_at=A_WEEK
 )
@@ -41,13 +41,15 @@ ALONE = replace(
         ({"kind": ErrorKind.REQUEST}, REFUSED),
         ({"kind": ErrorKind.REFUSED}, None),
         ({"kind": ErrorKind.OTHER}, None),
-        ({"since": NOW - ASK_AGAIN_AFTER + SECOND}, None),
+        ({"refused_since": NOW - ASK_AGAIN_AFTER + SECOND}, None),
         ({"repeated": False}, None),
         ({"worked_at": None}, None),
         ({"worked_at": NOW - HOUR - SECOND}, None),
         ({"others_fail": True}, None),
+        ({"others_refused": True}, None),
+        ({"others_refused": True, "token_active": False}, REFUSED),
         ({"token_active": True}, None),
-        ({"token_active": False, "repeated": False, "since": NOW}, REFUSED),
+        ({"token_active": False, "repeated": False, "refused_since": NOW}, REFUSED),
         ({"token_active": False, "others_fail": True}, None),
     ],
 )
@@ -59,8 +61,10 @@ def test_a_refusal_without_a_usable_error(changes: dict[str, object], reason: Er
     ("changes", "reason"),
     [
         ({}, KEEPS_FAILING),
-        ({"kind": ErrorKind.REFUSED}, KEEPS_FAILING),
-        ({"repeated": False, "others_fail": True}, KEEPS_FAILING),
+        ({"kind": ErrorKind.OTHER}, None),
+        ({"kind": ErrorKind.OTHER, "others_worked": (A_WEEK, NOW)}, KEEPS_FAILING),
+        ({"repeated": False}, None),
+        ({"others_fail": True}, KEEPS_FAILING),
         ({"others_worked": None}, None),
         ({"others_worked": (NOW - RECURS_FOR + SECOND, NOW)}, None),
         ({"others_worked": (NOW - RECURS_FOR * 2, NOW - RECURS_FOR - SECOND)}, None),
@@ -79,6 +83,7 @@ def test_an_error_that_others_dont_meet(changes: dict[str, object], reason: Erro
         ({"kind": ErrorKind.REQUEST, "worked_at": A_WEEK, "token_active": True}, KEEPS_FAILING),
         ({"repeated": False}, None),
         ({"others_fail": True}, None),
+        ({"others_refused": True}, KEEPS_FAILING),
         ({"refused_since": A_WEEK + SECOND}, None),
         ({"client_changed_at": A_WEEK + SECOND}, None),
         ({"others_worked": (A_WEEK + SECOND, NOW - RECURS_FOR - SECOND)}, None),
