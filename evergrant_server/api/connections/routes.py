@@ -76,17 +76,19 @@ async def list_connections(
 ) -> ConnectionList:
     """The connections that the app's permits cover, sorted by id.
 
-    With the `reference` from a subject's page only the connection whose consent failed there.
+    With the `reference` from a subject's page only the connection whose consent failed there; no other
+    filter may come with it.
     """
-    if reference is not None:
-        return await _with_reference(call, reference)
-    filters = {
+    filters: dict[str, object] = {
         "integration": integration,
         "provider": provider,
         "subject": subject,
         "state": state,
         "expiring_before": expiring_before,
     }
+    if reference is not None:
+        _require_alone({**filters, "cursor": cursor})
+        return await _with_reference(call, reference)
     bound = {"list": "connections", "app": call.caller.app.id, **filters}
     after = call.api.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
@@ -106,15 +108,26 @@ async def list_connections(
     )
 
 
+def _require_alone(others: dict[str, object]) -> None:
+    """Raise Failure INVALID_REQUEST for a filter beside a reference, which leads to one connection."""
+    for name, value in others.items():
+        if value is not None:
+            raise Failure(ErrorCode.INVALID_REQUEST, f"Send reference without {name}.", field=name)
+
+
 async def _with_reference(call: ApiCall, reference: str) -> ConnectionList:
     items: list[ConnectionView] = []
     async with call.api.store.read() as tx:
         for consent in await tx.consents.by_reference(call.tenant, reference):
-            with suppress(Failure):  # not this app's to see
+            try:
                 connection = await call.visible_connection(tx, consent.connection_id)
-                view = await connection_view(tx, connection)
-                said = await provider_said(tx, call, connection, consent)
-                items.append(view.model_copy(update={"provider_said": said}))
+            except Failure as failure:
+                if failure.code is not ErrorCode.NOT_FOUND:
+                    raise
+                continue  # not this app's to see
+            view = await connection_view(tx, connection)
+            said = await provider_said(tx, call, connection, consent)
+            items.append(view.model_copy(update={"provider_said": said}))
     return ConnectionList(items=items)
 
 

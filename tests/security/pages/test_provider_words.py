@@ -5,10 +5,14 @@ import re
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.consent import reference_of
 from evergrant_server.core.provider_words import REDACTED
+from evergrant_server.store.connections.tables import ConnectionRow
+from evergrant_server.store.database.rows import columns_equal
 from tests.fakes.api import Api
 from tests.security.pages.test_callback import ISSUER, Started, started
 
@@ -84,6 +88,26 @@ async def test_another_browser_puts_no_words_into_the_log(api: Api):
     await api.browser().get(f"{path}&error=server_error&error_description=call+me")
     (record,) = await it.records(AuditAction.CALLBACK_REFUSED)
     assert "provider_said" not in record.detail
+
+
+async def test_a_row_that_is_not_evergrants_is_no_reference_of_nothing(api: Api):
+    it = await started(api)
+    admin = await api.app_with("boss", Action.ADMIN)
+    consent = await it.consent()
+    async with api.worker.write() as tx:
+        mine = columns_equal(ConnectionRow, tenant=consent.tenant, id=it.connection_id)
+        await tx.connection.execute(update(ConnectionRow).where(mine).values(subject="user-2"))
+    answer = await api.get("/v1/connections", admin, params={"reference": reference_of(consent.id)})
+    assert (answer.status_code, answer.json()["code"]) == (500, "authority_broken")
+
+
+@pytest.mark.parametrize(("name", "value"), [("state", "active"), ("subject", "user-2"), ("cursor", "x")])
+async def test_a_reference_has_no_filter_beside_it(api: Api, name: str, value: str):
+    admin = await api.app_with("boss", Action.ADMIN)
+    asked = {"reference": "00000-00000", name: value}
+    answer = await api.get("/v1/connections", admin, params=asked)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+    assert name in answer.text
 
 
 @pytest.mark.parametrize("reference", ["", "00000-00000", "%", "x", "_________", "a" * 32])
