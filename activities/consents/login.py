@@ -22,6 +22,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.login import (
+    ENDS_CONSENT,
     LoginClaim,
     LoginRule,
     claimed_subject,
@@ -29,7 +30,7 @@ from evergrant_server.core.connections.login import (
     logged_in,
     must_log_in,
 )
-from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import require_login
 from evergrant_server.core.messages.integrations import LoginResult, VerifyLogin
 from evergrant_server.core.messages.names import ActivityName
@@ -47,6 +48,7 @@ from providers.responses.token_response import read_tokens
 
 log = logging.getLogger("evergrant.activities")
 
+_TOO_LATE = "The issuer no longer accepts this login, which may have taken too long: log in again."
 _SUPERSEDED = "This login was begun again, or its consent has ended."
 
 
@@ -78,10 +80,10 @@ class _Verdict:
         return AuditAction.CONSENT_FAILED if self.why is None else AuditAction.SUBJECT_MISMATCH
 
     def after(self, consent: Consent, now: datetime) -> Consent:
-        """What an admin or time repairs leaves the link usable."""
+        """Only an id token that is refused, and another person, end the consent."""
         if self.failure is None:
             return logged_in(consent, now)
-        if self.failure.kind is not FailureKind.RECONNECT_NEEDED:
+        if self.failure.code not in ENDS_CONSENT:
             return consent
         ended = {"status": ConsentStatus.FAILED, "failure": self.failure.code}
         return consent.model_copy(update=ended)
@@ -199,6 +201,9 @@ class LoginActivities:
 
 
 def _failed(failure: Failure) -> LoginResult:
+    """For the subject's page."""
+    if failure.code is ErrorCode.GRANT_REJECTED:  # of the login's code, not of a connection's grant
+        return LoginResult(failure=ErrorCode.CALLBACK_INVALID, detail=_TOO_LATE)
     return LoginResult(failure=failure.code, detail=failure.detail, retry_after=failure.retry_after)
 
 

@@ -138,9 +138,10 @@ class Pages:
     def failed(self, failure: Failure, *, asking: str | None = None) -> str:
         """The failure's detail and whom to ask, without values of the request or words of the provider.
 
-        `asking` is the app that requested the consent, where it has failed for good.
+        `asking`, else in the failure's context, is the app that requested the consent, where it has failed
+        for good.
         """
-        text = f"{failure.detail} {_whom_to_ask(failure, asking)}"
+        text = f"{failure.detail} {_whom_to_ask(failure, asking or failure.context.get('asking'))}"
         reference = failure.context.get("reference", "")
         return self._result("bad", "This didn't work", text, code=failure.code.value, reference=reference)
 

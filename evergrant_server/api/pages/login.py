@@ -13,9 +13,9 @@ from evergrant_server.api.pages.callback_checks import (
 )
 from evergrant_server.api.pages.callback_outcome import outcome_of, record_refusal
 from evergrant_server.api.pages.session import ConsentSession, SubjectPages
-from evergrant_server.core.connections.consent import Consent, hash_state
+from evergrant_server.core.connections.consent import Consent, hash_state, reference_of
 from evergrant_server.core.connections.id_token import hash_of_nonce
-from evergrant_server.core.connections.login import must_log_in
+from evergrant_server.core.connections.login import ENDS_CONSENT, must_log_in
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId
 from evergrant_server.core.integrations import Integration, require_login
@@ -109,6 +109,8 @@ async def finish_login(
             raise _not_logged_in(callback, there)
     except Failure as failure:
         await record_refusal(pages, consent, failure, end=bound, said=said)
+        if bound:
+            _ended(failure, consent)
         raise
     waiting = await _save_code(pages, consent, callback.code)
     order = VerifyLogin(
@@ -116,7 +118,9 @@ async def finish_login(
     )
     result = await pages.api.link.verify_login(order, timeout=LOGIN_TIMEOUT_S)
     if result.failure is not None:
-        raise Failure(result.failure, result.detail, retry_after=result.retry_after)
+        failure = Failure(result.failure, result.detail, retry_after=result.retry_after)
+        failure.context["reference"] = reference_of(consent.id)
+        raise _ended(failure, consent) if failure.code in ENDS_CONSENT else failure
     return link.reveal()
 
 
@@ -143,6 +147,12 @@ def _not_logged_in(callback: Callback, there: Integration) -> Failure:
         code = outcome_of(callback)[1] or ErrorCode.PROVIDER_ERROR
     why = callback.error or "access_denied"
     return Failure(code, f"You were not logged in at {_host_of(there)}: it answered {why}.")
+
+
+def _ended(failure: Failure, consent: Consent) -> Failure:
+    """With the app to ask for a new link, for the page: the consent has failed for good."""
+    failure.context["asking"] = consent.by.removeprefix("app:")
+    return failure
 
 
 def _host_of(there: Integration) -> str:

@@ -11,9 +11,11 @@ from enum import StrEnum
 
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import FrozenModel
 from evergrant_server.core.text import is_storable_text
 
+ENDS_CONSENT = (ErrorCode.ID_TOKEN_REFUSED, ErrorCode.SUBJECT_MISMATCH)  # others leave the link usable
 _LONGEST_NAME = 255  # of what an audit record says
 
 

@@ -21,7 +21,7 @@ from activities.consents.login import LoginActivities
 from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.connections.consent import ConsentStatus, reference_of
 from evergrant_server.core.connections.login import LoginClaim, LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
@@ -63,6 +63,8 @@ class LoggingIn(Started):
         """Nothing is left of the login, and the provider was not seen."""
         await assert_refused(answer, code, status)
         consent = await self.consent()
+        assert reference_of(consent.id) in answer.text
+        assert "new link" in answer.text
         assert (consent.status, consent.failure, consent.confirmed_at) == (ConsentStatus.FAILED, code, None)
         assert not self.at_provider
         assert await self.signals() == []
@@ -112,11 +114,8 @@ async def sent_to_log_in(
 async def test_the_honest_subject_logs_in_and_is_connected(api: Api, issuer: LoginIssuer):
     it = await sent_to_log_in(api, issuer, return_to=RETURN)
     login = it.visitor.sent
-    assert (login["scope"], login["response_type"], login["code_challenge_method"]) == (
-        "openid",
-        "code",
-        "S256",
-    )
+    asked = (login["scope"], login["response_type"], login["code_challenge_method"])
+    assert asked == ("openid", "code", "S256")
     assert len(login["nonce"]) == 43
     assert "127.0.0.1" in (await it.visitor.open(it.link)).text, "the page says where"
     await it.log_in()
@@ -183,6 +182,10 @@ def unsigned(claims: dict[str, Any]) -> str:
     return ".".join(base64.urlsafe_b64encode(it).rstrip(b"=").decode() for it in parts) + "."
 
 
+def signing(alg: str, key: Any, **header: str) -> Callable[[dict[str, Any]], str]:
+    return lambda claims: jwt.encode({"alg": alg, **header}, claims, key)
+
+
 @pytest.mark.parametrize(
     "bend",
     [
@@ -191,14 +194,8 @@ def unsigned(claims: dict[str, Any]) -> str:
         lambda it: it.bent.update(iss="https://evil.example"),
         lambda it: it.bent.update(aud="another-client"),
         lambda it: setattr(it, "sign", unsigned),
-        lambda it: setattr(
-            it,
-            "sign",
-            lambda claims: jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(it.client_secret)),
-        ),
-        lambda it: setattr(
-            it, "sign", lambda claims: jwt.encode({"alg": "ES256", "kid": "x"}, claims, new_key("x"))
-        ),
+        lambda it: setattr(it, "sign", signing("HS256", OctKey.import_key(it.client_secret))),
+        lambda it: setattr(it, "sign", signing("ES256", new_key("x"), kid="x")),
     ],
     ids=["nonce", "no nonce", "iss", "aud", "alg none", "HS256 with the client secret", "a key of its own"],
 )
@@ -254,8 +251,8 @@ async def test_parallel_callbacks_make_one_login(api: Api, issuer: LoginIssuer):
 @pytest.mark.parametrize("iss", ["https://evil.example", None])
 async def test_rfc9207_2_4_a_callback_of_another_issuer(api: Api, issuer: LoginIssuer, iss: str | None):
     it = await sent_to_log_in(api, issuer)
-    answer = await it.visitor.come_back(iss=iss)
-    await assert_refused(answer)
+    await assert_refused(answer := await it.visitor.come_back(iss=iss))
+    assert "Ask asker for a new link" in answer.text
     assert (await it.consent()).status is ConsentStatus.FAILED
     assert issuer.count("token") == 0
 
@@ -331,6 +328,7 @@ async def test_an_error_of_the_issuer_ends_neither_the_consent_nor_the_connectio
     [
         (status(503), None, "provider_error", 503),
         (error("invalid_client", 401), "invalid_client", "client_rejected", 424),
+        (error("invalid_grant"), "invalid_grant", "grant_rejected", 400),
     ],
 )
 async def test_what_time_or_an_admin_repairs_leaves_the_link_usable(
@@ -339,9 +337,12 @@ async def test_what_time_or_an_admin_repairs_leaves_the_link_usable(
     it = await sent_to_log_in(api, issuer)
     issuer.script(answer)
     callback = await it.back_at()
-    await assert_refused(await it.log_in(callback), code, answered)
+    page, consent, is_late = await it.log_in(callback), await it.consent(), said == "invalid_grant"
+    await assert_refused(page, "callback_invalid" if is_late else code, answered)
+    assert reference_of(consent.id) in page.text
+    assert ("log in again" in page.text) is is_late
+    assert "new link" not in page.text
     await assert_refused(await it.log_in(callback))
-    consent = await it.consent()
     assert (consent.status, consent.confirmed_at) == (ConsentStatus.STARTED, None)
     (record,) = await it.records(AuditAction.CONSENT_FAILED)
     assert (record.detail["reason"], record.detail.get("provider_said", {}).get("error")) == (code, said)
@@ -392,8 +393,7 @@ async def test_a_configuration_that_lets_no_subject_log_in_says_its_repair(api: 
     key = await api.app_with("asker", Action.CONNECT)
     made = (await api.post("/v1/connections", key, {"integration": "crm", "subject": "user-1"})).json()
     visitor = Visitor(api)
-    answer = await visitor.go_on(made["connect_url"])
-    await assert_refused(answer, "client_rejected", 424)
+    await assert_refused(answer := await visitor.go_on(made["connect_url"]), "client_rejected", 424)
     assert "name another one in login" in answer.text
     await staff(api, issuer)
     await visitor.go_on(made["connect_url"])
