@@ -1,6 +1,6 @@
 """Token requests: the credential that is sent for a new access token, and whether it may be sent twice.
 
-`providers.requests.request_writer` writes the form and authenticates the client.
+`providers.requests.sender` sends it; `request_writer` there writes it in the provider's format.
 """
 
 from abc import ABC, abstractmethod

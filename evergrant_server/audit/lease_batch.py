@@ -1,4 +1,4 @@
-"""One batch of leases in one transaction: looked at again, chained, counted.
+"""One batch of leases in one transaction: checked again for a revocation, chained, counted.
 
 The statements are written out for each driver, because building them took longer than
 running them.
@@ -121,7 +121,7 @@ async def write_sqlite(
     """Write what still holds; returns the places of those claims. The transaction is IMMEDIATE."""
     raw, ring = sqlite_driver(tx.connection), tx.sealer.ring
     connection_ids, app_ids = _ids(claims)
-    good = _good(
+    good = _still_leasable(
         claims,
         raw.execute(_LITE_CONNECTIONS, (json.dumps(connection_ids),)),
         raw.execute(_LITE_APPS, (json.dumps(app_ids),)),
@@ -152,7 +152,7 @@ async def write_postgresql(
     async with raw.transaction():
         connections = await raw.fetch(_PG_CONNECTIONS, connection_ids)
         apps = await raw.fetch(_PG_APPS, app_ids)
-        good = _good(claims, connections, apps, clock.now())
+        good = _still_leasable(claims, connections, apps, clock.now())
         kept = [claims[place] for place in sorted(good)]
         for tenant, entries in _by_tenant(kept):
             rows, end = _chained(ring, await _locked_head(raw, ring, tenant, shard), entries)
@@ -187,7 +187,7 @@ def _ids(claims: Sequence[LeaseClaim]) -> tuple[list[str], list[str]]:
     return sorted({it.connection_id for it in claims}), sorted({it.app_id for it in claims})
 
 
-def _good(
+def _still_leasable(
     claims: Sequence[LeaseClaim], connection_rows: Iterable[Any], app_rows: Iterable[Any], now: datetime
 ) -> frozenset[int]:
     connections = {row[0]: tuple(row)[:4] for row in connection_rows if row[4] in _LEASABLE}

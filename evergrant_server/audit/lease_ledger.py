@@ -1,4 +1,4 @@
-"""The lease ledger: many leases, one commit, and no lease that isn't in the log.
+"""The lease ledger: many leases, one commit, and no lease that isn't in the log. `lease_batch` writes it.
 
 The hot loop of leases. All waiting claims go into one transaction; while it commits, the next
 batch gathers. The transaction itself looks once more at what the lease was

@@ -109,7 +109,19 @@ class World:
         return await self.api.state(connection["id"], "active", PATIENCE_S)
 
     async def refreshed(self, connection: dict[str, Any]) -> dict[str, Any]:
-        return await self.api.post(f"/v1/connections/{connection['id']}/refresh")
+        """Refresh it; a refresh that takes longer than one request waits is asked for again."""
+        path = f"/v1/connections/{connection['id']}"
+        seen = {"generation": (await self.api.get(path))["generation"]}
+
+        async def ended() -> dict[str, Any] | None:
+            try:
+                return await self.api.post(f"{path}/refresh", seen)
+            except ApiProblem as problem:
+                if problem.code != "refresh_pending":
+                    raise
+                return None
+
+        return await wait_until(ended, "a refresh", PATIENCE_S)
 
     async def revoked(self, connection: dict[str, Any]) -> dict[str, Any]:
         await self.api.post(f"/v1/connections/{connection['id']}/revoke", {"reason": "the test is over"})

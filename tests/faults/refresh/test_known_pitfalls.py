@@ -66,15 +66,11 @@ async def test_a_restart_with_an_expired_token_refreshes_once(place: Installatio
     assert refreshes(place.idp) == 1
 
 
-@pytest.mark.parametrize("said", ["0", "NaN"])
 async def test_an_unreadable_lifetime_keeps_the_grant_and_causes_no_retry_storm(
-    place: Installation, lenient: ScriptedProvider, said: str
+    place: Installation, lenient: ScriptedProvider
 ):
-    """Zero would make a token that is due at once, for ever."""
     connection = await place.connect(NEVER_ROTATES)
-    lenient.script(
-        raw(b'{"access_token": "at", "token_type": "bearer", "expires_in": ' + said.encode() + b"}")
-    )
+    lenient.script(raw(b'{"access_token": "at", "token_type": "bearer", "expires_in": NaN}'))
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.REPLY_UNREADABLE
     for _ in range(5):
         assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.REPLY_UNREADABLE

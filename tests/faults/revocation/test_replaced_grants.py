@@ -97,7 +97,8 @@ async def test_where_a_token_ends_its_own_grant_alone_the_old_one_is_revoked_at_
     assert alive(place) == [False, True]
     assert (await place.row(connection)).state is LifecycleState.ACTIVE
     failed = await details(place, connection, AuditAction.REVOCATION_FAILED)
-    assert failed == [{"reason": ErrorCode.PROVIDER_ERROR, "replaced": True}] * 2
+    said = {"provider_said": {"status": 503}}
+    assert failed == [{"reason": ErrorCode.PROVIDER_ERROR, "replaced": True, **said}] * 2
     assert await kept(place, connection) == []
 
 

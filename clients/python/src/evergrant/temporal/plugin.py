@@ -1,6 +1,6 @@
 """`EvergrantPlugin`: one line in the worker, or in the Temporal client that the worker uses.
 
-Its interceptor gives an activity its leases and keeps their tokens out of Temporal.
+Its interceptor lets `leases.lease` work in an activity and keeps tokens out of Temporal.
 """
 
 from collections.abc import Awaitable, Callable
