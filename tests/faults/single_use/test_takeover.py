@@ -79,7 +79,7 @@ async def test_a_revocation_and_a_code_exchange_wait_for_a_refresh_in_flight(
 async def test_a_second_send_keeps_the_date_of_the_first(place: Installation, lenient: ScriptedProvider):
     connection = await place.connect(NEVER_ROTATES)
     worker = Activities(place)
-    lenient.script(drop_after_commit())
+    lenient.script(drop_after_commit(), ok(expires_in=3600))  # a long one: the machine may stand still
     await worker.refresh(connection, 1)
     async with place.store.read() as tx:
         first = await tx.attempts.open_of_any_kind(TENANT, connection.id, "main")
