@@ -1,6 +1,6 @@
 """Delivers events to webhooks: signed (Standard Webhooks), sent through the egress guard.
 
-`core.webhooks` decides when a delivery is tried again; the workflow waits for it.
+`core.webhooks` signs it, and decides when it is tried again; the workflow waits for that.
 """
 
 import asyncio

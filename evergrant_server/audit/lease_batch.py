@@ -1,5 +1,7 @@
 """One batch of leases in one transaction: checked again for a revocation, chained, counted.
 
+`lease_ledger` gathers it and answers the callers.
+
 The statements are written out for each driver, because building them took longer than
 running them.
 """

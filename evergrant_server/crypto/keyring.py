@@ -1,4 +1,7 @@
-"""The key ring: the root keys one process holds, by purpose, and what may be done with them."""
+"""The key ring: the root keys one process holds, by purpose, and what may be done with them.
+
+`store.sealing` chooses the key of a column.
+"""
 
 import hashlib
 import hmac

@@ -1,4 +1,7 @@
-"""Answers kept for their `Idempotency-Key`. Bodies may hold connect links, so all are sealed."""
+"""Answers kept for their `Idempotency-Key`; `api.http.call` decides when one is returned.
+
+Bodies may hold connect links, so all are sealed.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Rows of connections. A change names the revision that was read.
+"""Rows of connections. A change names the revision that was read; `database.rows` compares it.
 
 The authenticator of the names is written when a row is added, and no later change makes a new one.
 """
