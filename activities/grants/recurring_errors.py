@@ -84,7 +84,8 @@ async def _load(
     refused_since = first.closed_at or first.opened_at
     since = min(refused_since, row.first_opened_at)
     worked_at = await tx.attempts.newest_refresh(tenant, current.integration_id)
-    # of what others met: a busy integration's newest success is never long ago
+    # Others' failures count from this connection's first one on: the newest success of a busy integration is
+    # always recent.
     after = None if worked_at is None else min(worked_at, since)
     return RecurringError(
         kind=error.kind,

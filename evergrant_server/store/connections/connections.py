@@ -25,6 +25,7 @@ from evergrant_server.store.connections.tables import (
     FAILING_CONDITION,
     FINAL_STATES,
     LIVE_CONDITION,
+    REFUSED_CONDITION,
     ConnectionGrantRow,
     ConnectionRow,
     LateTokensRow,
@@ -170,11 +171,13 @@ class Connections(ModelRepository[Connection, ConnectionId]):
 
     async def others_refused(self, connection: Connection, after: datetime) -> bool:
         """Whether another connection of its integration has ended as REFRESH_REFUSED after then."""
-        row, ended = table_of(ConnectionRow).c, LifecycleState.NEEDS_REAUTH.value
-        mine = {"tenant": connection.tenant, "integration_id": connection.integration_id}
-        refused = columns_equal(ConnectionRow, **mine, state=ended, reason=ErrorCode.REFRESH_REFUSED.value)
-        query = select(exists().where(refused, row.changed_at > after, row.id != connection.id))
-        return bool((await self._connection.execute(query)).scalar_one())
+        row = table_of(ConnectionRow).c
+        mine = columns_equal(
+            ConnectionRow, tenant=connection.tenant, integration_id=connection.integration_id
+        )
+        refused = select(row.id).where(mine, text(REFUSED_CONDITION), row.id != connection.id)
+        late = refused.where(row.changed_at > after).limit(1)
+        return (await self._connection.execute(late)).first() is not None
 
     async def revoking_since_before(self, moment: datetime, limit: int) -> list[PendingRevocation]:
         """Connections of every tenant whose revocation began before then and hasn't ended, oldest first.

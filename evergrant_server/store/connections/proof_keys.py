@@ -14,7 +14,7 @@ _COLUMN = "sealed_key"
 
 
 class ProofKeys(SealedRepository):
-    """The key of a connection's tokens. In the lease purpose: who hands out the token makes its proofs."""
+    """The key of a connection's tokens. In the lease purpose: the API makes the proofs."""
 
     async def get(self, tenant: Tenant, connection_id: ConnectionId) -> ProofKey | None:
         """Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""

@@ -17,6 +17,7 @@ FINAL_STATES = tuple(state.value for state in LifecycleState if state.is_final)
 LIVE_CONDITION = "state NOT IN ({})".format(", ".join(f"'{state}'" for state in sorted(FINAL_STATES)))
 
 FAILING_CONDITION = "state = 'active' AND failures > 0"
+REFUSED_CONDITION = "state = 'needs_reauth' AND reason = 'refresh_refused'"
 REFRESHED_CONDITION = "kind = 'refresh' AND outcome = 'installed'"
 
 
@@ -38,6 +39,9 @@ class ConnectionRow(columns.IdTable, table=True):
         ),
         columns.partial_index(
             "ix_connection_failing", "tenant", "integration_id", "last_failed_at", where=FAILING_CONDITION
+        ),
+        columns.partial_index(
+            "ix_connection_refused", "tenant", "integration_id", "changed_at", where=REFUSED_CONDITION
         ),
     )
     integration_id: str

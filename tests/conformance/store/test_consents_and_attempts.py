@@ -213,7 +213,7 @@ async def test_the_refreshes_of_an_integration_that_worked_and_those_that_fail(s
             await tx.attempts.open(attempt)
             await tx.attempts.close(attempt, outcome, hours[at])
         failing = other.refresh_failed(ErrorCode.PROVIDER_ERROR, hours[4], token_over=False)
-        await tx.connections.replace(failing, expected=other.revision)
+        failing = await tx.connections.replace(failing, expected=other.revision)
     async with store.read() as tx:
         first = await tx.attempts.first_refused(ACME, mine.id, 1)
         assert first is not None
@@ -230,3 +230,11 @@ async def test_the_refreshes_of_an_integration_that_worked_and_those_that_fail(s
         assert failing_since == [True, True, False]
         assert not await tx.connections.others_fail(other, None)
         assert not await tx.connections.others_fail(elsewhere, None)
+        assert not await tx.connections.others_refused(mine, hours[0])
+    async with store.write() as tx:
+        refused = failing.rejected(ErrorCode.REFRESH_REFUSED, hours[5])
+        await tx.connections.replace(refused, expected=failing.revision)
+    async with store.read() as tx:
+        found = [await tx.connections.others_refused(it, hours[4]) for it in (mine, other, elsewhere)]
+        assert found == [True, False, False]
+        assert not await tx.connections.others_refused(mine, hours[5])
