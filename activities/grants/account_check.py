@@ -79,7 +79,7 @@ async def is_meant_account(
     tx: Transaction, context: ProviderContext, current: Connection, tokens: TokenSet
 ) -> bool:
     """Whether the tokens of a consent are of the account that was meant. Raises Failure AUTHORITY_BROKEN
-    when another hand than Evergrant's has written which one that is."""
+    when the stored expectation or pin wasn't written by Evergrant."""
     meant = await tx.connections.get_authentic(current.tenant, current.id)
     rule = context.integration.on_reconnect
     return await tx.account_identifiers.is_expected(meant or current, tokens.account, rule)

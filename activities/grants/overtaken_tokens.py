@@ -1,4 +1,4 @@
-"""Tokens of a reply that a newer grant has overtaken: never installed, and revoked as far as that harms none.
+"""Tokens of a reply that a newer grant has overtaken: revoked, where that ends no grant in use.
 
 The reply was under way, on another host or in a stopped process, when a consent or an import gave the
 connection another grant. Its tokens are the newest of the grant of before.

@@ -35,7 +35,7 @@ def check_providers(
 @Parameter(name="*")
 @dataclass(frozen=True)
 class TrialArguments:
-    """What `providers try` may be told. A client secret is no option: every process could read it."""
+    """The options of `providers try`. A client secret is none: every process could read it."""
 
     definition: Path | None = None
     "A definition of your own, in the catalogue's format."

@@ -1,7 +1,8 @@
 """What a provider said about a failure, cleaned for an admin. Pure.
 
-The texts are a provider's, or anyone's who sent the browser. Credentials and addresses of people are
-redacted: those that are known, and whatever looks like one, since a provider may quote any.
+The texts are a provider's, or those of a page that sent the browser to the callback. Credentials and
+addresses of people are redacted: those that are known, and text that looks like one, since a provider may
+quote any.
 """
 
 import html

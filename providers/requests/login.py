@@ -90,5 +90,8 @@ async def fetch_email(egress: Egress, endpoint: str, access_token: Secret, sub: 
         why = f"The issuer's userinfo_endpoint answered {reply.status_code} without claims."
         raise Failure(ErrorCode.REPLY_UNREADABLE, why)
     if claims.get("sub") != sub:  # a token substitution attack otherwise (section 5.3.4)
-        raise Failure(ErrorCode.ID_TOKEN_REFUSED, "The issuer's userinfo_endpoint told of another person.")
+        raise Failure(
+            ErrorCode.ID_TOKEN_REFUSED,
+            "The issuer's userinfo_endpoint answered for another person.",
+        )
     return {name: claims[name] for name in ("email", "email_verified") if name in claims}

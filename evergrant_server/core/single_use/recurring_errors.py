@@ -70,7 +70,8 @@ class RecurringError:
         return None
 
     def _others_work(self, now: datetime) -> bool:
-        """An error that blames the provider or our client may be a region's: it has longer."""
+        """An error that blames the provider or our client has to come back for longer: one region of the
+        provider may be down."""
         if self.others_worked is None or not self.repeated:
             return False
         first, newest = self.others_worked

@@ -43,7 +43,10 @@ def flow_to_try(spec: ProviderSpec, named: str | None) -> Flow:
     """The named flow, or the first of FLOWS that the definition has. Raises Failure INVALID_REQUEST."""
     offered = [flow for flow in FLOWS if flow.value in spec.auth_modes]
     if named is None and not offered:
-        raise _invalid("flow", f"{spec.name} speaks {', '.join(spec.auth_modes)}, which can't be tried")
+        raise _invalid(
+            "flow",
+            f"{spec.name} has the flows {', '.join(spec.auth_modes)} alone, which a trial doesn't support",
+        )
     flow = Flow(named) if named else offered[0]
     spec.require_usable(flow)
     return flow

@@ -38,7 +38,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (None, {}, "--definition or --issuer"),
         ("generic", {}, "give --issuer"),
         ("slack", {"flow": "device_code"}, "device code"),
-        ("trello", {}, "speaks oauth1"),
+        ("trello", {}, "has the flows oauth1 alone"),
         ("apple", {"param": ("team_id=ABCDE12345", "key_id=ABCDE12345")}, "that a key signs"),
         ("slack", {"out": Path("taken.yaml")}, "taken.yaml exists already"),
         ("slack", {"redirect_uri": "example.org/back"}, "redirect URI is not"),
