@@ -14,6 +14,12 @@ MOST_LIVE_KEYS = 2  # of an app: the one in use, and its successor
 _LOOPBACK_PORT = re.compile(r"\A(http://(?:127\.0\.0\.1|\[::1\])):[0-9]{1,5}(?=[/?]|\Z)")
 
 
+class AuthenticationMethod(StrEnum):
+    """How an app proves who it is."""
+
+    API_KEY = "api_key"
+
+
 class Action(StrEnum):
     TOKEN = "token"
     PROXY = "proxy"

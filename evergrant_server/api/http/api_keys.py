@@ -63,11 +63,6 @@ def parse_key(text: str) -> PresentedKey:
     return PresentedKey(KeyId(match[2]), match[3])
 
 
-def key_id_of(text: str) -> KeyId:
-    """Where a key has its id; of other text, any part."""
-    return KeyId(text[4:30])
-
-
 def key_mac(ring: KeyRing, key: AppKey, secret: str) -> str:
     """What the store keeps of a key's secret: a MAC that also covers the row's tenant, app, id and expiry."""
     expires_at = (

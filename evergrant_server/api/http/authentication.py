@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 from starlette.requests import Request
 
-from evergrant_server.api.http.api_keys import expired, key_id_of, key_mac, parse_key
-from evergrant_server.core.access import App, AppKey, Permit
+from evergrant_server.api.http.api_keys import expired, key_mac, parse_key
+from evergrant_server.core.access import App, AppKey, AuthenticationMethod, Permit
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId, Tenant
@@ -27,13 +27,22 @@ _UNKNOWN = AppKey(
 
 
 @dataclass(frozen=True)
+class PresentedCredential:
+    """What a caller proved its identity with, and until when that is accepted."""
+
+    id: KeyId
+    method: AuthenticationMethod
+    valid_until: datetime
+
+
+@dataclass(frozen=True)
 class Caller:
     """An authenticated app and its permits, read at the app's `revision`."""
 
     app: App
-    key: AppKey
+    credential: PresentedCredential
     permits: tuple[Permit, ...]
-    digest: bytes = field(repr=False)  # of the key as presented, to recognize it again
+    digest: bytes = field(repr=False)  # of the credential as presented, to recognize it again
 
     @property
     def tenant(self) -> Tenant:
@@ -50,7 +59,7 @@ class Authenticator:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._cache: dict[KeyId, Caller] = {}
+        self._cache: dict[bytes, Caller] = {}
 
     async def authenticate(self, request: Request) -> Caller:
         """Read the key, the app and its permits from the store.
@@ -69,12 +78,13 @@ class Authenticator:
         right = self._is_right(found[0] if found else _UNKNOWN, given.secret)
         if found is None or not right or found[0].revoked_at is not None:
             raise Failure(ErrorCode.UNAUTHENTICATED)
-        caller = Caller(found[1], found[0], tuple(permits), _digest(text))
-        if not caller.key.is_live(self._clock.now()):
-            raise expired(caller.key)
-        if caller.app.disabled:
+        key, app = found
+        if key.expires_at is None or not key.is_live(self._clock.now()):
+            raise expired(key)
+        if app.disabled:
             raise Failure(ErrorCode.APP_DISABLED)
-        return caller
+        credential = PresentedCredential(key.id, AuthenticationMethod.API_KEY, key.expires_at)
+        return Caller(app, credential, tuple(permits), _digest(text))
 
     async def authenticate_cached(self, request: Request) -> tuple[Caller, bool]:
         """The caller, and whether it comes from the cache.
@@ -83,12 +93,8 @@ class Authenticator:
         compared with the store. Raises as `authenticate` does.
         """
         text = _bearer_token(request)
-        known = self._cache.get(key_id_of(text))
-        if (
-            known is not None
-            and known.key.is_live(self._clock.now())
-            and hmac.compare_digest(known.digest, _digest(text))
-        ):
+        known = self._cache.get(_digest(text))
+        if known is not None and self._clock.now() < known.credential.valid_until:
             return known, True
         caller = await self.caller_of(text)
         self.cache(caller)
@@ -97,10 +103,10 @@ class Authenticator:
     def cache(self, caller: Caller) -> None:
         if len(self._cache) >= _MAX_CACHED:
             self._cache.clear()
-        self._cache[caller.key.id] = caller
+        self._cache[caller.digest] = caller
 
     def evict(self, caller: Caller) -> None:
-        self._cache.pop(caller.key.id, None)
+        self._cache.pop(caller.digest, None)
 
     def _is_right(self, key: AppKey, secret: str) -> bool:
         return hmac.compare_digest(key.secret_hash, key_mac(self._store.ring, key, secret))

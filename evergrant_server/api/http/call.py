@@ -165,7 +165,7 @@ async def _any_app(request: Request, _: Annotated[object, Depends(_bearer_scheme
     """The call of any app. Raises Failure UNAUTHENTICATED or APP_DISABLED."""
     api = api_context(request)
     caller = await api.authenticator.authenticate(request)
-    api.ledger.note_use(caller.tenant, caller.key.id)
+    api.ledger.note_use(caller.tenant, caller.credential.id)
     return ApiCall(api, caller, trace_of(request).request_context(caller.by), request)
 
 

@@ -187,16 +187,15 @@ class LeaseIssuer:
 
     def _claim(self, call: ApiCall, lease_request: LeaseRequest, row: LeaseRow) -> LeaseClaim:
         assert row.grant is not None
-        app, key, proof = call.caller.app, call.caller.key, lease_request.proof
-        assert key.expires_at is not None  # other keys authenticate no request
+        app, credential, proof = call.caller.app, call.caller.credential, lease_request.proof
         return LeaseClaim(
             tenant=app.tenant,
             connection_id=row.connection_id,
             connection_revision=row.connection_revision,
             app_id=app.id,
             app_revision=app.revision,
-            key_id=key.id,
-            valid_until=key.expires_at,
+            key_id=credential.id,
+            valid_until=credential.valid_until,
             generation=row.generation,
             context=call.context,
             scopes=row.grant.scopes,

@@ -13,6 +13,7 @@ import select
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -25,9 +26,9 @@ from activities.single_use.attempt_tracker import CriticalSections
 from activities.support import temporal, transactions
 from evergrant_server.api.connections.confirm import decide_confirmation
 from evergrant_server.api.connections.models import ConfirmBody
-from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.authentication import Caller, PresentedCredential
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.core.access import Action, App, AppKey, Permit
+from evergrant_server.core.access import Action, App, AuthenticationMethod, Permit
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.confirmation import ConfirmVerdict
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -197,12 +198,14 @@ def call_of(parts: Platform, order: ConfirmAndExchange) -> ApiCall:
     """The request of an app that may connect everyone."""
     owned = {"tenant": order.tenant, "created_at": parts.clock.now()}
     app = App(id=order.app_id, name="web", **owned)
-    key = AppKey(id=KeyId("key_1"), app_id=app.id, secret_hash="", **owned)
+    credential = PresentedCredential(
+        KeyId("key_1"), AuthenticationMethod.API_KEY, parts.clock.now() + timedelta(days=1)
+    )
     permit = Permit(
         id=PermitId("per_1"), app_id=app.id, name="all", integration="*", actions=(Action.CONNECT,), **owned
     )
     api = SimpleNamespace(store=parts.store, clock=parts.clock, relay=SimpleNamespace(notify=lambda: None))
-    return ApiCall(cast(Any, api), Caller(app, key, (permit,), b""), order.context, cast(Any, None))
+    return ApiCall(cast(Any, api), Caller(app, credential, (permit,), b""), order.context, cast(Any, None))
 
 
 class Child:
