@@ -139,7 +139,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.SCOPE_NOT_GRANTED: _reconnect(
         "The subject has not granted a requested scope.",
-        "Reauthorize the connection with that scope.",
+        "Send the subject to connect_url; without one, reauthorize the connection with that scope.",
     ),
     ErrorCode.CALLBACK_INVALID: _reconnect(
         "The provider's callback doesn't belong to an open consent in this browser.",

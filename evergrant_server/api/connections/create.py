@@ -66,12 +66,17 @@ async def add_connection(
 
 
 class ConnectionSetup:
-    """Finds or creates connections for one call; `for_lease` of POST /v1/lease, which takes any open link."""
+    """Finds or creates connections for one call.
 
-    def __init__(self, call: ApiCall, *, for_lease: bool = False) -> None:
+    `for_lease`: of a lease, which takes any open link. `step_up`: the subject has to consent to further
+    scopes of an active connection.
+    """
+
+    def __init__(self, call: ApiCall, *, for_lease: bool = False, step_up: bool = False) -> None:
         self._call = call
         self._api = call.api
         self._for_lease = for_lease
+        self._step_up = step_up
         self._now = call.now
 
     async def find_or_create(self, tx: Transaction, wanted: ConnectionBody) -> ConnectionWithLink:
@@ -173,7 +178,8 @@ class ConnectionSetup:
     ) -> ConnectionWithLink:
         """The live connection, with an open or new link if its subject has to consent."""
         waits = named.state in (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
-        if not waits or named.flow.is_static:
+        steps_up = self._step_up and named.state is LifecycleState.ACTIVE and not named.flow.is_client_grant
+        if not (waits or steps_up) or named.flow.is_static:
             return ConnectionWithLink(named, False)
         if named.flow.is_client_grant:
             return await self._retry_client_grant(tx, named, scopes)

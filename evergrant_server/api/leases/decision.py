@@ -15,7 +15,13 @@ from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.leases.dpop import require_provable
 from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter, RefreshWaitResult
 from evergrant_server.api.leases.refusal_log import RefusalLog
-from evergrant_server.api.leases.refusals import LeaseRequest, absent, not_leasable, refusal_entry
+from evergrant_server.api.leases.refusals import (
+    LeaseRequest,
+    absent,
+    not_leasable,
+    refusal_entry,
+    scope_not_granted,
+)
 from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
@@ -89,7 +95,7 @@ class LeaseIssuer:
             row = await self._refreshed_row(lease_request, row, call.context)
         if not row.leasable or not self._is_valid(row):
             raise await not_leasable(call, lease_request, row)
-        self._check_scopes(call.caller, lease_request, row)
+        await self._check_scopes(call, lease_request, row, cached=cached)
         if lease_request.proof is not None:
             await require_provable(self._api, row, lease_request.proof)
         await self._api.ledger.record(self._claim(call, lease_request, row))
@@ -162,15 +168,17 @@ class LeaseIssuer:
 
     # --- permits ----------------------------------------------------------------------
 
-    def _check_scopes(self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow) -> None:
+    async def _check_scopes(
+        self, call: ApiCall, lease_request: LeaseRequest, row: LeaseRow, *, cached: bool
+    ) -> None:
         """The requested scopes must be granted; all scopes of the token must be permitted."""
         assert row.grant is not None
         missing = scopes_above(lease_request.body.scopes or (), row.grant.scopes)
+        if missing and cached:
+            raise StaleClaim
         if missing:
-            raise Failure(
-                ErrorCode.SCOPE_NOT_GRANTED, connection_id=row.connection_id, scopes=" ".join(missing)
-            )
-        self._within_ceiling(caller, row, row.grant.scopes)
+            raise await scope_not_granted(call, lease_request, row, missing)
+        self._within_ceiling(call.caller, row, row.grant.scopes)
 
     def _within_ceiling(self, caller: Caller, row: LeaseRow, scopes: tuple[str, ...]) -> None:
         offline = self._api.registry.offline_scope(row.provider)

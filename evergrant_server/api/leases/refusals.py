@@ -50,18 +50,23 @@ async def not_leasable(call: ApiCall, lease_request: LeaseRequest, row: LeaseRow
         case LifecycleState.ACTIVE:
             return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0, connection_id=id)
         case _:
-            # the names of a row were checked when it was created
-            wanted = ConnectionBody.model_construct(
-                integration=row.integration,
-                subject=row.subject,
-                label=row.label,
-                scopes=lease_request.body.scopes,
-                challenge=None if lease_request.names is None else lease_request.names.challenge,
+            needed = await _with_link(
+                Failure(ErrorCode.CONSENT_REQUIRED), call, _wanted(lease_request, row), id
             )
-            needed = await _consent_required(call, wanted, id)
             if row.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE:
                 needed.context["reason"] = row.reason.value
             return needed
+
+
+async def scope_not_granted(
+    call: ApiCall, lease_request: LeaseRequest, row: LeaseRow, missing: tuple[str, ...]
+) -> Failure:
+    """The failure for a token that lacks a requested scope (RFC 6750 section 3.1, `insufficient_scope`).
+
+    Its link asks the subject for the connection's scopes and these. The grant is leased on meanwhile.
+    """
+    needed = Failure(ErrorCode.SCOPE_NOT_GRANTED, scopes=" ".join(missing))
+    return await _with_link(needed, call, _wanted(lease_request, row), row.connection_id)
 
 
 async def absent(call: ApiCall, lease_request: LeaseRequest) -> Failure:
@@ -71,18 +76,31 @@ async def absent(call: ApiCall, lease_request: LeaseRequest) -> Failure:
         call.allows(action, names.integration, names.subject) for action in (Action.TOKEN, Action.CONNECT)
     ):
         return Failure(ErrorCode.NOT_FOUND)
-    return await _consent_required(call, ConnectionBody(**names.model_dump(exclude={"min_ttl"})), None)
+    wanted = ConnectionBody(**names.model_dump(exclude={"min_ttl"}))
+    return await _with_link(Failure(ErrorCode.CONSENT_REQUIRED), call, wanted, None)
 
 
-async def _consent_required(
-    call: ApiCall, wanted: ConnectionBody, connection_id: ConnectionId | None
+def _wanted(lease_request: LeaseRequest, row: LeaseRow) -> ConnectionBody:
+    """The consent that a lease needs. The names of a row were checked when it was created."""
+    return ConnectionBody.model_construct(
+        integration=row.integration,
+        subject=row.subject,
+        label=row.label,
+        scopes=lease_request.body.scopes,
+        challenge=None if lease_request.names is None else lease_request.names.challenge,
+    )
+
+
+async def _with_link(
+    needed: Failure, call: ApiCall, wanted: ConnectionBody, connection_id: ConnectionId | None
 ) -> Failure:
-    needed = Failure(ErrorCode.CONSENT_REQUIRED)
+    """The failure, with the link of an open or new consent if the app may connect the subject."""
     if connection_id is not None:
         needed.context["connection_id"] = connection_id
     if not call.allows(Action.CONNECT, wanted.integration, wanted.subject):
         return needed
-    setup = ConnectionSetup(call, for_lease=True)
+    step_up = needed.code is ErrorCode.SCOPE_NOT_GRANTED
+    setup = ConnectionSetup(call, for_lease=True, step_up=step_up)
     try:
         opened = await call.write(lambda tx: setup.find_or_create(tx, wanted))
     except Failure as failure:
@@ -90,7 +108,9 @@ async def _consent_required(
             return failure
         needed.retry_after = 5.0  # an expired consent is being closed: a new link is possible in a moment
         return needed
-    if opened.connection.flow.is_client_grant:  # no consent is needed: its first token is on the way
+    if (
+        opened.connection.flow.is_client_grant and not step_up
+    ):  # no consent is needed: its first token is on the way
         return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0, connection_id=opened.connection.id)
     needed.context["connection_id"] = opened.connection.id
     if opened.connect_url is not None and opened.consent is not None:

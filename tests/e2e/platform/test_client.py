@@ -81,10 +81,27 @@ async def test_from_consent_to_revocation_through_the_client(world: ClientWorld)
         assert isinstance(lease, Lease)
         assert (await world.server.whoami(lease.access_token)).json()["scopes"] == ["read"]
         assert blocking.lease(*ALICE) is lease  # from the cache: on this thread, without a request
+        await step_up(world, blocking)
 
     status, out, err = await world.run(sys.executable, "-c", five_lines())
     assert (status, out.split()[0], err) == (0, "token", "")
     await asynchronously(world, needed.connection_id)
+
+
+async def step_up(world: ClientWorld, blocking: Evergrant) -> None:
+    """A scope beyond the grant: the subject consents to it, and the connection has both."""
+
+    def wider() -> Lease | ConsentRequired:
+        return blocking.lease(*ALICE, scopes=("write",))
+
+    needed = await asyncio.to_thread(wider)
+    assert isinstance(needed, ConsentRequired)
+    assert needed.missing_scopes == ("write",)
+    await world.server.scripted_consent(needed.connect_url)
+    leased = await eventually(lambda: asyncio.to_thread(wider), lambda it: isinstance(it, Lease))
+    assert isinstance(leased, Lease)
+    assert leased.connection_id == needed.connection_id
+    assert set((await world.server.whoami(leased.access_token)).json()["scopes"]) == {"read", "write"}
 
 
 async def asynchronously(world: ClientWorld, connection_id: str) -> None:

@@ -1,6 +1,7 @@
 """The calls: the request that is sent, and the result of a good response. The commands' tests have more."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import evergrant as client
 import pytest
@@ -60,6 +61,14 @@ async def test_a_missing_consent_is_a_result(caller: Caller, evergrant: Scripted
         await caller.call("token", "crm", "alice")
     assert (raised.value.connect_url, raised.value.code) == (LINK, "consent_required")
     assert LINK not in str(raised.value)
+
+
+async def test_a_missing_scope_with_a_link_is_a_result(caller: Caller, evergrant: ScriptedEvergrant):
+    wider: dict[str, Any] = {"connection_id": "con_1", "connect_url": LINK, "scopes": "mail calendar"}
+    evergrant.script(LEASE, problem(409, "ReconnectNeeded", "scope_not_granted", **wider))
+    needed = await caller.call("lease", "crm", "alice", scopes=("mail", "calendar"))
+    assert needed == client.ConsentRequired(LINK, "con_1", None, missing_scopes=("mail", "calendar"))
+    assert (needed.as_error().code, needed.as_error().connect_url) == ("scope_not_granted", LINK)
 
 
 async def test_a_consent_that_this_app_may_not_open_is_an_error(caller: Caller, evergrant: ScriptedEvergrant):

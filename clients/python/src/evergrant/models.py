@@ -11,7 +11,7 @@ from evergrant.errors import ReconnectNeeded
 
 @dataclass(frozen=True, slots=True)
 class ConsentRequired:
-    """There is no grant yet: the subject has to open `connect_url`.
+    """The subject has to open `connect_url`: there is no grant, or it lacks `missing_scopes`.
 
     The link ends at a page with the code for `Evergrant.confirm`; a web app uses `connect` with `return_to`
     instead, or `evergrant.web`. It is for the subject alone, so `repr` leaves it out. It expires at
@@ -21,11 +21,14 @@ class ConsentRequired:
     connect_url: str = field(repr=False)
     connection_id: str
     expires_at: datetime | None
+    missing_scopes: tuple[str, ...] = ()
 
     def as_error(self) -> ReconnectNeeded:
         """The same answer as an exception. Its message has no link."""
+        wider = f" to {' '.join(self.missing_scopes)}" if self.missing_scopes else ""
         return ReconnectNeeded(
-            f"{self.connection_id} waits for its subject's consent",
+            f"{self.connection_id} waits for its subject's consent{wider}",
+            code="scope_not_granted" if self.missing_scopes else None,
             context={"connection_id": self.connection_id, "connect_url": self.connect_url},
         )
 

@@ -137,6 +137,53 @@ async def test_scopes_that_were_not_granted_and_scopes_above_the_ceiling(api: Ap
     assert (await api.lease(narrow, scopes=["read_user"])).json()["code"] == "scope_not_permitted"
 
 
+async def test_rfc6750_3_1_a_scope_that_was_not_granted_leads_to_a_consent_for_it(api: Api):
+    connection, key = await api.active_for("pipeline", Action.TOKEN, Action.CONNECT)
+    assert (await api.lease(key)).status_code == 200  # the caller and the row are cached
+    first, second = [await api.lease(key, scopes=["read_user", "api"]) for _ in range(2)]
+    assert (first.status_code, first.json()["code"], first.json()["scopes"]) == (
+        409,
+        "scope_not_granted",
+        "api",
+    )
+    assert first.json()["connect_url"] == second.json()["connect_url"]
+    assert first.json()["connection_id"] == connection.id
+    async with api.worker.read() as tx:
+        asked = await tx.consents.open_consent(
+            TENANT,
+            connection.id,
+            api.clock.now(),
+            app_id=(await api.app_named("pipeline")).id,
+            challenge=None,
+        )
+    assert asked is not None
+    assert asked.scopes == (*connection.requested_scopes, "api")
+    assert (await api.lease(key)).status_code == 200, "the grant in use is leased on"
+    assert api.link.asked == [], "a refresh adds no scope"
+
+
+async def test_rfc6749_6_a_narrower_grant_is_judged_anew_by_every_permit(api: Api):
+    connection = await api.active(await api.integration(), scopes=("read_user", "api"))
+    wide = await api.app_with("wide", Action.TOKEN)
+    narrow = await api.app_with("narrow", Action.TOKEN, ceiling=("read_user",))
+    assert (await api.lease(narrow)).json()["code"] == "scope_not_permitted"
+    assert (await api.lease(wide, scopes=["api"])).status_code == 200
+    await api.install(connection, "at-2", scopes=("read_user",))  # the refresh's reply has fewer scopes
+    assert (await api.lease(narrow)).json()["access_token"] == "at-2"
+    assert (await api.lease(wide, scopes=["api"])).json()["code"] == "scope_not_granted"
+
+
+async def test_no_consent_is_opened_for_a_scope_above_a_ceiling_or_without_connect(api: Api):
+    await api.active(await api.integration(), scopes=("read_user",))
+    narrow = await api.app_with("narrow", Action.TOKEN, Action.CONNECT, ceiling=("read_user",))
+    above = await api.lease(narrow, scopes=["api"])
+    assert (above.status_code, above.json()["code"]) == (403, "scope_not_permitted")
+    reader = await api.lease(await api.app_with("reader", Action.TOKEN), scopes=["api"])
+    assert (reader.status_code, reader.json()["code"]) == (409, "scope_not_granted")
+    assert not any("connect_url" in answer.json() for answer in (above, reader))
+    assert await api.records(AuditAction.REAUTHORIZATION_REQUESTED) == []
+
+
 async def test_one_who_waits_gets_a_typed_answer_when_time_is_up(api: Api):
     _, key = await api.active_for("pipeline", Action.TOKEN)
     api.clock.advance(3601)

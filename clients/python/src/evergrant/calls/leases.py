@@ -22,6 +22,7 @@ from evergrant.fields import Fields
 from evergrant.lease import Lease, Proof, Signature
 from evergrant.models import ConsentRequired
 
+_CONSENTS = ("consent_required", "scope_not_granted")
 FormFields = Mapping[str, str] | Sequence[tuple[str, str]]
 
 
@@ -91,7 +92,7 @@ def sign(connection_id: str, method: str, url: str, form: FormFields | None = No
 
 
 def _parse_lease(response: Response) -> LeaseResponse:
-    """200 is a lease. 409 `consent_required` with a connect link is a result too, not an error."""
+    """200 is a lease. 409 with a connect link is a result too, not an error."""
     answered_at = http_date(response.headers.get("date", ""))
     if response.status_code == 409 and (needed := _consent_required(response)):
         return LeaseResponse(needed, answered_at)
@@ -109,9 +110,10 @@ def _parse_lease(response: Response) -> LeaseResponse:
 
 def _consent_required(response: Response) -> ConsentRequired | None:
     problem = parse_problem(response)
-    if problem is None or problem.get("code") != "consent_required" or "connect_url" not in problem:
+    if problem is None or problem.get("code") not in _CONSENTS or "connect_url" not in problem:
         return None
-    return Fields(problem, "problem document").build(ConsentRequired)
+    missing = tuple(str(problem.get("scopes", "")).split())
+    return Fields(problem, "problem document").build(ConsentRequired, missing_scopes=missing)
 
 
 def _parse_signature(response: Response) -> Signature:

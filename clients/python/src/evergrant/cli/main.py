@@ -73,6 +73,10 @@ def token(
         answer = client.lease(integration, subject, label=label, min_ttl=ttl, scopes=scope or None)
     match answer:
         case ConsentRequired():
+            if answer.missing_scopes:
+                needed = answer.as_error()
+                needed.repair = f"Send the subject to {answer.connect_url}"
+                raise needed
             command = shlex.join(["evergrant", "connect", integration, subject, "--label", label, "--wait"])
             raise ReconnectNeeded(
                 f"{subject} has not consented at {integration}",

@@ -68,7 +68,16 @@ def _leased(found: FakeConnection, body: Body) -> FakeResponse:
         return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)
     scopes = body.get("scopes")
     if isinstance(scopes, list) and not set(found.scopes).issuperset(map(str, scopes)):  # pyright: ignore[reportUnknownArgumentType]  # a JSON list of anything
-        return problem(409, "ReconnectNeeded", "scope_not_granted", connection_id=found.id)
+        missing = [scope for scope in map(str, scopes) if scope not in found.scopes]  # pyright: ignore[reportUnknownArgumentType]
+        return problem(
+            409,
+            "ReconnectNeeded",
+            "scope_not_granted",
+            connection_id=found.id,
+            scopes=" ".join(missing),
+            connect_url=_link(found, body),
+            expires_at=rfc3339(found.link_expires_at),
+        )
     found.leases += 1
     return FakeResponse(
         200,
