@@ -68,7 +68,7 @@ def _leased(found: FakeConnection, body: Body) -> FakeResponse:
         return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)
     scopes = body.get("scopes")
     if isinstance(scopes, list) and not set(found.scopes).issuperset(map(str, scopes)):  # pyright: ignore[reportUnknownArgumentType]  # a JSON list of anything
-        missing = [scope for scope in map(str, scopes) if scope not in found.scopes]  # pyright: ignore[reportUnknownArgumentType]
+        missing = [scope for scope in map(str, scopes) if scope not in found.scopes]  # pyright: ignore[reportUnknownArgumentType]  # as above
         return problem(
             409,
             "ReconnectNeeded",
