@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from evergrant_server import audit
-from evergrant_server.api.http.call import AdminCall, ApiCall, Call
+from evergrant_server.api.http.call import ApiCall, AuditorCall, Call
 from evergrant_server.api.http.models import Page, PageCursor, View
-from evergrant_server.core.access import Action
+from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditRecord
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.provider_words import PROVIDER_SAID
@@ -50,7 +50,7 @@ class AuditView(View):
 
 @router.get("/v1/audit")
 async def list_audit_records(
-    call: AdminCall, limit: Limit = 100, cursor: PageCursor = None
+    call: AuditorCall, limit: Limit = 100, cursor: PageCursor = None
 ) -> Page[AuditView]:
     """The tenant's audit log, oldest first."""
     async with call.api.store.read() as tx:
@@ -58,7 +58,7 @@ async def list_audit_records(
 
 
 @router.get("/v1/audit/verify")
-async def verify_audit_log(call: AdminCall) -> dict[str, Any]:
+async def verify_audit_log(call: AuditorCall) -> dict[str, Any]:
     """Verify every hash chain and report the first broken record. Keep `heads` outside the database."""
     result = await audit.verify_log(call.api.store, call.tenant)
     heads = {
@@ -79,11 +79,11 @@ async def list_connection_audit(
     connection_id: str, call: Call, limit: Limit = 100, cursor: PageCursor = None
 ) -> Page[AuditView]:
     """The audit records of one connection, oldest first; what a provider said, and who logged in instead of
-    the subject, only for an admin."""
+    the subject, only for an admin or auditor."""
     async with call.api.store.read() as tx:
-        connection = await call.visible_connection(tx, connection_id, Action.ADMIN, Action.CONNECT)
+        connection = await call.visible_connection(tx, connection_id, *READING_ACTIONS, Action.CONNECT)
         page = await _page(tx, call, connection_id, limit, cursor)
-    if not call.allows(Action.ADMIN, connection.integration, connection.subject):
+    if not call.may_audit(connection.integration, connection.subject):
         for record in page.items:
             record.detail.pop(PROVIDER_SAID, None)
             if record.detail.get("binding") == Binding.OIDC:  # else an app has named the person itself

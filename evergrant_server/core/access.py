@@ -25,11 +25,14 @@ class Action(StrEnum):
     PROXY = "proxy"
     CONNECT = "connect"
     ADMIN = "admin"
+    AUDIT = "audit"  # reads what `admin` reads, and changes nothing
     EXPORT = "export"  # refresh tokens, sealed to a key of the caller's
 
 
 # the actions that reach tokens
 TOKEN_ACTIONS = frozenset({Action.TOKEN, Action.PROXY, Action.EXPORT})
+# those that read the configuration, the audit log, and who reaches what
+READING_ACTIONS = (Action.ADMIN, Action.AUDIT)
 
 
 class App(TenantRow):
@@ -93,7 +96,7 @@ class Permit(TenantRow):
 
     `integration` is a name, or `*` for every one. `subjects` holds exact subjects, or `*`.
     `scope_ceiling` None: every scope of the connection. An `admin` permit reaches the
-    tenant's configuration, not tokens: those need `token`, and refresh tokens `export`.
+    tenant's configuration, not tokens: those need `token`, and refresh tokens `export`. `audit` reads it.
     """
 
     id: PermitId

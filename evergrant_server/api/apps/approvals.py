@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from evergrant_server.api.http.call import AdminCall
+from evergrant_server.api.http.call import AdminCall, AuditorCall
 from evergrant_server.api.http.models import Page, View
 from evergrant_server.core.access import Approval
 from evergrant_server.core.audit import AuditAction
@@ -31,7 +31,7 @@ class ApprovalView(View):
 
 
 @router.get("/v1/approvals")
-async def list_approvals(call: AdminCall) -> Page[ApprovalView]:
+async def list_approvals(call: AuditorCall) -> Page[ApprovalView]:
     """The commands that wait for an approval, or were approved and not sent again; the 200 oldest."""
     async with call.api.store.read() as tx:
         found = await tx.approvals.open(call.tenant, call.now, _MOST_LISTED)

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import AfterValidator
 
-from evergrant_server.api.http.call import AdminCall
+from evergrant_server.api.http.call import AuditorCall
 from evergrant_server.api.http.models import Slug, View, _scope
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState, is_leasable
@@ -86,7 +86,7 @@ class AccessExplanation(View):
 
 @router.get("/v1/access/explain")
 async def explain_access(
-    call: AdminCall,
+    call: AuditorCall,
     app: Slug,
     connection: Annotated[str, Query(max_length=100)],
     scopes: ScopeList = "",

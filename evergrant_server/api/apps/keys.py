@@ -10,7 +10,7 @@ from starlette.responses import Response
 from evergrant_server.api.apps.routes import require_app
 from evergrant_server.api.http.api_keys import LONGEST_LIFETIME, new_key
 from evergrant_server.api.http.approvals import use_approval, with_approval
-from evergrant_server.api.http.call import AdminCall, AdminCommand, CommandResponse
+from evergrant_server.api.http.call import AdminCall, AdminCommand, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import Body, Page, Slug, View
 from evergrant_server.api.http.transactions import record
 from evergrant_server.core.access import MOST_LIVE_KEYS, Action, App, Permit
@@ -76,7 +76,7 @@ async def create_key(name: Slug, call: AdminCommand, body: KeyBody | None = None
 
 
 @router.get("/v1/apps/{name}/keys")
-async def list_keys(name: Slug, call: AdminCall) -> Page[KeyView]:
+async def list_keys(name: Slug, call: AuditorCall) -> Page[KeyView]:
     """The app's keys, with revoked ones, without secrets."""
     async with call.api.store.read() as tx:
         app = await require_app(tx, call, name)

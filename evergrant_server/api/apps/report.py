@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from evergrant_server.api.http.call import AdminCall
+from evergrant_server.api.http.call import AuditorCall
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, View
 from evergrant_server.store.access_review import PermitReview, review_permits
 
@@ -46,7 +46,7 @@ _PAGE_OR_CSV: dict[int | str, dict[str, Any]] = {200: {"content": {CSV: {"schema
 
 @router.get("/v1/access", response_model=Page[AccessView], responses=_PAGE_OR_CSV)
 async def report_access(
-    call: AdminCall,
+    call: AuditorCall,
     limit: PageLimit = 50,
     cursor: PageCursor = None,
     format: Annotated[Literal["json", "csv"] | None, Query()] = None,

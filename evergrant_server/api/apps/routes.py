@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from evergrant_server.api.connections.scopes import retry_waiting_connections
 from evergrant_server.api.http.approvals import use_approval, with_approval
-from evergrant_server.api.http.call import AdminCall, ApiCall
+from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import (
     Body,
     Page,
@@ -105,7 +105,7 @@ async def put_app(name: Slug, body: AppBody, response: Response, call: AdminCall
 
 
 @router.get("/v1/apps")
-async def list_apps(call: AdminCall, limit: PageLimit = 50, cursor: PageCursor = None) -> Page[AppView]:
+async def list_apps(call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None) -> Page[AppView]:
     """All apps of the tenant, sorted by name."""
     after = call.api.cursors.decode(cursor, call.tenant, list="apps")
     async with call.api.store.read() as tx:
@@ -115,7 +115,7 @@ async def list_apps(call: AdminCall, limit: PageLimit = 50, cursor: PageCursor =
 
 
 @router.get("/v1/apps/{name}")
-async def get_app(name: Slug, call: AdminCall) -> AppView:
+async def get_app(name: Slug, call: AuditorCall) -> AppView:
     async with call.api.store.read() as tx:
         return AppView.of(await require_app(tx, call, name))
 
@@ -170,14 +170,14 @@ async def put_permit(
 
 
 @router.get("/v1/apps/{name}/permits")
-async def list_permits(name: Slug, call: AdminCall) -> Page[PermitView]:
+async def list_permits(name: Slug, call: AuditorCall) -> Page[PermitView]:
     async with call.api.store.read() as tx:
         app = await require_app(tx, call, name)
         return Page(items=[PermitView.of(it) for it in await tx.access.permits(call.tenant, app.id)])
 
 
 @router.get("/v1/apps/{name}/permits/{permit_name}")
-async def get_permit(name: Slug, permit_name: Slug, call: AdminCall) -> PermitView:
+async def get_permit(name: Slug, permit_name: Slug, call: AuditorCall) -> PermitView:
     async with call.api.store.read() as tx:
         app = await require_app(tx, call, name)
         return PermitView.of(require_found(await tx.access.permit(call.tenant, app.id, permit_name)))

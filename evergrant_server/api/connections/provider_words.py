@@ -5,7 +5,6 @@ from datetime import datetime
 from evergrant_server import audit
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.models import View
-from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, reference_of
@@ -57,9 +56,9 @@ async def provider_said(
 ) -> ProviderSaidView | None:
     """What explains the connection's failure, or that of `consent`.
 
-    None without a failure, and for a caller that is no admin.
+    None without a failure, and for a caller that is neither admin nor auditor.
     """
-    if not call.allows(Action.ADMIN, connection.integration, connection.subject):
+    if not call.may_audit(connection.integration, connection.subject):
         return None
     since = await _failing_since(tx, connection) if consent is None else consent.created_at
     if since is None:

@@ -20,7 +20,7 @@ from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import ATTEMPTS, record, run_transaction
-from evergrant_server.core.access import Action
+from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -66,6 +66,10 @@ class ApiCall:
         """Whether a permit allows the action."""
         permits = self.caller.permits
         return decide(permits, integration=integration, subject=subject, action=action).allowed
+
+    def may_audit(self, integration: str, subject: str | None) -> bool:
+        """Whether the caller reads what admins read."""
+        return any(self.allows(action, integration, subject) for action in READING_ACTIONS)
 
     def require_permit(
         self, *actions: Action, integration: str | None, subject: str | None = None, hidden: bool = False
@@ -178,6 +182,12 @@ async def _tenant_admin(call: Call) -> ApiCall:
     return call
 
 
+async def _auditor(call: Call) -> ApiCall:
+    """The call of an app with `admin` or `audit` for the whole tenant. Raises Failure NOT_PERMITTED."""
+    call.require_permit(*READING_ACTIONS, integration=None)
+    return call
+
+
 async def _exporter(call: Call) -> ApiCall:
     """The call of an app with `export` for the whole tenant. Raises Failure NOT_PERMITTED."""
     call.require_permit(Action.EXPORT, integration=None)
@@ -185,6 +195,7 @@ async def _exporter(call: Call) -> ApiCall:
 
 
 AdminCall = Annotated[ApiCall, Depends(_tenant_admin)]
+AuditorCall = Annotated[ApiCall, Depends(_auditor)]  # for routes that change nothing
 ExportCall = Annotated[ApiCall, Depends(_exporter)]
 _Key = Annotated[
     str | None,

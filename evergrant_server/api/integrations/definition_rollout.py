@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import Field, field_validator
 from starlette.responses import Response
 
-from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, CommandResponse
+from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import MAX_INTEGER, Body, Page, Slug, Text, View
 from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.audit import AuditAction
@@ -115,7 +115,7 @@ async def propose_definition(body: DefinitionBody, call: AdminCommand) -> Respon
 
 
 @router.get("/v1/providers/{provider}/versions")
-async def list_definition_versions(provider: Slug, call: AdminCall) -> Page[DefinitionView]:
+async def list_definition_versions(provider: Slug, call: AuditorCall) -> Page[DefinitionView]:
     """The tenant's versions, newest first, with check results and decision."""
     async with call.api.store.read() as tx:
         found = await tx.definitions.versions(call.tenant, provider)

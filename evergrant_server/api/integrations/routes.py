@@ -24,7 +24,7 @@ from evergrant_server.api.integrations.changes import (
 from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
 from evergrant_server.api.integrations.logins import login_rule, require_usable_login
 from evergrant_server.api.integrations.models import IntegrationBody, IntegrationView, RotateSecretBody
-from evergrant_server.core.access import Action
+from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
@@ -138,13 +138,13 @@ async def _discover(call: ApiCall, integration: Integration) -> None:
 async def list_integrations(
     call: Call, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[IntegrationView]:
-    """The integrations that the app administers, sorted by name."""
+    """The integrations that the app administers or audits, sorted by name."""
     bound = {"list": "integrations", "app": call.caller.app.id}
     after = call.api.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         found = await tx.integrations.page(call.tenant, after, limit + 1)
         shown = [
-            await _view(tx, call, it) for it in found[:limit] if call.allows(Action.ADMIN, it.name, None)
+            await _view(tx, call, it) for it in found[:limit] if call.may_audit(it.name, None)
         ]
     next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
     return Page(items=shown, next_cursor=next_cursor)
@@ -153,7 +153,7 @@ async def list_integrations(
 @router.get("/v1/integrations/{name}")
 async def get_integration(name: Slug, call: Call) -> IntegrationView:
     """An integration, with the redirect URI to register at the provider. Never its client secret."""
-    call.require_permit(Action.ADMIN, integration=name)
+    call.require_permit(*READING_ACTIONS, integration=name)
     async with call.api.store.read() as tx:
         return await _view(tx, call, await _require_integration(tx, call, name))
 

@@ -12,7 +12,7 @@ from evergrant_server.api.http.call import ApiCall, Call
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import Body, Slug, StorableSecret, Text, View
 from evergrant_server.api.http.problems import invalid_request, require_found
-from evergrant_server.core.access import Action
+from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import ReceiverId, new_id
@@ -90,7 +90,7 @@ async def put_event_receiver(
 
     async def write(tx: Transaction) -> tuple[Receiver, bool]:
         now = call.now
-        integration, before = await _find(tx, call, name)
+        integration, before = await _find(tx, call, name, Action.ADMIN)
         if before is None:
             blank = Receiver(
                 tenant=integration.tenant,
@@ -119,7 +119,7 @@ async def put_event_receiver(
 async def get_event_receiver(name: Slug, call: Call) -> EventReceiverView:
     """The receiver, with the URL to register at the provider. Never its secret."""
     async with call.api.store.read() as tx:
-        _, found = await _find(tx, call, name)
+        _, found = await _find(tx, call, name, *READING_ACTIONS)
     return await _view(call.api, require_found(found))
 
 
@@ -128,7 +128,7 @@ async def delete_event_receiver(name: Slug, call: Call) -> Response:
     """Delete the receiver with its secret. Its URL then answers 404."""
 
     async def drop(tx: Transaction) -> None:
-        integration, found = await _find(tx, call, name)
+        integration, found = await _find(tx, call, name, Action.ADMIN)
         receiver = require_found(found)
         await tx.receivers.delete(receiver)
         await _record(tx, call, AuditAction.RECEIVER_DELETED, integration, receiver)
@@ -192,9 +192,14 @@ async def _view(api: ApiContext, it: Receiver) -> EventReceiverView:
     return EventReceiverView.of(it, url=url, has_secret=secret is not None, keys=len(it.keys or ()))
 
 
-async def _find(tx: Transaction, call: ApiCall, name: str) -> tuple[Integration, Receiver | None]:
-    """The integration, which the caller administers, and its receiver. Raises Failure NOT_FOUND."""
-    call.require_permit(Action.ADMIN, integration=name)
+async def _find(
+    tx: Transaction, call: ApiCall, name: str, *actions: Action
+) -> tuple[Integration, Receiver | None]:
+    """The integration, for which the caller has one of `actions`, and its receiver.
+
+    Raises Failure NOT_PERMITTED, NOT_FOUND.
+    """
+    call.require_permit(*actions, integration=name)
     integration = require_found(await tx.integrations.by_name(call.tenant, name))
     return integration, await tx.receivers.of_integration(call.tenant, integration.id)
 

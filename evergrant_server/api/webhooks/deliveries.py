@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from evergrant_server import audit
-from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, CommandResponse
+from evergrant_server.api.http.call import AdminCommand, ApiCall, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug, View
 from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.webhooks.routes import require_webhook
@@ -60,7 +60,7 @@ async def send_ping(name: Slug, call: AdminCommand) -> Response:
 @router.get("/v1/webhooks/{name}/deliveries")
 async def list_deliveries(
     name: Slug,
-    call: AdminCall,
+    call: AuditorCall,
     status: DeliveryStatus | None = None,
     limit: PageLimit = 50,
     cursor: PageCursor = None,

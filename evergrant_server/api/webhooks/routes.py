@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
 from evergrant_server import audit
-from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, CommandResponse
+from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, View, absolute_url
 from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.audit import AuditAction
@@ -131,7 +131,7 @@ async def put_webhook(
 
 @router.get("/v1/webhooks")
 async def list_webhooks(
-    call: AdminCall, limit: PageLimit = 50, cursor: PageCursor = None
+    call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[WebhookView]:
     """All webhooks of the tenant, sorted by name."""
     after = call.api.cursors.decode(cursor, call.tenant, list="webhooks")
@@ -142,7 +142,7 @@ async def list_webhooks(
 
 
 @router.get("/v1/webhooks/{name}")
-async def get_webhook(name: Slug, call: AdminCall) -> WebhookView:
+async def get_webhook(name: Slug, call: AuditorCall) -> WebhookView:
     """A webhook with the state of its endpoint. Never its signing secret."""
     async with call.api.store.read() as tx:
         return WebhookView.of(await require_webhook(tx, call, name))
