@@ -143,9 +143,7 @@ async def list_integrations(
     after = call.api.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         found = await tx.integrations.page(call.tenant, after, limit + 1)
-        shown = [
-            await _view(tx, call, it) for it in found[:limit] if call.may_audit(it.name, None)
-        ]
+        shown = [await _view(tx, call, it) for it in found[:limit] if call.may_audit(it.name, None)]
     next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
     return Page(items=shown, next_cursor=next_cursor)
 
