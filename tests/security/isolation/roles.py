@@ -1,0 +1,89 @@
+"""Each kind of caller, and what it may do: observed on every route, in a tenant with one of everything."""
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.ids import Tenant
+from tests.fakes.api import Api, running_api
+from tests.security.isolation.routes import PROVED_OTHERWISE, requests_to, routes
+from tests.security.isolation.world import a_world
+
+CALLER = "caller"
+Headers = dict[str, str]
+Role = Callable[[Api, Tenant], Awaitable[Headers]]
+
+
+def bearer(key: str) -> Headers:
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def _nobody(api: Api, tenant: Tenant) -> Headers:
+    return {}
+
+
+async def _disabled(api: Api, tenant: Tenant) -> Headers:
+    key = await api.app_with(CALLER, *Action, tenant=tenant)
+    async with api.worker.write() as tx:
+        app = await tx.access.app_by_name(tenant, CALLER)
+        assert app is not None
+        await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
+    return bearer(key)
+
+
+async def _without_permit(api: Api, tenant: Tenant) -> Headers:
+    return bearer(await api.app_with(CALLER, tenant=tenant))
+
+
+def _with(*actions: Action, integration: str = "*", subject: str = "*") -> Role:
+    async def made(api: Api, tenant: Tenant) -> Headers:
+        covers = {"integration": integration.format(tenant), "subjects": (subject.format(tenant),)}
+        return bearer(await api.app_with(CALLER, *actions, tenant=tenant, **covers))
+
+    return made
+
+
+ROLES: dict[str, Role] = {
+    "no credential": _nobody,
+    "disabled app": _disabled,
+    "no permit": _without_permit,
+    **{action.value: _with(action) for action in Action},
+    "admin of one integration": _with(Action.ADMIN, integration="integration-of-{}"),
+    "admin of one subject": _with(Action.ADMIN, subject="subject-of-{}"),
+}
+
+
+async def observe(api: Api) -> dict[str, list[str]]:
+    """What each route answers to each role: the status, and the code of a problem."""
+    api.refreshes_with(*(f"at-{number}" for number in range(2, 100)))
+    found: dict[str, list[str]] = {}
+    for number, role in enumerate(ROLES.values()):
+        tenant = Tenant(f"tenant-{number}")
+        own = await a_world(api, tenant)
+        headers = await role(api, tenant)
+        # what ends a thing comes after what uses it
+        for route in sorted(routes(api.app), key=_is_last):
+            if route not in PROVED_OTHERWISE:
+                sent = requests_to(route)[0].sent(own)
+                answer = await api.client.request(**sent | {"headers": sent["headers"] | headers})
+                problem = "" if answer.is_success else f" {answer.json()['code']}"
+                found.setdefault(route, []).append(f"{answer.status_code}{problem}")
+    return found
+
+
+def _is_last(route: str) -> tuple[bool, int]:
+    ends = route.startswith("DELETE") or route.endswith("/revoke")
+    return ends, -len(route)
+
+
+def observed() -> dict[str, list[str]]:
+    """The same of an API of its own, for the page."""
+
+    async def run() -> dict[str, list[str]]:
+        with tempfile.TemporaryDirectory() as folder:
+            async with running_api(Path(folder)) as api:
+                return await observe(api)
+
+    return asyncio.run(run())

@@ -1,0 +1,141 @@
+"""Every route of the application, and a request to it that names things of a world by placeholders.
+
+The paths are the application's own. What it adds has to be placed here, or the matrix fails.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from fastapi import FastAPI
+
+from tests.security.isolation.world import PUBLIC_KEY, document
+
+# What `{name}` names in each collection.
+NAMED = {"/v1/integrations/": "integration", "/v1/apps/": "app", "/v1/webhooks/": "webhook"}
+NAMED |= {"/v1/connections/": "connection_id"}
+_NAME = re.compile(r"\{(\w+)\}")
+_CON = "/v1/connections/{connection_id}"
+_ITEM = {"integration": "{integration}", "subject": "{subject}", "access_token": "a", "expires": "unknown"}
+
+_EXCHANGE = {"flow": "token_exchange"}
+
+# The query, after `?`, and the body of routes that need one.
+QUERIES = {
+    "GET /v1/access/explain": ("app={app}&connection={connection_id}",),
+    "GET /v1/connections/export": ("id={export_id}",),
+    "DELETE /v1/connections/export": ("id={export_id}",),
+    "GET /v1/connections": ("", "integration={integration}", "provider={provider}", "subject={subject}"),
+}
+BODIES: dict[str, tuple[Any, ...]] = {
+    "PUT /v1/integrations/{name}": ({"provider": "gitlab", "client_id": "c", "client_secret": "s"},),
+    "POST /v1/integrations/{name}/rotate-secret": ({"client_secret": "s2"},),
+    "PUT /v1/integrations/{name}/security-events": ({"kind": "slack", "secret": "a-signing-secret"},),
+    "PUT /v1/apps/{name}": ({},),
+    "PUT /v1/apps/{name}/permits/{permit_name}": ({"integration": "{integration}", "actions": ["connect"]},),
+    "POST /v1/providers": ({"definition": document("{provider}")},),
+    "POST /v1/providers/{provider}/approve": ({"version": 3},),
+    "POST /v1/providers/{provider}/reject": ({"version": 4, "reason": "no"},),
+    "POST /v1/providers/{provider}/roll-back": ({"version": 2},),
+    "PUT /v1/webhooks/{name}": ({"url": "https://hooks.example.com/in", "integration": "{integration}"},),
+    "POST /v1/connections": (
+        {"integration": "{integration}", "subject": "new"},
+        {"integration": "{integration}", "subject": "new", "source": "{connection_id}", **_EXCHANGE},
+    ),
+    "POST /v1/connections/import": ({"items": [_ITEM], "verify": False},),
+    "POST /v1/connections/export": (
+        {"public_key": PUBLIC_KEY, "filters": {"integration": "{integration}", "subject": "{subject}"}},
+    ),
+    "POST /v1/lease": ({"integration": "{integration}", "subject": "{subject}", "label": "{label}"},),
+    f"POST {_CON}/choose": ({"choice": "acc-1"},),
+    f"POST {_CON}/confirm": ({"code": "{confirm_code}", "subject": "another"},),
+    f"POST {_CON}/signatures": ({"method": "GET", "url": "https://api.example/"},),
+    f"POST {_CON}/proof": ({"htm": "GET", "htu": "https://api.example/v1"},),
+}  # fmt: skip
+
+# Without a caller there is no tenant: what a stranger reads names none, or its id was given out to be read.
+PUBLIC = {
+    *("GET /livez", "GET /readyz", "GET /metrics", "GET /docs", "GET /openapi.json"),
+    *("GET /static/evergrant.css", "GET /oauth/client/{integration_id}"),
+}
+# A link, a browser's cookie or a provider's signature stands in for a credential: tests/security/pages,
+# tests/security/test_provider_events.py.
+PROVED_OTHERWISE = {
+    *("GET /connect/{link}", "POST /connect/{link}", "POST /connect/{link}/choice"),
+    *("GET /oauth/callback/{integration_id}", "POST /oauth/callback/{integration_id}"),
+    *("POST /oauth/callback/{integration_id}/fragment", "POST /v1/security-events/{receiver_id}"),
+}
+# These make or change the caller's own thing of that name, whatever other tenants have.
+CREATES = {
+    *("PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}", "POST /v1/providers"),
+    *("POST /v1/connections/import", "POST /v1/connections/export"),
+    "PUT /v1/apps/{name}/permits/{permit_name}",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request; `template` is its URL and its body, as text with placeholders."""
+
+    route: str
+    method: str
+    url: str
+    body: str
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_NAME.findall(self.url + self.body)))
+
+    @property
+    def is_list(self) -> bool:
+        """It names one thing at most in a filter: it answers 200, with nothing of others."""
+        return self.method == "GET" and "{" not in self.url.partition("?")[0] and "=" not in self._required
+
+    @property
+    def _required(self) -> str:
+        return "" if self.route == "GET /v1/connections" else self.url.partition("?")[2]
+
+    def sent(self, values: Mapping[str, str]) -> dict[str, Any]:
+        """The arguments for a client."""
+        url, body = (_NAME.sub(lambda it: values[it[1]], text) for text in (self.url, self.body))
+        headers = {"Content-Type": "application/json"} if self.body else {}
+        return {"method": self.method, "url": url, "content": body, "headers": headers}
+
+    def mixes(self) -> Iterator[tuple[str, ...]]:
+        """Each way to take at least one of the placeholders from another world."""
+        for count in range(1, len(self.placeholders) + 1):
+            yield from combinations(self.placeholders, count)
+
+
+def routes(app: FastAPI) -> list[str]:
+    """Each method and path that the application answers, whatever its description leaves out."""
+    found: set[str] = set()
+    pending = list(app.router.routes)
+    while pending:
+        route = pending.pop()
+        pending += getattr(getattr(route, "original_router", None), "routes", ())
+        for method in getattr(route, "methods", None) or ():
+            if method != "HEAD":
+                found.add(f"{method} {getattr(route, 'path', '')}")
+    return sorted(found)
+
+
+def guarded(app: FastAPI) -> list[str]:
+    """The routes that need a credential of the API."""
+    return [it for it in routes(app) if it not in PUBLIC | PROVED_OTHERWISE]
+
+
+def requests_to(route: str) -> list[Request]:
+    """The requests to a route."""
+    method, path = route.split(" ", 1)
+    owner = next((name for prefix, name in NAMED.items() if path.startswith(prefix)), "")
+    path = path.replace("{name}", f"{{{owner}}}").replace("{permit_name}", "{permit}")
+    usual = ({},) if method in ("POST", "PUT") else ("",)
+    return [
+        Request(route, method, f"{path}?{query}" if query else path, json.dumps(body) if body != "" else "")
+        for query in QUERIES.get(route, ("",))
+        for body in BODIES.get(route, usual)
+    ]

@@ -1,0 +1,105 @@
+"""A tenant with one of everything, and each name and id in it."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from joserfc import jwk
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.connections.binding import hash_confirm_code
+from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.definition import DefinitionState
+from evergrant_server.core.export import Export, ExportStatus
+from evergrant_server.core.ids import Tenant, is_id, new_id
+from evergrant_server.core.secret import Secret
+from tests.fakes.api import Api
+from tests.fakes.rows import a_consent, a_definition, an_approval
+
+PUBLIC_KEY = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
+_NAMED = ("integration", "app", "permit", "webhook", "provider", "subject", "label", "idempotency_key")
+# of the provider's definition; each request of the matrix needs its own
+_VERSIONS = (DefinitionState.ACTIVE, DefinitionState.STAGED, DefinitionState.WAITING, DefinitionState.WAITING)
+
+
+def absent(values: Mapping[str, str]) -> dict[str, str]:
+    """A name or id of the same form and length that no tenant has, in place of each value."""
+    return {
+        name: new_id(value[:3]) if is_id(value, value[:3]) else f"x{value[1:]}"
+        for name, value in values.items()
+    }
+
+
+async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
+    """What the tenant has: each value stands in no other tenant's world."""
+    own = {name: f"{name.replace('_', '-')}-of-{tenant}" for name in _NAMED}
+    own["confirm_code"] = f"confirm-code-of-{tenant}"
+    now = api.clock.now()
+    integration = await api.integration(own["integration"], tenant=tenant)
+    connection = await api.active(integration, f"at-of-{tenant}", subject=own["subject"], label=own["label"])
+    boss = await api.app_with(f"boss-of-{tenant}", *Action, tenant=tenant)
+    await api.integration("second", tenant=tenant)  # lists have a next page
+
+    async def made(method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        sent = {"Idempotency-Key": own["idempotency_key"]} if body and "subject" in body else {}
+        answer = await api.call(method, path, boss, json=body or {}, headers=sent)
+        assert answer.is_success, (path, answer.text)
+        return answer.json()
+
+    app = f"/v1/apps/{own['app']}"
+    await made("PUT", app)
+    await made("PUT", f"{app}/permits/{own['permit']}", {"integration": "*", "actions": ["connect"]})
+    key = await made("POST", f"{app}/keys")
+    for webhook in (own["webhook"], "second"):
+        await made("PUT", f"/v1/webhooks/{webhook}", {"url": f"https://hooks.example.com/{tenant}"})
+    ping, _ = [await made("POST", f"/v1/webhooks/{own['webhook']}/test") for _ in range(2)]
+    receiver = {"kind": "slack", "secret": f"signing-secret-of-{tenant}"}
+    at = f"/v1/integrations/{own['integration']}/security-events"
+    receiver_id = (await made("PUT", at, receiver))["id"]
+    waits = {"integration": own["integration"], "subject": f"waits-in-{tenant}"}
+    waiting = await made("POST", "/v1/connections", waits)
+    async with api.worker.write() as tx:
+        for version, state in enumerate(_VERSIONS, 1):
+            facts = {"state": state, "version": version}
+            await tx.definitions.add(a_definition(tenant, document(own["provider"]), now, **facts))
+        asking = await tx.access.app_by_name(tenant, own["app"])
+        assert asking is not None
+        approval = await tx.approvals.put(an_approval(asking, now), expected=None)
+        code = {"confirm_hash": hash_confirm_code(own["confirm_code"]), "app_id": asking.id}
+        more = {"status": ConsentStatus.CONFIRMING, "confirm_by": now + timedelta(hours=1), **code}
+        await tx.consents.add(a_consent(connection, now, **more), Secret(f"link-of-{tenant}"))
+        export = _export(tenant, now)
+        await tx.exports.add(export)
+    return own | {
+        "connection_id": connection.id,
+        "waiting_id": waiting["id"],
+        "key_id": key["id"],
+        "delivery_id": ping["id"],
+        "approval_id": approval.id,
+        "receiver_id": receiver_id,
+        "export_id": export.id,
+        "integration_id": integration.id,
+    }
+
+
+def document(name: str) -> dict[str, Any]:
+    """A provider's definition."""
+    return {
+        "name": name,
+        "display_name": name,
+        "auth_modes": ["authorization_code"],
+        "authorization_endpoint": "https://idp.example/authorize",
+        "token_endpoint": "https://idp.example/token",
+    }
+
+
+def _export(tenant: Tenant, now: Any) -> Export:
+    facts: dict[str, Any] = {
+        "by": "app:boss",
+        "trace_id": "",
+        "created_at": now,
+        "status": ExportStatus.READY,
+    }
+    recipient = {name: str(value) for name, value in PUBLIC_KEY.items()}
+    ends = now + timedelta(days=1)
+    return Export(tenant=tenant, id=new_id("exp"), recipient=recipient, expires_at=ends, **facts)  # type: ignore[arg-type]  # an id is text
