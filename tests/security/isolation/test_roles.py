@@ -1,0 +1,44 @@
+"""The rules that the table of roles keeps; tests/unit/repo compares the table with a running API."""
+
+from docs.generate import DOCS
+from tests.security.isolation.roles import ROLES
+
+PAGE = (DOCS / "security/roles.md").read_text(encoding="utf-8")
+ROWS = {
+    cells[0].strip("`"): dict(zip(ROLES, cells[1:], strict=True))
+    for line in PAGE.splitlines()
+    if (cells := line.strip("| ").split(" | "))[0].startswith("`")
+}
+
+
+def allowed(role: str) -> set[str]:
+    """The routes that answered the role with success, or about the state of what it named."""
+    return {route for route, cells in ROWS.items() if cells[role][:3] not in ("401", "403", "404")}
+
+
+def test_without_a_credential_or_with_a_disabled_apps_there_is_nothing():
+    assert len(ROWS) > 50
+    assert {cells["no credential"] for cells in ROWS.values()} == {"401"}
+    assert {cells["disabled app"] for cells in ROWS.values()} == {"403 app disabled"}
+
+
+def test_without_a_permit_there_are_the_catalogue_and_empty_lists():
+    lists = {"GET /v1/connections", "GET /v1/integrations"}
+    assert allowed("no permit") == lists | {"GET /v1/providers", "GET /v1/providers/{provider}"}
+
+
+def test_tokens_leave_for_token_alone_and_refresh_tokens_for_export_alone():
+    leases = {"POST /v1/lease"} | {
+        f"POST /v1/connections/{{connection_id}}/{what}" for what in ("token", "proof", "signatures")
+    }
+    exports = {route for route in ROWS if route.endswith("/v1/connections/export")}
+    assert len(exports) == 3
+    for role in ROLES:
+        assert allowed(role) & leases == (leases if role == "token" else set())
+        assert allowed(role) & exports == (exports if role == "export" else set())
+
+
+def test_an_auditor_changes_nothing_and_reads_what_an_admin_reads():
+    assert {route for route in allowed("audit") if not route.startswith("GET ")} == set()
+    reads = {route for route in allowed("admin") if route.startswith("GET ")}
+    assert allowed("audit") == reads
