@@ -1,6 +1,6 @@
 """The subject's pages: nothing from elsewhere, no framing, no redirector, and every forged form refused.
 
-What is under /v1 takes a key or a signature, which no browser sends by itself: test_authorization.py.
+What is under /v1 takes a key or a signature, which no browser sends by itself: tests/security/isolation.
 """
 
 import re
