@@ -12,6 +12,7 @@ from evergrant_server.egress import EgressPolicy
 from evergrant_server.gc_tuning import tune_garbage_collector
 from evergrant_server.settings import load_settings
 from evergrant_server.store import LeaseRows
+from evergrant_server.store.database.engine import Pool
 from evergrant_server.temporal_link.telemetry import flush_telemetry, start_telemetry
 from evergrant_server.wiring.platform import open_platform
 
@@ -43,7 +44,7 @@ class Application:
         start_telemetry(settings, "evergrant-api")
         self._open.push_async_callback(asyncio.to_thread, flush_telemetry)
         platform = await self._open.enter_async_context(open_platform(settings, Role.API, lazy=True))
-        ledger = LeaseLedger(platform.store, new_lease_shard(), platform.clock)
+        ledger = LeaseLedger(platform.store.in_pool(Pool.LEDGER), new_lease_shard(), platform.clock)
         await ledger.start()
         self._open.push_async_callback(ledger.stop)
         relay = asyncio.create_task(platform.relay.run())

@@ -21,7 +21,7 @@ from evergrant_server.store.connections.histories import Histories
 from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.connections.replaced_grants import ReplacedGrants
 from evergrant_server.store.database import schema
-from evergrant_server.store.database.engine import Database, DatabaseConnection, open_database
+from evergrant_server.store.database.engine import Database, DatabaseConnection, Pool, open_database
 from evergrant_server.store.database.errors import translate_errors
 from evergrant_server.store.database.rows import columns_equal, fetch_first
 from evergrant_server.store.exports import Exports
@@ -96,6 +96,10 @@ class Store:
             await database.close()
             raise
         return cls(database, ring, clock)
+
+    def in_pool(self, pool: Pool) -> "Store":
+        """The same store for work that has connections of its own. Closing this one closes them too."""
+        return Store(self._database.in_pool(pool), self.ring, self._clock)
 
     async def close(self) -> None:
         """Close every connection, but wait for no silent database. Transactions must have ended."""

@@ -69,6 +69,9 @@ _confirmations = _meter.create_counter(
     "{confirmation}",
     "bound consents: confirmed, subject_mismatch, confirm_expired, or unconfirmed because the app was silent",
 )
+REFRESHES_WAITING = _meter.create_gauge(
+    "evergrant.refresh.waiting", "{refresh}", "refreshes that this API process waits for"
+)
 REVOCATION_AGE = _meter.create_gauge(
     "evergrant.revocation.oldest_age",
     "s",

@@ -12,6 +12,7 @@ from evergrant_server.core.clock import Clock, SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
+from evergrant_server.store.database.engine import Pool
 from evergrant_server.store.store import require_matching_key_ring
 from evergrant_server.temporal_link.connect import client_plugins, connect
 from evergrant_server.temporal_link.link import TemporalLink
@@ -56,7 +57,7 @@ async def open_platform(
             store, link, ring, clock, registry.refresh_rules, settings.expiry_announce_days
         )
         reconciler = Reconciler(store, link, starter, clock)
-        relay = OutboxRelay(store, link, reconciler, clock, settings.relay_interval)
+        relay = OutboxRelay(store.in_pool(Pool.BACKGROUND), link, reconciler, clock, settings.relay_interval)
         yield Platform(settings, clock, ring, store, registry, client, link, reconciler, relay)
     finally:
         await store.close()

@@ -38,6 +38,7 @@ from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.egress import EgressPolicy
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows, Store
+from evergrant_server.store.database.engine import Pool
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
@@ -332,7 +333,7 @@ async def running_api(
     ring = KeyRing.open(key_file, Role.API)
     store = await Store.open(url, ring, clock)
     worker = await Store.open(url, KeyRing.open(key_file, Role.WORKER), clock)
-    ledger = LeaseLedger(store, "api-test", clock)
+    ledger = LeaseLedger(store.in_pool(Pool.LEDGER), "api-test", clock)
     await ledger.start()
     parts = ApiContext(
         settings=settings,

@@ -21,6 +21,7 @@ from evergrant_server.core.messages.integrations import (
 from evergrant_server.crypto import KeyRing
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows, Store
+from evergrant_server.store.database.engine import Pool
 from providers.definition.registry import Registry
 
 
@@ -79,7 +80,7 @@ class ApiContext:
     cursors: Cursors = field(init=False)
 
     def __post_init__(self) -> None:
-        self.authenticator = Authenticator(self.store, self.clock)
+        self.authenticator = Authenticator(self.store.in_pool(Pool.LEASES), self.clock)
         self.cursors = Cursors(self.ring)
 
     def redirect_uri(self, integration_id: str) -> str:

@@ -13,17 +13,19 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from evergrant_server.api.http.context import TemporalPort
+from evergrant_server.api.leases.position_poller import POLL_INTERVAL_S, PositionPoller
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult, RefreshReason
+from evergrant_server.fair_turns import FairTurns
 from evergrant_server.store import LeaseRow, LeaseRows
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.api")
 
-POLL_INTERVAL_S = 0.075
+_MOST_UPDATES = 128  # open at Temporal; one tenant has half of them, so that one that hangs delays no other
 _MIN_PAUSE_S = 1.0  # between two refreshes ahead of expiry, after one failed
 _MAX_PAUSED = 10_000
 
@@ -59,6 +61,8 @@ class RefreshWaiter:
         self._rows = rows
         self._link = link
         self._longest = longest.total_seconds()
+        self._poller = PositionPoller(rows)
+        self._turns = FairTurns(_MOST_UPDATES)
         self._running: dict[RefreshKey, asyncio.Task[RefreshWaitResult]] = {}
         # until when (monotonic seconds), and the failure
         self._paused: dict[RefreshKey, tuple[float, Failure]] = {}
@@ -108,6 +112,7 @@ class RefreshWaiter:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._poller.stop()
 
     def _paused_failure(self, key: RefreshKey) -> Failure | None:
         """The failure that pauses this key, with the rest of its wait."""
@@ -136,25 +141,26 @@ class RefreshWaiter:
         self._paused[key] = self.elapsed() + max(_MIN_PAUSE_S, failure.retry_after or 0), failure
 
     async def _wait(self, key: RefreshKey, context: RequestContext) -> RefreshWaitResult:
-        """Ask the workflow and watch the store concurrently."""
+        """Ask the workflow and poll the store concurrently."""
         tenant, connection, seen, _ = key
         with contextlib.suppress(Failure):
             row = await self._rows.load(tenant, connection)
             if _is_over(row, seen):  # done already
                 return RefreshWaitResult(row)
         answer = asyncio.create_task(self._ask_workflow(key, context))
-        watch = asyncio.create_task(self._watch_store(key))
+        over = asyncio.create_task(self._poller.wait_until_over(tenant, connection, seen))
         try:
-            await asyncio.wait((answer, watch), timeout=self._longest, return_when=asyncio.FIRST_COMPLETED)
-            if watch.done() and watch.exception() is None:
-                return RefreshWaitResult(watch.result())
-            timed_out = not answer.done()
-            failure = Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0) if timed_out else answer.result()
+            await asyncio.wait((answer, over), timeout=self._longest, return_when=asyncio.FIRST_COMPLETED)
+            timed_out, failure = not (answer.done() or over.done()), None
+            if not over.done():
+                failure = (
+                    Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0) if timed_out else answer.result()
+                )
         finally:
-            for task in (answer, watch):
+            for task in (answer, over):
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(answer, watch, return_exceptions=True)
+                await asyncio.gather(answer, over, return_exceptions=True)
         try:
             row = await self._rows.load(tenant, connection)
         except Failure as broken:
@@ -166,7 +172,8 @@ class RefreshWaiter:
         tenant, connection, seen, reason = key
         request = EnsureFresh(seen_generation=seen, context=context, refresh_reason=reason)
         try:
-            result = await self._link.ensure_fresh(tenant, connection, request, timeout=self._longest)
+            async with self._turns.turn(tenant, context.by):
+                result = await self._link.ensure_fresh(tenant, connection, request, timeout=self._longest)
         except Failure as failure:
             return failure
         except Exception as error:
@@ -176,15 +183,6 @@ class RefreshWaiter:
             )
             return Failure(ErrorCode.TEMPORAL_UNAVAILABLE, retry_after=1.0)
         return _failure_of(result, seen)
-
-    async def _watch_store(self, key: RefreshKey) -> LeaseRow | None:
-        """Return the row once it has a newer generation, or a state that ends the wait."""
-        tenant, connection, seen, _ = key
-        while True:
-            await asyncio.sleep(POLL_INTERVAL_S)
-            row = await self._rows.load(tenant, connection)
-            if _is_over(row, seen):
-                return row
 
 
 def _is_over(row: LeaseRow | None, seen: int) -> bool:

@@ -1,7 +1,9 @@
 """The lease path's row: everything a lease is judged and made from, in one plain query."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, Boolean, Integer, String, TextualSelect, text
 
@@ -16,6 +18,7 @@ from evergrant_server.store.authority import connection_mac, require_mac
 from evergrant_server.store.connections.grants import ACCESS_COLUMN, grant_associated_data, was_rolled_back
 from evergrant_server.store.connections.tables import LIVE_CONDITION, ConnectionRow
 from evergrant_server.store.database.columns import SealedBytes, UtcDateTime
+from evergrant_server.store.database.engine import Pool
 from evergrant_server.store.keys import WrappedKey, unwrap
 from evergrant_server.store.store import Store
 
@@ -59,6 +62,17 @@ _BY_NAMES = _typed(
     "WHERE c.tenant = :tenant AND c.integration = :integration AND c.subject = :subject AND c.label = :label"
     f" ORDER BY CASE WHEN c.{LIVE_CONDITION} THEN 0 ELSE 1 END, c.created_at DESC, c.id LIMIT 1"
 )
+
+_POSITIONS = "SELECT tenant, id, state, generation FROM connection WHERE id "
+_POSITIONS_SQLITE = text(_POSITIONS + "IN (SELECT value FROM json_each(:ids))")
+_POSITIONS_POSTGRESQL = text(_POSITIONS + "= ANY(CAST(:ids AS varchar[]))")
+
+
+class ConnectionPosition(NamedTuple):
+    """Where a connection is, unauthenticated: a reason to load its row."""
+
+    state: str  # a LifecycleState
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +124,8 @@ class LeaseRows:
     """Loads lease rows, each with one query outside any transaction."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store = store.in_pool(Pool.LEASES)
+        self._polled = store.in_pool(Pool.POLLER)
 
     async def load(self, tenant: Tenant, connection_id: ConnectionId) -> LeaseRow | None:
         """The row of this connection, or None. Raises Failure STORE_UNAVAILABLE, AUTHORITY_BROKEN."""
@@ -122,6 +137,16 @@ class LeaseRows:
         """The live connection with these names, or else the newest ended one, or None."""
         names = {"tenant": tenant, "integration": integration, "subject": subject, "label": label}
         return await self._load(_BY_NAMES, names)
+
+    async def positions(
+        self, ids: Sequence[ConnectionId]
+    ) -> dict[tuple[Tenant, ConnectionId], ConnectionPosition]:
+        """Where these connections are; one that doesn't exist is left out. Raises as `load`."""
+        sqlite = self._polled.is_sqlite
+        query = _POSITIONS_SQLITE if sqlite else _POSITIONS_POSTGRESQL
+        async with self._polled.autocommit() as connection:
+            rows = (await connection.execute(query, {"ids": json.dumps(ids) if sqlite else ids})).all()
+        return {(row.tenant, row.id): ConnectionPosition(row.state, row.generation) for row in rows}
 
     async def _load(self, query: TextualSelect, parameters: dict[str, str]) -> LeaseRow | None:
         async with self._store.autocommit() as connection:

@@ -8,6 +8,7 @@ belongs to one event loop.
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,45 @@ _POSTGRES_SETTINGS = {
 }
 
 
+class Pool(StrEnum):
+    """Work of one process that never waits for the connections of other work (PostgreSQL)."""
+
+    REQUESTS = "requests"  # commands, lists and pages; a worker's activities
+    LEASES = "leases"  # on the way to a lease: who calls, and the connection's row
+    LEDGER = "ledger"  # the commits of leases, one after another
+    POLLER = "poller"  # the positions of connections whose refresh is waited for, one query after another
+    BACKGROUND = "background"  # the relay of the outbox
+
+
+# open connections, and those beyond them under load: twenty in all, of an API process or a worker
+_POOL_SIZES = {
+    Pool.REQUESTS: (8, 4),
+    Pool.LEASES: (4, 0),
+    Pool.LEDGER: (1, 0),
+    Pool.POLLER: (1, 0),
+    Pool.BACKGROUND: (1, 1),
+}
+
+
 class PostgresDatabase:
-    """One PostgreSQL database: every wait is bounded, and no statement prints its parameters."""
+    """One PostgreSQL database: every wait is bounded, and no statement prints its parameters.
+
+    This one has the connections of one pool; `in_pool` gives the one with those of another.
+    """
 
     is_sqlite = False
 
-    def __init__(self, url: URL, *, limits: bool = True) -> None:
+    def __init__(self, url: URL, *, limits: bool = True, pool: Pool = Pool.REQUESTS) -> None:
+        self._url, self._limits = url, limits
+        self._pools: dict[Pool, PostgresDatabase] = {pool: self}
         unlimited = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
         settings = _POSTGRES_SETTINGS if limits else _POSTGRES_SETTINGS | unlimited
         command_timeout = 20 if limits else None
         self._engine = create_async_engine(
             url,
             hide_parameters=True,
-            pool_size=8,
-            max_overflow=8,
+            pool_size=_POOL_SIZES[pool][0],
+            max_overflow=_POOL_SIZES[pool][1],
             pool_timeout=10,
             connect_args={"timeout": 5, "command_timeout": command_timeout, "server_settings": settings},
         )
@@ -64,8 +90,17 @@ class PostgresDatabase:
         async with self._autocommit.connect() as connection:
             yield connection
 
+    def in_pool(self, pool: Pool) -> "PostgresDatabase":
+        """The same database through the connections of `pool`, which are opened when they are needed."""
+        if pool not in self._pools:
+            self._pools[pool] = PostgresDatabase(self._url, limits=self._limits, pool=pool)
+            self._pools[pool]._pools = self._pools
+        return self._pools[pool]
+
     async def close(self) -> None:
-        await self._engine.dispose()
+        """Close the connections of every pool."""
+        for database in self._pools.values():
+            await database._engine.dispose()
 
 
 Database = SqliteDatabase | PostgresDatabase

@@ -80,6 +80,10 @@ class SqliteDatabase:
         event.listen(self._engine, "connect", _configure)
         self._begin_anew()
 
+    def in_pool(self, _: object) -> "SqliteDatabase":
+        """Itself: no statement hangs, writers take turns, and a read keeps no connection across a wait."""
+        return self
+
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[SqliteConnection]:
         async with self._connected() as connection:

@@ -36,6 +36,18 @@ async def test_one_query_has_all_a_lease_needs(store: Store, key_path: str):
     assert "at-1" not in repr(row)
 
 
+async def test_positions_of_many_connections_are_one_query(store: Store):
+    connection = await granted(store)
+    gone = ConnectionId("con_gone")
+    rows = LeaseRows(store)
+    assert await rows.positions([connection.id, gone, gone]) == {
+        (ACME, connection.id): (LifecycleState.ACTIVE, 1)
+    }
+    await refreshed(store, connection, some_tokens("at-2", "rt-2"))
+    assert (await rows.positions([connection.id]))[ACME, connection.id].generation == 2
+    assert await rows.positions([]) == {}
+
+
 async def test_an_unknown_or_foreign_connection_has_no_row(store: Store):
     connection = await granted(store)
     rows = LeaseRows(store)

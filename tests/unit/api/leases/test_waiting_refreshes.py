@@ -1,0 +1,112 @@
+"""What refreshes that are waited for cost the store and Temporal, however many they are."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult, RefreshReason
+from evergrant_server.store import ConnectionPosition, LeaseRow
+
+ACME, OTHER = Tenant("acme"), Tenant("other")
+WAIT_S = 1.5
+
+
+class Rows:
+    """Stands in for the lease rows of connections that nothing refreshes, and counts the queries."""
+
+    def __init__(self) -> None:
+        self.loads = self.polls = self.most = 0
+        self.generations: dict[str, int] = {}
+
+    async def load(self, tenant: Tenant, connection_id: ConnectionId) -> LeaseRow:
+        self.loads += 1
+        who = (tenant, connection_id, IntegrationId("int_1"), "crm", "gitlab", "user-1", "default")
+        state, generation = LifecycleState.ACTIVE, self.generations.get(connection_id, 1)
+        return LeaseRow(*who, state, None, None, None, 1, generation, None, None, None)
+
+    async def positions(self, ids: list[ConnectionId]) -> dict[tuple[str, str], ConnectionPosition]:
+        self.polls, self.most = self.polls + 1, max(self.most, len(ids))
+        active = LifecycleState.ACTIVE
+        return {(ACME, it): ConnectionPosition(active, self.generations.get(it, 1)) for it in ids}
+
+
+class Temporal:
+    """Answers no update until `answers` is set."""
+
+    def __init__(self) -> None:
+        self.open: list[Tenant] = []
+        self.most = 0
+        self.answers = asyncio.Event()
+
+    async def ensure_fresh(
+        self, tenant: Tenant, connection_id: ConnectionId, request: EnsureFresh, *, timeout: float
+    ) -> EnsureFreshResult:
+        self.open.append(tenant)
+        self.most = max(self.most, len(self.open))
+        try:
+            await self.answers.wait()
+        finally:
+            self.open.remove(tenant)
+        return EnsureFreshResult(generation=1, problem=ErrorCode.PROVIDER_ERROR)
+
+
+def wait_for(waiter: RefreshWaiter, connection: str, tenant: Tenant = ACME, by: str = "app:a"):
+    key = RefreshKey(tenant, ConnectionId(connection), 1, RefreshReason.DUE)
+    return asyncio.create_task(waiter.wait_for_newer(key, RequestContext(by=by)))
+
+
+async def test_two_thousand_waiting_refreshes_cost_few_queries_while_temporal_is_away():
+    rows, began = Rows(), time.monotonic()
+    waiter = RefreshWaiter(rows, Temporal(), timedelta(seconds=WAIT_S))  # type: ignore[arg-type]  # stand-ins
+    results = await asyncio.gather(*(wait_for(waiter, f"con_{n}") for n in range(2000)))
+    a_second = rows.polls / (time.monotonic() - began)
+    print(f"2,000 waiting: {a_second:.0f} polls a second, {rows.most} rows in one, {rows.loads} loads in all")
+    assert {it.failure.code for it in results if it.failure} == {ErrorCode.REFRESH_PENDING}
+    assert rows.loads <= 4000, "each refresh reads its row when it begins and when it ends"
+    assert a_second < 100
+    assert rows.most <= 500
+
+
+async def test_a_newer_generation_ends_the_wait_of_its_connection_alone():
+    rows = Rows()
+    waiter = RefreshWaiter(rows, Temporal(), timedelta(seconds=WAIT_S))  # type: ignore[arg-type]  # stand-ins
+    one, other = wait_for(waiter, "con_1"), wait_for(waiter, "con_2")
+    rows.generations["con_1"] = 2
+    result = await asyncio.wait_for(one, WAIT_S / 2)
+    assert result.failure is None
+    assert result.row is not None
+    assert result.row.generation == 2
+    assert not other.done()
+    await waiter.stop()
+    with pytest.raises(asyncio.CancelledError):
+        await other
+
+
+async def test_a_tenant_whose_refreshes_hang_leaves_another_its_turn_at_temporal():
+    temporal = Temporal()
+    waiter = RefreshWaiter(Rows(), temporal, timedelta(seconds=WAIT_S))  # type: ignore[arg-type]  # stand-ins
+    hanging = [wait_for(waiter, f"con_{n}") for n in range(500)]
+    await until(lambda: len(temporal.open) >= 64)
+    others = [wait_for(waiter, f"con_{n}", OTHER, "app:b") for n in range(20)]
+    await until(lambda: temporal.open.count(OTHER) == 20)
+    assert temporal.most <= 128
+    assert temporal.open.count(ACME) <= 64, "half of the turns"
+    temporal.answers.set()
+    results = await asyncio.gather(*hanging, *others)
+    assert {it.failure.code for it in results if it.failure} == {ErrorCode.PROVIDER_ERROR}, (
+        "each had its turn"
+    )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0)
