@@ -112,6 +112,11 @@ WHEN = {
     AuditAction.APP_DELETED: "an app was deleted",
     AuditAction.KEY_CREATED: "an API key was created",
     AuditAction.KEY_REVOKED: "an API key was revoked",
+    AuditAction.CREDENTIAL_PUT: "a credential of an app was registered, or replaced",
+    AuditAction.CREDENTIAL_DELETED: "a credential of an app was deleted; its tokens end with it",
+    AuditAction.TOKEN_ISSUED: "an app proved its identity at the token endpoint and got an access token",
+    AuditAction.TOKEN_REFUSED: "the token endpoint refused an app; `repeated` counts the refusals within a "
+    "minute after the first",
     AuditAction.APPROVAL_REQUESTED: "an app sent a command that a second app must approve",
     AuditAction.APPROVAL_GIVEN: "a second app approved a command; its first app may send it again, once",
     AuditAction.PERMIT_PUT: "a permit was created or changed",

@@ -185,6 +185,10 @@ async def prune_store(store: Store, clock: Clock, deliveries_age: timedelta) -> 
         async with store.write() as tx:
             if await tx.idempotency.prune(now - _IDEMPOTENCY_AGE) == 0:
                 break
+    for _ in range(_MAX_BATCHES):
+        async with store.write() as tx:
+            if await tx.tokens.prune(now) == 0:
+                break
 
 
 async def _prune_deliveries(store: Store, before: datetime) -> None:

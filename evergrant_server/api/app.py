@@ -8,20 +8,21 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from evergrant_server.api import audit, health, openapi
-from evergrant_server.api.apps import approvals, explain, keys, report
+from evergrant_server.api.apps import approvals, credentials, explain, keys, report
 from evergrant_server.api.apps import routes as apps
 from evergrant_server.api.connections import commands, confirm, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.http import problems
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.middleware import Deadline, Envelope
+from evergrant_server.api.http.refusal_log import RefusalLog
 from evergrant_server.api.integrations import definition_rollout, definitions
 from evergrant_server.api.integrations import routes as integrations
 from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
 from evergrant_server.api.leases.decision import LeaseIssuer
 from evergrant_server.api.leases.refresher import RefreshWaiter
-from evergrant_server.api.leases.refusal_log import RefusalLog
+from evergrant_server.api.oauth import routes as oauth
 from evergrant_server.api.pages import callback, connect
 from evergrant_server.api.pages.browser import BrowserSessions
 from evergrant_server.api.provider_events import inbound, receivers
@@ -50,6 +51,8 @@ ROUTERS = (
     integrations.router,
     apps.router,
     keys.router,
+    credentials.router,
+    oauth.router,
     approvals.router,
     explain.router,
     report.router,

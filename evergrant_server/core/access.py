@@ -1,15 +1,17 @@
-"""Apps, their keys and permits, as rows; `evergrant_server.policy` decides by them."""
+"""Apps, their keys, credentials, tokens and permits, as rows; `evergrant_server.policy` decides by them."""
 
 import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
 
-from evergrant_server.core.ids import AppId, ApprovalId, KeyId, PermitId, TenantRow
+from evergrant_server.core.ids import AppId, ApprovalId, CredentialId, KeyId, PermitId, TenantRow, TokenId
 
 MOST_LIVE_KEYS = 2  # of an app: the one in use, and its successor
+MOST_CREDENTIALS = 20  # of an app
+TOKEN_LIFETIME = timedelta(minutes=10)  # unless what proved the identity ends earlier
 
 _LOOPBACK_PORT = re.compile(r"\A(http://(?:127\.0\.0\.1|\[::1\])):[0-9]{1,5}(?=[/?]|\Z)")
 
@@ -18,6 +20,7 @@ class AuthenticationMethod(StrEnum):
     """How an app proves who it is."""
 
     API_KEY = "api_key"
+    PRIVATE_KEY_JWT = "private_key_jwt"  # RFC 7523 section 2.2
 
 
 class Action(StrEnum):
@@ -68,6 +71,38 @@ class AppKey(TenantRow):
     def is_live(self, now: datetime) -> bool:
         """True for a key that is accepted now."""
         return self.revoked_at is None and self.expires_at is not None and now < self.expires_at
+
+
+class AppCredential(TenantRow):
+    """One registered way in which an app may prove its identity. Holds no secret.
+
+    `parameters` are those of its method: `private_key_jwt` has `jwks`, public keys with an `alg` each.
+    """
+
+    id: CredentialId
+    app_id: AppId
+    name: str
+    method: AuthenticationMethod
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    created_at: datetime
+
+
+class AppToken(TenantRow):
+    """An opaque access token. Of its secret only a MAC is kept, over every field (`api.http.app_tokens`).
+
+    It counts while its credential is at `credential_revision`: a credential that is replaced or deleted ends
+    its tokens. `confirmation` is the `cnf` of RFC 7800 section 3.1: what each request must prove as well.
+    """
+
+    id: TokenId
+    app_id: AppId
+    credential_id: CredentialId
+    credential_revision: int
+    method: AuthenticationMethod
+    confirmation: dict[str, str] | None = None
+    secret_hash: str
+    created_at: datetime
+    expires_at: datetime
 
 
 class Approval(TenantRow):

@@ -253,7 +253,9 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.INTERNAL: _platform("Evergrant failed for an unknown reason.", "Read the log.", status=500),
     ErrorCode.INVALID_REQUEST: _caller("The request is malformed.", "Correct the named field."),
     ErrorCode.UNAUTHENTICATED: _caller(
-        "No valid credential came with the request.", "Send Authorization: Bearer <api key>.", status=401
+        "No valid credential came with the request.",
+        "Send Authorization: Bearer with an API key, or an access token of POST /oauth/token.",
+        status=401,
     ),
     ErrorCode.NOT_FOUND: _caller(
         "There is no such thing, or not for this app.", "Check the name and the permit.", status=404

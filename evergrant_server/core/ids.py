@@ -27,6 +27,8 @@ ReceiverId = NewType("ReceiverId", str)
 DefinitionId = NewType("DefinitionId", str)
 ApprovalId = NewType("ApprovalId", str)
 ReplacedGrantId = NewType("ReplacedGrantId", str)
+CredentialId = NewType("CredentialId", KeyId)  # of what a request is authenticated by, as an API key
+TokenId = NewType("TokenId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -46,6 +48,8 @@ PREFIXES = (
     "def",
     "apr",
     "rpl",
+    "crd",
+    "tok",
 )
 
 

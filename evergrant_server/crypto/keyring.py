@@ -164,6 +164,10 @@ class KeyRing:
         """The MAC of an API key's row and secret: HMAC-SHA256 in hex, the same after a rotation."""
         return hmac.digest(self._api_keys, encode_parts("api key", *parts), "sha256").hex()
 
+    def token_mac(self, *parts: str) -> str:
+        """The MAC of an access token's row and secret, as `api_key_mac`."""
+        return hmac.digest(self._api_keys, encode_parts("access token", *parts), "sha256").hex()
+
     @cached_property
     def _api_keys(self) -> bytes:
         return self.derive("api keys")

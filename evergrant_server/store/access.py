@@ -7,7 +7,7 @@ permits and approvals are read with their authenticators: see `authority`.
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, Select, UniqueConstraint, delete, func, select, update
+from sqlalchemy import CompoundSelect, Index, UniqueConstraint, delete, func, select, union_all, update
 from sqlmodel import Field, ForeignKeyConstraint, col
 
 from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Approval, Permit
@@ -40,6 +40,16 @@ class AppKeyRow(columns.IdTable, table=True):
     created_at: datetime = columns.timestamp()
     expires_at: datetime | None = columns.timestamp()
     revoked_at: datetime | None = columns.timestamp()
+    mac: str | None = None
+
+
+class AppCredentialRow(columns.IdTable, table=True):
+    __table_args__ = (app_foreign_key(), UniqueConstraint("tenant", "app_id", "name"))
+    app_id: str
+    name: str
+    method: str
+    parameters: dict[str, Any] = columns.json()
+    created_at: datetime = columns.timestamp()
     mac: str | None = None
 
 
@@ -126,7 +136,7 @@ class Access(AuthenticatedRepository[App, AppId]):
         return await self._page(self._where(tenant=tenant), "name", after, limit)
 
     async def delete_app(self, tenant: Tenant, id: AppId) -> None:
-        """Delete an app with its keys and permits. Raises Failure NOT_FOUND."""
+        """Delete an app with its keys, credentials and permits. Raises Failure NOT_FOUND."""
         used = columns_equal(AppKeyUseRow, tenant=tenant) & col(AppKeyUseRow.key_id).in_(_keys_of(tenant, id))
         await self._run(delete(AppKeyUseRow).where(used))
         await self._delete(id, tenant=tenant, id=id)
@@ -136,7 +146,7 @@ class Access(AuthenticatedRepository[App, AppId]):
 
         Raises Failure NOT_FOUND without its app, ALREADY_EXISTS also when the app has two live keys.
         """
-        await self._bump(key.tenant, key.app_id)
+        await self.bump(key.tenant, key.app_id)
         live = await self.live_keys(key.tenant, key.app_id, key.created_at)
         if len(live) >= MOST_LIVE_KEYS:
             why = f"The app has {MOST_LIVE_KEYS} live keys already: revoke one of them first."
@@ -159,7 +169,7 @@ class Access(AuthenticatedRepository[App, AppId]):
         return sorted(live, key=lambda key: key.created_at)
 
     async def last_uses(self, tenant: Tenant, app_id: AppId) -> dict[str, datetime]:
-        """When each key of an app last authenticated a request, by its id, to the minute."""
+        """When each key and credential of an app last authenticated a request, by its id, to the minute."""
         query = select(col(AppKeyUseRow.key_id), col(AppKeyUseRow.used_at)).where(
             columns_equal(AppKeyUseRow, tenant=tenant), col(AppKeyUseRow.key_id).in_(_keys_of(tenant, app_id))
         )
@@ -189,7 +199,7 @@ class Access(AuthenticatedRepository[App, AppId]):
             raise not_found(key_id)
         if key.revoked_at is not None:
             return key
-        await self._bump(tenant, key.app_id)
+        await self.bump(tenant, key.app_id)
         revoked = key.model_copy(update={"revoked_at": at})
         return await self._keys.replace(revoked, expected=key.revision)
 
@@ -198,7 +208,7 @@ class Access(AuthenticatedRepository[App, AppId]):
 
         Raises Failure ALREADY_EXISTS when adding, STORE_CONFLICT or NOT_FOUND when changing.
         """
-        await self._bump(p.tenant, p.app_id)
+        await self.bump(p.tenant, p.app_id)
         return await self._permits._put(p, f"Permit {p.name!r}", expected)
 
     async def permit(self, tenant: Tenant, app_id: AppId, name: str) -> Permit | None:
@@ -213,15 +223,22 @@ class Access(AuthenticatedRepository[App, AppId]):
     async def delete_permit(self, tenant: Tenant, app_id: AppId, name: str) -> None:
         """Delete a permit. Raises Failure NOT_FOUND."""
         await self._permits._delete(f"Permit {name!r}", tenant=tenant, app_id=app_id, name=name)
-        await self._bump(tenant, app_id)
+        await self.bump(tenant, app_id)
 
-    async def _bump(self, tenant: Tenant, app_id: AppId) -> None:
-        """One revision tells a lease whether anything about the app changed."""
+    async def bump(self, tenant: Tenant, app_id: AppId) -> None:
+        """One revision tells a lease whether anything about the app changed. Raises Failure NOT_FOUND."""
         next_one = {"revision": col(AppRow.revision) + 1}
         mine = columns_equal(AppRow, tenant=tenant, id=app_id)
         if await self._run(update(AppRow).where(mine).values(next_one)) != 1:
             raise not_found(app_id)
 
 
-def _keys_of(tenant: Tenant, app_id: AppId) -> Select[str]:
-    return select(col(AppKeyRow.id)).where(columns_equal(AppKeyRow, tenant=tenant, app_id=app_id))
+def _keys_of(tenant: Tenant, app_id: AppId) -> CompoundSelect[str]:
+    """The ids of its keys and credentials."""
+    mine = {"tenant": tenant, "app_id": app_id}
+    return union_all(
+        *(
+            select(col(table.id)).where(columns_equal(table, **mine))
+            for table in (AppKeyRow, AppCredentialRow)
+        )
+    )

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select, text, tuple_
+from sqlalchemy import func, select, text, tuple_, union_all
 from sqlmodel import col
 
-from evergrant_server.core.access import App, AppKey, Permit
+from evergrant_server.core.access import App, AppCredential, AppKey, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.store.access import AppKeyRow, AppKeyUseRow, AppRow, PermitRow
+from evergrant_server.store.access import AppCredentialRow, AppKeyRow, AppKeyUseRow, AppRow, PermitRow
 from evergrant_server.store.authority import Model, authentic
 from evergrant_server.store.connections.tables import LIVE_CONDITION, ConnectionRow
 from evergrant_server.store.database.columns import Row, table_of
@@ -27,13 +27,14 @@ _EVERY = "*"
 
 @dataclass(frozen=True)
 class AppReview:
-    """An app with its good keys and permits; `broken` has the failure of each row that isn't good.
+    """An app with its good keys, credentials and permits; `broken` has the failure of each other row.
 
-    Broken keys are left out: each is an unknown key, and the app's others still work.
+    Broken keys and credentials are left out: each is an unknown one, and the app's others still work.
     """
 
     disabled: bool
     keys: tuple[AppKey, ...]
+    credentials: tuple[AppCredential, ...]
     permits: tuple[Permit, ...]
     broken: tuple[Failure, ...]
 
@@ -65,8 +66,10 @@ async def review_app(tx: Transaction, tenant: Tenant, name: str) -> AppReview | 
     mine = {"tenant": tenant, "app_id": row["id"]}
     _, broken_app = _split(tx, App, AppRow, [row])
     keys, _ = _split(tx, AppKey, AppKeyRow, await _rows(tx, AppKeyRow, **mine))
+    credentials, _ = await tx.credentials.authentic_of_app(tenant, row["id"])
     permits, broken_permits = _split(tx, Permit, PermitRow, await _rows(tx, PermitRow, **mine))
-    return AppReview(bool(row["disabled"]), tuple(keys), tuple(permits), (*broken_app, *broken_permits))
+    broken = (*broken_app, *broken_permits)
+    return AppReview(bool(row["disabled"]), tuple(keys), tuple(credentials), tuple(permits), broken)
 
 
 async def review_connection(
@@ -155,14 +158,15 @@ async def _apps(tx: Transaction, tenant: Tenant, ids: Sequence[str]) -> list[Val
 
 async def _last_uses(tx: Transaction, tenant: Tenant, app_ids: Sequence[str]) -> dict[str, datetime]:
     """When an app was last authenticated, by its id. The lease ledger writes it (`app_key_use`)."""
-    key, use = table_of(AppKeyRow).c, table_of(AppKeyUseRow).c
+    both = (table_of(AppKeyRow).c, table_of(AppCredentialRow).c)
+    keys = union_all(
+        *(select(it.id, it.app_id).where(it.tenant == tenant, it.app_id.in_(app_ids)) for it in both)
+    ).subquery()
+    use = table_of(AppKeyUseRow).c
     query = (
-        select(key.app_id, func.max(use.used_at))
-        .join_from(
-            table_of(AppKeyRow), table_of(AppKeyUseRow), (use.tenant == key.tenant) & (use.key_id == key.id)
-        )
-        .where(key.tenant == tenant, key.app_id.in_(app_ids))
-        .group_by(key.app_id)
+        select(keys.c.app_id, func.max(use.used_at))
+        .join_from(keys, table_of(AppKeyUseRow), (use.tenant == tenant) & (use.key_id == keys.c.id))
+        .group_by(keys.c.app_id)
     )
     return {app_id: at for app_id, at in await tx.connection.execute(query)}
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from sqlalchemy import Executable, Select
 from sqlmodel import col
 
-from evergrant_server.core.access import App, AppKey, Approval, Permit
+from evergrant_server.core.access import App, AppCredential, AppKey, Approval, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.definition import Definition
@@ -48,6 +48,7 @@ _FACTS_OF_INTEGRATIONS = {
 COVERED: dict[type[BaseModel], set[str]] = {
     App: set(App.model_fields) - {"revision", "created_at"},
     AppKey: {"tenant", "id", "app_id", "secret_hash", "revoked_at"},  # the hash covers the expiry
+    AppCredential: set(AppCredential.model_fields) - {"revision", "created_at"},
     Permit: set(Permit.model_fields) - {"revision", "created_at"},
     Approval: {"tenant", "id", "app_id", "by", "command", "body", "approved_by", "used_at"},
     Integration: set(Integration.model_fields) - _FACTS_OF_INTEGRATIONS,

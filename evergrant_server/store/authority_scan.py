@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from sqlalchemy import select, tuple_, update
 from sqlmodel import col
 
-from evergrant_server.core.access import App, AppKey, Approval, Permit
+from evergrant_server.core.access import App, AppCredential, AppKey, Approval, Permit
 from evergrant_server.core.connections.account import PIN
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent
@@ -19,7 +19,7 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
 from evergrant_server.crypto import KeyPurpose, KeyRing
-from evergrant_server.store.access import AppKeyRow, ApprovalRow, AppRow, PermitRow
+from evergrant_server.store.access import AppCredentialRow, AppKeyRow, ApprovalRow, AppRow, PermitRow
 from evergrant_server.store.authority import (
     BrokenRow,
     accepted_destination_mac,
@@ -51,6 +51,7 @@ _PAGE_ROWS = 500
 _CONFIGURATION: dict[type[IdTable], type[BaseModel]] = {
     AppRow: App,
     AppKeyRow: AppKey,
+    AppCredentialRow: AppCredential,
     PermitRow: Permit,
     ApprovalRow: Approval,
     IntegrationRow: Integration,

@@ -12,6 +12,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.access import Access, Approvals
+from evergrant_server.store.authentication import AppCredentials, AppTokens
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
@@ -52,6 +53,8 @@ class Transaction:
         self.destinations = Destinations(connection, ring)
         self.definitions = Definitions(connection, ring)
         self.access = Access(connection, ring)
+        self.credentials = AppCredentials(connection, ring)
+        self.tokens = AppTokens(connection)
         self.approvals = Approvals(connection, ring)
         self.consents = Consents(connection, sealer)
         self.exports = Exports(connection, ring)

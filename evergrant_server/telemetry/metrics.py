@@ -98,6 +98,9 @@ _broken_authority = _meter.create_counter(
 DELIVERIES = _meter.create_counter(
     "evergrant.webhook.delivery.count", "{delivery}", "attempts to deliver an event to a webhook"
 )
+TOKENS = _meter.create_counter(
+    "evergrant.token.count", "{token}", "requests for an access token of an app, issued or refused"
+)
 SECURITY_EVENTS = _meter.create_counter(
     "evergrant.security_event.count", "{event}", "security events and hooks that providers sent"
 )

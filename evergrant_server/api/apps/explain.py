@@ -166,8 +166,10 @@ def _view(explained: PermitExplanation, obstacles: Iterable[Obstacle], **asked: 
 
 def _app_obstacles(app: AppReview, now: datetime) -> Iterator[Obstacle]:
     yield from _broken(*app.broken)
-    if not any(key.is_live(now) for key in app.keys):
-        yield Obstacle(code=ErrorCode.UNAUTHENTICATED, detail="The app has no live API key.")
+    if not app.credentials and not any(key.is_live(now) for key in app.keys):
+        yield Obstacle(
+            code=ErrorCode.UNAUTHENTICATED, detail="The app has no live API key and no credential."
+        )
     if app.disabled:
         yield Obstacle(code=ErrorCode.APP_DISABLED, detail="The app is disabled.")
 

@@ -47,7 +47,7 @@ def new_key(ring: KeyRing, app: App, now: datetime, lifetime: timedelta) -> tupl
         expires_at=now + lifetime,
     )
     text = f"evg_{key.id}_{secret}"
-    return key.model_copy(update={"secret_hash": key_mac(ring, key, secret)}), text + _checksum(text)
+    return key.model_copy(update={"secret_hash": key_mac(ring, key, secret)}), text + checksum(text)
 
 
 def parse_key(text: str) -> PresentedKey:
@@ -58,7 +58,7 @@ def parse_key(text: str) -> PresentedKey:
             why = "Keys of this form, without a checksum, are no longer accepted."
             raise Failure(ErrorCode.UNAUTHENTICATED, f"{why} {_ANOTHER}")
         raise Failure(ErrorCode.UNAUTHENTICATED)
-    if _checksum(match[1]) != match[4]:
+    if checksum(match[1]) != match[4]:
         raise Failure(ErrorCode.UNAUTHENTICATED, "The API key is mistyped: its checksum doesn't match.")
     return PresentedKey(KeyId(match[2]), match[3])
 
@@ -77,7 +77,7 @@ def expired(key: AppKey) -> Failure:
     return Failure(ErrorCode.UNAUTHENTICATED, f"The API key expired{when}. {_ANOTHER}")
 
 
-def _checksum(text: str) -> str:
+def checksum(text: str) -> str:
     left, digits = crc32(text.encode()), ""
     for _ in range(6):
         left, digit = divmod(left, 62)

@@ -1,18 +1,20 @@
-"""Authenticates apps by their API keys (RFC 6750 section 2.1)."""
+"""Authenticates apps by API keys and by access tokens of the token endpoint (RFC 6750 section 2.1)."""
 
 import hashlib
 import hmac
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from starlette.requests import Request
 
+from evergrant_server.api.http import app_tokens
 from evergrant_server.api.http.api_keys import expired, key_mac, parse_key
-from evergrant_server.core.access import App, AppKey, AuthenticationMethod, Permit
+from evergrant_server.core.access import App, AppCredential, AppKey, AppToken, AuthenticationMethod, Permit
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId, KeyId, Tenant
+from evergrant_server.core.ids import AppId, CredentialId, KeyId, Tenant, TokenId
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry.alarms import report_broken_authority
 
@@ -24,15 +26,31 @@ _UNKNOWN = AppKey(
     secret_hash=secrets.token_hex(32),
     created_at=datetime.min.replace(tzinfo=UTC),
 )
+_UNKNOWN_TOKEN = AppToken(
+    tenant=Tenant(""),
+    id=TokenId(""),
+    app_id=AppId(""),
+    credential_id=CredentialId(KeyId("")),
+    credential_revision=0,
+    method=AuthenticationMethod.API_KEY,
+    secret_hash=secrets.token_hex(32),
+    created_at=_UNKNOWN.created_at,
+    expires_at=_UNKNOWN.created_at,
+)
 
 
 @dataclass(frozen=True)
 class PresentedCredential:
-    """What a caller proved its identity with, and until when that is accepted."""
+    """What a caller proved its identity with, and until when that is accepted.
+
+    `id` is that of the API key, or of the credential whose token it is. `confirmation`: what each request
+    must prove as well (`cnf`, RFC 7800 section 3.1).
+    """
 
     id: KeyId
     method: AuthenticationMethod
     valid_until: datetime
+    confirmation: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,8 +71,11 @@ class Caller:
         return f"app:{self.app.name}"
 
 
+_Owner = tuple[App, PresentedCredential, list[Permit]]
+
+
 class Authenticator:
-    """Finds the app that owns a key. Caches callers for the lease path."""
+    """Finds the app that owns a key or a token. Caches callers for the lease path."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
@@ -62,14 +83,25 @@ class Authenticator:
         self._cache: dict[bytes, Caller] = {}
 
     async def authenticate(self, request: Request) -> Caller:
-        """Read the key, the app and its permits from the store.
+        """Read the key or token, the app and its permits from the store.
 
         Raises Failure UNAUTHENTICATED or APP_DISABLED.
         """
-        return await self.caller_of(_bearer_token(request))
+        caller = await self.caller_of(_bearer_token(request))
+        _require_confirmation(request, caller.credential)
+        return caller
 
     async def caller_of(self, text: str) -> Caller:
-        """The caller that a key authenticates. Raises as `authenticate` does."""
+        """The caller that a key or token authenticates. Raises as `authenticate` does."""
+        if text.startswith(app_tokens.PREFIX):
+            app, credential, permits = await self._token_owner(text)
+        else:
+            app, credential, permits = await self._key_owner(text)
+        if app.disabled:
+            raise Failure(ErrorCode.APP_DISABLED)
+        return Caller(app, credential, tuple(permits), _digest(text))
+
+    async def _key_owner(self, text: str) -> _Owner:
         given = parse_key(text)
         async with self._store.read() as tx:
             found = await _key_and_app(tx, given.id)
@@ -81,10 +113,24 @@ class Authenticator:
         key, app = found
         if key.expires_at is None or not key.is_live(self._clock.now()):
             raise expired(key)
-        if app.disabled:
-            raise Failure(ErrorCode.APP_DISABLED)
-        credential = PresentedCredential(key.id, AuthenticationMethod.API_KEY, key.expires_at)
-        return Caller(app, credential, tuple(permits), _digest(text))
+        return app, PresentedCredential(key.id, AuthenticationMethod.API_KEY, key.expires_at), permits
+
+    async def _token_owner(self, text: str) -> _Owner:
+        given = app_tokens.parse_token(text)
+        async with self._store.read() as tx:
+            token = await tx.tokens.find(given.id) or _UNKNOWN_TOKEN
+            made = app_tokens.token_mac(self._store.ring, token, given.secret)
+            if not hmac.compare_digest(token.secret_hash, made) or token.id != given.id:
+                raise Failure(ErrorCode.UNAUTHENTICATED)
+            app = await tx.access.app(token.tenant, token.app_id)
+            credential = await _credential_of(tx, token)
+            permits = await tx.access.permits(token.tenant, token.app_id)
+        if app is None or credential is None or credential.revision != token.credential_revision:
+            raise app_tokens.token_ended("The access token's credential was replaced or deleted.")
+        if self._clock.now() >= token.expires_at:
+            raise app_tokens.token_ended("The access token has expired.")
+        presented = PresentedCredential(credential.id, token.method, token.expires_at, token.confirmation)
+        return app, presented, permits
 
     async def authenticate_cached(self, request: Request) -> tuple[Caller, bool]:
         """The caller, and whether it comes from the cache.
@@ -95,8 +141,10 @@ class Authenticator:
         text = _bearer_token(request)
         known = self._cache.get(_digest(text))
         if known is not None and self._clock.now() < known.credential.valid_until:
+            _require_confirmation(request, known.credential)
             return known, True
         caller = await self.caller_of(text)
+        _require_confirmation(request, caller.credential)
         self.cache(caller)
         return caller, False
 
@@ -125,6 +173,23 @@ async def _key_and_app(tx: Transaction, key_id: KeyId) -> tuple[AppKey, App] | N
             raise
         report_broken_authority(failure)
         return None
+
+
+async def _credential_of(tx: Transaction, token: AppToken) -> AppCredential | None:
+    """The token's credential, or None. One that was changed by hand is unknown, with an alarm."""
+    try:
+        return await tx.credentials.get(token.tenant, token.credential_id)
+    except Failure as failure:
+        report_broken_authority(failure)
+        return None
+
+
+def _require_confirmation(request: Request, credential: PresentedCredential) -> None:
+    """Check that the request proves what its token is bound to. Raises Failure UNAUTHENTICATED."""
+    if credential.confirmation is not None:
+        raise Failure(
+            ErrorCode.UNAUTHENTICATED, "The access token is bound to what the request doesn't prove."
+        )
 
 
 def _bearer_token(request: Request) -> str:

@@ -31,7 +31,9 @@ from evergrant_server.store import Transaction
 
 T = TypeVar("T")
 
-_bearer_scheme = HTTPBearer(auto_error=False, description="An API key: `evg_key_…`.")
+_bearer_scheme = HTTPBearer(
+    auto_error=False, description="An API key `evg_key_…`, or an access token `evg_tok_…` of `/oauth/token`."
+)
 
 
 class CommandResponse(Response):

@@ -11,10 +11,10 @@ from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.api.http.refusal_log import RefusalLog
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.leases.dpop import require_provable
 from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter, RefreshWaitResult
-from evergrant_server.api.leases.refusal_log import RefusalLog
 from evergrant_server.api.leases.refusals import (
     LeaseRequest,
     absent,

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tests.security.isolation.world import PUBLIC_KEY, document
+from tests.security.isolation.world import A_CREDENTIAL, PUBLIC_KEY, document
 
 # What `{name}` names in each collection.
 NAMED = {"/v1/integrations/": "integration", "/v1/apps/": "app", "/v1/webhooks/": "webhook"}
@@ -36,6 +36,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "PUT /v1/integrations/{name}/security-events": ({"kind": "slack", "secret": "a-signing-secret"},),
     "PUT /v1/apps/{name}": ({},),
     "PUT /v1/apps/{name}/permits/{permit_name}": ({"integration": "{integration}", "actions": ["connect"]},),
+    "PUT /v1/apps/{name}/credentials/{credential_name}": (A_CREDENTIAL,),
     "POST /v1/providers": ({"definition": document("{provider}")},),
     "POST /v1/providers/{provider}/approve": ({"version": 3},),
     "POST /v1/providers/{provider}/reject": ({"version": 4, "reason": "no"},),
@@ -60,19 +61,21 @@ BODIES: dict[str, tuple[Any, ...]] = {
 PUBLIC = {
     *("GET /livez", "GET /readyz", "GET /metrics", "GET /docs", "GET /openapi.json"),
     *("GET /static/evergrant.css", "GET /oauth/client/{integration_id}"),
+    "GET /.well-known/oauth-authorization-server",
 }
-# A link, a browser's cookie or a provider's signature stands in for a credential: tests/security/pages,
-# tests/security/test_provider_events.py.
+# A link, a browser's cookie, a provider's signature or an app's stands in for a credential:
+# tests/security/pages, tests/security/test_provider_events.py, tests/security/test_app_assertions.py.
 PROVED_OTHERWISE = {
     *("GET /connect/{link}", "POST /connect/{link}", "POST /connect/{link}/choice"),
     *("GET /oauth/callback/{integration_id}", "POST /oauth/callback/{integration_id}"),
     *("POST /oauth/callback/{integration_id}/fragment", "POST /v1/security-events/{receiver_id}"),
+    "POST /oauth/token",
 }
 # These make or change the caller's own thing of that name, whatever other tenants have.
 CREATES = {
     *("PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}", "POST /v1/providers"),
     *("POST /v1/connections/import", "POST /v1/connections/export"),
-    "PUT /v1/apps/{name}/permits/{permit_name}",
+    *("PUT /v1/apps/{name}/permits/{permit_name}", "PUT /v1/apps/{name}/credentials/{credential_name}"),
 }
 
 
@@ -133,6 +136,7 @@ def requests_to(route: str) -> list[Request]:
     method, path = route.split(" ", 1)
     owner = next((name for prefix, name in NAMED.items() if path.startswith(prefix)), "")
     path = path.replace("{name}", f"{{{owner}}}").replace("{permit_name}", "{permit}")
+    path = path.replace("{credential_name}", "{credential}")
     usual = ({},) if method in ("POST", "PUT") else ("",)
     return [
         Request(route, method, f"{path}?{query}" if query else path, json.dumps(body) if body != "" else "")

@@ -45,7 +45,7 @@ ODD = (
     "\udcff",
 )
 _MADE = re.compile(
-    r"\b(?:con|int|app|key|per|cns|exp|whk|evt|dlv|rcv|def|apr)_[0-9a-z]{22}|whsec_[\w+/=]+"
+    r"\b(?:con|int|app|key|per|cns|exp|whk|evt|dlv|rcv|def|apr|crd)_[0-9a-z]{22}|whsec_[\w+/=]+"
     r"|evg_key_\w+|/connect/[\w-]+|\"revision\":\d+"
 )
 
@@ -117,7 +117,7 @@ def is_404(request: Request, mix: tuple[str, ...]) -> bool:
     """Whether the request is about something that exists, rather than a filter or a name to make."""
     if request.route == "POST /v1/lease":
         return "integration" in mix  # of a subject who has not consented: consent_required
-    if request.route == "PUT /v1/apps/{name}/permits/{permit_name}":
+    if request.route.startswith("PUT /v1/apps/{name}/"):
         return "app" in mix
     return not request.is_list and request.route not in CREATES
 

@@ -16,8 +16,20 @@ from evergrant_server.core.secret import Secret
 from tests.fakes.api import Api
 from tests.fakes.rows import a_consent, a_definition, an_approval
 
+_SIGNING_KEY = jwk.ECKey.generate_key("P-256").as_dict(private=False, alg="ES256")
+A_CREDENTIAL = {"method": "private_key_jwt", "parameters": {"jwks": {"keys": [_SIGNING_KEY]}}}
 PUBLIC_KEY = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
-_NAMED = ("integration", "app", "permit", "webhook", "provider", "subject", "label", "idempotency_key")
+_NAMED = (
+    "integration",
+    "app",
+    "permit",
+    "credential",
+    "webhook",
+    "provider",
+    "subject",
+    "label",
+    "idempotency_key",
+)
 # of the provider's definition; each request of the matrix needs its own
 _VERSIONS = (DefinitionState.ACTIVE, DefinitionState.STAGED, DefinitionState.WAITING, DefinitionState.WAITING)
 
@@ -49,6 +61,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
     app = f"/v1/apps/{own['app']}"
     await made("PUT", app)
     await made("PUT", f"{app}/permits/{own['permit']}", {"integration": "*", "actions": ["connect"]})
+    await made("PUT", f"{app}/credentials/{own['credential']}", A_CREDENTIAL)
     key = await made("POST", f"{app}/keys")
     for webhook in (own["webhook"], "second"):
         await made("PUT", f"/v1/webhooks/{webhook}", {"url": f"https://hooks.example.com/{tenant}"})

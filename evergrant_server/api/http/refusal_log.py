@@ -1,4 +1,4 @@
-"""The audit records of refused leases: the first at once, its repetitions within a minute as one record.
+"""The audit records of refused leases and tokens: the first at once, then one for a minute's repetitions.
 
 A caller that retries in a loop would otherwise write to the tenant's main chain with every call.
 """

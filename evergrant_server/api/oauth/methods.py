@@ -1,0 +1,35 @@
+"""Which method a token request uses, and the methods that the metadata names."""
+
+from evergrant_server.api.oauth import private_key_jwt
+from evergrant_server.api.oauth.client_authentication import (
+    Authenticate,
+    ClientTokenRequest,
+    ProvenClient,
+    TokenRefused,
+    invalid_client,
+)
+from evergrant_server.core.access import AuthenticationMethod
+from evergrant_server.store import Transaction
+
+JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"  # RFC 7523 section 2.2
+
+# by `client_assertion_type`; a method without an assertion has the name ""
+METHODS: dict[str, Authenticate] = {JWT_BEARER: private_key_jwt.authenticate}
+ADVERTISED = (AuthenticationMethod.PRIVATE_KEY_JWT,)  # token_endpoint_auth_methods_supported
+
+
+async def authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenClient:
+    """The client that the request proves, by the one method it uses (RFC 6749 section 2.3).
+
+    Raises TokenRefused, Failure AUTHORITY_BROKEN.
+    """
+    kind, named = request.parameters.get("client_assertion_type", ""), request.parameters.get("client_id")
+    if bool(kind) != ("client_assertion" in request.parameters):
+        raise TokenRefused("invalid_request", "client_assertion and client_assertion_type go together.")
+    if "authorization" in request.http.headers or "client_secret" in request.parameters:
+        why = "Secrets and an Authorization header are no way to prove an identity here."
+        raise invalid_client(why, named)
+    method = METHODS.get(kind)
+    if method is None:
+        raise invalid_client("The request uses no authentication method that Evergrant knows.", named)
+    return await method(tx, request)
