@@ -14,6 +14,7 @@ from evergrant import App, DeviceCode, LiveStatus, Proof
 from evergrant.calls.access import AccessExplanation, PermitAccess
 from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.approvals import Approval
+from evergrant.calls.credentials import Credential
 
 from tests.unit.client.conftest import Command, Ended
 from tests.unit.client.scripted_evergrant import (
@@ -262,6 +263,7 @@ PROOF_REQUEST = {"htm": "GET", "htu": "https://api.example/me", "nonce": "n"}
 PROOF = example(Proof, proof="ey.J.x")
 APPROVAL = example(Approval, command="POST /v1/apps/etl/keys")
 NEW_KEY = example(ApiKey, key=SECRET)
+CREDENTIAL = example(Credential, method="private_key_jwt", parameters={})
 EXPLAINED = example(
     AccessExplanation,
     decided_by="p-1",
@@ -293,6 +295,8 @@ CRM, ACME, HOOK, MADE, DELIVERY = (
         ("apps keys ls etl", "GET apps/etl/keys", None, [example(ApiKey, id="key_1", key=None)], "key_1"),
         ("apps keys create etl --days 2", "POST apps/etl/keys", {"lifetime": 172800}, NEW_KEY, SECRET),
         ("apps keys revoke etl key_1", "DELETE apps/etl/keys/key_1", None, None, ""),
+        ("apps credentials ls etl", "GET apps/etl/credentials", None, [CREDENTIAL], "private_key_jwt"),
+        ("apps credentials rm etl main", "DELETE apps/etl/credentials/main", None, None, ""),
         ("approvals ls", "GET approvals", None, [APPROVAL], "POST /v1/apps/etl/keys"),
         ("approvals give apr_1", "POST approvals/apr_1", None, APPROVAL, "POST /v1/apps/etl/keys"),
         ("access explain etl con_1 read write", "GET access/explain", None, EXPLAINED, "authority_broken"),

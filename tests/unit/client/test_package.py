@@ -14,6 +14,7 @@ from evergrant import AsyncEvergrant, Evergrant, Lease, State, temporal
 from evergrant.calls.access import AccessExplanation, Obstacle, OtherPermit, PermitAccess
 from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.approvals import Approval
+from evergrant.calls.credentials import Credential
 from evergrant.calls.integrations import Integration, ProviderVersion
 from evergrant.calls.transfer import Export
 from evergrant.calls.webhooks import Webhook, WebhookDelivery
@@ -23,6 +24,7 @@ from pydantic import BaseModel
 
 from evergrant_server.api.apps import explain
 from evergrant_server.api.apps.approvals import ApprovalView
+from evergrant_server.api.apps.credentials import CredentialView
 from evergrant_server.api.apps.keys import NewKeyView
 from evergrant_server.api.apps.report import AccessView
 from evergrant_server.api.apps.routes import AppView
@@ -162,6 +164,7 @@ VIEWS: dict[type, type[BaseModel]] = {
     PermitAccess: AccessView,
     ApiKey: NewKeyView,
     Approval: ApprovalView,
+    Credential: CredentialView,
     package.App: AppView,
     package.AuditRecord: AuditView,
     package.Connection: ConnectionView,

@@ -35,6 +35,7 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
     async def aclose(self) -> None:
         await self._leases_in_flight.cancel_all()
         await self._reports_in_flight.cancel_all()
+        await self._tokens_in_flight.cancel_all()
         await self._http.aclose()
 
     async def lease(

@@ -1,14 +1,83 @@
-"""The methods that both clients have: each sends one call, or iterates over a list."""
+"""The methods that both clients have: each sends one call, or iterates over a list.
+
+`Sends` and `Lists` make a method of both clients from a function that builds a call.
+"""
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from types import MethodType
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from evergrant.calls import access as access_calls
 from evergrant.calls import api_keys as api_key_calls
 from evergrant.calls import approvals as approval_calls
 from evergrant.calls import connections as connection_calls
+from evergrant.calls import credentials as credential_calls
 from evergrant.calls import integrations as integration_calls
 from evergrant.calls import leases as lease_calls
 from evergrant.calls import transfer as transfer_calls
 from evergrant.calls import webhooks as webhook_calls
-from evergrant.transport import Lists, Sends
+from evergrant.calls.call import Call, Page, Result
+from evergrant.transport import AsyncTransport, Transport
+
+Params = ParamSpec("Params")
+Item = TypeVar("Item")
+
+
+class Sends(Generic[Params, Result]):
+    """A method of both clients that sends the call of `build`, with its parameters and docstring."""
+
+    def __init__(self, build: Callable[Params, Call[Result]]) -> None:
+        def send(client: Transport, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
+            return client.send(build(*args, **kwargs))
+
+        async def send_async(
+            client: AsyncTransport, /, *args: Params.args, **kwargs: Params.kwargs
+        ) -> Result:
+            return await client.send(build(*args, **kwargs))
+
+        self._methods = (_described(send, build), _described(send_async, build))
+
+    @overload
+    def __get__(self, client: Transport, owner: type) -> Callable[Params, Result]: ...
+    @overload
+    def __get__(
+        self, client: AsyncTransport, owner: type
+    ) -> Callable[Params, Coroutine[Any, Any, Result]]: ...
+    @overload
+    def __get__(self, client: None, owner: type) -> Callable[..., Any]: ...
+    def __get__(self, client: object, owner: type) -> Callable[..., Any]:
+        method = self._methods[issubclass(owner, AsyncTransport)]
+        return method if client is None else MethodType(method, client)
+
+
+class Lists(Generic[Params, Item]):
+    """A method of both clients that iterates over the list of `build`."""
+
+    def __init__(self, build: Callable[Params, Call[Page[Item]]]) -> None:
+        def pages(client: Any, /, *args: Params.args, **kwargs: Params.kwargs) -> Any:
+            return client.pages(build(*args, **kwargs))
+
+        self._method = _described(pages, build)
+
+    @overload
+    def __get__(self, client: Transport, owner: type) -> Callable[Params, Iterator[Item]]: ...
+    @overload
+    def __get__(self, client: AsyncTransport, owner: type) -> Callable[Params, AsyncIterator[Item]]: ...
+    @overload
+    def __get__(self, client: None, owner: type) -> Callable[..., Any]: ...
+    def __get__(self, client: object, owner: type) -> Callable[..., Any]:
+        return self._method if client is None else MethodType(self._method, client)
+
+
+def _described(method: Callable[..., Any], build: Callable[..., object]) -> Callable[..., Any]:
+    """The method with the name, docstring and parameters of its call, for `help` and for mocks."""
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    parameters = [own, *inspect.signature(build).parameters.values()]
+    vars(method).update(__signature__=inspect.Signature(parameters))
+    method.__name__ = build.__name__
+    method.__doc__ = build.__doc__
+    return method
 
 
 class ApiMethods:
@@ -29,6 +98,10 @@ class ApiMethods:
     api_keys = Lists(api_key_calls.api_keys)
     create_api_key = Sends(api_key_calls.create_api_key)
     revoke_api_key = Sends(api_key_calls.revoke_api_key)
+
+    credentials = Lists(credential_calls.credentials)
+    put_credential = Sends(credential_calls.put_credential)
+    delete_credential = Sends(credential_calls.delete_credential)
 
     explain_access = Sends(access_calls.explain_access)
     access_report = Lists(access_calls.access_report)

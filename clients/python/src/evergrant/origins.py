@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx2
 
 from evergrant.errors import BadRequest
+from evergrant.identity import Identity, PrivateKey
 
 Origin = tuple[str, str, int]
 _PORTS = {"http": 80, "https": 443}
@@ -57,10 +58,15 @@ def _checked(origin: str) -> Origin:
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """The server's base URL without a trailing slash, and the app's API key."""
+    """The server's base URL without a trailing slash, and the app's API key or its identity.
+
+    With an identity the key is empty, and `issuer` is whom it proves itself to: the server's public URL.
+    """
 
     url: str
     api_key: str = field(repr=False)
+    identity: Identity | None = None
+    issuer: str = ""
 
     @classmethod
     def from_settings(
@@ -68,10 +74,13 @@ class ServerAddress:
         url: str | None = None,
         api_key: str | None = None,
         *,
+        identity: Identity | None = None,
+        issuer: str | None = None,
         allow_plain_http: bool = False,
         environ: Mapping[str, str] | None = None,
     ) -> "ServerAddress":
-        """Arguments win over EVERGRANT_URL, EVERGRANT_API_KEY and EVERGRANT_API_KEY_FILE.
+        """Arguments win over EVERGRANT_URL, EVERGRANT_API_KEY and EVERGRANT_API_KEY_FILE, and those over
+        EVERGRANT_APP_ID with EVERGRANT_PRIVATE_KEY_FILE. EVERGRANT_ISSUER is the URL by default.
 
         Raises BadRequest when one is missing, a key file can't be read, the key can't stand in a header
         (RFC 9110 section 5.5), or it would travel in plain text (RFC 6750 section 5.3) to another machine.
@@ -81,9 +90,16 @@ class ServerAddress:
         if not base:
             raise BadRequest("there is no URL", code="url_missing", repair="Set EVERGRANT_URL.")
         _check(base, allow_plain_http or env.get("EVERGRANT_ALLOW_PLAIN_HTTP") == "1")
-        key = api_key or _api_key(env)
+        url = base.rstrip("/")
+        if api_key and identity:
+            why = "an API key and an identity were both given"
+            raise BadRequest(why, code="credential_ambiguous", repair="Give one of them.")
+        key = api_key or ("" if identity else _api_key(env))
+        if not key:
+            issuer = (issuer or env.get("EVERGRANT_ISSUER") or url).rstrip("/")
+            return cls(url, "", identity or _private_key(env), issuer)
         _require_visible_ascii(key)
-        return cls(base.rstrip("/"), key)
+        return cls(url, key)
 
 
 def _check(base: str, allow_plain_http: bool) -> None:
@@ -108,10 +124,18 @@ def _api_key(env: Mapping[str, str]) -> str:
         return key
     if name := env.get("EVERGRANT_API_KEY_FILE"):
         return read_key_file(Path(name))
+    return ""
+
+
+def _private_key(env: Mapping[str, str]) -> Identity:
+    app_id, name = env.get("EVERGRANT_APP_ID"), env.get("EVERGRANT_PRIVATE_KEY_FILE")
+    if app_id and name:
+        return PrivateKey(app_id, Path(name))
     raise BadRequest(
-        "there is no API key",
+        "there is no API key, and no private key of an app",
         code="api_key_missing",
-        repair="Set EVERGRANT_API_KEY or EVERGRANT_API_KEY_FILE.",
+        repair="Set EVERGRANT_API_KEY or EVERGRANT_API_KEY_FILE; or EVERGRANT_APP_ID and "
+        "EVERGRANT_PRIVATE_KEY_FILE.",
     )
 
 

@@ -24,7 +24,8 @@ class Evergrant(ApiMethods, Transport):
     """Evergrant over HTTP, for code that blocks. A context manager; threads may share one.
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by
-    EVERGRANT_API_KEY_FILE); `ClientOptions` describes the options. Every method raises `EvergrantError`.
+    EVERGRANT_API_KEY_FILE), or the app proves its identity with EVERGRANT_APP_ID and
+    EVERGRANT_PRIVATE_KEY_FILE; `ClientOptions` describes the options. Every method raises `EvergrantError`.
     """
 
     def __enter__(self) -> Self:

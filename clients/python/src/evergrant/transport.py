@@ -1,22 +1,22 @@
 """The two transports: a call becomes HTTP attempts within a deadline, a list is fetched page by page.
 
-`Transport` blocks, `AsyncTransport` awaits. `Sends` and `Lists` make a method of both clients from a
-function that builds a call.
+`Transport` blocks, `AsyncTransport` awaits.
 """
 
-import inspect
+import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import timedelta
-from types import MethodType
-from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
+from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 import httpx2
 
 from evergrant.auth import ReportedTokens
 from evergrant.calls.call import Call, Page, Result, check_version, next_page
 from evergrant.errors import EvergrantError, ProtocolError, Unreachable
+from evergrant.identity import Identity
+from evergrant.identity.access_tokens import GRANT, TOKEN_PATH, TokenHolder
 from evergrant.lease import Lease
 from evergrant.lease_cache import CACHE_LEASES_FOR, Clock, LeaseCache, utc_now
 from evergrant.models import Connection, ConsentRequired
@@ -37,8 +37,13 @@ class ClientOptions(TypedDict, total=False):
     only, unless `allow_plain_http`. `cache_leases_for` (thirty seconds) bounds how long a lease is
     served again from this process, and so how long it can outlive a revocation made elsewhere; with
     zero each lease is a request to Evergrant. `clock` is for tests.
+
+    With an `identity` (`evergrant.identity`) in place of an API key the client gets access tokens for it, and
+    renews them. `issuer` is Evergrant's public URL, where `url` is another address of it.
     """
 
+    identity: Identity | None
+    issuer: str | None
     deadline: timedelta
     tls: ssl.SSLContext | None
     allow_plain_http: bool
@@ -54,13 +59,18 @@ class ClientState:
         url: str | None = None,
         api_key: str | None = None,
         *,
+        identity: Identity | None = None,
+        issuer: str | None = None,
         deadline: timedelta = DEADLINE,
         tls: ssl.SSLContext | None = None,
         allow_plain_http: bool = False,
         cache_leases_for: timedelta = CACHE_LEASES_FOR,
         clock: Clock = utc_now,
     ) -> None:
-        self._server = ServerAddress.from_settings(url, api_key, allow_plain_http=allow_plain_http)
+        self._server = ServerAddress.from_settings(
+            url, api_key, identity=identity, issuer=issuer, allow_plain_http=allow_plain_http
+        )
+        self._tokens = TokenHolder()
         self._deadline = deadline
         self._tls = tls or True
         self._cache = LeaseCache(cache_leases_for, clock)
@@ -78,19 +88,44 @@ class Transport(ClientState):
         self._http = httpx2.Client(verify=self._tls, trust_env=False)
         self._leases_in_flight = SingleFlight[Lease | ConsentRequired]()
         self._reports_in_flight = SingleFlight[Connection]()
+        self._tokens_in_flight = SingleFlight[str]()
 
     def send(self, call: Call[Result], within_s: float | None = None) -> Result:
         """Send a call, again after failures that time may repair. Raises EvergrantError."""
         deadline = _deadline(self._deadline, within_s)
         for attempt in deadline.attempts():
             with attempt:
-                try:
-                    response = self._http.request(**_arguments(call, self._server, deadline))
-                except httpx2.RequestError as error:
-                    raise _transport_error(error) from error
-                check_version(response)
+                credential = self._credential(deadline)
+                response = self._request(_arguments(call, self._server, credential, deadline))
+                if response.status_code == 401 and self._server.identity is not None:
+                    self._tokens.drop(credential)  # it was ended early: a credential was replaced
+                    credential = self._credential(deadline)
+                    response = self._request(_arguments(call, self._server, credential, deadline))
                 return call.parse(response)
         raise AssertionError("an attempt returns or raises")
+
+    def _request(self, arguments: dict[str, Any]) -> httpx2.Response:
+        try:
+            response = self._http.request(**arguments)
+        except httpx2.RequestError as error:
+            raise _transport_error(error) from error
+        check_version(response)
+        return response
+
+    def _credential(self, deadline: Deadline) -> str:
+        """The API key, or a token that is good for a while. Callers share one request for a token."""
+        server = self._server
+        if server.identity is None:
+            return server.api_key
+
+        def get_token() -> str:
+            if (known := self._tokens.current()) is not None:
+                return known
+            asked_at, proof = self._tokens.now(), identity(server.issuer)
+            return self._tokens.keep(self._request(_token_arguments(server, proof, deadline)), asked_at)
+
+        identity = server.identity
+        return self._tokens.current() or self._tokens_in_flight.run(None, get_token)
 
     def pages(self, call: Call[Page[Item]]) -> Iterator[Item]:
         """The items of a list; the next page is fetched when it is needed."""
@@ -111,18 +146,43 @@ class AsyncTransport(ClientState):
         self._http = httpx2.AsyncClient(verify=self._tls, trust_env=False)
         self._leases_in_flight = AsyncSingleFlight[Lease | ConsentRequired]()
         self._reports_in_flight = AsyncSingleFlight[Connection]()
+        self._tokens_in_flight = AsyncSingleFlight[str]()
 
     async def send(self, call: Call[Result], within_s: float | None = None) -> Result:
         deadline = _deadline(self._deadline, within_s)
         async for attempt in deadline.attempts():
             with attempt:
-                try:
-                    response = await self._http.request(**_arguments(call, self._server, deadline))
-                except httpx2.RequestError as error:
-                    raise _transport_error(error) from error
-                check_version(response)
+                credential = await self._credential(deadline)
+                response = await self._request(_arguments(call, self._server, credential, deadline))
+                if response.status_code == 401 and self._server.identity is not None:
+                    self._tokens.drop(credential)
+                    credential = await self._credential(deadline)
+                    response = await self._request(_arguments(call, self._server, credential, deadline))
                 return call.parse(response)
         raise AssertionError("an attempt returns or raises")
+
+    async def _request(self, arguments: dict[str, Any]) -> httpx2.Response:
+        try:
+            response = await self._http.request(**arguments)
+        except httpx2.RequestError as error:
+            raise _transport_error(error) from error
+        check_version(response)
+        return response
+
+    async def _credential(self, deadline: Deadline) -> str:
+        server = self._server
+        if server.identity is None:
+            return server.api_key
+
+        async def get_token() -> str:
+            if (known := self._tokens.current()) is not None:
+                return known
+            asked_at = self._tokens.now()
+            proof = await asyncio.to_thread(identity, server.issuer)  # it may read a file or call a service
+            return self._tokens.keep(await self._request(_token_arguments(server, proof, deadline)), asked_at)
+
+        identity = server.identity
+        return self._tokens.current() or await self._tokens_in_flight.run(None, get_token)
 
     async def pages(self, call: Call[Page[Item]]) -> AsyncIterator[Item]:
         following: Call[Page[Item]] | None = call
@@ -133,82 +193,39 @@ class AsyncTransport(ClientState):
             following = next_page(following, page)
 
 
-class Sends(Generic[Params, Result]):
-    """A method of both clients that sends the call of `build`, with its parameters and docstring."""
-
-    def __init__(self, build: Callable[Params, Call[Result]]) -> None:
-        def send(client: Transport, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
-            return client.send(build(*args, **kwargs))
-
-        async def send_async(
-            client: AsyncTransport, /, *args: Params.args, **kwargs: Params.kwargs
-        ) -> Result:
-            return await client.send(build(*args, **kwargs))
-
-        self._methods = (_described(send, build), _described(send_async, build))
-
-    @overload
-    def __get__(self, client: Transport, owner: type) -> Callable[Params, Result]: ...
-    @overload
-    def __get__(
-        self, client: AsyncTransport, owner: type
-    ) -> Callable[Params, Coroutine[Any, Any, Result]]: ...
-    @overload
-    def __get__(self, client: None, owner: type) -> Callable[..., Any]: ...
-    def __get__(self, client: object, owner: type) -> Callable[..., Any]:
-        method = self._methods[issubclass(owner, AsyncTransport)]
-        return method if client is None else MethodType(method, client)
-
-
-class Lists(Generic[Params, Item]):
-    """A method of both clients that iterates over the list of `build`."""
-
-    def __init__(self, build: Callable[Params, Call[Page[Item]]]) -> None:
-        def pages(client: Any, /, *args: Params.args, **kwargs: Params.kwargs) -> Any:
-            return client.pages(build(*args, **kwargs))
-
-        self._method = _described(pages, build)
-
-    @overload
-    def __get__(self, client: Transport, owner: type) -> Callable[Params, Iterator[Item]]: ...
-    @overload
-    def __get__(self, client: AsyncTransport, owner: type) -> Callable[Params, AsyncIterator[Item]]: ...
-    @overload
-    def __get__(self, client: None, owner: type) -> Callable[..., Any]: ...
-    def __get__(self, client: object, owner: type) -> Callable[..., Any]:
-        return self._method if client is None else MethodType(self._method, client)
-
-
-def _described(method: Callable[..., Any], build: Callable[..., object]) -> Callable[..., Any]:
-    """The method with the name, docstring and parameters of its call, for `help` and for mocks."""
-    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    parameters = [own, *inspect.signature(build).parameters.values()]
-    vars(method).update(__signature__=inspect.Signature(parameters))
-    method.__name__ = build.__name__
-    method.__doc__ = build.__doc__
-    return method
-
-
 def _deadline(total: timedelta, within_s: float | None) -> Deadline:
     return Deadline(total if within_s is None else min(total, timedelta(seconds=within_s)))
 
 
-def _arguments(call: Call[Result], server: ServerAddress, deadline: Deadline) -> dict[str, Any]:
+def _arguments(
+    call: Call[Result], server: ServerAddress, credential: str, deadline: Deadline
+) -> dict[str, Any]:
     """The arguments of one attempt. Its timeout is what is left of the deadline."""
-    headers = {"authorization": f"Bearer {server.api_key}", "accept": "application/json"}
+    headers = {"authorization": f"Bearer {credential}", "accept": "application/json"}
     if call.body is not None:
         headers["content-type"] = "application/json"
     if call.idempotency_key is not None:
         headers["idempotency-key"] = call.idempotency_key
-    left = deadline.seconds_left()
     return dict(
         method=call.method,
         url=server.url + call.path,
         params=dict(call.query) if call.query else None,
         content=None if call.body is None else json.dumps(call.body).encode(),
         headers=headers,
-        timeout=httpx2.Timeout(min(ATTEMPT_LIMIT_S, left), connect=min(CONNECT_LIMIT_S, left)),
+        timeout=_timeout(deadline),
     )
+
+
+def _token_arguments(server: ServerAddress, proof: Mapping[str, str], deadline: Deadline) -> dict[str, Any]:
+    """The arguments of a token request; the proof is new for each, since it may count once."""
+    headers = {"accept": "application/json"}
+    url, form = server.url + TOKEN_PATH, {**GRANT, **proof}
+    return dict(method="POST", url=url, data=form, headers=headers, timeout=_timeout(deadline))
+
+
+def _timeout(deadline: Deadline) -> httpx2.Timeout:
+    left = deadline.seconds_left()
+    return httpx2.Timeout(min(ATTEMPT_LIMIT_S, left), connect=min(CONNECT_LIMIT_S, left))
 
 
 def _transport_error(error: httpx2.RequestError) -> EvergrantError:

@@ -5,14 +5,16 @@ from datetime import timedelta
 from cyclopts import App
 
 from evergrant.calls.api_keys import ApiKey
+from evergrant.cli.credentials import credentials
 from evergrant.cli.output import DEFAULTS, Options, Row, row_of, show_one, show_rows
 
 _KEYS = ("id", "live", "created_at", "expires_at", "revoked_at", "last_used_at")
 _APPROVALS = ("id", "by", "command", "body", "expires_at", "approved_by")
 
-apps = App(name="apps", help="Consumers of Evergrant, and their API keys.")
+apps = App(name="apps", help="Consumers of Evergrant, their API keys and credentials.")
 keys = App(name="keys", help="API keys. Two of an app may be live: create the second, then revoke the first.")
 apps.command(keys)
+apps.command(credentials)
 approvals = App(name="approvals", help="Commands that a second app must approve (EVERGRANT_FOUR_EYES).")
 
 
