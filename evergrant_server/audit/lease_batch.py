@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from evergrant_server.audit.chain_head import ChainHead
 from evergrant_server.audit.hash_chain import chained_rows
@@ -62,15 +62,17 @@ _LITE_USAGE = (
 )
 _LITE_USED = "INSERT INTO app_key_use (tenant, key_id, used_at, revision) VALUES (?, ?, ?, 1)" + _USED
 
-# On PostgreSQL a change of these rows waits for this transaction: it commits before or after
-# the lease is in the log, never in between. In order of ids, so that two ledgers never wait crosswise.
+# On PostgreSQL a change of these rows waits for this transaction: it commits before or after the lease is in
+# the log, never in between (migration 0007 has the other side). The batch waits for no change: a claim whose
+# row is being changed is judged with a later batch, and those beside it don't wait.
+_PG_LOCKS = (
+    "SELECT id FROM unnest($1::varchar[]) AS id"
+    " WHERE pg_try_advisory_xact_lock_shared(hashtextextended(id, 0))"
+)
 _PG_CONNECTIONS = (
     "SELECT id, tenant, revision, generation, state FROM connection WHERE id = ANY($1::varchar[])"
-    " ORDER BY id FOR SHARE"
 )
-_PG_APPS = (
-    "SELECT id, tenant, revision, disabled FROM app WHERE id = ANY($1::varchar[]) ORDER BY id FOR SHARE"
-)
+_PG_APPS = "SELECT id, tenant, revision, disabled FROM app WHERE id = ANY($1::varchar[])"
 _PG_HEAD = "SELECT count, last_hash, mac FROM audit_shard WHERE tenant = $1 AND shard = $2 FOR UPDATE"
 _PG_FIRST = (
     "INSERT INTO audit_shard (tenant, shard, count, last_hash, mac, revision) VALUES ($1, $2, $3, $4, $5, 1)"
@@ -117,10 +119,17 @@ class LeaseClaim:
     signed_request: str = ""  # the signed request, when a signature is leased instead of the token
 
 
+class Written(NamedTuple):
+    """The places of the claims that were written, and of those whose connection or app is being changed."""
+
+    leased: frozenset[int]
+    busy: frozenset[int]
+
+
 async def write_sqlite(
     tx: Transaction, shard: str, claims: Sequence[LeaseClaim], uses: KeyUses, clock: Clock
-) -> frozenset[int]:
-    """Write what still holds; returns the places of those claims. The transaction is IMMEDIATE."""
+) -> Written:
+    """Write what still holds. The transaction is IMMEDIATE: no other one changes a row."""
     raw, ring = sqlite_driver(tx.connection), tx.sealer.ring
     connection_ids, app_ids = _ids(claims)
     good = _still_leasable(
@@ -142,19 +151,21 @@ async def write_sqlite(
         raw.execute(_LITE_MOVED, (end.count, end.last_hash, end.mac, tenant, shard))
     raw.executemany(_LITE_USAGE, _newest_generations(kept))
     raw.executemany(_LITE_USED, [(*key, _lite_moment(at)) for key, at in uses.items()])
-    return good
+    return Written(good, frozenset())
 
 
 async def write_postgresql(
     tx: Transaction, shard: str, claims: Sequence[LeaseClaim], uses: KeyUses, clock: Clock
-) -> frozenset[int]:
-    """Write what still holds; returns the places of those claims."""
+) -> Written:
+    """Write what still holds and isn't being changed."""
     raw, ring = await asyncpg_driver(tx.connection), tx.sealer.ring
     connection_ids, app_ids = _ids(claims)
-    async with raw.transaction():
+    async with raw.transaction(isolation="read_committed"):  # so that the rows are read after the locks
+        locked = {row[0] for row in await raw.fetch(_PG_LOCKS, connection_ids + app_ids)}
         connections = await raw.fetch(_PG_CONNECTIONS, connection_ids)
         apps = await raw.fetch(_PG_APPS, app_ids)
-        good = _still_leasable(claims, connections, apps, clock.now())
+        busy = frozenset(n for n, it in enumerate(claims) if not {it.connection_id, it.app_id} <= locked)
+        good = _still_leasable(claims, connections, apps, clock.now()) - busy
         kept = [claims[place] for place in sorted(good)]
         for tenant, entries in _by_tenant(kept):
             rows, end = _chained(ring, await _locked_head(raw, ring, tenant, shard), entries)
@@ -165,7 +176,7 @@ async def write_postgresql(
         if uses:
             rows = [(*key, at) for key, at in sorted(uses.items())]
             await raw.execute(_PG_USED, *zip(*rows, strict=True))
-    return good
+    return Written(good, busy)
 
 
 async def _locked_head(raw: Any, ring: KeyRing, tenant: str, shard: str) -> ChainHead:

@@ -1,7 +1,7 @@
 """The lease ledger: many leases, one commit, and no lease that isn't in the log. `lease_batch` writes it.
 
-The hot loop of leases. All waiting claims go into one transaction; while it commits, the next
-batch gathers. The transaction itself looks once more at what the lease was
+The hot loop of leases. A batch of waiting claims goes into one transaction (`lease_queue` says which); while
+it commits, the next batch gathers. The transaction itself looks once more at what the lease was
 judged by, so a revocation that has committed stops the next lease in every process.
 """
 
@@ -9,17 +9,17 @@ import asyncio
 import os
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 from evergrant_server.audit.lease_batch import KeyUses, LeaseClaim, write_postgresql, write_sqlite
+from evergrant_server.audit.lease_queue import LeaseQueue, WaitingClaim
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import KeyId, Tenant, new_id
 from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 
-_LARGEST_BATCH = 500
 _RETRY_AFTER = 1.0  # seconds
+_BUSY_S = 0.005  # until claims are tried again when all of a batch wait for a change
 _USE_INTERVAL = timedelta(minutes=1)  # between two writes of one key's last use
 _MOST_USES = 10_000
 
@@ -36,11 +36,6 @@ class StaleClaim(Exception):
     """The connection or the app changed since the claim was judged, or its key expired: judge again."""
 
 
-class _Waiting(NamedTuple):
-    claim: LeaseClaim
-    done: "asyncio.Future[None]"
-
-
 class LeaseLedger:
     """Records leases in this process's own shard. One per process; belongs to one event loop."""
 
@@ -48,7 +43,7 @@ class LeaseLedger:
         self._store = store
         self._shard = shard
         self._clock = clock
-        self._waiting: list[_Waiting] = []
+        self._queue = LeaseQueue()
         self._uses: dict[tuple[Tenant, KeyId], datetime] = {}
         self._last_uses: dict[KeyId, datetime] = {}
         self._came = asyncio.Event()
@@ -81,7 +76,7 @@ class LeaseLedger:
         if self._task is None or self._task.done() or self._stopping:
             raise _unavailable("the lease ledger isn't running")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(claim, done))
+        self._queue.add(WaitingClaim(claim, done))
         self._came.set()
         await done
 
@@ -97,33 +92,39 @@ class LeaseLedger:
 
     async def _run(self) -> None:
         try:
-            while self._waiting or self._uses or not self._stopping:
+            while self._queue or self._uses or not self._stopping:
                 await self._came.wait()
-                batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+                batch = self._queue.take()
                 uses, self._uses = self._uses, {}
                 if batch or uses:
                     await self._settle(batch, uses)
                 elif not self._stopping:
                     self._came.clear()
         finally:
-            self._fail(self._waiting, _unavailable("the lease ledger ended"))
+            self._fail(self._queue.take_all(), _unavailable("the lease ledger ended"))
 
-    async def _settle(self, batch: Sequence[_Waiting], uses: KeyUses) -> None:
+    async def _settle(self, batch: Sequence[WaitingClaim], uses: KeyUses) -> None:
         """Commit a batch and answer every caller, also when the commit fails."""
         problem = _unavailable("the ledger was stopped while it committed")
         try:
             async with self._store.write() as tx:
+                batch = [it for it in batch if not it.done.done()]  # the others' callers have gone
                 claims = [it.claim for it in batch]
-                good = await self._write(tx, self._shard, claims, uses, self._clock)
+                written = await self._write(tx, self._shard, claims, uses, self._clock)
             if batch:
-                metrics.AUDIT_BATCH.record(len(good))
-            for place, (_, done) in enumerate(batch):
-                if done.done():
-                    continue  # its caller has gone; the record stays, and says more than was handed out
-                if place in good:
-                    done.set_result(None)
+                metrics.AUDIT_BATCH.record(len(written.leased))
+            for place, waiting in enumerate(batch):
+                if place in written.busy:
+                    self._queue.add(waiting)
+                elif waiting.done.done():
+                    continue  # its caller went during the commit: the record says more than was handed out
+                elif place in written.leased:
+                    waiting.done.set_result(None)
                 else:
-                    done.set_exception(StaleClaim())
+                    waiting.done.set_exception(StaleClaim())
+            batch = ()
+            if claims and len(written.busy) == len(claims):
+                await asyncio.sleep(_BUSY_S)
         except Failure as failure:
             problem = _unavailable(failure.detail)
             if failure.code is ErrorCode.AUTHORITY_BROKEN:  # one tenant's log: it stops no other's leases
@@ -136,7 +137,7 @@ class LeaseLedger:
             self._fail(batch, problem)
 
     @staticmethod
-    def _fail(batch: Sequence[_Waiting], problem: Failure) -> None:
+    def _fail(batch: Sequence[WaitingClaim], problem: Failure) -> None:
         for _, done in batch:
             if not done.done():
                 done.set_exception(problem)
