@@ -9,8 +9,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from bench import leases, ledger, refreshes, report
+from bench import disabling, leases, ledger, refreshes, report
 from bench.bounds import Bounds
+from bench.installation import Installation
 from bench.leases import LeaseRate
 from bench.ledger import LedgerRate
 from bench.processes import Generator, load_generator, postgresql, sqlite
@@ -26,12 +27,15 @@ async def run(folder: Path, bounds: Bounds) -> int:
     """Run every measurement. Returns the exit status."""
     _print(f"{os.cpu_count()} cores; load before: {_load()}; {bounds.seconds} s for each side", "")
     async with load_generator() as generator:
-        rates, records = await _on("SQLite", sqlite(folder / "sqlite"), folder / "sqlite", generator, bounds)
+        file = sqlite(folder / "sqlite")
+        rates, records, _ = await _on("SQLite", file, folder / "sqlite", generator, bounds)
         async with postgresql() as url:
-            more = await _on("PostgreSQL", url, folder / "postgresql", generator, bounds)
+            *more, ready = await _on("PostgreSQL", url, folder / "postgresql", generator, bounds)
+            disabled = await disabling.measure(ready, bounds)
     rates, records = rates + more[0], records + more[1]
     _print(*report.leases(rates))
     _print(*report.audit(records, rates))
+    _print(*report.disabled(disabled))
     _print(*report.refreshes(await refreshes.measure(folder / "refreshes", bounds)))
     _print(f"load after: {_load()}")
     return 0
@@ -39,11 +43,11 @@ async def run(folder: Path, bounds: Bounds) -> int:
 
 async def _on(
     store: str, url: str, folder: Path, generator: Generator, bounds: Bounds
-) -> tuple[list[LeaseRate], list[LedgerRate]]:
-    """The measurements on one of the two databases."""
+) -> tuple[list[LeaseRate], list[LedgerRate], Installation]:
+    """The measurements on one of the two databases, and the installation they were made on."""
     async with leases.two_servers(folder, url, generator) as (ready, bare_port):
         rates = await leases.measure(store, ready, bare_port, generator, bounds)
-    return rates, await ledger.measure(store, ready, bounds)
+    return rates, await ledger.measure(store, ready, bounds), ready
 
 
 def _load() -> str:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import cycle
 from time import perf_counter
 
@@ -15,13 +15,14 @@ from evergrant_server import audit
 from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.ids import KeyId
+from evergrant_server.core.ids import AppId, ConnectionId, KeyId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
 
 CALLERS = (16, 64)
 _SHARD, _PLAIN = "bench", "bench-plain"
+_KEY = KeyId(new_id("key"))
 _ASKED = RequestContext(by="app:pipeline", trace_id="0af7651916cd43dd8448eb211c80319c")
 
 
@@ -93,21 +94,35 @@ async def _head(store: Store) -> tuple[int, int]:
     return (0, 0) if row is None else (row[0], row[1])
 
 
-def _claim(ready: Installation, number: int) -> LeaseClaim:
-    connection = ready.connections[number]
+def lease_claim(
+    tenant: Tenant,
+    connection_id: ConnectionId,
+    revision: int,
+    generation: int,
+    app_id: AppId,
+    app_revision: int,
+    *,
+    at: datetime,
+) -> LeaseClaim:
+    """A claim of these revisions, with a key that outlives the run."""
     return LeaseClaim(
-        tenant=TENANT,
-        connection_id=connection.id,
-        connection_revision=connection.revision,
-        app_id=ready.app.id,
-        app_revision=ready.app.revision,
-        key_id=KeyId(ready.key[4:30]),
-        valid_until=connection.created_at + timedelta(days=1),
-        generation=connection.generation,
+        tenant=tenant,
+        connection_id=connection_id,
+        connection_revision=revision,
+        app_id=app_id,
+        app_revision=app_revision,
+        key_id=_KEY,
+        valid_until=at + timedelta(days=1),
+        generation=generation,
         context=_ASKED,
-        scopes=connection.requested_scopes,
-        at=connection.created_at,
+        scopes=("read", "write"),
+        at=at,
     )
+
+
+def _claim(ready: Installation, number: int) -> LeaseClaim:
+    it, app = ready.connections[number], ready.app
+    return lease_claim(TENANT, it.id, it.revision, it.generation, app.id, app.revision, at=it.created_at)
 
 
 def _entry(claim: LeaseClaim) -> AuditEntry:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
+from bench.disabling import PROCESSES, Disabling
 from bench.leases import LeaseRate
 from bench.ledger import LedgerRate
 from bench.refreshes import CALLERS, RefreshRate
 
 LEASES = "Leases per second, with permit check and committed audit, against a bare FastAPI POST route"
 AUDIT = "What the audit log costs: the ledger alone, against one commit for each record"
+DISABLED = "An app disabled on PostgreSQL while it leases without a pause: the last lease after the request"
 REFRESHES = "Refreshes per second, against the same Temporal server with an empty activity"
 
 
@@ -60,6 +62,18 @@ def audit(rows: Iterable[LedgerRate], rates: Iterable[LeaseRate]) -> list[str]:
             for row in rows
         ],
     )
+
+
+def disabled(row: Disabling) -> list[str]:
+    header = "processes", "leases before", "admin's transaction ms", "last lease ms", "after the commit ms"
+    line = (
+        str(PROCESSES),
+        f"{row.leases:,}",
+        f"{row.took * 1000:.0f}",
+        f"{row.effect * 1000:.0f}",
+        f"{max(row.after_commit, 0) * 1000:.0f}",
+    )
+    return _table(DISABLED, header, [line])
 
 
 def refreshes(row: RefreshRate) -> list[str]:

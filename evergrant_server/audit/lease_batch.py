@@ -63,7 +63,7 @@ _LITE_USAGE = (
 _LITE_USED = "INSERT INTO app_key_use (tenant, key_id, used_at, revision) VALUES (?, ?, ?, 1)" + _USED
 
 # On PostgreSQL a change of these rows waits for this transaction: it commits before or after the lease is in
-# the log, never in between (migration 0007 has the other side). The batch waits for no change: a claim whose
+# the log, never in between (migration 0008 has the other side). The batch waits for no change: a claim whose
 # row is being changed is judged with a later batch, and those beside it don't wait.
 _PG_LOCKS = (
     "SELECT id FROM unnest($1::varchar[]) AS id"

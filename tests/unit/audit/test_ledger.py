@@ -2,33 +2,21 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
 
 import pytest
-import pytest_asyncio
 from sqlalchemy import text
 
 from evergrant_server import audit
-from evergrant_server.audit import lease_batch
-from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger, StaleClaim
-from evergrant_server.audit.lease_queue import APP_SHARE, LARGEST_BATCH, LeaseQueue, WaitingClaim
-from evergrant_server.core.access import App
-from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.connection import Connection
+from evergrant_server.audit.lease_ledger import LeaseLedger, StaleClaim
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import KeyId, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto import KeyRing
-from evergrant_server.store import Store, Transaction, UnwrappedKeys
+from evergrant_server.store import Store
 from tests.conformance.store.samples import (
     ACME,
-    a_connection,
     a_key,
     a_permit,
-    an_app,
     an_app_of,
     granted,
     refreshed,
@@ -37,53 +25,7 @@ from tests.conformance.store.samples import (
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
-
-KEY = KeyId(new_id("key"))
-
-
-@pytest_asyncio.fixture
-async def ledger(store: Store, clock: SetClock) -> AsyncIterator[LeaseLedger]:
-    running = LeaseLedger(store, "lease-1", clock)
-    await running.start()
-    yield running
-    await running.stop()
-
-
-def a_claim(connection: Connection, app: App, **changes: Any) -> LeaseClaim:
-    values: dict[str, Any] = {
-        "tenant": connection.tenant,
-        "connection_id": connection.id,
-        "connection_revision": connection.revision,
-        "app_id": app.id,
-        "app_revision": app.revision,
-        "key_id": KEY,
-        "valid_until": NOW + timedelta(days=90),
-        "generation": connection.generation,
-        "context": RequestContext(by="app:billing", trace_id="b" * 32),
-        "scopes": ("repo",),
-        "at": NOW,
-    }
-    return LeaseClaim(**{**values, **changes})
-
-
-def count_commits(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    commits: list[None] = []
-    write = store.write
-
-    @asynccontextmanager
-    async def counted(keys: UnwrappedKeys | None = None) -> AsyncIterator[Transaction]:
-        async with write(keys) as tx:
-            yield tx
-        commits.append(None)
-
-    monkeypatch.setattr(store, "write", counted)
-    return commits
-
-
-async def leases_in_the_log(store: Store) -> list[tuple[str, int]]:
-    async with store.read() as tx:
-        records = await audit.page(tx, ACME, limit=500)
-    return [(it.object, it.seq) for it in records if it.action is AuditAction.LEASE_ISSUED]
+from tests.unit.audit.claims import a_claim, count_commits, leases_in_the_log
 
 
 async def test_a_lease_is_in_the_log_when_record_returns(store: Store, ledger: LeaseLedger):
@@ -122,128 +64,6 @@ async def test_fifty_leases_at_once_make_one_gapless_chain_in_few_commits(
     assert len(commits) <= 5
     assert [seq for _, seq in await leases_in_the_log(store)] == list(range(1, 51))
     assert (await audit.verify_log(store, ACME)).ok
-
-
-async def test_a_committed_revocation_stops_the_next_lease(store: Store, ledger: LeaseLedger):
-    connection, app = await granted(store), await an_app_of(store)
-    claim = a_claim(connection, app)
-    async with store.write() as tx:
-        await tx.connections.replace(connection.revocation_requested("x", NOW), expected=connection.revision)
-    for late in (claim, a_claim(connection, app, connection_revision=connection.revision + 1)):
-        with pytest.raises(StaleClaim):
-            await ledger.record(late)
-    assert await leases_in_the_log(store) == []
-
-
-async def test_a_lease_waits_for_a_revocation_that_is_being_committed_and_others_do_not(
-    store: Store, ledger: LeaseLedger, monkeypatch: pytest.MonkeyPatch
-):
-    connection, other, app = await granted(store), await granted(store, subject="s2"), await an_app_of(store)
-    async with store.write() as tx:
-        await tx.connections.replace(connection.revocation_requested("x", NOW), expected=connection.revision)
-        commits = count_commits(store, monkeypatch)
-        lease = asyncio.create_task(ledger.record(a_claim(connection, app)))
-        beside = asyncio.create_task(ledger.record(a_claim(other, app)))
-        async with asyncio.timeout(20):
-            if store.is_sqlite:
-                await asyncio.sleep(0.05)  # long enough for both to have finished, if nothing stopped them
-            while not store.is_sqlite and len(commits) < 3:
-                await asyncio.sleep(0)
-        assert [lease.done(), beside.done()] == [False, not store.is_sqlite]
-    with pytest.raises(StaleClaim):
-        await lease
-    await beside
-
-
-@pytest.mark.parametrize("stopped", ["app", "connection"])
-async def test_leases_do_not_overtake_a_change_that_waits_for_one(
-    store: Store, ledger: LeaseLedger, monkeypatch: pytest.MonkeyPatch, stopped: str
-):
-    """Shared row locks let every later lease pass, so that leases without a pause starved the change."""
-    if store.is_sqlite:
-        pytest.skip("on SQLite one transaction writes at a time")
-    connection, app = await granted(store), await an_app_of(store)
-    locked, go_on = asyncio.Event(), asyncio.Event()
-    head = lease_batch._locked_head
-
-    async def held(*given: Any) -> Any:
-        if given[3] == "lease-1":
-            locked.set()
-            await go_on.wait()
-        return await head(*given)
-
-    async def stop() -> None:
-        async with store.write() as tx:
-            if stopped == "app":
-                await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
-            else:
-                revoked = connection.revocation_requested("x", NOW)
-                await tx.connections.replace(revoked, expected=connection.revision)
-
-    monkeypatch.setattr(lease_batch, "_locked_head", held)
-    second = LeaseLedger(store, "lease-2", ledger._clock)
-    await second.start()
-    first = asyncio.create_task(ledger.record(a_claim(connection, app)))
-    try:
-        await locked.wait()
-        change = asyncio.create_task(stop())
-        async with asyncio.timeout(20):
-            while not await a_session_waits(store):
-                await asyncio.sleep(0)
-        commits = count_commits(store, monkeypatch)
-        late = asyncio.create_task(second.record(a_claim(connection, app)))
-        async with asyncio.timeout(20):
-            while not commits:
-                await asyncio.sleep(0)
-        assert not late.done()
-    finally:
-        go_on.set()
-    await asyncio.gather(first, change)
-    with pytest.raises(StaleClaim):
-        await late
-    await second.stop()
-
-
-async def a_session_waits(store: Store) -> bool:
-    async with store.autocommit() as connection:
-        counted = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-        return (await connection.execute(counted)).scalar_one() > 0
-
-
-async def test_a_greedy_app_waits_for_itself(store: Store, ledger: LeaseLedger):
-    connection = await granted(store)
-    greedy, other = await an_app_of(store), await an_app_of(store, name="other")
-    many = [asyncio.create_task(ledger.record(a_claim(connection, greedy))) for _ in range(100)]
-    await asyncio.sleep(0)
-    for _ in range(3):
-        await ledger.record(a_claim(connection, other))
-    assert sum(it.done() for it in many) <= 5 * APP_SHARE
-    await asyncio.gather(*many)
-    assert len(await leases_in_the_log(store)) == 103
-
-
-def queue_of(*claims: LeaseClaim) -> LeaseQueue:
-    queue = LeaseQueue()
-    for claim in claims:
-        queue.add(WaitingClaim(claim, asyncio.get_running_loop().create_future()))
-    return queue
-
-
-async def test_a_batch_is_filled_tenant_by_tenant_and_app_by_app():
-    def claim(tenant: str, app: str) -> LeaseClaim:
-        return a_claim(a_connection(tenant=tenant), an_app(tenant=tenant, id=app))
-
-    queue = queue_of(
-        *(claim("crowd", f"app_{n % 100}") for n in range(300)),
-        claim("small", "app_s"),
-        claim("crowd", "app_new"),
-    )
-    taken = [queue.take() for _ in range(3)]
-    assert [len(it) for it in taken] == [LARGEST_BATCH] * 3
-    assert taken[0][1].claim.tenant == "small"
-    assert sum(it.claim.app_id == "app_new" for it in taken[1]) == 1  # behind a hundred others once
-    alone = queue_of(*(claim("one", "app_a") for _ in range(100)))
-    assert [len(alone.take()) for _ in range(3)] == [LARGEST_BATCH, 36, 0]
 
 
 async def test_a_ledger_that_was_cancelled_leaves_nobody_waiting(store: Store, clock: SetClock):
@@ -367,18 +187,6 @@ async def test_when_the_log_cannot_be_written_nothing_is_leased(store: Store, le
         assert await tx.connections.leased_generation(ACME, connection.id) == 0
     await ledger.record(a_claim(connection, app))
     assert len(await leases_in_the_log(store)) == 1
-
-
-async def test_a_claim_whose_caller_has_gone_is_not_committed(store: Store, ledger: LeaseLedger):
-    connection, app = await granted(store), await an_app_of(store)
-    leaving = asyncio.create_task(ledger.record(a_claim(connection, app)))
-    staying = asyncio.create_task(ledger.record(a_claim(connection, app)))
-    await asyncio.sleep(0)
-    leaving.cancel()
-    await staying
-    with pytest.raises(asyncio.CancelledError):
-        await leaving
-    assert len(await leases_in_the_log(store)) == 1  # and no lease that had no one to go to
 
 
 async def test_stopping_commits_what_waits_and_refuses_the_rest(store: Store, clock: SetClock):

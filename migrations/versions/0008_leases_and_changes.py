@@ -7,8 +7,8 @@ waiting exclusive one, which row locks don't do: leases without a pause can't ke
 
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
