@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from evergrant.identity import PrivateKey
+from evergrant.identity.private_key import new_private_key, public_jwk
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -90,6 +92,7 @@ class Life:
             await asyncio.sleep((end - datetime.now(UTC)).total_seconds() + 0.1)
             await self._trouble(app)
             await self._pipeline(key, made["id"])
+            await self._proven()
             await self.others.live()
             await self._look(admin, connection, made["id"])
             self.dumps += dump(platform.data / "evergrant.db")
@@ -184,6 +187,30 @@ class Life:
             async with asyncio.timeout(60):
                 status = await platform.children["sync"].wait()
             assert status == 0, platform.log("sync").decode()
+
+    async def _proven(self) -> None:
+        """An app that proves who it is: with an assertion that is good, good elsewhere, and used already."""
+        platform, private = self.platform, new_private_key()
+        await platform.app("prover", "crm", "token")
+        body = {"method": "private_key_jwt", "parameters": {"jwks": {"keys": [public_jwk(private)]}}}
+        async with platform.client() as admin:
+            await admin.put("/v1/apps/prover/credentials/main", json=body)
+            app_id = (await admin.get("/v1/apps/prover")).json()["id"]
+        good, elsewhere = (
+            PrivateKey(app_id, private)(it) for it in (platform.url, "https://elsewhere.example")
+        )
+        async with httpx2.AsyncClient(base_url=platform.url, trust_env=False, timeout=30) as http:
+            grant = {"grant_type": "client_credentials"}
+            sent = [await http.post("/oauth/token", data={**grant, **it}) for it in (good, elsewhere, good)]
+        assert [it.status_code for it in sent] == [200, 401, 401]
+        token = sent[0].json()["access_token"]
+        async with platform.caller(token) as app:
+            asked = {"integration": "crm", "subject": "user-1"}
+            await eventually(lambda: app.post("/v1/lease", json=asked), lambda it: it.status_code == 200)
+        self.answers += [it.content for it in sent[1:]]
+        self.secrets["an app's token"] = [token.split("_", 3)[3]]
+        self.secrets["an app's assertion"] = [it["client_assertion"] for it in (good, elsewhere)]
+        self.secrets["an app's private key"] = [json.loads(private)["d"]]
 
     async def _look(self, admin: httpx2.AsyncClient, connection: str, connection_id: str) -> None:
         client = await Client.connect(self.platform.temporal)
