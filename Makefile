@@ -14,7 +14,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit test bench faults soak mutations dev lint format imports types docs histories db-upgrade doctor sbom lock clean
+.PHONY: help demo check unit test bench faults fuzz soak mutations dev lint format imports types docs histories db-upgrade doctor sbom lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -47,6 +47,10 @@ JOBS ?= 1
 faults: SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),120)
 faults: $(TEST_READY) ## kill, stop and rob a refresh at every await, then a random run: CASES=0 (all) SHARD=1/1 JOBS=1 SECONDS=120 SEED=1
 	@$(PY) -m tests.faults.harness --cases $(CASES) --shard $(SHARD) --jobs $(JOBS) --seconds $(SECONDS) --seed $(SEED)
+
+fuzz: CASES := $(if $(filter command line,$(origin CASES)),$(CASES),10000)
+fuzz: $(TEST_READY) ## requests made of the OpenAPI document, valid and invalid, to a running API: CASES=10000 SEED=1
+	@$(PY) -m tests.security.fuzz --cases $(CASES) --seed $(SEED)
 
 MANY ?= 100
 soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections

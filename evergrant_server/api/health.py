@@ -29,7 +29,7 @@ async def get_metrics() -> Response:
     return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses={503: {"model": dict[str, object], "description": "Not ready"}})
 async def readyz(api: ApiDep, response: Response) -> dict[str, object]:
     """200 when the process can serve leases.
 

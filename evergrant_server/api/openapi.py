@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from starlette.responses import HTMLResponse, Response
 
+from evergrant_server.api.http.problem_schemas import METHODS, describe_failures
 from evergrant_server.api.leases.models import LeaseBody, LeaseView, ProofBody, ProofView, TokenBody
 from evergrant_server.api.leases.routes import LEASE_PATH, PROOF_PATH, TOKEN_PATH
 from evergrant_server.api.pages.browser import html_response
@@ -15,21 +16,6 @@ from evergrant_server.console.pages import STYLE, Pages
 router = APIRouter(include_in_schema=False)
 
 _REF = "#/components/schemas/"
-_METHODS = ("get", "put", "post", "delete")
-
-
-class ProblemDocument(BaseModel):
-    """A problem document (RFC 9457) with a stable `code`, who repairs it and how."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    kind: str
-    repairer: str
-    repair: str
-    retry_after: float | None = None
 
 
 @router.get("/static/evergrant.css")
@@ -49,7 +35,7 @@ async def get_docs(request: Request) -> Response:
         }
         for path, operations in sorted(schema["paths"].items())
         for method, operation in operations.items()
-        if method in _METHODS
+        if method in METHODS
     ]
     templates: Pages = request.app.state.templates
     return html_response(templates.reference(routes=routes, version=schema["info"]["version"]))
@@ -59,7 +45,7 @@ def openapi_schema(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI 3.1 document, with the lease routes that FastAPI doesn't know."""
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-    for shape in (LeaseBody, TokenBody, ProofBody, LeaseView, ProofView, ProblemDocument):
+    for shape in (LeaseBody, TokenBody, ProofBody, LeaseView, ProofView):
         described = shape.model_json_schema(ref_template=_REF + "{model}")
         schemas |= described.pop("$defs", {})
         schemas[shape.__name__] = described
@@ -73,7 +59,11 @@ def openapi_schema(app: FastAPI) -> dict[str, Any]:
     text = "A DPoP proof (RFC 9449) for one request with a bound token."
     made = _lease_operation("proof", text, ProofBody, ProofView)
     schema["paths"][PROOF_PATH] = {"post": {**made, "parameters": token["parameters"]}}
-    _document_failures(schema)
+    for operations in schema["paths"].values():
+        if "put" in operations:  # each creates or changes
+            responses = operations["put"]["responses"]
+            responses["201"] = {**responses["200"], "description": "Created"}
+    describe_failures(schema)
     return schema
 
 
@@ -96,16 +86,3 @@ def _lease_operation(
         },
         "security": [{"HTTPBearer": []}],
     }
-
-
-def _document_failures(schema: dict[str, Any]) -> None:
-    """Add the problem document to every operation, and remove FastAPI's 422."""
-    problem = {
-        "description": "A problem document",
-        "content": {"application/problem+json": {"schema": {"$ref": _REF + ProblemDocument.__name__}}},
-    }
-    for operations in schema["paths"].values():
-        for method, operation in operations.items():
-            if method in _METHODS and "pages" not in operation.get("tags", ()):
-                operation["responses"].pop("422", None)
-                operation["responses"]["default"] = problem

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt
 
 from evergrant_server.core.ids import DefinitionId, FrozenModel, TenantRow
 
@@ -64,10 +64,10 @@ class Rollout(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shares: tuple[float, ...] = Field(default=(0.05, 0.25, 1.0), min_length=1, max_length=20)
-    stage_s: float = Field(default=3600, ge=0, le=2_592_000, allow_inf_nan=False)
-    enough: int = Field(default=20, ge=0)  # refreshes that a stage needs
-    most_bad: float = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
+    shares: tuple[StrictFloat, ...] = Field(default=(0.05, 0.25, 1.0), min_length=1, max_length=20)
+    stage_s: StrictFloat = Field(default=3600, ge=0, le=2_592_000, allow_inf_nan=False)
+    enough: StrictInt = Field(default=20, ge=0)  # refreshes that a stage needs
+    most_bad: StrictFloat = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
 
     @property
     def check_interval_s(self) -> float:

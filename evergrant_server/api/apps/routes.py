@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Response
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StrictBool
 
 from evergrant_server.api.connections.scopes import retry_waiting_connections
 from evergrant_server.api.http.approvals import use_approval, with_approval
@@ -40,7 +40,7 @@ def _permitted_subject(value: str) -> str:
 
 
 class AppBody(Body):
-    disabled: bool = False
+    disabled: StrictBool = False
     return_to: Annotated[tuple[ReturnTo, ...], Field(max_length=50)] = ()
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Query
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from evergrant_server.core.connections.binding import is_challenge
 from evergrant_server.core.ids import is_slug
@@ -14,6 +14,14 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable_text
 
 _SCOPE = re.compile(r"^[\x21\x23-\x5b\x5d-\x7e]{1,256}\Z")  # scope-token, RFC 6749 section 3.3
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
+# what the OpenAPI document says of texts: patterns of ECMA-262, whose `$` is the end of the text
+_SCOPE_PATTERN = r"^[!#-\[\]-~]{1,256}$"
+_SLUG_PATTERN = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+_PRINTABLE_PATTERN = r"^\S(.*\S)?$"
+_SUBJECT_PATTERN = r"^(?!\*$)\S(.*\S)?$"
+_HTTP_PATTERN = r"^https?://[^@#\s]+$"
+_CHALLENGE_PATTERN = "^[A-Za-z0-9_-]{43}$"
 _PLAIN_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -60,6 +68,13 @@ def _return_to(value: str) -> str:
 def _challenge(value: str) -> str:
     if not is_challenge(value):
         raise ValueError("use a SHA-256 hash in base64url without padding")
+    return value
+
+
+def _date_text(value: object) -> object:
+    """A date as RFC 3339 writes it: pydantic also reads a number of seconds."""
+    if not isinstance(value, str) or not _DATE.match(value):
+        raise ValueError("use a date and time with a zone, such as 2026-01-31T12:00:00Z")
     return value
 
 
@@ -116,19 +131,28 @@ def request_url(value: str) -> str:
     return value
 
 
-Slug = Annotated[str, AfterValidator(_slug)]
-Scope = Annotated[str, AfterValidator(_scope)]
+Slug = Annotated[str, Field(json_schema_extra={"pattern": _SLUG_PATTERN}), AfterValidator(_slug)]
+Scope = Annotated[str, Field(json_schema_extra={"pattern": _SCOPE_PATTERN}), AfterValidator(_scope)]
 Scopes = Annotated[tuple[Scope, ...], Field(max_length=200)]
 Subject = Annotated[
-    str, Field(min_length=1, max_length=255), AfterValidator(_printable), AfterValidator(_subject)
+    str,
+    Field(min_length=1, max_length=255, json_schema_extra={"pattern": _SUBJECT_PATTERN}),
+    AfterValidator(_printable),
+    AfterValidator(_subject),
 ]
-Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_printable)]
-ReturnTo = Annotated[str, Field(max_length=2000), AfterValidator(_return_to)]
-Challenge = Annotated[str, AfterValidator(_challenge)]
-Resource = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_resource)]
-Text = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
+_IS_PRINTABLE = Field(json_schema_extra={"pattern": _PRINTABLE_PATTERN})
+Label = Annotated[str, Field(min_length=1, max_length=100), _IS_PRINTABLE, AfterValidator(_printable)]
+_AS_URL: dict[str, Any] = {"format": "uri", "pattern": _HTTP_PATTERN}
+ReturnTo = Annotated[str, Field(max_length=2000, json_schema_extra=_AS_URL), AfterValidator(_return_to)]
+Challenge = Annotated[
+    str, Field(json_schema_extra={"pattern": _CHALLENGE_PATTERN}), AfterValidator(_challenge)
+]
+Resource = Annotated[
+    str, Field(min_length=1, max_length=2000, json_schema_extra={"format": "uri"}), AfterValidator(_resource)
+]
+Text = Annotated[str, Field(min_length=1, max_length=2000), _IS_PRINTABLE, AfterValidator(_printable)]
 
-UtcDatetime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+UtcDatetime = Annotated[AwareDatetime, BeforeValidator(_date_text), AfterValidator(_in_utc)]
 StorableText = Annotated[str, AfterValidator(_storable)]
 StorableSecret = Annotated[Secret, AfterValidator(_storable_secret)]
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StrictFloat, StrictInt
 
 from evergrant_server.api.http.models import (
     MAX_INTEGER,
@@ -25,7 +25,7 @@ def _nonce(value: str) -> str:
     return value
 
 
-MinTtl = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
+MinTtl = Annotated[StrictFloat, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
 
 
 class RefreshBody(Body):
@@ -35,8 +35,8 @@ class RefreshBody(Body):
     generation. `seen_generation` is another name for `generation`.
     """
 
-    generation: int | None = Field(default=None, ge=0, le=MAX_INTEGER)
-    seen_generation: int | None = Field(default=None, ge=0, le=MAX_INTEGER)
+    generation: StrictInt | None = Field(default=None, ge=0, le=MAX_INTEGER)
+    seen_generation: StrictInt | None = Field(default=None, ge=0, le=MAX_INTEGER)
     reason: Literal["unauthorized"] | None = None
 
     @property
@@ -63,7 +63,7 @@ class LeaseBody(TokenBody):
 class ProofBody(Body):
     """The request to prove (RFC 9449 section 4.2): method, URL, and the server's nonce if it gave one."""
 
-    htm: Annotated[str, Field(pattern=r"^[A-Z]{1,20}\z")]
+    htm: Annotated[str, Field(pattern="^[A-Z]{1,20}$")]
     htu: Annotated[str, Field(max_length=8000), AfterValidator(request_url)]
     nonce: Annotated[str, AfterValidator(_nonce)] | None = None
 

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -86,6 +87,12 @@ class BrowserSessions:
     def confirm_code_of(request: Request) -> Secret | None:
         value = request.cookies.get(_CONFIRM_COOKIE, "")
         return Secret(value) if _COOKIE_VALUE.match(value) else None
+
+
+def form_of(*fields: str) -> dict[str, Any]:
+    """The form that a route reads, for the OpenAPI document."""
+    schema = {"type": "object", "properties": {it: {"type": "string"} for it in fields}}
+    return {"requestBody": {"content": {"application/x-www-form-urlencoded": {"schema": schema}}}}
 
 
 def html_response(

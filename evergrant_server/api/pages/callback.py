@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from evergrant_server.api.connections.flows import require_flow_allowed
 from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.pages.attempt import send_away
-from evergrant_server.api.pages.browser import html_response, redirect_response
+from evergrant_server.api.pages.browser import form_of, html_response, redirect_response
 from evergrant_server.api.pages.callback_checks import (
     CallbackJudge,
     Query,
@@ -54,9 +54,12 @@ router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 fragment_router = APIRouter(tags=["pages"])
 
 _FORM = "application/x-www-form-urlencoded"
+_PARAMETERS = ("state", "code", "iss", "error", "error_description")  # providers send others as well
+_OPTIONAL = {"in": "query", "required": False, "schema": {"type": "string"}}
+_IN_QUERY = [{"name": it, **_OPTIONAL} for it in _PARAMETERS]
 
 
-@router.post("/oauth/callback/{integration_id}")
+@router.post("/oauth/callback/{integration_id}", openapi_extra=form_of(*_PARAMETERS))
 @html_route
 async def callback_by_post(pages: PagesDep, integration_id: str) -> Response:
     """`response_mode=form_post`: redirects to GET, because browsers send no Lax cookie with this POST."""
@@ -67,7 +70,7 @@ async def callback_by_post(pages: PagesDep, integration_id: str) -> Response:
     return redirect_response(f"/oauth/callback/{parse_integration_id(integration_id)}?{urlencode(query)}")
 
 
-@router.get("/oauth/callback/{integration_id}")
+@router.get("/oauth/callback/{integration_id}", openapi_extra={"parameters": _IN_QUERY})
 @html_route
 async def callback_by_get(pages: PagesDep, integration_id: str) -> Response:
     """Store the code, and show the outcome of its exchange or have the app confirm the subject first.
@@ -160,7 +163,9 @@ class FragmentAccepted(BaseModel):
     next: str
 
 
-@fragment_router.post("/oauth/callback/{integration_id}/fragment")
+@fragment_router.post(
+    "/oauth/callback/{integration_id}/fragment", openapi_extra=form_of("state", "access_token", "error")
+)
 async def accept_fragment(pages: PagesDep, integration_id: str) -> FragmentAccepted:
     """Store the token with its consent, wait for a worker to install it, and return the next path."""
     # the page posts the fragment (section 4.2.2) as a body: URLs end up in logs and browser histories

@@ -9,7 +9,7 @@ from starlette.responses import HTMLResponse, Response
 from evergrant_server.api.connections.commands import save_account_choice
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.pages.attempt import require_same_browser, send_away
-from evergrant_server.api.pages.browser import html_response
+from evergrant_server.api.pages.browser import form_of, html_response
 from evergrant_server.api.pages.login import issuer_host
 from evergrant_server.api.pages.session import (
     GOES_ON,
@@ -65,7 +65,7 @@ async def show_consent(pages: PagesDep, link: str) -> Response:
     return response
 
 
-@router.post("/connect/{link}/choice")
+@router.post("/connect/{link}/choice", openapi_extra=form_of("csrf", "choice"))
 @html_route
 async def choose_account_on_page(pages: PagesDep, link: str) -> Response:
     """The subject's choice, accepted once and only from the browser that consented."""
@@ -88,7 +88,7 @@ async def choose_account_on_page(pages: PagesDep, link: str) -> Response:
     return await pages.outcome_response(session)
 
 
-@router.post("/connect/{link}")
+@router.post("/connect/{link}", openapi_extra=form_of("csrf"))
 @html_route
 async def start_consent(pages: PagesDep, link: str) -> Response:
     """Bind the browser, create state and code verifier, and redirect to the provider."""

@@ -9,6 +9,7 @@ import logging
 from datetime import datetime, timedelta
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from evergrant_server.api.http.call import ApiDep
@@ -58,7 +59,23 @@ _KEY_FETCH_INTERVAL = timedelta(minutes=5)  # limits the key fetches that an una
 _ATTEMPTS = 20
 
 
-@router.post("/v1/security-events/{receiver_id}", status_code=202, response_class=JSONResponse)
+class EventRefusal(BaseModel):
+    """An error response of RFC 8935 section 2.4."""
+
+    err: str
+    description: str
+
+
+_BODIES = {"application/secevent+jwt": {"schema": {"type": "string"}}, "application/json": {"schema": {}}}
+
+
+@router.post(
+    "/v1/security-events/{receiver_id}",
+    status_code=202,
+    response_class=Response,
+    responses={200: {"description": "The same, to a provider's own webhook"}, 400: {"model": EventRefusal}},
+    openapi_extra={"requestBody": {"content": _BODIES}},
+)
 async def receive_event(receiver_id: str, request: Request, api: ApiDep) -> Response:
     """Receive a security event token (RFC 8935), or a provider's own webhook.
 

@@ -110,7 +110,7 @@ async def request_export(body: ExportBody, call: ExportCommand) -> Response:
 )
 async def fetch_export(
     call: ExportCall,
-    id: ExportQuery = "",
+    id: ExportQuery,
     after: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=_MAX_LINES)] = 200,
 ) -> Response:
@@ -133,7 +133,7 @@ async def fetch_export(
 
 
 @router.delete("/v1/connections/export", response_model=ExportView)
-async def delete_export(call: ExportCall, id: ExportQuery = "") -> ExportView:
+async def delete_export(call: ExportCall, id: ExportQuery) -> ExportView:
     """Delete the sealed lines after fetching them."""
 
     async def drop(tx: Transaction) -> Export:

@@ -64,7 +64,7 @@ async def observe(api: Api) -> dict[str, list[str]]:
         own = await a_world(api, tenant)
         headers = await role(api, tenant)
         # what ends a thing comes after what uses it
-        for route in sorted(routes(api.app), key=_is_last):
+        for route in sorted(routes(api.app), key=is_last):
             if route not in PROVED_OTHERWISE:
                 sent = requests_to(route)[0].sent(own)
                 answer = await api.client.request(**sent | {"headers": sent["headers"] | headers})
@@ -73,7 +73,7 @@ async def observe(api: Api) -> dict[str, list[str]]:
     return found
 
 
-def _is_last(route: str) -> tuple[bool, int]:
+def is_last(route: str) -> tuple[bool, int]:
     ends = route.startswith("DELETE") or route.endswith("/revoke")
     return ends, -len(route)
 

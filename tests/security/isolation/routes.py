@@ -16,7 +16,6 @@ from tests.security.isolation.world import A_CREDENTIAL, PUBLIC_KEY, document
 
 # What `{name}` names in each collection.
 NAMED = {"/v1/integrations/": "integration", "/v1/apps/": "app", "/v1/webhooks/": "webhook"}
-NAMED |= {"/v1/connections/": "connection_id"}
 _NAME = re.compile(r"\{(\w+)\}")
 _CON = "/v1/connections/{connection_id}"
 _ITEM = {"integration": "{integration}", "subject": "{subject}", "access_token": "a", "expires": "unknown"}
@@ -131,12 +130,17 @@ def guarded(app: FastAPI) -> list[str]:
     return [it for it in routes(app) if it not in PUBLIC | PROVED_OTHERWISE]
 
 
+def parameter(path: str, name: str) -> str:
+    """What a parameter of a path names in a world."""
+    if name == "name":
+        return next(named for prefix, named in NAMED.items() if path.startswith(prefix))
+    return name.removesuffix("_name")
+
+
 def requests_to(route: str) -> list[Request]:
     """The requests to a route."""
     method, path = route.split(" ", 1)
-    owner = next((name for prefix, name in NAMED.items() if path.startswith(prefix)), "")
-    path = path.replace("{name}", f"{{{owner}}}").replace("{permit_name}", "{permit}")
-    path = path.replace("{credential_name}", "{credential}")
+    path = _NAME.sub(lambda it: f"{{{parameter(route.split(' ')[1], it[1])}}}", path)
     usual = ({},) if method in ("POST", "PUT") else ("",)
     return [
         Request(route, method, f"{path}?{query}" if query else path, json.dumps(body) if body != "" else "")

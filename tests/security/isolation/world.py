@@ -85,7 +85,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         await tx.exports.add(export)
     return own | {
         "connection_id": connection.id,
-        "waiting_id": waiting["id"],
+        "link": waiting["connect_url"].rpartition("/")[2],
         "key_id": key["id"],
         "delivery_id": ping["id"],
         "approval_id": approval.id,

@@ -177,7 +177,7 @@ def forms(api: Api) -> list[str]:
     """The path of every form: a browser's requests that change something."""
     described = api.app.openapi()["paths"]
     changing = {path for path, operations in described.items() if operations.keys() - READING}
-    return sorted(path for path in changing - BROUGHT_BY_STATE if not path.startswith("/v1/"))
+    return sorted(path for path in changing - BROUGHT_BY_STATE if path.startswith("/connect/"))
 
 
 async def a_link(api: Api, subject: str) -> str:
