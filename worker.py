@@ -10,12 +10,14 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from activities.single_use.attempt_tracker import CriticalSections
 from activities.support.authenticity import AuthenticityInterceptor
 from activities.support.temporal import FailureInterceptor
+from activities.support.turns import ACTIVITY_SLOTS, TurnInterceptor
 from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal import Journal
 from evergrant_server.process_exit import exit_process
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.temporal_link.connect import require_prepared_namespace
+from evergrant_server.temporal_link.queue_order import QueueOrderInterceptor
 from evergrant_server.temporal_link.schedules import keep_schedules
 from evergrant_server.temporal_link.telemetry import (
     RequestTraceInterceptor,
@@ -68,8 +70,11 @@ def _temporal_worker(platform: Platform, parts: WorkerParts) -> Worker:
         interceptors=[
             FailureInterceptor(),
             RequestTraceInterceptor(),
+            QueueOrderInterceptor(),
             AuthenticityInterceptor(platform.ring, platform.clock),
+            TurnInterceptor(),
         ],
+        max_concurrent_activities=ACTIVITY_SLOTS,
         workflow_runner=SandboxedWorkflowRunner(
             SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
         ),

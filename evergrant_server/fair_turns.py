@@ -1,7 +1,7 @@
 """A bounded number of turns that several parties share, so that none of them takes all.
 
-The API has as many requests to Temporal open as it has turns, and a worker as many calls to
-providers. A party whose calls hang keeps the turns it holds and leaves the others theirs.
+A turn is an update that the API has open at Temporal, or an activity in which a worker calls a
+provider. A party whose calls hang keeps the turns it holds, and leaves the others theirs.
 """
 
 import asyncio
@@ -9,72 +9,81 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-_Queue = dict[asyncio.Future[None], None]  # in order of arrival, and each removed in no time
+_Part = tuple[str, str]  # of a party
+_Queue = dict[asyncio.Future[None], None]  # in order of arrival
 
 
 class FairTurns:
-    """`size` turns. A party holds at most as many as are free: one alone half of them, two a third each.
+    """`size` turns. A party holds at most as many as are free, and a part of it what that leaves.
 
-    What waits is served in turn, queue by queue. Belongs to one event loop.
+    So a party alone has half of them, two have a third each; and one part alone has a third, so that
+    the party's other parts aren't left without. What waits is served in turn, part by part. Belongs to
+    one event loop.
     """
 
     def __init__(self, size: int) -> None:
         self._free = size
-        self._held: Counter[str] = Counter()
-        self._queues: dict[
-            tuple[str, str], _Queue
-        ] = {}  # by party and its queue, the next to be served first
+        self._parties: Counter[str] = Counter()  # how many each holds
+        self._parts: Counter[_Part] = Counter()
+        self._queues: dict[_Part, _Queue] = {}  # the next to be served first
 
     @property
     def waiting(self) -> int:
         """How many wait for a turn."""
         return sum(map(len, self._queues.values()))
 
+    def has_turn(self, party: str, part: str = "") -> bool:
+        """True when this part would wait for none."""
+        return self._parts[party, part] < self._free - self._parties[party]
+
     @asynccontextmanager
-    async def turn(self, party: str, queue: str = "") -> AsyncGenerator[None]:
-        """Wait for a turn, and hold it for the block. Queues of one party share its turns evenly."""
-        if self._may_take(party):  # then none of its queues waits: each is served as soon as it may be
-            self._take(party)
+    async def turn(self, party: str, part: str = "") -> AsyncGenerator[None]:
+        """Wait for a turn, and hold it for the block."""
+        key = party, part
+        if self.has_turn(*key):  # then none of this part waits: each is served as soon as there is a turn
+            self._take(key)
         else:
-            await self._wait(party, queue)
+            await self._wait(key)
         try:
             yield
         finally:
-            self._give_back(party)
+            self._give_back(key)
 
-    async def _wait(self, party: str, queue: str) -> None:
+    async def _wait(self, key: _Part) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = self._queues.setdefault((party, queue), {})
+        waiting = self._queues.setdefault(key, {})
         waiting[turn] = None
         try:
             await turn
         except asyncio.CancelledError:
-            if turn not in waiting:  # it was given, and its caller has gone
-                self._give_back(party)
-            else:
-                self._remove(turn, (party, queue))
+            if turn in waiting:
+                self._remove(turn, key)
+            elif not turn.cancelled():  # it was given, and its caller has gone
+                self._give_back(key)
             raise
 
-    def _may_take(self, party: str) -> bool:
-        return self._held[party] < self._free
-
-    def _take(self, party: str) -> None:
+    def _take(self, key: _Part) -> None:
         self._free -= 1
-        self._held[party] += 1
+        self._parties[key[0]] += 1
+        self._parts[key] += 1
 
-    def _give_back(self, party: str) -> None:
+    def _give_back(self, key: _Part) -> None:
         self._free += 1
-        self._held[party] -= 1
-        if not self._held[party]:
-            del self._held[party]
-        while (key := next((it for it in self._queues if self._may_take(it[0])), None)) is not None:
-            turn = next(iter(self._queues[key]))
-            self._take(key[0])
-            self._remove(turn, key)
-            turn.set_result(None)
+        self._parties[key[0]] -= 1
+        self._parts[key] -= 1
+        if not self._parts[key]:
+            del self._parts[key]
+        if not self._parties[key[0]]:
+            del self._parties[key[0]]
+        while (following := next((it for it in self._queues if self.has_turn(*it)), None)) is not None:
+            turn = next(iter(self._queues[following]))
+            self._remove(turn, following)
+            if not turn.cancelled():  # else its caller has gone, and is about to notice
+                self._take(following)
+                turn.set_result(None)
 
-    def _remove(self, turn: asyncio.Future[None], key: tuple[str, str]) -> None:
-        """Remove one that waits, and put its queue behind the others."""
+    def _remove(self, turn: asyncio.Future[None], key: _Part) -> None:
+        """Remove one that waits, and put its part behind the others."""
         waiting = self._queues.pop(key)
         del waiting[turn]
         if waiting:

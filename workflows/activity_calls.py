@@ -5,7 +5,7 @@ decides about it. What an activity raises is the platform's own trouble, which T
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +25,7 @@ ResultT = TypeVar("ResultT")
 _SECOND, _MINUTE, _HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 _JUDGE_AND_COMMIT = timedelta(seconds=30)
 PROVIDER_TIMEOUT = LIMITS.send + LIMITS.answer + _JUDGE_AND_COMMIT  # a critical section is never cut
-_AFTER_TOKENS = Priority(priority_key=4)  # 3 is the default
+_AFTER_TOKENS = Priority(priority_key=4)  # 3 is the default; the fairness key is that of the run
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ refresh_grant = ActivityCall[m.RefreshGrant, m.GrantResult](
     _PROVIDER,
     lambda it: f"from generation {it.generation}" + (" if leased" if it.only_if_leased else ""),
 )
+refresh_ahead = replace(refresh_grant, limits={**_PROVIDER, "priority": _AFTER_TOKENS})
 verify_late_tokens = ActivityCall[m.VerifyLateTokens, m.GrantResult](
     ActivityName.VERIFY_LATE_TOKENS, m.GrantResult, _PROVIDER, lambda it: f"of {it.attempt_id}"
 )

@@ -73,7 +73,8 @@ def _grant_request(
             return EventKind.FIRST_TOKENS_ENDED, activity(first)
         case Command.REFRESH | Command.REFRESH_IF_LEASED:
             refresh = _refresh_request(command, connection, cause, call, now)
-            return EventKind.REFRESH_ENDED, activity_calls.refresh_grant(refresh)
+            call_refresh = activity_calls.refresh_ahead if _is_ahead(cause) else activity_calls.refresh_grant
+            return EventKind.REFRESH_ENDED, call_refresh(refresh)
         case Command.VERIFY_LATE_TOKENS:
             assert connection.late_attempt is not None
             late = m.VerifyLateTokens(**call, attempt_id=connection.late_attempt)
@@ -83,6 +84,11 @@ def _grant_request(
             return EventKind.ACCOUNT_LOOKUP_ENDED, activity_calls.look_up_accounts(lookup)
         case _:
             raise AssertionError(f"{command} asks for no grant")
+
+
+def _is_ahead(cause: LifecycleEvent) -> bool:
+    """True when no caller waits: a timer or a rotation led to the refresh, or a lease that had a token."""
+    return cause.ahead or cause.kind in (EventKind.TIMER_FIRED, EventKind.ROTATION_REQUESTED)
 
 
 def _refresh_request(

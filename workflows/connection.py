@@ -243,6 +243,7 @@ class ConnectionWorkflow:
             request.context,
             seen_generation=request.seen_generation,
             refresh_reason=request.refresh_reason,
+            ahead=request.ahead,
         )
         await workflow.wait_condition(lambda: ticket.done)
         connection = self._connection
@@ -299,6 +300,7 @@ class ConnectionWorkflow:
         return {
             "tenant": self._start.tenant,
             "connection_id": self._start.connection_id,
+            "integration_id": self._start.integration_id,
             "context": context,
             "provenance": provenance(),
         }

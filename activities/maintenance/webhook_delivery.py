@@ -28,6 +28,7 @@ from evergrant_server.core.webhooks import (
     signed_headers,
 )
 from evergrant_server.egress import Egress
+from evergrant_server.fair_turns import FairTurns
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
 from providers.responses.raw_reply import retry_after
@@ -35,7 +36,8 @@ from providers.responses.raw_reply import retry_after
 ANSWER_TIMEOUT_S = 15.0  # for the whole exchange
 ROUND_SIZE = 20  # deliveries; with the slowest receiver a round still ends within its timeout
 CONCURRENT_DELIVERIES = 4  # to one endpoint
-CONCURRENT_ROUNDS = 20  # in one worker: slow receivers must not take the slots that refreshes need
+CONCURRENT_ROUNDS = 20  # in one worker: slow receivers must not take the slots that refreshes need; one
+# tenant's take half of these
 _BUSY_WAIT = timedelta(seconds=5)
 _LEAST_WAIT_S = 1.0  # after a round that had nothing to send
 
@@ -70,7 +72,7 @@ class WebhookDeliveryActivities:
         self._clock = clock
         self._give_up_after = give_up_after
         self._retention = retention
-        self._rounds = 0
+        self._rounds = FairTurns(CONCURRENT_ROUNDS)
 
     @activity.defn(name=ActivityName.DELIVER_WEBHOOKS)
     async def deliver_due(self, request: DeliverWebhooks) -> DeliveryRound:
@@ -78,15 +80,11 @@ class WebhookDeliveryActivities:
 
         The first one is sent alone, so an endpoint that is down costs one request per round.
         """
-        if self._rounds >= CONCURRENT_ROUNDS:
+        if not self._rounds.has_turn(request.tenant, request.webhook_id):
             wait_s = _BUSY_WAIT.total_seconds()
             return DeliveryRound(next_at=self._clock.now() + _BUSY_WAIT, paused=True, wait_s=wait_s)
-        self._rounds += 1
-        try:
-            async with heartbeating():
-                return await self._deliver_round(request)
-        finally:
-            self._rounds -= 1
+        async with self._rounds.turn(request.tenant, request.webhook_id), heartbeating():
+            return await self._deliver_round(request)
 
     async def _deliver_round(self, request: DeliverWebhooks) -> DeliveryRound:
         batch = await self._load_batch(request)

@@ -26,6 +26,7 @@ from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 
+FAIRNESS = "matching.enableFairness=true"  # tasks of different tenants are taken in turn
 _START_LIMIT_S = 60
 _TEMPORAL_STARTS = 3
 
@@ -91,6 +92,7 @@ def _temporal_command(settings: Settings) -> list[str]:
         "--ui-disable-news-fetch",
         *(part for pair in options.items() for part in pair),
         *pragmas,
+        *("--dynamic-config-value", FAIRNESS),
     ]
 
 

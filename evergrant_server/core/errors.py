@@ -41,6 +41,7 @@ class ErrorCode(StrEnum):
     PROVIDER_ERROR = "provider_error"
     PROVIDER_RATE_LIMITED = "provider_rate_limited"
     REFRESH_PENDING = "refresh_pending"
+    WORKER_BUSY = "worker_busy"
 
     NOT_PERMITTED = "not_permitted"
     APP_DISABLED = "app_disabled"
@@ -194,6 +195,9 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.PROVIDER_ERROR: _provider("The provider answered with an error of its own.", _LATER),
     ErrorCode.PROVIDER_RATE_LIMITED: _provider("The provider asks us to slow down.", _LATER),
     ErrorCode.REFRESH_PENDING: _provider("A refresh is under way and has not ended yet.", _LATER),
+    ErrorCode.WORKER_BUSY: _provider(
+        "Other calls of the same tenant or integration take its share of a worker.", _LATER
+    ),
     ErrorCode.NOT_PERMITTED: _denied(
         "No permit of this app covers that.", "Give the app a permit for this integration and subject."
     ),

@@ -12,14 +12,14 @@ from temporalio.client import (
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
-from temporalio.common import QueryRejectCondition, WorkflowIDConflictPolicy
+from temporalio.common import Priority, QueryRejectCondition, WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.messages.base import RequestContext, RequestMessage
+from evergrant_server.core.messages.base import Message, RequestContext, RequestMessage
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.integrations import (
     DiscoverEndpoints,
@@ -157,6 +157,7 @@ class TemporalLink(WorkflowRuns):
                     request.argument,
                     id=request.workflow_id,
                     task_queue=self._task_queue,
+                    priority=_fair(request.argument),
                     static_summary=request.summary,
                     **options,
                 )
@@ -174,6 +175,7 @@ class TemporalLink(WorkflowRuns):
                 self._proven(argument, workflow_id, workflow),
                 id=workflow_id,
                 task_queue=self._task_queue,
+                priority=_fair(argument),
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 execution_timeout=timedelta(seconds=timeout),
                 **options,
@@ -186,6 +188,11 @@ class TemporalLink(WorkflowRuns):
 
     def _connection_handle(self, tenant: Tenant, connection_id: ConnectionId) -> WorkflowHandle[Any, Any]:
         return self._client.get_workflow_handle(connection_workflow_id(tenant, connection_id))
+
+
+def _fair(argument: Message) -> Priority:
+    """The tasks of a run, and the activities that it schedules, are taken in turn with other tenants'."""
+    return Priority(fairness_key=getattr(argument, "tenant", None))
 
 
 def _freshness_from_rejection(

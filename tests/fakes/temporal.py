@@ -19,6 +19,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
 
+from evergrant_server.cli.dev import FAIRNESS
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 
@@ -71,6 +72,7 @@ class TemporalServer:
         arguments += ["--db-filename", str(data / "temporal.db"), "--log-level", "warn"]
         for pragma in PRAGMAS:
             arguments += ["--sqlite-pragma", pragma]
+        arguments += ["--dynamic-config-value", FAIRNESS]
         log = data / "temporal.log"
         with log.open("ab") as output:
             before = output.tell()

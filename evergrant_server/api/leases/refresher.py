@@ -70,7 +70,7 @@ class RefreshWaiter:
     def start_refresh(self, key: RefreshKey, context: RequestContext) -> None:
         """Start a refresh without waiting for it, unless one runs or has just failed."""
         if self._paused_failure(key) is None:
-            self._shared_task(key, context)
+            self._shared_task(key, context, ahead=True)
 
     async def wait_for_newer(self, key: RefreshKey, context: RequestContext) -> RefreshWaitResult:
         """Wait for a generation newer than `key.seen`, a refusal of the workflow, or the time limit."""
@@ -120,10 +120,12 @@ class RefreshWaiter:
         left = until - self.elapsed()
         return None if why is None or left <= 0 else type(why)(why.code, why.detail, retry_after=left)
 
-    def _shared_task(self, key: RefreshKey, context: RequestContext) -> asyncio.Task[RefreshWaitResult]:
+    def _shared_task(
+        self, key: RefreshKey, context: RequestContext, *, ahead: bool = False
+    ) -> asyncio.Task[RefreshWaitResult]:
         task = self._running.get(key)
         if task is None:
-            task = asyncio.create_task(self._wait(key, context))
+            task = asyncio.create_task(self._wait(key, context, ahead=ahead))
             self._running[key] = task
             task.add_done_callback(lambda done: self._on_done(key, done))
         return task
@@ -140,14 +142,14 @@ class RefreshWaiter:
             self._paused.clear()
         self._paused[key] = self.elapsed() + max(_MIN_PAUSE_S, failure.retry_after or 0), failure
 
-    async def _wait(self, key: RefreshKey, context: RequestContext) -> RefreshWaitResult:
+    async def _wait(self, key: RefreshKey, context: RequestContext, *, ahead: bool) -> RefreshWaitResult:
         """Ask the workflow and poll the store concurrently."""
         tenant, connection, seen, _ = key
         with contextlib.suppress(Failure):
             row = await self._rows.load(tenant, connection)
             if _is_over(row, seen):  # done already
                 return RefreshWaitResult(row)
-        answer = asyncio.create_task(self._ask_workflow(key, context))
+        answer = asyncio.create_task(self._ask_workflow(key, context, ahead=ahead))
         over = asyncio.create_task(self._poller.wait_until_over(tenant, connection, seen))
         try:
             await asyncio.wait((answer, over), timeout=self._longest, return_when=asyncio.FIRST_COMPLETED)
@@ -167,10 +169,10 @@ class RefreshWaiter:
             return RefreshWaitResult(None, broken)
         return RefreshWaitResult(row, None if _is_newer(row, seen) else failure, timed_out)
 
-    async def _ask_workflow(self, key: RefreshKey, context: RequestContext) -> Failure:
+    async def _ask_workflow(self, key: RefreshKey, context: RequestContext, *, ahead: bool) -> Failure:
         """The failure that applies if the store has nothing newer after the workflow's answer."""
         tenant, connection, seen, reason = key
-        request = EnsureFresh(seen_generation=seen, context=context, refresh_reason=reason)
+        request = EnsureFresh(seen_generation=seen, context=context, refresh_reason=reason, ahead=ahead)
         try:
             async with self._turns.turn(tenant, context.by):
                 result = await self._link.ensure_fresh(tenant, connection, request, timeout=self._longest)

@@ -5,7 +5,7 @@ from datetime import datetime
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.device_code import DevicePoll
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, Tenant
+from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
 from evergrant_server.core.messages.base import Message, Provenance, RequestMessage
 
 
@@ -14,6 +14,7 @@ class ConnectionCall(RequestMessage):
 
     tenant: Tenant
     connection_id: ConnectionId
+    integration_id: IntegrationId | None = None  # whose share of a worker's slots it takes
     provenance: Provenance
 
 

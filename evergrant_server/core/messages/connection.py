@@ -113,6 +113,7 @@ class LifecycleEvent(RequestMessage):
     reason: str | None = None
     reply_to: str | None = None
     refresh_reason: RefreshReason = RefreshReason.COMMAND
+    ahead: bool = False  # no caller waits for it
     result: GrantResult | None = None
     revocation: RevocationResult | None = None
     until: datetime | None = None
@@ -220,6 +221,7 @@ class EnsureFresh(RequestMessage):
 
     seen_generation: int
     refresh_reason: RefreshReason = RefreshReason.COMMAND
+    ahead: bool = False  # no caller waits for it
 
 
 class EnsureFreshResult(Message):

@@ -18,7 +18,7 @@ from activities.maintenance.webhook_delivery import (
 )
 from evergrant_server import audit
 from evergrant_server.core.events import EventType, WebhookEvent
-from evergrant_server.core.ids import EventId, new_id
+from evergrant_server.core.ids import EventId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import DeliverWebhooks, DeliveryRound
 from evergrant_server.core.secret import Secret
@@ -229,8 +229,8 @@ async def test_a_name_that_rebinds_after_registration_is_not_followed(
     assert rounds.receiver.received == []
 
 
-async def test_slow_receivers_take_a_bounded_share_of_a_worker(rounds: Rounds):
-    """A worker has a hundred places for activities, and refreshes need them too."""
+async def test_slow_receivers_take_a_bounded_share_of_a_worker_and_leave_others_theirs(rounds: Rounds):
+    """A worker has a hundred places, which refreshes and other tenants' webhooks need too."""
     hold = asyncio.Event()
 
     async def held(message: Received) -> int:
@@ -241,11 +241,13 @@ async def test_slow_receivers_take_a_bounded_share_of_a_worker(rounds: Rounds):
     await rounds.tell()
     activities = rounds.activities()
     order = DeliverWebhooks(tenant=TENANT, webhook_id=rounds.webhook.id)
+    share = CONCURRENT_ROUNDS // 3 + 1  # of one webhook
     slow = [
-        asyncio.create_task(ActivityEnvironment().run(activities.deliver_due, order))
-        for _ in range(CONCURRENT_ROUNDS)
+        asyncio.create_task(ActivityEnvironment().run(activities.deliver_due, order)) for _ in range(share)
     ]
-    await rounds.receiver.until_busy(CONCURRENT_ROUNDS)
+    await rounds.receiver.until_busy(share)
+    another = order.model_copy(update={"tenant": Tenant("other")})
+    assert not (await ActivityEnvironment().run(activities.deliver_due, another)).paused
     refused = await ActivityEnvironment().run(activities.deliver_due, order)
     assert (refused.paused, refused.delivered, refused.failed) == (True, 0, 0)
     assert refused.next_at is not None

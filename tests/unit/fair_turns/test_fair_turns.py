@@ -40,16 +40,26 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_one_party_has_half_and_each_further_one_half_of_what_is_left():
-    place = Place(16)
-    for party in "abcde":
-        await place.ask(*party * 16)
-    assert {it: place.order.count(it) for it in "abcde"} == {"a": 8, "b": 4, "c": 2, "d": 1, "e": 1}
-    assert place.turns.waiting == 5 * 16 - 16
+async def test_parties_of_many_parts_have_about_half_of_what_is_left():
+    place = Place(96)
+    for party in "abcd":
+        await place.ask(*(f"{party}/{part}" for part in "123456" * 16))
+    assert [sum(it[0] == party for it in place.order) for party in "abcd"] == [45, 24, 13, 7]
+
+
+async def test_one_part_has_a_third_and_leaves_its_party_turns():
+    place = Place(100)
+    await place.ask(*["a/greedy"] * 100)
+    await place.ask(*["a/second"] * 100)
+    assert [place.order.count(it) for it in ("a/greedy", "a/second")] == [34, 11]
+    await place.ask(*["b/"] * 100)
+    assert place.order.count("b/") == 19
+    assert place.turns.has_turn("c")
+    assert not place.turns.has_turn("b")
 
 
 async def test_the_queues_of_a_party_are_served_in_turn_and_each_in_order():
-    place = Place(2)
+    place = Place(1)
     await place.ask("a/greedy")
     await place.ask(*["a/greedy"] * 3, "a/second", "a/third", "a/second")
     for _ in range(6):
@@ -58,14 +68,25 @@ async def test_the_queues_of_a_party_are_served_in_turn_and_each_in_order():
     assert served == ["greedy", "greedy", "second", "third", "greedy", "second", "greedy"]
 
 
-async def test_a_turn_that_is_given_back_goes_to_a_party_that_may_have_it():
-    place = Place(4)
-    first, *_ = await place.ask("a", "a", "a", "b", "c")
-    assert place.order == ["a", "a", "b", "c"]
+async def test_a_turn_that_is_given_back_goes_to_the_first_that_may_have_it():
+    place = Place(3)
+    first, *_ = await place.ask("a", "a", "b", "c", "d")
+    assert place.order == ["a", "b", "c"]
     await place.release(first)
-    assert place.order[4:] == [], "one is free, and a party with one turn leaves it to others"
+    assert place.order[3:] == ["a"], "which came first"
+
+
+async def test_a_turn_goes_to_none_that_left_in_the_same_moment():
+    place = Place(1)
+    holder, left, stays = await place.ask("a", "b", "c")
+    place._held.pop(holder).set()
+    left.cancel()
+    await settle()
+    assert place.order == ["a", "c"]
+    stays.cancel()
+    await settle()
     await place.ask("d")
-    assert place.order[4:] == ["d"]
+    assert place.order == ["a", "c", "d"]
 
 
 async def test_no_turn_is_lost_whoever_goes_and_whenever():

@@ -194,3 +194,14 @@ async def test_one_who_waits_gets_a_typed_answer_when_time_is_up(api: Api):
     assert 2.5 < asyncio.get_running_loop().time() - began < 3 + 6, (
         "the wait, and what a lease may take beside it"
     )
+
+
+async def test_a_refresh_says_whether_its_caller_waits(api: Api):
+    _, key = await api.active_for("pipeline", Action.TOKEN)
+    api.refreshes_with("at-2", "at-3")
+    api.clock.advance(3590)
+    assert (await api.lease(key)).json()["access_token"] == "at-1"
+    await asyncio.gather(*api.app.state.refresher._running.values())
+    api.clock.advance(3601)
+    assert (await api.lease(key)).json()["access_token"] == "at-3"
+    assert [it.ahead for it in api.link.asked] == [True, False]

@@ -94,13 +94,15 @@ async def test_a_tenant_whose_refreshes_hang_leaves_another_its_turn_at_temporal
     temporal = Temporal()
     waiter = RefreshWaiter(Rows(), temporal, timedelta(seconds=WAIT_S))  # type: ignore[arg-type]  # stand-ins
     hanging = [wait_for(waiter, f"con_{n}") for n in range(500)]
-    await until(lambda: len(temporal.open) >= 64)
+    await until(lambda: len(temporal.open) >= 43)
     others = [wait_for(waiter, f"con_{n}", OTHER, "app:b") for n in range(20)]
     await until(lambda: temporal.open.count(OTHER) == 20)
     assert temporal.most <= 128
-    assert temporal.open.count(ACME) <= 64, "half of the turns"
+    assert temporal.open.count(ACME) <= 43, "a third of the turns for one app"
+    another = wait_for(waiter, "con_501", ACME, "app:second")
+    await until(lambda: temporal.open.count(ACME) == 44)
     temporal.answers.set()
-    results = await asyncio.gather(*hanging, *others)
+    results = await asyncio.gather(*hanging, *others, another)
     assert {it.failure.code for it in results if it.failure} == {ErrorCode.PROVIDER_ERROR}, (
         "each had its turn"
     )
