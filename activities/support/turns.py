@@ -14,7 +14,7 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.fair_turns import FairTurns
-from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry import saturation
 
 ACTIVITY_SLOTS = 100  # of a worker: Temporal's default
 PATIENCE_S = 3.0  # below a heartbeat's timeout; then the slot is another's, and Temporal tries again
@@ -65,7 +65,7 @@ class _TakingTurns(ActivityInboundInterceptor):
                     turn = self._turns.turn(request.tenant, _part(request))
                     await held.enter_async_context(turn)
             except TimeoutError:
-                metrics.count_postponed(name)
+                saturation.count_postponed(name)
                 raise Failure(
                     ErrorCode.WORKER_BUSY, f"{request.tenant} has its share of this worker"
                 ) from None

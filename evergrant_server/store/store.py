@@ -104,6 +104,10 @@ class Store:
         """The same store for work that has connections of its own. Closing this one closes them too."""
         return Store(self._database.in_pool(pool), self.ring, self._clock)
 
+    def connections_in_use(self) -> dict[str, int]:
+        """How many connections of each pool are in use; none for SQLite."""
+        return {pool.value: number for pool, number in self._database.connections_in_use().items()}
+
     async def close(self) -> None:
         """Close every connection, but wait for no silent database. Transactions must have ended."""
         with suppress(TimeoutError):

@@ -69,9 +69,6 @@ _confirmations = _meter.create_counter(
     "{confirmation}",
     "bound consents: confirmed, subject_mismatch, confirm_expired, or unconfirmed because the app was silent",
 )
-REFRESHES_WAITING = _meter.create_gauge(
-    "evergrant.refresh.waiting", "{refresh}", "refreshes that this API process waits for"
-)
 REVOCATION_AGE = _meter.create_gauge(
     "evergrant.revocation.oldest_age",
     "s",
@@ -81,11 +78,6 @@ _unexpected = _meter.create_counter(
     "evergrant.activity.unexpected",
     "{failure}",
     "tries of an activity that ended with an exception that the code doesn't expect, or an unreadable row",
-)
-_postponed = _meter.create_counter(
-    "evergrant.activity.postponed",
-    "{activity}",
-    "activities that gave their slot back, because their tenant or integration had its share of the worker",
 )
 BULK_READS = _meter.create_counter(
     "evergrant.bulk_read.count",
@@ -183,11 +175,6 @@ async def measure_refresh(provider: str, refresh: Awaitable[GrantResult]) -> Gra
 def count_unexpected(activity: str, error: str) -> None:
     """Count a try of this activity; `error` is the name of the exception's class, or a failure's code."""
     _unexpected.add(1, {ACTIVITY: activity, ERROR_TYPE: error})
-
-
-def count_postponed(activity: str) -> None:
-    """Count an activity that Temporal tries again later."""
-    _postponed.add(1, {ACTIVITY: activity})
 
 
 def report_unreadable(log: logging.Logger, rows: Iterable[tuple[str, str]]) -> None:

@@ -14,6 +14,7 @@ from evergrant_server.settings import Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database.engine import Pool
 from evergrant_server.store.store import require_matching_key_ring
+from evergrant_server.telemetry import saturation
 from evergrant_server.temporal_link.connect import client_plugins, connect
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
@@ -49,6 +50,7 @@ async def open_platform(
     ring = KeyRing.open(settings.key_path, role)
     store = await Store.open(settings.database_url, ring, clock)
     try:
+        saturation.observe_connections(store.connections_in_use)
         await require_matching_key_ring(store, ring)
         client = await connect(settings, lazy=lazy, plugins=client_plugins(), **client_options)
         link = TemporalLink(client, ring, clock, settings.temporal_task_queue)

@@ -13,7 +13,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.store import ConnectionPosition, LeaseRows
-from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry import saturation
 
 POLL_INTERVAL_S = 0.075
 _LONGEST_PAUSE_S = 1.0  # of one connection; Temporal's answer is what comes first as a rule
@@ -55,14 +55,14 @@ class PositionPoller:
         loop = asyncio.get_running_loop()
         watched = _Watched(tenant, connection_id, seen, loop.time() + POLL_INTERVAL_S, loop.create_future())
         self._watched.add(watched)
-        metrics.REFRESHES_WAITING.set(len(self._watched))
+        saturation.REFRESHES_WAITING.set(len(self._watched))
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._poll())
         try:
             await watched.over
         finally:
             self._watched.discard(watched)
-            metrics.REFRESHES_WAITING.set(len(self._watched))
+            saturation.REFRESHES_WAITING.set(len(self._watched))
 
     async def stop(self) -> None:
         """End the polling; what still waits is not answered."""

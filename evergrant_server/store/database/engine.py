@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, QueuePool, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -96,6 +96,13 @@ class PostgresDatabase:
             self._pools[pool] = PostgresDatabase(self._url, limits=self._limits, pool=pool)
             self._pools[pool]._pools = self._pools
         return self._pools[pool]
+
+    def connections_in_use(self) -> dict[Pool, int]:
+        """Of every pool: of this database and of its siblings."""
+        return {
+            pool: cast(QueuePool, database._engine.pool).checkedout()
+            for pool, database in self._pools.items()
+        }
 
     async def close(self) -> None:
         """Close the connections of every pool."""

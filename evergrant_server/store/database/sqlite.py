@@ -84,6 +84,9 @@ class SqliteDatabase:
         """Itself: no statement hangs, writers take turns, and a read keeps no connection across a wait."""
         return self
 
+    def connections_in_use(self) -> dict[Any, int]:
+        return {}
+
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[SqliteConnection]:
         async with self._connected() as connection:

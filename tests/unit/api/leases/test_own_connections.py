@@ -50,6 +50,7 @@ async def test_lists_that_hang_keep_no_lease_waiting(api: Api, postgres_server: 
         lists = [asyncio.create_task(api.get("/v1/webhooks", admin)) for _ in range(40)]
         await until_hanging(12)  # all that they may have at once
         assert (await asyncio.wait_for(api.lease(key), SOON_S)).status_code == 200
+        assert api.store.connections_in_use() == {"requests": 12, "leases": 0, "poller": 0, "ledger": 0}
         assert not any(it.done() for it in lists)
     assert {(await it).status_code for it in lists} == {200}
 
