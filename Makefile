@@ -125,7 +125,8 @@ $(DEMO_READY): requirements/demo.txt $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/demo.txt
 	@touch $@
 
-$(TEST_READY): requirements/test.txt requirements/node.sh tests/fakes/oidc/package-lock.json $(INPUTS)
+$(TEST_READY): requirements/test.txt requirements/node.sh requirements/debian.sh tests/fakes/oidc/package-lock.json $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/test.txt
 	@bash requirements/node.sh $(VENV)
+	@bash requirements/debian.sh $(VENV)
 	@touch $@ $(DEMO_READY)

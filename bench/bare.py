@@ -64,7 +64,7 @@ application = _app()
 def main(port: int, size: int) -> None:
     """Serve until a signal ends it."""
     os.environ[_BYTES] = str(size)
-    granian_server("bench.bare:application", HOST, port, 1).serve()
+    granian_server("bench.bare:application", 1, address=HOST, port=port).serve()
 
 
 if __name__ == "__main__":

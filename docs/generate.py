@@ -164,7 +164,7 @@ def settings() -> str:
             default_of(field.default),
             " ".join((field.description or "").split()),
         )
-        for name, field in Settings.model_fields.items()
+        for name, field in sorted(Settings.model_fields.items(), key=lambda it: it[0].startswith("mtls_"))
     ]
     return "\n".join(
         [

@@ -18,9 +18,13 @@ from evergrant_server.wiring.platform import open_platform
 
 
 class Application:
-    """An ASGI application that opens its parts at lifespan start-up and closes them at shutdown."""
+    """An ASGI application that opens its parts at lifespan start-up and closes them at shutdown.
 
-    def __init__(self) -> None:
+    `behind_mtls`: for the listener that only the proxy reaches, which hands on certificates of apps.
+    """
+
+    def __init__(self, *, behind_mtls: bool = False) -> None:
+        self._behind_mtls = behind_mtls
         self._app: Any = None
         self._open = AsyncExitStack()
 
@@ -61,7 +65,7 @@ class Application:
             lease_rows=LeaseRows(platform.store),
             check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
         )
-        self._app = create_app(api)
+        self._app = create_app(api, settings.mtls_header if self._behind_mtls else None)
         # before the ledger, which it writes to
         self._open.push_async_callback(self._app.state.refresher.stop)
         tune_garbage_collector()
@@ -74,3 +78,4 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 
 application = Application()
+mtls_application = Application(behind_mtls=True)

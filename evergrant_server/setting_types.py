@@ -3,7 +3,7 @@
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -56,6 +56,12 @@ def _temporal_address(value: str) -> str:
     return value
 
 
+CertificateHeader = Literal["rfc9440", "nginx", "envoy"]
+CERTIFICATE_HEADER_NAMES: dict[CertificateHeader, str] = {
+    "rfc9440": "Client-Cert",
+    "nginx": "Ssl-Client-Cert",  # as ingress-nginx names it
+    "envoy": "X-Forwarded-Client-Cert",
+}
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 Days = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_days)]
 Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0))]

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from evergrant_server.core.messages.names import TASK_QUEUE
+from evergrant_server.mtls_settings import MtlsSettings
 from evergrant_server.setting_types import (
     DatabaseUrl,
     Days,
@@ -38,7 +39,7 @@ class BadSettings(ValueError):
     """A setting that can't be used; the message names it and says what would be right."""
 
 
-class Settings(BaseSettings):
+class Settings(MtlsSettings, BaseSettings):
     """What an operator may set. Durations are seconds (or ISO 8601)."""
 
     model_config = SettingsConfigDict(

@@ -13,6 +13,7 @@ from evergrant_server.api.apps import routes as apps
 from evergrant_server.api.connections import commands, confirm, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.http import problems
+from evergrant_server.api.http.client_certificates import TrustedHop
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.middleware import Deadline, Envelope
 from evergrant_server.api.http.refusal_log import RefusalLog
@@ -30,6 +31,7 @@ from evergrant_server.api.transfer import routes as transfer
 from evergrant_server.api.webhooks import deliveries
 from evergrant_server.api.webhooks import routes as webhooks
 from evergrant_server.console.pages import Pages
+from evergrant_server.setting_types import CertificateHeader
 from evergrant_server.telemetry import traces
 
 VERSION = "0.1.0"
@@ -75,8 +77,11 @@ ROUTERS = (
 )
 
 
-def create_app(api: ApiContext) -> FastAPI:
-    """The ASGI application over `context`. The caller starts and stops the lease ledger and the relay."""
+def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -> FastAPI:
+    """The ASGI application over `context`. The caller starts and stops the lease ledger and the relay.
+
+    `certificates`: how the proxy hands on those of apps, for a listener that only the proxy reaches.
+    """
 
     refresher = RefreshWaiter(api.lease_rows, api.link, api.settings.lease_wait)
     refusals = RefusalLog(api.store)
@@ -111,6 +116,8 @@ def create_app(api: ApiContext) -> FastAPI:
         app.include_router(router)
     app.openapi = cache(lambda: openapi.openapi_schema(app))
     app.add_middleware(leases.LeaseMiddleware, routes=lease_routes)
+    if certificates is not None:
+        app.add_middleware(TrustedHop, header=certificates, base_url=api.settings.public_url)
     lease_wait_s = api.settings.lease_wait.total_seconds()
     app.add_middleware(Deadline, base_url=api.settings.public_url, lease_wait_s=lease_wait_s)
     app.add_middleware(Envelope, base_url=api.settings.public_url, version=VERSION)

@@ -61,12 +61,20 @@ def dev(*, flags: Flags | None = None) -> None:
 
 
 @app.command
-def serve(*, flags: Flags | None = None) -> None:
-    """Run the API."""
-    settings = settings_of(flags)
-    from evergrant_server.cli.serve import serve_api
+def serve(*, mtls: Annotated[bool, Parameter(negative=())] = False, flags: Flags | None = None) -> None:
+    """Run the API. Any number may run.
 
-    serve_api(settings)
+    Args:
+        mtls: Listen on EVERGRANT_MTLS_SOCKET or EVERGRANT_MTLS_PORT, not on host and port, for the proxy that
+            hands on the certificates of apps.
+    """
+    settings = settings_of(flags)
+    from evergrant_server.cli.serve import serve_api, serve_behind_mtls
+
+    if mtls:
+        serve_behind_mtls(settings)
+    else:
+        serve_api(settings)
 
 
 @app.command

@@ -9,6 +9,7 @@ from granian import Granian
 from granian.constants import Interfaces
 from granian.log import LogLevels
 
+from evergrant_server.cli.mtls_listener import mtls_listener
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.setting_types import without_password
@@ -39,19 +40,31 @@ def serve_api(settings: Settings) -> None:
     Raises Failure for keys and store, BadSettings for a port that is taken.
     """
     require_free_port("EVERGRANT_PORT", settings.host, settings.port)
-    asyncio.run(_check_keys_and_store(settings))
-    os.environ.update(settings_environment(settings))  # granian's processes read the settings from it
+    _prepare(settings)
     granian_server(
-        "evergrant_server.asgi:application", settings.host, settings.port, settings.api_workers
+        "evergrant_server.asgi:application", settings.api_workers, address=settings.host, port=settings.port
     ).serve()
 
 
-def granian_server(target: str, host: str, port: int, workers: int) -> Any:
+def serve_behind_mtls(settings: Settings) -> None:
+    """As `serve_api`, on the hop that only the proxy reaches, which hands on certificates of apps."""
+    listener = mtls_listener(settings)
+    if settings.mtls_port is not None:
+        require_free_port("EVERGRANT_MTLS_PORT", settings.mtls_host, settings.mtls_port)
+    _prepare(settings)
+    granian_server("evergrant_server.asgi:mtls_application", settings.api_workers, **listener).serve()
+
+
+def _prepare(settings: Settings) -> None:
+    asyncio.run(_check_keys_and_store(settings))
+    os.environ.update(settings_environment(settings))  # granian's processes read the settings from it
+
+
+def granian_server(target: str, workers: int, **listener: Any) -> Any:
     """granian as it runs the API; the benchmarks compare with an application in the same server."""
     return Granian(
         target,
-        address=host,
-        port=port,
+        **listener,
         interface=Interfaces.ASGI,
         workers=workers,
         log_level=LogLevels.warning,

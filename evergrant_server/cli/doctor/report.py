@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from evergrant_server.cli.doctor import CheckFailed, database, host, temporal
+from evergrant_server.cli.doctor import CheckFailed, database, host, mtls, temporal
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import Settings
 
@@ -40,6 +40,8 @@ CHECKS: dict[str, Check] = {
     "schedules": temporal.schedules,
     "clock, Temporal": temporal.clock,
     "public URL": host.public_url,
+    "mTLS listener": mtls.listener,
+    "mTLS proxy": mtls.proxy,
 }
 
 
