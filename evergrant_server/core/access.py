@@ -21,6 +21,9 @@ class AuthenticationMethod(StrEnum):
 
     API_KEY = "api_key"
     PRIVATE_KEY_JWT = "private_key_jwt"  # RFC 7523 section 2.2
+    TLS_CLIENT_AUTH = "tls_client_auth"  # RFC 8705 section 2.1
+    SELF_SIGNED_TLS_CLIENT_AUTH = "self_signed_tls_client_auth"  # RFC 8705 section 2.2
+    X509_SVID = "x509_svid"  # draft-ietf-oauth-spiffe-client-auth
 
 
 class Action(StrEnum):

@@ -4,11 +4,9 @@ API, workflows, activities and the reference page all read it. `core.lifecycle.s
 computes the delays; it tries the platform's own failures again sooner (`_PLATFORM_CODES`).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 
-from evergrant_server.core.failure_kinds import FailureKind, Repairer, RetryAdvice
+from evergrant_server.core.failure_kinds import FailureKind, FailureRule, Repairer, RetryAdvice, rules_of
 
 
 class ErrorCode(StrEnum):
@@ -63,6 +61,7 @@ class ErrorCode(StrEnum):
 
     INVALID_REQUEST = "invalid_request"
     UNAUTHENTICATED = "unauthenticated"
+    CERTIFICATE_REQUIRED = "certificate_required"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     PROVIDER_UNKNOWN = "provider_unknown"
@@ -73,37 +72,14 @@ class ErrorCode(StrEnum):
     BINDING_REQUIRED = "binding_required"
 
 
-@dataclass(frozen=True)
-class FailureRule:
-    """One row of the table: what a code means for retries, the wire and the reader."""
-
-    kind: FailureKind
-    repairer: Repairer
-    retry: RetryAdvice
-    status: int
-    meaning: str
-    repair: str
-
-
-def _rows(
-    kind: FailureKind, repairer: Repairer, usual_retry: RetryAdvice, usual_status: int
-) -> Callable[..., FailureRule]:
-    """Makes the rows of this kind."""
-
-    def row(
-        meaning: str, repair: str, *, status: int = usual_status, retry: RetryAdvice = usual_retry
-    ) -> FailureRule:
-        return FailureRule(kind, repairer, retry, status, meaning, repair)
-
-    return row
-
-
-_reconnect = _rows(FailureKind.RECONNECT_NEEDED, Repairer.SUBJECT, RetryAdvice.NEVER, 409)
-_client = _rows(FailureKind.CLIENT_MISCONFIGURED, Repairer.INTEGRATION_ADMIN, RetryAdvice.AFTER_REPAIR, 424)
-_provider = _rows(FailureKind.PROVIDER_UNAVAILABLE, Repairer.TIME, RetryAdvice.BACKOFF, 503)
-_denied = _rows(FailureKind.DENIED, Repairer.PERMIT_ADMIN, RetryAdvice.NEVER, 403)
-_platform = _rows(FailureKind.PLATFORM_UNAVAILABLE, Repairer.OPERATOR, RetryAdvice.BACKOFF, 503)
-_caller = _rows(FailureKind.BAD_REQUEST, Repairer.CALLER, RetryAdvice.NEVER, 400)
+_reconnect = rules_of(FailureKind.RECONNECT_NEEDED, Repairer.SUBJECT, RetryAdvice.NEVER, 409)
+_client = rules_of(
+    FailureKind.CLIENT_MISCONFIGURED, Repairer.INTEGRATION_ADMIN, RetryAdvice.AFTER_REPAIR, 424
+)
+_provider = rules_of(FailureKind.PROVIDER_UNAVAILABLE, Repairer.TIME, RetryAdvice.BACKOFF, 503)
+_denied = rules_of(FailureKind.DENIED, Repairer.PERMIT_ADMIN, RetryAdvice.NEVER, 403)
+_platform = rules_of(FailureKind.PLATFORM_UNAVAILABLE, Repairer.OPERATOR, RetryAdvice.BACKOFF, 503)
+_caller = rules_of(FailureKind.BAD_REQUEST, Repairer.CALLER, RetryAdvice.NEVER, 400)
 _LATER = "Try again after Retry-After seconds."
 
 FAILURES: dict[ErrorCode, FailureRule] = {
@@ -259,6 +235,12 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.UNAUTHENTICATED: _caller(
         "No valid credential came with the request.",
         "Send Authorization: Bearer with an API key, or an access token of POST /oauth/token.",
+        status=401,
+    ),
+    ErrorCode.CERTIFICATE_REQUIRED: _caller(
+        "The access token is bound to a client certificate, and the request came without it.",
+        "Send the request with that certificate to the mtls_endpoint_aliases of "
+        "/.well-known/oauth-authorization-server.",
         status=401,
     ),
     ErrorCode.NOT_FOUND: _caller(

@@ -1,5 +1,7 @@
 """The classes of failures: what ends one, who has to act, and what may be tried again."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -31,3 +33,28 @@ class RetryAdvice(StrEnum):
     NEVER = "never"  # the same request fails again until the repairer acts
     AFTER_REPAIR = "after_repair"  # workflows look again slowly: an admin may have acted
     BACKOFF = "backoff"  # grows with each failure, honours Retry-After
+
+
+@dataclass(frozen=True)
+class FailureRule:
+    """One row of the table: what a code means for retries, the wire and the reader."""
+
+    kind: FailureKind
+    repairer: Repairer
+    retry: RetryAdvice
+    status: int
+    meaning: str
+    repair: str
+
+
+def rules_of(
+    kind: FailureKind, repairer: Repairer, usual_retry: RetryAdvice, usual_status: int
+) -> Callable[..., FailureRule]:
+    """Makes the rows of this kind."""
+
+    def row(
+        meaning: str, repair: str, *, status: int = usual_status, retry: RetryAdvice = usual_retry
+    ) -> FailureRule:
+        return FailureRule(kind, repairer, retry, status, meaning, repair)
+
+    return row

@@ -25,6 +25,7 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
+NAME_KINDS = ("subject_dn", "san_dns", "san_uri", "san_ip", "san_email")  # RFC 8705 section 2.1.2
 _UNREADABLE = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _CLIENT_USES = {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
 
@@ -143,7 +144,7 @@ def _require_client(leaf: x509.Certificate) -> None:
 def require_name(certificate: AppCertificate, kind: str, value: str) -> None:
     """Raise CertificateRefused unless the certificate has the name (RFC 8705 section 2.1.2).
 
-    `kind` is subject_dn, san_dns, san_uri, san_ip or san_email; the whole name must be equal.
+    `kind` is one of NAME_KINDS; the whole name must be equal.
     """
     if kind == "subject_dn":
         if certificate.parsed.subject != parse_subject(value):

@@ -36,6 +36,7 @@ from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.egress import EgressPolicy
+from evergrant_server.setting_types import CertificateHeader
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.database.engine import Pool
@@ -121,14 +122,20 @@ class CountingRelay:
 class Api:
     """One API process with its client, and the shortest way to apps, integrations, connections."""
 
-    def __init__(self, parts: ApiContext, worker: Store, clock: SetClock) -> None:
+    def __init__(
+        self,
+        parts: ApiContext,
+        worker: Store,
+        clock: SetClock,
+        certificates: CertificateHeader | None = None,
+    ) -> None:
         self.parts = parts
         self.store = parts.store
         self.worker = worker
         self.clock = clock
         self.link: ScriptedLink = parts.link  # type: ignore[assignment]  # it is one: see `running_api`
         self.relay: CountingRelay = parts.relay  # type: ignore[assignment]  # it is one: see `running_api`
-        self.app = create_app(parts)
+        self.app = create_app(parts, certificates)
         self.client = self.browser()
 
     def browser(self) -> httpx2.AsyncClient:
@@ -311,9 +318,13 @@ async def running_api(
     public_url: str = PUBLIC_URL,
     lease_wait: float = 3.0,
     database_url: str = "",
+    certificates: CertificateHeader | None = None,
     **more: Any,
 ) -> AsyncIterator[Api]:
-    """Keys, and the API over a database: a fresh SQLite file, unless one is named. `more` are settings."""
+    """Keys, and the API over a database: a fresh SQLite file, unless one is named. `more` are settings.
+
+    `certificates`: it is the listener that a proxy reaches, which hands certificates on so.
+    """
     clock = SetClock(NOW)
     key_file = folder / "keys.json"
     KeyRing.create(key_file)
@@ -347,7 +358,7 @@ async def running_api(
         lease_rows=LeaseRows(store),
         check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
     )
-    api = Api(parts, worker, clock)
+    api = Api(parts, worker, clock, certificates)
     try:
         yield api
     finally:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from evergrant_server.api.http import app_tokens
 from evergrant_server.api.http.api_keys import expired, key_mac, parse_key
+from evergrant_server.api.http.client_certificates import client_certificate
 from evergrant_server.core.access import App, AppCredential, AppKey, AppToken, AuthenticationMethod, Permit
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -18,6 +19,7 @@ from evergrant_server.core.ids import AppId, CredentialId, KeyId, Tenant, TokenI
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry.alarms import report_broken_authority
 
+THUMBPRINT = "x5t#S256"  # the member of a token's `cnf` (RFC 8705 section 3.1)
 _MAX_CACHED = 10_000
 _UNKNOWN = AppKey(
     tenant=Tenant(""),
@@ -185,11 +187,12 @@ async def _credential_of(tx: Transaction, token: AppToken) -> AppCredential | No
 
 
 def _require_confirmation(request: Request, credential: PresentedCredential) -> None:
-    """Check that the request proves what its token is bound to. Raises Failure UNAUTHENTICATED."""
-    if credential.confirmation is not None:
-        raise Failure(
-            ErrorCode.UNAUTHENTICATED, "The access token is bound to what the request doesn't prove."
-        )
+    """Check that a bound token comes with its certificate (RFC 8705 section 3). Raises Failure."""
+    if credential.confirmation is None:
+        return
+    certificate = client_certificate(request)
+    if certificate is None or credential.confirmation != {THUMBPRINT: certificate.thumbprint}:
+        raise Failure(ErrorCode.CERTIFICATE_REQUIRED)
 
 
 def _bearer_token(request: Request) -> str:

@@ -69,7 +69,9 @@ def problem_response(failure: Failure, base_url: str, errors: list[dict[str, str
     if wait is not None:
         headers["Retry-After"] = str(max(math.ceil(wait), 1))
     if body["status"] == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+        is_bound = failure.code is ErrorCode.CERTIFICATE_REQUIRED
+        # RFC 8705 section 3
+        headers["WWW-Authenticate"] = 'Bearer error="invalid_token"' if is_bound else "Bearer"
     return Response(json.dumps(body), body["status"], headers, MEDIA_TYPE)
 
 

@@ -31,17 +31,25 @@ UNPROVEN = "No registered credential of this client is proven by the request."
 
 
 class TokenRefused(Exception):
-    """An error of RFC 6749 section 5.2, with a description that quotes nothing of the request."""
+    """An error of RFC 6749 section 5.2, with a description that quotes nothing of the request.
 
-    def __init__(self, error: str, description: str, *, claimed: str | None = None) -> None:
+    `recorded` is for the audit log alone: which rule of which credential refused.
+    """
+
+    def __init__(
+        self, error: str, description: str, *, claimed: str | None = None, recorded: str | None = None
+    ) -> None:
         super().__init__(error)
         self.error = error
         self.description = description
+        self.recorded = (recorded or description)[:500]
         self.claimed = AppId(claimed) if claimed is not None and is_id(claimed, "app") else None
 
 
-def invalid_client(description: str, claimed: str | None = None) -> TokenRefused:
-    return TokenRefused("invalid_client", description, claimed=claimed)
+def invalid_client(
+    description: str, claimed: str | None = None, *, recorded: str | None = None
+) -> TokenRefused:
+    return TokenRefused("invalid_client", description, claimed=claimed, recorded=recorded)
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,9 @@ Authenticate = Callable[[Transaction, ClientTokenRequest], Awaitable[ProvenClien
 
 
 async def registered(
-    tx: Transaction, app_id: str, method: AuthenticationMethod
+    tx: Transaction, app_id: str, *methods: AuthenticationMethod
 ) -> tuple[App, list[AppCredential]] | None:
-    """The app with this id in whichever tenant and its credentials of a method; None for an unknown app.
+    """The app with this id in whichever tenant and its credentials of `methods`; None for an unknown app.
 
     A credential that was changed by hand is left out, with an alarm. Raises Failure AUTHORITY_BROKEN for an
     app that was.
@@ -91,4 +99,4 @@ async def registered(
     good, broken = await tx.credentials.authentic_of_app(app.tenant, app.id)
     for failure in broken:
         report_broken_authority(failure)
-    return app, [it for it in good if it.method is method]
+    return app, [it for it in good if it.method in methods]

@@ -1,6 +1,6 @@
 """Which method a token request uses, and the methods that the metadata names."""
 
-from evergrant_server.api.oauth import private_key_jwt
+from evergrant_server.api.oauth import mutual_tls, private_key_jwt
 from evergrant_server.api.oauth.client_authentication import (
     Authenticate,
     ClientTokenRequest,
@@ -14,8 +14,14 @@ from evergrant_server.store import Transaction
 JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"  # RFC 7523 section 2.2
 
 # by `client_assertion_type`; a method without an assertion has the name ""
-METHODS: dict[str, Authenticate] = {JWT_BEARER: private_key_jwt.authenticate}
-ADVERTISED = (AuthenticationMethod.PRIVATE_KEY_JWT,)  # token_endpoint_auth_methods_supported
+METHODS: dict[str, Authenticate] = {JWT_BEARER: private_key_jwt.authenticate, "": mutual_tls.authenticate}
+ADVERTISED = (AuthenticationMethod.PRIVATE_KEY_JWT.value,)  # token_endpoint_auth_methods_supported
+ADVERTISED_WITH_MTLS = (
+    *ADVERTISED,
+    AuthenticationMethod.TLS_CLIENT_AUTH.value,
+    AuthenticationMethod.SELF_SIGNED_TLS_CLIENT_AUTH.value,
+    "spiffe_x509",  # as draft-ietf-oauth-spiffe-client-auth names `x509_svid`
+)
 
 
 async def authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenClient:

@@ -18,7 +18,7 @@ from evergrant_server.api.http.refusal_log import RefusalLog
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, ProvenClient, TokenRefused
-from evergrant_server.api.oauth.methods import ADVERTISED, authenticate
+from evergrant_server.api.oauth.methods import ADVERTISED, ADVERTISED_WITH_MTLS, authenticate
 from evergrant_server.core.access import TOKEN_LIFETIME, AppToken
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.messages.base import CLAIMED
@@ -57,15 +57,27 @@ class ServerMetadata(View):
     token_endpoint: str
     response_types_supported: tuple[str, ...] = ()
     grant_types_supported: tuple[str, ...] = (GRANT_TYPE,)
-    token_endpoint_auth_methods_supported: tuple[str, ...] = tuple(it.value for it in ADVERTISED)
+    token_endpoint_auth_methods_supported: tuple[str, ...] = ADVERTISED
     token_endpoint_auth_signing_alg_values_supported: tuple[str, ...] = ALGORITHMS
 
 
+class CertificateMetadata(ServerMetadata):
+    """RFC 8705 sections 3.3 and 5: where apps present certificates, to which their tokens are bound."""
+
+    token_endpoint_auth_methods_supported: tuple[str, ...] = ADVERTISED_WITH_MTLS
+    tls_client_certificate_bound_access_tokens: bool = True
+    mtls_endpoint_aliases: dict[str, str]
+
+
 @router.get("/.well-known/oauth-authorization-server")
-async def get_metadata(api: ApiDep) -> ServerMetadata:
+async def get_metadata(api: ApiDep) -> CertificateMetadata | ServerMetadata:
     """Where apps get access tokens, and how they may prove their identity (RFC 8414)."""
-    issuer = api.settings.public_url
-    return ServerMetadata(issuer=issuer, token_endpoint=f"{issuer}{TOKEN_PATH}")
+    issuer, mtls_url = api.settings.public_url, api.settings.mtls_url
+    endpoint = f"{issuer}{TOKEN_PATH}"
+    if not mtls_url:
+        return ServerMetadata(issuer=issuer, token_endpoint=endpoint)
+    aliases = {"token_endpoint": f"{mtls_url}{TOKEN_PATH}"}
+    return CertificateMetadata(issuer=issuer, token_endpoint=endpoint, mtls_endpoint_aliases=aliases)
 
 
 _PARAMETERS = ("grant_type", "client_id", "client_assertion_type", "client_assertion", "scope")
@@ -178,7 +190,7 @@ async def _record_refusal(api: ApiContext, request: Request, refused: TokenRefus
     if app is None:
         return
     refusals: RefusalLog = request.app.state.refusals
-    detail = {"app": app.id, "code": refused.error, "rule": refused.description}
+    detail = {"app": app.id, "code": refused.error, "rule": refused.recorded}
     await refusals.record(
         AuditEntry(
             tenant=app.tenant,
