@@ -8,7 +8,7 @@
 set -euo pipefail
 
 folder=$1/debian
-packages=(nginx haproxy)
+packages=(nginx haproxy curl openssl)
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -319,13 +319,14 @@ async def running_api(
     lease_wait: float = 3.0,
     database_url: str = "",
     certificates: CertificateHeader | None = None,
+    now: datetime = NOW,
     **more: Any,
 ) -> AsyncIterator[Api]:
     """Keys, and the API over a database: a fresh SQLite file, unless one is named. `more` are settings.
 
     `certificates`: it is the listener that a proxy reaches, which hands certificates on so.
     """
-    clock = SetClock(NOW)
+    clock = SetClock(now)
     key_file = folder / "keys.json"
     KeyRing.create(key_file)
     url = database_url or sqlite_url(folder)

@@ -26,10 +26,11 @@ _NGINX_TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 def program(name: str) -> tuple[str, dict[str, str]]:
     """The program and the environment it needs; skips the test when this machine has none."""
-    unpacked = _UNPACKED / "usr" / "sbin" / name
-    if unpacked.exists():
+    unpacked = next((_UNPACKED / "usr").glob(f"*bin/{name}"), None)
+    if unpacked is not None:
         libraries = {str(path.parent) for path in (_UNPACKED / "usr" / "lib").rglob("*.so*")}
-        return str(unpacked), {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(sorted(libraries))}
+        own = {"OPENSSL_CONF": str(_UNPACKED / "etc" / "ssl" / "openssl.cnf")}
+        return str(unpacked), {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(sorted(libraries)), **own}
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
     if found is None:
         pytest.skip(f"no {name}: neither on PATH nor in {_UNPACKED} (bash requirements/debian.sh VENV)")
