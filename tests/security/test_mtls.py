@@ -18,7 +18,7 @@ from evergrant_server.store.authentication import AppTokenRow
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.certificates import Authority, OwnCertificate, key_usage
 from tests.fakes.databases import NOW
-from tests.fakes.mtls import CertifiedApp, certified_app, client_cert, put_credential
+from tests.fakes.mtls.apps import CertifiedApp, certified_app, client_cert, put_credential
 
 SPIFFE_ID = "spiffe://acme.example/sync"
 AUTHORITY = Authority(now=NOW)

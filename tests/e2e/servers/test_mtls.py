@@ -24,13 +24,13 @@ from evergrant_server.cli.doctor import CheckFailed, mtls
 from evergrant_server.core.access import Action
 from evergrant_server.settings import Settings
 from tests.fakes.api import TENANT, Api, running_api
-from tests.fakes.certificates import Authority, LoopbackTls, OwnCertificate, loopback_tls
+from tests.fakes.certificates import Authority, OwnCertificate, loopback_tls
 from tests.fakes.http_server import served
-from tests.fakes.mtls import client_cert
+from tests.fakes.mtls.apps import client_cert
+from tests.fakes.mtls.proxies import program, proxied
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.compose import ROOT
 from tests.fakes.ports import free_port
-from tests.fakes.proxies import program, proxied
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # two servers and two proxies for all of them
 
@@ -45,7 +45,7 @@ class World:
     folder: Path
     admin: str
     url: str
-    trust: LoopbackTls
+    authorities: Path
     authority: Authority
     proxies: dict[str, str]
     settings: dict[str, Settings]
@@ -53,7 +53,7 @@ class World:
     @asynccontextmanager
     async def client(self, proxy: str, own: OwnCertificate | None) -> AsyncIterator[httpx2.AsyncClient]:
         """A client of this proxy that presents `own`."""
-        context = ssl.create_default_context(cafile=str(self.trust.authorities))
+        context = ssl.create_default_context(cafile=str(self.authorities))
         if own is not None:
             (self.folder / "own.pem").write_text(own.certificate + own.private)
             context.load_cert_chain(self.folder / "own.pem")
@@ -99,8 +99,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
                 data_dir=folder, **{key.removeprefix("EVERGRANT_").lower(): it for key, it in given.items()}
             )
         url = await stack.enter_async_context(served(api.app))
-        trust = LoopbackTls(*([None] * 2), folder / "authorities.pem")  # type: ignore[arg-type]
-        world = World(api, folder, admin, url, trust, authority, proxies, settings)
+        world = World(api, folder, admin, url, folder / "authorities.pem", authority, proxies, settings)
         for name in proxies:
             await _until_alive(world, name)
         yield world
@@ -178,7 +177,7 @@ async def test_the_commands_of_the_page_get_a_lease_with_a_bound_token(world: Wo
         "EVERGRANT_URL": world.url,
         "EVERGRANT_API_KEY": world.admin,
         "EVERGRANT_MTLS_URL": world.proxies["nginx"],
-        "CURL_CA_BUNDLE": str(world.trust.authorities),
+        "CURL_CA_BUNDLE": str(world.authorities),
         "PATH": f"{Path(openssl).parent}{os.pathsep}{env['PATH']}",
     }
     folder = world.folder / "page"
@@ -250,7 +249,7 @@ async def test_no_client_but_the_proxy_reaches_a_hop_over_tls(world: World) -> N
 async def test_the_doctor_finds_both_ends_of_the_hop(
     world: World, proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(world.trust.authorities))
+    monkeypatch.setenv("SSL_CERT_FILE", str(world.authorities))
     settings = world.settings[proxy]
     assert settings.mtls_header is not None
     assert settings.mtls_header in await mtls.listener(settings)

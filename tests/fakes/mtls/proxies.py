@@ -19,7 +19,7 @@ import pytest
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 
-EXAMPLES = Path(__file__).parents[2] / "deploy" / "mtls"
+EXAMPLES = Path(__file__).parents[3] / "deploy" / "mtls"
 _UNPACKED = Path(sys.prefix) / "debian"
 _NGINX_TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 

@@ -1,0 +1,1 @@
+"""Apps with client certificates, and the proxies that hand these on."""
