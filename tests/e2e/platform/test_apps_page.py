@@ -20,6 +20,8 @@ from tests.fakes.ports import free_port
 from tests.fakes.providers.oidc_provider import NODE, PACKAGES
 
 PAGE = (ROOT / "docs/apps.md").read_text(encoding="utf-8")
+# certificates need a proxy: tests/e2e/servers/test_mtls.py follows that section
+PAGE = re.sub(r"\n## Certificates\n.*?(?=\n## )", "", PAGE, flags=re.DOTALL)
 BLOCKS = re.findall(r"^```(sh|python|js)\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
 FILES = {"python": "app.py", "js": "app.mjs"}
 
