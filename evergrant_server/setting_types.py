@@ -1,7 +1,7 @@
 """The types of settings: how the text of a variable is read, and what is refused."""
 
 from datetime import timedelta
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
@@ -37,6 +37,13 @@ def _host_ports(entries: tuple[str, ...]) -> tuple[str, ...]:
     return entries
 
 
+def _networks(entries: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tuple(str(ip_network(entry)) for entry in entries)
+    except ValueError as error:
+        raise ValueError(f"{error}; write for example 10.0.0.7 or 10.1.0.0/16") from None
+
+
 def _log_level(value: str) -> str:
     if value.upper() not in _LOG_LEVELS:
         raise ValueError(f"{value!r} is no level; use {', '.join(_LOG_LEVELS)}")
@@ -67,6 +74,7 @@ Days = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_days)]
 Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0))]
 HostPorts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_ports)]
 LogLevel = Annotated[str, AfterValidator(_log_level)]
+Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_networks)]
 TemporalAddress = Annotated[str, AfterValidator(_temporal_address)]
 
 

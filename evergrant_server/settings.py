@@ -22,6 +22,7 @@ from evergrant_server.setting_types import (
     Duration,
     HostPorts,
     LogLevel,
+    Networks,
     TemporalAddress,
     check_public_url,
     with_password,
@@ -66,6 +67,9 @@ class Settings(MtlsSettings, BaseSettings):
     """The port the API listens on."""
     public_url: str = ""
     """The URL at which browsers and providers reach the API; empty: http://host:port."""
+    trusted_proxies: Networks = ()
+    """Networks of the proxies in front of the API, and of no other host: the caller's address is the last one
+    of `X-Forwarded-For` that isn't a proxy's. It counts for permits with `sources`. Comma-separated."""
     api_workers: int = Field(default=1, ge=1, le=64)
     """API worker processes."""
     temporal_address: TemporalAddress = ""

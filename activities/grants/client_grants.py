@@ -88,7 +88,7 @@ async def _load_source_token(
         grant = await tx.grants.get(connection.tenant, source_id)
         if source is not None:  # in the transaction that reads the token: nothing is widened in between
             offline_scope = services.contexts.offline_scope(source.provider)
-            await _require_source_permit(tx, connection, source, grant, offline_scope)
+            await _require_source_permit(tx, connection, source, grant, offline_scope, now)
         active = source is not None and source.state is LifecycleState.ACTIVE
         if source is not None and active and grant is not None and grant.is_valid(now):
             return await tx.grants.access_token(source)
@@ -104,11 +104,16 @@ async def _load_source_token(
 
 
 async def _require_source_permit(
-    tx: Transaction, connection: Connection, source: Connection, grant: Grant | None, offline: str | None
+    tx: Transaction,
+    connection: Connection,
+    source: Connection,
+    grant: Grant | None,
+    offline: str | None,
+    now: datetime,
 ) -> None:
     """Raises Failure SOURCE_NOT_PERMITTED unless the app of the exchange may lease the source."""
     app_id = connection.source_app
     app = None if app_id is None else await tx.access.app(connection.tenant, app_id)
     permits = [] if app is None or app.disabled else await tx.access.permits(app.tenant, app.id)
-    if not may_exchange(permits, source, source_scopes(source, grant, offline)).allowed:
+    if not may_exchange(permits, source, source_scopes(source, grant, offline), now).allowed:
         raise Failure(ErrorCode.SOURCE_NOT_PERMITTED, source=source.id, source_app=app_id or "none")

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from evergrant_server.api import audit, health, openapi
-from evergrant_server.api.apps import approvals, credentials, explain, keys, report
+from evergrant_server.api.apps import approvals, credentials, explain, keys, permits, report
 from evergrant_server.api.apps import routes as apps
 from evergrant_server.api.connections import commands, confirm, history
 from evergrant_server.api.connections import routes as connections
@@ -52,6 +52,7 @@ ROUTERS = (
     integrations.metadata_router,
     integrations.router,
     apps.router,
+    permits.router,
     keys.router,
     credentials.router,
     oauth.router,

@@ -12,6 +12,7 @@ from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditRecord
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.provider_words import PROVIDER_SAID
+from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["audit"])
@@ -83,7 +84,7 @@ async def list_connection_audit(
     async with call.api.store.read() as tx:
         connection = await call.visible_connection(tx, connection_id, *READING_ACTIONS, Action.CONNECT)
         page = await _page(tx, call, connection_id, limit, cursor)
-    if not call.may_audit(connection.integration, connection.subject):
+    if not call.may_audit(Target.of(connection)):
         for record in page.items:
             record.detail.pop(PROVIDER_SAID, None)
             if record.detail.get("binding") == Binding.OIDC:  # else an app has named the person itself

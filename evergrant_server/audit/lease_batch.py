@@ -9,11 +9,18 @@ running them.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from evergrant_server.audit.chain_head import ChainHead
 from evergrant_server.audit.hash_chain import chained_rows
+from evergrant_server.audit.last_uses import (
+    LastUses,
+    sqlite_moment,
+    write_uses_postgresql,
+    write_uses_sqlite,
+)
+from evergrant_server.core.access import Permit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import LifecycleState
@@ -37,12 +44,6 @@ _RAISED = (
     " WHERE usage.leased_generation < excluded.leased_generation"
 )
 
-_USED = (
-    " ON CONFLICT (tenant, key_id) DO UPDATE"
-    " SET used_at = excluded.used_at, revision = app_key_use.revision + 1"
-    " WHERE app_key_use.used_at < excluded.used_at"
-)
-
 _LITE_CONNECTIONS = (
     "SELECT id, tenant, revision, generation, state FROM connection"
     " WHERE id IN (SELECT value FROM json_each(?))"
@@ -60,7 +61,6 @@ _LITE_MOVED = (
 _LITE_USAGE = (
     "INSERT INTO usage (tenant, connection_id, leased_generation, revision) VALUES (?, ?, ?, 1)" + _RAISED
 )
-_LITE_USED = "INSERT INTO app_key_use (tenant, key_id, used_at, revision) VALUES (?, ?, ?, 1)" + _USED
 
 # On PostgreSQL a change of these rows waits for this transaction: it commits before or after the lease is in
 # the log, never in between (migration 0008 has the other side). The batch waits for no change: a claim whose
@@ -92,12 +92,6 @@ _PG_USAGE = (
     "INSERT INTO usage (tenant, connection_id, leased_generation, revision)"
     " SELECT *, 1 FROM unnest($1::varchar[], $2::varchar[], $3::integer[])" + _RAISED
 )
-_PG_USED = (
-    "INSERT INTO app_key_use (tenant, key_id, used_at, revision)"
-    " SELECT *, 1 FROM unnest($1::varchar[], $2::varchar[], $3::timestamptz[])" + _USED
-)
-
-KeyUses = Mapping[tuple[Tenant, KeyId], datetime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +104,15 @@ class LeaseClaim:
     app_id: AppId
     app_revision: int
     key_id: KeyId
-    valid_until: datetime  # the end of the key: its passing moves no revision
+    valid_until: datetime  # the end of the key or the permit: its passing moves no revision
     generation: int
     context: RequestContext
     scopes: tuple[str, ...]
     at: datetime
     dpop_request: str | None = None  # method and origin: a proof for one request instead of the token
     signed_request: str = ""  # the signed request, when a signature is leased instead of the token
+    permit: Permit | None = None  # that allowed it
+    observed: tuple[str, ...] = ()  # the names of permits that would have denied it in mode enforce
 
 
 class Written(NamedTuple):
@@ -127,7 +123,7 @@ class Written(NamedTuple):
 
 
 async def write_sqlite(
-    tx: Transaction, shard: str, claims: Sequence[LeaseClaim], uses: KeyUses, clock: Clock
+    tx: Transaction, shard: str, claims: Sequence[LeaseClaim], uses: LastUses, clock: Clock
 ) -> Written:
     """Write what still holds. The transaction is IMMEDIATE: no other one changes a row."""
     raw, ring = sqlite_driver(tx.connection), tx.sealer.ring
@@ -147,15 +143,15 @@ async def write_sqlite(
         else:
             head = ChainHead(tenant, shard, *found)
         rows, end = _chained(ring, head, entries)
-        raw.executemany(_LITE_RECORDS, [{**row, "at": _lite_moment(row["at"])} for row in rows])
+        raw.executemany(_LITE_RECORDS, [{**row, "at": sqlite_moment(row["at"])} for row in rows])
         raw.execute(_LITE_MOVED, (end.count, end.last_hash, end.mac, tenant, shard))
     raw.executemany(_LITE_USAGE, _newest_generations(kept))
-    raw.executemany(_LITE_USED, [(*key, _lite_moment(at)) for key, at in uses.items()])
+    write_uses_sqlite(raw, uses)
     return Written(good, frozenset())
 
 
 async def write_postgresql(
-    tx: Transaction, shard: str, claims: Sequence[LeaseClaim], uses: KeyUses, clock: Clock
+    tx: Transaction, shard: str, claims: Sequence[LeaseClaim], uses: LastUses, clock: Clock
 ) -> Written:
     """Write what still holds and isn't being changed."""
     raw, ring = await asyncpg_driver(tx.connection), tx.sealer.ring
@@ -173,9 +169,7 @@ async def write_postgresql(
             await raw.execute(_PG_RECORDS, *columns, end.count, end.last_hash, end.mac, tenant, shard)
         if kept:
             await raw.execute(_PG_USAGE, *zip(*_newest_generations(kept), strict=True))
-        if uses:
-            rows = [(*key, at) for key, at in sorted(uses.items())]
-            await raw.execute(_PG_USED, *zip(*rows, strict=True))
+        await write_uses_postgresql(raw, uses)
     return Written(good, busy)
 
 
@@ -231,6 +225,10 @@ def _entry(claim: LeaseClaim) -> AuditEntry:
         what = {"for": claim.dpop_request}
     elif claim.signed_request:
         what["signed"] = claim.signed_request
+    if claim.permit is not None:
+        what["permit"] = claim.permit.name
+    if claim.observed:
+        what["would_be_denied_by"] = list(claim.observed)
     return AuditEntry(
         tenant=claim.tenant,
         at=claim.at,
@@ -247,8 +245,3 @@ def _newest_generations(claims: Sequence[LeaseClaim]) -> list[tuple[str, str, in
         place = (claim.tenant, claim.connection_id)
         newest[place] = max(newest.get(place, 0), claim.generation)
     return [(*place, generation) for place, generation in sorted(newest.items())]
-
-
-def _lite_moment(at: datetime) -> str:
-    """As SQLAlchemy writes it: UTC, without the zone, always with microseconds."""
-    return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")

@@ -10,17 +10,18 @@ import os
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from evergrant_server.audit.lease_batch import KeyUses, LeaseClaim, write_postgresql, write_sqlite
+from evergrant_server.audit.last_uses import LastUses
+from evergrant_server.audit.lease_batch import LeaseClaim, write_postgresql, write_sqlite
 from evergrant_server.audit.lease_queue import LeaseQueue, WaitingClaim
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import KeyId, Tenant, new_id
+from evergrant_server.core.ids import KeyId, PermitId, Tenant, new_id
 from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 
 _RETRY_AFTER = 1.0  # seconds
 _BUSY_S = 0.005  # until claims are tried again when all of a batch wait for a change
-_USE_INTERVAL = timedelta(minutes=1)  # between two writes of one key's last use
+_USE_INTERVAL = timedelta(minutes=1)  # between two writes of the last use of one key or permit
 _MOST_USES = 10_000
 
 
@@ -33,7 +34,7 @@ def new_lease_shard() -> str:
 
 
 class StaleClaim(Exception):
-    """The connection or the app changed since the claim was judged, or its key expired: judge again."""
+    """Connection or app changed since the claim was judged, or its key or permit ended: judge again."""
 
 
 class LeaseLedger:
@@ -44,8 +45,8 @@ class LeaseLedger:
         self._shard = shard
         self._clock = clock
         self._queue = LeaseQueue()
-        self._uses: dict[tuple[Tenant, KeyId], datetime] = {}
-        self._last_uses: dict[KeyId, datetime] = {}
+        self._uses: dict[tuple[Tenant, KeyId | PermitId], datetime] = {}
+        self._last_uses: dict[KeyId | PermitId, datetime] = {}
         self._came = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -69,10 +70,12 @@ class LeaseLedger:
     async def record(self, claim: LeaseClaim) -> None:
         """Return once the lease is committed to the log. Only then may it leave.
 
-        Raises StaleClaim when connection or app changed since the claim was judged or its key has
-        expired, Failure AUDIT_UNAVAILABLE when the log can't be written.
+        Raises StaleClaim when connection or app changed since the claim was judged or its key or permit
+        has expired, Failure AUDIT_UNAVAILABLE when the log can't be written.
         """
         self.note_use(claim.tenant, claim.key_id)
+        if claim.permit is not None:
+            self.note_use(claim.tenant, claim.permit.id)
         if self._task is None or self._task.done() or self._stopping:
             raise _unavailable("the lease ledger isn't running")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -80,14 +83,15 @@ class LeaseLedger:
         self._came.set()
         await done
 
-    def note_use(self, tenant: Tenant, key_id: KeyId) -> None:
-        """Have the last use of a key written with the next batch, unless it was within the last minute."""
-        now, last = self._clock.now(), self._last_uses.get(key_id)
+    def note_use(self, tenant: Tenant, id: KeyId | PermitId) -> None:
+        """Have the last use of a key or permit written with the next batch, unless that was within the last
+        minute."""
+        now, last = self._clock.now(), self._last_uses.get(id)
         if last is not None and abs(now - last) < _USE_INTERVAL:
             return
         if len(self._last_uses) >= _MOST_USES:
             self._last_uses.clear()
-        self._last_uses[key_id] = self._uses[tenant, key_id] = now
+        self._last_uses[id] = self._uses[tenant, id] = now
         self._came.set()
 
     async def _run(self) -> None:
@@ -103,7 +107,7 @@ class LeaseLedger:
         finally:
             self._fail(self._queue.take_all(), _unavailable("the lease ledger ended"))
 
-    async def _settle(self, batch: Sequence[WaitingClaim], uses: KeyUses) -> None:
+    async def _settle(self, batch: Sequence[WaitingClaim], uses: LastUses) -> None:
         """Commit a batch and answer every caller, also when the commit fails."""
         problem = _unavailable("the ledger was stopped while it committed")
         try:

@@ -129,12 +129,32 @@ class Approval(TenantRow):
         return self.used_at is None and now < self.expires_at
 
 
-class Permit(TenantRow):
-    """A rule that lets an app use connections.
+class Effect(StrEnum):
+    """What a permit says about the requests that fit it. A deny wins."""
 
-    `integration` is a name, or `*` for every one. `subjects` holds exact subjects, or `*`.
-    `scope_ceiling` None: every scope of the connection. An `admin` permit reaches the
-    tenant's configuration, not tokens: those need `token`, and refresh tokens `export`. `audit` reads it.
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+class EnforcementMode(StrEnum):
+    """Whether a deny refuses, or only has it recorded what it would refuse."""
+
+    ENFORCE = "enforce"
+    OBSERVE = "observe"
+
+
+class Permit(TenantRow):
+    """A rule that lets an app use connections, or forbids it.
+
+    `integration` and `provider` are a name, or `*` for every one. `subjects` holds exact subjects, beginnings
+    of subjects with `*` behind them, or `*`. `connections` and `sources`: ids, and networks in CIDR notation
+    that the caller is in; None: any. `expires_at`: it then fits nothing any more.
+
+    Of an allow: `scope_ceiling` None is every scope of the connection; `exact_scopes` refuses a token that
+    can do more than its lease requests. An `admin` permit reaches the tenant's configuration, not tokens:
+    those need `token`, and refresh tokens `export`. `audit` reads it.
+
+    Of a deny: `scopes` None refuses whatever the scopes, else requests with one of them.
     """
 
     id: PermitId
@@ -145,3 +165,14 @@ class Permit(TenantRow):
     scope_ceiling: tuple[str, ...] | None = None
     actions: tuple[Action, ...] = Field(min_length=1)
     created_at: datetime
+    effect: Effect = Effect.ALLOW
+    mode: EnforcementMode = EnforcementMode.ENFORCE
+    provider: str = "*"
+    connections: tuple[str, ...] | None = Field(default=None, min_length=1)
+    sources: tuple[str, ...] | None = Field(default=None, min_length=1)
+    scopes: tuple[str, ...] | None = Field(default=None, min_length=1)
+    exact_scopes: bool = False
+    expires_at: datetime | None = None
+    purpose: str = ""
+    owner: str = ""
+    reason: str = ""  # of its last change

@@ -1,27 +1,26 @@
 """Apps, their keys and permits. Any change of a key or permit moves the app's revision too.
 
-The last uses of keys stand in a table of their own, which the lease ledger writes: they move nothing. Apps,
-permits and approvals are read with their authenticators: see `authority`.
+The last uses of keys and permits stand in tables of their own, which the lease ledger writes: they move
+nothing. Apps, permits and approvals are read with their authenticators: see `authority`.
 """
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import CompoundSelect, Index, UniqueConstraint, delete, func, select, union_all, update
-from sqlmodel import Field, ForeignKeyConstraint, col
+from sqlmodel import Field, col
 
 from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Approval, Permit
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId, ApprovalId, KeyId, PermitId, Tenant
+from evergrant_server.core.ids import AppId, ApprovalId, KeyId, Tenant
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database import columns
+from evergrant_server.store.database.columns import app_foreign_key
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, not_found
-
-
-def app_foreign_key() -> ForeignKeyConstraint:
-    return ForeignKeyConstraint(["tenant", "app_id"], ["app.tenant", "app.id"], ondelete="CASCADE")
+from evergrant_server.store.permits import PermitRow, Permits
 
 
 class AppRow(columns.IdTable, table=True):
@@ -71,24 +70,8 @@ class ApprovalRow(columns.IdTable, table=True):
     mac: str | None = None
 
 
-class PermitRow(columns.IdTable, table=True):
-    __table_args__ = (app_foreign_key(), UniqueConstraint("tenant", "app_id", "name"))
-    app_id: str
-    name: str
-    integration: str
-    subjects: list[str] = columns.json()
-    scope_ceiling: list[str] | None = columns.json()
-    actions: list[str] = columns.json()
-    created_at: datetime = columns.timestamp()
-    mac: str | None = None
-
-
 class AppKeys(AuthenticatedRepository[AppKey, KeyId]):
     _table, _model = AppKeyRow, AppKey
-
-
-class Permits(AuthenticatedRepository[Permit, PermitId]):
-    _table, _model = PermitRow, Permit
 
 
 class Approvals(AuthenticatedRepository[Approval, ApprovalId]):
@@ -139,6 +122,7 @@ class Access(AuthenticatedRepository[App, AppId]):
         """Delete an app with its keys, credentials and permits. Raises Failure NOT_FOUND."""
         used = columns_equal(AppKeyUseRow, tenant=tenant) & col(AppKeyUseRow.key_id).in_(_keys_of(tenant, id))
         await self._run(delete(AppKeyUseRow).where(used))
+        await self._permits.delete_uses(tenant=tenant, app_id=id)
         await self._delete(id, tenant=tenant, id=id)
 
     async def add_key(self, key: AppKey) -> None:
@@ -220,8 +204,13 @@ class Access(AuthenticatedRepository[App, AppId]):
         mine = self._permits._where(tenant=tenant, app_id=app_id)
         return await self._permits._all(mine.order_by(col(PermitRow.name)))
 
+    async def permit_uses(self, tenant: Tenant, ids: Collection[str]) -> dict[str, datetime]:
+        """When each of these permits last allowed something, by its id, to the minute."""
+        return await self._permits.last_uses(tenant, ids)
+
     async def delete_permit(self, tenant: Tenant, app_id: AppId, name: str) -> None:
         """Delete a permit. Raises Failure NOT_FOUND."""
+        await self._permits.delete_uses(tenant=tenant, app_id=app_id, name=name)
         await self._permits._delete(f"Permit {name!r}", tenant=tenant, app_id=app_id, name=name)
         await self.bump(tenant, app_id)
 

@@ -4,11 +4,11 @@ Reads rows whose authenticator is broken too, and says so. Nothing is decided by
 reads `access` and `lease_rows`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select, text, tuple_, union_all
+from sqlalchemy import ColumnElement, func, or_, select, text, tuple_, union_all
 from sqlmodel import col
 
 from evergrant_server.core.access import App, AppCredential, AppKey, Permit
@@ -23,6 +23,7 @@ from evergrant_server.store.database.rows import Values, columns_equal, fetch_al
 from evergrant_server.store.store import Transaction
 
 _EVERY = "*"
+_PLACE = ("integration", "provider", "subjects", "connections")  # of a permit: which connections it covers
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,18 @@ class AppReview:
 
 @dataclass(frozen=True)
 class PermitReview:
-    """A permit as its row says. `authentic`: the rows of the permit and of its app are Evergrant's.
+    """A permit with the values of its row. `authentic`: its row and its app's are Evergrant's.
 
-    `app_last_used_at` is the app's last lease or other authenticated request, to the minute.
+    `last_used_at` is when it last allowed something, `app_last_used_at` the app's last lease or other
+    authenticated request, both to the minute.
     """
 
     app: str
     app_disabled: bool
-    name: str
-    integration: str
-    subjects: tuple[str, ...]
-    actions: tuple[str, ...]
-    scope_ceiling: tuple[str, ...] | None
+    permit: Values
     authentic: bool
     live_connections: int
+    last_used_at: datetime | None
     app_last_used_at: datetime | None
 
 
@@ -104,33 +103,28 @@ async def review_permits(
     rows = await fetch_all(tx.connection, query)
     app_ids = sorted({row["app_id"] for row in rows})
     apps = {row["id"]: row for row in await _apps(tx, tenant, app_ids)}
-    uses = await _last_uses(tx, tenant, app_ids)
-    reached: dict[tuple[str, tuple[str, ...]], int] = {}
+    uses = await tx.access.permit_uses(tenant, [row["id"] for row in rows])
+    app_uses = await _last_uses(tx, tenant, app_ids)
+    reached: dict[str, int] = {}
     found: list[PermitReview] = []
     for row in rows:
-        owner, place = apps[row["app_id"]], (row["integration"], tuple(row["subjects"]))
+        owner = apps[row["app_id"]]
+        place = repr([row[name] for name in _PLACE])
         if place not in reached:
-            reached[place] = await _live_connections(tx, tenant, *place)
-        found.append(_review(tx, row, owner, reached[place], uses.get(owner["id"])))
+            reached[place] = await _live_connections(tx, tenant, row)
+        broken = _split(tx, App, AppRow, [owner])[1] or _split(tx, Permit, PermitRow, [row])[1]
+        found.append(
+            PermitReview(
+                app=row["app_name"],
+                app_disabled=bool(owner["disabled"]),
+                permit=row,
+                authentic=not broken,
+                live_connections=reached[place],
+                last_used_at=uses.get(row["id"]),
+                app_last_used_at=app_uses.get(owner["id"]),
+            )
+        )
     return found
-
-
-def _review(
-    tx: Transaction, row: Values, owner: Values, reached: int, last_used_at: datetime | None
-) -> PermitReview:
-    ceiling = row["scope_ceiling"]
-    return PermitReview(
-        app=row["app_name"],
-        app_disabled=bool(owner["disabled"]),
-        name=row["name"],
-        integration=row["integration"],
-        subjects=tuple(row["subjects"]),
-        actions=tuple(row["actions"]),
-        scope_ceiling=None if ceiling is None else tuple(ceiling),
-        authentic=not (_split(tx, App, AppRow, [owner])[1] or _split(tx, Permit, PermitRow, [row])[1]),
-        live_connections=reached,
-        app_last_used_at=last_used_at,
-    )
 
 
 def _split(
@@ -171,14 +165,24 @@ async def _last_uses(tx: Transaction, tenant: Tenant, app_ids: Sequence[str]) ->
     return {app_id: at for app_id, at in await tx.connection.execute(query)}
 
 
-async def _live_connections(
-    tx: Transaction, tenant: Tenant, integration: str, subjects: tuple[str, ...]
-) -> int:
-    """How many connections that haven't ended these fields of a permit cover."""
-    query = select(func.count()).select_from(ConnectionRow)
-    query = query.where(columns_equal(ConnectionRow, tenant=tenant), text(LIVE_CONDITION))
-    if integration != _EVERY:
-        query = query.where(col(ConnectionRow.integration) == integration)
-    if _EVERY not in subjects:
-        query = query.where(col(ConnectionRow.subject).in_(subjects))
+async def _live_connections(tx: Transaction, tenant: Tenant, permit: Values) -> int:
+    """How many connections that haven't ended the fields of a permit cover."""
+    connection = ConnectionRow
+    query = select(func.count()).select_from(connection)
+    query = query.where(columns_equal(connection, tenant=tenant), text(LIVE_CONDITION))
+    for name in ("integration", "provider"):
+        if permit[name] != _EVERY:
+            query = query.where(columns_equal(connection, **{name: permit[name]}))
+    if permit["connections"] is not None:
+        query = query.where(col(connection.id).in_(permit["connections"]))
+    if _EVERY not in permit["subjects"]:
+        query = query.where(or_(*_subjects(permit["subjects"])))
     return int((await tx.connection.execute(query)).scalar_one())
+
+
+def _subjects(subjects: Sequence[str]) -> Iterator[ColumnElement[bool]]:
+    """As `policy` compares them: exactly, or by the beginning where `*` follows it."""
+    subject = col(ConnectionRow.subject)
+    yield subject.in_([it for it in subjects if not it.endswith(_EVERY)])
+    for beginning in (it[:-1] for it in subjects if it.endswith(_EVERY)):
+        yield func.substr(subject, 1, len(beginning)) == beginning

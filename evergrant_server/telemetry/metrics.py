@@ -58,6 +58,9 @@ _refresh_time = _histogram(
 CODE_EXCHANGES = _meter.create_counter(
     "evergrant.code_exchange.count", "{exchange}", "authorization codes exchanged"
 )
+OBSERVED_DENIALS = _meter.create_counter(
+    "evergrant.permit.observed", "{request}", "requests that a permit would deny if its mode were enforce"
+)
 REVOCATIONS = _meter.create_counter(
     "evergrant.revocation.count", "{revocation}", "attempts to revoke a grant"
 )

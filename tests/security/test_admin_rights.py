@@ -109,6 +109,39 @@ NEW_EXPORT = ("POST", "/v1/connections/export", *({"public_key": PUBLIC, "filter
               ({}, {"subject": "a"})))  # fmt: skip
 
 
+async def test_an_app_neither_lifts_what_denies_it_tokens_nor_locks_itself_out(api: Api):
+    admin = await api.app_with("boss", Action.ADMIN)
+    deny = {"integration": "crm", "actions": ["token"], "effect": "deny"}
+    at, key = "/v1/apps/second/permits/deny", await api.app_with("second", Action.ADMIN)
+    assert (await api.call("PUT", at, admin, json=deny)).status_code == 201
+    weaker = [
+        deny | it for it in ({"mode": "observe"}, {"subjects": ["a"]}, {"expires_at": "2026-01-01T00:00:00Z"})
+    ]
+    refused = [await api.call("PUT", at, key, json=it) for it in (*weaker, deny | {"actions": ["connect"]})]
+    refused += [await api.call("DELETE", at, key)]
+    assert {(it.status_code, it.json()["code"]) for it in refused} == {(403, "not_permitted")}
+    own = await api.call("PUT", "/v1/apps/second/permits/own", key, json=deny | {"actions": ["admin"]})
+    assert (own.status_code, own.json()["field"]) == (400, "actions")
+    assert (await api.call("PUT", "/v1/apps/second/permits/own", key, json=deny)).status_code == 201
+    assert (await api.call("DELETE", at, admin)).status_code == 204
+
+
+async def test_with_four_eyes_a_deny_is_lifted_by_two(tmp_path: Path):
+    async with running_api(tmp_path, four_eyes=True) as api:
+        await api.app_with("pipeline")
+        first, second = [await api.app_with(name, Action.ADMIN) for name in ("first", "second")]
+        deny = {"integration": "crm", "actions": ["token"], "effect": "deny"}
+        at = "/v1/apps/pipeline/permits/deny"
+        assert (await api.call("PUT", at, first, json=deny)).status_code == 201, "it takes something away"
+        for method, more in (("PUT", {"json": deny | {"mode": "observe"}}), ("DELETE", {})):
+            refused = await api.call(method, at, first, **more)
+            assert refused.json()["code"] == "approval_required"
+        await api.post(f"/v1/approvals/{refused.json()['approval_id']}", second)
+        assert (await api.call("DELETE", at, first)).status_code == 204
+        (record,) = await api.records(AuditAction.PERMIT_DELETED)
+        assert record.detail["approved_by"] == "app:second"
+
+
 @pytest.mark.parametrize(("method", "path", "body", "other"), [NEW_KEY, NEW_PERMIT, NEW_EXPORT])
 async def test_with_four_eyes_a_command_waits_for_a_second_app(
     tmp_path: Path, method: str, path: str, body: dict, other: dict

@@ -12,12 +12,21 @@ from pydantic import AfterValidator
 
 from evergrant_server.api.http.call import AuditorCall
 from evergrant_server.api.http.models import Slug, View, _scope
-from evergrant_server.core.access import Action
+from evergrant_server.core.access import Action, Effect
 from evergrant_server.core.connections.connection import Connection, LifecycleState, is_leasable
 from evergrant_server.core.connections.grant import FollowUp, Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant, is_id
-from evergrant_server.policy import DecisionReason, PermitExplanation, PermitField, explain, scopes_above
+from evergrant_server.policy import (
+    DecisionReason,
+    PermitExplanation,
+    PermitField,
+    PermitQuestion,
+    Target,
+    explain,
+    scopes_above,
+)
+from evergrant_server.policy.networks import parse_address
 from evergrant_server.store import Transaction
 from evergrant_server.store.access_review import AppReview, review_app, review_connection
 
@@ -44,13 +53,18 @@ def _split(scopes: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, scopes.split(" "))))
 
 
+def _address(value: str | None) -> str | None:
+    return None if value is None else str(parse_address(value))
+
+
 ScopeList = Annotated[str, Query(max_length=20_000), AfterValidator(_scope_list)]
 
 
 class OtherPermit(View):
-    """A permit that doesn't allow it: the first field that fails, and the scopes above its ceiling."""
+    """A permit that doesn't fit: its first field that fails, and the scopes that it refuses."""
 
     permit: str
+    effect: Effect
     field: PermitField
     scopes: tuple[str, ...]
 
@@ -66,7 +80,9 @@ class AccessExplanation(View):
     """`allowed` is what the permits say. A request succeeds when `stopped_by` is empty too.
 
     `scopes` are those that were judged: of a lease all of the token's, without the one for refresh tokens.
-    Each list has at most 200 members, `why_not` the nearest permits first; `omitted` counts further permits.
+    `decided_by` allowed or denied it, until `valid_until`; the other permits that fit are in
+    `also_allowed_by`, `also_denied_by` and, with `mode: observe`, `observed_by`. Each list has at most 200
+    members, `why_not` the nearest permits first; `omitted` counts further permits.
     """
 
     app: str
@@ -78,7 +94,10 @@ class AccessExplanation(View):
     allowed: bool
     reason: DecisionReason
     decided_by: str | None
+    valid_until: datetime | None
     also_allowed_by: tuple[str, ...]
+    also_denied_by: tuple[str, ...]
+    observed_by: tuple[str, ...]
     why_not: tuple[OtherPermit, ...]
     omitted: int
     stopped_by: tuple[Obstacle, ...]
@@ -91,10 +110,12 @@ async def explain_access(
     connection: Annotated[str, Query(max_length=100)],
     scopes: ScopeList = "",
     action: Action = Action.TOKEN,
+    address: Annotated[str | None, Query(max_length=100), AfterValidator(_address)] = None,
 ) -> AccessExplanation:
     """Whether an app may use a connection now, by which permit, and why not by the others.
 
-    `scopes` has spaces between them. `export` is judged for the whole tenant, as its requests are.
+    `scopes` has spaces between them. `export` is judged for the whole tenant, as its requests are. `address`
+    is the app's, for permits with `sources`; without it, it isn't known.
     """
     requested = _split(scopes)
     async with call.api.store.read() as tx:
@@ -107,14 +128,10 @@ async def explain_access(
     offline = call.api.registry.offline_scope(row.provider)
     leased = _leased_scopes(row, grant, requested) if action is Action.TOKEN else requested
     judged = tuple(scope for scope in leased if scope != offline)
-    covers_all = action is Action.EXPORT
-    explained = explain(
-        reviewed.permits,
-        integration=None if covers_all else row.integration,
-        subject=None if covers_all else row.subject,
-        action=action,
-        scopes=judged,
-    )
+    excess = scopes_above(judged, requested) if action is Action.TOKEN and grant is not None else ()
+    target = Target() if action is Action.EXPORT else Target.of(row)
+    question = PermitQuestion(target, action, call.now, address, judged, excess)
+    explained = explain(reviewed.permits, question)
     obstacles = [*_app_obstacles(reviewed, call.now), *_broken(broken)]
     if action is Action.TOKEN:
         obstacles += _lease_obstacles(row, grant, requested, call.now)
@@ -143,9 +160,15 @@ def _leased_scopes(row: Connection, grant: Grant | None, requested: tuple[str, .
 
 
 def _view(explained: PermitExplanation, obstacles: Iterable[Obstacle], **asked: object) -> AccessExplanation:
-    others, why_not = explained.also_allowed_by, explained.why_not
+    why_not = explained.why_not
+    named = {
+        "also_allowed_by": explained.allowed_by,
+        "also_denied_by": explained.denied_by,
+        "observed_by": explained.observed_by,
+    }
     shown = tuple(
-        OtherPermit(permit=it.permit_name, field=it.field, scopes=it.scopes) for it in why_not[:_MOST_SHOWN]
+        OtherPermit(permit=it.permit_name, effect=it.effect, field=it.field, scopes=it.scopes)
+        for it in why_not[:_MOST_SHOWN]
     )
     return AccessExplanation.model_validate(
         {
@@ -153,9 +176,10 @@ def _view(explained: PermitExplanation, obstacles: Iterable[Obstacle], **asked: 
             "allowed": explained.decision.allowed,
             "reason": explained.decision.reason,
             "decided_by": explained.decided_by,
-            "also_allowed_by": others[:_MOST_SHOWN],
+            "valid_until": explained.valid_until,
+            **{name: names[:_MOST_SHOWN] for name, names in named.items()},
             "why_not": shown,
-            "omitted": sum(max(0, len(it) - _MOST_SHOWN) for it in (others, why_not)),
+            "omitted": sum(max(0, len(it) - _MOST_SHOWN) for it in (*named.values(), why_not)),
             "stopped_by": tuple(obstacles)[:_MOST_SHOWN],
         }
     )

@@ -16,7 +16,16 @@ from evergrant_server.store.access_review import PermitReview, review_permits
 router = APIRouter(tags=["apps"])
 
 CSV = "text/csv"
-_EVERY_SCOPE = "every scope"  # with a space, so that it is no scope's name
+# in the place of null, with a space where a scope, an id or a network could stand
+_WITHOUT = {
+    "scope_ceiling": "every scope",
+    "scopes": "all requests",
+    "connections": "all connections",
+    "sources": "all networks",
+    "expires_at": "",
+    "last_used_at": "never",
+    "app_last_used_at": "never",
+}
 # A spreadsheet takes a cell that begins so for a formula, also in full-width forms (OWASP, CSV Injection).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -25,19 +34,32 @@ class AccessView(View):
     """A permit of an app, and what it reaches now.
 
     `authentic` false: the row of the permit or of its app isn't Evergrant's, and every request of the app is
-    refused. `live_connections` counts the connections it covers that haven't ended. `app_last_used_at` is the
-    app's last lease or other authenticated request, to the minute, null before the first.
+    refused. `live_connections` counts the connections it covers that haven't ended. `last_used_at` is when
+    the permit last allowed something, `app_last_used_at` the app's last lease or other authenticated request:
+    to the minute, null before the first.
     """
 
     app: str
     app_disabled: bool
     permit: str
+    effect: str
+    mode: str
     integration: str
+    provider: str
     subjects: tuple[str, ...]
+    connections: tuple[str, ...] | None
+    sources: tuple[str, ...] | None
     actions: tuple[str, ...]
     scope_ceiling: tuple[str, ...] | None
+    exact_scopes: bool
+    scopes: tuple[str, ...] | None
+    expires_at: datetime | None
+    purpose: str
+    owner: str
+    reason: str
     authentic: bool
     live_connections: int
+    last_used_at: datetime | None
     app_last_used_at: datetime | None
 
 
@@ -68,11 +90,11 @@ async def report_access(
 
 
 def _place(found: PermitReview) -> str:
-    return f"{found.app}/{found.name}"
+    return f"{found.app}/{found.permit['name']}"
 
 
 def _view(found: PermitReview) -> AccessView:
-    return AccessView.model_validate({**vars(found), "permit": found.name})
+    return AccessView.model_validate({**found.permit, **vars(found), "permit": found.permit["name"]})
 
 
 # --- CSV --------------------------------------------------------------------------------
@@ -96,10 +118,13 @@ def _csv_response(
 
 def _cells(item: AccessView) -> list[str]:
     """Its values as text, in the order of the names. Members of a list have a line each."""
-    shown = dict(item)
-    shown["scope_ceiling"] = _EVERY_SCOPE if item.scope_ceiling is None else item.scope_ceiling
-    shown["app_last_used_at"] = item.app_last_used_at.isoformat() if item.app_last_used_at else "never"
-    return [_plain("\n".join(it) if isinstance(it, tuple) else str(it)) for it in shown.values()]
+    return [_plain(_text(_WITHOUT[name] if value is None else value)) for name, value in item]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return "\n".join(map(str, value)) if isinstance(value, tuple) else str(value)  # pyright: ignore[reportUnknownArgumentType]  # its members are text
 
 
 def _plain(text: str) -> str:

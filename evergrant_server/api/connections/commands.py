@@ -102,7 +102,7 @@ async def _request_new_consent(
         why = "Its scopes are slot_scopes of the connection that it shares a consent with."
         raise invalid_request("scopes", why)
     spec = await integration_spec(tx, call.api.registry, integration)
-    check = ScopeCheck(call.caller, integration, spec, connection.subject)
+    check = ScopeCheck(call, integration, spec, connection.subject, connection.id)
     scopes = check.permitted(wanted.scopes or connection.requested_scopes)
     if connection.flow.is_static or (connection.flow is Flow.TOKEN_EXCHANGE and connection.source is None):
         raise invalid_request("flow", "Revoke it, and create one with the new credential.")

@@ -30,6 +30,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, new_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.snapshot import start_message
+from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 
@@ -92,6 +93,7 @@ class ConnectionSetup:
         found = await tx.connections.by_names(call.tenant, wanted.integration, subject, wanted.label)
         live = None if found is None or found.state.is_final else found
         if live is not None:
+            call.require_permit(Action.CONNECT, of=Target.of(live))
             _require_same_settings(live, wanted)
             require_same_expectation(tx, live, wanted.account)
         spec = await integration_spec(tx, self._api.registry, integration)
@@ -103,7 +105,7 @@ class ConnectionSetup:
         if live is not None and (requested is None or self._for_lease):
             # a lease adds its scopes to those of the connection, which other apps use too
             requested = (*live.requested_scopes, *(requested or ())) or None
-        check = ScopeCheck(call.caller, integration, spec, subject)
+        check = ScopeCheck(call, integration, spec, subject, None if live is None else live.id)
         scopes = check.permitted(requested)
         slots = await check.permitted_slots(tx, live, wanted.slot_scopes)
         if live is None:
@@ -120,7 +122,8 @@ class ConnectionSetup:
     async def _require_integration(self, tx: Transaction, name: str, subject: str) -> Integration:
         """The integration, locked against deletion, if the caller may connect the subject there."""
         found = require_found(await tx.integrations.by_name(self._call.tenant, name))
-        self._call.require_permit(Action.CONNECT, integration=name, subject=subject, hidden=True)
+        target = Target(name, found.provider, subject)
+        self._call.require_permit(Action.CONNECT, of=target, hidden=True)
         require_ready(found)
         await tx.integrations.lock_against_deletion(found)
         return found

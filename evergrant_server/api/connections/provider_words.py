@@ -11,6 +11,7 @@ from evergrant_server.core.connections.consent import Consent, ConsentStatus, re
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.provider_words import PROVIDER_SAID
+from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 
 _REFUSALS = (
@@ -58,7 +59,7 @@ async def provider_said(
 
     None without a failure, and for a caller that is neither admin nor auditor.
     """
-    if not call.may_audit(connection.integration, connection.subject):
+    if not call.may_audit(Target.of(connection)):
         return None
     since = await _failing_since(tx, connection) if consent is None else consent.created_at
     if since is None:

@@ -12,7 +12,6 @@ from evergrant_server.api.connections.models import ConnectionBody, ConnectionLi
 from evergrant_server.api.connections.provider_words import provider_said
 from evergrant_server.api.connections.scopes import require_source_permit, take_over_exchange
 from evergrant_server.api.connections.view import add_device_code, connection_view, device_view
-from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import PageCursor, PageLimit, UtcDatetime
@@ -21,7 +20,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.policy import may_see
+from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.metrics import report_unreadable
 from providers.definition.templates import api_base_url_of
@@ -92,7 +91,7 @@ async def list_connections(
     bound = {"list": "connections", "app": call.caller.app.id, **filters}
     after = call.api.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
-        found, unreadable, last = await _visible_page(tx, call.caller, filters, after, limit)
+        found, unreadable, last = await _visible_page(tx, call, filters, after, limit)
         items: list[ConnectionView] = []
         for connection in found:
             try:
@@ -132,7 +131,7 @@ async def _with_reference(call: ApiCall, reference: str) -> ConnectionList:
 
 
 async def _visible_page(
-    tx: Transaction, caller: Caller, filters: dict[str, object], after: str | None, limit: int
+    tx: Transaction, call: ApiCall, filters: dict[str, object], after: str | None, limit: int
 ) -> tuple[list[Connection], list[tuple[str, str]], str | None]:
     """Up to `limit` visible connections, the rows among them that can't be read (id and why), and the id
     to continue after if there may be more.
@@ -142,11 +141,11 @@ async def _visible_page(
     found: list[Connection] = []
     unreadable: list[tuple[str, str]] = []
     for _ in range(_MAX_SCANS):
-        batch = await tx.connections.page(caller.tenant, **filters, after=after, limit=_SCAN_ROWS)  # pyright: ignore[reportArgumentType]  # the filters' types differ by name
+        batch = await tx.connections.page(call.tenant, **filters, after=after, limit=_SCAN_ROWS)  # pyright: ignore[reportArgumentType]  # the filters' types differ by name
         visible = [
             it
             for it in sorted((*batch, *batch.unreadable), key=lambda it: it.id)
-            if may_see(caller.permits, integration=it.integration, subject=it.subject)
+            if call.may_see(Target(it.integration, it.provider, it.subject, it.id))
         ]
         for it in visible:
             if len(found) + len(unreadable) == limit:
@@ -180,7 +179,7 @@ async def get_connection(
         base_url = await _api_base_url(tx, api, connection, view)
         view = view.model_copy(update={"api_base_url": base_url, "provider_said": said})
         # a reader of the code could have another account approve it
-        if call.allows(Action.CONNECT, connection.integration, connection.subject):
+        if call.allows(Action.CONNECT, Target.of(connection)):
             view = view.model_copy(update={"device": await device_view(tx, connection)})
     action = _awaited_action(connection)
     described = None

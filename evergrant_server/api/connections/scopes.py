@@ -5,22 +5,22 @@ A connection records the app in whose name its source is exchanged. The worker c
 permits before each exchange; the API checks them here and signals workflows when they change.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import ApiCall
+from evergrant_server.api.http.judged_request import refusal
 from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.http.transactions import signal_connection
 from evergrant_server.core.access import Action, App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.connection import ProviderChanged
 from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import retry_exchanges_message
-from evergrant_server.policy import PermitDecision, decide, may_exchange, scopes_above, source_scopes
+from evergrant_server.policy import PermitDecision, Target, may_exchange, scopes_above, source_scopes
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 from providers.requests.authorization_url import token_slot_scope_params
@@ -30,10 +30,11 @@ from providers.requests.authorization_url import token_slot_scope_params
 class ScopeCheck:
     """Judges the scopes that a caller requests for a subject at an integration."""
 
-    caller: Caller
+    call: ApiCall
     integration: Integration
     spec: ProviderSpec
     subject: str
+    connection_id: ConnectionId | None = None  # of one that exists
 
     def permitted(self, requested: tuple[str, ...] | None) -> tuple[str, ...]:
         """The requested or default scopes, without duplicates. Raises Failure SCOPE_NOT_PERMITTED."""
@@ -43,11 +44,12 @@ class ScopeCheck:
     def require(self, scopes: tuple[str, ...], action: Action) -> tuple[str, ...]:
         """The scopes. Raises SCOPE_NOT_PERMITTED for one above a ceiling, except the offline scope."""
         counted = tuple(scope for scope in scopes if scope != self.spec.offline_scope)
-        name, ceiling = self.integration.name, self.integration.scope_ceiling
-        permits, subject = self.caller.permits, self.subject
-        decision = decide(permits, integration=name, subject=subject, action=action, scopes=counted)
-        if not decision.allowed or scopes_above(counted, ceiling):
-            raise_scope_not_permitted(scopes_above(counted, decision.ceiling, ceiling))
+        there = self.integration
+        target = Target(there.name, there.provider, self.subject, self.connection_id)
+        decision = self.call.judge(action, target, counted)
+        above = scopes_above(counted, there.scope_ceiling)
+        if not decision.allowed or above:
+            raise refusal(decision, above)
         return scopes
 
     async def permitted_slots(
@@ -82,14 +84,6 @@ async def _unrevoked_slots(tx: Transaction, first: Connection) -> dict[str, tupl
     return kept
 
 
-def raise_scope_not_permitted(scopes: Iterable[str]) -> None:
-    raise Failure(
-        ErrorCode.SCOPE_NOT_PERMITTED,
-        "A scope is above the ceiling of the permit or the integration.",
-        scopes=" ".join(scopes),
-    )
-
-
 # --- source connections ---------------------------------------------------------------
 
 
@@ -103,9 +97,9 @@ async def require_source_permit(tx: Transaction, call: ApiCall, source_id: str) 
     if not source.flow.is_bearer:
         detail = "Its requests are signed: it has no bearer token to exchange."
         raise invalid_request("source", detail)
-    decision, scopes = await _exchange_decision(tx, call, source)
+    decision = await _exchange_decision(tx, call, source)
     if not decision.allowed:
-        raise_scope_not_permitted(scopes_above(scopes, decision.ceiling))
+        raise refusal(decision)
 
 
 async def take_over_exchange(tx: Transaction, call: ApiCall, connection: Connection) -> Connection:
@@ -117,7 +111,7 @@ async def take_over_exchange(tx: Transaction, call: ApiCall, connection: Connect
     if connection.source is None or connection.source_app == call.caller.app.id or ended:
         return connection
     source = await tx.connections.get_authentic(connection.tenant, connection.source)
-    if source is None or not (await _exchange_decision(tx, call, source))[0].allowed:
+    if source is None or not (await _exchange_decision(tx, call, source)).allowed:
         return connection
     app_id = call.caller.app.id
     after = await tx.connections.replace_names(
@@ -136,10 +130,8 @@ async def retry_waiting_connections(tx: Transaction, call: ApiCall, app: App) ->
         await tx.outbox.add(retry_exchanges_message(app, call.context, call.now))
 
 
-async def _exchange_decision(
-    tx: Transaction, call: ApiCall, source: Connection
-) -> tuple[PermitDecision, tuple[str, ...]]:
-    """The decision about an exchange, and the scopes of the source's token."""
+async def _exchange_decision(tx: Transaction, call: ApiCall, source: Connection) -> PermitDecision:
+    """The decision about an exchange, for all scopes of the source's token."""
     grant = await tx.grants.get(source.tenant, source.id)
     scopes = source_scopes(source, grant, call.api.registry.offline_scope(source.provider))
-    return may_exchange(call.caller.permits, source, scopes), scopes
+    return may_exchange(call.caller.permits, source, scopes, call.now)

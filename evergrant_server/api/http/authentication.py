@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 
 from starlette.requests import Request
 
@@ -67,6 +68,11 @@ class Caller:
     @property
     def tenant(self) -> Tenant:
         return self.app.tenant
+
+    @cached_property
+    def names_sources(self) -> bool:
+        """Whether a permit looks at the caller's address."""
+        return any(permit.sources is not None for permit in self.permits)
 
     @property
     def by(self) -> str:

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
@@ -16,17 +15,16 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.judged_request import JudgedRequest
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import ATTEMPTS, record, run_transaction
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.policy import DecisionReason, decide, may_see
+from evergrant_server.core.ids import ConnectionId
+from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 
 T = TypeVar("T")
@@ -47,49 +45,16 @@ class CommandResponse(Response):
 
 
 @dataclass(frozen=True)
-class ApiCall:
+class ApiCall(JudgedRequest):
     """A request of an authenticated app. `key` is its Idempotency-Key."""
 
-    api: ApiContext
-    caller: Caller
-    context: RequestContext
-    request: Request
     key: str | None = None
 
-    @property
-    def tenant(self) -> Tenant:
-        return self.caller.tenant
-
-    @property
-    def now(self) -> datetime:
-        return self.api.clock.now()
-
-    def allows(self, action: Action, integration: str, subject: str | None) -> bool:
-        """Whether a permit allows the action."""
-        permits = self.caller.permits
-        return decide(permits, integration=integration, subject=subject, action=action).allowed
-
-    def may_audit(self, integration: str, subject: str | None) -> bool:
-        """Whether the caller reads what admins read."""
-        return any(self.allows(action, integration, subject) for action in READING_ACTIONS)
-
-    def require_permit(
-        self, *actions: Action, integration: str | None, subject: str | None = None, hidden: bool = False
-    ) -> None:
-        """Check that a permit allows one of `actions`.
-
-        Raises Failure NOT_PERMITTED; NOT_FOUND when no permit covers a `hidden` resource, as for one
-        that doesn't exist.
-        """
-        verdicts = [
-            decide(self.caller.permits, integration=integration, subject=subject, action=action)
-            for action in actions
-        ]
-        if any(verdict.allowed for verdict in verdicts):
-            return
-        if hidden and verdicts[0].reason is DecisionReason.NO_PERMIT:
-            raise Failure(ErrorCode.NOT_FOUND)
-        raise Failure(ErrorCode.NOT_PERMITTED, f"This needs the action {' or '.join(actions)}.")
+    async def integration_target(self, name: str, provider: str | None = None) -> Target:
+        """The integration of this name as permits see it. `provider`: of one that isn't there yet."""
+        async with self.api.store.read() as tx:
+            found = await tx.integrations.by_name(self.tenant, name)
+        return Target(name, provider if found is None else found.provider)
 
     async def visible_connection(
         self, tx: Transaction, connection_id: str, *actions: Action, revoking: bool = False
@@ -102,15 +67,19 @@ class ApiCall:
         """
         read = tx.connections.get if revoking else tx.connections.get_authentic
         found = await read(self.tenant, ConnectionId(connection_id))
-        permits = self.caller.permits
-        if found is None or not may_see(permits, integration=found.integration, subject=found.subject):
+        if found is None or not self.may_see(Target.of(found)):
             raise Failure(ErrorCode.NOT_FOUND)
         if actions:
-            self.require_permit(*actions, integration=found.integration, subject=found.subject, hidden=True)
+            self.require_permit(*actions, of=Target.of(found), hidden=True)
         return found
 
     async def record(self, tx: Transaction, action: AuditAction, object_id: str, /, **detail: object) -> None:
-        """Append one audit record about the object with this id. `detail` must hold no secret."""
+        """Append one audit record about the object with this id. `detail` must hold no secret.
+
+        It names the permits that would have denied the request if their mode were `enforce`.
+        """
+        if self.observed:
+            detail = {**detail, "would_be_denied_by": sorted(self.observed)}
         await record(tx, self.tenant, action, object_id, self.context, self.now, **detail)
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], *, tries: int = ATTEMPTS) -> T:
@@ -180,19 +149,19 @@ Call = Annotated[ApiCall, Depends(_any_app)]
 
 async def _tenant_admin(call: Call) -> ApiCall:
     """The call of an app with `admin` for the whole tenant. Raises Failure NOT_PERMITTED."""
-    call.require_permit(Action.ADMIN, integration=None)
+    call.require_permit(Action.ADMIN, of=Target())
     return call
 
 
 async def _auditor(call: Call) -> ApiCall:
     """The call of an app with `admin` or `audit` for the whole tenant. Raises Failure NOT_PERMITTED."""
-    call.require_permit(*READING_ACTIONS, integration=None)
+    call.require_permit(*READING_ACTIONS, of=Target())
     return call
 
 
 async def _exporter(call: Call) -> ApiCall:
     """The call of an app with `export` for the whole tenant. Raises Failure NOT_PERMITTED."""
-    call.require_permit(Action.EXPORT, integration=None)
+    call.require_permit(Action.EXPORT, of=Target())
     return call
 
 

@@ -29,6 +29,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
+from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.registration.client_metadata import client_metadata, scopes_to_register
@@ -58,7 +59,9 @@ async def put_integration(
     name: Slug, body: IntegrationBody, response: Response, call: Call
 ) -> IntegrationView:
     """Create or change an integration. Waits for a worker if the endpoints are discovered."""
-    call.require_permit(Action.ADMIN, integration=name)
+    target = await call.integration_target(name, body.provider)
+    for provider in {target.provider, body.provider}:
+        call.require_permit(Action.ADMIN, of=target._replace(provider=provider))
     api, now = call.api, call.now
     require_binding_allowed(body.binding, api)
     key, certificate = client_key_of(body), client_certificate_of(body, now)
@@ -103,7 +106,7 @@ async def rotate_client_secret(name: Slug, body: RotateSecretBody, call: Command
     Workers repeat a refused request with the other secret, so that no lease fails whichever of the
     two the provider accepts. `roll_back` makes the previous secret the only one again.
     """
-    call.require_permit(Action.ADMIN, integration=name)
+    call.require_permit(Action.ADMIN, of=await call.integration_target(name))
 
     async def rotate(tx: Transaction) -> CommandResponse:
         before = await _require_integration(tx, call, name)
@@ -143,7 +146,9 @@ async def list_integrations(
     after = call.api.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         found = await tx.integrations.page(call.tenant, after, limit + 1)
-        shown = [await _view(tx, call, it) for it in found[:limit] if call.may_audit(it.name, None)]
+        shown = [
+            await _view(tx, call, it) for it in found[:limit] if call.may_audit(Target(it.name, it.provider))
+        ]
     next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
     return Page(items=shown, next_cursor=next_cursor)
 
@@ -151,7 +156,7 @@ async def list_integrations(
 @router.get("/v1/integrations/{name}")
 async def get_integration(name: Slug, call: Call) -> IntegrationView:
     """An integration, with the redirect URI to register at the provider. Never its client secret."""
-    call.require_permit(*READING_ACTIONS, integration=name)
+    call.require_permit(*READING_ACTIONS, of=await call.integration_target(name))
     async with call.api.store.read() as tx:
         return await _view(tx, call, await _require_integration(tx, call, name))
 
@@ -159,7 +164,7 @@ async def get_integration(name: Slug, call: Call) -> IntegrationView:
 @router.delete("/v1/integrations/{name}", status_code=204)
 async def delete_integration(name: Slug, call: Call) -> Response:
     """Delete the integration with its secret. Refused while it has live connections."""
-    call.require_permit(Action.ADMIN, integration=name)
+    call.require_permit(Action.ADMIN, of=await call.integration_target(name))
     async with call.api.store.write() as tx:
         integration = await _require_integration(tx, call, name)
         await tx.integrations.delete(call.tenant, integration.id)

@@ -5,11 +5,11 @@ from datetime import datetime
 
 from starlette.requests import Request
 
-from evergrant_server.api.connections.scopes import raise_scope_not_permitted
 from evergrant_server.api.http import bulk_reads
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.judged_request import refusal
 from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.http.refusal_log import RefusalLog
 from evergrant_server.api.http.tracing import trace_of
@@ -21,6 +21,7 @@ from evergrant_server.api.leases.refusals import (
     not_leasable,
     refusal_entry,
     scope_not_granted,
+    target_of,
 )
 from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
 from evergrant_server.core.access import Action
@@ -31,8 +32,9 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import RefreshReason
-from evergrant_server.policy import decide, scopes_above
+from evergrant_server.policy import PermitDecision, scopes_above
 from evergrant_server.store import LeaseRow
+from evergrant_server.telemetry import metrics
 from providers.requests.dpop import origin_of
 
 _MAX_TRIES = 4  # for a row that keeps changing
@@ -87,18 +89,18 @@ class LeaseIssuer:
             raise StaleClaim  # a cached caller starts nothing: no link, no refresh
         if row is None:
             raise await absent(call, lease_request)
-        call.require_permit(Action.TOKEN, integration=row.integration, subject=row.subject, hidden=True)
+        call.permitted(Action.TOKEN, of=target_of(row), hidden=True)
         if lease_request.body.scopes:
-            self._within_ceiling(call.caller, row, lease_request.body.scopes)
+            self._judge_scopes(call, row, lease_request.body.scopes)
         _require_kind(lease_request, row)
         if row.leasable:
             row = await self._refreshed_row(lease_request, row, call.context)
         if not row.leasable or not self._is_valid(row):
             raise await not_leasable(call, lease_request, row)
-        await self._check_scopes(call, lease_request, row, cached=cached)
+        decision = await self._check_scopes(call, lease_request, row, cached=cached)
         if lease_request.proof is not None:
             await require_provable(self._api, row, lease_request.proof)
-        await self._api.ledger.record(self._claim(call, lease_request, row))
+        await self._api.ledger.record(self._claim(call, lease_request, row, decision))
         self._remember(call.caller, lease_request, row)
         if self._leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
             await self._alarm(call)
@@ -170,30 +172,33 @@ class LeaseIssuer:
 
     async def _check_scopes(
         self, call: ApiCall, lease_request: LeaseRequest, row: LeaseRow, *, cached: bool
-    ) -> None:
+    ) -> PermitDecision:
         """The requested scopes must be granted; all scopes of the token must be permitted."""
         assert row.grant is not None
-        missing = scopes_above(lease_request.body.scopes or (), row.grant.scopes)
+        requested = lease_request.body.scopes or ()
+        missing = scopes_above(requested, row.grant.scopes)
         if missing and cached:
             raise StaleClaim
         if missing:
             raise await scope_not_granted(call, lease_request, row, missing)
-        self._within_ceiling(call.caller, row, row.grant.scopes)
+        decision = self._judge_scopes(call, row, row.grant.scopes, scopes_above(row.grant.scopes, requested))
+        if decision.observed:
+            metrics.count(metrics.OBSERVED_DENIALS, "observed", row.provider)
+        return decision
 
-    def _within_ceiling(self, caller: Caller, row: LeaseRow, scopes: tuple[str, ...]) -> None:
+    def _judge_scopes(
+        self, call: ApiCall, row: LeaseRow, scopes: tuple[str, ...], excess: tuple[str, ...] = ()
+    ) -> PermitDecision:
         offline = self._api.registry.offline_scope(row.provider)
-        counted = tuple(scope for scope in scopes if scope != offline)
-        decision = decide(
-            caller.permits,
-            integration=row.integration,
-            subject=row.subject,
-            action=Action.TOKEN,
-            scopes=counted,
-        )
+        counted, beyond = ([it for it in them if it != offline] for them in (scopes, excess))
+        decision = call.judge(Action.TOKEN, target_of(row), tuple(counted), tuple(beyond))
         if not decision.allowed:
-            raise_scope_not_permitted(scopes_above(counted, decision.ceiling))
+            raise refusal(decision)
+        return decision
 
-    def _claim(self, call: ApiCall, lease_request: LeaseRequest, row: LeaseRow) -> LeaseClaim:
+    def _claim(
+        self, call: ApiCall, lease_request: LeaseRequest, row: LeaseRow, decision: PermitDecision
+    ) -> LeaseClaim:
         assert row.grant is not None
         app, credential, proof = call.caller.app, call.caller.credential, lease_request.proof
         return LeaseClaim(
@@ -203,7 +208,9 @@ class LeaseIssuer:
             app_id=app.id,
             app_revision=app.revision,
             key_id=credential.id,
-            valid_until=credential.valid_until,
+            valid_until=min(credential.valid_until, decision.valid_until or credential.valid_until),
+            permit=decision.permit,
+            observed=decision.observed,
             generation=row.generation,
             context=call.context,
             scopes=row.grant.scopes,

@@ -18,6 +18,7 @@ from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.connection import RefreshReason
+from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["connections"])
@@ -72,8 +73,8 @@ def _refresh_reason(call: ApiCall, connection: Connection, body: RefreshBody | N
     """Why the caller may have it refreshed. An app that only leases can't force refreshes."""
     if body is not None and body.reason is not None:
         return RefreshReason.UNAUTHORIZED
-    names = connection.integration, connection.subject
-    commands = call.allows(Action.CONNECT, *names) or call.allows(Action.ADMIN, *names)
+    target = Target.of(connection)
+    commands = call.allows(Action.CONNECT, target) or call.allows(Action.ADMIN, target)
     return RefreshReason.COMMAND if commands else RefreshReason.DUE
 
 

@@ -13,6 +13,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, is_id
+from evergrant_server.policy import Target
 from evergrant_server.store import LeaseRow
 
 
@@ -50,9 +51,8 @@ async def not_leasable(call: ApiCall, lease_request: LeaseRequest, row: LeaseRow
         case LifecycleState.ACTIVE:
             return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0, connection_id=id)
         case _:
-            needed = await _with_link(
-                Failure(ErrorCode.CONSENT_REQUIRED), call, _wanted(lease_request, row), id
-            )
+            needed = Failure(ErrorCode.CONSENT_REQUIRED)
+            needed = await _with_link(needed, call, _wanted(lease_request, row), target_of(row))
             if row.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE:
                 needed.context["reason"] = row.reason.value
             return needed
@@ -66,18 +66,23 @@ async def scope_not_granted(
     Its link asks the subject for the connection's scopes and these. The grant is leased on meanwhile.
     """
     needed = Failure(ErrorCode.SCOPE_NOT_GRANTED, scopes=" ".join(missing))
-    return await _with_link(needed, call, _wanted(lease_request, row), row.connection_id)
+    return await _with_link(needed, call, _wanted(lease_request, row), target_of(row))
 
 
 async def absent(call: ApiCall, lease_request: LeaseRequest) -> Failure:
     """The failure for a missing connection. For an app that may connect, the connection is created."""
     names = lease_request.names
-    if names is None or not all(
-        call.allows(action, names.integration, names.subject) for action in (Action.TOKEN, Action.CONNECT)
-    ):
+    if names is None:
+        return Failure(ErrorCode.NOT_FOUND)
+    target = (await call.integration_target(names.integration))._replace(subject=names.subject)
+    if not (call.allows(Action.TOKEN, target) and call.allows(Action.CONNECT, target)):
         return Failure(ErrorCode.NOT_FOUND)
     wanted = ConnectionBody(**names.model_dump(exclude={"min_ttl"}))
-    return await _with_link(Failure(ErrorCode.CONSENT_REQUIRED), call, wanted, None)
+    return await _with_link(Failure(ErrorCode.CONSENT_REQUIRED), call, wanted, target)
+
+
+def target_of(row: LeaseRow) -> Target:
+    return Target(row.integration, row.provider, row.subject, row.connection_id)
 
 
 def _wanted(lease_request: LeaseRequest, row: LeaseRow) -> ConnectionBody:
@@ -91,13 +96,11 @@ def _wanted(lease_request: LeaseRequest, row: LeaseRow) -> ConnectionBody:
     )
 
 
-async def _with_link(
-    needed: Failure, call: ApiCall, wanted: ConnectionBody, connection_id: ConnectionId | None
-) -> Failure:
+async def _with_link(needed: Failure, call: ApiCall, wanted: ConnectionBody, target: Target) -> Failure:
     """The failure, with the link of an open or new consent if the app may connect the subject."""
-    if connection_id is not None:
-        needed.context["connection_id"] = connection_id
-    if not call.allows(Action.CONNECT, wanted.integration, wanted.subject):
+    if target.connection_id is not None:
+        needed.context["connection_id"] = target.connection_id
+    if not call.allows(Action.CONNECT, target):
         return needed
     step_up = needed.code is ErrorCode.SCOPE_NOT_GRANTED
     setup = ConnectionSetup(call, for_lease=True, step_up=step_up)

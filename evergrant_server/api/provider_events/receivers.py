@@ -28,6 +28,7 @@ from evergrant_server.core.provider_events import (
     ReceiverKind,
 )
 from evergrant_server.core.secret import Secret
+from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["security events"])
@@ -199,8 +200,9 @@ async def _find(
 
     Raises Failure NOT_PERMITTED, NOT_FOUND.
     """
-    call.require_permit(*actions, integration=name)
-    integration = require_found(await tx.integrations.by_name(call.tenant, name))
+    found = await tx.integrations.by_name(call.tenant, name)
+    call.require_permit(*actions, of=Target(name, None if found is None else found.provider))
+    integration = require_found(found)
     return integration, await tx.receivers.of_integration(call.tenant, integration.id)
 
 

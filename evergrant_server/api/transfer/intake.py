@@ -78,7 +78,7 @@ class ImportWriter:
         _require_usable(spec, item, now)
         scopes = item.scopes if item.scopes is not None else integration.default_scopes or spec.default_scopes
         scopes = tuple(dict.fromkeys(scopes))
-        check = ScopeCheck(self._call.caller, integration, spec, item.subject)
+        check = ScopeCheck(self._call, integration, spec, item.subject)
         return integration, check.require(scopes, Action.ADMIN)
 
     async def _write(

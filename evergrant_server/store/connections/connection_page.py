@@ -22,6 +22,7 @@ class UnreadableRow(NamedTuple):
 
     id: ConnectionId
     integration: str
+    provider: str
     subject: str
     why: str
 

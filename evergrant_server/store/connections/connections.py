@@ -212,9 +212,8 @@ class Connections(ModelRepository[Connection, ConnectionId]):
             try:
                 found.append(read_model(Connection, ConnectionRow, row))
             except Failure as failure:
-                unreadable.append(
-                    UnreadableRow(row["id"], row["integration"], row["subject"], failure.detail)
-                )
+                about = row["id"], row["integration"], row["provider"], row["subject"]
+                unreadable.append(UnreadableRow(*about, failure.detail))
         last = ConnectionId(rows[-1]["id"]) if rows else None
         return ConnectionPage(found, tuple(unreadable), last, has_more=len(rows) == limit)
 

@@ -92,6 +92,10 @@ def partial_index(name: str, *columns: str, where: str, unique: bool = False) ->
     return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
 
 
+def app_foreign_key() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["tenant", "app_id"], ["app.tenant", "app.id"], ondelete="CASCADE")
+
+
 def connection_foreign_key() -> ForeignKeyConstraint:
     return ForeignKeyConstraint(["tenant", "connection_id"], ["connection.tenant", "connection.id"])
 

@@ -291,11 +291,11 @@ async def test_permits_are_reviewed_in_pages_with_what_they_reach(store: Store):
     async with store.read() as tx:
         found = await review_permits(tx, ACME, None, 10)
         rest = await review_permits(tx, ACME, ("a-1", "z"), 1)
-    assert [(it.app, it.name, it.live_connections) for it in found] == [
+    assert [(it.app, it.permit["name"], it.live_connections) for it in found] == [
         ("a-1", "z", 3), ("b", "all", 2), ("b", "few", 2),
     ]  # fmt: skip
     assert rest == found[1:2]
-    assert [(it.app_disabled, it.scope_ceiling) for it in found[:2]] == [(True, ()), (False, None)]
+    assert [(it.app_disabled, it.permit["scope_ceiling"]) for it in found[:2]] == [(True, []), (False, None)]
     assert [it.app_last_used_at for it in found] == [None, *(NOW + timedelta(minutes=1),) * 2]
     assert {it.authentic for it in found} == {True}
 
@@ -330,6 +330,6 @@ async def test_broken_rows_are_shown_and_named(store: Store):
         (ErrorCode.AUTHORITY_BROKEN, bad.id), (ErrorCode.AUTHORITY_BROKEN, connection.id),
     }  # fmt: skip
     assert found[0].subject == "root"
-    assert [(it.name, it.actions, it.authentic) for it in permits] == [
-        ("bad", ("export",), False), ("good", ("token",), True),
+    assert [(it.permit["name"], it.permit["actions"], it.authentic) for it in permits] == [
+        ("bad", ["export"], False), ("good", ["token"], True),
     ]  # fmt: skip

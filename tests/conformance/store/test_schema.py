@@ -12,13 +12,16 @@ from sqlalchemy import Connection, insert, inspect, text
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store
+from evergrant_server.store.access import AppRow
+from evergrant_server.store.authority import row_mac
 from evergrant_server.store.connections.tables import ConnectionRow, ConsentRow
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.columns import METADATA, table_of
 from evergrant_server.store.database.engine import open_database
 from evergrant_server.store.database.rows import column_values
 from evergrant_server.store.integrations.integrations import IntegrationRow
-from tests.conformance.store.samples import GITHUB, a_connection, a_consent
+from evergrant_server.store.permits import PermitRow
+from tests.conformance.store.samples import GITHUB, a_connection, a_consent, a_permit, an_app
 from tests.fakes.clock import SetClock
 from tests.fakes.failures import fails
 
@@ -56,6 +59,25 @@ async def test_integrations_of_the_first_schema_bind_from_then_on_and_their_cons
         ]
     await database.close()
     assert found == ["app", "none", "same"]
+
+
+async def test_permits_of_before_stay_good_and_mean_the_same(empty_url: str, ring: KeyRing, clock: SetClock):
+    app = an_app()
+    permit = a_permit(app, scope_ceiling=("repo",))
+    old = {AppRow: column_values(app), PermitRow: column_values(permit)}
+    database = open_database(empty_url)
+    async with database.write() as session:
+        await session.run_sync(lambda it: command.upgrade(configuration(it), "0006"))
+        for (table, values), value in zip(old.items(), (app, permit), strict=True):
+            there = await session.run_sync(columns_of, table_of(table).name)
+            kept = {name: it for name, it in values.items() if name in there}
+            await session.execute(insert(table_of(table)).values(kept | {"mac": row_mac(ring, value)}))
+    await database.close()
+    await schema.upgrade(empty_url)
+    store = await Store.open(empty_url, ring, clock)
+    async with store.read() as tx:
+        assert await tx.access.permits(app.tenant, app.id) == [permit]
+    await store.close()
 
 
 def columns_of(connection: Connection, table: str) -> set[str]:

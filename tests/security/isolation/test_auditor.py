@@ -13,10 +13,10 @@ NOT_READ = "GET /v1/connections/export"  # refresh tokens
 
 
 async def rows(api: Api) -> dict[str, list]:
-    """Everything the database holds, but last uses of keys and the audit log."""
+    """Everything the database holds, but last uses and the audit log."""
     async with api.worker.read() as tx:
         names = await tx.connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'table'"))
-        kept = [name for (name,) in names if not name.startswith(("app_key_use", "audit"))]
+        kept = [name for (name,) in names if not name.startswith(("app_key_use", "permit_use", "audit"))]
         return {it: [*await tx.connection.execute(text(f'SELECT * FROM "{it}"'))] for it in kept}
 
 

@@ -60,8 +60,8 @@ async def with_every_action(api: Api, tenant: Tenant) -> Headers:
 
 
 async def rows_of(api: Api, tenant: Tenant) -> dict[str, list[Any]]:
-    """All that the store has of a tenant, but when its keys were used."""
-    tables = [it for it in METADATA.sorted_tables if "tenant" in it.c and it.name != "app_key_use"]
+    """All that the store has of a tenant, but when its keys and permits were used."""
+    tables = [it for it in METADATA.sorted_tables if "tenant" in it.c and not it.name.endswith("_use")]
     async with api.worker.read() as tx:
         read = tx.connection.execute
         return {

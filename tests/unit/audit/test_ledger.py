@@ -138,6 +138,44 @@ async def test_the_last_use_of_a_key_is_written_once_a_minute(
         assert left.scalar_one() == 0
 
 
+async def test_the_last_use_of_a_permit_is_written_once_a_minute_and_goes_with_it(
+    store: Store, ledger: LeaseLedger, clock: SetClock
+):
+    connection, app = await granted(store), await an_app_of(store)
+    permits = [a_permit(app, name=name) for name in ("read", "write", "never")]
+    async with store.write() as tx:
+        for permit in permits:
+            await tx.access.put_permit(permit, expected=None)
+        changed = await tx.access.app(ACME, app.id)
+    assert changed is not None
+
+    async def uses() -> list[tuple[str, float]]:
+        async with store.read() as tx:
+            found = await tx.access.permit_uses(ACME, [it.id for it in permits])
+        names = {it.id: it.name for it in permits}
+        return sorted((names[id], (at - NOW).total_seconds()) for id, at in found.items())
+
+    await ledger.record(a_claim(connection, changed, permit=permits[0], observed=("new",)))
+    async with store.read() as tx:
+        (record,) = await audit.page(tx, ACME, object=connection.id, limit=5)
+    assert (record.detail["permit"], record.detail["would_be_denied_by"]) == ("read", ["new"])
+    assert await uses() == [("read", 0)]
+    clock.advance(59)
+    await ledger.record(a_claim(connection, changed, permit=permits[0]))
+    await ledger.record(a_claim(connection, changed, permit=permits[1]))
+    assert await uses() == [("read", 0), ("write", 59)]
+    clock.advance(1)
+    await ledger.record(a_claim(connection, changed, permit=permits[0]))
+    assert await uses() == [("read", 60), ("write", 59)]
+    async with store.write() as tx:
+        assert await tx.access.app(ACME, app.id) == changed  # cached callers stay valid
+        await tx.access.delete_permit(ACME, app.id, "read")
+    assert await uses() == [("write", 59)]
+    async with store.write() as tx:
+        await tx.access.delete_app(ACME, app.id)
+    assert await uses() == []
+
+
 async def test_a_foreign_tenant_or_an_unknown_id_is_stale(store: Store, ledger: LeaseLedger):
     connection, app = await granted(store), await an_app_of(store)
     stranger = await an_app_of(store, tenant="other")

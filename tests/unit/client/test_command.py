@@ -267,8 +267,14 @@ CREDENTIAL = example(Credential, method="private_key_jwt", parameters={})
 EXPLAINED = example(
     AccessExplanation,
     decided_by="p-1",
+    allowed=True,
     also_allowed_by=["p-2"],
-    why_not=[{"permit": "p-3", "field": "scope", "scopes": ["write"]}],
+    also_denied_by=[],
+    observed_by=["p-4"],
+    why_not=[
+        {"permit": "p-3", "effect": "allow", "field": "scope", "scopes": ["write"]},
+        {"permit": "p-5", "effect": "deny", "field": "expiry", "scopes": []},
+    ],
     stopped_by=[{"code": "authority_broken", "detail": "per_1 in permit was changed."}],
 )
 PERMIT = example(PermitAccess, app="etl", subjects=["=cmd()"])
@@ -335,11 +341,20 @@ def test_a_command_is_one_call_and_shows_its_result(
 
 def test_an_explanation_accounts_for_every_permit(command: Command, evergrant: ScriptedEvergrant):
     evergrant.script("GET /v1/access/explain", ScriptedResponse(200, EXPLAINED | {"omitted": 800}))
-    out = command("access", "explain", "etl", "con_1", "read", "write", "--action", "proxy").out
+    out = command(
+        "access", "explain", "etl", "con_1", "read", "write", "--action", "proxy", "--address", "::1"
+    ).out
     asked = {"app": "etl", "connection": "con_1", "scopes": "read write", "action": "proxy"}
+    asked["address"] = "::1"
     assert evergrant.requests[0].query == asked
     lines = [line.rstrip().split(maxsplit=1) for line in out.splitlines()]
-    for row in (["p-1", "allows it"], ["p-2", "allows it too"], ["p-3", "is for another scope (write)"]):
+    for row in (
+        ["p-1", "allows it"],
+        ["p-2", "allows it too"],
+        ["p-4", "would deny it in mode enforce"],
+        ["p-3", "is for another scope (write)"],
+        ["p-5", "has ended"],
+    ):
         assert row in lines
     assert "and 800 more\n" in out
     shown = json.loads(command("access", "explain", "etl", "con_1", "-o", "json").out)

@@ -58,12 +58,15 @@ async def test_every_permit_is_accounted_for(api: Api, admin: str):
         "allowed": True,
         "reason": "allowed",
         "decided_by": "f-all",
+        "valid_until": None,
         "also_allowed_by": ["g-too"],
+        "also_denied_by": [],
+        "observed_by": [],
         "why_not": [
-            {"permit": "e-nothing", "field": "scope", "scopes": ["read_user"]},
-            {"permit": "d-connect", "field": "action", "scopes": []},
-            {"permit": "c-other", "field": "subject", "scopes": []},
-            {"permit": "b-erp", "field": "integration", "scopes": []},
+            {"permit": "e-nothing", "effect": "allow", "field": "scope", "scopes": ["read_user"]},
+            {"permit": "d-connect", "effect": "allow", "field": "action", "scopes": []},
+            {"permit": "c-other", "effect": "allow", "field": "subject", "scopes": []},
+            {"permit": "b-erp", "effect": "allow", "field": "integration", "scopes": []},
         ],
         "omitted": 0,
         "stopped_by": [],
@@ -211,4 +214,4 @@ async def test_many_permits_are_counted_and_the_nearest_shown(api: Api, admin: s
             await tx.access.put_permit(only.model_copy(update=changes), expected=None)
     found = await explained(api, admin, connection)
     assert (found["decided_by"], len(found["why_not"]), found["omitted"]) == ("only", 200, 100)
-    assert found["why_not"][0] == {"permit": "p0250", "field": "subject", "scopes": []}
+    assert found["why_not"][0] == {"permit": "p0250", "effect": "allow", "field": "subject", "scopes": []}

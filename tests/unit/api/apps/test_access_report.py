@@ -48,17 +48,49 @@ async def test_each_permit_is_listed_with_what_it_reaches_and_its_last_use(api: 
         "app": "idle",
         "app_disabled": False,
         "permit": "everything",
+        "effect": "allow",
+        "mode": "enforce",
         "integration": "*",
+        "provider": "*",
         "subjects": ["*"],
+        "connections": None,
+        "sources": None,
         "actions": ["connect"],
         "scope_ceiling": None,
+        "exact_scopes": False,
+        "scopes": None,
+        "expires_at": None,
+        "purpose": "",
+        "owner": "",
+        "reason": "",
         "authentic": True,
         "live_connections": 4,
+        "last_used_at": None,
         "app_last_used_at": None,
     }
     shown = [(it["app"], it["permit"], it["live_connections"], it["scope_ceiling"]) for it in found]
     assert shown[1:] == [("idle", "some", 2, None), ("sync", "only", 3, ["read_user"])]
-    assert found[2]["app_last_used_at"] == api.clock.now().isoformat().replace("+00:00", "Z")
+    now = api.clock.now().isoformat().replace("+00:00", "Z")
+    assert [(it["last_used_at"], it["app_last_used_at"]) for it in found] == [(None, None)] * 2 + [(now, now)]
+
+
+async def test_connections_are_counted_as_permits_cover_them(api: Api, admin: str):
+    crm, erp = await api.integration(), await api.integration("erp", provider="slack")
+    made = [await api.active(crm, subject=subject) for subject in ("team-1", "team-%", "TEAM-2", "té-1")]
+    made.append(await api.active(erp, subject="team-1"))
+    await api.app_with("sync")
+    for fields, live in (
+        ({"subjects": ["team-*"]}, 3),
+        ({"subjects": ["team-%*"]}, 1),
+        ({"subjects": ["té*", "TEAM-2"]}, 2),
+        ({"subjects": ["te*"], "provider": "gitlab"}, 2),
+        ({"provider": "slack"}, 1),
+        ({"connections": [made[0].id, made[4].id], "subjects": ["team-*"]}, 2),
+        ({"effect": "deny", "connections": [made[0].id]}, 1),
+    ):
+        await put(api, admin, "sync", "p", **UNUSED | fields)
+        (shown,) = await reported(api, admin)
+        assert shown["live_connections"] == live, fields
 
 
 async def test_the_pages_have_every_permit_once(api: Api, admin: str):

@@ -197,16 +197,15 @@ async def test_apps_permits_and_keys_live_and_die(api: Api, admin: str):
     assert (await audit.verify_log(api.worker, TENANT)).ok
 
 
-@pytest.mark.parametrize("subject", ["a*", "*a", "team-*-bot", "**"])
-async def test_a_subject_that_looks_like_a_pattern_is_refused(api: Api, admin: str, subject: str):
+@pytest.mark.parametrize("subject", ["*a", "team-*-bot", "**"])
+async def test_a_subject_that_looks_like_another_pattern_is_refused(api: Api, admin: str, subject: str):
     """It would be taken literally, and permit something else than it says."""
     await api.call("PUT", "/v1/apps/pipeline", admin, json={})
     permit = {"integration": "crm", "subjects": ["alice", subject], "actions": ["token"]}
     at = "/v1/apps/pipeline/permits/crm"
     refused = await api.call("PUT", at, admin, json=permit)
     assert (refused.status_code, refused.json()["field"]) == (400, "subjects.1")
-    assert "there are no patterns" in refused.json()["detail"]
-    assert "or * alone, for every subject" in refused.json()["detail"]
+    assert "only its last character may be *" in refused.json()["detail"]
     assert (await api.get(at, admin)).status_code == 404
     assert (await api.call("PUT", at, admin, json=permit | {"subjects": ["*"]})).status_code == 201
 

@@ -13,9 +13,10 @@ _PAGE = "200"
 
 @dataclass(frozen=True, slots=True)
 class OtherPermit:
-    """A permit that doesn't allow it: the first `field` that fails, and the scopes above its ceiling."""
+    """A permit that doesn't fit: the first `field` that fails, and the scopes that it refuses."""
 
     permit: str
+    effect: str
     field: str
     scopes: tuple[str, ...]
 
@@ -32,8 +33,8 @@ class Obstacle:
 class AccessExplanation:
     """`allowed` is what the permits say; a request succeeds when `stopped_by` is empty too.
 
-    `scopes` were judged. Lists have at most 200 members, `why_not` the nearest permits first; `omitted`
-    counts further permits.
+    `scopes` were judged. `decided_by` allowed or denied it, until `valid_until`; `observed_by` would deny it.
+    Lists have at most 200 members, `why_not` the nearest permits first; `omitted` counts further permits.
     """
 
     app: str
@@ -45,7 +46,10 @@ class AccessExplanation:
     allowed: bool
     reason: str
     decided_by: str | None
+    valid_until: datetime | None
     also_allowed_by: tuple[str, ...]
+    also_denied_by: tuple[str, ...]
+    observed_by: tuple[str, ...]
     why_not: tuple[OtherPermit, ...]
     omitted: int
     stopped_by: tuple[Obstacle, ...]
@@ -56,26 +60,48 @@ class PermitAccess:
     """A permit of an app and what it reaches now.
 
     `authentic` false: a row was changed by other means than Evergrant, and the app's requests are refused.
-    `scope_ceiling` None: every scope. `app_last_used_at` None: the app has never made a request.
+    `scope_ceiling` None: every scope. `last_used_at` None: it has never allowed anything. `app_last_used_at`
+    None: the app has never made a request.
     """
 
     app: str
     app_disabled: bool
     permit: str
+    effect: str
+    mode: str
     integration: str
+    provider: str
     subjects: tuple[str, ...]
+    connections: tuple[str, ...] | None
+    sources: tuple[str, ...] | None
     actions: tuple[str, ...]
     scope_ceiling: tuple[str, ...] | None
+    exact_scopes: bool
+    scopes: tuple[str, ...] | None
+    expires_at: datetime | None
+    purpose: str
+    owner: str
+    reason: str
     authentic: bool
     live_connections: int
+    last_used_at: datetime | None
     app_last_used_at: datetime | None
 
 
 def explain_access(
-    app: str, connection_id: str, scopes: tuple[str, ...] = (), *, action: str = "token"
+    app: str,
+    connection_id: str,
+    scopes: tuple[str, ...] = (),
+    *,
+    action: str = "token",
+    address: str | None = None,
 ) -> Call[AccessExplanation]:
-    """Whether an app may use a connection now, by which permit, and why not by the others."""
+    """Whether an app may use a connection now, by which permit, and why not by the others.
+
+    `address` is the app's, for permits with `sources`; without it, it isn't known.
+    """
     query = {"app": app, "connection": connection_id, "scopes": " ".join(scopes), "action": action}
+    query |= {} if address is None else {"address": address}
     parse = object_parser("explanation", AccessExplanation)
     return Call("GET", "/v1/access/explain", parse, query=query)
 

@@ -10,10 +10,15 @@ from evergrant.calls.access import AccessExplanation
 from evergrant.cli.output import DEFAULTS, Format, Options, Row, row_of, show_one, show_rows
 
 _REPORT = (
-    *("app", "permit", "integration", "subjects", "actions", "scope_ceiling"),
-    *("live_connections", "app_last_used_at", "app_disabled", "authentic"),
+    *("app", "permit", "effect", "mode", "integration", "subjects", "actions", "scope_ceiling"),
+    *("live_connections", "last_used_at", "expires_at", "app_disabled", "authentic"),
 )
-_SUMMARY = ("app", "connection_id", "integration", "subject", "action", "scopes", "allowed", "reason")
+_SUMMARY = (
+    *("app", "connection_id", "integration", "subject", "action", "scopes"),
+    *("allowed", "reason", "valid_until"),
+)
+
+_OTHER = {"expiry": "has ended", "exact_scopes": "insists on a token without more scopes"}
 
 access = App(name="access", help="Which app reaches what, through which permit: for admins.")
 
@@ -25,6 +30,7 @@ def explain(
     /,
     *scopes: str,
     action: str = "token",
+    address: str | None = None,
     options: Options = DEFAULTS,
 ) -> None:
     """Show whether an app may use a connection now, by which permit, and why not by the others.
@@ -32,9 +38,10 @@ def explain(
     Args:
         scopes: Those that the app would request of a lease. All of the token's count anyway.
         action: token, connect, admin, proxy, or export, which is judged for the whole tenant.
+        address: The app's address, for permits with sources. Without it, it isn't known.
     """
     with options.client() as client:
-        found = client.explain_access(app, connection_id, scopes, action=action)
+        found = client.explain_access(app, connection_id, scopes, action=action, address=address)
     row = asdict(found)
     if options.output is Format.JSON:
         show_one(row, options.output)
@@ -69,9 +76,14 @@ def report(*, csv: Annotated[bool, Parameter(negative=())] = False, options: Opt
 
 def _permits(found: AccessExplanation) -> Iterator[Row]:
     if found.decided_by is not None:
-        yield {"permit": found.decided_by, "result": "allows it"}
-    for name in found.also_allowed_by:
-        yield {"permit": name, "result": "allows it too"}
+        yield {"permit": found.decided_by, "result": "allows it" if found.allowed else "denies it"}
+    for names, result in (
+        (found.also_denied_by, "denies it too"),
+        (found.also_allowed_by, "allows it too" if found.allowed else "would allow it"),
+        (found.observed_by, "would deny it in mode enforce"),
+    ):
+        yield from ({"permit": name, "result": result} for name in names)
     for other in found.why_not:
         above = f" ({' '.join(other.scopes)})" if other.scopes else ""
-        yield {"permit": other.permit, "result": f"is for another {other.field}{above}"}
+        why = _OTHER.get(other.field, f"is for another {other.field}")
+        yield {"permit": other.permit, "result": f"{why}{above}"}

@@ -1,0 +1,222 @@
+"""`/v1/apps/{name}/permits`: what an app may do. A change makes the lease path read the app again."""
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Response
+from pydantic import AfterValidator, Field, StrictBool, model_validator
+
+from evergrant_server.api.apps.routes import require_app
+from evergrant_server.api.connections.scopes import retry_waiting_connections
+from evergrant_server.api.http.approvals import use_approval, with_approval
+from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
+from evergrant_server.api.http.models import (
+    Body,
+    Page,
+    Scope,
+    Scopes,
+    Slug,
+    UtcDatetime,
+    View,
+    _printable,
+    _slug,
+)
+from evergrant_server.api.http.problems import invalid_request, require_found
+from evergrant_server.core.access import TOKEN_ACTIONS, Action, Effect, EnforcementMode, Permit
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import PermitId, is_id, new_id
+from evergrant_server.policy.networks import network_texts
+from evergrant_server.store import Transaction
+
+router = APIRouter(tags=["apps"])
+
+_WEIGHTY = TOKEN_ACTIONS | {Action.ADMIN}  # a second app must approve these, with EVERGRANT_FOUR_EYES
+_OWN = "An app can't give itself token, proxy or export: another one must (EVERGRANT_SELF_PERMITS)."
+
+
+def _permitted_subject(value: str) -> str:
+    if "*" in value[:-1]:
+        raise ValueError("only its last character may be *, which stands for whatever follows")
+    return _printable(value)
+
+
+def _connection_id(value: str) -> str:
+    if not is_id(value, "con"):
+        raise ValueError("is not the id of a connection")
+    return value
+
+
+Name = Annotated[str, AfterValidator(lambda it: it if it == "*" else _slug(it))]
+Note = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
+
+
+class PermitBody(Body):
+    """A request is allowed when a permit with `effect: allow` fits it, and none with `effect: deny` does.
+
+    `integration` and `provider` are a name, or `*` for every one. `subjects` are exact names, or `*` for
+    all; a subject that ends in `*` stands for every subject that begins with what is before it. `connections`
+    are ids; `sources` are networks in CIDR notation that the caller's address is in; null: any. After
+    `expires_at` the permit fits nothing.
+
+    Of an allow: `scope_ceiling` has the scopes that a token may have, null every one; `exact_scopes` refuses
+    a lease whose token can do more than the scopes it requests. Of a deny: `scopes` has the scopes that it
+    denies, null all requests; with `mode: observe` it refuses nothing, and what it would have denied is
+    recorded. A deny also refuses what it can't tell apart: requests for a whole that holds what it denies,
+    and callers without a known address.
+    """
+
+    effect: Effect = Effect.ALLOW
+    mode: EnforcementMode = EnforcementMode.ENFORCE
+    integration: Name
+    provider: Name = "*"
+    subjects: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_permitted_subject)], ...],
+        Field(min_length=1, max_length=1000),
+    ] = ("*",)
+    connections: (
+        Annotated[
+            tuple[Annotated[str, AfterValidator(_connection_id)], ...], Field(min_length=1, max_length=1000)
+        ]
+        | None
+    ) = None
+    sources: (
+        Annotated[
+            tuple[Annotated[str, Field(max_length=100)], ...],
+            Field(min_length=1, max_length=100),
+            AfterValidator(network_texts),
+        ]
+        | None
+    ) = None
+    scope_ceiling: Scopes | None = None
+    exact_scopes: StrictBool = False
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=200)] | None = None
+    actions: Annotated[tuple[Action, ...], Field(min_length=1)]
+    expires_at: UtcDatetime | None = None
+    purpose: Note = ""
+    owner: Note = ""
+    reason: Note = ""
+
+    @model_validator(mode="after")
+    def _has_fields_of_its_effect(self) -> Self:
+        if self.effect is Effect.ALLOW and self.scopes is not None:
+            raise ValueError("an allow has scope_ceiling: scopes are those that a deny refuses")
+        if self.effect is Effect.ALLOW and self.mode is EnforcementMode.OBSERVE:
+            raise ValueError("only a deny observes")
+        if self.effect is Effect.DENY and (self.scope_ceiling is not None or self.exact_scopes):
+            raise ValueError("a deny has scopes: scope_ceiling and exact_scopes are of an allow")
+        return self
+
+
+class PermitView(View):
+    id: str
+    name: str
+    effect: Effect
+    mode: EnforcementMode
+    integration: str
+    provider: str
+    subjects: tuple[str, ...]
+    connections: tuple[str, ...] | None
+    sources: tuple[str, ...] | None
+    scope_ceiling: tuple[str, ...] | None
+    exact_scopes: bool
+    scopes: tuple[str, ...] | None
+    actions: tuple[Action, ...]
+    expires_at: datetime | None
+    purpose: str
+    owner: str
+    reason: str
+    created_at: datetime
+    revision: int
+
+
+@router.put("/v1/apps/{name}/permits/{permit_name}")
+async def put_permit(
+    name: Slug, permit_name: Slug, body: PermitBody, response: Response, call: AdminCall
+) -> PermitView:
+    """Create or change a permit. An app can't give itself `token`, `proxy` or `export`, nor change what
+    denies it these."""
+    is_own = name == call.caller.app.name
+    if is_own and _denies(body, {Action.ADMIN}):
+        raise invalid_request("actions", "An app can't deny itself admin: another one must.")
+    if body.effect is Effect.ALLOW and not TOKEN_ACTIONS.isdisjoint(body.actions):
+        _require_other(call, is_own)
+
+    async def write(tx: Transaction) -> tuple[Permit | None, Permit]:
+        app = await require_app(tx, call, name)
+        before = await tx.access.permit(call.tenant, app.id, permit_name)
+        if _denies(before, TOKEN_ACTIONS):
+            _require_other(call, is_own)
+        gives = body.effect is Effect.ALLOW and not _WEIGHTY.isdisjoint(body.actions)
+        approved = await use_approval(tx, call, body) if gives or _denies(before, _WEIGHTY) else {}
+        if before is None:
+            new = Permit(
+                tenant=call.tenant,
+                id=PermitId(new_id("per")),
+                app_id=app.id,
+                name=permit_name,
+                created_at=call.now,
+                **dict(body),
+            )
+            after = await tx.access.put_permit(new, expected=None)
+        else:
+            changed = before.model_copy(update=dict(body))
+            after = await tx.access.put_permit(changed, expected=before.revision)
+        await retry_waiting_connections(tx, call, app)
+        detail = {"app": name, "name": permit_name, **body.model_dump(mode="json"), **approved}
+        await call.record(tx, AuditAction.PERMIT_PUT, after.id, **detail)
+        return before, after
+
+    before, after = await with_approval(call, body, lambda: call.write(write))
+    response.status_code = 201 if before is None else 200
+    return PermitView.of(after)
+
+
+@router.get("/v1/apps/{name}/permits")
+async def list_permits(name: Slug, call: AuditorCall) -> Page[PermitView]:
+    async with call.api.store.read() as tx:
+        app = await require_app(tx, call, name)
+        return Page(items=[PermitView.of(it) for it in await tx.access.permits(call.tenant, app.id)])
+
+
+@router.get("/v1/apps/{name}/permits/{permit_name}")
+async def get_permit(name: Slug, permit_name: Slug, call: AuditorCall) -> PermitView:
+    async with call.api.store.read() as tx:
+        app = await require_app(tx, call, name)
+        return PermitView.of(require_found(await tx.access.permit(call.tenant, app.id, permit_name)))
+
+
+@router.delete("/v1/apps/{name}/permits/{permit_name}", status_code=204)
+async def delete_permit(name: Slug, permit_name: Slug, call: AdminCall) -> Response:
+    """Delete a permit. An app can't delete what denies it `token`, `proxy` or `export`."""
+
+    async def drop(tx: Transaction) -> None:
+        app = await require_app(tx, call, name)
+        found = require_found(await tx.access.permit(call.tenant, app.id, permit_name))
+        if _denies(found, TOKEN_ACTIONS):
+            _require_other(call, name == call.caller.app.name)
+        approved = await use_approval(tx, call, None) if _denies(found, _WEIGHTY) else {}
+        await tx.access.delete_permit(call.tenant, app.id, permit_name)
+        if found.effect is Effect.DENY:
+            await retry_waiting_connections(tx, call, app)
+        detail = {"app": name, "name": permit_name, **approved}
+        await call.record(tx, AuditAction.PERMIT_DELETED, found.id, **detail)
+
+    await with_approval(call, None, lambda: call.write(drop))
+    return Response(status_code=204)
+
+
+def _denies(permit: Permit | PermitBody | None, actions: frozenset[Action] | set[Action]) -> bool:
+    """True when it refuses some of these actions: the app gets more once it is gone."""
+    return (
+        permit is not None
+        and permit.effect is Effect.DENY
+        and permit.mode is EnforcementMode.ENFORCE
+        and not actions.isdisjoint(permit.actions)
+    )
+
+
+def _require_other(call: ApiCall, is_own: bool) -> None:
+    """Raise Failure NOT_PERMITTED for an app that gives itself an action that reaches tokens."""
+    if is_own and not call.api.settings.self_permits:
+        raise Failure(ErrorCode.NOT_PERMITTED, _OWN)

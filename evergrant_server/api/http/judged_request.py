@@ -1,0 +1,118 @@
+"""A request as the caller's permits judge it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from fastapi import Request
+
+from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.core.access import READING_ACTIONS, Action
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.policy import (
+    DecisionReason,
+    PermitDecision,
+    PermitQuestion,
+    Target,
+    decide,
+    may_see,
+)
+from evergrant_server.policy.networks import caller_address
+from evergrant_server.telemetry import metrics
+
+
+@dataclass(frozen=True)
+class JudgedRequest:
+    """A request of an authenticated app. `observed` collects the permits that would have denied it if their
+    mode were `enforce`."""
+
+    api: ApiContext
+    caller: Caller
+    context: RequestContext
+    request: Request
+    observed: set[str] = field(default_factory=set[str], compare=False, kw_only=True)
+
+    @property
+    def tenant(self) -> Tenant:
+        return self.caller.tenant
+
+    @property
+    def now(self) -> datetime:
+        return self.api.clock.now()
+
+    @property
+    def address(self) -> str | None:
+        """The caller's address, read only where a permit asks for it; None: not known."""
+        if not self.caller.names_sources:
+            return None
+        client = self.request.client
+        forwarded = self.request.headers.getlist("x-forwarded-for")
+        return caller_address(client and client.host, forwarded, self.api.settings.trusted_proxies)
+
+    def judge(
+        self,
+        action: Action,
+        target: Target,
+        scopes: tuple[str, ...] = (),
+        excess: tuple[str, ...] = (),
+    ) -> PermitDecision:
+        """What the caller's permits say now."""
+        question = PermitQuestion(target, action, self.now, self.address, scopes, excess)
+        return decide(self.caller.permits, question)
+
+    def allows(self, action: Action, target: Target) -> bool:
+        """Whether a permit allows the action, and none denies it."""
+        return self.judge(action, target).allowed
+
+    def may_see(self, target: Target) -> bool:
+        """Whether any action on it is allowed."""
+        return may_see(self.caller.permits, target, self.now, self.address)
+
+    def may_audit(self, target: Target) -> bool:
+        """Whether the caller reads what admins read."""
+        return any(self.allows(action, target) for action in READING_ACTIONS)
+
+    def require_permit(self, *actions: Action, of: Target, hidden: bool = False) -> None:
+        """Check that a permit allows one of `actions` on the target, and note its use.
+
+        Raises Failure NOT_PERMITTED; NOT_FOUND when no action on a `hidden` target is allowed, as for
+        one that doesn't exist.
+        """
+        decision = self.permitted(*actions, of=of, hidden=hidden)
+        if decision.permit is not None:
+            self.api.ledger.note_use(self.tenant, decision.permit.id)
+        if decision.observed:
+            self.observed.update(decision.observed)
+            metrics.count(metrics.OBSERVED_DENIALS, "observed", of.provider)
+
+    def permitted(self, *actions: Action, of: Target, hidden: bool = False) -> PermitDecision:
+        """As `require_permit`, for one that notes the use itself: the decision that allows it."""
+        refused: PermitDecision | None = None
+        for action in actions:
+            decision = self.judge(action, of)
+            if decision.allowed:
+                return decision
+            refused = refused or decision
+        if refused is None or (hidden and not self.may_see(of)):
+            raise Failure(ErrorCode.NOT_FOUND)
+        if refused.reason is DecisionReason.DENIED:
+            raise refusal(refused)
+        raise Failure(ErrorCode.NOT_PERMITTED, f"This needs the action {' or '.join(actions)}.")
+
+
+def refusal(decision: PermitDecision, above: Iterable[str] = ()) -> Failure:
+    """The failure for scopes that aren't permitted: those of the decision, and those `above` a ceiling."""
+    scopes = tuple(dict.fromkeys((*decision.refused_scopes, *above)))
+    if decision.reason is DecisionReason.DENIED:
+        assert decision.permit_name is not None
+        code = ErrorCode.SCOPE_NOT_PERMITTED if scopes else ErrorCode.NOT_PERMITTED
+        failure = Failure(code, f"The permit {decision.permit_name} denies it.", permit=decision.permit_name)
+        failure.context |= {"scopes": " ".join(scopes)} if scopes else {}
+        return failure
+    why = "A scope is above the ceiling of the permit or the integration."
+    if decision.reason is DecisionReason.TOKEN_ABOVE_REQUEST:
+        why = "The token can do more than the requested scopes, and the permit insists that it can't."
+    return Failure(ErrorCode.SCOPE_NOT_PERMITTED, why, scopes=" ".join(scopes))

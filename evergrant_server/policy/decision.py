@@ -1,0 +1,245 @@
+"""Judges one action by an app's permits.
+
+A request is allowed when a permit with `effect: allow` fits it and none with `effect: deny` does. The order
+of permits means nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+from evergrant_server.core.access import Action, Effect, EnforcementMode, Permit
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.policy.networks import is_within, parse_address
+
+WILDCARD = "*"
+
+
+class Target(NamedTuple):
+    """What a request is about. A member that is None stands for all of its kind: without any it is the whole
+    tenant, without a subject the integration itself, without `connection_id` no connection that exists."""
+
+    integration: str | None = None
+    provider: str | None = None
+    subject: str | None = None
+    connection_id: str | None = None
+
+    @classmethod
+    def of(cls, connection: Connection) -> "Target":
+        return cls(connection.integration, connection.provider, connection.subject, connection.id)
+
+
+class PermitQuestion(NamedTuple):
+    """A request as permits judge it.
+
+    `address` is the caller's, None when it isn't known. `excess` has the scopes of a token beyond those that
+    its lease requests.
+    """
+
+    target: Target
+    action: Action
+    at: datetime
+    address: str | None = None
+    scopes: tuple[str, ...] = ()
+    excess: tuple[str, ...] = ()
+
+
+class DecisionReason(StrEnum):
+    """The reason of a decision; the API turns it into an error code."""
+
+    ALLOWED = "allowed"
+    DENIED = "denied"  # by a permit with `effect: deny`
+    NO_PERMIT = "no_permit"  # nothing covers it: for this app it doesn't exist
+    ACTION_NOT_PERMITTED = "action_not_permitted"
+    SCOPE_ABOVE_CEILING = "scope_above_ceiling"
+    TOKEN_ABOVE_REQUEST = "token_above_request"
+
+
+class PermitField(StrEnum):
+    """A field of a permit, in the order in which a permit is compared with a request."""
+
+    INTEGRATION = "integration"
+    PROVIDER = "provider"
+    SUBJECT = "subject"
+    CONNECTION = "connection"
+    EXPIRY = "expiry"
+    SOURCE = "source"
+    ACTION = "action"
+    SCOPE = "scope"
+    EXACT_SCOPES = "exact_scopes"
+
+
+_REASONS = {
+    PermitField.ACTION: DecisionReason.ACTION_NOT_PERMITTED,
+    PermitField.SCOPE: DecisionReason.SCOPE_ABOVE_CEILING,
+    PermitField.EXACT_SCOPES: DecisionReason.TOKEN_ABOVE_REQUEST,
+}
+_RANKS = {field: rank for rank, field in enumerate(PermitField)}
+
+
+@dataclass(frozen=True, slots=True)
+class PermitDecision:
+    """`permit` has decided, or came nearest. `observed` names the permits that would deny it if their mode
+    were `enforce`."""
+
+    allowed: bool
+    reason: DecisionReason
+    permit: Permit | None = None
+    refused_scopes: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()
+
+    @property
+    def permit_name(self) -> str | None:
+        return None if self.permit is None else self.permit.name
+
+    @property
+    def ceiling(self) -> tuple[str, ...] | None:
+        """The scope ceiling of the permit; None: it has none."""
+        return None if self.permit is None else self.permit.scope_ceiling
+
+    @property
+    def decided_by(self) -> Permit | None:
+        """The permit that allowed or denied it. None: no permit did."""
+        return self.permit if self.allowed or self.reason is DecisionReason.DENIED else None
+
+    @property
+    def valid_until(self) -> datetime | None:
+        """When the permit that decided ends. None: never, or none did."""
+        return None if self.decided_by is None else self.decided_by.expires_at
+
+
+def decide(permits: Sequence[Permit], question: PermitQuestion) -> PermitDecision:
+    """Judge one action. Permits never add up: one of them must allow all of it, and none deny any of it."""
+    allowing: Permit | None = None
+    denying: Permit | None = None
+    nearest: tuple[int, Permit, PermitField] | None = None
+    observed: tuple[str, ...] = ()
+    for permit in permits:
+        field = failing_field(permit, question)
+        if permit.effect is Effect.DENY:
+            if field is not None:
+                continue
+            if permit.mode is EnforcementMode.OBSERVE:
+                observed = tuple(sorted((*observed, permit.name)))
+            elif denying is None or permit.name < denying.name:
+                denying = permit
+        elif field is None:
+            if allowing is None or permit.name < allowing.name:
+                allowing = permit
+        elif allowing is None:
+            rank = _RANKS[field]
+            if nearest is None or (-rank, permit.name) < (-nearest[0], nearest[1].name):
+                nearest = (rank, permit, field)
+    if denying is not None:
+        refused = tuple(it for it in question.scopes if it in (denying.scopes or ()))
+        return PermitDecision(False, DecisionReason.DENIED, denying, refused, observed)
+    if allowing is not None:
+        return PermitDecision(True, DecisionReason.ALLOWED, allowing, (), observed)
+    return _refusal(nearest, question, observed)
+
+
+def _refusal(
+    nearest: tuple[int, Permit, PermitField] | None, question: PermitQuestion, observed: tuple[str, ...]
+) -> PermitDecision:
+    if nearest is None or nearest[2] not in _REASONS:
+        return PermitDecision(False, DecisionReason.NO_PERMIT, None, (), observed)
+    _, permit, field = nearest
+    refused = refused_scopes(permit, question, field)
+    return PermitDecision(False, _REASONS[field], permit, refused, observed)
+
+
+def refused_scopes(permit: Permit, question: PermitQuestion, field: PermitField) -> tuple[str, ...]:
+    """The scopes for which an allowing permit fails with this field."""
+    if field is PermitField.SCOPE and permit.effect is Effect.ALLOW:
+        return scopes_above(question.scopes, permit.scope_ceiling)
+    return question.excess if field is PermitField.EXACT_SCOPES else ()
+
+
+def may_see(permits: Sequence[Permit], target: Target, at: datetime, address: str | None) -> bool:
+    """True when any action on it is allowed: the app may learn that it exists."""
+    allowed: set[Action] = set()
+    denied: set[Action] = set()
+    for permit in permits:
+        if _uncovered(permit, target, at, address) is not None:
+            continue
+        if permit.effect is Effect.ALLOW:
+            allowed.update(permit.actions)
+        elif permit.mode is EnforcementMode.ENFORCE and permit.scopes is None:
+            denied.update(permit.actions)
+    return not allowed <= denied
+
+
+def scopes_above(scopes: Iterable[str], *ceilings: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The scopes that at least one of the ceilings doesn't have. None is no ceiling."""
+    return tuple(
+        scope for scope in scopes if any(ceiling is not None and scope not in ceiling for ceiling in ceilings)
+    )
+
+
+def failing_field(permit: Permit, question: PermitQuestion) -> PermitField | None:
+    """The first field for which a permit doesn't fit a request, or None."""
+    target, action, at, address, scopes, excess = question
+    uncovered = _uncovered(permit, target, at, address)
+    if uncovered is not None:
+        return uncovered
+    if action not in permit.actions:
+        return PermitField.ACTION
+    if permit.effect is Effect.DENY:
+        denied = permit.scopes
+        return PermitField.SCOPE if denied is not None and denied_none(scopes, denied) else None
+    ceiling = permit.scope_ceiling
+    if ceiling is not None and scopes_above(scopes, ceiling):
+        return PermitField.SCOPE
+    return PermitField.EXACT_SCOPES if excess and permit.exact_scopes else None
+
+
+def denied_none(scopes: Iterable[str], denied: tuple[str, ...]) -> bool:
+    """True when none of the scopes is denied."""
+    return not any(scope in denied for scope in scopes)
+
+
+def _uncovered(permit: Permit, target: Target, at: datetime, address: str | None) -> PermitField | None:
+    """The first field for which a permit, whatever its actions, isn't about this target, moment or caller.
+
+    A deny is about each request that is for a part of what it names, for the whole that holds it, or from a
+    caller whose address isn't known.
+    """
+    denies = permit.effect is Effect.DENY
+    integration, provider, subject, connection_id = target
+    if permit.integration not in (WILDCARD, integration) and not (denies and integration is None):
+        return PermitField.INTEGRATION
+    if permit.provider not in (WILDCARD, provider) and not (denies and provider is None):
+        return PermitField.PROVIDER
+    if not (denies and subject is None) and not _names(permit.subjects, subject):
+        return PermitField.SUBJECT
+    holds_them = denies and connection_id is None and subject is None
+    if permit.connections is not None and connection_id not in permit.connections and not holds_them:
+        return PermitField.CONNECTION
+    if permit.expires_at is not None and at >= permit.expires_at:
+        return PermitField.EXPIRY
+    if permit.sources is not None and not _comes_from(permit.sources, address, denies):
+        return PermitField.SOURCE
+    return None
+
+
+def _names(subjects: tuple[str, ...], subject: str | None) -> bool:
+    """A subject that ends in `*` names every subject that begins with what is before it."""
+    if WILDCARD in subjects:
+        return True
+    if subject is None:
+        return False
+    return (subject in subjects and subject != WILDCARD) or any(
+        it.endswith(WILDCARD) and subject.startswith(it[:-1]) for it in subjects
+    )
+
+
+def _comes_from(sources: tuple[str, ...], address: str | None, otherwise: bool) -> bool:
+    """`otherwise` where it can't be told."""
+    if address is None:
+        return otherwise
+    try:
+        return is_within(parse_address(address), sources)
+    except ValueError:
+        return otherwise

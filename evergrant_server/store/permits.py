@@ -1,0 +1,57 @@
+"""The rows of permits, and when each was last used: `access` changes them, with their app's revision."""
+
+from collections.abc import Collection
+from datetime import datetime
+
+from sqlalchemy import UniqueConstraint, delete, select
+from sqlmodel import Field, col
+
+from evergrant_server.core.access import Permit
+from evergrant_server.core.ids import PermitId, Tenant
+from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.database import columns
+from evergrant_server.store.database.rows import columns_equal
+
+
+class PermitRow(columns.IdTable, table=True):
+    __table_args__ = (columns.app_foreign_key(), UniqueConstraint("tenant", "app_id", "name"))
+    app_id: str
+    name: str
+    integration: str
+    subjects: list[str] = columns.json()
+    scope_ceiling: list[str] | None = columns.json()
+    actions: list[str] = columns.json()
+    created_at: datetime = columns.timestamp()
+    mac: str | None = None
+    effect: str
+    mode: str
+    provider: str
+    connections: list[str] | None = columns.json()
+    sources: list[str] | None = columns.json()
+    scopes: list[str] | None = columns.json()
+    exact_scopes: bool
+    expires_at: datetime | None = columns.timestamp()
+    purpose: str
+    owner: str
+    reason: str
+
+
+class PermitUseRow(columns.TenantTable, table=True):
+    permit_id: str = Field(primary_key=True)
+    used_at: datetime = columns.timestamp()
+
+
+class Permits(AuthenticatedRepository[Permit, PermitId]):
+    _table, _model = PermitRow, Permit
+
+    async def last_uses(self, tenant: Tenant, ids: Collection[str]) -> dict[str, datetime]:
+        """When each of these permits last allowed something, by its id, to the minute."""
+        mine = columns_equal(PermitUseRow, tenant=tenant) & col(PermitUseRow.permit_id).in_(ids)
+        query = select(col(PermitUseRow.permit_id), col(PermitUseRow.used_at)).where(mine)
+        return {id: at for id, at in await self._connection.execute(query)}
+
+    async def delete_uses(self, *, tenant: Tenant, **equal: str) -> None:
+        """Forget when these permits were last used."""
+        ids = select(col(PermitRow.id)).where(columns_equal(PermitRow, tenant=tenant, **equal))
+        used = columns_equal(PermitUseRow, tenant=tenant) & col(PermitUseRow.permit_id).in_(ids)
+        await self._run(delete(PermitUseRow).where(used))

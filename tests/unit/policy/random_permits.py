@@ -1,0 +1,68 @@
+"""Random permits and requests that often fit each other, from a seed."""
+
+from datetime import timedelta
+from random import Random
+from typing import Any
+
+from evergrant_server.core.access import Action, Effect, EnforcementMode, Permit
+from evergrant_server.policy import PermitQuestion, Target
+from tests.fakes.databases import NOW
+from tests.unit.policy.test_policy import permit
+
+SCOPES = ("read", "write", "admin")
+CONNECTIONS = tuple(f"con_{digit * 22}" for digit in "012")
+SOURCES = ("10.1.0.0/16", "10.0.0.0/8", "10.1.2.3/32", "2001:db8::/32", "0.0.0.0/0", "::/0")
+ADDRESSES = (None, "10.1.2.3", "10.2.0.1", "::ffff:10.1.2.3", "192.0.2.1", "2001:db8::1", "no address")
+ENDS = (NOW - timedelta(hours=1), NOW, NOW + timedelta(hours=1))
+
+
+def _some(random: Random, values: tuple[Any, ...], most: int = 2) -> tuple[Any, ...]:
+    return tuple(random.sample(values, random.randint(1, most)))
+
+
+def _maybe(random: Random, value: Any, share: float = 0.3) -> Any:
+    return value if random.random() < share else None
+
+
+def random_permit(random: Random, name: str) -> Permit:
+    effect = random.choice((Effect.ALLOW, Effect.ALLOW, Effect.DENY))
+    fields: dict[str, Any] = {
+        "effect": effect,
+        "provider": random.choice(("*", "*", "gitlab", "slack")),
+        "connections": _maybe(random, _some(random, CONNECTIONS)),
+        "sources": _maybe(random, _some(random, SOURCES)),
+        "expires_at": _maybe(random, random.choice(ENDS)),
+    }
+    if effect is Effect.DENY:
+        fields["mode"] = random.choice(tuple(EnforcementMode))
+        fields["scopes"] = _maybe(random, _some(random, SCOPES), 0.5)
+    else:
+        fields["ceiling"] = random.choice((None, (), _some(random, SCOPES, 3)))
+        fields["exact_scopes"] = random.random() < 0.3
+    return permit(
+        name,
+        random.choice(("*", "crm", "erp")),
+        _some(random, ("*", "user-1", "user-2", "user-10", "user-*", "u*")),
+        actions=_some(random, tuple(Action)),
+        **fields,
+    )
+
+
+def random_permits(random: Random) -> list[Permit]:
+    return [random_permit(random, name) for name in random.sample("abcdef", random.randint(0, 6))]
+
+
+def random_question(random: Random) -> PermitQuestion:
+    target = random.choice(
+        (
+            Target(),
+            Target("crm", "gitlab"),
+            Target("crm", "gitlab", random.choice(("user-1", "user-10", "*", "other"))),
+            Target("erp", "slack", "user-1", random.choice(CONNECTIONS)),
+            Target("crm", "gitlab", "user-2", random.choice(CONNECTIONS)),
+        )
+    )
+    scopes = tuple(random.sample(SCOPES, random.randint(0, 3)))
+    excess = tuple(random.sample(scopes, random.randint(0, len(scopes))))
+    address = random.choice(ADDRESSES)
+    return PermitQuestion(target, random.choice(tuple(Action)), NOW, address, scopes, excess)
