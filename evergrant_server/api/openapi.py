@@ -7,10 +7,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from starlette.responses import HTMLResponse, Response
 
-from evergrant_server.api.http.problem_schemas import METHODS, describe_failures
 from evergrant_server.api.leases.models import LeaseBody, LeaseView, ProofBody, ProofView, TokenBody
 from evergrant_server.api.leases.routes import LEASE_PATH, PROOF_PATH, TOKEN_PATH
 from evergrant_server.api.pages.browser import html_response
+from evergrant_server.api.problem_schemas import METHODS, describe_failures
 from evergrant_server.console.pages import STYLE, Pages
 
 router = APIRouter(include_in_schema=False)
