@@ -79,11 +79,13 @@ def fuzz(cases: int, seed_: int) -> Counts:
             # some operations take few different requests: the rest comes in further rounds
             each = max(1, (cases - counts.cases) // len(operations) // len(MODES))
             for operation, mode in itertools.product(operations, MODES):
+                if mode is MODES[1] and not _takes_more_than_a_path(operation):
+                    continue  # hardly anything can be invalid: tests/security/isolation has odd names
                 strategy = _strategy(operation, mode, own, headers)
                 try:
                     _examples(strategy, each, round_, _judge(send, mode, counts))
                 except Unsatisfiable:
-                    pass  # it takes nothing that could be invalid
+                    pass  # its body may be anything
                 except FailureGroup as failure:
                     counts.failures[f"{operation.label} ({mode.value})"] = str(failure)
             if counts.cases >= cases:
@@ -115,6 +117,11 @@ def _script(api: Api) -> None:
         return DiscoveryResult()
 
     api.link.on_refresh, api.link.on_discover = refresh, discover
+
+
+def _takes_more_than_a_path(operation: APIOperation) -> bool:
+    places = {it.location.value for it in operation.iter_parameters() if it.name != "Authorization"}
+    return bool(operation.body) or bool(places - {"path"})
 
 
 def _strategy(
