@@ -24,8 +24,12 @@ ALLOWED = {
 _SECRET = re.compile(
     "token|secret|password|private|credential|verifier|assertion|proof|cookie|^key$|^headers$|_code$"
 )
-_ABOUT = re.compile("^has_|_(at|until|type|s|supported|endpoint)$")  # says something about a secret
+_ABOUT = re.compile("_(at|until|type|s|supported|endpoint)$")  # says something about a secret
 LEASES = {"POST /v1/lease", "POST /v1/connections/{connection_id}/token"}
+
+
+def _is_text(schema: dict[str, Any]) -> bool:
+    return schema.get("type") not in ("boolean", "integer", "number")
 
 
 def members(schema: dict[str, Any], shape: str, schemas: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -40,7 +44,7 @@ def members(schema: dict[str, Any], shape: str, schemas: dict[str, Any]) -> Iter
             if name and name not in seen:
                 seen.add(name)
                 pending.append((name, schemas[name]))
-            yield from ((shape, it) for it in here.get("properties", ()))
+            yield from ((shape, it) for it, type_ in here.get("properties", {}).items() if _is_text(type_))
             pending += [(shape, it) for key, it in here.items() if key != "enum"]
 
 
