@@ -130,11 +130,11 @@ class AppTokens(ModelRepository[AppToken, TokenId]):
         }
         return await insert(self._connection, AppAssertionRow, values)
 
-    async def prune(self, now: datetime, limit: int = 1000) -> int:
-        """Forget tokens and assertions that have expired, `limit` of each at the most; returns how many."""
+    async def prune(self, before: datetime, limit: int = 1000) -> int:
+        """Forget tokens and assertions that ended before then, at most `limit` of each; returns how many."""
         token = (col(AppTokenRow.tenant), col(AppTokenRow.id))
-        ended = select(*token).where(col(AppTokenRow.expires_at) < now).limit(limit)
+        ended = select(*token).where(col(AppTokenRow.expires_at) < before).limit(limit)
         gone = await self._run(delete(AppTokenRow).where(tuple_(*token).in_(ended)))
         used = (col(AppAssertionRow.tenant), col(AppAssertionRow.app_id), col(AppAssertionRow.jti_hash))
-        over = select(*used).where(col(AppAssertionRow.expires_at) < now).limit(limit)
+        over = select(*used).where(col(AppAssertionRow.expires_at) < before).limit(limit)
         return gone + await self._run(delete(AppAssertionRow).where(tuple_(*used).in_(over)))

@@ -149,6 +149,19 @@ async def test_attack_10_one_jti_at_two_copies_of_the_api_at_once_buys_one_token
         assert len((await tx.connection.execute(select(AppTokenRow))).all()) == 3
 
 
+async def test_a_deleted_credential_stops_the_next_lease_in_every_copy(copies: tuple[Api, Api]):
+    """Both have the caller and the row in memory."""
+    app = await prepared(copies[0])
+    admin = await copies[0].app_with("boss", Action.ADMIN)
+    token = await app.token()
+    for api in copies * 2:
+        assert (await api.lease(token)).status_code == 200
+    assert (await copies[0].call("DELETE", "/v1/apps/sync/credentials/main", admin)).status_code == 204
+    for api in reversed(copies):
+        answer = await api.lease(token)
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+
+
 async def test_a_jti_is_used_up_for_its_app_alone(api: Api, app: AssertingApp):
     jti = "once"
     assert (await app.ask(app.assertion(jti=jti))).status_code == 200

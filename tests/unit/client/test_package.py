@@ -115,6 +115,13 @@ def test_a_connection_from_consent_to_revocation(
     assert client.connect("crm", "alice").id != second.connection_id
 
 
+def test_an_identity_is_taken_at_its_word(fake_evergrant: FakeEvergrant):
+    alice = fake_evergrant.connect("crm", "alice")
+    with Evergrant(fake_evergrant.url, identity=lambda issuer: {"client_id": issuer}) as client:
+        assert client.token("crm", "alice") == alice.token
+    assert fake_evergrant.called("POST", "/oauth/token") == 1
+
+
 def test_a_post_to_the_connect_link_leads_to_the_code_to_confirm(client: Evergrant):
     opened = client.connect("crm", "alice")
     assert opened.connect_url is not None

@@ -125,7 +125,7 @@ class FakeEvergrant:
             if self._next:
                 return self._next.popleft()
             is_known = request.headers.get("authorization") == f"Bearer {self.api_key}"
-            if not request.path.startswith("/connect/") and not is_known:
+            if not request.path.startswith(("/connect/", "/oauth/token")) and not is_known:
                 return problem(401, "BadRequest", "unauthenticated")
             return route(self, request)
 

@@ -36,6 +36,9 @@ def route(fake: "FakeEvergrant", request: Request) -> FakeResponse:
         case ("GET", ["v1", "apps"]):
             created = rfc3339(fake.clock())
             return _page([{"id": "app_fake", "name": "fake", "disabled": False, "created_at": created}])
+        case ("POST", ["oauth", "token"]):
+            token = {"access_token": fake.api_key, "token_type": "Bearer", "expires_in": 600}
+            return FakeResponse(200, token)
         case (_, ["connect", link]):
             return _subject(fake, method, link)
         case _:
