@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from sqlalchemy import select, update
 
 from evergrant_server.api.apps.keys import bootstrap_admin
-from evergrant_server.core.access import Action
+from evergrant_server.api.http.app_tokens import new_token
+from evergrant_server.core.access import Action, AppCredential
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.store import Store
 from evergrant_server.store.access import AppCredentialRow
@@ -100,6 +102,7 @@ ATTACKS: dict[str, dict[str, Attack]] = {
         "huge": lambda it: it.assertion(exp=10**400),
         "a text": lambda it: it.assertion(exp=str(NOW + 60)),
         "true": lambda it: it.assertion(exp=True),
+        "iat true": lambda it: it.assertion(iat=True),
         "not yet": lambda it: it.assertion(nbf=NOW + 60),
         "issued in the future": lambda it: it.assertion(iat=NOW + 60),
     },
@@ -192,6 +195,46 @@ async def test_a_token_row_that_was_changed_by_hand_is_no_token(api: Api, app: A
             assert (await tx.connection.execute(mine.values({name: value}))).rowcount == 1
         assert (await api.get("/v1/connections", token)).status_code == 401, name
         assert (await api.lease(token)).status_code == 401, name
+
+
+async def made_by_hand(
+    api: Api, credential: AppCredential, cnf: dict[str, str] | None = None, **values: Any
+) -> str:
+    """A token that Evergrant made, whose row is changed afterwards."""
+    now = api.clock.now()
+    token, text = new_token(api.parts.ring, credential, now, now + timedelta(minutes=10), cnf)
+    async with api.worker.write() as tx:
+        await tx.tokens.add(token)
+        if values:
+            mine = update(AppTokenRow).where(columns_equal(AppTokenRow, id=token.id))
+            await tx.connection.execute(mine.values(values))
+    return text
+
+
+async def test_a_token_that_is_made_while_its_credential_is_replaced_never_counts(
+    api: Api, app: AssertingApp
+):
+    found = await api.app_named("sync")
+    async with api.worker.write() as tx:
+        (before,) = await tx.credentials.of_app(TENANT, found.id)
+        await tx.credentials.put(before, expected=before.revision)
+    assert (await api.lease(await made_by_hand(api, before))).status_code == 401
+    assert (await api.lease(await made_by_hand(api, before, credential_revision=2))).status_code == 401
+    assert (await api.lease(await app.token())).status_code == 200
+
+
+async def test_a_bound_token_needs_its_proof_also_where_its_row_says_it_is_unbound(
+    api: Api, app: AssertingApp
+):
+    found = await api.app_named("sync")
+    async with api.worker.read() as tx:
+        (credential,) = await tx.credentials.of_app(TENANT, found.id)
+    bound = {"x5t#S256": "thumbprint"}
+    for values in ({}, {"confirmation": None}):
+        token = await made_by_hand(api, credential, bound, **values)
+        for answer in (await api.lease(token), await api.get("/v1/connections", token)):
+            assert answer.status_code == 401
+    assert (await api.lease(await made_by_hand(api, credential))).status_code == 200
 
 
 async def test_a_key_that_was_registered_by_hand_proves_nothing(
