@@ -92,6 +92,15 @@ class Settings(MtlsSettings, BaseSettings):
     """How long a connect link can be used."""
     api_key_lifetime: Duration = timedelta(days=90)
     """How long a new API key is accepted, unless its request names another lifetime."""
+    lease_limit_per_app: int = Field(default=0, ge=0)
+    """Leases of one app in a minute; 0: no limit. An app's own `lease_limit` replaces it. Each API process of
+    a host enforces its part: the number divided by EVERGRANT_API_WORKERS."""
+    lease_limit_per_tenant: int = Field(default=0, ge=0)
+    """The same for all apps of a tenant together."""
+    lease_limit_per_integration: int = Field(default=0, ge=0)
+    """The same for all leases of an integration's connections."""
+    open_leases_per_app: int = Field(default=512, ge=1)
+    """Lease requests that one app may have open at once in one API process; more are answered with 429."""
     lease_wait: Duration = timedelta(seconds=10)
     """How long a lease request waits for a refresh before the API answers 503."""
     relay_interval: Duration = timedelta(seconds=1)

@@ -25,6 +25,7 @@ _PASSED_TO_CHILDREN = (
     "host",
     "port",
     "public_url",
+    "api_workers",
     "temporal_address",
     "temporal_namespace",
     "temporal_task_queue",

@@ -48,6 +48,7 @@ class App(TenantRow):
     name: str
     disabled: bool = False
     return_to: tuple[str, ...] = ()  # exact URLs a connect page may send the subject back to
+    lease_limit: int | None = None  # in a minute; None: the setting's
     created_at: datetime
 
     def may_return_to(self, url: str) -> bool:

@@ -55,6 +55,7 @@ class ErrorCode(StrEnum):
     SEAL_BROKEN = "seal_broken"
     AUTHORITY_BROKEN = "authority_broken"
     AUDIT_UNAVAILABLE = "audit_unavailable"
+    RATE_LIMITED = "rate_limited"
     JOURNAL_UNAVAILABLE = "journal_unavailable"
     TEMPORAL_UNAVAILABLE = "temporal_unavailable"
     INTERNAL = "internal"
@@ -222,6 +223,9 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.AUDIT_UNAVAILABLE: _platform(
         "The audit record could not be committed, so no token was leased.", "Check the store."
+    ),
+    ErrorCode.RATE_LIMITED: _platform(
+        "A limit of requests is reached: violated-policies names it.", _LATER, status=429
     ),
     ErrorCode.JOURNAL_UNAVAILABLE: _platform(
         "A worker's journal has no room for a provider's answer, so nothing was sent.",

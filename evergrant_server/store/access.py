@@ -28,6 +28,7 @@ class AppRow(columns.IdTable, table=True):
     name: str
     disabled: bool
     return_to: list[str] = columns.json()
+    lease_limit: int | None = None
     created_at: datetime = columns.timestamp()
     mac: str | None = None
 

@@ -29,6 +29,7 @@ router = APIRouter(tags=["apps"])
 class AppBody(Body):
     disabled: StrictBool = False
     return_to: Annotated[tuple[ReturnTo, ...], Field(max_length=50)] = ()
+    lease_limit: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
 
 
 class AppView(View):
@@ -36,6 +37,7 @@ class AppView(View):
     name: str
     disabled: bool
     return_to: tuple[str, ...]
+    lease_limit: int | None
     created_at: datetime
     revision: int
 
@@ -62,6 +64,8 @@ async def put_app(name: Slug, body: AppBody, response: Response, call: AdminCall
         if before is not None and before.disabled and not after.disabled:
             await retry_waiting_connections(tx, call, after)
         detail = {"disabled": body.disabled, "return_to": list(body.return_to)}
+        if body.lease_limit is not None:
+            detail["lease_limit"] = body.lease_limit
         await call.record(tx, AuditAction.APP_PUT, after.id, app=name, **detail)
     call.api.relay.notify()
     response.status_code = 201 if before is None else 200

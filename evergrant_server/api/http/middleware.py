@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evergrant_server.api.http.problems import problem_response
 from evergrant_server.api.http.tracing import begin_trace
+from evergrant_server.api.limits.leases import add_limit_headers
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.telemetry.logs import LogEvent
 
@@ -45,6 +46,7 @@ class Envelope:
             if message["type"] == "http.response.start":
                 started = True
                 headers = MutableHeaders(raw=message["headers"])
+                add_limit_headers(scope, headers)
                 headers["X-Request-Id"] = trace.request_id
                 headers["Evergrant-Version"] = self._version  # clients refuse another major version
                 headers.setdefault("Cache-Control", "no-store")

@@ -24,6 +24,7 @@ log = logging.getLogger("evergrant.api")
 
 T = TypeVar("T")
 
+QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 MEDIA_TYPE = "application/problem+json"
 _FIELD_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,40}\Z")
 _MAX_ERRORS = 20
@@ -51,6 +52,8 @@ def problem_document(failure: Failure, base_url: str) -> dict[str, Any]:
         "repairer": rule.repairer.value,
         "repair": rule.repair,
     }
+    if failure.code is ErrorCode.RATE_LIMITED:
+        members |= {"type": QUOTA_EXCEEDED, "violated-policies": failure.context.get("policy", "").split()}
     if failure.retry_after is not None:
         members["retry_after"] = round(failure.retry_after, 3)
     return {**failure.context, **members}

@@ -14,21 +14,22 @@ from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.http.refusal_log import RefusalLog
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.leases.dpop import require_provable
-from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter, RefreshWaitResult
+from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter
 from evergrant_server.api.leases.refusals import (
     LeaseRequest,
     absent,
     not_leasable,
+    refresh_refused,
     refusal_entry,
     scope_not_granted,
     target_of,
 )
+from evergrant_server.api.limits.leases import LeaseLimits, RateLimited
 from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.credentials import OAUTH1
-from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
-from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import RefreshReason
@@ -40,9 +41,6 @@ from providers.requests.dpop import origin_of
 _MAX_TRIES = 4  # for a row that keeps changing
 _MAX_CACHED = 50_000
 
-_NameKey = tuple[Tenant, str, str, str]
-_IdKey = tuple[Tenant, ConnectionId]
-
 
 class LeaseIssuer:
     """Issues leases. Sealed rows are cached; no token leaves before the ledger's commit."""
@@ -52,8 +50,9 @@ class LeaseIssuer:
         self._refresher = refresher
         self._refusals = refusals
         self._leased = bulk_reads.LeasedConnections(api.settings.bulk_read_alarm)
+        self._limits = LeaseLimits(api.settings)
         self._margin = RULES[NEWEST_RULES].margin
-        self._rows: dict[_NameKey | _IdKey, LeaseRow] = {}
+        self._rows: dict[tuple[str, ...], LeaseRow] = {}
 
     async def issue(
         self, request: Request, lease_request: LeaseRequest, known: tuple[Caller, bool]
@@ -62,7 +61,17 @@ class LeaseIssuer:
 
         Raises Failure; a refusal of an authenticated app is in the audit log too.
         """
-        caller, from_cache = known
+        try:
+            with self._limits.admit(request.scope, known[0].app):
+                return await self._issue(request, lease_request, *known)
+        except RateLimited as failure:
+            call = ApiCall(self._api, known[0], trace_of(request).request_context(known[0].by), request)
+            await self._refusals.record(refusal_entry(call, lease_request, failure))
+            raise
+
+    async def _issue(
+        self, request: Request, lease_request: LeaseRequest, caller: Caller, from_cache: bool
+    ) -> LeaseRow:
         trace = trace_of(request)
         for _ in range(_MAX_TRIES):
             call = ApiCall(self._api, caller, trace.request_context(caller.by), request)
@@ -70,6 +79,8 @@ class LeaseIssuer:
                 return await self._decide(call, lease_request, cached=from_cache)
             except StaleClaim:
                 self._forget(caller, lease_request)
+            except RateLimited:
+                raise
             except Failure as failure:
                 if not from_cache:
                     await self._refusals.record(refusal_entry(call, lease_request, failure))
@@ -100,6 +111,7 @@ class LeaseIssuer:
         decision = await self._check_scopes(call, lease_request, row, cached=cached)
         if lease_request.proof is not None:
             await require_provable(self._api, row, lease_request.proof)
+        self._limits.count_integration(call.request.scope, row.tenant, row.integration)
         await self._api.ledger.record(self._claim(call, lease_request, row, decision))
         self._remember(call.caller, lease_request, row)
         if self._leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
@@ -116,7 +128,7 @@ class LeaseIssuer:
     async def _load_row(
         self, caller: Caller, lease_request: LeaseRequest, *, cached: bool
     ) -> LeaseRow | None:
-        known = self._rows.get(_cache_key(caller, lease_request)) if cached else None
+        known = self._rows.get(lease_request.cache_key(caller.tenant)) if cached else None
         if known is not None and self._is_fresh(known, lease_request):
             return known
         rows = self._api.lease_rows
@@ -129,10 +141,10 @@ class LeaseIssuer:
     def _remember(self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow) -> None:
         if len(self._rows) >= _MAX_CACHED:
             self._rows.clear()
-        self._rows[_cache_key(caller, lease_request)] = row
+        self._rows[lease_request.cache_key(caller.tenant)] = row
 
     def _forget(self, caller: Caller, lease_request: LeaseRequest) -> None:
-        self._rows.pop(_cache_key(caller, lease_request), None)
+        self._rows.pop(lease_request.cache_key(caller.tenant), None)
         self._api.authenticator.evict(caller)
 
     # --- freshness --------------------------------------------------------------------
@@ -151,7 +163,7 @@ class LeaseIssuer:
         newest = result.row or row
         if self._is_valid(newest) or newest.state is not LifecycleState.ACTIVE:
             return newest
-        raise _refusal_of(result, newest)
+        raise refresh_refused(result, newest)
 
     def _is_fresh(self, row: LeaseRow, lease_request: LeaseRequest) -> bool:
         return row.grant is not None and row.grant.is_fresh(self._now(), self._margin, lease_request.min_ttl)
@@ -229,20 +241,3 @@ def _require_kind(lease_request: LeaseRequest, row: LeaseRow) -> None:
         raise Failure(ErrorCode.SIGNATURE_NEEDED, connection_id=row.connection_id)
     if lease_request.signs and not signs:
         raise invalid_request("url", "Its requests are not signed: lease its token.")
-
-
-def _cache_key(caller: Caller, lease_request: LeaseRequest) -> _NameKey | _IdKey:
-    names = lease_request.names
-    if names is not None:
-        return (caller.tenant, names.integration, names.subject, names.label)
-    assert lease_request.connection_id is not None
-    return (caller.tenant, lease_request.connection_id)
-
-
-def _refusal_of(result: RefreshWaitResult, row: LeaseRow) -> Failure:
-    failure = result.failure or Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0)
-    if failure.kind is FailureKind.RECONNECT_NEEDED:  # the next lease says so from the store, with a link
-        return Failure(failure.code, connection_id=row.connection_id)
-    return Failure(
-        failure.code, failure.detail, retry_after=failure.retry_after, connection_id=row.connection_id
-    )

@@ -7,12 +7,13 @@ from evergrant_server.api.connections.create import ConnectionSetup
 from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.leases.models import LeaseBody, ProofBody, TokenBody
+from evergrant_server.api.leases.refresher import RefreshWaitResult
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.grant import FollowUp
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, is_id
+from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
+from evergrant_server.core.ids import ConnectionId, Tenant, is_id
 from evergrant_server.policy import Target
 from evergrant_server.store import LeaseRow
 
@@ -29,6 +30,13 @@ class LeaseRequest:
     @property
     def names(self) -> LeaseBody | None:
         return self.body if isinstance(self.body, LeaseBody) else None
+
+    def cache_key(self, tenant: Tenant) -> tuple[str, ...]:
+        """What a cached row is found by."""
+        if self.names is not None:
+            return (tenant, self.names.integration, self.names.subject, self.names.label)
+        assert self.connection_id is not None
+        return (tenant, self.connection_id)
 
     @property
     def min_ttl(self) -> timedelta | None:
@@ -120,6 +128,16 @@ async def _with_link(needed: Failure, call: ApiCall, wanted: ConnectionBody, tar
         needed.context["connect_url"] = opened.connect_url
         needed.context["expires_at"] = opened.consent.expires_at.isoformat()
     return needed
+
+
+def refresh_refused(result: RefreshWaitResult, row: LeaseRow) -> Failure:
+    """The failure for a token that no refresh has replaced."""
+    failure = result.failure or Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0)
+    if failure.kind is FailureKind.RECONNECT_NEEDED:  # the next lease says so from the store, with a link
+        return Failure(failure.code, connection_id=row.connection_id)
+    return Failure(
+        failure.code, failure.detail, retry_after=failure.retry_after, connection_id=row.connection_id
+    )
 
 
 def refusal_entry(call: ApiCall, lease_request: LeaseRequest, failure: Failure) -> AuditEntry:

@@ -17,7 +17,7 @@ STATUS_OF_KIND = {
     FailureKind.CLIENT_MISCONFIGURED: {424},
     FailureKind.PROVIDER_UNAVAILABLE: {503},
     FailureKind.DENIED: {403},
-    FailureKind.PLATFORM_UNAVAILABLE: {503, 500, 409},
+    FailureKind.PLATFORM_UNAVAILABLE: {503, 500, 429, 409},
     FailureKind.BAD_REQUEST: {400, 401, 404, 405, 409, 413},
 }
 
