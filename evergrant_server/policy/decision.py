@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from evergrant_server.core.access import Action, Effect, EnforcementMode, Permit
@@ -15,6 +16,7 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.policy.networks import is_within, parse_address
 
 WILDCARD = "*"
+_DENY = Effect.DENY  # looked up once
 
 
 class Target(NamedTuple):
@@ -116,9 +118,9 @@ def decide(permits: Sequence[Permit], question: PermitQuestion) -> PermitDecisio
     denying: Permit | None = None
     nearest: tuple[int, Permit, PermitField] | None = None
     observed: tuple[str, ...] = ()
-    for permit in permits:
+    for permit in _candidates(permits, question.target):
         field = failing_field(permit, question)
-        if permit.effect is Effect.DENY:
+        if permit.effect is _DENY:
             if field is not None:
                 continue
             if permit.mode is EnforcementMode.OBSERVE:
@@ -128,7 +130,7 @@ def decide(permits: Sequence[Permit], question: PermitQuestion) -> PermitDecisio
         elif field is None:
             if allowing is None or permit.name < allowing.name:
                 allowing = permit
-        elif allowing is None:
+        elif field in _REASONS:
             rank = _RANKS[field]
             if nearest is None or (-rank, permit.name) < (-nearest[0], nearest[1].name):
                 nearest = (rank, permit, field)
@@ -143,7 +145,7 @@ def decide(permits: Sequence[Permit], question: PermitQuestion) -> PermitDecisio
 def _refusal(
     nearest: tuple[int, Permit, PermitField] | None, question: PermitQuestion, observed: tuple[str, ...]
 ) -> PermitDecision:
-    if nearest is None or nearest[2] not in _REASONS:
+    if nearest is None:
         return PermitDecision(False, DecisionReason.NO_PERMIT, None, (), observed)
     _, permit, field = nearest
     refused = refused_scopes(permit, question, field)
@@ -161,7 +163,7 @@ def may_see(permits: Sequence[Permit], target: Target, at: datetime, address: st
     """True when any action on it is allowed: the app may learn that it exists."""
     allowed: set[Action] = set()
     denied: set[Action] = set()
-    for permit in permits:
+    for permit in _candidates(permits, target):
         if _uncovered(permit, target, at, address) is not None:
             continue
         if permit.effect is Effect.ALLOW:
@@ -169,6 +171,18 @@ def may_see(permits: Sequence[Permit], target: Target, at: datetime, address: st
         elif permit.mode is EnforcementMode.ENFORCE and permit.scopes is None:
             denied.update(permit.actions)
     return not allowed <= denied
+
+
+def _candidates(permits: Sequence[Permit], target: Target) -> Sequence[Permit]:
+    """Those that can fit by their names: most permits of an app with many are for something else."""
+    integration, subject = target.integration, target.subject
+    if integration is None or subject is None:
+        return permits
+    return [
+        it
+        for it in permits
+        if (it.integration == integration or it.integration == WILDCARD) and _names(it.subjects, subject)
+    ]
 
 
 def scopes_above(scopes: Iterable[str], *ceilings: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -180,11 +194,11 @@ def scopes_above(scopes: Iterable[str], *ceilings: tuple[str, ...] | None) -> tu
 
 def failing_field(permit: Permit, question: PermitQuestion) -> PermitField | None:
     """The first field for which a permit doesn't fit a request, or None."""
-    target, action, at, address, scopes, excess = question
-    uncovered = _uncovered(permit, target, at, address)
+    uncovered = _uncovered(permit, question.target, question.at, question.address)
     if uncovered is not None:
         return uncovered
-    if action not in permit.actions:
+    scopes = question.scopes
+    if question.action not in permit.actions:
         return PermitField.ACTION
     if permit.effect is Effect.DENY:
         denied = permit.scopes
@@ -192,7 +206,7 @@ def failing_field(permit: Permit, question: PermitQuestion) -> PermitField | Non
     ceiling = permit.scope_ceiling
     if ceiling is not None and scopes_above(scopes, ceiling):
         return PermitField.SCOPE
-    return PermitField.EXACT_SCOPES if excess and permit.exact_scopes else None
+    return PermitField.EXACT_SCOPES if permit.exact_scopes and question.excess else None
 
 
 def denied_none(scopes: Iterable[str], denied: tuple[str, ...]) -> bool:
@@ -206,17 +220,18 @@ def _uncovered(permit: Permit, target: Target, at: datetime, address: str | None
     A deny is about each request that is for a part of what it names, for the whole that holds it, or from a
     caller whose address isn't known.
     """
-    denies = permit.effect is Effect.DENY
+    denies = permit.effect is _DENY
     integration, provider, subject, connection_id = target
     if permit.integration not in (WILDCARD, integration) and not (denies and integration is None):
         return PermitField.INTEGRATION
     if permit.provider not in (WILDCARD, provider) and not (denies and provider is None):
         return PermitField.PROVIDER
-    if not (denies and subject is None) and not _names(permit.subjects, subject):
+    if not (_names(permit.subjects, subject) or (denies and subject is None)):
         return PermitField.SUBJECT
-    holds_them = denies and connection_id is None and subject is None
-    if permit.connections is not None and connection_id not in permit.connections and not holds_them:
-        return PermitField.CONNECTION
+    if permit.connections is not None and connection_id not in permit.connections:
+        holds_them = denies and connection_id is None and subject is None
+        if not holds_them:
+            return PermitField.CONNECTION
     if permit.expires_at is not None and at >= permit.expires_at:
         return PermitField.EXPIRY
     if permit.sources is not None and not _comes_from(permit.sources, address, denies):
@@ -228,11 +243,12 @@ def _names(subjects: tuple[str, ...], subject: str | None) -> bool:
     """A subject that ends in `*` names every subject that begins with what is before it."""
     if WILDCARD in subjects:
         return True
-    if subject is None:
-        return False
-    return (subject in subjects and subject != WILDCARD) or any(
-        it.endswith(WILDCARD) and subject.startswith(it[:-1]) for it in subjects
-    )
+    return subject is not None and (subject in subjects or subject.startswith(_beginnings(subjects)))
+
+
+@lru_cache(4096)
+def _beginnings(subjects: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(it[:-1] for it in subjects if it.endswith(WILDCARD))
 
 
 def _comes_from(sources: tuple[str, ...], address: str | None, otherwise: bool) -> bool:
