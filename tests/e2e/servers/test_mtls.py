@@ -11,17 +11,21 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import pytest_asyncio
+from evergrant import AsyncEvergrant, Evergrant
+from evergrant.identity import Certificate
 
 from evergrant_server.api.apps.keys import bootstrap_admin
+from evergrant_server.api.http.app_tokens import parse_token
 from evergrant_server.cli.doctor import CheckFailed, mtls
 from evergrant_server.core.access import Action
+from evergrant_server.crypto.client_certificates import AppCertificate
 from evergrant_server.settings import Settings
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.certificates import Authority, OwnCertificate, loopback_tls
@@ -81,7 +85,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         }
         api = await stack.enter_async_context(running_api(folder, now=datetime.now(UTC)))
         integration = await api.integration()
-        await api.active(integration, "at-1", lifetime=None)
+        await api.active(integration, "at-1", lifetime=None, subject="alice")
         admin = await bootstrap_admin(api.store, api.clock, TENANT, api.parts.settings.api_key_lifetime)
         authority = Authority("apps of acme")
         for name in APP_NAMES.values():
@@ -170,7 +174,9 @@ async def test_the_commands_of_the_page_get_a_lease_with_a_bound_token(world: Wo
     page = (ROOT / "docs/apps.md").read_text()
     section = page.partition("\n## Certificates\n")[2].partition("\n## ")[0]
     commands = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
-    assert commands.count("openssl ") == 4
+    assert commands.count("openssl ") == 3
+    app = await world.api.app_named("report")
+    commands = commands.replace("app_…", app.id)
     openssl, env = program("openssl")
     program("curl")
     given = {
@@ -178,7 +184,9 @@ async def test_the_commands_of_the_page_get_a_lease_with_a_bound_token(world: Wo
         "EVERGRANT_API_KEY": world.admin,
         "EVERGRANT_MTLS_URL": world.proxies["nginx"],
         "CURL_CA_BUNDLE": str(world.authorities),
-        "PATH": f"{Path(openssl).parent}{os.pathsep}{env['PATH']}",
+        "SSL_CERT_FILE": str(world.authorities),
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), str(Path(openssl).parent), env["PATH"])),
+        "PYTHONPATH": str(ROOT / "clients/python/src"),
     }
     folder = world.folder / "page"
     folder.mkdir()
@@ -188,6 +196,8 @@ async def test_the_commands_of_the_page_get_a_lease_with_a_bound_token(world: Wo
     )  # fmt: skip
     output, errors = await child.communicate()
     assert child.returncode == 0, (output, errors)
+    assert output.startswith(b"id ")
+    assert output.count(b"at-1\n") == 1
     assert b'"access_token": "at-1"' in output
 
 
@@ -197,7 +207,7 @@ async def test_a_bound_token_works_with_its_certificate_alone(world: World, prox
     answer = await world.ask(proxy, own)
     assert answer.status_code == 200, answer.text
     headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
-    lease: dict[str, Any] = {"json": {"integration": "crm", "subject": "user-1"}, "headers": headers}
+    lease: dict[str, Any] = {"json": {"integration": "crm", "subject": "alice"}, "headers": headers}
     for _ in range(2):  # from the store, and from memory
         async with world.client(proxy, own) as http:
             assert (await http.post("/v1/lease", **lease)).json()["access_token"] == "at-1"
@@ -256,3 +266,45 @@ async def test_the_doctor_finds_both_ends_of_the_hop(
     assert "drops a client's own" in await mtls.proxy(settings)
     with pytest.raises(CheckFailed, match="can't be reached"):
         await mtls.proxy(settings.model_copy(update={"mtls_url": f"https://127.0.0.1:{free_port()}"}))
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+async def test_the_client_gets_bound_tokens_and_takes_a_renewed_certificate(world: World, kind: str) -> None:
+    file = world.folder / f"{kind}.pem"
+
+    def renew() -> str:
+        own = world.authority.issue(dns=("sync.acme.example",))
+        file.write_text(own.certificate + own.private)
+        return AppCertificate.of_pem(own.certificate).thumbprint
+
+    async def bound_to(token: str) -> str:
+        async with world.api.worker.read() as tx:
+            found = await tx.tokens.find(parse_token(token).id)
+        assert found is not None
+        assert found.confirmation is not None
+        return found.confirmation["x5t#S256"]
+
+    first = renew()
+    app = await world.api.app_named("sync")
+    said: dict[str, Any] = {
+        "identity": Certificate(app.id, file),
+        "tls": ssl.create_default_context(cafile=str(world.authorities)),
+        "cache_leases_for": timedelta(0),
+    }
+    url = world.proxies["haproxy"]
+    if kind == "blocking":
+        with Evergrant(url, **said) as client:
+            assert await asyncio.to_thread(client.token, "crm", "alice") == "at-1"
+            assert await bound_to(client._tokens.current() or "") == first
+            second = renew()
+            client._tokens.drop(client._tokens.current() or "")
+            assert await asyncio.to_thread(client.token, "crm", "alice") == "at-1"
+            assert await bound_to(client._tokens.current() or "") == second
+        return
+    async with AsyncEvergrant(url, **said) as client:
+        assert await client.token("crm", "alice") == "at-1"
+        assert await bound_to(client._tokens.current() or "") == first
+        second = renew()
+        client._tokens.drop(client._tokens.current() or "")
+        assert await client.token("crm", "alice") == "at-1"
+        assert await bound_to(client._tokens.current() or "") == second

@@ -13,7 +13,17 @@ from evergrant.cli import main
 
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant
 
-SETTINGS = ("URL", "API_KEY", "API_KEY_FILE", "ALLOW_PLAIN_HTTP", "APP_ID", "PRIVATE_KEY_FILE", "ISSUER")
+SETTINGS = (
+    "URL",
+    "API_KEY",
+    "API_KEY_FILE",
+    "ALLOW_PLAIN_HTTP",
+    "APP_ID",
+    "PRIVATE_KEY_FILE",
+    "ISSUER",
+    "CERTIFICATE_FILE",
+    "CERTIFICATE_KEY_FILE",
+)
 
 
 class Caller:

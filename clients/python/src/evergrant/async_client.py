@@ -36,7 +36,9 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
         await self._leases_in_flight.cancel_all()
         await self._reports_in_flight.cancel_all()
         await self._tokens_in_flight.cancel_all()
-        await self._http.aclose()
+        for http in (self._http, self._retired):
+            if http is not None:
+                await http.aclose()
 
     async def lease(
         self, integration: str, subject: str, **options: Unpack[LeaseOptions]

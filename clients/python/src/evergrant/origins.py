@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 
 from evergrant.errors import BadRequest
-from evergrant.identity import Identity, PrivateKey
+from evergrant.identity import Certificate, Identity, PrivateKey
 
 Origin = tuple[str, str, int]
 _PORTS = {"http": 80, "https": 443}
@@ -80,7 +80,8 @@ class ServerAddress:
         environ: Mapping[str, str] | None = None,
     ) -> "ServerAddress":
         """Arguments win over EVERGRANT_URL, EVERGRANT_API_KEY and EVERGRANT_API_KEY_FILE, and those over
-        EVERGRANT_APP_ID with EVERGRANT_PRIVATE_KEY_FILE. EVERGRANT_ISSUER is the URL by default.
+        EVERGRANT_APP_ID with EVERGRANT_PRIVATE_KEY_FILE, or with EVERGRANT_CERTIFICATE_FILE (and
+        EVERGRANT_CERTIFICATE_KEY_FILE). EVERGRANT_ISSUER is the URL by default.
 
         Raises BadRequest when one is missing, a key file can't be read, the key can't stand in a header
         (RFC 9110 section 5.5), or it would travel in plain text (RFC 6750 section 5.3) to another machine.
@@ -97,7 +98,7 @@ class ServerAddress:
         key = api_key or ("" if identity else _api_key(env))
         if not key:
             issuer = (issuer or env.get("EVERGRANT_ISSUER") or url).rstrip("/")
-            return cls(url, "", identity or _private_key(env), issuer)
+            return cls(url, "", identity or _identity(env), issuer)
         _require_visible_ascii(key)
         return cls(url, key)
 
@@ -127,15 +128,18 @@ def _api_key(env: Mapping[str, str]) -> str:
     return ""
 
 
-def _private_key(env: Mapping[str, str]) -> Identity:
-    app_id, name = env.get("EVERGRANT_APP_ID"), env.get("EVERGRANT_PRIVATE_KEY_FILE")
-    if app_id and name:
+def _identity(env: Mapping[str, str]) -> Identity:
+    app_id = env.get("EVERGRANT_APP_ID")
+    if app_id and (name := env.get("EVERGRANT_PRIVATE_KEY_FILE")):
         return PrivateKey(app_id, Path(name))
+    if app_id and (name := env.get("EVERGRANT_CERTIFICATE_FILE")):
+        key = env.get("EVERGRANT_CERTIFICATE_KEY_FILE")
+        return Certificate(app_id, Path(name), Path(key) if key else None)
     raise BadRequest(
         "there is no API key, and no private key of an app",
         code="api_key_missing",
         repair="Set EVERGRANT_API_KEY or EVERGRANT_API_KEY_FILE; or EVERGRANT_APP_ID and "
-        "EVERGRANT_PRIVATE_KEY_FILE.",
+        "EVERGRANT_PRIVATE_KEY_FILE or EVERGRANT_CERTIFICATE_FILE.",
     )
 
 

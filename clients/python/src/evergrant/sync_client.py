@@ -25,7 +25,8 @@ class Evergrant(ApiMethods, Transport):
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by
     EVERGRANT_API_KEY_FILE), or the app proves its identity with EVERGRANT_APP_ID and
-    EVERGRANT_PRIVATE_KEY_FILE; `ClientOptions` describes the options. Every method raises `EvergrantError`.
+    EVERGRANT_PRIVATE_KEY_FILE or EVERGRANT_CERTIFICATE_FILE; `ClientOptions` describes the options. Every
+    method raises `EvergrantError`.
     """
 
     def __enter__(self) -> Self:
@@ -35,7 +36,9 @@ class Evergrant(ApiMethods, Transport):
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        for http in (self._http, self._retired):
+            if http is not None:
+                http.close()
 
     def lease(
         self, integration: str, subject: str, **options: Unpack[LeaseOptions]

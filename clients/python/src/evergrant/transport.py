@@ -4,24 +4,24 @@
 """
 
 import asyncio
-import json
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 import httpx2
 
 from evergrant.auth import ReportedTokens
+from evergrant.calls.attempts import call_arguments, token_arguments, transport_error
 from evergrant.calls.call import Call, Page, Result, check_version, next_page
-from evergrant.errors import EvergrantError, ProtocolError, Unreachable
-from evergrant.identity import Identity
-from evergrant.identity.access_tokens import GRANT, TOKEN_PATH, TokenHolder
+from evergrant.identity import Certificate, Identity
+from evergrant.identity.access_tokens import TokenHolder
+from evergrant.identity.certificate import CertificateTls
 from evergrant.lease import Lease
 from evergrant.lease_cache import CACHE_LEASES_FOR, Clock, LeaseCache, utc_now
 from evergrant.models import Connection, ConsentRequired
 from evergrant.origins import ServerAddress
-from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, DEADLINE, Deadline
+from evergrant.retries import DEADLINE, Deadline
 from evergrant.single_flight import AsyncSingleFlight, SingleFlight
 
 _MAX_REPORTED = 10_000
@@ -72,7 +72,9 @@ class ClientState:
         )
         self._tokens = TokenHolder()
         self._deadline = deadline
-        self._tls = tls or True
+        identity = self._server.identity
+        self._certificate = CertificateTls(identity, tls) if isinstance(identity, Certificate) else None
+        self._tls = self._certificate.context if self._certificate else tls or True
         self._cache = LeaseCache(cache_leases_for, clock)
         self._reported = ReportedTokens(_MAX_REPORTED)
 
@@ -84,11 +86,21 @@ class Transport(ClientState):
         self, url: str | None = None, api_key: str | None = None, **options: Unpack[ClientOptions]
     ) -> None:
         super().__init__(url, api_key, **options)
-        # trust_env: a proxy or a .netrc of the environment must not see the API key.
-        self._http = httpx2.Client(verify=self._tls, trust_env=False)
+        self._http = self._connect()
+        self._retired: httpx2.Client | None = None
         self._leases_in_flight = SingleFlight[Lease | ConsentRequired]()
         self._reports_in_flight = SingleFlight[Connection]()
         self._tokens_in_flight = SingleFlight[str]()
+
+    def _retire(self, http: httpx2.Client) -> None:
+        """Requests may be under way: it is closed when the next one is retired."""
+        if self._retired is not None:
+            self._retired.close()
+        self._retired = http
+
+    def _connect(self) -> httpx2.Client:
+        # trust_env: a proxy or a .netrc of the environment must not see the API key.
+        return httpx2.Client(verify=self._tls, trust_env=False)
 
     def send(self, call: Call[Result], within_s: float | None = None) -> Result:
         """Send a call, again after failures that time may repair. Raises EvergrantError."""
@@ -96,11 +108,11 @@ class Transport(ClientState):
         for attempt in deadline.attempts():
             with attempt:
                 credential = self._credential(deadline)
-                response = self._request(_arguments(call, self._server, credential, deadline))
+                response = self._request(call_arguments(call, self._server, credential, deadline))
                 if response.status_code == 401 and self._server.identity is not None:
                     self._tokens.drop(credential)  # it was ended early: a credential was replaced
                     credential = self._credential(deadline)
-                    response = self._request(_arguments(call, self._server, credential, deadline))
+                    response = self._request(call_arguments(call, self._server, credential, deadline))
                 return call.parse(response)
         raise AssertionError("an attempt returns or raises")
 
@@ -108,7 +120,7 @@ class Transport(ClientState):
         try:
             response = self._http.request(**arguments)
         except httpx2.RequestError as error:
-            raise _transport_error(error) from error
+            raise transport_error(error) from error
         check_version(response)
         return response
 
@@ -121,8 +133,11 @@ class Transport(ClientState):
         def get_token() -> str:
             if (known := self._tokens.current()) is not None:
                 return known
+            if self._certificate is not None and self._certificate.renew():
+                self._retire(self._http)
+                self._http = self._connect()
             asked_at, proof = self._tokens.now(), identity(server.issuer)
-            return self._tokens.keep(self._request(_token_arguments(server, proof, deadline)), asked_at)
+            return self._tokens.keep(self._request(token_arguments(server, proof, deadline)), asked_at)
 
         identity = server.identity
         return self._tokens.current() or self._tokens_in_flight.run(None, get_token)
@@ -143,21 +158,30 @@ class AsyncTransport(ClientState):
         self, url: str | None = None, api_key: str | None = None, **options: Unpack[ClientOptions]
     ) -> None:
         super().__init__(url, api_key, **options)
-        self._http = httpx2.AsyncClient(verify=self._tls, trust_env=False)
+        self._http = self._connect()
+        self._retired: httpx2.AsyncClient | None = None
         self._leases_in_flight = AsyncSingleFlight[Lease | ConsentRequired]()
         self._reports_in_flight = AsyncSingleFlight[Connection]()
         self._tokens_in_flight = AsyncSingleFlight[str]()
+
+    async def _retire(self, http: httpx2.AsyncClient) -> None:
+        if self._retired is not None:
+            await self._retired.aclose()
+        self._retired = http
+
+    def _connect(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(verify=self._tls, trust_env=False)
 
     async def send(self, call: Call[Result], within_s: float | None = None) -> Result:
         deadline = _deadline(self._deadline, within_s)
         async for attempt in deadline.attempts():
             with attempt:
                 credential = await self._credential(deadline)
-                response = await self._request(_arguments(call, self._server, credential, deadline))
+                response = await self._request(call_arguments(call, self._server, credential, deadline))
                 if response.status_code == 401 and self._server.identity is not None:
                     self._tokens.drop(credential)
                     credential = await self._credential(deadline)
-                    response = await self._request(_arguments(call, self._server, credential, deadline))
+                    response = await self._request(call_arguments(call, self._server, credential, deadline))
                 return call.parse(response)
         raise AssertionError("an attempt returns or raises")
 
@@ -165,7 +189,7 @@ class AsyncTransport(ClientState):
         try:
             response = await self._http.request(**arguments)
         except httpx2.RequestError as error:
-            raise _transport_error(error) from error
+            raise transport_error(error) from error
         check_version(response)
         return response
 
@@ -177,9 +201,12 @@ class AsyncTransport(ClientState):
         async def get_token() -> str:
             if (known := self._tokens.current()) is not None:
                 return known
+            if self._certificate is not None and await asyncio.to_thread(self._certificate.renew):
+                await self._retire(self._http)
+                self._http = self._connect()
             asked_at = self._tokens.now()
             proof = await asyncio.to_thread(identity, server.issuer)  # it may read a file or call a service
-            return self._tokens.keep(await self._request(_token_arguments(server, proof, deadline)), asked_at)
+            return self._tokens.keep(await self._request(token_arguments(server, proof, deadline)), asked_at)
 
         identity = server.identity
         return self._tokens.current() or await self._tokens_in_flight.run(None, get_token)
@@ -195,41 +222,3 @@ class AsyncTransport(ClientState):
 
 def _deadline(total: timedelta, within_s: float | None) -> Deadline:
     return Deadline(total if within_s is None else min(total, timedelta(seconds=within_s)))
-
-
-def _arguments(
-    call: Call[Result], server: ServerAddress, credential: str, deadline: Deadline
-) -> dict[str, Any]:
-    """The arguments of one attempt. Its timeout is what is left of the deadline."""
-    headers = {"authorization": f"Bearer {credential}", "accept": "application/json"}
-    if call.body is not None:
-        headers["content-type"] = "application/json"
-    if call.idempotency_key is not None:
-        headers["idempotency-key"] = call.idempotency_key
-    return dict(
-        method=call.method,
-        url=server.url + call.path,
-        params=dict(call.query) if call.query else None,
-        content=None if call.body is None else json.dumps(call.body).encode(),
-        headers=headers,
-        timeout=_timeout(deadline),
-    )
-
-
-def _token_arguments(server: ServerAddress, proof: Mapping[str, str], deadline: Deadline) -> dict[str, Any]:
-    """The arguments of a token request; the proof is new for each, since it may count once."""
-    headers = {"accept": "application/json"}
-    url, form = server.url + TOKEN_PATH, {**GRANT, **proof}
-    return dict(method="POST", url=url, data=form, headers=headers, timeout=_timeout(deadline))
-
-
-def _timeout(deadline: Deadline) -> httpx2.Timeout:
-    left = deadline.seconds_left()
-    return httpx2.Timeout(min(ATTEMPT_LIMIT_S, left), connect=min(CONNECT_LIMIT_S, left))
-
-
-def _transport_error(error: httpx2.RequestError) -> EvergrantError:
-    """Names the exception's class and not its message, which may quote received data."""
-    if isinstance(error, httpx2.TransportError):
-        return Unreachable(f"no answer ({type(error).__name__})")
-    return ProtocolError(f"the answer can't be read ({type(error).__name__})")

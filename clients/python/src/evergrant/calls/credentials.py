@@ -32,7 +32,9 @@ def credentials(app: str) -> Call[Page[Credential]]:
 def put_credential(app: str, name: str, method: str, parameters: Mapping[str, Any]) -> Call[Credential]:
     """Register a credential of an app, or replace it, which ends its tokens at once.
 
-    For `private_key_jwt` the parameters are `jwks`, a JWK set of public keys with an `alg` each.
+    `parameters` are those of the method: for `private_key_jwt` `jwks`, a JWK set of public keys with an `alg`
+    each; for `tls_client_auth` `ca` and one name; for `self_signed_tls_client_auth` `thumbprint`; for
+    `x509_svid` `spiffe_id` and `bundle`.
     """
     body = {"method": method, "parameters": parameters}
     return Call("PUT", path_of("apps", app, "credentials", name), _parse, body=body)

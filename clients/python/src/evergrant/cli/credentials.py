@@ -6,11 +6,12 @@ from cyclopts import App
 
 from evergrant.cli.output import DEFAULTS, Options, read_text, row_of, show_one, show_rows
 from evergrant.grant_files import write_private_file
+from evergrant.identity.certificate import thumbprint
 from evergrant.identity.private_key import new_private_key, public_jwk
 
 _CREDENTIALS = ("name", "method", "created_at", "last_used_at", "id")
 
-credentials = App(name="credentials", help="Keys of apps' own, for which they get short-lived tokens.")
+credentials = App(name="credentials", help="Keys and certificates, for which apps get short-lived tokens.")
 
 
 @credentials.command(name=("ls", "list"))
@@ -47,6 +48,57 @@ def put(
     with options.client() as client:
         made = client.put_credential(app, name, "private_key_jwt", {"jwks": {"keys": keys}})
         show_one(row_of(made), options.output)
+
+
+@credentials.command
+def put_certificate(
+    app: str,
+    name: str,
+    /,
+    *,
+    ca: Path,
+    dns: str | None = None,
+    uri: str | None = None,
+    ip: str | None = None,
+    email: str | None = None,
+    subject: str | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Register the name that an app's certificates have, and the authority that issues them. Give one name.
+
+    Args:
+        ca: File with the authority's certificate, PEM.
+        dns: The subject alternative name, a DNS name.
+        uri: The subject alternative name, a URI.
+        ip: The subject alternative name, an IP address.
+        email: The subject alternative name, an email address.
+        subject: The whole subject, as RFC 4514 writes it.
+    """
+    names = {"san_dns": dns, "san_uri": uri, "san_ip": ip, "san_email": email, "subject_dn": subject}
+    parameters = {"ca": read_text(ca), **{kind: it for kind, it in names.items() if it is not None}}
+    _put(app, name, "tls_client_auth", parameters, options)
+
+
+@credentials.command
+def pin_certificate(app: str, name: str, certificate: Path, /, *, options: Options = DEFAULTS) -> None:
+    """Register one certificate (a file, PEM) by its SHA-256, whoever issued it."""
+    pinned = {"thumbprint": thumbprint(read_text(certificate))}
+    _put(app, name, "self_signed_tls_client_auth", pinned, options)
+
+
+@credentials.command
+def put_svid(app: str, name: str, spiffe_id: str, /, *, bundle: Path, options: Options = DEFAULTS) -> None:
+    """Register an app's SPIFFE ID, for its X.509-SVIDs.
+
+    Args:
+        bundle: File with the certificates of the trust domain's authorities, PEM.
+    """
+    _put(app, name, "x509_svid", {"spiffe_id": spiffe_id, "bundle": read_text(bundle)}, options)
+
+
+def _put(app: str, name: str, method: str, parameters: dict[str, str], options: Options) -> None:
+    with options.client() as client:
+        show_one(row_of(client.put_credential(app, name, method, parameters)), options.output)
 
 
 @credentials.command(name=("rm", "delete"))

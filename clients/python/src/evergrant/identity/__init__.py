@@ -8,6 +8,7 @@ request beside the grant type. Yours may be a function, for a key in a key servi
 Doesn't own when a request is sent again: that is the transport's.
 """
 
+from evergrant.identity.certificate import Certificate
 from evergrant.identity.private_key import Identity, PrivateKey, client_assertion
 
-__all__ = ["Identity", "PrivateKey", "client_assertion"]
+__all__ = ["Certificate", "Identity", "PrivateKey", "client_assertion"]

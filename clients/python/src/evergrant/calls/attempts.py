@@ -1,0 +1,51 @@
+"""One HTTP attempt: what httpx2 is given for a call or a token request, and what its exceptions mean."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+
+from evergrant.calls.call import Call, Result
+from evergrant.errors import EvergrantError, ProtocolError, Unreachable
+from evergrant.identity.access_tokens import GRANT, TOKEN_PATH
+from evergrant.origins import ServerAddress
+from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, Deadline
+
+
+def call_arguments(
+    call: Call[Result], server: ServerAddress, credential: str, deadline: Deadline
+) -> dict[str, Any]:
+    """The arguments of one attempt. Its timeout is what is left of the deadline."""
+    headers = {"authorization": f"Bearer {credential}", "accept": "application/json"}
+    if call.body is not None:
+        headers["content-type"] = "application/json"
+    if call.idempotency_key is not None:
+        headers["idempotency-key"] = call.idempotency_key
+    return dict(
+        method=call.method,
+        url=server.url + call.path,
+        params=dict(call.query) if call.query else None,
+        content=None if call.body is None else json.dumps(call.body).encode(),
+        headers=headers,
+        timeout=_timeout(deadline),
+    )
+
+
+def token_arguments(server: ServerAddress, proof: Mapping[str, str], deadline: Deadline) -> dict[str, Any]:
+    """The arguments of a token request; the proof is new for each, since it may count once."""
+    headers = {"accept": "application/json"}
+    url, form = server.url + TOKEN_PATH, {**GRANT, **proof}
+    return dict(method="POST", url=url, data=form, headers=headers, timeout=_timeout(deadline))
+
+
+def _timeout(deadline: Deadline) -> httpx2.Timeout:
+    left = deadline.seconds_left()
+    return httpx2.Timeout(min(ATTEMPT_LIMIT_S, left), connect=min(CONNECT_LIMIT_S, left))
+
+
+def transport_error(error: httpx2.RequestError) -> EvergrantError:
+    """Names the exception's class and not its message, which may quote received data."""
+    if isinstance(error, httpx2.TransportError):
+        return Unreachable(f"no answer ({type(error).__name__})")
+    return ProtocolError(f"the answer can't be read ({type(error).__name__})")
