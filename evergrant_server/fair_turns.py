@@ -37,13 +37,14 @@ class FairTurns:
         return self._parts[party, part] < self._free - self._parties[party]
 
     @asynccontextmanager
-    async def turn(self, party: str, part: str = "") -> AsyncGenerator[None]:
-        """Wait for a turn, and hold it for the block."""
+    async def turn(self, party: str, part: str = "", within_s: float | None = None) -> AsyncGenerator[None]:
+        """Wait for a turn, and hold it for the block. Raises TimeoutError when none comes in time."""
         key = party, part
         if self.has_turn(*key):  # then none of this part waits: each is served as soon as there is a turn
             self._take(key)
         else:
-            await self._wait(key)
+            async with asyncio.timeout(within_s):
+                await self._wait(key)
         try:
             yield
         finally:

@@ -4,7 +4,6 @@ An activity that calls a provider or a webhook's receiver may hang for as long a
 one tenant take at most half of the slots, and those of one integration a third.
 """
 
-import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -61,9 +60,8 @@ class _TakingTurns(ActivityInboundInterceptor):
         request: Any = input.args[0]
         async with AsyncExitStack() as held:
             try:
-                async with asyncio.timeout(PATIENCE_S):
-                    turn = self._turns.turn(request.tenant, _part(request))
-                    await held.enter_async_context(turn)
+                turn = self._turns.turn(request.tenant, _part(request), within_s=PATIENCE_S)
+                await held.enter_async_context(turn)
             except TimeoutError:
                 saturation.count_postponed(name)
                 raise Failure(

@@ -18,6 +18,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, CredentialId, KeyId, Tenant, TokenId
 from evergrant_server.store import Store, Transaction
+from evergrant_server.store.database.engine import share_connections
 from evergrant_server.telemetry.alarms import report_broken_authority
 
 THUMBPRINT = "x5t#S256"  # the member of a token's `cnf` (RFC 8705 section 3.1)
@@ -97,6 +98,7 @@ class Authenticator:
         """
         caller = await self.caller_of(_bearer_token(request))
         _require_confirmation(request, caller.credential)
+        share_connections(caller.tenant, caller.app.id)
         return caller
 
     async def caller_of(self, text: str) -> Caller:

@@ -7,16 +7,19 @@ belongs to one event loop.
 
 import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import URL, QueuePool, make_url
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.fair_turns import FairTurns
 from evergrant_server.store.database.sqlite import SqliteConnection, SqliteDatabase
 
 _POSTGRES_SETTINGS = {
@@ -46,6 +49,13 @@ _POOL_SIZES = {
     Pool.POLLER: (1, 0),
     Pool.BACKGROUND: (1, 1),
 }
+_POOL_TIMEOUT_S = 10.0
+_requester: ContextVar[tuple[str, str] | None] = ContextVar("requester", default=None)
+
+
+def share_connections(tenant: str, app: str) -> None:
+    """Have the rest of this request take its connections in turn with those of other tenants and apps."""
+    _requester.set((tenant, app))
 
 
 class PostgresDatabase:
@@ -59,6 +69,7 @@ class PostgresDatabase:
     def __init__(self, url: URL, *, limits: bool = True, pool: Pool = Pool.REQUESTS) -> None:
         self._url, self._limits = url, limits
         self._pools: dict[Pool, PostgresDatabase] = {pool: self}
+        self._turns = FairTurns(sum(_POOL_SIZES[pool]))
         unlimited = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
         settings = _POSTGRES_SETTINGS if limits else _POSTGRES_SETTINGS | unlimited
         command_timeout = 20 if limits else None
@@ -67,7 +78,7 @@ class PostgresDatabase:
             hide_parameters=True,
             pool_size=_POOL_SIZES[pool][0],
             max_overflow=_POOL_SIZES[pool][1],
-            pool_timeout=10,
+            pool_timeout=_POOL_TIMEOUT_S,
             connect_args={"timeout": 5, "command_timeout": command_timeout, "server_settings": settings},
         )
         self._readers = self._engine.execution_options(
@@ -77,18 +88,30 @@ class PostgresDatabase:
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncConnection]:
-        async with self._readers.connect() as connection:
+        async with self._turn(), self._readers.connect() as connection:
             yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncGenerator[AsyncConnection]:
-        async with self._engine.begin() as connection:
+        async with self._turn(), self._engine.begin() as connection:
             yield connection
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncGenerator[AsyncConnection]:
         async with self._autocommit.connect() as connection:
             yield connection
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None]:
+        """What a request reads or writes needs a turn of its tenant and app; a worker's work needs none."""
+        requester = _requester.get() if self._pools.get(Pool.REQUESTS) is self else None
+        async with AsyncExitStack() as held:
+            if requester is not None:
+                try:
+                    await held.enter_async_context(self._turns.turn(*requester, within_s=_POOL_TIMEOUT_S))
+                except TimeoutError:
+                    raise PoolTimeout from None
+            yield
 
     def in_pool(self, pool: Pool) -> "PostgresDatabase":
         """The same database through the connections of `pool`, which are opened when they are needed."""

@@ -64,13 +64,14 @@ async def test_a_postgresql_that_drops_its_connections_is_unavailable_and_then_b
     url = await postgres_server.fresh()
     name = url.partition("?")[0].rpartition("/")[2]
     store = await Store.open(url, ring, clock)
-    connection = await granted(store)
+    connection, rows = await granted(store), LeaseRows(store)
+    assert await rows.load(ACME, connection.id) is not None
     await postgres_server.admin(
         f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
     )
     with fails(ErrorCode.STORE_UNAVAILABLE):
-        await LeaseRows(store).load(ACME, connection.id)
-    assert await LeaseRows(store).load(ACME, connection.id) is not None
+        await rows.load(ACME, connection.id)
+    assert await rows.load(ACME, connection.id) is not None
     await store.close()
     await postgres_server.drop(url)
 

@@ -9,7 +9,7 @@ import asyncpg
 import pytest_asyncio
 
 from evergrant_server.core.access import Action
-from tests.fakes.api import Api, running_api
+from tests.fakes.api import OTHER, Api, running_api
 from tests.fakes.databases import Postgres, lent, postgres_server
 
 __all__ = ["postgres_server"]
@@ -48,9 +48,9 @@ async def test_lists_that_hang_keep_no_lease_waiting(api: Api, postgres_server: 
     admin = await api.app_with("admin", Action.ADMIN)
     async with locked(api, postgres_server, "webhook") as until_hanging:
         lists = [asyncio.create_task(api.get("/v1/webhooks", admin)) for _ in range(40)]
-        await until_hanging(12)  # all that they may have at once
+        await until_hanging(4)  # all that one app may have at once
         assert (await asyncio.wait_for(api.lease(key), SOON_S)).status_code == 200
-        assert api.store.connections_in_use() == {"requests": 12, "leases": 0, "poller": 0, "ledger": 0}
+        assert api.store.connections_in_use() == {"requests": 4, "leases": 0, "poller": 0, "ledger": 0}
         assert not any(it.done() for it in lists)
     assert {(await it).status_code for it in lists} == {200}
 
@@ -70,3 +70,23 @@ async def test_five_hundred_callers_whose_rows_hang_leave_the_ledger_its_connect
         for task in callers:
             task.cancel()
     await asyncio.gather(*callers, return_exceptions=True)
+
+
+async def test_lists_of_one_app_that_hang_leave_connections_to_other_apps_and_tenants(
+    api: Api, postgres_server: Postgres
+):
+    greedy = await api.app_for("greedy", Action.ADMIN)
+    await api.integration("theirs", tenant=OTHER)
+    others = [
+        (await api.app_with("second", Action.CONNECT), "crm"),
+        (await api.app_with("other", Action.CONNECT, tenant=OTHER), "theirs"),
+    ]
+    async with locked(api, postgres_server, "approval") as until_hanging:
+        lists = [asyncio.create_task(api.get("/v1/approvals", greedy)) for _ in range(40)]
+        await until_hanging(4)
+        for key, integration in others:
+            body = {"integration": integration, "subject": "user-1"}
+            answer = await asyncio.wait_for(api.post("/v1/connections", key, body), SOON_S)
+            assert answer.status_code == 201, answer.text
+        assert not any(it.done() for it in lists)
+    assert {(await it).status_code for it in lists} == {200}
