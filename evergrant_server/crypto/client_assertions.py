@@ -78,7 +78,7 @@ def _public_key(given: Any) -> dict[str, str]:
         raise ValueError("a key's members must be texts")
     try:
         imported = jwk.import_key(dict(kept)) if key["kty"] != "RSA" else _rsa_key(kept)
-    except (JoseError, ValueError, TypeError):
+    except (JoseError, ValueError, TypeError, KeyError):
         raise ValueError("a key isn't a valid JWK, or is an RSA key without 2048 to 4096 bits") from None
     expected = _CURVES.get(str(algorithm))
     if getattr(imported, "curve_name", None) != expected:

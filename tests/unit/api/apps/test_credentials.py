@@ -39,6 +39,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "encryption": body(public(use="enc")),
     "weak": body(weak()),
     "huge": body(public("RS256") | {"n": "A" * 1400}),
+    "an unknown curve": body(public() | {"crv": "P-999"}),
     "off the curve": body(public() | {"y": "A" * 43}),
     "a number": body(public() | {"x": 7}),
     "half a character": body(public(kid="\ud800")),
