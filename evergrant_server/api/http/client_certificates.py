@@ -18,6 +18,7 @@ from evergrant_server.crypto.client_certificates import AppCertificate
 from evergrant_server.setting_types import CERTIFICATE_HEADER_NAMES, CertificateHeader
 
 _SCOPE_KEY = "evergrant.client_certificate"
+_SOCKET_PEER = ("127.0.0.1", 0)  # at the other end of a unix socket is this machine
 _MAX_BYTES = 32_768  # of a header; a certificate has about 1,000
 _BYTE_SEQUENCE = re.compile(rb":([A-Za-z0-9+/]+={0,2}):")  # RFC 8941 section 3.3.5
 _XFCC_PAIR = re.compile(rb'([A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^;,"]*)(?:;|\Z)')
@@ -43,6 +44,8 @@ class TrustedHop:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            if not (scope.get("client") or ("",))[0]:
+                scope["client"] = _SOCKET_PEER
             values = [value for name, value in scope["headers"] if name == self._raw_name]
             if values:
                 try:

@@ -4,8 +4,9 @@ from base64 import b64encode
 from urllib.parse import quote
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
-from evergrant_server.api.http.client_certificates import read_header
+from evergrant_server.api.http.client_certificates import TrustedHop, read_header
 from evergrant_server.crypto.client_certificates import AppCertificate
 from evergrant_server.setting_types import CertificateHeader
 from tests.fakes.certificates import Authority
@@ -64,3 +65,16 @@ def test_a_certificate_is_read(header: CertificateHeader, value: bytes) -> None:
 def test_anything_else_is_no_certificate(header: CertificateHeader, value: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # the library's texts
         read_header(header, value)
+
+
+async def test_the_other_end_of_a_socket_is_this_machine() -> None:
+    """So that it can be a trusted proxy, whose X-Forwarded-For counts."""
+    seen: list[tuple[str, int]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["client"])
+
+    for client in (("", 0), None, ("10.0.0.7", 1)):
+        scope = {"type": "http", "headers": [], "client": client}
+        await TrustedHop(app, "nginx", "")(scope, None, None)  # type: ignore[arg-type]  # neither is used
+    assert seen == [("127.0.0.1", 0), ("127.0.0.1", 0), ("10.0.0.7", 1)]
