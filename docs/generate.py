@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from docs import events_page, provider_pages, roles_page
+from docs import clauses_page, events_page, provider_pages, roles_page
 from docs.field_comments import describe_fields
 from evergrant_server.core.audit import SCOPES_LIMIT, AuditAction
 from evergrant_server.core.errors import FAILURES, FailureKind, Repairer, RetryAdvice
@@ -235,6 +235,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/events.md": lambda: events_page.page(NOTE, table),
     "reference/event.schema.json": events_page.schema,
     "reference/provider.schema.json": provider_schema,
+    "security/clauses.md": lambda: clauses_page.page(NOTE, table),
     "security/roles.md": lambda: roles_page.page(NOTE, table),
     **{name: partial(provider_pages.render_page, name, NOTE) for name in provider_pages.page_names()},
 }
