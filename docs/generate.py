@@ -117,6 +117,8 @@ WHEN = {
     AuditAction.TOKEN_ISSUED: "an app proved its identity at the token endpoint and got an access token",
     AuditAction.TOKEN_REFUSED: "the token endpoint refused an app; `repeated` counts the refusals within a "
     "minute after the first",
+    AuditAction.TRUSTED_ISSUER_PUT: "an issuer of workload tokens is trusted, or its keys are elsewhere",
+    AuditAction.TRUSTED_ISSUER_DELETED: "an issuer of workload tokens is trusted no more",
     AuditAction.APPROVAL_REQUESTED: "an app sent a command that a second app must approve",
     AuditAction.APPROVAL_GIVEN: "a second app approved a command; its first app may send it again, once",
     AuditAction.PERMIT_PUT: "a permit was created or changed",

@@ -137,6 +137,12 @@ fetch_receiver_keys = ActivityCall[integrations.FetchReceiverKeys, integrations.
     _limits(_MINUTE, maximum_attempts=5),
     lambda it: it.receiver_id,
 )
+fetch_issuer_keys = ActivityCall[maintenance.FetchIssuerKeys, maintenance.IssuerKeysResult](
+    ActivityName.FETCH_ISSUER_KEYS,
+    maintenance.IssuerKeysResult,
+    _limits(_MINUTE, maximum_attempts=5),
+    lambda it: it.issuer_id,
+)
 push_authorization_request = ActivityCall[integrations.PushAuthorizationRequest, integrations.PushResult](
     ActivityName.PUSH_AUTHORIZATION_REQUEST,
     integrations.PushResult,

@@ -7,6 +7,7 @@ from workflows.replaced_grants import ReplacedGrantsWorkflow
 from workflows.retry_connections import RetryConnectionsWorkflow
 from workflows.single_activity import (
     DiscoveryWorkflow,
+    FetchIssuerKeysWorkflow,
     FetchReceiverKeysWorkflow,
     IntrospectionWorkflow,
     PushedAuthorizationWorkflow,
@@ -22,6 +23,7 @@ WORKFLOWS = (
     DefinitionRolloutWorkflow,
     DiscoveryWorkflow,
     ExportWorkflow,
+    FetchIssuerKeysWorkflow,
     FetchReceiverKeysWorkflow,
     IntrospectionWorkflow,
     PushedAuthorizationWorkflow,

@@ -22,6 +22,13 @@ class FetchReceiverKeysWorkflow:
         return await activity_calls.fetch_receiver_keys(request)
 
 
+@workflow.defn(name=WorkflowName.FETCH_ISSUER_KEYS)
+class FetchIssuerKeysWorkflow:
+    @workflow.run
+    async def run(self, request: maintenance.FetchIssuerKeys) -> maintenance.IssuerKeysResult:
+        return await activity_calls.fetch_issuer_keys(request)
+
+
 @workflow.defn(name=WorkflowName.PUSHED_AUTHORIZATION)
 class PushedAuthorizationWorkflow:
     @workflow.run

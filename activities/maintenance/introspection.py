@@ -8,6 +8,7 @@ from temporalio import activity
 
 from activities.grants.introspection import introspect_grant, supports_introspection
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
+from activities.maintenance.trusted_issuers import TrustedIssuerActivities
 from activities.single_use.attempt_tracker import open_attempt
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.transactions import commit_with_retries
@@ -52,6 +53,7 @@ class IntrospectionActivities:
         contexts: ProviderContextLoader,
         sender: Sender,
         keys: ReceiverKeysActivities,
+        issuers: TrustedIssuerActivities,
         clock: Clock,
         interval: timedelta,
         integration_limit: timedelta = INTEGRATION_LIMIT,
@@ -60,17 +62,19 @@ class IntrospectionActivities:
         self._contexts = contexts
         self._sender = sender
         self._keys = keys
+        self._issuers = issuers
         self._clock = clock
         self._interval = interval
         self._integration_limit_s = integration_limit.total_seconds()
 
     @activity.defn(name=ActivityName.INTROSPECT_GRANTS)
     async def introspect_grants(self, request: IntrospectGrants) -> IntrospectGrantsResult:
-        """Run one pass over the receivers and over the integrations whose provider introspects.
+        """Run one pass over receivers, trusted issuers, and integrations whose provider introspects.
 
         Each integration has a time limit, so that a slow provider doesn't delay other tenants.
         """
         await self._refresh_receiver_keys()
+        await self._issuers.refresh_due(self._integration_limit_s)
         outcomes: Counter[str] = Counter()
         semaphore = asyncio.Semaphore(_CONCURRENT_INTEGRATIONS)
 

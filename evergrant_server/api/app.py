@@ -8,7 +8,15 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from evergrant_server.api import audit, health, openapi
-from evergrant_server.api.apps import approvals, credentials, explain, keys, permits, report
+from evergrant_server.api.apps import (
+    approvals,
+    credentials,
+    explain,
+    keys,
+    permits,
+    report,
+    trusted_issuers,
+)
 from evergrant_server.api.apps import routes as apps
 from evergrant_server.api.connections import commands, confirm, history
 from evergrant_server.api.connections import routes as connections
@@ -57,6 +65,7 @@ ROUTERS = (
     credentials.router,
     oauth.router,
     approvals.router,
+    trusted_issuers.router,
     explain.router,
     report.router,
     transfer.router,  # before /v1/connections/{id}, which would match import and export

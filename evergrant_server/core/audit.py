@@ -87,6 +87,8 @@ class AuditAction(StrEnum):
     CREDENTIAL_DELETED = "credential.deleted"
     TOKEN_ISSUED = "token.issued"
     TOKEN_REFUSED = "token.refused"
+    TRUSTED_ISSUER_PUT = "trusted_issuer.put"
+    TRUSTED_ISSUER_DELETED = "trusted_issuer.deleted"
     APPROVAL_REQUESTED = "approval.requested"
     APPROVAL_GIVEN = "approval.given"
     PERMIT_PUT = "permit.put"

@@ -29,6 +29,7 @@ ApprovalId = NewType("ApprovalId", str)
 ReplacedGrantId = NewType("ReplacedGrantId", str)
 CredentialId = NewType("CredentialId", KeyId)  # of what a request is authenticated by, as an API key
 TokenId = NewType("TokenId", str)
+TrustedIssuerId = NewType("TrustedIssuerId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -50,6 +51,7 @@ PREFIXES = (
     "rpl",
     "crd",
     "tok",
+    "iss",
 )
 
 

@@ -10,11 +10,14 @@ from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.integrations import RetryConnections
+from evergrant_server.core.messages.maintenance import FetchIssuerKeys
 from evergrant_server.core.messages.names import (
     connection_workflow_id,
+    issuer_keys_workflow_id,
     replaced_grants_workflow_id,
     retry_connections_workflow_id,
 )
+from evergrant_server.core.workloads.issuer import TrustedIssuer
 
 
 class OutboxKind(StrEnum):
@@ -24,6 +27,7 @@ class OutboxKind(StrEnum):
     WAKE_WEBHOOK = "wake_webhook"  # payload: WakeWebhook
     START_DEFINITION_ROLLOUT = "start_definition_rollout"  # payload: RolloutStart
     FETCH_RECEIVER_KEYS = "fetch_receiver_keys"  # payload: FetchReceiverKeys
+    FETCH_ISSUER_KEYS = "fetch_issuer_keys"  # payload: FetchIssuerKeys
     PUSH_AUTHORIZATION_REQUEST = "push_authorization_request"  # payload: PushAuthorizationRequest
     RETRY_CONNECTIONS = "retry_connections"  # payload: RetryConnections
     REVOKE_REPLACED_GRANTS = "revoke_replaced_grants"  # payload: RevokeReplacedStart
@@ -86,6 +90,13 @@ def revoke_replaced_message(
     start = RevokeReplacedStart(tenant=tenant, connection_id=connection_id, context=context)
     target = replaced_grants_workflow_id(tenant, connection_id)
     return outbox_message(tenant, OutboxKind.REVOKE_REPLACED_GRANTS, target, start, at)
+
+
+def fetch_issuer_keys_message(issuer: TrustedIssuer, context: RequestContext, at: datetime) -> OutboxMessage:
+    """Have a worker read a trusted issuer's keys."""
+    request = FetchIssuerKeys(tenant=issuer.tenant, issuer_id=issuer.id, context=context)
+    target = issuer_keys_workflow_id(issuer.tenant, issuer.id)
+    return outbox_message(issuer.tenant, OutboxKind.FETCH_ISSUER_KEYS, target, request, at)
 
 
 def retry_integration_message(

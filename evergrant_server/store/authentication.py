@@ -9,9 +9,9 @@ from datetime import datetime
 from sqlalchemy import Index, delete, select, tuple_
 from sqlmodel import Field, ForeignKeyConstraint, col
 
-from evergrant_server.core.access import MOST_CREDENTIALS, App, AppCredential, AppToken
+from evergrant_server.core.access import MOST_CREDENTIALS, App, AppCredential, AppToken, AuthenticationMethod
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId, CredentialId, Tenant, TokenId
+from evergrant_server.core.ids import AppId, CredentialId, Tenant, TokenId, TrustedIssuerId
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.access import Access, AppCredentialRow, AppKeyUseRow, app_foreign_key
 from evergrant_server.store.authority import AuthenticatedRepository
@@ -97,6 +97,12 @@ class AppCredentials(AuthenticatedRepository[AppCredential, CredentialId]):
         await self._run(delete(AppKeyUseRow).where(used))
         await self._delete(f"Credential {credential.name!r}", tenant=tenant, id=id)
         await self._access.bump(tenant, credential.app_id)
+
+    async def of_issuer(self, tenant: Tenant, issuer_id: TrustedIssuerId) -> list[AppCredential]:
+        """The credentials that name a trusted issuer of workload tokens. Not checked."""
+        named = col(AppCredentialRow.parameters)["issuer_id"].as_string() == issuer_id
+        method = AuthenticationMethod.WORKLOAD_IDENTITY.value
+        return await self._all_unchecked(self._where(named, tenant=tenant, method=method))
 
     async def app(self, app_id: AppId) -> App | None:
         """The app with this id in whichever tenant. Raises Failure AUTHORITY_BROKEN."""

@@ -18,6 +18,7 @@ from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.access import AppCredentialRow, AppKeyRow, ApprovalRow, AppRow, PermitRow
 from evergrant_server.store.authority import (
@@ -46,6 +47,7 @@ from evergrant_server.store.exports import ExportRow
 from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.store import Store
+from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 
 _PAGE_ROWS = 500
 _CONFIGURATION: dict[type[IdTable], type[BaseModel]] = {
@@ -56,6 +58,7 @@ _CONFIGURATION: dict[type[IdTable], type[BaseModel]] = {
     ApprovalRow: Approval,
     IntegrationRow: Integration,
     DefinitionRow: Definition,
+    TrustedIssuerRow: TrustedIssuer,
     ExportRow: Export,
 }
 _ALL: dict[type[IdTable], type[BaseModel]] = {

@@ -34,6 +34,7 @@ from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwra
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.provider_events import Introspections, Receivers
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
+from evergrant_server.store.trusted_issuers import TrustedIssuers
 from evergrant_server.store.webhooks import Deliveries, Webhooks
 
 _CLOSE_S = 10.0
@@ -56,6 +57,7 @@ class Transaction:
         self.credentials = AppCredentials(connection, ring)
         self.tokens = AppTokens(connection)
         self.approvals = Approvals(connection, ring)
+        self.trusted_issuers = TrustedIssuers(connection, ring)
         self.consents = Consents(connection, sealer)
         self.exports = Exports(connection, ring)
         self.attempts = Attempts(connection)

@@ -36,6 +36,7 @@ class LogEvent(StrEnum):
     FOREIGN_ACTIVITY = "foreign activity"
     FOREIGN_WORKFLOW = "foreign workflow"
     HISTORY_UNREADABLE = "history unreadable"
+    ISSUER_KEYS_UNREAD = "issuer keys unread"
     JOURNAL_FAILED = "journal failed"
     JOURNAL_REPLAYED = "journal replayed"
     JOURNAL_STUCK = "journal stuck"

@@ -23,7 +23,7 @@ from evergrant_server.core.messages.integrations import (
     RetryConnections,
     RolloutStart,
 )
-from evergrant_server.core.messages.maintenance import WakeWebhook, WebhookStart
+from evergrant_server.core.messages.maintenance import FetchIssuerKeys, WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
     SearchAttribute,
     SignalName,
@@ -31,6 +31,7 @@ from evergrant_server.core.messages.names import (
     connection_workflow_id,
     definition_rollout_workflow_id,
     export_workflow_id,
+    issuer_keys_workflow_id,
     pushed_authorization_workflow_id,
     receiver_keys_workflow_id,
     replaced_grants_workflow_id,
@@ -111,6 +112,12 @@ def receiver_keys(request: FetchReceiverKeys) -> StartRequest:
     )
 
 
+def issuer_keys(request: FetchIssuerKeys) -> StartRequest:
+    """A worker reads a trusted issuer's keys, unless one does already."""
+    workflow_id = issuer_keys_workflow_id(request.tenant, request.issuer_id)
+    return StartRequest(WorkflowName.FETCH_ISSUER_KEYS, request, workflow_id, "keys of a trusted issuer")
+
+
 def retry_connections(request: RetryConnections) -> StartRequest:
     """The workflow that tells failing connections is signalled, or started: one for a changed row."""
     changed = request.integration_id or request.source_app
@@ -185,6 +192,7 @@ _STARTS: dict[OutboxKind, tuple[type[Message], Callable[[Any], StartRequest]]] =
     OutboxKind.WAKE_WEBHOOK: (WakeWebhook, webhook),
     OutboxKind.START_DEFINITION_ROLLOUT: (RolloutStart, definition_rollout),
     OutboxKind.FETCH_RECEIVER_KEYS: (FetchReceiverKeys, receiver_keys),
+    OutboxKind.FETCH_ISSUER_KEYS: (FetchIssuerKeys, issuer_keys),
     OutboxKind.RETRY_CONNECTIONS: (RetryConnections, retry_connections),
     OutboxKind.REVOKE_REPLACED_GRANTS: (RevokeReplacedStart, replaced_grants),
     OutboxKind.PUSH_AUTHORIZATION_REQUEST: (PushAuthorizationRequest, pushed_authorization),

@@ -25,6 +25,7 @@ from activities.maintenance.history import HistoryActivities
 from activities.maintenance.introspection import IntrospectionActivities
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
 from activities.maintenance.reconcile import ReconcileActivities
+from activities.maintenance.trusted_issuers import TrustedIssuerActivities
 from activities.maintenance.webhook_delivery import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
 from activities.single_use.attempt_tracker import CriticalSections
 from activities.single_use.circuit_breakers import CircuitBreakers
@@ -158,8 +159,9 @@ def _maintenance_activities(
 ) -> list[Activity]:
     settings, store, clock = platform.settings, platform.store, platform.clock
     receiver_keys = ReceiverKeysActivities(store, egress, clock)
+    issuers = TrustedIssuerActivities(store, egress, clock)
     introspection = IntrospectionActivities(
-        store, contexts, sender, receiver_keys, clock, settings.introspection_interval
+        store, contexts, sender, receiver_keys, issuers, clock, settings.introspection_interval
     )
     histories = HistoryActivities(store, platform.link, clock)
     reconcile = ReconcileActivities(store, platform.reconciler, histories, clock, settings.webhook_retention)
@@ -172,6 +174,7 @@ def _maintenance_activities(
     )
     return [
         receiver_keys.fetch_keys,
+        issuers.fetch_keys,
         introspection.introspect_grants,
         reconcile.reconcile,
         histories.run_ends,

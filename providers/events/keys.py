@@ -1,6 +1,8 @@
 """Fetches the public keys of a transmitter or an issuer (RFC 7517) through the egress policy."""
 
-from typing import Any
+import re
+from datetime import timedelta
+from typing import Any, NamedTuple
 
 import httpx2
 
@@ -13,6 +15,16 @@ _MAX_BYTES = 256 * 1024  # bytes
 _MAX_KEYS = 50
 _PUBLIC_MEMBERS = {"RSA": ("n", "e"), "EC": ("crv", "x", "y")}
 _COMMON_MEMBERS = ("kty", "kid", "use", "alg")
+_SIGNATURES = (None, "sig")
+_JWT_SVID = ("jwt-svid",)
+_MAX_AGE = re.compile(r"(?:^|[\s,])max-age=\"?([0-9]{1,9})\"?(?:[\s,]|$)", re.IGNORECASE)
+
+
+class KeySet(NamedTuple):
+    """Public keys, and how long they may be cached by what their issuer says (RFC 9111 section 5.2.2.1)."""
+
+    keys: tuple[dict[str, Any], ...]
+    max_age: timedelta | None
 
 
 async def fetch_keys(egress: Egress, url: str, whose: str = "the transmitter") -> tuple[dict[str, Any], ...]:
@@ -20,37 +32,79 @@ async def fetch_keys(egress: Egress, url: str, whose: str = "the transmitter") -
 
     Raises Failure EGRESS_REFUSED, PROVIDER_UNREACHABLE, PROVIDER_ERROR or DISCOVERY_FAILED.
     """
+    return parse_jwks((await _fetch(egress, url, f"{whose}'s keys")).content, whose)
+
+
+async def fetch_issuer_keys(egress: Egress, issuer: str, jwks_uri: str | None) -> KeySet:
+    """The keys of an OpenID Connect issuer; without `jwks_uri`, where its metadata says (Discovery 1.0
+    section 4). Raises as `fetch_keys`."""
+    if jwks_uri is None:
+        url = issuer.removesuffix("/") + "/.well-known/openid-configuration"
+        document = _parse((await _fetch(egress, url, "the issuer's metadata")).content) or {}
+        if document.get("issuer") != issuer:  # section 4.3
+            raise Failure(ErrorCode.DISCOVERY_FAILED, "the issuer's metadata names another issuer, or none")
+        jwks_uri = document.get("jwks_uri")
+        if not isinstance(jwks_uri, str):
+            raise Failure(ErrorCode.DISCOVERY_FAILED, "the issuer's metadata names no jwks_uri")
+    response = await _fetch(egress, jwks_uri, "the issuer's keys")
+    return KeySet(parse_jwks(response.content, "the issuer"), _max_age(response))
+
+
+async def fetch_bundle_keys(egress: Egress, url: str) -> KeySet:
+    """The keys for JWT-SVIDs of a trust domain's bundle (SPIFFE Trust Domain and Bundle section 4): those
+    whose use is `jwt-svid`. Raises as `fetch_keys`."""
+    response = await _fetch(egress, url, "the trust domain's bundle")
+    keys = parse_jwks(response.content, "the trust domain", _JWT_SVID)
+    hint = (_parse(response.content) or {}).get("spiffe_refresh_hint")  # section 4.1.2, seconds
+    said = hint if isinstance(hint, int) and 0 < hint < 10**9 else None
+    unused = tuple({name: value for name, value in key.items() if name != "use"} for key in keys)
+    return KeySet(unused, timedelta(seconds=said) if said else _max_age(response))
+
+
+async def _fetch(egress: Egress, url: str, what: str) -> httpx2.Response:
     async with egress.client(headers=STANDARD_HEADERS) as http:
         try:
             response = await http.get(url)
         except httpx2.InvalidURL:
-            raise Failure(ErrorCode.EGRESS_REFUSED, "jwks_uri is not a URL") from None
+            raise Failure(ErrorCode.EGRESS_REFUSED, f"the URL of {what} is none") from None
         except httpx2.TransportError as error:
-            detail = f"{whose}'s keys could not be fetched ({type(error).__name__})"
+            detail = f"{what} could not be fetched ({type(error).__name__})"
             raise Failure(ErrorCode.PROVIDER_UNREACHABLE, detail) from None
     if response.status_code != 200:
-        raise Failure(ErrorCode.PROVIDER_ERROR, f"{whose}'s keys: status {response.status_code}")
-    return parse_jwks(response.content, whose)
+        raise Failure(ErrorCode.PROVIDER_ERROR, f"{what}: status {response.status_code}")
+    return response
 
 
-def parse_jwks(content: bytes, whose: str = "the transmitter") -> tuple[dict[str, Any], ...]:
-    """The usable keys of a JWK set. Raises Failure DISCOVERY_FAILED for an invalid or empty set."""
+def _max_age(response: httpx2.Response) -> timedelta | None:
+    found = _MAX_AGE.search(response.headers.get("cache-control", ""))
+    return None if found is None else timedelta(seconds=int(found[1]))
+
+
+def _parse(content: bytes) -> dict[str, Any] | None:
     try:
-        document = parse_body(content) if len(content) <= _MAX_BYTES else None
+        return parse_body(content) if len(content) <= _MAX_BYTES else None
     except UnreadableBody:
-        document = None
+        return None
+
+
+def parse_jwks(
+    content: bytes, whose: str = "the transmitter", uses: tuple[str | None, ...] = _SIGNATURES
+) -> tuple[dict[str, Any], ...]:
+    """The keys of a JWK set with one of these uses. Raises Failure DISCOVERY_FAILED for an invalid or
+    empty set."""
+    document = _parse(content)
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list):
         raise Failure(ErrorCode.DISCOVERY_FAILED, f"{whose}'s keys are not a JWK set")
-    found = tuple(public for key in keys[:_MAX_KEYS] if (public := _public_key(key)) is not None)
+    found = tuple(public for key in keys[:_MAX_KEYS] if (public := _public_key(key, uses)) is not None)
     if not found:
         raise Failure(ErrorCode.DISCOVERY_FAILED, f"{whose}'s JWK set has no usable key")
     return found
 
 
-def _public_key(key: Any) -> dict[str, Any] | None:
-    """The public members of an RSA or EC key; None for symmetric keys and keys for encryption."""
-    if not isinstance(key, dict) or key.get("use") not in (None, "sig"):
+def _public_key(key: Any, uses: tuple[str | None, ...]) -> dict[str, Any] | None:
+    """The public members of an RSA or EC key; None for symmetric keys and keys for another use."""
+    if not isinstance(key, dict) or key.get("use") not in uses:
         return None
     needed = _PUBLIC_MEMBERS.get(str(key.get("kty")))
     if needed is None or any(not isinstance(key.get(name), str) for name in needed):

@@ -40,8 +40,10 @@ from evergrant_server.core.messages.integrations import (
 from evergrant_server.core.messages.maintenance import (
     DeliverWebhooks,
     DeliveryRound,
+    FetchIssuerKeys,
     IntrospectGrants,
     IntrospectGrantsResult,
+    IssuerKeysResult,
     ReconcileRequest,
     ReconcileResult,
     RereadMetadata,
@@ -98,6 +100,7 @@ class ScriptedActivities:
                 ActivityName.RETRY_CONNECTIONS, RetryConnections, RetryConnectionsResult(signalled=7)
             ),
             self._scripted(ActivityName.FETCH_RECEIVER_KEYS, FetchReceiverKeys, ReceiverKeysResult(keys=2)),
+            self._scripted(ActivityName.FETCH_ISSUER_KEYS, FetchIssuerKeys, IssuerKeysResult(keys=2)),
         ]
 
     def _scripted(self, name: ActivityName, order_type: type, default: Any) -> Callable[..., Any]:

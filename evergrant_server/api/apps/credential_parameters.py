@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from evergrant_server.api.apps.workload_parameters import WorkloadIdentityBody
 from evergrant_server.api.http.models import Body
 from evergrant_server.core.access import AuthenticationMethod
 from evergrant_server.crypto.client_assertions import public_key_set
@@ -128,5 +129,6 @@ class X509SvidBody(Body):
 
 # one member for each method, told apart by `method`
 CredentialBody = Annotated[
-    PrivateKeyJwtBody | TlsClientAuthBody | SelfSignedBody | X509SvidBody, Field(discriminator="method")
+    PrivateKeyJwtBody | TlsClientAuthBody | SelfSignedBody | X509SvidBody | WorkloadIdentityBody,
+    Field(discriminator="method"),
 ]

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from evergrant_server.api.apps.credential_parameters import CredentialBody
 from evergrant_server.api.apps.routes import require_app
+from evergrant_server.api.apps.workload_parameters import stored_parameters
 from evergrant_server.api.http.approvals import use_approval, with_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Page, Slug, View
@@ -48,7 +49,8 @@ async def put_credential(
         app = await require_app(tx, call, name)
         approved = await use_approval(tx, call, body)
         before = await tx.credentials.by_name(call.tenant, app.id, credential_name)
-        given = {"method": body.method, "parameters": body.parameters.model_dump(mode="json")}
+        parameters = await stored_parameters(tx, call.tenant, body.parameters)
+        given = {"method": body.method, "parameters": parameters}
         if before is None:
             new = AppCredential(
                 tenant=call.tenant,

@@ -18,7 +18,7 @@ from evergrant_server.api.http.refusal_log import RefusalLog
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, ProvenClient, TokenRefused
-from evergrant_server.api.oauth.methods import ADVERTISED, ADVERTISED_WITH_MTLS, authenticate
+from evergrant_server.api.oauth.methods import ADVERTISED, ADVERTISED_WITH_MTLS, prove
 from evergrant_server.core.access import TOKEN_LIFETIME, AppToken
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.messages.base import CLAIMED
@@ -109,8 +109,7 @@ async def issue_token(request: Request, api: ApiDep) -> Response:
     try:
         parameters = await _read_form(request)
         _require_grant(parameters)
-        async with api.store.read() as tx:
-            client = await authenticate(tx, ClientTokenRequest(api, request, parameters, api.clock.now()))
+        client = await prove(ClientTokenRequest(api, request, parameters, api.clock.now()))
         if client.app.disabled:
             why = "The app is disabled."
             raise TokenRefused("unauthorized_client", why, claimed=client.app.id)

@@ -2,8 +2,8 @@
 
 from datetime import datetime
 
-from evergrant_server.core.ids import Tenant, WebhookId
-from evergrant_server.core.messages.base import Message, RequestContext
+from evergrant_server.core.ids import Tenant, TrustedIssuerId, WebhookId
+from evergrant_server.core.messages.base import Message, RequestContext, RequestMessage
 
 
 class AuditCheckpoint(Message):
@@ -67,6 +67,18 @@ class IntrospectGrantsResult(Message):
     ended: int = 0
     refresh_requested: int = 0  # the workflow refreshes, and so finds out
     failed: int = 0
+
+
+class FetchIssuerKeys(RequestMessage):
+    """Read the public keys of a trusted issuer of workload tokens."""
+
+    tenant: Tenant
+    issuer_id: TrustedIssuerId
+
+
+class IssuerKeysResult(Message):
+    keys: int = 0
+    problem: str | None = None
 
 
 class WebhookStart(Message):

@@ -15,6 +15,7 @@ from evergrant_server.core.ids import (
     IntegrationId,
     ReceiverId,
     Tenant,
+    TrustedIssuerId,
     WebhookId,
 )
 
@@ -30,6 +31,7 @@ class WorkflowName(StrEnum):
     DEFINITION_ROLLOUT = "DefinitionRolloutWorkflow"
     DISCOVERY = "DiscoveryWorkflow"
     EXPORT = "ExportWorkflow"
+    FETCH_ISSUER_KEYS = "FetchIssuerKeysWorkflow"
     FETCH_RECEIVER_KEYS = "FetchReceiverKeysWorkflow"
     INTROSPECTION = "IntrospectionWorkflow"
     PUSHED_AUTHORIZATION = "PushedAuthorizationWorkflow"
@@ -68,6 +70,8 @@ class ActivityName(StrEnum):
     CHECK_DEFINITION = "check_definition"
     APPLY_DEFINITION_DECISION = "apply_definition_decision"
     EVALUATE_ROLLOUT = "evaluate_rollout"
+    # a trusted issuer of workload tokens
+    FETCH_ISSUER_KEYS = "fetch_issuer_keys"
     # exports, webhooks and what recurs
     SEAL_EXPORT_PAGE = "seal_export_page"
     DELETE_EXPORT = "delete_export"
@@ -140,6 +144,10 @@ def replaced_grants_workflow_id(tenant: Tenant, connection: ConnectionId) -> str
 
 def receiver_keys_workflow_id(tenant: Tenant, receiver: ReceiverId) -> str:
     return f"receiver_keys:{tenant}:{receiver}"
+
+
+def issuer_keys_workflow_id(tenant: Tenant, issuer: TrustedIssuerId) -> str:
+    return f"issuer_keys:{tenant}:{issuer}"
 
 
 def pushed_authorization_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:

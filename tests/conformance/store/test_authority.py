@@ -1,6 +1,7 @@
 """Rows that say who may do what, and where secrets go: changed by any other hand, they are broken."""
 
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from evergrant_server.core.export import Export
 from evergrant_server.core.ids import ExportId, new_id
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import LeaseRows, Store, Transaction
 from evergrant_server.store.access import AppRow, PermitRow
@@ -27,6 +29,7 @@ from evergrant_server.store.database.rows import columns_equal, find_one
 from evergrant_server.store.exports import ExportRow
 from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 from tests.conformance.store.samples import (
     ACME,
     GITHUB,
@@ -56,6 +59,16 @@ EXPORT = built(
     trace_id="",
     expires_at=NOW,
 )
+ISSUER = built(
+    TrustedIssuer,
+    {},
+    id="iss_0000000000000000000000",
+    name="ci",
+    kind="oidc",
+    issuer="https://issuer.example",
+    keys=({"kid": "one"},),
+    keys_at=NOW - timedelta(hours=9),
+)
 NAMED = a_connection(id="con_0000000000000000000000")
 
 
@@ -67,6 +80,7 @@ async def filled(store: Store) -> Connection:
         await tx.access.put_permit(PERMIT, expected=None)
         await tx.definitions.add(DEFINITION)
         await tx.exports.add(EXPORT)
+        await tx.trusted_issuers.put(ISSUER, expected=None)
     return await granted(store, id=NAMED.id)
 
 
@@ -115,6 +129,10 @@ async def by_pin(tx: Transaction) -> object:
     return current
 
 
+def by_issuer(tx: Transaction) -> Awaitable[object]:
+    return tx.trusted_issuers.by_name(ACME, "ci")
+
+
 CASES: dict[str, tuple[type[Row], str, dict[str, Any], Read]] = {
     "an app's return_to": (AppRow, APP.id, {"return_to": ["https://evil.example/"]}, by_app),
     "an app without an authenticator": (AppRow, APP.id, {"mac": None}, by_app),
@@ -128,6 +146,8 @@ CASES: dict[str, tuple[type[Row], str, dict[str, Any], Read]] = {
     "an integration's binding": (IntegrationRow, GITHUB.id, {"binding": "app_first"}, by_integration),
     "an integration's endpoints": (IntegrationRow, GITHUB.id, {"endpoints": EVIL}, by_integration),
     "a definition's document": (DefinitionRow, DEFINITION.id, {"document": EVIL}, by_definition),
+    "an issuer's keys": (TrustedIssuerRow, ISSUER.id, {"keys": [{"kid": "mine"}]}, by_issuer),
+    "when an issuer's keys were read": (TrustedIssuerRow, ISSUER.id, {"keys_at": NOW}, by_issuer),
     "an export's recipient": (ExportRow, EXPORT.id, {"recipient": {"kty": "EC"}}, by_export),
     "a connection's subject": (ConnectionRow, NAMED.id, {"subject": "user-2"}, by_connection),
     "a connection's integration": (ConnectionRow, NAMED.id, {"integration_id": "int_9"}, by_connection),

@@ -18,11 +18,14 @@ from evergrant import AsyncEvergrant
 from joserfc.jwk import ECKey
 
 from examples.demo.evergrant_api import ApiProblem
+from examples.demo.waiting import wait_until
 from tests.e2e.world import World, running
+from tests.fakes.assertions import JWT_BEARER
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.oidc_provider import CODE, OidcProvider, running_oidc_provider
 
 KEY = ECKey.generate_key("P-256", {"kid": "ours-1", "alg": "ES256", "use": "sig"})
+JOB = {"repository_id": "74", "repository_owner_id": "65", "ref": "refs/heads/main"}
 PRIVATE = {"private": KEY.as_pem(private=True).decode(), "id": "ours-1"}
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for all of them: it takes seconds
@@ -69,7 +72,7 @@ class Oidc(World):
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Oidc]:
     data = tmp_path_factory.mktemp("oidc") / "data"
-    async with running_oidc_provider() as server, running(Oidc, data, server.issuer) as world:
+    async with running_oidc_provider(claims=JOB) as server, running(Oidc, data, server.issuer) as world:
         world.server = server
         yield world
 
@@ -284,3 +287,33 @@ async def test_rfc7523_2_2_private_key_jwt_and_rfc8707_resource(world: Oidc):
     assert (await world.refreshed(connection))["generation"] == 2
     assert await world.server.calls("token", grant_type="client_credentials", client_id=client["client_id"])
     assert (await world.revoked(connection))["revocation"] == "confirmed"
+
+
+async def test_a_workload_gets_a_token_also_once_its_issuer_has_another_key(world: Oidc):
+    """A worker reads the keys: when the issuer is put, and when a token has a key that isn't among them."""
+    public_url = world.platform.api
+    job = {"kind": "github_actions", "issuer": world.server.issuer}
+    await world.admin.put("/v1/issuers/jobs", job)
+
+    async def read() -> bool | None:
+        return (await world.admin.get("/v1/issuers/jobs"))["keys"] == 1 or None
+
+    await wait_until(read, "the issuer's keys", PATIENCE_S)
+    rule = {"method": "workload_identity", "parameters": {"issuer": "jobs", "claims": JOB}}
+    await world.admin.put("/v1/apps/jobs/credentials/ci", rule)
+    app_id = (await world.admin.get("/v1/apps/jobs"))["id"]
+
+    async def ask(audience: str = public_url) -> httpx2.Response:
+        form = {"grant_type": "client_credentials", "client_id": app_id, "client_assertion_type": JWT_BEARER}
+        assertion = await world.server.workload_token(audience)
+        async with httpx2.AsyncClient(base_url=public_url, trust_env=False, timeout=PATIENCE_S) as http:
+            return await http.post("/oauth/token", data={**form, "client_assertion": assertion})
+
+    for kid in ("only", "second"):
+        if kid != "only":
+            await world.server.rotate(kid)
+        answer = await ask()
+        assert answer.status_code == 200, answer.text
+        async with AsyncEvergrant(public_url, answer.json()["access_token"]) as app:
+            assert [it async for it in app.connections(integration="none-of-these")] == []
+    assert (await ask("https://elsewhere.example")).status_code == 401

@@ -19,14 +19,18 @@ const API = 'https://api.example/v1'; // the resource that tokens may be for (RF
 const server = createServer();
 await new Promise((listening) => server.listen(0, '127.0.0.1', listening));
 const issuer = `http://127.0.0.1:${server.address().port}`;
-const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
 const calls = [];
+const newKey = (kid) => {
+  const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+  return { ...privateKey.export({ format: 'jwk' }), alg: 'ES256', use: 'sig', kid };
+};
 
 // its forms have their button outside, which is for browsers that run scripts
 const withButton = (form, label) => form.replace('</form>', `<button type="submit">${label}</button></form>`);
 
-const provider = new Provider(issuer, {
-  jwks: { keys: [{ ...privateKey.export({ format: 'jwk' }), alg: 'ES256', use: 'sig', kid: 'only' }] },
+const makeProvider = (kid) => new Provider(issuer, {
+  jwks: { keys: [newKey(kid)] },
+  extraTokenClaims: () => options.claims, // of access tokens that are JWTs
   clientDefaults: { id_token_signed_response_alg: 'ES256' },
   cookies: { keys: [randomBytes(32).toString('hex')] },
   scopes: ['openid', 'offline_access', 'read', 'write'],
@@ -62,8 +66,10 @@ const provider = new Provider(issuer, {
     resourceIndicators: {
       enabled: true,
       getResourceServerInfo: async (ctx, indicator) => {
-        if (indicator !== API) throw new errors.InvalidTarget();
-        return { scope: 'read write', accessTokenFormat: 'opaque', audience: API };
+        if (indicator === API) return { scope: 'read write', accessTokenFormat: 'opaque', audience: API };
+        if (!options.claims) throw new errors.InvalidTarget();
+        const jwt = { sign: { alg: 'ES256' } };
+        return { scope: 'read write', accessTokenFormat: 'jwt', audience: indicator, jwt };
       },
     },
     deviceFlow: {
@@ -74,9 +80,14 @@ const provider = new Provider(issuer, {
   },
 });
 
-provider.use(async (ctx, next) => {
+const watch = async (ctx, next) => {
   if (ctx.path === '/_test/calls') {
     ctx.body = calls;
+    return;
+  }
+  if (ctx.path === '/_test/rotate') { // another key from now on, and no client
+    serve(ctx.query.kid);
+    ctx.body = {};
     return;
   }
   await next();
@@ -92,8 +103,15 @@ provider.use(async (ctx, next) => {
     proof: Boolean(ctx.get('dpop')),
     asked: asked ?? {},
   });
-});
+};
 
-server.on('request', provider.callback());
+let answer;
+const serve = (kid) => {
+  const provider = makeProvider(kid);
+  provider.use(watch);
+  answer = provider.callback();
+};
+serve('only');
+server.on('request', (request, response) => answer(request, response));
 process.on('SIGTERM', () => process.exit(0));
 console.log(JSON.stringify({ issuer, resource: API }));

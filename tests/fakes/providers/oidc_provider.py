@@ -66,6 +66,16 @@ class OidcProvider:
         """Ask the token endpoint as this client."""
         return await self._http.post("/token", data=fields, auth=_basic(client))
 
+    async def workload_token(self, audience: str) -> str:
+        """A JWT for this audience (RFC 9068), with the server's `claims`, of a client of its own."""
+        asked = {"grant_type": "client_credentials", "resource": audience, "scope": "read"}
+        reply = await self.token(await self.register(), **asked)
+        return reply.raise_for_status().json()["access_token"]
+
+    async def rotate(self, kid: str) -> None:
+        """Sign with another key, publish that alone, and forget the clients."""
+        (await self._http.get("/_test/rotate", params={"kid": kid})).raise_for_status()
+
     async def active(self, client: dict[str, Any], token: str) -> dict[str, Any]:
         """RFC 7662: what the server says of a token."""
         reply = await self._http.post("/token/introspection", data={"token": token}, auth=_basic(client))

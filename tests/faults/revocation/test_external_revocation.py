@@ -10,6 +10,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.maintenance.introspection import IntrospectionActivities
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
+from activities.maintenance.trusted_issuers import TrustedIssuerActivities
 from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.audit import AuditAction
@@ -220,6 +221,7 @@ def looking_elsewhere(place: Installation, *, longest_turn: timedelta) -> Intros
         ProviderContextLoader(parts.store, parts.registry, settings.public_url, parts.clock, announced),
         Sender(egress),
         ReceiverKeysActivities(parts.store, egress, parts.clock),
+        TrustedIssuerActivities(parts.store, egress, parts.clock),
         parts.clock,
         settings.introspection_interval,
         longest_turn,

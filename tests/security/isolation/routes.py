@@ -16,6 +16,7 @@ from tests.security.isolation.world import A_CREDENTIAL, PUBLIC_KEY, document
 
 # What `{name}` names in each collection.
 NAMED = {"/v1/integrations/": "integration", "/v1/apps/": "app", "/v1/webhooks/": "webhook"}
+NAMED |= {"/v1/issuers/": "trusted_issuer"}
 _NAME = re.compile(r"\{(\w+)\}")
 _CON = "/v1/connections/{connection_id}"
 _ITEM = {"integration": "{integration}", "subject": "{subject}", "access_token": "a", "expires": "unknown"}
@@ -36,6 +37,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "PUT /v1/apps/{name}": ({},),
     "PUT /v1/apps/{name}/permits/{permit_name}": ({"integration": "{integration}", "actions": ["connect"]},),
     "PUT /v1/apps/{name}/credentials/{credential_name}": (A_CREDENTIAL,),
+    "PUT /v1/issuers/{name}": ({"kind": "oidc", "issuer": "https://{trusted_issuer}.example"},),
     "POST /v1/providers": ({"definition": document("{provider}")},),
     "POST /v1/providers/{provider}/approve": ({"version": 3},),
     "POST /v1/providers/{provider}/reject": ({"version": 4, "reason": "no"},),
@@ -75,6 +77,7 @@ CREATES = {
     *("PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}", "POST /v1/providers"),
     *("POST /v1/connections/import", "POST /v1/connections/export"),
     *("PUT /v1/apps/{name}/permits/{permit_name}", "PUT /v1/apps/{name}/credentials/{credential_name}"),
+    "PUT /v1/issuers/{name}",
 }
 
 

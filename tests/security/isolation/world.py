@@ -29,6 +29,7 @@ _NAMED = (
     "subject",
     "label",
     "idempotency_key",
+    "trusted_issuer",
 )
 # of the provider's definition; each request of the matrix needs its own
 _VERSIONS = (DefinitionState.ACTIVE, DefinitionState.STAGED, DefinitionState.WAITING, DefinitionState.WAITING)
@@ -65,6 +66,8 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
     key = await made("POST", f"{app}/keys")
     for webhook in (own["webhook"], "second"):
         await made("PUT", f"/v1/webhooks/{webhook}", {"url": f"https://hooks.example.com/{tenant}"})
+    for issuer in (own["trusted_issuer"], "second"):
+        await made("PUT", f"/v1/issuers/{issuer}", {"kind": "oidc", "issuer": f"https://{issuer}.example"})
     ping, _ = [await made("POST", f"/v1/webhooks/{own['webhook']}/test") for _ in range(2)]
     receiver = {"kind": "slack", "secret": f"signing-secret-of-{tenant}"}
     at = f"/v1/integrations/{own['integration']}/security-events"

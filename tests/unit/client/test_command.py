@@ -15,6 +15,7 @@ from evergrant.calls.access import AccessExplanation, PermitAccess
 from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.approvals import Approval
 from evergrant.calls.credentials import Credential
+from evergrant.calls.issuers import TrustedIssuer
 
 from tests.unit.client.conftest import Command, Ended
 from tests.unit.client.scripted_evergrant import (
@@ -262,6 +263,13 @@ PROVE = "proof con_1 get https://api.example/me --nonce n"
 PROOF_REQUEST = {"htm": "GET", "htu": "https://api.example/me", "nonce": "n"}
 PROOF = example(Proof, proof="ey.J.x")
 APPROVAL = example(Approval, command="POST /v1/apps/etl/keys")
+TRUST = "apps credentials put-workload etl ci --issuer ci --claim sub=a=b --claim ref=r"
+TRUSTED = {
+    "method": "workload_identity",
+    "parameters": {"issuer": "ci", "claims": {"sub": "a=b", "ref": "r"}},
+}
+PUT_ISSUER = "issuers put ci oidc https://i.example"
+ISSUER = example(TrustedIssuer, keys_problem="status 500")
 NEW_KEY = example(ApiKey, key=SECRET)
 CREDENTIAL = example(Credential, method="private_key_jwt", parameters={})
 EXPLAINED = example(
@@ -305,6 +313,11 @@ CRM, ACME, HOOK, MADE, DELIVERY = (
         ("apps credentials rm etl main", "DELETE apps/etl/credentials/main", None, None, ""),
         ("approvals ls", "GET approvals", None, [APPROVAL], "POST /v1/apps/etl/keys"),
         ("approvals give apr_1", "POST approvals/apr_1", None, APPROVAL, "POST /v1/apps/etl/keys"),
+        (TRUST, "PUT apps/etl/credentials/ci", TRUSTED, CREDENTIAL, "private_key_jwt"),
+        (PUT_ISSUER, "PUT issuers/ci", {"kind": "oidc", "issuer": "https://i.example"}, ISSUER, "status 500"),
+        ("issuers ls", "GET issuers", None, [ISSUER], "status 500"),
+        ("issuers get ci", "GET issuers/ci", None, ISSUER, "status 500"),
+        ("issuers delete ci", "DELETE issuers/ci", None, None, ""),
         ("access explain etl con_1 read write", "GET access/explain", None, EXPLAINED, "authority_broken"),
         ("access report", "GET access", None, [PERMIT], "etl"),
         ("providers", "GET providers", None, [GITHUB], "GitHub"),

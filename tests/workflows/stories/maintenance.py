@@ -8,7 +8,7 @@ from temporalio.client import Client
 
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId, ConsentId, ReceiverId
+from evergrant_server.core.ids import ConnectionId, ConsentId, ReceiverId, TrustedIssuerId
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.integrations import (
     FetchReceiverKeys,
@@ -17,6 +17,7 @@ from evergrant_server.core.messages.integrations import (
 )
 from evergrant_server.core.messages.maintenance import (
     DeliveryRound,
+    FetchIssuerKeys,
     IntrospectGrants,
     ReconcileRequest,
     RereadMetadata,
@@ -24,6 +25,7 @@ from evergrant_server.core.messages.maintenance import (
 from evergrant_server.core.messages.names import (
     ActivityName,
     WorkflowName,
+    issuer_keys_workflow_id,
     login_workflow_id,
     pushed_authorization_workflow_id,
     receiver_keys_workflow_id,
@@ -72,6 +74,13 @@ async def receiver_keys_fetched(client: Client) -> Handle:
     order = FetchReceiverKeys(tenant=TENANT, receiver_id=receiver_id, context=ASKED)
     workflow = receiver_keys_workflow_id(TENANT, receiver_id)
     return await _run(client, WorkflowName.FETCH_RECEIVER_KEYS, order, workflow)
+
+
+async def issuer_keys_fetched(client: Client) -> Handle:
+    issuer_id = TrustedIssuerId("iss_0000000000000000000000")
+    order = FetchIssuerKeys(tenant=TENANT, issuer_id=issuer_id, context=ASKED)
+    workflow = issuer_keys_workflow_id(TENANT, issuer_id)
+    return await _run(client, WorkflowName.FETCH_ISSUER_KEYS, order, workflow)
 
 
 async def request_pushed(client: Client) -> Handle:

@@ -14,6 +14,7 @@ from evergrant.calls import approvals as approval_calls
 from evergrant.calls import connections as connection_calls
 from evergrant.calls import credentials as credential_calls
 from evergrant.calls import integrations as integration_calls
+from evergrant.calls import issuers as issuer_calls
 from evergrant.calls import leases as lease_calls
 from evergrant.calls import transfer as transfer_calls
 from evergrant.calls import webhooks as webhook_calls
@@ -102,6 +103,10 @@ class ApiMethods:
     credentials = Lists(credential_calls.credentials)
     put_credential = Sends(credential_calls.put_credential)
     delete_credential = Sends(credential_calls.delete_credential)
+    trusted_issuers = Lists(issuer_calls.trusted_issuers)
+    trusted_issuer = Sends(issuer_calls.trusted_issuer)
+    put_trusted_issuer = Sends(issuer_calls.put_trusted_issuer)
+    delete_trusted_issuer = Sends(issuer_calls.delete_trusted_issuer)
 
     explain_access = Sends(access_calls.explain_access)
     access_report = Lists(access_calls.access_report)

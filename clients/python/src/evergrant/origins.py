@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 
 from evergrant.errors import BadRequest
-from evergrant.identity import Certificate, Identity, PrivateKey
+from evergrant.identity import Certificate, Identity, PrivateKey, WorkloadToken
 
 Origin = tuple[str, str, int]
 _PORTS = {"http": 80, "https": 443}
@@ -80,8 +80,9 @@ class ServerAddress:
         environ: Mapping[str, str] | None = None,
     ) -> "ServerAddress":
         """Arguments win over EVERGRANT_URL, EVERGRANT_API_KEY and EVERGRANT_API_KEY_FILE, and those over
-        EVERGRANT_APP_ID with EVERGRANT_PRIVATE_KEY_FILE, or with EVERGRANT_CERTIFICATE_FILE (and
-        EVERGRANT_CERTIFICATE_KEY_FILE). EVERGRANT_ISSUER is the URL by default.
+        EVERGRANT_APP_ID with EVERGRANT_PRIVATE_KEY_FILE, with EVERGRANT_CERTIFICATE_FILE (and
+        EVERGRANT_CERTIFICATE_KEY_FILE), or with EVERGRANT_WORKLOAD_TOKEN_FILE, the first that is set.
+        EVERGRANT_ISSUER is the URL by default.
 
         Raises BadRequest when one is missing, a key file can't be read, the key can't stand in a header
         (RFC 9110 section 5.5), or it would travel in plain text (RFC 6750 section 5.3) to another machine.
@@ -135,11 +136,13 @@ def _identity(env: Mapping[str, str]) -> Identity:
     if app_id and (name := env.get("EVERGRANT_CERTIFICATE_FILE")):
         key = env.get("EVERGRANT_CERTIFICATE_KEY_FILE")
         return Certificate(app_id, Path(name), Path(key) if key else None)
+    if app_id and (name := env.get("EVERGRANT_WORKLOAD_TOKEN_FILE")):
+        return WorkloadToken(app_id, Path(name))
     raise BadRequest(
         "there is no API key, and no private key of an app",
         code="api_key_missing",
         repair="Set EVERGRANT_API_KEY or EVERGRANT_API_KEY_FILE; or EVERGRANT_APP_ID and "
-        "EVERGRANT_PRIVATE_KEY_FILE or EVERGRANT_CERTIFICATE_FILE.",
+        "EVERGRANT_PRIVATE_KEY_FILE, EVERGRANT_CERTIFICATE_FILE or EVERGRANT_WORKLOAD_TOKEN_FILE.",
     )
 
 

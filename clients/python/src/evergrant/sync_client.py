@@ -25,8 +25,8 @@ class Evergrant(ApiMethods, Transport):
 
     `url` and `api_key` default to EVERGRANT_URL and EVERGRANT_API_KEY (or the file named by
     EVERGRANT_API_KEY_FILE), or the app proves its identity with EVERGRANT_APP_ID and
-    EVERGRANT_PRIVATE_KEY_FILE or EVERGRANT_CERTIFICATE_FILE; `ClientOptions` describes the options. Every
-    method raises `EvergrantError`.
+    EVERGRANT_PRIVATE_KEY_FILE, EVERGRANT_CERTIFICATE_FILE or EVERGRANT_WORKLOAD_TOKEN_FILE; `ClientOptions`
+    describes the options. Every method raises `EvergrantError`.
     """
 
     def __enter__(self) -> Self:

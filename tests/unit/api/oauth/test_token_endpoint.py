@@ -56,7 +56,7 @@ async def test_rfc8414_the_metadata_name_issuer_endpoint_and_methods(api: Api):
     issuer = api.parts.settings.public_url
     assert (found["issuer"], found["token_endpoint"]) == (issuer, f"{issuer}/oauth/token")
     assert found["grant_types_supported"] == ["client_credentials"]
-    assert found["token_endpoint_auth_methods_supported"] == ["private_key_jwt"]
+    assert found["token_endpoint_auth_methods_supported"] == ["private_key_jwt", "spiffe_jwt"]
     assert "ES256" in found["token_endpoint_auth_signing_alg_values_supported"]
     assert not {"none", "HS256"} & set(found["token_endpoint_auth_signing_alg_values_supported"])
 

@@ -1,6 +1,7 @@
 """Clients that prove an app's identity: they get access tokens by themselves, and renew them."""
 
 import asyncio
+import base64
 import json
 import traceback
 from collections.abc import AsyncIterator
@@ -280,3 +281,32 @@ def test_the_command_makes_a_key_and_registers_its_public_half(
     file.write_text("canary")
     ended = command(*put)
     assert (ended.status, "key_unusable" in ended.err, "canary" in ended.err) == (1, True, False)
+
+
+@pytest.mark.parametrize(
+    ("subject", "kind"), [("system:serviceaccount:a:b", "jwt-bearer"), ("spiffe://a.example/b", "jwt-spiffe")]
+)
+def test_a_workloads_token_is_read_for_every_token_request(
+    evergrant: ScriptedEvergrant, tmp_path: Path, subject: str, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    def token(secret: str) -> str:
+        claims = base64.urlsafe_b64encode(json.dumps({"sub": subject, "jti": secret}).encode()).decode()
+        return f"e30.{claims.rstrip('=')}.c2ln"
+
+    evergrant.script(TOKEN, granted(expires_in=0), granted())
+    evergrant.script(CONNECTION, FOUND)
+    file = tmp_path / "token"
+    monkeypatch.setenv("EVERGRANT_APP_ID", APP)
+    monkeypatch.setenv("EVERGRANT_WORKLOAD_TOKEN_FILE", str(file))
+    with Evergrant(evergrant.url) as client:
+        with pytest.raises(BadRequest, match="workload_token_unusable"):
+            client.connection("con_1")
+        for secret in ("first", "second"):
+            file.write_text(token(secret) + "\n")
+            client.connection("con_1")
+            assert form_of(evergrant.requests[-2]) == {
+                "grant_type": "client_credentials",
+                "client_id": APP,
+                "client_assertion_type": f"urn:ietf:params:oauth:client-assertion-type:{kind}",
+                "client_assertion": token(secret),
+            }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from evergrant.cli.output import DEFAULTS, Options, read_text, row_of, show_one, show_rows
+from evergrant.cli.output import DEFAULTS, Options, name_and_value, read_text, row_of, show_one, show_rows
 from evergrant.grant_files import write_private_file
 from evergrant.identity.certificate import thumbprint
 from evergrant.identity.private_key import new_private_key, public_jwk
@@ -99,6 +99,30 @@ def put_svid(app: str, name: str, spiffe_id: str, /, *, bundle: Path, options: O
 def _put(app: str, name: str, method: str, parameters: dict[str, str], options: Options) -> None:
     with options.client() as client:
         show_one(row_of(client.put_credential(app, name, method, parameters)), options.output)
+
+
+@credentials.command
+def put_workload(
+    app: str,
+    name: str,
+    /,
+    *,
+    issuer: str,
+    claim: tuple[str, ...],
+    audience: str | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Let an app in by the tokens of its platform. Replacing a credential ends its tokens at once.
+
+    Args:
+        issuer: The name of a trusted issuer (evergrant issuers).
+        claim: A claim and its only value, NAME=VALUE; all that are given are required.
+        audience: Of an issuer of the kind azure: the id of the application there that stands for Evergrant.
+    """
+    claims = dict(name_and_value(text) for text in claim)
+    parameters = {"issuer": issuer, "claims": claims} | ({"audience": audience} if audience else {})
+    with options.client() as client:
+        show_one(row_of(client.put_credential(app, name, "workload_identity", parameters)), options.output)
 
 
 @credentials.command(name=("rm", "delete"))

@@ -11,7 +11,7 @@ from evergrant.cli.output import (
     InputFile,
     Options,
     Row,
-    argument_error,
+    name_and_value,
     read_json_object,
     read_text,
     row_of,
@@ -148,7 +148,7 @@ def put_integration(
         "binding": binding,
         "login": _login(login, login_domain),
         "on_reconnect": on_reconnect,
-        "params": dict(_parameter(text) for text in param) or None,
+        "params": dict(name_and_value(text) for text in param) or None,
         "default_scopes": list(scope) or None,
     }
     given = {key: value for key, value in members.items() if value is not None}
@@ -199,13 +199,6 @@ def _login(integration: str | None, domains: tuple[str, ...]) -> dict[str, objec
 def _secret(file: Path) -> str:
     """Read from a file, never from the command line, which other users of the machine can see."""
     return read_text(file).strip()
-
-
-def _parameter(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise argument_error(f"{text!r} is not NAME=VALUE")
-    return name, value
 
 
 def _version_row(version: ProviderVersion) -> Row:

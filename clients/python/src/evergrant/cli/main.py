@@ -17,6 +17,7 @@ from evergrant.cli.apps import approvals, apps
 from evergrant.cli.checkout import providers
 from evergrant.cli.connections import connect, connections
 from evergrant.cli.integrations import integrations
+from evergrant.cli.issuers import issuers
 from evergrant.cli.output import DEFAULTS, Format, Options, lease_row, row_of, show_error, show_one, show_rows
 from evergrant.cli.transfer import export_file, export_key, import_file
 from evergrant.cli.webhooks import webhooks
@@ -134,6 +135,7 @@ def build_app() -> App:
     app.command(proof)
     app.command(apps)
     app.command(approvals)
+    app.command(issuers)
     app.command(access)
     app.command(audit)
     app.command(webhooks)

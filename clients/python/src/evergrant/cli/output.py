@@ -219,3 +219,11 @@ def read_json_object(file: Path) -> dict[str, object]:
 
 def argument_error(detail: str) -> BadRequest:
     return BadRequest(detail, code="invalid_request", repair="Correct the argument.")
+
+
+def name_and_value(text: str) -> tuple[str, str]:
+    """An argument of the form NAME=VALUE. Raises BadRequest."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argument_error(f"{text!r} is not NAME=VALUE")
+    return name, value

@@ -10,5 +10,6 @@ Doesn't own when a request is sent again: that is the transport's.
 
 from evergrant.identity.certificate import Certificate
 from evergrant.identity.private_key import Identity, PrivateKey, client_assertion
+from evergrant.identity.workload_token import WorkloadToken
 
-__all__ = ["Certificate", "Identity", "PrivateKey", "client_assertion"]
+__all__ = ["Certificate", "Identity", "PrivateKey", "WorkloadToken", "client_assertion"]

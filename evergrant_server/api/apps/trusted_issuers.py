@@ -1,0 +1,158 @@
+"""`/v1/issuers`: the issuers of workload tokens that a tenant trusts. A worker reads their keys."""
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import AfterValidator, Field
+from starlette.responses import Response
+
+from evergrant_server.api.http.approvals import use_approval, with_approval
+from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, View, request_url
+from evergrant_server.api.http.problems import invalid_request, require_found
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import TrustedIssuerId, new_id
+from evergrant_server.core.outbox import fetch_issuer_keys_message
+from evergrant_server.core.workloads.issuer import IssuerKind, TrustedIssuer, kind_problem
+from evergrant_server.store import Transaction
+
+router = APIRouter(tags=["workload identity"])
+
+_Url = Annotated[str, Field(max_length=2000), AfterValidator(request_url)]
+
+
+class TrustedIssuerBody(Body):
+    """`issuer` is the tokens' `iss`, exactly; of the kind `spiffe` it is `spiffe://<trust domain>`.
+
+    `jwks_uri`: where its keys are; by default where its OpenID Connect metadata says. The kind `spiffe` needs
+    it: the URL of the trust domain's bundle. `kind` and `issuer` never change: put another issuer instead.
+    """
+
+    kind: IssuerKind
+    issuer: Text
+    jwks_uri: _Url | None = None
+
+
+class TrustedIssuerView(View):
+    """`keys` counts the public keys of the last good reading, at `keys_at`. They serve for 24 hours.
+
+    `keys_problem`: why the last reading failed.
+    """
+
+    id: str
+    name: str
+    kind: IssuerKind
+    issuer: str
+    jwks_uri: str | None
+    keys: int
+    keys_at: datetime | None
+    keys_problem: str | None
+    created_at: datetime
+    changed_at: datetime
+    revision: int
+
+
+@router.put("/v1/issuers/{name}")
+async def put_issuer(
+    name: Slug, body: TrustedIssuerBody, response: Response, call: AdminCall
+) -> TrustedIssuerView:
+    """Trust an issuer of workload tokens, or change where its keys are. Alone it lets nobody in."""
+    _check_body(call.api, body)
+
+    async def write(tx: Transaction) -> tuple[TrustedIssuer, bool]:
+        approved = await use_approval(tx, call, body)
+        before = await tx.trusted_issuers.by_name(call.tenant, name)
+        after = _with_body(call, name, before, body)
+        if before is None or before.jwks_uri != after.jwks_uri:
+            after = after.without_keys()
+            await tx.outbox.add(fetch_issuer_keys_message(after, call.context, call.now))
+        expected = None if before is None else before.revision
+        after = await tx.trusted_issuers.put(after, expected=expected)
+        detail = {"name": name, **body.model_dump(mode="json"), **approved}
+        await call.record(tx, AuditAction.TRUSTED_ISSUER_PUT, after.id, **detail)
+        return after, before is None
+
+    after, new = await with_approval(call, body, lambda: call.write(write))
+    response.status_code = 201 if new else 200
+    return _view(after)
+
+
+@router.get("/v1/issuers")
+async def list_issuers(
+    call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
+) -> Page[TrustedIssuerView]:
+    """The tenant's trusted issuers, sorted by name."""
+    after = call.api.cursors.decode(cursor, call.tenant, list="issuers")
+    async with call.api.store.read() as tx:
+        found = await tx.trusted_issuers.all(call.tenant, after, limit + 1)
+    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="issuers")
+    return Page(items=[_view(issuer) for issuer in found[:limit]], next_cursor=next_cursor)
+
+
+@router.get("/v1/issuers/{name}")
+async def get_issuer(name: Slug, call: AuditorCall) -> TrustedIssuerView:
+    async with call.api.store.read() as tx:
+        return _view(require_found(await tx.trusted_issuers.by_name(call.tenant, name)))
+
+
+@router.delete("/v1/issuers/{name}", status_code=204)
+async def delete_issuer(name: Slug, call: AdminCall) -> Response:
+    """Trust an issuer no more. The credentials that name it go too, with the access tokens they got."""
+
+    async def drop(tx: Transaction) -> None:
+        issuer = require_found(await tx.trusted_issuers.to_delete(call.tenant, name))
+        for credential in await tx.credentials.of_issuer(call.tenant, issuer.id):
+            await tx.credentials.delete(credential)
+            detail = {"name": credential.name, "method": credential.method, "issuer": name}
+            await call.record(tx, AuditAction.CREDENTIAL_DELETED, credential.id, **detail)
+        await tx.trusted_issuers.delete(issuer)
+        await call.record(tx, AuditAction.TRUSTED_ISSUER_DELETED, issuer.id, name=name)
+
+    await call.write(drop)
+    return Response(status_code=204)
+
+
+def _check_body(api: ApiContext, body: TrustedIssuerBody) -> None:
+    """Raises Failure INVALID_REQUEST naming the field."""
+    if problem := kind_problem(body.kind, body.issuer):
+        raise invalid_request("issuer", f"issuer: {problem}.")
+    if body.kind is IssuerKind.SPIFFE and body.jwks_uri is None:
+        raise invalid_request("jwks_uri", "A trust domain needs the URL of its bundle.")
+    if body.kind is not IssuerKind.SPIFFE:
+        try:
+            request_url(body.issuer)
+        except ValueError as error:
+            raise invalid_request("issuer", f"issuer: it {error}.") from None
+        if "?" in body.issuer:
+            raise invalid_request(
+                "issuer", "issuer: it has a query (OpenID Connect Discovery 1.0 section 3)."
+            )
+    fetched = "issuer" if body.jwks_uri is None else "jwks_uri"
+    try:
+        api.check_endpoint(getattr(body, fetched))
+    except Failure as failure:
+        raise invalid_request(fetched, f"{fetched}: {failure.detail}") from None
+
+
+def _with_body(
+    call: ApiCall, name: str, before: TrustedIssuer | None, body: TrustedIssuerBody
+) -> TrustedIssuer:
+    """The issuer with the body's members. Raises Failure ALREADY_EXISTS for another issuer of this name."""
+    if before is None:
+        id, now = TrustedIssuerId(new_id("iss")), call.now
+        return TrustedIssuer(
+            tenant=call.tenant, id=id, name=name, created_at=now, changed_at=now, **dict(body)
+        )
+    if (before.kind, before.issuer) != (body.kind, body.issuer):
+        why = (
+            "This name is of another issuer. The rules that name it were made for that one: use another name."
+        )
+        raise Failure(ErrorCode.ALREADY_EXISTS, why)
+    return before.model_copy(update={"jwks_uri": body.jwks_uri, "changed_at": call.now})
+
+
+def _view(issuer: TrustedIssuer) -> TrustedIssuerView:
+    return TrustedIssuerView.of(issuer, keys=len(issuer.keys or ()))
