@@ -3,7 +3,7 @@
 from evergrant_server.core.ids import FrozenModel
 
 SCHEDULE = "schedule"  # the requester of what a workflow's own timer causes
-CLAIMED = "claimed:"  # before a requester that only a message in Temporal's namespace names
+CLAIMED = "claimed:"  # before a requester that nothing proves
 
 
 class Message(FrozenModel):
