@@ -30,6 +30,7 @@ class LogEvent(StrEnum):
     BULK_READ = "bulk read"
     AUTHORITY_BROKEN = "authority broken"
     CALLBACK_REFUSED = "callback refused"
+    CERTIFICATE_UNREADABLE = "certificate unreadable"
     COMMIT_WAITS = "commit waits"
     DISCOVERY_FAILED = "discovery failed"
     ENSURE_FRESH_FAILED = "ensure_fresh failed"

@@ -4,6 +4,7 @@ Only a listener that no one but the proxy reaches has this middleware (`cli.serv
 code reads these headers: routes see a certificate only where the middleware has put it.
 """
 
+import logging
 import re
 from base64 import b64decode
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from evergrant_server.api.http.problems import invalid_request, problem_response
 from evergrant_server.crypto.client_certificates import AppCertificate
 from evergrant_server.setting_types import CERTIFICATE_HEADER_NAMES, CertificateHeader
+from evergrant_server.telemetry.logs import LogEvent, log_event
+
+log = logging.getLogger("evergrant.api")
 
 _SCOPE_KEY = "evergrant.client_certificate"
 _SOCKET_PEER = ("127.0.0.1", 0)  # at the other end of a unix socket is this machine
@@ -53,6 +57,7 @@ class TrustedHop:
                     scope[_SCOPE_KEY] = read_header(self._header, value)
                 except ValueError:
                     why = f"{self._name}: the proxy must send one certificate, in the format {self._header}."
+                    log_event(log, logging.WARNING, LogEvent.CERTIFICATE_UNREADABLE, why)
                     response = problem_response(invalid_request(self._name, why), self._base_url)
                     await response(scope, receive, send)
                     return
