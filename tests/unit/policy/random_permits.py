@@ -20,7 +20,7 @@ def _some(random: Random, values: tuple[Any, ...], most: int = 2) -> tuple[Any, 
     return tuple(random.sample(values, random.randint(1, most)))
 
 
-def _maybe(random: Random, value: Any, share: float = 0.3) -> Any:
+def _maybe(random: Random, value: Any, share: float = 0.15) -> Any:
     return value if random.random() < share else None
 
 
@@ -28,7 +28,7 @@ def random_permit(random: Random, name: str) -> Permit:
     effect = random.choice((Effect.ALLOW, Effect.ALLOW, Effect.DENY))
     fields: dict[str, Any] = {
         "effect": effect,
-        "provider": random.choice(("*", "*", "gitlab", "slack")),
+        "provider": random.choice(("*", "*", "*", "gitlab", "slack")),
         "connections": _maybe(random, _some(random, CONNECTIONS)),
         "sources": _maybe(random, _some(random, SOURCES)),
         "expires_at": _maybe(random, random.choice(ENDS)),
@@ -37,13 +37,13 @@ def random_permit(random: Random, name: str) -> Permit:
         fields["mode"] = random.choice(tuple(EnforcementMode))
         fields["scopes"] = _maybe(random, _some(random, SCOPES), 0.5)
     else:
-        fields["ceiling"] = random.choice((None, (), _some(random, SCOPES, 3)))
-        fields["exact_scopes"] = random.random() < 0.3
+        fields["ceiling"] = random.choice((None, None, (), _some(random, SCOPES, 3)))
+        fields["exact_scopes"] = random.random() < 0.2
     return permit(
         name,
-        random.choice(("*", "crm", "erp")),
-        _some(random, ("*", "user-1", "user-2", "user-10", "user-*", "u*")),
-        actions=_some(random, tuple(Action)),
+        random.choice(("*", "*", "crm", "erp")),
+        _some(random, ("*", "user-1", "user-2", "user-10", "user-*", "u*"), 4),
+        actions=_some(random, tuple(Action), 5),
         **fields,
     )
 
