@@ -96,7 +96,8 @@ def parse_jwks(
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list):
         raise Failure(ErrorCode.DISCOVERY_FAILED, f"{whose}'s keys are not a JWK set")
-    found = tuple(public for key in keys[:_MAX_KEYS] if (public := _public_key(key, uses)) is not None)
+    usable = [public for key in keys if (public := _public_key(key, uses)) is not None]
+    found = tuple(usable[:_MAX_KEYS])  # of a bundle most may be for certificates
     if not found:
         raise Failure(ErrorCode.DISCOVERY_FAILED, f"{whose}'s JWK set has no usable key")
     return found
