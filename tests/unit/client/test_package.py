@@ -16,6 +16,7 @@ from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.approvals import Approval
 from evergrant.calls.credentials import Credential
 from evergrant.calls.integrations import Integration, ProviderVersion
+from evergrant.calls.permits import Permit
 from evergrant.calls.transfer import Export
 from evergrant.calls.webhooks import Webhook, WebhookDelivery
 from evergrant.testing import FakeEvergrant, ManualClock
@@ -26,6 +27,7 @@ from evergrant_server.api.apps import explain
 from evergrant_server.api.apps.approvals import ApprovalView
 from evergrant_server.api.apps.credentials import CredentialView
 from evergrant_server.api.apps.keys import NewKeyView
+from evergrant_server.api.apps.permits import PermitView
 from evergrant_server.api.apps.report import AccessView
 from evergrant_server.api.apps.routes import AppView
 from evergrant_server.api.audit import AuditView
@@ -169,6 +171,7 @@ VIEWS: dict[type, type[BaseModel]] = {
     OtherPermit: explain.OtherPermit,
     Obstacle: explain.Obstacle,
     PermitAccess: AccessView,
+    Permit: PermitView,
     ApiKey: NewKeyView,
     Approval: ApprovalView,
     Credential: CredentialView,

@@ -16,6 +16,7 @@ from evergrant.calls import credentials as credential_calls
 from evergrant.calls import integrations as integration_calls
 from evergrant.calls import issuers as issuer_calls
 from evergrant.calls import leases as lease_calls
+from evergrant.calls import permits as permit_calls
 from evergrant.calls import transfer as transfer_calls
 from evergrant.calls import webhooks as webhook_calls
 from evergrant.calls.call import Call, Page, Result
@@ -108,6 +109,10 @@ class ApiMethods:
     put_trusted_issuer = Sends(issuer_calls.put_trusted_issuer)
     delete_trusted_issuer = Sends(issuer_calls.delete_trusted_issuer)
 
+    permits = Lists(permit_calls.permits)
+    permit = Sends(permit_calls.permit)
+    put_permit = Sends(permit_calls.put_permit)
+    delete_permit = Sends(permit_calls.delete_permit)
     explain_access = Sends(access_calls.explain_access)
     access_report = Lists(access_calls.access_report)
     access_report_csv = Lists(access_calls.access_report_csv)

@@ -19,6 +19,7 @@ from evergrant.cli.connections import connect, connections
 from evergrant.cli.integrations import integrations
 from evergrant.cli.issuers import issuers
 from evergrant.cli.output import DEFAULTS, Format, Options, lease_row, row_of, show_error, show_one, show_rows
+from evergrant.cli.permits import permits
 from evergrant.cli.transfer import export_file, export_key, import_file
 from evergrant.cli.webhooks import webhooks
 from evergrant.errors import EvergrantError, ReconnectNeeded
@@ -136,6 +137,7 @@ def build_app() -> App:
     app.command(apps)
     app.command(approvals)
     app.command(issuers)
+    app.command(permits)
     app.command(access)
     app.command(audit)
     app.command(webhooks)
