@@ -5,12 +5,13 @@ from datetime import timedelta
 
 from sqlalchemy import update
 
-from evergrant_server.core.access import Action, App
+from evergrant_server.core.access import Action, App, AppCredential
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.ids import ConnectionId, Tenant, new_id
 from evergrant_server.core.integrations import Endpoints, Integration, RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.store import Store
 from evergrant_server.store.access import AppKeyUseRow, PermitRow
 from evergrant_server.store.access_review import review_app, review_connection, review_permits
@@ -26,6 +27,7 @@ from tests.conformance.store.samples import (
     an_app,
     an_app_of,
     an_integration,
+    built,
 )
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
@@ -333,3 +335,36 @@ async def test_broken_rows_are_shown_and_named(store: Store):
     assert [(it.permit["name"], it.permit["actions"], it.authentic) for it in permits] == [
         ("bad", ["export"], False), ("good", ["token"], True),
     ]  # fmt: skip
+
+
+async def test_trusted_issuers_whose_keys_are_due_come_first_overdue_and_credentials_are_found_by_theirs(
+    store: Store,
+):
+    app = an_app()
+    issuers = {
+        name: built(
+            TrustedIssuer, {}, id=new_id("iss"), name=name, kind="oidc", issuer=f"https://{name}.example"
+        )
+        for name in ("later", "sooner", "future")
+    }
+    due = {"later": -60, "sooner": -120, "future": 60}
+    async with store.write() as tx:
+        await tx.access.put_app(app, expected=None)
+        for name, issuer in issuers.items():
+            next_at = {"keys_next_at": NOW + timedelta(seconds=due[name])}
+            await tx.trusted_issuers.put(issuer.model_copy(update=next_at), expected=None)
+            rule = {
+                "method": "workload_identity",
+                "parameters": {"issuer_id": issuer.id, "claims": {"a": "b"}},
+            }
+            credential = built(AppCredential, rule, id=new_id("crd"), app_id=app.id, name=name)
+            await tx.credentials.put(credential, expected=None)
+        with fails(ErrorCode.ALREADY_EXISTS):
+            await tx.trusted_issuers.put(
+                issuers["later"].model_copy(update={"id": new_id("iss")}), expected=None
+            )
+    async with store.read() as tx:
+        assert [it.name for it in await tx.trusted_issuers.with_due_keys(NOW)] == ["sooner", "later"]
+        found = await tx.credentials.of_issuer(ACME, issuers["sooner"].id)
+        assert [it.name for it in found] == ["sooner"]
+        assert await tx.credentials.of_issuer(Tenant("other"), issuers["sooner"].id) == []
