@@ -63,6 +63,11 @@ class TrustedIssuers(AuthenticatedRepository[TrustedIssuer, TrustedIssuerId]):
         order = (col(TrustedIssuerRow.keys_next_at), col(TrustedIssuerRow.id))
         return await self._all_unchecked(self._where(due).order_by(*order).limit(limit))
 
+    async def with_problems(self, limit: int) -> list[TrustedIssuer]:
+        """Issuers of every tenant whose last reading failed. Not checked."""
+        failed = self._where(col(TrustedIssuerRow.keys_problem).is_not(None))
+        return await self._all_unchecked(failed.order_by(col(TrustedIssuerRow.id)).limit(limit))
+
     async def delete(self, issuer: TrustedIssuer) -> None:
         """Delete it. Raises Failure NOT_FOUND."""
         what = f"Trusted issuer {issuer.name!r}"

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from evergrant_server.cli.doctor import CheckFailed, database, host, mtls, temporal
+from evergrant_server.cli.doctor import CheckFailed, database, host, issuers, mtls, temporal
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import Settings
 
@@ -30,6 +30,7 @@ CHECKS: dict[str, Check] = {
     "API keys": database.api_keys,
     "bindings": database.bindings,
     "logins": database.logins,
+    "trusted issuers": issuers.trusted_issuers,
     "clock, database": database.clock,
     "temporal": temporal.reachable,
     "temporal program": temporal.program,

@@ -4,16 +4,18 @@ import asyncio
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from evergrant_server.cli.doctor import CheckFailed, compare_clocks, database, host, report
+from evergrant_server.cli.doctor import CheckFailed, compare_clocks, database, host, issuers, report
 from evergrant_server.cli.operate import is_valid_key
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import Tenant, TrustedIssuerId, new_id
 from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.workloads.issuer import KEYS_SERVE, IssuerKind, TrustedIssuer
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.store import Store
@@ -173,5 +175,33 @@ async def test_an_integration_whose_subjects_can_not_log_in_is_named(settings: S
             after = staff.model_copy(update={"endpoints": read})
             await tx.integrations.replace(after, expected=staff.revision)
         assert "1 integrations" in await database.logins(settings)
+    finally:
+        await store.close()
+
+
+async def test_a_trusted_issuer_whose_keys_cannot_be_read_is_named_with_the_end_of_its_last_ones(
+    settings: Settings,
+):
+    await migrated_sqlite(settings.data_dir)
+    now, ring = datetime.now(UTC), KeyRing.open(settings.key_path, Role.OPERATOR)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    values: dict[str, Any] = {"tenant": Tenant("acme"), "created_at": now, "changed_at": now}
+    issuer = TrustedIssuer(
+        id=TrustedIssuerId(new_id("iss")),
+        name="ci",
+        kind=IssuerKind.OIDC,
+        issuer="https://ci.example",
+        **values,
+    )
+    try:
+        async with store.write() as tx:
+            good = issuer.with_keys(({"kid": "one"},), now, None)
+            await tx.trusted_issuers.put(good, expected=None)
+        assert "could be read" in await issuers.trusted_issuers(settings)
+        async with store.write() as tx:
+            await tx.trusted_issuers.put(good.with_problem("status 500", now), expected=good.revision)
+        until = f"{now + KEYS_SERVE:%Y-%m-%d %H:%M} UTC"
+        with pytest.raises(CheckFailed, match=rf"ci \(tenant acme\): status 500; .* {until}"):
+            await issuers.trusted_issuers(settings)
     finally:
         await store.close()

@@ -1,5 +1,15 @@
-"""A store on SQLite and on PostgreSQL."""
+"""A store on SQLite: tests/conformance/store has what differs between databases."""
 
-from tests.fakes.databases import clock, database_url, key_path, postgres_server, ring, store
+from pathlib import Path
 
-__all__ = ["clock", "database_url", "key_path", "postgres_server", "ring", "store"]
+import pytest
+
+from tests.fakes.databases import clock, key_path, migrated_sqlite, ring, sqlite_url, store
+
+__all__ = ["clock", "key_path", "ring", "store"]
+
+
+@pytest.fixture
+async def database_url(tmp_path: Path) -> str:
+    await migrated_sqlite(tmp_path)
+    return sqlite_url(tmp_path)
