@@ -16,7 +16,6 @@ from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.approvals import Approval
 from evergrant.calls.credentials import Credential
 from evergrant.calls.issuers import TrustedIssuer
-from evergrant.calls.permits import Permit
 
 from tests.unit.client.conftest import Command, Ended
 from tests.unit.client.scripted_evergrant import (
@@ -287,21 +286,6 @@ EXPLAINED = example(
     stopped_by=[{"code": "authority_broken", "detail": "per_1 in permit was changed."}],
 )
 PERMIT = example(PermitAccess, app="etl", subjects=["=cmd()"])
-CRM_PERMIT = example(Permit, name="crm", subjects=["team-*"])
-ALLOW = "permits put etl crm --integration crm --action token --action connect --subject team-* --scope read"
-ALLOW += " --source 10.1.0.0/16 --exact-scopes --expires 2027-01-01T00:00:00+00:00 --owner data"
-ALLOWED: dict[str, Any] = {
-    **{"integration": "crm", "actions": ["token", "connect"], "effect": "allow", "mode": "enforce"},
-    **{"provider": "*", "subjects": ["team-*"], "sources": ["10.1.0.0/16"], "scope_ceiling": ["read"]},
-    **{"exact_scopes": True, "expires_at": "2027-01-01T00:00:00+00:00", "owner": "data"},
-    **{"purpose": "", "reason": ""},
-}
-DENY = "permits put etl no --integration * --action export --deny --observe --scope write --provider slack"
-DENIED: dict[str, Any] = {
-    **{"integration": "*", "actions": ["export"], "effect": "deny", "mode": "observe", "provider": "slack"},
-    **{"subjects": ["*"], "scopes": ["write"], "exact_scopes": False},
-    **{"owner": "", "purpose": "", "reason": ""},
-}
 GITHUB = {"name": "github", "display_name": "GitHub"}
 OPENED = connection(connect_url=LINK)
 CRM, ACME, HOOK, MADE, DELIVERY = (
@@ -334,11 +318,6 @@ CRM, ACME, HOOK, MADE, DELIVERY = (
         ("issuers ls", "GET issuers", None, [ISSUER], "status 500"),
         ("issuers get ci", "GET issuers/ci", None, ISSUER, "status 500"),
         ("issuers delete ci", "DELETE issuers/ci", None, None, ""),
-        ("permits ls etl", "GET apps/etl/permits", None, [CRM_PERMIT], "team-*"),
-        ("permits get etl crm", "GET apps/etl/permits/crm", None, CRM_PERMIT, "team-*"),
-        (ALLOW, "PUT apps/etl/permits/crm", ALLOWED, CRM_PERMIT, "team-*"),
-        (DENY, "PUT apps/etl/permits/no", DENIED, CRM_PERMIT, "crm"),
-        ("permits rm etl crm", "DELETE apps/etl/permits/crm", None, None, ""),
         ("access explain etl con_1 read write", "GET access/explain", None, EXPLAINED, "authority_broken"),
         ("access report", "GET access", None, [PERMIT], "etl"),
         ("providers", "GET providers", None, [GITHUB], "GitHub"),
