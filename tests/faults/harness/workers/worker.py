@@ -204,7 +204,8 @@ def call_of(parts: Platform, order: ConfirmAndExchange) -> ApiCall:
     permit = Permit(
         id=PermitId("per_1"), app_id=app.id, name="all", integration="*", actions=(Action.CONNECT,), **owned
     )
-    api = SimpleNamespace(store=parts.store, clock=parts.clock, relay=SimpleNamespace(notify=lambda: None))
+    silent = SimpleNamespace(notify=lambda: None, note_use=lambda *_: None)
+    api = SimpleNamespace(store=parts.store, clock=parts.clock, relay=silent, ledger=silent)
     return ApiCall(cast(Any, api), Caller(app, credential, (permit,), b""), order.context, cast(Any, None))
 
 
