@@ -9,6 +9,7 @@ from pydantic import Field
 
 from evergrant_server.core.ids import AppId, ApprovalId, CredentialId, KeyId, PermitId, TenantRow, TokenId
 
+MOST_PERMITS = 1000  # of an app: each request of its reads them all
 MOST_LIVE_KEYS = 2  # of an app: the one in use, and its successor
 MOST_CREDENTIALS = 20  # of an app
 TOKEN_LIFETIME = timedelta(minutes=10)  # unless what proved the identity ends earlier

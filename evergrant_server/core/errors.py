@@ -176,7 +176,8 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Other calls of the same tenant or integration take its share of a worker.", _LATER
     ),
     ErrorCode.NOT_PERMITTED: _denied(
-        "No permit of this app covers that.", "Give the app a permit for this integration and subject."
+        "No permit of this app covers that, or one denies it.",
+        "Give the app a permit for this integration and subject, or change the one that the answer names.",
     ),
     ErrorCode.APP_DISABLED: _denied("The app is disabled.", "Enable the app."),
     ErrorCode.APPROVAL_REQUIRED: _denied(
@@ -184,8 +185,8 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Have another app with admin send POST /v1/approvals/{approval_id}; then send the request again.",
     ),
     ErrorCode.SCOPE_NOT_PERMITTED: _denied(
-        "A scope is above the ceiling of the permit or the integration.",
-        "Ask for fewer scopes, or raise the ceiling.",
+        "A scope is above the ceiling of the permit or the integration, or a permit denies it.",
+        "Ask for fewer scopes, raise the ceiling, or change the permit that the answer names.",
     ),
     ErrorCode.SOURCE_NOT_PERMITTED: _denied(
         "The app on whose behalf another connection's token is exchanged for this one's may no longer "

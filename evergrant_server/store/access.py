@@ -191,10 +191,11 @@ class Access(AuthenticatedRepository[App, AppId]):
     async def put_permit(self, p: Permit, *, expected: int | None) -> Permit:
         """Add (`expected` None) or change a permit.
 
-        Raises Failure ALREADY_EXISTS when adding, STORE_CONFLICT or NOT_FOUND when changing.
+        Raises Failure ALREADY_EXISTS when adding, also to MOST_PERMITS, STORE_CONFLICT or NOT_FOUND when
+        changing.
         """
         await self.bump(p.tenant, p.app_id)
-        return await self._permits._put(p, f"Permit {p.name!r}", expected)
+        return await self._permits.put(p, expected=expected)
 
     async def permit(self, tenant: Tenant, app_id: AppId, name: str) -> Permit | None:
         """The permit as its row says, with a broken authenticator too: a put or a deletion repairs that."""
@@ -208,6 +209,10 @@ class Access(AuthenticatedRepository[App, AppId]):
     async def permit_uses(self, tenant: Tenant, ids: Collection[str]) -> dict[str, datetime]:
         """When each of these permits last allowed something, by its id, to the minute."""
         return await self._permits.last_uses(tenant, ids)
+
+    async def permits_with_sources(self) -> int:
+        """How many permits in all tenants look at the caller's address."""
+        return await self._permits.with_sources()
 
     async def delete_permit(self, tenant: Tenant, app_id: AppId, name: str) -> None:
         """Delete a permit. Raises Failure NOT_FOUND."""

@@ -3,10 +3,11 @@
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import UniqueConstraint, delete, select
+from sqlalchemy import String, UniqueConstraint, cast, delete, func, select
 from sqlmodel import Field, col
 
-from evergrant_server.core.access import Permit
+from evergrant_server.core.access import MOST_PERMITS, Permit
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import PermitId, Tenant
 from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database import columns
@@ -43,6 +44,22 @@ class PermitUseRow(columns.TenantTable, table=True):
 
 class Permits(AuthenticatedRepository[Permit, PermitId]):
     _table, _model = PermitRow, Permit
+
+    async def put(self, permit: Permit, *, expected: int | None) -> Permit:
+        """Add (`expected` None) or change one. Raises Failure ALREADY_EXISTS, STORE_CONFLICT, NOT_FOUND."""
+        if expected is None:
+            mine = columns_equal(PermitRow, tenant=permit.tenant, app_id=permit.app_id)
+            query = select(func.count()).select_from(PermitRow).where(mine)
+            if (await self._connection.execute(query)).scalar_one() >= MOST_PERMITS:
+                why = f"The app has {MOST_PERMITS} permits already: delete one, or name more subjects in one."
+                raise Failure(ErrorCode.ALREADY_EXISTS, why)
+        return await self._put(permit, f"Permit {permit.name!r}", expected)
+
+    async def with_sources(self) -> int:
+        """How many permits in all tenants look at the caller's address."""
+        sources = cast(col(PermitRow.sources), String)
+        query = select(func.count()).select_from(PermitRow).where(sources.is_not(None), sources != "null")
+        return int((await self._connection.execute(query)).scalar_one())
 
     async def last_uses(self, tenant: Tenant, ids: Collection[str]) -> dict[str, datetime]:
         """When each of these permits last allowed something, by its id, to the minute."""

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from joserfc import jwk
 from sqlalchemy import text
 
+from evergrant_server.api.apps.keys import bootstrap_admin
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from tests.fakes.api import OTHER, TENANT, Api, running_api
@@ -124,6 +126,24 @@ async def test_an_app_neither_lifts_what_denies_it_tokens_nor_locks_itself_out(a
     assert (own.status_code, own.json()["field"]) == (400, "actions")
     assert (await api.call("PUT", "/v1/apps/second/permits/own", key, json=deny)).status_code == 201
     assert (await api.call("DELETE", at, admin)).status_code == 204
+
+
+@pytest.mark.parametrize(
+    "limits", [{"effect": "deny"}, {"expires_at": "2026-01-01T00:00:00Z"}, {"sources": ["10.1.0.0/16"]}]
+)
+async def test_the_operator_brings_a_denied_admin_back(api: Api, limits: dict[str, Any]):
+    lifetime = api.parts.settings.api_key_lifetime
+    await bootstrap_admin(api.store, api.clock, TENANT, lifetime)
+    boss = await api.app_with("boss", Action.ADMIN)
+    own = {"integration": "*", "actions": ["admin"]} | limits
+    assert (await api.call("PUT", "/v1/apps/admin/permits/admin", boss, json=own)).status_code == 200
+    api.clock.advance(60)
+    key = await bootstrap_admin(api.store, api.clock, TENANT, lifetime, force=True)
+    (permit,) = (await api.get("/v1/apps/admin/permits", key)).json()["items"]
+    assert (permit["effect"], permit["expires_at"], permit["sources"]) == ("allow", None, None)
+    assert await bootstrap_admin(api.store, api.clock, TENANT, lifetime, force=True)
+    (record,) = await api.records(AuditAction.PERMIT_DELETED)
+    assert (record.at, record.context.by) == (api.clock.now(), "operator")
 
 
 async def test_with_four_eyes_a_deny_is_lifted_by_two(tmp_path: Path):

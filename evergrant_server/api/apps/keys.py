@@ -19,6 +19,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId, PermitId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.policy import PermitQuestion, Target, explain
 from evergrant_server.store import Store, Transaction
 
 router = APIRouter(tags=["apps"])
@@ -111,7 +112,7 @@ async def bootstrap_admin(
         if app is None:
             app = App(tenant=tenant, id=AppId(new_id("app")), name=ADMIN, created_at=now)
             await tx.access.put_app(app, expected=None)
-            await _record(tx, app, AuditAction.APP_PUT, app.id)
+            await _record(tx, app, now, AuditAction.APP_PUT, app.id)
         elif not force:
             raise Failure(
                 ErrorCode.ALREADY_EXISTS,
@@ -119,28 +120,42 @@ async def bootstrap_admin(
                 "For another one, run: python -m evergrant_server keys bootstrap --again",
                 app=ADMIN,
             )
-        if await tx.access.permit(tenant, app.id, ADMIN) is None:
-            permit = Permit(
-                tenant=tenant,
-                id=PermitId(new_id("per")),
-                app_id=app.id,
-                name=ADMIN,
-                integration="*",
-                actions=(Action.ADMIN,),
-                created_at=now,
-            )
-            await tx.access.put_permit(permit, expected=None)
-            await _record(tx, app, AuditAction.PERMIT_PUT, permit.id, actions=["admin"])
+        await _permit_admin(tx, app, now)
         live = await tx.access.live_keys(tenant, app.id, now)
         if len(live) >= MOST_LIVE_KEYS:
             await tx.access.revoke_key(tenant, live[0].id, now)
-            await _record(tx, app, AuditAction.KEY_REVOKED, live[0].id, at=now.isoformat())
+            await _record(tx, app, now, AuditAction.KEY_REVOKED, live[0].id)
         key, shown = new_key(store.ring, app, now, lifetime)
         await tx.access.add_key(key)
-        await _record(tx, app, AuditAction.KEY_CREATED, key.id, at=now.isoformat())
+        await _record(tx, app, now, AuditAction.KEY_CREATED, key.id)
     return shown
 
 
-async def _record(tx: Transaction, app: App, action: AuditAction, what: str, **detail: object) -> None:
-    operator = RequestContext(by="operator")
-    await record(tx, app.tenant, action, what, operator, app.created_at, app=app.name, **detail)
+async def _permit_admin(tx: Transaction, app: App, now: datetime) -> None:
+    """Make it an admin of the whole tenant, if it isn't: other admins may have denied or limited it."""
+    found = explain(await tx.access.permits(app.tenant, app.id), PermitQuestion(Target(), Action.ADMIN, now))
+    if found.decision.allowed:
+        return
+    denying = (found.decided_by, *found.denied_by) if found.decision.decided_by else ()
+    for name in {ADMIN, *denying}:
+        before = await tx.access.permit(app.tenant, app.id, name or "")
+        if before is not None:
+            await tx.access.delete_permit(app.tenant, app.id, before.name)
+            await _record(tx, app, now, AuditAction.PERMIT_DELETED, before.id, name=before.name)
+    permit = Permit(
+        tenant=app.tenant,
+        id=PermitId(new_id("per")),
+        app_id=app.id,
+        name=ADMIN,
+        integration="*",
+        actions=(Action.ADMIN,),
+        created_at=now,
+    )
+    await tx.access.put_permit(permit, expected=None)
+    await _record(tx, app, now, AuditAction.PERMIT_PUT, permit.id, actions=["admin"])
+
+
+async def _record(
+    tx: Transaction, app: App, now: datetime, action: AuditAction, what: str, **detail: object
+) -> None:
+    await record(tx, app.tenant, action, what, RequestContext(by="operator"), now, app=app.name, **detail)

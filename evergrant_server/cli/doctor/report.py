@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from evergrant_server.cli.doctor import CheckFailed, database, host, issuers, mtls, temporal
+from evergrant_server.cli.doctor import CheckFailed, callers, database, host, issuers, mtls, temporal
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import Settings
 
@@ -31,6 +31,7 @@ CHECKS: dict[str, Check] = {
     "bindings": database.bindings,
     "logins": database.logins,
     "trusted issuers": issuers.trusted_issuers,
+    "callers' addresses": callers.addresses,
     "clock, database": database.clock,
     "temporal": temporal.reachable,
     "temporal program": temporal.program,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.cli.doctor import CheckFailed, compare_clocks, database, host, issuers, report
+from evergrant_server.cli.doctor import CheckFailed, callers, compare_clocks, database, host, issuers, report
 from evergrant_server.cli.operate import is_valid_key
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.login import LoginRule
@@ -177,6 +177,25 @@ async def test_an_integration_whose_subjects_can_not_log_in_is_named(settings: S
         assert "1 integrations" in await database.logins(settings)
     finally:
         await store.close()
+
+
+async def test_networks_behind_a_proxy_without_a_name_are_a_problem(tmp_path: Path):
+    KeyRing.create(tmp_path / "keys.json")
+    direct = load_settings(data_dir=tmp_path)
+    await migrated_sqlite(tmp_path)
+    behind = load_settings(data_dir=tmp_path, public_url="https://evergrant.example")
+    named = load_settings(data_dir=tmp_path, public_url=behind.public_url, trusted_proxies=("10.0.0.1",))
+    assert "0 permits" in await callers.addresses(behind)
+    store = await Store.open(direct.database_url, KeyRing.open(direct.key_path, Role.OPERATOR), SystemClock())
+    async with store.write() as tx:
+        permit = {"name": "p", "integration": "*", "actions": ("token",)}
+        for app, more in (("a", {}), ("b", {"sources": ("10.1.0.0/16",)})):
+            await put_app(tx, Tenant("acme"), app, NOON, permit | more)
+    await store.close()
+    assert "1 permits" in await callers.addresses(direct)
+    assert "10.0.0.1/32" in await callers.addresses(named)
+    with pytest.raises(CheckFailed, match="1 permits have sources"):
+        await callers.addresses(behind)
 
 
 async def test_a_trusted_issuer_whose_keys_cannot_be_read_is_named_with_the_end_of_its_last_ones(

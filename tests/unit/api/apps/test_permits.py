@@ -6,8 +6,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from evergrant_server.audit.lease_ledger import LeaseClaim
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.store import permits
 from evergrant_server.telemetry import metrics
 from tests.fakes.api import PUBLIC_URL, Api
 
@@ -160,6 +162,33 @@ async def test_an_end_is_met_at_its_moment_also_by_a_cached_caller(api: Api, adm
     assert await leased(api, key) == "leased"
     api.clock.advance(0.000001)
     assert await leased(api, key) == "not_found"
+
+
+async def test_a_lease_that_waits_for_the_ledger_is_not_issued_after_the_end(
+    api: Api, admin: str, monkeypatch: pytest.MonkeyPatch
+):
+    connection = await api.active(await api.integration(), lifetime=None)
+    key = await api.app_with("sync")
+    ends = api.clock.now() + timedelta(seconds=60)
+    await given(api, admin, "for-a-minute", {**ALL, "expires_at": ends.isoformat()})
+    record = api.parts.ledger.record
+
+    async def later(claim: LeaseClaim) -> None:
+        api.clock.advance(61)
+        await record(claim)
+
+    monkeypatch.setattr(api.parts.ledger, "record", later)
+    assert await leased(api, key) == "not_found"
+    assert await api.records(AuditAction.LEASE_ISSUED, of=connection.id) == []
+
+
+async def test_an_app_has_a_thousand_permits_at_most(api: Api, admin: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(permits, "MOST_PERMITS", 2)
+    await api.app_with("sync", Action.TOKEN)
+    await given(api, admin, "two", ALL)
+    refused = await put(api, admin, "three", ALL)
+    assert (refused.status_code, refused.json()["code"]) == (409, "already_exists")
+    await given(api, admin, "two", DENY)
 
 
 async def test_a_lease_names_its_permit_in_its_record(api: Api, admin: str):
