@@ -26,7 +26,7 @@ quietly() { "$@" >"$folder/apt/log" 2>&1 || { cat "$folder/apt/log" >&2; exit 1;
 
 apt() {
     quietly apt-get --quiet --yes --no-install-recommends \
-        -o APT::Sandbox::User="$(id -un)" -o Debug::NoLocking=1 -o Dir::State::status=/var/lib/dpkg/status \
+        -o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3 -o Debug::NoLocking=1 -o Dir::State::status=/var/lib/dpkg/status \
         -o Dir::State::lists="$folder/apt/lists" -o Dir::Cache="$folder/apt" "$@"
 }
 

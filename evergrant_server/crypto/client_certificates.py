@@ -5,8 +5,9 @@ not read: an admin withdraws a certificate by removing its credential.
 """
 
 import hashlib
-from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from base64 import b64decode, urlsafe_b64encode
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -34,6 +35,10 @@ E = TypeVar("E", bound=x509.ExtensionType)
 
 class CertificateRefused(Exception):
     """A client certificate doesn't prove the identity; the message names the rule, and quotes nothing."""
+
+
+class UnknownAuthority(CertificateRefused):
+    """No path leads to a registered authority."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,23 @@ def _bare(pem: str) -> str:
 def authorities_of_pem(pem: str) -> list[x509.Certificate]:
     """The authorities of a text that holds nothing else (RFC 5280 section 4.2.1.9). Raises ValueError."""
     found = certificates_of_pem(pem)
-    for certificate in found:
-        constraints = _extension(certificate, x509.BasicConstraints)
-        if constraints is None or not constraints.ca:
-            raise ValueError("is no authority: its basic constraints don't say CA")
+    if not all(map(_is_authority, found)):
+        raise ValueError("is no authority: its basic constraints don't say CA")
     return found
+
+
+def authorities_of_bundle(encoded: Iterable[str]) -> list[x509.Certificate]:
+    """The authorities among certificates (base64 of DER) that a trust domain publishes."""
+    found: list[x509.Certificate] = []
+    for one in encoded:
+        with suppress(ValueError):
+            found.append(_read(b64decode(one, validate=True)))
+    return [certificate for certificate in found if _is_authority(certificate)]
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    constraints = _extension(certificate, x509.BasicConstraints)
+    return constraints is not None and constraints.ca
 
 
 def verify_path(certificate: AppCertificate, anchors: Sequence[x509.Certificate], now: datetime) -> None:
@@ -107,6 +124,8 @@ def verify_path(certificate: AppCertificate, anchors: Sequence[x509.Certificate]
     """
     require_valid(certificate, now)
     _require_client(certificate.parsed)
+    if not anchors:
+        raise UnknownAuthority("no authority is known")
     verifier = (
         PolicyBuilder()
         .store(Store(list(anchors)))
@@ -117,7 +136,7 @@ def verify_path(certificate: AppCertificate, anchors: Sequence[x509.Certificate]
     try:
         verifier.verify(certificate.parsed, [])
     except VerificationError:  # its text names the subject
-        raise CertificateRefused("there is no path to the registered authority") from None
+        raise UnknownAuthority("there is no path to the registered authority") from None
 
 
 def require_valid(certificate: AppCertificate, now: datetime) -> None:

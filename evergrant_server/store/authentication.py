@@ -99,10 +99,11 @@ class AppCredentials(AuthenticatedRepository[AppCredential, CredentialId]):
         await self._access.bump(tenant, credential.app_id)
 
     async def of_issuer(self, tenant: Tenant, issuer_id: TrustedIssuerId) -> list[AppCredential]:
-        """The credentials that name a trusted issuer of workload tokens. Not checked."""
+        """The credentials that name a trusted issuer. Not checked."""
         named = col(AppCredentialRow.parameters)["issuer_id"].as_string() == issuer_id
-        method = AuthenticationMethod.WORKLOAD_IDENTITY.value
-        return await self._all_unchecked(self._where(named, tenant=tenant, method=method))
+        methods = (AuthenticationMethod.WORKLOAD_IDENTITY, AuthenticationMethod.X509_SVID)
+        of_workloads = col(AppCredentialRow.method).in_([it.value for it in methods])
+        return await self._all_unchecked(self._where(named, of_workloads, tenant=tenant))
 
     async def app(self, app_id: AppId) -> App | None:
         """The app with this id in whichever tenant. Raises Failure AUTHORITY_BROKEN."""

@@ -1,12 +1,14 @@
 """Fetches the public keys of a transmitter or an issuer (RFC 7517) through the egress policy."""
 
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import httpx2
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.workloads.issuer import X509_SVID
 from evergrant_server.egress import Egress
 from providers.requests.request_format import STANDARD_HEADERS
 from providers.responses.raw_reply import UnreadableBody, parse_body
@@ -17,6 +19,7 @@ _PUBLIC_MEMBERS = {"RSA": ("n", "e"), "EC": ("crv", "x", "y")}
 _COMMON_MEMBERS = ("kty", "kid", "use", "alg")
 _SIGNATURES = (None, "sig")
 _JWT_SVID = ("jwt-svid",)
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{1,16384}={0,2}\Z")  # RFC 7517 section 4.7
 _MAX_AGE = re.compile(r"(?:^|[\s,])max-age=\"?([0-9]{1,9})\"?(?:[\s,]|$)", re.IGNORECASE)
 
 
@@ -51,14 +54,13 @@ async def fetch_issuer_keys(egress: Egress, issuer: str, jwks_uri: str | None) -
 
 
 async def fetch_bundle_keys(egress: Egress, url: str) -> KeySet:
-    """The keys for JWT-SVIDs of a trust domain's bundle (SPIFFE Trust Domain and Bundle section 4): those
-    whose use is `jwt-svid`. Raises as `fetch_keys`."""
+    """The keys of a trust domain's bundle (SPIFFE Trust Domain and Bundle section 4): those for JWT-SVIDs,
+    and the authorities of X.509-SVIDs, with `use` and `x5c` alone. Raises as `fetch_keys`."""
     response = await _fetch(egress, url, "the trust domain's bundle")
-    keys = parse_jwks(response.content, "the trust domain", _JWT_SVID)
+    keys = _parse_keys(response.content, "the trust domain", _svid_key)
     hint = (_parse(response.content) or {}).get("spiffe_refresh_hint")  # section 4.1.2, seconds
     said = hint if isinstance(hint, int) and 0 < hint < 10**9 else None
-    unused = tuple({name: value for name, value in key.items() if name != "use"} for key in keys)
-    return KeySet(unused, timedelta(seconds=said) if said else _max_age(response))
+    return KeySet(keys, timedelta(seconds=said) if said else _max_age(response))
 
 
 async def _fetch(egress: Egress, url: str, what: str) -> httpx2.Response:
@@ -92,12 +94,18 @@ def parse_jwks(
 ) -> tuple[dict[str, Any], ...]:
     """The keys of a JWK set with one of these uses. Raises Failure DISCOVERY_FAILED for an invalid or
     empty set."""
+    return _parse_keys(content, whose, lambda key: _public_key(key, uses))
+
+
+def _parse_keys(
+    content: bytes, whose: str, read: Callable[[Any], dict[str, Any] | None]
+) -> tuple[dict[str, Any], ...]:
     document = _parse(content)
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list):
         raise Failure(ErrorCode.DISCOVERY_FAILED, f"{whose}'s keys are not a JWK set")
-    usable = [public for key in keys if (public := _public_key(key, uses)) is not None]
-    found = tuple(usable[:_MAX_KEYS])  # of a bundle most may be for certificates
+    usable = [public for key in keys if (public := read(key)) is not None]
+    found = tuple(usable[:_MAX_KEYS])
     if not found:
         raise Failure(ErrorCode.DISCOVERY_FAILED, f"{whose}'s JWK set has no usable key")
     return found
@@ -111,3 +119,14 @@ def _public_key(key: Any, uses: tuple[str | None, ...]) -> dict[str, Any] | None
     if needed is None or any(not isinstance(key.get(name), str) for name in needed):
         return None
     return {name: key[name] for name in (*_COMMON_MEMBERS, *needed) if isinstance(key.get(name), str)}
+
+
+def _svid_key(key: Any) -> dict[str, Any] | None:
+    """A key for JWT-SVIDs without its `use`, or the certificate of an authority (section 4.2.2)."""
+    public = _public_key(key, _JWT_SVID)
+    if public is not None:
+        return {name: value for name, value in public.items() if name != "use"}
+    chain = key.get("x5c") if isinstance(key, dict) and key.get("use") == X509_SVID else None
+    if isinstance(chain, list) and len(chain) == 1 and isinstance(chain[0], str) and _BASE64.match(chain[0]):
+        return {"use": X509_SVID, "x5c": chain}
+    return None

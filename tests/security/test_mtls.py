@@ -1,22 +1,29 @@
 """Client certificates, as an attacker presents them (RFC 8705 sections 2, 3 and 6, RFC 9440 section 4)."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 import httpx2
 import pytest
 from cryptography import x509
+from sqlalchemy import update
 
 from evergrant_server.api.app import create_app
 from evergrant_server.api.apps.keys import bootstrap_admin
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.outbox import OutboxKind
 from evergrant_server.crypto.client_certificates import AppCertificate
+from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.certificates import Authority, OwnCertificate, key_usage
 from tests.fakes.databases import NOW
 from tests.fakes.mtls.apps import CertifiedApp, certified_app, client_cert, put_credential
+from tests.fakes.patience import PATIENCE_S
 
 SPIFFE_ID = "spiffe://acme.example/sync"
 AUTHORITY = Authority(now=NOW)
@@ -158,6 +165,101 @@ async def test_an_x509_svid_has_one_uri_and_is_of_its_trust_domain(hop: Api, adm
     renewed = AUTHORITY.svid(SPIFFE_ID)
     assert (await app.ask_with(renewed)).status_code == 200
     assert (await app.lease(token, renewed)).json()["code"] == "certificate_required"
+
+
+class TrustDomain:
+    """A trusted issuer whose bundle a worker reads, and the app `sync` with an X.509-SVID of it."""
+
+    def __init__(self, hop: Api, admin: str) -> None:
+        self.hop, self.admin = hop, admin
+
+    async def app(self) -> CertifiedApp:
+        domain = {"kind": "spiffe", "issuer": "spiffe://acme.example", "jwks_uri": "https://spire.example/"}
+        answer = await self.hop.call("PUT", "/v1/issuers/acme", self.admin, json=domain)
+        assert answer.status_code == 201, answer.text
+        registered = {"spiffe_id": SPIFFE_ID, "issuer": "acme"}
+        return await certified_app(self.hop, self.admin, AUTHORITY.svid(SPIFFE_ID), "x509_svid", registered)
+
+    async def publish(self, *authorities: Authority) -> None:
+        """What a worker does when it has read the bundle."""
+        ders = [b64encode(AppCertificate.of_pem(it.pem).der).decode() for it in authorities]
+        keys = tuple({"use": "x509-svid", "x5c": [der]} for der in (*ders, "AAAA"))
+        async with self.hop.worker.write() as tx:
+            issuer = await tx.trusted_issuers.by_name(TENANT, "acme")
+            assert issuer is not None
+            read = issuer.with_keys(keys, self.hop.clock.now(), None)
+            await tx.trusted_issuers.put(read, expected=issuer.revision)
+
+    async def unreadable(self) -> None:
+        """What a worker does when it can't read the bundle."""
+        async with self.hop.worker.write() as tx:
+            issuer = await tx.trusted_issuers.by_name(TENANT, "acme")
+            assert issuer is not None
+            failed = issuer.with_problem("status 500", self.hop.clock.now())
+            await tx.trusted_issuers.put(failed, expected=issuer.revision)
+
+    async def is_asked_to_read(self) -> bool:
+        """Whether a worker has been asked to read the bundle, since this was last called."""
+        return OutboxKind.FETCH_ISSUER_KEYS in [it.kind for it in await self.hop.outbox()]
+
+    async def ask(
+        self, app: CertifiedApp, own: OwnCertificate, reading: Callable[[], Awaitable[None]]
+    ) -> httpx2.Response:
+        """A token request that has a worker read the bundle, with what it reads."""
+        asking = asyncio.create_task(app.ask_with(own))
+        async with asyncio.timeout(PATIENCE_S):
+            while not await self.is_asked_to_read():
+                await asyncio.sleep(0.01)
+        await reading()
+        return await asking
+
+
+@pytest.fixture
+def domain(hop: Api, admin: str) -> TrustDomain:
+    return TrustDomain(hop, admin)
+
+
+async def test_an_x509_svid_is_checked_with_the_bundle_that_a_worker_last_read(
+    hop: Api, domain: TrustDomain
+) -> None:
+    app = await domain.app()
+    await domain.publish(OTHER)
+    assert await domain.is_asked_to_read()  # when it was put
+    hop.clock.advance(301)
+    assert (await app.ask_with(AUTHORITY.svid("spiffe://acme.example/other"))).status_code == 401
+    assert not await domain.is_asked_to_read()  # no bundle makes it the app's
+    rotated = await domain.ask(app, app.certificate, partial(domain.publish, OTHER, AUTHORITY))
+    assert rotated.status_code == 200
+    assert (await app.lease(rotated.json()["access_token"], app.certificate)).status_code == 200
+    assert (await app.ask_with(Authority(now=NOW).svid(SPIFFE_ID))).status_code == 401
+    assert not await domain.is_asked_to_read()  # once in five minutes
+    hop.clock.advance(25 * 3600)
+    stale = await domain.ask(app, Authority(now=hop.clock.now()).svid(SPIFFE_ID), domain.unreadable)
+    assert (stale.status_code, "retry-after" in stale.headers) == (503, True)
+
+
+async def test_a_trust_domain_that_is_trusted_no_more_takes_its_credentials_along(
+    hop: Api, domain: TrustDomain
+) -> None:
+    app = await domain.app()
+    await domain.publish(AUTHORITY)
+    token = await app.token()
+    assert (await hop.call("DELETE", "/v1/issuers/acme", domain.admin)).status_code == 204
+    assert (await app.ask()).status_code == 401
+    assert (await app.lease(token, app.certificate)).json()["code"] == "unauthenticated"
+
+
+async def test_a_bundle_that_was_changed_by_hand_proves_no_one(
+    hop: Api, domain: TrustDomain, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = await domain.app()
+    await domain.publish(OTHER)
+    der = b64encode(AppCertificate.of_pem(AUTHORITY.pem).der).decode()
+    async with hop.worker.write() as tx:
+        planted = update(TrustedIssuerRow).values(keys=[{"use": "x509-svid", "x5c": [der]}])
+        await tx.connection.execute(planted)
+    assert (await app.ask()).status_code == 401  # without a reading, which would not make it good
+    assert "authority broken" in caplog.text
 
 
 async def test_rfc8705_2_2_one_certificate_is_registered_by_its_thumbprint(hop: Api, admin: str) -> None:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from evergrant_server.api.apps.certificate_parameters import X509SvidParameters
 from evergrant_server.api.http.models import Body, Slug, Text, _storable
 from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.core.access import AuthenticationMethod
@@ -40,11 +41,16 @@ async def stored_parameters(tx: Transaction, tenant: Tenant, parameters: Body) -
     Raises Failure INVALID_REQUEST for a rule that could let others in, or that names no trusted issuer.
     """
     given = parameters.model_dump(mode="json")
-    if not isinstance(parameters, WorkloadIdentityParameters):
+    if not isinstance(parameters, WorkloadIdentityParameters | X509SvidParameters) or not parameters.issuer:
         return given
     issuer = await tx.trusted_issuers.by_name(tenant, parameters.issuer)
     if issuer is None:
         raise invalid_request("parameters.issuer", "There is no trusted issuer of this name: put it first.")
+    if isinstance(parameters, X509SvidParameters):
+        if not issuer.has_spiffe_id(parameters.spiffe_id):
+            why = f"parameters.spiffe_id: it is no SPIFFE ID of {issuer.issuer}."
+            raise invalid_request("parameters.spiffe_id", why)
+        return {**given, "issuer_id": issuer.id}
     rule = WorkloadRule.model_validate({**given, "issuer_id": issuer.id})
     if problem := rule_problem(issuer, rule):
         field, why = problem

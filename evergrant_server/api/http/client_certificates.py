@@ -23,7 +23,7 @@ log = logging.getLogger("evergrant.api")
 
 _SCOPE_KEY = "evergrant.client_certificate"
 _SOCKET_PEER = ("127.0.0.1", 0)  # at the other end of a unix socket is this machine
-_MAX_BYTES = 32_768  # of a header; a certificate has about 1,000
+_MAX_BYTES = 16_384  # of a header; a certificate has about 1,000
 _BYTE_SEQUENCE = re.compile(rb":([A-Za-z0-9+/]+={0,2}):")  # RFC 8941 section 3.3.5
 _XFCC_PAIR = re.compile(rb'([A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^;,"]*)(?:;|\Z)')
 

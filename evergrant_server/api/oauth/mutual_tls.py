@@ -5,9 +5,8 @@ private key proved and nothing else: dates, path and names are checked here. The
 certificate (RFC 8705 section 3) and doesn't outlive it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
 
 from evergrant_server.api.http.authentication import THUMBPRINT
 from evergrant_server.api.http.client_certificates import client_certificate
@@ -18,11 +17,16 @@ from evergrant_server.api.oauth.client_authentication import (
     invalid_client,
     registered,
 )
-from evergrant_server.core.access import AuthenticationMethod
+from evergrant_server.api.oauth.workload_identity import KeysNeeded
+from evergrant_server.core.access import AppCredential, AuthenticationMethod
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto.client_certificates import (
     NAME_KINDS,
     AppCertificate,
     CertificateRefused,
+    UnknownAuthority,
+    authorities_of_bundle,
     authorities_of_pem,
     require_name,
     require_svid,
@@ -30,10 +34,11 @@ from evergrant_server.crypto.client_certificates import (
     verify_path,
 )
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.alarms import report_broken_authority
 
 
 async def authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenClient:
-    """The app of which a credential accepts the client certificate. Raises TokenRefused."""
+    """The app of which a credential accepts the client certificate. Raises TokenRefused, KeysNeeded."""
     named = request.parameters.get("client_id")
     certificate = client_certificate(request.http)
     if certificate is None:
@@ -49,37 +54,81 @@ async def authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenCl
         raise invalid_client(UNPROVEN, named)
     app, credentials = found
     why: list[str] = []
+    stale: TrustedIssuer | None = None
     for credential in credentials:
         try:
-            _PROOFS[credential.method](certificate, credential.parameters, request.now)
+            await _PROOFS[credential.method](tx, credential, certificate, request.now)
         except CertificateRefused as refused:
             why.append(f"{credential.name}: {refused}")
+            stale = refused.issuer if isinstance(refused, _StaleBundle) else stale
             continue
         confirmation = {THUMBPRINT: certificate.thumbprint}
         return ProvenClient(app, credential, certificate.valid_until, confirmation)
+    if stale is not None:
+        raise KeysNeeded(stale, "; ".join(why), app.id)
     raise invalid_client(UNPROVEN, app.id, recorded="; ".join(why))
 
 
-def _tls_client(certificate: AppCertificate, parameters: Mapping[str, Any], now: datetime) -> None:
+async def _tls_client(
+    _: Transaction, credential: AppCredential, certificate: AppCertificate, now: datetime
+) -> None:
     """One name under one authority (RFC 8705 section 2.1)."""
+    parameters = credential.parameters
     verify_path(certificate, authorities_of_pem(parameters["ca"]), now)
     (kind,) = (it for it in NAME_KINDS if parameters.get(it) is not None)
     require_name(certificate, kind, parameters[kind])
 
 
-def _self_signed(certificate: AppCertificate, parameters: Mapping[str, Any], now: datetime) -> None:
+async def _self_signed(
+    _: Transaction, credential: AppCredential, certificate: AppCertificate, now: datetime
+) -> None:
     """One certificate; who issued it doesn't count (RFC 8705 section 2.2)."""
-    if certificate.thumbprint != parameters["thumbprint"]:
+    if certificate.thumbprint != credential.parameters["thumbprint"]:
         raise CertificateRefused("the thumbprint is not the registered one")
 
 
-def _svid(certificate: AppCertificate, parameters: Mapping[str, Any], now: datetime) -> None:
+async def _svid(
+    tx: Transaction, credential: AppCredential, certificate: AppCertificate, now: datetime
+) -> None:
     """One SPIFFE ID under its trust domain's bundle (draft-ietf-oauth-spiffe-client-auth)."""
-    verify_path(certificate, authorities_of_pem(parameters["bundle"]), now)
+    parameters = credential.parameters
     require_svid(certificate, parameters["spiffe_id"])
+    if parameters.get("bundle") is not None:
+        return verify_path(certificate, authorities_of_pem(parameters["bundle"]), now)
+    issuer = await _trust_domain(tx, credential)
+    authorities = issuer.usable_authorities(now)
+    if authorities is None:
+        raise _StaleBundle(issuer, f"the bundle of {issuer.name} can't be used")
+    try:
+        verify_path(certificate, authorities_of_bundle(authorities), now)
+    except UnknownAuthority as refused:
+        raise _StaleBundle(issuer, str(refused)) from None
 
 
-_PROOFS: dict[AuthenticationMethod, Callable[[AppCertificate, Mapping[str, Any], datetime], None]] = {
+class _StaleBundle(CertificateRefused):
+    """A newer bundle of the trust domain may have the authority: a worker may find it."""
+
+    def __init__(self, issuer: TrustedIssuer, why: str) -> None:
+        super().__init__(why)
+        self.issuer = issuer
+
+
+async def _trust_domain(tx: Transaction, credential: AppCredential) -> TrustedIssuer:
+    """Raises CertificateRefused also for one that was changed by hand, with an alarm."""
+    try:
+        issuer = await tx.trusted_issuers.get(credential.tenant, credential.parameters["issuer_id"])
+    except Failure as failure:
+        if failure.code is not ErrorCode.AUTHORITY_BROKEN:
+            raise
+        report_broken_authority(failure)
+        issuer = None
+    if issuer is None or not issuer.has_spiffe_id(credential.parameters["spiffe_id"]):
+        raise CertificateRefused("its trust domain isn't trusted")
+    return issuer
+
+
+_Proof = Callable[[Transaction, AppCredential, AppCertificate, datetime], Awaitable[None]]
+_PROOFS: dict[AuthenticationMethod, _Proof] = {
     AuthenticationMethod.TLS_CLIENT_AUTH: _tls_client,
     AuthenticationMethod.SELF_SIGNED_TLS_CLIENT_AUTH: _self_signed,
     AuthenticationMethod.X509_SVID: _svid,

@@ -14,6 +14,7 @@ USUAL_CACHE = timedelta(hours=1)  # where the issuer doesn't say
 REQUEST_INTERVAL = timedelta(minutes=5)  # between two readings that a token has caused
 _READING = timedelta(seconds=10)  # a reading that was asked for longer ago isn't waited for
 
+X509_SVID = "x509-svid"  # the use of a bundle's authorities (SPIFFE Trust Domain and Bundle section 4.2.2)
 _SPIFFE = "spiffe://"
 
 
@@ -25,7 +26,7 @@ class IssuerKind(StrEnum):
     GCP = "gcp"  # service accounts of Google Cloud
     AZURE = "azure"  # managed identities and applications of a Microsoft Entra tenant
     AWS = "aws"  # roles of an account, by GetWebIdentityToken
-    SPIFFE = "spiffe"  # JWT-SVIDs of a trust domain
+    SPIFFE = "spiffe"  # SVIDs of a trust domain
     OIDC = "oidc"  # every other OpenID Connect issuer
 
 
@@ -70,6 +71,15 @@ class TrustedIssuer(TenantRow):
         """The keys that tokens may be checked with; None when the last good reading is too long ago."""
         fresh = self.keys_at is not None and now < self.keys_at + KEYS_SERVE
         return self.keys if fresh else None
+
+    def usable_authorities(self, now: datetime) -> tuple[str, ...] | None:
+        """The trust domain's authorities for X.509-SVIDs, base64 of DER; None when they are too old."""
+        keys = self.usable_keys(now)
+        return None if keys is None else tuple(key["x5c"][0] for key in keys if key.get("use") == X509_SVID)
+
+    def has_spiffe_id(self, value: str) -> bool:
+        """True for the SPIFFE ID of a workload of this trust domain."""
+        return self.kind is IssuerKind.SPIFFE and value.startswith(f"{self.issuer}/")
 
     def keys_are_due(self, now: datetime) -> bool:
         """True when the keys should be read again."""

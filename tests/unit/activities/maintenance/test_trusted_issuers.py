@@ -1,5 +1,6 @@
 """A worker reads the keys of trusted issuers; the last good ones stay while it can't."""
 
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -14,9 +15,11 @@ from evergrant_server.core.ids import Tenant, TrustedIssuerId, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import FetchIssuerKeys, IssuerKeysResult
 from evergrant_server.core.workloads.issuer import IssuerKind, TrustedIssuer
+from evergrant_server.crypto.client_certificates import AppCertificate
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.store import Store
 from evergrant_server.store.trusted_issuers import TrustedIssuerRow
+from tests.fakes.certificates import Authority
 from tests.fakes.clock import SetClock
 from tests.fakes.failures import fails
 from tests.fakes.providers.workload_issuer import (
@@ -135,6 +138,23 @@ async def test_a_bundle_gives_its_keys_for_jwt_svids_alone(reader: Reader):
     assert [(key["kid"], key.get("use")) for key in row.keys or ()] == [("one", None)]
     assert row.keys_next_at == reader.clock.now() + timedelta(minutes=10)  # spiffe_refresh_hint
     assert reader.theirs.requests == [BUNDLE]
+
+
+async def test_a_bundle_gives_its_authorities_for_x509_svids(reader: Reader):
+    """Of each one certificate; a bundle without keys for JWT-SVIDs is one too."""
+    authority = Authority()
+    der = b64encode(AppCertificate.of_pem(authority.pem).der).decode()
+    published = reader.theirs.published(BUNDLE)
+    both, none, text = ({"use": "x509-svid", "x5c": it} for it in ([der, der], [], "AAAA"))
+    one = {"kty": "EC", "use": "x509-svid", "x5c": [der], "x": "mine"}
+    reader.theirs.answers[BUNDLE] = {**published, "keys": [both, none, text, one]}
+    where = reader.theirs.url + BUNDLE
+    await reader.trust(IssuerKind.SPIFFE, issuer="spiffe://example.org", jwks_uri=where)
+    assert await reader.read() == IssuerKeysResult(keys=1)
+    row, now = await reader.row(), reader.clock.now()
+    assert row.keys == ({"use": "x509-svid", "x5c": [der]},)
+    assert row.usable_authorities(now) == (der,)
+    assert row.usable_authorities(now + timedelta(hours=25)) is None
 
 
 async def test_keys_that_were_put_in_by_hand_are_no_ones(reader: Reader, theirs: WorkloadIssuer):

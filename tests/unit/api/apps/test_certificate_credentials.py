@@ -50,6 +50,11 @@ BAD: dict[str, tuple[str, Parameters]] = {
     "a slash at the end": ("x509_svid", {"spiffe_id": SPIFFE_ID + "/", "bundle": AUTHORITY}),
     "a port": ("x509_svid", {"spiffe_id": "spiffe://acme.example:1/sync", "bundle": AUTHORITY}),
     "no bundle": ("x509_svid", {"spiffe_id": SPIFFE_ID, "bundle": ""}),
+    "a bundle and an issuer": ("x509_svid", {"spiffe_id": SPIFFE_ID, "bundle": AUTHORITY, "issuer": "acme"}),
+    "neither": ("x509_svid", {"spiffe_id": SPIFFE_ID}),
+    "an unknown issuer": ("x509_svid", {"spiffe_id": SPIFFE_ID, "issuer": "nowhere"}),
+    "another trust domain": ("x509_svid", {"spiffe_id": "spiffe://acme.example.org/a", "issuer": "acme"}),
+    "an issuer of tokens": ("x509_svid", {"spiffe_id": "https://issuer.example/a", "issuer": "oidc"}),
     "a large bundle": ("x509_svid", {"spiffe_id": SPIFFE_ID, "bundle": AUTHORITY * 21}),
 }
 
@@ -68,6 +73,10 @@ async def test_a_credential_that_would_prove_no_one_app_is_refused_and_not_quote
     api: Api, admin: str
 ) -> None:
     await api.app_with("sync")
+    domain = {"kind": "spiffe", "issuer": "spiffe://acme.example", "jwks_uri": "https://spire.example/bundle"}
+    await api.call("PUT", "/v1/issuers/acme", admin, json=domain)
+    oidc = {"kind": "oidc", "issuer": "https://issuer.example"}
+    await api.call("PUT", "/v1/issuers/oidc", admin, json=oidc)
     for name, (method, parameters) in BAD.items():
         answer = await api.call("PUT", PATH, admin, json={"method": method, "parameters": parameters})
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), name

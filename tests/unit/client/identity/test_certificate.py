@@ -94,6 +94,11 @@ def test_settings_name_the_app_and_its_certificate(tmp_path: Path, monkeypatch: 
             "x509_svid",
             {"spiffe_id": "spiffe://acme.example/etl", "bundle": AUTHORITY.pem},
         ),
+        (
+            ("put-svid", "etl", "main", "spiffe://acme.example/etl", "--issuer", "acme"),
+            "x509_svid",
+            {"spiffe_id": "spiffe://acme.example/etl", "issuer": "acme"},
+        ),
     ],
 )
 def test_the_command_registers_a_certificate(

@@ -34,8 +34,8 @@ def put_credential(app: str, name: str, method: str, parameters: Mapping[str, An
 
     `parameters` are those of the method: for `private_key_jwt` `jwks`, a JWK set of public keys with an `alg`
     each; for `tls_client_auth` `ca` and one name; for `self_signed_tls_client_auth` `thumbprint`; for
-    `x509_svid` `spiffe_id` and `bundle`; for `workload_identity` `issuer`, the name of a trusted one, and
-    `claims`, each with its only value.
+    `x509_svid` `spiffe_id`, and `issuer` or `bundle`; for `workload_identity` `issuer`, the name of a trusted
+    one, and `claims`, each with its only value.
     """
     body = {"method": method, "parameters": parameters}
     return Call("PUT", path_of("apps", app, "credentials", name), _parse, body=body)

@@ -87,13 +87,25 @@ def pin_certificate(app: str, name: str, certificate: Path, /, *, options: Optio
 
 
 @credentials.command
-def put_svid(app: str, name: str, spiffe_id: str, /, *, bundle: Path, options: Options = DEFAULTS) -> None:
-    """Register an app's SPIFFE ID, for its X.509-SVIDs.
+def put_svid(
+    app: str,
+    name: str,
+    spiffe_id: str,
+    /,
+    *,
+    issuer: str | None = None,
+    bundle: Path | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Register an app's SPIFFE ID, for its X.509-SVIDs. Give the issuer or the bundle.
 
     Args:
+        issuer: The trusted issuer that is its trust domain; Evergrant reads its bundle again and again.
         bundle: File with the certificates of the trust domain's authorities, PEM.
     """
-    _put(app, name, "x509_svid", {"spiffe_id": spiffe_id, "bundle": read_text(bundle)}, options)
+    found = {"issuer": issuer, "bundle": None if bundle is None else read_text(bundle)}
+    given = {kind: it for kind, it in found.items() if it is not None}
+    _put(app, name, "x509_svid", {"spiffe_id": spiffe_id, **given}, options)
 
 
 def _put(app: str, name: str, method: str, parameters: dict[str, str], options: Options) -> None:
