@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
+from asyncpg import InterfaceError, PostgresError  # pyright: ignore[reportMissingTypeStubs]  # it has none
 from sqlalchemy import URL, QueuePool, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -50,6 +51,7 @@ _POOL_SIZES = {
     Pool.BACKGROUND: (1, 1),
 }
 _POOL_TIMEOUT_S = 10.0
+_DRIVER_ERRORS = (InterfaceError, PostgresError, OSError, TimeoutError)
 _requester: ContextVar[tuple[str, str] | None] = ContextVar("requester", default=None)
 
 
@@ -94,7 +96,11 @@ class PostgresDatabase:
     @asynccontextmanager
     async def write(self) -> AsyncGenerator[AsyncConnection]:
         async with self._turn(), self._engine.begin() as connection:
-            yield connection
+            try:
+                yield connection
+            except _DRIVER_ERRORS:  # from `asyncpg_driver`, of whose end the pool learns nothing
+                await connection.invalidate()
+                raise
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncGenerator[AsyncConnection]:

@@ -13,6 +13,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store
+from evergrant_server.store.database.engine import Pool
 from tests.conformance.store.samples import (
     ACME,
     a_key,
@@ -264,3 +265,21 @@ async def test_two_processes_lease_beside_each_other(
     verdict = await audit.verify_log(store, ACME)
     assert verdict.ok
     assert {shard: head.count for shard, head in verdict.heads.items()} == {"lease-1": 20, "lease-2": 20}
+
+
+async def test_a_session_that_the_database_ended_is_replaced(store: Store, clock: SetClock):
+    """The driver's own connection tells the pool nothing of its end."""
+    if store.is_sqlite:
+        pytest.skip("SQLite has no sessions")
+    connection, app = await granted(store), await an_app_of(store)
+    ledger = LeaseLedger(store.in_pool(Pool.LEDGER), "api-1", clock)
+    await ledger.start()
+    await ledger.record(a_claim(connection, app))
+    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    mine = "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    async with store.write() as tx:
+        await tx.connection.execute(text(f"{others} {mine}"))
+    with fails(ErrorCode.AUDIT_UNAVAILABLE):
+        await ledger.record(a_claim(connection, app))
+    await ledger.record(a_claim(connection, app))
+    await ledger.stop()
