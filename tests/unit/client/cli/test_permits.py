@@ -1,10 +1,16 @@
 """`evergrant permits`: each command is one call."""
 
+import json
+import re
+import shlex
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from evergrant.calls.permits import Permit
 
+from evergrant_server.api.apps.permits import PermitBody
 from tests.unit.client.conftest import Command
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, page
 
@@ -23,6 +29,23 @@ DENIED: dict[str, Any] = {
     **{"subjects": ["*"], "scopes": ["write"], "exact_scopes": False},
     **{"owner": "", "purpose": "", "reason": ""},
 }
+
+
+PAGE = Path(__file__).parents[4] / "docs/guide/permits.md"
+
+
+def test_the_page_says_the_same_by_curl_and_by_command(command: Command, evergrant: ScriptedEvergrant):
+    curl, commands = re.findall(r"^```\n(.*?)\n```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    body = json.loads(curl[curl.index("{") : curl.rindex("}") + 1])
+    put, ls, rm = (shlex.split(line) for line in commands.replace("\\\n", "").splitlines())
+    evergrant.script("PUT /v1/apps/sync/permits/crm", ScriptedResponse(200, CRM_PERMIT))
+    evergrant.script("GET /v1/apps/sync/permits", page(CRM_PERMIT))
+    evergrant.script("DELETE /v1/apps/sync/permits/crm", ScriptedResponse(204))
+    assert [command(*line[1:]).status for line in (put, ls, rm)] == [0, 0, 0]
+    sent = evergrant.requests[0].body
+    assert datetime.fromisoformat(sent.pop("expires_at")) == datetime.fromisoformat(body.pop("expires_at"))
+    assert sent.items() >= body.items()
+    assert PermitBody.model_validate(body) == PermitBody.model_validate(sent)
 
 
 @pytest.mark.parametrize(
