@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import Field, StrictFloat
+from pydantic import Field
 from starlette.responses import Response
 
 from evergrant_server.api.apps.routes import require_app
@@ -30,7 +30,7 @@ ADMIN = "admin"
 class KeyBody(Body):
     """`lifetime` is in seconds; by default EVERGRANT_API_KEY_LIFETIME."""
 
-    lifetime: Annotated[StrictFloat, Field(ge=60, le=LONGEST_LIFETIME.total_seconds())] | None = None
+    lifetime: Annotated[float, Field(ge=60, le=LONGEST_LIFETIME.total_seconds())] | None = None
 
 
 class KeyView(View):

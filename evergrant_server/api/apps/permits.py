@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, Self
 
 from fastapi import APIRouter, Response
-from pydantic import AfterValidator, Field, StrictBool, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from evergrant_server.api.apps.routes import require_app
 from evergrant_server.api.connections.scopes import retry_waiting_connections
@@ -89,7 +89,7 @@ class PermitBody(Body):
         | None
     ) = None
     scope_ceiling: Scopes | None = None
-    exact_scopes: StrictBool = False
+    exact_scopes: bool = False
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=200)] | None = None
     actions: Annotated[tuple[Action, ...], Field(min_length=1)]
     expires_at: UtcDatetime | None = None

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Response
-from pydantic import Field, StrictBool
+from pydantic import Field
 
 from evergrant_server.api.connections.scopes import retry_waiting_connections
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
@@ -27,7 +27,7 @@ router = APIRouter(tags=["apps"])
 
 
 class AppBody(Body):
-    disabled: StrictBool = False
+    disabled: bool = False
     return_to: Annotated[tuple[ReturnTo, ...], Field(max_length=50)] = ()
     lease_limit: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
 

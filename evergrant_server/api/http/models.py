@@ -6,7 +6,15 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Query
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+)
 
 from evergrant_server.core.connections.binding import is_challenge
 from evergrant_server.core.ids import is_slug
@@ -158,7 +166,28 @@ StorableSecret = Annotated[Secret, AfterValidator(_storable_secret)]
 
 
 class Body(BaseModel):
+    """A request's body. Its numbers and booleans are JSON's own: `"60"` is no number, and `true` no 1."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        schema = handler(source)
+        _take_json_types(schema)
+        return schema
+
+
+def _take_json_types(schema: Any) -> None:
+    """Have a schema of pydantic-core convert no text, and no boolean, to a number."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("int", "float", "bool"):
+            schema["strict"] = True
+        for name, inner in schema.items():
+            if name not in ("serialization", "metadata"):
+                _take_json_types(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            _take_json_types(inner)
 
 
 class View(BaseModel):

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import Field, StrictBool, StrictInt, field_validator
+from pydantic import Field, field_validator
 from starlette.responses import Response
 
 from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
@@ -28,7 +28,7 @@ from providers.definition.registry import parse_definition
 
 router = APIRouter(tags=["providers"])
 
-Version = Annotated[StrictInt, Field(ge=1, le=MAX_INTEGER)]
+Version = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 
 
 class DefinitionBody(Body):
@@ -50,7 +50,7 @@ class DecisionBody(Body):
 
     version: Version
     reason: Text | None = None
-    accept_hosts: StrictBool = False
+    accept_hosts: bool = False
 
 
 class RollBackBody(Body):

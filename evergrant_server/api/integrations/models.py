@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StrictBool, StrictFloat
+from pydantic import AfterValidator, Field
 
 from evergrant_server.api.http.models import (
     Body,
@@ -26,8 +26,8 @@ class RefreshRulesBody(Body):
     """Overrides of the provider's refresh rules, in seconds."""
 
     rotation: Rotation | None = None
-    grace_s: StrictFloat | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
-    refresh_token_idle_s: StrictFloat | None = Field(
+    grace_s: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
+    refresh_token_idle_s: float | None = Field(
         default=None, gt=0, le=MAX_LIFETIME.total_seconds(), allow_inf_nan=False
     )
 
@@ -94,7 +94,7 @@ class IntegrationBody(Body):
     client_certificate: ClientCertificateBody | None = None
     default_scopes: Scopes = ()
     scope_ceiling: Scopes | None = None
-    dpop: StrictBool | None = None
+    dpop: bool | None = None
     binding: Binding = Binding.APP
     login: LoginBody | None = None
     on_reconnect: OnReconnect = OnReconnect.SAME
@@ -105,8 +105,8 @@ class RotateSecretBody(Body):
     """Either a new `client_secret`, or `roll_back` to the previous one. `overlap_s` is seconds."""
 
     client_secret: StorableSecret | None = None
-    overlap_s: Annotated[StrictFloat, Field(ge=0, le=31_536_000, allow_inf_nan=False)] = 86_400
-    roll_back: StrictBool = False
+    overlap_s: Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)] = 86_400
+    roll_back: bool = False
 
 
 class IntegrationView(View):

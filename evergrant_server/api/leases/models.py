@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StrictFloat, StrictInt
+from pydantic import AfterValidator, Field
 
 from evergrant_server.api.http.models import (
     MAX_INTEGER,
@@ -25,7 +25,7 @@ def _nonce(value: str) -> str:
     return value
 
 
-MinTtl = Annotated[StrictFloat, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
+MinTtl = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
 
 
 class RefreshBody(Body):
@@ -35,8 +35,8 @@ class RefreshBody(Body):
     generation. `seen_generation` is another name for `generation`.
     """
 
-    generation: StrictInt | None = Field(default=None, ge=0, le=MAX_INTEGER)
-    seen_generation: StrictInt | None = Field(default=None, ge=0, le=MAX_INTEGER)
+    generation: int | None = Field(default=None, ge=0, le=MAX_INTEGER)
+    seen_generation: int | None = Field(default=None, ge=0, le=MAX_INTEGER)
     reason: Literal["unauthorized"] | None = None
 
     @property

@@ -9,8 +9,6 @@ from pydantic import (
     AwareDatetime,
     BaseModel,
     Field,
-    StrictBool,
-    StrictFloat,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -64,11 +62,9 @@ class ImportItem(Body):
     refresh_token: ImportedToken | None = Field(default=None, repr=False)
     token_type: Annotated[str, AfterValidator(_token_type)] = "Bearer"
     expires_at: AwareDatetime | None = None
-    expires_in: StrictFloat | None = Field(
-        default=None, ge=0, le=MAX_LIFETIME.total_seconds(), allow_inf_nan=False
-    )
+    expires_in: float | None = Field(default=None, ge=0, le=MAX_LIFETIME.total_seconds(), allow_inf_nan=False)
     expires: Literal["unknown"] | None = None
-    never_expires: StrictBool = False
+    never_expires: bool = False
     scopes: Scopes | None = None
     metadata: dict[Annotated[str, Field(max_length=100)], MetadataValue] = Field(
         default={}, max_length=_MAX_METADATA
@@ -108,8 +104,8 @@ class ImportBody(Body):
         Field(min_length=1, max_length=MAX_ITEMS, repr=False),
         WithJsonSchema(_ITEMS_SCHEMA | {"items": ImportItem.model_json_schema()}),
     ]
-    dry_run: StrictBool = False
-    verify: StrictBool = True
+    dry_run: bool = False
+    verify: bool = True
 
 
 ImportStatus = Literal["imported", "exists", "invalid", "would_import"]

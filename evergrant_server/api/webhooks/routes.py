@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter
-from pydantic import AfterValidator, Field, StrictBool, StrictFloat
+from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
 from evergrant_server import audit
@@ -47,13 +47,13 @@ class WebhookBody(Body):
         DEFAULT_EVENTS
     )
     integration: Literal["*"] | Slug = ANY_INTEGRATION
-    disabled: StrictBool = False
+    disabled: bool = False
 
 
 class RotateWebhookBody(Body):
     """`overlap` is the time in seconds in which both secrets sign; 0 ends the previous one at once."""
 
-    overlap: StrictFloat | None = Field(default=None, ge=0, le=_MAX_OVERLAP_S, allow_inf_nan=False)
+    overlap: float | None = Field(default=None, ge=0, le=_MAX_OVERLAP_S, allow_inf_nan=False)
 
 
 class WebhookView(View):
