@@ -165,18 +165,6 @@ StorableText = Annotated[str, AfterValidator(_storable)]
 StorableSecret = Annotated[Secret, AfterValidator(_storable_secret)]
 
 
-class Body(BaseModel):
-    """A request's body. Its numbers and booleans are JSON's own: `"60"` is no number, and `true` no 1."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
-        schema = handler(source)
-        _take_json_types(schema)
-        return schema
-
-
 def _take_json_types(schema: Any) -> None:
     """Have a schema of pydantic-core convert no text, and no boolean, to a number."""
     if isinstance(schema, dict):
@@ -188,6 +176,18 @@ def _take_json_types(schema: Any) -> None:
     elif isinstance(schema, list):
         for inner in schema:
             _take_json_types(inner)
+
+
+class Body(BaseModel):
+    """A request's body. Its numbers and booleans are JSON's own: `"60"` is no number, and `true` no 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        schema = handler(source)
+        _take_json_types(schema)
+        return schema
 
 
 class View(BaseModel):
