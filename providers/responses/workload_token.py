@@ -27,10 +27,13 @@ class WorkloadToken:
     text: bytes = field(repr=False)
 
     def verify(self, keys: Sequence[Mapping[str, Any]]) -> None:
-        """Check the signature. Raises UnknownKey when its key isn't among `keys`, WorkloadTokenRefused."""
+        """Check the signature. Raises UnknownKey when its key isn't among `keys`, WorkloadTokenRefused.
+
+        Members of the header that aren't known are ignored (RFC 7515 section 4).
+        """
+        registry = jws.JWSRegistry(algorithms=[self.header["alg"]], strict_check_header=False)
         try:
-            key = select_key(self.header, keys)
-            jws.deserialize_compact(self.text, key, algorithms=[self.header["alg"]])
+            jws.deserialize_compact(self.text, select_key(self.header, keys), registry=registry)
         except (JoseError, UnusableKey, ValueError):
             raise WorkloadTokenRefused("the signature is invalid") from None
 

@@ -59,7 +59,10 @@ class TrustedIssuerView(View):
 async def put_issuer(
     name: Slug, body: TrustedIssuerBody, response: Response, call: AdminCall
 ) -> TrustedIssuerView:
-    """Trust an issuer of workload tokens, or change where its keys are. Alone it lets nobody in."""
+    """Trust an issuer of workload tokens, change where its keys are, or have them read now.
+
+    Alone it lets nobody in: a credential of an app has to name it.
+    """
     _check_body(call.api, body)
 
     async def write(tx: Transaction) -> tuple[TrustedIssuer, bool]:
@@ -68,7 +71,7 @@ async def put_issuer(
         after = _with_body(call, name, before, body)
         if before is None or before.jwks_uri != after.jwks_uri:
             after = after.without_keys()
-            await tx.outbox.add(fetch_issuer_keys_message(after, call.context, call.now))
+        await tx.outbox.add(fetch_issuer_keys_message(after, call.context, call.now))
         expected = None if before is None else before.revision
         after = await tx.trusted_issuers.put(after, expected=expected)
         detail = {"name": name, **body.model_dump(mode="json"), **approved}
@@ -117,8 +120,6 @@ async def delete_issuer(name: Slug, call: AdminCall) -> Response:
 
 def _check_body(api: ApiContext, body: TrustedIssuerBody) -> None:
     """Raises Failure INVALID_REQUEST naming the field."""
-    if problem := kind_problem(body.kind, body.issuer):
-        raise invalid_request("issuer", f"issuer: {problem}.")
     if body.kind is IssuerKind.SPIFFE and body.jwks_uri is None:
         raise invalid_request("jwks_uri", "A trust domain needs the URL of its bundle.")
     if body.kind is not IssuerKind.SPIFFE:
@@ -130,6 +131,8 @@ def _check_body(api: ApiContext, body: TrustedIssuerBody) -> None:
             raise invalid_request(
                 "issuer", "issuer: it has a query (OpenID Connect Discovery 1.0 section 3)."
             )
+    if problem := kind_problem(body.kind, body.issuer):
+        raise invalid_request("issuer", f"issuer: {problem}.")
     fetched = "issuer" if body.jwks_uri is None else "jwks_uri"
     try:
         api.check_endpoint(getattr(body, fetched))

@@ -25,6 +25,7 @@ TRUST_DOMAIN = {
         ({"kind": "oidc", "issuer": "https://169.254.169.254"}, "issuer"),
         ({"kind": "oidc", "issuer": "https://issuer.example/?a=b"}, "issuer"),
         ({"kind": "oidc", "issuer": "https://user@issuer.example"}, "issuer"),
+        ({"kind": "oidc", "issuer": "https://[::1"}, "issuer"),
         ({"kind": "oidc", "issuer": "https://token.actions.githubusercontent.com"}, "issuer"),
         (OIDC | {"jwks_uri": "file:///etc/passwd"}, "jwks_uri"),
         (OIDC | {"jwks_uri": "https://[::1]/keys"}, "jwks_uri"),
@@ -51,7 +52,7 @@ async def test_a_new_issuer_has_its_keys_read_and_never_becomes_another(api: Api
     assert asked.payload["issuer_id"] == made.json()["id"]
     again = await api.call("PUT", "/v1/issuers/theirs", admin, json=OIDC)
     assert again.status_code == 200
-    assert await api.outbox() == []
+    assert len(await api.outbox()) == 1  # its admin has repaired something, and has the keys read now
     moved = await api.call("PUT", "/v1/issuers/theirs", admin, json=OIDC | {"jwks_uri": "https://k.example/"})
     assert moved.status_code == 200
     assert len(await api.outbox()) == 1

@@ -35,6 +35,7 @@ def test_a_token_of_a_published_key_is_read_and_verified() -> None:
         (KEY, HEADER),
         (RSA, {"alg": "PS256", "kid": "rsa"}),
         (KEY, HEADER | {"typ": "at+jwt"}),
+        (KEY, HEADER | {"nonce": "n", "x5t": "t", "of-the-platform": {"a": 1}}),
     ):
         token = read_workload_token(signed(header, CLAIMS, key))
         token.verify(KEYS)
