@@ -3,7 +3,6 @@
 from datetime import datetime, timedelta
 from typing import Any
 
-from joserfc import jws
 from joserfc.errors import JoseError
 
 from evergrant_server.core.connections.account import EMAIL
@@ -28,7 +27,7 @@ from providers.events.base import (
     json_in_base64url,
     json_object,
 )
-from providers.responses.signing_keys import ALGORITHMS, UnusableKey, select_key
+from providers.responses.signing_keys import ALGORITHMS, UnusableKey, verified_payload
 
 MEDIA_TYPE = "application/secevent+jwt"
 MAX_EVENT_AGE = timedelta(days=30)  # an older event is rejected, so `jti` is kept no longer
@@ -81,8 +80,7 @@ def _header(token: bytes) -> dict[str, Any]:
 
 def _claims(token: bytes, header: dict[str, Any], trust: EventTrust) -> dict[str, Any]:
     try:
-        key = select_key(header, trust.keys or ())
-        content = jws.deserialize_compact(token, key, algorithms=[header["alg"]]).payload
+        content = verified_payload(token, header, trust.keys or ())
     except UnusableKey:
         raise EventRejected("invalid_key", "The transmitter's key is unusable.") from None
     except (JoseError, ValueError):

@@ -15,7 +15,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress
 from providers.requests.request_format import STANDARD_HEADERS
 from providers.responses.raw_reply import UnreadableBody, parse_body
-from providers.responses.signing_keys import ALGORITHMS, UnusableKey, select_key
+from providers.responses.signing_keys import ALGORITHMS, UnusableKey, verified_payload
 
 _CLOCK_TOLERANCE = timedelta(seconds=60)  # between the issuer's clock and ours
 
@@ -55,7 +55,7 @@ def _verify_signature(id_token: Secret, keys: Sequence[Mapping[str, Any]]) -> No
             _refuse("isn't signed with an asymmetric key")
         if "b64" in header:  # RFC 7797: its claims are encoded otherwise than they are read
             _refuse("has an unknown critical header")
-        jws.deserialize_compact(text, select_key(header, keys), algorithms=[header["alg"]])
+        verified_payload(text, header, keys)
     except (JoseError, UnusableKey, ValueError, RecursionError):
         _refuse("has no valid signature")
 

@@ -1,8 +1,9 @@
-"""Selects the key that signed a token from its issuer's key set (RFC 7517). Pure."""
+"""Checks a token's signature with the key of its issuer's set that it names (RFC 7515, RFC 7517). Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
@@ -17,6 +18,16 @@ class UnknownKey(Exception):
 
 class UnusableKey(Exception):
     """The key can't be imported."""
+
+
+def verified_payload(text: bytes, header: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> bytes:
+    """The payload of a token whose signature is good; its `alg` is one of ALGORITHMS.
+
+    Members of the header that aren't known are ignored (RFC 7515 section 4), unless they are critical.
+    Raises UnknownKey, UnusableKey, JoseError, ValueError.
+    """
+    registry = jws.JWSRegistry(algorithms=[header["alg"]], strict_check_header=False)
+    return jws.deserialize_compact(text, select_key(header, keys), registry=registry).payload
 
 
 def select_key(header: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> RSAKey | ECKey:

@@ -8,7 +8,7 @@ from joserfc import jws
 from joserfc.errors import JoseError
 
 from providers.responses.raw_reply import UnreadableBody, parse_body
-from providers.responses.signing_keys import ALGORITHMS, UnusableKey, select_key
+from providers.responses.signing_keys import ALGORITHMS, UnusableKey, verified_payload
 
 LONGEST_TOKEN = 16_384  # characters
 _TYPES = {"jwt", "jose", "at+jwt"}  # RFC 7519 section 5.1, JWT-SVID section 2.3, RFC 9068 section 2.1
@@ -27,13 +27,9 @@ class WorkloadToken:
     text: bytes = field(repr=False)
 
     def verify(self, keys: Sequence[Mapping[str, Any]]) -> None:
-        """Check the signature. Raises UnknownKey when its key isn't among `keys`, WorkloadTokenRefused.
-
-        Members of the header that aren't known are ignored (RFC 7515 section 4).
-        """
-        registry = jws.JWSRegistry(algorithms=[self.header["alg"]], strict_check_header=False)
+        """Check the signature. Raises UnknownKey when its key isn't among `keys`, WorkloadTokenRefused."""
         try:
-            jws.deserialize_compact(self.text, select_key(self.header, keys), registry=registry)
+            verified_payload(self.text, self.header, keys)
         except (JoseError, UnusableKey, ValueError):
             raise WorkloadTokenRefused("the signature is invalid") from None
 

@@ -109,7 +109,7 @@ async def delete_issuer(name: Slug, call: AdminCall) -> Response:
         issuer = require_found(await tx.trusted_issuers.to_delete(call.tenant, name))
         for credential in await tx.credentials.of_issuer(call.tenant, issuer.id):
             await tx.credentials.delete(credential)
-            detail = {"name": credential.name, "method": credential.method, "issuer": name}
+            detail = {"app_id": credential.app_id, "name": credential.name, "issuer": name}
             await call.record(tx, AuditAction.CREDENTIAL_DELETED, credential.id, **detail)
         await tx.trusted_issuers.delete(issuer)
         await call.record(tx, AuditAction.TRUSTED_ISSUER_DELETED, issuer.id, name=name)
