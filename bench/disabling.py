@@ -14,31 +14,42 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from sqlalchemy import text
+
+from bench import installation
 from bench.bounds import Bounds
 from bench.installation import TENANT, Installation
 from bench.ledger import lease_claim
 from evergrant_server.audit.lease_ledger import LeaseLedger, StaleClaim, new_lease_shard
+from evergrant_server.checkout import ROOT
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
-from evergrant_server.store import Store
+from evergrant_server.store import Store, Transaction
+from tests.fakes.ports import free_port
 
 PROCESSES = 5
+_CONNECTIONS = 20
 _CALLERS = 16  # in each process
 _LOAD_S = 2.0  # before the app is disabled
 
 
 @dataclass(frozen=True)
 class Disabling:
-    """Seconds. `took` is the admin's transaction, `effect` from its start to the last lease that left."""
+    """Seconds. `took` is the admin's transaction, `effect` from its start to the last lease that left.
+
+    `late` is the number of leases that were committed after it; another one than 0 breaks an invariant.
+    """
 
     leases: int
     took: float
     effect: float
-    after_commit: float  # from the commit to the last lease: negative, or an invariant is broken
+    late: int
 
 
-async def measure(ready: Installation, bounds: Bounds) -> Disabling:
-    """Disable the app under load. It stays disabled."""
+async def measure(folder: Path, url: str, bounds: Bounds) -> Disabling:
+    """Disable an app under load, on an empty database."""
+    replies = [installation.token_reply() for _ in range(_CONNECTIONS)]
+    ready = await installation.prepare(folder, url, free_port(), replies)
     settings = ready.settings
     store = await Store.open(settings.database_url, KeyRing.open(settings.key_path, Role.API), SystemClock())
     children = [await _child(ready) for _ in range(PROCESSES)]
@@ -52,8 +63,11 @@ async def measure(ready: Installation, bounds: Bounds) -> Disabling:
             app = await tx.access.app(TENANT, ready.app.id)
             assert app is not None
             await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
+            recorded = await _recorded(tx)
         committed = perf_counter()
         results = [json.loads((await child.communicate())[0]) for child in children]
+        async with store.read() as tx:
+            late = await _recorded(tx) - recorded
     finally:
         for child in children:
             if child.returncode is None:
@@ -61,7 +75,13 @@ async def measure(ready: Installation, bounds: Bounds) -> Disabling:
         await store.close()
     last = max(it["last"] for it in results)
     leases = sum(it["leases"] for it in results)
-    return Disabling(leases, committed - began, last - began, last - committed)
+    return Disabling(leases, committed - began, last - began, late)
+
+
+async def _recorded(tx: Transaction) -> int:
+    """Leases in the log. Inside the admin's transaction: all that are committed before it is."""
+    query = text("SELECT sum(count) FROM audit_shard WHERE tenant = :tenant AND shard <> 'main'")
+    return int((await tx.connection.execute(query, {"tenant": TENANT})).scalar_one() or 0)
 
 
 async def _child(ready: Installation) -> asyncio.subprocess.Process:
@@ -71,6 +91,7 @@ async def _child(ready: Installation) -> asyncio.subprocess.Process:
         *("-m", "bench.disabling", str(settings.data_dir), settings.database_url),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
     )
     assert child.stdin is not None
     facts = [

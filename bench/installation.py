@@ -29,18 +29,17 @@ _LIFETIME_S = 3600.0
 
 @dataclass(frozen=True)
 class Installation:
-    """What the measurements need of an installation. `key` is the app's API key."""
+    """What the measurements need of an installation. `key` is its app's API key, `other_key` another's."""
 
     settings: Settings
     key: str
     app: App
     connections: tuple[Connection, ...]
+    other_key: str
 
-    def requests(self) -> list[str]:
-        """One lease request for each connection, as it is sent."""
-        return [
-            lease_request(self.settings.port, self.key, connection.subject) for connection in self.connections
-        ]
+    def requests(self, key: str | None = None) -> list[str]:
+        """One lease request for each connection, as it is sent, with this key or the app's."""
+        return [lease_request(self.settings.port, key or self.key, it.subject) for it in self.connections]
 
 
 def lease_request(port: int, key: str, subject: str) -> str:
@@ -68,7 +67,8 @@ async def prepare(
     store = await Store.open(loaded.database_url, KeyRing.open(loaded.key_path, Role.WORKER), _CLOCK)
     try:
         async with store.write() as tx:
-            app, key = await _app(tx)
+            app, key = await _app(tx, "pipeline")
+            _, other_key = await _app(tx, "other")
             integration = await tx.integrations.put(
                 _integration(issuer), Secret(client_secret), expected=None
             )
@@ -77,7 +77,7 @@ async def prepare(
             ]
     finally:
         await store.close()
-    return Installation(loaded, key, app, tuple(connections))
+    return Installation(loaded, key, app, tuple(connections), other_key)
 
 
 def token_reply() -> dict[str, Any]:
@@ -85,9 +85,9 @@ def token_reply() -> dict[str, Any]:
     return {"access_token": secrets.token_urlsafe(96), "refresh_token": secrets.token_urlsafe(32)}
 
 
-async def _app(tx: Transaction) -> tuple[App, str]:
+async def _app(tx: Transaction, name: str) -> tuple[App, str]:
     now = _CLOCK.now()
-    app = App(tenant=TENANT, id=AppId(new_id("app")), name="pipeline", created_at=now)
+    app = App(tenant=TENANT, id=AppId(new_id("app")), name=name, created_at=now)
     key, shown = new_key(tx.sealer.ring, app, now, timedelta(days=1))
     permit = Permit(
         tenant=TENANT,

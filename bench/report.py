@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 from bench.disabling import PROCESSES, Disabling
+from bench.greedy import Neighbour
 from bench.leases import LeaseRate
 from bench.ledger import LedgerRate
 from bench.refreshes import CALLERS, RefreshRate
 
 LEASES = "Leases per second, with permit check and committed audit, against a bare FastAPI POST route"
 AUDIT = "What the audit log costs: the ledger alone, against one commit for each record"
+NEIGHBOURS = "An app beside one with 500 requests open, against itself alone (SQLite)"
 DISABLED = "An app disabled on PostgreSQL while it leases without a pause: the last lease after the request"
 REFRESHES = "Refreshes per second, against the same Temporal server with an empty activity"
 
@@ -64,14 +66,32 @@ def audit(rows: Iterable[LedgerRate], rates: Iterable[LeaseRate]) -> list[str]:
     )
 
 
+def neighbours(rows: Iterable[Neighbour]) -> list[str]:
+    header = "its clients", "p99 ms alone", "p99 ms beside", "ratio", "greedy leases/s"
+    return _table(
+        NEIGHBOURS,
+        header,
+        [
+            (
+                str(row.clients),
+                " ".join(f"{it:.1f}" for it in row.quiet),
+                " ".join(f"{it:.1f}" for it in row.beside),
+                f"{row.ratio:.2f}",
+                f"{row.greedy_per_second:,.0f}",
+            )
+            for row in rows
+        ],
+    )
+
+
 def disabled(row: Disabling) -> list[str]:
-    header = "processes", "leases before", "admin's transaction ms", "last lease ms", "after the commit ms"
+    header = "processes", "leases before", "admin's transaction ms", "last lease ms", "after it"
     line = (
         str(PROCESSES),
         f"{row.leases:,}",
         f"{row.took * 1000:.0f}",
         f"{row.effect * 1000:.0f}",
-        f"{max(row.after_commit, 0) * 1000:.0f}",
+        str(row.late),
     )
     return _table(DISABLED, header, [line])
 

@@ -56,6 +56,12 @@ def _database_url(value: str) -> str:
     return value
 
 
+def _redis_url(text: str) -> str:
+    if text and not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("use redis://HOST:PORT/0, rediss://HOST:PORT/0 or unix://PATH")
+    return text
+
+
 def _temporal_address(value: str) -> str:
     host, _, port = value.rpartition(":")
     if value and (not host or not port.isdigit() or "/" in value):
@@ -75,6 +81,7 @@ Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0)
 HostPorts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_ports)]
 LogLevel = Annotated[str, AfterValidator(_log_level)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_networks)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 TemporalAddress = Annotated[str, AfterValidator(_temporal_address)]
 
 

@@ -23,6 +23,7 @@ from evergrant_server.setting_types import (
     HostPorts,
     LogLevel,
     Networks,
+    RedisUrl,
     TemporalAddress,
     check_public_url,
     with_password,
@@ -70,7 +71,8 @@ class Settings(MtlsSettings, BaseSettings):
     """The URL at which browsers and providers reach the API; empty: http://host:port."""
     trusted_proxies: Networks = ()
     """Networks of the proxies in front of the API, and of no other host: the caller's address is the last one
-    of `X-Forwarded-For` that isn't a proxy's. It counts for permits with `sources`. Comma-separated."""
+    of `X-Forwarded-For` that isn't a proxy's. It counts for permits with `sources` and for
+    guesses. Comma-separated."""
     api_workers: int = Field(default=1, ge=1, le=64)
     """API worker processes."""
     temporal_address: TemporalAddress = ""
@@ -102,6 +104,20 @@ class Settings(MtlsSettings, BaseSettings):
     """The same for all leases of an integration's connections."""
     open_leases_per_app: int = Field(default=512, ge=1)
     """Lease requests that one app may have open at once in one API process; more are answered with 429."""
+    request_limit_per_app: int = Field(default=0, ge=0)
+    """Requests of one app in a minute that are no leases; 0: no limit. Divided as the limits of leases are,
+    unless EVERGRANT_REDIS_URL is set."""
+    token_limit_per_app: int = Field(default=120, ge=0)
+    """Access tokens that `POST /oauth/token` issues to one app in a minute; 0: no limit. Divided likewise."""
+    guess_limit_per_address: int = Field(default=60, ge=0)
+    """Requests of one client address in a minute that may be refused on connect pages, at callbacks and at
+    `POST /oauth/token` before it has to wait; 0: no limit. Divided likewise. Behind a proxy set
+    EVERGRANT_TRUSTED_PROXIES: what comes straight from a private network isn't limited."""
+    redis_url: RedisUrl = Field(default="", repr=False)
+    """redis://, rediss:// or unix:// URL of a Redis in which all API processes count together what isn't a
+    lease; empty: each counts for itself, as it does while Redis is away."""
+    redis_password_file: Path | None = None
+    """A file that holds the password of Redis, to keep it out of the URL."""
     lease_wait: Duration = timedelta(seconds=10)
     """How long a lease request waits for a refresh before the API answers 503."""
     relay_interval: Duration = timedelta(seconds=1)

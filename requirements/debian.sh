@@ -8,7 +8,7 @@
 set -euo pipefail
 
 folder=$1/debian
-packages=(nginx haproxy curl openssl)
+packages=(nginx haproxy curl openssl redis-server)
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -34,6 +34,7 @@ from evergrant_server.api.leases.refresher import RefreshWaiter
 from evergrant_server.api.oauth import routes as oauth
 from evergrant_server.api.pages import callback, connect
 from evergrant_server.api.pages.browser import BrowserSessions
+from evergrant_server.api.pages.guesses import GuessLimit
 from evergrant_server.api.provider_events import inbound, receivers
 from evergrant_server.api.transfer import routes as transfer
 from evergrant_server.api.webhooks import deliveries
@@ -102,6 +103,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
         yield
         await refresher.stop()
         await refusals.stop()
+        await api.limits.close()
 
     app = FastAPI(
         title="Evergrant",
@@ -125,6 +127,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     for router in ROUTERS:
         app.include_router(router)
     app.openapi = cache(lambda: openapi.openapi_schema(app))
+    app.add_middleware(GuessLimit, api=api, templates=app.state.templates)
     app.add_middleware(leases.LeaseMiddleware, routes=lease_routes)
     if certificates is not None:
         app.add_middleware(TrustedHop, header=certificates, base_url=api.settings.public_url)

@@ -46,6 +46,7 @@ class LogEvent(StrEnum):
     OUTBOX_STUCK = "outbox stuck"
     PROTOCOL_FAILED = "protocol failed"
     PROVIDER_REFUSED = "provider refused"
+    REDIS_AWAY = "redis away"
     REQUEST_FAILED = "request failed"
     ROW_UNREADABLE = "row unreadable"
     SECURITY_EVENT_REFUSED = "security event refused"

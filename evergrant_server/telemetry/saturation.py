@@ -22,6 +22,13 @@ _postponed = _meter.create_counter(
 )
 
 
+LIMITS_UNSHARED = _meter.create_counter(
+    "evergrant.limits.unshared",
+    "{request}",
+    "requests that one process counted for itself, because Redis was away",
+)
+
+
 def count_postponed(activity: str) -> None:
     """Count an activity that Temporal tries again later."""
     _postponed.add(1, {ACTIVITY: activity})

@@ -137,10 +137,11 @@ def api_context(request: Request) -> ApiContext:
 
 
 async def _any_app(request: Request, _: Annotated[object, Depends(_bearer_scheme)]) -> ApiCall:
-    """The call of any app. Raises Failure UNAUTHENTICATED or APP_DISABLED."""
+    """The call of any app. Raises Failure UNAUTHENTICATED, APP_DISABLED or RATE_LIMITED."""
     api = api_context(request)
     caller = await api.authenticator.authenticate(request)
     api.ledger.note_use(caller.tenant, caller.credential.id)
+    await api.limits.count_request(request.scope, caller.app)
     return ApiCall(api, caller, trace_of(request).request_context(caller.by), request)
 
 

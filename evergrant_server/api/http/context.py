@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from evergrant_server.api.http.authentication import Authenticator
 from evergrant_server.api.http.cursors import Cursors
+from evergrant_server.api.limits.requests import RequestLimits
 from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
@@ -78,10 +79,12 @@ class ApiContext:
     check_endpoint: Callable[[str], None]
     authenticator: Authenticator = field(init=False)
     cursors: Cursors = field(init=False)
+    limits: RequestLimits = field(init=False)
 
     def __post_init__(self) -> None:
         self.authenticator = Authenticator(self.store.in_pool(Pool.LEASES), self.clock)
         self.cursors = Cursors(self.ring)
+        self.limits = RequestLimits(self.settings)
 
     def redirect_uri(self, integration_id: str) -> str:
         """The integration's own redirect URI (RFC 9700 section 4.4.2.2)."""

@@ -58,7 +58,7 @@ class Gcra:
         if late > 1e-9:
             return Counted(policy, quota, 0, max(math.ceil(late), 1), allowed=False)
         if len(self._whole_at) >= _MOST_KEYS:
-            self._whole_at = {it: at for it, at in self._whole_at.items() if at > now}
+            self._whole_at.clear()  # bounded, whatever addresses come
         self._whole_at[key] = whole_at
         remaining = int((WINDOW_S - (whole_at - now)) / step + 1e-6)
         seconds = whole_at - now if remaining else step
@@ -106,10 +106,15 @@ class LeaseLimits:
 
     def _take(self, scope: Scope, policy: str, key: Hashable, quota: int) -> None:
         counted = self._gcra.take(policy, (policy, key), math.ceil(quota / self._processes))
-        scope.setdefault(_COUNTED, []).append(counted._replace(quota=quota))
+        note_counted(scope, counted._replace(quota=quota))
         if not counted.allowed:
             why = f"The limit of {quota} leases in a minute for this {policy} is reached."
             raise RateLimited(policy, why, counted.seconds)
+
+
+def note_counted(scope: Scope, counted: Counted) -> None:
+    """Have the response name this limit."""
+    scope.setdefault(_COUNTED, []).append(counted)
 
 
 def add_limit_headers(scope: Scope, headers: MutableHeaders) -> None:

@@ -113,6 +113,7 @@ async def issue_token(request: Request, api: ApiDep) -> Response:
         if client.app.disabled:
             why = "The app is disabled."
             raise TokenRefused("unauthorized_client", why, claimed=client.app.id)
+        await api.limits.count_token(request.scope, client.app)
         token, text = await _issue(api, request, client)
     except TokenRefused as refused:
         return await _refuse(api, request, refused)

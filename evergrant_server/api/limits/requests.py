@@ -1,0 +1,92 @@
+"""Limits of all requests but leases: of an app's rate, of its tokens, and of a client address's guesses.
+
+Each API process counts for itself, or all of them together in Redis (`EVERGRANT_REDIS_URL`).
+"""
+
+import math
+from ipaddress import ip_network
+from time import monotonic
+
+from starlette.types import Scope
+
+from evergrant_server.api.limits.leases import Counted, Gcra, RateLimited, note_counted
+from evergrant_server.api.limits.shared import SharedCounts
+from evergrant_server.core.access import App
+from evergrant_server.policy.networks import parse_address
+from evergrant_server.settings import Settings
+
+_MOST_BLOCKED = 50_000
+
+
+class RequestLimits:
+    """The limits of one API process. Belongs to one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._requests = settings.request_limit_per_app
+        self._tokens = settings.token_limit_per_app
+        self._guesses = settings.guess_limit_per_address
+        self._processes = settings.api_workers
+        self._gcra = Gcra()
+        self._shared = SharedCounts(settings) if settings.redis_url else None
+        self._blocked: dict[str, float] = {}  # until when an address is refused
+
+    async def count_request(self, scope: Scope, app: App) -> None:
+        """Count a request of an app that isn't a lease. Raises RateLimited."""
+        await self._require(scope, "requests", app, self._requests)
+
+    async def count_token(self, scope: Scope, app: App) -> None:
+        """Count a token that an app has proven its identity for. Raises RateLimited."""
+        await self._require(scope, "tokens", app, self._tokens)
+
+    async def _require(self, scope: Scope, policy: str, app: App, quota: int) -> None:
+        if not quota:
+            return
+        counted = await self._count(policy, app.id, quota)
+        note_counted(scope, counted)
+        if not counted.allowed:
+            why = f"The limit of {quota} {policy} in a minute for this app is reached."
+            raise RateLimited(policy, why, counted.seconds)
+
+    async def count_guess(self, address: str) -> None:
+        """Count a refused request; beyond the limit the address is refused for a while."""
+        if not self._guesses:
+            return
+        source = _source(address)
+        counted = await self._count("guesses", source, self._guesses)
+        if not counted.allowed:
+            if len(self._blocked) >= _MOST_BLOCKED:
+                self._blocked.clear()
+            self._blocked[source] = monotonic() + counted.seconds
+
+    def require_no_guesser(self, scope: Scope, address: str) -> None:
+        """Raise RateLimited while this address is refused."""
+        source = _source(address)
+        until = self._blocked.get(source)
+        if until is None:
+            return
+        if until <= monotonic():
+            del self._blocked[source]
+            return
+        seconds = math.ceil(until - monotonic())
+        note_counted(scope, Counted("guesses", self._guesses, 0, seconds, allowed=False))
+        raise RateLimited("guesses", "Too many requests from this address were refused.", seconds)
+
+    async def _count(self, policy: str, key: str, quota: int) -> Counted:
+        shared = None if self._shared is None else await self._shared.count(policy, key, quota)
+        if shared is not None:
+            return shared
+        part = math.ceil(quota / self._processes)
+        return self._gcra.take(policy, (policy, key), part)._replace(quota=quota)
+
+    async def close(self) -> None:
+        if self._shared is not None:
+            await self._shared.close()
+
+
+def _source(address: str) -> str:
+    """The address; of IPv6 the network of 64 bits, which one host may have whole (RFC 4291 section 2.5.4)."""
+    try:
+        parsed = parse_address(address)
+    except ValueError:
+        return address
+    return str(parsed if parsed.version == 4 else ip_network((parsed, 64), strict=False))

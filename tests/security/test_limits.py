@@ -1,0 +1,62 @@
+"""Apps that lease without a pause: one's neighbour, and its own disabling."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import disabling
+from bench.bounds import Bounds
+from evergrant_server.audit.lease_queue import APP_SHARE
+from evergrant_server.core.access import Action
+from tests.fakes.api import Api
+from tests.fakes.databases import lent
+
+OPEN = 500
+LEASES = 20
+
+
+async def test_attack_16_one_app_with_500_requests_open_takes_a_few_places_of_a_batch(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    """`make bench` has the times: what a neighbour waits for is decided by these counts."""
+    _, greedy = await api.active_for("greedy", Action.TOKEN)
+    other = await api.app_with("other", Action.TOKEN)
+    ledger, batches = api.parts.ledger, list[list[str]]()
+    write = ledger._write
+
+    async def noting(tx: Any, shard: str, claims: Any, *more: Any) -> Any:
+        batches.append([it.context.by for it in claims])
+        return await write(tx, shard, claims, *more)
+
+    monkeypatch.setattr(ledger, "_write", noting)
+    stop = asyncio.Event()
+
+    async def flood() -> None:
+        while not stop.is_set():
+            assert (await api.lease(greedy)).status_code == 200
+
+    crowd = [asyncio.create_task(flood()) for _ in range(OPEN)]
+    while len(batches) < 2:
+        await asyncio.sleep(0)
+    assert (await api.lease(other)).status_code == 200
+    shared_from, waited = len(batches), []
+    for _ in range(LEASES):
+        before = len(batches)
+        assert (await api.lease(other)).status_code == 200
+        waited.append(len(batches) - before)
+    shared = batches[shared_from:]
+    stop.set()
+    await asyncio.gather(*crowd)
+    assert sum(it.count("app:other") for it in shared) == LEASES
+    assert max(it.count("app:greedy") for it in shared) == APP_SHARE
+    print(f"\n{OPEN} requests open; batches that the other app's leases waited for: {sorted(waited)}")
+
+
+async def test_an_app_that_leases_from_five_processes_is_refused_by_all_when_it_is_disabled(tmp_path: Path):
+    async with lent("postgresql", tmp_path) as url:
+        found = await disabling.measure(tmp_path, url, Bounds(1.0))
+    print(f"\n{found.leases} leases; the last one left {found.effect * 1000:.0f} ms after the request")
+    assert found.late == 0
+    assert found.effect < 1.0
