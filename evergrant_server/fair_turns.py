@@ -27,11 +27,6 @@ class FairTurns:
         self._parts: Counter[_Part] = Counter()
         self._queues: dict[_Part, _Queue] = {}  # the next to be served first
 
-    @property
-    def waiting(self) -> int:
-        """How many wait for a turn."""
-        return sum(map(len, self._queues.values()))
-
     def has_turn(self, party: str, part: str = "") -> bool:
         """True when this part would wait for none."""
         return self._parts[party, part] < self._free - self._parties[party]

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Index, delete, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Index, Select, delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Field, col
 
@@ -83,13 +83,12 @@ class Outbox(Repository):
     async def claim(self, by: str, now: datetime, hold: timedelta, limit: int = 50) -> list[OutboxMessage]:
         """Take messages that are due, for `hold`; the oldest undelivered one of each target alone.
 
+        Tenants come in turn: however many messages one has, another's first is among the first.
         Any number of relays may claim at once: none gets what another holds. A message that
         was neither delivered nor postponed is claimable again after `hold`. One that this version can't
         read is put off for as long: a relay of a newer version may read it.
         """
-        due = _UNDELIVERED & _due(now, hold) & ~_behind_another()
-        picked = select(col(OutboxRow.seq)).where(due).order_by(col(OutboxRow.seq)).limit(limit)
-        seqs = list((await self._connection.execute(picked.with_for_update(skip_locked=True))).scalars())
+        seqs = list((await self._connection.execute(_picked(now, hold, limit))).scalars())
         if not seqs:
             return []
         mine = col(OutboxRow.seq).in_(seqs)
@@ -159,6 +158,22 @@ class Outbox(Repository):
 
 
 _NEXT: Values = {"revision": col(OutboxRow.revision) + 1}
+
+
+def _picked(now: datetime, hold: timedelta, limit: int) -> Select[int | None]:
+    """The first due message of each tenant, then the second of each, and so on."""
+    due = _UNDELIVERED & _due(now, hold) & ~_behind_another()
+    turn = func.row_number().over(partition_by=col(OutboxRow.tenant), order_by=col(OutboxRow.seq))
+    in_turn = select(col(OutboxRow.seq), turn.label("turn")).where(due).subquery()
+    claimable = _UNDELIVERED & _due(now, hold)  # again: another relay may have claimed it meanwhile
+    return (
+        select(col(OutboxRow.seq))
+        .join(in_turn, in_turn.c.seq == col(OutboxRow.seq))
+        .where(claimable)
+        .order_by(in_turn.c.turn, in_turn.c.seq)
+        .limit(limit)
+        .with_for_update(of=OutboxRow, skip_locked=True)
+    )
 
 
 def _due(now: datetime, hold: timedelta) -> ColumnElement[bool]:

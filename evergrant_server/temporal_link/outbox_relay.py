@@ -25,7 +25,7 @@ from evergrant_server.temporal_link.runs import WorkflowNotRunning
 log = logging.getLogger("evergrant.relay")
 
 _CLAIM_TIME = timedelta(seconds=30)  # after this, another relay may claim the message
-_BATCH = 50
+_BATCH = 20  # delivered side by side; the next ones wait for the slowest
 _FIRST_RETRY = timedelta(seconds=1)
 _LONGEST_RETRY = timedelta(minutes=5)
 _REPORT_INTERVAL_S = 5.0
@@ -94,12 +94,14 @@ class OutboxRelay:
             metrics.REVOCATION_AGE.set(max(((now - it.since).total_seconds() for it in waits), default=0))
 
     async def deliver_batch(self) -> int:
-        """Claim and deliver a batch of messages. Returns how many were claimed."""
+        """Claim and deliver a batch of messages, each for another workflow. Returns how many were claimed."""
         try:
             async with self._store.write() as tx:
                 batch = await tx.outbox.claim(self._name, self._clock.now(), _CLAIM_TIME, _BATCH)
-            for message in batch:
-                await self._deliver(message)
+            outcomes = await asyncio.gather(*map(self._deliver, batch), return_exceptions=True)
+            for outcome in outcomes:
+                if outcome is not None:  # it could not be put off either
+                    raise outcome
             return len(batch)
         except Failure as failure:
             log_event(log, logging.WARNING, LogEvent.OUTBOX_STUCK, code=failure.code)

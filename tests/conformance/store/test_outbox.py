@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_message
@@ -40,6 +41,14 @@ async def test_targets_do_not_wait_for_each_other(store: Store):
     messages = [a_message(target) for target in ("a", "b", "a", "c")]
     await put(store, *messages)
     assert await claim(store) == [messages[0].id, messages[1].id, messages[3].id]
+
+
+async def test_tenants_come_in_turn(store: Store):
+    greedy = [a_message(f"target-{n}") for n in range(30)]
+    others = [a_message(f"{tenant}-{n}", tenant=Tenant(tenant)) for tenant in ("b", "c") for n in range(3)]
+    await put(store, *greedy, *others)
+    assert set(await claim(store, limit=9)) == {it.id for it in [*greedy[:3], *others]}
+    assert await claim(store, limit=9) == [it.id for it in greedy[3:12]]
 
 
 async def test_a_claimed_message_comes_back_after_the_hold(store: Store):

@@ -91,6 +91,29 @@ async def test_an_undeliverable_message_is_postponed_and_the_next_one_delivered(
     assert "secret" not in (again.last_error or "")
 
 
+class Slow(Trouble):
+    """Temporal answers the signal to BAD only once the other is delivered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._delivered = asyncio.Event()
+
+    async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
+        if target == BAD:
+            await self._delivered.wait()
+        self._delivered.set()
+        self.signalled.append(target)
+
+
+async def test_a_message_that_takes_long_delays_no_other(store: Store, clock: SetClock):
+    slow = Slow()
+    await put(store, clock, BAD)
+    await put(store, clock, GOOD)
+    relay = OutboxRelay(store, cast(Any, slow), cast(Any, slow), clock)
+    assert await asyncio.wait_for(relay.deliver_batch(), PATIENCE_S) == 2
+    assert slow.signalled == [GOOD, BAD]
+
+
 async def test_a_signal_is_sent_again_after_its_workflow_was_started(store: Store, clock: SetClock):
     """A pass, or another message's relay, may start it between Temporal's no and the look at the run."""
     trouble = Trouble(revives=True)

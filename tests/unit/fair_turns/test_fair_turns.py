@@ -105,4 +105,3 @@ async def test_no_turn_is_lost_whoever_goes_and_whenever():
     place.order.clear()
     await place.ask(*"abcdefgh")
     assert place.order == list("abcdefgh"), "all eight are there"
-    assert place.turns.waiting == 0
