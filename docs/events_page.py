@@ -21,6 +21,14 @@ WHEN = {
     EventType.BULK_READ: "an app requested an export (`kind`: `export`), or leased as many connections "
     "within an hour as `EVERGRANT_BULK_READ_ALARM` says (`lease`); `data`: `tenant`, `app`, `kind`. Only "
     "for webhooks of every integration",
+    EventType.ACCESS_REQUESTED: "an app asks for a permit, or the removal of an unused one is proposed "
+    "(`kind`); `data`: `tenant`, `request_id`, `app`, `permit`, `reason` and who asked. Like all `access.` "
+    "events only for webhooks of every integration",
+    EventType.ACCESS_REMINDED: "the request waits still: once a day, a removal once a week",
+    EventType.ACCESS_APPROVED: "an admin has approved it; `ends_at`, if it is for a time",
+    EventType.ACCESS_DENIED: "an admin has denied it; `note` may say why",
+    EventType.ACCESS_EXPIRED: "no admin has decided in time",
+    EventType.ACCESS_ENDED: "access that was given for a time is over",
     EventType.ACCOUNT_MISMATCH: "the subject consented with another account than the connection's; the old "
     "grant stays",
     EventType.ACCOUNT_SHARED: "the account is connected under another subject too, as after a consent that "

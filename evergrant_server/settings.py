@@ -159,6 +159,9 @@ class Settings(MtlsSettings, BaseSettings):
     bulk_read_alarm: int = Field(default=1000, ge=0)
     """How many connections an app leases within an hour from one API process when `tokens.bulk_read` is
     recorded, sent to webhooks, logged and counted. 0 switches it off for leases; an export always does it."""
+    unused_permit_after: Duration = timedelta(days=90)
+    """How long a permit may go unused until its removal is proposed to the tenant's
+    admins (`/v1/access-requests`)."""
     self_permits: bool = False
     """An app with the action `admin` may give itself `token`, `proxy` and `export`. Without this another app
     with `admin` must."""

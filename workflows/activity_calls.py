@@ -13,8 +13,8 @@ from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
+    from evergrant_server.core.messages import access, export, integrations, maintenance
     from evergrant_server.core.messages import activities as m
-    from evergrant_server.core.messages import export, integrations, maintenance
     from evergrant_server.core.messages.base import Message, Provenance
     from evergrant_server.core.messages.names import ActivityName
     from evergrant_server.core.single_use.attempt import LIMITS
@@ -178,6 +178,18 @@ apply_definition_decision = ActivityCall[integrations.DefinitionCall, integratio
 )
 evaluate_rollout = ActivityCall[integrations.DefinitionCall, integrations.DefinitionResult](
     ActivityName.EVALUATE_ROLLOUT, integrations.DefinitionResult, _STORE, "evaluate the rollout stage"
+)
+
+# --- access ------------------------------------------------------------------------------
+
+advance_access_request = ActivityCall[access.AccessRequestCall, access.AccessRequestProgress](
+    ActivityName.ADVANCE_ACCESS_REQUEST, access.AccessRequestProgress, _STORE, "what is due"
+)
+review_permits = ActivityCall[access.ReviewPermits, access.ReviewPermitsResult](
+    ActivityName.REVIEW_PERMITS,
+    access.ReviewPermitsResult,
+    _limits(_HOUR, _SECOND * 20, _AFTER_TOKENS, maximum_attempts=3),
+    "permits that no lease has used",
 )
 
 # --- exports, webhooks, maintenance ------------------------------------------------------

@@ -1,5 +1,6 @@
 """Every workflow that a worker runs."""
 
+from workflows.access_request import AccessRequestWorkflow
 from workflows.connection import ConnectionWorkflow
 from workflows.definition_rollout import DefinitionRolloutWorkflow
 from workflows.export import ExportWorkflow
@@ -13,12 +14,14 @@ from workflows.single_activity import (
     PushedAuthorizationWorkflow,
     ReconcileWorkflow,
     RereadMetadataWorkflow,
+    ReviewPermitsWorkflow,
     TemporaryCredentialsWorkflow,
     VerifyLoginWorkflow,
 )
 from workflows.webhook_delivery import WebhookDeliveryWorkflow
 
 WORKFLOWS = (
+    AccessRequestWorkflow,
     ConnectionWorkflow,
     DefinitionRolloutWorkflow,
     DiscoveryWorkflow,
@@ -31,6 +34,7 @@ WORKFLOWS = (
     ReplacedGrantsWorkflow,
     RereadMetadataWorkflow,
     RetryConnectionsWorkflow,
+    ReviewPermitsWorkflow,
     TemporaryCredentialsWorkflow,
     VerifyLoginWorkflow,
     WebhookDeliveryWorkflow,

@@ -3,7 +3,7 @@
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.messages import integrations, maintenance
+    from evergrant_server.core.messages import access, integrations, maintenance
     from evergrant_server.core.messages.names import WorkflowName
     from workflows import activity_calls
 
@@ -64,6 +64,13 @@ class RereadMetadataWorkflow:
     @workflow.run
     async def run(self, request: maintenance.RereadMetadata) -> maintenance.RereadMetadataResult:
         return await activity_calls.reread_metadata(request)
+
+
+@workflow.defn(name=WorkflowName.REVIEW_PERMITS)
+class ReviewPermitsWorkflow:
+    @workflow.run
+    async def run(self, request: access.ReviewPermits) -> access.ReviewPermitsResult:
+        return await activity_calls.review_permits(request)
 
 
 @workflow.defn(name=WorkflowName.RECONCILE)

@@ -9,12 +9,15 @@ from fastapi.telemetry import TelemetryConfig
 
 from evergrant_server.api import audit, health, openapi
 from evergrant_server.api.apps import (
+    access_requests,
     approvals,
+    changes,
     credentials,
     explain,
     keys,
     permits,
     report,
+    simulation,
     trusted_issuers,
 )
 from evergrant_server.api.apps import routes as apps
@@ -67,6 +70,9 @@ ROUTERS = (
     oauth.router,
     approvals.router,
     trusted_issuers.router,
+    access_requests.router,
+    changes.router,
+    simulation.router,
     explain.router,
     report.router,
     transfer.router,  # before /v1/connections/{id}, which would match import and export

@@ -7,11 +7,20 @@ Doesn't own the tables (store), what is worth recording (its callers) or the wor
 """
 
 from evergrant_server.audit.chain_head import accept_heads, broken_heads
-from evergrant_server.audit.hash_chain import append, newest_record, newest_records, page, page_cursor
+from evergrant_server.audit.hash_chain import append
 from evergrant_server.audit.publishing import wake_webhook, write_event
+from evergrant_server.audit.records import (
+    Window,
+    newest_record,
+    newest_records,
+    page,
+    page_cursor,
+    record_before,
+)
 from evergrant_server.audit.verifier import contains_checkpoint, newest_checkpoint, verify_log
 
 __all__ = [
+    "Window",
     "accept_heads",
     "append",
     "broken_heads",
@@ -21,6 +30,7 @@ __all__ = [
     "newest_records",
     "page",
     "page_cursor",
+    "record_before",
     "verify_log",
     "wake_webhook",
     "write_event",

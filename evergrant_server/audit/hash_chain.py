@@ -1,29 +1,24 @@
-"""Records in chains, one per tenant and shard: appended in order, hashed in one spelling, read in pages."""
+"""Records in chains, one per tenant and shard: appended in order, hashed in one spelling."""
 
-import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, String, Tuple, bindparam, exists, select, tuple_, update
-from sqlmodel import col
+from sqlalchemy import bindparam, exists, select, update
 
 from evergrant_server.audit.chain_head import ChainHead
 from evergrant_server.audit.publishing import publish_events
-from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord, bound_scopes
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.audit import AuditEntry, AuditRecord, bound_scopes
 from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
-from evergrant_server.store.database.columns import UtcDateTime, table_of
-from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, insert
+from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.rows import Values, columns_equal, insert
 from evergrant_server.store.webhooks import WebhookRow
 from evergrant_server.telemetry.alarms import report_broken_authority
 
 RECORD_FORMAT = 1
-_MOST_NEWEST = 20
 _HASHED_AS_THEY_ARE = (
     "tenant", "shard", "seq", "action", "object", "by", "trace_id",
     "workflow_id", "run_id", "event_id", "previous_hash",
@@ -119,7 +114,7 @@ async def append(tx: Transaction, entry: AuditEntry, *, shard: str = "main") -> 
     await tx.connection.execute(_MOVE_END, {"of_tenant": entry.tenant, "of_shard": shard, **moved})
     if has_webhooks:
         await publish_events(tx, entry)
-    return _record_of(row)
+    return record_of(row)
 
 
 def chained_rows(entries: Sequence[AuditEntry], shard: str, seq: int, previous: str) -> list[Values]:
@@ -145,66 +140,6 @@ def chained_rows(entries: Sequence[AuditEntry], shard: str, seq: int, previous: 
     return rows
 
 
-async def page(
-    tx: Transaction,
-    tenant: Tenant,
-    *,
-    object: str | None = None,
-    after: str | None = None,
-    limit: int = 50,
-) -> list[AuditRecord]:
-    """Records of every shard, oldest first (by moment, shard, number), after the cursor `after`.
-
-    Cursors come from `page_cursor`. Raises Failure INVALID_REQUEST for any other.
-    """
-    order = (col(AuditRow.at), col(AuditRow.shard), col(AuditRow.seq))
-    query = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant))
-    if object is not None:
-        query = query.where(col(AuditRow.object) == object)
-    if after is not None:
-        query = query.where(tuple_(*order) > _after(after))
-    return [_record_of(row) for row in await fetch_all(tx.connection, query.order_by(*order).limit(limit))]
-
-
-async def newest_record(
-    tx: Transaction, tenant: Tenant, object: str, action: AuditAction
-) -> AuditRecord | None:
-    """The last record of this action about an object, or None."""
-    mine = columns_equal(AuditRow, tenant=tenant, object=object, action=action.value)
-    found = await fetch_all(
-        tx.connection, select(AuditRow).where(mine).order_by(col(AuditRow.at).desc()).limit(1)
-    )
-    return _record_of(found[0]) if found else None
-
-
-async def newest_records(
-    tx: Transaction, tenant: Tenant, object: str, actions: Iterable[AuditAction], since: datetime
-) -> list[AuditRecord]:
-    """The last twenty records of these actions about an object, the newest first."""
-    condition = columns_equal(AuditRow, tenant=tenant, object=object)
-    condition &= (col(AuditRow.at) >= since) & col(AuditRow.action).in_([it.value for it in actions])
-    order = (col(AuditRow.at).desc(), col(AuditRow.shard), col(AuditRow.seq).desc())
-    query = select(AuditRow).where(condition).order_by(*order).limit(_MOST_NEWEST)
-    return [_record_of(row) for row in await fetch_all(tx.connection, query)]
-
-
-def page_cursor(record: AuditRecord) -> str:
-    """The opaque cursor of the page that begins after this record."""
-    position = [record.at.isoformat(), record.shard, record.seq]
-    return base64.urlsafe_b64encode(canonical_json(position).encode()).decode().rstrip("=")
-
-
-def _after(cursor: str) -> Tuple:
-    try:
-        at, shard, seq = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        position = datetime.fromisoformat(at), shard, seq
-    except (ValueError, TypeError):
-        position = None
-    if position is None or position[0].tzinfo is None or type(shard) is not str or type(seq) is not int:
-        raise Failure(ErrorCode.INVALID_REQUEST, "The cursor is not one of ours.", field="after")
-    return tuple_(*position, types=[UtcDateTime(), String(), BigInteger()])
-
-
 async def _locked_head(tx: Transaction, tenant: str, shard: str) -> tuple[ChainHead, bool]:
     """The end of the chain, and whether the tenant has a webhook.
 
@@ -220,7 +155,7 @@ async def _locked_head(tx: Transaction, tenant: str, shard: str) -> tuple[ChainH
     return ChainHead(tenant, shard, *found[:3]), bool(found[3])
 
 
-def _record_of(row: Mapping[str, Any]) -> AuditRecord:
+def record_of(row: Mapping[str, Any]) -> AuditRecord:
     provenance = None if row["workflow_id"] is None else row
     nested = {"context": row, "detail": json.loads(row["detail"]), "provenance": provenance}
     return AuditRecord.model_validate({**row, **nested})

@@ -1,48 +1,59 @@
-"""When each key and permit was last used, to the minute: a part of a lease batch."""
+"""When each key, permit and leased connection was last used: a part of a lease batch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from evergrant_server.core.ids import KeyId, PermitId, Tenant
+# by tenant and id of a key or permit, or by tenant, app and connection of a lease
+LastUses = Mapping[tuple[str, ...], datetime]
 
-LastUses = Mapping[tuple[Tenant, KeyId | PermitId], datetime]
+_TABLES = {
+    "key": ("app_key_use", ("key_id",)),
+    "per": ("permit_use", ("permit_id",)),
+    "app": ("lease_use", ("app_id", "connection_id")),
+}
+_OF_KEYS = "key"  # credentials and tokens authenticate requests as keys do
 
-_PERMIT = "per_"
-_TABLES = (("app_key_use", "key_id"), ("permit_use", "permit_id"))
 
-
-def _statement(table: str, id: str, values: str) -> str:
+def _statement(table: str, ids: tuple[str, ...], values: str) -> str:
+    key = ", ".join(("tenant", *ids))
     return (
-        f"INSERT INTO {table} (tenant, {id}, used_at, revision) {values}"
-        f" ON CONFLICT (tenant, {id}) DO UPDATE"
+        f"INSERT INTO {table} ({key}, used_at, revision) {values}"
+        f" ON CONFLICT ({key}) DO UPDATE"
         f" SET used_at = excluded.used_at, revision = {table}.revision + 1"
         f" WHERE {table}.used_at < excluded.used_at"
     )
 
 
-_PG_VALUES = "SELECT *, 1 FROM unnest($1::varchar[], $2::varchar[], $3::timestamptz[])"
-_LITE = [_statement(*names, "VALUES (?, ?, ?, 1)") for names in _TABLES]
-_PG = [_statement(*names, _PG_VALUES) for names in _TABLES]
+def _pg_values(ids: tuple[str, ...]) -> str:
+    arrays = ", ".join(f"${place}::varchar[]" for place in range(1, len(ids) + 2))
+    return f"SELECT *, 1 FROM unnest({arrays}, ${len(ids) + 2}::timestamptz[])"
+
+
+_LITE = {
+    kind: _statement(table, ids, f"VALUES ({'?, ' * (len(ids) + 2)}1)")
+    for kind, (table, ids) in _TABLES.items()
+}
+_PG = {kind: _statement(table, ids, _pg_values(ids)) for kind, (table, ids) in _TABLES.items()}
 
 
 def write_uses_sqlite(raw: Any, uses: LastUses) -> None:
-    for statement, rows in zip(_LITE, _by_table(uses), strict=True):
-        raw.executemany(statement, [(*key, sqlite_moment(at)) for *key, at in rows])
+    for kind, rows in _by_table(uses):
+        raw.executemany(_LITE[kind], [(*key, sqlite_moment(at)) for *key, at in rows])
 
 
 async def write_uses_postgresql(raw: Any, uses: LastUses) -> None:
-    for statement, rows in zip(_PG, _by_table(uses), strict=True):
-        if rows:
-            await raw.execute(statement, *zip(*rows, strict=True))
+    for kind, rows in _by_table(uses):
+        await raw.execute(_PG[kind], *zip(*rows, strict=True))
 
 
-def _by_table(uses: LastUses) -> tuple[list[tuple[str, str, datetime]], ...]:
-    """In order, so that two ledgers never wait crosswise."""
-    found: tuple[list[tuple[str, str, datetime]], ...] = ([], [])
-    for (tenant, id), at in sorted(uses.items()):
-        found[id.startswith(_PERMIT)].append((tenant, id, at))
-    return found
+def _by_table(uses: LastUses) -> Iterable[tuple[str, list[tuple[Any, ...]]]]:
+    """The rows of each table, in order, so that two ledgers never wait crosswise."""
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    for key, at in sorted(uses.items()):
+        kind = key[1].partition("_")[0]
+        found.setdefault(kind if kind in _TABLES else _OF_KEYS, []).append((*key, at))
+    return sorted(found.items())
 
 
 def sqlite_moment(at: datetime) -> str:

@@ -22,6 +22,7 @@ from evergrant_server.telemetry import metrics
 _RETRY_AFTER = 1.0  # seconds
 _BUSY_S = 0.005  # until claims are tried again when all of a batch wait for a change
 _USE_INTERVAL = timedelta(minutes=1)  # between two writes of the last use of one key or permit
+_LEASE_INTERVAL = timedelta(hours=1)  # the same of an app's leases of one connection
 _MOST_USES = 10_000
 
 
@@ -45,8 +46,9 @@ class LeaseLedger:
         self._shard = shard
         self._clock = clock
         self._queue = LeaseQueue()
-        self._uses: dict[tuple[Tenant, KeyId | PermitId], datetime] = {}
-        self._last_uses: dict[KeyId | PermitId, datetime] = {}
+        self._uses: dict[tuple[str, ...], datetime] = {}
+        self._leases: dict[tuple[str, ...], datetime] = {}  # written with the next batch that is due
+        self._last_uses: dict[tuple[str, ...], datetime] = {}
         self._came = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -86,22 +88,33 @@ class LeaseLedger:
     def note_use(self, tenant: Tenant, id: KeyId | PermitId) -> None:
         """Have the last use of a key or permit written with the next batch, unless that was within the last
         minute."""
-        now, last = self._clock.now(), self._last_uses.get(id)
-        if last is not None and abs(now - last) < _USE_INTERVAL:
-            return
+        if self._is_due((tenant, id), _USE_INTERVAL):
+            self._uses[tenant, id] = self._clock.now()
+            self._came.set()
+
+    def _note_lease(self, claim: LeaseClaim) -> None:
+        key = (claim.tenant, claim.app_id, claim.connection_id)
+        if self._is_due(key, _LEASE_INTERVAL):
+            self._leases[key] = self._clock.now()
+
+    def _is_due(self, key: tuple[str, ...], interval: timedelta) -> bool:
+        now, last = self._clock.now(), self._last_uses.get(key)
+        if last is not None and abs(now - last) < interval:
+            return False
         if len(self._last_uses) >= _MOST_USES:
             self._last_uses.clear()
-        self._last_uses[id] = self._uses[tenant, id] = now
-        self._came.set()
+        self._last_uses[key] = now
+        return True
 
     async def _run(self) -> None:
         try:
-            while self._queue or self._uses or not self._stopping:
+            while self._queue or self._uses or self._leases or not self._stopping:
                 await self._came.wait()
                 batch = self._queue.take()
                 uses, self._uses = self._uses, {}
-                if batch or uses:
-                    await self._settle(batch, uses)
+                if batch or uses or (self._leases and self._stopping):
+                    leases, self._leases = self._leases, {}
+                    await self._settle(batch, {**uses, **leases})
                 elif not self._stopping:
                     self._came.clear()
         finally:
@@ -124,6 +137,7 @@ class LeaseLedger:
                     continue  # its caller went during the commit: the record says more than was handed out
                 elif place in written.leased:
                     waiting.done.set_result(None)
+                    self._note_lease(waiting.claim)
                 else:
                     waiting.done.set_exception(StaleClaim())
             batch = ()

@@ -3,7 +3,14 @@
 from datetime import datetime
 
 from evergrant_server.core.audit import AuditEntry
-from evergrant_server.core.events import EventType, WebhookEvent, bulk_read_body, event_body, events_of
+from evergrant_server.core.events import (
+    APP_EVENTS,
+    EventType,
+    WebhookEvent,
+    app_event_body,
+    event_body,
+    events_of,
+)
 from evergrant_server.core.ids import ConnectionId, DeliveryId, EventId, OutboxId, derived_id, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import WakeWebhook
@@ -24,9 +31,9 @@ async def publish_events(tx: Transaction, entry: AuditEntry) -> None:
     listening = await tx.webhooks.enabled(entry.tenant)
     if not any(type in webhook.events for webhook in listening for type in types):
         return
-    if EventType.BULK_READ in types:
-        subscribed = [it for it in listening if it.subscribes_to(EventType.BULK_READ, ANY_INTEGRATION)]
-        event = _event(entry, None, EventType.BULK_READ, bulk_read_body(entry))
+    if types[0] in APP_EVENTS:
+        subscribed = [it for it in listening if it.subscribes_to(types[0], ANY_INTEGRATION)]
+        event = _event(entry, None, types[0], app_event_body(types[0], entry))
         await write_event(tx, subscribed, event, entry.context, entry.at)
         return
     connection = await tx.connections.get(entry.tenant, ConnectionId(entry.object))

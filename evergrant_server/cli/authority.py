@@ -14,8 +14,8 @@ from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.authority import BrokenRow
-from evergrant_server.store.authority_scan import accept as accept_table_rows
-from evergrant_server.store.authority_scan import broken_configuration, broken_connections
+from evergrant_server.store.review.authority_scan import accept as accept_table_rows
+from evergrant_server.store.review.authority_scan import broken_configuration, broken_connections
 
 authority = App(name="authority")
 

@@ -20,8 +20,8 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
-from evergrant_server.store.authority_scan import accept_accounts_of_before
 from evergrant_server.store.database import schema
+from evergrant_server.store.review.authority_scan import accept_accounts_of_before
 from evergrant_server.store.store import require_matching_key_ring
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 from evergrant_server.temporal_link.reconcile import ReconcileCounts

@@ -31,14 +31,21 @@ class EventType(StrEnum):
     EXPIRING = "connection.expiring"
     REVOKED = "connection.revoked"
     BULK_READ = "tokens.bulk_read"  # about an app
+    ACCESS_REQUESTED = "access.requested"  # about an app, like all that begin so
+    ACCESS_REMINDED = "access.reminded"
+    ACCESS_APPROVED = "access.approved"
+    ACCESS_DENIED = "access.denied"
+    ACCESS_EXPIRED = "access.expired"
+    ACCESS_ENDED = "access.ended"
     ACCOUNT_MISMATCH = "connection.account_mismatch"
     ACCOUNT_SHARED = "connection.account_shared"
     PING = "webhook.ping"  # an admin tests one webhook
 
 
-CONNECTION_EVENTS = tuple(it for it in EventType if it not in (EventType.BULK_READ, EventType.PING))
+CONNECTION_EVENTS = tuple(it for it in EventType if it.startswith("connection."))
+APP_EVENTS = (EventType.BULK_READ, *(it for it in EventType if it.startswith("access.")))
 # without what happens hourly to each connection
-DEFAULT_EVENTS = (*(it for it in CONNECTION_EVENTS if it is not EventType.REFRESHED), EventType.BULK_READ)
+DEFAULT_EVENTS = (*(it for it in CONNECTION_EVENTS if it is not EventType.REFRESHED), *APP_EVENTS)
 
 # their records may hold the reason of the failure before
 _WITHOUT_FAILURE = (EventType.CREATED, EventType.REFRESHED, EventType.RECOVERED)
@@ -55,6 +62,12 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.REVOKED_AT_PROVIDER: EventType.NEEDS_REAUTH,
     AuditAction.REVOKED: EventType.REVOKED,
     AuditAction.BULK_READ: EventType.BULK_READ,
+    AuditAction.ACCESS_REQUESTED: EventType.ACCESS_REQUESTED,
+    AuditAction.ACCESS_REMINDED: EventType.ACCESS_REMINDED,
+    AuditAction.ACCESS_APPROVED: EventType.ACCESS_APPROVED,
+    AuditAction.ACCESS_DENIED: EventType.ACCESS_DENIED,
+    AuditAction.ACCESS_EXPIRED: EventType.ACCESS_EXPIRED,
+    AuditAction.ACCESS_ENDED: EventType.ACCESS_ENDED,
     AuditAction.ACCOUNT_MISMATCH: EventType.ACCOUNT_MISMATCH,
     AuditAction.ACCOUNT_SHARED: EventType.ACCOUNT_SHARED,
 }
@@ -139,9 +152,13 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
     return EventMessage(type=type, timestamp=entry.at, data=data).model_dump_json()
 
 
-def bulk_read_body(entry: AuditEntry) -> str:
-    data = {"tenant": entry.tenant, "app": entry.detail["app"], "kind": entry.detail["kind"]}
-    return _body(EventType.BULK_READ, entry.at, data)
+def app_event_body(type: EventType, entry: AuditEntry) -> str:
+    """The event of a record about an app: a bulk read, or a request for access (`request_id`)."""
+    if type is EventType.BULK_READ:
+        data = {"tenant": entry.tenant, "app": entry.detail["app"], "kind": entry.detail["kind"]}
+    else:
+        data = {"tenant": entry.tenant, "request_id": entry.object, **entry.detail}
+    return _body(type, entry.at, data)
 
 
 def ping_body(tenant: Tenant, webhook: str, at: datetime) -> str:

@@ -30,6 +30,7 @@ ReplacedGrantId = NewType("ReplacedGrantId", str)
 CredentialId = NewType("CredentialId", KeyId)  # of what a request is authenticated by, as an API key
 TokenId = NewType("TokenId", str)
 TrustedIssuerId = NewType("TrustedIssuerId", str)
+AccessRequestId = NewType("AccessRequestId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -52,6 +53,7 @@ PREFIXES = (
     "crd",
     "tok",
     "iss",
+    "req",
 )
 
 

@@ -7,11 +7,14 @@ from typing import Any
 from evergrant_server.core.access import App
 from evergrant_server.core.ids import ConnectionId, FrozenModel, OutboxId, Tenant, new_id
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.lifecycle.access_requests import AccessRequest
+from evergrant_server.core.messages.access import AdvanceAccessRequest
 from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.integrations import RetryConnections
 from evergrant_server.core.messages.maintenance import FetchIssuerKeys
 from evergrant_server.core.messages.names import (
+    access_request_workflow_id,
     connection_workflow_id,
     issuer_keys_workflow_id,
     replaced_grants_workflow_id,
@@ -32,6 +35,7 @@ class OutboxKind(StrEnum):
     RETRY_CONNECTIONS = "retry_connections"  # payload: RetryConnections
     REVOKE_REPLACED_GRANTS = "revoke_replaced_grants"  # payload: RevokeReplacedStart
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
+    ADVANCE_ACCESS_REQUEST = "advance_access_request"  # payload: AdvanceAccessRequest
 
 
 class OutboxMessage(FrozenModel):
@@ -97,6 +101,13 @@ def fetch_issuer_keys_message(issuer: TrustedIssuer, context: RequestContext, at
     request = FetchIssuerKeys(tenant=issuer.tenant, issuer_id=issuer.id, context=context)
     target = issuer_keys_workflow_id(issuer.tenant, issuer.id)
     return outbox_message(issuer.tenant, OutboxKind.FETCH_ISSUER_KEYS, target, request, at)
+
+
+def access_request_message(request: AccessRequest, context: RequestContext, at: datetime) -> OutboxMessage:
+    """Have the request's workflow started, or told that the request was decided."""
+    advance = AdvanceAccessRequest(tenant=request.tenant, request_id=request.id, context=context)
+    target = access_request_workflow_id(request.tenant, request.id)
+    return outbox_message(request.tenant, OutboxKind.ADVANCE_ACCESS_REQUEST, target, advance, at)
 
 
 def retry_integration_message(

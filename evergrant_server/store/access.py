@@ -58,6 +58,12 @@ class AppKeyUseRow(columns.TenantTable, table=True):
     used_at: datetime = columns.timestamp()
 
 
+class LeaseUseRow(columns.TenantTable, table=True):
+    app_id: str = Field(primary_key=True)
+    connection_id: str = Field(primary_key=True)
+    used_at: datetime = columns.timestamp()
+
+
 class ApprovalRow(columns.IdTable, table=True):
     __table_args__ = (app_foreign_key(),)
     app_id: str
@@ -124,6 +130,7 @@ class Access(AuthenticatedRepository[App, AppId]):
         used = columns_equal(AppKeyUseRow, tenant=tenant) & col(AppKeyUseRow.key_id).in_(_keys_of(tenant, id))
         await self._run(delete(AppKeyUseRow).where(used))
         await self._permits.delete_uses(tenant=tenant, app_id=id)
+        await self._run(delete(LeaseUseRow).where(columns_equal(LeaseUseRow, tenant=tenant, app_id=id)))
         await self._delete(id, tenant=tenant, id=id)
 
     async def add_key(self, key: AppKey) -> None:

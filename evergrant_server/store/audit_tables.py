@@ -7,9 +7,20 @@ from sqlmodel import Field
 
 from evergrant_server.store.database import columns
 
+# the actions that say who may do what, by their first word
+_ACCESS_WORDS = (
+    *("access", "app", "approval", "credential", "integration", "issuer", "key", "permit"),
+    *("person", "role", "session"),
+)
+ACCESS_CONDITION = "({})".format(" OR ".join(f"action LIKE '{word}.%'" for word in _ACCESS_WORDS))
+
 
 class AuditRow(columns.TenantTable, table=True):
-    __table_args__ = (Index(None, "tenant", "object", "at"), Index(None, "tenant", "at"))
+    __table_args__ = (
+        Index(None, "tenant", "object", "at"),
+        Index(None, "tenant", "at"),
+        columns.partial_index("ix_audit_access", "tenant", "at", where=ACCESS_CONDITION),
+    )
     shard: str = Field(primary_key=True)
     seq: int = Field(primary_key=True, sa_type=BigInteger)
     at: datetime = columns.timestamp()

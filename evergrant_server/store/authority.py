@@ -24,6 +24,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.lifecycle.access_requests import AccessRequest
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.database.columns import Row, table_of
@@ -52,6 +53,8 @@ COVERED: dict[type[BaseModel], set[str]] = {
     AppCredential: set(AppCredential.model_fields) - {"revision", "created_at"},
     Permit: set(Permit.model_fields) - {"revision", "created_at"},
     Approval: {"tenant", "id", "app_id", "by", "command", "body", "approved_by", "used_at"},
+    AccessRequest: {"tenant", "id", "app_id", "kind", "permit_name", "permit", "lifetime_s", "requested_by"}
+    | {"state", "decided_by"},
     Integration: set(Integration.model_fields) - _FACTS_OF_INTEGRATIONS,
     TrustedIssuer: {"tenant", "id", "name", "kind", "issuer", "jwks_uri", "keys", "keys_at"},
     Definition: {"tenant", "id", "name", "version", "document", "state", "approved"},

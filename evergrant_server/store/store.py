@@ -33,6 +33,7 @@ from evergrant_server.store.integrations.integrations import Integrations
 from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwrap
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.provider_events import Introspections, Receivers
+from evergrant_server.store.review.access_requests import AccessRequests
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
 from evergrant_server.store.trusted_issuers import TrustedIssuers
 from evergrant_server.store.webhooks import Deliveries, Webhooks
@@ -58,6 +59,7 @@ class Transaction:
         self.tokens = AppTokens(connection)
         self.approvals = Approvals(connection, ring)
         self.trusted_issuers = TrustedIssuers(connection, ring)
+        self.access_requests = AccessRequests(connection, ring)
         self.consents = Consents(connection, sealer)
         self.exports = Exports(connection, ring)
         self.attempts = Attempts(connection)

@@ -1,12 +1,14 @@
-"""Restarts the workflows of webhooks, definitions and replaced grants that a reconcile pass finds missing."""
+"""Restarts workflows that a reconcile pass finds missing: all but those of connections."""
 
 from datetime import datetime, timedelta
 
 from evergrant_server.core.clock import Clock
+from evergrant_server.core.messages.access import AdvanceAccessRequest
 from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.integrations import RolloutStart
 from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import (
+    access_request_workflow_id,
     definition_rollout_workflow_id,
     replaced_grants_workflow_id,
 )
@@ -16,6 +18,7 @@ from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.workflow_starter import RECONCILE_CONTEXT, reconcile_context
 
 _OVERDUE_AFTER = timedelta(minutes=2)  # longer than a round of deliveries
+_MOST_REQUESTS = 500  # in one pass
 
 
 async def wake_overdue_webhooks(store: Store, link: TemporalLink, clock: Clock) -> None:
@@ -50,6 +53,19 @@ async def restart_definition_rollouts(store: Store, link: TemporalLink, now: dat
             ),
         )
         await link.start(start_requests.definition_rollout(start))
+
+
+async def restart_access_requests(store: Store, link: TemporalLink, now: datetime) -> None:
+    """Start the workflow of every request for access whose next step is overdue, or signal it.
+
+    Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
+    """
+    async with store.read() as tx:
+        overdue = await tx.access_requests.overdue(now - _OVERDUE_AFTER, _MOST_REQUESTS)
+    for it in overdue:
+        context = reconcile_context(store.ring, access_request_workflow_id(it.tenant, it.id), now)
+        advance = AdvanceAccessRequest(tenant=it.tenant, request_id=it.id, context=context)
+        await link.start(start_requests.access_request(advance))
 
 
 async def restart_replaced_grants(store: Store, link: TemporalLink, now: datetime) -> None:

@@ -28,6 +28,7 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages.access import ReviewPermits
 from evergrant_server.core.messages.base import Message
 from evergrant_server.core.messages.maintenance import IntrospectGrants, ReconcileRequest, RereadMetadata
 from evergrant_server.core.messages.names import WorkflowName
@@ -75,6 +76,13 @@ SCHEDULES = (
         # a run takes the connections whose turn it is: each comes once in an interval
         interval=lambda settings: max(settings.introspection_interval / 24, timedelta(minutes=1)),
         note="introspects grants (RFC 7662) at providers that offer it",
+    ),
+    ScheduleDefinition(
+        name="review-permits",
+        workflow=WorkflowName.REVIEW_PERMITS,
+        input=ReviewPermits(),
+        interval=lambda _: timedelta(days=1),
+        note="proposes permits for removal that no lease has used for long",
     ),
 )
 

@@ -13,6 +13,7 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 
+from evergrant_server.core.messages.access import AdvanceAccessRequest
 from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.base import Message
 from evergrant_server.core.messages.connection import ConnectionStart
@@ -28,6 +29,7 @@ from evergrant_server.core.messages.names import (
     SearchAttribute,
     SignalName,
     WorkflowName,
+    access_request_workflow_id,
     connection_workflow_id,
     definition_rollout_workflow_id,
     export_workflow_id,
@@ -147,6 +149,21 @@ def replaced_grants(start: RevokeReplacedStart, *, wake: bool = True) -> StartRe
     )
 
 
+def access_request(request: AdvanceAccessRequest) -> StartRequest:
+    """The workflow of a request for access is signalled, or started."""
+    return StartRequest(
+        WorkflowName.ACCESS_REQUEST,
+        request,
+        access_request_workflow_id(request.tenant, request.request_id),
+        "a request for access",
+        {
+            "start_signal": SignalName.ADVANCE_ACCESS_REQUEST,
+            "start_signal_args": [request],
+            "static_details": f"requested by {request.context.by}",
+        },
+    )
+
+
 def pushed_authorization(request: PushAuthorizationRequest) -> StartRequest:
     """A worker pushes an authorization request (RFC 9126), once, within two minutes: a browser waits."""
     return StartRequest(
@@ -195,6 +212,7 @@ _STARTS: dict[OutboxKind, tuple[type[Message], Callable[[Any], StartRequest]]] =
     OutboxKind.FETCH_ISSUER_KEYS: (FetchIssuerKeys, issuer_keys),
     OutboxKind.RETRY_CONNECTIONS: (RetryConnections, retry_connections),
     OutboxKind.REVOKE_REPLACED_GRANTS: (RevokeReplacedStart, replaced_grants),
+    OutboxKind.ADVANCE_ACCESS_REQUEST: (AdvanceAccessRequest, access_request),
     OutboxKind.PUSH_AUTHORIZATION_REQUEST: (PushAuthorizationRequest, pushed_authorization),
 }
 

@@ -21,8 +21,10 @@ from activities.integrations.definition_rollout import DefinitionRolloutActiviti
 from activities.integrations.discovery import DiscoveryActivities
 from activities.integrations.registration import ClientRegistrations
 from activities.integrations.retries import ConnectionRetryActivities
+from activities.maintenance.access_requests import AccessRequestActivities
 from activities.maintenance.history import HistoryActivities
 from activities.maintenance.introspection import IntrospectionActivities
+from activities.maintenance.permit_review import PermitReviewActivities
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
 from activities.maintenance.reconcile import ReconcileActivities
 from activities.maintenance.trusted_issuers import TrustedIssuerActivities
@@ -179,6 +181,8 @@ def _maintenance_activities(
         reconcile.reconcile,
         histories.run_ends,
         webhooks.deliver_due,
+        AccessRequestActivities(store, clock).advance_access_request,
+        PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
     ]
 
 

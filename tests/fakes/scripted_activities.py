@@ -9,6 +9,12 @@ from typing import Any
 from temporalio import activity
 
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
+from evergrant_server.core.messages.access import (
+    AccessRequestCall,
+    AccessRequestProgress,
+    ReviewPermits,
+    ReviewPermitsResult,
+)
 from evergrant_server.core.messages.activities import (
     AnnounceExpiry,
     BeginRevocation,
@@ -80,6 +86,10 @@ class ScriptedActivities:
             self._scripted(ActivityName.VERIFY_LATE_TOKENS, VerifyLateTokens, self._result),
             self._scripted(ActivityName.END_CONSENT, EndConsent, None),
             self._scripted(ActivityName.LAPSE_CONSENT, LapseConsent, LapseResult()),
+            self._scripted(
+                ActivityName.ADVANCE_ACCESS_REQUEST, AccessRequestCall, AccessRequestProgress(state="expired")
+            ),
+            self._scripted(ActivityName.REVIEW_PERMITS, ReviewPermits, ReviewPermitsResult()),
             self._scripted(ActivityName.BEGIN_REVOCATION, BeginRevocation, None),
             self._scripted(ActivityName.REVOKE_GRANT, RevokeGrant, confirmed),
             self._scripted(

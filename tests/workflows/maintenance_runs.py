@@ -11,6 +11,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import (
+    AccessRequestId,
     ConnectionId,
     DefinitionId,
     IntegrationId,
@@ -20,6 +21,7 @@ from evergrant_server.core.ids import (
     new_id,
 )
 from evergrant_server.core.messages import integrations as m
+from evergrant_server.core.messages.access import AccessRequestProgress, AdvanceAccessRequest
 from evergrant_server.core.messages.activities import ReplacedRevocationResult, RevokeReplacedStart
 from evergrant_server.core.messages.maintenance import DeliveryRound, WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
@@ -174,6 +176,24 @@ async def revoking_replaced(client: Client, activities: list[Any]) -> AsyncItera
 
     async with a_worker(client, activities, queue):
         yield replaced
+
+
+Advanced = Callable[[], Awaitable[WorkflowHandle[Any, AccessRequestProgress]]]
+
+
+@asynccontextmanager
+async def requesting_access(client: Client, activities: list[Any]) -> AsyncIterator[Advanced]:
+    """A worker on a queue of its own, and what the relay does for a request, and again once it is decided."""
+    request_id = AccessRequestId(new_id("req"))
+    queue = f"queue-{request_id}"
+
+    async def advanced() -> WorkflowHandle[Any, AccessRequestProgress]:
+        advance = AdvanceAccessRequest(tenant=TENANT, request_id=request_id, context=ASKED)
+        request = start_requests.access_request(advance)
+        return await _started(client, request, queue, AccessRequestProgress)
+
+    async with a_worker(client, activities, queue):
+        yield advanced
 
 
 async def _started(

@@ -11,6 +11,7 @@ from evergrant_server.core import webhooks as core
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import WebhookId, new_id
+from evergrant_server.core.messages.access import AccessRequestProgress
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.maintenance import (
     AuditCheckpoint,
@@ -28,6 +29,7 @@ from tests.workflows.maintenance_runs import (
     ScriptedRollout,
     decided,
     delivering,
+    requesting_access,
     retrying,
     revoking_replaced,
     running_rollout,
@@ -100,6 +102,31 @@ async def test_a_month_without_a_decision_rejects_the_definition():
     ):
         assert (await handle.result()).state is DefinitionState.REJECTED
     assert scripted.orders[-1][1].overdue
+
+
+ADVANCE = ActivityName.ADVANCE_ACCESS_REQUEST
+
+
+async def test_a_request_for_access_is_looked_at_when_its_moments_come_and_when_it_is_decided():
+    scripted = ScriptedActivities()
+    waits = AccessRequestProgress(state="waiting", next_s=86_400)
+    approved = AccessRequestProgress(state="approved", next_s=3600)
+    scripted.answers[ADVANCE] = [waits, waits, approved, AccessRequestProgress(state="ended")]
+    async with (
+        skipping_time(data_converter=pydantic_data_converter) as env,
+        requesting_access(env.client, scripted.everything()) as advanced,
+    ):
+        await advanced()
+        await env.sleep(timedelta(days=1.5))  # a reminder
+        handle = await advanced()  # decided
+        assert (await handle.result()).state == "ended"
+        described = await handle.describe()
+    assert scripted.count(ADVANCE) == 4
+    assert described.close_time is not None
+    lasted = described.close_time - described.start_time
+    assert timedelta(days=1.5, hours=1) <= lasted < timedelta(days=2), (
+        "a decision doesn't wait for a reminder"
+    )
 
 
 DELIVER = ActivityName.DELIVER_WEBHOOKS

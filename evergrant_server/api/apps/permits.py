@@ -1,5 +1,6 @@
 """`/v1/apps/{name}/permits`: what an app may do. A change makes the lease path read the app again."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Self
 
@@ -22,7 +23,7 @@ from evergrant_server.api.http.models import (
     _slug,
 )
 from evergrant_server.api.http.problems import invalid_request, require_found
-from evergrant_server.core.access import TOKEN_ACTIONS, Action, Effect, EnforcementMode, Permit
+from evergrant_server.core.access import TOKEN_ACTIONS, Action, App, Effect, EnforcementMode, Permit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import PermitId, is_id, new_id
@@ -149,27 +150,34 @@ async def put_permit(
             _require_other(call, is_own)
         gives = body.effect is Effect.ALLOW and not _WEIGHTY.isdisjoint(body.actions)
         approved = await use_approval(tx, call, body) if gives or _denies(before, _WEIGHTY) else {}
-        if before is None:
-            new = Permit(
-                tenant=call.tenant,
-                id=PermitId(new_id("per")),
-                app_id=app.id,
-                name=permit_name,
-                created_at=call.now,
-                **dict(body),
-            )
-            after = await tx.access.put_permit(new, expected=None)
-        else:
-            changed = before.model_copy(update=dict(body))
-            after = await tx.access.put_permit(changed, expected=before.revision)
-        await retry_waiting_connections(tx, call, app)
-        detail = {"app": name, "name": permit_name, **body.model_dump(mode="json"), **approved}
-        await call.record(tx, AuditAction.PERMIT_PUT, after.id, **detail)
-        return before, after
+        return before, await save_permit(tx, call, app, permit_name, body, before, approved)
 
     before, after = await with_approval(call, body, lambda: call.write(write))
     response.status_code = 201 if before is None else 200
     return PermitView.of(after)
+
+
+async def save_permit(
+    tx: Transaction,
+    call: ApiCall,
+    app: App,
+    name: str,
+    body: PermitBody,
+    before: Permit | None,
+    recorded: Mapping[str, str],
+) -> Permit:
+    """Write a new permit, or the one `before` changed, with its audit record, which has `recorded` too."""
+    if before is None:
+        id = PermitId(new_id("per"))
+        owned = {"tenant": call.tenant, "id": id, "app_id": app.id, "name": name, "created_at": call.now}
+        after = await tx.access.put_permit(Permit(**owned, **dict(body)), expected=None)
+    else:
+        changed = before.model_copy(update=dict(body))
+        after = await tx.access.put_permit(changed, expected=before.revision)
+    await retry_waiting_connections(tx, call, app)
+    detail = {"app": app.name, "name": name, **body.model_dump(mode="json"), **recorded}
+    await call.record(tx, AuditAction.PERMIT_PUT, after.id, **detail)
+    return after
 
 
 @router.get("/v1/apps/{name}/permits")

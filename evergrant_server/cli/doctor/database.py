@@ -17,9 +17,9 @@ from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
 from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store, Transaction
-from evergrant_server.store.authority_scan import broken_configuration
 from evergrant_server.store.connections.connection_page import PendingRevocation
 from evergrant_server.store.database import schema
+from evergrant_server.store.review.authority_scan import broken_configuration
 from evergrant_server.store.store import database_time, unwrap_newest_tenant_key
 
 CERTIFICATE_WARNING = timedelta(days=30)

@@ -7,6 +7,7 @@ import re
 from enum import StrEnum
 
 from evergrant_server.core.ids import (
+    AccessRequestId,
     AppId,
     ConnectionId,
     ConsentId,
@@ -27,6 +28,7 @@ CONNECTION_WORKFLOW_ID = re.compile(r"^connection:(?P<tenant>[a-z0-9-]+):(?P<con
 
 
 class WorkflowName(StrEnum):
+    ACCESS_REQUEST = "AccessRequestWorkflow"
     CONNECTION = "ConnectionWorkflow"
     DEFINITION_ROLLOUT = "DefinitionRolloutWorkflow"
     DISCOVERY = "DiscoveryWorkflow"
@@ -39,6 +41,7 @@ class WorkflowName(StrEnum):
     REPLACED_GRANTS = "ReplacedGrantsWorkflow"
     REREAD_METADATA = "RereadMetadataWorkflow"
     RETRY_CONNECTIONS = "RetryConnectionsWorkflow"
+    REVIEW_PERMITS = "ReviewPermitsWorkflow"
     TEMPORARY_CREDENTIALS = "TemporaryCredentialsWorkflow"
     VERIFY_LOGIN = "VerifyLoginWorkflow"
     WEBHOOK_DELIVERY = "WebhookDeliveryWorkflow"
@@ -72,6 +75,9 @@ class ActivityName(StrEnum):
     EVALUATE_ROLLOUT = "evaluate_rollout"
     # a trusted issuer of workload tokens
     FETCH_ISSUER_KEYS = "fetch_issuer_keys"
+    # requests for access
+    ADVANCE_ACCESS_REQUEST = "advance_access_request"
+    REVIEW_PERMITS = "review_permits"
     # exports, webhooks and what recurs
     SEAL_EXPORT_PAGE = "seal_export_page"
     DELETE_EXPORT = "delete_export"
@@ -98,6 +104,8 @@ class SignalName(StrEnum):
     # to DefinitionRolloutWorkflow
     DEFINITION_DECIDED = "definition_decided"
     ROLL_BACK_DEFINITION = "roll_back_definition"
+    # to AccessRequestWorkflow
+    ADVANCE_ACCESS_REQUEST = "advance_access_request"
     # to ReplacedGrantsWorkflow
     WAKE_REPLACED_GRANTS = "wake_replaced_grants"
     # to RetryConnectionsWorkflow
@@ -116,6 +124,10 @@ class QueryName(StrEnum):
 
 def connection_workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
     return f"connection:{tenant}:{connection}"
+
+
+def access_request_workflow_id(tenant: Tenant, request: AccessRequestId) -> str:
+    return f"access_request:{tenant}:{request}"
 
 
 def export_workflow_id(tenant: Tenant, export: ExportId) -> str:

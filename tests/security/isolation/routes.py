@@ -38,6 +38,10 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "PUT /v1/apps/{name}/permits/{permit_name}": ({"integration": "{integration}", "actions": ["connect"]},),
     "PUT /v1/apps/{name}/credentials/{credential_name}": (A_CREDENTIAL,),
     "PUT /v1/issuers/{name}": ({"kind": "oidc", "issuer": "https://{trusted_issuer}.example"},),
+    "POST /v1/access/simulate": ({"app": "{app}", "permits": {"narrow": None}},),
+    "POST /v1/access-requests": (
+        {"permit": {"integration": "{integration}", "actions": ["token"]}, "reason": "a", "app": "{app}"},
+    ),
     "POST /v1/providers": ({"definition": document("{provider}")},),
     "POST /v1/providers/{provider}/approve": ({"version": 3},),
     "POST /v1/providers/{provider}/reject": ({"version": 4, "reason": "no"},),
@@ -75,7 +79,7 @@ PROVED_OTHERWISE = {
 # These make or change the caller's own thing of that name, whatever other tenants have.
 CREATES = {
     *("PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}", "POST /v1/providers"),
-    *("POST /v1/connections/import", "POST /v1/connections/export"),
+    *("POST /v1/connections/import", "POST /v1/connections/export", "POST /v1/access-requests"),
     *("PUT /v1/apps/{name}/permits/{permit_name}", "PUT /v1/apps/{name}/credentials/{credential_name}"),
     "PUT /v1/issuers/{name}",
 }

@@ -23,7 +23,7 @@ def test_without_a_credential_or_with_a_disabled_apps_there_is_nothing():
 
 
 def test_without_a_permit_there_are_the_catalogue_and_empty_lists():
-    lists = {"GET /v1/connections", "GET /v1/integrations"}
+    lists = {"GET /v1/connections", "GET /v1/integrations", "GET /v1/access-requests"}
     assert allowed("no permit") == lists | {"GET /v1/providers", "GET /v1/providers/{provider}"}
 
 

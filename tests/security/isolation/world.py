@@ -74,6 +74,8 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
     receiver_id = (await made("PUT", at, receiver))["id"]
     waits = {"integration": own["integration"], "subject": f"waits-in-{tenant}"}
     waiting = await made("POST", "/v1/connections", waits)
+    asked = {"permit": {"integration": own["integration"], "actions": ["token"]}, "reason": "a test"}
+    requested = await made("POST", "/v1/access-requests", {**asked, "app": own["app"]})
     async with api.worker.write() as tx:
         for version, state in enumerate(_VERSIONS, 1):
             facts = {"state": state, "version": version}
@@ -92,6 +94,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         "key_id": key["id"],
         "delivery_id": ping["id"],
         "approval_id": approval.id,
+        "request_id": requested["id"],
         "receiver_id": receiver_id,
         "export_id": export.id,
         "integration_id": integration.id,

@@ -21,7 +21,6 @@ from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.authority import connection_mac, row_mac
-from evergrant_server.store.authority_scan import broken_connections
 from evergrant_server.store.connections.account_identifiers import AccountIdentifierRow
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.columns import Row, table_of
@@ -29,6 +28,7 @@ from evergrant_server.store.database.engine import open_database
 from evergrant_server.store.database.rows import column_values
 from evergrant_server.store.database.schema import MIGRATIONS, expected_version
 from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.review.authority_scan import broken_connections
 from tests.conformance.store.test_schema import columns_of
 from tests.fakes.databases import NOW, sqlite_url
 from tests.fakes.failures import fails

@@ -11,7 +11,16 @@ import httpx2
 import pytest
 import stamina
 from evergrant import AsyncEvergrant, Evergrant, Lease, State, temporal
-from evergrant.calls.access import AccessExplanation, Obstacle, OtherPermit, PermitAccess
+from evergrant.calls.access import (
+    AccessChange,
+    AccessExplanation,
+    LostAccess,
+    Obstacle,
+    OtherPermit,
+    PermitAccess,
+    Simulation,
+)
+from evergrant.calls.access_requests import AccessRequest
 from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.approvals import Approval
 from evergrant.calls.credentials import Credential
@@ -23,8 +32,10 @@ from evergrant.testing import FakeEvergrant, ManualClock
 from evergrant.testing.connections import connection_body, live_body
 from pydantic import BaseModel
 
-from evergrant_server.api.apps import explain
+from evergrant_server.api.apps import explain, simulation
+from evergrant_server.api.apps.access_requests import AccessRequestView
 from evergrant_server.api.apps.approvals import ApprovalView
+from evergrant_server.api.apps.changes import AccessChangeView
 from evergrant_server.api.apps.credentials import CredentialView
 from evergrant_server.api.apps.keys import NewKeyView
 from evergrant_server.api.apps.permits import PermitView
@@ -173,6 +184,10 @@ VIEWS: dict[type, type[BaseModel]] = {
     PermitAccess: AccessView,
     Permit: PermitView,
     ApiKey: NewKeyView,
+    AccessChange: AccessChangeView,
+    Simulation: simulation.Simulation,
+    LostAccess: simulation.LostAccess,
+    AccessRequest: AccessRequestView,
     Approval: ApprovalView,
     Credential: CredentialView,
     package.App: AppView,

@@ -13,6 +13,7 @@ from evergrant_server.core.connections.connection import LifecycleState, Revocat
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
 from evergrant_server.core.events import (
+    APP_EVENTS,
     CONNECTION_EVENTS,
     DEFAULT_EVENTS,
     EVENTS_BY_ACTION,
@@ -57,7 +58,7 @@ def test_a_record_is_these_events(action: AuditAction, detail: dict[str, Any], e
 def test_every_event_of_connections_comes_from_some_record():
     reasons = ({"generation": 1}, {"reason": ErrorCode.OUTCOME_UNKNOWN})
     told = {type for action in EVENTS_BY_ACTION for detail in reasons for type in events_of(action, detail)}
-    assert told == {*CONNECTION_EVENTS, EventType.BULK_READ}
+    assert told == {*CONNECTION_EVENTS, *APP_EVENTS}
     assert set(CONNECTION_EVENTS) - set(DEFAULT_EVENTS) == {EventType.REFRESHED}
 
 

@@ -9,6 +9,7 @@ from temporalio.client import Client
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, ConsentId, ReceiverId, TrustedIssuerId
+from evergrant_server.core.messages.access import AccessRequestProgress, ReviewPermits
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.integrations import (
     FetchReceiverKeys,
@@ -38,6 +39,7 @@ from tests.workflows.maintenance_runs import (
     ScriptedRollout,
     decided,
     delivering,
+    requesting_access,
     retrying,
     revoking_replaced,
     running_rollout,
@@ -169,3 +171,25 @@ async def delivered_to_a_webhook_that_was_down(client: Client) -> Handle:
         await told.wake()
         await until_called(scripted, ActivityName.DELIVER_WEBHOOKS, 5)
         return told.handle
+
+
+async def access_requested_reminded_approved_and_ended(client: Client) -> Handle:
+    """An admin is reminded once, approves for a moment, and the access ends by itself."""
+    scripted = ScriptedActivities()
+    advance, soon = ActivityName.ADVANCE_ACCESS_REQUEST, 0.2
+    waits = AccessRequestProgress(state="waiting", next_s=soon)
+    long = AccessRequestProgress(state="waiting", next_s=FOREVER)
+    approved = AccessRequestProgress(state="approved", next_s=soon)
+    scripted.answers[advance] = [waits, long, approved, AccessRequestProgress(state="ended")]
+    async with requesting_access(client, scripted.everything()) as advanced:
+        await advanced()
+        await until_called(scripted, advance, 2)
+        handle = await advanced()
+        await handle.result()
+        return handle
+
+
+async def permits_reviewed(client: Client) -> Handle:
+    """What the schedule starts."""
+    order = ReviewPermits()
+    return await _run(client, WorkflowName.REVIEW_PERMITS, order, "evergrant:review-permits")

@@ -9,6 +9,7 @@ from types import MethodType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from evergrant.calls import access as access_calls
+from evergrant.calls import access_requests as access_request_calls
 from evergrant.calls import api_keys as api_key_calls
 from evergrant.calls import approvals as approval_calls
 from evergrant.calls import connections as connection_calls
@@ -115,7 +116,16 @@ class ApiMethods:
     delete_permit = Sends(permit_calls.delete_permit)
     explain_access = Sends(access_calls.explain_access)
     access_report = Lists(access_calls.access_report)
+    simulate_access = Sends(access_calls.simulate_access)
+    access_changes = Lists(access_calls.access_changes)
     access_report_csv = Lists(access_calls.access_report_csv)
+
+    request_access = Sends(access_request_calls.request_access)
+    access_requests = Lists(access_request_calls.access_requests)
+    access_request = Sends(access_request_calls.access_request)
+    approve_access = Sends(access_request_calls.approve_access)
+    deny_access = Sends(access_request_calls.deny_access)
+    withdraw_access_request = Sends(access_request_calls.withdraw_access_request)
 
     approvals = Lists(approval_calls.approvals)
     approve = Sends(approval_calls.approve)

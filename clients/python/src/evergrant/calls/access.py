@@ -1,12 +1,14 @@
 """An admin's calls about who reaches what: the explanation of one access, and the report of all."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from httpx2 import Response
 
-from evergrant.calls.call import Call, Page, object_parser, page_parser, require_success
+from evergrant.calls.call import Call, Page, object_parser, page_parser, require_success, without_none
 
 _PAGE = "200"
 
@@ -121,3 +123,60 @@ def _csv_page(response: Response) -> Page[str]:
     require_success(response)
     query = parse_qs(urlsplit(response.links.get("next", {}).get("url") or "").query)
     return Page((response.text,), next(iter(query.get("cursor", ())), None))
+
+
+@dataclass(frozen=True, slots=True)
+class AccessChange:
+    """A change of who may do what: `detail` was written, `before` is what the record before it said."""
+
+    at: datetime
+    action: str
+    object: str
+    by: str
+    detail: Mapping[str, Any]
+    before: Mapping[str, Any] | None
+
+
+def access_changes(since: datetime | None = None, until: datetime | None = None) -> Call[Page[AccessChange]]:
+    """What changed about who may do what, from `since` on and before `until`, oldest first."""
+    window = {
+        "since": None if since is None else since.isoformat(),
+        "until": None if until is None else until.isoformat(),
+    }
+    query = {"limit": _PAGE, **without_none(**window)}
+    return Call("GET", "/v1/access/changes", page_parser("change", AccessChange), query=query)
+
+
+@dataclass(frozen=True, slots=True)
+class LostAccess:
+    """A connection that the app has leased and couldn't any more: why not, and by which permit."""
+
+    connection_id: str
+    integration: str
+    subject: str
+    leased_at: datetime
+    reason: str
+    permit: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """`judged` connections were leased since then (`complete`: all); `would_lose`: 200 of the `lost`."""
+
+    app: str
+    since: datetime
+    judged: int
+    complete: bool
+    lost: int
+    would_lose: tuple[LostAccess, ...]
+
+
+def simulate_access(
+    app: str, permits: Mapping[str, Mapping[str, Any] | None], *, since: datetime | None = None
+) -> Call[Simulation]:
+    """Who would lose access if these permits of the app became so; None removes one."""
+    changed = {name: None if permit is None else dict(permit) for name, permit in permits.items()}
+    body: dict[str, object] = {"app": app, "permits": changed}
+    if since is not None:
+        body["since"] = since.isoformat()
+    return Call("POST", "/v1/access/simulate", object_parser("simulation", Simulation), body=body)

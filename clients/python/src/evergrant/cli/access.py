@@ -1,13 +1,25 @@
 """`evergrant access`: who reaches what, through which permit, and why not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Annotated
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from evergrant.calls.access import AccessExplanation
-from evergrant.cli.output import DEFAULTS, Format, Options, Row, row_of, show_one, show_rows
+from evergrant.cli.output import (
+    DEFAULTS,
+    Format,
+    Options,
+    Row,
+    name_and_value,
+    read_json_object,
+    row_of,
+    show_one,
+    show_rows,
+)
 
 _REPORT = (
     *("app", "permit", "effect", "mode", "integration", "subjects", "actions", "scope_ceiling"),
@@ -19,6 +31,9 @@ _SUMMARY = (
 )
 
 _OTHER = {"expiry": "has ended", "exact_scopes": "insists on a token without more scopes"}
+_SIMULATED = ("app", "since", "judged", "complete", "lost")
+_LOST = ("connection_id", "integration", "subject", "leased_at", "reason", "permit")
+_CHANGES = ("at", "action", "object", "by", "detail", "before")
 
 access = App(name="access", help="Which app reaches what, through which permit: for admins.")
 
@@ -72,6 +87,53 @@ def report(*, csv: Annotated[bool, Parameter(negative=())] = False, options: Opt
                 print(piece.replace("\r\n", "\n"), end="")
         else:
             show_rows((row_of(it) for it in client.access_report()), _REPORT, options.output)
+
+
+@access.command
+def changes(
+    *, since: datetime | None = None, until: datetime | None = None, options: Options = DEFAULTS
+) -> None:
+    """List what changed about who may do what: apps, keys, permits, requests, integrations.
+
+    Args:
+        since: The first moment, for example 2026-05-01T00:00:00Z; without a zone it is UTC.
+        until: The moment before which it happened.
+    """
+    window = [None if it is None else it if it.tzinfo else it.replace(tzinfo=UTC) for it in (since, until)]
+    with options.client() as client:
+        show_rows((row_of(it) for it in client.access_changes(*window)), _CHANGES, options.output)
+
+
+@access.command
+def simulate(
+    app: str,
+    /,
+    *,
+    without: tuple[str, ...] = (),
+    put: tuple[str, ...] = (),
+    days: float = 30,
+    options: Options = DEFAULTS,
+) -> None:
+    """Show which of the connections that an app has leased it couldn't lease after a change of its permits.
+
+    Args:
+        without: A permit that would be removed, once for each.
+        put: NAME=FILE: a permit as it would become, as JSON, once for each.
+        days: How far back leases count.
+    """
+    changed: dict[str, Mapping[str, Any] | None] = dict.fromkeys(without)
+    for name, file in map(name_and_value, put):
+        changed[name] = read_json_object(Path(file))
+    since = datetime.now(UTC) - timedelta(days=days)
+    with options.client() as client:
+        found = client.simulate_access(app, changed, since=since)
+    row = asdict(found)
+    if options.output is Format.JSON:
+        show_one(row, options.output)
+        return
+    show_one({name: row[name] for name in _SIMULATED}, options.output)
+    print()
+    show_rows((row_of(it) for it in found.would_lose), _LOST, options.output)
 
 
 def _permits(found: AccessExplanation) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from cyclopts import App, CycloptsError
 
 from evergrant.cli.access import access
+from evergrant.cli.access_requests import access_requests
 from evergrant.cli.apps import approvals, apps
 from evergrant.cli.checkout import providers
 from evergrant.cli.connections import connect, connections
@@ -139,6 +140,7 @@ def build_app() -> App:
     app.command(issuers)
     app.command(permits)
     app.command(access)
+    app.command(access_requests)
     app.command(audit)
     app.command(webhooks)
     app.command(import_file, name="import")

@@ -18,6 +18,7 @@ from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.lifecycle.access_requests import AccessRequest
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.access import AppCredentialRow, AppKeyRow, ApprovalRow, AppRow, PermitRow
@@ -46,6 +47,7 @@ from evergrant_server.store.database.rows import Values, columns_equal, fetch_al
 from evergrant_server.store.exports import ExportRow
 from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.review.access_requests import AccessRequestRow
 from evergrant_server.store.store import Store
 from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 
@@ -56,6 +58,7 @@ _CONFIGURATION: dict[type[IdTable], type[BaseModel]] = {
     AppCredentialRow: AppCredential,
     PermitRow: Permit,
     ApprovalRow: Approval,
+    AccessRequestRow: AccessRequest,
     IntegrationRow: Integration,
     DefinitionRow: Definition,
     TrustedIssuerRow: TrustedIssuer,

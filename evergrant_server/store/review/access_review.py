@@ -11,15 +11,16 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, func, or_, select, text, tuple_, union_all
 from sqlmodel import col
 
-from evergrant_server.core.access import App, AppCredential, AppKey, Permit
+from evergrant_server.core.access import App, AppCredential, AppKey, Effect, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.ids import ConnectionId, PermitId, Tenant
 from evergrant_server.store.access import AppCredentialRow, AppKeyRow, AppKeyUseRow, AppRow, PermitRow
 from evergrant_server.store.authority import Model, authentic
 from evergrant_server.store.connections.tables import LIVE_CONDITION, ConnectionRow
 from evergrant_server.store.database.columns import Row, table_of
-from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, find_one
+from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, find_one, read_model
+from evergrant_server.store.permits import PermitUseRow
 from evergrant_server.store.store import Transaction
 
 _EVERY = "*"
@@ -125,6 +126,30 @@ async def review_permits(
             )
         )
     return found
+
+
+async def unused_permits(
+    tx: Transaction, since: datetime, after: PermitId | None, limit: int
+) -> list[Permit]:
+    """Permits of every tenant that allow, and that no lease has used since then, sorted by id. Not checked.
+
+    Those that were made later, and those of a disabled app, are left out.
+    """
+    permit, use, app = table_of(PermitRow), table_of(PermitUseRow).c, table_of(AppRow)
+    query = (
+        select(permit)
+        .join(app, (app.c.tenant == permit.c.tenant) & (app.c.id == permit.c.app_id))
+        .join(
+            table_of(PermitUseRow),
+            (use.tenant == permit.c.tenant) & (use.permit_id == permit.c.id),
+            isouter=True,
+        )
+        .where(func.coalesce(use.used_at, permit.c.created_at) < since, app.c.disabled.is_(False))
+        .where(permit.c.effect == Effect.ALLOW.value, permit.c.id > (after or ""))
+        .order_by(permit.c.id)
+        .limit(limit)
+    )
+    return [read_model(Permit, PermitRow, row) for row in await fetch_all(tx.connection, query)]
 
 
 def _split(

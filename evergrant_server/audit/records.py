@@ -1,0 +1,110 @@
+"""Reads the audit log: pages of records, the newest of an object, and the one before."""
+
+import base64
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import BigInteger, Select, String, Tuple, select, text, tuple_
+from sqlmodel import col
+
+from evergrant_server.audit.hash_chain import canonical_json, record_of
+from evergrant_server.core.audit import AuditAction, AuditRecord
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import Tenant
+from evergrant_server.store import Transaction
+from evergrant_server.store.audit_tables import ACCESS_CONDITION, AuditRow
+from evergrant_server.store.database.columns import UtcDateTime
+from evergrant_server.store.database.rows import columns_equal, fetch_all
+
+_MOST_NEWEST = 20
+
+
+class Window(NamedTuple):
+    """Which records: from `since` on, before `until`; `access_only`: those about who may do what."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    access_only: bool = False
+
+    def narrow(self, query: Select[Any]) -> Select[Any]:
+        if self.since is not None:
+            query = query.where(col(AuditRow.at) >= self.since)
+        if self.until is not None:
+            query = query.where(col(AuditRow.at) < self.until)
+        return query.where(text(ACCESS_CONDITION)) if self.access_only else query
+
+
+ALL = Window()
+
+
+async def page(
+    tx: Transaction,
+    tenant: Tenant,
+    *,
+    window: Window = ALL,
+    object: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
+) -> list[AuditRecord]:
+    """Records of every shard, oldest first (by moment, shard, number), after the cursor `after`.
+
+    Cursors come from `page_cursor`. Raises Failure INVALID_REQUEST for any other.
+    """
+    order = (col(AuditRow.at), col(AuditRow.shard), col(AuditRow.seq))
+    query = window.narrow(select(AuditRow).where(columns_equal(AuditRow, tenant=tenant)))
+    if object is not None:
+        query = query.where(col(AuditRow.object) == object)
+    if after is not None:
+        query = query.where(tuple_(*order) > _after(after))
+    return [record_of(row) for row in await fetch_all(tx.connection, query.order_by(*order).limit(limit))]
+
+
+async def newest_record(
+    tx: Transaction, tenant: Tenant, object: str, action: AuditAction
+) -> AuditRecord | None:
+    """The last record of this action about an object, or None."""
+    mine = columns_equal(AuditRow, tenant=tenant, object=object, action=action.value)
+    found = await fetch_all(
+        tx.connection, select(AuditRow).where(mine).order_by(col(AuditRow.at).desc()).limit(1)
+    )
+    return record_of(found[0]) if found else None
+
+
+async def record_before(tx: Transaction, record: AuditRecord) -> AuditRecord | None:
+    """The last record of the same action about the same object before this one, or None."""
+    mine = columns_equal(AuditRow, tenant=record.tenant, object=record.object, action=record.action.value)
+    order = (col(AuditRow.at), col(AuditRow.shard), col(AuditRow.seq))
+    mine &= tuple_(*order) < _after(page_cursor(record))
+    query = select(AuditRow).where(mine).order_by(*(it.desc() for it in order)).limit(1)
+    found = await fetch_all(tx.connection, query)
+    return record_of(found[0]) if found else None
+
+
+async def newest_records(
+    tx: Transaction, tenant: Tenant, object: str, actions: Iterable[AuditAction], since: datetime
+) -> list[AuditRecord]:
+    """The last twenty records of these actions about an object, the newest first."""
+    condition = columns_equal(AuditRow, tenant=tenant, object=object)
+    condition &= (col(AuditRow.at) >= since) & col(AuditRow.action).in_([it.value for it in actions])
+    order = (col(AuditRow.at).desc(), col(AuditRow.shard), col(AuditRow.seq).desc())
+    query = select(AuditRow).where(condition).order_by(*order).limit(_MOST_NEWEST)
+    return [record_of(row) for row in await fetch_all(tx.connection, query)]
+
+
+def page_cursor(record: AuditRecord) -> str:
+    """The opaque cursor of the page that begins after this record."""
+    position = [record.at.isoformat(), record.shard, record.seq]
+    return base64.urlsafe_b64encode(canonical_json(position).encode()).decode().rstrip("=")
+
+
+def _after(cursor: str) -> Tuple:
+    try:
+        at, shard, seq = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        position = datetime.fromisoformat(at), shard, seq
+    except (ValueError, TypeError):
+        position = None
+    if position is None or position[0].tzinfo is None or type(shard) is not str or type(seq) is not int:
+        raise Failure(ErrorCode.INVALID_REQUEST, "The cursor is not one of ours.", field="after")
+    return tuple_(*position, types=[UtcDateTime(), String(), BigInteger()])

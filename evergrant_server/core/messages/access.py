@@ -1,0 +1,36 @@
+"""What crosses Temporal for requests for access. No secrets; what is asked for is in the store."""
+
+from evergrant_server.core.ids import AccessRequestId, PermitId, Tenant
+from evergrant_server.core.messages.base import Message, Provenance, RequestMessage
+
+
+class AdvanceAccessRequest(RequestMessage):
+    """The input of a request's run, and the signal that it was decided."""
+
+    tenant: Tenant
+    request_id: AccessRequestId
+
+
+class AccessRequestCall(AdvanceAccessRequest):
+    """Take the steps that are due."""
+
+    provenance: Provenance
+
+
+class AccessRequestProgress(Message):
+    """The request's state; `next_s`: seconds until the next step, None when none follows."""
+
+    state: str
+    next_s: float | None = None
+
+
+class ReviewPermits(Message):
+    """Propose permits for removal that no lease has used for long (`EVERGRANT_UNUSED_PERMIT_AFTER`)."""
+
+
+class ReviewPermitsResult(Message):
+    """Counts; `after` is the last permit of the last page, where another worker goes on."""
+
+    reviewed: int = 0
+    proposed: int = 0
+    after: PermitId | None = None
