@@ -16,7 +16,9 @@ async def test_a_quick_run_prints_every_row() -> None:
     assert [(row["store"], row["clients"]) for row in tables[report.LEASES]] == databases
     assert [(row["store"], row["callers"]) for row in tables[report.AUDIT]] == databases
     assert [row["callers"] for row in tables[report.REFRESHES]] == ["16"]
-    assert all(float(row["ratio"]) > 0 for rows in tables.values() for row in rows)
+    assert all(float(row.get("ratio", 1)) > 0 for rows in tables.values() for row in rows)
+    assert [row["its clients"] for row in tables[report.NEIGHBOURS]] == ["1", "16"]
+    assert [row["after it"] for row in tables[report.DISABLED]] == ["0"]
     (refresh,) = tables[report.REFRESHES]
     assert float(refresh["history events a refresh"]) > 0
 
@@ -24,7 +26,7 @@ async def test_a_quick_run_prints_every_row() -> None:
 def _tables(text: str) -> dict[str, list[dict[str, str]]]:
     """Rows by their column names, for each table's title."""
     found: dict[str, list[dict[str, str]]] = {}
-    for title in (report.LEASES, report.AUDIT, report.REFRESHES):
+    for title in (report.LEASES, report.AUDIT, report.NEIGHBOURS, report.DISABLED, report.REFRESHES):
         _, _, rest = text.partition(f"{title}\n\n")
         lines = rest.partition("\n\n")[0].splitlines()
         header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
