@@ -165,6 +165,13 @@ verify_login = ActivityCall[integrations.VerifyLogin, integrations.LoginResult](
     lambda it: f"of {it.consent_id}",
 )
 
+verify_person = ActivityCall[integrations.VerifyPerson, integrations.LoginResult](
+    ActivityName.VERIFY_PERSON,
+    integrations.LoginResult,
+    _limits(_MINUTE, maximum_attempts=1),  # likewise
+    lambda it: f"of {it.login_id}",
+)
+
 # --- a definition ------------------------------------------------------------------------
 
 check_definition = ActivityCall[integrations.DefinitionCall, integrations.DefinitionResult](

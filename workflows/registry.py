@@ -17,6 +17,7 @@ from workflows.single_activity import (
     ReviewPermitsWorkflow,
     TemporaryCredentialsWorkflow,
     VerifyLoginWorkflow,
+    VerifyPersonWorkflow,
 )
 from workflows.webhook_delivery import WebhookDeliveryWorkflow
 
@@ -37,5 +38,6 @@ WORKFLOWS = (
     ReviewPermitsWorkflow,
     TemporaryCredentialsWorkflow,
     VerifyLoginWorkflow,
+    VerifyPersonWorkflow,
     WebhookDeliveryWorkflow,
 )

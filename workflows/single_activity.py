@@ -52,6 +52,13 @@ class VerifyLoginWorkflow:
         return await activity_calls.verify_login(request)
 
 
+@workflow.defn(name=WorkflowName.VERIFY_PERSON)
+class VerifyPersonWorkflow:
+    @workflow.run
+    async def run(self, request: integrations.VerifyPerson) -> integrations.LoginResult:
+        return await activity_calls.verify_person(request)
+
+
 @workflow.defn(name=WorkflowName.INTROSPECTION)
 class IntrospectionWorkflow:
     @workflow.run

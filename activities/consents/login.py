@@ -11,8 +11,7 @@ from typing import Any
 
 from temporalio import activity
 
-from activities.consents.issuer_keys import IssuerKeys
-from activities.grants.candidates import is_client_refused
+from activities.consents.issuer_login import TOO_LATE, IssuerLogin, LoginCode
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_replies import log_words
 from activities.support.transactions import commit_with_retries
@@ -20,7 +19,6 @@ from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
-from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.login import (
     ENDS_CONSENT,
     LoginClaim,
@@ -35,20 +33,15 @@ from evergrant_server.core.integrations import require_login
 from evergrant_server.core.messages.integrations import LoginResult, VerifyLogin
 from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.provider_words import words_in
-from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event
-from providers.requests.login import fetch_email
-from providers.requests.request_format import ProviderAccess
 from providers.requests.sender import Sender
-from providers.responses.token_response import read_tokens
 
 log = logging.getLogger("evergrant.activities")
 
-_TOO_LATE = "The issuer no longer accepts this login, which may have taken too long: log in again."
 _SUPERSEDED = "This login was begun again, or its consent has ended."
 
 
@@ -59,9 +52,7 @@ class _Login:
     consent: Consent
     subject: str
     rule: LoginRule
-    issuer: list[ProviderAccess]  # with each client secret
-    code: Secret
-    verifier: Secret
+    code: LoginCode
 
 
 @dataclass(frozen=True)
@@ -108,10 +99,8 @@ class LoginActivities:
     ) -> None:
         self._store = store
         self._contexts = contexts
-        self._sender = sender
-        self._egress = egress
         self._clock = clock
-        self._keys = IssuerKeys(egress, clock)
+        self._issuers = IssuerLogin(sender, egress, clock)
 
     @activity.defn(name=ActivityName.VERIFY_LOGIN)
     async def verify_login(self, request: VerifyLogin) -> LoginResult:
@@ -155,31 +144,15 @@ class LoginActivities:
         }:
             raise Failure(ErrorCode.CALLBACK_INVALID, "The issuer's endpoints changed meanwhile.")
         code, verifier = await tx.consents.code(consent), await tx.consents.verifier(consent)
-        return _Login(consent, connection.subject, rule, issuer, code, verifier)
+        assert consent.redirect_uri is not None
+        nonce = consent.nonce_hash or ""
+        back = LoginCode(issuer, code, verifier, consent.redirect_uri, nonce)
+        return _Login(consent, connection.subject, rule, back)
 
     async def _claims(self, login: _Login) -> dict[str, Any]:
         """Who logged in. Raises the Failure of the issuer's reply, ID_TOKEN_REFUSED."""
-        there, tokens = await self._exchange(login)
-        if tokens.id_token is None:
-            raise Failure(ErrorCode.ID_TOKEN_REFUSED, "The issuer sent no id token.")
-        claims = await self._keys.claims(there, tokens.id_token, login.consent.nonce_hash or "")
-        userinfo = there.endpoints.userinfo_endpoint
-        if login.rule.claim is LoginClaim.EMAIL and "email" not in claims and userinfo is not None:
-            claims |= await fetch_email(self._egress, userinfo, tokens.access_token, claims["sub"])
-        return claims
-
-    async def _exchange(self, login: _Login) -> tuple[ProviderAccess, TokenSet]:
-        """With the other client secret after a refusal, which spends no code (RFC 6749 section 3.2.1)."""
-        assert login.consent.redirect_uri is not None
-        code = {"code": login.code, "verifier": login.verifier, "redirect_uri": login.consent.redirect_uri}
-        for number, there in enumerate(login.issuer, 1):
-            reply = await self._sender.exchange_code(there, **code)
-            try:
-                return there, read_tokens(there.spec, reply, requested_scopes=(), refreshing=False)
-            except Failure as failure:
-                if number == len(login.issuer) or not is_client_refused(failure):
-                    raise
-        raise AssertionError("an integration has a client")
+        by_email = login.rule.claim is LoginClaim.EMAIL
+        return await self._issuers.claims(login.code, ("email", "email_verified") if by_email else ())
 
     async def _write(self, request: VerifyLogin, verdict: _Verdict) -> Consent:
         async def write(tx: Transaction) -> Consent:
@@ -203,7 +176,7 @@ class LoginActivities:
 def _failed(failure: Failure) -> LoginResult:
     """For the subject's page."""
     if failure.code is ErrorCode.GRANT_REJECTED:  # of the login's code, not of a connection's grant
-        return LoginResult(failure=ErrorCode.CALLBACK_INVALID, detail=_TOO_LATE)
+        return LoginResult(failure=ErrorCode.CALLBACK_INVALID, detail=TOO_LATE)
     return LoginResult(failure=failure.code, detail=failure.detail, retry_after=failure.retry_after)
 
 

@@ -32,6 +32,7 @@ _DELIVERED_AGE = timedelta(days=7)  # delivered outbox messages, which help an o
 _IDEMPOTENCY_AGE = timedelta(days=1)  # responses to `Idempotency-Key`, which may show a key or a link
 # an ended assertion is still known where another process's clock hasn't reached its end
 _ENDED_TOKEN_AGE = timedelta(minutes=5)
+_ENDED_SESSIONS_AGE = timedelta(days=30)  # sessions of people, for who reviews them
 _MAX_BATCHES = 50
 
 
@@ -183,6 +184,11 @@ async def prune_store(store: Store, clock: Clock, deliveries_age: timedelta) -> 
             if await tx.outbox.prune(now - _DELIVERED_AGE) == 0:
                 break
     await _prune_deliveries(store, now - deliveries_age)
+    for _ in range(_MAX_BATCHES):
+        async with store.write() as tx:
+            logins = await tx.person_logins.prune(now)
+            if logins + await tx.person_sessions.prune(now - _ENDED_SESSIONS_AGE) == 0:
+                break
     for _ in range(_MAX_BATCHES):
         async with store.write() as tx:
             if await tx.idempotency.prune(now - _IDEMPOTENCY_AGE) == 0:

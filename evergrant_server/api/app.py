@@ -38,6 +38,8 @@ from evergrant_server.api.oauth import routes as oauth
 from evergrant_server.api.pages import callback, connect
 from evergrant_server.api.pages.browser import BrowserSessions
 from evergrant_server.api.pages.guesses import GuessLimit
+from evergrant_server.api.people import admin_login, sessions
+from evergrant_server.api.people import routes as people
 from evergrant_server.api.provider_events import inbound, receivers
 from evergrant_server.api.transfer import routes as transfer
 from evergrant_server.api.webhooks import deliveries
@@ -75,6 +77,10 @@ ROUTERS = (
     simulation.router,
     explain.router,
     report.router,
+    admin_login.router,
+    sessions.router,
+    people.router,
+    people.command_router,
     transfer.router,  # before /v1/connections/{id}, which would match import and export
     connections.router,
     commands.router,

@@ -17,6 +17,8 @@ _BY_STATUS = {
     for status in sorted({rule.status for rule in FAILURES.values()})
 }
 _PAGES = ("/connect/", "/oauth/callback/")
+_PEOPLE = ("/login", "/logout")
+_OWN = ("/v1/sessions/current", "/v1/admin-login")  # without a name, and there may be none
 _CLIENTS = ("/v1/lease", "/v1/connections", "/v1/integrations")  # what an integration's client is used for
 _HEADERS: dict[int, dict[str, Any]] = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}},
@@ -104,6 +106,10 @@ def _statuses(path: str, method: str, operation: dict[str, Any]) -> set[int]:
             found.add(424)
     if path.startswith(_PAGES):
         found |= {403, 409, 424}
+    if path in _PEOPLE:
+        found |= {400, 404, 413, 424}
+    if path in _OWN:
+        found.add(404)
     return found
 
 

@@ -12,6 +12,8 @@ from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.connections.grant import AccountOption
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, Repairer
+from evergrant_server.core.people.logins import CommandStart
+from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.secret import Secret
 
 _DIRECTORY = Path(__file__).parent
@@ -112,6 +114,27 @@ class Pages:
             options=options,
             link=link,
             csrf=csrf,
+        )
+
+    def login(self, *, host: str, tenant: str, step_up: bool, command: CommandStart | None, csrf: str) -> str:
+        """The button that leads people who administer to their issuer's `host`."""
+        title = "Log in to Evergrant"
+        shown = {"host": host, "tenant": tenant, "step_up": step_up, "command": command, "csrf": csrf}
+        return self._render("login.html", title=title, **shown)
+
+    def session(self, *, session: PersonSession, step_up: str, csrf: str) -> str:
+        """Who is logged in; `step_up` is where to log in again."""
+        return self._render(
+            "session.html", title="You are logged in", session=session, step_up=step_up, csrf=csrf
+        )
+
+    def not_logged_in(self, failure: Failure) -> str:
+        """Why a person who administers wasn't logged in."""
+        return self._result("bad", "You are not logged in", failure.detail, code=failure.code.value)
+
+    def logged_out(self) -> str:
+        return self._result(
+            "good", "You are logged out", "Your issuer may still know you. Close this window."
         )
 
     def fragment(self, *, provider: str) -> str:

@@ -26,6 +26,7 @@ class AuthenticationMethod(StrEnum):
     SELF_SIGNED_TLS_CLIENT_AUTH = "self_signed_tls_client_auth"  # RFC 8705 section 2.2
     X509_SVID = "x509_svid"  # draft-ietf-oauth-spiffe-client-auth
     WORKLOAD_IDENTITY = "workload_identity"  # a token that its platform signed, or a JWT-SVID
+    PERSON_SESSION = "person_session"  # of a person, not of an app
 
 
 class Action(StrEnum):

@@ -71,6 +71,8 @@ class ErrorCode(StrEnum):
     BODY_TOO_LARGE = "body_too_large"
     SIGNATURE_NEEDED = "signature_needed"
     BINDING_REQUIRED = "binding_required"
+    STEP_UP_REQUIRED = "step_up_required"
+    CROSS_SITE_REQUEST = "cross_site_request"
 
 
 _reconnect = rules_of(FailureKind.RECONNECT_NEEDED, Repairer.SUBJECT, RetryAdvice.NEVER, 409)
@@ -81,6 +83,7 @@ _provider = rules_of(FailureKind.PROVIDER_UNAVAILABLE, Repairer.TIME, RetryAdvic
 _denied = rules_of(FailureKind.DENIED, Repairer.PERMIT_ADMIN, RetryAdvice.NEVER, 403)
 _platform = rules_of(FailureKind.PLATFORM_UNAVAILABLE, Repairer.OPERATOR, RetryAdvice.BACKOFF, 503)
 _caller = rules_of(FailureKind.BAD_REQUEST, Repairer.CALLER, RetryAdvice.NEVER, 400)
+_refused = rules_of(FailureKind.DENIED, Repairer.CALLER, RetryAdvice.NEVER, 403)
 _LATER = "Try again after Retry-After seconds."
 
 FAILURES: dict[ErrorCode, FailureRule] = {
@@ -270,6 +273,14 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.BINDING_REQUIRED: _caller(
         "This consent can't be bound to its subject as the integration demands.",
         "Use another flow or binding; EVERGRANT_ALLOW_UNBOUND_CONSENT allows the binding none.",
+    ),
+    ErrorCode.STEP_UP_REQUIRED: _refused(
+        "A person has to log in again, moments before a command like this one.",
+        "Open login_url, or run evergrant login --again, and send the request again within five minutes.",
+    ),
+    ErrorCode.CROSS_SITE_REQUEST: _refused(
+        "A browser sent a change with a session's cookie, and no Origin of Evergrant's own.",
+        "Send it from a page of this origin, or with a bearer token.",
     ),
 }
 

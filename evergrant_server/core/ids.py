@@ -31,6 +31,10 @@ CredentialId = NewType("CredentialId", KeyId)  # of what a request is authentica
 TokenId = NewType("TokenId", str)
 TrustedIssuerId = NewType("TrustedIssuerId", str)
 AccessRequestId = NewType("AccessRequestId", str)
+AdminLoginId = NewType("AdminLoginId", str)
+PersonLoginId = NewType("PersonLoginId", str)
+SessionId = NewType("SessionId", str)
+PersonId = NewType("PersonId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -54,6 +58,10 @@ PREFIXES = (
     "tok",
     "iss",
     "req",
+    "alg",
+    "pln",
+    "ses",
+    "psn",
 )
 
 

@@ -143,7 +143,7 @@ class Integration(TenantRow):
         return None
 
 
-def require_login(rule: LoginRule | None, found: Integration | None) -> Integration:
+def require_login(rule: LoginRule | None, found: Integration | None, who: str = "Subjects") -> Integration:
     """The integration at whose issuer the rule's subjects log in. Raises Failure CLIENT_REJECTED."""
     if rule is None:
         why = "The integration doesn't say where its subjects log in: put it with login."
@@ -152,6 +152,6 @@ def require_login(rule: LoginRule | None, found: Integration | None) -> Integrat
     if found is not None:
         problem = found.login_problem
     if found is None or problem is not None:
-        why = f"Subjects can't log in at the integration {rule.integration}: {problem}."
+        why = f"{who} can't log in at the integration {rule.integration}: {problem}."
         raise Failure(ErrorCode.CLIENT_REJECTED, why, login=rule.integration)
     return found

@@ -65,8 +65,7 @@ class LeaseUseRow(columns.TenantTable, table=True):
 
 
 class ApprovalRow(columns.IdTable, table=True):
-    __table_args__ = (app_foreign_key(),)
-    app_id: str
+    app_id: str  # or a person's id
     by: str
     command: str
     body: dict[str, Any] | None = columns.json()
@@ -131,6 +130,7 @@ class Access(AuthenticatedRepository[App, AppId]):
         await self._run(delete(AppKeyUseRow).where(used))
         await self._permits.delete_uses(tenant=tenant, app_id=id)
         await self._run(delete(LeaseUseRow).where(columns_equal(LeaseUseRow, tenant=tenant, app_id=id)))
+        await self._run(delete(ApprovalRow).where(columns_equal(ApprovalRow, tenant=tenant, app_id=id)))
         await self._delete(id, tenant=tenant, id=id)
 
     async def add_key(self, key: AppKey) -> None:

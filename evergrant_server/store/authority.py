@@ -25,6 +25,9 @@ from evergrant_server.core.export import Export
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.access_requests import AccessRequest
+from evergrant_server.core.people.logins import PersonLogin
+from evergrant_server.core.people.roles import AdminLogin
+from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.database.columns import Row, table_of
@@ -60,6 +63,9 @@ COVERED: dict[type[BaseModel], set[str]] = {
     Definition: {"tenant", "id", "name", "version", "document", "state", "approved"},
     Export: {"tenant", "id", "recipient", "filters", "by"},
     Consent: set(Consent.model_fields) - _MOMENTS_OF_CONSENTS,
+    AdminLogin: set(AdminLogin.model_fields) - {"revision", "changed_at"},
+    PersonLogin: set(PersonLogin.model_fields) - {"revision"},
+    PersonSession: set(PersonSession.model_fields) - {"revision", "last_used_at"},
 }
 CONNECTION_NAMES = (  # and `target`, and `expected_account` where the app has said one
     *("tenant", "id", "integration_id", "integration", "provider", "subject", "label", "flow"),

@@ -32,6 +32,7 @@ from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.integrations.integrations import Integrations
 from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwrap
 from evergrant_server.store.outbox import Outbox
+from evergrant_server.store.people import AdminLogins, PersonLogins, PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
 from evergrant_server.store.review.access_requests import AccessRequests
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
@@ -60,6 +61,9 @@ class Transaction:
         self.approvals = Approvals(connection, ring)
         self.trusted_issuers = TrustedIssuers(connection, ring)
         self.access_requests = AccessRequests(connection, ring)
+        self.admin_logins = AdminLogins(connection, ring)
+        self.person_logins = PersonLogins(connection, sealer)
+        self.person_sessions = PersonSessions(connection, ring)
         self.consents = Consents(connection, sealer)
         self.exports = Exports(connection, ring)
         self.attempts = Attempts(connection)

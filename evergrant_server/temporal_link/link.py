@@ -28,6 +28,7 @@ from evergrant_server.core.messages.integrations import (
     RequestTemporaryCredentials,
     TemporaryCredentialsResult,
     VerifyLogin,
+    VerifyPerson,
 )
 from evergrant_server.core.messages.names import (
     TASK_QUEUE,
@@ -37,6 +38,7 @@ from evergrant_server.core.messages.names import (
     connection_workflow_id,
     discovery_workflow_id,
     login_workflow_id,
+    person_login_workflow_id,
     temporary_credentials_workflow_id,
 )
 from evergrant_server.crypto import KeyRing
@@ -145,6 +147,17 @@ class TemporalLink(WorkflowRuns):
             timeout,
             result_type=LoginResult,
             static_summary="the subject's login before the redirect to the provider",
+        )
+
+    async def verify_person(self, request: VerifyPerson, timeout: float) -> LoginResult:
+        """Have a worker exchange the code of a person's login, and wait for the result."""
+        return await self._execute(
+            WorkflowName.VERIFY_PERSON,
+            request,
+            person_login_workflow_id(request.tenant, request.login_id, request.revision),
+            timeout,
+            result_type=LoginResult,
+            static_summary="the login of a person who administers",
         )
 
     async def start(self, request: StartRequest) -> None:

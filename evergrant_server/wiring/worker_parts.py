@@ -29,6 +29,7 @@ from activities.maintenance.receiver_keys import ReceiverKeysActivities
 from activities.maintenance.reconcile import ReconcileActivities
 from activities.maintenance.trusted_issuers import TrustedIssuerActivities
 from activities.maintenance.webhook_delivery import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
+from activities.people.login import PersonLoginActivities
 from activities.single_use.attempt_tracker import CriticalSections
 from activities.single_use.circuit_breakers import CircuitBreakers
 from activities.single_use.journal_replay import JournalReplayer, Replay
@@ -146,6 +147,7 @@ def _integration_activities(
         consent_start.push_authorization_request,
         consent_start.request_temporary_credentials,
         login.verify_login,
+        PersonLoginActivities(store, contexts, sender, egress, clock).verify_person,
         rollout.check_definition,
         rollout.apply_decision,
         rollout.evaluate_rollout,

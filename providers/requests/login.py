@@ -1,7 +1,7 @@
 """Logins at an OpenID Connect issuer: the id token checked (OpenID Connect Core 1.0 section 3.1.3.7), and
-the email address that some issuers tell at the UserInfo endpoint only (section 5.3)."""
+what some issuers tell at the UserInfo endpoint only (section 5.3)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
@@ -69,8 +69,10 @@ def _refuse(why: str) -> NoReturn:
     raise Failure(ErrorCode.ID_TOKEN_REFUSED, f"The id token of the login {why}.")
 
 
-async def fetch_email(egress: Egress, endpoint: str, access_token: Secret, sub: str) -> dict[str, Any]:
-    """`email` and `email_verified` of the person who logged in (section 5.3.2).
+async def fetch_claims(
+    egress: Egress, endpoint: str, access_token: Secret, sub: str, names: Iterable[str]
+) -> dict[str, Any]:
+    """The claims of these names of the person who logged in (section 5.3.2).
 
     Raises Failure PROVIDER_UNREACHABLE, EGRESS_REFUSED, REPLY_UNREADABLE; ID_TOKEN_REFUSED for the claims of
     another person.
@@ -94,4 +96,4 @@ async def fetch_email(egress: Egress, endpoint: str, access_token: Secret, sub: 
             ErrorCode.ID_TOKEN_REFUSED,
             "The issuer's userinfo_endpoint answered for another person.",
         )
-    return {name: claims[name] for name in ("email", "email_verified") if name in claims}
+    return {name: claims[name] for name in names if name in claims}

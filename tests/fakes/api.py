@@ -31,7 +31,12 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
-from evergrant_server.core.messages.integrations import DiscoveryResult, LoginResult, VerifyLogin
+from evergrant_server.core.messages.integrations import (
+    DiscoveryResult,
+    LoginResult,
+    VerifyLogin,
+    VerifyPerson,
+)
 from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
@@ -64,6 +69,7 @@ class ScriptedLink:
         self.ended = False  # the run of every connection
         self.on_refresh: Refresh | None = None
         self.on_login: Callable[[VerifyLogin], Awaitable[LoginResult]] | None = None
+        self.on_person: Callable[[VerifyPerson], Awaitable[LoginResult]] | None = None
         self.on_discover: Callable[[Tenant, IntegrationId], Awaitable[DiscoveryResult]] | None = None
 
     async def ensure_fresh(
@@ -96,6 +102,11 @@ class ScriptedLink:
         self._must_be_up()
         assert self.on_login is not None
         return await self.on_login(request)
+
+    async def verify_person(self, request: VerifyPerson, timeout: float) -> LoginResult:
+        self._must_be_up()
+        assert self.on_person is not None
+        return await self.on_person(request)
 
     async def ready(self) -> bool:
         return self.up

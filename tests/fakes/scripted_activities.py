@@ -42,6 +42,7 @@ from evergrant_server.core.messages.integrations import (
     RetryConnections,
     RetryConnectionsResult,
     VerifyLogin,
+    VerifyPerson,
 )
 from evergrant_server.core.messages.maintenance import (
     DeliverWebhooks,
@@ -106,6 +107,7 @@ class ScriptedActivities:
             ),
             self._scripted(ActivityName.PUSH_AUTHORIZATION_REQUEST, PushAuthorizationRequest, PushResult()),
             self._scripted(ActivityName.VERIFY_LOGIN, VerifyLogin, LoginResult()),
+            self._scripted(ActivityName.VERIFY_PERSON, VerifyPerson, LoginResult()),
             self._scripted(
                 ActivityName.RETRY_CONNECTIONS, RetryConnections, RetryConnectionsResult(signalled=7)
             ),

@@ -42,6 +42,8 @@ async def list_approvals(call: AuditorCall) -> Page[ApprovalView]:
 async def approve(approval_id: str, call: AdminCall) -> ApprovalView:
     """Approve another app's command. That app may send it again, once, until `expires_at`. Idempotent."""
 
+    call.require_step_up()
+
     async def write(tx: Transaction) -> Approval:
         found = await tx.approvals.get(call.tenant, ApprovalId(approval_id))
         if found is None or not found.is_open(call.now):

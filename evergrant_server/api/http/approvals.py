@@ -30,8 +30,9 @@ async def use_approval(tx: Transaction, call: ApiCall, sent: BaseModel | None) -
     """Use up the approval of this command, and return who gave it, for its audit record.
 
     To be called in the transaction of a command that `with_approval` runs. Empty without
-    EVERGRANT_FOUR_EYES.
+    EVERGRANT_FOUR_EYES. Raises Failure STEP_UP_REQUIRED.
     """
+    call.require_step_up()
     if not call.api.settings.four_eyes:
         return {}
     found = await tx.approvals.get(call.tenant, _approval_id(call, sent))

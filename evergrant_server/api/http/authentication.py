@@ -17,6 +17,7 @@ from evergrant_server.core.access import App, AppCredential, AppKey, AppToken, A
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, CredentialId, KeyId, Tenant, TokenId
+from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.database.engine import share_connections
 from evergrant_server.telemetry.alarms import report_broken_authority
@@ -65,6 +66,7 @@ class Caller:
     credential: PresentedCredential
     permits: tuple[Permit, ...]
     digest: bytes = field(repr=False)  # of the credential as presented, to recognize it again
+    session: PersonSession | None = None  # of a person, who stands in `app` by id and rights
 
     @property
     def tenant(self) -> Tenant:
@@ -77,7 +79,7 @@ class Caller:
 
     @property
     def by(self) -> str:
-        return f"app:{self.app.name}"
+        return f"app:{self.app.name}" if self.session is None else self.session.by
 
 
 _Owner = tuple[App, PresentedCredential, list[Permit]]

@@ -19,6 +19,7 @@ from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.judged_request import JudgedRequest
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import ATTEMPTS, record, run_transaction
+from evergrant_server.api.people.authentication import login_url, person_caller
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
@@ -30,7 +31,8 @@ from evergrant_server.store import Transaction
 T = TypeVar("T")
 
 _bearer_scheme = HTTPBearer(
-    auto_error=False, description="An API key `evg_key_…`, or an access token `evg_tok_…` of `/oauth/token`."
+    auto_error=False,
+    description="An API key `evg_key_…`, an access token `evg_tok_…`, or a person's session `evg_ses_…`.",
 )
 
 
@@ -55,6 +57,14 @@ class ApiCall(JudgedRequest):
         async with self.api.store.read() as tx:
             found = await tx.integrations.by_name(self.tenant, name)
         return Target(name, provider if found is None else found.provider)
+
+    def require_step_up(self) -> None:
+        """Raise Failure STEP_UP_REQUIRED for a person who didn't log in moments ago; apps can't log in."""
+        session = self.caller.session
+        if session is not None and not session.is_stepped_up(self.now):
+            raise Failure(
+                ErrorCode.STEP_UP_REQUIRED, login_url=login_url(self.api, self.tenant, step_up=True)
+            )
 
     async def visible_connection(
         self, tx: Transaction, connection_id: str, *actions: Action, revoking: bool = False
@@ -137,10 +147,13 @@ def api_context(request: Request) -> ApiContext:
 
 
 async def _any_app(request: Request, _: Annotated[object, Depends(_bearer_scheme)]) -> ApiCall:
-    """The call of any app. Raises Failure UNAUTHENTICATED, APP_DISABLED or RATE_LIMITED."""
+    """The call of any app or person. Raises Failure UNAUTHENTICATED, APP_DISABLED, CROSS_SITE_REQUEST,
+    RATE_LIMITED."""
     api = api_context(request)
-    caller = await api.authenticator.authenticate(request)
-    api.ledger.note_use(caller.tenant, caller.credential.id)
+    caller = await person_caller(api, request)
+    if caller is None:
+        caller = await api.authenticator.authenticate(request)
+        api.ledger.note_use(caller.tenant, caller.credential.id)
     await api.limits.count_request(request.scope, caller.app)
     return ApiCall(api, caller, trace_of(request).request_context(caller.by), request)
 

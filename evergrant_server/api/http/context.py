@@ -18,6 +18,7 @@ from evergrant_server.core.messages.integrations import (
     RequestTemporaryCredentials,
     TemporaryCredentialsResult,
     VerifyLogin,
+    VerifyPerson,
 )
 from evergrant_server.crypto import KeyRing
 from evergrant_server.settings import Settings
@@ -46,6 +47,8 @@ class TemporalPort(Protocol):
     ) -> TemporaryCredentialsResult: ...
 
     async def verify_login(self, request: VerifyLogin, timeout: float) -> LoginResult: ...
+
+    async def verify_person(self, request: VerifyPerson, timeout: float) -> LoginResult: ...
 
     async def ready(self) -> bool: ...
 

@@ -82,7 +82,7 @@ class JudgedRequest:
         one that doesn't exist.
         """
         decision = self.permitted(*actions, of=of, hidden=hidden)
-        if decision.permit is not None:
+        if decision.permit is not None and self.caller.session is None:  # a role's permit has no row
             self.api.ledger.note_use(self.tenant, decision.permit.id)
         if decision.observed:
             self.observed.update(decision.observed)

@@ -107,6 +107,7 @@ async def rotate_client_secret(name: Slug, body: RotateSecretBody, call: Command
     two the provider accepts. `roll_back` makes the previous secret the only one again.
     """
     call.require_permit(Action.ADMIN, of=await call.integration_target(name))
+    call.require_step_up()
 
     async def rotate(tx: Transaction) -> CommandResponse:
         before = await _require_integration(tx, call, name)

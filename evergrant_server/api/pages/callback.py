@@ -40,6 +40,7 @@ from evergrant_server.api.pages.session import (
     html_route,
     provider_display_name,
 )
+from evergrant_server.api.people.login import find_person_login, finish_person_login
 from evergrant_server.console.pages import FRAGMENT_SCRIPT_HASH
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_state
 from evergrant_server.core.connections.flow import Flow
@@ -75,13 +76,16 @@ async def callback_by_post(pages: PagesDep, integration_id: str) -> Response:
 async def callback_by_get(pages: PagesDep, integration_id: str) -> Response:
     """Store the code, and show the outcome of its exchange or have the app confirm the subject first.
 
-    The callback of the subject's login sends the browser on to the provider.
+    The callback of the subject's login sends the browser on to the provider, that of a person who
+    administers into a session.
     """
     id, raw = parse_integration_id(integration_id), pages.request.scope["query_string"]
     if not raw and (fragment := await _fragment_page(pages, id)) is not None:
         return fragment
     if (begun := await install_page(pages, id, raw)) is not None:
         return begun
+    if (person := await find_person_login(pages, raw)) is not None:
+        return await finish_person_login(pages, integration_id=id, login=person, raw=raw)
     if (login := await find_login(pages, raw)) is not None:
         link = await finish_login(pages, id, login, raw)
         return await send_away(pages, link, pages.browsers.cookie_of(pages.request) or "")

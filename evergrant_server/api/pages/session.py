@@ -197,7 +197,7 @@ def require_open_consent(session: ConsentSession, now: datetime) -> None:
 Endpoint = Callable[..., Awaitable[Response]]
 
 
-def html_route(endpoint: Endpoint) -> Endpoint:
+def html_route(endpoint: Endpoint, page: Callable[[Pages, Failure], str] = Pages.failed) -> Endpoint:
     """Decorate a route whose failures are shown as HTML pages instead of problem documents."""
 
     @functools.wraps(endpoint)
@@ -206,6 +206,6 @@ def html_route(endpoint: Endpoint) -> Endpoint:
             return await endpoint(pages, **values)
         except Failure as failure:
             report_broken_authority(failure)
-            return html_response(pages.templates.failed(failure), failure.rule.status)
+            return html_response(page(pages.templates, failure), failure.rule.status)
 
     return shown

@@ -166,6 +166,7 @@ async def rotate_webhook_secret(
     name: Slug, call: AdminCommand, body: RotateWebhookBody | None = None
 ) -> Response:
     """Create a new signing secret and return it once. In the overlap, messages carry both signatures."""
+    call.require_step_up()
     overlap = call.api.settings.webhook_secret_overlap
     if body is not None and body.overlap is not None:
         overlap = timedelta(seconds=body.overlap)

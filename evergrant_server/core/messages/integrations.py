@@ -13,6 +13,7 @@ from evergrant_server.core.ids import (
     DefinitionId,
     IntegrationId,
     OutboxId,
+    PersonLoginId,
     ReceiverId,
     Tenant,
 )
@@ -89,6 +90,14 @@ class LoginResult(Message):
     failure: ErrorCode | None = None
     detail: str = ""
     retry_after: float | None = None  # seconds
+
+
+class VerifyPerson(RequestMessage):
+    """Exchange the code of the login of a person who administers, and write down who it is, and the role."""
+
+    tenant: Tenant
+    login_id: PersonLoginId
+    revision: int
 
 
 class RetryConnections(RequestMessage):

@@ -14,6 +14,7 @@ from evergrant_server.core.ids import (
     DefinitionId,
     ExportId,
     IntegrationId,
+    PersonLoginId,
     ReceiverId,
     Tenant,
     TrustedIssuerId,
@@ -44,6 +45,7 @@ class WorkflowName(StrEnum):
     REVIEW_PERMITS = "ReviewPermitsWorkflow"
     TEMPORARY_CREDENTIALS = "TemporaryCredentialsWorkflow"
     VERIFY_LOGIN = "VerifyLoginWorkflow"
+    VERIFY_PERSON = "VerifyPersonWorkflow"
     WEBHOOK_DELIVERY = "WebhookDeliveryWorkflow"
 
 
@@ -59,6 +61,7 @@ class ActivityName(StrEnum):
     END_CONSENT = "end_consent"
     LAPSE_CONSENT = "lapse_consent"
     VERIFY_LOGIN = "verify_login"
+    VERIFY_PERSON = "verify_person"
     BEGIN_REVOCATION = "begin_revocation"
     REVOKE_GRANT = "revoke_grant"
     REVOKE_REPLACED_GRANTS = "revoke_replaced_grants"
@@ -175,6 +178,11 @@ def temporary_credentials_workflow_id(tenant: Tenant, consent: ConsentId, revisi
 def login_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:
     """One for each login's callback."""
     return f"login:{tenant}:{consent}:{revision}"
+
+
+def person_login_workflow_id(tenant: Tenant, login: PersonLoginId, revision: int) -> str:
+    """One for each login's callback."""
+    return f"person_login:{tenant}:{login}:{revision}"
 
 
 def is_valid_workflow_id(value: str) -> bool:

@@ -19,6 +19,9 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.access_requests import AccessRequest
+from evergrant_server.core.people.logins import PersonLogin
+from evergrant_server.core.people.roles import AdminLogin
+from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.access import AppCredentialRow, AppKeyRow, ApprovalRow, AppRow, PermitRow
@@ -48,6 +51,7 @@ from evergrant_server.store.exports import ExportRow
 from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.review.access_requests import AccessRequestRow
+from evergrant_server.store.people import AdminLoginRow, PersonLoginRow, PersonSessionRow
 from evergrant_server.store.store import Store
 from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 
@@ -63,6 +67,9 @@ _CONFIGURATION: dict[type[IdTable], type[BaseModel]] = {
     DefinitionRow: Definition,
     TrustedIssuerRow: TrustedIssuer,
     ExportRow: Export,
+    AdminLoginRow: AdminLogin,
+    PersonLoginRow: PersonLogin,
+    PersonSessionRow: PersonSession,
 }
 _ALL: dict[type[IdTable], type[BaseModel]] = {
     **_CONFIGURATION,
@@ -72,7 +79,7 @@ _ALL: dict[type[IdTable], type[BaseModel]] = {
 
 
 async def broken_configuration(store: Store) -> list[BrokenRow]:
-    """Each broken row of apps, permits, integrations, definitions and exports."""
+    """Each broken row of apps, permits, people, integrations, definitions and exports."""
     return [it for table in _CONFIGURATION async for it in _broken(store, table)]
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.ids import Tenant
+from evergrant_server.core.people.roles import PersonRole
 from tests.fakes.api import Api, running_api
 from tests.security.isolation.routes import PROVED_OTHERWISE, requests_to, routes
 from tests.security.isolation.world import a_world
+from tests.security.people import put_session
 
 CALLER = "caller"
 Headers = dict[str, str]
@@ -46,11 +48,19 @@ def _with(*actions: Action, integration: str = "*", subject: str = "*") -> Role:
     return made
 
 
+def _person(role: PersonRole) -> Role:
+    async def made(api: Api, tenant: Tenant) -> Headers:
+        return bearer((await put_session(api, tenant, role))[1])
+
+    return made
+
+
 ROLES: dict[str, Role] = {
     "no credential": _nobody,
     "disabled app": _disabled,
     "no permit": _without_permit,
     **{action.value: _with(action) for action in Action},
+    **{f"person: {role.value}": _person(role) for role in PersonRole},
     "admin of one integration": _with(Action.ADMIN, integration="integration-of-{}"),
     "admin of one subject": _with(Action.ADMIN, subject="subject-of-{}"),
 }

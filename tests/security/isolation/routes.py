@@ -46,6 +46,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/providers/{provider}/approve": ({"version": 3},),
     "POST /v1/providers/{provider}/reject": ({"version": 4, "reason": "no"},),
     "POST /v1/providers/{provider}/roll-back": ({"version": 2},),
+    "PUT /v1/admin-login": ({"integration": "{issuer}", "roles": {"auditor": ["board"]}},),
     "PUT /v1/webhooks/{name}": ({"url": "https://hooks.example.com/in", "integration": "{integration}"},),
     "POST /v1/connections": (
         {"integration": "{integration}", "subject": "new"},
@@ -75,11 +76,17 @@ PROVED_OTHERWISE = {
     *("GET /oauth/callback/{integration_id}", "POST /oauth/callback/{integration_id}"),
     *("POST /oauth/callback/{integration_id}/fragment", "POST /v1/security-events/{receiver_id}"),
     "POST /oauth/token",
+    # of a person who administers: tests/security/pages/test_person_login.py, test_person_sessions.py
+    *("GET /login", "POST /login", "POST /login/command", "GET /session", "POST /logout"),
+    *("GET /v1/sessions/current", "DELETE /v1/sessions/current"),
 }
+# The tenant's only one, so a request names none: that of another tenant stays is shown by its rows.
+ONE_OF_THE_TENANT = {"DELETE /v1/admin-login"}
 # These make or change the caller's own thing of that name, whatever other tenants have.
 CREATES = {
     *("PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}", "POST /v1/providers"),
     *("POST /v1/connections/import", "POST /v1/connections/export", "POST /v1/access-requests"),
+    "PUT /v1/admin-login",
     *("PUT /v1/apps/{name}/permits/{permit_name}", "PUT /v1/apps/{name}/credentials/{credential_name}"),
     "PUT /v1/issuers/{name}",
 }

@@ -16,6 +16,7 @@ ALLOWED = {
     ("ProofView", "proof"),  # for one request, DPoP (RFC 9449)
     ("TokenView", "access_token"),  # of Evergrant's own API
     ("NewKeyView", "key"),
+    ("CommandSessionView", "token"),  # a person's, which leases nothing
     ("WebhookSecretView", "secret"),
     ("ExportView", "key"),  # the thumbprint of a public one
     ("DeviceView", "user_code"),  # for a person's eyes (RFC 8628), with the action connect

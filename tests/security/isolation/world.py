@@ -12,15 +12,19 @@ from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.ids import Tenant, is_id, new_id
+from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import Api
 from tests.fakes.rows import a_consent, a_definition, an_approval
+from tests.security.people import put_session
 
 _SIGNING_KEY = jwk.ECKey.generate_key("P-256").as_dict(private=False, alg="ES256")
 A_CREDENTIAL = {"method": "private_key_jwt", "parameters": {"jwks": {"keys": [_SIGNING_KEY]}}}
 PUBLIC_KEY = jwk.OKPKey.generate_key("X25519").as_dict(private=False)
 _NAMED = (
     "integration",
+    "issuer",
     "app",
     "permit",
     "credential",
@@ -30,6 +34,12 @@ _NAMED = (
     "label",
     "idempotency_key",
     "trusted_issuer",
+)
+ISSUER = Endpoints(
+    issuer="https://login.example",
+    authorization_endpoint="https://login.example/authorize",
+    token_endpoint="https://login.example/token",
+    jwks_uri="https://login.example/keys",
 )
 # of the provider's definition; each request of the matrix needs its own
 _VERSIONS = (DefinitionState.ACTIVE, DefinitionState.STAGED, DefinitionState.WAITING, DefinitionState.WAITING)
@@ -52,6 +62,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
     connection = await api.active(integration, f"at-of-{tenant}", subject=own["subject"], label=own["label"])
     boss = await api.app_with(f"boss-of-{tenant}", *Action, tenant=tenant)
     await api.integration("second", tenant=tenant)  # lists have a next page
+    await api.integration(own["issuer"], tenant=tenant, issuer=ISSUER.issuer, endpoints=ISSUER)
 
     async def made(method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         sent = {"Idempotency-Key": own["idempotency_key"]} if body and "subject" in body else {}
@@ -88,7 +99,10 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         await tx.consents.add(a_consent(connection, now, **more), Secret(f"link-of-{tenant}"))
         export = _export(tenant, now)
         await tx.exports.add(export)
+    await made("PUT", "/v1/admin-login", {"integration": own["issuer"], "roles": {"auditor": ["board"]}})
+    session_id, _ = await put_session(api, tenant, PersonRole.AUDITOR)
     return own | {
+        "session_id": session_id,
         "connection_id": connection.id,
         "link": waiting["connect_url"].rpartition("/")[2],
         "key_id": key["id"],

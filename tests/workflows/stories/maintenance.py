@@ -8,13 +8,14 @@ from temporalio.client import Client
 
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId, ConsentId, ReceiverId, TrustedIssuerId
 from evergrant_server.core.messages.access import AccessRequestProgress, ReviewPermits
+from evergrant_server.core.ids import ConnectionId, ConsentId, PersonLoginId, ReceiverId, TrustedIssuerId
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.integrations import (
     FetchReceiverKeys,
     PushAuthorizationRequest,
     VerifyLogin,
+    VerifyPerson,
 )
 from evergrant_server.core.messages.maintenance import (
     DeliveryRound,
@@ -28,6 +29,7 @@ from evergrant_server.core.messages.names import (
     WorkflowName,
     issuer_keys_workflow_id,
     login_workflow_id,
+    person_login_workflow_id,
     pushed_authorization_workflow_id,
     receiver_keys_workflow_id,
 )
@@ -100,6 +102,13 @@ async def login_verified(client: Client) -> Handle:
     ids = {"tenant": TENANT, "consent_id": ConsentId("cns_0000000000000000000000"), "revision": 3}
     workflow = login_workflow_id(*ids.values())
     return await _run(client, WorkflowName.VERIFY_LOGIN, VerifyLogin(context=ASKED, **ids), workflow)
+
+
+async def person_verified(client: Client) -> Handle:
+    """The login of a person who administers."""
+    ids = {"tenant": TENANT, "login_id": PersonLoginId("pln_0000000000000000000000"), "revision": 2}
+    workflow = person_login_workflow_id(*ids.values())
+    return await _run(client, WorkflowName.VERIFY_PERSON, VerifyPerson(context=ASKED, **ids), workflow)
 
 
 async def connections_retried_after_several_changes(client: Client) -> Handle:

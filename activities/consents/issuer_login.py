@@ -1,0 +1,69 @@
+"""A login's code exchanged at the tenant's issuer, and who logged in (OpenID Connect Core 1.0 section 3.1.3).
+
+No token of it is kept. A lost reply costs another login, so the protocol for single-use credentials isn't
+needed.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from activities.consents.issuer_keys import IssuerKeys
+from activities.grants.candidates import is_client_refused
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.secret import Secret
+from evergrant_server.egress import Egress
+from providers.requests.login import fetch_claims
+from providers.requests.request_format import ProviderAccess
+from providers.requests.sender import Sender
+from providers.responses.token_response import read_tokens
+
+TOO_LATE = "The issuer no longer accepts this login, which may have taken too long: log in again."
+
+
+@dataclass(frozen=True)
+class LoginCode:
+    """What came back from the issuer, and what was sent there before."""
+
+    issuer: list[ProviderAccess]  # with each client secret
+    code: Secret
+    verifier: Secret
+    redirect_uri: str
+    nonce_hash: str
+
+
+class IssuerLogin:
+    """Exchanges codes of logins."""
+
+    def __init__(self, sender: Sender, egress: Egress, clock: Clock) -> None:
+        self._sender = sender
+        self._egress = egress
+        self._keys = IssuerKeys(egress, clock)
+
+    async def claims(self, login: LoginCode, wanted: tuple[str, ...]) -> dict[str, Any]:
+        """Who logged in: the id token's claims. If it lacks the first of `wanted`, with those of the UserInfo
+        endpoint (section 5.3).
+
+        Raises the Failure of the issuer's reply, ID_TOKEN_REFUSED.
+        """
+        there, tokens = await self._exchange(login)
+        if tokens.id_token is None:
+            raise Failure(ErrorCode.ID_TOKEN_REFUSED, "The issuer sent no id token.")
+        claims = await self._keys.claims(there, tokens.id_token, login.nonce_hash)
+        userinfo = there.endpoints.userinfo_endpoint
+        if wanted and wanted[0] not in claims and userinfo is not None:
+            claims |= await fetch_claims(self._egress, userinfo, tokens.access_token, claims["sub"], wanted)
+        return claims
+
+    async def _exchange(self, login: LoginCode) -> tuple[ProviderAccess, TokenSet]:
+        """With the other client secret after a refusal, which spends no code (RFC 6749 section 3.2.1)."""
+        code = {"code": login.code, "verifier": login.verifier, "redirect_uri": login.redirect_uri}
+        for number, there in enumerate(login.issuer, 1):
+            reply = await self._sender.exchange_code(there, **code)
+            try:
+                return there, read_tokens(there.spec, reply, requested_scopes=(), refreshing=False)
+            except Failure as failure:
+                if number == len(login.issuer) or not is_client_refused(failure):
+                    raise
+        raise AssertionError("an integration has a client")

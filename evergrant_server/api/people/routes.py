@@ -1,0 +1,201 @@
+"""The pages of people who administer: `/login`, `/session`, `/logout`; and what `evergrant login` calls."""
+
+import hmac
+import re
+from datetime import datetime
+
+from authlib.oauth2.rfc7636 import create_s256_code_challenge
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from evergrant_server.api.http.call import ApiDep
+from evergrant_server.api.http.models import Body, StorableSecret, View
+from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.api.pages.browser import html_response, redirect_response
+from evergrant_server.api.pages.session import PagesDep, SubjectPages
+from evergrant_server.api.people.authentication import (
+    live_session,
+    login_url,
+    presented_secret,
+    session_cookie,
+)
+from evergrant_server.api.people.login import begin_person_login, login_host, person_page
+from evergrant_server.api.people.session_start import (
+    bearer_of,
+    end_presented_session,
+    new_session,
+    record_login,
+)
+from evergrant_server.core.connections.binding import is_challenge
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import Tenant, is_slug
+from evergrant_server.core.people.logins import CommandStart, LoginStart, LoginStatus
+from evergrant_server.core.people.roles import PersonRole
+from evergrant_server.core.people.sessions import PersonSession, SessionKind, hash_secret
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Transaction
+
+router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
+command_router = APIRouter(tags=["people"])
+
+_FORM = "login"  # what the CSRF token of the form is bound to, beside its browser
+_FIRST_PORT, _LAST_PORT = 1024, 65_535
+_PORT, _STATE = re.compile("[0-9]{4,5}"), re.compile("[A-Za-z0-9_-]{16,128}")
+
+
+@router.get("/login")
+@person_page
+async def show_login(
+    pages: PagesDep,
+    tenant: str = "",
+    step_up: str = "",
+    port: str = "",
+    state: str = "",
+    challenge: str = "",
+) -> Response:
+    """The page with the button that leads to the tenant's issuer. Changes nothing.
+
+    With `port`, `state` and `challenge` it was `evergrant login` that opened it.
+    """
+    start = _start(pages, tenant, step_up, port, state, challenge)
+    async with pages.api.store.read() as tx:
+        host = await login_host(tx, start.tenant)
+    browser = pages.browsers.cookie_of(pages.request) or pages.browsers.new_cookie()
+    csrf = pages.browsers.csrf_token(browser, _FORM)
+    page = pages.templates.login(
+        host=host, tenant=start.tenant, step_up=start.step_up, command=start.command, csrf=csrf
+    )
+    response = html_response(page)
+    pages.browsers.set_cookie(response, browser)
+    return response
+
+
+@router.post("/login")
+@person_page
+async def start_login(pages: PagesDep) -> Response:
+    """Bind the browser, and send it to the issuer."""
+    browser, fields = await pages.browsers.read_form(pages.request, _FORM)
+    names = ("tenant", "step_up", "port", "state", "challenge")
+    start = _start(pages, *(fields.get(name, "") for name in names))
+    url, host = await begin_person_login(pages, start, browser)
+    return html_response(pages.templates.redirecting(provider=host, url=url))
+
+
+def _start(
+    pages: SubjectPages, tenant: str, step_up: str, port: str, state: str, challenge: str
+) -> LoginStart:
+    """Raises Failure INVALID_REQUEST."""
+    named = tenant or pages.api.settings.tenant
+    if not is_slug(named):
+        raise invalid_request("tenant", "This is no tenant's name.")
+    command = None
+    if port or state or challenge:
+        known = _PORT.fullmatch(port) and _STATE.fullmatch(state) and is_challenge(challenge)
+        if not known or not _FIRST_PORT <= int(port) <= _LAST_PORT:
+            raise invalid_request("port", "A command names its port, a state and a challenge.")
+        command = CommandStart(port=int(port), state=state, challenge=challenge)
+    return LoginStart(tenant=Tenant(named), step_up=step_up == "true", command=command)
+
+
+@router.get("/session")
+@person_page
+async def show_session(pages: PagesDep) -> Response:
+    """Who is logged in in this browser, and the button to log out."""
+    session = await _browser_session(pages)
+    if session is None:
+        return redirect_response("/login")
+    browser = pages.browsers.cookie_of(pages.request) or pages.browsers.new_cookie()
+    page = pages.templates.session(
+        session=session,
+        step_up=login_url(pages.api, session.tenant, step_up=True),
+        csrf=pages.browsers.csrf_token(browser, session.id),
+    )
+    response = html_response(page)
+    pages.browsers.set_cookie(response, browser)
+    return response
+
+
+@router.post("/logout")
+@person_page
+async def log_out(pages: PagesDep) -> Response:
+    """End this browser's session."""
+    session = await _browser_session(pages)
+    if session is not None:
+        await pages.browsers.read_form(pages.request, session.id)
+
+        async def end(tx: Transaction) -> None:
+            await end_presented_session(tx, pages.api, pages.request)
+
+        await run_transaction(pages.api.store, end)
+    response = html_response(pages.templates.logged_out())
+    response.delete_cookie(
+        session_cookie(pages.api.settings.public_url),
+        path="/",
+        secure=pages.browsers.secure,
+        httponly=True,
+        samesite="lax",
+    )
+    return response
+
+
+async def _browser_session(pages: SubjectPages) -> PersonSession | None:
+    presented = presented_secret(pages.api, pages.request)
+    if presented is None or not presented[1]:
+        return None
+    async with pages.api.store.read() as tx:
+        return await live_session(tx, pages.api, presented[0], by_cookie=True)
+
+
+# --- `evergrant login` -------------------------------------------------------------------
+
+
+class CommandCodeBody(Body):
+    """The one-time code that came to the loopback interface, and the verifier of its challenge (RFC 7636)."""
+
+    code: StorableSecret
+    verifier: StorableSecret
+
+
+class CommandSessionView(View):
+    """The only response that contains the session's token."""
+
+    token: str
+    role: PersonRole
+    name: str | None
+    person: str
+    tenant: str
+    expires_at: datetime
+
+
+@command_router.post("/login/command")
+async def exchange_command_code(body: CommandCodeBody, request: Request, api: ApiDep) -> CommandSessionView:
+    """Exchange the code for a session, once, within a minute."""
+    made: tuple[PersonSession, Secret] | None = None
+
+    async def write(tx: Transaction) -> tuple[PersonSession, Secret] | None:
+        login = await tx.person_logins.by_code(hash_secret(body.code.reveal()))
+        if login is None or login.status is not LoginStatus.CODE_GIVEN or login.command is None:
+            return None
+        right = hmac.compare_digest(
+            create_s256_code_challenge(body.verifier.reveal()).encode(), login.command.challenge.encode()
+        )
+        good = right and api.clock.now() < login.expires_at
+        status = LoginStatus.DONE if good else LoginStatus.FAILED  # a wrong verifier burns the code
+        await tx.person_logins.replace(login.model_copy(update={"status": status}), expected=login.revision)
+        if not good:
+            return None
+        session, secret = new_session(login, SessionKind.COMMAND, api)
+        await tx.person_sessions.add(session)
+        await record_login(tx, session, request)
+        return session, secret
+
+    made = await run_transaction(api.store, write)
+    if made is None:
+        raise Failure(
+            ErrorCode.CALLBACK_INVALID, "The code is unknown, was used, or has expired: log in again."
+        )
+    session, secret = made
+    said = {"token": bearer_of(secret), "person": session.person_id, "name": session.person.name}
+    return CommandSessionView.of(session, **said)

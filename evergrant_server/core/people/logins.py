@@ -1,0 +1,65 @@
+"""One login of a person, from its button to the session."""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from evergrant_server.core.ids import (
+    AdminLoginId,
+    FrozenModel,
+    IntegrationId,
+    PersonLoginId,
+    Tenant,
+    TenantRow,
+)
+from evergrant_server.core.people.roles import Person, PersonRole
+
+LOGIN_LASTS = timedelta(minutes=10)
+COMMAND_CODE_LASTS = timedelta(minutes=1)
+
+
+class LoginStatus(StrEnum):
+    STARTED = "started"
+    CODE_RECEIVED = "code_received"
+    VERIFIED = "verified"  # by a worker; the browser may have its session
+    CODE_GIVEN = "code_given"  # to the command that began it
+    DONE = "done"
+    FAILED = "failed"
+
+
+class CommandStart(FrozenModel):
+    """A login that `evergrant login` began: where its one-time code goes (RFC 8252 section 7.3)."""
+
+    port: int
+    state: str
+    challenge: str  # S256 of a verifier that the command keeps (RFC 7636)
+
+
+class LoginStart(FrozenModel):
+    """What a person's browser asks for with the login's button."""
+
+    tenant: Tenant
+    step_up: bool = False
+    command: CommandStart | None = None
+
+
+class PersonLogin(TenantRow):
+    """One login, from its button to the session."""
+
+    id: PersonLoginId
+    status: LoginStatus = LoginStatus.STARTED
+    rule: AdminLoginId
+    integration_id: IntegrationId
+    state_hash: str | None
+    nonce_hash: str
+    browser_hash: str
+    redirect_uri: str
+    issuer: str
+    token_endpoint: str
+    step_up: bool = False
+    command: CommandStart | None = None
+    code_hash: str | None = None  # of the one-time code for a command
+    person: Person | None = None
+    role: PersonRole | None = None
+    authenticated_at: datetime | None = None
+    created_at: datetime
+    expires_at: datetime
