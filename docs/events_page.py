@@ -29,6 +29,8 @@ WHEN = {
     EventType.ACCESS_DENIED: "an admin has denied it; `note` may say why",
     EventType.ACCESS_EXPIRED: "no admin has decided in time",
     EventType.ACCESS_ENDED: "access that was given for a time is over",
+    EventType.BREAK_GLASS: "a session that administers the tenant was made on the host; `data`: `tenant`, "
+    "`who`, `reason`, `until`. Only for webhooks of every integration",
     EventType.ACCOUNT_MISMATCH: "the subject consented with another account than the connection's; the old "
     "grant stays",
     EventType.ACCOUNT_SHARED: "the account is connected under another subject too, as after a consent that "

@@ -38,8 +38,8 @@ from evergrant_server.api.oauth import routes as oauth
 from evergrant_server.api.pages import callback, connect
 from evergrant_server.api.pages.browser import BrowserSessions
 from evergrant_server.api.pages.guesses import GuessLimit
+from evergrant_server.api.pages.people import routes as people
 from evergrant_server.api.people import admin_login, sessions
-from evergrant_server.api.people import routes as people
 from evergrant_server.api.provider_events import inbound, receivers
 from evergrant_server.api.transfer import routes as transfer
 from evergrant_server.api.webhooks import deliveries

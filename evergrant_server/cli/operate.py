@@ -1,6 +1,5 @@
 """The operator's commands that end by themselves: schema, keys, audit; and what reconcile prints."""
 
-import os
 import sys
 import time
 from datetime import timedelta
@@ -14,6 +13,8 @@ from evergrant_server.api.apps.keys import bootstrap_admin
 from evergrant_server.api.http.authentication import Authenticator
 from evergrant_server.cli.app import Flags, settings_of
 from evergrant_server.cli.authority import accept_rows
+from evergrant_server.cli.break_glass import break_glass
+from evergrant_server.cli.private_files import write_private
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
@@ -139,6 +140,9 @@ async def bootstrap(
     await make_admin_key(settings_of(flags), again, out)
 
 
+keys.command(break_glass)
+
+
 async def make_admin_key(settings: Settings, again: bool, out: Path | None) -> None:
     ring = KeyRing.open(settings.key_path, Role.OPERATOR)
     clock = SystemClock()
@@ -231,12 +235,3 @@ async def verify(*, flags: Flags | None = None) -> None:
     print(verdict)
     if not verdict.ok:
         raise Failure(ErrorCode.AUDIT_UNAVAILABLE, "the audit log was altered at the record above")
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only this user can read, replacing an existing one."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(text)

@@ -37,13 +37,18 @@ class EventType(StrEnum):
     ACCESS_DENIED = "access.denied"
     ACCESS_EXPIRED = "access.expired"
     ACCESS_ENDED = "access.ended"
+    BREAK_GLASS = "session.break_glass"  # about a person
     ACCOUNT_MISMATCH = "connection.account_mismatch"
     ACCOUNT_SHARED = "connection.account_shared"
     PING = "webhook.ping"  # an admin tests one webhook
 
 
 CONNECTION_EVENTS = tuple(it for it in EventType if it.startswith("connection."))
-APP_EVENTS = (EventType.BULK_READ, *(it for it in EventType if it.startswith("access.")))
+# about no connection: for webhooks of every integration
+APP_EVENTS = (
+    *(EventType.BULK_READ, EventType.BREAK_GLASS),
+    *(it for it in EventType if it.startswith("access.")),
+)
 # without what happens hourly to each connection
 DEFAULT_EVENTS = (*(it for it in CONNECTION_EVENTS if it is not EventType.REFRESHED), *APP_EVENTS)
 
@@ -68,6 +73,7 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.ACCESS_DENIED: EventType.ACCESS_DENIED,
     AuditAction.ACCESS_EXPIRED: EventType.ACCESS_EXPIRED,
     AuditAction.ACCESS_ENDED: EventType.ACCESS_ENDED,
+    AuditAction.BREAK_GLASS: EventType.BREAK_GLASS,
     AuditAction.ACCOUNT_MISMATCH: EventType.ACCOUNT_MISMATCH,
     AuditAction.ACCOUNT_SHARED: EventType.ACCOUNT_SHARED,
 }
@@ -153,9 +159,12 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
 
 
 def app_event_body(type: EventType, entry: AuditEntry) -> str:
-    """The event of a record about an app: a bulk read, or a request for access (`request_id`)."""
+    """The event of a record about an app or a person: a bulk read, a session that was made on the host, or a
+    request for access (`request_id`)."""
     if type is EventType.BULK_READ:
         data = {"tenant": entry.tenant, "app": entry.detail["app"], "kind": entry.detail["kind"]}
+    elif type is EventType.BREAK_GLASS:
+        data = {"tenant": entry.tenant, **{name: entry.detail[name] for name in ("who", "reason", "until")}}
     else:
         data = {"tenant": entry.tenant, "request_id": entry.object, **entry.detail}
     return _body(type, entry.at, data)

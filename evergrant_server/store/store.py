@@ -32,7 +32,8 @@ from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.integrations.integrations import Integrations
 from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwrap
 from evergrant_server.store.outbox import Outbox
-from evergrant_server.store.people import AdminLogins, PersonLogins, PersonSessions
+from evergrant_server.store.people.logins import AdminLogins, PersonLogins
+from evergrant_server.store.people.sessions import PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
 from evergrant_server.store.review.access_requests import AccessRequests
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys

@@ -28,6 +28,7 @@ class LogEvent(StrEnum):
 
     ACTIVITY_FAILED = "activity failed"
     BULK_READ = "bulk read"
+    BREAK_GLASS = "break-glass session"
     AUTHORITY_BROKEN = "authority broken"
     CALLBACK_REFUSED = "callback refused"
     CERTIFICATE_UNREADABLE = "certificate unreadable"

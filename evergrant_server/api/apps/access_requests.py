@@ -141,6 +141,7 @@ async def approve_access_request(
     Neither the app that gets the access nor who asked for it may approve.
     """
     given = body or ApprovalBody()
+    call.require_step_up()
 
     async def write(tx: Transaction) -> AccessRequestView:
         request, app = await _undecided(tx, call, request_id)
@@ -197,6 +198,8 @@ async def withdraw_access_request(request_id: str, call: Call) -> AccessRequestV
 
 
 async def _requesting_app(tx: Transaction, call: ApiCall, name: str | None) -> App:
+    if name is None and call.caller.session is not None:
+        raise invalid_request("app", "A person has no access of their own: name the app that asks for it.")
     if name is None or name == call.caller.app.name:
         return call.caller.app
     call.require_permit(Action.ADMIN, of=Target())

@@ -17,9 +17,9 @@ from starlette.responses import Response
 
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.judged_request import JudgedRequest
+from evergrant_server.api.http.people.authentication import login_url, person_caller
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import ATTEMPTS, record, run_transaction
-from evergrant_server.api.people.authentication import login_url, person_caller
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection

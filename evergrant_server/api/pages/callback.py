@@ -33,6 +33,7 @@ from evergrant_server.api.pages.callback_outcome import (
 )
 from evergrant_server.api.pages.installs import install_page
 from evergrant_server.api.pages.login import find_login, finish_login
+from evergrant_server.api.pages.people.login import find_person_login, finish_person_login
 from evergrant_server.api.pages.session import (
     ConsentSession,
     PagesDep,
@@ -40,7 +41,6 @@ from evergrant_server.api.pages.session import (
     html_route,
     provider_display_name,
 )
-from evergrant_server.api.people.login import find_person_login, finish_person_login
 from evergrant_server.console.pages import FRAGMENT_SCRIPT_HASH
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_state
 from evergrant_server.core.connections.flow import Flow

@@ -1,4 +1,4 @@
-"""People who administer: where they log in, the login's pages, and their sessions.
+"""People who administer: where they log in, and their sessions.
 
-Doesn't own how a request is authenticated (http), nor which rights a role has (core).
+Doesn't own how a request is authenticated (http), the pages of a login (pages), nor rights (core).
 """

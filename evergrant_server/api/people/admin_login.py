@@ -9,8 +9,8 @@ from pydantic import AfterValidator, Field
 from evergrant_server.api.http.approvals import use_approval, with_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Scopes, Slug, View, _printable
+from evergrant_server.api.http.people.authentication import login_url
 from evergrant_server.api.http.problems import invalid_request, require_found
-from evergrant_server.api.people.authentication import login_url
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import Failure

@@ -3,9 +3,9 @@
 from starlette.requests import Request
 
 from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.people.authentication import BEARER_PREFIX, live_session, presented_secret
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import record
-from evergrant_server.api.people.authentication import BEARER_PREFIX, live_session, presented_secret
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import SessionId, new_id
 from evergrant_server.core.people.logins import PersonLogin

@@ -50,8 +50,8 @@ from evergrant_server.store.database.rows import Values, columns_equal, fetch_al
 from evergrant_server.store.exports import ExportRow
 from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.people.tables import AdminLoginRow, PersonLoginRow, PersonSessionRow
 from evergrant_server.store.review.access_requests import AccessRequestRow
-from evergrant_server.store.people import AdminLoginRow, PersonLoginRow, PersonSessionRow
 from evergrant_server.store.store import Store
 from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 

@@ -33,13 +33,13 @@ const makeProvider = (kid) => new Provider(issuer, {
   extraTokenClaims: () => options.claims, // of access tokens that are JWTs
   clientDefaults: { id_token_signed_response_alg: 'ES256' },
   cookies: { keys: [randomBytes(32).toString('hex')] },
-  scopes: ['openid', 'offline_access', 'read', 'write'],
-  claims: { openid: ['sub'], email: ['email', 'email_verified'] }, // the address at the UserInfo endpoint alone
+  scopes: ['openid', 'offline_access', 'read', 'write', 'groups'],
+  claims: { openid: ['sub'], email: ['email', 'email_verified'], groups: ['groups'] }, // the address at the UserInfo endpoint alone
   rotateRefreshToken: true, // and whoever uses one twice loses the grant
   issueRefreshToken: async (ctx, client) => client.grantTypeAllowed('refresh_token'),
   findAccount: async (ctx, id) => ({
     accountId: id,
-    claims: async () => ({ sub: id, email: `${id}@corp.example`, email_verified: !id.startsWith('new-') }),
+    claims: async () => ({ sub: id, email: `${id}@corp.example`, email_verified: !id.startsWith('new-'), groups: [id.split('-')[0]] }),
   }),
   pkce: { required: () => true },
   ttl: {

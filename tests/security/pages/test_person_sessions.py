@@ -240,6 +240,12 @@ async def test_step_up_dangerous_commands_need_a_login_from_moments_ago(api: Api
         answer = await person.call(method, path, json=body)
         assert (answer.status_code, answer.json()["code"]) == (403, "step_up_required"), path
         assert answer.json()["login_url"] == f"https://evergrant.test/login?tenant={TENANT}&step_up=true"
+    asked = {"app": "pipeline", "permit": permit, "reason": "for a test"}
+    waiting = (await person.call("POST", "/v1/access-requests", json=asked)).json()["id"]
+    approve = await person.call("POST", f"/v1/access-requests/{waiting}/approve", json={})
+    assert approve.json()["code"] == "step_up_required"
+    own = await person.call("POST", "/v1/access-requests", json={**asked, "app": None})
+    assert (own.status_code, own.json()["field"]) == (400, "app")
     harmless = {"integration": "*", "actions": ["connect"]}
     assert (await person.call("PUT", "/v1/apps/pipeline/permits/c", json=harmless)).status_code == 201
     stale = await person.log_in(step_up="true")

@@ -50,6 +50,7 @@ class Caller:
 def no_ambient_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SETTINGS:
         monkeypatch.delenv(f"EVERGRANT_{name}", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")  # of whose `evergrant login`
 
 
 @pytest.fixture

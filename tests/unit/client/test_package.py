@@ -25,6 +25,7 @@ from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.approvals import Approval
 from evergrant.calls.credentials import Credential
 from evergrant.calls.integrations import Integration, ProviderVersion
+from evergrant.calls.people import AdminLogin, PersonSession
 from evergrant.calls.permits import Permit
 from evergrant.calls.transfer import Export
 from evergrant.calls.webhooks import Webhook, WebhookDelivery
@@ -53,6 +54,8 @@ from evergrant_server.api.integrations.definition_rollout import DefinitionView
 from evergrant_server.api.integrations.models import IntegrationView
 from evergrant_server.api.leases.models import LeaseView, ProofView
 from evergrant_server.api.leases.oauth1_signatures import SignatureView
+from evergrant_server.api.people.admin_login import AdminLoginView
+from evergrant_server.api.people.sessions import SessionView
 from evergrant_server.api.transfer.models import ExportView
 from evergrant_server.api.webhooks.deliveries import DeliveryView
 from evergrant_server.api.webhooks.routes import WebhookSecretView
@@ -189,6 +192,8 @@ VIEWS: dict[type, type[BaseModel]] = {
     LostAccess: simulation.LostAccess,
     AccessRequest: AccessRequestView,
     Approval: ApprovalView,
+    AdminLogin: AdminLoginView,
+    PersonSession: SessionView,
     Credential: CredentialView,
     package.App: AppView,
     package.AuditRecord: AuditView,

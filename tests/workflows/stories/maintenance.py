@@ -8,8 +8,8 @@ from temporalio.client import Client
 
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.access import AccessRequestProgress, ReviewPermits
 from evergrant_server.core.ids import ConnectionId, ConsentId, PersonLoginId, ReceiverId, TrustedIssuerId
+from evergrant_server.core.messages.access import AccessRequestProgress, ReviewPermits
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.integrations import (
     FetchReceiverKeys,

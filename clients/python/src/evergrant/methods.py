@@ -17,6 +17,7 @@ from evergrant.calls import credentials as credential_calls
 from evergrant.calls import integrations as integration_calls
 from evergrant.calls import issuers as issuer_calls
 from evergrant.calls import leases as lease_calls
+from evergrant.calls import people as people_calls
 from evergrant.calls import permits as permit_calls
 from evergrant.calls import transfer as transfer_calls
 from evergrant.calls import webhooks as webhook_calls
@@ -126,6 +127,14 @@ class ApiMethods:
     approve_access = Sends(access_request_calls.approve_access)
     deny_access = Sends(access_request_calls.deny_access)
     withdraw_access_request = Sends(access_request_calls.withdraw_access_request)
+
+    admin_login = Sends(people_calls.admin_login)
+    put_admin_login = Sends(people_calls.put_admin_login)
+    delete_admin_login = Sends(people_calls.delete_admin_login)
+    sessions = Lists(people_calls.sessions)
+    end_session = Sends(people_calls.end_session)
+    own_session = Sends(people_calls.own_session)
+    end_own_session = Sends(people_calls.end_own_session)
 
     approvals = Lists(approval_calls.approvals)
     approve = Sends(approval_calls.approve)

@@ -87,18 +87,18 @@ def announce(found: Connection, *, in_browser: bool) -> None:
 
 
 class ReturnListener:
-    """Takes the codes to confirm: from browsers that come back to `url`, and typed ones."""
+    """Takes the codes that `read` finds: from browsers that come back to `url`, and typed ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[str], str | None] | None = None) -> None:
         self.codes: SimpleQueue[str] = SimpleQueue()
-        codes = self.codes
+        codes, found = self.codes, read or code_in
 
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, format: str, *args: object) -> None:
                 """Logs nothing: the path holds a code."""
 
             def do_GET(self) -> None:
-                if code := code_in(self.path):
+                if code := found(self.path):
                     codes.put(code)
                 self.send_response(200)
                 self.send_header("content-type", "text/html")

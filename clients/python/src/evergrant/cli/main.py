@@ -19,7 +19,9 @@ from evergrant.cli.checkout import providers
 from evergrant.cli.connections import connect, connections
 from evergrant.cli.integrations import integrations
 from evergrant.cli.issuers import issuers
+from evergrant.cli.login import login, logout, whoami
 from evergrant.cli.output import DEFAULTS, Format, Options, lease_row, row_of, show_error, show_one, show_rows
+from evergrant.cli.people import people
 from evergrant.cli.permits import permits
 from evergrant.cli.transfer import export_file, export_key, import_file
 from evergrant.cli.webhooks import webhooks
@@ -141,6 +143,10 @@ def build_app() -> App:
     app.command(permits)
     app.command(access)
     app.command(access_requests)
+    app.command(people)
+    app.command(login)
+    app.command(logout)
+    app.command(whoami)
     app.command(audit)
     app.command(webhooks)
     app.command(import_file, name="import")

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evergrant.errors import BadRequest, EvergrantError
+from evergrant.identity.session_file import token_for
 from evergrant.lease import Lease
 from evergrant.models import Connection, ProviderSaid
 from evergrant.origins import read_key_file
@@ -175,10 +176,11 @@ class Options:
     "Evergrant's URL; by default EVERGRANT_URL."
 
     api_key_file: Path | None = None
-    "File with the app's API key; by default EVERGRANT_API_KEY or EVERGRANT_API_KEY_FILE."
+    "File with the app's API key; by default EVERGRANT_API_KEY, EVERGRANT_API_KEY_FILE or evergrant login."
 
     def client(self) -> Evergrant:
-        return Evergrant(self.url, read_key_file(self.api_key_file) if self.api_key_file else None)
+        key = read_key_file(self.api_key_file) if self.api_key_file else token_for(self.url)
+        return Evergrant(self.url, key)
 
 
 DEFAULTS = Options()

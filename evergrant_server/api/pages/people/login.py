@@ -9,13 +9,13 @@ from urllib.parse import urlencode, urlsplit
 
 from starlette.responses import Response
 
+from evergrant_server.api.http.people.authentication import session_cookie
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.api.pages.callback_checks import parse_query
 from evergrant_server.api.pages.session import SubjectPages, html_route
-from evergrant_server.api.people.authentication import session_cookie
 from evergrant_server.api.people.session_start import end_presented_session, new_session, record_login
 from evergrant_server.console.pages import Pages
 from evergrant_server.core.connections.consent import hash_state

@@ -11,17 +11,17 @@ from starlette.responses import HTMLResponse, Response
 
 from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.models import Body, StorableSecret, View
-from evergrant_server.api.http.problems import invalid_request
-from evergrant_server.api.http.transactions import run_transaction
-from evergrant_server.api.pages.browser import html_response, redirect_response
-from evergrant_server.api.pages.session import PagesDep, SubjectPages
-from evergrant_server.api.people.authentication import (
+from evergrant_server.api.http.people.authentication import (
     live_session,
     login_url,
     presented_secret,
     session_cookie,
 )
-from evergrant_server.api.people.login import begin_person_login, login_host, person_page
+from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.api.pages.browser import html_response, redirect_response
+from evergrant_server.api.pages.people.login import begin_person_login, login_host, person_page
+from evergrant_server.api.pages.session import PagesDep, SubjectPages
 from evergrant_server.api.people.session_start import (
     bearer_of,
     end_presented_session,

@@ -1,0 +1,120 @@
+"""`evergrant login`, `logout` and `whoami`: a person's session, by a browser on this machine.
+
+Authorization code with PKCE, and the loopback interface (RFC 8252 section 7.3). There is no device flow:
+phishing with it is in daily use.
+"""
+
+import hmac
+import sys
+import webbrowser
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from queue import Empty
+from secrets import token_urlsafe
+from typing import Annotated
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import httpx2
+from cyclopts import Parameter
+
+from evergrant.binding import new_verifier
+from evergrant.calls.call import check_version, object_parser
+from evergrant.cli.consent import ReturnListener
+from evergrant.cli.output import DEFAULTS, Options, row_of, show_one
+from evergrant.errors import BadRequest, EvergrantError, Unreachable
+from evergrant.identity.session_file import keep_token
+from evergrant.origins import ServerAddress
+
+_EXCHANGE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSession:
+    """What the one-time code is exchanged for."""
+
+    token: str
+    role: str
+    name: str | None
+    person: str
+    tenant: str
+    expires_at: datetime
+
+
+def login(
+    *,
+    again: Annotated[bool, Parameter(negative=())] = False,
+    tenant: str | None = None,
+    browser: bool = True,
+    wait: float = 300.0,
+    options: Options = DEFAULTS,
+) -> None:
+    """Log in as a person, in a browser on this machine. The session is kept in a file of mode 0600.
+
+    Commands use it where no API key is set. It ends after 30 minutes without a command, or after 12 hours.
+
+    Args:
+        again: Have the issuer see you anew, for a command that answers step_up_required.
+        tenant: Log in to this tenant; by default the server's own.
+        browser: Open a browser. Without it, open the address that is printed.
+        wait: Seconds to wait for the browser.
+    """
+    server = ServerAddress.from_settings(options.url, "none")  # the address alone
+    state, (verifier, challenge) = token_urlsafe(32), new_verifier()
+    with ReturnListener(lambda url: code_with_state(url, state)) as listener:
+        port = str(urlsplit(listener.url).port)
+        query = {"port": port, "state": state, "challenge": challenge}
+        query |= {"step_up": "true"} if again else {}
+        query |= {"tenant": tenant} if tenant else {}
+        address = f"{server.url}/login?{urlencode(query)}"
+        print(f"open {address}", file=sys.stderr, flush=True)
+        if browser:
+            webbrowser.open(address)
+        try:
+            code = listener.codes.get(timeout=wait)
+        except Empty:
+            why = f"no login came back within {timedelta(seconds=wait)}"
+            raise BadRequest(why, code="login_timeout", repair="Run evergrant login again.") from None
+    made = _exchange(server.url, code, verifier)
+    keep_token(server.url, made.token)
+    shown = row_of(made)
+    del shown["token"]
+    show_one(shown, options.output)
+
+
+def logout(*, options: Options = DEFAULTS) -> None:
+    """End the session of `evergrant login`, and forget it."""
+    server = ServerAddress.from_settings(options.url, "none")
+    try:
+        with options.client() as client:
+            client.end_own_session()
+    except EvergrantError as error:
+        if error.status not in (401, 404):  # it had ended
+            raise
+    finally:
+        keep_token(server.url, None)
+
+
+def whoami(*, options: Options = DEFAULTS) -> None:
+    """Show who you are, in which role, and until when."""
+    with options.client() as client:
+        show_one(row_of(client.own_session()), options.output)
+
+
+def code_with_state(url: str, state: str) -> str | None:
+    """The code of a return that this command began; None for any other request at the listener."""
+    query = parse_qs(urlsplit(url).query)
+    given = next(iter(query.get("state", ())), "")
+    if not hmac.compare_digest(given.encode(), state.encode()):
+        return None
+    return next(iter(query.get("code", ())), None)
+
+
+def _exchange(url: str, code: str, verifier: str) -> CommandSession:
+    body = {"code": code, "verifier": verifier}
+    try:
+        with httpx2.Client(trust_env=False, timeout=_EXCHANGE_S) as http:
+            response = http.post(f"{url}/login/command", json=body)
+    except httpx2.RequestError as error:
+        raise Unreachable(f"{url} can't be reached ({type(error).__name__})") from None
+    check_version(response)
+    return object_parser("session", CommandSession)(response)

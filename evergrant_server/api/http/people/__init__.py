@@ -1,0 +1,1 @@
+"""Requests of people who administer: which session a request came with."""

@@ -1,0 +1,123 @@
+"""People who administer, at a certified issuer: by a real browser, and by `evergrant login`."""
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+from playwright.async_api import Page
+
+from tests.e2e.flows.test_implicit import running_browser
+from tests.e2e.world import World, refused, running
+from tests.fakes.patience import PATIENCE_S
+from tests.fakes.providers.oidc_provider import OidcProvider, running_oidc_provider
+
+
+class People(World):
+    """With the issuer."""
+
+    server: OidcProvider
+
+    async def set_up(self) -> None:
+        said = {"provider": "generic", "issuer": self.server.issuer, "default_scopes": ["openid"]}
+        made = await self.integration("staff", {**said, "client_id": "not-yet", "client_auth": "none"})
+        client = await self.server.register(made["redirect_uri"], scope="openid groups")
+        known = {"client_id": client["client_id"], "client_secret": client["client_secret"]}
+        await self.integration("staff", {**said, **known, "client_auth": "client_secret_basic"})
+        roles = {"tenant_admin": ["admins"], "auditor": ["auditors"]}
+        body = {"integration": "staff", "scopes": ["groups"], "roles": roles}
+        await self.admin.put("/v1/admin-login", body)
+
+    async def command(self, home: Path, *words: str) -> asyncio.subprocess.Process:
+        """A command of the client's, without a key."""
+        kept = {name: it for name, it in os.environ.items() if not name.startswith("EVERGRANT_")}
+        env = {**kept, "EVERGRANT_URL": self.platform.api, "XDG_CONFIG_HOME": str(home)}
+        pipe = asyncio.subprocess.PIPE
+        program = Path(sys.executable).with_name("evergrant")
+        return await asyncio.create_subprocess_exec(program, *words, env=env, stdout=pipe, stderr=pipe)
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[People]:
+    async with running_oidc_provider() as server, running(People, tmp_path / "data", server.issuer) as world:
+        world.server = server
+        await world.set_up()
+        yield world
+
+
+async def logs_in(page: Page, person: str | None) -> None:
+    """Our page's button, and the issuer's pages; None: it knows the person."""
+    await page.get_by_role("button", name=re.compile("Continue to")).click()
+    if person is not None:
+        await page.fill("input[name=login]", person)
+        await page.fill("input[name=password]", "any")
+        await page.click("[type=submit]")
+
+
+async def consents(page: Page) -> None:
+    await page.get_by_role("button", name="Continue").click()
+
+
+async def test_a_browser_logs_in_steps_up_and_out(world: People, tmp_path: Path):
+    async with running_browser() as browser:
+        page = await browser.new_page()
+        await page.goto(f"{world.platform.api}/login")
+        await logs_in(page, "admins-ann")
+        await consents(page)
+        await page.wait_for_url("**/session")
+        assert "tenant_admin" in await page.inner_text("body")
+        cookies = [it for it in await page.context.cookies() if it["name"] == "evergrant-dev-session"]
+        assert [(it["httpOnly"], it["sameSite"]) for it in cookies] == [(True, "Lax")]
+
+        await page.goto(f"{world.platform.api}/login?step_up=true")
+        await logs_in(page, None)
+        await page.wait_for_url("**/session")
+        listed = (await world.admin.get("/v1/sessions"))["items"]
+        live = [it for it in listed if it["live"]]
+        assert [(it["sub"], it["kind"]) for it in live] == [("admins-ann", "browser")]
+        assert live[0]["authenticated_at"] is not None
+
+        await page.get_by_role("button", name="Log out").click()
+        assert "logged out" in await page.inner_text("body")
+        assert not [it for it in (await world.admin.get("/v1/sessions"))["items"] if it["live"]]
+
+        stranger = await browser.new_page()
+        await stranger.goto(f"{world.platform.api}/login")
+        await logs_in(stranger, "others-eve")
+        await consents(stranger)
+        await stranger.get_by_text("not_permitted").wait_for()
+
+
+async def test_a_command_logs_in_by_a_browser_and_administers_as_a_person(world: People, tmp_path: Path):
+    async with running_browser() as browser:
+        login = await world.command(tmp_path, "login", "--no-browser", "-o", "json")
+        assert login.stderr is not None
+        line = (await asyncio.wait_for(login.stderr.readline(), PATIENCE_S)).decode()
+        page = await browser.new_page()
+        await page.goto(line.removeprefix("open ").strip())
+        assert "act as you" in await page.inner_text("body")
+        await logs_in(page, "auditors-bob")
+        await consents(page)
+        out, _ = await asyncio.wait_for(login.communicate(), PATIENCE_S)
+        assert (login.returncode, json.loads(out)["role"]) == (0, "auditor")
+        await page.get_by_text("Back to the terminal").wait_for()
+
+    async def run(*words: str) -> tuple[int | None, str, str]:
+        child = await world.command(tmp_path, *words)
+        out, err = await asyncio.wait_for(child.communicate(), PATIENCE_S)
+        return child.returncode, out.decode(), err.decode()
+
+    assert "auditors-bob" in (await run("whoami"))[1]
+    status, out, _ = await run("access", "report", "-o", "json")
+    assert (status, [it["app"] for it in json.loads(out)]) == (0, ["admin", "jobs"])
+    status, _, err = await run("people", "rm")
+    assert (status, "not_permitted" in err) == (1, True)
+    assert (await run("logout"))[0] == 0
+    status, _, err = await run("whoami")
+    assert (status, "api_key_missing" in err) == (1, True)
+    with refused("not_found", 404):
+        await world.admin.get("/v1/sessions/current")
