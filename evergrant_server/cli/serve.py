@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import socket
 from typing import Any
 
@@ -18,6 +19,8 @@ from evergrant_server.store import Store
 from evergrant_server.store.store import require_matching_key_ring
 from providers.definition.registry import Registry
 
+_MOST_CONNECTIONS = 16_384  # of one worker
+_OTHER_FILES = 256  # that a worker has open besides
 _PASSED_TO_CHILDREN = (
     "data_dir",
     "database_url",
@@ -68,10 +71,26 @@ def granian_server(target: str, workers: int, **listener: Any) -> Any:
         **listener,
         interface=Interfaces.ASGI,
         workers=workers,
+        backpressure=_most_connections(),
         log_level=LogLevels.warning,
         log_access=False,
         websockets=False,
     )
+
+
+def _most_connections() -> int:
+    """How many connections each worker accepts. Raises the limit of open files as far as this user may.
+
+    granian's own limit is 1,024 for all workers together: one client that keeps so many open, idle or not,
+    would keep all others away.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = _MOST_CONNECTIONS + _OTHER_FILES
+    if resource.RLIM_INFINITY not in (soft, hard):
+        files = min(files, hard)
+    if resource.RLIM_INFINITY != soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return max(files - _OTHER_FILES, _OTHER_FILES)
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:

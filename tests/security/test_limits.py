@@ -1,19 +1,25 @@
 """Apps that lease without a pause: one's neighbour, and its own disabling."""
 
 import asyncio
+import resource
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from bench import disabling
 from bench.bounds import Bounds
+from bench.processes import python_module, running_process
 from evergrant_server.audit.lease_queue import APP_SHARE
 from evergrant_server.core.access import Action
 from tests.fakes.api import Api
 from tests.fakes.databases import lent
+from tests.fakes.patience import PATIENCE_S
+from tests.fakes.ports import free_port
 
 OPEN = 500
+IDLE = 1_500
 LEASES = 20
 
 
@@ -60,3 +66,20 @@ async def test_an_app_that_leases_from_five_processes_is_refused_by_all_when_it_
     print(f"\n{found.leases} leases; the last one left {found.effect * 1000:.0f} ms after the request")
     assert found.late == 0
     assert found.effect < 1.0
+
+
+async def test_a_client_with_1500_idle_connections_keeps_no_other_away(tmp_path: Path):
+    """The server is the API's, with a bare route behind it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4 * IDLE:
+        pytest.skip(f"this user may have {hard} files open, which is too few")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * IDLE), hard))
+    port = free_port()
+    async with running_process(python_module("bench.bare", tmp_path, str(port), "300"), port=port):
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(IDLE)]
+        try:
+            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                assert (await client.get("/livez", timeout=PATIENCE_S)).status_code == 200
+        finally:
+            for _, writer in idle:
+                writer.close()
