@@ -13,7 +13,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
-from asyncpg import InterfaceError, PostgresError  # pyright: ignore[reportMissingTypeStubs]  # it has none
 from sqlalchemy import URL, QueuePool, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -21,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.fair_turns import FairTurns
+from evergrant_server.store.database.errors import DRIVER_ERRORS
 from evergrant_server.store.database.sqlite import SqliteConnection, SqliteDatabase
 
 _POSTGRES_SETTINGS = {
@@ -51,7 +51,7 @@ _POOL_SIZES = {
     Pool.BACKGROUND: (1, 1),
 }
 _POOL_TIMEOUT_S = 10.0
-_DRIVER_ERRORS = (InterfaceError, PostgresError, OSError, TimeoutError)
+_BROKEN = (*DRIVER_ERRORS, OSError, TimeoutError)
 _requester: ContextVar[tuple[str, str] | None] = ContextVar("requester", default=None)
 
 
@@ -98,7 +98,7 @@ class PostgresDatabase:
         async with self._turn(), self._engine.begin() as connection:
             try:
                 yield connection
-            except _DRIVER_ERRORS:  # from `asyncpg_driver`, of whose end the pool learns nothing
+            except _BROKEN:  # from `asyncpg_driver`, of whose end the pool learns nothing
                 await connection.invalidate()
                 raise
 

@@ -4,12 +4,17 @@ import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from asyncpg import InterfaceError, PostgresError  # pyright: ignore[reportMissingTypeStubs]  # it has none
+from asyncpg import (  # pyright: ignore[reportMissingTypeStubs]  # it has none
+    InterfaceError,
+    InternalClientError,
+    PostgresError,
+)
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from evergrant_server.core.errors import ErrorCode, Failure
 
+DRIVER_ERRORS = (InterfaceError, InternalClientError, PostgresError)  # asyncpg's own
 _RETRY_AFTER = 1.0  # seconds
 _CONFLICT_STATES = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
 _SCHEMA_STATES = frozenset({"42P01", "42703"})  # undefined_table, undefined_column
@@ -44,7 +49,7 @@ def translate_errors() -> Generator[None]:
         yield
     except SQLAlchemyError as error:
         raise _failure_of(error) from None
-    except (sqlite3.Error, PostgresError, InterfaceError) as error:  # from a driver
+    except (sqlite3.Error, *DRIVER_ERRORS) as error:  # from a driver
         raise _failure_of(DBAPIError("", None, error)) from None
     except (OSError, TimeoutError) as error:
         name = type(error).__name__
