@@ -158,7 +158,7 @@ class Permit(TenantRow):
     can do more than its lease requests. An `admin` permit reaches the tenant's configuration, not tokens:
     those need `token`, and refresh tokens `export`. `audit` reads it.
 
-    Of a deny: `scopes` None refuses whatever the scopes, else requests with one of them.
+    Of a deny: `scopes` None refuses requests with any scopes, else those with one of them.
     """
 
     id: PermitId

@@ -80,14 +80,14 @@ def _read(der: bytes) -> x509.Certificate:
 
 
 def certificates_of_pem(pem: str) -> list[x509.Certificate]:
-    """The certificates of a text that holds nothing else. Raises ValueError."""
+    """The certificates of a text that holds certificates alone. Raises ValueError."""
     try:
         found = x509.load_pem_x509_certificates(pem.encode("ascii"))
     except _UNREADABLE as error:
         raise ValueError("is no PEM of certificates") from error
     # blocks of other kinds and text around them are skipped by the parser: what it read must be all
     if _bare(pem) != "".join(_bare(one.public_bytes(Encoding.PEM).decode()) for one in found):
-        raise ValueError("must hold certificates and nothing else")
+        raise ValueError("must hold certificates alone")
     return [_read(one.public_bytes(Encoding.DER)) for one in found]
 
 
@@ -96,7 +96,7 @@ def _bare(pem: str) -> str:
 
 
 def authorities_of_pem(pem: str) -> list[x509.Certificate]:
-    """The authorities of a text that holds nothing else (RFC 5280 section 4.2.1.9). Raises ValueError."""
+    """The authorities of a text of certificates alone (RFC 5280 section 4.2.1.9). Raises ValueError."""
     found = certificates_of_pem(pem)
     if not all(map(_is_authority, found)):
         raise ValueError("is no authority: its basic constraints don't say CA")

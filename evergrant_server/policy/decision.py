@@ -215,7 +215,7 @@ def denied_none(scopes: Iterable[str], denied: tuple[str, ...]) -> bool:
 
 
 def _uncovered(permit: Permit, target: Target, at: datetime, address: str | None) -> PermitField | None:
-    """The first field for which a permit, whatever its actions, isn't about this target, moment or caller.
+    """The first field for which a permit, apart from its actions, isn't about this target, moment or caller.
 
     A deny is about each request that is for a part of what it names, for the whole that holds it, or from a
     caller whose address isn't known.

@@ -1,16 +1,21 @@
 """`/v1/access-requests`: an app asks for a permit, an admin decides, and temporary access ends by itself."""
 
-from datetime import datetime, timedelta
-from typing import Annotated, Any
+from datetime import timedelta
+from typing import Any
 
 from fastapi import APIRouter
-from pydantic import Field
 from starlette.responses import Response
 
+from evergrant_server.api.apps.access_request_models import (
+    AccessRequestBody,
+    AccessRequestView,
+    ApprovalBody,
+    NoteBody,
+)
 from evergrant_server.api.apps.permits import PermitBody, save_permit
 from evergrant_server.api.apps.routes import require_app
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, Command, CommandResponse
-from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, View
+from evergrant_server.api.http.models import Page, PageCursor, PageLimit
 from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.access import Action, App, Effect
 from evergrant_server.core.audit import AuditAction
@@ -28,60 +33,6 @@ from evergrant_server.store import Transaction
 router = APIRouter(tags=["apps"])
 
 MOST_WAITING = 20  # of one app
-_SHORTEST, _LONGEST = timedelta(minutes=1), timedelta(days=366)
-_MOST_TIME_TO_DECIDE = timedelta(days=30)
-
-Lifetime = Annotated[float, Field(ge=_SHORTEST.total_seconds(), le=_LONGEST.total_seconds())]
-
-
-class AccessRequestBody(Body):
-    """`permit` is what `PUT /v1/apps/{app}/permits/{permit}` takes, and `app` the caller, unless an admin
-    asks for another app.
-
-    `lifetime`: how long the access lasts from its approval, in seconds; null: until an admin removes it.
-    `decide_within`: seconds until the request expires undecided.
-    """
-
-    app: Slug | None = None
-    permit: PermitBody
-    lifetime: Lifetime | None = None
-    reason: Text
-    decide_within: Annotated[float, Field(ge=60, le=_MOST_TIME_TO_DECIDE.total_seconds())] = 7 * 86_400.0
-
-
-class ApprovalBody(Body):
-    """`lifetime` replaces the request's, in seconds; `note` is for the app."""
-
-    lifetime: Lifetime | None = None
-    note: Text | None = None
-
-
-class NoteBody(Body):
-    note: Text | None = None
-
-
-class AccessRequestView(View):
-    """`permit_name` is the permit's once it is approved. `ends_at`: the end of temporary access."""
-
-    id: str
-    app: str
-    kind: AccessRequestKind
-    state: AccessRequestState
-    permit_name: str
-    permit: dict[str, Any]
-    lifetime: float | None
-    reason: str
-    requested_by: str
-    created_at: datetime
-    decide_by: datetime
-    decided_by: str | None
-    decided_at: datetime | None
-    note: str | None
-    ends_at: datetime | None
-
-    @classmethod
-    def of_request(cls, request: AccessRequest, app: str) -> "AccessRequestView":
-        return cls.of(request, app=app, lifetime=request.lifetime_s)
 
 
 @router.post("/v1/access-requests", status_code=201, response_model=AccessRequestView)

@@ -92,7 +92,7 @@ class SelfSignedParameters(Body):
 
 
 class SelfSignedBody(Body):
-    """One registered certificate, whoever issued it (RFC 8705 section 2.2)."""
+    """One registered certificate of any issuer (RFC 8705 section 2.2)."""
 
     method: Literal[AuthenticationMethod.SELF_SIGNED_TLS_CLIENT_AUTH]
     parameters: SelfSignedParameters

@@ -61,7 +61,7 @@ async def put_issuer(
 ) -> TrustedIssuerView:
     """Trust an issuer of workload tokens, change where its keys are, or have them read now.
 
-    Alone it lets nobody in: a credential of an app has to name it.
+    Alone it lets no app in: a credential has to name it.
     """
     _check_body(call.api, body)
 

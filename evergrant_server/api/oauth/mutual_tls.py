@@ -1,7 +1,7 @@
 """`tls_client_auth`, `self_signed_tls_client_auth`, `x509_svid`: the certificate of the app's TLS connection.
 
 RFC 8705 section 2 and the X.509-SVID standard. The app says its id in `client_id`. The proxy has had the
-private key proved and nothing else: dates, path and names are checked here. The token is bound to the
+private key proved, no more: dates, path and names are checked here. The token is bound to the
 certificate (RFC 8705 section 3) and doesn't outlive it.
 """
 

@@ -47,7 +47,7 @@ class KeysNeeded(TokenRefused):
 
 
 def is_of_platform(assertion: str) -> bool:
-    """True for a token whose issuer is a URL, whatever else is wrong with it."""
+    """True for a token whose issuer is a URL. Nothing is verified yet."""
     issuer = unverified_issuer(assertion)
     return issuer is not None and "://" in issuer
 

@@ -68,7 +68,7 @@ class AccessRequests(AuthenticatedRepository[AccessRequest, AccessRequestId]):
         return await self.page(tenant, None, limit, app_id=app_id, state=AccessRequestState.WAITING)
 
     async def newest_removal(self, tenant: Tenant, app_id: AppId, permit_name: str) -> AccessRequest | None:
-        """The last proposal to remove this permit, whatever became of it. Not checked."""
+        """The last proposal to remove this permit, decided or not. Not checked."""
         mine = {"app_id": app_id, "permit_name": permit_name, "kind": AccessRequestKind.REMOVAL.value}
         query = self._where(tenant=tenant, **mine).order_by(col(AccessRequestRow.created_at).desc()).limit(1)
         found = await self._all_unchecked(query)

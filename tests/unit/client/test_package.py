@@ -34,7 +34,7 @@ from evergrant.testing.connections import connection_body, live_body
 from pydantic import BaseModel
 
 from evergrant_server.api.apps import explain, simulation
-from evergrant_server.api.apps.access_requests import AccessRequestView
+from evergrant_server.api.apps.access_request_models import AccessRequestView
 from evergrant_server.api.apps.approvals import ApprovalView
 from evergrant_server.api.apps.changes import AccessChangeView
 from evergrant_server.api.apps.credentials import CredentialView

@@ -81,7 +81,7 @@ def put_certificate(
 
 @credentials.command
 def pin_certificate(app: str, name: str, certificate: Path, /, *, options: Options = DEFAULTS) -> None:
-    """Register one certificate (a file, PEM) by its SHA-256, whoever issued it."""
+    """Register one certificate (a file, PEM) by its SHA-256, of any issuer."""
     pinned = {"thumbprint": thumbprint(read_text(certificate))}
     _put(app, name, "self_signed_tls_client_auth", pinned, options)
 

@@ -29,7 +29,7 @@ def get_issuer(name: str, /, *, options: Options = DEFAULTS) -> None:
 def put_issuer(
     name: str, kind: str, issuer: str, /, *, jwks_uri: str | None = None, options: Options = DEFAULTS
 ) -> None:
-    """Trust an issuer, or change where its keys are. Alone it lets nobody in: an app's credential names it.
+    """Trust an issuer, or change where its keys are. Alone it lets no app in: a credential has to name it.
 
     Args:
         kind: github_actions, kubernetes, gcp, azure, aws, spiffe or oidc.
