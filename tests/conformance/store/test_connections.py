@@ -219,7 +219,7 @@ async def test_a_row_that_cant_be_read_is_named_and_left_out_of_pages(store: Sto
         assert (first, first.last, first.has_more) == ([rows[0]], rows[1].id, True)
         (named,) = first.unreadable
         why = f"the row of {rows[1].id} in connection can't be read: flow"
-        assert named == (rows[1].id, rows[1].integration, rows[1].subject, why)
+        assert named == (rows[1].id, rows[1].integration, rows[1].provider, rows[1].subject, why)
         live = await tx.connections.live_in_all_tenants(first.last)
         assert (live, live.last, live.has_more) == ([rows[2]], rows[3].id, False)
         assert await tx.connections.any_live(ACME, rows[1].integration_id)
