@@ -11,7 +11,7 @@ from evergrant_server.core.access import Permit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import AccessRequestId, new_id
-from evergrant_server.core.lifecycle.access_requests import AccessRequest, AccessRequestKind
+from evergrant_server.core.lifecycle.access_requests import AccessRequest, AccessRequestKind, shown_permit
 from evergrant_server.core.messages.access import ReviewPermits, ReviewPermitsResult
 from evergrant_server.core.messages.base import SCHEDULE, RequestContext
 from evergrant_server.core.messages.names import ActivityName
@@ -23,7 +23,6 @@ TIME_TO_DECIDE = timedelta(days=30)
 
 _CONTEXT = RequestContext(by=SCHEDULE)
 _PAGE_SIZE = 200
-_SHOWN = {"integration", "subjects", "scope_ceiling", "actions", "provider", "connections", "expires_at"}
 
 
 class PermitReviewActivities:
@@ -69,7 +68,7 @@ class PermitReviewActivities:
             app_id=permit.app_id,
             kind=AccessRequestKind.REMOVAL,
             permit_name=permit.name,
-            permit=permit.model_dump(mode="json", include=_SHOWN, exclude_defaults=True),
+            permit=shown_permit(permit),
             reason=f"It has allowed nothing for {self._unused_for.days} days.",
             requested_by=SCHEDULE,
             created_at=now,

@@ -25,6 +25,7 @@ from evergrant_server.core.lifecycle.access_requests import (
     AccessRequest,
     AccessRequestKind,
     AccessRequestState,
+    shown_permit,
 )
 from evergrant_server.core.outbox import access_request_message
 from evergrant_server.policy import Target
@@ -102,8 +103,7 @@ async def approve_access_request(
         ends_at = None if lifetime is None else call.now + timedelta(seconds=lifetime)
         if request.kind is AccessRequestKind.REMOVAL:
             ends_at = None
-            if await tx.access.permit(call.tenant, app.id, request.permit_name) is not None:
-                await tx.access.delete_permit(call.tenant, app.id, request.permit_name)
+            await _remove_permit(tx, call, request, app)
         else:
             permit = PermitBody.model_validate(request.permit)
             ends_at = min((it for it in (ends_at, permit.expires_at) if it is not None), default=None)
@@ -188,6 +188,20 @@ async def _undecided(tx: Transaction, call: ApiCall, request_id: str) -> tuple[A
         state = AccessRequestState.EXPIRED if request.is_waiting else request.state
         raise invalid_request("request_id", f"It waits no longer: it is {state.value}.")
     return request, app
+
+
+async def _remove_permit(tx: Transaction, call: ApiCall, request: AccessRequest, app: App) -> None:
+    """Delete the permit as it was proposed. Raises Failure ALREADY_EXISTS for one that was changed since."""
+    permit = await tx.access.permit(call.tenant, app.id, request.permit_name)
+    if permit is None:
+        return
+    if shown_permit(permit) != request.permit:
+        raise Failure(
+            ErrorCode.ALREADY_EXISTS, "The permit was changed since: deny this, or delete it itself."
+        )
+    await tx.access.delete_permit(call.tenant, app.id, permit.name)
+    detail = {"app": app.name, "name": permit.name, "request_id": request.id}
+    await call.record(tx, AuditAction.PERMIT_DELETED, permit.id, **detail)
 
 
 async def _decide(

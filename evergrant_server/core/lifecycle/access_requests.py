@@ -7,10 +7,19 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from evergrant_server.core.access import Permit
 from evergrant_server.core.ids import AccessRequestId, AppId, TenantRow
 
 _REMINDER_INTERVAL = timedelta(days=1)
 _REMINDER_INTERVAL_OF_REMOVALS = timedelta(days=7)
+
+
+_UNSHOWN = {"tenant", "revision", "id", "app_id", "name", "created_at"}
+
+
+def shown_permit(permit: Permit) -> dict[str, Any]:
+    """What a proposal to remove it says of a permit: all that it allows or forbids, and why."""
+    return permit.model_dump(mode="json", exclude=_UNSHOWN, exclude_defaults=True)
 
 
 class AccessRequestKind(StrEnum):

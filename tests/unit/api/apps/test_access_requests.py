@@ -9,10 +9,11 @@ from sqlalchemy import text
 from temporalio.testing import ActivityEnvironment
 
 from activities.maintenance.access_requests import AccessRequestActivities
+from activities.maintenance.permit_review import PermitReviewActivities
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AccessRequestId
-from evergrant_server.core.messages.access import AccessRequestCall, AccessRequestProgress
+from evergrant_server.core.messages.access import AccessRequestCall, AccessRequestProgress, ReviewPermits
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.outbox import OutboxKind
 from tests.fakes.api import TENANT, Api
@@ -155,6 +156,28 @@ async def test_a_request_that_was_changed_by_hand_is_not_approved(api: Api):
     refused = await api.post(f"{PATH}/{id}/approve", admin)
     assert (refused.status_code, refused.json()["code"]) == (500, "authority_broken")
     assert await api.records(AuditAction.PERMIT_PUT) == []
+
+
+async def test_an_unused_permit_is_proposed_once_and_removed_as_it_was_proposed(api: Api):
+    admin, _ = await api.app_with("admin", Action.ADMIN), await api.app_for("sync")
+    for name in ("old", "changed"):
+        await api.call("PUT", f"/v1/apps/sync/permits/{name}", admin, json=WANTED)
+    api.clock.advance(91 * DAY)
+    review = PermitReviewActivities(api.worker, api.clock, timedelta(days=90))
+    admin = await api.app_with("later", Action.ADMIN)
+    for proposed in (3, 0):  # of the app admin's own permit too
+        result = await ActivityEnvironment().run(review.review_permits, ReviewPermits())
+        assert result.proposed == proposed
+    await api.call("PUT", "/v1/apps/sync/permits/changed", admin, json={**WANTED, "effect": "deny"})
+    waiting = {it["permit_name"]: it for it in (await api.get(PATH, admin)).json()["items"]}
+    answers = {
+        name: await api.post(f"{PATH}/{waiting[name]['id']}/approve", admin) for name in ("old", "changed")
+    }
+    assert answers["old"].json()["state"] == "approved"
+    assert answers["changed"].json()["code"] == "already_exists", "a deny that came since stays"
+    left = (await api.get("/v1/apps/sync/permits", admin)).json()["items"]
+    assert [it["name"] for it in left] == ["changed"]
+    assert len(await api.records(AuditAction.PERMIT_DELETED)) == 1
 
 
 @pytest.mark.parametrize(
