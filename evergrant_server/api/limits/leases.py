@@ -100,8 +100,9 @@ class LeaseLimits:
                 del self._open[app.id]
 
     def count_integration(self, scope: Scope, tenant: Tenant, integration: str) -> None:
-        """Count a lease of an integration. Raises RateLimited."""
-        if self._integration:
+        """Count a lease of an integration, once for a request that is judged again. Raises RateLimited."""
+        counted: list[Counted] = scope.get(_COUNTED, [])
+        if self._integration and not any(it.policy == "integration" for it in counted):
             self._take(scope, "integration", (tenant, integration), self._integration)
 
     def _take(self, scope: Scope, policy: str, key: Hashable, quota: int) -> None:

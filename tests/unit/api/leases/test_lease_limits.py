@@ -48,6 +48,20 @@ async def test_a_limit_that_is_reached_is_named_with_its_wait(tmp_path: Path, po
         assert told.detail["code"] == "rate_limited"
 
 
+async def test_a_lease_that_is_judged_again_counts_once_against_its_integration(tmp_path: Path):
+    async with running_api(tmp_path, lease_limit_per_integration=3) as api:
+        admin = await api.app_with("admin", Action.ADMIN)
+        _, key = await api.active_for("pipeline", Action.TOKEN)
+        assert (await api.lease(key)).status_code == 200
+        changed = await api.call("PUT", "/v1/apps/pipeline", admin, json={"lease_limit": 60})
+        assert changed.status_code == 200  # the next claim, judged by the cached app, is stale
+        again = await api.lease(key)
+        assert again.status_code == 200
+        counted = [it.strip().partition(";")[0] for it in again.headers["ratelimit"].split(",")]
+        assert counted.count('"integration"') == 1
+        assert (await api.lease(key)).status_code == 200
+
+
 async def test_an_apps_own_limit_replaces_the_general_one(tmp_path: Path):
     async with running_api(tmp_path, lease_limit_per_app=1) as api:
         admin = await api.app_with("admin", Action.ADMIN)
