@@ -7,7 +7,7 @@ Doesn't own the tables (store), what is worth recording (its callers) or the wor
 """
 
 from evergrant_server.audit.chain_head import accept_heads, broken_heads
-from evergrant_server.audit.hash_chain import append
+from evergrant_server.audit.hash_chain import append, append_all
 from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.records import (
     Window,
@@ -23,6 +23,7 @@ __all__ = [
     "Window",
     "accept_heads",
     "append",
+    "append_all",
     "broken_heads",
     "contains_checkpoint",
     "newest_checkpoint",

@@ -92,29 +92,39 @@ _NO_PROVENANCE = {"workflow_id": None, "run_id": None, "event_id": None}
 
 
 async def append(tx: Transaction, entry: AuditEntry, *, shard: str = "main") -> AuditRecord:
-    """Add a record to the chain (tenant, shard), committed or rolled back with `tx`, and write
-    the webhook events that follow from it.
+    """As `append_all`, for one entry."""
+    (record,) = await append_all(tx, [entry], shard=shard)
+    return record
+
+
+async def append_all(
+    tx: Transaction, entries: Sequence[AuditEntry], *, shard: str = "main"
+) -> list[AuditRecord]:
+    """Add records of one tenant to its chain in `shard`, committed or rolled back with `tx`, and write
+    the webhook events that follow from them.
 
     Change the rows first and append last: from here to the commit the chain is locked, and
     writers that lock a chain before a row would wait for each other crosswise.
 
     A broken head stops no record, for a revocation must be recorded: it raises an alarm each time.
 
-    Raises TypeError when the detail holds what JSON can't say: a Secret never gets in.
+    Raises TypeError when a detail holds what JSON can't say: a Secret never gets in.
     """
+    (tenant,) = {it.tenant for it in entries}
     ring = tx.sealer.ring
-    head, has_webhooks = await _locked_head(tx, entry.tenant, shard)
+    head, has_webhooks = await _locked_head(tx, tenant, shard)
     authentic = head.is_authentic(ring)
     if not authentic:
         report_broken_authority(head.broken)
-    (row,) = chained_rows([entry], shard, head.count, head.last_hash)
-    await tx.connection.execute(_ADD_RECORD, row)
-    end = head.moved(ring, row["seq"], row["hash"], authentic=authentic)
+    rows = chained_rows(entries, shard, head.count, head.last_hash)
+    await tx.connection.execute(_ADD_RECORD, rows)
+    end = head.moved(ring, rows[-1]["seq"], rows[-1]["hash"], authentic=authentic)
     moved = {"count": end.count, "last_hash": end.last_hash, "mac": end.mac}
-    await tx.connection.execute(_MOVE_END, {"of_tenant": entry.tenant, "of_shard": shard, **moved})
+    await tx.connection.execute(_MOVE_END, {"of_tenant": tenant, "of_shard": shard, **moved})
     if has_webhooks:
-        await publish_events(tx, entry)
-    return record_of(row)
+        for entry in entries:
+            await publish_events(tx, entry)
+    return [record_of(row) for row in rows]
 
 
 def chained_rows(entries: Sequence[AuditEntry], shard: str, seq: int, previous: str) -> list[Values]:

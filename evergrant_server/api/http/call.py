@@ -15,13 +15,14 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from evergrant_server import audit
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.judged_request import JudgedRequest
 from evergrant_server.api.http.people.authentication import login_url, person_caller
 from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import ATTEMPTS, record, run_transaction
+from evergrant_server.api.http.transactions import ATTEMPTS, run_transaction
 from evergrant_server.core.access import READING_ACTIONS, Action
-from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
@@ -83,14 +84,25 @@ class ApiCall(JudgedRequest):
             self.require_permit(*actions, of=Target.of(found), hidden=True)
         return found
 
-    async def record(self, tx: Transaction, action: AuditAction, object_id: str, /, **detail: object) -> None:
-        """Append one audit record about the object with this id. `detail` must hold no secret.
+    def entry(self, action: AuditAction, object_id: str, /, **detail: object) -> AuditEntry:
+        """An audit entry about the object with this id. `detail` must hold no secret.
 
         It names the permits that would have denied the request if their mode were `enforce`.
         """
         if self.observed:
             detail = {**detail, "would_be_denied_by": sorted(self.observed)}
-        await record(tx, self.tenant, action, object_id, self.context, self.now, **detail)
+        return AuditEntry(
+            tenant=self.tenant,
+            at=self.now,
+            action=action,
+            object=object_id,
+            context=self.context,
+            detail=detail,
+        )
+
+    async def record(self, tx: Transaction, action: AuditAction, object_id: str, /, **detail: object) -> None:
+        """Append one audit record, as `entry` makes it."""
+        await audit.append(tx, self.entry(action, object_id, **detail))
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], *, tries: int = ATTEMPTS) -> T:
         """Run `work` in a transaction, again after a conflict, and deliver the outbox."""

@@ -1,10 +1,12 @@
-"""Checks and writes the items of an import, each in its own transaction."""
+"""Checks and writes the items of an import."""
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from evergrant_server import audit
 from evergrant_server.api.connections.consents import signal_granted
 from evergrant_server.api.connections.create import add_connection
 from evergrant_server.api.connections.scopes import ScopeCheck
@@ -14,7 +16,7 @@ from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import integration_spec, require_ready
 from evergrant_server.api.transfer.models import ImportItem, ImportOutcome
 from evergrant_server.core.access import Action
-from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import MAX_LIFETIME
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind
@@ -24,24 +26,68 @@ from evergrant_server.core.integrations import Integration
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 
+_ITEMS_AT_ONCE = 10  # of one transaction: more would make other writers wait longer and save little
 _RAISED_KINDS = (FailureKind.PLATFORM_UNAVAILABLE,)  # not the item's fault: the app repeats the request
 
 
 class ImportWriter:
-    """Imports the items of one call."""
+    """Imports the items of one call, some of them in each transaction."""
 
     def __init__(self, call: ApiCall) -> None:
         self._call = call
-        self._api = call.api
+        self._store = call.api.store
 
-    async def import_item(self, index: int, raw: Any, *, dry_run: bool) -> ImportOutcome:
-        """The outcome of the item. Raises Failure only of the kind PLATFORM_UNAVAILABLE."""
+    async def import_items(self, items: Sequence[Any], *, dry_run: bool) -> list[ImportOutcome]:
+        """The outcomes, in order. Raises Failure only of the kind PLATFORM_UNAVAILABLE."""
+        outcomes: list[ImportOutcome] = []
+        for first in range(0, len(items), _ITEMS_AT_ONCE):
+            some = list(enumerate(items[first : first + _ITEMS_AT_ONCE], first))
+
+            async def take(tx: Transaction, some: list[tuple[int, Any]] = some) -> list[ImportOutcome]:
+                return await _ImportTransaction(self._call, tx, dry_run=dry_run).take(some)
+
+            if dry_run:
+                async with self._store.read() as tx:
+                    outcomes += await take(tx)
+            else:
+                outcomes += await run_transaction(self._store, take)
+        return outcomes
+
+
+class _ImportTransaction:
+    """Items that are checked, and written, in one transaction. Each integration is read once."""
+
+    def __init__(self, call: ApiCall, tx: Transaction, *, dry_run: bool) -> None:
+        self._call = call
+        self._tx = tx
+        self._dry_run = dry_run
+        self._integrations: dict[str, tuple[Integration, ProviderSpec]] = {}
+        self._entries: list[AuditEntry] = []
+
+    async def take(self, items: Iterable[tuple[int, Any]]) -> list[ImportOutcome]:
+        """Raises Failure STORE_CONFLICT when another request has just written one of them."""
+        outcomes: list[ImportOutcome] = []
+        for index, raw in items:
+            checked = await self._check(index, raw)
+            if isinstance(checked, ImportOutcome):
+                outcomes.append(checked)
+            elif self._dry_run:
+                outcomes.append(ImportOutcome(index=index, status="would_import"))
+            else:
+                connection = await self._write(*checked)
+                outcomes.append(ImportOutcome(index=index, status="imported", connection_id=connection.id))
+        if self._entries:
+            await audit.append_all(self._tx, self._entries)
+        return outcomes
+
+    async def _check(self, index: int, raw: Any) -> "_CheckedItem | ImportOutcome":
+        """The item that may be written, or the outcome that says why not."""
         try:
             item = _parse_item(raw)
-            if dry_run:
-                async with self._api.store.read() as tx:
-                    return await self._import(tx, index, item, dry_run=True)
-            return await run_transaction(self._api.store, lambda tx: self._import(tx, index, item))
+            integration, spec = await self._integration(item.integration)
+            scopes = self._require_valid(item, integration, spec)
+            names = (self._call.tenant, item.integration, item.subject, item.label)
+            found = await self._tx.connections.by_names(*names)
         except Failure as failure:
             if failure.kind in _RAISED_KINDS:
                 raise
@@ -49,43 +95,43 @@ class ImportWriter:
             return ImportOutcome(
                 index=index, status="invalid", code=failure.code, field=field, detail=failure.detail
             )
+        if found is None or found.state.is_final:
+            return _CheckedItem(item, integration, scopes)
+        pending = found.state is LifecycleState.PENDING_CONSENT
+        state = "exists and is pending" if pending else f"is {found.state.value}"
+        detail = f"the connection {state}"
+        return ImportOutcome(index=index, status="exists", connection_id=found.id, detail=detail)
 
-    async def _import(
-        self, tx: Transaction, index: int, item: ImportItem, *, dry_run: bool = False
-    ) -> ImportOutcome:
-        integration, scopes = await self._check_item(tx, item)
-        found = await tx.connections.by_names(self._call.tenant, item.integration, item.subject, item.label)
-        if found is not None and not found.state.is_final:
-            pending = found.state is LifecycleState.PENDING_CONSENT
-            state = "exists and is pending" if pending else f"is {found.state.value}"
-            detail = f"the connection {state}"
-            return ImportOutcome(index=index, status="exists", connection_id=found.id, detail=detail)
-        if dry_run:
-            return ImportOutcome(index=index, status="would_import")
-        await tx.integrations.lock_against_deletion(integration)
-        connection = await self._write(tx, integration, item, scopes)
-        return ImportOutcome(index=index, status="imported", connection_id=connection.id)
-
-    async def _check_item(self, tx: Transaction, item: ImportItem) -> tuple[Integration, tuple[str, ...]]:
-        """The integration and the scopes. Raises the Failure that says why the item is invalid."""
-        integration = await tx.integrations.by_name(self._call.tenant, item.integration)
+    async def _integration(self, name: str) -> tuple[Integration, ProviderSpec]:
+        """The integration and its provider. Raises Failure NOT_FOUND, DISCOVERY_FAILED."""
+        known = self._integrations.get(name)
+        if known is not None:
+            return known
+        integration = await self._tx.integrations.by_name(self._call.tenant, name)
         if integration is None:
             raise Failure(ErrorCode.NOT_FOUND, "There is no such integration.", field="integration")
         require_ready(integration)
-        spec = await integration_spec(tx, self._api.registry, integration)
+        if not self._dry_run:
+            await self._tx.integrations.lock_against_deletion(integration)
+        spec = await integration_spec(self._tx, self._call.api.registry, integration)
+        self._integrations[name] = integration, spec
+        return integration, spec
+
+    def _require_valid(
+        self, item: ImportItem, integration: Integration, spec: ProviderSpec
+    ) -> tuple[str, ...]:
+        """The scopes to request. Raises the Failure that says why the item is invalid."""
         now = self._call.now
         _require_near_expiry(item, now)
         _require_usable(spec, item, now)
         scopes = item.scopes if item.scopes is not None else integration.default_scopes or spec.default_scopes
         scopes = tuple(dict.fromkeys(scopes))
         check = ScopeCheck(self._call, integration, spec, item.subject)
-        return integration, check.require(scopes, Action.ADMIN)
+        return check.require(scopes, Action.ADMIN)
 
-    async def _write(
-        self, tx: Transaction, integration: Integration, item: ImportItem, scopes: tuple[str, ...]
-    ) -> Connection:
-        """Write connection, sealed tokens, outbox messages and audit record."""
-        now, context = self._call.now, self._call.context
+    async def _write(self, item: ImportItem, integration: Integration, scopes: tuple[str, ...]) -> Connection:
+        """Write connection, sealed tokens and outbox messages; note the audit entry."""
+        now, context, tx = self._call.now, self._call.context, self._tx
         ends = now + INSTALL_WITHIN
         connection = await add_connection(
             tx,
@@ -108,17 +154,23 @@ class ImportWriter:
         )
         await tx.consents.add(consent, None, tokens)
         await signal_granted(tx, connection, consent, context, now)
-        await self._call.record(
-            tx,
-            AuditAction.CONNECTION_IMPORTED,
-            connection.id,
-            integration=integration.name,
-            label=item.label,
-            scopes=list(scopes),
-            refreshable=item.refresh_token is not None,
-            consent=consent.id,
-        )
+        detail = {
+            "integration": integration.name,
+            "label": item.label,
+            "scopes": list(scopes),
+            "refreshable": item.refresh_token is not None,
+            "consent": consent.id,
+        }
+        self._entries.append(self._call.entry(AuditAction.CONNECTION_IMPORTED, connection.id, **detail))
         return connection
+
+
+class _CheckedItem(NamedTuple):
+    """An item that may be written, and the scopes to request."""
+
+    item: ImportItem
+    integration: Integration
+    scopes: tuple[str, ...]
 
 
 def _require_usable(spec: ProviderSpec, item: ImportItem, now: datetime) -> None:

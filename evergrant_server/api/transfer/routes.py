@@ -12,7 +12,13 @@ from evergrant_server.api.http.approvals import use_approval, with_approval
 from evergrant_server.api.http.call import AdminCall, CommandResponse, ExportCall, ExportCommand
 from evergrant_server.api.http.models import MAX_INTEGER
 from evergrant_server.api.transfer.intake import ImportWriter
-from evergrant_server.api.transfer.models import ExportBody, ExportView, ImportBody, ImportView
+from evergrant_server.api.transfer.models import (
+    ExportBody,
+    ExportView,
+    ImportBody,
+    ImportOutcome,
+    ImportView,
+)
 from evergrant_server.api.transfer.verification import ImportVerification
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -54,13 +60,13 @@ async def import_connections(body: ImportBody, request: Request, call: AdminCall
     with rotating refresh tokens, two refreshers lose the grant.
     """
     items = json.loads(await request.body(), object_pairs_hook=_JsonObject.of)["items"]
-    verification, intake = ImportVerification(call, refresh=body.verify), ImportWriter(call)
-    outcomes = [
-        await intake.import_item(index, item, dry_run=body.dry_run) for index, item in enumerate(items)
-    ]
+    verification = ImportVerification(call)
+    outcomes = await ImportWriter(call).import_items(items, dry_run=body.dry_run)
     if body.dry_run:
         return ImportView(items=outcomes)
     call.api.relay.notify()
+    if not body.verify:
+        return ImportView(items=[_without_verification(it) for it in outcomes])
     return ImportView(items=await verification.verify(outcomes))
 
 
@@ -143,6 +149,13 @@ async def delete_export(call: ExportCall, id: ExportQuery) -> ExportView:
         return after
 
     return _view(await call.write(drop))
+
+
+def _without_verification(outcome: ImportOutcome) -> ImportOutcome:
+    """A worker installs the grant after the answer."""
+    if outcome.status != "imported":
+        return outcome
+    return outcome.with_verification("unverified", detail="no verification was requested")
 
 
 def _view(export: Export) -> ExportView:

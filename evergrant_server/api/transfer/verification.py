@@ -20,11 +20,10 @@ _REFUSED_KINDS = (FailureKind.RECONNECT_NEEDED, FailureKind.CLIENT_MISCONFIGURED
 class ImportVerification:
     """Verifies the outcomes of one request within `WAIT_S` of its creation."""
 
-    def __init__(self, call: ApiCall, *, refresh: bool) -> None:
+    def __init__(self, call: ApiCall) -> None:
         self._api = call.api
         self._tenant = call.tenant
         self._context = call.context
-        self._refresh = refresh
         self._gate = asyncio.Semaphore(MAX_CONCURRENT)
         self._ends = asyncio.get_running_loop().time() + WAIT_S
 
@@ -52,8 +51,6 @@ class ImportVerification:
     async def _unverified(self, outcomes: list[ImportOutcome]) -> dict[str, ImportOutcome]:
         """Outcomes to verify: imported now, or by an earlier request and not refreshed yet."""
         found = {it.connection_id: it for it in outcomes if it.connection_id and it.status == "imported"}
-        if not self._refresh:
-            return found
         async with self._api.store.read() as tx:
             for outcome in outcomes:
                 if outcome.status != "exists" or not outcome.connection_id or outcome.connection_id in found:
@@ -84,8 +81,6 @@ class ImportVerification:
             return outcome.with_verification("failed", connection.reason or ErrorCode.CONSENT_REQUIRED)
         if connection.generation > _FIRST_GENERATION:
             return outcome.with_verification("verified")
-        if not self._refresh:
-            return outcome.with_verification("unverified", detail="no verification was requested")
         if not refreshable:
             return outcome.with_verification("unverified", detail="there is no refresh token to verify")
         async with self._gate:

@@ -76,19 +76,30 @@ async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api
     assert ACCESS not in json.dumps([it.payload for it in waiting])
 
 
+async def test_two_requests_with_the_same_items_import_each_once(api: Api, key: str):
+    items = [item(subject=f"user-{n}", **({"integration": "none"} if n == 12 else {})) for n in range(25)]
+    first, second = await asyncio.gather(sent(api, key, *items), sent(api, key, *items))
+    assert [it["index"] for it in first] == list(range(25))
+    ids = {it["connection_id"] for it in (*first, *second)} - {None}
+    outcomes = [{one["status"], other["status"]} for one, other in zip(first, second, strict=True)]
+    assert outcomes.pop(12) == {"invalid"}
+    assert all(it == {"imported", "exists"} for it in outcomes)
+    assert len(ids) == len(await api.records(AuditAction.CONNECTION_IMPORTED)) == 24
+
+
 async def test_the_time_of_a_request_begins_before_its_items_are_taken(
     api: Api, key: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Else a client gives one attempt up, sends the items again and hears that they exist."""
-    take = ImportWriter.import_item
+    take = ImportWriter.import_items
 
-    async def taken(self: ImportWriter, *of: Any, **more: Any) -> ImportOutcome:
+    async def taken(self: ImportWriter, *of: Any, **more: Any) -> list[ImportOutcome]:
         monkeypatch.setattr("evergrant_server.api.transfer.verification.WAIT_S", 3600)
         return await take(self, *of, **more)
 
-    monkeypatch.setattr(ImportWriter, "import_item", taken)
+    monkeypatch.setattr(ImportWriter, "import_items", taken)
     async with asyncio.timeout(20):
-        (outcome,) = await sent(api, key, item())
+        (outcome,) = await sent(api, key, item(), verify=True)
     assert (outcome["status"], outcome["verification"]) == ("imported", "unverified")
 
 
