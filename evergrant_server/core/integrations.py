@@ -128,6 +128,11 @@ class Integration(TenantRow):
         return until is not None and (now < until or self.secret_refused_at is not None)
 
     @property
+    def lacks_client(self) -> bool:
+        """True while it has a redirect URI, and no OAuth client is registered with it yet."""
+        return not self.client_id and self.registration is None
+
+    @property
     def login_problem(self) -> str | None:
         """Why no subject can log in at its issuer, and the repair; None when one can."""
         endpoints = self.endpoints

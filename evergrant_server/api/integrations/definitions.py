@@ -88,7 +88,10 @@ async def consent_spec(
 
 
 def require_ready(integration: Integration) -> None:
-    """Raise Failure DISCOVERY_FAILED unless the integration's endpoints are known."""
+    """Raise Failure DISCOVERY_FAILED unless the integration's endpoints are known, and CLIENT_REJECTED
+    while it has no client."""
+    if integration.lacks_client:
+        raise Failure(ErrorCode.CLIENT_REJECTED, integration.problem or "", integration=integration.name)
     if integration.state is IntegrationState.FAILED:
         raise Failure(ErrorCode.DISCOVERY_FAILED, integration.problem or "", integration=integration.name)
     if integration.state is IntegrationState.DISCOVERING:

@@ -62,7 +62,8 @@ class IntegrationBody(Body):
     """An OAuth client at a provider. Secret and key are write-only; None keeps the stored ones.
 
     Instead of a client id, `registration` has a worker register the client at the issuer: `dynamic`
-    (RFC 7591, with `initial_access_token` if the issuer needs one) or `metadata_document`. `dpop`
+    (RFC 7591, with `initial_access_token` if the issuer needs one) or `metadata_document`. With neither,
+    the integration only gets the redirect URI to register a client with, until its client id is put. `dpop`
     turns DPoP (RFC 9449) on or off; the default is the provider's definition. `binding` says how it is
     checked that the person who consents is the subject. With `on_reconnect` `same` a connection's later
     consents have to be given with the account of its first one, where the provider names it; `any` lets

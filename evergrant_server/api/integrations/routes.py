@@ -14,12 +14,14 @@ from evergrant_server.api.http.problems import require_found
 from evergrant_server.api.integrations.changes import (
     change_client_secret,
     changed_integration,
+    new_integration,
+    retry_failing_connections,
+)
+from evergrant_server.api.integrations.checks import (
     check_body,
     client_certificate_of,
     client_key_of,
-    new_integration,
     require_binding_allowed,
-    retry_failing_connections,
 )
 from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
 from evergrant_server.api.integrations.logins import login_rule, require_usable_login

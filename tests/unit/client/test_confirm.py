@@ -113,7 +113,7 @@ def test_connect_binds_through_the_browsers_return(command: Command, fake_evergr
     ended = command("connect", "crm", "alice", "--wait", "--timeout", "20", "-o", "json")
     browser.join()
     assert (ended.status, json.loads(ended.out)["state"]) == (0, "active")
-    assert [line.split()[0] for line in ended.err.splitlines()] == ["open", "not_found:"]
+    assert [line.split()[0] for line in ended.err.splitlines()] == ["open", "not_found:", "alice"]
 
 
 def test_connect_reads_the_code_where_no_return_is_listed(evergrant: ScriptedEvergrant):
@@ -128,7 +128,11 @@ def test_connect_reads_the_code_where_no_return_is_listed(evergrant: ScriptedEve
     run = subprocess.run(command, env=env, input="code-1\n", capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stderr.splitlines()) == (
         0,
-        [f"open {LINK}", "if the page at the end shows a code, enter it here"],
+        [
+            f"open {LINK}",
+            "if the page at the end shows a code, enter it here",
+            "alice is connected at crm",
+        ],
     )
     sent = next(it.body for it in evergrant.requests if it.path.endswith("/confirm"))
     begun = evergrant.requests[1].body

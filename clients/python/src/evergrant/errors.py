@@ -44,7 +44,13 @@ class EvergrantError(Exception):
         self.status = status
         self.retry_after = retry_after
         self.context: Mapping[str, object] = dict(context or {})
-        super().__init__(f"{self.code}: {detail}" if detail else self.code)
+        super().__init__(detail)
+
+    def __str__(self) -> str:
+        """`code: detail (repair)`, in one line and without control characters."""
+        detail = f": {self.detail}" if self.detail else ""
+        text = f"{self.code}{detail} ({self.repair})"
+        return "".join(letter if letter.isprintable() else " " for letter in text)
 
     def _text(self, name: str) -> str | None:
         value = self.context.get(name)

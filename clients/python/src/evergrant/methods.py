@@ -12,6 +12,7 @@ from evergrant.calls import access as access_calls
 from evergrant.calls import access_requests as access_request_calls
 from evergrant.calls import api_keys as api_key_calls
 from evergrant.calls import approvals as approval_calls
+from evergrant.calls import apps as app_calls
 from evergrant.calls import connections as connection_calls
 from evergrant.calls import credentials as credential_calls
 from evergrant.calls import integrations as integration_calls
@@ -97,7 +98,11 @@ class ApiMethods:
     choose = Sends(connection_calls.choose)
     audit = Lists(connection_calls.audit)
     providers = Lists(connection_calls.providers)
-    apps = Lists(connection_calls.apps)
+
+    apps = Lists(app_calls.apps)
+    app = Sends(app_calls.app)
+    put_app = Sends(app_calls.put_app)
+    delete_app = Sends(app_calls.delete_app)
 
     api_keys = Lists(api_key_calls.api_keys)
     create_api_key = Sends(api_key_calls.create_api_key)

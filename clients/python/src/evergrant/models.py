@@ -183,9 +183,11 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A consumer that authenticates to Evergrant."""
+    """A consumer that authenticates to Evergrant. `lease_limit` is leases in a minute, None the server's."""
 
     id: str
     name: str
     disabled: bool
     created_at: datetime
+    return_to: tuple[str, ...] = ()
+    lease_limit: int | None = None

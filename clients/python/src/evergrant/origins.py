@@ -14,6 +14,7 @@ from evergrant.errors import BadRequest
 from evergrant.identity import Certificate, Identity, PrivateKey, WorkloadToken
 
 Origin = tuple[str, str, int]
+_NO_URL = "Set EVERGRANT_URL; beside make dev it is http://127.0.0.1:8480."
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -90,7 +91,7 @@ class ServerAddress:
         env = os.environ if environ is None else environ
         base = url or env.get("EVERGRANT_URL")
         if not base:
-            raise BadRequest("there is no URL", code="url_missing", repair="Set EVERGRANT_URL.")
+            raise BadRequest("there is no URL", code="url_missing", repair=_NO_URL)
         _check(base, allow_plain_http or env.get("EVERGRANT_ALLOW_PLAIN_HTTP") == "1")
         url = base.rstrip("/")
         if api_key and identity:
@@ -109,9 +110,11 @@ def _check(base: str, allow_plain_http: bool) -> None:
         parsed = httpx2.URL(base)
     except (httpx2.InvalidURL, TypeError):
         parsed = None
-    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
         raise BadRequest(
-            "the URL is not an http(s) URL", code="url_invalid", repair="Set EVERGRANT_URL to https://…"
+            "the URL is not an http(s) URL, or has a user name in it",
+            code="url_invalid",
+            repair="Set EVERGRANT_URL to https://…",
         )
     if parsed.scheme == "http" and not is_loopback(parsed.host) and not allow_plain_http:
         raise BadRequest(

@@ -20,6 +20,7 @@ ATTEMPT_LIMIT_S = 20.0  # longer than the server's own wait for a refresh
 CONNECT_LIMIT_S = 5.0
 _LONGEST_PAUSE_S = 2.0
 _LAST_POLL_S = 2.0
+_STAYS = frozenset({"certificate_untrusted", "tls_failed"})
 
 
 class Deadline:
@@ -51,7 +52,7 @@ class Deadline:
         """
         if not isinstance(error, Unreachable | ProviderUnavailable | PlatformUnavailable):
             return False
-        if error.status == 500:  # a defect, not an overload: the same request fails again
+        if error.status == 500 or error.code in _STAYS:  # the same request fails again
             return False
         if error.retry_after is None:
             return self.seconds_left() > self._longest_pause

@@ -14,6 +14,7 @@ import httpx2
 from evergrant.auth import ReportedTokens
 from evergrant.calls.attempts import call_arguments, token_arguments, transport_error
 from evergrant.calls.call import Call, Page, Result, check_version, next_page
+from evergrant.errors import EvergrantError
 from evergrant.identity import Certificate, Identity
 from evergrant.identity.access_tokens import TokenHolder
 from evergrant.identity.certificate import CertificateTls
@@ -104,7 +105,12 @@ class Transport(ClientState):
 
     def send(self, call: Call[Result], within_s: float | None = None) -> Result:
         """Send a call, again after failures that time may repair. Raises EvergrantError."""
-        deadline = _deadline(self._deadline, within_s)
+        try:
+            return self._send(call, _deadline(self._deadline, within_s))
+        except EvergrantError as error:
+            raise error.with_traceback(None) from None  # without the frames of libraries
+
+    def _send(self, call: Call[Result], deadline: Deadline) -> Result:
         for attempt in deadline.attempts():
             with attempt:
                 credential = self._credential(deadline)
@@ -120,7 +126,7 @@ class Transport(ClientState):
         try:
             response = self._http.request(**arguments)
         except httpx2.RequestError as error:
-            raise transport_error(error) from error
+            raise transport_error(error, self._server.url) from None
         check_version(response)
         return response
 
@@ -173,7 +179,12 @@ class AsyncTransport(ClientState):
         return httpx2.AsyncClient(verify=self._tls, trust_env=False)
 
     async def send(self, call: Call[Result], within_s: float | None = None) -> Result:
-        deadline = _deadline(self._deadline, within_s)
+        try:
+            return await self._send(call, _deadline(self._deadline, within_s))
+        except EvergrantError as error:
+            raise error.with_traceback(None) from None
+
+    async def _send(self, call: Call[Result], deadline: Deadline) -> Result:
         async for attempt in deadline.attempts():
             with attempt:
                 credential = await self._credential(deadline)
@@ -189,7 +200,7 @@ class AsyncTransport(ClientState):
         try:
             response = await self._http.request(**arguments)
         except httpx2.RequestError as error:
-            raise transport_error(error) from error
+            raise transport_error(error, self._server.url) from None
         check_version(response)
         return response
 

@@ -6,6 +6,7 @@ import pytest
 
 from evergrant_server import audit
 from evergrant_server.api.apps.keys import bootstrap_admin
+from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState
 from evergrant_server.core.messages.integrations import DiscoveryResult
@@ -101,6 +102,22 @@ async def test_an_integration_shows_its_redirect_uri_and_never_its_secret(api: A
     shown = await api.get("/v1/integrations/crm", admin)
     for answer in (made, listed, shown):
         assert "canary-secret" not in answer.text
+
+
+async def test_the_redirect_uri_is_there_before_the_client(api: Api, admin: str):
+    first = (await put(api, admin, {"provider": "gitlab"})).json()
+    assert (first["state"], first["client_id"]) == ("failed", "")
+    assert "put its client id" in first["problem"]
+    app = await api.app_with("web", Action.CONNECT)
+    refused = await api.post("/v1/connections", app, {"integration": "crm", "subject": "alice"})
+    assert (refused.status_code, refused.json()["code"]) == (424, "client_rejected")
+    assert refused.json()["detail"] == first["problem"]
+    nameless = await put(api, admin, {"provider": "gitlab", "client_id": "client-1"})
+    assert (nameless.status_code, nameless.json()["field"]) == (400, "client_secret")
+    ready = (await put(api, admin, GITLAB)).json()
+    assert (ready["state"], ready["problem"], ready["redirect_uri"]) == ("ready", None, first["redirect_uri"])
+    lost = await put(api, admin, {"provider": "gitlab"})
+    assert (lost.status_code, lost.json()["field"]) == (400, "client_id")
 
 
 async def test_changing_keeps_the_secret_and_the_id(api: Api, admin: str):
@@ -269,7 +286,7 @@ async def test_no_other_integration_has_a_document(api: Api, admin: str):
     ("changes", "field"),
     [
         ({"client_id": "c"}, "client_id"),
-        ({"registration": None}, "client_id"),
+        ({"registration": None, "client_secret": "s"}, "client_id"),
         ({"client_secret": "s"}, "client_secret"),
         ({"client_auth": "none"}, "client_auth"),
         ({"provider": "gitlab", "issuer": None}, "registration"),

@@ -94,7 +94,7 @@ def test_an_error_is_one_line_with_code_repair_and_wait(
         ("nonsense",),
         ("connections", "revoke", "con_1"),
         ("connections", "ls", "--state", "lost"),
-        ("providers", "-o", "yaml"),
+        ("providers", "-o", "xml"),
         *(("connections", "refresh", "con_1", "--refused", it) for it in ("0", "-1", "7.6", "none", "")),
     ],
 )
@@ -182,10 +182,14 @@ def test_live_without_an_answer_shows_the_store_and_fails(command: Command, ever
 def test_connect_waits_for_the_subject(command: Command, evergrant: ScriptedEvergrant):
     pending = connection(state="pending_consent", connect_url=LINK)
     evergrant.script("POST /v1/connections", ScriptedResponse(201, pending))
-    evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, connection()))
+    active = connection(scopes=["read"], metadata={"team": "T1"})
+    evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, active))
     connect = ("connect", "crm", "alice", "--scope", "a", "--scope", "b", "--wait", "--timeout")
     ended = command(*connect, "20", "-o", "json")
-    assert (ended.err, json.loads(ended.out)["state"]) == (f"open {LINK}\n", "active")
+    assert (ended.err, json.loads(ended.out)["state"]) == (
+        f"open {LINK}\nalice is connected at crm with read (team T1)\n",
+        "active",
+    )
     assert evergrant.requests[0].body["scopes"] == ["a", "b"]
     evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, pending))
     late = command(*connect, "0.1")

@@ -1,7 +1,9 @@
 """One HTTP attempt: what httpx2 is given for a call or a token request, and what its exceptions mean."""
 
 import json
-from collections.abc import Mapping
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx2
@@ -11,6 +13,9 @@ from evergrant.errors import EvergrantError, ProtocolError, Unreachable
 from evergrant.identity.access_tokens import GRANT, TOKEN_PATH
 from evergrant.origins import ServerAddress
 from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, Deadline
+
+_START = "Start Evergrant there (make dev), or correct EVERGRANT_URL."
+_TRUST = "Name its authority's certificates in SSL_CERT_FILE, or correct EVERGRANT_URL."
 
 
 def call_arguments(
@@ -44,8 +49,33 @@ def _timeout(deadline: Deadline) -> httpx2.Timeout:
     return httpx2.Timeout(min(ATTEMPT_LIMIT_S, left), connect=min(CONNECT_LIMIT_S, left))
 
 
-def transport_error(error: httpx2.RequestError) -> EvergrantError:
-    """Names the exception's class and not its message, which may quote received data."""
+def transport_error(error: httpx2.RequestError, url: str) -> EvergrantError:
+    """The error that a failed attempt at Evergrant's `url` stands for.
+
+    Names the exception's class and not its message, which may quote received data.
+    """
+    for cause in _causes(error):
+        match cause:
+            case ConnectionRefusedError():
+                return Unreachable(f"nothing listens at {url}", repair=_START)
+            case socket.gaierror():
+                return Unreachable(f"the host of {url} has no address", repair="Correct EVERGRANT_URL.")
+            case ssl.SSLCertVerificationError():
+                why = f"the certificate of {url} is not trusted: {cause.verify_message or cause.reason}"
+                return Unreachable(why, code="certificate_untrusted", repair=_TRUST)
+            case ssl.SSLError():
+                why = f"{url} doesn't answer in TLS"
+                return Unreachable(why, code="tls_failed", repair="Correct EVERGRANT_URL: is it http://?")
+            case _:
+                pass
     if isinstance(error, httpx2.TransportError):
-        return Unreachable(f"no answer ({type(error).__name__})")
-    return ProtocolError(f"the answer can't be read ({type(error).__name__})")
+        return Unreachable(f"no answer from {url} ({type(error).__name__})")
+    return ProtocolError(f"the answer of {url} can't be read ({type(error).__name__})")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions behind one, from the outermost on."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__

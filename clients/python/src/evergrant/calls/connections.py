@@ -1,4 +1,4 @@
-"""Connections, their audit records, and the lists of providers and apps."""
+"""Connections, their audit records, and the list of providers."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -13,7 +13,7 @@ from evergrant.calls.call import (
     post,
     without_none,
 )
-from evergrant.models import App, AuditRecord, Connection, Provider, State
+from evergrant.models import AuditRecord, Connection, Provider, State
 
 _CONNECTION = object_parser("connection", Connection)
 
@@ -144,11 +144,6 @@ def audit(connection_id: str | None = None) -> Call[Page[AuditRecord]]:
 def providers() -> Call[Page[Provider]]:
     """The providers of the catalogue, the tenant's own definitions among them."""
     return Call("GET", "/v1/providers", page_parser("provider", Provider, "facts"))
-
-
-def apps() -> Call[Page[App]]:
-    """The apps of the tenant."""
-    return Call("GET", "/v1/apps", page_parser("app", App))
 
 
 def _account(expect: Mapping[str, str] | None, login_hint: str | None) -> Mapping[str, object] | None:

@@ -9,17 +9,8 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from evergrant.calls.access import AccessExplanation
-from evergrant.cli.output import (
-    DEFAULTS,
-    Format,
-    Options,
-    Row,
-    name_and_value,
-    read_json_object,
-    row_of,
-    show_one,
-    show_rows,
-)
+from evergrant.cli.output import DEFAULTS, Options, name_and_value, read_json_object, row_of
+from evergrant.cli.show.tables import Format, Row, show_one, show_rows
 
 _REPORT = (
     *("app", "permit", "effect", "mode", "integration", "subjects", "actions", "scope_ceiling"),
@@ -58,7 +49,7 @@ def explain(
     with options.client() as client:
         found = client.explain_access(app, connection_id, scopes, action=action, address=address)
     row = asdict(found)
-    if options.output is Format.JSON:
+    if options.output is not Format.TABLE:
         show_one(row, options.output)
         return
     show_one({name: row[name] for name in _SUMMARY}, options.output)
@@ -128,7 +119,7 @@ def simulate(
     with options.client() as client:
         found = client.simulate_access(app, changed, since=since)
     row = asdict(found)
-    if options.output is Format.JSON:
+    if options.output is not Format.TABLE:
         show_one(row, options.output)
         return
     show_one({name: row[name] for name in _SIMULATED}, options.output)

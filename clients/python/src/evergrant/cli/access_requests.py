@@ -5,7 +5,8 @@ from datetime import timedelta
 from cyclopts import App
 
 from evergrant.calls.access_requests import AccessRequest
-from evergrant.cli.output import DEFAULTS, Options, Row, row_of, show_one, show_rows
+from evergrant.cli.output import DEFAULTS, Options, row_of
+from evergrant.cli.show.tables import Row, show_one, show_rows
 
 _REQUESTS = (
     *("id", "app", "kind", "state", "permit", "lifetime", "reason"),

@@ -14,7 +14,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from evergrant.cli.integrations import providers
-from evergrant.cli.output import DEFAULTS, Format, Options
+from evergrant.cli.output import DEFAULTS, Options
+from evergrant.cli.show.tables import Format
 from evergrant.errors import BadRequest
 
 _MODULE = ("-P", "-m", "evergrant_server", "providers")  # -P: not that of the working directory
@@ -31,7 +32,7 @@ def check_catalogue(checkout: Path = Path(), /, *, options: Options = DEFAULTS) 
     Args:
         checkout: The folder of the checkout; by default the working directory.
     """
-    _run(checkout, "check", *(("-o", "json") if options.output is Format.JSON else ()))
+    _run(checkout, "check", *(("-o", "json") if options.output is not Format.TABLE else ()))
 
 
 @providers.command(name="try", help_flags=[])

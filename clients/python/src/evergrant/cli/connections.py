@@ -7,21 +7,14 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from evergrant.cli.consent import announce, connect_here
-from evergrant.cli.output import (
-    DEFAULTS,
-    Format,
-    Generation,
-    Options,
-    connection_row,
-    show_live,
-    show_one,
-    show_rows,
-)
+from evergrant.cli.consent import announce, connect_here, say_who
+from evergrant.cli.output import DEFAULTS, Generation, Options, connection_row, show_live
+from evergrant.cli.show.tables import Format, show_one, show_rows
 from evergrant.errors import PlatformUnavailable
 from evergrant.models import Connection, State
 
-_CONNECTIONS = ("id", "integration", "subject", "label", "state", "generation", "expires_at", "reason")
+_CONNECTIONS = ("id", "integration", "subject", "label", "state", "expires_at", "reason", "repairer")
+_BELOW = {"subject": ("label",), "state": ("reason", "repairer")}
 
 connections = App(name="connections", help="Subjects' grants.")
 
@@ -45,7 +38,8 @@ def list_connections(
         found = client.connections(
             integration=integration, provider=provider, subject=subject, state=state, reference=reference
         )
-        show_rows((connection_row(connection) for connection in found), _CONNECTIONS, options.output)
+        rows = (connection_row(connection) for connection in found)
+        show_rows(rows, _CONNECTIONS, options.output, below=_BELOW, usual={"label": "default"})
 
 
 @connections.command(name="get")
@@ -129,6 +123,8 @@ def connect(
                 announce(found, in_browser=open_browser)
             if wait:
                 found = client.wait_for_consent(found.id, limit)
+        if wait:
+            say_who(found)
         _show(found, options)
 
 

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from evergrant.binding import new_verifier
 from evergrant.calls import connections as calls
-from evergrant.cli.output import printable
+from evergrant.cli.show.tables import printable
 from evergrant.errors import BadRequest, EvergrantError
 from evergrant.models import Connection
 from evergrant.retries import Deadline, is_consent_complete
@@ -84,6 +84,13 @@ def announce(found: Connection, *, in_browser: bool) -> None:
         _say(f"open {found.connect_url}")
         if in_browser:
             webbrowser.open(found.connect_url)
+
+
+def say_who(found: Connection) -> None:
+    """Who is connected, where, and with what, on stderr."""
+    facts = ", ".join(f"{name} {value}" for name, value in found.metadata.items() if isinstance(value, str))
+    what = f" with {' '.join(found.scopes)}" if found.scopes else ""
+    _say(printable(f"{found.subject} is connected at {found.integration}{what}{f' ({facts})' * bool(facts)}"))
 
 
 class ReturnListener:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from cyclopts import App
 
-from evergrant.cli.output import DEFAULTS, Options, name_and_value, read_text, row_of, show_one, show_rows
+from evergrant.cli.output import DEFAULTS, Options, name_and_value, read_text, row_of
+from evergrant.cli.show.tables import show_one, show_rows
 from evergrant.grant_files import write_private_file
 from evergrant.identity.certificate import thumbprint
 from evergrant.identity.private_key import new_private_key, public_jwk

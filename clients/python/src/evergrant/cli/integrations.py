@@ -5,21 +5,23 @@ from pathlib import Path
 
 from cyclopts import App
 
-from evergrant.calls.integrations import ProviderVersion
+from evergrant.calls.integrations import Integration, ProviderVersion
 from evergrant.cli.output import (
     DEFAULTS,
     InputFile,
     Options,
-    Row,
     name_and_value,
     read_json_object,
     read_text,
     row_of,
-    show_one,
-    show_rows,
 )
+from evergrant.cli.show.tables import Format, Row, show_one, show_rows
+from evergrant.errors import BadRequest
+from evergrant.sync_client import Evergrant
 
 _INTEGRATIONS = ("name", "provider", "client_id", "state", "problem", "redirect_uri")
+_RESERVED = ("name", "provider", "state", "redirect_uri")
+_PUT = ("name", "provider", "client_id", "default_scopes", "state", "problem", "redirect_uri")
 _PROVIDERS = ("name", "display_name", "categories", "default_scopes")
 _VERSIONS = ("version", "state", "share", "succeeded", "failed", "proposed_by", "decided_by", "reason")
 
@@ -104,6 +106,42 @@ def get_integration(name: str, /, *, options: Options = DEFAULTS) -> None:
         show_one(client.integration(name).members, options.output)
 
 
+@integrations.command
+def redirect_uri(
+    name: str,
+    /,
+    *,
+    provider: str | None = None,
+    issuer: str | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Print the redirect URI to register at the provider, before there is a client id.
+
+    Args:
+        provider: Of a new integration, which then waits for its client id.
+        issuer: Of a new integration with the provider generic: the server's URL.
+    """
+    with options.client() as client:
+        found = reserve(client, name, provider, issuer)
+    if options.output is Format.TABLE:
+        print(found.redirect_uri)
+    else:
+        show_one({name: found.members[name] for name in _RESERVED}, options.output)
+
+
+def reserve(client: Evergrant, name: str, provider: str | None, issuer: str | None) -> Integration:
+    """The integration of this name, or a new one that waits for its client. Raises EvergrantError."""
+    try:
+        return client.integration(name)
+    except BadRequest as missing:
+        if missing.code != "not_found":
+            raise
+    if provider is None:
+        why = f"there is no integration {name} yet"
+        raise BadRequest(why, code="not_found", repair="Name its provider: --provider github.")
+    return client.put_integration(name, provider=provider, **({"issuer": issuer} if issuer else {}))
+
+
 @integrations.command(name="put")
 def put_integration(
     name: str,
@@ -124,7 +162,7 @@ def put_integration(
     scope: tuple[str, ...] = (),
     options: Options = DEFAULTS,
 ) -> None:
-    """Create or change an OAuth client. The provider's definition decides where an option is left out.
+    """Create or replace an OAuth client. The provider's definition decides where an option is left out.
 
     Args:
         client_secret_file: A file with the client secret; - reads it from the standard input. Left out, the
@@ -153,7 +191,9 @@ def put_integration(
     }
     given = {key: value for key, value in members.items() if value is not None}
     with options.client() as client:
-        show_one(client.put_integration(name, **given).members, options.output)
+        made = client.put_integration(name, **given).members
+    short = {name: made.get(name) for name in _PUT} if options.output is Format.TABLE else made
+    show_one(short, options.output)
 
 
 @integrations.command(name="delete")

@@ -2,7 +2,8 @@
 
 from cyclopts import App
 
-from evergrant.cli.output import DEFAULTS, Options, row_of, show_one, show_rows
+from evergrant.cli.output import DEFAULTS, Options, row_of
+from evergrant.cli.show.tables import show_one, show_rows
 
 _ISSUERS = ("name", "kind", "issuer", "keys", "keys_at", "keys_problem")
 

@@ -20,10 +20,10 @@ from cyclopts import Parameter
 from evergrant.binding import new_verifier
 from evergrant.calls.call import check_version, object_parser
 from evergrant.cli.consent import ReturnListener
-from evergrant.cli.output import DEFAULTS, Options, row_of, show_one
+from evergrant.cli.output import DEFAULTS, Options, row_of
+from evergrant.cli.show.tables import show_one
 from evergrant.errors import BadRequest, EvergrantError, Unreachable
 from evergrant.identity.session_file import keep_token
-from evergrant.origins import ServerAddress
 
 _EXCHANGE_S = 30.0
 
@@ -58,14 +58,14 @@ def login(
         browser: Open a browser. Without it, open the address that is printed.
         wait: Seconds to wait for the browser.
     """
-    server = ServerAddress.from_settings(options.url, "none")  # the address alone
+    server = options.address()
     state, (verifier, challenge) = token_urlsafe(32), new_verifier()
     with ReturnListener(lambda url: code_with_state(url, state)) as listener:
         port = str(urlsplit(listener.url).port)
         query = {"port": port, "state": state, "challenge": challenge}
         query |= {"step_up": "true"} if again else {}
         query |= {"tenant": tenant} if tenant else {}
-        address = f"{server.url}/login?{urlencode(query)}"
+        address = f"{server}/login?{urlencode(query)}"
         print(f"open {address}", file=sys.stderr, flush=True)
         if browser:
             webbrowser.open(address)
@@ -74,8 +74,8 @@ def login(
         except Empty:
             why = f"no login came back within {timedelta(seconds=wait)}"
             raise BadRequest(why, code="login_timeout", repair="Run evergrant login again.") from None
-    made = _exchange(server.url, code, verifier)
-    keep_token(server.url, made.token)
+    made = _exchange(server, code, verifier)
+    keep_token(server, made.token)
     shown = row_of(made)
     del shown["token"]
     show_one(shown, options.output)
@@ -83,7 +83,7 @@ def login(
 
 def logout(*, options: Options = DEFAULTS) -> None:
     """End the session of `evergrant login`, and forget it."""
-    server = ServerAddress.from_settings(options.url, "none")
+    server = options.address()
     try:
         with options.client() as client:
             client.end_own_session()
@@ -91,7 +91,7 @@ def logout(*, options: Options = DEFAULTS) -> None:
         if error.status not in (401, 404):  # it had ended
             raise
     finally:
-        keep_token(server.url, None)
+        keep_token(server, None)
 
 
 def whoami(*, options: Options = DEFAULTS) -> None:

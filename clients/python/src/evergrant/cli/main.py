@@ -3,12 +3,14 @@
 Exit statuses: 0 done, 1 refused or failed, 2 misused, 130 interrupted.
 """
 
+import logging
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from importlib.metadata import version
+from typing import Literal
 
 from cyclopts import App, CycloptsError
 
@@ -20,9 +22,12 @@ from evergrant.cli.connections import connect, connections
 from evergrant.cli.integrations import integrations
 from evergrant.cli.issuers import issuers
 from evergrant.cli.login import login, logout, whoami
-from evergrant.cli.output import DEFAULTS, Format, Options, lease_row, row_of, show_error, show_one, show_rows
+from evergrant.cli.output import DEFAULTS, Options, lease_row, row_of, show_error
 from evergrant.cli.people import people
 from evergrant.cli.permits import permits
+from evergrant.cli.show.examples import add_examples
+from evergrant.cli.show.tables import Format, show_one, show_rows
+from evergrant.cli.start.init import init
 from evergrant.cli.transfer import export_file, export_key, import_file
 from evergrant.cli.webhooks import webhooks
 from evergrant.errors import EvergrantError, ReconnectNeeded
@@ -34,6 +39,7 @@ _AUDIT = ("seq", "shard", "at", "action", "by", "detail")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Always ends in SystemExit."""
+    logging.getLogger("stamina").addHandler(logging.NullHandler())  # an error has its one line
     sys.exit(_status(arguments))
 
 
@@ -131,6 +137,7 @@ def build_app() -> App:
         help="Managed OAuth from the shell: connections, tokens, audit.",
         version=version("evergrant"),
     )
+    app.command(init)
     app.command(providers)
     app.command(integrations)
     app.command(connections)
@@ -152,4 +159,15 @@ def build_app() -> App:
     app.command(import_file, name="import")
     app.command(export_file, name="export")
     app.command(export_key, name="export-key")
+    app.command(completion)
+    add_examples(app)
     return app
+
+
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print what a shell needs to complete commands and options.
+
+    Args:
+        shell: bash, zsh or fish.
+    """
+    print(build_app().generate_completion(shell=shell))

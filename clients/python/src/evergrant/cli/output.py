@@ -1,11 +1,11 @@
-"""What every command shares: its options, arguments that are read in a special way, and what it prints.
+"""What every command shares: its options, arguments that are read in a special way, and the rows it shows.
 
-A table for people, JSON for programs, one line for an error.
+One line for an error.
 """
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import Parameter, Token
-from rich.console import Console
-from rich.table import Table
 
+from evergrant.cli.show.tables import Format, Row, show_one, show_rows
+from evergrant.cli.start.reachable import require_listener
+from evergrant.cli.start.settings_file import environment
 from evergrant.errors import BadRequest, EvergrantError
 from evergrant.identity.session_file import token_for
 from evergrant.lease import Lease
 from evergrant.models import Connection, ProviderSaid
-from evergrant.origins import read_key_file
+from evergrant.origins import ServerAddress, read_key_file
 from evergrant.sync_client import Evergrant
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-Row = Mapping[str, object]
 
 _CONNECTION = (
     *("id", "integration", "provider", "subject", "label", "flow", "state", "generation", "scopes"),
@@ -38,40 +37,11 @@ _LEASE = ("token_type", "expires_at", "scopes", "generation", "connection_id")
 InputFile = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # - is the standard input
 
 
-class Format(StrEnum):
-    TABLE = "table"
-    JSON = "json"
-
-
-def show_rows(rows: Iterable[Row], columns: tuple[str, ...], output: Format) -> None:
-    """A list: a table of `columns`, or a JSON array with every member."""
-    if output is Format.JSON:
-        print(json.dumps(list(rows), indent=2))
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column.upper(), overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    width = None if sys.stdout.isatty() else 10_000  # in a file or a pipe nothing is folded
-    Console(highlight=False, markup=False, width=width).print(table)
-
-
-def show_one(row: Row, output: Format) -> None:
-    """One object: a line for each member, or a JSON object."""
-    if output is Format.JSON:
-        print(json.dumps(row, indent=2))
-        return
-    width = max(len(name) for name in row)
-    for name, value in row.items():
-        print(f"{name:<{width}}  {_cell(value)}")
-
-
 def show_live(connection: Connection, output: Format) -> None:
     """A connection beside its workflow's description; `differs` marks where they disagree."""
     row = connection_row(connection)
     live = None if connection.live is None else row_of(connection.live)
-    if output is Format.JSON:
+    if output is not Format.TABLE:
         show_one({**row, "live": live, "differs": list(connection.differs)}, output)
         return
     show_one(row, output)
@@ -91,9 +61,8 @@ def show_live(connection: Connection, output: Format) -> None:
 
 def show_error(error: EvergrantError) -> None:
     """One line on stderr: code, detail, repair, and the seconds to wait if the server named them."""
-    detail = f": {printable(error.detail)}" if error.detail else ""
     wait = "" if error.retry_after is None else f" Retry-After: {ceil(error.retry_after)} seconds"
-    print(f"evergrant: {error.code}{detail} ({printable(error.repair)}){wait}", file=sys.stderr)
+    print(f"evergrant: {error}{wait}", file=sys.stderr)
 
 
 def row_of(model: "DataclassInstance") -> dict[str, object]:
@@ -129,11 +98,6 @@ def lease_row(lease: Lease, *, show_token: bool) -> Row:
     return {"access_token": token, **_row(lease, _LEASE)}
 
 
-def printable(text: str) -> str:
-    """Without control characters: a server's text must not steer the terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
 def _row(source: object, names: tuple[str, ...]) -> dict[str, object]:
     return {name: _json_value(getattr(source, name)) for name in names}
 
@@ -152,35 +116,34 @@ def _json_value(value: object) -> object:
             return value
 
 
-def _cell(value: object) -> str:
-    match value:
-        case None:
-            return "-"
-        case list() | tuple():
-            return " ".join(str(part) for part in cast(list[object], value)) or "-"
-        case dict():
-            return json.dumps(value)
-        case _:
-            return printable(str(value))
-
-
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Options:
     """The API key itself is no option: every process of the machine could read it."""
 
     output: Annotated[Format, Parameter(name=["--output", "-o"])] = Format.TABLE
-    "As a table for people, or as JSON."
+    "As a table for people, as JSON or as YAML."
 
     url: str | None = None
-    "Evergrant's URL; by default EVERGRANT_URL."
+    "Evergrant's URL; by default EVERGRANT_URL, or that of evergrant.env in this folder."
 
     api_key_file: Path | None = None
-    "File with the app's API key; by default EVERGRANT_API_KEY, EVERGRANT_API_KEY_FILE or evergrant login."
+    "File with the app's API key; by default EVERGRANT_API_KEY(_FILE), evergrant.env or login."
 
     def client(self) -> Evergrant:
-        key = read_key_file(self.api_key_file) if self.api_key_file else token_for(self.url)
-        return Evergrant(self.url, key)
+        """The client, once its server has accepted a connection. Raises EvergrantError."""
+        env = environment(self.url)
+        url = self.url or env.get("EVERGRANT_URL")
+        key = read_key_file(self.api_key_file) if self.api_key_file else token_for(url, env)
+        server = ServerAddress.from_settings(url, key, environ=env)
+        require_listener(server.url)
+        key, identity = server.api_key or None, server.identity
+        return Evergrant(server.url, key, identity=identity, issuer=server.issuer, allow_plain_http=True)
+
+    def address(self) -> str:
+        """The server's URL alone, for commands that send no credential."""
+        env = environment(self.url)
+        return ServerAddress.from_settings(self.url, "none", environ=env).url
 
 
 DEFAULTS = Options()

@@ -2,7 +2,8 @@
 
 from cyclopts import App
 
-from evergrant.cli.output import DEFAULTS, Options, argument_error, row_of, show_one, show_rows
+from evergrant.cli.output import DEFAULTS, Options, argument_error, row_of
+from evergrant.cli.show.tables import show_one, show_rows
 
 _SESSIONS = ("id", "live", "name", "person", "role", "kind", "created_at", "last_used_at", "expires_at")
 

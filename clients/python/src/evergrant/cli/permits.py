@@ -5,7 +5,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from evergrant.cli.output import DEFAULTS, Options, row_of, show_one, show_rows
+from evergrant.cli.output import DEFAULTS, Options, row_of
+from evergrant.cli.show.tables import show_one, show_rows
 
 _PERMITS = (
     *("name", "effect", "mode", "integration", "provider", "subjects", "actions"),

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from evergrant.calls.transfer import IMPORT_BATCH_SIZE, Export, ImportOutcome, ImportStatus, SealedPage
-from evergrant.cli.output import DEFAULTS, Format, Options, printable, show_one
+from evergrant.cli.output import DEFAULTS, Options
+from evergrant.cli.show.tables import Format, printable, show_one
 from evergrant.errors import BadRequest, EvergrantError
 from evergrant.grant_files import (
     InvalidLine,
@@ -71,7 +72,7 @@ class _Report:
             for name in ("imported", "would_import", "exists", "invalid", "verified", "unverified", "failed")
         }
         row["seconds"] = round(seconds, 1)
-        if options.output is Format.JSON:
+        if options.output is not Format.TABLE:
             row["failures"] = sorted(self.failures, key=lambda failure: str(failure["line"]).zfill(12))
         show_one(row, options.output)
 
@@ -98,7 +99,7 @@ def import_file(
     """
     decrypter = LineDecrypter(key) if key else None
     started = time.monotonic()
-    report = _Report(str(file), options.output is Format.JSON)
+    report = _Report(str(file), options.output is not Format.TABLE)
     try:
         source = file.open("rb")
     except OSError as error:

@@ -5,7 +5,8 @@ from datetime import timedelta
 from cyclopts import App
 
 from evergrant.calls.webhooks import Webhook
-from evergrant.cli.output import DEFAULTS, Options, Row, row_of, show_one, show_rows
+from evergrant.cli.output import DEFAULTS, Options, row_of
+from evergrant.cli.show.tables import Row, show_one, show_rows
 
 _WEBHOOKS = ("name", "url", "integration", "events", "disabled_by", "failures", "failing_since")
 _DELIVERIES = (

@@ -11,7 +11,7 @@ from typing import cast
 
 from evergrant.errors import BadRequest
 
-_CREDENTIALS = ("EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE", "EVERGRANT_APP_ID")  # an app's go first
+CREDENTIALS = ("EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE", "EVERGRANT_APP_ID")  # an app's go first
 
 
 def session_file() -> Path:
@@ -20,12 +20,11 @@ def session_file() -> Path:
     return (Path(base) if base else Path.home() / ".config") / "evergrant" / "sessions.json"
 
 
-def token_for(url: str | None) -> str | None:
-    """The token of the login at this server (by default EVERGRANT_URL), unless the environment names an
-    app's credential."""
-    if any(os.environ.get(name) for name in _CREDENTIALS):
+def token_for(url: str | None, environ: Mapping[str, str]) -> str | None:
+    """The token of the login at this server, unless the environment names an app's credential."""
+    if any(environ.get(name) for name in CREDENTIALS):
         return None
-    return _read().get((url or os.environ.get("EVERGRANT_URL", "")).rstrip("/"))
+    return _read().get((url or "").rstrip("/"))
 
 
 def keep_token(url: str, token: str | None) -> None:

@@ -1,0 +1,44 @@
+"""The program that `evergrant init` writes: one lease, and what to do without one. It holds no secret."""
+
+import json
+from pathlib import Path
+
+from evergrant.errors import BadRequest
+
+_FIRST_LINE = '"""Written by evergrant init'
+_PROGRAM = '''{first}: one lease of a token. The app's key is in a file of its own."""
+
+import sys
+from pathlib import Path
+
+from evergrant import ConsentRequired, Evergrant, EvergrantError, Lease
+
+KEY_FILE = Path(__file__).parent / {key}
+
+try:
+    with Evergrant({url}, KEY_FILE.read_text().strip()) as evergrant:
+        match evergrant.lease({name}, {subject}):
+            case Lease() as lease:
+                # lease.access_token goes into the header Authorization: Bearer ...
+                print("a token with", " ".join(lease.scopes) or "the server's own scopes")
+                print("valid until", lease.expires_at or "it is revoked")
+            case ConsentRequired():
+                sys.exit("no consent yet. Run: " + {connect})
+except EvergrantError as error:
+    sys.exit(str(error))
+'''
+
+
+def written_program(url: str, key: str, name: str, subject: str, connect: str) -> str:
+    """Python, with each value as a literal."""
+    values = {"url": url, "key": key, "name": name, "subject": subject, "connect": connect}
+    return _PROGRAM.format(first=_FIRST_LINE, **{it: json.dumps(value) for it, value in values.items()})
+
+
+def require_replaceable(path: Path) -> None:
+    """Raise BadRequest for a file that this command did not write."""
+    if not path.exists():
+        return
+    if not path.is_file() or not path.read_text(encoding="utf-8", errors="replace").startswith(_FIRST_LINE):
+        why = f"{path} is there already, and evergrant init did not write it"
+        raise BadRequest(why, code="file_exists", repair="Name another file: --out other.py.")

@@ -1,0 +1,108 @@
+"""Checks of an integration's body against its provider's definition, before anything is written. Pure."""
+
+from datetime import datetime
+
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.api.integrations.models import IntegrationBody
+from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import RegistrationMethod
+from evergrant_server.core.secret import Secret
+from evergrant_server.policy import scopes_above
+from providers.client_auth import import_signing_key, parse_client_certificate
+from providers.definition.schema import ProviderSpec
+from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
+from providers.definition.templates import definition_endpoints
+
+UNBOUND_SETTING = "EVERGRANT_ALLOW_UNBOUND_CONSENT"
+_AUTH_WITHOUT_SECRET = (ClientAuth.NONE, ClientAuth.PRIVATE_KEY_JWT, *MUTUAL_TLS)
+NO_CERTIFICATE = "A client certificate is needed to present."
+
+
+def has_client(body: IntegrationBody) -> bool:
+    """False for an integration that only gets its redirect URI, with which its client is registered."""
+    return body.client_id is not None or body.registration is not None
+
+
+def require_credentials(spec: ProviderSpec, body: IntegrationBody) -> None:
+    """Raise Failure INVALID_REQUEST for a new client without the secret or key that its provider needs."""
+    method = ClientAuth(body.client_auth or spec.client_auth)
+    signs_secret = spec.client_secret_generator is not None
+    if method is ClientAuth.PRIVATE_KEY_JWT and body.client_key is None:
+        raise invalid_request("client_key", "A client key is needed to sign with.")
+    if method in MUTUAL_TLS and body.client_certificate is None:
+        raise invalid_request("client_certificate", NO_CERTIFICATE)
+    if signs_secret and body.client_key is None:
+        raise invalid_request("client_key", "A client key is needed: the secret is signed with it.")
+    secret_given = signs_secret or body.client_secret is not None or body.registration is not None
+    if not secret_given and method not in _AUTH_WITHOUT_SECRET:
+        why = "A client secret is needed, or client_auth none for a public client."
+        raise invalid_request("client_secret", why)
+
+
+def check_body(spec: ProviderSpec, body: IntegrationBody) -> None:
+    """Check the body against the provider's definition. Raises Failure INVALID_REQUEST with the field."""
+    spec.require_any_flow()
+    if spec.discovery and not body.issuer:
+        raise invalid_request("issuer", f"{spec.name} needs an issuer.")
+    if body.issuer and not spec.discovery:
+        raise invalid_request("issuer", f"{spec.name} has its own issuer.")
+    if not spec.discovery:
+        definition_endpoints(spec, body.params)
+    _check_client(spec, body)
+    if body.client_secret is not None:
+        require_nonempty(body.client_secret)
+    if scopes_above(body.default_scopes, body.scope_ceiling):
+        raise invalid_request("default_scopes", "A default scope is above the ceiling.")
+
+
+def require_binding_allowed(binding: Binding, api: ApiContext) -> None:
+    """Raise Failure INVALID_REQUEST for a binding that the operator doesn't allow."""
+    if binding is Binding.NONE and not api.settings.allow_unbound_consent:
+        detail = f"The binding none is off: {UNBOUND_SETTING} allows consents of any person who opens a link."
+        raise Failure(ErrorCode.INVALID_REQUEST, detail, field="binding", setting=UNBOUND_SETTING)
+
+
+def client_key_of(body: IntegrationBody) -> ClientKey | None:
+    """The client key of the body. Raises Failure INVALID_REQUEST for one that can't sign."""
+    if body.client_key is None:
+        return None
+    key = ClientKey(private=body.client_key.private, id=body.client_key.id)
+    try:
+        import_signing_key(key)
+    except Failure as failure:
+        raise invalid_request("client_key", failure.detail) from None
+    return key
+
+
+def client_certificate_of(body: IntegrationBody, now: datetime) -> ClientCertificate | None:
+    """The client certificate of the body. Raises Failure INVALID_REQUEST for an unusable one."""
+    given = body.client_certificate
+    return None if given is None else parse_client_certificate(given.certificate, given.private, now)
+
+
+def _check_client(spec: ProviderSpec, body: IntegrationBody) -> None:
+    """Check that the body has not both, a client id and a registration, and only members that go with it."""
+    alone = body.client_secret or body.client_key or body.client_certificate or body.client_auth
+    if (body.client_id and body.registration) or (alone and not has_client(body)):
+        raise invalid_request("client_id", "Give a client id, or a registration.")
+    if body.registration is None:
+        if body.initial_access_token is not None:
+            raise invalid_request("initial_access_token", "It needs a registration.")
+        return
+    per_host = spec.client_registration == "per_host" and body.registration is RegistrationMethod.DYNAMIC
+    if not spec.discovery and not per_host:
+        why = f"{spec.name} has no issuer whose metadata says where to register."
+        raise invalid_request("registration", why)
+    if body.client_secret is not None or body.client_auth is not None:
+        why = "The registration determines the client authentication."
+        raise invalid_request("client_secret" if body.client_secret else "client_auth", why)
+    if body.initial_access_token is not None and body.registration is not RegistrationMethod.DYNAMIC:
+        raise invalid_request("initial_access_token", "A metadata document needs none.")
+
+
+def require_nonempty(secret: Secret) -> None:
+    if not secret.reveal().strip():
+        raise invalid_request("client_secret", "The client secret is empty.")

@@ -1,0 +1,212 @@
+"""The first hour: `evergrant.env`, `init` and the commands behind it; no secret in arguments or on screen."""
+
+import json
+import os
+import pty
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evergrant import App
+from evergrant.calls.api_keys import ApiKey
+from evergrant.calls.permits import Permit
+
+from tests.fakes.ports import free_port
+from tests.unit.client.conftest import Command
+from tests.unit.client.scripted_evergrant import (
+    SECRET,
+    ScriptedEvergrant,
+    ScriptedResponse,
+    an_integration,
+    example,
+    lease,
+    page,
+    problem,
+)
+
+ROOT = Path(__file__).parents[4]
+NO_SUCH = problem(404, "BadRequest", "not_found")
+URI = "https://e/oauth/callback/int_1"
+APP = example(App, name="web", return_to=["https://a/"], lease_limit=5)
+FLAGS = ("--provider", "github", "--client-id", "c-1", "--subject", "alice")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def server(evergrant: ScriptedEvergrant) -> ScriptedEvergrant:
+    """A server without anything, which accepts all that init makes."""
+    key = example(ApiKey, key=SECRET)
+    evergrant.script("GET /v1/integrations/github", NO_SUCH)
+    evergrant.script("PUT /v1/integrations/github", ScriptedResponse(201, an_integration(client_id="")))
+    evergrant.script("GET /v1/apps/first-app", NO_SUCH)
+    evergrant.script("PUT /v1/apps/first-app", ScriptedResponse(201, example(App)))
+    evergrant.script("PUT /v1/apps/first-app/permits/github", ScriptedResponse(201, example(Permit)))
+    evergrant.script("POST /v1/apps/first-app/keys", ScriptedResponse(201, key))
+    evergrant.script("GET /v1/connections", page())
+    return evergrant
+
+
+def sent(server: ScriptedEvergrant) -> list[tuple[str, Any]]:
+    return [(f"{it.method} {it.path}", it.body) for it in server.requests if it.method != "GET"]
+
+
+def test_init_makes_all_that_a_first_lease_needs(command: Command, server: ScriptedEvergrant, here: Path):
+    (here / "secret").write_text(f"{SECRET}\n")
+    ended = command("init", *FLAGS, "--client-secret-file", "secret", "--scope", "repo")
+    assert (ended.status, ended.out) == (0, "")
+    assert f"\n  {URI}\n" in ended.err
+    assert "evergrant connect github alice --open --wait --api-key-file first-app.key\n" in ended.err
+    reserved, put, app, permit, _ = (body for _, body in sent(server))
+    assert reserved == {"provider": "github"}
+    client = {"client_id": "c-1", "client_secret": SECRET}
+    assert put == {"provider": "github", **client, "default_scopes": ["repo"]}
+    assert app == {"disabled": False, "return_to": ["http://127.0.0.1/"]}
+    assert (permit["subjects"], permit["actions"]) == (["alice"], ["token", "connect"])
+    key = here / "first-app.key"
+    assert (key.read_text(), stat.S_IMODE(key.stat().st_mode)) == (f"{SECRET}\n", 0o600)
+    assert SECRET not in ended.err + (here / "lease.py").read_text()
+
+    again = command("init", *FLAGS, "--client-secret-file", "secret")
+    assert (again.status, server.count("POST /v1/apps/first-app/keys")) == (0, 1)
+    (here / "lease.py").write_text("mine\n")
+    refused = command("init", *FLAGS, "--client-secret-file", "secret")
+    assert (refused.status, refused.err.count("\n"), "--out" in refused.err) == (1, 1, True)
+
+
+def test_the_written_program_runs(command: Command, server: ScriptedEvergrant, here: Path):
+    (here / "secret").write_text(SECRET)
+    command("init", *FLAGS, "--client-secret-file", "secret")
+    server.script("POST /v1/lease", lease(), problem(403, "Denied", "not_permitted", repair="Give a permit."))
+    env = {"PATH": "", "PYTHONPATH": str(ROOT / "clients/python/src")}
+    run = [sys.executable, "lease.py"]
+    first = subprocess.run(run, env=env, capture_output=True, text=True)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert "valid until 2030-01-02 03:04:05" in first.stdout
+    second = subprocess.run(run, env=env, capture_output=True, text=True)
+    assert (second.returncode, second.stdout) == (1, "")
+    assert second.stderr == "not_permitted: the reason (Give a permit.)\n"
+
+
+def test_init_asks_four_questions_and_hides_the_secret(server: ScriptedEvergrant, here: Path):
+    env = {"PATH": os.environ["PATH"], "EVERGRANT_URL": server.url, "EVERGRANT_API_KEY": "evg_canary"}
+    env["PYTHONPATH"] = str(ROOT / "clients/python/src")
+    ours, theirs = pty.openpty()
+    executable = str(Path(sys.executable).parent / "evergrant")
+    child = subprocess.Popen([executable, "init"], env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = ""
+    for question, answer in (
+        ("Provider", "github"),
+        ("Client id", "c-1"),
+        ("Client secret", SECRET),
+        ("Your name", "alice"),
+    ):
+        while question not in shown.rpartition("\n")[2]:
+            shown += os.read(ours, 4096).decode()
+        os.write(ours, f"{answer}\n".encode())
+    while "lease.py\r\n" not in shown.partition("Next:")[2]:
+        shown += os.read(ours, 4096).decode()
+    assert child.wait() == 0
+    os.close(ours)
+    assert SECRET not in shown
+    assert sent(server)[1][1]["client_secret"] == SECRET
+    assert (here / "lease.py").exists()
+
+
+@pytest.mark.parametrize("missing", ["--provider", "--client-id", "--subject"])
+def test_without_a_terminal_a_flag_is_named(command: Command, server: ScriptedEvergrant, missing: str):
+    at = FLAGS.index(missing)
+    ended = command("init", *FLAGS[:at], *FLAGS[at + 2 :], "--client-secret-file", os.devnull)
+    assert (ended.status, ended.err.splitlines()[-1].startswith("evergrant: ")) == (1, True)
+    assert f"{missing} is missing" in ended.err
+
+
+def test_the_redirect_uri_comes_before_the_client_id(command: Command, evergrant: ScriptedEvergrant):
+    evergrant.script("GET /v1/integrations/crm", NO_SUCH)
+    unnamed = command("integrations", "redirect-uri", "crm")
+    assert (unnamed.status, "--provider" in unnamed.err) == (1, True)
+    evergrant.script("PUT /v1/integrations/crm", ScriptedResponse(201, an_integration()))
+    assert command("integrations", "redirect-uri", "crm", "--provider", "github").out == f"{URI}\n"
+    assert sent(evergrant) == [("PUT /v1/integrations/crm", {"provider": "github"})]
+
+
+def test_an_app_is_changed_without_what_is_left_out(command: Command, evergrant: ScriptedEvergrant):
+    evergrant.script("GET /v1/apps/web", ScriptedResponse(200, APP))
+    evergrant.script("PUT /v1/apps/web", ScriptedResponse(200, APP))
+    command("apps", "put", "web", "--lease-limit", "9")
+    command("apps", "put", "web", "--lease-limit", "0", "--return-to", "https://b/")
+    bodies = [body for _, body in sent(evergrant)]
+    assert bodies == [
+        {"disabled": False, "return_to": ["https://a/"], "lease_limit": 9},
+        {"disabled": False, "return_to": ["https://b/"]},
+    ]
+
+
+def test_a_key_goes_into_a_file_and_is_not_shown(command: Command, evergrant: ScriptedEvergrant, here: Path):
+    made = ScriptedResponse(201, example(ApiKey, key=SECRET))
+    evergrant.script("POST /v1/apps/web/keys", problem(404, "BadRequest", "not_found"), made)
+    assert command("apps", "key", "web").status == 1
+    assert list(here.iterdir()) == []
+    ended = command("apps", "key", "web", "--out", "k")
+    assert (ended.status, SECRET in ended.out, (here / "k").read_text()) == (0, False, f"{SECRET}\n")
+    taken = command("apps", "key", "web", "--out", "k")
+    assert (taken.status, len(evergrant.requests)) == (1, 2)
+
+
+def settings(url: str, key: str = "key") -> str:
+    return (
+        f"# by make dev\nexport EVERGRANT_URL={url}\nEVERGRANT_API_KEY_FILE='{key}'\nEVERGRANT_DATA_DIR=x\n"
+    )
+
+
+def test_commands_read_the_folders_settings(
+    command: Command, evergrant: ScriptedEvergrant, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("EVERGRANT_URL")
+    evergrant.script("GET /v1/apps", page())
+    (here / "key").write_text("evg_of_the_file\n")
+    file = here / "evergrant.env"
+    file.write_text(settings(evergrant.url))
+    file.chmod(0o640)
+    opened = command("apps", "ls")
+    assert (opened.status, "chmod 600 evergrant.env" in opened.err) == (1, True)
+    file.chmod(0o600)
+    command("apps", "ls")
+    monkeypatch.delenv("EVERGRANT_API_KEY")
+    command("apps", "ls")
+    assert [it.headers["authorization"] for it in evergrant.requests] == [
+        "Bearer evg_canary",
+        "Bearer evg_of_the_file",
+    ]
+    (here / "key").unlink()
+    assert "EVERGRANT_API_KEY_FILE" in command("apps", "ls").err
+    file.write_text(settings("https://elsewhere.example"))
+    refused = command("apps", "ls")
+    assert (refused.status, "export EVERGRANT_URL=https://elsewhere.example" in refused.err) == (1, True)
+    file.write_text("EVERGRANT_URL=it's\n")
+    assert command("apps", "ls").err.startswith("evergrant: settings_file_unreadable: ")
+
+
+def test_a_refused_connection_is_one_line_at_once(command: Command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("EVERGRANT_URL", url := f"http://127.0.0.1:{free_port()}")
+    began = time.monotonic()
+    ended = command("connections", "ls")
+    assert time.monotonic() - began < 2
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert f"nothing listens at {url}" in ended.err
+    assert "make dev" in ended.err
+
+
+def test_json_for_programs_has_what_init_made(command: Command, server: ScriptedEvergrant, here: Path):
+    (here / "secret").write_text(SECRET)
+    made = json.loads(command("init", *FLAGS, "--client-secret-file", "secret", "-o", "json").out)
+    assert (made["redirect_uri"], made["key_file"]) == (URI, "first-app.key")
