@@ -14,7 +14,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit test bench faults fuzz soak mutations dev lint format imports types docs histories db-upgrade doctor sbom lock clean
+.PHONY: help demo check unit test bench faults fuzz soak mutations dev lint format imports types docs site histories db-upgrade doctor sbom lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -83,6 +83,10 @@ types: $(TEST_READY) ## the types (pyright, strict where it matters most)
 
 docs: $(TEST_READY) ## write the pages that are made from code: docs/errors.md, settings, audit actions
 	@PYTHONPATH=. $(PY) docs/generate.py
+
+site: $(TEST_READY) ## build these pages as a site, with search: build/site/index.html
+	@$(BIN)/sphinx-build --quiet --fail-on-warning -c docs/site -b html . build/site
+	@echo "wrote build/site/index.html"
 
 histories: $(TEST_READY) ## record the golden workflow histories that are missing; the replay test reads them
 	@$(PY) -m tests.workflows.stories.record
