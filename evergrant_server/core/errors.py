@@ -169,7 +169,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.EGRESS_REFUSED: _client(
         "A provider URL points where Evergrant may not connect.",
-        "Use a public https URL, or allow the host with EVERGRANT_EGRESS_ALLOW.",
+        "Use a public https URL, or allow the host and port with EVERGRANT_EGRESS_ALLOW.",
     ),
     ErrorCode.PROVIDER_UNREACHABLE: _provider("The provider did not answer in time.", _LATER),
     ErrorCode.PROVIDER_ERROR: _provider("The provider answered with an error of its own.", _LATER),
@@ -256,7 +256,9 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.METHOD_NOT_ALLOWED: _caller("This route has no such method.", "See /docs.", status=405),
     ErrorCode.PROVIDER_UNKNOWN: _caller(
-        "No provider in the catalogue has this name.", "List them with GET /v1/providers.", status=404
+        "No provider in the catalogue has this name.",
+        "List them with evergrant providers, or GET /v1/providers.",
+        status=404,
     ),
     ErrorCode.ALREADY_EXISTS: _caller(
         "Something with this name is there already.", "Use another name.", status=409

@@ -74,9 +74,12 @@ class EgressPolicy:
         if self.allows(parsed.host, port):
             return
         if parsed.scheme != "https":
-            raise _refusal(parsed, f"{_host_port(parsed.host, port)} is not https")
+            raise _refusal(
+                parsed, f"{_host_port(parsed.host, port)} is not https", allowance(parsed.host, port)
+            )
         if port not in SAFE_PORTS:
-            raise _refusal(parsed, f"{_host_port(parsed.host, port)}: port is not 443 or 8443")
+            why = f"{_host_port(parsed.host, port)}: port is not 443 or 8443"
+            raise _refusal(parsed, why, allowance(parsed.host, port))
 
     def check_endpoint(self, url: str) -> None:
         """Refuse a URL that will be requested later, without resolving it. Includes `check_url`.
@@ -94,15 +97,22 @@ class EgressPolicy:
         if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 section 6.3
             reason = "a loopback address"
         if reason:
-            raise _refusal(parsed, f"{parsed.host} is {reason}")
+            raise _refusal(parsed, f"{parsed.host} is {reason}", allowance(parsed.host, _port(parsed)))
 
 
 def _port(url: httpx2.URL) -> int:
     return url.port or (443 if url.scheme == "https" else 80)
 
 
-def _refusal(url: httpx2.URL, detail: str) -> Failure:
-    return Failure(ErrorCode.EGRESS_REFUSED, detail, host=url.host)
+def _refusal(url: httpx2.URL, detail: str, repair: str = "") -> Failure:
+    return Failure(ErrorCode.EGRESS_REFUSED, detail + repair, host=url.host)
+
+
+def allowance(host: str, port: int) -> str:
+    """How an operator allows this host, for the end of a refusal."""
+    return (
+        f"; if it is a server of yours, start with: EVERGRANT_EGRESS_ALLOW={_host_port(host, port)} make dev"
+    )
 
 
 def _embedded_ipv4(address: IPv6Address) -> IPv4Address | None:

@@ -1,6 +1,7 @@
 """The catalogue in memory: every definition, parsed once and found by name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from evergrant_server.core.definition import Definition, serving_versions
@@ -40,9 +41,7 @@ class Registry:
         try:
             return self._specs[name]
         except KeyError:
-            raise Failure(
-                ErrorCode.PROVIDER_UNKNOWN, f"no provider is called {name[:64]!r}", field="provider"
-            ) from None
+            raise unknown_provider(name, self._specs) from None
 
     def candidates(
         self, name: str, versions: Sequence[Definition], identity: str | None = None
@@ -90,3 +89,12 @@ class Registry:
 
     def all(self) -> tuple[ProviderSpec, ...]:
         return tuple(self._specs.values())
+
+
+def unknown_provider(name: str, known: Iterable[str]) -> Failure:
+    """PROVIDER_UNKNOWN, with similar names."""
+    names = sorted(known)
+    near = get_close_matches(name[:64].lower(), names, n=5, cutoff=0.6)
+    near += [it for it in names if name.lower() in it and it not in near]
+    hint = f"; similar: {', '.join(near[:5])}" if near else ""
+    return Failure(ErrorCode.PROVIDER_UNKNOWN, f"no provider is called {name[:64]!r}{hint}", field="provider")

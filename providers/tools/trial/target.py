@@ -1,13 +1,12 @@
 """Which provider is tried: a catalogue entry, a definition file or an issuer; and what can't be tried."""
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
 from providers.definition.parsing import parse_yaml_definition, read_definition_file
-from providers.definition.registry import CATALOG
+from providers.definition.registry import CATALOG, unknown_provider
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import ClientAuth
 from providers.definition.templates import client_auth_of
@@ -31,11 +30,7 @@ def definition_to_try(name: str | None, file: Path | None, issuer: str | None) -
         name = "generic"
     names = sorted(path.stem for path in CATALOG.glob("*.yaml"))
     if name not in names:
-        near = get_close_matches(name.lower(), names, n=5, cutoff=0.6)
-        near += [known for known in names if name.lower() in known and known not in near][:5]
-        hint = f"; similar: {', '.join(near[:5])}" if near else ""
-        detail = f"no provider is called {name[:64]!r}{hint}"
-        raise Failure(ErrorCode.PROVIDER_UNKNOWN, detail, field="provider")
+        raise unknown_provider(name, names)
     return read_definition_file(CATALOG / f"{name}.yaml")
 
 

@@ -1,6 +1,7 @@
 """`evergrant init`: from at most four questions to a program that leases a token."""
 
 import os
+import re
 import shlex
 import sys
 from getpass import getpass, getuser
@@ -16,6 +17,7 @@ from evergrant.errors import BadRequest
 from evergrant.origins import read_key_file
 from evergrant.sync_client import Evergrant
 
+_NAME = re.compile(r"[a-z0-9-]+", re.IGNORECASE)
 _HERE = "http://127.0.0.1/"  # evergrant connect listens on this machine, at any port
 
 
@@ -49,6 +51,8 @@ def init(
     url, key = options.address(), Path(f"{app}.key")
     provider = provider or _ask("Provider, or your server's URL", "--provider")
     where = {"provider": "generic", "issuer": provider} if "://" in provider else {"provider": provider}
+    if "issuer" not in where and not _NAME.fullmatch(provider):
+        raise argument_error(f"{provider!r} is neither a provider's name nor a URL with https:// or http://")
     name = name or ("server" if "issuer" in where else provider)
     require_replaceable(out)
     with options.client() as client:
