@@ -100,7 +100,10 @@ class JudgedRequest:
             raise Failure(ErrorCode.NOT_FOUND)
         if refused.reason is DecisionReason.DENIED:
             raise refusal(refused)
-        raise Failure(ErrorCode.NOT_PERMITTED, f"This needs the action {' or '.join(actions)}.")
+        why = (
+            f"This needs the action {' or '.join(actions)}, and {self.caller.app.name} has no permit for it."
+        )
+        raise Failure(ErrorCode.NOT_PERMITTED, why)
 
 
 def refusal(decision: PermitDecision, above: Iterable[str] = ()) -> Failure:

@@ -80,6 +80,22 @@ async def test_a_non_public_url_is_refused_in_any_notation(url: str) -> None:
         assert raised.value.code is ErrorCode.EGRESS_REFUSED
 
 
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("http://localhost:8000/o", "localhost:8000"),
+        ("https://10.0.0.7:8443/", "10.0.0.7:8443"),
+        ("https://idp.example:9000/", "idp.example:9000"),
+        ("https://[::1]/", "[::1]:443"),
+    ],
+)
+def test_a_refusal_says_how_the_host_is_allowed(url: str, allowed: str) -> None:
+    with pytest.raises(Failure) as refused:
+        EgressPolicy().check_endpoint(url)
+    assert refused.value.detail.endswith(f"EVERGRANT_EGRESS_ALLOW={allowed} make dev")
+    EgressPolicy(allow=(allowed,)).check_endpoint(url)
+
+
 async def test_the_checked_address_is_the_one_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """DNS rebinding: the name is resolved once, so the second, private answer is never used."""
     answers = [["93.184.215.14"], ["127.0.0.1"]]

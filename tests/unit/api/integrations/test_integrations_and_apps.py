@@ -152,6 +152,11 @@ async def test_bad_integrations_name_their_field_and_write_nothing(api: Api, adm
     assert (await api.get("/v1/integrations/crm", admin)).status_code == 404
 
 
+async def test_an_unknown_provider_is_answered_with_similar_names(api: Api, admin: str):
+    detail = (await put(api, admin, {**GITLAB, "provider": "gitlba"})).json()["detail"]
+    assert detail.startswith("no provider is called 'gitlba'; similar: gitlab")
+
+
 async def test_an_issuer_is_discovered_by_a_worker_and_pinned(api: Api, admin: str):
     discovers(api)
     made = await put(api, admin, GENERIC)
