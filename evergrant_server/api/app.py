@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
@@ -100,6 +101,17 @@ ROUTERS = (
 )
 
 
+_DESCRIPTION = "Managed OAuth: name a connection, get a token, or learn who has to act."
+
+
+def openapi_document() -> dict[str, Any]:
+    """The OpenAPI document of all routes, made without a running API."""
+    app = FastAPI(title="Evergrant", version=VERSION, description=_DESCRIPTION)
+    for router in ROUTERS:
+        app.include_router(router)
+    return openapi.openapi_schema(app)
+
+
 def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -> FastAPI:
     """The ASGI application over `context`. The caller starts and stops the lease ledger and the relay.
 
@@ -120,7 +132,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     app = FastAPI(
         title="Evergrant",
         version=VERSION,
-        description="Managed OAuth: name a connection, get a token, or learn who has to act.",
+        description=_DESCRIPTION,
         docs_url=None,  # FastAPI's own pages load scripts from a CDN
         redoc_url=None,
         lifespan=lifespan,

