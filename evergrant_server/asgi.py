@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
+from multiprocessing import parent_process
 from typing import Any
 
 from evergrant_server.api.app import create_app
@@ -10,6 +11,7 @@ from evergrant_server.audit.lease_ledger import LeaseLedger, new_lease_shard
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.egress import EgressPolicy
 from evergrant_server.gc_tuning import tune_garbage_collector
+from evergrant_server.parent_process import end_with_parent
 from evergrant_server.settings import load_settings
 from evergrant_server.store import LeaseRows
 from evergrant_server.store.database.engine import Pool
@@ -44,6 +46,8 @@ class Application:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start(self) -> None:
+        if (parent := parent_process()) is not None and parent.pid is not None:  # granian's
+            end_with_parent(parent.pid)
         settings = load_settings()
         start_telemetry(settings, "evergrant-api")
         self._open.push_async_callback(asyncio.to_thread, flush_telemetry)

@@ -11,6 +11,7 @@ def tune_garbage_collector() -> None:
     A full collection scans every object of every module and stops the event loop meanwhile, which
     lengthens the slowest leases. Frozen objects aren't scanned.
     """
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG, _MIDDLE, _OLD)

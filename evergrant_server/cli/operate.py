@@ -18,10 +18,12 @@ from evergrant_server.cli.private_files import write_private
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
+from evergrant_server.crypto.keyfile import key_file_error
 from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
+from evergrant_server.store.database.engine import sqlite_path
 from evergrant_server.store.review.authority_scan import accept_accounts_of_before
 from evergrant_server.store.store import require_matching_key_ring
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
@@ -96,14 +98,41 @@ async def current(*, flags: Flags | None = None) -> None:
 
 
 @keys.command
-def create(*, flags: Flags | None = None) -> None:
-    """Create the key file. Never overwrites an existing one."""
-    create_keys(settings_of(flags))
+async def create(*, flags: Flags | None = None) -> None:
+    """Create the key file. Never overwrites an existing one, nor replaces one that a database needs."""
+    await create_keys(settings_of(flags))
 
 
-def create_keys(settings: Settings) -> None:
+async def create_keys(settings: Settings) -> None:
+    """Create the key file.
+
+    Raises Failure KEY_UNAVAILABLE when there is one, or the database was filled with another.
+    """
+    if not settings.key_path.exists() and await _needs_its_keys(settings.database_url):
+        raise missing_key_file(settings)
     KeyRing.create(settings.key_path)
     print(f"created {settings.key_path}; back it up: without it no stored token can be read")
+
+
+async def _needs_its_keys(database_url: str) -> bool:
+    """Whether the database was filled with a key file. One that can't be reached yet may come later."""
+    try:
+        return await schema.is_in_use(database_url)
+    except Failure as failure:
+        if failure.code is not ErrorCode.STORE_UNAVAILABLE:
+            raise
+        return False
+
+
+def missing_key_file(settings: Settings) -> Failure:
+    """The failure of an installation whose database is there and whose key file isn't."""
+    database = str(sqlite_path(settings.database_url) or "of EVERGRANT_DATABASE_URL")
+    return key_file_error(
+        settings.key_path,
+        f"doesn't exist, and the database {database} needs it: what it sealed can't be read with new keys",
+        "Restore the file from its backup, or name it with EVERGRANT_KEY_FILE. Without a backup every "
+        "connection has to be made anew: move the database away, then start again.",
+    )
 
 
 @keys.command

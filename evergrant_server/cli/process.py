@@ -4,9 +4,11 @@ import asyncio
 import os
 import signal
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.parent_process import end_with_parent
 
 WORKER_STOP_LIMIT_S = 130.0  # longer than a worker's graceful shutdown while its store is unavailable
 _STOP_LIMIT_S = 10.0
@@ -14,8 +16,17 @@ _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
 
 
+class CommandFailed(Exception):
+    """A child that is a command of Evergrant has ended with a message of its own, and this status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+
+
 class ChildProcess:
-    """A child process in a session of its own, so that Ctrl-C reaches only `dev`."""
+    """A child process in a session of its own, so that Ctrl-C reaches only `dev`. It ends with `dev`."""
 
     def __init__(
         self,
@@ -39,9 +50,9 @@ class ChildProcess:
             self._log_start = log.tell()
             self._child = await asyncio.create_subprocess_exec(
                 *self._command, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL,
-                env=self._env, start_new_session=True,
+                env=self._env, start_new_session=True, preexec_fn=partial(end_with_parent, os.getpid()),
             )  # fmt: skip
-        self.pid_file.write_text(f"{self._child.pid}\n")
+        self.pid_file.write_text(f"{self._child.pid} {started_at(self._child.pid) or 0}\n")
 
     async def wait(self) -> int:
         assert self._child is not None
@@ -53,20 +64,27 @@ class ChildProcess:
 
     def has_logged(self, text: str) -> bool:
         """Whether its log contains `text` since the last start."""
-        with self._log.open("rb") as log:
-            log.seek(self._log_start)
-            return text.encode() in log.read()
+        return text in self._output()
 
     def raise_if_exited(self) -> None:
-        """Raise Failure INTERNAL with the last line of its log if it has exited."""
+        """Raise CommandFailed with the message of a command that has failed, else Failure INTERNAL with the
+        last line of its log, if it has exited."""
         if self._child is None or self._child.returncode is None:
             return
-        lines = self._log.read_text(errors="replace").strip().splitlines()
+        _, command, message = self._output().rpartition("evergrant: ")
+        if command:
+            raise CommandFailed(f"{message.strip()}\n  (log: {self._log})", self._child.returncode)
+        lines = self._output().strip().splitlines()
         raise Failure(
             ErrorCode.INTERNAL,
             f"{self.name} exited with status {self._child.returncode}: {lines[-1] if lines else 'no output'} "
             f"(log: {self._log})",
         )
+
+    def _output(self) -> str:
+        with self._log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
 
     async def stop(self) -> None:
         """Send SIGTERM and wait for the exit; kill its whole session after the time limit."""
@@ -84,6 +102,18 @@ class ChildProcess:
                     os.killpg(child.pid, signal.SIGKILL)
                 await child.wait()
         self.pid_file.unlink(missing_ok=True)
+
+
+def started_at(pid: int) -> int | None:
+    """When a process started, in ticks since the boot (proc(5)): with its pid it names one process.
+
+    None when there is none, or it has ended and its parent hasn't noticed yet.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 async def keep_running(stop: asyncio.Event, processes: list[ChildProcess]) -> None:

@@ -3,11 +3,12 @@
 import hashlib
 import os
 import random
-import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
 
+from evergrant_server.cli.dev import settings_file
+from evergrant_server.cli.dev.messages import READY
 from examples.demo.processes import ROOT, Process
 from examples.demo.waiting import wait_until
 
@@ -25,33 +26,28 @@ class EvergrantProcess:
     def __init__(self, process: Process, data: Path) -> None:
         self._process = process
         self._data = data
-        facts = process.ready
-        self.api: str = facts["api"]
-        self.ui: str = facts["ui"]
-        self.temporal: str = facts["temporal"]
-        self.namespace: str = facts.get("namespace", "default")
-        self._worker_pid_file = Path(facts["worker_pid_file"])
-        self.admin_key = Path(facts["admin_key_file"]).read_text().strip()
+        facts = settings_file.read(settings_file.server_file(data))
+        self.api = facts["EVERGRANT_PUBLIC_URL"]
+        self.ui = f"http://127.0.0.1:{facts['EVERGRANT_TEMPORAL_UI_PORT']}"
+        self.temporal = facts["EVERGRANT_TEMPORAL_ADDRESS"]
+        self.namespace = facts["EVERGRANT_TEMPORAL_NAMESPACE"]
+        self.admin_key = Path(facts["EVERGRANT_API_KEY_FILE"]).read_text().strip()
 
     @classmethod
     async def start(cls, data: Path, egress_allow: str) -> "EvergrantProcess":
         """Start it on free ports; it may reach `egress_allow` (host:port) over plain HTTP."""
         command = ["-m", "evergrant_server", "dev", "--data-dir", str(data), "--port", str(_free_port())]
         env = _environment(egress_allow)
-        try:
-            return cls(await Process.start("evergrant", command, ready_prefix="ready ", env=env), data)
-        except BaseException:
-            _kill(_pids(data))
-            raise
+        return cls(await Process.start("evergrant", command, ready_prefix=READY, env=env), data)
 
     def worker_pid(self) -> int:
-        return int(self._worker_pid_file.read_text())
+        return _pid(self._data / "worker.pid")
 
     async def new_worker(self, instead_of: int) -> int:
         """Wait until `dev` has replaced the killed worker."""
 
         async def found() -> int | None:
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, IndexError):
                 pid = self.worker_pid()
                 return pid if pid != instead_of and _alive(pid) else None
             return None
@@ -63,12 +59,8 @@ class EvergrantProcess:
         return [*_pids(self._data), self._process.pid]
 
     async def stop(self) -> int:
-        """Stop `dev`. If it had to be killed, kill its child processes as well."""
-        pids = _pids(self._data)
-        try:
-            return await self._process.stop()
-        finally:
-            _kill(pids)
+        """Stop `dev`, and with it every process of the platform."""
+        return await self._process.stop()
 
     def last_lines(self) -> list[str]:
         return list(self._process.last_lines)
@@ -82,15 +74,13 @@ def _pids(data: Path) -> list[int]:
     """The child processes of `dev`, each the leader of its own session."""
     pids = []
     for file in data.glob("*.pid"):
-        with suppress(OSError, ValueError):  # just being written, or deleted
-            pids.append(int(file.read_text()))
+        with suppress(OSError, ValueError, IndexError):  # just being written, or deleted
+            pids.append(_pid(file))
     return pids
 
 
-def _kill(leaders: list[int]) -> None:
-    for pid in filter(_alive, leaders):
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+def _pid(file: Path) -> int:
+    return int(file.read_text().split()[0])
 
 
 def _environment(egress_allow: str) -> dict[str, str]:

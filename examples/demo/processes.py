@@ -8,8 +8,11 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from evergrant_server.parent_process import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +42,7 @@ class Process:
         arguments: Sequence[str],
         *,
         ready_prefix: str = "",
-        within_s: float = 60,
+        within_s: float = 180,
         env: Mapping[str, str] | None = None,
         program: str = sys.executable,
     ) -> "Process":
@@ -56,6 +59,7 @@ class Process:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
+            preexec_fn=partial(end_with_parent, os.getpid()),
             limit=1 << 20,
         )
         process = cls(name, child, {})

@@ -19,7 +19,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
 
-from evergrant_server.cli.dev import FAIRNESS
+from evergrant_server.cli.dev.temporal import FAIRNESS
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 

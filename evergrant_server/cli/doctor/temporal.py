@@ -1,10 +1,8 @@
 """Checks of Temporal: connection, namespace, retention, search attributes, workers, schedules, clock."""
 
-import shutil
-import sys
-from pathlib import Path
 from typing import Any
 
+from evergrant_server.cli.dev.temporal import temporal_program
 from evergrant_server.cli.doctor import COMMAND, CheckFailed, compare_clocks
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
@@ -92,12 +90,6 @@ async def clock(settings: Settings) -> str:
     before = SystemClock().now()
     theirs = await probe.server_time(client)
     return compare_clocks(theirs, before, SystemClock().now(), "Temporal's")
-
-
-def temporal_program() -> str | None:
-    """The `temporal` program beside this Python, or on the path."""
-    beside = Path(sys.executable).with_name("temporal")
-    return str(beside) if beside.exists() else shutil.which("temporal")
 
 
 async def _client(settings: Settings) -> Any:

@@ -42,6 +42,14 @@ async def current_version(url: str) -> str | None:
     return await _run(url, _version, writes=False)
 
 
+async def is_in_use(url: str) -> bool:
+    """Whether the database has an app, or a sealed value's key: it needs the key file that made them.
+
+    Raises Failure STORE_UNAVAILABLE.
+    """
+    return await current_version(url) is not None and await _run(url, _has_rows, writes=False)
+
+
 async def upgrade(url: str) -> None:
     """Bring the database to `expected_version()`, in one transaction; does nothing when it is there.
 
@@ -85,6 +93,11 @@ def _upgrade(connection: Connection) -> None:
 
 def _version(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
+
+
+def _has_rows(connection: Connection) -> bool:
+    found = text('SELECT 1 WHERE EXISTS (SELECT 1 FROM app) OR EXISTS (SELECT 1 FROM "key")')
+    return connection.execute(found).first() is not None
 
 
 def is_known(version: str) -> bool:

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from evergrant_server.cli.dev.messages import READY
 from examples.demo.processes import ROOT
 from tests.fakes.databases import lent
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.platform.descendants import descendants
 from tests.fakes.ports import free_port
 
 PASSWORD = "canary-of-the-database"
@@ -44,28 +46,13 @@ async def dev(folder: Path, url: str) -> AsyncIterator[int]:
         assert child.stdout is not None
         async with asyncio.timeout(PATIENCE_S):
             while line := await child.stdout.readline():
-                if line.startswith(b"ready "):
+                if line.startswith(READY.encode()):
                     break
         assert line, "dev ended before it was ready"
         yield child.pid
     finally:
         child.send_signal(signal.SIGINT)
         await asyncio.wait_for(child.communicate(), PATIENCE_S)
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes below this one."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has just ended
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
-    found = list(children.get(pid, []))
-    for it in found:
-        found += children.get(it, [])
-    return found
 
 
 def environment_of(pid: int) -> str:

@@ -7,21 +7,23 @@ import asyncio
 import os
 import signal
 import socket
+import stat
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from evergrant_server.cli import dev
+from evergrant_server.cli.dev.temporal import TemporalStarts
 from evergrant_server.cli.process import ChildProcess
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import BadSettings, Settings
 from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.platform import EvergrantProcess, still_running
-from examples.demo.processes import ROOT
-from tests.fakes.patience import PATIENCE_S
+from examples.demo.processes import ROOT, DidNotStart
+from tests.fakes.patience import PATIENCE_S, eventually
+from tests.fakes.platform.descendants import descendants
 from tests.fakes.ports import free_port
 from tests.fakes.temporal import program
 
@@ -37,14 +39,33 @@ async def test_dev_ends_every_process_and_keeps_its_state(tmp_path: Path):
     assert await first.stop() == 0
     assert still_running(pids) == []
     assert [name for name in os.listdir(tmp_path) if name.endswith(".pid")] == []
+    beginning, *said = first.last_lines()
+    assert beginning.startswith("Evergrant starts.")
+    for ready in ("the database", "Temporal", "the API", "the worker"):
+        assert [line for line in said[:4] if ready in line]
+    assert stat.S_IMODE((tmp_path / "dev.env").stat().st_mode) == 0o600
 
     second = await EvergrantProcess.start(tmp_path, UNUSED_ADDRESS)
     try:
         assert second.admin_key == first.admin_key
         async with EvergrantApi(second.api, second.admin_key) as admin:
             assert (await admin.get("/v1/apps/crm-sync"))["name"] == "crm-sync"
+        with pytest.raises(DidNotStart, match=r"EVERGRANT_DATA_DIR: Evergrant runs with .* already"):
+            await EvergrantProcess.start(tmp_path, UNUSED_ADDRESS)
+
+        (serving,) = descendants(int((tmp_path / "api.pid").read_text().split()[0]))
+        os.kill(int((tmp_path / "api.pid").read_text().split()[0]), signal.SIGKILL)
+        await eventually(partial(ended, [serving]))
+        dev, *pids = [second.pids()[-1], *second.pids()[:-1]]
+        pids += descendants(dev)
+        os.kill(dev, signal.SIGKILL)
+        await eventually(partial(ended, pids))
     finally:
-        assert await second.stop() == 0
+        await second.stop()
+
+
+async def ended(pids: list[int]) -> bool:
+    return still_running(pids) == []
 
 
 async def test_ctrl_c_during_the_start_leaves_no_process(tmp_path: Path):
@@ -59,7 +80,7 @@ async def test_ctrl_c_during_the_start_leaves_no_process(tmp_path: Path):
     async with asyncio.timeout(PATIENCE_S):
         while not pid_file.exists() or not pid_file.read_text().strip():
             await asyncio.sleep(0.02)
-    temporal = int(pid_file.read_text())
+    temporal = int(pid_file.read_text().split()[0])
     child.send_signal(signal.SIGINT)
     output, _ = await asyncio.wait_for(child.communicate(), PATIENCE_S)
     assert child.returncode == 0, output.decode()
@@ -125,30 +146,32 @@ def starting(
     return started
 
 
-@asynccontextmanager
-async def running(process: ChildProcess) -> AsyncIterator[ChildProcess]:
-    await process.start()
+async def until_temporal_listens(settings: Settings, temporal: ChildProcess) -> None:
+    starts = TemporalStarts(settings, temporal)
+
+    async def listens() -> bool:
+        await starts.check()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", settings.temporal_port)) == 0
+
     try:
-        yield process
+        await eventually(listens)
     finally:
-        await process.stop()
+        await temporal.stop()
 
 
 async def test_temporal_is_restarted_when_a_port_it_chose_is_taken(
     settings: Settings, starting: Callable[..., ChildProcess], tmp_path: Path
 ):
-    async with running(starting(2)) as temporal:
-        await dev.prepare_temporal(settings, temporal)
-        assert not temporal.has_exited
+    await until_temporal_listens(settings, starting(2))
     assert (tmp_path / "starts").read_text() == "3\n"
 
 
 async def test_temporal_is_restarted_a_bounded_number_of_times(
     settings: Settings, starting: Callable[..., ChildProcess], tmp_path: Path
 ):
-    async with running(starting(99)) as temporal:
-        with pytest.raises(Failure, match=r"temporal exited with status 1: .*address already in use"):
-            await dev.prepare_temporal(settings, temporal)
+    with pytest.raises(Failure, match=r"temporal exited with status 1: .*address already in use"):
+        await until_temporal_listens(settings, starting(99))
     assert (tmp_path / "starts").read_text() == "3\n"
 
 
@@ -158,6 +181,5 @@ async def test_a_port_of_the_settings_that_was_taken_meanwhile_is_named(
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", settings.temporal_ui_port))
         listener.listen()
-        async with running(starting(99)) as temporal:
-            with pytest.raises(BadSettings, match="EVERGRANT_TEMPORAL_UI_PORT"):
-                await dev.prepare_temporal(settings, temporal)
+        with pytest.raises(BadSettings, match="EVERGRANT_TEMPORAL_UI_PORT"):
+            await until_temporal_listens(settings, starting(99))

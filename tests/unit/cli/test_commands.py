@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import pytest
 
+from evergrant_server.cli.child_settings import settings_environment
 from evergrant_server.cli.operate import print_report
-from evergrant_server.cli.serve import settings_environment
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.settings import BadSettings, load_settings
 from evergrant_server.temporal_link.reconcile import ReconcileCounts

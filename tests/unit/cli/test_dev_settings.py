@@ -1,0 +1,72 @@
+"""The files that `dev` writes: other commands find the installation by them, and no secret is in them."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from evergrant_server.cli.dev import settings_file
+from evergrant_server.cli.operate import create_keys, make_admin_key
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.settings import Settings, load_settings
+from tests.fakes.databases import migrated_sqlite
+from tests.fakes.failures import fails
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.chdir(tmp_path)
+    return load_settings(port=8555, temporal_address="127.0.0.1:8557", temporal_ui_port=8556)
+
+
+def test_other_commands_find_the_installation(settings: Settings, tmp_path: Path):
+    assert settings_file.write(settings) == tmp_path / "evergrant.env"
+    assert settings_file.read(tmp_path / "evergrant.env") == {
+        "EVERGRANT_URL": "http://127.0.0.1:8555",
+        "EVERGRANT_API_KEY_FILE": str(tmp_path / ".evergrant/admin.key"),
+    }
+    found = settings_file.load_settings_of_dev()
+    assert (found.temporal_address, found.public_url) == ("127.0.0.1:8557", "http://127.0.0.1:8555")
+    assert load_settings().temporal_address == "", "the next start isn't set by the one before"
+    for name in ("evergrant.env", ".evergrant/dev.env"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+def test_the_environment_wins(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    settings_file.write(settings)
+    monkeypatch.setenv("EVERGRANT_TEMPORAL_ADDRESS", "temporal.internal:7233")
+    assert settings_file.load_settings_of_dev().temporal_address == "temporal.internal:7233"
+
+
+def test_a_file_that_others_can_write_is_not_read(settings: Settings):
+    settings_file.write(settings)
+    settings_file.server_file(settings.data_dir).chmod(0o620)
+    assert settings_file.load_settings_of_dev().temporal_address == ""
+
+
+def test_a_settings_file_of_the_operator_stays(settings: Settings, tmp_path: Path):
+    (tmp_path / "evergrant.env").write_text("EVERGRANT_LEASE_WAIT=5\n")
+    assert settings_file.write(settings) is None
+    assert (tmp_path / "evergrant.env").read_text() == "EVERGRANT_LEASE_WAIT=5\n"
+    assert settings_file.load_settings_of_dev().port == 8555
+
+
+def test_no_password_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    settings_file.write(load_settings(database_url="postgresql://u:canary@db/evergrant"))
+    for file in (tmp_path / "evergrant.env", tmp_path / ".evergrant/dev.env"):
+        assert "canary" not in file.read_text()
+
+
+async def test_no_new_key_file_is_made_beside_a_database_that_needs_the_old_one(tmp_path: Path):
+    """What the database sealed would be lost, and nothing would say so until it is read."""
+    settings = load_settings(data_dir=tmp_path)
+    await migrated_sqlite(tmp_path)
+    await create_keys(settings)  # nothing is in the database yet
+    await make_admin_key(settings, again=False, out=tmp_path / "admin.key")
+    settings.key_path.rename(tmp_path / "backup.json")
+    with fails(ErrorCode.KEY_UNAVAILABLE) as refused:
+        await create_keys(settings)
+    for named in (str(settings.key_path), str(tmp_path / "evergrant.db"), "Restore the file from its backup"):
+        assert named in refused.value.detail
+    assert not settings.key_path.exists()
