@@ -1,13 +1,16 @@
 # The server: API and worker are the same image with another command.
 #   docker build -t evergrant . && docker run --rm evergrant serve
-FROM python:3.13-slim AS build
+ARG PYTHON=python:3.13-slim
+FROM ${PYTHON} AS build
+# with the commit's time, bytecode names no time of the build (docs/releasing.md)
+ARG SOURCE_DATE_EPOCH=0
 WORKDIR /app
 COPY requirements/server.txt requirements/server.txt
 RUN python -m venv --without-pip /venv \
     && python -m pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check \
         --require-hashes --only-binary=:all: -r requirements/server.txt
 
-FROM python:3.13-slim
+FROM ${PYTHON}
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 EVERGRANT_DATA_DIR=/var/lib/evergrant EVERGRANT_HOST=0.0.0.0
 # volumes mounted here take over these folders' owner
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin evergrant \

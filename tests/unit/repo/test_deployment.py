@@ -137,7 +137,9 @@ def test_the_bill_of_materials_lists_what_production_runs(tmp_path: Path) -> Non
 def test_one_version_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert project["version"] == __version__
+    typescript = json.loads((ROOT / "clients/typescript/package.json").read_text(encoding="utf-8"))["version"]
+    client = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == __version__ == typescript == client["version"]
     assert f"## [{__version__}]" in changes
 
 
