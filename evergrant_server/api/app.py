@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from evergrant_server.api import audit, health, openapi
@@ -100,6 +100,10 @@ ROUTERS = (
     openapi.router,
 )
 
+_ROUTES = APIRouter()  # whose routes FastAPI prepares once in a process, at the first request
+for _router in ROUTERS:
+    _ROUTES.include_router(_router)
+
 
 _DESCRIPTION = "Managed OAuth: name a connection, get a token, or learn who has to act."
 
@@ -148,8 +152,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     problems.install_error_handlers(app, api.settings.public_url)
     lease_routes = leases.routes(api, issuer)
     app.router.routes.extend(lease_routes)
-    for router in ROUTERS:
-        app.include_router(router)
+    app.router.routes.extend(_ROUTES.routes)
     app.openapi = cache(lambda: openapi.openapi_schema(app))
     app.add_middleware(GuessLimit, api=api, templates=app.state.templates)
     app.add_middleware(leases.LeaseMiddleware, routes=lease_routes)

@@ -12,6 +12,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,9 @@ class Api:
             return await tx.connections.replace_names(changed(current), expected=current.revision)
 
 
+_catalogue = cache(Registry.load)
+
+
 @asynccontextmanager
 async def running_api(
     folder: Path,
@@ -362,7 +366,7 @@ async def running_api(
         settings=settings,
         store=store,
         ring=ring,
-        registry=Registry.load(),
+        registry=_catalogue(),
         clock=clock,
         link=ScriptedLink(),
         relay=CountingRelay(),

@@ -21,6 +21,7 @@ from typing import Any
 import asyncpg
 import pytest
 import pytest_asyncio
+from sqlalchemy import Engine
 
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
@@ -33,6 +34,24 @@ _TEMPLATE = "evergrant_template"
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
 _migrated: list[bytes] = []  # the first migrated SQLite file, copied from then on
 _numbers = itertools.count(1)
+
+
+class _SharedStatements(dict[Any, Any]):
+    """Compiled statements of all engines of this process, by the kind of dialect instead of by the dialect.
+
+    SQLAlchemy keeps them per engine, and each test has engines of its own: a third of a test's time would go
+    into compiling the same statements again.
+    """
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get((type(key[0]), *key[1:]), default)
+
+    def __setitem__(self, key: Any, compiled: Any) -> None:
+        super().__setitem__((type(key[0]), *key[1:]), compiled)
+
+
+_statements = _SharedStatements()
+Engine._compiled_cache = property(lambda _: _statements, lambda _, own: None)  # type: ignore[assignment]  # a plain attribute there
 
 
 def sqlite_url(folder: Path) -> str:
