@@ -8,6 +8,7 @@ from typing import Any
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSettings
 
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 
 
@@ -27,7 +28,7 @@ class Received:
     def trace(self, trace_id: str) -> list[Span]:
         return [span for span in self.spans if span.trace_id.hex() == trace_id]
 
-    async def until(self, condition: Callable[[], Any], limit_s: float = 20) -> Any:
+    async def until(self, condition: Callable[[], Any], limit_s: float = PATIENCE_S) -> Any:
         async with asyncio.timeout(limit_s):
             while not (found := condition()):
                 await asyncio.sleep(0.05)

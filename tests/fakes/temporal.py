@@ -170,7 +170,7 @@ async def _end(child: asyncio.subprocess.Process) -> None:
         return
     child.send_signal(signal.SIGINT)  # the way the dev server is asked to end
     try:
-        await asyncio.wait_for(child.wait(), 15)
+        await asyncio.wait_for(child.wait(), PATIENCE_S)
     except TimeoutError:
         os.kill(child.pid, signal.SIGKILL)
         await child.wait()

@@ -24,7 +24,7 @@ from evergrant_server.core.messages.names import (
     WorkflowName,
     connection_workflow_id,
 )
-from tests.fakes.patience import eventually
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.scripted_activities import ScriptedActivities
 from workflows.registry import WORKFLOWS
 
@@ -71,7 +71,7 @@ def a_grant(generation: int = 1, lasts: timedelta | None = timedelta(hours=1), *
 
 
 async def until_called(scripted: ScriptedActivities, name: ActivityName, count: int = 1) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while scripted.count(name) < count:
             await asyncio.sleep(0.02)
 

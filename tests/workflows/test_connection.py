@@ -20,6 +20,7 @@ from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.names import ActivityName, SignalName
+from tests.fakes.patience import PATIENCE_S
 from tests.workflows.connection_runs import ASKED, Life, a_consent, living
 
 REFRESH = ActivityName.REFRESH_GRANT
@@ -172,7 +173,7 @@ async def test_a_run_that_begins_with_a_token_answers_waiting_callers(client: Cl
     async with Worker(client, task_queue=queue, workflows=[SomebodyElse]):
         waiter = await client.start_workflow(SomebodyElse.run, "", id=queue, task_queue=queue)
         life = {"state": LifecycleState.ACTIVE, "generation": 3, "waiting_callers": (queue,)}
-        async with living(client, waiting=(look,), **life) as connection, asyncio.timeout(20):
+        async with living(client, waiting=(look,), **life) as connection, asyncio.timeout(PATIENCE_S):
             assert (await waiter.result()).generation == 3
             assert (await connection.describe()).waiting_callers == ()
 
@@ -195,7 +196,7 @@ async def test_a_request_for_a_token_that_names_no_living_workflow_stops_nothing
         await life.consent()
         ask = m.RequestToken(app="crm-sync", reply_to=nobody, context=ASKED)
         await life.handle.signal(SignalName.REQUEST_TOKEN, ask)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await life.ensure_fresh(1)).generation == 2
 
 
@@ -280,7 +281,7 @@ async def test_replies_are_sent_side_by_side(client: Client):
         await _asked_by_pipelines_that_are_gone(life, 60)
         gate.set()
         await refresh
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while [event["eventType"] for event in await life.events()].count(_INITIATED) < 60:
                 await asyncio.sleep(0.05)
         kinds = [event["eventType"] for event in await life.events()]

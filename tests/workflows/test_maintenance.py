@@ -20,6 +20,7 @@ from evergrant_server.core.messages.maintenance import (
     ReconcileResult,
 )
 from evergrant_server.core.messages.names import ActivityName, WorkflowName, webhook_workflow_id
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
 from tests.workflows.connection_runs import a_worker, until_called
@@ -50,13 +51,13 @@ async def test_the_next_run_goes_on_where_the_last_one_stopped_until_the_end(cli
         ReconcileRequest(),
         id="evergrant:long-pass",
         task_queue=QUEUE,
-        execution_timeout=timedelta(minutes=1),
+        execution_timeout=timedelta(minutes=5),
     )
     schedule = await client.create_schedule("evergrant:long-pass", Schedule(action, spec=ScheduleSpec()))
     async with a_worker(client, scripted.everything(), QUEUE):
         for runs in (1, 2, 3):
             await schedule.trigger()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while (await schedule.describe()).info.num_actions < runs or await under_way(client):
                     await asyncio.sleep(0.05)
     await schedule.delete()

@@ -28,11 +28,11 @@ from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.queue_order import QueueOrderInterceptor
 from evergrant_server.temporal_link.start_requests import connection as start_of
+from tests.fakes.patience import PATIENCE_S
 from tests.workflows.connection_runs import ASKED, RUNNER, a_grant, a_start
 from workflows.registry import WORKFLOWS
 
 GREEDY, SECOND, OTHER = Tenant("greedy"), Tenant("second"), Tenant("other")
-SOON_S = 20.0
 
 
 class Provider:
@@ -52,7 +52,7 @@ class Provider:
         return a_grant(request.generation + 1)
 
     async def until_asked(self, times: int) -> None:
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(PATIENCE_S):
             while len(self.asked) < times:
                 await asyncio.sleep(0.01)
 
@@ -97,7 +97,7 @@ class Place:
     async def refreshed(self, start: ConnectionStart) -> int:
         """What a caller gets who waits for a newer token."""
         request = EnsureFresh(seen_generation=1, context=ASKED, refresh_reason=RefreshReason.COMMAND)
-        answer = await self.link.ensure_fresh(start.tenant, start.connection_id, request, timeout=SOON_S)
+        answer = await self.link.ensure_fresh(start.tenant, start.connection_id, request, timeout=PATIENCE_S)
         return answer.generation
 
 
@@ -131,7 +131,7 @@ async def until_waiting(client: Client, queue: str, number: int) -> None:
         task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
         report_stats=True,
     )
-    async with asyncio.timeout(SOON_S * 2):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             answer = await client.workflow_service.describe_task_queue(request)
             if answer.stats.approximate_backlog_count >= number:
@@ -150,7 +150,7 @@ async def test_a_provider_that_hangs_leaves_slots_to_others(
         await provider.until_asked(slots // 3)
         began = time.monotonic()
         (waited_for,) = await place.connections(OTHER, 1, timedelta(days=1))
-        assert await asyncio.wait_for(place.refreshed(waited_for), SOON_S) == 2
+        assert await asyncio.wait_for(place.refreshed(waited_for), PATIENCE_S) == 2
         print(f"beside 40 that hang, a refresh took {time.monotonic() - began:.1f} s")
         assert provider.asked.count(GREEDY) <= slots // 2
         provider.answers.set()

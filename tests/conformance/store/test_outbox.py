@@ -10,6 +10,7 @@ from evergrant_server.store import Store
 from tests.conformance.store.samples import a_message
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
+from tests.fakes.patience import PATIENCE_S
 
 HOLD = timedelta(seconds=30)
 
@@ -103,7 +104,7 @@ async def test_many_relays_never_share_a_message(store: Store):
                 async with store.write() as tx:
                     await tx.outbox.mark_delivered(message.id, NOW)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await asyncio.gather(*(relay(f"relay-{n}") for n in range(4)))
     assert len(delivered) == len(set(delivered)) == len(messages)
     for target in {it.target for it in messages}:

@@ -6,10 +6,11 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import event, text
+from sqlalchemy import QueuePool, event, text
 
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.store.database import sqlite
@@ -17,6 +18,7 @@ from evergrant_server.store.database.engine import sqlite_driver
 from evergrant_server.store.database.errors import translate_errors
 from evergrant_server.store.database.sqlite import SqliteDatabase
 from tests.fakes.failures import fails
+from tests.fakes.patience import PATIENCE_S
 
 COUNT = text("SELECT count(*) FROM noted")
 NOTE = text("INSERT INTO noted VALUES (1)")
@@ -41,11 +43,34 @@ async def count(database: SqliteDatabase) -> int:
         return (await connection.execute(COUNT)).scalar_one()
 
 
+def all_open(database: SqliteDatabase) -> bool:
+    return cast(QueuePool, database._engine.pool).checkedout() == sqlite._CONNECTIONS
+
+
+async def held(database: SqliteDatabase) -> threading.Event:
+    """Keeps the thread busy until the event that it returns is set: a COMMIT stands behind this."""
+    entered, goes_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        entered.set()
+        goes_on.wait(PATIENCE_S)
+
+    database._thread.submit(hold)
+    while not entered.is_set():
+        await asyncio.sleep(0.001)
+    return goes_on
+
+
+async def commit_waits(database: SqliteDatabase) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while database._thread._work_queue.empty():
+            await asyncio.sleep(0.001)
+
+
 async def test_a_commit_that_is_cancelled_ends_before_its_task_does(database: SqliteDatabase):
-    goes_on = threading.Event()
-    database._thread.submit(goes_on.wait)  # COMMIT stands behind this
+    goes_on = await held(database)
     writing = asyncio.create_task(note(database))
-    await asyncio.sleep(0.05)
+    await commit_waits(database)
     for _ in range(2):
         writing.cancel()
         await asyncio.sleep(0.01)
@@ -97,7 +122,9 @@ async def test_more_transactions_than_connections_wait_and_then_fail(
             await ends.wait()
 
     readers = [asyncio.create_task(reading()) for _ in range(sqlite._CONNECTIONS)]
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(PATIENCE_S):
+        while not all_open(database):
+            await asyncio.sleep(0.001)
     with fails(ErrorCode.STORE_UNAVAILABLE, "connections are busy"), translate_errors():
         await count(database)
     ends.set()
@@ -113,11 +140,11 @@ def test_a_loop_that_ends_during_a_commit_leaves_it_committed(tmp_path: Path):
     async def leaves() -> None:
         async with database.write() as connection:
             await connection.execute(text("CREATE TABLE noted (n INTEGER)"))
-        timer = threading.Event()
-        database._thread.submit(timer.wait, 0.2)
+        goes_on = await held(database)
         writing = asyncio.create_task(note(database))
-        await asyncio.sleep(0.05)
+        await commit_waits(database)
         assert not writing.done()
+        threading.Timer(0.1, goes_on.set).start()  # when the loop waits for the tasks that it cancelled
 
     before, threading.excepthook = threading.excepthook, failed.append
     try:
@@ -135,7 +162,7 @@ async def test_a_caller_that_is_cancelled_while_a_connection_opens_leaves_none_o
 
     def configure(driver: sqlite3.Connection, record: object) -> None:
         entered.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE_S)
 
     event.listen(database._engine, "connect", configure)
     async with database.read():  # the connection that the pool has

@@ -59,7 +59,7 @@ class Old(World):
         return httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S)
 
     def signing(self) -> AsyncEvergrant:
-        return AsyncEvergrant(self.platform.api, self.key, deadline=timedelta(seconds=30))
+        return AsyncEvergrant(self.platform.api, self.key, deadline=timedelta(seconds=PATIENCE_S))
 
     async def called(self, headers: Any, url: str, method: str = "GET", **more: Any) -> httpx2.Response:
         async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S, verify=self.tls.trust) as app:

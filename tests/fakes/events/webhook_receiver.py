@@ -17,7 +17,7 @@ from evergrant_server.core.ids import Tenant, WebhookId, new_id
 from evergrant_server.core.webhooks import Delivery, Webhook, new_signing_secret
 from evergrant_server.store import Store
 from tests.fakes.http_server import served
-from tests.fakes.patience import eventually
+from tests.fakes.patience import PATIENCE_S, eventually
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Receiver:
     def allowance(self) -> str:
         return self.origin.removeprefix("http://")
 
-    async def until(self, count: int, limit_s: float = 20) -> list[Received]:
+    async def until(self, count: int, limit_s: float = PATIENCE_S) -> list[Received]:
         """Wait until this many messages came."""
         async with asyncio.timeout(limit_s):
             while len(self.received) < count:
@@ -74,7 +74,7 @@ class Receiver:
 
     async def until_busy(self, count: int) -> None:
         """Wait until this many messages are being looked at."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while self.at_once < count:
                 await asyncio.sleep(0.01)
 

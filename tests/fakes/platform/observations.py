@@ -109,7 +109,7 @@ class Observations:
 
     async def described(self, connection: Connection) -> ConnectionDescription | None:
         """What its workflow says; None when it has none."""
-        return await self.parts.link.describe(TENANT, connection.id, timeout=30)  # a busy machine
+        return await self.parts.link.describe(TENANT, connection.id, timeout=PATIENCE_S)
 
     async def until_described(
         self, connection: Connection, condition: Callable[[ConnectionDescription], bool]

@@ -135,9 +135,9 @@ async def test_a_report_is_answered_with_the_generation_there_is(place: Installa
             answer = await http.post(f"/v1/connections/{connection.id}/refresh", json=body)
             assert (answer.status_code, answer.json().get("generation")) == (200, 1), answer.text
         key = http.headers["Authorization"].removeprefix("Bearer ")
-        async with AsyncEvergrant(str(http.base_url), key, deadline=timedelta(seconds=20)) as client:
+        async with AsyncEvergrant(str(http.base_url), key, deadline=timedelta(seconds=PATIENCE_S)) as client:
             auth = client.auth(connection.integration, connection.subject, origins=resource)
-            async with httpx2.AsyncClient(auth=auth, trust_env=False) as user, asyncio.timeout(10):
+            async with httpx2.AsyncClient(auth=auth, trust_env=False) as user, asyncio.timeout(PATIENCE_S):
                 assert (await user.get(f"{resource}/me")).status_code == 401
     assert place.idp.count("token") == sent
 

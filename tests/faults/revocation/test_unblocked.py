@@ -1,8 +1,6 @@
 """Nothing that goes wrong for one connection keeps its revocation from the provider."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -23,18 +21,10 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.activities import LookUpAccounts
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
-from tests.fakes.patience import eventually
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.installation import STRICT, TENANT, Installation
 from tests.fakes.providers.scripted_provider import status
 from tests.faults.support.activities import Activities, at_temporal, call_for
-
-LIMIT_S = 30.0  # an unexpected error is tried three times, one and two seconds apart
-
-
-@asynccontextmanager
-async def in_time() -> AsyncIterator[None]:
-    async with asyncio.timeout(LIMIT_S):
-        yield
 
 
 def breaks(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[str]:
@@ -65,7 +55,7 @@ async def test_an_unexpected_error_of_a_refresh_delays_no_revocation(
     async def tried() -> list[str]:
         return tries
 
-    async with in_time():
+    async with asyncio.timeout(PATIENCE_S):
         await eventually(tried)
         ended = await place.revoked(connection)
         assert ended.revocation is RevocationOutcome.CONFIRMED
@@ -82,7 +72,7 @@ async def test_an_unexpected_error_of_a_code_exchange_ends_the_consent_and_delay
 ):
     connection = await place.begin()
     tries = breaks(monkeypatch, CodeExchangeActivities, "_token_request")
-    async with in_time():
+    async with asyncio.timeout(PATIENCE_S):
         await place.consent(connection)
         await place.until_audited(connection, AuditAction.CONSENT_FAILED)
         (failed,) = await place.audited(connection, AuditAction.CONSENT_FAILED)
@@ -126,7 +116,7 @@ async def test_a_row_that_fails_validation_is_named_and_leaves_the_workflow_able
 ):
     connection = await place.connect(STRICT)
     await set_columns(place, connection, ConnectionGrantRow, scopes={"rt-secret": 1})
-    async with in_time():
+    async with asyncio.timeout(PATIENCE_S):
         assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.INTERNAL
         await place.revoke(connection)
         await place.until_described(connection, lambda it: it.revocation_failure is ErrorCode.INTERNAL)
@@ -144,7 +134,7 @@ async def test_a_connection_row_that_fails_validation_stops_no_activity_for_ever
     """What would be recorded of the failure can't be read either."""
     connection = await place.connect()
     await set_columns(place, connection, ConnectionRow, flow="from_the_future")
-    async with in_time():
+    async with asyncio.timeout(PATIENCE_S):
         assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.INTERNAL
         await place.tell_revoke(connection)
         await place.until_described(connection, lambda it: it.revocation_failure is ErrorCode.INTERNAL)
@@ -158,7 +148,7 @@ async def test_another_type_of_workflow_under_the_id_keeps_no_revocation_from_th
     name = connection_workflow_id(TENANT, connection.id)
     await place.terminate(connection)
     foreign = await place.parts.client.start_workflow("AnotherWorkflow", id=name, task_queue="no-worker")
-    async with in_time():
+    async with asyncio.timeout(PATIENCE_S):
         ended = await place.revoked(connection)
     assert ended.revocation is RevocationOutcome.CONFIRMED
     assert f"foreign workflow: run {foreign.first_execution_run_id}" in caplog.text

@@ -20,14 +20,13 @@ from examples.demo.subject import Subject
 from examples.demo.waiting import wait_until
 from tests.e2e.world import define
 from tests.fakes.certificates import OwnCertificate, own_certificate
-from tests.fakes.patience import eventually
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.processes import RunningPlatform
 from tests.fakes.providers.oauth1_server import OAuth1Server
 from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, html
 
 Secrets = dict[str, list[str | bytes]]
 
-_SOON_S = 30
 _REPLY = {"Content-Type": "application/json"}
 _MINTED = ("client_credentials", "urn:ietf:params:oauth:grant-type:token-exchange")
 
@@ -245,7 +244,7 @@ class OtherLives:
             answer = await app.post("/v1/connections", json=body)
             return answer.json() if answer.status_code == 201 else None  # its metadata isn't read yet
 
-        made = await wait_until(begun, f"a connection of {integration}", _SOON_S)
+        made = await wait_until(begun, f"a connection of {integration}", PATIENCE_S)
         self.ids.append(made["id"])
         return made
 
@@ -277,7 +276,7 @@ class OtherLives:
         """One whose browser trusts the providers' certificate."""
         assert self.idp.tls is not None
         subject = Subject("", "")
-        subject._browser = httpx2.AsyncClient(trust_env=False, verify=self.idp.tls.trust, timeout=_SOON_S)
+        subject._browser = httpx2.AsyncClient(trust_env=False, verify=self.idp.tls.trust, timeout=PATIENCE_S)
         return subject
 
     async def _connected(self, app: httpx2.AsyncClient, integration: str, **more: str) -> None:

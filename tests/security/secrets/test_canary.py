@@ -38,7 +38,7 @@ from tests.fakes.certificates import loopback_tls
 from tests.fakes.events.webhook_receiver import Receiver
 from tests.fakes.http_server import served
 from tests.fakes.otlp import Received, running_receiver
-from tests.fakes.patience import eventually
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.processes import RunningPlatform, running_platform
 from tests.fakes.providers.oauth1_server import OAuth1Server
 from tests.fakes.providers.scripted_provider import ScriptedProvider, echo, ok
@@ -184,7 +184,7 @@ class Life:
             order = ["--integration", "crm", "--subject", "user-1", "--connection", connection_id]
             run = ("run", *order, "--resource", url, "--id", "sync")
             await platform.start("sync", "examples.pipeline", *at, *run)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE_S):
                 status = await platform.children["sync"].wait()
             assert status == 0, platform.log("sync").decode()
 
@@ -199,7 +199,7 @@ class Life:
         good, elsewhere = (
             PrivateKey(app_id, private)(it) for it in (platform.url, "https://elsewhere.example")
         )
-        async with httpx2.AsyncClient(base_url=platform.url, trust_env=False, timeout=30) as http:
+        async with httpx2.AsyncClient(base_url=platform.url, trust_env=False, timeout=PATIENCE_S) as http:
             grant = {"grant_type": "client_credentials"}
             sent = [await http.post("/oauth/token", data={**grant, **it}) for it in (good, elsewhere, good)]
         assert [it.status_code for it in sent] == [200, 401, 401]
@@ -245,7 +245,7 @@ class Life:
 
     async def _gather(self, admin: httpx2.AsyncClient, connection_id: str) -> None:
         platform, client = self.platform, await Client.connect(self.platform.temporal)
-        async with httpx2.AsyncClient(trust_env=False, timeout=30) as http:
+        async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
             metrics = [
                 (await admin.get("/metrics")).content,
                 (await http.get(platform.worker_metrics)).content,

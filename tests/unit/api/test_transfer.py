@@ -16,6 +16,7 @@ from evergrant_server.core.ids import ExportId
 from evergrant_server.core.outbox import OutboxKind
 from evergrant_server.crypto import Recipient
 from tests.fakes.api import OTHER, TENANT, Api
+from tests.fakes.patience import PATIENCE_S
 
 ACCESS, REFRESH = "canary-access-0123", "canary-refresh-4567"
 
@@ -100,6 +101,9 @@ async def test_the_time_of_a_request_begins_before_its_items_are_taken(
     monkeypatch.setattr(ImportWriter, "import_items", taken)
     async with asyncio.timeout(20):
         (outcome,) = await sent(api, key, item(), verify=True)
+    monkeypatch.setattr(ImportWriter, "import_item", taken)
+    async with asyncio.timeout(PATIENCE_S):
+        (outcome,) = await sent(api, key, item())
     assert (outcome["status"], outcome["verification"]) == ("imported", "unverified")
 
 

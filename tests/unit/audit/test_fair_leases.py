@@ -12,6 +12,7 @@ from evergrant_server.audit.lease_queue import APP_SHARE, LARGEST_BATCH, LeaseQu
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_connection, an_app, an_app_of, granted
 from tests.fakes.databases import NOW
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.audit.claims import a_claim, count_commits, leases_in_the_log
 
 
@@ -35,7 +36,7 @@ async def test_a_lease_waits_for_a_revocation_that_is_being_committed_and_others
         commits = count_commits(store, monkeypatch)
         lease = asyncio.create_task(ledger.record(a_claim(connection, app)))
         beside = asyncio.create_task(ledger.record(a_claim(other, app)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             if store.is_sqlite:
                 await asyncio.sleep(0.05)  # long enough for both to have finished, if nothing stopped them
             while not store.is_sqlite and len(commits) < 3:
@@ -78,12 +79,12 @@ async def test_leases_do_not_overtake_a_change_that_waits_for_one(
     try:
         await locked.wait()
         change = asyncio.create_task(stop())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not await a_session_waits(store):
                 await asyncio.sleep(0)
         commits = count_commits(store, monkeypatch)
         late = asyncio.create_task(second.record(a_claim(connection, app)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not commits:
                 await asyncio.sleep(0)
         assert not late.done()

@@ -21,6 +21,7 @@ from evergrant_server.settings import Settings, load_settings
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_key
 from tests.fakes.databases import migrated_sqlite
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.rows import an_integration, put_app
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -62,7 +63,7 @@ async def test_a_failing_check_does_not_affect_the_others(settings: Settings) ->
 async def test_a_hanging_check_ends_in_time(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.CHECK_TIMEOUT_S < 5
     monkeypatch.setattr(report, "CHECK_TIMEOUT_S", 0.05)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         found = await report.diagnose(settings, {"hangs": hangs, "fine": fine})
     assert [it.ok for it in found] == [False, True]
 

@@ -11,6 +11,7 @@ import stamina
 from evergrant import AsyncEvergrant, Evergrant
 from evergrant.cli import main
 
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant
 
 SETTINGS = (
@@ -62,7 +63,7 @@ def evergrant() -> Iterator[ScriptedEvergrant]:
 @pytest.fixture
 def client_arguments() -> dict[str, Any]:
     """Further arguments of `caller`'s client; a test module may override this fixture."""
-    return {"deadline": timedelta(seconds=10)}
+    return {"deadline": timedelta(seconds=PATIENCE_S)}
 
 
 @pytest.fixture(params=["blocking", "asyncio"])

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Self, get_type_hints
 from urllib.parse import parse_qsl, urlsplit
 
 from evergrant import AuditRecord, Connection, Lease
 from evergrant.calls.integrations import Integration, ProviderVersion
 from evergrant.calls.webhooks import Webhook, WebhookDelivery
+
+from tests.fakes.patience import PATIENCE_S
 
 TOKEN = "canary/tok+en.0123456789abcdefXYZ"
 LINK = "https://evergrant.example/connect/canary-link-0123456789"
@@ -31,6 +33,7 @@ class ScriptedResponse:
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
     drop: bool = False  # close the connection without a response
+    held: Event | None = None  # answer when it is set
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,8 @@ def served(respond: Callable[[RecordedRequest], ScriptedResponse]) -> Iterator[s
             raw = self.rfile.read(int(headers.get("content-length", "0")))
             query = dict(parse_qsl(parts.query))
             response = respond(RecordedRequest(self.command, parts.path, query, headers, raw))
+            if response.held is not None:
+                assert response.held.wait(PATIENCE_S)
             if response.drop:
                 self.close_connection = True
                 return

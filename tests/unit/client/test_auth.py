@@ -189,12 +189,13 @@ def test_a_body_is_sent_again_and_a_stream_is_not(
             assert http.get(f"{resource.url}/c").status_code == 200  # the 401 was reported all the same
 
 
+@pytest.mark.usefixtures("no_pauses")
 def test_a_report_that_fails_is_raised(
     evergrant_clock: ManualClock, resource: Resource, alice: FakeConnection
 ):
     resource.accepts = lambda token: False
     alice.refuses_refresh = True
-    with Evergrant(clock=evergrant_clock, deadline=timedelta(seconds=0.5)) as client:
+    with Evergrant(clock=evergrant_clock) as client:
         auth = client.auth("crm", "alice", origins=resource.url)
         with httpx2.Client(auth=auth, trust_env=False) as http, pytest.raises(ProviderUnavailable):
             http.get(f"{resource.url}/a")

@@ -15,6 +15,7 @@ from evergrant import BadRequest, Evergrant, Lease, ReconnectNeeded, State, new_
 from evergrant.binding import challenge_of
 from evergrant.testing import FakeEvergrant, ManualClock
 
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.client.conftest import Caller, Command
 from tests.unit.client.scripted_evergrant import (
     LINK,
@@ -125,7 +126,9 @@ def test_connect_reads_the_code_where_no_return_is_listed(evergrant: ScriptedEve
     env = {"PATH": "", "EVERGRANT_URL": evergrant.url, "EVERGRANT_API_KEY": "evg_canary"}
     env["PYTHONPATH"] = str(Path(__file__).parents[3] / "clients/python/src")
     command = [executable, "connect", "crm", "alice", "--wait"]
-    run = subprocess.run(command, env=env, input="code-1\n", capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        command, env=env, input="code-1\n", capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert (run.returncode, run.stderr.splitlines()) == (
         0,
         [

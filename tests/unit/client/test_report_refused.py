@@ -2,7 +2,9 @@
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from evergrant import Evergrant, ProviderUnavailable
 
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.client.conftest import Caller
 from tests.unit.client.scripted_evergrant import (
     TOKEN,
@@ -57,13 +60,15 @@ async def test_a_newer_token_stays_in_the_cache(caller: Caller, evergrant: Scrip
 
 async def test_a_lease_during_the_report_is_not_cached(caller: Caller, evergrant: ScriptedEvergrant):
     evergrant.script(LEASE, endless(7), endless(8))
-    evergrant.script(REPORT, busy(2), generation(8))
+    answers = threading.Event()
+    evergrant.script(REPORT, replace(generation(8), held=answers))
     report = asyncio.create_task(caller.call("report_refused", "con_1", 7))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not evergrant.count(REPORT):
             await asyncio.sleep(0.01)
     assert (await caller.call("lease", "crm", "alice")).generation == 7
     assert not report.done()
+    answers.set()
     assert (await report).generation == 8
     assert (await caller.call("lease", "crm", "alice")).generation == 8
 
@@ -72,12 +77,12 @@ async def test_a_failed_report_is_raised_can_be_repeated_and_empties_the_cache(
     caller: Caller, evergrant: ScriptedEvergrant
 ):
     evergrant.script(LEASE, endless(7))
-    evergrant.script(REPORT, busy(40))
+    evergrant.script(REPORT, busy(400))
     await caller.call("lease", "crm", "alice")
     for _ in range(2):
         with pytest.raises(ProviderUnavailable) as failed:
             await caller.call("report_refused", "con_1", 7)
-        assert (failed.value.code, failed.value.retry_after) == ("refresh_pending", 40)
+        assert (failed.value.code, failed.value.retry_after) == ("refresh_pending", 400)
     assert evergrant.count(REPORT) == 2
     await caller.call("lease", "crm", "alice")
     assert evergrant.count(LEASE) == 2
@@ -124,6 +129,6 @@ def test_the_guides_example_ends_when_no_newer_token_exists(evergrant: ScriptedE
         with pytest.raises(Unauthorized):
             guide_example(lambda token: bool(tried.append(token)))(client)
         assert tried == [TOKEN]
-        evergrant.script(REPORT, busy(60))
+        evergrant.script(REPORT, busy(600))
         with pytest.raises(ProviderUnavailable):
             guide_example(lambda token: False)(client)

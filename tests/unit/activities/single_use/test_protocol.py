@@ -29,6 +29,7 @@ from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.activities.single_use.protocol_worker import (
     NO_ROTATION,
     YES,
@@ -217,7 +218,7 @@ async def test_journal_writes_do_not_wait_for_the_resolvers_threads(worker: Work
     loop = asyncio.get_running_loop()
     stuck = [loop.run_in_executor(None, hangs.wait) for _ in range(64)]
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert await worker.spend(use, recorded) == "at-2"
     finally:
         hangs.set()
@@ -349,7 +350,7 @@ async def test_a_section_that_waits_for_the_store_is_cancelled_at_the_limit(capl
     sections, ended = CriticalSections(), list[str]()
     waits = asyncio.create_task(sections.run(AttemptId("att_1"), for_ever(ended, "one")))
     await asyncio.sleep(0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await sections.drain(timedelta(seconds=0.05))
     assert ended == ["one"]
     (said,) = caplog.records

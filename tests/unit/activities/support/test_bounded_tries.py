@@ -22,6 +22,7 @@ from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
 from tests.fakes.failures import fails
+from tests.fakes.patience import PATIENCE_S
 
 UNEXPECTED, CONFLICT = RuntimeError("rt-secret"), Failure(ErrorCode.STORE_CONFLICT, "it changed")
 
@@ -133,7 +134,7 @@ async def test_a_conflict_that_is_no_race_ends_the_commit(store: Store):
         for _ in range(2):
             await tx.connection.execute(text("INSERT INTO one VALUES (1)"))
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         with fails(ErrorCode.INTERNAL, "refuses the change each time"):
             await commit_with_retries(store, twice)
     assert tries == 10
@@ -150,7 +151,7 @@ async def test_a_row_that_can_never_be_stored_is_no_conflict(store: Store, rule:
         await tx.connection.execute(text(f"CREATE TABLE one ({rule})"))
         await tx.connection.execute(text("INSERT INTO one VALUES (NULL)"))
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         with fails(ErrorCode.INTERNAL):
             await commit_with_retries(store, never)
     assert tries == 1

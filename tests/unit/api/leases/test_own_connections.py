@@ -11,9 +11,9 @@ import pytest_asyncio
 from evergrant_server.core.access import Action
 from tests.fakes.api import OTHER, Api, running_api
 from tests.fakes.databases import Postgres, lent, postgres_server
+from tests.fakes.patience import PATIENCE_S
 
 __all__ = ["postgres_server"]
-SOON_S = 5.0  # a pool refuses after ten
 _HANGING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 
@@ -34,7 +34,7 @@ async def locked(api: Api, server: Postgres, table: str) -> AsyncIterator[Callab
             await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
 
             async def until_hanging(number: int) -> None:
-                async with asyncio.timeout(SOON_S):
+                async with asyncio.timeout(PATIENCE_S):
                     while await connection.fetchval(_HANGING) < number:
                         await asyncio.sleep(0.01)
 
@@ -49,7 +49,7 @@ async def test_lists_that_hang_keep_no_lease_waiting(api: Api, postgres_server: 
     async with locked(api, postgres_server, "webhook") as until_hanging:
         lists = [asyncio.create_task(api.get("/v1/webhooks", admin)) for _ in range(40)]
         await until_hanging(4)  # all that one app may have at once
-        assert (await asyncio.wait_for(api.lease(key), SOON_S)).status_code == 200
+        assert (await asyncio.wait_for(api.lease(key), PATIENCE_S)).status_code == 200
         assert api.store.connections_in_use() == {"requests": 4, "leases": 0, "poller": 0, "ledger": 0}
         assert not any(it.done() for it in lists)
     assert {(await it).status_code for it in lists} == {200}
@@ -63,8 +63,8 @@ async def test_five_hundred_callers_whose_rows_hang_leave_the_ledger_its_connect
     async with locked(api, postgres_server, "key") as until_hanging:
         callers = [asyncio.create_task(api.lease(key, label=f"no-{n}")) for n in range(500)]
         await until_hanging(4)
-        assert (await asyncio.wait_for(api.lease(key), SOON_S)).status_code == 200
-        polled = await asyncio.wait_for(api.parts.lease_rows.positions([]), SOON_S)
+        assert (await asyncio.wait_for(api.lease(key), PATIENCE_S)).status_code == 200
+        polled = await asyncio.wait_for(api.parts.lease_rows.positions([]), PATIENCE_S)
         assert polled == {}
         assert not any(it.done() for it in callers)
         for task in callers:
@@ -86,7 +86,7 @@ async def test_lists_of_one_app_that_hang_leave_connections_to_other_apps_and_te
         await until_hanging(4)
         for key, integration in others:
             body = {"integration": integration, "subject": "user-1"}
-            answer = await asyncio.wait_for(api.post("/v1/connections", key, body), SOON_S)
+            answer = await asyncio.wait_for(api.post("/v1/connections", key, body), PATIENCE_S)
             assert answer.status_code == 201, answer.text
         assert not any(it.done() for it in lists)
     assert {(await it).status_code for it in lists} == {200}

@@ -18,6 +18,7 @@ from evergrant.identity import PrivateKey, client_assertion
 from evergrant.identity.private_key import new_private_key, public_jwk
 from joserfc import jwk, jwt
 
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.client.conftest import Caller, Command
 from tests.unit.client.scripted_evergrant import (
     RecordedRequest,
@@ -70,7 +71,7 @@ def key_file(tmp_path: Path, key: str) -> Path:
 async def caller(
     request: pytest.FixtureRequest, evergrant: ScriptedEvergrant, key_file: Path
 ) -> AsyncIterator[Caller]:
-    said: dict[str, Any] = {"identity": PrivateKey(APP, key_file), "deadline": timedelta(seconds=10)}
+    said: dict[str, Any] = {"identity": PrivateKey(APP, key_file), "deadline": timedelta(seconds=PATIENCE_S)}
     if request.param == "blocking":
         with Evergrant(evergrant.url, **said) as client:
             yield Caller(client)

