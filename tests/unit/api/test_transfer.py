@@ -99,11 +99,8 @@ async def test_the_time_of_a_request_begins_before_its_items_are_taken(
         return await take(self, *of, **more)
 
     monkeypatch.setattr(ImportWriter, "import_items", taken)
-    async with asyncio.timeout(20):
-        (outcome,) = await sent(api, key, item(), verify=True)
-    monkeypatch.setattr(ImportWriter, "import_item", taken)
     async with asyncio.timeout(PATIENCE_S):
-        (outcome,) = await sent(api, key, item())
+        (outcome,) = await sent(api, key, item(), verify=True)
     assert (outcome["status"], outcome["verification"]) == ("imported", "unverified")
 
 
