@@ -20,7 +20,7 @@ CALLBACK = re.compile(r"http://127\.0\.0\.1:\d+/oauth/callback/int_\w+")
 
 
 class Reader:
-    """A shell in a folder with `.venv`, as after `make dev`; the settings are the page's own."""
+    """A shell in a folder with `.venv`, as after `make dev`."""
 
     def __init__(self, folder: Path, platform: EvergrantProcess) -> None:
         self.folder = folder
@@ -30,11 +30,11 @@ class Reader:
         browser = folder / "browser"
         browser.write_text(f'#!/bin/sh\necho "$1" > {self.link}.new && mv {self.link}.new {self.link}\n')
         browser.chmod(0o700)
-        (export,) = re.findall(r"^export (.*)$", PAGE, re.MULTILINE)
-        settings = dict(pair.split("=", 1) for pair in export.split())
+        settings = folder / "evergrant.env"  # as dev writes it
+        settings.write_text(f"EVERGRANT_URL={platform.api}\nEVERGRANT_API_KEY_FILE=.evergrant/admin.key\n")
+        settings.chmod(0o600)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
-        self.env = kept | settings | {"EVERGRANT_URL": platform.api, "BROWSER": f"{browser} %s"}
-        self.env["PYTHONPATH"] = str(ROOT / "clients/python/src")
+        self.env = kept | {"BROWSER": f"{browser} %s", "PYTHONPATH": str(ROOT / "clients/python/src")}
 
     async def follow(self, commands: str) -> tuple[str, str]:
         pipe = asyncio.subprocess.PIPE
