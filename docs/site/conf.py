@@ -35,7 +35,8 @@ llms_txt_exclude = ["docs/adr/*", "CHANGELOG", "CONTRIBUTING", "docs/dependencie
 
 CONTENTS: dict[str, dict[str, list[str]]] = {
     "README": {
-        "First steps": ["docs/guide/getting-started", "docs/guide/concepts", "docs/guide/binding",
+        "First steps": ["docs/guide/getting-started", "docs/guide/concepts", "docs/comparison",
+                        "docs/guide/binding",
                         "docs/guide/python", "clients/typescript/README", "examples/pipeline/README",
                         "docs/guide/moving-in"],
         "Apps and people": ["docs/apps", "docs/guide/permits", "docs/guide/asking-for-access",
