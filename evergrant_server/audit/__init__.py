@@ -11,6 +11,7 @@ from evergrant_server.audit.hash_chain import append, append_all
 from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.records import (
     Window,
+    newest_of_tenant,
     newest_record,
     newest_records,
     page,
@@ -27,6 +28,7 @@ __all__ = [
     "broken_heads",
     "contains_checkpoint",
     "newest_checkpoint",
+    "newest_of_tenant",
     "newest_record",
     "newest_records",
     "page",

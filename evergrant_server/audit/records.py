@@ -93,6 +93,16 @@ async def newest_records(
     return [record_of(row) for row in await fetch_all(tx.connection, query)]
 
 
+async def newest_of_tenant(
+    tx: Transaction, tenant: Tenant, actions: Iterable[AuditAction], *, among: int
+) -> list[AuditRecord]:
+    """Records of these actions among the tenant's last `among` records, the newest first."""
+    order = (col(AuditRow.at).desc(), col(AuditRow.shard), col(AuditRow.seq).desc())
+    mine = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant)).order_by(*order).limit(among)
+    wanted = {it.value for it in actions}
+    return [record_of(row) for row in await fetch_all(tx.connection, mine) if row["action"] in wanted]
+
+
 def page_cursor(record: AuditRecord) -> str:
     """The opaque cursor of the page that begins after this record."""
     position = [record.at.isoformat(), record.shard, record.seq]

@@ -153,7 +153,7 @@ def doctor(
     Exits 0 when nothing is wrong, 1 otherwise.
 
     Args:
-        output: `text`, or `json`: a list of objects with `check`, `ok`, `detail` and `repair`.
+        output: `text`, or `json`: a list of objects with `check`, `ok`, `detail`, `repair` and `because`.
     """
     settings = settings_of(flags)
     with _quick_imports():

@@ -236,13 +236,16 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Make room on the worker's disk, or give it a data folder it can write.",
     ),
     ErrorCode.TEMPORAL_UNAVAILABLE: _platform(
-        "Temporal can't be reached.", "Check EVERGRANT_TEMPORAL_ADDRESS and the Temporal server."
+        "Temporal can't be reached.",
+        "Check EVERGRANT_TEMPORAL_ADDRESS and the Temporal server. After the loss of its database, "
+        "python -m evergrant_server reconcile starts the workflows anew.",
     ),
     ErrorCode.INTERNAL: _platform("Evergrant failed for an unknown reason.", "Read the log.", status=500),
     ErrorCode.INVALID_REQUEST: _caller("The request is malformed.", "Correct the named field."),
     ErrorCode.UNAUTHENTICATED: _caller(
         "No valid credential came with the request.",
-        "Send Authorization: Bearer with an API key, or an access token of POST /oauth/token.",
+        "Send Authorization: Bearer with an API key, or an access token of POST /oauth/token. A database "
+        "that was made anew knows no key of before: python -m evergrant_server doctor says so.",
         status=401,
     ),
     ErrorCode.CERTIFICATE_REQUIRED: _caller(

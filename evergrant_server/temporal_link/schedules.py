@@ -122,7 +122,11 @@ async def declare_schedules(client: Client, settings: Settings) -> None:
     for definition in SCHEDULES:
         wanted = _schedule(settings, definition)
         try:
-            await client.create_schedule(schedule_id(settings, definition), wanted)
+            # where it is new, Temporal's database may have been lost with every connection's workflow
+            at_once = definition.workflow == WorkflowName.RECONCILE
+            await client.create_schedule(
+                schedule_id(settings, definition), wanted, trigger_immediately=at_once
+            )
         except ScheduleAlreadyRunningError:
             await _update_if_different(client, schedule_id(settings, definition), wanted)
 

@@ -1,4 +1,7 @@
-"""Runs all checks at the same time and prints each result with its repair."""
+"""Runs the checks at the same time and prints each result with its repair, and one cause once.
+
+A check that needs what another one looks at waits for it, and isn't carried out where that found a problem.
+"""
 
 import asyncio
 import json
@@ -6,7 +9,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from evergrant_server.cli.doctor import CheckFailed, callers, database, host, issuers, mtls, temporal
+from evergrant_server.cli.doctor import (
+    CheckFailed,
+    callers,
+    database,
+    exchanges,
+    host,
+    installation,
+    issuers,
+    mtls,
+    temporal,
+)
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import Settings
 
@@ -17,6 +30,7 @@ Check = Callable[[Settings], Awaitable[str]]
 CHECKS: dict[str, Check] = {
     "packages": host.packages,
     "catalogue": host.catalogue,
+    "processes": installation.processes,
     "key file": host.key_file,
     "data folder": host.data_folder,
     "journal": host.journal,
@@ -27,11 +41,14 @@ CHECKS: dict[str, Check] = {
     "outbox": database.outbox,
     "revocations": database.revocations,
     "client certificates": database.certificates,
+    "admin key": installation.admin_key,
     "API keys": database.api_keys,
     "bindings": database.bindings,
     "logins": database.logins,
     "trusted issuers": issuers.trusted_issuers,
     "callers' addresses": callers.addresses,
+    "exchanges": exchanges.exchanges,
+    "confirmations": exchanges.confirmations,
     "clock, database": database.clock,
     "temporal": temporal.reachable,
     "temporal program": temporal.program,
@@ -40,21 +57,41 @@ CHECKS: dict[str, Check] = {
     "search attributes": temporal.search_attributes,
     "workers": temporal.workers,
     "schedules": temporal.schedules,
+    "workflows": installation.workflows,
     "clock, Temporal": temporal.clock,
     "public URL": host.public_url,
     "mTLS listener": mtls.listener,
     "mTLS proxy": mtls.proxy,
 }
 
+_ROWS = ("key file", "migrations")  # of the database can be read
+_TEMPORAL = ("temporal", "namespace")
+NEEDS: dict[str, tuple[str, ...]] = {
+    "migrations": ("database",),
+    **dict.fromkeys(("keys of the database", "authority", "outbox", "revocations"), _ROWS),
+    **dict.fromkeys(("client certificates", "admin key", "API keys", "bindings", "logins"), _ROWS),
+    **dict.fromkeys(("trusted issuers", "callers' addresses", "exchanges", "confirmations"), _ROWS),
+    "clock, database": _ROWS,
+    "temporal": ("processes",),
+    "namespace": ("temporal",),
+    **dict.fromkeys(("retention", "search attributes", "workers", "schedules", "clock, Temporal"), _TEMPORAL),
+    "workflows": (*_ROWS, *_TEMPORAL),
+    "public URL": ("processes",),
+}
+
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """`repair` is the command to run or the setting to change; empty when ok."""
+    """`repair` is the command to run or the setting to change; empty when ok.
+
+    `because` names the check whose problem kept this one from being carried out; then `ok` is false.
+    """
 
     check: str
     ok: bool
     detail: str
     repair: str = ""
+    because: str = ""
 
 
 async def run(settings: Settings, output: Literal["text", "json"]) -> bool:
@@ -63,18 +100,42 @@ async def run(settings: Settings, output: Literal["text", "json"]) -> bool:
     if output == "json":
         print(json.dumps([asdict(finding) for finding in found], indent=1))
     else:
-        for finding in found:
-            print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.check:<21} {finding.detail}")
-            if finding.repair:
-                print(f"         {'':<21} -> {finding.repair}")
-        wrong = sum(not finding.ok for finding in found)
-        print(f"{wrong} of {len(found)} checks found a problem" if wrong else f"all {len(found)} checks ok")
+        _print(found)
     return all(finding.ok for finding in found)
 
 
-async def diagnose(settings: Settings, checks: dict[str, Check] = CHECKS) -> list[DoctorFinding]:
-    """Run the checks at the same time. A check that fails or hangs doesn't affect the others."""
-    return list(await asyncio.gather(*(_run_check(name, check, settings) for name, check in checks.items())))
+def _print(found: list[DoctorFinding]) -> None:
+    for finding in found:
+        if finding.because:
+            continue
+        print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.check:<21} {finding.detail}")
+        if finding.repair:
+            print(f"         {'':<21} -> {finding.repair}")
+        if unchecked := [it.check for it in found if it.because == finding.check]:
+            print(f"         {'':<21} not checked because of it: {', '.join(unchecked)}")
+    problems = sum(not it.ok and not it.because for it in found)
+    unchecked_count = sum(bool(it.because) for it in found)
+    more = f"; {unchecked_count} could not be carried out because of that" if unchecked_count else ""
+    ends = f"{problems} of {len(found)} checks found a problem{more}"
+    print(ends if problems else f"all {len(found)} checks ok")
+
+
+async def diagnose(
+    settings: Settings, checks: dict[str, Check] = CHECKS, needs: dict[str, tuple[str, ...]] = NEEDS
+) -> list[DoctorFinding]:
+    """Run the checks at the same time. One that fails or hangs affects those alone that need it."""
+    tasks: dict[str, asyncio.Task[DoctorFinding]] = {}
+
+    async def run_after_needs(name: str) -> DoctorFinding:
+        for needed in needs.get(name, ()):
+            before = await tasks[needed]
+            if not before.ok:
+                return DoctorFinding(name, False, "not checked", because=before.because or needed)
+        return await _run_check(name, checks[name], settings)
+
+    for name in checks:
+        tasks[name] = asyncio.create_task(run_after_needs(name))
+    return list(await asyncio.gather(*tasks.values()))
 
 
 async def _run_check(name: str, check: Check, settings: Settings) -> DoctorFinding:

@@ -59,7 +59,8 @@ def get_connection(connection_id: str, /, *, live: bool = False, options: Option
         raise PlatformUnavailable(
             "the workflow did not answer; this is the store's state",
             code="temporal_unavailable",
-            repair="Check that Temporal and the workers run.",
+            repair="On the server: python -m evergrant_server doctor says whether Temporal, a worker and the "
+            "workflow are there; reconcile starts a missing one.",
         )
 
 

@@ -1,0 +1,127 @@
+"""The doctor on a bad day: one cause once, a dead admin key, orphans, and what the audit log says."""
+
+import json
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from evergrant_server import audit
+from evergrant_server.cli.dev import settings_file
+from evergrant_server.cli.dev.leftovers import only_dev_of
+from evergrant_server.cli.doctor import CheckFailed, exchanges, installation, report
+from evergrant_server.cli.operate import create_keys, make_admin_key
+from evergrant_server.cli.process import ChildProcess
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.settings import Settings, load_settings
+from evergrant_server.store import Store
+from tests.fakes.databases import migrated_sqlite
+from tests.fakes.ports import free_port
+from tests.fakes.rows import a_connection, an_integration
+
+HERE = Tenant("default")
+
+
+@pytest.fixture
+async def settings(tmp_path: Path) -> Settings:
+    os.chmod(tmp_path, 0o700)
+    address = f"127.0.0.1:{free_port()}"
+    settings = load_settings(data_dir=tmp_path, port=free_port(), temporal_address=address)
+    await create_keys(settings)
+    await migrated_sqlite(tmp_path)
+    return settings
+
+
+async def test_one_cause_is_printed_once_with_what_follows_from_it(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+):
+    """`dev` has ended: Temporal and the API are away for one reason."""
+    settings_file.write(settings)
+    assert not await report.run(settings, "text")
+    said = capsys.readouterr().out
+    (problem,) = [line for line in said.splitlines() if line.startswith("PROBLEM")]
+    assert "`dev` isn't running" in problem
+    (follows,) = [line for line in said.splitlines() if "not checked because of it" in line]
+    for unchecked in ("temporal", "namespace", "workers", "schedules", "workflows", "public URL"):
+        assert unchecked in follows
+    assert said.splitlines()[-1].startswith("1 of ")
+
+    await report.run(settings, "json")
+    found = {it["check"]: it for it in json.loads(capsys.readouterr().out)}
+    assert found["workers"]["because"] == "processes"
+    assert found["processes"]["repair"].endswith("make dev")
+
+
+async def test_a_database_that_was_made_anew_under_a_kept_admin_key_is_named(settings: Settings):
+    kept = settings.data_dir / "admin.key"
+    await make_admin_key(settings, again=False, out=kept)
+    assert "of the app admin" in await installation.admin_key(settings)
+    await migrated_sqlite(settings.data_dir)
+    with pytest.raises(CheckFailed, match=r"answered with 401: this database doesn't know the key") as found:
+        await installation.admin_key(settings)
+    assert found.value.repair.endswith(f"keys bootstrap --again --out {kept}")
+    await make_admin_key(settings, again=True, out=kept)
+    assert "of the app admin" in await installation.admin_key(settings)
+
+
+async def test_a_process_without_its_dev_is_named_and_one_that_does_not_stay_up(settings: Settings):
+    assert await installation.processes(settings) == "not run by `dev`"
+    sleeps = [sys.executable, "-c", "import time; time.sleep(600)"]
+    api = ChildProcess("api", sleeps, settings.data_dir)
+    await api.start()
+    try:
+        with pytest.raises(CheckFailed, match=r"left behind by a `dev` .*: api \(process \d+\)"):
+            await installation.processes(settings)
+        with (
+            only_dev_of(settings.data_dir),
+            pytest.raises(CheckFailed, match="temporal and worker doesn't stay"),
+        ):
+            await installation.processes(settings)
+    finally:
+        await api.stop()
+
+
+@pytest.fixture
+async def audited(settings: Settings) -> Settings:
+    """Two integrations: `crm`, whose client was refused after a good exchange, and `mail`."""
+    now = datetime.now(UTC)
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    async with store.write() as tx:
+        for name, actions in (
+            ("crm", ((AuditAction.GRANT_INSTALLED, {}), (AuditAction.CONSENT_FAILED, "client_rejected"))),
+            ("mail", ((AuditAction.CONSENT_FAILED, "client_rejected"), (AuditAction.GRANT_INSTALLED, {}))),
+            ("wiki", ((AuditAction.REFRESH_FAILED, "grant_rejected"), (AuditAction.CONSENT_UNCONFIRMED, {}))),
+        ):
+            integration = await tx.integrations.put(an_integration(HERE, now, name=name), None, expected=None)
+            connection = a_connection(integration, now)
+            await tx.connections.add(connection)
+            for number, (action, reason) in enumerate(actions):
+                entry = AuditEntry(
+                    tenant=HERE,
+                    at=now + timedelta(seconds=number),
+                    action=action,
+                    object=connection.id,
+                    context=RequestContext(by="worker"),
+                    detail={"reason": reason} if reason else {},
+                )
+                await audit.append(tx, entry, shard="test")
+    await store.close()
+    return settings
+
+
+async def test_an_integration_whose_last_exchange_failed_is_named(audited: Settings):
+    with pytest.raises(CheckFailed, match="1 of 3 integrations failed: crm: client_rejected") as found:
+        await exchanges.exchanges(audited)
+    assert "client id and secret" in found.value.repair
+
+
+async def test_a_consent_that_no_app_confirmed_is_named(audited: Settings):
+    with pytest.raises(CheckFailed, match=r"^1 consents came back .*: con_"):
+        await exchanges.confirmations(audited)
