@@ -1,15 +1,20 @@
 """The types of settings: how the text of a variable is read, and what is refused."""
 
+import re
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter
 from pydantic_settings import NoDecode
 
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+DURATION_FORMS = "use seconds (3600), a number with s, m, h or d (90m, 30d), or ISO 8601 (PT10M, P365D)"
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([smhd]?)")
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_ISO_8601 = TypeAdapter(timedelta)
 _DATABASE_SCHEMES = ("sqlite:///", "postgresql://", "postgresql+asyncpg://")
 
 
@@ -20,9 +25,23 @@ def _days(value: Any) -> tuple[int, ...]:
     return tuple(sorted(days - {0}, reverse=True))
 
 
-def _seconds(value: Any) -> Any:
-    """A number is seconds; pydantic by itself reads only ISO 8601 from text."""
-    return float(value) if isinstance(value, str) and value.replace(".", "", 1).isdecimal() else value
+def read_duration(value: Any) -> Any:
+    """The duration that a text says, in one of `DURATION_FORMS`. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    given = _DURATION.fullmatch(value.strip().lower())
+    try:
+        if given is not None:
+            return timedelta(seconds=float(given[1]) * _UNITS_S[given[2]])
+        return _ISO_8601.validate_python(value.strip())
+    except (ValueError, OverflowError):
+        raise ValueError(f"{value!r} is no duration; {DURATION_FORMS}") from None
+
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError(f"must be longer than 0 seconds; {DURATION_FORMS}")
+    return value
 
 
 def _split(value: Any) -> Any:
@@ -77,7 +96,7 @@ CERTIFICATE_HEADER_NAMES: dict[CertificateHeader, str] = {
 }
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 Days = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_days)]
-Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0))]
+Duration = Annotated[timedelta, BeforeValidator(read_duration), AfterValidator(_positive)]
 HostPorts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_ports)]
 LogLevel = Annotated[str, AfterValidator(_log_level)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_networks)]

@@ -43,7 +43,7 @@ class BadSettings(ValueError):
 
 
 class Settings(MtlsSettings, BaseSettings):
-    """What an operator may set. Durations are seconds (or ISO 8601)."""
+    """What an operator may set. Durations are read by `read_duration`."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -214,8 +214,6 @@ def load_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         for problem in error.errors(include_input=False, include_url=False):
             message = problem["msg"].removeprefix("Value error, ")
-            if problem["type"].startswith("time_delta"):
-                message = "use seconds, or an ISO 8601 duration such as PT10M or P365D"
             name = ".".join(str(part) for part in problem["loc"])
             lines.append(f"{PREFIX}{name.upper()}: {message}" if name else message)
     raise BadSettings("\n  ".join(lines))

@@ -9,20 +9,21 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, Token
 
 from evergrant_server import __version__
 from evergrant_server.checkout import require_own_packages
 from evergrant_server.cli.process import CommandFailed
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.process_exit import exit_process
+from evergrant_server.setting_types import read_duration
 from evergrant_server.settings import BadSettings, Settings, load_settings
 
 app = App(
@@ -33,6 +34,10 @@ app = App(
     result_action="return_value",  # cyclopts would exit without `exit_process`
 )
 _SETTINGS = Group("Settings (each is also EVERGRANT_… in the environment)")
+
+
+def _duration(type_: type, tokens: Sequence[Token]) -> timedelta:
+    return read_duration(tokens[0].value)
 
 
 @Parameter(name="*", group=_SETTINGS)
@@ -122,7 +127,7 @@ def worker(*, flags: Flags | None = None) -> None:
 @app.command
 def reconcile(
     *,
-    restart_older_than: timedelta | None = None,
+    restart_older_than: Annotated[timedelta | None, Parameter(converter=_duration)] = None,
     compare: bool = True,
     flags: Flags | None = None,
 ) -> None:
@@ -132,8 +137,8 @@ def reconcile(
     workflows don't answer.
 
     Args:
-        restart_older_than: Also restart workflows that have run for longer, such as 30d or 12h: for runs
-            that the current workers can't continue.
+        restart_older_than: Also restart workflows that have run for longer, such as 30d or 43200 (seconds):
+            for runs that the current workers can't continue.
         compare: Query every workflow for the generation it knows. This takes most of the time.
     """
     settings = settings_of(flags)

@@ -87,6 +87,8 @@ def field_errors(error: ValidationError | RequestValidationError) -> list[dict[s
         loc = [str(part) for part in entry["loc"] if part not in ("body", "query", "path", "header")]
         name = ".".join(part if part.isdigit() or _FIELD_NAME.match(part) else "?" for part in loc)
         problem = str(entry["msg"]).removeprefix("Value error, ")
+        if entry["type"] in ("float_parsing", "float_type"):  # every fraction in a request is a duration
+            problem = "use a number of seconds, such as 3600"
         found.append({"field": name or "body", "problem": problem})
     return found
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,34 @@ from urllib.parse import quote
 
 import pytest
 
+from evergrant_server.cli.app import app as server_app
 from evergrant_server.cli.child_settings import settings_environment
 from evergrant_server.cli.operate import print_report
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.setting_types import DURATION_FORMS
 from evergrant_server.settings import BadSettings, load_settings
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
 from examples.demo.interruption import INTERRUPTED, run_interruptible
 from tests.fakes.failures import fails
 
 DAYS, WAIT = "EVERGRANT_EXPIRY_ANNOUNCE_DAYS", "EVERGRANT_LEASE_WAIT"
+
+
+@pytest.mark.parametrize("text", ["3600", " 3600 ", "3600.0", "3600s", "60m", "1h", "1 H", "PT1H"])
+def test_a_duration_is_read_in_every_form_that_the_settings_page_names(
+    text: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(WAIT, text)
+    assert load_settings().lease_wait == timedelta(hours=1)
+    _, given, _ = server_app.parse_args(["reconcile", "--restart-older-than", text], exit_on_error=False)
+    assert given.arguments["restart_older_than"] == timedelta(hours=1)
+
+
+@pytest.mark.parametrize("text", ["an hour", "-5", "0", "PT0S", "1h30", "9" * 400, "1e3", "", "٣", "nan"])
+def test_a_refused_duration_is_told_the_accepted_forms(text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(WAIT, text)
+    with pytest.raises(BadSettings, match=rf"{WAIT}: .*{re.escape(DURATION_FORMS)}$"):
+        load_settings()
 
 
 @pytest.mark.parametrize(
