@@ -32,7 +32,8 @@ async def carry_out(
             await activity_calls.announce_expiry(announcement)
             return None
         case Command.END_CONSENT:
-            end = m.EndConsent(**call, consent_id=cause.consent_id, denied=step.denied)
+            deadline = None if step.denied else connection.consent_deadline
+            end = m.EndConsent(**call, consent_id=cause.consent_id, denied=step.denied, deadline=deadline)
             result = await activity_calls.end_consent(end)
             return None if result is None else _event(EventKind.CONSENT_NOT_ENDED, cause, result=result)
         case Command.LAPSE_CONSENT:

@@ -47,6 +47,8 @@ class ConsentEndActivities:
         received = await tx.consents.received_consent(request.tenant, request.connection_id)
         if received is not None and (received.kind is ConsentKind.CODE or received.came_from_browser):
             return GrantResult(state=current.state, consent_id=received.id)  # its signal is on the way
+        if request.deadline is not None and current.consent_deadline > request.deadline:
+            return GrantResult(state=current.state, consent_deadline=current.consent_deadline)
         await self._services.single_use.tracker.require_no_open_attempt(tx, current)
         after = current.consent_denied(now) if request.denied else current.consent_expired(now)
         await tx.connections.replace(after, expected=current.revision)

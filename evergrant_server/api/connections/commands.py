@@ -12,6 +12,7 @@ from evergrant_server.api.connections.consents import (
     request_client_grant,
     request_consent,
 )
+from evergrant_server.api.connections.links import offer_link, scopes_to_ask_for
 from evergrant_server.api.connections.models import ChooseBody, ConnectionView, ReauthorizeBody, RevokeBody
 from evergrant_server.api.connections.scopes import (
     ScopeCheck,
@@ -93,8 +94,6 @@ async def _request_new_consent(
     now = call.now
     require_live(named)
     require_same_expectation(tx, named, wanted.account)
-    if named.state is LifecycleState.PENDING_CONSENT and named.consent_deadline <= now:
-        raise Failure(ErrorCode.CONSENT_EXPIRED, connection_id=named.id)
     integration = require_found(await tx.integrations.get(named.tenant, named.integration_id))
     require_ready(integration)
     connection = await consenting_connection(tx, named)
@@ -103,7 +102,7 @@ async def _request_new_consent(
         raise invalid_request("scopes", why)
     spec = await integration_spec(tx, call.api.registry, integration)
     check = ScopeCheck(call, integration, spec, connection.subject, connection.id)
-    scopes = check.permitted(wanted.scopes or connection.requested_scopes)
+    scopes = check.permitted(scopes_to_ask_for(connection, wanted.scopes, check.defaults, for_lease=False))
     if connection.flow.is_static or (connection.flow is Flow.TOKEN_EXCHANGE and connection.source is None):
         raise invalid_request("flow", "Revoke it, and create one with the new credential.")
     slots = await check.permitted_slots(tx, connection, wanted.slot_scopes)
@@ -111,7 +110,9 @@ async def _request_new_consent(
     if connection.flow.is_client_grant:
         consent = await request_client_grant(tx, connection, scopes, call.context, now)
     else:
-        consent, url = await request_consent(tx, call, integration, connection, scopes, slots, wanted)
+        offered = await offer_link(tx, call, connection, scopes, slots, check.defaults)
+        named = offered if connection is named else named
+        consent, url = await request_consent(tx, call, integration, offered, scopes, slots, wanted)
     detail = {"consent_id": consent.id, "scopes": list(scopes)}
     await call.record(tx, AuditAction.REAUTHORIZATION_REQUESTED, connection.id, **detail)
     return ConnectionWithLink(named, False, consent if url else None, url)

@@ -65,7 +65,6 @@ async def request_consent(
     require_flow_allowed(connection.flow, call.api)
     binding = _binding_of(integration, connection, call.api)
     link, now = secrets.token_urlsafe(LINK_BYTES), call.now
-    pending = connection.state is LifecycleState.PENDING_CONSENT
     device = connection.flow is Flow.DEVICE_CODE
     consent = Consent(
         tenant=connection.tenant,
@@ -82,8 +81,7 @@ async def request_consent(
         challenge=wanted.challenge,
         link_hash=hash_link(link),
         created_at=now,
-        # links of a pending connection expire with it
-        expires_at=connection.consent_deadline if pending else now + call.api.settings.consent_ttl,
+        expires_at=now + call.api.settings.consent_ttl,
         by=call.context.by,
         trace_id=call.context.trace_id,
     )
@@ -135,37 +133,6 @@ def _binding_of(integration: Integration, connection: Connection, api: ApiContex
     if why is not None:
         raise Failure(ErrorCode.BINDING_REQUIRED, why, integration=integration.name, binding=binding)
     return binding
-
-
-async def open_consent(
-    tx: Transaction, call: ApiCall, connection: Connection, challenge: str | None
-) -> Consent | None:
-    """The unexpired consent that the connection waits for, if this app requested it with this challenge.
-
-    A device code is shared by all apps.
-    """
-    tenant, id, now = connection.tenant, connection.id, call.now
-    if connection.flow is not Flow.DEVICE_CODE:
-        mine = {"app_id": call.caller.app.id, "challenge": challenge}
-        return await tx.consents.open_consent(tenant, id, now, **mine)
-    waiting = await tx.consents.received_consent(tenant, id)
-    return waiting if waiting is not None and waiting.expires_at > now else None
-
-
-def is_reusable(consent: Consent, wanted: ConnectionBody, *, for_lease: bool) -> bool:
-    """Whether an open link can be returned again: same scopes, slots and `return_to`.
-
-    A link that a browser has opened works in that browser only. `POST /v1/connections` then creates
-    a new link; a lease, which apps poll, returns the same.
-    """
-    if wanted.scopes is not None and not set(wanted.scopes) <= set(consent.scopes):
-        return False
-    if for_lease:
-        return True
-    if wanted.slot_scopes is not None and wanted.slot_scopes != consent.slot_scopes:
-        return False
-    begun = consent.status is not ConsentStatus.OPEN and consent.kind is not ConsentKind.DEVICE
-    return not begun and consent.return_to == wanted.return_to
 
 
 async def consenting_connection(tx: Transaction, connection: Connection) -> Connection:

@@ -9,13 +9,18 @@ from evergrant_server.api.connections.consents import (
     ConnectionWithLink,
     connect_url,
     consenting_connection,
-    is_reusable,
-    open_consent,
     request_client_grant,
     request_consent,
     require_return_to,
 )
 from evergrant_server.api.connections.flows import require_flow_allowed, supplied_tokens, usable_flow
+from evergrant_server.api.connections.links import (
+    is_reusable,
+    offer_link,
+    open_consent,
+    require_consent_helps,
+    scopes_to_ask_for,
+)
 from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.api.connections.scopes import ScopeCheck
 from evergrant_server.api.http.call import ApiCall
@@ -24,7 +29,6 @@ from evergrant_server.api.integrations.definitions import integration_spec, requ
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, new_id
@@ -84,8 +88,8 @@ class ConnectionSetup:
         """The live connection of these names with its link, or a new connection.
 
         Raises Failure NOT_FOUND, NOT_PERMITTED, SCOPE_NOT_PERMITTED, DISCOVERY_FAILED,
-        INVALID_REQUEST for a `return_to` outside the app's list, CONSENT_EXPIRED while the workflow
-        closes an expired consent.
+        INVALID_REQUEST for a `return_to` outside the app's list, REFRESH_PENDING while a worker installs
+        or ends what a consent has brought.
         """
         call, subject = self._call, wanted.subject
         integration = await self._require_integration(tx, wanted.integration, subject)
@@ -101,11 +105,10 @@ class ConnectionSetup:
         if wanted.slot_scopes and flow is not Flow.AUTHORIZATION_CODE:
             why = "Only the flow authorization_code fills further token slots."
             raise invalid_request("slot_scopes", why)
-        requested = wanted.scopes
-        if live is not None and (requested is None or self._for_lease):
-            # a lease adds its scopes to those of the connection, which other apps use too
-            requested = (*live.requested_scopes, *(requested or ())) or None
         check = ScopeCheck(call, integration, spec, subject, None if live is None else live.id)
+        requested = wanted.scopes
+        if live is not None:
+            requested = scopes_to_ask_for(live, requested, check.defaults, for_lease=self._for_lease)
         scopes = check.permitted(requested)
         slots = await check.permitted_slots(tx, live, wanted.slot_scopes)
         if live is None:
@@ -147,6 +150,7 @@ class ConnectionSetup:
             subject=wanted.subject,
             label=wanted.label,
             scopes=scopes,
+            default_scopes=wanted.scopes is None and not without_subject,
             flow=flow,
             target=wanted.target,
             source=wanted.source,
@@ -187,28 +191,24 @@ class ConnectionSetup:
         if named.flow.is_client_grant:
             return await self._retry_client_grant(tx, named, scopes)
         require_flow_allowed(named.flow, self._api)
-        if named.state is LifecycleState.PENDING_CONSENT:
-            imported = await tx.consents.import_consent(named.tenant, named.id)
-            if imported is not None and imported.status is ConsentStatus.CODE_RECEIVED:
-                why = "A worker is installing its import."  # no consent is needed
-                raise Failure(ErrorCode.REFRESH_PENDING, why, retry_after=1.0)
         connection = await consenting_connection(tx, named)
+        await require_consent_helps(tx, connection, self._now, for_lease=self._for_lease)
         if connection is not named:
             wanted = wanted.model_copy(update={"scopes": None})
-            scopes = check.permitted(connection.requested_scopes)
+            scopes = check.permitted(scopes_to_ask_for(connection, None, check.defaults, for_lease=False))
             slots = await check.permitted_slots(tx, connection, None)
         existing = await open_consent(tx, self._call, connection, wanted.challenge)
-        if existing is not None and is_reusable(existing, wanted, for_lease=self._for_lease):
+        if existing is not None and is_reusable(
+            existing, connection, scopes, wanted, self._call, for_lease=self._for_lease
+        ):
             link = await tx.consents.connect_link(existing)
             return ConnectionWithLink(named, False, existing, connect_url(self._api, link.reveal()))
-        if connection.state is LifecycleState.PENDING_CONSENT and connection.consent_deadline <= self._now:
-            detail = "Its consent is being closed; try again."
-            raise Failure(ErrorCode.CONSENT_EXPIRED, detail, retry_after=5.0)
+        offered = await offer_link(tx, self._call, connection, scopes, slots, check.defaults)
         consent, url = await request_consent(
-            tx, self._call, check.integration, connection, scopes, slots, wanted
+            tx, self._call, check.integration, offered, scopes, slots, wanted
         )
-        await self._record_request(tx, connection, consent.id)
-        return ConnectionWithLink(named, False, consent, url)
+        await self._record_request(tx, offered, consent.id)
+        return ConnectionWithLink(offered if connection is named else named, False, consent, url)
 
     async def _retry_client_grant(
         self, tx: Transaction, connection: Connection, scopes: tuple[str, ...]

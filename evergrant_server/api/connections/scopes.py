@@ -36,10 +36,14 @@ class ScopeCheck:
     subject: str
     connection_id: ConnectionId | None = None  # of one that exists
 
+    @property
+    def defaults(self) -> tuple[str, ...]:
+        """What a link asks for where no request says scopes."""
+        return self.integration.default_scopes or self.spec.default_scopes
+
     def permitted(self, requested: tuple[str, ...] | None) -> tuple[str, ...]:
         """The requested or default scopes, without duplicates. Raises Failure SCOPE_NOT_PERMITTED."""
-        scopes = requested or self.integration.default_scopes or self.spec.default_scopes
-        return self.require(tuple(dict.fromkeys(scopes)), Action.CONNECT)
+        return self.require(tuple(dict.fromkeys(requested or self.defaults)), Action.CONNECT)
 
     def require(self, scopes: tuple[str, ...], action: Action) -> tuple[str, ...]:
         """The scopes. Raises SCOPE_NOT_PERMITTED for one above a ceiling, except the offline scope."""

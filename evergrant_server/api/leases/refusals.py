@@ -115,10 +115,7 @@ async def _with_link(needed: Failure, call: ApiCall, wanted: ConnectionBody, tar
     try:
         opened = await call.write(lambda tx: setup.find_or_create(tx, wanted))
     except Failure as failure:
-        if failure.code is not ErrorCode.CONSENT_EXPIRED:
-            return failure
-        needed.retry_after = 5.0  # an expired consent is being closed: a new link is possible in a moment
-        return needed
+        return failure
     if (
         opened.connection.flow.is_client_grant and not step_up
     ):  # no consent is needed: its first token is on the way

@@ -97,6 +97,7 @@ class Connection(TenantRow):
     state: LifecycleState = LifecycleState.PENDING_CONSENT
     generation: int = 0
     requested_scopes: tuple[str, ...] = ()
+    default_scopes: bool = False  # they are the integration's: while pending, each new link has the newest
     reason: ErrorCode | None = None  # why a person has to act
     revocation: RevocationOutcome | None = None
     revoke_reason: str | None = None

@@ -44,7 +44,8 @@ def on_consent_expired(connection: ConnectionState) -> Transition:
 
 
 def on_consent_not_ended(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
-    """The store didn't take the consent's end: it says revoking, granted, or that a code waits."""
+    """The store didn't take the consent's end: it says revoking, granted, that a code waits, or that a link
+    was offered since, with a later deadline."""
     result = event.result
     if result is None or connection.state not in (LifecycleState.CONSENT_EXPIRED, LifecycleState.DENIED):
         return Transition(connection)
@@ -53,6 +54,8 @@ def on_consent_not_ended(connection: ConnectionState, event: LifecycleEvent, at:
         return start_revoking(pending, Command.REVOKE)
     if result.consent_id is not None:
         return _use_consent(pending, result.consent_id)
+    if result.consent_deadline is not None:
+        return Transition(pending.model_copy(update={"consent_deadline": result.consent_deadline}))
     return install(pending, StateChange.GRANTED, result, at.now)
 
 

@@ -69,6 +69,7 @@ class EndConsent(ConnectionCall):
 
     consent_id: ConsentId | None = None  # None: the deadline passed
     denied: bool
+    deadline: datetime | None = None  # that passed; None: it can't be postponed (an earlier version asks)
 
 
 class LapseConsent(ConnectionCall):
@@ -130,6 +131,7 @@ class GrantResult(GrantFacts):
     client_refused: bool = False  # the provider refused our client secret before it looked at the grant
     device_poll: DevicePoll | None = None  # the device code has neither tokens nor an end yet
     interval_s: float | None = None  # between two polls, as the provider says
+    consent_deadline: datetime | None = None  # the store has a later one than the one that passed
     consent_over: bool = False  # the consent has ended: no further request can succeed
     unknown_error: bool = False  # the provider refused this grant by an error whose name isn't known
     account_lookup_needed: bool = False  # the grant is there; the accounts are still to be looked up

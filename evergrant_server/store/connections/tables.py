@@ -52,6 +52,7 @@ class ConnectionRow(columns.IdTable, table=True):
     state: str
     generation: int
     requested_scopes: list[str] = columns.json()
+    default_scopes: bool
     reason: str | None = None
     revocation: str | None = None
     revoke_reason: str | None = None

@@ -1,6 +1,7 @@
 """A consent's end, and the answer that is on its way: it is waited for, or what it brings is revoked."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId
-from evergrant_server.core.messages.activities import RequestFirstTokens
+from evergrant_server.core.messages.activities import GrantResult, RequestFirstTokens
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, LateTokens
 from evergrant_server.store.connections.tables import ConsentRow
@@ -279,6 +280,26 @@ async def test_a_device_code_with_a_broken_seal_ends_its_consent(device: Device)
         await breaks(tx, ConsentRow, "sealed_device", id=device.consent.id)
     news = await device.worker.poll(device.connection, device.consent)
     assert (news.failure, news.consent_over) == (ErrorCode.SEAL_BROKEN, True)
+
+
+async def test_a_deadline_that_a_newer_link_has_postponed_is_no_end_and_a_denial_is(device: Device):
+    known = device.connection.consent_deadline
+    later = known + timedelta(hours=1)
+    await device.place.change(device.connection, consent_deadline=later)
+    stands = await device.worker.end_consent(device.connection, known)
+    assert stands == GrantResult(state=LifecycleState.PENDING_CONSENT, consent_deadline=later)
+    assert (await device.place.row(device.connection)).state is LifecycleState.PENDING_CONSENT
+    assert await device.worker.end_consent(device.connection, denied=True) is None
+    assert (await device.place.row(device.connection)).state is LifecycleState.DENIED
+
+
+async def test_a_workflow_of_an_earlier_version_ends_the_consent_at_the_deadline_that_it_knows(
+    device: Device,
+):
+    later = device.connection.consent_deadline + timedelta(hours=1)
+    await device.place.change(device.connection, consent_deadline=later)
+    assert await device.worker.end_consent(device.connection) is None
+    assert (await device.place.row(device.connection)).state is LifecycleState.CONSENT_EXPIRED
 
 
 @pytest.mark.parametrize(("said", "revoked"), [(ok(), True), (status(503), False)])

@@ -109,8 +109,11 @@ class Activities:
         order = ExchangeCode(**call_for(connection), consent_id=consent.id, generation=0)
         return await self._run("exchange_code", order)
 
-    async def end_consent(self, connection: Connection) -> GrantResult | None:
-        return await self._run("end_consent", EndConsent(**call_for(connection), denied=False))
+    async def end_consent(
+        self, connection: Connection, deadline: datetime | None = None, *, denied: bool = False
+    ) -> GrantResult | None:
+        order = EndConsent(**call_for(connection), denied=denied, deadline=deadline)
+        return await self._run("end_consent", order)
 
     async def lapse(self, connection: Connection, consent: Consent) -> LapseResult:
         return await self._run("lapse_consent", LapseConsent(**call_for(connection), consent_id=consent.id))

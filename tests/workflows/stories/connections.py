@@ -60,6 +60,18 @@ async def consent_expired(client: Client) -> Handle:
         return life.handle
 
 
+async def consent_granted_by_a_later_link(client: Client) -> Handle:
+    """The deadline passes, and the store has a later one: another link was offered since."""
+    scripted, now = ScriptedActivities(), datetime.now(UTC)
+    postponed = GrantResult(state=LifecycleState.PENDING_CONSENT, consent_deadline=now + timedelta(hours=1))
+    scripted.answers[ActivityName.END_CONSENT].append(postponed)
+    async with living(client, scripted, consent_deadline=now - timedelta(minutes=1)) as life:
+        await life.until_called(ActivityName.END_CONSENT)
+        await life.until(lambda d: d.state is LifecycleState.PENDING_CONSENT)
+        await life.consent()
+        return life.handle
+
+
 async def outage_then_refused_then_reconnected(client: Client) -> Handle:
     async with living(client) as life:
         await life.consent()

@@ -194,6 +194,12 @@ def test_a_consent_whose_end_the_store_contradicts_goes_on():
     assert (exchanging.state.state, exchanging.state.reason) == (LifecycleState.PENDING_CONSENT, None)
     assert exchanging.command is Command.EXCHANGE_CODE
     assert step(over, EventKind.CONSENT_NOT_ENDED, result=granted()).state.state is LifecycleState.ACTIVE
+    later = NOW + 2 * HOUR
+    postponed = GrantResult(state=LifecycleState.PENDING_CONSENT, consent_deadline=later)
+    waiting = step(over, EventKind.CONSENT_NOT_ENDED, result=postponed)
+    assert waiting.command is Command.NOTHING
+    assert (waiting.state.state, waiting.state.reason) == (LifecycleState.PENDING_CONSENT, None)
+    assert timer_of(waiting.state).at == later + NEWEST.consent_grace
 
 
 def test_a_grant_that_lands_while_revoking_keeps_the_reason():
