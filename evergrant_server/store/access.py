@@ -208,10 +208,13 @@ class Access(AuthenticatedRepository[App, AppId]):
         """The permit as its row says, with a broken authenticator too: a put or a deletion repairs that."""
         return await self._permits._one_unchecked(tenant=tenant, app_id=app_id, name=name)
 
-    async def permits(self, tenant: Tenant, app_id: AppId) -> list[Permit]:
-        """All permits of an app, sorted by name."""
-        mine = self._permits._where(tenant=tenant, app_id=app_id)
-        return await self._permits._all(mine.order_by(col(PermitRow.name)))
+    async def permits(
+        self, tenant: Tenant, app_id: AppId, after: str | None = None, limit: int | None = None
+    ) -> list[Permit]:
+        """The permits of an app sorted by name, after the name `after`; by default all."""
+        later = col(PermitRow.name) > (after or "")
+        mine = self._permits._where(later, tenant=tenant, app_id=app_id)
+        return await self._permits._all(mine.order_by(col(PermitRow.name)).limit(limit))
 
     async def permit_uses(self, tenant: Tenant, ids: Collection[str]) -> dict[str, datetime]:
         """When each of these permits last allowed something, by its id, to the minute."""

@@ -14,6 +14,8 @@ from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import (
     Body,
     Page,
+    PageCursor,
+    PageLimit,
     Scope,
     Scopes,
     Slug,
@@ -181,10 +183,17 @@ async def save_permit(
 
 
 @router.get("/v1/apps/{name}/permits")
-async def list_permits(name: Slug, call: AuditorCall) -> Page[PermitView]:
+async def list_permits(
+    name: Slug, call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
+) -> Page[PermitView]:
+    """The permits of an app, sorted by name."""
+    bound = {"list": "permits", "app": name}
+    after = call.api.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         app = await require_app(tx, call, name)
-        return Page(items=[PermitView.of(it) for it in await tx.access.permits(call.tenant, app.id)])
+        found = await tx.access.permits(call.tenant, app.id, after, limit + 1)
+    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
+    return Page(items=[PermitView.of(it) for it in found[:limit]], next_cursor=next_cursor)
 
 
 @router.get("/v1/apps/{name}/permits/{permit_name}")

@@ -10,10 +10,11 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.store.access import AppRow, PermitRow
+from evergrant_server.store.access import AppRow
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.columns import Row
 from evergrant_server.store.database.rows import columns_equal
+from evergrant_server.store.permits import PermitRow
 from tests.fakes.api import OTHER, TENANT, Api
 
 EXPLAIN = "/v1/access/explain"

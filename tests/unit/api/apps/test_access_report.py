@@ -8,8 +8,8 @@ from sqlalchemy import update
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.store.access import PermitRow
 from evergrant_server.store.database.rows import columns_equal
+from evergrant_server.store.permits import PermitRow
 from tests.fakes.api import OTHER, TENANT, Api
 
 REPORT = "/v1/access"

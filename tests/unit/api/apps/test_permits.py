@@ -284,3 +284,21 @@ async def test_an_existing_connection_of_a_denied_id_gets_no_link(api: Api, admi
     await given(api, admin, "not-this", {**DENY, "actions": ["connect"], "connections": [connection.id]})
     assert (await api.post("/v1/connections", key, body)).json()["code"] == "not_permitted"
     assert (await api.post("/v1/connections", key, body | {"subject": "user-2"})).status_code == 201
+
+
+async def test_the_permits_of_an_app_come_in_pages_by_name(api: Api, admin: str):
+    await api.call("PUT", "/v1/apps/sync", admin, json={})
+    names = [f"permit-{number:02}" for number in range(5)]
+    for name in reversed(names):
+        body = {"integration": "*", "actions": ["connect"]}
+        made = await api.call("PUT", f"/v1/apps/sync/permits/{name}", admin, json=body)
+        assert made.status_code == 201, made.text
+    found, path = [], "/v1/apps/sync/permits?limit=2"
+    for size in (2, 2, 1):
+        page = (await api.get(path, admin)).json()
+        assert len(page["items"]) == size
+        found += [it["name"] for it in page["items"]]
+        path = f"/v1/apps/sync/permits?limit=2&cursor={page['next_cursor']}"
+    assert (found, page["next_cursor"]) == (names, None)
+    foreign = await api.get(f"/v1/apps?cursor={path.rpartition('=')[2]}", admin)
+    assert foreign.status_code == 400
