@@ -94,7 +94,7 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
         await install_further_slots(tx, self.services.store.ring, request, saved, tokens, since, now)
         # not `close_attempt`: a takeover in this moment is a conflict, and the row shows it at the next try
         await tx.attempts.close(row, AttemptOutcome.INSTALLED, now)
-        await record_grant(tx, request, current, consent, grant, now)
+        await record_grant(tx, request, current, consent, grant, now, tokens.account)
         await record_sharing(tx, request, saved, tokens, pin, now)
         return context.grant_result(saved, grant)
 

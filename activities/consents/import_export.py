@@ -83,7 +83,7 @@ async def install_import(
         under_way = await tx.attempts.open_of_any_kind(request.tenant, request.connection_id, MAIN_SLOT)
         if under_way is not None:  # a refresh of the grant that this one replaces
             await tx.attempts.close(under_way, AttemptOutcome.SUPERSEDED, now)
-        await record_grant(tx, request, current, waiting, grant, now, **detail)
+        await record_grant(tx, request, current, waiting, grant, now, None, **detail)
         return context.grant_result(saved, grant)
 
     return await commit_with_retries(store, install)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.connections.account import ConsentAccount
+from evergrant_server.core.connections.account import Account, ConsentAccount
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
@@ -93,12 +93,16 @@ async def end_consent(
 
 
 async def end_unless_done(
-    tx: Transaction, consent: Consent, status: ConsentStatus, failure: ErrorCode | None = None
+    tx: Transaction,
+    consent: Consent,
+    status: ConsentStatus,
+    failure: ErrorCode | None = None,
+    account: ConsentAccount | None = None,
 ) -> None:
     """As `end_consent`, on the stored row; a consent whose grant is installed stays done."""
     current = await tx.consents.get(consent.tenant, consent.id)
     if current is not None and current.status is not ConsentStatus.DONE:
-        await end_consent(tx, current, status, failure)
+        await end_consent(tx, current, status, failure, account)
 
 
 async def record_consent_failure(
@@ -130,10 +134,15 @@ async def record_grant(
     consent: Consent,
     grant: Grant,
     now: datetime,
+    came: Account | None = None,
     **detail: object,
 ) -> None:
-    """Record that the grant of a consent is installed: the consent is done, and `before` has recovered."""
+    """Record that the grant of a consent is installed: the consent is done, and `before` has recovered.
+
+    The page of the browser that consented names the account that `came`.
+    """
     await record_recovery(tx, call, before, now)
-    await end_unless_done(tx, consent, ConsentStatus.DONE)
+    shown = ConsentAccount(came=came.name) if came is not None and consent.came_from_browser else None
+    await end_unless_done(tx, consent, ConsentStatus.DONE, account=shown)
     detail = {"generation": grant.generation, "scopes": list(grant.scopes), "consent": consent.id, **detail}
     await append_audit(tx, call, AuditAction.GRANT_INSTALLED, now, **detail)

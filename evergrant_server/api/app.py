@@ -45,6 +45,7 @@ from evergrant_server.api.provider_events import inbound, receivers
 from evergrant_server.api.transfer import routes as transfer
 from evergrant_server.api.webhooks import deliveries
 from evergrant_server.api.webhooks import routes as webhooks
+from evergrant_server.console.logos import Logos
 from evergrant_server.console.pages import Pages
 from evergrant_server.setting_types import CertificateHeader
 from evergrant_server.telemetry import traces
@@ -147,7 +148,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     app.state.refresher = refresher
     app.state.refusals = refusals
     app.state.lease_issuer = issuer
-    app.state.templates = Pages()
+    app.state.templates = Pages(Logos(api.settings.data_dir / "logos"))
     app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)
     problems.install_error_handlers(app, api.settings.public_url)
     lease_routes = leases.routes(api, issuer)

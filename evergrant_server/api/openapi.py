@@ -7,14 +7,20 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from starlette.responses import HTMLResponse, Response
 
+from evergrant_server.api.examples import example_of
 from evergrant_server.api.leases.models import LeaseBody, LeaseView, ProofBody, ProofView, TokenBody
 from evergrant_server.api.leases.routes import LEASE_PATH, PROOF_PATH, TOKEN_PATH
 from evergrant_server.api.pages.browser import html_response
 from evergrant_server.api.problem_schemas import METHODS, describe_failures
 from evergrant_server.console.pages import STYLE, Pages
+from evergrant_server.core.errors import ErrorCode, Failure
 
 router = APIRouter(include_in_schema=False)
 
+_TAGS = (
+    *("integrations", "providers", "apps", "connections", "leases", "webhooks", "audit", "transfer"),
+    *("security events", "oauth", "workload identity", "people", "pages", "health"),
+)
 _REF = "#/components/schemas/"
 
 
@@ -23,22 +29,41 @@ async def get_stylesheet() -> Response:
     return Response(STYLE, media_type="text/css", headers={"Cache-Control": "public, max-age=3600"})
 
 
+@router.get("/logos/{file}")
+async def get_logo(request: Request, file: str) -> Response:
+    """An operator's logo, which runs nothing and loads nothing where it is opened by itself."""
+    templates: Pages = request.app.state.templates
+    found = templates.logos.file(file)
+    if found is None:
+        raise Failure(ErrorCode.NOT_FOUND)
+    headers = {
+        "Cache-Control": "public, max-age=3600",
+        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(found[0], media_type=found[1], headers=headers)
+
+
 @router.get("/docs", response_class=HTMLResponse)
 async def get_docs(request: Request) -> Response:
-    """A page with the routes and the failure table."""
-    schema = request.app.openapi()
-    routes = [
-        {
-            "method": method.upper(),
-            "path": path,
-            "text": operation.get("description") or operation.get("summary") or "",
-        }
-        for path, operations in sorted(schema["paths"].items())
-        for method, operation in operations.items()
-        if method in METHODS
-    ]
-    templates: Pages = request.app.state.templates
-    return html_response(templates.reference(routes=routes, version=schema["info"]["version"]))
+    """A page with the routes, an example of each, and the failure table."""
+    schema, templates = request.app.openapi(), request.app.state.templates
+    page: str = templates.reference(sections=_sections(schema), version=schema["info"]["version"])
+    return html_response(page)
+
+
+def _sections(schema: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
+    """The routes by tag, in the order in which the guide needs them."""
+    found: dict[str, list[dict[str, str]]] = {tag: [] for tag in _TAGS}
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            if method not in METHODS:
+                continue
+            text = operation.get("description") or operation.get("summary", "") + "."
+            example = example_of(method.upper(), path, operation)
+            shown = {"method": method.upper(), "path": path, "text": text, "example": example}
+            found.setdefault(operation["tags"][0], []).append(shown)
+    return [(tag, routes) for tag, routes in found.items() if routes]
 
 
 def openapi_schema(app: FastAPI) -> dict[str, Any]:

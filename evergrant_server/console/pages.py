@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
+from evergrant_server.console.advice import WayOut, next_step, what_happened, words_for_admins
+from evergrant_server.console.logos import Logos, Parties
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.connections.grant import AccountOption
-from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, Repairer
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.people.logins import CommandStart
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.secret import Secret
@@ -35,13 +38,11 @@ _SCOPE_DESCRIPTIONS = {
 }
 
 
-_SAYS_WHAT_TO_DO = (ErrorCode.ACCOUNT_MISMATCH, ErrorCode.SUBJECT_MISMATCH)  # to the subject
-
-
 class Pages:
     """The templates, compiled once."""
 
-    def __init__(self) -> None:
+    def __init__(self, logos: Logos | None = None) -> None:
+        self.logos = logos or Logos()
         self._templates = Environment(
             loader=FileSystemLoader(_DIRECTORY / "templates"),
             autoescape=True,  # regardless of the file's extension
@@ -49,12 +50,12 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._templates.filters["code"] = _with_code
 
     def connect(
         self,
         *,
-        provider: str,
-        integration: str,
+        who: Parties,
         subject: str,
         consent: Consent,
         csrf: str,
@@ -63,54 +64,47 @@ class Pages:
         """The requested access, and a button to continue. `login`: where the subject logs in first."""
         return self._render(
             "connect.html",
-            title=f"Connect {provider}",
-            provider=provider,
-            integration=integration,
+            title=f"Connect {who.provider.name}",
+            who=who,
             subject=subject,
             login=login,
-            asking=consent.by.removeprefix("app:"),
-            scopes=[(_describe_scope(scope), scope) for scope in consent.all_scopes],
+            scopes=_described(consent.all_scopes),
             csrf=csrf,
         )
 
-    def redirecting(self, *, provider: str, url: str) -> str:
+    def redirecting(self, *, who: Parties | None, to: str, url: str) -> str:
         """Redirects by `meta refresh`: `form-action` would apply to every hop of an HTTP redirect."""
-        return self._render("leaving.html", title=f"Taking you to {provider}", provider=provider, url=url)
+        return self._render("leaving.html", title=f"Taking you to {to}", who=who, url=url)
 
-    def device(self, *, provider: str, consent: Consent, device: DeviceCode) -> str:
+    def device(self, *, who: Parties, consent: Consent, device: DeviceCode) -> str:
         """The device code and where to enter it; the page reloads until the code is approved."""
         return self._render(
             "device.html",
-            title=f"Connect {provider}",
-            provider=provider,
-            asking=consent.by.removeprefix("app:"),
-            scopes=[(_describe_scope(scope), scope) for scope in consent.scopes],
+            title=f"Connect {who.provider.name}",
+            who=who,
+            scopes=_described(consent.scopes),
             user_code=device.user_code,
             address=device.verification_uri,
             complete=device.verification_uri_complete or device.verification_uri,
             refresh=5,
         )
 
-    def confirm(self, *, provider: str, code: Secret) -> str:
+    def confirm(self, *, who: Parties, subject: str, code: Secret) -> str:
         """The confirm code, for the program that has no page to return to."""
-        return self._render(
-            "confirm.html", title=f"Almost done at {provider}", provider=provider, code=code.reveal()
-        )
+        title, shown = f"Almost done at {who.provider.name}", code.reveal()
+        return self._render("confirm.html", title=title, who=who, subject=subject, code=shown)
 
     def install(self, *, provider: str, start_url: str | None) -> str:
         """Where to begin, for an install that began at the provider."""
         title = f"One step to connect {provider}"
         return self._render("install.html", title=title, provider=provider, start_url=start_url)
 
-    def choose(
-        self, *, provider: str, consent: Consent, options: tuple[AccountOption, ...], link: str, csrf: str
-    ) -> str:
+    def choose(self, *, who: Parties, options: tuple[AccountOption, ...], link: str, csrf: str) -> str:
         """The choice between the accounts that the grant reaches."""
         return self._render(
             "choose.html",
-            title=f"Choose an account at {provider}",
-            provider=provider,
-            asking=consent.by.removeprefix("app:"),
+            title=f"Choose an account at {who.provider.name}",
+            who=who,
             options=options,
             link=link,
             csrf=csrf,
@@ -145,57 +139,70 @@ class Pages:
             script=_FRAGMENT_SCRIPT,
         )
 
-    def pending(self, *, provider: str) -> str:
+    def pending(self, *, who: Parties) -> str:
         """Shown while a worker exchanges the code."""
         text = "Almost done. This page reloads every two seconds."
-        return self._result("wait", f"Connecting {provider}", text, refresh=2)
+        return self._result("wait", f"Connecting {who.provider.name}", text, who=who, refresh=2)
 
-    def connected(self, *, provider: str) -> str:
-        return self._result("good", f"{provider} is connected", "You can close this window.")
+    def connected(self, *, who: Parties, subject: str, account: str | None, scopes: tuple[str, ...]) -> str:
+        """Who connected, and what was granted. `account` is the subject's at the provider, if it is known."""
+        facts = [("For", subject), ("Used by", who.app.name), ("Integration", who.integration.name)]
+        if account is not None:
+            facts.insert(1, ("Account", account))
+        title, text = f"{who.provider.name} is connected", "You can close this window."
+        return self._result("good", title, text, who=who, facts=facts, scopes=_described(scopes))
 
-    def declined(self, *, provider: str, reference: str) -> str:
-        text = "Access was declined, and nothing was stored. You can close this window."
-        title, code = f"{provider} is not connected", ErrorCode.CONSENT_DENIED.value
-        return self._result("bad", title, text, code=code, reference=reference)
+    def declined(self, *, who: Parties, reference: str) -> str:
+        text = "Access was declined, and nothing was stored."
+        then = f"You can close this window. If you change your mind, connect again in {who.app.name}."
+        title, code = f"{who.provider.name} is not connected", ErrorCode.CONSENT_DENIED.value
+        return self._result("bad", title, text, who=who, then=then, code=code, reference=reference)
 
-    def failed(self, failure: Failure, *, asking: str | None = None) -> str:
-        """The failure's detail and whom to ask, without values of the request or words of the provider.
-
-        `asking`, else in the failure's context, is the app that requested the consent, where it has failed
-        for good.
-        """
-        text = f"{failure.detail} {_whom_to_ask(failure, asking or failure.context.get('asking'))}"
-        reference = failure.context.get("reference", "")
-        return self._result("bad", "This didn't work", text, code=failure.code.value, reference=reference)
-
-    def _result(
-        self, mark: str, title: str, text: str, *, code: str = "", reference: str = "", refresh: int = 0
-    ) -> str:
-        """`reference` leads an admin to the record of a failure. `refresh` is the time in seconds after
-        which the page is loaded again; 0: never."""
-        shown = {"mark": mark, "title": title, "text": text, "code": code, "reference": reference}
-        return self._render("result.html", **shown, refresh=refresh)
-
-    def reference(self, *, routes: list[dict[str, Any]], version: str) -> str:
-        """The routes and the failure table."""
-        return self._render(
-            "reference.html", title="Evergrant API", routes=routes, failures=FAILURES, version=version
+    def failed(self, failure: Failure, way: WayOut | None = None) -> str:
+        """What happened and what the subject does next, without values of the request or words of the
+        provider."""
+        way = way or WayOut()
+        return self._result(
+            "bad",
+            "This didn't work",
+            what_happened(failure, way),
+            who=way.who,
+            then=next_step(failure, way),
+            back=way.back,
+            for_admins=words_for_admins(failure),
+            code=failure.code.value,
+            reference=failure.context.get("reference", ""),
         )
+
+    def _result(self, mark: str, title: str, text: str, **more: Any) -> str:
+        """`then` is the next step, `back` the app's page where it begins.
+
+        `reference` leads an admin to the record of a failure. `refresh` is the time in seconds after which
+        the page is loaded again; 0: never.
+        """
+        absent = dict.fromkeys(("who", "facts", "scopes", "then", "back", "code", "reference", "for_admins"))
+        shown = {"mark": mark, "title": title, "text": text, "refresh": 0}
+        return self._render("result.html", **{**absent, **shown, **more})
+
+    def reference(self, *, sections: list[tuple[str, list[dict[str, str]]]], version: str) -> str:
+        """The routes, by what they are about, and the failure table."""
+        shown = {"sections": sections, "failures": FAILURES, "version": version}
+        return self._render("reference.html", title="Evergrant API", **shown)
 
     def _render(self, template: str, **values: Any) -> str:
         return self._templates.get_template(template).render(values)
 
 
-def _whom_to_ask(failure: Failure, asking: str | None) -> str:
-    """What the subject can do; the failure table addresses apps and admins."""
-    if failure.rule.repairer in (Repairer.INTEGRATION_ADMIN, Repairer.PERMIT_ADMIN, Repairer.OPERATOR):
-        return f"Ask the admin of {asking or 'the app that sent you'}."
-    if asking is not None and failure.code not in _SAYS_WHAT_TO_DO:
-        when = "in a few minutes " if failure.rule.repairer is Repairer.TIME else ""
-        return f"Ask {asking} {when}for a new link."
-    if failure.code in (ErrorCode.NOT_FOUND, ErrorCode.CONSENT_EXPIRED, ErrorCode.CONNECTION_REVOKED):
-        return "Ask for a new link."
-    return failure.rule.repair
+def _with_code(text: str) -> Markup:
+    """A docstring's paragraph in HTML: what stands between backticks is code."""
+    parts = (
+        Markup("<code>{}</code>").format(it) if n % 2 else escape(it) for n, it in enumerate(text.split("`"))
+    )
+    return Markup("").join(parts)
+
+
+def _described(scopes: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(_describe_scope(scope), scope) for scope in scopes]
 
 
 def _describe_scope(scope: str) -> str:

@@ -124,7 +124,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.CALLBACK_INVALID: _reconnect(
         "The provider's callback doesn't belong to an open consent in this browser.",
-        "Open the connect link again and finish in the same browser.",
+        "Connect again in the app, which gives a new link, and finish in one browser.",
         status=400,
     ),
     ErrorCode.CHOICE_REQUIRED: _reconnect(

@@ -17,6 +17,7 @@ from evergrant_server.core.ids import FrozenModel
 
 PROVIDER_SAID = "provider_said"  # the member of an audit record's detail
 REDACTED = "[redacted]"
+CALLBACK_REFUSED = "The provider's callback was refused: "  # begins the detail, in words for an admin
 _MOST_ERROR, _MOST_DESCRIPTION = 100, 200  # characters
 _STANDARD_NAMES = (  # RFC 6749 section 5.2: kept, also beside a client secret that is "client"
     "invalid_request",

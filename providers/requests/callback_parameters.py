@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.provider_words import ProviderWords
+from evergrant_server.core.provider_words import CALLBACK_REFUSED, ProviderWords
 from evergrant_server.core.secret import Secret
 from providers.definition.patterns import matches
 from providers.definition.schema import ProviderSpec
@@ -94,7 +94,7 @@ def callback_words(
 
 def reject_callback(why: str) -> NoReturn:
     """Raise Failure CALLBACK_INVALID."""
-    raise Failure(ErrorCode.CALLBACK_INVALID, f"The provider's callback was refused: {why}.")
+    raise Failure(ErrorCode.CALLBACK_INVALID, f"{CALLBACK_REFUSED}{why}.")
 
 
 def _shown(name: str) -> str:

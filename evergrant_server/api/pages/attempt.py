@@ -11,7 +11,7 @@ from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import require_ready
 from evergrant_server.api.pages.accounts import params_for_account
 from evergrant_server.api.pages.browser import html_response
-from evergrant_server.api.pages.confirmation import request_confirm, undo_unconfirmed
+from evergrant_server.api.pages.confirmation import confirm_response, request_confirm, undo_unconfirmed
 from evergrant_server.api.pages.login import begin_login
 from evergrant_server.api.pages.preparation import (
     oauth1_redirect_url,
@@ -59,12 +59,12 @@ async def send_away(pages: SubjectPages, link: str, browser: str) -> Response:
     session, url, name = going.session, going.url, going.issuer or going.session.provider_name
     if session.confirm_code is not None:
         pages.api.relay.notify()
-        return await pages.confirm_response(session, session.confirm_code)
+        return await confirm_response(pages, session, session.confirm_code)
     if url is None:
         url = await oauth1_redirect_url(pages, session)
     elif going.issuer is None:
         url = await _pushed_url(pages.api, session) or url
-    return html_response(pages.templates.redirecting(provider=name, url=url))
+    return html_response(pages.templates.redirecting(who=pages.parties(session), to=name, url=url))
 
 
 async def _start_attempt(tx: Transaction, pages: SubjectPages, link: str, browser: str) -> Departure:
@@ -178,5 +178,5 @@ def require_same_browser(pages: SubjectPages, session: ConsentSession) -> None:
     require_open_consent(session, pages.now)
     require_ready(session.integration)
     if session.consent.status is ConsentStatus.STARTED and not pages.is_bound(session.consent):
-        why = "This link was opened in another browser. Continue there, or ask for a new link."
+        why = "This link was opened in another browser: continue there."
         raise Failure(ErrorCode.CALLBACK_INVALID, why)

@@ -17,6 +17,7 @@ from evergrant_server.api.pages.attempt import send_away
 from evergrant_server.api.pages.browser import form_of, html_response, redirect_response
 from evergrant_server.api.pages.callback_checks import (
     CallbackJudge,
+    CallbackUsed,
     Query,
     judge_code_callback,
     load_bound_session,
@@ -31,15 +32,16 @@ from evergrant_server.api.pages.callback_outcome import (
     save_outcome,
     wait_for_grant,
 )
+from evergrant_server.api.pages.confirmation import confirm_response
 from evergrant_server.api.pages.installs import install_page
 from evergrant_server.api.pages.login import find_login, finish_login
+from evergrant_server.api.pages.names import provider_display_name
 from evergrant_server.api.pages.people.login import find_person_login, finish_person_login
 from evergrant_server.api.pages.session import (
     ConsentSession,
     PagesDep,
     SubjectPages,
     html_route,
-    provider_display_name,
 )
 from evergrant_server.console.pages import FRAGMENT_SCRIPT_HASH
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_state
@@ -86,13 +88,16 @@ async def callback_by_get(pages: PagesDep, integration_id: str) -> Response:
         return begun
     if (person := await find_person_login(pages, raw)) is not None:
         return await finish_person_login(pages, integration_id=id, login=person, raw=raw)
-    if (login := await find_login(pages, raw)) is not None:
-        link = await finish_login(pages, id, login, raw)
-        return await send_away(pages, link, pages.browsers.cookie_of(pages.request) or "")
-    accepted = await _accept_callback(pages, id, raw, judge_code_callback)
+    try:
+        if (login := await find_login(pages, raw)) is not None:
+            link = await finish_login(pages, id, login, raw)
+            return await send_away(pages, link, pages.browsers.cookie_of(pages.request) or "")
+        accepted = await _accept_callback(pages, id, raw, judge_code_callback)
+    except CallbackUsed as used:  # reloaded, or sent again from the provider's page
+        return redirect_response(await connect_path(pages, used.session))
     if accepted.confirm_code is not None:
         pages.api.relay.notify()
-        return await pages.confirm_response(accepted, accepted.confirm_code)
+        return await confirm_response(pages, accepted, accepted.confirm_code)
     session = await wait_for_grant(pages, accepted)
     ended = session.consent.status in (ConsentStatus.DONE, ConsentStatus.DENIED)
     if ended and session.connection.follow_up is not FollowUp.CHOOSING and session.consent.return_to:
@@ -132,7 +137,7 @@ async def _accept_callback(
     except Failure as failure:
         if failure.code is not ErrorCode.STORE_CONFLICT:
             raise
-        used = Failure(ErrorCode.CALLBACK_INVALID, "This callback was already used.")
+        used = CallbackUsed(session)
         await record_refusal(pages, consent, used)
         raise used from None
 
@@ -181,7 +186,10 @@ async def accept_fragment(pages: PagesDep, integration_id: str) -> FragmentAccep
     except Failure as failure:
         await record_refusal(pages, None, failure)  # the body with its state wasn't read
         raise
-    session = await _accept_callback(pages, id, await pages.request.body(), _judge_fragment)
+    try:
+        session = await _accept_callback(pages, id, await pages.request.body(), _judge_fragment)
+    except CallbackUsed as used:
+        return FragmentAccepted(next=await connect_path(pages, used.session))
     return FragmentAccepted(next=await connect_path(pages, await wait_for_grant(pages, session)))
 
 

@@ -18,6 +18,7 @@ from evergrant_server.core.connections.login import must_log_in
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.provider_words import CALLBACK_REFUSED
 from evergrant_server.store import Transaction
 from providers.definition.templates import integration_endpoints, require_complete
 from providers.oauth1 import flow
@@ -29,6 +30,14 @@ _MAX_FIELDS = 60
 
 Query = list[tuple[str, str]]
 CallbackJudge = Callable[[SubjectPages, ConsentSession, Query], tuple[Callback, ConsentSession]]
+
+
+class CallbackUsed(Failure):
+    """This browser's callback came before, and is refused; the connect page shows what it led to."""
+
+    def __init__(self, session: ConsentSession) -> None:
+        super().__init__(ErrorCode.CALLBACK_INVALID, "This callback was already used.")
+        self.session = session
 
 
 async def load_bound_session(
@@ -52,9 +61,9 @@ async def load_bound_session(
         raise unknown
     if not pages.is_bound(consent):
         raise unknown
-    if consent.status is not ConsentStatus.STARTED:
-        raise Failure(ErrorCode.CALLBACK_INVALID, "This callback was already used.")
     session = await pages.load_session(tx, consent)
+    if consent.status is not ConsentStatus.STARTED:
+        raise CallbackUsed(session)
     require_open_consent(session, pages.now)
     return session
 
@@ -98,7 +107,7 @@ def judge_code_callback(
     try:
         token_endpoint = require_complete(spec, endpoints.token_endpoint)
     except Failure as failure:
-        raise Failure(ErrorCode.CALLBACK_INVALID, f"The callback was refused: {failure.detail}.") from None
+        raise Failure(ErrorCode.CALLBACK_INVALID, f"{CALLBACK_REFUSED}{failure.detail}.") from None
     changes = {
         "token_endpoint": token_endpoint,
         "facts": callback.metadata,

@@ -10,6 +10,7 @@ from evergrant_server.api.connections.commands import save_account_choice
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.pages.attempt import require_same_browser, send_away
 from evergrant_server.api.pages.browser import form_of, html_response
+from evergrant_server.api.pages.confirmation import confirm_page
 from evergrant_server.api.pages.login import issuer_host
 from evergrant_server.api.pages.session import (
     GOES_ON,
@@ -42,19 +43,17 @@ async def show_consent(pages: PagesDep, link: str) -> Response:
             return await pages.outcome_response(session)
         if device.expires_at <= pages.now:
             raise Failure(ErrorCode.CONSENT_EXPIRED, "This code has expired.")
-        name, consent = session.provider_name, session.consent
-        return html_response(pages.templates.device(provider=name, consent=consent, device=device))
-    ended = session.consent.status not in GOES_ON
-    if ended and pages.is_bound(session.consent):
+        who, consent = pages.parties(session), session.consent
+        return html_response(pages.templates.device(who=who, consent=consent, device=device))
+    if session.consent.status not in GOES_ON and pages.is_bound(session.consent):
         return await pages.outcome_response(session)
-    if (confirm := pages.confirm_page(session)) is not None:
+    if (confirm := confirm_page(pages, session)) is not None:
         return confirm
     require_same_browser(pages, session)
     browser = pages.browsers.cookie_of(pages.request) or pages.browsers.new_cookie()
     response = html_response(
         pages.templates.connect(
-            provider=session.provider_name,
-            integration=session.integration.name,
+            who=pages.parties(session),
             subject=session.connection.subject,
             consent=session.consent,
             login=login,
@@ -93,4 +92,8 @@ async def choose_account_on_page(pages: PagesDep, link: str) -> Response:
 async def start_consent(pages: PagesDep, link: str) -> Response:
     """Bind the browser, create state and code verifier, and redirect to the provider."""
     browser, _ = await pages.browsers.read_form(pages.request, link)
+    async with pages.api.store.read() as tx:
+        session = await pages.session_of_link(tx, link)
+    if session.consent.status not in GOES_ON and pages.is_bound(session.consent):  # an old page's button
+        return await pages.outcome_response(session)
     return await send_away(pages, link, browser)

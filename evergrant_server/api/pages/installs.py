@@ -7,7 +7,8 @@ from starlette.responses import Response
 from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.pages.browser import html_response
 from evergrant_server.api.pages.callback_checks import parse_query
-from evergrant_server.api.pages.session import SubjectPages, provider_display_name
+from evergrant_server.api.pages.names import provider_display_name
+from evergrant_server.api.pages.session import SubjectPages
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import IntegrationId
 from evergrant_server.core.integrations import Integration

@@ -3,8 +3,6 @@
 A worker exchanges the login's code (ADR 0008); the browser waits for it.
 """
 
-from urllib.parse import urlsplit
-
 from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.pages.callback_checks import (
     load_bound_session,
@@ -12,10 +10,11 @@ from evergrant_server.api.pages.callback_checks import (
     require_same_token_endpoint,
 )
 from evergrant_server.api.pages.callback_outcome import outcome_of, record_refusal
+from evergrant_server.api.pages.names import issuer_name
 from evergrant_server.api.pages.session import ConsentSession, SubjectPages
 from evergrant_server.core.connections.consent import Consent, hash_state, reference_of
 from evergrant_server.core.connections.id_token import hash_of_nonce
-from evergrant_server.core.connections.login import ENDS_CONSENT, must_log_in
+from evergrant_server.core.connections.login import must_log_in
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId
 from evergrant_server.core.integrations import Integration, require_login
@@ -36,7 +35,7 @@ async def issuer_host(tx: Transaction, session: ConsentSession) -> str | None:
     if rule is None or not must_log_in(session.consent):
         return None
     found = await tx.integrations.by_name(session.consent.tenant, rule.integration)
-    return None if found is None else _host_of(found)
+    return None if found is None else issuer_name(found)
 
 
 async def begin_login(
@@ -73,7 +72,7 @@ async def begin_login(
     consent = await tx.consents.replace(
         consent.model_copy(update=sent), expected=consent.revision, verifier=verifier
     )
-    return consent, url, _host_of(there)
+    return consent, url, issuer_name(there)
 
 
 async def find_login(pages: SubjectPages, raw: bytes) -> Consent | None:
@@ -109,8 +108,6 @@ async def finish_login(
             raise _not_logged_in(callback, there)
     except Failure as failure:
         await record_refusal(pages, consent, failure, end=bound, said=said)
-        if bound:
-            _ended(failure, consent)
         raise
     waiting = await _save_code(pages, consent, callback.code)
     order = VerifyLogin(
@@ -120,7 +117,7 @@ async def finish_login(
     if result.failure is not None:
         failure = Failure(result.failure, result.detail, retry_after=result.retry_after)
         failure.context["reference"] = reference_of(consent.id)
-        raise _ended(failure, consent) if failure.code in ENDS_CONSENT else failure
+        raise failure
     return link.reveal()
 
 
@@ -146,17 +143,7 @@ def _not_logged_in(callback: Callback, there: Integration) -> Failure:
     if not callback.denied:
         code = outcome_of(callback)[1] or ErrorCode.PROVIDER_ERROR
     why = callback.error or "access_denied"
-    return Failure(code, f"You were not logged in at {_host_of(there)}: it answered {why}.")
-
-
-def _ended(failure: Failure, consent: Consent) -> Failure:
-    """With the app to ask for a new link, for the page: the consent has failed for good."""
-    failure.context["asking"] = consent.by.removeprefix("app:")
-    return failure
-
-
-def _host_of(there: Integration) -> str:
-    return urlsplit(there.issuer or "").hostname or there.name
+    return Failure(code, f"You were not logged in at {issuer_name(there)}: it answered {why}.")
 
 
 async def _save_code(pages: SubjectPages, consent: Consent, code: Secret) -> Consent:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -15,9 +16,11 @@ from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import record
 from evergrant_server.api.integrations.definitions import consent_spec
 from evergrant_server.api.pages.browser import BrowserSessions, html_response, redirect_response
+from evergrant_server.api.pages.names import provider_display_name
+from evergrant_server.console.advice import WayOut
+from evergrant_server.console.logos import Parties
 from evergrant_server.console.pages import Pages
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.binding import hash_confirm_code
 from evergrant_server.core.connections.confirmation import is_confirming
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_link, reference_of
@@ -42,6 +45,11 @@ class ConsentSession:
     provider_name: str  # for display
     confirm_code: Secret | None = None  # made by this request
 
+    @property
+    def app(self) -> str:
+        """The app that requested the consent."""
+        return self.consent.by.removeprefix("app:")
+
 
 class SubjectPages:
     """The pages for one request of a browser: loads consent sessions and renders their outcome."""
@@ -52,6 +60,7 @@ class SubjectPages:
         self.templates: Pages = request.app.state.templates
         self.browsers: BrowserSessions = request.app.state.browsers
         self.context = trace_of(request).request_context("subject")
+        self.session: ConsentSession | None = None  # of the link or the state, for the page of a failure
 
     @property
     def now(self) -> datetime:
@@ -61,6 +70,17 @@ class SubjectPages:
         """Whether this browser started the consent."""
         return self.browsers.is_bound(self.request, consent.browser_hash)
 
+    def parties(self, session: ConsentSession) -> Parties:
+        """The app, the integration and the provider, as the page shows them."""
+        tenant, integration = session.consent.tenant, session.integration.name
+        of = self.templates.logos.party
+        host = session.provider_name if session.spec.discovery else session.spec.name
+        return Parties(
+            of(session.app, "app", tenant, session.app),
+            of(integration, "integration", tenant, integration),
+            of(session.provider_name, "provider", host),
+        )
+
     async def load_session(self, tx: Transaction, consent: Consent | None) -> ConsentSession:
         """The session of a consent. Raises Failure NOT_FOUND."""
         if consent is not None:
@@ -69,7 +89,8 @@ class SubjectPages:
             if connection is not None and integration is not None:
                 spec = await consent_spec(tx, self.api.registry, integration, consent)
                 name = provider_display_name(spec, integration)
-                return ConsentSession(consent, connection, integration, spec, name)
+                self.session = ConsentSession(consent, connection, integration, spec, name)
+                return self.session
         raise Failure(ErrorCode.NOT_FOUND, "This link is unknown.")
 
     async def session_of_link(self, tx: Transaction, link: str) -> ConsentSession:
@@ -78,24 +99,37 @@ class SubjectPages:
 
     async def outcome_response(self, session: ConsentSession) -> Response:
         """The page of the consent's status, or a redirect to `return_to`."""
-        name = session.provider_name
         match session.consent.status:
             case ConsentStatus.DONE if session.connection.follow_up is FollowUp.CHOOSING:
                 return await self._choice_page(session)
             case ConsentStatus.DONE:
-                page = self.templates.connected(provider=name)
-                return await self._return_to_app(session, LifecycleState.ACTIVE) or html_response(page)
+                back = await self._return_to_app(session, LifecycleState.ACTIVE)
+                return back or await self._connected_page(session)
             case ConsentStatus.DENIED:
                 reference = reference_of(session.consent.id)
-                page = self.templates.declined(provider=name, reference=reference)
+                page = self.templates.declined(who=self.parties(session), reference=reference)
                 return await self._return_to_app(session, LifecycleState.DENIED) or html_response(page)
             case ConsentStatus.FAILED:
                 failure = await self._failure_of(session)
                 failure.context["reference"] = reference_of(session.consent.id)
-                page = self.templates.failed(failure, asking=session.consent.by.removeprefix("app:"))
-                return html_response(page, failure.rule.status)
+                self.session = session
+                return await self.failure_response(failure)
             case _:
-                return html_response(self.templates.pending(provider=name))
+                return html_response(self.templates.pending(who=self.parties(session)))
+
+    async def _connected_page(self, session: ConsentSession) -> Response:
+        """Who connected, and what was granted, for the browser that consented."""
+        connection = session.connection
+        async with self.api.store.read() as tx:
+            grant = await tx.grants.get(connection.tenant, connection.id)
+            account = (await tx.consents.account(session.consent)).came
+        page = self.templates.connected(
+            who=self.parties(session),
+            subject=connection.subject,
+            account=account,
+            scopes=grant.scopes if grant is not None else session.consent.scopes,
+        )
+        return html_response(page)
 
     async def _failure_of(self, session: ConsentSession) -> Failure:
         """Why the consent failed. Its browser is told with which account it was given."""
@@ -117,53 +151,54 @@ class SubjectPages:
             grant = await tx.grants.get(session.connection.tenant, session.connection.id)
             link = (await tx.consents.connect_link(session.consent)).reveal()
         html = self.templates.choose(
-            provider=session.provider_name,
-            consent=session.consent,
+            who=self.parties(session),
             options=grant.options if grant else (),
             link=link,
             csrf=self.browsers.csrf_token(browser, link),
         )
         return html_response(html)
 
-    async def confirm_response(self, session: ConsentSession, code: Secret) -> Response:
-        """Have this browser take the confirm code to the app: by a redirect, or typed in by the subject."""
-        redirect = await self._redirect_to_app(session, ("evergrant_code", code.reveal()))
-        if redirect is not None:
-            return redirect
-        async with self.api.store.read() as tx:
-            link = await tx.consents.connect_link(session.consent)
-        response = redirect_response(f"/connect/{link.reveal()}")  # no provider's code in the address bar
-        self.browsers.set_confirm_code(response, code)
-        return response
-
-    def confirm_page(self, session: ConsentSession) -> Response | None:
-        """The page with the confirm code, in the browser that has it, while it can be used."""
-        code = self.browsers.confirm_code_of(self.request)
-        if not is_confirming(session.consent, self.now) or code is None:
-            return None
-        if hash_confirm_code(code.reveal()) != session.consent.confirm_hash:
-            return None
-        return html_response(self.templates.confirm(provider=session.provider_name, code=code))
-
     async def _return_to_app(self, session: ConsentSession, state: LifecycleState) -> Response | None:
         """A redirect to `return_to` with the outcome; none for one that its app has confirmed."""
         if session.consent.binding.needs_confirm and session.consent.confirmed_at is not None:
             return None
-        return await self._redirect_to_app(session, ("state", state.value))
+        url = await self.app_url(session, state=state.value)
+        return None if url is None else redirect_response(url)
 
-    async def _redirect_to_app(self, session: ConsentSession, brings: tuple[str, str]) -> Response | None:
-        """A redirect to `return_to`, if the requesting app still lists this URL."""
+    async def app_url(self, session: ConsentSession, **brings: str) -> str | None:
+        """`return_to` with the outcome, if the requesting app still lists this URL."""
         url, consent = session.consent.return_to, session.consent
         if url is None:
             return None
         async with self.api.store.read() as tx:
-            app = await tx.access.app_by_name(consent.tenant, consent.by.removeprefix("app:"))
+            app = await tx.access.app_by_name(consent.tenant, session.app)
         if app is None or app.disabled or not app.may_return_to(url):
             return None
         parts = urlsplit(url)
-        outcome = [("connection_id", session.connection.id), brings]
+        outcome = [("connection_id", session.connection.id), *brings.items()]
         query = urlencode([*parse_qsl(parts.query, keep_blank_values=True), *outcome])
-        return redirect_response(urlunsplit((parts.scheme, parts.netloc, parts.path, query, "")))
+        return urlunsplit((parts.scheme, parts.netloc, parts.path, query, ""))
+
+    async def failure_response(self, failure: Failure) -> Response:
+        """The page of a failure: what happened, and what the subject does next."""
+        report_broken_authority(failure)
+        way = WayOut()
+        with suppress(Failure):  # of the store, say: it is shown all the same
+            way = await self._way_out(failure)
+        return html_response(self.templates.failed(failure, way), failure.rule.status)
+
+    async def _way_out(self, failure: Failure) -> WayOut:
+        """The way out of the consent that this request names, as the consent is now."""
+        session = self.session
+        if session is None:
+            return WayOut()
+        async with self.api.store.read() as tx:
+            session = await self.load_session(
+                tx, await tx.consents.get(session.consent.tenant, session.consent.id)
+            )
+        over = has_ended(session, self.now)
+        back = await self.app_url(session, state="failed", error=failure.code.value) if over else None
+        return WayOut(self.parties(session), over, self.is_bound(session.consent), back)
 
     async def record(
         self, tx: Transaction, action: AuditAction, tenant: Tenant, object_id: str, **detail: object
@@ -176,35 +211,39 @@ GOES_ON = (ConsentStatus.OPEN, ConsentStatus.STARTED, ConsentStatus.CONFIRMING) 
 PagesDep = Annotated[SubjectPages, Depends(SubjectPages)]
 
 
-def provider_display_name(spec: ProviderSpec, integration: Integration) -> str:
-    """The provider's display name; of a discovered provider the host of its issuer."""
-    host = urlsplit(integration.issuer or "").hostname if spec.discovery else None
-    return host or spec.display_name
+def has_ended(session: ConsentSession, now: datetime) -> bool:
+    """True when no browser can go on with the link any more."""
+    connection = session.connection
+    ended = connection.state is LifecycleState.REVOKING or connection.state.is_final
+    return ended or session.consent.expires_at <= now or session.consent.status not in GOES_ON
 
 
 def require_open_consent(session: ConsentSession, now: datetime) -> None:
     """Raise the Failure that says why the consent can't continue."""
-    if session.consent.expires_at <= now:
-        raise Failure(ErrorCode.CONSENT_EXPIRED, "This link has expired.")
-    if session.connection.state is LifecycleState.REVOKING or session.connection.state.is_final:
-        raise Failure(session.connection.reason or ErrorCode.CONNECTION_REVOKED)
-    if is_confirming(session.consent, now):
-        raise Failure(ErrorCode.CONFIRM_REQUIRED)
     if session.consent.status not in GOES_ON:
         raise Failure(ErrorCode.CALLBACK_INVALID, "This link was already used.")
+    if session.connection.state is LifecycleState.REVOKING or session.connection.state.is_final:
+        raise Failure(session.connection.reason or ErrorCode.CONNECTION_REVOKED)
+    if session.consent.expires_at <= now:
+        raise Failure(ErrorCode.CONSENT_EXPIRED)
+    if is_confirming(session.consent, now):
+        raise Failure(ErrorCode.CONFIRM_REQUIRED)
 
 
 Endpoint = Callable[..., Awaitable[Response]]
 
 
-def html_route(endpoint: Endpoint, page: Callable[[Pages, Failure], str] = Pages.failed) -> Endpoint:
-    """Decorate a route whose failures are shown as HTML pages instead of problem documents."""
+def html_route(endpoint: Endpoint, page: Callable[[Pages, Failure], str] | None = None) -> Endpoint:
+    """Decorate a route whose failures are shown as HTML pages instead of problem documents; on `page`, those
+    that are no subject's."""
 
     @functools.wraps(endpoint)
     async def shown(pages: SubjectPages, **values: Any) -> Response:
         try:
             return await endpoint(pages, **values)
         except Failure as failure:
+            if page is None:
+                return await pages.failure_response(failure)
             report_broken_authority(failure)
             return html_response(page(pages.templates, failure), failure.rule.status)
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.provider_words import CALLBACK_REFUSED
 from evergrant_server.core.secret import Secret
 from providers.requests.callback_parameters import Query, state_in
 
@@ -119,7 +120,7 @@ def state_problem(query: Query, state: Secret) -> str | None:
     try:
         given = state_in(query)
     except Failure as failure:
-        return failure.detail.removeprefix("The provider's callback was refused: ").rstrip(".")
+        return failure.detail.removeprefix(CALLBACK_REFUSED).rstrip(".")
     return None if hmac.compare_digest(given.reveal(), state.reveal()) else "its state is of another request"
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -47,7 +48,8 @@ class Implicit(World):
         await self.server.register(made["redirect_uri"], **client)
         begun, page = await self.begin("browser", flow=flow), self.page
         await page.goto(begun["connect_url"])
-        assert await page.inner_text("h1") == "Give jobs access to 127.0.0.1?"
+        host = urlsplit(str(self.server.issuer)).netloc
+        assert await page.inner_text("h1") == f"Give jobs access to {host}?"
         await page.get_by_role("button").click()
         await page.fill("input[name=username]", self.server.user)
         await page.fill("input[name=password]", self.server.password)

@@ -66,7 +66,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
 # Without a caller there is no tenant: what a stranger reads names none, or its id was given out to be read.
 PUBLIC = {
     *("GET /livez", "GET /readyz", "GET /metrics", "GET /docs", "GET /openapi.json"),
-    *("GET /static/evergrant.css", "GET /oauth/client/{integration_id}"),
+    *("GET /static/evergrant.css", "GET /logos/{file}", "GET /oauth/client/{integration_id}"),
     "GET /.well-known/oauth-authorization-server",
 }
 # A link, a browser's cookie, a provider's signature or an app's stands in for a credential:

@@ -57,6 +57,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
     """What the tenant has: each value stands in no other tenant's world."""
     own = {name: f"{name.replace('_', '-')}-of-{tenant}" for name in _NAMED}
     own["confirm_code"] = f"confirm-code-of-{tenant}"
+    own["file"] = f"provider-of-{tenant}.svg"
     now = api.clock.now()
     integration = await api.integration(own["integration"], tenant=tenant)
     connection = await api.active(integration, f"at-of-{tenant}", subject=own["subject"], label=own["label"])

@@ -252,7 +252,7 @@ async def test_parallel_callbacks_make_one_login(api: Api, issuer: LoginIssuer):
 async def test_rfc9207_2_4_a_callback_of_another_issuer(api: Api, issuer: LoginIssuer, iss: str | None):
     it = await sent_to_log_in(api, issuer)
     await assert_refused(answer := await it.visitor.come_back(iss=iss))
-    assert "Ask asker for a new link" in answer.text
+    assert "Connect again in asker: it gives you a new link." in answer.text
     assert (await it.consent()).status is ConsentStatus.FAILED
     assert issuer.count("token") == 0
 

@@ -81,7 +81,10 @@ async def test_the_person_who_finishes_is_the_one_who_began(
         await the_honest_person_is_connected(fake_evergrant, alice)
         declined = await mallory.open(f"{CONNECTED}?connection_id=con_9&state=denied")
         assert declined == "/?evergrant=denied"
+        failed = await mallory.open(f"{CONNECTED}?connection_id=con_9&state=failed&error=consent_expired")
+        assert failed == "/?evergrant=consent_expired"
         assert await mallory.open(f"{CONNECTED}?state=%3Cscript%3E") == "/?evergrant=failed"
+        assert await mallory.open(f"{CONNECTED}?state=failed&error=%3Cb%3E") == "/?evergrant=failed"
         closed = example.evergrant.aclose() if framework == "fastapi" else example.evergrant.close()
         assert closed is None or await closed is None
 

@@ -5,7 +5,7 @@ from a request: a browser lands on its session's page, a command's code on this 
 """
 
 from functools import partial
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from starlette.responses import Response
 
@@ -15,6 +15,7 @@ from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.api.pages.callback_checks import parse_query
+from evergrant_server.api.pages.names import issuer_name
 from evergrant_server.api.pages.session import SubjectPages, html_route
 from evergrant_server.api.people.session_start import end_presented_session, new_session, record_login
 from evergrant_server.console.pages import Pages
@@ -48,7 +49,7 @@ _BY = "person"  # until it is known which
 
 async def login_host(tx: Transaction, tenant: Tenant) -> str:
     """The host at which the tenant's people log in. Raises Failure NOT_FOUND, CLIENT_REJECTED."""
-    return _host_of((await _issuer(tx, tenant))[1])
+    return issuer_name((await _issuer(tx, tenant))[1])
 
 
 async def begin_person_login(pages: SubjectPages, start: LoginStart, browser: str) -> tuple[str, str]:
@@ -86,7 +87,7 @@ async def begin_person_login(pages: SubjectPages, start: LoginStart, browser: st
         nonce=nonce,
         account={"max_age": f"{STEP_UP_LASTS.total_seconds():.0f}"} if start.step_up else {},
     )
-    return url, _host_of(there)
+    return url, issuer_name(there)
 
 
 async def find_person_login(pages: SubjectPages, raw: bytes) -> PersonLogin | None:
@@ -136,10 +137,6 @@ async def _issuer(tx: Transaction, tenant: Tenant) -> tuple[AdminLogin, Integrat
         why = "No people log in here: an admin sets where they do with PUT /v1/admin-login."
         raise Failure(ErrorCode.NOT_FOUND, why)
     return rule, rule.issuer_integration(await tx.integrations.by_name(tenant, rule.integration))
-
-
-def _host_of(there: Integration) -> str:
-    return urlsplit(there.issuer or "").hostname or there.name
 
 
 async def _code_of(pages: SubjectPages, login: PersonLogin, raw: bytes) -> Secret:

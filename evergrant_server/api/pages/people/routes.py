@@ -80,7 +80,7 @@ async def start_login(pages: PagesDep) -> Response:
     names = ("tenant", "step_up", "port", "state", "challenge")
     start = _start(pages, *(fields.get(name, "") for name in names))
     url, host = await begin_person_login(pages, start, browser)
-    return html_response(pages.templates.redirecting(provider=host, url=url))
+    return html_response(pages.templates.redirecting(who=None, to=host, url=url))
 
 
 def _start(

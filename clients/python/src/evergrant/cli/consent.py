@@ -5,6 +5,7 @@ app doesn't list `http://127.0.0.1/` or the browser is on another machine, the c
 """
 
 import os
+import re
 import sys
 import webbrowser
 from collections.abc import Callable
@@ -20,12 +21,13 @@ from urllib.parse import parse_qs, urlsplit
 from evergrant.binding import new_verifier
 from evergrant.calls import connections as calls
 from evergrant.cli.show.tables import printable
-from evergrant.errors import BadRequest, EvergrantError
+from evergrant.errors import BadRequest, EvergrantError, ReconnectNeeded
 from evergrant.models import Connection
 from evergrant.retries import Deadline, is_consent_complete
 from evergrant.sync_client import Evergrant
 
 _POLL = timedelta(seconds=2)
+_ERROR_CODE = re.compile("[a-z]{1,20}(_[a-z]{1,20}){0,4}")
 _TRY_AGAIN = frozenset({"not_found", "confirm_expired"})  # this code doesn't count; another one may
 _PAGE = b"<!doctype html><title>Evergrant</title><p>Back to the terminal: it says how this ended."
 
@@ -47,8 +49,22 @@ def connect_here(
                 return found
             with suppress(Empty):
                 code = listener.codes.get(timeout=deadline.poll_pause_s(_POLL))
+                if not code:
+                    _require_not_failed(listener, opened)
+                    continue
                 confirm = partial(client.confirm, opened.id, code, opened.subject, verifier)
                 _confirm(confirm, opened.connect_url, in_browser)
+
+
+def _require_not_failed(listener: "ReturnListener", opened: Connection) -> None:
+    """Raise ReconnectNeeded if the browser has brought the code of this consent's failure."""
+    if (code := listener.failures.get(opened.id)) is not None:
+        raise ReconnectNeeded(
+            "the consent has failed",
+            code=code,
+            repair="Run the command again: it makes a new link.",
+            context={"connection_id": opened.id},
+        )
 
 
 def _begin(begin: Callable[..., Connection], listener: "ReturnListener", in_browser: bool) -> Connection:
@@ -94,11 +110,15 @@ def say_who(found: Connection) -> None:
 
 
 class ReturnListener:
-    """Takes the codes that `read` finds: from browsers that come back to `url`, and typed ones."""
+    """Takes the codes that `read` finds: from browsers that come back to `url`, and typed ones.
+
+    `failures` are the error codes that browsers bring, by connection; an empty code says that one has come.
+    """
 
     def __init__(self, read: Callable[[str], str | None] | None = None) -> None:
         self.codes: SimpleQueue[str] = SimpleQueue()
-        codes, found = self.codes, read or code_in
+        self.failures: dict[str, str] = {}
+        codes, failures, found = self.codes, self.failures, read or code_in
 
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, format: str, *args: object) -> None:
@@ -107,6 +127,9 @@ class ReturnListener:
             def do_GET(self) -> None:
                 if code := found(self.path):
                     codes.put(code)
+                elif failed := failure_in(self.path):
+                    failures.update([failed])
+                    codes.put("")
                 self.send_response(200)
                 self.send_header("content-type", "text/html")
                 self.send_header("referrer-policy", "no-referrer")
@@ -141,6 +164,13 @@ class ReturnListener:
 
 def code_in(url: str) -> str | None:
     return next(iter(parse_qs(urlsplit(url).query).get("evergrant_code", ())), None)
+
+
+def failure_in(url: str) -> tuple[str, str] | None:
+    """The connection whose consent has failed, and the code of its failure."""
+    query = parse_qs(urlsplit(url).query)
+    connection, code = query.get("connection_id", [""])[0], query.get("error", [""])[0]
+    return (connection, code) if connection and _ERROR_CODE.fullmatch(code) else None
 
 
 def _say(line: str) -> None:

@@ -1,6 +1,7 @@
 """What the pieces share: the verifier in the app's session, and the addresses that the browser is sent to."""
 
 import logging
+import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from evergrant.models import Connection, State
 log = logging.getLogger("evergrant.web")
 
 VERIFIER = "evergrant_verifier"
+_ERROR_CODE = re.compile("[a-z]{1,20}(_[a-z]{1,20}){0,4}")
 
 Session = MutableMapping[str, Any]
 
@@ -56,9 +58,11 @@ class AppPages:
         return _with(self.after, evergrant=found.reason or found.state.value)
 
     def ended_without_code(self, query: Mapping[str, str]) -> str:
-        """The page after a consent that needs no confirmation, or was declined. The query is untrusted."""
-        state = query.get("state", "")
-        return _with(self.after, evergrant=state if state in set(State) else "failed")
+        """The page after a consent that needs no confirmation, was declined, or has failed: with the code of
+        the failure, if the browser brings one. The query is untrusted."""
+        state, code = query.get("state", ""), query.get("error", "")
+        told = state if state in set(State) else code if _ERROR_CODE.fullmatch(code) else "failed"
+        return _with(self.after, evergrant=told)
 
     def failed(self, error: EvergrantError) -> str:
         """The page after a consent, with the error's code; or the connect page, where that has more to say:
