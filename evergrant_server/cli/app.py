@@ -9,21 +9,20 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Group, Parameter, Token
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from evergrant_server import __version__
 from evergrant_server.checkout import require_own_packages
+from evergrant_server.cli.durations import OptionalDuration
 from evergrant_server.cli.process import CommandFailed
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.process_exit import exit_process
-from evergrant_server.setting_types import read_duration
 from evergrant_server.settings import BadSettings, Settings, load_settings
 
 app = App(
@@ -34,10 +33,6 @@ app = App(
     result_action="return_value",  # cyclopts would exit without `exit_process`
 )
 _SETTINGS = Group("Settings (each is also EVERGRANT_… in the environment)")
-
-
-def _duration(type_: type, tokens: Sequence[Token]) -> timedelta:
-    return read_duration(tokens[0].value)
 
 
 @Parameter(name="*", group=_SETTINGS)
@@ -127,7 +122,7 @@ def worker(*, flags: Flags | None = None) -> None:
 @app.command
 def reconcile(
     *,
-    restart_older_than: Annotated[timedelta | None, Parameter(converter=_duration)] = None,
+    restart_older_than: OptionalDuration = None,
     compare: bool = True,
     flags: Flags | None = None,
 ) -> None:
