@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from evergrant_server.console.advice import WayOut, next_step, what_happened, words_for_admins
 from evergrant_server.console.logos import Logos, Parties
@@ -50,7 +49,6 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters["code"] = _with_code
 
     def connect(
         self,
@@ -191,14 +189,6 @@ class Pages:
 
     def _render(self, template: str, **values: Any) -> str:
         return self._templates.get_template(template).render(values)
-
-
-def _with_code(text: str) -> Markup:
-    """A docstring's paragraph in HTML: what stands between backticks is code."""
-    parts = (
-        Markup("<code>{}</code>").format(it) if n % 2 else escape(it) for n, it in enumerate(text.split("`"))
-    )
-    return Markup("").join(parts)
 
 
 def _described(scopes: tuple[str, ...]) -> list[tuple[str, str]]:
