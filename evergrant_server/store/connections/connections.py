@@ -22,6 +22,7 @@ from evergrant_server.store.connections.connection_page import (
     UnreadableRow,
 )
 from evergrant_server.store.connections.tables import (
+    BY_NAMES,
     FAILING_CONDITION,
     FINAL_STATES,
     LIVE_CONDITION,
@@ -96,11 +97,8 @@ class Connections(ModelRepository[Connection, ConnectionId]):
     ) -> Connection | None:
         """The live connection with these names, or else the newest of the ended ones. Raises as
         `get_authentic`."""
-        query = self._where(tenant=tenant, integration=integration_name, subject=subject, label=label)
-        ended = col(ConnectionRow.state).in_(FINAL_STATES)
-        newest = col(ConnectionRow.created_at).desc()
-        query = query.order_by(ended, newest, col(ConnectionRow.id)).limit(1)
-        return self._checked(await fetch_first(self._connection, query))
+        names = {"tenant": tenant, "integration": integration_name, "subject": subject, "label": label}
+        return self._checked(await fetch_first(self._connection, BY_NAMES, names))
 
     async def page(
         self,

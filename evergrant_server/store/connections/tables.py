@@ -6,7 +6,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index
+from sqlalchemy import Index, bindparam, select
 from sqlmodel import Field
 
 from evergrant_server.core.connections.connection import LifecycleState
@@ -206,3 +206,13 @@ class HistoryRow(columns.TenantTable, table=True):
     closed: bool
     last_event_id: int
     events: list[dict[str, Any]] = columns.json()
+
+
+# Built once: an import looks each of its names up.
+_ROW = columns.table_of(ConnectionRow).c
+BY_NAMES = (
+    select(columns.table_of(ConnectionRow))
+    .where(*(_ROW[name] == bindparam(name) for name in ("tenant", "integration", "subject", "label")))
+    .order_by(_ROW.state.in_(FINAL_STATES), _ROW.created_at.desc(), _ROW.id)
+    .limit(1)
+)
