@@ -157,8 +157,11 @@ def revocation(spec: ProviderSpec) -> str:
 
 def limits(spec: ProviderSpec) -> str:
     parts = [escape_markdown(spec.rate_limit)] if spec.rate_limit else []
-    if spec.token_rate_limit:
-        parts.append(f"at the token endpoint {escape_markdown(spec.token_rate_limit)}")
+    if spec.token_limit is not None:
+        limit = spec.token_limit
+        requests = "request" if limit.requests == 1 else "requests"
+        every = format_duration(limit.window_s)
+        parts.append(f"at the token endpoint {limit.requests:,} {requests} in {every} per {limit.per}")
     return "; ".join(parts)
 
 

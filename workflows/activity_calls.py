@@ -38,10 +38,16 @@ class ActivityCall(Generic[RequestT, ResultT]):
     summary: str | Callable[[RequestT], str]
 
     async def __call__(self, request: RequestT) -> ResultT:
+        return await workflow.execute_activity(self.name, request, **self._options(request))
+
+    def start(self, request: RequestT) -> workflow.ActivityHandle[ResultT]:
+        """Begin it. One that is cancelled is waited for until it has ended."""
+        waits = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
+        return workflow.start_activity(self.name, request, cancellation_type=waits, **self._options(request))
+
+    def _options(self, request: RequestT) -> dict[str, Any]:
         summary = self.summary if isinstance(self.summary, str) else self.summary(request)
-        return await workflow.execute_activity(
-            self.name, request, result_type=self.result_type, summary=summary, **self.limits
-        )
+        return {"result_type": self.result_type, "summary": summary, **self.limits}
 
 
 def provenance() -> Provenance:

@@ -1,6 +1,6 @@
 """Carries out a command of `core.lifecycle`: the activity to call, and the event that its result is."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
@@ -13,14 +13,18 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.messages import activities as m
     from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
     from workflows import activity_calls
+    from workflows.refresh_ahead import refresh_ahead
 
 Call = dict[str, Any]  # the fields of a ConnectionCall
 
 
 async def carry_out(
-    step: Transition, cause: LifecycleEvent, call: Call, now: datetime
+    step: Transition, cause: LifecycleEvent, call: Call, now: datetime, is_waited_for: Callable[[], bool]
 ) -> LifecycleEvent | None:
-    """Call the activity; None when no event follows. `cause` is the event that led to the command."""
+    """Call the activity; None when no event follows. `cause` is the event that led to the command.
+
+    Raises Overtaken for a refresh ahead that a caller, of whom `is_waited_for` tells, came before.
+    """
     connection = step.state
     match step.command:
         case Command.NOTHING:
@@ -49,14 +53,21 @@ async def carry_out(
         case Command.REVOKE:
             revocation = await activity_calls.revoke_grant(m.RevokeGrant(**call))
             return _event(EventKind.REVOCATION_ENDED, cause, revocation=revocation)
+        case Command.REFRESH | Command.REFRESH_IF_LEASED:
+            refresh = _refresh_request(step.command, connection, cause, call, now)
+            ahead = _is_ahead(cause)
+            result = await (
+                refresh_ahead(refresh, is_waited_for) if ahead else activity_calls.refresh_grant(refresh)
+            )
+            return _event(EventKind.REFRESH_ENDED, cause, result=result)
         case _:
-            kind, request = _grant_request(step.command, connection, cause, call, now)
+            kind, request = _grant_request(step.command, connection, cause, call)
             consent_id = connection.waiting_consent if kind is EventKind.FIRST_TOKENS_ENDED else None
             return _event(kind, cause, result=await request, consent_id=consent_id)
 
 
 def _grant_request(
-    command: Command, connection: ConnectionState, cause: LifecycleEvent, call: Call, now: datetime
+    command: Command, connection: ConnectionState, cause: LifecycleEvent, call: Call
 ) -> tuple[EventKind, Awaitable[m.GrantResult]]:
     """The activities that answer with a GrantResult, each with the event that its result is."""
     generation = connection.generation
@@ -72,10 +83,6 @@ def _grant_request(
             polls = command is Command.POLL_DEVICE_TOKEN
             activity = activity_calls.poll_device_token if polls else activity_calls.request_client_grant
             return EventKind.FIRST_TOKENS_ENDED, activity(first)
-        case Command.REFRESH | Command.REFRESH_IF_LEASED:
-            refresh = _refresh_request(command, connection, cause, call, now)
-            call_refresh = activity_calls.refresh_ahead if _is_ahead(cause) else activity_calls.refresh_grant
-            return EventKind.REFRESH_ENDED, call_refresh(refresh)
         case Command.VERIFY_LATE_TOKENS:
             assert connection.late_attempt is not None
             late = m.VerifyLateTokens(**call, attempt_id=connection.late_attempt)
@@ -92,6 +99,11 @@ def _is_ahead(cause: LifecycleEvent) -> bool:
     return cause.ahead or cause.kind in (EventKind.TIMER_FIRED, EventKind.ROTATION_REQUESTED)
 
 
+def _may_be_postponed(cause: LifecycleEvent) -> bool:
+    """A rotation may not: it was requested for now, and no timer comes back to it."""
+    return _is_ahead(cause) and cause.kind is not EventKind.ROTATION_REQUESTED
+
+
 def _refresh_request(
     command: Command, connection: ConnectionState, cause: LifecycleEvent, call: Call, now: datetime
 ) -> m.RefreshGrant:
@@ -101,6 +113,7 @@ def _refresh_request(
     return m.RefreshGrant(
         **call,
         generation=generation,
+        ahead=_may_be_postponed(cause),
         only_if_leased=command is Command.REFRESH_IF_LEASED,
         token_over=connection.reported_generation == generation
         or (known and no_token_to_protect(connection, now)),

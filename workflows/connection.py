@@ -5,8 +5,6 @@ command is the next event. Signals, updates and timers go through one inbox, so 
 are never made at once.
 """
 
-from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 from temporalio import workflow
@@ -43,21 +41,14 @@ with workflow.unsafe.imports_passed_through():
     from workflows.activity_calls import export_run_history, provenance
     from workflows.cancellation import shielded_from_cancellation
     from workflows.commands import carry_out
+    from workflows.inbox import Inbox, Ticket
     from workflows.presentation import STATE_ATTRIBUTE, connection_details
+    from workflows.refresh_ahead import Overtaken
     from workflows.replies import Replies, send_token_ready
 
 _SCHEDULE = RequestContext(by="schedule")
-# names of patches (CONTRIBUTING.md, "Contracts")
-_REVOCATION_FIRST = "a revocation overtakes the inbox"
+# the name of a patch (CONTRIBUTING.md, "Contracts")
 _REPLIES_AT_ONCE = "replies are sent side by side"
-
-
-@dataclass(eq=False)
-class _Ticket:
-    """An event in the inbox; `done` once everything that it led to has been carried out."""
-
-    event: m.LifecycleEvent
-    done: bool = False
 
 
 @workflow.defn(name=WorkflowName.CONNECTION)
@@ -66,7 +57,7 @@ class ConnectionWorkflow:
     def __init__(self, start: m.ConnectionStart) -> None:
         self._start = start
         self._connection = start.state
-        self._inbox = deque(_Ticket(event) for event in start.pending_events)
+        self._inbox = Inbox(start.pending_events)
         self._cancelled = False  # by the operator
         self._replies = Replies()
         self._busy = False  # a command is being carried out: the store may be ahead of the state
@@ -91,7 +82,7 @@ class ConnectionWorkflow:
             state=connection.state, revocation=connection.revocation, generations=connection.generation
         )
 
-    async def _next_ticket(self) -> _Ticket | None:
+    async def _next_ticket(self) -> Ticket | None:
         """The oldest event of the inbox, or that of the next timer; None after a cancellation."""
         timer = self._next_timer()
         timeout = None if timer is None else max((timer.at - workflow.now()).total_seconds(), 0.001)
@@ -102,19 +93,10 @@ class ConnectionWorkflow:
                 timeout_summary=timer.summary if timer else None,
             )
         except TimeoutError:
-            return _Ticket(m.LifecycleEvent(kind=m.EventKind.TIMER_FIRED, context=_SCHEDULE))
-        return self._take() if self._inbox else None
+            return Ticket(m.LifecycleEvent(kind=m.EventKind.TIMER_FIRED, context=_SCHEDULE))
+        return self._inbox.take() if self._inbox else None
 
-    def _take(self) -> _Ticket:
-        """The oldest event; a requested revocation overtakes it."""
-        kind = m.EventKind.REVOCATION_REQUESTED
-        urgent = next((ticket for ticket in self._inbox if ticket.event.kind is kind), None)
-        if urgent is None or urgent is self._inbox[0] or not workflow.patched(_REVOCATION_FIRST):
-            return self._inbox.popleft()
-        self._inbox.remove(urgent)
-        return urgent
-
-    async def _handle(self, ticket: _Ticket) -> None:
+    async def _handle(self, ticket: Ticket) -> None:
         self._busy = True
         event: m.LifecycleEvent | None = ticket.event
         while event is not None:
@@ -123,7 +105,12 @@ class ConnectionWorkflow:
             changed = step.state.state is not self._connection.state
             self._connection = step.state
             self._show(changed)
-            event = await carry_out(step, event, self._call(event.context), workflow.now())
+            call, inbox = self._call(event.context), self._inbox
+            try:
+                event = await carry_out(step, event, call, workflow.now(), inbox.is_waited_for)
+            except Overtaken:
+                self._busy = False
+                return inbox.put(ticket)
         self._show()
         await self._reply(ticket.event.reply_to)
         self._busy, ticket.done = False, True
@@ -136,9 +123,8 @@ class ConnectionWorkflow:
         await self._finish_handlers()
         if self._connection.state.is_final:
             return
-        waiting = tuple(ticket.event for ticket in self._inbox)
         state = self._connection.model_copy(update={"runs": self._connection.runs + 1})
-        changes = {"state": state, "pending_events": waiting, "rules": NEWEST_RULES}
+        changes = {"state": state, "pending_events": self._inbox.events, "rules": NEWEST_RULES}
         workflow.continue_as_new(self._start.model_copy(update=changes))
 
     async def _finish_handlers(self) -> None:
@@ -152,7 +138,7 @@ class ConnectionWorkflow:
         while not workflow.all_handlers_finished() or (self._inbox and self._connection.state.is_final):
             await workflow.wait_condition(lambda: bool(self._inbox) or workflow.all_handlers_finished())
             if self._inbox:
-                await self._handle(self._inbox.popleft())
+                await self._handle(self._inbox.take_oldest())
 
     # --- answers to `request_token` ----------------------------------------------------
 
@@ -287,9 +273,9 @@ class ConnectionWorkflow:
 
     # --- what the above is made of -----------------------------------------------------
 
-    def _put(self, kind: m.EventKind, context: RequestContext, **brings: Any) -> _Ticket:
-        ticket = _Ticket(m.LifecycleEvent(kind=kind, context=context.as_received(), **brings))
-        self._inbox.append(ticket)
+    def _put(self, kind: m.EventKind, context: RequestContext, **brings: Any) -> Ticket:
+        ticket = Ticket(m.LifecycleEvent(kind=kind, context=context.as_received(), **brings))
+        self._inbox.put(ticket)
         return ticket
 
     def _cancel_requested(self) -> None:

@@ -14,10 +14,11 @@ from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.attempt_tracker import open_attempt
 from activities.single_use.circuit_breakers import CircuitBreakers
 from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.refresh_pacing import RefreshPacing, Turn
 from activities.support.bounded_tries import internal_after_last_try
 from activities.support.connection_records import record_unsent
 from activities.support.provider_context import ProviderContext
-from activities.support.temporal import earlier_now, failed_grant_result, heartbeating
+from activities.support.temporal import earlier_now, failed_grant_result, heartbeating, to_its_end
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -32,11 +33,12 @@ from evergrant_server.telemetry import metrics
 class RefreshActivities:
     """Refreshes grants of any provider, and replays the replies that journals hold."""
 
-    def __init__(self, services: GrantServices, breakers: CircuitBreakers) -> None:
+    def __init__(self, services: GrantServices, breakers: CircuitBreakers, pacing: RefreshPacing) -> None:
         self._services = services
         self._store = services.store
         self._clock = services.clock
         self._breakers = breakers
+        self._pacing = pacing
 
     @activity.defn(name=ActivityName.REFRESH_GRANT)
     async def refresh_grant(self, request: RefreshGrant) -> GrantResult:
@@ -46,23 +48,37 @@ class RefreshActivities:
         and Temporal runs the activity again.
         """
         async with heartbeating():
-            try:
-                with internal_after_last_try():
-                    return await self._refresh(request)
-            except Failure as failure:
-                if failure.code is ErrorCode.OUTCOME_UNKNOWN:
-                    return await self._give_up(request)
-                result = failed_grant_result(failure)
-                await record_unsent(self._store, self._clock, request, failure)
-                return result
+            return await to_its_end(self._refresh_or_failure(request))
+
+    async def _refresh_or_failure(self, request: RefreshGrant) -> GrantResult:
+        try:
+            with internal_after_last_try():
+                return await self._refresh(request)
+        except Failure as failure:
+            if failure.code is ErrorCode.OUTCOME_UNKNOWN:
+                return await self._give_up(request)
+            result = failed_grant_result(failure)
+            await record_unsent(self._store, self._clock, request, failure)
+            return result
 
     async def _refresh(self, request: RefreshGrant) -> GrantResult:
-        """The refresh from load to commit. Each candidate is tried at most once, in an attempt of its own."""
-        services = self._services
-        context = await services.contexts.load(request.tenant, request.connection_id)
+        """The refresh from load to commit, or its postponement."""
+        context = await self._services.contexts.load(request.tenant, request.connection_id)
         result = await self._result_without_request(request, context)
         if result is not None:
             return result
+        async with self._pacing.turn(context, ahead=request.ahead) as turn:
+            if turn.postponed_s is None:
+                return await self._request_tokens(request, context, turn)
+            stored = context.stored_result(context.connection, context.grant)
+            return stored.model_copy(update={"postponed_s": turn.postponed_s})
+
+    async def _request_tokens(
+        self, request: RefreshGrant, context: ProviderContext, turn: Turn
+    ) -> GrantResult:
+        """Each candidate is tried at most once, in an attempt of its own."""
+        services = self._services
+        result: GrantResult | None = None
         error: AnsweredError | None = None
         async for candidate in candidates(services, request, context):  # one, outside rotations and rollouts
             context, error = candidate.context, None
@@ -81,7 +97,8 @@ class RefreshActivities:
                         token_request.rules,
                         token_valid=not request.token_over and self._token_is_valid(context),
                     )
-                    reply = permit.track(token_request.send(services.sender, attempt.check))
+                    sending = turn.watch(token_request.send(services.sender, attempt.check))
+                    reply = permit.track(sending)
                     outcome = RefreshOutcome(services, request, context)
                     # in a task that nothing cuts: send, journal the reply, judge it, commit
                     spent = services.single_use.spend(attempt, request, reply, outcome)

@@ -6,10 +6,10 @@ libraries, so neither is passed on.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -28,6 +28,8 @@ from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, RetryA
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import Message
 from evergrant_server.core.single_use.attempt import Attempt
+
+T = TypeVar("T")
 
 # Raised: Temporal runs the activity again. Other failures are results, so that the workflow can
 # still handle its next event.
@@ -93,6 +95,24 @@ async def heartbeating(progress: Callable[[], Message] | None = None) -> AsyncIt
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await what a worker has begun, also when its workflow cancels it: that is for what waits in a queue.
+
+    Time-outs and a shutdown cancel it, as any activity.
+    """
+    task, asked_before = asyncio.create_task(work), False
+    while True:
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+            details = activity.cancellation_details()
+            if asked_before or details is None or not details.cancel_requested:
+                task.cancel()
+            asked_before = True
 
 
 def obtained_at(clock: Clock, attempt: Attempt, tokens: TokenSet) -> datetime:

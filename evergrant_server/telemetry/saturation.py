@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 from opentelemetry import metrics
 
-from evergrant_server.telemetry.metrics import ACTIVITY
+from evergrant_server.telemetry.metrics import ACTIVITY, PROVIDER
 
 POOL = "evergrant.pool"
+REASON = "evergrant.reason"
 
 _meter = metrics.get_meter("evergrant")
 _state = SimpleNamespace(connections=None)
@@ -22,6 +23,11 @@ _postponed = _meter.create_counter(
 )
 
 
+_postponed_refreshes = _meter.create_counter(
+    "evergrant.refresh.postponed",
+    "{refresh}",
+    "refreshes ahead that wait for their provider's limit, or until it says that something is left",
+)
 LIMITS_UNSHARED = _meter.create_counter(
     "evergrant.limits.unshared",
     "{request}",
@@ -32,6 +38,11 @@ LIMITS_UNSHARED = _meter.create_counter(
 def count_postponed(activity: str) -> None:
     """Count an activity that Temporal tries again later."""
     _postponed.add(1, {ACTIVITY: activity})
+
+
+def count_postponed_refresh(provider: str, why: str) -> None:
+    """Count a refresh that its connection's workflow tries again later."""
+    _postponed_refreshes.add(1, {PROVIDER: provider, REASON: why})
 
 
 def observe_connections(in_use: Callable[[], Mapping[str, int]]) -> None:

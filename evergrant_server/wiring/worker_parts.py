@@ -34,6 +34,7 @@ from activities.single_use.attempt_tracker import CriticalSections
 from activities.single_use.circuit_breakers import CircuitBreakers
 from activities.single_use.journal_replay import JournalReplayer, Replay
 from activities.single_use.protocol import SingleUseProtocol
+from activities.single_use.refresh_pacing import RefreshPacing
 from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.core.single_use.retry_budget import BreakerRules
@@ -99,7 +100,7 @@ def _grant_activities(
     devices = DeviceActivities(services)
     longest_gap = platform.settings.circuit_longest_gap.total_seconds()
     rules = BreakerRules(threshold=platform.settings.circuit_threshold, longest_gap=longest_gap)
-    refresh = RefreshActivities(services, CircuitBreakers(rules))
+    refresh = RefreshActivities(services, CircuitBreakers(rules), RefreshPacing(store, clock))
     late_tokens = LateTokenActivities(services)
     revocation = RevocationActivities(services)
     export = ExportActivities(store, clock)

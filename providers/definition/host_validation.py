@@ -30,7 +30,7 @@ _PUBLIC_SUFFIXES = (
 )
 
 # which account a connection is pinned to, and how long its app may take to confirm the subject
-_NEED_A_SOURCE = ("account_id", "code_lifetime_s")
+_NEED_A_SOURCE = ("account_id", "code_lifetime_s", "token_limit")
 
 
 def hosts_are_pinned(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:

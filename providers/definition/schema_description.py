@@ -27,7 +27,6 @@ class DescriptivePart(SpecPart):
     sources: Sources = Sources()
     notes: tuple[TextLine, ...] = ()
     rate_limit: TextLine | None = None
-    token_rate_limit: TextLine | None = None
     api_base_url: UrlTemplate | None = None
     userinfo_endpoint: UrlTemplate | None = None
     api_request: ApiRequest | None = None

@@ -112,10 +112,23 @@ class SecretGenerator(SpecPart):
     lifetime_s: int = Field(gt=0)
 
 
+class TokenLimit(SpecPart):
+    """How many token requests a provider's documentation allows in a window, and to whom.
+
+    Workers keep refreshes that no caller waits for below a limit of the client. A limit of each user
+    needs no pace: the refreshes of a connection follow one another.
+    """
+
+    requests: int = Field(ge=1, le=10_000_000)
+    window_s: Seconds
+    per: Literal["client", "user"]  # `user`: of each user, or of each refresh token
+
+
 class TokenRequestPart(SpecPart):
     """The request to the token endpoint (RFC 6749 sections 4.1.3 and 6)."""
 
     token_endpoint: UrlTemplate | None = None
+    token_limit: TokenLimit | None = None
     token_request_method: Literal["POST", "GET"] = "POST"
     token_request_format: BodyFormat = BodyFormat.FORM
     token_request_headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)

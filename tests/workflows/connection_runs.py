@@ -110,9 +110,11 @@ class Life:
 
         await eventually(self.events, answered)
 
-    async def ensure_fresh(self, seen: int, *, reported: bool = False) -> m.EnsureFreshResult:
+    async def ensure_fresh(
+        self, seen: int, *, reported: bool = False, ahead: bool = False
+    ) -> m.EnsureFreshResult:
         reason = {"refresh_reason": m.RefreshReason.UNAUTHORIZED} if reported else {}
-        ask = m.EnsureFresh(seen_generation=seen, context=ASKED, **reason)
+        ask = m.EnsureFresh(seen_generation=seen, context=ASKED, ahead=ahead, **reason)
         return await self.handle.execute_update(UpdateName.ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
 
     async def events(self) -> list[dict[str, Any]]:

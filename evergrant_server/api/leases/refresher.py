@@ -63,13 +63,14 @@ class RefreshWaiter:
         self._longest = longest.total_seconds()
         self._poller = PositionPoller(rows)
         self._turns = FairTurns(_MOST_UPDATES)
-        self._running: dict[RefreshKey, asyncio.Task[RefreshWaitResult]] = {}
+        # with whether it is ahead: who waits doesn't join one of which the workflow thinks that nobody waits
+        self._running: dict[tuple[RefreshKey, bool], asyncio.Task[RefreshWaitResult]] = {}
         # until when (monotonic seconds), and the failure
         self._paused: dict[RefreshKey, tuple[float, Failure]] = {}
 
     def start_refresh(self, key: RefreshKey, context: RequestContext) -> None:
         """Start a refresh without waiting for it, unless one runs or has just failed."""
-        if self._paused_failure(key) is None:
+        if self._paused_failure(key) is None and (key, False) not in self._running:
             self._shared_task(key, context, ahead=True)
 
     async def wait_for_newer(self, key: RefreshKey, context: RequestContext) -> RefreshWaitResult:
@@ -123,15 +124,15 @@ class RefreshWaiter:
     def _shared_task(
         self, key: RefreshKey, context: RequestContext, *, ahead: bool = False
     ) -> asyncio.Task[RefreshWaitResult]:
-        task = self._running.get(key)
+        task = self._running.get((key, ahead))
         if task is None:
             task = asyncio.create_task(self._wait(key, context, ahead=ahead))
-            self._running[key] = task
-            task.add_done_callback(lambda done: self._on_done(key, done))
+            self._running[key, ahead] = task
+            task.add_done_callback(lambda done: self._on_done(key, done, ahead=ahead))
         return task
 
-    def _on_done(self, key: RefreshKey, task: asyncio.Task[RefreshWaitResult]) -> None:
-        self._running.pop(key, None)
+    def _on_done(self, key: RefreshKey, task: asyncio.Task[RefreshWaitResult], *, ahead: bool) -> None:
+        self._running.pop((key, ahead), None)
         if task.cancelled() or task.exception() is not None:
             return
         failure = task.result().failure

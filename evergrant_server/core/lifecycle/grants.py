@@ -114,6 +114,7 @@ def install(
         "failures": 0,
         "retry_at": None,
         "caller_retry_at": None,
+        "postponed_until": None,
         "reason": ErrorCode.CONNECTION_REVOKED if state is LifecycleState.REVOKING else None,
         "installed_at": now,
         "refresh_extends": refresh_extends_end(connection, change, result),

@@ -33,6 +33,9 @@ def on_refresh_ended(connection: ConnectionState, event: LifecycleEvent, at: Mom
     result = event.result or GrantResult()
     if store_is_revoking(result):
         return start_revoking(connection, Command.REVOKE)
+    connection = connection.model_copy(update={"postponed_until": None})
+    if result.postponed_s is not None:
+        return _postponed(connection, timedelta(seconds=result.postponed_s), at.now)
     if result.not_leased:
         return Transition(connection.model_copy(update={"leased": False, "retry_at": None}))
     if result.failure is None:
@@ -40,6 +43,12 @@ def on_refresh_ended(connection: ConnectionState, event: LifecycleEvent, at: Mom
     if FAILURES[result.failure].kind is FailureKind.RECONNECT_NEEDED:
         return Transition(_rejected(connection, result.failure))
     return Transition(_failed(connection, result, result.failure, at))
+
+
+def _postponed(connection: ConnectionState, wait: timedelta, now: datetime) -> Transition:
+    """No caller waits for it, and one that comes causes a refresh at once: nothing is wrong."""
+    changes = {"postponed_until": now + wait, "retry_at": None, "caller_retry_at": None}
+    return _declined(connection.model_copy(update=changes), wait)
 
 
 def _installed(connection: ConnectionState, result: GrantResult, at: Moment) -> Transition:
@@ -143,6 +152,9 @@ def on_refresh_requested(connection: ConnectionState, event: LifecycleEvent, at:
     seen = event.seen_generation if event.seen_generation is not None else connection.generation
     if connection.state is LifecycleState.ACTIVE and connection.generation > seen:
         return Transition(connection)
+    later = connection.postponed_until
+    if event.ahead and later is not None and at.now < later:
+        return _declined(connection, later - at.now)
     if event.refresh_reason is RefreshReason.UNAUTHORIZED and not token_has_ended(connection, at.now):
         return _forced(connection, seen, at)
     settled, since = settled_at(connection, at.rules), connection.installed_at

@@ -142,6 +142,8 @@ def _device_poll(connection: ConnectionState) -> Timer | None:
 def _refresh(connection: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
     if connection.retry_at is not None:
         return Timer(connection.retry_at, "try the refresh again")
+    if connection.postponed_until is not None:
+        return Timer(connection.postponed_until, "refresh that was postponed for the provider's limit")
     if connection.short_lived and connection.obtained_at is not None:
         return Timer(connection.obtained_at, "exchange the first token for a long-lived one")
     if connection.expires_at is None or connection.obtained_at is None:

@@ -37,12 +37,14 @@ class RefreshGrant(ConnectionCall):
     """Refresh from `generation` (RFC 6749 section 6).
 
     `only_if_leased`: do nothing when no app has leased it. `token_over`: the access token has
-    ended or was refused, even if the worker's clock says otherwise.
+    ended or was refused, even if the worker's clock says otherwise. `ahead`: no caller waits for it,
+    so it may be postponed.
     """
 
     generation: int
     only_if_leased: bool = False
     token_over: bool = False
+    ahead: bool = False
 
 
 class VerifyLateTokens(ConnectionCall):
@@ -126,6 +128,7 @@ class GrantResult(GrantFacts):
     state: LifecycleState | None = None  # what the store says now
     generation: int | None = None
     not_leased: bool = False
+    postponed_s: float | None = None  # nothing was sent, for the provider's limit: it comes again after this
     failure: ErrorCode | None = None
     retry_after: float | None = None  # seconds
     client_refused: bool = False  # the provider refused our client secret before it looked at the grant

@@ -45,6 +45,7 @@ class ConnectionState(GrantFacts):
     reason: ErrorCode | None = None
     refusal: ErrorCode | None = None  # why the last request could not be carried out
     declined_s: float | None = None  # the last request may be repeated after this; nothing is wrong
+    postponed_until: datetime | None = None  # a refresh that no caller waits for, for its provider's limit
     forced_refreshes: int = 0  # refreshes that reports of a refused token have forced
     last_forced_at: datetime | None = None
     reported_generation: int | None = None  # the generation whose token was reported as refused

@@ -130,9 +130,12 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
         )
         return await self._first(refused.order_by(_CLOSED))
 
-    async def newest_refresh(self, tenant: Tenant, integration_id: IntegrationId) -> datetime | None:
-        """When a refresh of the integration worked last."""
-        found = await self._first(self._refreshed(tenant, integration_id).order_by(_CLOSED.desc()))
+    async def newest_refresh(
+        self, tenant: Tenant, integration_id: IntegrationId, nth: int = 1
+    ) -> datetime | None:
+        """When the newest refresh of the integration worked, or the `nth` newest."""
+        newest = self._refreshed(tenant, integration_id).order_by(_CLOSED.desc())
+        found = await self._first(newest.offset(nth - 1))
         return None if found is None else found.closed_at
 
     async def refreshes_of_others(

@@ -93,8 +93,10 @@ class Activities:
         env: ActivityEnvironment | None = None,
         *,
         token_over: bool = False,
+        ahead: bool = False,
     ) -> GrantResult:
-        order = RefreshGrant(**call_for(connection), generation=generation, token_over=token_over)
+        said = {"generation": generation, "token_over": token_over, "ahead": ahead}
+        order = RefreshGrant(**call_for(connection), **said)
         async with asyncio.timeout(PATIENCE_S):
             return await self._run("refresh_grant", order, env)
 

@@ -42,6 +42,7 @@ PATH = (
     "activities.single_use.journal_replay",
     "activities.single_use.journaled_reply",
     "activities.single_use.protocol",
+    "activities.single_use.refresh_pacing",
     "activities.support.context_loader",
     "activities.support.temporal",
     "activities.support.transactions",

@@ -163,7 +163,7 @@ class CaseRun:
         }  # fmt: skip
         if consent is not None:
             return connection, consent, self._consent_order(call, consent, code)
-        order = RefreshGrant(**call, generation=connection.generation, only_if_leased=scenario.leased)
+        order = RefreshGrant(**call, generation=connection.generation, **scenario.requested)
         return connection, None, order
 
     def _consent_order(self, call: dict[str, Any], consent: Consent, code: str) -> Any:

@@ -14,6 +14,7 @@ ROTATIONS = (Rotation.NONE, Rotation.GRACE, Rotation.STRICT)
 CROOKED = "crooked"  # a definition that can't be used; the workers' registry has it
 PROVING = "proving"  # its tokens are bound to a key (RFC 9449)
 JOURNALLED = "activities.single_use.journaled_reply:write_reply_to_journal#1"
+LIMITED = "limited"  # a definition that names a limit of its token endpoint
 ON_TRIAL = "on-trial"  # a definition of which the tenant has a staged version
 
 
@@ -41,6 +42,7 @@ class Scenario:
     sweeps_late: bool = False  # the refresh comes before it has looked through any journal
     queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
     leased: bool = False
+    ahead: bool = False  # no caller waits for it
     subject: str = "user-1"  # who is logged in to the app
     recurs: bool = False  # it has been refused for days, while another connection's refreshes worked
     late: bool = False  # the time for the confirmation is over
@@ -49,6 +51,11 @@ class Scenario:
     ends: bool = False  # and it ends then, although it still waits
     crosses: Callable[[asyncio.Event], Answer] | None = None  # stopped, it goes on while another use waits
     rotations: tuple[Rotation, ...] = field(default=ROTATIONS)
+
+    @property
+    def requested(self) -> dict[str, bool]:
+        """What a workflow says of the refresh."""
+        return {"only_if_leased": self.leased, "ahead": self.ahead}
 
     @property
     def begins_answered(self) -> bool:

@@ -19,6 +19,7 @@ from tests.faults.harness.table.scenario import (
     EXCHANGE,
     JOURNALLED,
     LAPSE,
+    LIMITED,
     ON_TRIAL,
     PROVING,
     REFRESH,
@@ -114,6 +115,14 @@ SCENARIOS = (
     Scenario("code exchange, answer read too late", EXCHANGE, faults=(READ_TOO_LATE,), refused=True),
     Scenario("refresh, a library's mistake", REFRESH, faults=(UNEXPECTED,), refused=True),
     Scenario("refresh, in a queue after an outage", REFRESH, queued=True),
+    Scenario(
+        "refresh ahead, within its provider's limit",
+        REFRESH,
+        provider=LIMITED,
+        ahead=True,
+        layouts=("one worker",),
+        rotations=(Rotation.STRICT,),
+    ),
     Scenario("refresh, definition on trial works", REFRESH, provider=ON_TRIAL),
     Scenario(
         "refresh, definition on trial fails",

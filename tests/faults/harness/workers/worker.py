@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import httpcore2
 import httpx2
+from temporalio.activity import ActivityCancellationDetails
 from temporalio.testing import ActivityEnvironment
 
 from activities.single_use import circuit_breakers, journal_replay
@@ -49,9 +50,10 @@ from evergrant_server.store.database.engine import Database, open_database
 from evergrant_server.wiring.platform import Platform
 from evergrant_server.wiring.worker_parts import WorkerParts, build_worker_parts
 from providers.definition.registry import Registry
+from providers.definition.schema_request import TokenLimit
 from providers.requests.sender import SendFailed
 from tests.faults.harness.instrumentation.passages import AFTER, Fault, passages
-from tests.faults.harness.table.scenarios import CROOKED, JOURNALLED, ON_TRIAL, PROVING
+from tests.faults.harness.table.scenarios import CROOKED, JOURNALLED, LIMITED, ON_TRIAL, PROVING
 from tests.faults.harness.workers import limits
 from tests.faults.harness.workers.handles import ConfirmAndExchange, WorkerStart
 
@@ -89,6 +91,8 @@ def read_catalogue() -> None:
     generic = found.get("generic")
     found._specs[CROOKED] = generic.model_copy(update={"name": CROOKED, "auth_modes": ("device_code",)})
     found._specs[ON_TRIAL] = generic.model_copy(update={"name": ON_TRIAL})
+    limit = TokenLimit(requests=100_000, window_s=1, per="client")
+    found._specs[LIMITED] = generic.model_copy(update={"name": LIMITED, "token_limit": limit})
     found._specs[PROVING] = generic.model_copy(update={"name": PROVING, "dpop": True})
     registry.append(found)
 
@@ -238,7 +242,7 @@ class Child:
     def _cut(self) -> None:
         """What Temporal does at start-to-close: it cancels the activity, not what it awaits."""
         if self._environment is not None:
-            self._environment.cancel()
+            self._environment.cancel(ActivityCancellationDetails(timed_out=True))
 
     async def run(self) -> None:
         reader, _ = await asyncio.open_connection(sock=self._line.dup())

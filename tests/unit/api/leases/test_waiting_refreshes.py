@@ -44,6 +44,7 @@ class Temporal:
 
     def __init__(self) -> None:
         self.open: list[Tenant] = []
+        self.asked: list[bool] = []  # whether ahead
         self.most = 0
         self.answers = asyncio.Event()
 
@@ -51,6 +52,7 @@ class Temporal:
         self, tenant: Tenant, connection_id: ConnectionId, request: EnsureFresh, *, timeout: float
     ) -> EnsureFreshResult:
         self.open.append(tenant)
+        self.asked.append(request.ahead)
         self.most = max(self.most, len(self.open))
         try:
             await self.answers.wait()
@@ -107,6 +109,23 @@ async def test_a_tenant_whose_refreshes_hang_leaves_another_its_turn_at_temporal
     assert {it.failure.code for it in results if it.failure} == {ErrorCode.PROVIDER_ERROR}, (
         "each had its turn"
     )
+
+
+async def test_a_caller_who_waits_does_not_join_a_refresh_that_nobody_waits_for():
+    """The workflow has to hear of the caller: it sends the refresh ahead after all callers'."""
+    temporal = Temporal()
+    waiter = RefreshWaiter(Rows(), temporal, LONGEST)  # type: ignore[arg-type]  # stand-ins
+    key = RefreshKey(ACME, ConnectionId("con_1"), 1, RefreshReason.DUE)
+    for _ in range(3):
+        waiter.start_refresh(key, RequestContext(by="app:a"))
+    await until(lambda: temporal.asked == [True])
+    callers = [wait_for(waiter, "con_1") for _ in range(3)]
+    await until(lambda: temporal.asked == [True, False])
+    waiter.start_refresh(key, RequestContext(by="app:a"))
+    temporal.answers.set()
+    results = await asyncio.gather(*callers)
+    assert {it.failure.code for it in results if it.failure} == {ErrorCode.PROVIDER_ERROR}
+    assert temporal.asked == [True, False]
 
 
 async def until(condition: Callable[[], bool]) -> None:

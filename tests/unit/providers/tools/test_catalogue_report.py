@@ -45,6 +45,7 @@ def pinned(where: dict[str, str], **rule: Any) -> set[str]:
         ({"refresh_rotates": False, "on_reuse": "family_revoked"}, "on_reuse"),
         ({"install_start_url": "https://app.example/start"}, "install_start_url"),
         ({"code_lifetime_s": 30}, "sources.by_field"),
+        ({"token_limit": {"requests": 8, "window_s": 60, "per": "user"}}, "sources.by_field"),
         ({"account_id": "id", "response": {"metadata_paths": ["id"]}}, "sources.by_field"),
         ({"scopes_supported": False, "default_scopes": ["a"]}, "default_scopes"),
         ({"scopes_supported": False, "scope_separator": ","}, "scope_separator"),

@@ -1,0 +1,132 @@
+"""The pace of refreshes ahead of one integration: what the provider allows, and what it says is left.
+
+How many were sent is in the store, so all workers keep to one limit. What replies say is each
+worker's own, as its circuit breakers are: none depends on another.
+"""
+
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from activities.support.provider_context import ProviderContext
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.ids import IntegrationId, Tenant
+from evergrant_server.core.single_use.pacing import (
+    Pace,
+    Share,
+    answered,
+    postponed,
+    wait_for_reset,
+    wait_for_share,
+)
+from evergrant_server.store import Store
+from evergrant_server.telemetry import saturation
+from providers.responses.raw_reply import RawReply
+from providers.responses.remaining import nothing_left_for
+
+_Key = tuple[Tenant, IntegrationId, int, str]  # tenant, integration, its revision, definition
+_MAX_PACES = 10_000
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whether a refresh is sent now; `watch` reads what its reply says is left."""
+
+    pacing: "RefreshPacing"
+    context: ProviderContext
+    postponed_s: float | None = None
+
+    async def watch(self, sending: Awaitable[RawReply]) -> RawReply:
+        """Await a request, and keep what the reply says. A refusal to serve is the circuit breaker's."""
+        sent_at = self.pacing.elapsed()
+        reply = await sending
+        if reply.status != 429 and reply.status < 500:
+            self.pacing.note(self.context, reply, sent_at)
+        return reply
+
+
+class RefreshPacing:
+    """Time and chance are arguments, so that a test can skip a window."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        elapsed: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self.elapsed = elapsed
+        self._chance = chance
+        self._paces: dict[_Key, Pace] = {}
+
+    @asynccontextmanager
+    async def turn(self, context: ProviderContext, *, ahead: bool) -> AsyncIterator[Turn]:
+        """The turn of a refresh. One that is not `ahead` of a caller's need is never postponed."""
+        if not ahead:
+            yield Turn(self, context)
+            return
+        key, share = _key(context), _share(context)
+        pace = self._of(key)
+        self._put(key, replace(pace, running=pace.running + 1))
+        try:
+            wait, why = wait_for_reset(pace, self.elapsed()), "nothing_left"
+            if not wait and share is not None:
+                wait, why = wait_for_share(pace, share, await self._age_s(context, share, pace)), "limit"
+            yield Turn(self, context, self._postponed_s(context, wait, share, why) if wait else None)
+        finally:
+            pace = self._of(key)
+            self._put(key, replace(pace, running=max(pace.running - 1, 0)))
+
+    def note(self, context: ProviderContext, reply: RawReply, sent_at: float) -> None:
+        """Keep what the reply of a served request says is left."""
+        limit = context.spec.token_limit
+        if limit is not None and limit.per == "user":
+            return
+        left = nothing_left_for(reply.headers, context.spec.rate_limit_reset, self._clock.now())
+        key = _key(context)
+        self._put(key, answered(self._of(key), self.elapsed(), sent_at, context.connection.id, left))
+
+    async def _age_s(self, context: ProviderContext, share: Share, pace: Pace) -> float | None:
+        """How long ago the refresh was after which no more of this share fit into a span."""
+        back = share.most - pace.running
+        if back < 1:
+            return None
+        integration = context.integration
+        async with self._store.read() as tx:
+            at = await tx.attempts.newest_refresh(integration.tenant, integration.id, back)
+        return None if at is None else (self._clock.now() - at).total_seconds()
+
+    def _postponed_s(self, context: ProviderContext, wait: float, share: Share | None, why: str) -> float:
+        key = _key(context)
+        pace, wait = postponed(self._of(key), self.elapsed(), wait, share, self._chance())
+        self._put(key, pace)
+        saturation.count_postponed_refresh(context.spec.name, why)
+        return wait
+
+    def _of(self, key: _Key) -> Pace:
+        return self._paces.get(key, Pace())
+
+    def _put(self, key: _Key, pace: Pace) -> None:
+        """Replace a pace. One that equals a new one needs no memory."""
+        self._paces.pop(key, None)
+        if pace != Pace():
+            if len(self._paces) >= _MAX_PACES:
+                self._paces.pop(next(iter(self._paces)))
+            self._paces[key] = pace
+
+
+def _key(context: ProviderContext) -> _Key:
+    integration = context.integration
+    definition = context.definition.id if context.definition else ""
+    return integration.tenant, integration.id, integration.revision, definition
+
+
+def _share(context: ProviderContext) -> Share | None:
+    """Of a limit that counts for the client. One for each user needs none: their refreshes take turns."""
+    limit = context.spec.token_limit
+    return None if limit is None or limit.per == "user" else Share.of(limit.requests, limit.window_s)
