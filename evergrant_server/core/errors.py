@@ -1,7 +1,6 @@
 """Failures sorted by who repairs them: `FAILURES` has the HTTP status and retry advice of each code.
 
-API, workflows, activities and the reference page all read it. `core.lifecycle.schedule.retry_at`
-computes the delays; it tries the platform's own failures again sooner (`_PLATFORM_CODES`).
+`core.lifecycle.schedule.retry_at` computes the delays; it tries the platform's own failures sooner.
 """
 
 from enum import StrEnum
@@ -67,6 +66,7 @@ class ErrorCode(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     PROVIDER_UNKNOWN = "provider_unknown"
     ALREADY_EXISTS = "already_exists"
+    INTEGRATION_IN_USE = "integration_in_use"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     BODY_TOO_LARGE = "body_too_large"
     SIGNATURE_NEEDED = "signature_needed"
@@ -199,9 +199,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         retry=RetryAdvice.AFTER_REPAIR,
     ),
     ErrorCode.STORE_UNAVAILABLE: _platform("The store can't be reached.", "Check EVERGRANT_DATABASE_URL."),
-    ErrorCode.STORE_CONFLICT: _platform(
-        "The row changed while it was being changed.", "Try again.", status=409
-    ),
+    ErrorCode.STORE_CONFLICT: _platform("Another change came first.", "Try again.", status=409),
     ErrorCode.SCHEMA_MISMATCH: _platform(
         "The database has another schema version than this code.",
         "Run: python -m evergrant_server db upgrade. A newer database needs a newer server.",
@@ -266,6 +264,9 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.ALREADY_EXISTS: _caller(
         "Something with this name is there already.", "Use another name.", status=409
     ),
+    ErrorCode.INTEGRATION_IN_USE: _caller(
+        "Connections of the integration have not ended.", "Revoke them, and delete it then.", status=409
+    ),
     ErrorCode.IDEMPOTENCY_CONFLICT: _caller(
         "This Idempotency-Key was used with another request.", "Use a new key.", status=409
     ),
@@ -293,8 +294,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
 class Failure(Exception):
     """A typed failure: a code of the table, a message without secrets, and context without secrets.
 
-    `retry_after` is in seconds. `context` travels on the wire (for example `connect_url`,
-    `provider`, `field`).
+    `retry_after` is in seconds. `context` travels on the wire (such as `connect_url` or `field`).
     """
 
     def __init__(

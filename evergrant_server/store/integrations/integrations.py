@@ -91,16 +91,15 @@ class Integrations(
             raise not_found(i.id)
 
     async def delete(self, tenant: Tenant, id: IntegrationId) -> None:
-        """Delete it with its secret. Raises Failure NOT_FOUND, or STORE_CONFLICT while it has
+        """Delete it with its secret. Raises Failure NOT_FOUND, or INTEGRATION_IN_USE while it has
         connections that are not ended: they could never be refreshed or revoked again."""
         mine = select(col(IntegrationRow.id)).where(columns_equal(IntegrationRow, tenant=tenant, id=id))
         await self._connection.execute(mine.with_for_update())  # a new connection comes before or after
         live = columns_equal(ConnectionRow, tenant=tenant, integration_id=id)
         ended = col(ConnectionRow.state).in_(FINAL_STATES)
         if (await self._connection.execute(select(exists().where(live, ~ended)))).scalar_one():
-            raise Failure(
-                ErrorCode.STORE_CONFLICT, "The integration has live connections: revoke them first."
-            )
+            why = "Its connections could never be revoked: evergrant connections ls --integration lists them."
+            raise Failure(ErrorCode.INTEGRATION_IN_USE, why)
         await self._delete(id, tenant=tenant, id=id)
 
     async def client_secret(self, i: Integration) -> Secret | None:

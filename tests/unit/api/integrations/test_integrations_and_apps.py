@@ -7,6 +7,7 @@ import pytest
 from evergrant_server import audit
 from evergrant_server.api.apps.keys import bootstrap_admin
 from evergrant_server.core.access import Action
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState
 from evergrant_server.core.messages.integrations import DiscoveryResult
@@ -190,8 +191,21 @@ async def test_secrets_and_tokens_are_never_redirected_to_another_server(api: Ap
     refused = await put(api, admin, {**evil, "client_secret": "mine"})
     assert (refused.status_code, refused.json()["field"]) == (400, "provider")
     assert (await stored(api)).issuer == "https://idp.example"
-    deleted = await api.call("DELETE", "/v1/integrations/crm", admin)
-    assert (deleted.status_code, deleted.json()["code"]) == (409, "store_conflict")
+
+
+async def test_an_integration_is_deleted_once_its_connections_have_ended(api: Api, admin: str):
+    discovers(api)
+    await put(api, admin, GENERIC)
+    connection = await api.active(await stored(api))
+    refused = await api.call("DELETE", "/v1/integrations/crm", admin)
+    assert (refused.status_code, refused.json()["code"]) == (409, "integration_in_use")
+    assert "Revoke them" in refused.json()["repair"]
+    async with api.store.write() as tx:
+        current = await tx.connections.get(connection.tenant, connection.id)
+        assert current is not None
+        ended = current.model_copy(update={"state": LifecycleState.REVOKED})
+        await tx.connections.replace(ended, expected=current.revision)
+    assert (await api.call("DELETE", "/v1/integrations/crm", admin)).status_code == 204
 
 
 async def test_apps_permits_and_keys_live_and_die(api: Api, admin: str):
