@@ -9,7 +9,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.lifecycle.command import Command, Transition
     from evergrant_server.core.lifecycle.confirmations import next_to_lapse
-    from evergrant_server.core.lifecycle.grants import grant_ends_at, no_token_to_protect
+    from evergrant_server.core.lifecycle.grants import grant_ends_at, may_come_later, no_token_to_protect
     from evergrant_server.core.messages import activities as m
     from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
     from workflows import activity_calls
@@ -99,21 +99,17 @@ def _is_ahead(cause: LifecycleEvent) -> bool:
     return cause.ahead or cause.kind in (EventKind.TIMER_FIRED, EventKind.ROTATION_REQUESTED)
 
 
-def _may_be_postponed(cause: LifecycleEvent) -> bool:
-    """A rotation may not: it was requested for now, and no timer comes back to it."""
-    return _is_ahead(cause) and cause.kind is not EventKind.ROTATION_REQUESTED
-
-
 def _refresh_request(
     command: Command, connection: ConnectionState, cause: LifecycleEvent, call: Call, now: datetime
 ) -> m.RefreshGrant:
     """From the newest generation that is known here: a caller may know a newer one than this run."""
     generation = max(connection.generation, cause.seen_generation or 0)
     known = generation == connection.generation  # the end of a newer one's token is not known here
+    rotates = cause.kind is EventKind.ROTATION_REQUESTED  # it is wanted now, and no timer comes back to it
     return m.RefreshGrant(
         **call,
         generation=generation,
-        ahead=_may_be_postponed(cause),
+        may_be_postponed=_is_ahead(cause) and not rotates and may_come_later(connection, now),
         only_if_leased=command is Command.REFRESH_IF_LEASED,
         token_over=connection.reported_generation == generation
         or (known and no_token_to_protect(connection, now)),

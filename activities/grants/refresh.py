@@ -67,7 +67,7 @@ class RefreshActivities:
         result = await self._result_without_request(request, context)
         if result is not None:
             return result
-        async with self._pacing.turn(context, ahead=request.ahead) as turn:
+        async with self._pacing.turn(context, may_be_postponed=request.may_be_postponed) as turn:
             if turn.postponed_s is None:
                 return await self._request_tokens(request, context, turn)
             stored = context.stored_result(context.connection, context.grant)

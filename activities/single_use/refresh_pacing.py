@@ -65,9 +65,9 @@ class RefreshPacing:
         self._paces: dict[_Key, Pace] = {}
 
     @asynccontextmanager
-    async def turn(self, context: ProviderContext, *, ahead: bool) -> AsyncIterator[Turn]:
-        """The turn of a refresh. One that is not `ahead` of a caller's need is never postponed."""
-        if not ahead:
+    async def turn(self, context: ProviderContext, *, may_be_postponed: bool) -> AsyncIterator[Turn]:
+        """The turn of a refresh: now, or later."""
+        if not may_be_postponed:
             yield Turn(self, context)
             return
         key, share = _key(context), _share(context)

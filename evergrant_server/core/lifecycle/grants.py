@@ -39,6 +39,16 @@ def no_token_to_protect(connection: ConnectionState, now: datetime) -> bool:
     refused, or the refresh token is about to end."""
     if connection.reported_generation == connection.generation or token_has_ended(connection, now):
         return True
+    return _refresh_token_is_about_to_end(connection, now)
+
+
+def may_come_later(connection: ConnectionState, now: datetime) -> bool:
+    """True when a refresh some minutes later finds what it needs as well."""
+    now_or_never = connection.short_lived or connection.ends_together
+    return not (now_or_never or _refresh_token_is_about_to_end(connection, now))
+
+
+def _refresh_token_is_about_to_end(connection: ConnectionState, now: datetime) -> bool:
     if connection.obtained_at is None:
         return False
     span = refreshable_for(connection)

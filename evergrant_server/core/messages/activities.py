@@ -37,14 +37,14 @@ class RefreshGrant(ConnectionCall):
     """Refresh from `generation` (RFC 6749 section 6).
 
     `only_if_leased`: do nothing when no app has leased it. `token_over`: the access token has
-    ended or was refused, even if the worker's clock says otherwise. `ahead`: no caller waits for it,
-    so it may be postponed.
+    ended or was refused, even if the worker's clock says otherwise. `may_be_postponed`: no caller
+    waits for it, and minutes don't matter to the grant.
     """
 
     generation: int
     only_if_leased: bool = False
     token_over: bool = False
-    ahead: bool = False
+    may_be_postponed: bool = False
 
 
 class VerifyLateTokens(ConnectionCall):

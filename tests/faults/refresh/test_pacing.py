@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from temporalio.activity import ActivityCancellationDetails
 
-from evergrant_server.core.messages.connection import EnsureFresh
+from evergrant_server.core.messages.connection import EnsureFresh, Rotate
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.single_use.pacing import LONGEST_S
 from providers.definition.schema_request import TokenLimit
 from tests.fakes.platform.installation import ASKED, NEVER_ROTATES, TENANT, Installation
@@ -99,6 +100,14 @@ async def test_a_workflow_goes_on_by_itself_and_its_caller_at_once(place: Instal
     assert "postponed" in (await place.described(other)).next_step
     assert (await place.ensure_fresh(other, 1)).generation == 2
     assert "postponed" not in (await place.described(other)).next_step
+
+
+async def test_a_rotation_is_not_postponed(place: Installation):
+    first, other = await place.fleet(await place.integration(NEVER_ROTATES), 2)
+    place.idp.script(EMPTY)
+    assert (await place.ensure_fresh(first, 1)).generation == 2
+    await place.workflow(other).signal(SignalName.ROTATE, Rotate(reason="leak suspected", context=ASKED))
+    await place.until(other, lambda it: it.generation == 2)
 
 
 async def test_a_refresh_that_has_begun_ends_although_its_workflow_cancels_it(place: Installation):

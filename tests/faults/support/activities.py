@@ -95,7 +95,7 @@ class Activities:
         token_over: bool = False,
         ahead: bool = False,
     ) -> GrantResult:
-        said = {"generation": generation, "token_over": token_over, "ahead": ahead}
+        said = {"generation": generation, "token_over": token_over, "may_be_postponed": ahead}
         order = RefreshGrant(**call_for(connection), **said)
         async with asyncio.timeout(PATIENCE_S):
             return await self._run("refresh_grant", order, env)

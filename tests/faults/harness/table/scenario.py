@@ -55,7 +55,7 @@ class Scenario:
     @property
     def requested(self) -> dict[str, bool]:
         """What a workflow says of the refresh."""
-        return {"only_if_leased": self.leased, "ahead": self.ahead}
+        return {"only_if_leased": self.leased, "may_be_postponed": self.ahead}
 
     @property
     def begins_answered(self) -> bool:

@@ -6,6 +6,7 @@ import pytest
 
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command
+from evergrant_server.core.lifecycle.grants import may_come_later
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import EventKind, RefreshReason
 from tests.unit.core.lifecycle.steps import ACTIVE, HOUR, MINUTE, NOW, failed, granted, step, timer_of, woken
@@ -59,3 +60,12 @@ def test_a_postponed_one_of_an_idle_connection_is_not_looked_at_again():
 def test_a_consent_ends_it():
     life = step(postponed(), EventKind.CODE_EXCHANGE_ENDED, DUE + MINUTE, result=granted(4)).state
     assert life.postponed_until is None
+
+
+def test_what_cannot_be_made_up_for_may_not_come_later():
+    assert may_come_later(ACTIVE, DUE)
+    for now_or_never in ({"short_lived": True}, {"ends_together": True}):
+        assert not may_come_later(ACTIVE.model_copy(update=now_or_never), DUE)
+    idle = ACTIVE.model_copy(update={"refresh_token_idle_s": HOUR.total_seconds()})
+    assert may_come_later(idle, NOW + 50 * MINUTE)
+    assert not may_come_later(idle, NOW + 54 * MINUTE), "its refresh token is about to end"
