@@ -70,7 +70,8 @@ class RefreshPacing:
         if not may_be_postponed:
             yield Turn(self, context)
             return
-        key, share = _key(context), _share(context)
+        limit = context.spec.token_limit
+        key, share = _key(context), None if limit is None else limit.share
         pace = self._of(key)
         self._put(key, replace(pace, running=pace.running + 1))
         try:
@@ -124,9 +125,3 @@ def _key(context: ProviderContext) -> _Key:
     integration = context.integration
     definition = context.definition.id if context.definition else ""
     return integration.tenant, integration.id, integration.revision, definition
-
-
-def _share(context: ProviderContext) -> Share | None:
-    """Of a limit that counts for the client. One for each user needs none: their refreshes take turns."""
-    limit = context.spec.token_limit
-    return None if limit is None or limit.per == "user" else Share.of(limit.requests, limit.window_s)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from evergrant_server.core.single_use.pacing import Share
 from providers.definition.schema_base import (
     AnchoredPattern,
     HeaderName,
@@ -122,6 +123,11 @@ class TokenLimit(SpecPart):
     requests: int = Field(ge=1, le=10_000_000)
     window_s: Seconds
     per: Literal["client", "user"]  # `user`: of each user, or of each refresh token
+
+    @property
+    def share(self) -> Share | None:
+        """What of it refreshes ahead may use."""
+        return Share.of(self.requests, self.window_s) if self.per == "client" else None
 
 
 class TokenRequestPart(SpecPart):

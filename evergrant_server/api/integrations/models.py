@@ -115,6 +115,8 @@ class IntegrationView(View):
 
     `previous_secret_until` is the end of a rotation's overlap, in which workers also try the previous
     secret. `secret_refused_at` is set when the provider refuses the new secret and accepts the previous.
+    Until `refreshes_postponed_until` the connections' newest refreshes use what the provider's token endpoint
+    allows, but for a part: only refreshes with a waiting caller are sent.
     """
 
     id: str
@@ -142,6 +144,7 @@ class IntegrationView(View):
     client_secret_expires_at: datetime | None
     client_certificate_expires_at: datetime | None
     metadata_read_at: datetime | None
+    refreshes_postponed_until: datetime | None
     redirect_uri: str
     created_at: datetime
     changed_at: datetime

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter
@@ -34,6 +35,7 @@ from evergrant_server.core.integrations import Integration, IntegrationState, Re
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
+from providers.definition.schema import ProviderSpec
 from providers.registration.client_metadata import client_metadata, scopes_to_register
 
 log = logging.getLogger("evergrant.api")
@@ -45,15 +47,27 @@ DISCOVERY_TIMEOUT_S = 15.0
 
 
 async def _view(tx: Transaction, call: ApiCall, integration: Integration) -> IntegrationView:
+    used_until = None
     with suppress(Failure):  # without a definition the stored rules are shown
         spec = await integration_spec(tx, call.api.registry, integration)
         integration = integration.with_provider_rules(spec.refresh_rules())
+        used_until = await _share_used_until(tx, call, integration, spec)
     return IntegrationView.of(
         integration,
         redirect_uri=call.api.redirect_uri(integration.id),
         has_client_secret=await tx.integrations.client_secret(integration) is not None,
         has_client_key=await tx.integrations.client_key(integration) is not None,
+        refreshes_postponed_until=used_until,
     )
+
+
+async def _share_used_until(
+    tx: Transaction, call: ApiCall, integration: Integration, spec: ProviderSpec
+) -> datetime | None:
+    if spec.token_limit is None or (share := spec.token_limit.share) is None:
+        return None
+    until = await tx.attempts.share_used_until(integration.tenant, integration.id, share)
+    return until if until is not None and until > call.api.clock.now() else None
 
 
 @router.put("/v1/integrations/{name}", status_code=200)

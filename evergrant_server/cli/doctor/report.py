@@ -17,6 +17,7 @@ from evergrant_server.cli.doctor import (
     host,
     installation,
     issuers,
+    limits,
     mtls,
     temporal,
 )
@@ -45,6 +46,7 @@ CHECKS: dict[str, Check] = {
     "API keys": database.api_keys,
     "bindings": database.bindings,
     "logins": database.logins,
+    "token limits": limits.token_limits,
     "trusted issuers": issuers.trusted_issuers,
     "callers' addresses": callers.addresses,
     "exchanges": exchanges.exchanges,

@@ -3,7 +3,7 @@
 One attempt is open per connection and slot. Late tokens are sealed until they are verified.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, delete, or_, text
@@ -14,6 +14,7 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome, LateTokens
+from evergrant_server.core.single_use.pacing import Share
 from evergrant_server.crypto import AssociatedData, KeyPurpose
 from evergrant_server.store.connections.tables import REFRESHED_CONDITION, AttemptRow, LateTokensRow
 from evergrant_server.store.database.rows import ModelRepository, columns_equal, find_one
@@ -137,6 +138,13 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
         newest = self._refreshed(tenant, integration_id).order_by(_CLOSED.desc())
         found = await self._first(newest.offset(nth - 1))
         return None if found is None else found.closed_at
+
+    async def share_used_until(
+        self, tenant: Tenant, integration_id: IntegrationId, share: Share
+    ) -> datetime | None:
+        """Until when the integration's newest refreshes take all of a limit's share; None: they never did."""
+        last = await self.newest_refresh(tenant, integration_id, share.most)
+        return None if last is None else last + timedelta(seconds=share.span_s)
 
     async def refreshes_of_others(
         self, connection: Connection, since: datetime

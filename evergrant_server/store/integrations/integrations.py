@@ -1,5 +1,6 @@
 """Integrations with their client secrets and keys, sealed by the tenant's intake key."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -82,6 +83,11 @@ class Integrations(
     async def with_binding(self, binding: Binding, limit: int) -> list[Integration]:
         """Integrations of every tenant with this binding, sorted by id."""
         return await self._page(self._where(binding=binding.value), "id", None, limit)
+
+    async def at_providers(self, names: Sequence[str], limit: int) -> list[Integration]:
+        """Integrations of every tenant at these providers, sorted by id."""
+        mine = self._where(col(IntegrationRow.provider).in_(names))
+        return await self._page(mine, "id", None, limit)
 
     async def lock_against_deletion(self, i: Integration) -> None:
         """Keep it from being deleted until this transaction ends. Raises Failure NOT_FOUND."""

@@ -11,6 +11,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
+from evergrant_server.core.single_use.pacing import Share
 from evergrant_server.store import Store
 from tests.conformance.store.samples import ACME, a_connection, a_consent, added, an_attempt, granted
 from tests.fakes.databases import NOW
@@ -220,6 +221,10 @@ async def test_the_refreshes_of_an_integration_that_worked_and_those_that_fail(s
         assert first.closed_at == hours[1]
         assert await tx.attempts.first_refused(ACME, mine.id, 2) is None
         assert await tx.attempts.newest_refresh(ACME, mine.integration_id) == hours[2]
+        assert await tx.attempts.newest_refresh(ACME, mine.integration_id, 3) == hours[0]
+        assert await tx.attempts.newest_refresh(ACME, mine.integration_id, 4) is None
+        used = [await tx.attempts.share_used_until(ACME, mine.integration_id, Share(it, 60)) for it in (2, 4)]
+        assert used == [hours[1] + timedelta(minutes=1), None]
         assert await tx.attempts.newest_refresh(Tenant("other"), mine.integration_id) is None
         assert await tx.attempts.refreshes_of_others(mine, hours[0]) == (hours[1], hours[2])
         assert await tx.attempts.refreshes_of_others(mine, hours[2]) is None

@@ -8,21 +8,31 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.cli.doctor import CheckFailed, callers, compare_clocks, database, host, issuers, report
+from evergrant_server.cli.doctor import (
+    CheckFailed,
+    callers,
+    compare_clocks,
+    database,
+    host,
+    issuers,
+    limits,
+    report,
+)
 from evergrant_server.cli.operate import is_valid_key
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant, TrustedIssuerId, new_id
 from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.core.workloads.issuer import KEYS_SERVE, IssuerKind, TrustedIssuer
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.store import Store
-from tests.conformance.store.samples import a_key
+from tests.conformance.store.samples import a_key, an_attempt
 from tests.fakes.databases import migrated_sqlite
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.rows import an_integration, put_app
+from tests.fakes.rows import a_connection, an_integration, put_app
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -223,5 +233,28 @@ async def test_a_trusted_issuer_whose_keys_cannot_be_read_is_named_with_the_end_
         until = f"{now + KEYS_SERVE:%Y-%m-%d %H:%M} UTC"
         with pytest.raises(CheckFailed, match=rf"ci \(tenant acme\): status 500; .* {until}"):
             await issuers.trusted_issuers(settings)
+    finally:
+        await store.close()
+
+
+async def test_an_integration_whose_refreshes_use_the_limit_of_its_provider_is_named(settings: Settings):
+    await migrated_sqlite(settings.data_dir)
+    now, ring = datetime.now(UTC), KeyRing.open(settings.key_path, Role.OPERATOR)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    limited, free = (an_integration(Tenant("acme"), now, name=it, provider=it) for it in ("ebay", "generic"))
+    connection = a_connection(limited, now)
+    try:
+        async with store.write() as tx:
+            for integration in (limited, free):
+                await tx.integrations.put(integration, None, expected=None)
+            await tx.connections.add(connection)
+        assert "1 integrations" in await limits.token_limits(settings)
+        async with store.write() as tx:
+            for _ in range(30):
+                attempt = an_attempt(connection, integration_id=limited.id)
+                await tx.attempts.open(attempt)
+                await tx.attempts.close(attempt, AttemptOutcome.INSTALLED, now)
+        with pytest.raises(CheckFailed, match=r"postponed: ebay \(tenant acme\) at ebay, until"):
+            await limits.token_limits(settings)
     finally:
         await store.close()

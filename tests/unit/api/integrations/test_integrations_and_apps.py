@@ -1,6 +1,6 @@
 """Integrations and their registration, apps, keys, permits and the first admin, over HTTP."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -11,6 +11,8 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState
 from evergrant_server.core.messages.integrations import DiscoveryResult
+from evergrant_server.core.single_use.attempt import AttemptOutcome
+from tests.conformance.store.samples import an_attempt
 from tests.fakes.api import TENANT, Api
 
 LIFETIME = timedelta(days=90)
@@ -206,6 +208,23 @@ async def test_an_integration_is_deleted_once_its_connections_have_ended(api: Ap
         ended = current.model_copy(update={"state": LifecycleState.REVOKED})
         await tx.connections.replace(ended, expected=current.revision)
     assert (await api.call("DELETE", "/v1/integrations/crm", admin)).status_code == 204
+
+
+async def test_an_integration_says_until_when_its_refreshes_use_the_limit_of_its_provider(
+    api: Api, admin: str
+):
+    await put(api, admin, {**GITLAB, "provider": "github-app"})
+    connection = await api.active(await stored(api))
+    at, span = api.clock.now(), timedelta(seconds=72)  # thirty in it are three quarters of 2,000 an hour
+    for number in range(30):
+        view = (await api.get("/v1/integrations/crm", admin)).json()
+        assert view["refreshes_postponed_until"] is None
+        async with api.worker.write() as tx:
+            attempt = an_attempt(connection, integration_id=connection.integration_id)
+            await tx.attempts.open(attempt)
+            await tx.attempts.close(attempt, AttemptOutcome.INSTALLED, at + number * span / 60)
+    view = (await api.get("/v1/integrations/crm", admin)).json()
+    assert datetime.fromisoformat(view["refreshes_postponed_until"]) == at + span
 
 
 async def test_apps_permits_and_keys_live_and_die(api: Api, admin: str):
