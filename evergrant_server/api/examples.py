@@ -76,6 +76,7 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "PUT /v1/webhooks/{name}": {"url": "https://app.example/events", "events": ["connection.needs_reauth"]},
     "POST /v1/webhooks/{name}/rotate-secret": {"overlap": 86400},
 }
+_SHORT = 60  # characters of a body on one line
 _FORMS = {
     "POST /oauth/token": "grant_type=client_credentials&client_assertion_type=urn%3Aietf%3Aparams%3Aoauth%3A"
     "client-assertion-type%3Ajwt-bearer&client_assertion=…",
@@ -96,10 +97,12 @@ def example_of(method: str, path: str, operation: Mapping[str, Any]) -> str:
         words += ["-H", f'"{_KEY}"']
     if route in BODIES:
         body = json.dumps(BODIES[route], ensure_ascii=False)
+        if len(body) > _SHORT:
+            body = json.dumps(BODIES[route], ensure_ascii=False, indent=2)
         words += ["-H", quote("Content-Type: application/json"), "-d", quote(body)]
     elif (form := _form_of(route, operation)) is not None:
         words += ["-d", quote(form)]
-    return " ".join(words)
+    return " ".join(words).replace(" -H ", " \\\n  -H ").replace(" -d ", " \\\n  -d ")
 
 
 def _form_of(route: str, operation: Mapping[str, Any]) -> str | None:

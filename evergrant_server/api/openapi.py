@@ -63,7 +63,8 @@ def _sections(schema: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
             example = example_of(method.upper(), path, operation)
             shown = {"method": method.upper(), "path": path, "text": text, "example": example}
             found.setdefault(operation["tags"][0], []).append(shown)
-    return [(tag, routes) for tag, routes in found.items() if routes]
+    found["leases"].sort(key=lambda it: it["path"] != LEASE_PATH)  # what most readers look for
+    return [("OAuth" if tag == "oauth" else tag, routes) for tag, routes in found.items() if routes]
 
 
 def openapi_schema(app: FastAPI) -> dict[str, Any]:

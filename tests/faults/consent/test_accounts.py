@@ -71,7 +71,10 @@ async def expecting(place: Installation, connection: Connection, **claims: str) 
 async def test_attack_6_a_reconnect_with_another_account_changes_nothing(
     place: Installation, sub: str | None
 ):
-    connection = await connected_as(place, await place.begin(), ANN)
+    begun = await place.begin()
+    first = await consent_as(place, begun, ANN)
+    connection = await place.until(begun, lambda row: row.generation == 1)
+    assert await came(place, first) == f"{ANN}@example.org", "for the page of her browser"
     token = await place.access_token(connection)
     consent = await consent_as(place, connection, sub)
     detail = await refused(place, consent, connection)
