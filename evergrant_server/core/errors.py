@@ -91,10 +91,10 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "The subject has not consented, or must consent again.", "Send the subject to connect_url."
     ),
     ErrorCode.CONSENT_DENIED: _reconnect(
-        "The subject, or the provider, denied the consent.", "Start a new connection when they agree."
+        "The subject, or the provider, denied the consent.", "Once they agree: POST /v1/connections."
     ),
     ErrorCode.CONSENT_EXPIRED: _reconnect(
-        "The consent was not finished before its deadline.", "Start a new connection."
+        "The consent was not finished before its deadline.", "Begin anew: POST /v1/connections."
     ),
     ErrorCode.GRANT_REJECTED: _reconnect(
         "The provider no longer accepts this grant.", "Reauthorize the connection."
@@ -116,7 +116,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Reauthorize the connection; or revoke it, if the subject doesn't want it any more.",
     ),
     ErrorCode.CONNECTION_REVOKED: _reconnect(
-        "The connection was revoked; revocation is final.", "Start a new connection."
+        "The connection was revoked; revocation is final.", "Begin anew: POST /v1/connections."
     ),
     ErrorCode.SCOPE_NOT_GRANTED: _reconnect(
         "The subject has not granted a requested scope.",

@@ -50,20 +50,20 @@ def connect_here(
             with suppress(Empty):
                 code = listener.codes.get(timeout=deadline.poll_pause_s(_POLL))
                 if not code:
-                    _require_not_failed(listener, opened)
+                    _require_not_failed(listener, opened.id)
                     continue
                 confirm = partial(client.confirm, opened.id, code, opened.subject, verifier)
                 _confirm(confirm, opened.connect_url, in_browser)
 
 
-def _require_not_failed(listener: "ReturnListener", opened: Connection) -> None:
+def _require_not_failed(listener: "ReturnListener", connection_id: str) -> None:
     """Raise ReconnectNeeded if the browser has brought the code of this consent's failure."""
-    if (code := listener.failures.get(opened.id)) is not None:
+    if (code := listener.failures.get(connection_id)) is not None:
         raise ReconnectNeeded(
             "the consent has failed",
             code=code,
             repair="Run the command again: it makes a new link.",
-            context={"connection_id": opened.id},
+            context={"connection_id": connection_id},
         )
 
 
