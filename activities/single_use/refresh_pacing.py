@@ -75,10 +75,10 @@ class RefreshPacing:
         pace = self._of(key)
         self._put(key, replace(pace, running=pace.running + 1))
         try:
-            wait, why = wait_for_reset(pace, self.elapsed()), "nothing_left"
+            wait, full = wait_for_reset(pace, self.elapsed()), None
             if not wait and share is not None:
-                wait, why = wait_for_share(pace, share, await self._age_s(context, share, pace)), "limit"
-            yield Turn(self, context, self._postponed_s(context, wait, share, why) if wait else None)
+                wait, full = wait_for_share(pace, share, await self._age_s(context, share, pace)), share
+            yield Turn(self, context, self._postponed_s(context, wait, full) if wait else None)
         finally:
             pace = self._of(key)
             self._put(key, replace(pace, running=max(pace.running - 1, 0)))
@@ -102,10 +102,12 @@ class RefreshPacing:
             at = await tx.attempts.newest_refresh(integration.tenant, integration.id, back)
         return None if at is None else (self._clock.now() - at).total_seconds()
 
-    def _postponed_s(self, context: ProviderContext, wait: float, share: Share | None, why: str) -> float:
+    def _postponed_s(self, context: ProviderContext, wait: float, full: Share | None) -> float:
+        """`full`: the share of the limit that has no room; None: the provider says that nothing is left."""
         key = _key(context)
-        pace, wait = postponed(self._of(key), self.elapsed(), wait, share, self._chance())
+        pace, wait = postponed(self._of(key), self.elapsed(), wait, full, self._chance())
         self._put(key, pace)
+        why = "nothing_left" if full is None else "limit"
         saturation.count_postponed_refresh(context.spec.name, why)
         return wait
 

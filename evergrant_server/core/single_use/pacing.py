@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from evergrant_server.core.ids import ConnectionId
 
-LONGEST_S = 300.0  # that a refresh is postponed at once: then the provider, or its limit, is asked again
+LONGEST_S = 300.0  # that a reply's word is believed
+LONGEST_TURN_S = 3600.0  # that a refresh waits at once for its turn within a limit
 _OURS = 0.75  # of a limit: callers who wait and code exchanges have the rest
 _MOST_AT_ONCE = 30
 _AFTER_RESET_S = 0.5  # between those that were held until a reset
@@ -57,11 +58,13 @@ def wait_for_share(pace: Pace, share: Share, newest_age_s: float | None) -> floa
 
 
 def postponed(pace: Pace, now: float, wait: float, share: Share | None, chance: float) -> tuple[Pace, float]:
-    """When one comes again that has to `wait`: each at a turn of its own, no later than `LONGEST_S`."""
+    """When one comes again that has to `wait`: each at a turn of its own. Who finds none within the
+    longest time comes again in the second half of it. `share`: of the limit that it waits for."""
     between = _AFTER_RESET_S if share is None else share.span_s / share.most
+    longest = LONGEST_S if share is None else LONGEST_TURN_S
     turn = max(pace.next_turn, now + wait)
-    if turn - now > LONGEST_S:
-        return pace, LONGEST_S * (0.5 + chance / 2)
+    if turn - now > longest:
+        return pace, longest * (0.5 + chance / 2)
     return replace(pace, next_turn=turn + between), turn - now
 
 

@@ -8,7 +8,7 @@ from temporalio.activity import ActivityCancellationDetails
 
 from evergrant_server.core.messages.connection import EnsureFresh, Rotate
 from evergrant_server.core.messages.names import SignalName
-from evergrant_server.core.single_use.pacing import LONGEST_S
+from evergrant_server.core.single_use.pacing import LONGEST_S, LONGEST_TURN_S
 from providers.definition.schema_request import TokenLimit
 from tests.fakes.platform.installation import ASKED, NEVER_ROTATES, TENANT, Installation
 from tests.fakes.providers.scripted_provider import Answer, hold_answer, status
@@ -37,7 +37,7 @@ async def test_two_workers_keep_to_one_limit_and_callers_have_the_rest(
     for worker in (here, there):
         later = await worker.refresh(fleet[3], 1, ahead=True)
         assert (later.generation, later.failure) == (1, None), "nothing was sent, and nothing is wrong"
-        assert 0 < (later.postponed_s or 0) <= LONGEST_S
+        assert 0 < (later.postponed_s or 0) <= LONGEST_TURN_S
     assert (await place.row(fleet[3])).failures == 0
     assert [(await here.refresh(it, 1)).generation for it in fleet[3:]] == [2, 2], "callers wait for them"
     assert place.idp.refreshes == 5

@@ -7,6 +7,7 @@ import pytest
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.single_use.pacing import (
     LONGEST_S,
+    LONGEST_TURN_S,
     Pace,
     Share,
     answered,
@@ -41,14 +42,18 @@ def test_one_waits_until_the_oldest_of_a_span_has_left_it():
     )
 
 
-def test_each_postponed_one_gets_a_turn_of_its_own_within_minutes():
-    pace, waits, share = Pace(), list[float](), Share(most=3, span_s=60)
-    for _ in range(20):
+@pytest.mark.parametrize(
+    ("share", "first", "longest"),
+    [(Share(most=3, span_s=60), [15, 35, 55, 75], LONGEST_TURN_S), (None, [15, 15.5, 16, 16.5], LONGEST_S)],
+)
+def test_each_postponed_one_gets_a_turn_of_its_own(share: Share | None, first: list[float], longest: float):
+    pace, waits = Pace(), list[float]()
+    for _ in range(600):
         pace, wait = postponed(pace, 100, 15, share, 0.5)
         waits.append(wait)
-    assert waits[:4] == [15, 35, 55, 75]
-    assert max(waits) <= LONGEST_S
-    assert waits[-1] == LONGEST_S * 0.75, "who finds no turn comes again, spread by chance"
+    assert waits[:4] == first
+    assert max(waits) <= longest
+    assert waits[-1] == longest * 0.75, "who finds no turn comes again, spread by chance"
 
 
 def test_nothing_left_holds_the_others_until_the_reset():
