@@ -1,4 +1,4 @@
-"""`/docs`, `/openapi.json` and the style sheet."""
+"""The page at `/`, `/docs`, `/openapi.json` and the style sheet."""
 
 from typing import Any
 
@@ -42,6 +42,14 @@ async def get_logo(request: Request, file: str) -> Response:
         "X-Content-Type-Options": "nosniff",
     }
     return Response(found[0], media_type=found[1], headers=headers)
+
+
+@router.get("/", response_class=HTMLResponse)
+async def get_home(request: Request) -> Response:
+    """A page that says what this is, and where to go."""
+    templates: Pages = request.app.state.templates
+    paths = {getattr(route, "path", "") for route in request.app.routes}
+    return html_response(templates.home(console="/console" in paths))
 
 
 @router.get("/docs", response_class=HTMLResponse)

@@ -30,6 +30,7 @@ _FIELD_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,40}\Z")
 _MAX_ERRORS = 20
 _INVALID_JSON = "not valid JSON"
 _INVALID_JSON_ERRORS = [{"field": "body", "problem": _INVALID_JSON}]
+_NO_SUCH_PATH = "Nothing is served at this path: /docs lists the routes, and the page at / says what this is."
 _CODE_BY_STATUS = {
     401: ErrorCode.UNAUTHENTICATED,
     403: ErrorCode.NOT_PERMITTED,
@@ -121,7 +122,8 @@ def install_error_handlers(app: FastAPI, base_url: str) -> None:
             failure = invalid_request("body", f"body: {_INVALID_JSON}")
             return problem_response(failure, base_url, _INVALID_JSON_ERRORS)
         code = _CODE_BY_STATUS.get(error.status_code, ErrorCode.INVALID_REQUEST)
-        response = problem_response(Failure(code), base_url)
+        detail = _NO_SUCH_PATH if error.status_code == 404 else ""
+        response = problem_response(Failure(code, detail), base_url)
         if error.headers and "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         return response

@@ -65,7 +65,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
 
 # Without a caller there is no tenant: what a stranger reads names none, or its id was given out to be read.
 PUBLIC = {
-    *("GET /livez", "GET /readyz", "GET /metrics", "GET /docs", "GET /openapi.json"),
+    *("GET /", "GET /livez", "GET /readyz", "GET /metrics", "GET /docs", "GET /openapi.json"),
     *("GET /static/evergrant.css", "GET /logos/{file}", "GET /oauth/client/{integration_id}"),
     "GET /.well-known/oauth-authorization-server",
 }

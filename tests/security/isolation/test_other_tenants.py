@@ -237,7 +237,7 @@ async def test_every_route_is_in_the_matrix_and_in_the_description(api: Api):
         for path, operations in api.app.openapi()["paths"].items()
         for method in operations
     }
-    pages = {"GET /docs", "GET /openapi.json", "GET /static/evergrant.css", "GET /logos/{file}"}
+    pages = {"GET /", "GET /docs", "GET /openapi.json", "GET /static/evergrant.css", "GET /logos/{file}"}
     assert found - described == pages
     assert described <= found
     for route in guarded(api.app):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from typing import Any
 
 from evergrant_server.core.access import Action
@@ -135,3 +136,15 @@ def _references(value: Any):
     elif isinstance(value, list):
         for inner in value:
             yield from _references(inner)
+
+
+async def test_the_page_at_the_root_says_what_this_is_and_an_unknown_path_leads_there(api: Api):
+    page = await api.get("/")
+    assert page.status_code == 200
+    assert "This is Evergrant" in page.text
+    for link in re.findall(r'href="([^"]+)"', page.text):
+        assert (await api.get(link)).status_code == 200, link
+    unknown = (await api.get("/integrations")).json()
+    assert unknown["code"] == "not_found"
+    assert "Nothing is served at this path" in unknown["detail"]
+    assert "page at /" in unknown["detail"]
