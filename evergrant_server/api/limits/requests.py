@@ -6,14 +6,17 @@ Each API process counts for itself, or all of them together in Redis (`EVERGRANT
 import math
 from ipaddress import ip_network
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
 from evergrant_server.api.limits.leases import Counted, Gcra, RateLimited, note_counted
-from evergrant_server.api.limits.shared import SharedCounts
 from evergrant_server.core.access import App
 from evergrant_server.policy.networks import parse_address
 from evergrant_server.settings import Settings
+
+if TYPE_CHECKING:
+    from evergrant_server.api.limits.shared import SharedCounts
 
 _MOST_BLOCKED = 50_000
 
@@ -27,7 +30,7 @@ class RequestLimits:
         self._guesses = settings.guess_limit_per_address
         self._processes = settings.api_workers
         self._gcra = Gcra()
-        self._shared = SharedCounts(settings) if settings.redis_url else None
+        self._shared = _shared_counts(settings)
         self._blocked: dict[str, float] = {}  # until when an address is refused
 
     async def count_request(self, scope: Scope, app: App) -> None:
@@ -90,3 +93,12 @@ def _source(address: str) -> str:
     except ValueError:
         return address
     return str(parsed if parsed.version == 4 else ip_network((parsed, 64), strict=False))
+
+
+def _shared_counts(settings: Settings) -> "SharedCounts | None":
+    """The counts in Redis. Its client is imported only where there is one: a tenth of an API's start."""
+    if not settings.redis_url:
+        return None
+    from evergrant_server.api.limits.shared import SharedCounts
+
+    return SharedCounts(settings)
