@@ -20,3 +20,9 @@ def end_with_parent(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_with_make() -> None:
+    """As `end_with_parent`, where `make` started this process: a killed `make` sends no signal on."""
+    if os.environ.get("MAKELEVEL"):
+        end_with_parent(os.getppid())

@@ -16,6 +16,7 @@ from time import monotonic
 from rich.console import Console
 from temporalio.client import Client
 
+from evergrant_server.parent_process import end_with_make
 from evergrant_server.process_exit import exit_process
 from examples.demo import endings, pipeline, story
 from examples.demo.authorization_server import AuthorizationServer
@@ -139,4 +140,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    end_with_make()
     exit_process(main())

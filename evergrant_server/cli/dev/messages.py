@@ -20,8 +20,8 @@ def print_ready(settings: Settings, client_file: Path | None) -> None:
     """The addresses of pages, and lines to copy into another terminal in this folder."""
     folder = _near(settings.data_dir)
     print(f"\n{READY}\n")
-    print(f"  API          {settings.public_url}, its reference {settings.public_url}/docs")
-    print(f"  Temporal UI  http://127.0.0.1:{settings.temporal_ui_port}, a workflow for each connection")
+    print(f"  API          {settings.public_url}    reference: {settings.public_url}/docs")
+    print(f"  Temporal UI  http://127.0.0.1:{settings.temporal_ui_port}    a workflow for each connection")
     print(f"  Data, logs   {folder}; keep a copy of {_near(settings.key_path)}")
     if settings.allow_unbound_consent:
         print("  Unbound      integrations may have the binding none: no session says who consents")
@@ -29,7 +29,8 @@ def print_ready(settings: Settings, client_file: Path | None) -> None:
     if client_file is None:
         key_file = _near(settings.data_dir / "admin.key")
         print(f"  export EVERGRANT_URL={local_url(settings)} EVERGRANT_API_KEY_FILE={key_file}")
-    _print_command(f"{_near(Path(sys.executable).with_name('evergrant'))} apps ls", "and evergrant --help")
+    command = _near(Path(sys.executable).with_name("evergrant"))
+    _print_command(f"{command} init", "four questions, then a program that prints a token")
     data_dir = "" if settings.data_dir == Path(".evergrant").absolute() else f"EVERGRANT_DATA_DIR={folder} "
     _print_command(f"{data_dir}make doctor", "says what is wrong, and what repairs it")
     print("\nCtrl-C stops everything; the next start continues with the same data.", flush=True)

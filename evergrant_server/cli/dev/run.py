@@ -22,7 +22,7 @@ from evergrant_server.cli.dev.messages import print_beginning, print_ready
 from evergrant_server.cli.dev.temporal import TemporalStarts, require_free_ports, temporal_command
 from evergrant_server.cli.process import WORKER_STOP_LIMIT_S, ChildProcess, keep_running
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.parent_process import end_with_parent
+from evergrant_server.parent_process import end_with_make
 from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import Settings
 
@@ -39,8 +39,7 @@ async def run(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    if os.environ.get("MAKELEVEL"):
-        end_with_parent(os.getppid())  # of a killed `make`
+    end_with_make()
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings = _on_this_machine(settings)
 

@@ -4,21 +4,18 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from urllib.parse import urlsplit
 
 from evergrant_server import audit
 from evergrant_server.cli.doctor import COMMAND, CheckFailed, compare_clocks
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import require_login
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
-from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.connections.connection_page import PendingRevocation
 from evergrant_server.store.database import schema
+from evergrant_server.store.database.engine import sqlite_path
 from evergrant_server.store.review.authority_scan import broken_configuration
 from evergrant_server.store.store import database_time, unwrap_newest_tenant_key
 
@@ -32,9 +29,15 @@ OUTBOX_AGE_LIMIT = timedelta(minutes=1)  # no relay is delivering a message that
 async def reachable(settings: Settings) -> str:
     began = time.monotonic()
     try:
-        await schema.current_version(settings.database_url)
+        found = await schema.current_version(settings.database_url)
     except Failure as failure:
         raise _unreachable(failure) from None
+    if found is None and (file := sqlite_path(settings.database_url)) is not None:
+        raise CheckFailed(
+            f"there is no database at {file}",
+            "Restore it from its backup and start again; or for a new one, without the connections, apps and "
+            f"keys of before: {COMMAND} db upgrade",
+        )
     kind = "SQLite" if settings.uses_sqlite else "PostgreSQL"
     return f"{kind} answers in {(time.monotonic() - began) * 1000:.0f} ms"
 
@@ -162,44 +165,6 @@ async def api_keys(settings: Settings) -> str:
         f" that of {name} (tenant {tenant}) {why}",
         f"POST /v1/apps/{name}/keys, and revoke the old key; for the app admin:"
         f" {COMMAND} keys bootstrap --again",
-    )
-
-
-async def bindings(settings: Settings) -> str:
-    """Find integrations whose consents aren't bound to their subjects: no problem on one's own machine."""
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
-        unbound = await tx.integrations.with_binding(Binding.NONE, _MOST_NAMED + 1)
-    named = ", ".join(f"{it.name} (tenant {it.tenant})" for it in unbound[:_MOST_NAMED])
-    named += " and more" if len(unbound) > _MOST_NAMED else ""
-    if not unbound:
-        return "every integration binds consents to their subjects"
-    if is_loopback(urlsplit(settings.public_url).hostname or ""):
-        return f"unbound: {named}; any person who opens their links connects an account"
-    raise CheckFailed(
-        f"any person who opens a connect link connects their own account at {named}",
-        "PUT /v1/integrations/{name} with the binding app; see docs/guide/binding.md",
-    )
-
-
-async def logins(settings: Settings) -> str:
-    """Find integrations of the binding `oidc` at whose issuer no subject can log in."""
-    broken: list[str] = []
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
-        bound = await tx.integrations.with_binding(Binding.OIDC, 1000)
-        for it in bound:
-            named = (
-                None if it.login is None else await tx.integrations.by_name(it.tenant, it.login.integration)
-            )
-            try:
-                require_login(it.login, named)
-            except Failure as failure:
-                broken.append(f"{it.name} (tenant {it.tenant}): {failure.detail}")
-    if not broken:
-        return f"{len(bound)} integrations have their subjects log in first"
-    more = " And more." if len(broken) > _MOST_NAMED else ""
-    raise CheckFailed(
-        " ".join(broken[:_MOST_NAMED]) + more,
-        "PUT /v1/integrations/{name} for the named one; see docs/guide/binding.md",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from evergrant_server.cli.doctor import (
     CheckFailed,
+    bindings,
     callers,
     database,
     exchanges,
@@ -44,8 +45,8 @@ CHECKS: dict[str, Check] = {
     "client certificates": database.certificates,
     "admin key": installation.admin_key,
     "API keys": database.api_keys,
-    "bindings": database.bindings,
-    "logins": database.logins,
+    "bindings": bindings.bindings,
+    "logins": bindings.logins,
     "token limits": limits.token_limits,
     "trusted issuers": issuers.trusted_issuers,
     "callers' addresses": callers.addresses,
@@ -73,6 +74,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("keys of the database", "authority", "outbox", "revocations"), _ROWS),
     **dict.fromkeys(("client certificates", "admin key", "API keys", "bindings", "logins"), _ROWS),
     **dict.fromkeys(("trusted issuers", "callers' addresses", "exchanges", "confirmations"), _ROWS),
+    "token limits": _ROWS,
     "clock, database": _ROWS,
     "temporal": ("processes",),
     "namespace": ("temporal",),

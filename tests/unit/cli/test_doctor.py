@@ -10,6 +10,7 @@ import pytest
 
 from evergrant_server.cli.doctor import (
     CheckFailed,
+    bindings,
     callers,
     compare_clocks,
     database,
@@ -162,7 +163,7 @@ async def test_an_integration_whose_subjects_can_not_log_in_is_named(settings: S
     await migrated_sqlite(settings.data_dir)
     now, ring = datetime.now(UTC), KeyRing.open(settings.key_path, Role.OPERATOR)
     store = await Store.open(settings.database_url, ring, SystemClock())
-    assert "0 integrations" in await database.logins(settings)
+    assert "0 integrations" in await bindings.logins(settings)
     bound = {"name": "crm", "binding": "oidc", "login": LoginRule(integration="staff")}
     issuer = "https://login.corp.example"
     urls = {"token_endpoint": f"{issuer}/token", "authorization_endpoint": f"{issuer}/authorize"}
@@ -172,7 +173,7 @@ async def test_an_integration_whose_subjects_can_not_log_in_is_named(settings: S
         with pytest.raises(
             CheckFailed, match=r"crm \(tenant acme\): .*integration staff: there is no"
         ) as found:
-            await database.logins(settings)
+            await bindings.logins(settings)
         assert "binding.md" in found.value.repair
         async with store.write() as tx:
             staff = an_integration(
@@ -180,12 +181,12 @@ async def test_an_integration_whose_subjects_can_not_log_in_is_named(settings: S
             )
             staff = await tx.integrations.put(staff, None, expected=None)
         with pytest.raises(CheckFailed, match="names no jwks_uri"):
-            await database.logins(settings)
+            await bindings.logins(settings)
         read = Endpoints(issuer=issuer, jwks_uri=f"{issuer}/keys", **urls)
         async with store.write() as tx:
             after = staff.model_copy(update={"endpoints": read})
             await tx.integrations.replace(after, expected=staff.revision)
-        assert "1 integrations" in await database.logins(settings)
+        assert "1 integrations" in await bindings.logins(settings)
     finally:
         await store.close()
 

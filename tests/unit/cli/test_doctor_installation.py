@@ -11,7 +11,7 @@ import pytest
 from evergrant_server import audit
 from evergrant_server.cli.dev import settings_file
 from evergrant_server.cli.dev.leftovers import only_dev_of
-from evergrant_server.cli.doctor import CheckFailed, exchanges, installation, report
+from evergrant_server.cli.doctor import CheckFailed, database, exchanges, installation, report
 from evergrant_server.cli.operate import create_keys, make_admin_key
 from evergrant_server.cli.process import ChildProcess
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -62,6 +62,10 @@ async def test_a_database_that_was_made_anew_under_a_kept_admin_key_is_named(set
     kept = settings.data_dir / "admin.key"
     await make_admin_key(settings, again=False, out=kept)
     assert "of the app admin" in await installation.admin_key(settings)
+    (settings.data_dir / "evergrant.db").unlink()
+    with pytest.raises(CheckFailed, match="there is no database at") as gone:
+        await database.reachable(settings)
+    assert "backup" in gone.value.repair
     await migrated_sqlite(settings.data_dir)
     with pytest.raises(CheckFailed, match=r"answered with 401: this database doesn't know the key") as found:
         await installation.admin_key(settings)
