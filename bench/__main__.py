@@ -11,13 +11,14 @@ from pathlib import Path
 
 from bench import disabling, greedy, leases, ledger, refreshes, report
 from bench.bounds import Bounds
+from bench.disabling import Disabling
 from bench.leases import LeaseRate
 from bench.ledger import LedgerRate
 from bench.processes import Generator, load_generator, postgresql, sqlite
 from evergrant_server.process_exit import exit_process
 from examples.demo.interruption import run_interruptible
 
-PARTS = ("sqlite", "postgresql", "greedy", "disabling", "refreshes")
+PARTS = ("sqlite", "postgresql", "greedy", "app", "tenant", "refreshes")
 _SECONDS = 6.0
 _MOST_SECONDS = 12.0  # keeps a whole run under five minutes
 
@@ -35,8 +36,8 @@ async def run(folder: Path, bounds: Bounds) -> int:
     _print(*report.leases(rates))
     _print(*report.audit(records, rates))
     _print(*report.neighbours(neighbours))
-    async with postgresql() as url:
-        _print(*report.disabled(await disabling.measure(folder / "disabling", url, bounds)))
+    stopped = [await _disabled(folder / what, bounds, what) for what in ("app", "tenant")]
+    _print(*report.disabled(stopped))
     _print(*report.refreshes(await refreshes.measure(folder / "refreshes", bounds)))
     _print(f"load after: {_load()}")
     return 0
@@ -49,6 +50,11 @@ async def _on(
     async with leases.two_servers(folder, url, generator) as (ready, bare_port):
         rates = await leases.measure(store, ready, bare_port, generator, bounds)
     return rates, await ledger.measure(store, ready, bounds)
+
+
+async def _disabled(folder: Path, bounds: Bounds, what: str) -> Disabling:
+    async with postgresql() as url:
+        return await disabling.measure(folder, url, bounds, what)
 
 
 def _load() -> str:

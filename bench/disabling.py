@@ -1,4 +1,4 @@
-"""How soon a disabled app is refused everywhere, while it leases without a pause from five processes.
+"""How soon a disabled app or tenant is refused everywhere while it leases from five processes, flat out.
 
 As a program (`python -m bench.disabling FOLDER URL`): one of the processes. It reads its claims from standard
 input, leases until the ledger refuses one, and prints one line of JSON.
@@ -35,19 +35,20 @@ _LOAD_S = 2.0  # before the app is disabled
 
 @dataclass(frozen=True)
 class Disabling:
-    """Seconds. `took` is the admin's transaction, `effect` from its start to the last lease that left.
+    """Seconds. `took` is the transaction that disables, `effect` from its start to the last lease that left.
 
     `late` is the number of leases that were committed after it; another one than 0 breaks an invariant.
     """
 
+    what: str
     leases: int
     took: float
     effect: float
     late: int
 
 
-async def measure(folder: Path, url: str, bounds: Bounds) -> Disabling:
-    """Disable an app under load, on an empty database."""
+async def measure(folder: Path, url: str, bounds: Bounds, what: str = "app") -> Disabling:
+    """Disable the app or its tenant under load, on an empty database."""
     replies = [installation.token_reply() for _ in range(_CONNECTIONS)]
     ready = await installation.prepare(folder, url, free_port(), replies)
     settings = ready.settings
@@ -60,9 +61,7 @@ async def measure(folder: Path, url: str, bounds: Bounds) -> Disabling:
         await asyncio.sleep(min(_LOAD_S, bounds.seconds))
         began = perf_counter()
         async with store.write() as tx:
-            app = await tx.access.app(TENANT, ready.app.id)
-            assert app is not None
-            await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
+            await (_disable_app(tx, ready) if what == "app" else _disable_tenant(tx))
             recorded = await _recorded(tx)
         committed = perf_counter()
         results = [json.loads((await child.communicate())[0]) for child in children]
@@ -75,11 +74,23 @@ async def measure(folder: Path, url: str, bounds: Bounds) -> Disabling:
         await store.close()
     last = max(it["last"] for it in results)
     leases = sum(it["leases"] for it in results)
-    return Disabling(leases, committed - began, last - began, late)
+    return Disabling(what, leases, committed - began, last - began, late)
+
+
+async def _disable_app(tx: Transaction, ready: Installation) -> None:
+    app = await tx.access.app(TENANT, ready.app.id)
+    assert app is not None
+    await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
+
+
+async def _disable_tenant(tx: Transaction) -> None:
+    standing = await tx.tenants.get(TENANT, TENANT)
+    assert standing is not None
+    await tx.tenants.put(standing.model_copy(update={"disabled": True}), expected=standing.revision)
 
 
 async def _recorded(tx: Transaction) -> int:
-    """Leases in the log. Inside the admin's transaction: all that are committed before it is."""
+    """Leases in the log. Inside the transaction that disables: all that are committed before it is."""
     query = text("SELECT sum(count) FROM audit_shard WHERE tenant = :tenant AND shard <> 'main'")
     return int((await tx.connection.execute(query, {"tenant": TENANT})).scalar_one() or 0)
 

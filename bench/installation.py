@@ -67,6 +67,7 @@ async def prepare(
     store = await Store.open(loaded.database_url, KeyRing.open(loaded.key_path, Role.WORKER), _CLOCK)
     try:
         async with store.write() as tx:
+            await tx.tenants.begin(TENANT)
             app, key = await _app(tx, "pipeline")
             _, other_key = await _app(tx, "other")
             integration = await tx.integrations.put(

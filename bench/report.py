@@ -11,7 +11,7 @@ from bench.refreshes import CALLERS, RefreshRate
 LEASES = "Leases per second, with permit check and committed audit, against a bare FastAPI POST route"
 AUDIT = "What the audit log costs: the ledger alone, against one commit for each record"
 NEIGHBOURS = "An app beside one with 500 requests open, against itself alone (SQLite)"
-DISABLED = "An app disabled on PostgreSQL while it leases without a pause: the last lease after the request"
+DISABLED = "Disabled on PostgreSQL while it leases without a pause: the last lease after the request"
 REFRESHES = "Refreshes per second, against the same Temporal server with an empty activity"
 
 
@@ -84,16 +84,23 @@ def neighbours(rows: Iterable[Neighbour]) -> list[str]:
     )
 
 
-def disabled(row: Disabling) -> list[str]:
-    header = "processes", "leases before", "admin's transaction ms", "last lease ms", "after it"
-    line = (
-        str(PROCESSES),
-        f"{row.leases:,}",
-        f"{row.took * 1000:.0f}",
-        f"{row.effect * 1000:.0f}",
-        str(row.late),
+def disabled(rows: Iterable[Disabling]) -> list[str]:
+    header = "disabled", "processes", "leases before", "transaction ms", "last lease ms", "after it"
+    return _table(
+        DISABLED,
+        header,
+        [
+            (
+                row.what,
+                str(PROCESSES),
+                f"{row.leases:,}",
+                f"{row.took * 1000:.0f}",
+                f"{row.effect * 1000:.0f}",
+                str(row.late),
+            )
+            for row in rows
+        ],
     )
-    return _table(DISABLED, header, [line])
 
 
 def refreshes(row: RefreshRate) -> list[str]:

@@ -31,6 +31,9 @@ WHEN = {
     EventType.ACCESS_ENDED: "access that was given for a time is over",
     EventType.BREAK_GLASS: "a session that administers the tenant was made on the host; `data`: `tenant`, "
     "`who`, `reason`, `until`. Only for webhooks of every integration",
+    EventType.TENANT_DISABLED: "the operator has disabled the tenant; `data`: `tenant`, `reason`. Only for "
+    "webhooks of every integration",
+    EventType.TENANT_ENABLED: "the operator has enabled it again; the same `data`, for the same webhooks",
     EventType.ACCOUNT_MISMATCH: "the subject consented with another account than the connection's; the old "
     "grant stays",
     EventType.ACCOUNT_SHARED: "the account is connected under another subject too, as after a consent that "

@@ -108,6 +108,8 @@ WHEN = {
     AuditAction.DEFINITION_STAGED: "it serves a share of the connections from then on",
     AuditAction.DEFINITION_ACTIVATED: "it serves every connection of its provider",
     AuditAction.DEFINITION_ROLLED_BACK: "the previous version serves again, after failures or on request",
+    AuditAction.TENANT_DISABLED: "the operator has disabled the tenant; names the reason",
+    AuditAction.TENANT_ENABLED: "the operator has enabled the tenant again; names the reason",
     AuditAction.APP_PUT: "an app was created or changed",
     AuditAction.APP_DELETED: "an app was deleted",
     AuditAction.KEY_CREATED: "an API key was created",

@@ -44,11 +44,13 @@ _RAISED = (
     " WHERE usage.leased_generation < excluded.leased_generation"
 )
 
-_LITE_CONNECTIONS = (
-    "SELECT id, tenant, revision, generation, state FROM connection"
-    " WHERE id IN (SELECT value FROM json_each(?))"
+_CONNECTIONS = "SELECT id, tenant, revision, generation, state FROM connection WHERE id "
+_APPS = (  # from a set of ids: PostgreSQL would plan `= ANY` anew each time
+    "SELECT app.id, app.tenant, app.revision, app.disabled OR s.disabled FROM {}"
+    " JOIN app USING (id) JOIN tenant_standing s ON s.tenant = app.tenant AND s.id = app.tenant"
 )
-_LITE_APPS = "SELECT id, tenant, revision, disabled FROM app WHERE id IN (SELECT value FROM json_each(?))"
+_LITE_CONNECTIONS = _CONNECTIONS + "IN (SELECT value FROM json_each(?))"
+_LITE_APPS = _APPS.format("(SELECT value AS id FROM json_each(?)) AS named")
 _LITE_HEAD = "SELECT count, last_hash, mac FROM audit_shard WHERE tenant = ? AND shard = ?"
 _LITE_FIRST = (
     "INSERT INTO audit_shard (tenant, shard, count, last_hash, mac, revision) VALUES (?, ?, ?, ?, ?, 1)"
@@ -69,10 +71,8 @@ _PG_LOCKS = (
     "SELECT id FROM unnest($1::varchar[]) AS id"
     " WHERE pg_try_advisory_xact_lock_shared(hashtextextended(id, 0))"
 )
-_PG_CONNECTIONS = (
-    "SELECT id, tenant, revision, generation, state FROM connection WHERE id = ANY($1::varchar[])"
-)
-_PG_APPS = "SELECT id, tenant, revision, disabled FROM app WHERE id = ANY($1::varchar[])"
+_PG_CONNECTIONS = _CONNECTIONS + "= ANY($1::varchar[])"
+_PG_APPS = _APPS.format("unnest($1::varchar[]) AS named(id)")
 _PG_HEAD = "SELECT count, last_hash, mac FROM audit_shard WHERE tenant = $1 AND shard = $2 FOR UPDATE"
 _PG_FIRST = (
     "INSERT INTO audit_shard (tenant, shard, count, last_hash, mac, revision) VALUES ($1, $2, $3, $4, $5, 1)"
@@ -116,7 +116,7 @@ class LeaseClaim:
 
 
 class Written(NamedTuple):
-    """The places of the claims that were written, and of those whose connection or app is being changed."""
+    """The places of the claims that were written, and of those that wait for a change of what they name."""
 
     leased: frozenset[int]
     busy: frozenset[int]
@@ -157,10 +157,13 @@ async def write_postgresql(
     raw, ring = await asyncpg_driver(tx.connection), tx.sealer.ring
     connection_ids, app_ids = _ids(claims)
     async with raw.transaction(isolation="read_committed"):  # so that the rows are read after the locks
-        locked = {row[0] for row in await raw.fetch(_PG_LOCKS, connection_ids + app_ids)}
+        named = [*connection_ids, *app_ids, *{it.tenant for it in claims}]
+        locked = {row[0] for row in await raw.fetch(_PG_LOCKS, named)}
         connections = await raw.fetch(_PG_CONNECTIONS, connection_ids)
         apps = await raw.fetch(_PG_APPS, app_ids)
-        busy = frozenset(n for n, it in enumerate(claims) if not {it.connection_id, it.app_id} <= locked)
+        busy = frozenset(
+            n for n, it in enumerate(claims) if not {it.connection_id, it.app_id, it.tenant} <= locked
+        )
         good = _still_leasable(claims, connections, apps, clock.now()) - busy
         kept = [claims[place] for place in sorted(good)]
         for tenant, entries in _by_tenant(kept):

@@ -176,6 +176,7 @@ app.command(f"{_OPERATE}:db", help="The database's schema, and the Temporal name
 app.command(f"{_OPERATE}:keys", help="The key ring, and the first API key.")
 app.command(f"{_OPERATE}:audit_log", name="audit", help="The audit log.")
 app.command("evergrant_server.cli.authority:authority", help="The authenticators of rows.")
+app.command("evergrant_server.cli.tenants:tenants", help="Which tenants are served.")
 app.command("evergrant_server.cli.providers:providers", help="The provider catalogue.")
 
 

@@ -24,8 +24,9 @@ from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import sqlite_path
-from evergrant_server.store.review.authority_scan import accept_accounts_of_before
+from evergrant_server.store.review.authority_scan import accept_accounts_of_before, accept_table
 from evergrant_server.store.store import require_matching_key_ring
+from evergrant_server.store.tenants import TenantStandingRow
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
 from evergrant_server.wiring.platform import open_platform
@@ -33,6 +34,7 @@ from evergrant_server.wiring.platform import open_platform
 # schemas
 _FIRST_WITH_AUTHENTICATORS = "0002"
 _FIRST_WITH_ACCOUNT_AUTHENTICATORS = "0005"
+_FIRST_WITH_TENANT_STANDINGS = "0016"
 
 _WITHOUT_AUTHENTICATORS = (
     "The schema is upgraded, but rows of before have no authenticators yet. Once the cause is mended, run\n"
@@ -63,7 +65,7 @@ async def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None
 async def upgrade_database(settings: Settings) -> str | None:
     """Upgrade the schema; returns the earlier version. Rows of before authenticators get theirs."""
     before = await schema.current_version(settings.database_url)
-    if before is None or before >= _FIRST_WITH_ACCOUNT_AUTHENTICATORS:
+    if before is None or before >= _FIRST_WITH_TENANT_STANDINGS:
         await schema.upgrade(settings.database_url)
         return before
     ring = KeyRing.open(settings.key_path, Role.OPERATOR)  # before the schema has changed
@@ -83,8 +85,10 @@ async def _make_authenticators(settings: Settings, ring: KeyRing, before: str) -
         await require_matching_key_ring(store, ring)
         if before < _FIRST_WITH_AUTHENTICATORS:
             await accept_rows(store)
-        else:
+            return
+        if before < _FIRST_WITH_ACCOUNT_AUTHENTICATORS:
             await accept_accounts_of_before(store)
+        await accept_table(store, TenantStandingRow)
     finally:
         await store.close()
 

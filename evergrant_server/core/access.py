@@ -7,7 +7,16 @@ from typing import Any
 
 from pydantic import Field
 
-from evergrant_server.core.ids import AppId, ApprovalId, CredentialId, KeyId, PermitId, TenantRow, TokenId
+from evergrant_server.core.ids import (
+    AppId,
+    ApprovalId,
+    CredentialId,
+    KeyId,
+    PermitId,
+    Tenant,
+    TenantRow,
+    TokenId,
+)
 
 MOST_PERMITS = 1000  # of an app: each request of its reads them all
 MOST_LIVE_KEYS = 2  # of an app: the one in use, and its successor
@@ -60,6 +69,18 @@ class App(TenantRow):
         A loopback address that is listed without a port stands for every port (RFC 8252 section 7.3).
         """
         return url in self.return_to or _LOOPBACK_PORT.sub(r"\1", url) in self.return_to
+
+
+class TenantStanding(TenantRow):
+    """Whether a tenant is served. Each has this row from its beginning: to delete one must enable nothing.
+
+    `id` is the tenant's name: its row is named and locked by it. `reason` is that of the last change.
+    """
+
+    id: Tenant
+    disabled: bool = False
+    reason: str = ""
+    changed_at: datetime | None = None
 
 
 class AppKey(TenantRow):

@@ -79,6 +79,8 @@ class AuditAction(StrEnum):
     DEFINITION_STAGED = "definition.staged"
     DEFINITION_ACTIVATED = "definition.activated"
     DEFINITION_ROLLED_BACK = "definition.rolled_back"
+    TENANT_DISABLED = "tenant.disabled"
+    TENANT_ENABLED = "tenant.enabled"
     APP_PUT = "app.put"
     APP_DELETED = "app.deleted"
     KEY_CREATED = "key.created"

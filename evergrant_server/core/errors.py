@@ -5,7 +5,8 @@
 
 from enum import StrEnum
 
-from evergrant_server.core.failure_kinds import FailureKind, FailureRule, Repairer, RetryAdvice, rules_of
+from evergrant_server.core import failure_kinds as kinds
+from evergrant_server.core.failure_kinds import FailureKind, FailureRule, Repairer, RetryAdvice
 
 
 class ErrorCode(StrEnum):
@@ -42,6 +43,7 @@ class ErrorCode(StrEnum):
 
     NOT_PERMITTED = "not_permitted"
     APP_DISABLED = "app_disabled"
+    TENANT_DISABLED = "tenant_disabled"
     APPROVAL_REQUIRED = "approval_required"
     SCOPE_NOT_PERMITTED = "scope_not_permitted"
     SOURCE_NOT_PERMITTED = "source_not_permitted"
@@ -75,15 +77,10 @@ class ErrorCode(StrEnum):
     CROSS_SITE_REQUEST = "cross_site_request"
 
 
-_reconnect = rules_of(FailureKind.RECONNECT_NEEDED, Repairer.SUBJECT, RetryAdvice.NEVER, 409)
-_client = rules_of(
-    FailureKind.CLIENT_MISCONFIGURED, Repairer.INTEGRATION_ADMIN, RetryAdvice.AFTER_REPAIR, 424
-)
-_provider = rules_of(FailureKind.PROVIDER_UNAVAILABLE, Repairer.TIME, RetryAdvice.BACKOFF, 503)
-_denied = rules_of(FailureKind.DENIED, Repairer.PERMIT_ADMIN, RetryAdvice.NEVER, 403)
-_platform = rules_of(FailureKind.PLATFORM_UNAVAILABLE, Repairer.OPERATOR, RetryAdvice.BACKOFF, 503)
-_caller = rules_of(FailureKind.BAD_REQUEST, Repairer.CALLER, RetryAdvice.NEVER, 400)
-_refused = rules_of(FailureKind.DENIED, Repairer.CALLER, RetryAdvice.NEVER, 403)
+_reconnect, _client, _provider = kinds.reconnect, kinds.client, kinds.provider
+_denied, _refused = kinds.denied, kinds.refused
+_platform, _caller = kinds.platform, kinds.caller
+_closed = kinds.rules_of(FailureKind.DENIED, Repairer.OPERATOR, RetryAdvice.NEVER, 403)
 _LATER = "Try again after Retry-After seconds."
 
 FAILURES: dict[ErrorCode, FailureRule] = {
@@ -183,6 +180,9 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Give the app a permit for this integration and subject, or change the one that the answer names.",
     ),
     ErrorCode.APP_DISABLED: _denied("The app is disabled.", "Enable the app."),
+    ErrorCode.TENANT_DISABLED: _closed(
+        "The operator has disabled the tenant. Its connections are kept.", "Ask the operator."
+    ),
     ErrorCode.APPROVAL_REQUIRED: _denied(
         "A second app must approve this command first (EVERGRANT_FOUR_EYES).",
         "Have another app with admin send POST /v1/approvals/{approval_id}; then send the request again.",

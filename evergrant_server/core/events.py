@@ -38,6 +38,8 @@ class EventType(StrEnum):
     ACCESS_EXPIRED = "access.expired"
     ACCESS_ENDED = "access.ended"
     BREAK_GLASS = "session.break_glass"  # about a person
+    TENANT_DISABLED = "tenant.disabled"
+    TENANT_ENABLED = "tenant.enabled"
     ACCOUNT_MISMATCH = "connection.account_mismatch"
     ACCOUNT_SHARED = "connection.account_shared"
     PING = "webhook.ping"  # an admin tests one webhook
@@ -46,7 +48,7 @@ class EventType(StrEnum):
 CONNECTION_EVENTS = tuple(it for it in EventType if it.startswith("connection."))
 # about no connection: for webhooks of every integration
 APP_EVENTS = (
-    *(EventType.BULK_READ, EventType.BREAK_GLASS),
+    *(EventType.BULK_READ, EventType.BREAK_GLASS, EventType.TENANT_DISABLED, EventType.TENANT_ENABLED),
     *(it for it in EventType if it.startswith("access.")),
 )
 # without what happens hourly to each connection
@@ -74,6 +76,8 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.ACCESS_EXPIRED: EventType.ACCESS_EXPIRED,
     AuditAction.ACCESS_ENDED: EventType.ACCESS_ENDED,
     AuditAction.BREAK_GLASS: EventType.BREAK_GLASS,
+    AuditAction.TENANT_DISABLED: EventType.TENANT_DISABLED,
+    AuditAction.TENANT_ENABLED: EventType.TENANT_ENABLED,
     AuditAction.ACCOUNT_MISMATCH: EventType.ACCOUNT_MISMATCH,
     AuditAction.ACCOUNT_SHARED: EventType.ACCOUNT_SHARED,
 }
@@ -159,12 +163,14 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
 
 
 def app_event_body(type: EventType, entry: AuditEntry) -> str:
-    """The event of a record about an app or a person: a bulk read, a session that was made on the host, or a
-    request for access (`request_id`)."""
+    """The event of a record about no connection: a bulk read, a session that was made on the host, a tenant
+    that is disabled or enabled, or a request for access (`request_id`)."""
     if type is EventType.BULK_READ:
         data = {"tenant": entry.tenant, "app": entry.detail["app"], "kind": entry.detail["kind"]}
     elif type is EventType.BREAK_GLASS:
         data = {"tenant": entry.tenant, **{name: entry.detail[name] for name in ("who", "reason", "until")}}
+    elif type in (EventType.TENANT_DISABLED, EventType.TENANT_ENABLED):
+        data = {"tenant": entry.tenant, "reason": entry.detail["reason"]}
     else:
         data = {"tenant": entry.tenant, "request_id": entry.object, **entry.detail}
     return _body(type, entry.at, data)

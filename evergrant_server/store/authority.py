@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from sqlalchemy import Executable, Select
 from sqlmodel import col
 
-from evergrant_server.core.access import App, AppCredential, AppKey, Approval, Permit
+from evergrant_server.core.access import App, AppCredential, AppKey, Approval, Permit, TenantStanding
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.definition import Definition
@@ -51,6 +51,7 @@ _FACTS_OF_INTEGRATIONS = {
 # The fields that the authenticator of a row covers. Those that hold their default are left out, so that a
 # field that comes later, with a default, changes no authenticator.
 COVERED: dict[type[BaseModel], set[str]] = {
+    TenantStanding: {"tenant", "id", "disabled", "reason"},
     App: set(App.model_fields) - {"revision", "created_at"},
     AppKey: {"tenant", "id", "app_id", "secret_hash", "revoked_at"},  # the hash covers the expiry
     AppCredential: set(AppCredential.model_fields) - {"revision", "created_at"},

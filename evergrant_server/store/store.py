@@ -37,6 +37,7 @@ from evergrant_server.store.people.sessions import PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
 from evergrant_server.store.review.access_requests import AccessRequests
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
+from evergrant_server.store.tenants import Tenants
 from evergrant_server.store.trusted_issuers import TrustedIssuers
 from evergrant_server.store.webhooks import Deliveries, Webhooks
 
@@ -56,6 +57,7 @@ class Transaction:
         self.integrations = Integrations(connection, sealer)
         self.destinations = Destinations(connection, ring)
         self.definitions = Definitions(connection, ring)
+        self.tenants = Tenants(connection, ring)
         self.access = Access(connection, ring)
         self.credentials = AppCredentials(connection, ring)
         self.tokens = AppTokens(connection)

@@ -205,6 +205,7 @@ class Api:
         said = {"name": name, "provider": provider, "default_scopes": ("read_user",), **more}
         made = an_integration(tenant, self.clock.now(), **said)
         async with self.worker.write() as tx:
+            await tx.tenants.begin(tenant)
             return await tx.integrations.put(made, Secret("hush-hush"), expected=None)
 
     async def connection(self, integration: Integration, **changes: Any) -> Connection:

@@ -150,6 +150,7 @@ async def put_app(
     **more: Any,
 ) -> str:
     """An app with one permit, or none. Returns its key."""
+    await tx.tenants.begin(tenant)
     facts: dict[str, Any] = {"tenant": tenant, "id": new_id("app"), "name": name, "created_at": at, **more}
     app = await tx.access.put_app(App(**facts), expected=None)
     key, shown = new_key(tx.sealer.ring, app, at, timedelta(days=3650))
@@ -158,6 +159,13 @@ async def put_app(
         owned: dict[str, Any] = {"tenant": tenant, "app_id": app.id, "created_at": at}
         await tx.access.put_permit(Permit(id=new_id("per"), **owned, **permit), expected=None)
     return shown
+
+
+async def disable_tenant(tx: Transaction, tenant: Tenant) -> None:
+    """What the operator's command does, without its record."""
+    standing = await tx.tenants.get(tenant, tenant)
+    assert standing is not None
+    await tx.tenants.put(standing.model_copy(update={"disabled": True}), expected=standing.revision)
 
 
 def an_approval(app: App, at: datetime, **changes: Any) -> Approval:

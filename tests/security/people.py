@@ -116,6 +116,7 @@ async def put_session(api: Api, tenant: Tenant, role: PersonRole, **more: Any) -
     }
     async with api.worker.write() as tx:
         session = PersonSession(tenant=tenant, id=id, created_at=now, last_used_at=now, **said)
+        await tx.tenants.begin(tenant)
         await tx.person_sessions.add(session)
     return id, f"evg_ses_{secret}"
 

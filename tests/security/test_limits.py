@@ -60,9 +60,12 @@ async def test_attack_16_one_app_with_500_requests_open_takes_a_few_places_of_a_
     print(f"\n{OPEN} requests open; batches that the other app's leases waited for: {sorted(waited)}")
 
 
-async def test_an_app_that_leases_from_five_processes_is_refused_by_all_when_it_is_disabled(tmp_path: Path):
+@pytest.mark.parametrize("what", ["app", "tenant"])
+async def test_an_app_that_leases_from_five_processes_is_refused_by_all_when_it_is_disabled(
+    tmp_path: Path, what: str
+):
     async with lent("postgresql", tmp_path) as url:
-        found = await disabling.measure(tmp_path, url, Bounds(1.0))
+        found = await disabling.measure(tmp_path, url, Bounds(0.5), what)
     print(f"\n{found.leases} leases; the last one left {found.effect * 1000:.0f} ms after the request")
     assert found.late == 0
     assert found.effect < 1.0

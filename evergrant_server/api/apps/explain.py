@@ -125,6 +125,7 @@ async def explain_access(
         row, broken = await _connection(tx, call.tenant, connection)
         grant = await tx.grants.get(row.tenant, row.id)
         ceiling = await _integration_ceiling(tx, row) if action is Action.CONNECT else None
+        disabled = await _tenant_failure(tx, call.tenant)
     offline = call.api.registry.offline_scope(row.provider)
     leased = _leased_scopes(row, grant, requested) if action is Action.TOKEN else requested
     judged = tuple(scope for scope in leased if scope != offline)
@@ -132,7 +133,7 @@ async def explain_access(
     target = Target() if action is Action.EXPORT else Target.of(row)
     question = PermitQuestion(target, action, call.now, address, judged, excess)
     explained = explain(reviewed.permits, question)
-    obstacles = [*_app_obstacles(reviewed, call.now), *_broken(broken)]
+    obstacles = [*_broken(disabled), *_app_obstacles(reviewed, call.now), *_broken(broken)]
     if action is Action.TOKEN:
         obstacles += _lease_obstacles(row, grant, requested, call.now)
     obstacles += _above_integration(scopes_above(judged, ceiling))
@@ -145,6 +146,14 @@ async def _connection(tx: Transaction, tenant: Tenant, id: str) -> tuple[Connect
     if found is None:
         raise Failure(ErrorCode.NOT_FOUND, "The tenant has no connection with this id.")
     return found
+
+
+async def _tenant_failure(tx: Transaction, tenant: Tenant) -> Failure | None:
+    try:
+        await tx.tenants.require_enabled(tenant)
+    except Failure as failure:
+        return failure
+    return None
 
 
 async def _integration_ceiling(tx: Transaction, row: Connection) -> tuple[str, ...] | None:

@@ -110,6 +110,7 @@ async def bootstrap_admin(
     async with store.write() as tx:
         app = await tx.access.app_by_name(tenant, ADMIN)
         if app is None:
+            await tx.tenants.begin(tenant)
             app = App(tenant=tenant, id=AppId(new_id("app")), name=ADMIN, created_at=now)
             await tx.access.put_app(app, expected=None)
             await _record(tx, app, now, AuditAction.APP_PUT, app.id)

@@ -96,7 +96,7 @@ class Authenticator:
     async def authenticate(self, request: Request) -> Caller:
         """Read the key or token, the app and its permits from the store.
 
-        Raises Failure UNAUTHENTICATED or APP_DISABLED.
+        Raises Failure UNAUTHENTICATED, TENANT_DISABLED or APP_DISABLED.
         """
         caller = await self.caller_of(_bearer_token(request))
         _require_confirmation(request, caller.credential)
@@ -117,12 +117,13 @@ class Authenticator:
         given = parse_key(text)
         async with self._store.read() as tx:
             found = await _key_and_app(tx, given.id)
-            permits = await tx.access.permits(found[1].tenant, found[1].id) if found else []
-        # An unknown key costs the same comparison as a known one.
-        right = self._is_right(found[0] if found else _UNKNOWN, given.secret)
-        if found is None or not right or found[0].revoked_at is not None:
-            raise Failure(ErrorCode.UNAUTHENTICATED)
-        key, app = found
+            # An unknown key costs the same comparison as a known one.
+            right = self._is_right(found[0] if found else _UNKNOWN, given.secret)
+            if found is None or not right or found[0].revoked_at is not None:
+                raise Failure(ErrorCode.UNAUTHENTICATED)
+            key, app = found
+            await tx.tenants.require_enabled(app.tenant)
+            permits = await tx.access.permits(app.tenant, app.id)
         if key.expires_at is None or not key.is_live(self._clock.now()):
             raise expired(key)
         return app, PresentedCredential(key.id, AuthenticationMethod.API_KEY, key.expires_at), permits
@@ -134,6 +135,7 @@ class Authenticator:
             made = app_tokens.token_mac(self._store.ring, token, given.secret)
             if not hmac.compare_digest(token.secret_hash, made) or token.id != given.id:
                 raise Failure(ErrorCode.UNAUTHENTICATED)
+            await tx.tenants.require_enabled(token.tenant)
             app = await tx.access.app(token.tenant, token.app_id)
             credential = await _credential_of(tx, token)
             permits = await tx.access.permits(token.tenant, token.app_id)

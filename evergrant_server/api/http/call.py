@@ -159,8 +159,8 @@ def api_context(request: Request) -> ApiContext:
 
 
 async def _any_app(request: Request, _: Annotated[object, Depends(_bearer_scheme)]) -> ApiCall:
-    """The call of any app or person. Raises Failure UNAUTHENTICATED, APP_DISABLED, CROSS_SITE_REQUEST,
-    RATE_LIMITED."""
+    """The call of any app or person. Raises Failure UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED,
+    CROSS_SITE_REQUEST, RATE_LIMITED."""
     api = api_context(request)
     caller = await person_caller(api, request)
     if caller is None:

@@ -163,6 +163,8 @@ async def _issue(api: ApiContext, request: Request, client: ProvenClient) -> tup
     async def write(tx: Transaction) -> None:
         if client.once is not None and not await tx.tokens.use_assertion(app, *client.once):
             raise TokenRefused("invalid_client", "The assertion's jti was used before.", claimed=app.id)
+        if not await tx.tenants.is_enabled(app.tenant):
+            raise TokenRefused("unauthorized_client", "The tenant is disabled.", claimed=app.id)
         await tx.tokens.add(token)
         detail = {"app": app.name, "method": credential.method, "token": token.id}
         await record(tx, app.tenant, AuditAction.TOKEN_ISSUED, credential.id, context, now, **detail)

@@ -35,6 +35,7 @@ async def install_page(pages: SubjectPages, integration_id: IntegrationId, raw: 
         integration = await tx.integrations.find_in_any_tenant(integration_id)
         if integration is None:
             return None
+        await tx.tenants.require_enabled(integration.tenant)
         spec = await integration_spec(tx, pages.api.registry, integration)
     if spec.flow != "install":
         return None

@@ -82,8 +82,9 @@ class SubjectPages:
         )
 
     async def load_session(self, tx: Transaction, consent: Consent | None) -> ConsentSession:
-        """The session of a consent. Raises Failure NOT_FOUND."""
+        """The session of a consent. Raises Failure NOT_FOUND, TENANT_DISABLED."""
         if consent is not None:
+            await tx.tenants.require_enabled(consent.tenant)
             connection = await tx.connections.get_authentic(consent.tenant, consent.connection_id)
             integration = await tx.integrations.get(consent.tenant, consent.integration_id)
             if connection is not None and integration is not None:

@@ -59,6 +59,8 @@ async def import_connections(body: ImportBody, request: Request, call: AdminCall
     Needs the action `admin` for the whole tenant. Stop the previous refresher of these grants first:
     with rotating refresh tokens, two refreshers lose the grant.
     """
+    async with call.api.store.read() as tx:
+        await tx.tenants.require_enabled(call.tenant)  # a session that was made on the host comes so far
     items = json.loads(await request.body(), object_pairs_hook=_JsonObject.of)["items"]
     verification = ImportVerification(call)
     outcomes = await ImportWriter(call).import_items(items, dry_run=body.dry_run)

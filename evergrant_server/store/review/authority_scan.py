@@ -10,21 +10,11 @@ from pydantic import BaseModel
 from sqlalchemy import select, tuple_, update
 from sqlmodel import col
 
-from evergrant_server.core.access import App, AppCredential, AppKey, Approval, Permit
 from evergrant_server.core.connections.account import PIN
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import Consent
-from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.lifecycle.access_requests import AccessRequest
-from evergrant_server.core.people.logins import PersonLogin
-from evergrant_server.core.people.roles import AdminLogin
-from evergrant_server.core.people.sessions import PersonSession
-from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto import KeyPurpose, KeyRing
-from evergrant_server.store.access import AppCredentialRow, AppKeyRow, ApprovalRow, AppRow, PermitRow
 from evergrant_server.store.authority import (
     BrokenRow,
     accepted_destination_mac,
@@ -47,40 +37,16 @@ from evergrant_server.store.connections.tables import (
 from evergrant_server.store.database.columns import IdTable, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, read_model
-from evergrant_server.store.exports import ExportRow
-from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
-from evergrant_server.store.people.tables import AdminLoginRow, PersonLoginRow, PersonSessionRow
-from evergrant_server.store.review.access_requests import AccessRequestRow
+from evergrant_server.store.review.authority_tables import ALL, CONFIGURATION
 from evergrant_server.store.store import Store
-from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 
 _PAGE_ROWS = 500
-_CONFIGURATION: dict[type[IdTable], type[BaseModel]] = {
-    AppRow: App,
-    AppKeyRow: AppKey,
-    AppCredentialRow: AppCredential,
-    PermitRow: Permit,
-    ApprovalRow: Approval,
-    AccessRequestRow: AccessRequest,
-    IntegrationRow: Integration,
-    DefinitionRow: Definition,
-    TrustedIssuerRow: TrustedIssuer,
-    ExportRow: Export,
-    AdminLoginRow: AdminLogin,
-    PersonLoginRow: PersonLogin,
-    PersonSessionRow: PersonSession,
-}
-_ALL: dict[type[IdTable], type[BaseModel]] = {
-    **_CONFIGURATION,
-    ConnectionRow: Connection,
-    ConsentRow: Consent,
-}
 
 
 async def broken_configuration(store: Store) -> list[BrokenRow]:
-    """Each broken row of apps, permits, people, integrations, definitions and exports."""
-    return [it for table in _CONFIGURATION async for it in _broken(store, table)]
+    """Each broken row of tenants, apps, permits, people, integrations, definitions and exports."""
+    return [it for table in CONFIGURATION async for it in _broken(store, table)]
 
 
 async def broken_connections(store: Store) -> AsyncIterator[BrokenRow]:
@@ -116,15 +82,7 @@ async def accept(store: Store, ids: Collection[str] | None = None) -> list[str]:
 
     Integrations come before the grants of their connections. Needs the refresh purpose.
     """
-    accepted: list[str] = []
-    for table, model in _ALL.items():
-        after = ("", "")
-        while page := await _page(store, table, after, ids):
-            async with store.write() as tx:
-                for row in page:
-                    await _accept(tx.connection, store.ring, table, read_model(model, table, row), row)
-            accepted += [row["id"] for row in page]
-            after = (page[-1]["tenant"], page[-1]["id"])
+    accepted = [it for table in ALL for it in await accept_table(store, table, ids)]
     after = ("", "")
     while page := await _grants(store, after, ids):
         async with store.write() as tx:
@@ -136,6 +94,20 @@ async def accept(store: Store, ids: Collection[str] | None = None) -> list[str]:
             for row in page:
                 made = account_mac(store.ring, _pinned(row), row["pin"])
                 await _write(tx.connection, row, account_mac=made)
+    return accepted
+
+
+async def accept_table(store: Store, table: type[IdTable], ids: Collection[str] | None = None) -> list[str]:
+    """As `accept`, for the rows of one table."""
+    accepted: list[str] = []
+    after = ("", "")
+    while page := await _page(store, table, after, ids):
+        async with store.write() as tx:
+            for row in page:
+                value = read_model(ALL[table], table, row)
+                await _accept(tx.connection, store.ring, table, value, row)
+        accepted += [row["id"] for row in page]
+        after = (page[-1]["tenant"], page[-1]["id"])
     return accepted
 
 
@@ -161,7 +133,7 @@ async def _broken(store: Store, table: type[IdTable]) -> AsyncIterator[BrokenRow
     while page := await _page(store, table, after):
         for row in page:
             try:
-                value = authentic(store.ring, _ALL[table], table, row)
+                value = authentic(store.ring, ALL[table], table, row)
                 made = row.get("destination_mac")
                 if isinstance(value, Integration) and made and store.ring.holds(KeyPurpose.REFRESH):
                     require_destination(store.ring, value, made)

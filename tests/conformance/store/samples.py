@@ -86,8 +86,10 @@ def an_app(**changes: Any) -> App:
 
 
 async def an_app_of(store: Store, **changes: Any) -> App:
+    app = an_app(**changes)
     async with store.write() as tx:
-        return await tx.access.put_app(an_app(**changes), expected=None)
+        await tx.tenants.begin(app.tenant)
+        return await tx.access.put_app(app, expected=None)
 
 
 def a_key(app: App, **changes: Any) -> AppKey:

@@ -10,6 +10,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.people.roles import PersonRole
 from tests.fakes.api import Api, running_api
+from tests.fakes.rows import disable_tenant
 from tests.security.isolation.routes import PROVED_OTHERWISE, requests_to, routes
 from tests.security.isolation.world import a_world
 from tests.security.people import put_session
@@ -36,6 +37,13 @@ async def _disabled(api: Api, tenant: Tenant) -> Headers:
     return bearer(key)
 
 
+async def _of_disabled_tenant(api: Api, tenant: Tenant) -> Headers:
+    key = await api.app_with(CALLER, *Action, tenant=tenant)
+    async with api.worker.write() as tx:
+        await disable_tenant(tx, tenant)
+    return bearer(key)
+
+
 async def _without_permit(api: Api, tenant: Tenant) -> Headers:
     return bearer(await api.app_with(CALLER, tenant=tenant))
 
@@ -58,6 +66,7 @@ def _person(role: PersonRole) -> Role:
 ROLES: dict[str, Role] = {
     "no credential": _nobody,
     "disabled app": _disabled,
+    "disabled tenant": _of_disabled_tenant,
     "no permit": _without_permit,
     **{action.value: _with(action) for action in Action},
     **{f"person: {role.value}": _person(role) for role in PersonRole},

@@ -16,10 +16,11 @@ def allowed(role: str) -> set[str]:
     return {route for route, cells in ROWS.items() if cells[role][:3] not in ("401", "403", "404")}
 
 
-def test_without_a_credential_or_with_a_disabled_apps_there_is_nothing():
+def test_without_a_credential_or_with_that_of_a_disabled_app_or_tenant_there_is_nothing():
     assert len(ROWS) > 50
     assert {cells["no credential"] for cells in ROWS.values()} == {"401"}
     assert {cells["disabled app"] for cells in ROWS.values()} == {"403 app disabled"}
+    assert {cells["disabled tenant"] for cells in ROWS.values()} == {"403 tenant disabled"}
 
 
 def test_without_a_permit_there_are_the_catalogue_and_empty_lists():

@@ -13,6 +13,7 @@ from evergrant_server.store import Store
 from tests.conformance.store.samples import a_connection, an_app, an_app_of, granted
 from tests.fakes.databases import NOW
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.rows import disable_tenant
 from tests.unit.audit.claims import a_claim, count_commits, leases_in_the_log
 
 
@@ -47,7 +48,7 @@ async def test_a_lease_waits_for_a_revocation_that_is_being_committed_and_others
     await beside
 
 
-@pytest.mark.parametrize("stopped", ["app", "connection"])
+@pytest.mark.parametrize("stopped", ["app", "connection", "tenant"])
 async def test_leases_do_not_overtake_a_change_that_waits_for_one(
     store: Store, ledger: LeaseLedger, monkeypatch: pytest.MonkeyPatch, stopped: str
 ):
@@ -68,6 +69,8 @@ async def test_leases_do_not_overtake_a_change_that_waits_for_one(
         async with store.write() as tx:
             if stopped == "app":
                 await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
+            elif stopped == "tenant":
+                await disable_tenant(tx, app.tenant)
             else:
                 revoked = connection.revocation_requested("x", NOW)
                 await tx.connections.replace(revoked, expected=connection.revision)
@@ -94,6 +97,21 @@ async def test_leases_do_not_overtake_a_change_that_waits_for_one(
     with pytest.raises(StaleClaim):
         await late
     await second.stop()
+
+
+async def test_a_disabled_tenant_stops_the_next_lease_and_no_other_tenants(store: Store, ledger: LeaseLedger):
+    connection, app = await granted(store), await an_app_of(store)
+    beside = await granted(store, tenant="other")
+    other = await an_app_of(store, tenant="other")
+    async with store.write() as tx:
+        await disable_tenant(tx, app.tenant)
+    late, alive = a_claim(connection, app), a_claim(beside, other)
+    ended = await asyncio.gather(*(ledger.record(it) for it in (late, alive)), return_exceptions=True)
+    assert [type(it) for it in ended] == [StaleClaim, type(None)]
+    async with store.write() as tx:
+        await tx.connection.execute(text("DELETE FROM tenant_standing WHERE tenant = 'other'"))
+    with pytest.raises(StaleClaim):
+        await ledger.record(alive)
 
 
 async def a_session_waits(store: Store) -> bool:

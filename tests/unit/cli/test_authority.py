@@ -13,13 +13,15 @@ from evergrant_server.cli.app import Flags
 from evergrant_server.cli.doctor import CheckFailed
 from evergrant_server.cli.doctor.database import authority as doctor_check
 from evergrant_server.cli.operate import upgrade_database
+from evergrant_server.core.access import App
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.account import PIN
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
+from evergrant_server.store.access import AppRow
 from evergrant_server.store.authority import connection_mac, row_mac
 from evergrant_server.store.connections.account_identifiers import AccountIdentifierRow
 from evergrant_server.store.connections.tables import ConnectionRow
@@ -143,3 +145,18 @@ async def test_rows_of_before_get_authenticators_with_the_schema(settings: Setti
     assert await upgrade_database(settings) == expected_version()
     with pytest.raises(CheckFailed, match="app_1"):  # a later upgrade accepts nothing
         await doctor_check(settings)
+
+
+async def test_tenants_of_before_are_enabled_with_authenticators(settings: Settings):
+    app = App(tenant=ACME, id=AppId("app_1"), name="sync", created_at=NOW)
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
+    signed = {**column_values(app), "mac": row_mac(ring, app)}
+    people = column_values(an_integration(Tenant("people"), NOW))
+    await at_schema(settings, "0015", (AppRow, signed), (IntegrationRow, people))
+    assert await upgrade_database(settings) == "0015"
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    async with store.read() as tx:
+        assert [await tx.tenants.is_enabled(it) for it in (ACME, Tenant("people"))] == [True, True]
+        with fails(ErrorCode.AUTHORITY_BROKEN, "is missing"):
+            await tx.tenants.is_enabled(Tenant("unknown"))
+    await store.close()

@@ -47,7 +47,8 @@ def login_url(api: ApiContext, tenant: str, *, step_up: bool = False) -> str:
 async def person_caller(api: ApiContext, request: Request) -> Caller | None:
     """The person with the presented session; None when none is presented.
 
-    Raises Failure UNAUTHENTICATED; CROSS_SITE_REQUEST for another site's form or script.
+    Raises Failure UNAUTHENTICATED; TENANT_DISABLED unless the session was made on the host;
+    CROSS_SITE_REQUEST for another site's form or script.
     """
     presented = presented_secret(api, request)
     if presented is None:
@@ -57,6 +58,8 @@ async def person_caller(api: ApiContext, request: Request) -> Caller | None:
         require_same_origin(api, request)
     async with api.store.read() as tx:
         session = await live_session(tx, api, secret, by_cookie=by_cookie)
+        if session is not None and session.kind is not SessionKind.BREAK_GLASS:
+            await tx.tenants.require_enabled(session.tenant)  # the operator's own may still revoke
     if session is None:
         raise Failure(ErrorCode.UNAUTHENTICATED, "The session has ended, or never was one: log in again.")
     now = api.clock.now()

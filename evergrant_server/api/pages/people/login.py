@@ -132,10 +132,12 @@ async def finish_person_login(
 
 
 async def _issuer(tx: Transaction, tenant: Tenant) -> tuple[AdminLogin, Integration]:
+    """Raises Failure NOT_FOUND, CLIENT_REJECTED, TENANT_DISABLED."""
     rule = await tx.admin_logins.of_tenant(tenant)
     if rule is None:
         why = "No people log in here: an admin sets where they do with PUT /v1/admin-login."
         raise Failure(ErrorCode.NOT_FOUND, why)
+    await tx.tenants.require_enabled(tenant)
     return rule, rule.issuer_integration(await tx.integrations.by_name(tenant, rule.integration))
 
 

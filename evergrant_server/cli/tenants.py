@@ -1,0 +1,131 @@
+"""`tenants`: which tenants are served. The host alone decides it: each caller of the API is of one tenant."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cyclopts import App
+
+from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.cli.app import Flags, settings_of
+from evergrant_server.core.access import TenantStanding
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.clock import Clock, SystemClock
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import Tenant, is_slug
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.store import Store, Transaction
+
+tenants = App(name="tenants")
+
+_LONGEST_REASON = 255
+
+
+@tenants.command(name="list")
+async def list_tenants(*, flags: Flags | None = None) -> None:
+    """Print each tenant, whether it is enabled, and when and why that was last changed."""
+    after: Tenant | None = None
+    async with _store(flags) as store:
+        while True:
+            async with store.read() as tx:
+                page = await tx.tenants.page(after)
+                lines = [await _line(tx, it) for it in page]
+            if not page:
+                return
+            print(*lines, sep="\n")
+            after = page[-1].tenant
+
+
+async def _line(tx: Transaction, standing: TenantStanding) -> str:
+    try:
+        word = _word(not await tx.tenants.is_enabled(standing.tenant))
+    except Failure:
+        return f"{standing.tenant}\tbroken\tsee: python -m evergrant_server authority verify"
+    when = "" if standing.changed_at is None else standing.changed_at.isoformat(timespec="seconds")
+    return "\t".join((standing.tenant, word, when, standing.reason)).rstrip()
+
+
+@tenants.command
+async def disable(tenant: str, *, reason: str, flags: Flags | None = None) -> None:
+    """Stop all that a tenant gets: leases, tokens, new connections, connect pages, logins of its people.
+
+    Holds in every process from the commit on. Connections, keys and rows stay, and workers go on refreshing.
+
+    Args:
+        tenant: The tenant's name.
+        reason: Why, such as the number of a ticket; for the audit log and webhooks.
+    """
+    await _change(tenant, reason, flags, disabled=True)
+
+
+@tenants.command
+async def enable(tenant: str, *, reason: str, flags: Flags | None = None) -> None:
+    """Serve a disabled tenant again, with all that it had.
+
+    Args:
+        tenant: The tenant's name.
+        reason: Why; for the audit log and webhooks.
+    """
+    await _change(tenant, reason, flags, disabled=False)
+
+
+async def _change(tenant: str, reason: str, flags: Flags | None, *, disabled: bool) -> None:
+    async with _store(flags) as store:
+        changed = await set_disabled(store, SystemClock(), Tenant(tenant), reason, disabled=disabled)
+    print(f"{tenant} {'is now' if changed else 'was already'} {_word(disabled)}")
+
+
+async def set_disabled(store: Store, clock: Clock, tenant: Tenant, reason: str, *, disabled: bool) -> bool:
+    """Disable or enable a tenant, with the audit record, which webhooks get as an event.
+
+    Repairs a row that is missing or broken. False: it was so already, and nothing is written. Raises Failure
+    NOT_FOUND, and INVALID_REQUEST for a reason that no record can hold.
+    """
+    if not reason.strip() or not reason.isprintable() or len(reason) > _LONGEST_REASON:
+        why = f"reason: 1 to {_LONGEST_REASON} printable characters"
+        raise Failure(ErrorCode.INVALID_REQUEST, why, field="reason")
+
+    async def write(tx: Transaction) -> bool:
+        if await _is_already(tx, tenant, disabled=disabled):
+            return False
+        now, before = clock.now(), await tx.tenants.to_change(tenant)
+        changes = {"disabled": disabled, "reason": reason, "changed_at": now}
+        after = (before or TenantStanding(tenant=tenant, id=tenant)).model_copy(update=changes)
+        await tx.tenants.put(after, expected=None if before is None else before.revision)
+        action = AuditAction.TENANT_DISABLED if disabled else AuditAction.TENANT_ENABLED
+        await record(tx, tenant, action, tenant, RequestContext(by="operator"), now, reason=reason)
+        return True
+
+    return await run_transaction(store, write)
+
+
+async def _is_already(tx: Transaction, tenant: Tenant, *, disabled: bool) -> bool:
+    """Raises Failure NOT_FOUND for a tenant that has no app either."""
+    unknown = Failure(
+        ErrorCode.NOT_FOUND, f"There is no tenant {tenant!r}. See: python -m evergrant_server tenants list"
+    )
+    if not is_slug(tenant):
+        raise unknown
+    try:
+        return await tx.tenants.is_enabled(tenant) is not disabled
+    except Failure as failure:
+        if failure.code is not ErrorCode.AUTHORITY_BROKEN:
+            raise
+    if await tx.tenants.to_change(tenant) is None and not await tx.access.apps(tenant, limit=1):
+        raise unknown
+    return False
+
+
+def _word(disabled: bool) -> str:
+    return "disabled" if disabled else "enabled"
+
+
+@asynccontextmanager
+async def _store(flags: Flags | None) -> AsyncIterator[Store]:
+    settings = settings_of(flags)
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    try:
+        yield store
+    finally:
+        await store.close()

@@ -1,0 +1,50 @@
+"""`tenants list`, `disable` and `enable`, as an operator types them."""
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from evergrant_server.cli import tenants
+from evergrant_server.cli.app import Flags
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.ids import Tenant
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store import Store
+from tests.fakes.databases import migrated_sqlite, sqlite_url
+
+
+async def test_tenants_are_listed_as_they_are_served_and_a_broken_row_as_broken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    await migrated_sqlite(tmp_path)
+    ring = KeyRing.create(tmp_path / "keys.json")
+    flags = Flags(data_dir=tmp_path, database_url=sqlite_url(tmp_path), key_file=tmp_path / "keys.json")
+    store = await Store.open(sqlite_url(tmp_path), ring, SystemClock())
+    async with store.write() as tx:
+        for name in ("acme", "beta", "gamma"):
+            await tx.tenants.begin(Tenant(name))
+    for _ in range(2):
+        await tenants.disable("acme", reason="INC-9", flags=flags)
+    await tenants.disable("beta", reason="INC-9", flags=flags)
+    await tenants.enable("beta", reason="over", flags=flags)
+    async with store.write() as tx:
+        await tx.connection.execute(
+            text("UPDATE tenant_standing SET disabled = NOT disabled WHERE id = 'gamma'")
+        )
+    await store.close()
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "acme is now disabled",
+        "acme was already disabled",
+        "beta is now disabled",
+        "beta is now enabled",
+    ]
+    await tenants.list_tenants(flags=flags)
+    listed = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [(name, word) for name, word, *_ in listed] == [
+        ("acme", "disabled"),
+        ("beta", "enabled"),
+        ("gamma", "broken"),
+    ]
+    assert [it[-1] for it in listed[:2]] == ["INC-9", "over"]
