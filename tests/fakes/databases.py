@@ -25,7 +25,7 @@ from sqlalchemy import Engine
 
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
-from evergrant_server.store.database import schema
+from evergrant_server.store.database import schema, sqlite
 from evergrant_server.store.database.columns import METADATA
 from tests.fakes.clock import SetClock
 
@@ -34,6 +34,11 @@ _TEMPLATE = "evergrant_template"
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
 _migrated: list[bytes] = []  # the first migrated SQLite file, copied from then on
 _numbers = itertools.count(1)
+
+
+DURABLE = sqlite._PRAGMAS
+"""What the product asks of a file: `synchronous=FULL` among it. Those of tests end with their processes."""
+sqlite._PRAGMAS = (*DURABLE, "synchronous=OFF")
 
 
 class _SharedStatements(dict[Any, Any]):

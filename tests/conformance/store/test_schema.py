@@ -15,7 +15,7 @@ from evergrant_server.store import Store
 from evergrant_server.store.access import AppRow
 from evergrant_server.store.authority import row_mac
 from evergrant_server.store.connections.tables import ConnectionRow, ConsentRow
-from evergrant_server.store.database import schema
+from evergrant_server.store.database import schema, sqlite
 from evergrant_server.store.database.columns import METADATA, table_of
 from evergrant_server.store.database.engine import open_database
 from evergrant_server.store.database.rows import column_values
@@ -23,6 +23,7 @@ from evergrant_server.store.integrations.integrations import IntegrationRow
 from evergrant_server.store.permits import PermitRow
 from tests.conformance.store.samples import GITHUB, a_connection, a_consent, a_permit, an_app
 from tests.fakes.clock import SetClock
+from tests.fakes.databases import DURABLE
 from tests.fakes.failures import fails
 
 
@@ -158,7 +159,8 @@ async def test_a_database_from_a_newer_version_is_refused(database_url: str, rin
     assert await schema.current_version(database_url) == "9999"
 
 
-async def test_a_new_sqlite_file_is_private_and_durable(tmp_path: Path):
+async def test_a_new_sqlite_file_is_private_and_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sqlite, "_PRAGMAS", DURABLE)
     file = tmp_path / "deep" / "store.db"
     await schema.upgrade(f"sqlite:///{file}")
     assert file.stat().st_mode & 0o777 == 0o600

@@ -37,6 +37,7 @@ class PlainServer(ScriptedServer):
         super().__init__("", None)
         self.says: dict[str, Reply] = {}
         self.says_to_all: Reply | None = None
+        self.lasts_s = 3600
         self.active: dict[str, bool] = {}  # what introspection says of a token; others are unknown to it
 
     def _act(self, call: Call) -> Any:
@@ -46,7 +47,7 @@ class PlainServer(ScriptedServer):
         reply = self.says_to_all or self.says.get(token)
         if reply is not None:
             return reply[0], {}, reply[1]
-        return 200, {}, {"access_token": "at-2", "token_type": "bearer", "expires_in": 3600}
+        return 200, {}, {"access_token": "at-2", "token_type": "bearer", "expires_in": self.lasts_s}
 
 
 @pytest_asyncio.fixture
@@ -187,9 +188,10 @@ async def test_an_error_that_other_connections_dont_meet_is_the_subjects_in_the_
     integration = await the_integration(place, server)
     connection, other = [await worked(place, integration, name) for name in ("user-1", "other")]
     server.says["rt-user-1"] = reply
+    server.lasts_s = 4 * 3600
     row, _ = await refresh_all(place, connection, other, limit=span - timedelta(hours=1))
     assert ended(row) == ACTIVE
-    row, well = await refresh_all(place, connection, other, limit=NEXT_TRY + timedelta(hours=3))
+    row, well = await refresh_all(place, connection, other, limit=NEXT_TRY + timedelta(hours=9))
     assert (ended(row), ended(well)) == (KEEPS_FAILING, ACTIVE)
     async with place.store.read() as tx:
         assert await tx.attempts.open_of_any_kind(TENANT, row.id, "main") is None
