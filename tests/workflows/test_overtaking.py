@@ -55,7 +55,7 @@ class Provider:
 async def test_a_caller_comes_before_the_backlog_in_which_its_own_refresh_waits(
     client: Client, tmp_path: Path
 ):
-    place, provider, backlog = Place(client, tmp_path), Provider(), 40
+    place, provider, backlog = Place(client, tmp_path), Provider(), 24
     async with place.worker(provider, 1):
         starts = await place.connections(ACME, backlog, timedelta(seconds=1))
         await until_waiting(client, place.queue, backlog - 1)
