@@ -39,6 +39,8 @@ def page(note: str, table: Table) -> str:
             + _listed(PROVED_OTHERWISE)
             + ".",
             "",
+            "[The console](../console.md) calls the routes above for whoever has its session.",
+            "",
         ]
     )
 

@@ -116,6 +116,13 @@ def check_public_url(text: str) -> None:
         )
 
 
+def check_web_url(name: str, text: str) -> None:
+    """Require an http(s) URL with a host, or nothing. Raises ValueError."""
+    url = urlsplit(text)
+    if text and (url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment):
+        raise ValueError(f"{name} must be http(s)://host[:port], perhaps with a path")
+
+
 def is_loopback(host: str) -> bool:
     """True for a host that only this machine reaches."""
     if host == "localhost":

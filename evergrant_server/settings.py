@@ -26,6 +26,7 @@ from evergrant_server.setting_types import (
     RedisUrl,
     TemporalAddress,
     check_public_url,
+    check_web_url,
     with_password,
 )
 
@@ -87,6 +88,9 @@ class Settings(MtlsSettings, BaseSettings):
     """`dev` only: port of the Temporal server it starts."""
     temporal_ui_port: int = Field(default=8481, ge=1, le=65535)
     """`dev` only: port of the Temporal UI."""
+    temporal_ui_url: str = ""
+    """The URL at which an operator's browser reaches the Temporal UI: the console links a connection's
+    workflow there. Empty: no link; `dev` sets its own."""
     history_retention: Duration = timedelta(days=365)
     """How long Temporal keeps closed runs; set by `dev` and `db upgrade`."""
     tenant: str = "default"
@@ -187,6 +191,7 @@ class Settings(MtlsSettings, BaseSettings):
             self.public_url = f"http://{self.host}:{self.port}"
         self.public_url = self.public_url.rstrip("/")
         check_public_url(self.public_url)
+        check_web_url("EVERGRANT_TEMPORAL_UI_URL", self.temporal_ui_url)
         return self
 
     @property

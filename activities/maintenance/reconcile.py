@@ -195,7 +195,8 @@ async def prune_store(store: Store, clock: Clock, deliveries_age: timedelta) -> 
                 break
     for _ in range(_MAX_BATCHES):
         async with store.write() as tx:
-            if await tx.tokens.prune(now - _ENDED_TOKEN_AGE) == 0:
+            tokens = await tx.tokens.prune(now - _ENDED_TOKEN_AGE)
+            if tokens + await tx.key_sessions.prune(now) == 0:
                 break
 
 

@@ -24,6 +24,10 @@ from evergrant_server.api.apps import (
 from evergrant_server.api.apps import routes as apps
 from evergrant_server.api.connections import commands, confirm, history
 from evergrant_server.api.connections import routes as connections
+from evergrant_server.api.console import acts as console_acts
+from evergrant_server.api.console import connections as console_connections
+from evergrant_server.api.console import login as console_login
+from evergrant_server.api.console import static as console_static
 from evergrant_server.api.http import problems
 from evergrant_server.api.http.client_certificates import TrustedHop
 from evergrant_server.api.http.context import ApiContext
@@ -45,6 +49,7 @@ from evergrant_server.api.provider_events import inbound, receivers
 from evergrant_server.api.transfer import routes as transfer
 from evergrant_server.api.webhooks import deliveries
 from evergrant_server.api.webhooks import routes as webhooks
+from evergrant_server.console.console_pages import ConsolePages
 from evergrant_server.console.logos import Logos
 from evergrant_server.console.pages import Pages
 from evergrant_server.setting_types import CertificateHeader
@@ -98,6 +103,10 @@ ROUTERS = (
     connect.router,
     callback.router,
     callback.fragment_router,
+    console_static.router,
+    console_login.router,
+    console_connections.router,
+    console_acts.router,
     openapi.router,
 )
 
@@ -149,6 +158,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     app.state.refusals = refusals
     app.state.lease_issuer = issuer
     app.state.templates = Pages(Logos(api.settings.data_dir / "logos"))
+    app.state.console = ConsolePages()
     app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)
     problems.install_error_handlers(app, api.settings.public_url)
     lease_routes = leases.routes(api, issuer)

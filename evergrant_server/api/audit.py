@@ -81,9 +81,16 @@ async def list_connection_audit(
 ) -> Page[AuditView]:
     """The audit records of one connection, oldest first; what a provider said, and who logged in instead of
     the subject, only for an admin or auditor."""
+    return await connection_records(call, connection_id, limit, cursor)
+
+
+async def connection_records(
+    call: ApiCall, connection_id: str, limit: int, cursor: str | None, *, newest_first: bool = False
+) -> Page[AuditView]:
+    """A page of a connection's records, as far as the caller may read them. Raises Failure NOT_FOUND."""
     async with call.api.store.read() as tx:
         connection = await call.visible_connection(tx, connection_id, *READING_ACTIONS, Action.CONNECT)
-        page = await _page(tx, call, connection_id, limit, cursor)
+        page = await _page(tx, call, connection_id, limit, cursor, newest_first)
     if not call.may_audit(Target.of(connection)):
         for record in page.items:
             record.detail.pop(PROVIDER_SAID, None)
@@ -93,10 +100,17 @@ async def list_connection_audit(
 
 
 async def _page(
-    tx: Transaction, call: ApiCall, object_id: str | None, limit: int, cursor: str | None
+    tx: Transaction,
+    call: ApiCall,
+    object_id: str | None,
+    limit: int,
+    cursor: str | None,
+    newest_first: bool = False,
 ) -> Page[AuditView]:
-    bound = {"list": "audit", "of": object_id}
+    bound = {"list": "audit", "of": object_id} | ({"newest": True} if newest_first else {})
     after = call.api.cursors.decode(cursor, call.tenant, **bound)
-    found = await audit.page(tx, call.tenant, object=object_id, after=after, limit=limit + 1)
+    found = await audit.page(
+        tx, call.tenant, object=object_id, after=after, limit=limit + 1, newest_first=newest_first
+    )
     next_cursor = call.api.cursors.next_cursor(found, limit, audit.page_cursor, call.tenant, **bound)
     return Page(items=[AuditView.of_record(record) for record in found[:limit]], next_cursor=next_cursor)

@@ -47,6 +47,7 @@ async def page(
     object: str | None = None,
     after: str | None = None,
     limit: int = 50,
+    newest_first: bool = False,
 ) -> list[AuditRecord]:
     """Records of every shard, oldest first (by moment, shard, number), after the cursor `after`.
 
@@ -57,8 +58,10 @@ async def page(
     if object is not None:
         query = query.where(col(AuditRow.object) == object)
     if after is not None:
-        query = query.where(tuple_(*order) > _after(after))
-    return [record_of(row) for row in await fetch_all(tx.connection, query.order_by(*order).limit(limit))]
+        place, there = tuple_(*order), _after(after)
+        query = query.where(place < there if newest_first else place > there)
+    sorting = [it.desc() for it in order] if newest_first else order
+    return [record_of(row) for row in await fetch_all(tx.connection, query.order_by(*sorting).limit(limit))]
 
 
 async def newest_record(

@@ -14,6 +14,7 @@ _PASSED_TO_CHILDREN = (
     "temporal_address",
     "temporal_namespace",
     "temporal_task_queue",
+    "temporal_ui_url",
     "allow_unbound_consent",
     "log_level",
     "log_format",

@@ -13,6 +13,7 @@ from evergrant_server.core.ids import (
     CredentialId,
     KeyId,
     PermitId,
+    SessionId,
     Tenant,
     TenantRow,
     TokenId,
@@ -128,6 +129,18 @@ class AppToken(TenantRow):
     credential_revision: int
     method: AuthenticationMethod
     confirmation: dict[str, str] | None = None
+    secret_hash: str
+    created_at: datetime
+    expires_at: datetime
+
+
+class KeySession(TenantRow):
+    """The console's session of an API key that was pasted once. Of its secret only a MAC is kept, over every
+    field (`api.console.key_sessions`). It counts while its key does.
+    """
+
+    id: SessionId
+    key_id: KeyId
     secret_hash: str
     created_at: datetime
     expires_at: datetime

@@ -85,6 +85,7 @@ class AuditAction(StrEnum):
     APP_DELETED = "app.deleted"
     KEY_CREATED = "key.created"
     KEY_REVOKED = "key.revoked"
+    KEY_LOGGED_IN = "key.logged_in"
     CREDENTIAL_PUT = "credential.put"
     CREDENTIAL_DELETED = "credential.deleted"
     TOKEN_ISSUED = "token.issued"

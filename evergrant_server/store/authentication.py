@@ -1,4 +1,4 @@
-"""Credentials of apps, the access tokens that they get, and the assertions that were used up.
+"""Credentials of apps, the access tokens that they get, assertions that were used up, and sessions of keys.
 
 A change of a credential moves its app's revision, as that of a key does (`access`). A token moves nothing.
 """
@@ -9,9 +9,16 @@ from datetime import datetime
 from sqlalchemy import Index, delete, select, tuple_
 from sqlmodel import Field, ForeignKeyConstraint, col
 
-from evergrant_server.core.access import MOST_CREDENTIALS, App, AppCredential, AppToken, AuthenticationMethod
+from evergrant_server.core.access import (
+    MOST_CREDENTIALS,
+    App,
+    AppCredential,
+    AppToken,
+    AuthenticationMethod,
+    KeySession,
+)
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId, CredentialId, Tenant, TokenId, TrustedIssuerId
+from evergrant_server.core.ids import AppId, CredentialId, SessionId, Tenant, TokenId, TrustedIssuerId
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.access import Access, AppCredentialRow, AppKeyUseRow, app_foreign_key
 from evergrant_server.store.authority import AuthenticatedRepository
@@ -34,6 +41,19 @@ class AppTokenRow(columns.IdTable, table=True):
     credential_revision: int
     method: str
     confirmation: dict[str, str] | None = columns.json()
+    secret_hash: str
+    created_at: datetime = columns.timestamp()
+    expires_at: datetime = columns.timestamp()
+
+
+class KeySessionRow(columns.IdTable, table=True):
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant", "key_id"], ["app_key.tenant", "app_key.id"], ondelete="CASCADE"),
+        Index(None, "id", unique=True),
+        Index(None, "tenant", "key_id"),
+        Index(None, "expires_at"),
+    )
+    key_id: str
     secret_hash: str
     created_at: datetime = columns.timestamp()
     expires_at: datetime = columns.timestamp()
@@ -145,3 +165,26 @@ class AppTokens(ModelRepository[AppToken, TokenId]):
         used = (col(AppAssertionRow.tenant), col(AppAssertionRow.app_id), col(AppAssertionRow.jti_hash))
         over = select(*used).where(col(AppAssertionRow.expires_at) < before).limit(limit)
         return gone + await self._run(delete(AppAssertionRow).where(tuple_(*used).in_(over)))
+
+
+class KeySessions(ModelRepository[KeySession, SessionId]):
+    """The console's sessions of API keys. Their own MAC is their authenticator."""
+
+    _table, _model = KeySessionRow, KeySession
+
+    async def add(self, session: KeySession) -> None:
+        await self._add(session, f"Session {session.id}")
+
+    async def find(self, id: SessionId) -> KeySession | None:
+        """The session with this id in whichever tenant, expired or not."""
+        return await self._one(id=id)
+
+    async def delete(self, session: KeySession) -> None:
+        """Raises Failure NOT_FOUND."""
+        await self._delete(f"Session {session.id}", tenant=session.tenant, id=session.id)
+
+    async def prune(self, before: datetime, limit: int = 1000) -> int:
+        """Delete sessions that ended before then, at most `limit`; returns how many."""
+        key = (col(KeySessionRow.tenant), col(KeySessionRow.id))
+        ended = select(*key).where(col(KeySessionRow.expires_at) < before).limit(limit)
+        return await self._run(delete(KeySessionRow).where(tuple_(*key).in_(ended)))

@@ -12,7 +12,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.access import Access, Approvals
-from evergrant_server.store.authentication import AppCredentials, AppTokens
+from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
@@ -61,6 +61,7 @@ class Transaction:
         self.access = Access(connection, ring)
         self.credentials = AppCredentials(connection, ring)
         self.tokens = AppTokens(connection)
+        self.key_sessions = KeySessions(connection)
         self.approvals = Approvals(connection, ring)
         self.trusted_issuers = TrustedIssuers(connection, ring)
         self.access_requests = AccessRequests(connection, ring)

@@ -64,7 +64,11 @@ async def run(settings: Settings) -> None:
 
 def _on_this_machine(settings: Settings) -> Settings:
     unbound = settings.allow_unbound_consent or is_loopback(urlsplit(settings.public_url).hostname or "")
-    here = {"temporal_address": f"127.0.0.1:{settings.temporal_port}", "allow_unbound_consent": unbound}
+    here = {
+        "temporal_address": f"127.0.0.1:{settings.temporal_port}",
+        "temporal_ui_url": f"http://127.0.0.1:{settings.temporal_ui_port}",
+        "allow_unbound_consent": unbound,
+    }
     return settings.model_copy(update=here)
 
 

@@ -85,7 +85,7 @@ async def observe(api: Api) -> dict[str, list[str]]:
         headers = await role(api, tenant)
         # what ends a thing comes after what uses it
         for route in sorted(routes(api.app), key=is_last):
-            if route not in PROVED_OTHERWISE:
+            if route not in PROVED_OTHERWISE and " /console" not in route:
                 sent = requests_to(route)[0].sent(own)
                 answer = await api.client.request(**sent | {"headers": sent["headers"] | headers})
                 problem = "" if answer.is_success else f" {answer.json()['code']}"

@@ -28,6 +28,8 @@ QUERIES = {
     "GET /v1/access/explain": ("app={app}&connection={connection_id}",),
     "GET /v1/connections/export": ("id={export_id}",),
     "DELETE /v1/connections/export": ("id={export_id}",),
+    "GET /console/connections": ("", "integration={integration}", "subject={subject}"),
+    "GET /console/connect": ("integration={integration}&subject={subject}",),
     "GET /v1/connections": ("", "integration={integration}", "provider={provider}", "subject={subject}"),
 }
 BODIES: dict[str, tuple[Any, ...]] = {
@@ -67,6 +69,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
 PUBLIC = {
     *("GET /", "GET /livez", "GET /readyz", "GET /metrics", "GET /docs", "GET /openapi.json"),
     *("GET /static/evergrant.css", "GET /logos/{file}", "GET /oauth/client/{integration_id}"),
+    *("GET /console/static/{name}", "GET /console"),
     "GET /.well-known/oauth-authorization-server",
 }
 # A link, a browser's cookie, a provider's signature or an app's stands in for a credential:
@@ -80,6 +83,17 @@ PROVED_OTHERWISE = {
     *("GET /login", "POST /login", "POST /login/command", "GET /session", "POST /logout"),
     *("GET /v1/sessions/current", "DELETE /v1/sessions/current"),
 }
+# A browser's cookie again, for the console: test_console.py, tests/security/pages/test_console_sessions.py.
+_CONSOLE_LOGIN = {"GET /console/login", "POST /console/login", "POST /console/logout"}
+CONSOLE_FORMS = {
+    "POST /console/connect": {"integration": "{integration}", "subject": "new"},
+    "POST /console/connections/{connection_id}/reconnect": {},
+    "POST /console/connections/{connection_id}/refresh": {"generation": "1"},
+    "POST /console/connections/{connection_id}/revoke": {},
+    "POST /console/connections/{connection_id}/confirm": {"code": "{confirm_code}"},
+}
+BODIES |= {route: (form,) for route, form in CONSOLE_FORMS.items()}
+_OPEN = PUBLIC | PROVED_OTHERWISE
 # The tenant's only one, so a request names none: that of another tenant stays is shown by its rows.
 ONE_OF_THE_TENANT = {"DELETE /v1/admin-login"}
 # These make or change the caller's own thing of that name, whatever other tenants have.
@@ -141,7 +155,13 @@ def routes(app: FastAPI) -> list[str]:
 
 def guarded(app: FastAPI) -> list[str]:
     """The routes that need a credential of the API."""
-    return [it for it in routes(app) if it not in PUBLIC | PROVED_OTHERWISE]
+    return [it for it in routes(app) if not it.split(" ")[1].startswith("/console") and it not in _OPEN]
+
+
+def console_routes(app: FastAPI) -> list[str]:
+    """The routes of the console that need its session."""
+    found = [it for it in routes(app) if it.split(" ")[1].startswith("/console")]
+    return [it for it in found if it not in PUBLIC | _CONSOLE_LOGIN]
 
 
 def parameter(path: str, name: str) -> str:

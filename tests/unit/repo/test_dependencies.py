@@ -1,6 +1,7 @@
 """Every direct dependency is explained and used, every import is of one, and locks hold only hashed pins."""
 
 import ast
+import hashlib
 import json
 import re
 import sys
@@ -104,6 +105,14 @@ def test_every_direct_dependency_is_explained() -> None:
     explained = re.findall(r"^\| `([a-z0-9-]+)` \|", page, flags=re.MULTILINE)
     assert len(explained) == len(set(explained))
     assert set(explained) == direct()
+
+
+def test_files_of_other_projects_are_unchanged() -> None:
+    page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `([\w./-]+\.js)` \|.*SHA-256 `([0-9a-f]{64})`", page, flags=re.MULTILINE))
+    assert {path: hashlib.sha256((ROOT / path).read_bytes()).hexdigest() for path in listed} == listed
+    kept = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("evergrant_server/**/*.min.js")}
+    assert kept == listed.keys()
 
 
 def test_every_direct_dependency_is_used() -> None:

@@ -1,0 +1,106 @@
+"""`/console/login`: an API key is pasted once, and the browser gets a session of an hour."""
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from evergrant_server.api.console.key_sessions import LASTS, key_caller, key_cookie, new_key_session
+from evergrant_server.api.console.visit import LOGIN, ConsoleVisit, VisitDep, console_page
+from evergrant_server.api.http.people.authentication import (
+    login_url,
+    require_same_origin,
+    session_cookie,
+)
+from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.api.pages.browser import redirect_response
+from evergrant_server.api.people.session_start import end_presented_session
+from evergrant_server.core.access import AuthenticationMethod
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import Tenant
+from evergrant_server.store import Transaction
+
+router = APIRouter(include_in_schema=False)
+
+_FORM = "console login"  # what the CSRF token of the form is bound to, beside its browser
+
+
+@router.get(LOGIN)
+async def show_login(visit: VisitDep) -> Response:
+    """The form for an API key, and the way to the issuer where people log in."""
+    return await _login_page(visit)
+
+
+async def _login_page(visit: ConsoleVisit, failure: Failure | None = None) -> Response:
+    api = visit.api
+    tenant = Tenant(api.settings.tenant)
+    async with api.store.read() as tx:
+        rule = await tx.admin_logins.of_tenant(tenant)
+    html = visit.pages.render(
+        "login.html",
+        title="Evergrant console",
+        csrf=visit.browsers.csrf_token(visit.browser, _FORM),
+        login=None if rule is None else login_url(api, tenant),
+        minutes=int(LASTS.total_seconds() // 60),
+        failure=failure,
+    )
+    return visit.respond(html, 200 if failure is None else failure.rule.status)
+
+
+@router.post(LOGIN)
+async def log_in(visit: VisitDep) -> Response:
+    """Exchange the key for a session. The key is neither kept nor sent back."""
+    api = visit.api
+    try:
+        require_same_origin(api, visit.request)
+        _, fields = await visit.browsers.read_form(visit.request, _FORM)
+        caller = await api.authenticator.caller_of(fields.get("key", "").strip())
+        if caller.credential.method is not AuthenticationMethod.API_KEY:
+            raise Failure(ErrorCode.UNAUTHENTICATED, "Paste an API key, which begins with evg_key_.")
+    except Failure as failure:
+        return await _login_page(visit, failure)
+    session, cookie = new_key_session(api, caller)
+
+    async def write(tx: Transaction) -> None:
+        await tx.key_sessions.add(session)
+        context = trace_of(visit.request).request_context(caller.by)
+        detail = {"app": caller.app.name, "session": session.id, "until": session.expires_at.isoformat()}
+        await record(
+            tx, session.tenant, AuditAction.KEY_LOGGED_IN, session.key_id, context, api.clock.now(), **detail
+        )
+
+    await run_transaction(api.store, write)
+    response = redirect_response("/console/connections")
+    response.set_cookie(
+        key_cookie(api.settings.public_url),
+        cookie,
+        path="/",
+        max_age=int(LASTS.total_seconds()),
+        secure=visit.browsers.secure,
+        httponly=True,
+        samesite="lax",
+    )
+    return response
+
+
+@router.post("/console/logout")
+@console_page
+async def log_out(visit: VisitDep) -> Response:
+    """End this browser's sessions: of the key, and of the person."""
+    await visit.read_form()
+    api, request = visit.api, visit.request
+    by_key = await key_caller(api, request)
+
+    async def end(tx: Transaction) -> None:
+        await end_presented_session(tx, api, request)
+        if by_key is not None:
+            key = by_key.session.key_id
+            await tx.key_sessions.delete(by_key.session)
+            await visit.call.record(tx, AuditAction.SESSION_ENDED, by_key.session.id, key=key)
+
+    await run_transaction(api.store, end)
+    response = redirect_response(LOGIN)
+    url = api.settings.public_url
+    for name in (key_cookie(url), session_cookie(url)):
+        response.delete_cookie(name, path="/", secure=visit.browsers.secure, httponly=True, samesite="lax")
+    return response

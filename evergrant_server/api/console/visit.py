@@ -1,0 +1,127 @@
+"""One request of a browser to the console: who is there, the pages of answers and failures, forms."""
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from evergrant_server.api.console.key_sessions import key_caller
+from evergrant_server.api.http.call import ApiCall
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.people.authentication import (
+    login_url,
+    person_caller,
+    presented_secret,
+    require_same_origin,
+)
+from evergrant_server.api.http.problems import field_errors, invalid_request
+from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.pages.browser import BrowserSessions, html_response, redirect_response
+from evergrant_server.console.console_pages import ConsolePages, Visitor
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.policy import Target
+from evergrant_server.telemetry.alarms import report_broken_authority
+
+LOGIN = "/console/login"
+
+
+class ConsoleVisit:
+    """The console for one request. `call` is the request as the API's routes see it."""
+
+    call: ApiCall
+    session_id: str
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.api: ApiContext = request.app.state.api
+        self.pages: ConsolePages = request.app.state.console
+        self.browsers: BrowserSessions = request.app.state.browsers
+        self.browser = self.browsers.cookie_of(request) or self.browsers.new_cookie()
+
+    async def authenticate(self) -> None:
+        """Find out who is there: the app whose key was pasted, else the person who logged in.
+
+        Raises Failure UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED, CROSS_SITE_REQUEST, RATE_LIMITED.
+        """
+        api, request = self.api, self.request
+        require_same_origin(api, request)
+        by_key = await key_caller(api, request)
+        if by_key is not None:
+            caller, self.session_id = by_key.caller, by_key.session.id
+            api.ledger.note_use(caller.tenant, caller.credential.id)
+        else:
+            presented = presented_secret(api, request)
+            person = await person_caller(api, request) if presented is not None and presented[1] else None
+            if person is None or person.session is None:
+                raise Failure(ErrorCode.UNAUTHENTICATED)
+            caller, self.session_id = person, person.session.id
+        await api.limits.count_request(request.scope, caller.app)
+        self.call = ApiCall(api, caller, trace_of(request).request_context(caller.by), request)
+
+    async def read_form(self) -> dict[str, str]:
+        """The fields of a form that one of this session's pages has sent. Raises Failure CALLBACK_INVALID."""
+        _, fields = await self.browsers.read_form(self.request, self.session_id)
+        return {name: text.strip() for name, text in fields.items() if name != "csrf"}
+
+    def visitor(self) -> Visitor:
+        """Who is there, for the head of each page."""
+        caller, session = self.call.caller, self.call.caller.session
+        return Visitor(
+            name=caller.app.name if session is None else session.person.name or session.person.sub,
+            kind="API key" if session is None else session.role.value.replace("_", " "),
+            tenant=caller.tenant,
+            audits=self.call.may_audit(Target()),
+            csrf=self.browsers.csrf_token(self.browser, self.session_id),
+            step_up=None if session is None else login_url(self.api, caller.tenant, step_up=True),
+        )
+
+    def show(self, template: str, title: str, *, status: int = 200, **values: Any) -> Response:
+        """A page in the console's frame."""
+        html = self.pages.render(
+            template, title=title, visitor=self.visitor(), now=self.api.clock.now(), **values
+        )
+        return self.respond(html, status)
+
+    def respond(self, html: str, status: int = 200) -> Response:
+        response = html_response(html, status, "self")
+        # with no-referrer a browser sends `Origin: null` beside a form (Fetch section 3.1)
+        response.headers["Referrer-Policy"] = "same-origin"
+        if self.browsers.cookie_of(self.request) is None:
+            self.browsers.set_cookie(response, self.browser)
+        return response
+
+    def failed(self, failure: Failure) -> Response:
+        """The page of a failure; for a visitor who isn't logged in the login's."""
+        if not hasattr(self, "call"):
+            if failure.code is ErrorCode.UNAUTHENTICATED:
+                return redirect_response(LOGIN)
+            return self.respond(
+                self.pages.render("refused.html", title="You are not logged in", failure=failure),
+                failure.rule.status,
+            )
+        return self.show("failed.html", "This didn't work", status=failure.rule.status, failure=failure)
+
+
+VisitDep = Annotated[ConsoleVisit, Depends(ConsoleVisit)]
+_Endpoint = Callable[..., Awaitable[Response]]
+
+
+def console_page(endpoint: _Endpoint) -> _Endpoint:
+    """Decorate a route for visitors who are logged in. Its failures are shown as pages."""
+
+    @functools.wraps(endpoint)
+    async def shown(visit: ConsoleVisit, **values: Any) -> Response:
+        try:
+            await visit.authenticate()
+            return await endpoint(visit, **values)
+        except ValidationError as error:
+            first = field_errors(error)[0]
+            return visit.failed(invalid_request(first["field"], f"{first['field']}: {first['problem']}"))
+        except Failure as failure:
+            report_broken_authority(failure)
+            return visit.failed(failure)
+
+    return shown
