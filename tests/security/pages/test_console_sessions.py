@@ -6,9 +6,11 @@ ASVS 5.0 chapter 7.
 import pytest
 from sqlalchemy import text
 
+from evergrant_server.cli.tenants import set_disabled
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from tests.fakes.api import Api
+from tests.fakes.api import TENANT, Api
+from tests.fakes.rows import disable_tenant
 from tests.security.console import KEY_COOKIE, ConsoleBrowser, at_console
 from tests.security.isolation.routes import routes
 
@@ -106,6 +108,11 @@ async def test_it_ends_with_its_hour_its_key_its_app_and_the_log_out(api: Api):
     assert (answer.status_code, "app_disabled" in answer.text) == (403, True)
     async with api.worker.write() as tx:
         await tx.access.put_app(app.model_copy(update={"disabled": False}), expected=app.revision)
+    async with api.worker.write() as tx:
+        await disable_tenant(tx, TENANT)
+    answer = await browsers[2].browser.get("/console/connections")
+    assert (answer.status_code, "tenant_disabled" in answer.text) == (403, True)
+    assert await set_disabled(api.worker, api.clock, TENANT, "a test", disabled=False)
     api.clock.advance(3599)
     assert await is_in(browsers[2])
     api.clock.advance(1)
