@@ -262,7 +262,9 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         status=404,
     ),
     ErrorCode.ALREADY_EXISTS: _caller(
-        "Something with this name is there already.", "Use another name.", status=409
+        "Something with this name is there already.",
+        "Use another name, or first remove or revoke what is there.",
+        status=409,
     ),
     ErrorCode.INTEGRATION_IN_USE: _caller(
         "Connections of the integration have not ended.", "Revoke them, and delete it then.", status=409

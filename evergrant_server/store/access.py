@@ -141,7 +141,7 @@ class Access(AuthenticatedRepository[App, AppId]):
         await self.bump(key.tenant, key.app_id)
         live = await self.live_keys(key.tenant, key.app_id, key.created_at)
         if len(live) >= MOST_LIVE_KEYS:
-            why = f"The app has {MOST_LIVE_KEYS} live keys already: revoke one of them first."
+            why = f"The app has {MOST_LIVE_KEYS} live keys already, which is the most."
             raise Failure(ErrorCode.ALREADY_EXISTS, why)
         await self._keys._add(key, f"Key {key.id}")
 

@@ -47,8 +47,10 @@ class EvergrantError(Exception):
         super().__init__(detail)
 
     def __str__(self) -> str:
-        """`code: detail (repair)`, in one line and without control characters."""
-        detail = f": {self.detail}" if self.detail else ""
+        """`code: detail (repair)` with the field that is wrong, in one line without control characters."""
+        detail, wrong = f": {self.detail}" if self.detail else "", self._text("field")
+        if wrong and wrong not in detail:
+            detail = f": {wrong}{detail}"
         text = f"{self.code}{detail} ({self.repair})"
         return "".join(letter if letter.isprintable() else " " for letter in text)
 

@@ -14,6 +14,7 @@ from evergrant.errors import BadRequest
 from evergrant.identity import Certificate, Identity, PrivateKey, WorkloadToken
 
 Origin = tuple[str, str, int]
+_URL = "Set EVERGRANT_URL to a whole URL, such as http://127.0.0.1:8480 or https://evergrant.example.com."
 _NO_URL = "Set EVERGRANT_URL; beside make dev it is http://127.0.0.1:8480."
 _PORTS = {"http": 80, "https": 443}
 
@@ -111,11 +112,11 @@ def _check(base: str, allow_plain_http: bool) -> None:
     except (httpx2.InvalidURL, TypeError):
         parsed = None
     if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
-        raise BadRequest(
-            "the URL is not an http(s) URL, or has a user name in it",
-            code="url_invalid",
-            repair="Set EVERGRANT_URL to https://…",
-        )
+        why = "the URL is not an http(s) URL, or has a user name in it"
+        raise BadRequest(why, code="url_invalid", repair=_URL)
+    if parsed.path.rstrip("/").endswith("/v1"):
+        why = "the URL ends in /v1, which is a part of the API's paths"
+        raise BadRequest(why, code="url_invalid", repair="Leave out /v1 in EVERGRANT_URL.")
     if parsed.scheme == "http" and not is_loopback(parsed.host) and not allow_plain_http:
         raise BadRequest(
             f"plain http to {parsed.host} would show the API key and tokens to the network",
@@ -169,7 +170,7 @@ def read_key_file(path: Path) -> str:
         raise BadRequest(
             f"the API key file {path} can't be read: {reason}",
             code="api_key_file_unreadable",
-            repair="Check EVERGRANT_API_KEY_FILE.",
+            repair="Check EVERGRANT_API_KEY_FILE or --api-key-file.",
         ) from None
     if not key:
         raise BadRequest(

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack
 import httpx2
 
 from evergrant.auth import ReportedTokens
-from evergrant.calls.attempts import call_arguments, token_arguments, transport_error
+from evergrant.calls.attempts import call_arguments, explained, token_arguments, transport_error
 from evergrant.calls.call import Call, Page, Result, check_version, next_page
 from evergrant.errors import EvergrantError
 from evergrant.identity import Certificate, Identity
@@ -108,7 +108,8 @@ class Transport(ClientState):
         try:
             return self._send(call, _deadline(self._deadline, within_s))
         except EvergrantError as error:
-            raise error.with_traceback(None) from None  # without the frames of libraries
+            # without the frames of libraries
+            raise explained(error, call, self._server).with_traceback(None) from None
 
     def _send(self, call: Call[Result], deadline: Deadline) -> Result:
         for attempt in deadline.attempts():
@@ -182,7 +183,7 @@ class AsyncTransport(ClientState):
         try:
             return await self._send(call, _deadline(self._deadline, within_s))
         except EvergrantError as error:
-            raise error.with_traceback(None) from None
+            raise explained(error, call, self._server).with_traceback(None) from None
 
     async def _send(self, call: Call[Result], deadline: Deadline) -> Result:
         async for attempt in deadline.attempts():

@@ -5,6 +5,7 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import httpx2
 
@@ -15,6 +16,10 @@ from evergrant.origins import ServerAddress
 from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, Deadline
 
 _START = "Start Evergrant there (make dev), or correct EVERGRANT_URL."
+_KEY = (
+    "The API key is unknown to this server, or has expired or been revoked: check EVERGRANT_API_KEY, "
+    "EVERGRANT_API_KEY_FILE or --api-key-file. After evergrant login, log in again."
+)
 _TRUST = "Name its authority's certificates in SSL_CERT_FILE, or correct EVERGRANT_URL."
 
 
@@ -71,6 +76,18 @@ def transport_error(error: httpx2.RequestError, url: str) -> EvergrantError:
     if isinstance(error, httpx2.TransportError):
         return Unreachable(f"no answer from {url} ({type(error).__name__})")
     return ProtocolError(f"the answer of {url} can't be read ({type(error).__name__})")
+
+
+def explained(error: EvergrantError, call: Call[Result], server: ServerAddress) -> EvergrantError:
+    """The error, with what was asked for where the server says only that it isn't there."""
+    if error.code == "not_found":
+        body = call.body or {}
+        names = [f"{it} {body[it]}" for it in ("integration", "subject") if it in body]
+        what = ", ".join(names) or unquote(call.path.removeprefix("/v1/"))
+        error.detail = f"{error.detail.rstrip('.')}: {what}"
+    if error.code == "unauthenticated" and server.identity is None:
+        error.repair = _KEY
+    return error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from evergrant.calls.access import AccessExplanation
 from evergrant.cli.output import DEFAULTS, Options, name_and_value, read_json_object, row_of
+from evergrant.cli.permits import USUAL
 from evergrant.cli.show.tables import Format, Row, show_one, show_rows
 
 _REPORT = (
@@ -77,7 +78,7 @@ def report(*, csv: Annotated[bool, Parameter(negative=())] = False, options: Opt
             for piece in client.access_report_csv():
                 print(piece.replace("\r\n", "\n"), end="")
         else:
-            show_rows((row_of(it) for it in client.access_report()), _REPORT, options.output)
+            show_rows((row_of(it) for it in client.access_report()), _REPORT, options.output, usual=USUAL)
 
 
 @access.command

@@ -2,8 +2,10 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from evergrant.calls.api_keys import ApiKey
 from evergrant.cli.credentials import credentials
@@ -13,6 +15,8 @@ from evergrant.errors import BadRequest
 from evergrant.grant_files import write_private_file
 from evergrant.models import App as Consumer
 from evergrant.sync_client import Evergrant
+
+Days = Annotated[float, Parameter(validator=Number(gt=0))]
 
 _APPS = ("name", "disabled", "return_to", "lease_limit", "created_at", "id")
 _KEYS = ("id", "live", "created_at", "expires_at", "revoked_at", "last_used_at")
@@ -29,7 +33,7 @@ approvals = App(name="approvals", help="Commands that a second app must approve 
 def list_apps(*, options: Options = DEFAULTS) -> None:
     """List the apps of the tenant."""
     with options.client() as client:
-        show_rows((row_of(app) for app in client.apps()), _APPS, options.output)
+        show_rows((row_of(app) for app in client.apps()), _APPS, options.output, usual={"disabled": False})
 
 
 @apps.command(name="get")
@@ -134,7 +138,7 @@ def write_key(
     /,
     *,
     out: Path | None = None,
-    days: float | None = None,
+    days: Days | None = None,
     options: Options = DEFAULTS,
 ) -> None:
     """Create a key of an app in a new file that only you can read. It is not printed.
@@ -168,7 +172,7 @@ def list_keys(app: str, /, *, options: Options = DEFAULTS) -> None:
 
 
 @keys.command
-def create(app: str, /, *, days: float | None = None, options: Options = DEFAULTS) -> None:
+def create(app: str, /, *, days: Days | None = None, options: Options = DEFAULTS) -> None:
     """Create a key of an app and show it, once.
 
     Args:

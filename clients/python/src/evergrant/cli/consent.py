@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import webbrowser
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +21,8 @@ from urllib.parse import parse_qs, urlsplit
 from evergrant.binding import new_verifier
 from evergrant.calls import connections as calls
 from evergrant.cli.show.tables import printable
-from evergrant.errors import BadRequest, EvergrantError, ReconnectNeeded
+from evergrant.cli.start.lines import line_to_copy
+from evergrant.errors import BadRequest, ClientMisconfigured, EvergrantError, ReconnectNeeded
 from evergrant.models import Connection
 from evergrant.retries import Deadline, is_consent_complete
 from evergrant.sync_client import Evergrant
@@ -42,18 +43,42 @@ def connect_here(
     verifier, challenge = new_verifier()
     with ReturnListener() as listener:
         opened = _begin(partial(begin, challenge=challenge), listener, in_browser)
-        deadline = Deadline(timeout)
-        while True:
-            found = client.send(calls.connection(opened.id), deadline.poll_timeout_s())
-            if is_consent_complete(found, newer_than=0):
-                return found
-            with suppress(Empty):
-                code = listener.codes.get(timeout=deadline.poll_pause_s(_POLL))
-                if not code:
-                    _require_not_failed(listener, opened.id)
-                    continue
-                confirm = partial(client.confirm, opened.id, code, opened.subject, verifier)
-                _confirm(confirm, opened.connect_url, in_browser)
+        with _saying_where_to_look(opened):
+            return _finish(client, opened, listener, verifier, Deadline(timeout), in_browser)
+
+
+@contextmanager
+def _saying_where_to_look(opened: Connection) -> Generator[None]:
+    """The terminal doesn't see the provider's page, where a consent ends that the provider refuses."""
+    try:
+        yield
+    except (ClientMisconfigured, ReconnectNeeded, KeyboardInterrupt):
+        look = line_to_copy("evergrant", "connections", "get", opened.id)
+        uri = line_to_copy("evergrant", "integrations", "redirect-uri", opened.integration)
+        _say(f"what the provider said, for an admin: {look}")
+        _say(f"the redirect URI, if its page finds it wrong: {uri}")
+        raise
+
+
+def _finish(
+    client: Evergrant,
+    opened: Connection,
+    listener: "ReturnListener",
+    verifier: str,
+    deadline: Deadline,
+    in_browser: bool,
+) -> Connection:
+    while True:
+        found = client.send(calls.connection(opened.id), deadline.poll_timeout_s())
+        if is_consent_complete(found, newer_than=0):
+            return found
+        with suppress(Empty):
+            code = listener.codes.get(timeout=deadline.poll_pause_s(_POLL))
+            if not code:
+                _require_not_failed(listener, opened.id)
+                continue
+            confirm = partial(client.confirm, opened.id, code, opened.subject, verifier)
+            _confirm(confirm, opened.connect_url, in_browser)
 
 
 def _require_not_failed(listener: "ReturnListener", connection_id: str) -> None:

@@ -19,7 +19,7 @@ from evergrant.cli.show.tables import Format, Row, show_one, show_rows
 from evergrant.errors import BadRequest
 from evergrant.sync_client import Evergrant
 
-_INTEGRATIONS = ("name", "provider", "client_id", "state", "problem", "redirect_uri")
+_INTEGRATIONS = ("name", "provider", "client_id", "state", "problem")
 _RESERVED = ("name", "provider", "state", "redirect_uri")
 _PUT = ("name", "provider", "client_id", "default_scopes", "state", "problem", "redirect_uri")
 _PROVIDERS = ("name", "display_name", "categories", "default_scopes")

@@ -5,7 +5,6 @@ Exit statuses: 0 done, 1 refused or failed, 2 misused, 130 interrupted.
 
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -28,6 +27,7 @@ from evergrant.cli.permits import permits
 from evergrant.cli.show.examples import add_examples
 from evergrant.cli.show.tables import Format, show_one, show_rows
 from evergrant.cli.start.init import init
+from evergrant.cli.start.lines import line_to_copy
 from evergrant.cli.transfer import export_file, export_key, import_file
 from evergrant.cli.webhooks import webhooks
 from evergrant.errors import EvergrantError, ReconnectNeeded
@@ -88,7 +88,11 @@ def token(
                 needed = answer.as_error()
                 needed.repair = f"Send the subject to {answer.connect_url}"
                 raise needed
-            command = shlex.join(["evergrant", "connect", integration, subject, "--label", label, "--wait"])
+            named = () if label == "default" else ("--label", label)
+            key = ("--api-key-file", str(options.api_key_file)) if options.api_key_file else ()
+            command = line_to_copy(
+                "evergrant", "connect", integration, subject, *named, "--open", "--wait", *key
+            )
             raise ReconnectNeeded(
                 f"{subject} has not consented at {integration}",
                 repair=f"Run: {command}; or send the subject to {answer.connect_url}",

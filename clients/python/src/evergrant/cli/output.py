@@ -17,7 +17,7 @@ from cyclopts import Parameter, Token
 
 from evergrant.cli.show.tables import Format, Row, show_one, show_rows
 from evergrant.cli.start.reachable import require_listener
-from evergrant.cli.start.settings_file import environment
+from evergrant.cli.start.settings_file import SETTINGS_FILE, environment
 from evergrant.errors import BadRequest, EvergrantError
 from evergrant.identity.session_file import token_for
 from evergrant.lease import Lease
@@ -33,6 +33,10 @@ _CONNECTION = (
     *("expires_at", "reason", "repairer", "created_at", "changed_at"),
 )
 _LEASE = ("token_type", "expires_at", "scopes", "generation", "connection_id")
+
+_OTHER_SERVER = (
+    f"Set EVERGRANT_API_KEY_FILE; or unset EVERGRANT_URL, and the server of {SETTINGS_FILE} is meant."
+)
 
 InputFile = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # - is the standard input
 
@@ -132,11 +136,16 @@ class Options:
 
     def client(self) -> Evergrant:
         """The client, once its server has accepted a connection. Raises EvergrantError."""
+        url = self.address()
+        require_listener(url)
         env = environment(self.url)
-        url = self.url or env.get("EVERGRANT_URL")
         key = read_key_file(self.api_key_file) if self.api_key_file else token_for(url, env)
-        server = ServerAddress.from_settings(url, key, environ=env)
-        require_listener(server.url)
+        try:
+            server = ServerAddress.from_settings(url, key, environ=env)
+        except BadRequest as error:
+            if error.code == "api_key_missing" and Path(SETTINGS_FILE).exists():
+                error.repair = _OTHER_SERVER
+            raise
         key, identity = server.api_key or None, server.identity
         return Evergrant(server.url, key, identity=identity, issuer=server.issuer, allow_plain_http=True)
 

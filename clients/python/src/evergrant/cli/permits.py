@@ -13,6 +13,8 @@ _PERMITS = (
     *("scope_ceiling", "expires_at", "owner"),
 )
 
+USUAL = {"effect": "allow", "mode": "enforce", "provider": "*", "app_disabled": False, "authentic": True}
+
 permits = App(name="permits", help="What apps may do. A deny wins.")
 
 
@@ -20,7 +22,7 @@ permits = App(name="permits", help="What apps may do. A deny wins.")
 def list_permits(app: str, /, *, options: Options = DEFAULTS) -> None:
     """List the permits of an app."""
     with options.client() as client:
-        show_rows((row_of(it) for it in client.permits(app)), _PERMITS, options.output)
+        show_rows((row_of(it) for it in client.permits(app)), _PERMITS, options.output, usual=USUAL)
 
 
 @permits.command

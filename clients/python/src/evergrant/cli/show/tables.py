@@ -73,10 +73,11 @@ def show_rows(
         ]
         for row, has in zip(found, given, strict=True)
     ]
-    headers = [name.removesuffix("_at") for name in shown]
-    if _width(headers, cells) <= console.width:
-        console.print(_table(headers, cells))
-        return
+    plain = [name.removesuffix("_at") for name in shown]
+    for headers in (plain, [name.replace("_", "\n") for name in plain]):
+        if _width(headers, cells) <= console.width:
+            console.print(_table(headers, cells))
+            return
     for row, has in zip(found, given, strict=True):  # one member a line, where the terminal is too narrow
         _print_members({name: row[name] for name in has}, console)
         console.print()

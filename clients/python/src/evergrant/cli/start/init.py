@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import sys
 from getpass import getpass, getuser
 from pathlib import Path
@@ -12,6 +11,7 @@ from evergrant.cli.apps import change_app, key_in_file
 from evergrant.cli.integrations import reserve
 from evergrant.cli.output import DEFAULTS, InputFile, Options, argument_error, read_text
 from evergrant.cli.show.tables import Format, printable, show_one
+from evergrant.cli.start.lines import line_to_copy
 from evergrant.cli.start.program import require_replaceable, written_program
 from evergrant.errors import BadRequest
 from evergrant.origins import read_key_file
@@ -68,14 +68,14 @@ def init(
         _have_key(client, url, app, key)
     elsewhere = ("--url", options.url) if options.url else ()
     flags = ("--open", "--wait", "--api-key-file", str(key), *elsewhere)
-    connect = _command("evergrant", "connect", name, subject, *flags)
+    connect = line_to_copy("evergrant", "connect", name, subject, *flags)
     text = written_program(url, os.path.relpath(key, out.parent), name, subject, connect)
     out.write_text(text, encoding="utf-8")
     if options.output is not Format.TABLE:
         made = {"integration": name, "redirect_uri": found.redirect_uri, "app": app, "subject": subject}
         show_one({**made, "key_file": str(key), "program": str(out)}, options.output)
     _say(f"Made the integration {name}, the app {app} with a permit for {subject}, {key} and {out}.")
-    _say(f"Next:\n\n  {connect}\n  {_command('python', str(out))}")
+    _say(f"Next:\n\n  {connect}\n  {line_to_copy('python', str(out))}")
 
 
 def _client(
@@ -122,13 +122,6 @@ def _ask(question: str, flag: str, default: str | None = None) -> str:
     if answer is None:
         raise argument_error(f"{flag} is missing")
     return answer
-
-
-def _command(program: str, *arguments: str) -> str:
-    """A line to copy: with the path of this environment's programs if it isn't the shell's own."""
-    own = Path(sys.executable).with_name(program)
-    beside = own.is_relative_to(Path.cwd()) and own.exists()
-    return shlex.join([str(own.relative_to(Path.cwd())) if beside else program, *arguments])
 
 
 def _say(text: str, end: str = "\n") -> None:
