@@ -12,7 +12,7 @@ from evergrant_server.audit.lease_batch import LeaseClaim
 from evergrant_server.core.ids import AppId, Tenant
 
 LARGEST_BATCH = 64  # more save little of a commit's cost, and each waits for all of them
-APP_SHARE = 4  # of one app, while others lease: what it has open doesn't decide how long a batch takes
+APP_SHARE = 2  # of one app, while others lease: what it has open doesn't decide how long a batch takes
 _OTHERS_S = 5.0  # an app counts as another for as long after its last claim
 
 
