@@ -15,7 +15,19 @@ from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.authority import BrokenRow
 from evergrant_server.store.review.authority_scan import accept as accept_table_rows
-from evergrant_server.store.review.authority_scan import broken_configuration, broken_connections
+from evergrant_server.store.review.authority_scan import (
+    accept_accounts_of_before,
+    accept_table,
+    broken_configuration,
+    broken_connections,
+)
+from evergrant_server.store.store import require_matching_key_ring
+from evergrant_server.store.tenants import TenantStandingRow
+
+# schemas
+_FIRST_WITH_AUTHENTICATORS = "0002"
+_FIRST_WITH_ACCOUNT_AUTHENTICATORS = "0005"
+_FIRST_WITH_TENANT_STANDINGS = "0016"
 
 authority = App(name="authority")
 
@@ -67,6 +79,26 @@ async def accept(
 async def accept_rows(store: Store, ids: frozenset[str] | None = None) -> list[str]:
     """Write the authenticators of these rows as they are (None: of all); returns their ids."""
     return [*await accept_table_rows(store, ids), *await audit.accept_heads(store, ids)]
+
+
+def has_authenticators(schema: str) -> bool:
+    """Whether every row of authority in a database of this version has one."""
+    return schema >= _FIRST_WITH_TENANT_STANDINGS
+
+
+async def make_authenticators(settings: Settings, ring: KeyRing, before: str) -> None:
+    """Give rows the authenticators that the schema `before` had none of. The schema is upgraded already."""
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    try:
+        await require_matching_key_ring(store, ring)
+        if before < _FIRST_WITH_AUTHENTICATORS:
+            await accept_rows(store)
+            return
+        if before < _FIRST_WITH_ACCOUNT_AUTHENTICATORS:
+            await accept_accounts_of_before(store)
+        await accept_table(store, TenantStandingRow)
+    finally:
+        await store.close()
 
 
 async def _broken(store: Store) -> AsyncIterator[BrokenRow]:

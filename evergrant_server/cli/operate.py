@@ -12,7 +12,7 @@ from evergrant_server import audit
 from evergrant_server.api.apps.keys import bootstrap_admin
 from evergrant_server.api.http.authentication import Authenticator
 from evergrant_server.cli.app import Flags, settings_of
-from evergrant_server.cli.authority import accept_rows
+from evergrant_server.cli.authority import has_authenticators, make_authenticators
 from evergrant_server.cli.break_glass import break_glass
 from evergrant_server.cli.private_files import write_private
 from evergrant_server.core.clock import SystemClock
@@ -24,17 +24,9 @@ from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import sqlite_path
-from evergrant_server.store.review.authority_scan import accept_accounts_of_before, accept_table
-from evergrant_server.store.store import require_matching_key_ring
-from evergrant_server.store.tenants import TenantStandingRow
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
 from evergrant_server.wiring.platform import open_platform
-
-# schemas
-_FIRST_WITH_AUTHENTICATORS = "0002"
-_FIRST_WITH_ACCOUNT_AUTHENTICATORS = "0005"
-_FIRST_WITH_TENANT_STANDINGS = "0016"
 
 _WITHOUT_AUTHENTICATORS = (
     "The schema is upgraded, but rows of before have no authenticators yet. Once the cause is mended, run\n"
@@ -65,32 +57,17 @@ async def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None
 async def upgrade_database(settings: Settings) -> str | None:
     """Upgrade the schema; returns the earlier version. Rows of before authenticators get theirs."""
     before = await schema.current_version(settings.database_url)
-    if before is None or before >= _FIRST_WITH_TENANT_STANDINGS:
+    if before is None or has_authenticators(before):
         await schema.upgrade(settings.database_url)
         return before
     ring = KeyRing.open(settings.key_path, Role.OPERATOR)  # before the schema has changed
     await schema.upgrade(settings.database_url)
     try:
-        await _make_authenticators(settings, ring, before)
+        await make_authenticators(settings, ring, before)
     except BaseException:
         print(_WITHOUT_AUTHENTICATORS, file=sys.stderr)
         raise
     return before
-
-
-async def _make_authenticators(settings: Settings, ring: KeyRing, before: str) -> None:
-    """Give rows of the version before their authenticators."""
-    store = await Store.open(settings.database_url, ring, SystemClock())
-    try:
-        await require_matching_key_ring(store, ring)
-        if before < _FIRST_WITH_AUTHENTICATORS:
-            await accept_rows(store)
-            return
-        if before < _FIRST_WITH_ACCOUNT_AUTHENTICATORS:
-            await accept_accounts_of_before(store)
-        await accept_table(store, TenantStandingRow)
-    finally:
-        await store.close()
 
 
 @db.command
@@ -198,8 +175,8 @@ async def is_valid_key(settings: Settings, key: str) -> bool:
     store = await Store.open(settings.database_url, KeyRing.open(settings.key_path, Role.OPERATOR), clock)
     try:
         await Authenticator(store, clock).caller_of(key)
-    except Failure:
-        return False
+    except Failure as failure:
+        return failure.code is ErrorCode.TENANT_DISABLED
     finally:
         await store.close()
     return True

@@ -1,4 +1,4 @@
-"""A tenant that the operator has disabled gets nothing, keeps everything, and is enabled by nobody else."""
+"""A disabled tenant gets nothing, keeps everything, and is enabled by the operator alone."""
 
 import json
 

@@ -7,11 +7,13 @@ from sqlalchemy import text
 
 from evergrant_server.cli import tenants
 from evergrant_server.cli.app import Flags
+from evergrant_server.cli.operate import is_valid_key
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store
 from tests.fakes.databases import migrated_sqlite, sqlite_url
+from tests.fakes.rows import put_app
 
 
 async def test_tenants_are_listed_as_they_are_served_and_a_broken_row_as_broken(
@@ -22,8 +24,9 @@ async def test_tenants_are_listed_as_they_are_served_and_a_broken_row_as_broken(
     flags = Flags(data_dir=tmp_path, database_url=sqlite_url(tmp_path), key_file=tmp_path / "keys.json")
     store = await Store.open(sqlite_url(tmp_path), ring, SystemClock())
     async with store.write() as tx:
-        for name in ("acme", "beta", "gamma"):
+        for name in ("beta", "gamma"):
             await tx.tenants.begin(Tenant(name))
+        key = await put_app(tx, Tenant("acme"), "sync", SystemClock().now())
     for _ in range(2):
         await tenants.disable("acme", reason="INC-9", flags=flags)
     await tenants.disable("beta", reason="INC-9", flags=flags)
@@ -33,6 +36,7 @@ async def test_tenants_are_listed_as_they_are_served_and_a_broken_row_as_broken(
             text("UPDATE tenant_standing SET disabled = NOT disabled WHERE id = 'gamma'")
         )
     await store.close()
+    assert await is_valid_key(flags.settings(), key), "`dev` would make another at each start"
     said = capsys.readouterr().out.splitlines()
     assert said == [
         "acme is now disabled",
