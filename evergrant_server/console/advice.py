@@ -69,7 +69,8 @@ def what_happened(failure: Failure, way: WayOut) -> str:
 
 def next_step(failure: Failure, way: WayOut) -> str:
     """What the subject does next."""
-    app, later = way.app, failure.rule.retry is RetryAdvice.BACKOFF
+    app = way.app
+    later = failure.rule.retry is RetryAdvice.BACKOFF or failure.retry_after is not None
     if later and not way.over:
         unless = f" If that doesn't help, tell the admin of {app}." if is_for_admins(failure) else ""
         return f"Open the link again in a few minutes.{unless}"

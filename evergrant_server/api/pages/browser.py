@@ -70,7 +70,7 @@ class BrowserSessions:
         if browser is None or not hmac.compare_digest(
             fields.get("csrf", "").encode(), self.csrf_token(browser, link).encode()
         ):
-            why = "The form was not sent from this page, or the browser doesn't store cookies."
+            why = "The form was not sent from this page, or the browser doesn't store cookies: allow them."
             raise Failure(ErrorCode.CALLBACK_INVALID, why)
         return browser, fields
 
