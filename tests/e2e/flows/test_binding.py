@@ -89,6 +89,7 @@ async def test_the_attack_in_two_browsers_and_the_honest_person_afterwards(world
             await world.confirm(told, "victim")
         await mallory.goto(attack["connect_url"])
         assert "already used" in await mallory.inner_text("body")
+        assert "Connect again in jobs" in await mallory.inner_text("body")
         assert await world.server.calls("authorization_code") == 0
 
         honest = await world.begin("crm", "victim", return_to=f"{url}/back")

@@ -21,6 +21,7 @@ from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.authorization_server import running_authorization_server
 
 TOKEN_S = 12
+_OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = (
     "--headless",
@@ -47,7 +48,9 @@ class Implicit(World):
         made = await self.integration("browser", at(self.server))
         await self.server.register(made["redirect_uri"], **client)
         begun, page = await self.begin("browser", flow=flow), self.page
+        await page.set_viewport_size({"width": 390, "height": 844})
         await page.goto(begun["connect_url"])
+        assert await page.evaluate(_OVERFLOW) <= 0
         host = urlsplit(str(self.server.issuer)).netloc
         assert await page.inner_text("h1") == f"Give jobs access to {host}?"
         await page.get_by_role("button").click()
@@ -56,6 +59,8 @@ class Implicit(World):
         await page.click("[type=submit]")
         await page.click("[name=allow]")
         await page.get_by_text("is connected").wait_for()
+        assert await page.evaluate(_OVERFLOW) <= 0
+        assert "sam" in await page.inner_text("dl")
         return begun | {"redirect_uri": made["redirect_uri"]}
 
 
