@@ -39,6 +39,7 @@ _WHY = {
     ErrorCode.SUBJECT_MISMATCH: "Another person came back than the one for whom this link was made. Nothing "
     "was stored.",
     ErrorCode.ID_TOKEN_REFUSED: "The login that came back is not the one that this link began.",
+    ErrorCode.TENANT_DISABLED: "Connecting is switched off here for now. What was connected before is kept.",
     ErrorCode.CONFIRM_REQUIRED: "You have given access, and {app} has not confirmed that it was you.",
 }
 
@@ -56,7 +57,7 @@ def words_for_admins(failure: Failure) -> str | None:
 
 def what_happened(failure: Failure, way: WayOut) -> str:
     """In the subject's words, where the failure has none of its own for the subject."""
-    if is_for_admins(failure):
+    if is_for_admins(failure) and failure.code not in _WHY:
         if failure.rule.repairer is Repairer.OPERATOR:
             return "Something that this page needs doesn't answer."
         return f"The access of {way.app} to {way.provider} is not set up as it should be."

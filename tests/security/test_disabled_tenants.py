@@ -83,7 +83,7 @@ async def test_its_connect_pages_say_so_and_a_code_that_comes_back_is_not_stored
     await visitor.go_on(link)
     await disabled(api)
     for page in (await visitor.come_back(), await Visitor(api).open(link)):
-        assert (page.status_code, "has disabled the tenant" in page.text) == (403, True)
+        assert (page.status_code, "Connecting is switched off here for now." in page.text) == (403, True)
         assert "tenant_disabled" in page.text
     assert (await consent_of(api, link)).status == "started"
     (record,) = await api.records(AuditAction.CALLBACK_REFUSED)
