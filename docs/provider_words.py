@@ -125,6 +125,12 @@ def access_tokens(spec: ProviderSpec) -> str:
     return "" if spec.refresh_supported else "no known expiry"
 
 
+_NARROWING = {
+    "refresh": "the provider issues an access token with fewer scopes to a refresh that requests them",
+    "unsupported": "the provider issues no narrower access token",
+}
+
+
 def refresh_tokens(spec: ProviderSpec) -> str:
     if not spec.refresh_supported or "authorization_code" not in spec.auth_modes:
         return "none"
@@ -143,6 +149,8 @@ def refresh_tokens(spec: ProviderSpec) -> str:
         parts.append("a second use of one ends the grant")
     if spec.refresh_token_lifetime_s:
         parts.append(f"last {format_duration(spec.refresh_token_lifetime_s)}")
+    if spec.down_scoping != "unknown":
+        parts.append(_NARROWING[spec.down_scoping])
     if spec.refresh_token_idle_s:
         parts.append(f"end after {format_duration(spec.refresh_token_idle_s)} without use")
     return "; ".join(parts)

@@ -20,6 +20,8 @@ from providers.definition.schema_base import (
 )
 from providers.definition.schema_errors import FieldTest
 
+DownScoping = Literal["refresh", "unsupported", "unknown"]
+
 
 def _check_one_group(value: str) -> str:
     check_pattern(value, groups=1, anchored_end=False)
@@ -160,6 +162,8 @@ class RefreshPart(SpecPart):
     assumed_lifetime_s: Seconds | None = None  # used when a reply has no expiry
     min_refresh_age_s: Seconds | None = None  # a younger access token is not refreshed
     refresh_buffer_s: Seconds | None = None  # an earlier refresh before the expiry is refused
+    # For readers: `refresh`: a refresh may request fewer scopes, and issues an access token with these alone
+    down_scoping: DownScoping = "unknown"
 
 
 class RevocationSpec(SpecPart):

@@ -46,6 +46,7 @@ _SCOPE_FIELDS = (
     "scope_raw_encoding",
     "scope_params",
     "scope_param_name",
+    "down_scoping",
 )
 _SECRET_NAME = re.compile(
     r"token|secret|session_key|session_nonce|password|assertion|webhook\.url", re.IGNORECASE

@@ -12,6 +12,7 @@ from pydantic import AfterValidator
 
 from evergrant_server.api.http.call import AuditorCall
 from evergrant_server.api.http.models import Slug, View, _scope
+from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.core.access import Action, Effect
 from evergrant_server.core.connections.connection import Connection, LifecycleState, is_leasable
 from evergrant_server.core.connections.grant import FollowUp, Grant
@@ -29,6 +30,7 @@ from evergrant_server.policy import (
 from evergrant_server.policy.networks import parse_address
 from evergrant_server.store import Transaction
 from evergrant_server.store.review.access_review import AppReview, review_app, review_connection
+from providers.definition.schema_response import DownScoping
 
 router = APIRouter(tags=["apps"])
 
@@ -82,7 +84,8 @@ class AccessExplanation(View):
     `scopes` are those that were judged: of a lease all of the token's, without the one for refresh tokens.
     `decided_by` allowed or denied it, until `valid_until`; the other permits that fit are in
     `also_allowed_by`, `also_denied_by` and, with `mode: observe`, `observed_by`. Each list has at most 200
-    members, `why_not` the nearest permits first; `omitted` counts further permits.
+    members, `why_not` the nearest permits first; `omitted` counts further permits. `down_scoping`: whether
+    the provider issues narrower tokens. A lease hands out the whole token all the same.
     """
 
     app: str
@@ -100,6 +103,7 @@ class AccessExplanation(View):
     observed_by: tuple[str, ...]
     why_not: tuple[OtherPermit, ...]
     omitted: int
+    down_scoping: DownScoping
     stopped_by: tuple[Obstacle, ...]
 
 
@@ -124,8 +128,10 @@ async def explain_access(
             raise Failure(ErrorCode.NOT_FOUND, "The tenant has no app of this name.")
         row, broken = await _connection(tx, call.tenant, connection)
         grant = await tx.grants.get(row.tenant, row.id)
-        ceiling = await _integration_ceiling(tx, row) if action is Action.CONNECT else None
+        integration = await tx.integrations.get(row.tenant, row.integration_id)
+        spec = None if integration is None else await integration_spec(tx, call.api.registry, integration)
         disabled = await _tenant_failure(tx, call.tenant)
+    ceiling = integration.scope_ceiling if integration is not None and action is Action.CONNECT else None
     offline = call.api.registry.offline_scope(row.provider)
     leased = _leased_scopes(row, grant, requested) if action is Action.TOKEN else requested
     judged = tuple(scope for scope in leased if scope != offline)
@@ -138,6 +144,7 @@ async def explain_access(
         obstacles += _lease_obstacles(row, grant, requested, call.now)
     obstacles += _above_integration(scopes_above(judged, ceiling))
     names = {"app": app, "connection_id": row.id, "integration": row.integration, "subject": row.subject}
+    names["down_scoping"] = "unknown" if spec is None else spec.down_scoping
     return _view(explained, obstacles, **names, action=action, scopes=judged)
 
 
@@ -154,11 +161,6 @@ async def _tenant_failure(tx: Transaction, tenant: Tenant) -> Failure | None:
     except Failure as failure:
         return failure
     return None
-
-
-async def _integration_ceiling(tx: Transaction, row: Connection) -> tuple[str, ...] | None:
-    integration = await tx.integrations.get(row.tenant, row.integration_id)
-    return None if integration is None else integration.scope_ceiling
 
 
 def _leased_scopes(row: Connection, grant: Grant | None, requested: tuple[str, ...]) -> tuple[str, ...]:

@@ -53,6 +53,7 @@ def _summary(spec: ProviderSpec) -> dict[str, Any]:
         "default_scopes": list(spec.default_scopes),
         "client_auth": spec.client_auth.value,
         "revocation": spec.has_revocation,
+        "down_scoping": spec.down_scoping,
     }
 
 

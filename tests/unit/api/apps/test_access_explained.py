@@ -70,8 +70,26 @@ async def test_every_permit_is_accounted_for(api: Api, admin: str):
             {"permit": "b-erp", "effect": "allow", "field": "integration", "scopes": []},
         ],
         "omitted": 0,
+        "down_scoping": "unknown",
         "stopped_by": [],
     }
+
+
+@pytest.mark.parametrize(("provider", "known"), [("auth0", "refresh"), ("ory", "unsupported")])
+async def test_it_says_whether_the_provider_issues_narrower_tokens(
+    api: Api, admin: str, provider: str, known: str
+):
+    """And counts on none: a permit that insists refuses the whole token, as the lease does."""
+    connection = await api.active(await api.integration(provider=provider), scopes=("read", "write"))
+    key, permit = (
+        await api.app_with("sync"),
+        {"integration": "crm", "actions": ["token"], "exact_scopes": True},
+    )
+    await api.call("PUT", "/v1/apps/sync/permits/exact", admin, json=permit)
+    found = await explained(api, admin, connection, scopes="read")
+    assert (found["down_scoping"], found["reason"]) == (known, "token_above_request")
+    assert (await api.lease(key, scopes=["read"])).json()["code"] == "scope_not_permitted"
+    assert (await api.get(f"/v1/providers/{provider}", admin)).json()["down_scoping"] == known
 
 
 async def test_other_actions_are_judged_as_their_requests_are(api: Api, admin: str):

@@ -37,6 +37,7 @@ class AccessExplanation:
 
     `scopes` were judged. `decided_by` allowed or denied it, until `valid_until`; `observed_by` would deny it.
     Lists have at most 200 members, `why_not` the nearest permits first; `omitted` counts further permits.
+    `down_scoping`: whether the provider issues narrower tokens (`refresh`, `unsupported` or `unknown`).
     """
 
     app: str
@@ -55,6 +56,7 @@ class AccessExplanation:
     why_not: tuple[OtherPermit, ...]
     omitted: int
     stopped_by: tuple[Obstacle, ...]
+    down_scoping: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ _REPORT = (
 )
 _SUMMARY = (
     *("app", "connection_id", "integration", "subject", "action", "scopes"),
-    *("allowed", "reason", "valid_until"),
+    *("allowed", "reason", "valid_until", "down_scoping"),
 )
 
 _OTHER = {"expiry": "has ended", "exact_scopes": "insists on a token without more scopes"}
