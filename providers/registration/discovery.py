@@ -88,7 +88,7 @@ async def _fetch_document(
     try:
         response = await http.get(url)
     except httpx2.TransportError as error:
-        detail = f"{urlsplit(issuer).hostname} could not be reached ({type(error).__name__})"
+        detail = f"{urlsplit(issuer).netloc} could not be reached ({type(error).__name__}): is it running?"
         raise Failure(ErrorCode.PROVIDER_UNREACHABLE, detail, issuer=issuer) from None
     if response.status_code == 429 or response.status_code >= 500:
         detail = f"{path} replied with status {response.status_code}"

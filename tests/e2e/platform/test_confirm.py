@@ -1,10 +1,12 @@
-"""Binding as a user has it, on the real platform: a terminal that waits, and a web app in Flask."""
+"""Binding as a user has it, on the real platform: the guide in a terminal, and a web app in Flask."""
 
 import asyncio
-import json
 import os
+import re
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from runpy import run_module
 from types import SimpleNamespace
 
@@ -14,10 +16,13 @@ import pytest_asyncio
 
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.forms import read_forms
-from tests.e2e.world import COMMAND, World, at, running
+from tests.e2e.world import World, at, running
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.platform.compose import ROOT
 from tests.fakes.providers.authorization_server import running_authorization_server
 
+GUIDE = ROOT / "docs/guide/getting-started.md"
+CALLBACK = re.compile(r"http://127\.0\.0\.1:\d+/oauth/callback/int_\w+")
 BASE = "http://localhost"
 RETURN_TO = ["http://127.0.0.1/", f"{BASE}/evergrant/connected"]
 
@@ -43,20 +48,72 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bindi
         yield world
 
 
-async def test_a_terminal_binds_the_consent_that_it_began(world: BindingWorld):
-    env = {**os.environ, "EVERGRANT_URL": world.platform.api, "EVERGRANT_API_KEY": world.key}
-    pipe = asyncio.subprocess.PIPE
-    words = ("connect", "crm", "terminal", "--wait", "--timeout", str(PATIENCE_S), "-o", "json")
-    child = await asyncio.create_subprocess_exec(COMMAND, *words, env=env, stdout=pipe, stderr=pipe)
-    assert child.stderr is not None
-    link = (await child.stderr.readline()).decode().removeprefix("open ").strip()
-    landing = await world.server.scripted_consent(link)
+class Reader:
+    """Follows the guide in a folder with `.venv`, as after `make dev`; `$BROWSER` hands over the link."""
+
+    def __init__(self, folder: Path, world: BindingWorld) -> None:
+        self.folder, self.link = folder, folder / "link"
+        (folder / ".venv").symlink_to(Path(sys.executable).parent.parent)
+        browser = folder / "browser"
+        browser.write_text(f'#!/bin/sh\necho "$1" > {self.link}.new && mv {self.link}.new {self.link}\n')
+        browser.chmod(0o700)
+        for name, text in {
+            "secret.txt": world.server.client_secret,
+            "admin.key": world.platform.admin_key,
+            "evergrant.env": f"EVERGRANT_URL={world.platform.api}\nEVERGRANT_API_KEY_FILE=admin.key\n",
+        }.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o600)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
+        self.env = kept | {"BROWSER": f"{browser} %s", "PYTHONPATH": str(ROOT / "clients/python/src")}
+        self.typed = {"http://localhost:9000": world.server.issuer, "my-client": "guide", "crm": "contacts"}
+
+    async def follow(self, commands: str) -> tuple[str, str]:
+        for words, meant in self.typed.items():
+            commands = commands.replace(words, meant)
+        pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+        shell = await asyncio.create_subprocess_exec(
+            *("bash", "-euc", commands), cwd=self.folder, env=self.env, stdin=none, stdout=pipe, stderr=pipe
+        )
+        out, err = await asyncio.wait_for(shell.communicate(), PATIENCE_S)
+        assert shell.returncode == 0, (out.decode(), err.decode())
+        return out.decode(), err.decode()
+
+    async def opened(self) -> str:
+        async with asyncio.timeout(PATIENCE_S):
+            while not self.link.exists():
+                await asyncio.sleep(0.05)
+        return self.link.read_text().strip()
+
+
+async def test_the_guide_leads_to_a_lease_and_a_revocation(world: BindingWorld, tmp_path: Path):
+    """docs/guide/getting-started.md: its commands run as they are written."""
+    init, connect, integration, app, revoke = re.findall(
+        r"^```sh\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    reader = Reader(tmp_path, world)
+    _, told = await reader.follow(init)
+    (redirect_uri,) = CALLBACK.findall(told)
+    await world.server.register(redirect_uri, client_id="guide")
+
+    connecting = asyncio.create_task(reader.follow(connect))
+    landing = await world.server.scripted_consent(await reader.opened())
     assert landing.url.startswith("http://127.0.0.1:")
-    out, err = await asyncio.wait_for(child.communicate(), PATIENCE_S)
-    assert (child.returncode, err) == (0, b"")
-    assert json.loads(out)["state"] == "active"
-    audit = await world.admin.get(f"/v1/connections/{json.loads(out)['id']}/audit")
+    out, told = await connecting
+    assert "alice is connected at server with read\n" in told
+    assert "a token with read\nvalid until " in out
+
+    out, _ = await reader.follow(integration + app)
+    assert len(set(CALLBACK.findall(out))) == 1
+    assert (tmp_path / "report.key").read_text().startswith("evg_")
+    assert world.server.client_secret not in out + told
+
+    listing, revoking = revoke.splitlines()
+    (id,) = re.findall(r"con_\w+", (await reader.follow(listing))[0])
+    audit = await world.admin.get(f"/v1/connections/{id}/audit")
     assert {"consent.returned", "consent.confirmed"} <= {record["action"] for record in audit["items"]}
+    out, _ = await reader.follow(revoking.replace("con_…", id))
+    assert re.search(r"^state +revok", out, re.MULTILINE)
 
 
 async def test_a_web_app_connects_the_person_who_began(world: BindingWorld, monkeypatch: pytest.MonkeyPatch):

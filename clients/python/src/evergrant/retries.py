@@ -1,5 +1,6 @@
 """Deadlines and retries: when the client sends a call again, and when it gives up. Decides; waits nowhere."""
 
+import logging
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,6 +15,9 @@ from evergrant.errors import (
     Unreachable,
 )
 from evergrant.models import Connection, State
+
+# without a handler of the program's, Python would print each retry on stderr
+logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 DEADLINE = timedelta(seconds=30)
 ATTEMPT_LIMIT_S = 20.0  # longer than the server's own wait for a refresh

@@ -22,6 +22,7 @@ from tests.unit.client.scripted_evergrant import (
     ScriptedEvergrant,
     ScriptedResponse,
     an_integration,
+    connection,
     example,
     lease,
     page,
@@ -46,8 +47,11 @@ def server(evergrant: ScriptedEvergrant) -> ScriptedEvergrant:
     """A server without anything, which accepts all that init makes."""
     key = example(ApiKey, key=SECRET)
     evergrant.script("GET /v1/integrations/github", NO_SUCH)
-    evergrant.script("PUT /v1/integrations/github", ScriptedResponse(201, an_integration(client_id="")))
+    evergrant.script(
+        "PUT /v1/integrations/github", ScriptedResponse(201, an_integration(name="github", client_id=""))
+    )
     evergrant.script("GET /v1/apps/first-app", NO_SUCH)
+    evergrant.script("GET /v1/apps/first-app/permits/github", NO_SUCH)
     evergrant.script("PUT /v1/apps/first-app", ScriptedResponse(201, example(App)))
     evergrant.script("PUT /v1/apps/first-app/permits/github", ScriptedResponse(201, example(Permit)))
     evergrant.script("POST /v1/apps/first-app/keys", ScriptedResponse(201, key))
@@ -62,7 +66,7 @@ def sent(server: ScriptedEvergrant) -> list[tuple[str, Any]]:
 def test_init_makes_all_that_a_first_lease_needs(command: Command, server: ScriptedEvergrant, here: Path):
     (here / "secret").write_text(f"{SECRET}\n")
     ended = command("init", *FLAGS, "--client-secret-file", "secret", "--scope", "repo")
-    assert (ended.status, ended.out) == (0, "")
+    assert (ended.status, ended.out) == (0, ""), ended.err
     assert f"\n  {URI}\n" in ended.err
     assert "evergrant connect github alice --open --wait --api-key-file first-app.key\n" in ended.err
     reserved, put, app, permit, _ = (body for _, body in sent(server))
@@ -210,3 +214,70 @@ def test_json_for_programs_has_what_init_made(command: Command, server: Scripted
     (here / "secret").write_text(SECRET)
     made = json.loads(command("init", *FLAGS, "--client-secret-file", "secret", "-o", "json").out)
     assert (made["redirect_uri"], made["key_file"]) == (URI, "first-app.key")
+
+
+READY: dict[str, Any] = {
+    "name": "github",
+    "state": "ready",
+    "provider": "github",
+    "client_id": "c-1",
+    "has_client_secret": True,
+}
+PERMIT: dict[str, Any] = example(Permit, name="github", effect="allow", subjects=["bob"], owner="data")
+
+
+@pytest.fixture
+def used(server: ScriptedEvergrant, here: Path) -> ScriptedEvergrant:
+    """A server that has what init makes, and an admin's settings beside it."""
+    (here / "secret").write_text(SECRET)
+    there = {**READY, "binding": "oidc", "default_scopes": ["read"]}
+    server.script("GET /v1/integrations/github", ScriptedResponse(200, an_integration(**there)))
+    server.script(
+        "POST /v1/integrations/github/rotate-secret", ScriptedResponse(200, an_integration(**READY))
+    )
+    server.script("GET /v1/apps/first-app", ScriptedResponse(200, APP))
+    server.script("GET /v1/apps/first-app/permits/github", ScriptedResponse(200, PERMIT))
+    return server
+
+
+def test_init_undoes_nothing_that_works(command: Command, used: ScriptedEvergrant):
+    assert command("init", *FLAGS, "--client-secret-file", "secret").status == 0
+    rotated, app, permit, _ = (body for _, body in sent(used))
+    assert rotated == {"client_secret": SECRET, "overlap_s": 0}
+    assert app == {"disabled": False, "return_to": ["https://a/", "http://127.0.0.1/"], "lease_limit": 5}
+    assert (permit["subjects"], permit["owner"]) == (["bob", "alice"], "data")
+    assert command("init", *FLAGS).status == 0  # the stored secret
+    assert used.count("POST /v1/integrations/github/rotate-secret") == 1
+
+
+@pytest.mark.parametrize("flags", [("--client-id", "c-2"), ("--client-id", "c-1", "--scope", "repo")])
+def test_init_changes_a_client_that_no_connection_uses(
+    command: Command, used: ScriptedEvergrant, flags: tuple[str, ...]
+):
+    line = ("init", "--provider", "github", "--subject", "alice", *flags, "--client-secret-file", "secret")
+    assert command(*line).status == 0
+    put = sent(used)[0][1]
+    assert (put["binding"], put["client_secret"]) == ("oidc", SECRET)
+    assert flags[-1] in (put["client_id"], *put.get("default_scopes", ()))
+    used.script("GET /v1/connections", page(connection()))
+    refused = command(*line)
+    assert (refused.status, "--name" in refused.err) == (1, True)
+    assert used.count("PUT /v1/integrations/github") == 1
+
+
+def test_init_moves_no_integration_to_another_provider(command: Command, used: ScriptedEvergrant):
+    other = ("--provider", "gitlab", "--name", "github", "--client-id", "c", "--subject", "alice")
+    refused = command("init", *other, "--client-secret-file", "secret")
+    assert (refused.status, sent(used)) == (1, [])
+    assert "the integration github is there already, for github (Give this one another name" in refused.err
+
+
+def test_init_replaces_no_key_that_another_server_may_accept(
+    command: Command, server: ScriptedEvergrant, here: Path
+):
+    (here / "secret").write_text(SECRET)
+    (here / "first-app.key").write_text("evg_of_another_server\n")
+    server.script("GET /v1/connections", problem(401, "BadRequest", "unauthenticated"))
+    refused = command("init", *FLAGS, "--client-secret-file", "secret")
+    assert (refused.status, "rm first-app.key" in refused.err) == (1, True)
+    assert (here / "first-app.key").read_text() == "evg_of_another_server\n"

@@ -113,3 +113,22 @@ def test_a_consent_that_fails_elsewhere_says_where_to_look(
     assert "evergrant connections get con_1\n" in told
     assert "evergrant integrations redirect-uri crm\n" in told
     assert "Traceback" not in told
+
+
+def test_a_program_that_can_not_be_written_is_refused_first(command: Command, evergrant: ScriptedEvergrant):
+    ended = command("init", "--provider", "github", "--out", "/nonexistent/lease.py")
+    assert (ended.status, ended.err.count("\n"), "--out" in ended.err) == (1, 1, True)
+    assert evergrant.requests == []
+
+
+def test_a_file_that_the_system_refuses_is_one_line(command: Command, tmp_path: Path):
+    ended = command("apps", "credentials", "put", "web", "main", "--key", str(tmp_path))
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert str(tmp_path) in ended.err
+
+
+def test_a_secret_as_an_argument_is_not_repeated(command: Command):
+    ended = command("integrations", "put", "crm", "--provider", "github", "--client-secret", "canary-secret")
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert "--client-secret-file" in ended.err
+    assert "canary-secret" not in ended.err

@@ -19,7 +19,7 @@ _BELOW = {"subject": ("label",), "state": ("reason", "repairer")}
 connections = App(name="connections", help="Subjects' grants.")
 
 
-@connections.command(name="ls")
+@connections.command(name=("ls", "list"))
 def list_connections(
     *,
     integration: str | None = None,

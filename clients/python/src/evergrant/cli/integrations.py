@@ -196,7 +196,7 @@ def put_integration(
     show_one(short, options.output)
 
 
-@integrations.command(name="delete")
+@integrations.command(name=("delete", "rm"))
 def delete_integration(name: str, /, *, options: Options = DEFAULTS) -> None:
     """Delete an OAuth client with its secret. Refused while it has live connections."""
     with options.client() as client:

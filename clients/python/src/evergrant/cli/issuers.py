@@ -41,7 +41,7 @@ def put_issuer(
         show_one(row_of(client.put_trusted_issuer(name, kind, issuer, jwks_uri=jwks_uri)), options.output)
 
 
-@issuers.command(name="delete")
+@issuers.command(name=("delete", "rm"))
 def delete_issuer(name: str, /, *, options: Options = DEFAULTS) -> None:
     """Trust an issuer no more. The credentials that name it go too, with the access tokens they got."""
     with options.client() as client:

@@ -3,12 +3,12 @@
 Exit statuses: 0 done, 1 refused or failed, 2 misused, 130 interrupted.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
 from cyclopts import App, CycloptsError
@@ -31,6 +31,7 @@ from evergrant.cli.start.lines import line_to_copy
 from evergrant.cli.transfer import export_file, export_key, import_file
 from evergrant.cli.webhooks import webhooks
 from evergrant.errors import EvergrantError, ReconnectNeeded
+from evergrant.grant_files import file_error
 from evergrant.lease import Lease
 from evergrant.models import ConsentRequired
 
@@ -39,7 +40,6 @@ _AUDIT = ("seq", "shard", "at", "action", "by", "detail")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Always ends in SystemExit."""
-    logging.getLogger("stamina").addHandler(logging.NullHandler())  # an error has its one line
     sys.exit(_status(arguments))
 
 
@@ -58,6 +58,9 @@ def _status(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         # The reader closed the pipe; without this the interpreter fails again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        show_error(file_error(Path(str(error.filename or ".")), error))
         return 1
     return 0
 
@@ -146,7 +149,7 @@ def build_app() -> App:
     app.command(integrations)
     app.command(connections)
     app.command(connect)
-    app.command(token)
+    app.command(token, name=("token", "lease"))
     app.command(proof)
     app.command(apps)
     app.command(approvals)

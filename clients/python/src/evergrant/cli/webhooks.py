@@ -54,7 +54,7 @@ def put_webhook(
     show_one(_webhook_row(made), options.output)
 
 
-@webhooks.command(name="delete")
+@webhooks.command(name=("delete", "rm"))
 def delete_webhook(name: str, /, *, options: Options = DEFAULTS) -> None:
     """Delete a webhook with its log. Pending deliveries are dropped."""
     with options.client() as client:

@@ -7,15 +7,12 @@ from getpass import getpass, getuser
 from pathlib import Path
 
 from evergrant.calls.integrations import Integration
-from evergrant.cli.apps import change_app, key_in_file
 from evergrant.cli.integrations import reserve
 from evergrant.cli.output import DEFAULTS, InputFile, Options, argument_error, read_text
 from evergrant.cli.show.tables import Format, printable, show_one
 from evergrant.cli.start.lines import line_to_copy
+from evergrant.cli.start.making import have_app, have_client, have_key, have_permit, require_same_server
 from evergrant.cli.start.program import require_replaceable, written_program
-from evergrant.errors import BadRequest
-from evergrant.origins import read_key_file
-from evergrant.sync_client import Evergrant
 
 _NAME = re.compile(r"[a-z0-9-]+", re.IGNORECASE)
 _HERE = "http://127.0.0.1/"  # evergrant connect listens on this machine, at any port
@@ -35,7 +32,7 @@ def init(
 ) -> None:
     """Make an integration, an app, its permit and key, and a program that leases a token.
 
-    Asks for the first four options where they are missing. After a mistake, run it again.
+    Asks for the first four options where they are missing. After a mistake, run it again: what works is kept.
 
     Args:
         provider: A provider of the catalogue, or the URL of any server that publishes its metadata.
@@ -57,15 +54,16 @@ def init(
     require_replaceable(out)
     with options.client() as client:
         found = reserve(client, name, where["provider"], where.get("issuer"))
+        require_same_server(found, where)
         _say(f"Register an OAuth client there with exactly this redirect URI:\n\n  {found.redirect_uri}\n")
-        members = {**where, **_client(found, "issuer" in where, client_id, client_secret_file)}
+        members = _client(found, "issuer" in where, client_id, client_secret_file)
         subject = subject or _ask("Your name for the person who will consent", "--subject", getuser())
         if scope:
             members["default_scopes"] = list(scope)
-        client.put_integration(name, **members)
-        change_app(client, app, return_to=(_HERE,))
-        client.put_permit(app, name, integration=name, subjects=(subject,), actions=("token", "connect"))
-        _have_key(client, url, app, key)
+        have_client(client, found, where, members)
+        have_app(client, app, _HERE)
+        have_permit(client, app, name, subject)
+        have_key(client, url, app, key)
     elsewhere = ("--url", options.url) if options.url else ()
     flags = ("--open", "--wait", "--api-key-file", str(key), *elsewhere)
     connect = line_to_copy("evergrant", "connect", name, subject, *flags)
@@ -82,36 +80,28 @@ def _client(
     found: Integration, by_url: bool, client_id: str | None, secret_file: Path | None
 ) -> dict[str, object]:
     """The members that say which OAuth client it is; asked for where they are missing."""
-    if client_id is None:
-        empty = "Client id (empty: have the server register one)" if by_url else "Client id"
-        client_id = _ask(empty, "--client-id", "" if by_url else None)
+    registered = found.state == "ready"
+    if client_id is None and registered and found.members.get("registration"):
+        return {}
+    if client_id is None and by_url and not registered:
+        client_id = _ask("Client id (empty: have the server register one)", "--client-id", "")
+    elif client_id is None:
+        client_id = _ask("Client id", "--client-id", found.client_id or None)
     if not client_id:
         return {"registration": "dynamic"}
+    kept = registered and bool(found.members.get("has_client_secret"))
     if secret_file is not None:
         secret = read_text(secret_file).strip()
-    elif found.client_id == client_id and found.members.get("has_client_secret"):
-        return {"client_id": client_id}
     elif sys.stdin.isatty():
-        secret = getpass("Client secret (hidden; empty for a public client): ", sys.stderr).strip()
+        empty = "empty: the stored one" if kept else "empty: a public client"
+        secret = getpass(f"Client secret (hidden; {empty}): ", sys.stderr).strip()
+    elif kept:
+        secret = ""
     else:
-        raise argument_error(
-            "the client secret is missing: --client-secret-file FILE, or - for standard input"
-        )
-    return {"client_id": client_id, **({"client_secret": secret} if secret else {"client_auth": "none"})}
-
-
-def _have_key(client: Evergrant, url: str, app: str, path: Path) -> None:
-    """A key of the app in the file: the one that is there, if the server accepts it, or a new one."""
-    if not path.exists():
-        key_in_file(client, app, path)
-        return
-    with Evergrant(url, read_key_file(path), allow_plain_http=True) as own:
-        try:
-            next(own.connections(), None)
-        except BadRequest as refused:
-            why = f"the key in {path} is not accepted by {url}"
-            repair = f"Remove it (rm {path}), or choose another --app; then run this again."
-            raise BadRequest(why, code=refused.code, repair=repair) from None
+        raise argument_error("--client-secret-file is missing, and there is no terminal to ask at")
+    if not secret:
+        return {"client_id": client_id} if kept else {"client_id": client_id, "client_auth": "none"}
+    return {"client_id": client_id, "client_secret": secret}
 
 
 def _ask(question: str, flag: str, default: str | None = None) -> str:

@@ -1,6 +1,7 @@
 """The program that `evergrant init` writes: one lease, and what to do without one. It holds no secret."""
 
 import json
+import os
 from pathlib import Path
 
 from evergrant.errors import BadRequest
@@ -9,6 +10,7 @@ _FIRST_LINE = '"""Written by evergrant init'
 _PROGRAM = '''{first}: one lease of a token. The app's key is in a file of its own."""
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from evergrant import ConsentRequired, Evergrant, EvergrantError, Lease
@@ -16,7 +18,7 @@ from evergrant import ConsentRequired, Evergrant, EvergrantError, Lease
 KEY_FILE = Path(__file__).parent / {key}
 
 try:
-    with Evergrant({url}, KEY_FILE.read_text().strip()) as evergrant:
+    with Evergrant({url}, KEY_FILE.read_text().strip(), deadline=timedelta(seconds=5)) as evergrant:
         match evergrant.lease({name}, {subject}):
             case Lease() as lease:
                 # lease.access_token goes into the header Authorization: Bearer ...
@@ -36,7 +38,10 @@ def written_program(url: str, key: str, name: str, subject: str, connect: str) -
 
 
 def require_replaceable(path: Path) -> None:
-    """Raise BadRequest for a file that this command did not write."""
+    """Raise BadRequest for a file that this command did not write, or can't write."""
+    if not os.access(path.parent, os.W_OK):
+        why = f"{path.parent.absolute()} is no folder that you may write to"
+        raise BadRequest(why, code="file_error", repair="Name another file: --out FOLDER/lease.py.")
     if not path.exists():
         return
     if not path.is_file() or not path.read_text(encoding="utf-8", errors="replace").startswith(_FIRST_LINE):

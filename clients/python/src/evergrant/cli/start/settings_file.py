@@ -26,34 +26,35 @@ def environment(url: str | None = None) -> Mapping[str, str]:
     path = Path(SETTINGS_FILE)
     if url or env.get("EVERGRANT_URL") or not path.is_file():
         return env
-    found = _read(path)
+    found, status = _read(path)
     if "EVERGRANT_URL" not in found:
         return env  # the settings of a server
-    _require_own(path)
+    _require_own(path, status)
     _require_this_machine(path, found["EVERGRANT_URL"])
     if any(env.get(name) for name in CREDENTIALS):
         return env | {"EVERGRANT_URL": found["EVERGRANT_URL"]}
     return env | {name: found[name] for name in ("EVERGRANT_URL", *_KEYS) if name in found}
 
 
-def _read(path: Path) -> Mapping[str, str]:
-    """Lines of NAME=VALUE, as a shell reads them; `export` may stand before."""
+def _read(path: Path) -> tuple[Mapping[str, str], os.stat_result]:
+    """Lines of NAME=VALUE, as a shell reads them; `export` may stand before. And whose file was read."""
     found: dict[str, str] = {}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            name, equals, value = line.strip().removeprefix("export ").partition("=")
-            if equals and not name.startswith("#"):
-                found[name.strip()] = "".join(shlex.split(value, comments=True))
+        with path.open(encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            for line in file:
+                name, equals, value = line.strip().removeprefix("export ").partition("=")
+                if equals and not name.startswith("#"):
+                    found[name.strip()] = "".join(shlex.split(value, comments=True))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "a line is not NAME=VALUE"
         why = f"{path.absolute()} can't be read: {reason}"
         repair = "Correct or remove it, or set EVERGRANT_URL."
         raise BadRequest(why, code="settings_file_unreadable", repair=repair) from None
-    return found
+    return found, status
 
 
-def _require_own(path: Path) -> None:
-    status = path.stat()
+def _require_own(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (os.getuid(), 0):
         why = f"{path.absolute()} belongs to another user"
         repair = "Set EVERGRANT_URL, or run evergrant in another folder."
