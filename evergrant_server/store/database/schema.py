@@ -1,4 +1,7 @@
-"""The schema's version: reads the database's, compares it with this code's, and upgrades."""
+"""The schema's version: reads the database's, compares it with this code's, and upgrades.
+
+Alembic upgrades. Every process compares versions when it starts, and doesn't import Alembic for it.
+"""
 
 import os
 from collections.abc import Callable
@@ -6,11 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store.database.engine import open_database, sqlite_path
@@ -23,10 +22,9 @@ _UPGRADE_LOCK = 0x4576_6572  # "Ever": one upgrade at a time on PostgreSQL
 
 def expected_version() -> str:
     """The version this code is written for."""
-    newest = _scripts().get_current_head()
-    if newest is None:
+    if not known_versions():
         raise Failure(ErrorCode.INTERNAL, f"No migration was found in {MIGRATIONS}.")
-    return newest
+    return max(known_versions())
 
 
 def require_existing_file(url: str) -> None:
@@ -85,6 +83,9 @@ def _upgrade(connection: Connection) -> None:
         return
     if found is not None and not is_known(found):
         raise _mismatch(found, expected)
+    from alembic import command
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -92,7 +93,9 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _version(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
 def _has_rows(connection: Connection) -> bool:
@@ -102,12 +105,13 @@ def _has_rows(connection: Connection) -> bool:
 
 def is_known(version: str) -> bool:
     """True for a version that this code has a migration of."""
-    return any(script.revision == version for script in _scripts().walk_revisions())
+    return version in known_versions()
 
 
-@cache  # reading it runs every migration's file
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory(str(MIGRATIONS))
+@cache
+def known_versions() -> frozenset[str]:
+    """The revisions of the migrations: the number that each file's name begins with."""
+    return frozenset(file.name[:4] for file in (MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 
 def _mismatch(found: str | None, expected: str) -> Failure:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, insert, inspect, text
 
 from evergrant_server.core.errors import ErrorCode
@@ -34,6 +35,12 @@ async def test_upgrades_at_once_bring_an_empty_database_to_head_and_a_later_one_
     await asyncio.gather(*(schema.upgrade(empty_url) for _ in range(3)))
     await schema.upgrade(empty_url)
     assert await schema.current_version(empty_url) == schema.expected_version()
+
+
+def test_the_names_of_the_migrations_are_their_revisions():
+    scripts = ScriptDirectory(str(schema.MIGRATIONS))
+    assert {it.revision for it in scripts.walk_revisions()} == schema.known_versions()
+    assert scripts.get_current_head() == schema.expected_version()
 
 
 async def test_integrations_of_the_first_schema_bind_from_then_on_and_their_consents_under_way_do_not(
