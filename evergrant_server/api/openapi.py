@@ -48,8 +48,7 @@ async def get_logo(request: Request, file: str) -> Response:
 async def get_home(request: Request) -> Response:
     """A page that says what this is, and where to go."""
     templates: Pages = request.app.state.templates
-    paths = {getattr(route, "path", "") for route in request.app.routes}
-    return html_response(templates.home(console="/console" in paths))
+    return html_response(templates.home())
 
 
 @router.get("/docs", response_class=HTMLResponse)

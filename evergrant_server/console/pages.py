@@ -182,9 +182,9 @@ class Pages:
         shown = {"mark": mark, "title": title, "text": text, "refresh": 0}
         return self._render("result.html", **{**absent, **shown, **more})
 
-    def home(self, *, console: bool) -> str:
-        """What this server is, and where to go. `console`: it has one."""
-        return self._render("home.html", title="Evergrant", console=console)
+    def home(self) -> str:
+        """What this server is, and where to go."""
+        return self._render("home.html", title="Evergrant")
 
     def reference(self, *, sections: list[tuple[str, list[dict[str, str]]]], version: str) -> str:
         """The routes, by what they are about, and the failure table."""

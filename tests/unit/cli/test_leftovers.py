@@ -11,6 +11,8 @@ import pytest
 from evergrant_server.cli.dev.leftovers import end_leftovers, only_dev_of, recorded_processes, running_dev
 from evergrant_server.cli.process import ChildProcess, CommandFailed, started_at
 from evergrant_server.settings import BadSettings
+from examples.demo.processes import ROOT
+from tests.fakes.patience import PATIENCE_S, eventually
 
 SLEEPS = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
@@ -64,3 +66,42 @@ async def test_a_command_that_fails_says_why_in_its_own_words(tmp_path: Path):
     with pytest.raises(CommandFailed, match=r"^key_unavailable: no such file\n  Restore it") as failed:
         child.raise_if_exited()
     assert failed.value.status == 1
+
+
+_STARTS_A_CHILD = """
+import asyncio, sys
+from pathlib import Path
+from evergrant_server.cli.process import ChildProcess
+from examples.demo.processes import Process
+
+async def main():
+    says = "import os, sys, time; print('{' + f'\"pid\": {os.getpid()}' + '}', flush=True); time.sleep(600)"
+    if sys.argv[1] == "dev":
+        await ChildProcess("worker", [sys.executable, "-c", says], Path(sys.argv[2])).start()
+    else:
+        process = await Process.start("server", ["-c", says])
+        Path(sys.argv[2], "worker.pid").write_text(f"{process.pid}")
+    print("started", flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("starter", ["dev", "demo"])
+async def test_a_child_ends_with_its_parent_that_is_killed(tmp_path: Path, starter: str):
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _STARTS_A_CHILD, starter, str(tmp_path),
+        cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    assert await asyncio.wait_for(parent.stdout.readline(), PATIENCE_S) == b"started\n"
+    child = int((tmp_path / "worker.pid").read_text().split()[0])
+    assert started_at(child) is not None
+    parent.kill()
+    await parent.wait()
+
+    async def has_ended() -> bool:
+        return started_at(child) is None
+
+    await eventually(has_ended)
