@@ -9,3 +9,5 @@ own the API or the worker: they are those of production.
 # what the two log once their half is prepared
 DATABASE_READY = "database ready"
 NAMESPACE_READY = "namespace ready"
+# and where the database of an earlier start is gone
+DATABASE_MADE_ANEW = "database made anew"

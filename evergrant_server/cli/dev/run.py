@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from evergrant_server.cli.child_settings import settings_environment
-from evergrant_server.cli.dev import DATABASE_READY, NAMESPACE_READY, settings_file
+from evergrant_server.cli.dev import DATABASE_MADE_ANEW, DATABASE_READY, NAMESPACE_READY, settings_file
 from evergrant_server.cli.dev.leftovers import end_leftovers, only_dev_of
 from evergrant_server.cli.dev.messages import print_beginning, print_ready
 from evergrant_server.cli.dev.temporal import TemporalStarts, require_free_ports, temporal_command
@@ -24,10 +25,14 @@ from evergrant_server.cli.process import WORKER_STOP_LIMIT_S, ChildProcess, keep
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.parent_process import end_with_make
 from evergrant_server.setting_types import is_loopback
-from evergrant_server.settings import Settings
+from evergrant_server.settings import BadSettings, Settings
 
 _START_LIMIT_S = 180.0  # a busy machine takes a minute
 _POLL_S = 0.05
+_GONE = (
+    "it knows no integration, connection, app or API key of before, and answers them with 401. "
+    "If you have a backup, stop this, restore it and start again"
+)
 
 
 async def run(settings: Settings) -> None:
@@ -40,7 +45,7 @@ async def run(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     end_with_make()
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_folder(settings.data_dir)
     settings = _on_this_machine(settings)
 
     def say(what: str) -> None:
@@ -48,7 +53,7 @@ async def run(settings: Settings) -> None:
 
     with only_dev_of(settings.data_dir):
         print_beginning(settings)
-        await end_leftovers(settings.data_dir, say)
+        await _await_unless_stopped(stop, end_leftovers(settings.data_dir, say))
         require_free_ports(settings)
         processes = _processes(settings)
         try:
@@ -60,6 +65,18 @@ async def run(settings: Settings) -> None:
             temporal, api, worker = processes
             for process in (api, worker, temporal):
                 await process.stop()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        why = (
+            f"EVERGRANT_DATA_DIR: {folder} can't be used ({error.strerror}); name a folder of this user's own"
+        )
+        raise BadSettings(why) from None
 
 
 def _on_this_machine(settings: Settings) -> Settings:
@@ -114,6 +131,8 @@ async def _start(
             missing = f"not ready after {_START_LIMIT_S:.0f} s; read the logs in {settings.data_dir}"
             raise Failure(ErrorCode.INTERNAL, missing)
         await asyncio.sleep(_POLL_S)
+    if api.has_logged(DATABASE_MADE_ANEW):
+        say("the database was gone, and a new one was made: " + _GONE)
 
 
 def _logs(process: ChildProcess, text: str) -> Callable[[], Coroutine[Any, Any, bool]]:

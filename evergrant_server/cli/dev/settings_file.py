@@ -17,6 +17,7 @@ from evergrant_server.settings import SETTINGS_FILE, Settings, load_settings
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 _OF_THE_PROCESSES = ("EVERGRANT_LOG_LEVEL", "EVERGRANT_LOG_FORMAT", "EVERGRANT_API_WORKERS")
+_OTHER_TEMPORAL = ("TEMPORAL_ADDRESS", "TEMPORAL_PROFILE")
 _WRITTEN = "# Written by `dev` of Evergrant; the next start writes it anew.\n"
 
 
@@ -62,8 +63,8 @@ def _is_ours(path: Path) -> bool:
 
 def read(path: Path) -> dict[str, str]:
     """The variables of a file that `write` wrote."""
-    lines = [line.partition("=") for line in path.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
-    return {name: "".join(shlex.split(value)) for name, _, value in lines}
+    lines = [line.partition("=") for line in path.read_text(encoding="utf-8").splitlines()]
+    return {name: "".join(shlex.split(value)) for name, equals, value in lines if equals and name[0] != "#"}
 
 
 def local_url(settings: Settings) -> str:
@@ -80,12 +81,18 @@ def load_settings_of_dev(**flags: Any) -> Settings:
     """
     settings = load_settings(**flags)
     path = server_file(settings.data_dir)
-    return load_settings(**flags, _env_file=(path, SETTINGS_FILE)) if _is_private(path) else settings
+    return load_settings(**flags, _env_file=(path, SETTINGS_FILE)) if _applies(path, settings) else settings
 
 
-def _is_private(path: Path) -> bool:
-    """Whether the file is there, and no other user can have written it."""
-    with suppress(OSError):
+def _applies(path: Path, settings: Settings) -> bool:
+    """Whether the file is of this data folder, and no other user can have written it.
+
+    A copy of the folder has the file of the original. Temporal's own variables name another server.
+    """
+    if any(os.environ.get(name) for name in _OTHER_TEMPORAL):
+        return False
+    with suppress(OSError, ValueError):
         facts = path.stat()
-        return facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
+        private = facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
+        return private and read(path).get("EVERGRANT_DATA_DIR") == str(settings.data_dir)
     return False

@@ -1,5 +1,6 @@
 """The files that `dev` writes: other commands find the installation by them, and no secret is in them."""
 
+import shutil
 import stat
 from pathlib import Path
 
@@ -36,6 +37,20 @@ def test_the_environment_wins(settings: Settings, monkeypatch: pytest.MonkeyPatc
     settings_file.write(settings)
     monkeypatch.setenv("EVERGRANT_TEMPORAL_ADDRESS", "temporal.internal:7233")
     assert settings_file.load_settings_of_dev().temporal_address == "temporal.internal:7233"
+
+
+def test_a_server_of_temporals_own_variables_wins(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    settings_file.write(settings)
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "temporal.internal:7233")
+    assert settings_file.load_settings_of_dev().temporal_address == ""
+
+
+def test_a_copy_of_the_data_folder_does_not_lead_to_the_original(settings: Settings, tmp_path: Path):
+    """Else a command that is tried on a backup would change the database in use."""
+    settings_file.write(settings)
+    shutil.copytree(settings.data_dir, tmp_path / "copy")
+    found = settings_file.load_settings_of_dev(data_dir=tmp_path / "copy")
+    assert found.database_url == f"sqlite:///{tmp_path}/copy/evergrant.db"
 
 
 def test_a_file_that_others_can_write_is_not_read(settings: Settings):
