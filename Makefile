@@ -135,6 +135,7 @@ lock: ## choose the newest releases that fit and write requirements/*.txt with t
 clean: ## remove the virtual environment, caches and what dev and demo left here
 	rm -rf $(VENV) .demo .evergrant mutants .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@! grep -qs '^# Written by .dev. of Evergrant' evergrant.env || rm evergrant.env
 
 $(DEMO_READY): requirements/demo.txt $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/demo.txt
