@@ -75,7 +75,7 @@ from evergrant_server.cli.process import ChildProcess
 from examples.demo.processes import Process
 
 async def main():
-    says = "import os, sys, time; print('{' + f'\"pid\": {os.getpid()}' + '}', flush=True); time.sleep(600)"
+    says = "import json, os, time; print(json.dumps({'pid': os.getpid()}), flush=True); time.sleep(600)"
     if sys.argv[1] == "dev":
         await ChildProcess("worker", [sys.executable, "-c", says], Path(sys.argv[2])).start()
     else:
