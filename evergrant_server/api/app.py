@@ -25,7 +25,9 @@ from evergrant_server.api.apps import routes as apps
 from evergrant_server.api.connections import commands, confirm, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import acts as console_acts
+from evergrant_server.api.console import apps as console_apps
 from evergrant_server.api.console import connections as console_connections
+from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import login as console_login
 from evergrant_server.api.console import static as console_static
 from evergrant_server.api.http import problems
@@ -107,6 +109,8 @@ ROUTERS = (
     console_login.router,
     console_connections.router,
     console_acts.router,
+    console_integrations.router,
+    console_apps.router,
     openapi.router,
 )
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evergrant_server.console.next_steps import TONES, next_step, state_words
+from evergrant_server.console.next_steps import state_words, step_of
 from evergrant_server.core.errors import FAILURES
 
 _DIRECTORY = Path(__file__).parent
@@ -48,9 +48,8 @@ class ConsolePages:
         self._templates.filters |= {"moment": moment, "ago": ago, "plain": plain}
         self._templates.globals |= {
             "htmx": _HTMX,
-            "tones": TONES,
             "state_words": state_words,
-            "next_step": next_step,
+            "step_of": step_of,
             "failures": FAILURES,
         }
 

@@ -7,7 +7,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
 
-TONES = {
+_TONES = {
     LifecycleState.PENDING_CONSENT: "wait",
     LifecycleState.ACTIVE: "good",
     LifecycleState.NEEDS_REAUTH: "bad",
@@ -58,9 +58,9 @@ def state_words(state: LifecycleState) -> str:
     return _STATES[state]
 
 
-def next_step(shown: Shown) -> NextStep:
+def step_of(shown: Shown) -> NextStep:
     """What has to happen, and who does it."""
-    tone = TONES[shown.state]
+    tone = _TONES[shown.state]
     if shown.state.is_final:
         return NextStep("None: it has ended.", "", tone)
     failure = shown.reason or shown.last_failure

@@ -41,6 +41,7 @@ async def _login_page(visit: ConsoleVisit, failure: Failure | None = None) -> Re
         title="Evergrant console",
         csrf=visit.browsers.csrf_token(visit.browser, _FORM),
         login=None if rule is None else login_url(api, tenant),
+        home=f"{api.settings.public_url}/console",
         minutes=int(LASTS.total_seconds() // 60),
         failure=failure,
     )

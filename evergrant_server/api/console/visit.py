@@ -1,6 +1,7 @@
 """One request of a browser to the console: who is there, the pages of answers and failures, forms."""
 
 import functools
+import math
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from evergrant_server.api.pages.browser import BrowserSessions, html_response, r
 from evergrant_server.console.console_pages import ConsolePages, Visitor
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.policy import Target
+from evergrant_server.store.database.engine import share_connections
 from evergrant_server.telemetry.alarms import report_broken_authority
 
 LOGIN = "/console/login"
@@ -52,14 +54,15 @@ class ConsoleVisit:
         if by_key is not None:
             caller, self.session_id = by_key.caller, by_key.session.id
             api.ledger.note_use(caller.tenant, caller.credential.id)
+            share_connections(caller.tenant, caller.app.id)
         else:
             presented = presented_secret(api, request)
             person = await person_caller(api, request) if presented is not None and presented[1] else None
             if person is None or person.session is None:
                 raise Failure(ErrorCode.UNAUTHENTICATED)
             caller, self.session_id = person, person.session.id
-        await api.limits.count_request(request.scope, caller.app)
         self.call = ApiCall(api, caller, trace_of(request).request_context(caller.by), request)
+        await api.limits.count_request(request.scope, caller.app)
 
     async def read_form(self) -> dict[str, str]:
         """The fields of a form that one of this session's pages has sent. Raises Failure CALLBACK_INVALID."""
@@ -95,14 +98,20 @@ class ConsoleVisit:
 
     def failed(self, failure: Failure) -> Response:
         """The page of a failure; for a visitor who isn't logged in the login's."""
-        if not hasattr(self, "call"):
-            if failure.code is ErrorCode.UNAUTHENTICATED:
-                return redirect_response(LOGIN)
-            return self.respond(
-                self.pages.render("refused.html", title="You are not logged in", failure=failure),
-                failure.rule.status,
-            )
-        return self.show("failed.html", "This didn't work", status=failure.rule.status, failure=failure)
+        status = failure.rule.status
+        if hasattr(self, "call"):
+            response = self.show("failed.html", "This didn't work", status=status, failure=failure)
+        elif failure.code is not ErrorCode.UNAUTHENTICATED:
+            page = self.pages.render("refused.html", title="You are not logged in", failure=failure)
+            response = self.respond(page, status)
+        elif "hx-request" in self.request.headers:  # a script would put the login into a part of the page
+            response = self.respond("", status)
+            response.headers["HX-Redirect"] = LOGIN
+        else:
+            response = redirect_response(LOGIN)
+        if failure.retry_after is not None:
+            response.headers["Retry-After"] = str(max(1, math.ceil(failure.retry_after)))
+        return response
 
 
 VisitDep = Annotated[ConsoleVisit, Depends(ConsoleVisit)]

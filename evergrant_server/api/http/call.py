@@ -179,7 +179,7 @@ async def _tenant_admin(call: Call) -> ApiCall:
     return call
 
 
-async def _auditor(call: Call) -> ApiCall:
+async def require_auditor(call: Call) -> ApiCall:
     """The call of an app with `admin` or `audit` for the whole tenant. Raises Failure NOT_PERMITTED."""
     call.require_permit(*READING_ACTIONS, of=Target())
     return call
@@ -192,7 +192,7 @@ async def _exporter(call: Call) -> ApiCall:
 
 
 AdminCall = Annotated[ApiCall, Depends(_tenant_admin)]
-AuditorCall = Annotated[ApiCall, Depends(_auditor)]  # for routes that change nothing
+AuditorCall = Annotated[ApiCall, Depends(require_auditor)]  # for routes that change nothing
 ExportCall = Annotated[ApiCall, Depends(_exporter)]
 _Key = Annotated[
     str | None,

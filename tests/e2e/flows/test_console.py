@@ -100,6 +100,17 @@ async def test_filter_page_and_revoke_by_keyboard_without_a_page_being_loaded(co
     assert console.problems == []
 
 
+async def test_the_catalogue_is_searched_while_its_words_are_typed(console: Console):
+    page = await console.log_in()
+    await page.get_by_role("link", name="Catalogue").click()
+    field = page.get_by_label("Name or kind")
+    await field.press_sequentially("google dri")
+    await page.locator("#said", has_text="1 provider found").wait_for(state="attached")
+    assert await page.get_by_role("row").count() == 2
+    assert await field.evaluate("it => it === document.activeElement")
+    assert console.problems == []
+
+
 async def test_without_scripts_everything_works_too(console: Console):
     page = await console.log_in(java_script_enabled=False)
     await page.get_by_label("State").select_option("active")
@@ -117,8 +128,17 @@ async def test_without_scripts_everything_works_too(console: Console):
 
 async def test_a_phone_scrolls_nothing_sideways_and_the_link_is_copied(console: Console):
     page = await console.log_in(viewport=PHONE, permissions=["clipboard-read", "clipboard-write"])
-    paths = ["connections", f"connections/{console.connection.id}", "connect"]
-    for path in paths:
+    explained = f"access?app=boss&connection={console.connection.id}"
+    lists = [
+        "integrations",
+        "integrations/crm",
+        "providers",
+        "providers/github",
+        "apps",
+        "apps/boss",
+        explained,
+    ]
+    for path in (*lists, "connections", f"connections/{console.connection.id}", "connect"):
         await page.goto(f"{console.url}/console/{path}")
         width = await page.evaluate("document.documentElement.scrollWidth")
         assert width == PHONE["width"], path

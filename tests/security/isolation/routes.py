@@ -17,6 +17,7 @@ from tests.security.isolation.world import A_CREDENTIAL, PUBLIC_KEY, document
 # What `{name}` names in each collection.
 NAMED = {"/v1/integrations/": "integration", "/v1/apps/": "app", "/v1/webhooks/": "webhook"}
 NAMED |= {"/v1/issuers/": "trusted_issuer"}
+NAMED |= {"/console/integrations/": "integration", "/console/apps/": "app"}
 _NAME = re.compile(r"\{(\w+)\}")
 _CON = "/v1/connections/{connection_id}"
 _ITEM = {"integration": "{integration}", "subject": "{subject}", "access_token": "a", "expires": "unknown"}
@@ -29,6 +30,7 @@ QUERIES = {
     "GET /v1/connections/export": ("id={export_id}",),
     "DELETE /v1/connections/export": ("id={export_id}",),
     "GET /console/connections": ("", "integration={integration}", "subject={subject}"),
+    "GET /console/access": ("app={app}&connection={connection_id}",),
     "GET /console/connect": ("integration={integration}&subject={subject}",),
     "GET /v1/connections": ("", "integration={integration}", "provider={provider}", "subject={subject}"),
 }

@@ -29,6 +29,8 @@ async def test_without_a_session_every_page_leads_to_the_login(api: Api):
             method, path, headers={"Origin": "https://evergrant.test"}
         )
         assert (answer.status_code, answer.headers["location"]) == (303, "/console/login"), route
+    answer = await ConsoleBrowser(api).browser.get("/console/connections", headers={"HX-Request": "true"})
+    assert (answer.status_code, answer.headers["hx-redirect"]) == (401, "/console/login")
 
 
 async def test_the_key_is_exchanged_for_a_cookie_and_is_in_no_answer_and_no_row(api: Api):
@@ -68,6 +70,7 @@ async def test_csrf_another_site_logs_no_browser_in(api: Api):
     key = await api.app_with("boss", Action.ADMIN)
     answer = await ConsoleBrowser(api).log_in(key, Origin="https://evil.example")
     assert (answer.status_code, KEY_COOKIE in str(answer.headers)) == (403, False)
+    assert 'href="https://evergrant.test/console"' in answer.text, "where to go, for who typed localhost"
     sent = {"csrf": "0" * 64, "key": key}
     answer = await ConsoleBrowser(api).browser.post(
         "/console/login", data=sent, headers={"Origin": "https://evergrant.test"}

@@ -1,0 +1,81 @@
+"""`/console/apps`: apps with their permits and keys; `/console/access`: may this app use that connection."""
+
+from urllib.parse import urlencode
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from evergrant_server.api.apps.credentials import list_credentials
+from evergrant_server.api.apps.explain import explain_access
+from evergrant_server.api.apps.keys import list_keys
+from evergrant_server.api.apps.permits import list_permits
+from evergrant_server.api.apps.routes import get_app, list_apps
+from evergrant_server.api.console.visit import VisitDep, console_page
+from evergrant_server.api.http.call import require_auditor
+from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.core.access import Action
+
+router = APIRouter(include_in_schema=False)
+
+_ROWS = 25
+_LONGEST = 2000
+
+
+@router.get("/console/apps")
+@console_page
+async def show_apps(visit: VisitDep, cursor: str = "") -> Response:
+    """A page of the tenant's apps."""
+    call = await require_auditor(visit.call)
+    found = await list_apps(call, limit=_ROWS, cursor=cursor or None)
+    return visit.show(
+        "apps.html",
+        "Apps",
+        found=found,
+        next_page=f"?{urlencode({'cursor': found.next_cursor})}" if found.next_cursor else None,
+        first_page="/console/apps" if cursor else None,
+    )
+
+
+@router.get("/console/apps/{name}")
+@console_page
+async def show_app(visit: VisitDep, name: str) -> Response:
+    """One app: what it may do, and how it proves who it is."""
+    call = await require_auditor(visit.call)
+    return visit.show(
+        "app.html",
+        name,
+        it=await get_app(name, call),
+        permits=(await list_permits(name, call)).items,
+        keys=(await list_keys(name, call)).items,
+        credentials=(await list_credentials(name, call)).items,
+    )
+
+
+@router.get("/console/access")
+@console_page
+async def show_access(
+    visit: VisitDep, app: str = "", connection: str = "", scopes: str = "", action: str = "token"
+) -> Response:
+    """May an app use a connection now, by which permit, and what else stops it."""
+    call = await require_auditor(visit.call)
+    asked = {"app": app, "connection": connection, "scopes": scopes}
+    fields = {name: text[:_LONGEST].strip() for name, text in asked.items()}
+    wanted = _action(action)
+    answer = None
+    if fields["app"] and fields["connection"]:
+        answer = await explain_access(call, **fields, action=wanted)
+    return visit.show(
+        "access.html",
+        "Who may",
+        fields=fields,
+        wanted=wanted,
+        actions=[it for it in Action if it is not Action.EXPORT],
+        answer=answer,
+    )
+
+
+def _action(text: str) -> Action:
+    try:
+        return Action(text)
+    except ValueError:
+        raise invalid_request("action", "There is no such action.") from None

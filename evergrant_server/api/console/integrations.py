@@ -1,0 +1,88 @@
+"""`/console/integrations` with their health; `/console/providers`, the catalogue, with its evidence."""
+
+from urllib.parse import urlencode
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from evergrant_server.api.console.visit import VisitDep, console_page
+from evergrant_server.api.integrations.definitions import get_provider, list_providers
+from evergrant_server.api.integrations.routes import get_integration, list_integrations
+from evergrant_server.console.catalogue import evidence_of, facts_of, search
+from evergrant_server.console.integration_health import findings
+from evergrant_server.core.access import Action
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.policy import Target
+from providers.definition.categories import CATEGORIES
+
+router = APIRouter(include_in_schema=False)
+
+_ROWS = 25
+_LONGEST = 100
+
+
+@router.get("/console/integrations")
+@console_page
+async def show_integrations(visit: VisitDep, cursor: str = "") -> Response:
+    """A page of the integrations that the visitor administers or audits."""
+    found = await list_integrations(visit.call, limit=_ROWS, cursor=cursor or None)
+    now = visit.api.clock.now()
+    return visit.show(
+        "integrations.html",
+        "Integrations",
+        rows=[(it, findings(it, now)) for it in found.items],
+        next_page=f"?{urlencode({'cursor': found.next_cursor})}" if found.next_cursor else None,
+        first_page="/console/integrations" if cursor else None,
+    )
+
+
+@router.get("/console/integrations/{name}")
+@console_page
+async def show_integration(visit: VisitDep, name: str) -> Response:
+    """One integration: its health, and what to register at the provider."""
+    it = await get_integration(name, visit.call)
+    states = (LifecycleState.NEEDS_REAUTH, LifecycleState.PENDING_CONSENT, LifecycleState.ACTIVE)
+    return visit.show(
+        "integration.html",
+        it.name,
+        it=it,
+        found=findings(it, visit.api.clock.now()),
+        states=states,
+        connects=visit.call.allows(Action.CONNECT, Target(it.name, it.provider)),
+    )
+
+
+@router.get("/console/providers")
+@console_page
+async def show_providers(visit: VisitDep, q: str = "", category: str = "", after: str = "") -> Response:
+    """The providers that fit the words, by name."""
+    listed = await list_providers(visit.call)
+    found = search(listed.items, q[:_LONGEST], category, after)
+    kept = {name: text for name, text in (("q", q[:_LONGEST]), ("category", category)) if text}
+    return visit.show(
+        "providers.html",
+        "Catalogue",
+        found=found,
+        q=q[:_LONGEST],
+        category=category,
+        categories=CATEGORIES,
+        next_page=f"?{urlencode({**kept, 'after': found.next_after})}" if found.next_after else None,
+        first_page=f"/console/providers?{urlencode(kept)}" if after else None,
+    )
+
+
+@router.get("/console/providers/{provider}")
+@console_page
+async def show_provider(visit: VisitDep, provider: str) -> Response:
+    """A provider's definition, and what it is known from."""
+    it = await get_provider(provider, visit.call)
+    return visit.show(
+        "provider.html",
+        it["display_name"],
+        it=it,
+        facts=facts_of(it["definition"]),
+        evidence=evidence_of(it["definition"]),
+        disagreements=it["definition"].get("sources", {}).get("disagreements", ()),
+        notes=it["definition"].get("notes", ()),
+        categories=CATEGORIES,
+    )

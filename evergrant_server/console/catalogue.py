@@ -1,0 +1,77 @@
+"""The catalogue for people: searched, with the facts of a definition and what each is known from."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from providers.definition.categories import CATEGORIES
+
+_ROWS = 40
+_URL = re.compile(r"https://[^\s()<>\"']+")
+_FACTS = {
+    "auth_modes": "Flows",
+    "authorization_endpoint": "Authorization endpoint",
+    "token_endpoint": "Token endpoint",
+    "userinfo_endpoint": "Userinfo",
+    "api_base_url": "API",
+    "pkce": "PKCE",
+    "client_auth": "Client authentication",
+    "default_scopes": "Default scopes",
+    "offline_scope": "Scope for refresh tokens",
+    "refresh_supported": "Refreshes",
+    "rate_limit": "Limits",
+}
+
+
+class Found(NamedTuple):
+    """One page of providers; `next_after` is the name that the next one begins after."""
+
+    items: list[dict[str, Any]]
+    total: int
+    next_after: str | None
+
+
+class Evidence(NamedTuple):
+    """What a field of a definition is known from."""
+
+    field: str
+    agreeing: int
+    vendor_only: bool
+    source: str
+    url: str | None
+
+
+def search(providers: Sequence[dict[str, Any]], words: str, category: str, after: str) -> Found:
+    """The providers whose name or kind has all of the words, of the category if one is given."""
+    wanted = words.casefold().split()
+    fitting = [it for it in providers if _fits(it, wanted) and (not category or category in it["categories"])]
+    left = [it for it in fitting if it["name"] > after]
+    page = left[:_ROWS]
+    return Found(page, len(fitting), page[-1]["name"] if len(left) > _ROWS else None)
+
+
+def _fits(provider: dict[str, Any], words: list[str]) -> bool:
+    kinds = " ".join(CATEGORIES.get(str(it), str(it)) for it in provider["categories"])
+    text = f"{provider['name']} {provider['display_name']} {kinds}".casefold()
+    return all(word in text for word in words)
+
+
+def facts_of(definition: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The facts that people ask for, as far as the definition has them."""
+    return [
+        (words, definition[name]) for name, words in _FACTS.items() if definition.get(name) not in (None, [])
+    ]
+
+
+def evidence_of(definition: dict[str, Any]) -> list[Evidence]:
+    """For each field that has a source: how many agree, and one to open."""
+    sources = definition.get("sources", {})
+    agreeing, by_field = sources.get("agreeing", {}), sources.get("by_field", {})
+    vendor = set(sources.get("vendor_documentation", ()))
+    rows: list[Evidence] = []
+    for field in dict.fromkeys((*agreeing, *by_field, *sorted(vendor))):
+        source = by_field.get(field, "")
+        url = _URL.search(source)
+        only = field in vendor and field not in agreeing
+        rows.append(Evidence(field, agreeing.get(field, 0), only, source, url and url.group()))
+    return rows

@@ -1,0 +1,126 @@
+"""What the console says of connections, integrations and providers: pure functions of what the API shows."""
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from evergrant_server.console.catalogue import evidence_of, search
+from evergrant_server.console.console_pages import ago
+from evergrant_server.console.integration_health import findings
+from evergrant_server.console.next_steps import step_of
+from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.errors import FAILURES, ErrorCode
+from evergrant_server.core.integrations import IntegrationState
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+NOTHING = {"reason": None, "repairer": None, "last_failure": None, "expires_at": None}
+
+
+def step(state: LifecycleState, flow: Flow = Flow.AUTHORIZATION_CODE, **more: Any) -> tuple[str, str]:
+    found = step_of(SimpleNamespace(state=state, flow=flow, **NOTHING | more))
+    return found.who, found.tone
+
+
+@pytest.mark.parametrize("state", LifecycleState)
+def test_every_state_has_a_step_and_only_ended_and_healthy_ones_have_no_one_to_act(state: LifecycleState):
+    who, _ = step(state)
+    assert bool(who) is not (state.is_final or state is LifecycleState.ACTIVE)
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_a_reason_says_its_repair_and_who_repairs_it(code: ErrorCode):
+    shown = SimpleNamespace(state=LifecycleState.ACTIVE, flow=Flow.OAUTH1, **NOTHING | {"last_failure": code})
+    found = step_of(shown)
+    assert (found.text, found.tone) == (FAILURES[code].repair, "wait")
+    assert found.who
+
+
+def test_who_acts_for_some():
+    pending, reauth = LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH
+    assert step(pending) == ("the subject", "wait")
+    assert step(pending, Flow.CLIENT_CREDENTIALS) == ("a worker", "wait")
+    assert step(reauth, reason=ErrorCode.GRANT_REJECTED) == ("the subject", "bad")
+    refused = ErrorCode.CLIENT_REJECTED
+    assert step(LifecycleState.ACTIVE, last_failure=refused) == ("the integration's admin", "wait")
+
+
+def integration(**more: Any) -> Any:
+    usual = dict.fromkeys(
+        ("problem", "secret_refused_at", "previous_secret_until", "client_secret_expires_at",
+         "client_certificate_expires_at")
+    )  # fmt: skip
+    return SimpleNamespace(state=IntegrationState.READY, binding=Binding.APP, **usual | more)
+
+
+@pytest.mark.parametrize(
+    ("facts", "tone", "said"),
+    [
+        ({}, "good", "ready"),
+        ({"secret_refused_at": NOW}, "bad", "refuses the new client secret"),
+        ({"previous_secret_until": NOW + timedelta(hours=1)}, "wait", "is being rotated"),
+        ({"previous_secret_until": NOW}, "good", "ready"),
+        ({"client_secret_expires_at": NOW + timedelta(days=29)}, "wait", "secret expires"),
+        ({"client_secret_expires_at": NOW + timedelta(days=31)}, "good", "ready"),
+        ({"client_certificate_expires_at": NOW}, "bad", "certificate has expired"),
+    ],
+)
+def test_health_of_an_integration(facts: dict[str, Any], tone: str, said: str):
+    (found,) = findings(integration(**facts), NOW)
+    assert found.tone == tone
+    assert said in found.text
+
+
+def test_the_worst_comes_first():
+    it = integration(client_certificate_expires_at=NOW, previous_secret_until=NOW + timedelta(days=1))
+    it.state, it.problem, it.binding = IntegrationState.FAILED, "no metadata", Binding.NONE
+    assert [found.tone for found in findings(it, NOW)] == ["bad", "bad", "wait", "wait"]
+
+
+KINDS = ["crm"], ["crm", "dev"]
+
+
+def providers(count: int) -> list[dict[str, Any]]:
+    return [
+        {"name": f"p{number:03}", "display_name": f"Provider {number}", "categories": KINDS[number % 2]}
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def test_the_catalogue_is_searched_by_all_words_and_paged_without_a_gap():
+    every = providers(100)
+    names, after = [], ""
+    while True:
+        found = search(every, "provider SALES", "", after)
+        names += [it["name"] for it in found.items]
+        if found.next_after is None:
+            break
+        after = found.next_after
+    assert (names, found.total) == ([it["name"] for it in every], 100)
+    assert search(every, "", "dev", "").total == 50
+    assert search(every, "p007", "", "").items == [every[7]]
+    assert search(every, "absent", "", "").items == []
+
+
+def test_evidence_names_each_field_once_and_links_only_https():
+    sources = {
+        "agreeing": {"token_endpoint": 3},
+        "by_field": {"pkce": "javascript:alert(1)", "code_lifetime_s": "https://example.com/a (ten minutes)"},
+        "vendor_documentation": ["token_endpoint", "rate_limit"],
+    }
+    rows = {it.field: it for it in evidence_of({"sources": sources})}
+    assert (rows["token_endpoint"].agreeing, rows["token_endpoint"].vendor_only) == (3, False)
+    assert (rows["pkce"].url, rows["code_lifetime_s"].url) == (None, "https://example.com/a")
+    assert rows["rate_limit"].vendor_only
+    assert evidence_of({}) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s ago"), (59, "59 s ago"), (60, "1 min ago"), (-7200, "in 2 h"), (90_000, "1 d ago")],
+)
+def test_moments_are_told_in_one_unit(seconds: int, said: str):
+    assert ago(NOW - timedelta(seconds=seconds), NOW) == said
