@@ -1,4 +1,4 @@
-"""Apps that lease without a pause: one's neighbour, and its own disabling."""
+"""Apps that lease without a pause, and connections that nobody uses: what others get."""
 
 import asyncio
 import resource
@@ -8,13 +8,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from bench import disabling
-from bench.bounds import Bounds
 from bench.processes import python_module, running_process
 from evergrant_server.audit.lease_queue import APP_SHARE
 from evergrant_server.core.access import Action
 from tests.fakes.api import Api
-from tests.fakes.databases import lent
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 
@@ -58,17 +55,6 @@ async def test_attack_16_one_app_with_500_requests_open_takes_a_few_places_of_a_
     assert sum(it.count("app:other") for it in shared) == LEASES
     assert max(it.count("app:greedy") for it in shared) == APP_SHARE
     print(f"\n{OPEN} requests open; batches that the other app's leases waited for: {sorted(waited)}")
-
-
-@pytest.mark.parametrize("what", ["app", "tenant"])
-async def test_an_app_that_leases_from_five_processes_is_refused_by_all_when_it_is_disabled(
-    tmp_path: Path, what: str
-):
-    async with lent("postgresql", tmp_path) as url:
-        found = await disabling.measure(tmp_path, url, Bounds(0.5), what)
-    print(f"\n{found.leases} leases; the last one left {found.effect * 1000:.0f} ms after the request")
-    assert found.late == 0
-    assert found.effect < 1.0
 
 
 async def test_a_client_with_1500_idle_connections_keeps_no_other_away(tmp_path: Path):

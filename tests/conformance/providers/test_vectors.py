@@ -66,13 +66,24 @@ def read_vector(name: str) -> dict[str, Any]:
     return vector
 
 
-@pytest.fixture(params=(*REGISTRY.names(), GUIDE.name))
-def exchange(request: pytest.FixtureRequest) -> Exchange:
-    if request.param == GUIDE.name:
-        return the_guides()
-    if mistakes_of(request.param):
+@pytest.mark.parametrize("name", [*REGISTRY.names(), GUIDE.name])
+async def test_exchange(name: str) -> None:
+    """One test for a provider: its checks take milliseconds, and a failure names the vector's place."""
+    if name == GUIDE.name:
+        exchange = the_guides()
+    elif mistakes_of(name):
         pytest.skip("test_shape tells the mistakes of this vector")
-    return Exchange(REGISTRY.get(request.param), read_vector(request.param))
+    else:
+        exchange = Exchange(REGISTRY.get(name), read_vector(name))
+    authorization_url(exchange)
+    for kind in ("exchange", "post_exchange", "refresh", "revoke"):
+        await request_and_reply(exchange, kind)
+    await client_grants_and_oauth1(exchange)
+    refusals(exchange)
+    a_refusals_words_are_found_and_quote_no_secret(exchange)
+    further_replies(exchange)
+    callbacks(exchange)
+    accounts_and_api_base_url(exchange)
 
 
 def the_guides() -> Exchange:
@@ -84,7 +95,7 @@ def the_guides() -> Exchange:
     return Exchange(spec, parse_yaml(vector))
 
 
-def test_authorization_url(exchange: Exchange) -> None:
+def authorization_url(exchange: Exchange) -> None:
     if not exchange.speaks_code:
         assert "authorize" not in exchange.vector
         return
@@ -110,8 +121,7 @@ def test_authorization_url(exchange: Exchange) -> None:
     assert expected.get("raw", "") in query
 
 
-@pytest.mark.parametrize("kind", ["exchange", "post_exchange", "refresh", "revoke"])
-async def test_request_and_reply(exchange: Exchange, kind: str) -> None:
+async def request_and_reply(exchange: Exchange, kind: str) -> None:
     expected = exchange.vector.get(kind)
     if not exchange.speaks_code:
         assert expected is None
@@ -142,7 +152,7 @@ async def test_request_and_reply(exchange: Exchange, kind: str) -> None:
         assert_further(exchange.spec, reply, expected, where)
 
 
-async def test_client_grants_and_oauth1(exchange: Exchange) -> None:
+async def client_grants_and_oauth1(exchange: Exchange) -> None:
     grants = exchange.vector.get("grants", {})
     assert grants or exchange.speaks_code
     for name, expected in grants.items():
@@ -157,7 +167,7 @@ async def test_client_grants_and_oauth1(exchange: Exchange) -> None:
         assert_tokens(read, expected["tokens"], f"{where}.tokens")
 
 
-def test_refusals(exchange: Exchange) -> None:
+def refusals(exchange: Exchange) -> None:
     assert exchange.vector["refusals"]
     for place, refusal in enumerate(exchange.vector["refusals"]):
         where = f"{exchange.file}: refusals.{place}"
@@ -168,7 +178,7 @@ def test_refusals(exchange: Exchange) -> None:
             assert_agrees(f"{where}.retry_after", refusal["retry_after"], failure.retry_after)
 
 
-def test_a_refusals_words_are_found_and_quote_no_secret(exchange: Exchange) -> None:
+def a_refusals_words_are_found_and_quote_no_secret(exchange: Exchange) -> None:
     sent = httpx2.Request("POST", "https://provider.example/token", data=SECRETS)
     for refusal in exchange.vector["refusals"]:
         with pytest.raises(ReplyFailure) as raised:
@@ -179,7 +189,7 @@ def test_a_refusals_words_are_found_and_quote_no_secret(exchange: Exchange) -> N
         assert str(said) or refusal["code"] != "grant_rejected" or not refusal["reply"].get("json"), refusal
 
 
-def test_further_replies(exchange: Exchange) -> None:
+def further_replies(exchange: Exchange) -> None:
     for place, odd in enumerate(exchange.vector.get("replies", [])):
         where, reply = f"{exchange.file}: replies.{place}", as_read(odd["reply"])
         read = partial(exchange.read, reply, refreshing=odd["to"] == "refresh")
@@ -188,7 +198,7 @@ def test_further_replies(exchange: Exchange) -> None:
             assert_further(exchange.spec, reply, odd, where)
 
 
-def test_callbacks(exchange: Exchange) -> None:
+def callbacks(exchange: Exchange) -> None:
     for place, callback in enumerate(exchange.vector.get("callbacks", [])):
         query = [(name, str(value)) for name, value in callback["query"].items()]
         read = read_callback(
@@ -210,7 +220,7 @@ def test_callbacks(exchange: Exchange) -> None:
         assert_agrees(f"{exchange.file}: callbacks.{place}", said, done, names=SECRETS)
 
 
-def test_accounts_and_api_base_url(exchange: Exchange) -> None:
+def accounts_and_api_base_url(exchange: Exchange) -> None:
     vector, spec = exchange.vector, exchange.spec
     facts = dict(exchange.facts)
     for lookup, replies in zip(spec.post_auth, vector.get("lookups", []), strict=True):

@@ -1,6 +1,5 @@
 """Every direct dependency is explained and used, every import is of one, and locks hold only hashed pins."""
 
-import ast
 import hashlib
 import json
 import re
@@ -26,6 +25,7 @@ FOLDERS = (
     "tests",
 )
 OURS = {"evergrant", "evergrant-server"}
+IMPORT = re.compile(r"^ *(?:import|from) (\w+)", re.MULTILINE)  # a line of prose names no distribution
 LOCKS = ("build", "demo", "mutations", "server", "test")
 
 # used without an import statement, and how
@@ -91,11 +91,7 @@ def imported() -> frozenset[str]:
     owners = packages_distributions()
     modules: set[str] = set()
     for path in (*ROOT.glob("*.py"), *(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                modules |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                modules.add(node.module.partition(".")[0])
+        modules |= set(IMPORT.findall(path.read_text(encoding="utf-8")))
     foreign = modules - sys.stdlib_module_names
     return frozenset(name_of(owner) for module in foreign for owner in owners.get(module, ())) - OURS
 
