@@ -8,6 +8,8 @@ CHECKED := evergrant_server workflows activities providers clients examples migr
 # pyright must not look for newer releases of itself
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PYTHONUNBUFFERED := 1
+# bytecode is written once, whatever the caller's shell says: tests start hundreds of processes
+export PYTHONDONTWRITEBYTECODE :=
 
 DEMO_READY := $(VENV)/.ready-demo
 TEST_READY := $(VENV)/.ready-test
@@ -30,9 +32,11 @@ unit: $(TEST_READY) ## the unit tests alone
 	@echo "==> unit tests"
 	@$(PY) -m pytest tests/unit -q -n 2 --dist loadfile
 
-# most tests wait for timers, workers and browsers: more of them at once than there are cores
+# Most tests wait for timers, workers and browsers: more of them at once than there are cores. Beside the
+# linters, which take one core, the tests are compiled: else each process of the run would do it for itself.
 AT_ONCE ?= 5
-test: lint ## every check and every test but the slow proofs, PostgreSQL and Temporal included (AT_ONCE=5: files of tests)
+test: $(TEST_READY) ## every check and every test but the slow proofs, PostgreSQL and Temporal included (AT_ONCE=5: files of tests)
+	@$(PY) -m pytest --collect-only -qq > /dev/null 2>&1 & $(MAKE) --no-print-directory lint; told=$$?; wait; exit $$told
 	@echo "==> tests"
 	@$(PY) -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 

@@ -28,7 +28,7 @@ class AuthorizationServer:
             base_url=self.issuer,
             headers={"X-Control-Key": known["control_key"]},
             trust_env=False,
-            timeout=30,
+            timeout=120,
         )
 
     @classmethod

@@ -34,7 +34,7 @@ class Subject:
     def __init__(self, user: str, password: str) -> None:
         self._user = user
         self._password = password
-        self._browser = httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=30)
+        self._browser = httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=120)
 
     async def __aenter__(self) -> Self:
         return self

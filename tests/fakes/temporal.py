@@ -18,6 +18,7 @@ from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from evergrant_server.cli.dev.temporal import FAIRNESS
 from tests.fakes.patience import PATIENCE_S
@@ -26,6 +27,20 @@ from tests.fakes.ports import free_port
 PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL")
 _START_LIMIT_S = PATIENCE_S
 _MOST_STARTS = 3
+
+
+_prepared: set[type] = set()
+_prepare = SandboxedWorkflowRunner.prepare_workflow
+
+
+def _prepare_once(self: SandboxedWorkflowRunner, definition: Any) -> None:
+    """A worker tries each workflow in a sandbox when it starts: here the first worker of a process does."""
+    if definition.cls not in _prepared:
+        _prepare(self, definition)
+        _prepared.add(definition.cls)
+
+
+SandboxedWorkflowRunner.prepare_workflow = _prepare_once
 
 
 class NoTemporal(RuntimeError):

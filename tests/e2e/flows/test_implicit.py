@@ -78,6 +78,13 @@ async def running_browser() -> AsyncIterator[Browser]:
             await browser.close()
 
 
+async def new_page(browser: Browser) -> Page:
+    """One that is as patient as the tests are."""
+    page = await browser.new_page()
+    page.set_default_timeout(PATIENCE_S * 1000)
+    return page
+
+
 @pytest_asyncio.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Implicit]:
     monkeypatch.setenv(ALLOW_SETTING, "true")
@@ -87,7 +94,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         running_authorization_server(tmp_path / "as", "--implicit", *seconds, warnings="default") as server,
         running(Implicit, data, server.issuer) as world,
     ):
-        world.server, world.page, world.data = server, await browser.new_page(), data
+        world.server, world.page, world.data = server, await new_page(browser), data
         world.problems = []
         world.page.on("pageerror", lambda error: world.problems.append(str(error)))
         world.page.on("console", lambda it: world.problems.append(it.text) if "Policy" in it.text else None)

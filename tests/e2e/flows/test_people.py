@@ -8,10 +8,11 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 from playwright.async_api import Page
 
-from tests.e2e.flows.test_implicit import running_browser
+from tests.e2e.flows.test_implicit import new_page, running_browser
 from tests.e2e.world import World, refused, running
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.oidc_provider import OidcProvider, running_oidc_provider
@@ -41,9 +42,13 @@ class People(World):
         return await asyncio.create_subprocess_exec(program, *words, env=env, stdout=pipe, stderr=pipe)
 
 
-@pytest_asyncio.fixture
-async def world(tmp_path: Path) -> AsyncIterator[People]:
-    async with running_oidc_provider() as server, running(People, tmp_path / "data", server.issuer) as world:
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for both: it takes seconds
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[People]:
+    data = tmp_path_factory.mktemp("people") / "data"
+    async with running_oidc_provider() as server, running(People, data, server.issuer) as world:
         world.server = server
         await world.set_up()
         yield world
@@ -64,7 +69,7 @@ async def consents(page: Page) -> None:
 
 async def test_a_browser_logs_in_steps_up_and_out(world: People, tmp_path: Path):
     async with running_browser() as browser:
-        page = await browser.new_page()
+        page = await new_page(browser)
         await page.goto(f"{world.platform.api}/login")
         await logs_in(page, "admins-ann")
         await consents(page)
@@ -85,7 +90,7 @@ async def test_a_browser_logs_in_steps_up_and_out(world: People, tmp_path: Path)
         assert "logged out" in await page.inner_text("body")
         assert not [it for it in (await world.admin.get("/v1/sessions"))["items"] if it["live"]]
 
-        stranger = await browser.new_page()
+        stranger = await new_page(browser)
         await stranger.goto(f"{world.platform.api}/login")
         await logs_in(stranger, "others-eve")
         await consents(stranger)
@@ -97,7 +102,7 @@ async def test_a_command_logs_in_by_a_browser_and_administers_as_a_person(world:
         login = await world.command(tmp_path, "login", "--no-browser", "-o", "json")
         assert login.stderr is not None
         line = (await asyncio.wait_for(login.stderr.readline(), PATIENCE_S)).decode()
-        page = await browser.new_page()
+        page = await new_page(browser)
         await page.goto(line.removeprefix("open ").strip())
         assert "act as you" in await page.inner_text("body")
         await logs_in(page, "auditors-bob")
