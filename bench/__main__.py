@@ -30,8 +30,9 @@ async def run(folder: Path, bounds: Bounds) -> int:
         rates, records = await _on("SQLite", sqlite(folder / "sqlite"), folder / "sqlite", generator, bounds)
         async with postgresql() as url:
             more = await _on("PostgreSQL", url, folder / "postgresql", generator, bounds)
-        async with leases.two_servers(folder / "greedy", sqlite(folder / "greedy"), generator) as (ready, _):
-            neighbours = await greedy.measure(ready, generator, bounds)
+        servers = leases.two_servers(folder / "greedy", sqlite(folder / "greedy"), generator)
+        async with servers as (ready, bare_port):
+            neighbours = await greedy.measure(ready, bare_port, generator, bounds)
     rates, records = rates + more[0], records + more[1]
     _print(*report.leases(rates))
     _print(*report.audit(records, rates))

@@ -1,7 +1,8 @@
 """What one app with 500 requests open costs another: its latencies beside that app, and without it."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from bench.bounds import Bounds
@@ -16,33 +17,42 @@ _BEFORE_S = 1.0  # until the greedy app's first requests are answered
 
 @dataclass(frozen=True)
 class Neighbour:
-    """The other app's 99th percentile in milliseconds, one of each round, and the greedy app's rate."""
+    """The other app's 99th percentile in milliseconds, one of each round, and the greedy app's rate.
+
+    `quiet`: alone. `busy`: while the same 500 clients load another server on this machine, which costs the
+    cores alike. `beside`: while they are the greedy app's.
+    """
 
     clients: int
-    quiet: list[float]
-    beside: list[float]
-    greedy_per_second: float
+    quiet: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    beside: list[float] = field(default_factory=list)
+    greedy: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def ratio(self) -> float:
+    def greedy_per_second(self) -> float:
+        return sum(len(it["latencies"]) for it in self.greedy) / sum(it["seconds"] for it in self.greedy)
+
+    def ratio_to(self, other: list[float]) -> float:
         """Of the medians of the rounds."""
-        return sorted(self.beside)[len(self.beside) // 2] / sorted(self.quiet)[len(self.quiet) // 2]
+        return median(self.beside) / median(other)
 
 
-async def measure(ready: Installation, generator: Generator, bounds: Bounds) -> list[Neighbour]:
-    """Alternate rounds of the other app alone with rounds beside the greedy one."""
-    found: list[Neighbour] = []
+async def measure(
+    ready: Installation, bare_port: int, generator: Generator, bounds: Bounds
+) -> list[Neighbour]:
+    """Alternate rounds of the other app alone with rounds beside the clients, at either server."""
+    found = [Neighbour(clients) for clients in CLIENTS]
     async with load_generator() as crowd:
-        for clients in CLIENTS:
-            quiet, beside, greedy = [], [], []
+        for row in found:
             for _ in range(_ROUNDS if bounds.most >= GREEDY_CLIENTS else 1):
-                quiet.append(_p99(await _round(generator, ready, clients, bounds)))
-                crowded = asyncio.create_task(_crowd(crowd, ready, bounds))
-                await asyncio.sleep(min(_BEFORE_S, bounds.seconds))
-                beside.append(_p99(await _round(generator, ready, clients, bounds)))
-                greedy.append(await crowded)
-            rate = sum(len(it["latencies"]) for it in greedy) / sum(it["seconds"] for it in greedy)
-            found.append(Neighbour(clients, quiet, beside, rate))
+                row.quiet.append(_p99(await _round(generator, ready, row.clients, bounds)))
+                for port, p99s in ((bare_port, row.busy), (ready.settings.port, row.beside)):
+                    crowded = asyncio.create_task(_crowd(crowd, ready, port, bounds))
+                    await asyncio.sleep(min(_BEFORE_S, bounds.seconds))
+                    p99s.append(_p99(await _round(generator, ready, row.clients, bounds)))
+                    loaded = await crowded
+                row.greedy.append(loaded)
     return found
 
 
@@ -57,11 +67,11 @@ async def _round(generator: Generator, ready: Installation, clients: int, bounds
     return result
 
 
-async def _crowd(crowd: Generator, ready: Installation, bounds: Bounds) -> dict[str, Any]:
+async def _crowd(crowd: Generator, ready: Installation, port: int, bounds: Bounds) -> dict[str, Any]:
     seconds = bounds.seconds / _ROUNDS + min(_BEFORE_S, bounds.seconds) + 0.5
     most = max(bounds.most, GREEDY_CLIENTS)
     return await crowd.round(
-        port=ready.settings.port,
+        port=port,
         clients=GREEDY_CLIENTS,
         seconds=seconds,
         most=most,

@@ -67,16 +67,16 @@ def audit(rows: Iterable[LedgerRate], rates: Iterable[LeaseRate]) -> list[str]:
 
 
 def neighbours(rows: Iterable[Neighbour]) -> list[str]:
-    header = "its clients", "p99 ms alone", "p99 ms beside", "ratio", "greedy leases/s"
+    header = "its clients", "p99 ms alone", "cores busy", "beside", "to alone", "to busy", "greedy leases/s"
     return _table(
         NEIGHBOURS,
         header,
         [
             (
                 str(row.clients),
-                " ".join(f"{it:.1f}" for it in row.quiet),
-                " ".join(f"{it:.1f}" for it in row.beside),
-                f"{row.ratio:.2f}",
+                *(" ".join(f"{it:.1f}" for it in them) for them in (row.quiet, row.busy, row.beside)),
+                f"{row.ratio_to(row.quiet):.2f}",
+                f"{row.ratio_to(row.busy):.2f}",
                 f"{row.greedy_per_second:,.0f}",
             )
             for row in rows
