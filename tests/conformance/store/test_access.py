@@ -178,7 +178,7 @@ async def test_an_integration_is_not_deleted_under_a_connection_that_begins(stor
         connection = a_connection(integration_id=made.id)
         await tx.connections.add(connection)
     assert waits
-    with fails(ErrorCode.STORE_CONFLICT):
+    with fails(ErrorCode.INTEGRATION_IN_USE):
         await deleting
     async with store.write() as tx:
         await tx.connections.replace(connection.consent_denied(NOW), expected=1)

@@ -45,7 +45,7 @@ async def api(settings: Settings, folder: Path) -> AsyncIterator[int]:
     """The API in a process of its own; yields its process id."""
     process = python_module("evergrant_server serve", folder, env=settings_environment(settings))
     async with running_process(process, port=settings.port):
-        yield int(process.pid_file.read_text())
+        yield int(process.pid_file.read_text().split()[0])
 
 
 async def test_an_import_whose_api_is_killed_goes_on_where_it_was(temporal_address: str, tmp_path: Path):

@@ -18,6 +18,7 @@ from tests.security.isolation.world import A_CREDENTIAL, PUBLIC_KEY, document
 NAMED = {"/v1/integrations/": "integration", "/v1/apps/": "app", "/v1/webhooks/": "webhook"}
 NAMED |= {"/v1/issuers/": "trusted_issuer"}
 NAMED |= {"/console/integrations/": "integration", "/console/apps/": "app"}
+NAMED |= {"/console/static/": "app"}  # no file has this name
 _NAME = re.compile(r"\{(\w+)\}")
 _CON = "/v1/connections/{connection_id}"
 _ITEM = {"integration": "{integration}", "subject": "{subject}", "access_token": "a", "expires": "unknown"}

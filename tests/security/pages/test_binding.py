@@ -270,7 +270,7 @@ async def test_without_return_to_the_page_shows_the_code_for_the_program_that_ma
     await assert_refused(await Visitor(api).open(it.link), "confirm_required", 409)
     shown = await it.visitor.follow(answer)
     assert "if you started this yourself" in shown.text
-    code = shown.text.partition("<p><code>")[2].partition("</code>")[0]
+    code = shown.text.partition('<code class="code">')[2].partition("</code>")[0]
     assert (await it.confirmed(code)).status_code == 200
     assert "is connected" in (await it.visitor.open(it.link)).text
 

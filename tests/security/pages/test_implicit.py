@@ -310,7 +310,7 @@ async def test_app_first_has_the_app_confirm_before_any_token_comes(api: Api):
     made = (await api.post("/v1/connections", key, ASKED)).json()
     form = {"csrf": await visitor.csrf(made["connect_url"])}
     shown = await visitor.follow(await visitor.browser.post(made["connect_url"], data=form))
-    code = shown.text.partition("<p><code>")[2].partition("</code>")[0]
+    code = shown.text.partition('<code class="code">')[2].partition("</code>")[0]
     assert visitor.provider_url == ""
     confirm = {"code": code, "subject": ASKED["subject"]}
     assert (await api.post(f"/v1/connections/{made['id']}/confirm", key, confirm)).status_code == 200

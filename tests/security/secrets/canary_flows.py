@@ -255,7 +255,7 @@ class OtherLives:
         async with self._subject() as subject:
             landing = await subject.consent(made["connect_url"])
         assert landing.response is not None
-        code = landing.response.text.partition("<p><code>")[2].partition("</code>")[0]
+        code = landing.response.text.partition('<code class="code">')[2].partition("</code>")[0]
         confirm = {"code": code, "subject": "user-2", "verifier": verifier}
         answer = await app.post(f"/v1/connections/{made['id']}/confirm", json=confirm)
         assert answer.is_success, answer.text

@@ -169,7 +169,7 @@ def test_each_rule_is_needed(rule: str):
 @pytest.mark.parametrize("rule", ["waits", "journal_first"])
 def test_the_search_finds_what_is_wrong_by_itself(rule: str):
     with pytest.raises(AssertionError):
-        search(without(rule), 300)
+        search(without(rule), 3000)  # which walks come depends on the modules that are loaded
 
 
 def test_what_no_client_excludes_is_counted():
