@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx2
 
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.compose import ROOT, finished
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
@@ -63,7 +63,10 @@ class RunningPlatform:
                 "default_scopes": ["read"],
                 "binding": "none",
             }
-            await _done(admin.put(f"/v1/integrations/{name}", json=body))
+            url = f"/v1/integrations/{name}"
+            # 503: on a busy machine a worker needs longer for the issuer's metadata than a request waits
+            answer = await eventually(lambda: admin.put(url, json=body), lambda it: it.status_code != 503)
+            assert answer.is_success, answer.text
 
     def log(self, name: str) -> bytes:
         return (self.logs / f"{name}.log").read_bytes()
