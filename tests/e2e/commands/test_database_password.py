@@ -44,11 +44,13 @@ async def dev(folder: Path, url: str) -> AsyncIterator[int]:
     )  # fmt: skip
     try:
         assert child.stdout is not None
+        said = b""
         async with asyncio.timeout(PATIENCE_S):
             while line := await child.stdout.readline():
+                said += line
                 if line.startswith(READY.encode()):
                     break
-        assert line, "dev ended before it was ready"
+        assert line, f"dev ended before it was ready: {said.decode()}"
         yield child.pid
     finally:
         child.send_signal(signal.SIGINT)
