@@ -17,7 +17,7 @@ async def work(settings: Settings) -> None:
     async with asyncio.timeout(_WAIT_LIMIT_S):
         await _prepare_namespace(settings)
         print(NAMESPACE_READY, flush=True)
-        while await schema.current_version(settings.database_url) != schema.expected_version():
+        while not await _has_schema(settings):
             await asyncio.sleep(_POLL_S)
     await worker.main(settings)
 
@@ -30,3 +30,13 @@ async def _prepare_namespace(settings: Settings) -> None:
             if failure.code is not ErrorCode.TEMPORAL_UNAVAILABLE:
                 raise
         await asyncio.sleep(_POLL_S)
+
+
+async def _has_schema(settings: Settings) -> bool:
+    """False also while the database can't be reached: whether `dev` ends for that, the API decides."""
+    try:
+        return await schema.current_version(settings.database_url) == schema.expected_version()
+    except Failure as failure:
+        if failure.code is not ErrorCode.STORE_UNAVAILABLE:
+            raise
+        return False
