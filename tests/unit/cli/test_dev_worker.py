@@ -1,0 +1,35 @@
+"""The worker of `dev` waits for the schema that the API brings."""
+
+from pathlib import Path
+
+import pytest
+
+from evergrant_server.cli.dev import worker_process
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.settings import load_settings
+from evergrant_server.store.database import schema
+
+
+async def test_a_database_that_is_not_reached_at_once_ends_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    begun: list[str] = []
+    versions = [Failure(ErrorCode.STORE_UNAVAILABLE), None, schema.expected_version()]
+
+    async def version(_: str) -> str | None:
+        found = versions.pop(0)
+        if isinstance(found, Failure):
+            raise found
+        return found
+
+    async def ready(_: object) -> None:
+        begun.append("namespace")
+
+    async def work(_: object) -> None:
+        begun.append("work")
+
+    monkeypatch.setattr(schema, "current_version", version)
+    monkeypatch.setattr(worker_process, "_prepare_namespace", ready)
+    monkeypatch.setattr(worker_process.worker, "main", work)
+    await worker_process.work(load_settings(data_dir=tmp_path))
+    assert (begun, versions) == (["namespace", "work"], [])
