@@ -63,7 +63,7 @@ class RefreshWaiter:
         self._longest = longest.total_seconds()
         self._poller = PositionPoller(rows)
         self._turns = FairTurns(_MOST_UPDATES)
-        # with whether it is ahead: who waits doesn't join one of which the workflow thinks that nobody waits
+        # with whether it is ahead: the workflow takes such a refresh for one without a waiting caller
         self._running: dict[tuple[RefreshKey, bool], asyncio.Task[RefreshWaitResult]] = {}
         # until when (monotonic seconds), and the failure
         self._paused: dict[RefreshKey, tuple[float, Failure]] = {}
