@@ -126,7 +126,7 @@ def access_tokens(spec: ProviderSpec) -> str:
 
 
 _NARROWING = {
-    "refresh": "the provider issues an access token with fewer scopes to a refresh that requests them",
+    "refresh": "a refresh may request fewer scopes, for a narrower access token beside the other",
     "unsupported": "the provider issues no narrower access token",
 }
 

@@ -113,6 +113,7 @@ def _refresh_request(
         only_if_leased=command is Command.REFRESH_IF_LEASED,
         token_over=connection.reported_generation == generation
         or (known and no_token_to_protect(connection, now)),
+        scopes=cause.scopes,
     )
 
 

@@ -224,13 +224,8 @@ class ConnectionWorkflow:
     @workflow.update(name=UpdateName.ENSURE_FRESH)
     async def ensure_fresh(self, request: m.EnsureFresh) -> m.EnsureFreshResult:
         """Callers share one refresh: the second finds the generation already newer."""
-        ticket = self._put(
-            m.EventKind.REFRESH_REQUESTED,
-            request.context,
-            seen_generation=request.seen_generation,
-            refresh_reason=request.refresh_reason,
-            ahead=request.ahead,
-        )
+        wanted = request.model_dump(exclude={"context"})
+        ticket = self._put(m.EventKind.REFRESH_REQUESTED, request.context, **wanted)
         await workflow.wait_condition(lambda: ticket.done)
         connection = self._connection
         older = connection.generation <= request.seen_generation

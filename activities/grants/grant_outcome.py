@@ -15,6 +15,7 @@ from activities.grants.overtaken_tokens import keep_overtaken_tokens
 from activities.grants.provider_revocation import revoke_orphaned_tokens
 from activities.grants.recurring_errors import AnsweredError, answered_error, may_be_spent_by_another_use
 from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
+from activities.support import narrowing
 from activities.support.connection_records import record_recovery, record_refresh_failure
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import obtained_at
@@ -157,7 +158,7 @@ class RefreshOutcome(GrantOutcome[RefreshGrant]):
             # another worker took over and was refused: late tokens are verified before they are used
             await close_attempt(tx, row, AttemptOutcome.SUPERSEDED, now)
             if current.state in STATES_WITHOUT_GRANT:
-                await keep_late_tokens(tx, request, row, tokens, now)
+                await keep_late_tokens(tx, request, row, narrowing.of_chain(request, tokens), now)
             return context.stored_result(current, None)
         in_time = await close_attempt(tx, row, AttemptOutcome.INSTALLED, now)
         may_be_invalid = False
@@ -175,32 +176,38 @@ class RefreshOutcome(GrantOutcome[RefreshGrant]):
         if may_be_invalid:
             await signal_rotate(tx, request, row, now)
         await record_recovery(tx, request, current, now)
-        await append_audit(tx, request, AuditAction.GRANT_REFRESHED, now, generation=grant.generation)
+        detail = narrowing.detail_of(request, tokens, grant)
+        await append_audit(tx, request, AuditAction.GRANT_REFRESHED, now, **detail)
         return context.grant_result(saved, grant)
 
     async def _replace_grant(
         self, tx: Transaction, current: Connection, tokens: TokenSet, since: datetime, now: datetime
     ) -> tuple[Connection, Grant]:
-        after = current.refreshed(now)
+        after, offline = current.refreshed(now), self.context.spec.offline_scope
         stored = await tx.grants.get(current.tenant, current.id)  # an account may have been chosen since
+        before, narrowed = stored or self.context.grant, None
         grant = Grant.from_tokens(
             tokens,
             generation=after.generation,
             requested=current.requested_scopes,
             at=since,
-            before=stored or self.context.grant,
+            before=before,
             renewable=self.context.renewable,
         )
-        saved = await tx.grants.install(
-            after, tokens, grant, origin=Origin.REFRESH, expected=current.revision
-        )
-        return saved, grant
+        if self.call.scopes and before is not None:
+            narrowed, grant = grant.narrowed(self.call.scopes, offline), grant.keeping_access_token(before)
+        new = await tx.grants.install(after, tokens, grant, origin=Origin.REFRESH, expected=current.revision)
+        if narrowed is not None:
+            await tx.narrowed_tokens.put(new, narrowed, tokens.access_token, now)
+        return new, grant
 
     async def record_failure(
         self, tx: Transaction, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None
     ) -> GrantResult:
         """Condemn the grant only when the provider refused it, and not for a staged definition."""
         request, row, now = self.call, attempt.row, self.services.clock.now()
+        if request.scopes and narrowing.is_refused(failure):
+            return await narrowing.record_refusal(tx, request, self.context, row, failure, now)
         code = failure.code
         if code is ErrorCode.GRANT_REJECTED and not self.provisional:
             spent = await may_be_spent_by_another_use(tx, self.context, row)

@@ -116,16 +116,19 @@ class RefreshActivities:
     ) -> GrantResult | None:
         """The result when no request is sent: revoking, refreshed by an earlier try, or idle."""
         connection, grant = context.connection, context.grant
-        live = connection.state is LifecycleState.ACTIVE and grant is not None
-        if not live or connection.generation > request.generation:
+        if connection.state is not LifecycleState.ACTIVE or grant is None:
             return context.stored_result(connection, grant)
+        if connection.generation > request.generation:
+            return context.stored_result(connection, grant)
+        if request.scopes and not context.narrows:
+            return GrantResult(unchanged=True)  # its definition was changed after the API had read it
         if connection.generation < request.generation:
             stored, seen = connection.generation, request.generation
             raise Failure(ErrorCode.STORE_BEHIND, f"generation {stored} is stored, {seen} was seen")
         if request.only_if_leased:
             async with self._store.read() as tx:
                 leased = await tx.connections.leased_generation(request.tenant, request.connection_id)
-            if leased < request.generation:
+            if leased < grant.token_generation:
                 return GrantResult(not_leased=True)
         return None
 
@@ -146,7 +149,7 @@ class RefreshActivities:
             refresh_token = await tx.grants.refresh_token(context.connection)
         if refresh_token is None:
             return None
-        return RefreshTokenRequest(context, context.integration.refresh, refresh_token)
+        return RefreshTokenRequest(context, context.integration.refresh, refresh_token, request.scopes)
 
     async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:
         """Judge and commit a reply that a journal holds, as one that has just arrived."""

@@ -41,9 +41,10 @@ class TokenRequest(ABC):
 
 @dataclass(frozen=True)
 class RefreshTokenRequest(TokenRequest):
-    """Spends a refresh token (RFC 6749 section 6)."""
+    """Spends a refresh token (RFC 6749 section 6). `scopes`: for an access token with these alone."""
 
     token: Secret
+    scopes: tuple[str, ...] = ()
 
     def send(self, sender: Sender, before_send: BeforeSend) -> Awaitable[RawReply]:
         context = self.context
@@ -53,8 +54,15 @@ class RefreshTokenRequest(TokenRequest):
             redirect_uri=context.redirect_uri,
             flow=context.connection.flow,
             resources=context.resources,
+            scopes=self._requested_scopes(),
             before_send=before_send,
         )
+
+    def _requested_scopes(self) -> tuple[str, ...]:
+        """With the offline scope, without which some providers issue no further refresh token."""
+        offline, grant = self.context.spec.offline_scope, self.context.grant
+        kept = offline is not None and grant is not None and offline in grant.scopes
+        return (*self.scopes, str(offline)) if self.scopes and kept else self.scopes
 
 
 @dataclass(frozen=True)

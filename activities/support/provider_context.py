@@ -6,7 +6,7 @@ from typing import Any
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent
-from evergrant_server.core.connections.credentials import ProofKey
+from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE, ProofKey
 from evergrant_server.core.connections.grant import FollowUp, Grant
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -62,6 +62,12 @@ class ProviderContext(ProviderAccess):
     def spends_nothing(self) -> bool:
         """True when a refresh spends no credential: a lost reply costs another request."""
         return self.connection.flow.is_client_grant or self.access_token_exchange is not None
+
+    @property
+    def narrows(self) -> bool:
+        """True when a refresh may bring a narrower bearer token beside the access token that there is."""
+        bound = self.uses_dpop or self.grant is None or self.grant.token_type == DPOP_TOKEN_TYPE
+        return not bound and self.spec.narrows_tokens(self.connection.flow)
 
     @property
     def renewable(self) -> bool:

@@ -47,6 +47,7 @@ class ErrorCode(StrEnum):
     APPROVAL_REQUIRED = "approval_required"
     SCOPE_NOT_PERMITTED = "scope_not_permitted"
     SOURCE_NOT_PERMITTED = "source_not_permitted"
+    SCOPE_NOT_NARROWED = "scope_not_narrowed"
 
     STORE_UNAVAILABLE = "store_unavailable"
     STORE_CONFLICT = "store_conflict"
@@ -197,6 +198,12 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Give that app a permit to lease the source, with all of its scopes; or have an app that has one "
         "reauthorize the connection.",
         retry=RetryAdvice.AFTER_REPAIR,
+    ),
+    ErrorCode.SCOPE_NOT_NARROWED: _refused(
+        "There is no token with exactly the requested scopes: down_scoping says whether the provider issues "
+        "narrower ones, scopes what the connection's token can do.",
+        "Request all of the token's scopes, or not exactly these; or consent to these alone in a connection "
+        "of their own.",
     ),
     ErrorCode.STORE_UNAVAILABLE: _platform("The store can't be reached.", "Check EVERGRANT_DATABASE_URL."),
     ErrorCode.STORE_CONFLICT: _platform("Another change came first.", "Try again.", status=409),

@@ -19,6 +19,7 @@ from evergrant_server.store.connections.connections import Connections
 from evergrant_server.store.connections.consents import Consents
 from evergrant_server.store.connections.grants import Grants
 from evergrant_server.store.connections.histories import Histories
+from evergrant_server.store.connections.narrowed_tokens import NarrowedTokens
 from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.connections.replaced_grants import ReplacedGrants
 from evergrant_server.store.database import schema
@@ -54,6 +55,7 @@ class Transaction:
         sealer = self.sealer = ColumnSealer(connection, ring, now, keys)
         self.connections = Connections(connection, ring)
         self.grants = Grants(connection, sealer)
+        self.narrowed_tokens = NarrowedTokens(connection, sealer)
         self.integrations = Integrations(connection, sealer)
         self.destinations = Destinations(connection, ring)
         self.definitions = Definitions(connection, ring)

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.replaced import RevocationReach
 from providers.definition.patterns import check_pattern
 from providers.definition.schema_base import (
@@ -162,8 +163,19 @@ class RefreshPart(SpecPart):
     assumed_lifetime_s: Seconds | None = None  # used when a reply has no expiry
     min_refresh_age_s: Seconds | None = None  # a younger access token is not refreshed
     refresh_buffer_s: Seconds | None = None  # an earlier refresh before the expiry is refused
-    # For readers: `refresh`: a refresh may request fewer scopes, and issues an access token with these alone
+    # `refresh`: a refresh may request fewer scopes, and access tokens from before it stay valid
     down_scoping: DownScoping = "unknown"
+
+    def narrows_tokens(self, flow: Flow) -> bool:
+        """True when a refresh may bring a narrower access token beside the one that there is."""
+        spends_refresh_token = flow.may_refresh and not flow.is_client_grant
+        return (
+            self.down_scoping == "refresh"
+            and self.refresh_supported
+            and self.refresh.kind == "refresh_token"
+            and self.post_token_exchange is None
+            and spends_refresh_token
+        )
 
 
 class RevocationSpec(SpecPart):

@@ -127,10 +127,14 @@ def code_exchange_format(provider: ProviderAccess) -> RequestFormat:
     return token_request_format(provider, provider.filled(provider.spec.token_params))
 
 
-def refresh_format(provider: ProviderAccess, token: Secret, redirect_uri: str | None) -> RequestFormat:
+def refresh_format(
+    provider: ProviderAccess, token: Secret, redirect_uri: str | None, scopes: Sequence[str] = ()
+) -> RequestFormat:
     """The format of a refresh. Raises as `token_request_format`."""
     spec = provider.spec
     extra = provider.filled(spec.refresh_params)
+    if scopes:
+        extra["scope"] = spec.scope_separator.join(scopes)
     if "redirect_uri" in spec.refresh_params_include:
         if redirect_uri is None:
             detail, field = f"{spec.name} requires the redirect URI in a refresh", "refresh_params_include"

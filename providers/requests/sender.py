@@ -119,16 +119,17 @@ class Sender:
         redirect_uri: str | None = None,
         flow: Flow = Flow.AUTHORIZATION_CODE,
         resources: Sequence[str] = (),
+        scopes: Sequence[str] = (),
         before_send: BeforeSend | None = None,
     ) -> RawReply:
-        """Use a refresh token (RFC 6749 section 6)."""
+        """Use a refresh token (RFC 6749 section 6). Without `scopes` the new token has those granted."""
         spec, endpoints = provider.spec, provider.endpoints
         spec.require_usable(flow)
         if not spec.refresh_supported:
             detail = f"provider {spec.name} has no refresh"
             raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="refresh_supported")
         url = require_complete(spec, endpoints.refresh_endpoint or endpoints.token_endpoint)
-        format = refresh_format(provider, refresh_token, redirect_uri)
+        format = refresh_format(provider, refresh_token, redirect_uri, scopes)
         auth = self._auth(provider, with_resources(format, resources))
         call = partial(ProviderClient.refresh_token, url=url, refresh_token=refresh_token.reveal(), auth=auth)
         return await self._send(provider, call, before_send)

@@ -111,10 +111,10 @@ class Life:
         await eventually(self.events, answered)
 
     async def ensure_fresh(
-        self, seen: int, *, reported: bool = False, ahead: bool = False
+        self, seen: int, *, reported: bool = False, ahead: bool = False, scopes: tuple[str, ...] = ()
     ) -> m.EnsureFreshResult:
         reason = {"refresh_reason": m.RefreshReason.UNAUTHORIZED} if reported else {}
-        ask = m.EnsureFresh(seen_generation=seen, context=ASKED, ahead=ahead, **reason)
+        ask = m.EnsureFresh(seen_generation=seen, context=ASKED, ahead=ahead, scopes=scopes, **reason)
         return await self.handle.execute_update(UpdateName.ENSURE_FRESH, ask, result_type=m.EnsureFreshResult)
 
     async def events(self) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator
 from evergrant_server.api.http.call import AuditorCall
 from evergrant_server.api.http.models import Slug, View, _scope
 from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.api.leases.narrowing import is_narrowable
 from evergrant_server.core.access import Action, Effect
 from evergrant_server.core.connections.connection import Connection, LifecycleState, is_leasable
 from evergrant_server.core.connections.grant import FollowUp, Grant
@@ -84,8 +85,9 @@ class AccessExplanation(View):
     `scopes` are those that were judged: of a lease all of the token's, without the one for refresh tokens.
     `decided_by` allowed or denied it, until `valid_until`; the other permits that fit are in
     `also_allowed_by`, `also_denied_by` and, with `mode: observe`, `observed_by`. Each list has at most 200
-    members, `why_not` the nearest permits first; `omitted` counts further permits. `down_scoping`: whether
-    the provider issues narrower tokens. A lease hands out the whole token all the same.
+    members, `why_not` the nearest permits first; `omitted` counts further permits. `down_scoping` is whether
+    the provider issues narrower tokens. With `refresh`, a permit that insists on exact scopes is judged by
+    the requested ones, since a narrower token is leased.
     """
 
     app: str
@@ -139,6 +141,10 @@ async def explain_access(
     target = Target() if action is Action.EXPORT else Target.of(row)
     question = PermitQuestion(target, action, call.now, address, judged, excess)
     explained = explain(reviewed.permits, question)
+    above = explained.decision.reason is DecisionReason.TOKEN_ABOVE_REQUEST
+    if above and is_narrowable(spec, row.flow, grant):
+        judged = tuple(scope for scope in requested if scope != offline)
+        explained = explain(reviewed.permits, question._replace(scopes=judged, excess=()))
     obstacles = [*_broken(disabled), *_app_obstacles(reviewed, call.now), *_broken(broken)]
     if action is Action.TOKEN:
         obstacles += _lease_obstacles(row, grant, requested, call.now)

@@ -10,10 +10,10 @@ from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.judged_request import refusal
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.http.refusal_log import RefusalLog
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.leases.dpop import require_provable
+from evergrant_server.api.leases.narrowing import NarrowedLeases
 from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter
 from evergrant_server.api.leases.refusals import (
     LeaseRequest,
@@ -21,6 +21,7 @@ from evergrant_server.api.leases.refusals import (
     not_leasable,
     refresh_refused,
     refusal_entry,
+    require_kind,
     scope_not_granted,
     target_of,
 )
@@ -28,7 +29,6 @@ from evergrant_server.api.limits.leases import LeaseLimits, RateLimited
 from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.credentials import OAUTH1
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.base import RequestContext
@@ -48,6 +48,7 @@ class LeaseIssuer:
     def __init__(self, api: ApiContext, refresher: RefreshWaiter, refusals: RefusalLog) -> None:
         self._api = api
         self._refresher = refresher
+        self._narrowed = NarrowedLeases(api, refresher)
         self._refusals = refusals
         self._leased = bulk_reads.LeasedConnections(api.settings.bulk_read_alarm)
         self._limits = LeaseLimits(api.settings)
@@ -103,8 +104,11 @@ class LeaseIssuer:
         call.permitted(Action.TOKEN, of=target_of(row), hidden=True)
         if lease_request.body.scopes:
             self._judge_scopes(call, row, lease_request.body.scopes)
-        _require_kind(lease_request, row)
-        if row.leasable:
+        require_kind(lease_request, row)
+        narrower = self._narrowed.wanted(call, lease_request, row)
+        if row.leasable and narrower:
+            row = await self._narrowed.row(call, lease_request, row, narrower, cached=cached)
+        elif row.leasable:
             row = await self._refreshed_row(lease_request, row, call.context)
         if not row.leasable or not self._is_valid(row):
             raise await not_leasable(call, lease_request, row)
@@ -113,7 +117,8 @@ class LeaseIssuer:
             await require_provable(self._api, row, lease_request.proof)
         self._limits.count_integration(call.request.scope, row.tenant, row.integration)
         await self._api.ledger.record(self._claim(call, lease_request, row, decision))
-        self._remember(call.caller, lease_request, row)
+        if not narrower:
+            self._remember(call.caller, lease_request, row)
         if self._leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
             await self._alarm(call)
         return row
@@ -159,10 +164,14 @@ class LeaseIssuer:
         if self._is_valid(row) and lease_request.min_ttl is None:
             self._refresher.start_refresh(key, context)
             return row
-        result = await self._refresher.wait_for_newer(key, context)
-        newest = result.row or row
-        if self._is_valid(newest) or newest.state is not LifecycleState.ACTIVE:
-            return newest
+        for _ in range(_MAX_TRIES):
+            result = await self._refresher.wait_for_newer(key, context)
+            newest = result.row or row
+            if self._is_valid(newest) or newest.state is not LifecycleState.ACTIVE:
+                return newest
+            if newest.generation <= key.seen or newest.brought_token_after(key.seen):
+                break
+            key = key._replace(seen=newest.generation)  # a narrower token came beside this one
         raise refresh_refused(result, newest)
 
     def _is_fresh(self, row: LeaseRow, lease_request: LeaseRequest) -> bool:
@@ -230,14 +239,3 @@ class LeaseIssuer:
             dpop_request=None if proof is None else f"{proof.htm} {origin_of(proof.htu)}",
             signed_request=lease_request.signs,
         )
-
-
-def _require_kind(lease_request: LeaseRequest, row: LeaseRow) -> None:
-    """An OAuth 1.0a token signs requests and never leaves; no other token signs."""
-    if row.grant is None:
-        return
-    signs = row.grant.token_type == OAUTH1
-    if signs and not lease_request.signs:
-        raise Failure(ErrorCode.SIGNATURE_NEEDED, connection_id=row.connection_id)
-    if lease_request.signs and not signs:
-        raise invalid_request("url", "Its requests are not signed: lease its token.")

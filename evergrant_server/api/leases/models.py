@@ -1,9 +1,9 @@
 """Request and response bodies of leases, proofs and refreshes."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from evergrant_server.api.http.models import (
     MAX_INTEGER,
@@ -45,10 +45,18 @@ class RefreshBody(Body):
 
 
 class TokenBody(Body):
-    """`min_ttl` is seconds. Every scope of `scopes` must be granted."""
+    """`min_ttl` is seconds. Every scope of `scopes` must be granted. `exact`: the token may do no more than
+    these; where the connection's own can, the provider is asked for a narrower one."""
 
     min_ttl: MinTtl | None = None
     scopes: Scopes | None = None
+    exact: bool = False
+
+    @model_validator(mode="after")
+    def _check_exact(self) -> Self:
+        if self.exact and not self.scopes:
+            raise ValueError("exact needs scopes")
+        return self
 
 
 class LeaseBody(TokenBody):

@@ -53,7 +53,8 @@ async def refresh_connection(
     is_report = reason is RefreshReason.UNAUTHORIZED
     seen = connection.generation
     if body is not None and body.seen_by_caller is not None:
-        seen = min(body.seen_by_caller, seen)
+        current = grant is not None and body.seen_by_caller >= grant.token_generation
+        seen = seen if current else min(body.seen_by_caller, seen)  # narrower tokens move the generation on
     if is_report and seen == connection.generation:
         connection = await _note_report(call, connection)
     _require_refreshable_state(connection)

@@ -31,12 +31,14 @@ _MAX_PAUSED = 10_000
 
 
 class RefreshKey(NamedTuple):
-    """What callers share a refresh by: the connection, the generation that they have seen, the reason."""
+    """What callers share a refresh by: the connection, the generation that they have seen, the reason, and
+    the scopes of a narrower token."""
 
     tenant: Tenant
     connection_id: ConnectionId
     seen: int
     reason: RefreshReason
+    scopes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class RefreshWaiter:
 
     async def _wait(self, key: RefreshKey, context: RequestContext, *, ahead: bool) -> RefreshWaitResult:
         """Ask the workflow and poll the store concurrently."""
-        tenant, connection, seen, _ = key
+        tenant, connection, seen, *_ = key
         with contextlib.suppress(Failure):
             row = await self._rows.load(tenant, connection)
             if _is_over(row, seen):  # done already
@@ -172,8 +174,10 @@ class RefreshWaiter:
 
     async def _ask_workflow(self, key: RefreshKey, context: RequestContext, *, ahead: bool) -> Failure:
         """The failure that applies if the store has nothing newer after the workflow's answer."""
-        tenant, connection, seen, reason = key
-        request = EnsureFresh(seen_generation=seen, context=context, refresh_reason=reason, ahead=ahead)
+        tenant, connection, seen, reason, scopes = key
+        request = EnsureFresh(
+            seen_generation=seen, context=context, refresh_reason=reason, ahead=ahead, scopes=scopes
+        )
         try:
             async with self._turns.turn(tenant, context.by):
                 result = await self._link.ensure_fresh(tenant, connection, request, timeout=self._longest)

@@ -6,11 +6,13 @@ from datetime import timedelta
 from evergrant_server.api.connections.create import ConnectionSetup
 from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.api.http.call import ApiCall
+from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.leases.models import LeaseBody, ProofBody, TokenBody
 from evergrant_server.api.leases.refresher import RefreshWaitResult
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.credentials import OAUTH1
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import ConnectionId, Tenant, is_id
@@ -77,6 +79,17 @@ async def scope_not_granted(
     return await _with_link(needed, call, _wanted(lease_request, row), target_of(row))
 
 
+def require_kind(lease_request: LeaseRequest, row: LeaseRow) -> None:
+    """An OAuth 1.0a token signs requests and never leaves; no other token signs."""
+    if row.grant is None:
+        return
+    signs = row.grant.token_type == OAUTH1
+    if signs and not lease_request.signs:
+        raise Failure(ErrorCode.SIGNATURE_NEEDED, connection_id=row.connection_id)
+    if lease_request.signs and not signs:
+        raise invalid_request("url", "Its requests are not signed: lease its token.")
+
+
 async def absent(call: ApiCall, lease_request: LeaseRequest) -> Failure:
     """The failure for a missing connection. For an app that may connect, the connection is created."""
     names = lease_request.names
@@ -85,7 +98,7 @@ async def absent(call: ApiCall, lease_request: LeaseRequest) -> Failure:
     target = (await call.integration_target(names.integration))._replace(subject=names.subject)
     if not (call.allows(Action.TOKEN, target) and call.allows(Action.CONNECT, target)):
         return Failure(ErrorCode.NOT_FOUND)
-    wanted = ConnectionBody(**names.model_dump(exclude={"min_ttl"}))
+    wanted = ConnectionBody(**names.model_dump(exclude={"min_ttl", "exact"}))
     return await _with_link(Failure(ErrorCode.CONSENT_REQUIRED), call, wanted, target)
 
 

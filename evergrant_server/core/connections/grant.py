@@ -8,6 +8,7 @@ from pydantic import Field
 
 from evergrant_server.core.clock import CLOCK_SKEW, add_time
 from evergrant_server.core.connections.account import Account
+from evergrant_server.core.connections.narrowing import narrowed_slot
 from evergrant_server.core.ids import FrozenModel
 from evergrant_server.core.secret import SealableModel, Secret
 
@@ -66,7 +67,11 @@ class TokenSet(SealableModel):
 
 
 class Grant(FrozenModel):
-    """The facts of a grant, without its secrets. Replaced whole, numbered by `generation`."""
+    """The facts of a grant, without its secrets. Replaced whole, numbered by `generation`.
+
+    `access_generation`: whose access token it still has, where later refreshes brought narrower ones beside
+    it. None: its own.
+    """
 
     slot: str = MAIN_SLOT
     generation: int
@@ -79,6 +84,7 @@ class Grant(FrozenModel):
     short_lived: bool = False  # it is exchanged for a long-lived token at once
     metadata: dict[str, Any] = Field(default_factory=dict)
     options: tuple[AccountOption, ...] = ()  # the accounts it reaches, where they were looked up
+    access_generation: int | None = None
 
     @classmethod
     def from_tokens(
@@ -114,6 +120,24 @@ class Grant(FrozenModel):
             metadata={**(before.metadata if before else {}), **tokens.metadata},
             options=before.options if before else (),
         )
+
+    def narrowed(self, requested: tuple[str, ...], offline: str | None) -> "Grant":
+        """The access token of this reply, requested with these scopes, as one beside the main one. The scope
+        `offline`, for a refresh token, permits this one nothing."""
+        only = {"slot": narrowed_slot(requested), "refresh_expires_at": None, "refreshable": False}
+        scopes = tuple(scope for scope in self.scopes if scope != offline)
+        return self.model_copy(update={**only, "scopes": scopes, "metadata": {}, "options": ()})
+
+    def keeping_access_token(self, before: "Grant") -> "Grant":
+        """This reply's grant with the access token of `before`, which stays valid beside a narrower one."""
+        facts = ("token_type", "scopes", "obtained_at", "expires_at", "short_lived")
+        kept = {name: getattr(before, name) for name in facts}
+        return self.model_copy(update={**kept, "access_generation": before.token_generation})
+
+    @property
+    def token_generation(self) -> int:
+        """The generation that brought its access token."""
+        return self.generation if self.access_generation is None else self.access_generation
 
     @property
     def lifetime(self) -> timedelta | None:

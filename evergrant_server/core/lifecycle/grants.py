@@ -116,6 +116,8 @@ def install(
 ) -> Transition:
     """The grant replaces the one before; in a connection that is revoking it is only revoked."""
     state = state_after(connection.state, change)
+    kept = result.access_generation
+    known = kept is not None and 0 < kept <= connection.generation  # a narrower token came beside it
     changes = {
         "state": state,
         "generation": max(connection.generation, result.generation or 0),
@@ -126,7 +128,7 @@ def install(
         "caller_retry_at": None,
         "postponed_until": None,
         "reason": ErrorCode.CONNECTION_REVOKED if state is LifecycleState.REVOKING else None,
-        "installed_at": now,
+        "installed_at": connection.installed_at if known else now,
         "refresh_extends": refresh_extends_end(connection, change, result),
         "account_lookup_at": now if result.account_lookup_needed else None,
         "account_lookup_failures": 0,

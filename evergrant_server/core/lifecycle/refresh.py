@@ -38,6 +38,8 @@ def on_refresh_ended(connection: ConnectionState, event: LifecycleEvent, at: Mom
         return _postponed(connection, timedelta(seconds=result.postponed_s), at.now)
     if result.not_leased:
         return Transition(connection.model_copy(update={"leased": False, "retry_at": None}))
+    if result.unchanged:
+        return Transition(connection)
     if result.failure is None:
         return _installed(connection, result, at)
     if FAILURES[result.failure].kind is FailureKind.RECONNECT_NEEDED:

@@ -25,6 +25,7 @@ from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_messa
 
 _SHARED_FACTS = {
     "generation", "obtained_at", "expires_at", "refreshable", "refresh_expires_at", "short_lived",
+    "access_generation",
 }  # fmt: skip
 
 

@@ -38,13 +38,15 @@ class RefreshGrant(ConnectionCall):
 
     `only_if_leased`: do nothing when no app has leased it. `token_over`: the access token has
     ended or was refused, even if the worker's clock says otherwise. `may_be_postponed`: no caller
-    waits for it, and minutes don't matter to the grant.
+    waits for it, and minutes don't matter to the grant. `scopes`: request an access token with these
+    alone, beside the one that there is.
     """
 
     generation: int
     only_if_leased: bool = False
     token_over: bool = False
     may_be_postponed: bool = False
+    scopes: tuple[str, ...] = ()
 
 
 class VerifyLateTokens(ConnectionCall):
@@ -118,6 +120,7 @@ class GrantFacts(Message):
     ends_together: bool = False  # what a refresh is made from ends with the access token
     announce_days: tuple[int, ...] | None = None  # as set when the grant came; None: the rules' own
     choice_pending: bool = False  # the account is still to be chosen
+    access_generation: int | None = None  # whose access token it has still; None: its own
 
 
 class GrantResult(GrantFacts):
@@ -129,6 +132,7 @@ class GrantResult(GrantFacts):
     generation: int | None = None
     not_leased: bool = False
     postponed_s: float | None = None  # nothing was sent, for the provider's limit: it comes again after this
+    unchanged: bool = False  # no narrower token came of it, and the grant is what it was
     failure: ErrorCode | None = None
     retry_after: float | None = None  # seconds
     client_refused: bool = False  # the provider refused our client secret before it looked at the grant

@@ -115,6 +115,7 @@ class LifecycleEvent(RequestMessage):
     reply_to: str | None = None
     refresh_reason: RefreshReason = RefreshReason.COMMAND
     ahead: bool = False  # no caller waits for it
+    scopes: tuple[str, ...] = ()  # those of the narrower token that is requested
     result: GrantResult | None = None
     revocation: RevocationResult | None = None
     until: datetime | None = None
@@ -218,11 +219,15 @@ class AccountChosen(RequestMessage):
 
 
 class EnsureFresh(RequestMessage):
-    """Make the grant newer than `seen_generation`; done at once when it already is."""
+    """Make the grant newer than `seen_generation`; done at once when it already is.
+
+    With `scopes` the refresh requests an access token with these alone, and the one that there is stays.
+    """
 
     seen_generation: int
     refresh_reason: RefreshReason = RefreshReason.COMMAND
     ahead: bool = False  # no caller waits for it
+    scopes: tuple[str, ...] = ()
 
 
 class EnsureFreshResult(Message):

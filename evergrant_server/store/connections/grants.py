@@ -11,6 +11,7 @@ from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, TokenSet
+from evergrant_server.core.connections.narrowing import NARROWED
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.secret import Secret
@@ -78,7 +79,8 @@ class Grants(SealedRepository):
         The main slot's grant has the connection's generation; other slots count their own.
 
         A refresh without a refresh token or id token in its reply keeps the old one (RFC 6749 section
-        6, OpenID Connect Core section 12.2); a new grant inherits none. Needs the lease and refresh
+        6, OpenID Connect Core section 12.2); a new grant inherits none. A grant with `access_generation`
+        keeps the access token as well; any other ends the narrower ones. Needs the lease and refresh
         purposes. Raises Failure STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE, AUTHORITY_BROKEN.
         """
         if grant.slot == MAIN_SLOT and grant.generation != after.generation:
@@ -97,9 +99,7 @@ class Grants(SealedRepository):
             **columns,
             "tenant": after.tenant,
             "connection_id": after.id,
-            ACCESS_COLUMN: await self._seal(
-                KeyPurpose.LEASE, after, grant, ACCESS_COLUMN, tokens.access_token
-            ),
+            ACCESS_COLUMN: await self._access_column(after, grant, tokens, old),
             REFRESH_COLUMN: await self._kept(after, grant, REFRESH_COLUMN, tokens.refresh_token, kept),
             ID_TOKEN_COLUMN: await self._kept(after, grant, ID_TOKEN_COLUMN, tokens.id_token, kept),
             "destination_mac": await self._destination_mac(after, old, origin),
@@ -107,6 +107,8 @@ class Grants(SealedRepository):
         }
         await self._put(values, old)
         await LateTokenSets(self._connection, self._sealer).delete(after.tenant, after.id)  # superseded
+        if grant.slot == MAIN_SLOT and grant.access_generation is None:
+            await self._delete_narrowed(after)
         return after.model_copy(update={"revision": revision})
 
     async def _destination_mac(
@@ -175,6 +177,24 @@ class Grants(SealedRepository):
             await compare_and_set(self._connection, ConnectionGrantRow, key, values, old["revision"])
         elif not await insert(self._connection, ConnectionGrantRow, values):
             raise Failure(ErrorCode.STORE_CONFLICT, f"{key['connection_id']} was granted meanwhile.")
+
+    async def _access_column(
+        self, after: Connection, grant: Grant, tokens: TokenSet, old: Mapping[str, Any] | None
+    ) -> Sealed:
+        """The reply's access token; beside a narrower one the old token, sealed again for its generation."""
+        token = tokens.access_token
+        if grant.access_generation is not None and old is not None and old[ACCESS_COLUMN] is not None:
+            place = grant_associated_data(
+                after.tenant, after.id, grant.slot, ACCESS_COLUMN, old["generation"]
+            )
+            token = await self._sealer.open(KeyPurpose.LEASE, after.id, place, old[ACCESS_COLUMN])
+        return await self._seal(KeyPurpose.LEASE, after, grant, ACCESS_COLUMN, token)
+
+    async def _delete_narrowed(self, owner: Connection) -> None:
+        mine = columns_equal(ConnectionGrantRow, tenant=owner.tenant, connection_id=owner.id)
+        await self._run(
+            delete(ConnectionGrantRow).where(mine, col(ConnectionGrantRow.slot).startswith(NARROWED))
+        )
 
     async def _kept(
         self, after: Connection, grant: Grant, column: str, new: Secret | None, kept: Mapping[str, Any] | None

@@ -22,16 +22,26 @@ from evergrant_server.store.database.engine import Pool
 from evergrant_server.store.keys import WrappedKey, unwrap
 from evergrant_server.store.store import Store
 
-_SELECT = f"""
+_MAIN_GRANT = f"""
+LEFT JOIN connection_grant g ON g.tenant = c.tenant AND g.connection_id = c.id AND g.slot = '{MAIN_SLOT}'
+"""
+# one from before the main access token, which a database writer put back, is of another grant
+_NARROWED_GRANT = f"""
+LEFT JOIN connection_grant m ON m.tenant = c.tenant AND m.connection_id = c.id AND m.slot = '{MAIN_SLOT}'
+LEFT JOIN connection_grant g ON g.tenant = c.tenant AND g.connection_id = c.id AND g.slot = :slot
+     AND g.generation BETWEEN coalesce(m.access_generation, m.generation) AND c.generation
+"""
+_COLUMNS = """
 SELECT c.tenant, c.id, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject,
        c.label, c.flow, c.target, c.source, c.source_app, c.consented_with, c.expected_account,
        c.mac, c.state, c.reason, c.follow_up, c.reported_generation,
        c.revision AS connection_revision, c.generation,
        g.generation AS grant_generation, g.token_type, g.scopes, g.obtained_at, g.expires_at,
-       g.refresh_expires_at, g.refreshable, g.facts, g.sealed_access,
+       g.refresh_expires_at, g.refreshable, g.facts, g.access_generation, g.sealed_access,
        k.id AS key_id, k.sealed_key AS connection_key, t.id AS tenant_key_id, t.sealed_key AS tenant_key
 FROM connection c
-LEFT JOIN connection_grant g ON g.tenant = c.tenant AND g.connection_id = c.id AND g.slot = '{MAIN_SLOT}'
+"""
+_KEYS = f"""
 LEFT JOIN key k ON k.tenant = c.tenant AND k.connection_id = c.id AND k.purpose = '{KeyPurpose.LEASE}'
      AND k.retired_at IS NULL
 LEFT JOIN key t ON t.tenant = c.tenant AND t.id = k.wrapping_key_id AND t.purpose = '{KeyPurpose.LEASE}'
@@ -39,8 +49,8 @@ LEFT JOIN key t ON t.tenant = c.tenant AND t.id = k.wrapping_key_id AND t.purpos
 """
 
 
-def _typed(condition: str) -> TextualSelect:
-    return text(_SELECT + condition).columns(
+def _typed(condition: str, grant: str = _MAIN_GRANT) -> TextualSelect:
+    return text(_COLUMNS + grant + _KEYS + condition).columns(
         target=JSON,
         expected_account=JSON,
         grant_generation=Integer,
@@ -58,6 +68,7 @@ def _typed(condition: str) -> TextualSelect:
 
 
 _BY_ID = _typed("WHERE c.tenant = :tenant AND c.id = :id")
+_NARROWED = _typed("WHERE c.tenant = :tenant AND c.id = :id", _NARROWED_GRANT)
 _BY_NAMES = _typed(
     "WHERE c.tenant = :tenant AND c.integration = :integration AND c.subject = :subject AND c.label = :label"
     f" ORDER BY CASE WHEN c.{LIVE_CONDITION} THEN 0 ELSE 1 END, c.created_at DESC, c.id LIMIT 1"
@@ -77,7 +88,8 @@ class ConnectionPosition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LeaseRow:
-    """A connection with its main grant, sealed. Safe to cache: it opens only through the key ring."""
+    """A connection with its main grant, or a narrower token of it, sealed. Safe to cache: it opens only
+    through the key ring."""
 
     tenant: Tenant
     connection_id: ConnectionId
@@ -95,6 +107,7 @@ class LeaseRow:
     grant: Grant | None
     sealed_access: Sealed | None
     keys: WrappedKey | None
+    slot: str = MAIN_SLOT
 
     @property
     def leasable(self) -> bool:
@@ -102,15 +115,19 @@ class LeaseRow:
         reported = self.reported_generation == self.generation
         return is_leasable(self.state, self.reason, self.follow_up, reported=reported)
 
+    def brought_token_after(self, generation: int) -> bool:
+        """True when its access token is of a later generation, which a narrower one beside it isn't."""
+        return self.grant is not None and self.grant.token_generation > generation
+
     def open_access_token(self, ring: KeyRing) -> Secret:
         """The access token. Raises Failure CONSENT_REQUIRED when there is none, and SEAL_BROKEN
         or KEY_UNAVAILABLE that names the row."""
         if self.grant is None or self.sealed_access is None:
             raise Failure(ErrorCode.CONSENT_REQUIRED, f"{self.connection_id} holds no access token.")
         place = grant_associated_data(
-            self.tenant, self.connection_id, MAIN_SLOT, ACCESS_COLUMN, self.grant.generation
+            self.tenant, self.connection_id, self.slot, ACCESS_COLUMN, self.grant.generation
         )
-        if was_rolled_back(MAIN_SLOT, self.grant.generation, self.generation):
+        if was_rolled_back(self.slot, self.grant.generation, self.generation):
             raise seal_broken(place, "belongs to another generation than its connection")
         if self.keys is None:
             raise key_unavailable(place, "its key is not in the store")
@@ -138,6 +155,10 @@ class LeaseRows:
         names = {"tenant": tenant, "integration": integration, "subject": subject, "label": label}
         return await self._load(_BY_NAMES, names)
 
+    async def load_narrowed(self, tenant: Tenant, connection_id: ConnectionId, slot: str) -> LeaseRow | None:
+        """The row with the narrower token of this slot as its grant; without one, with none."""
+        return await self._load(_NARROWED, {"tenant": tenant, "id": connection_id, "slot": slot}, slot)
+
     async def positions(
         self, ids: Sequence[ConnectionId]
     ) -> dict[tuple[Tenant, ConnectionId], ConnectionPosition]:
@@ -148,16 +169,18 @@ class LeaseRows:
             rows = (await connection.execute(query, {"ids": json.dumps(ids) if sqlite else ids})).all()
         return {(row.tenant, row.id): ConnectionPosition(row.state, row.generation) for row in rows}
 
-    async def _load(self, query: TextualSelect, parameters: dict[str, str]) -> LeaseRow | None:
+    async def _load(
+        self, query: TextualSelect, parameters: dict[str, str], slot: str = MAIN_SLOT
+    ) -> LeaseRow | None:
         async with self._store.autocommit() as connection:
             row: Any = (await connection.execute(query, parameters)).mappings().first()
         if row is None:
             return None
         require_mac(connection_mac(self._store.ring, row, row["target"]), ConnectionRow, row)
-        return _lease_row(row)
+        return _lease_row(row, slot)
 
 
-def _lease_row(row: Any) -> LeaseRow:
+def _lease_row(row: Any, slot: str) -> LeaseRow:
     keys: WrappedKey | None = None
     if row["key_id"] is not None and row["tenant_key_id"] is not None:
         mine = (row["key_id"], row["connection_id"], row["connection_key"])
@@ -179,6 +202,7 @@ def _lease_row(row: Any) -> LeaseRow:
         None if row["grant_generation"] is None else _grant(row),
         row["sealed_access"],
         keys,
+        slot,
     )
 
 
@@ -192,4 +216,5 @@ def _grant(row: Any) -> Grant:
         refresh_expires_at=row["refresh_expires_at"],
         refreshable=row["refreshable"],
         metadata=row["facts"],
+        access_generation=row["access_generation"],
     )

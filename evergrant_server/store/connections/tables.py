@@ -92,6 +92,7 @@ class ConnectionGrantRow(columns.TenantTable, table=True):
     short_lived: bool = False
     facts: dict[str, Any] = columns.json()  # the grant's `metadata`
     options: list[dict[str, Any]] = columns.json()
+    access_generation: int | None = None
     sealed_access: Sealed | None = columns.sealed()
     sealed_refresh: Sealed | None = columns.sealed()
     sealed_id_token: Sealed | None = columns.sealed()

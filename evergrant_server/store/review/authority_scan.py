@@ -12,6 +12,7 @@ from sqlmodel import col
 
 from evergrant_server.core.connections.account import PIN
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.narrowing import NARROWED
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.integrations import Integration
 from evergrant_server.crypto import KeyPurpose, KeyRing
@@ -161,7 +162,7 @@ async def _grants(store: Store, after: tuple[str, str], ids: Collection[str] | N
         select(*key, g.slot, g.destination_mac, c.integration_id, i.destination_mac.label("made"))
         .join_from(table_of(ConnectionGrantRow), table_of(ConnectionRow))
         .join(table_of(IntegrationRow), (i.tenant == c.tenant) & (i.id == c.integration_id))
-        .where(tuple_(*key) > tuple_(*after), c.state.not_in(FINAL_STATES))
+        .where(tuple_(*key) > tuple_(*after), c.state.not_in(FINAL_STATES), ~g.slot.startswith(NARROWED))
         .order_by(*key)
         .limit(_PAGE_ROWS)
     )

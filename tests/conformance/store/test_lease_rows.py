@@ -2,13 +2,19 @@
 
 from datetime import timedelta
 
-from evergrant_server.core.connections.connection import LifecycleState
+import pytest
+from sqlalchemy import update
+
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import Grant, Origin
+from evergrant_server.core.connections.narrowing import MOST_NARROWED, narrowed_slot
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.export import Export, ExportFilters, ExportStatus
 from evergrant_server.core.ids import ConnectionId, ExportId, Tenant, new_id
+from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
-from evergrant_server.store import HistoryExport, LeaseRows, Store
-from evergrant_server.store.connections.tables import ProofKeyRow
+from evergrant_server.store import HistoryExport, LeaseRow, LeaseRows, Store
+from evergrant_server.store.connections.tables import ConnectionGrantRow, ProofKeyRow
 from evergrant_server.store.idempotency import IdempotencyRow
 from tests.conformance.store.samples import (
     ACME,
@@ -183,3 +189,108 @@ async def test_an_export_is_written_by_pages_and_one_page_once(store: Store):
         gone = await tx.exports.delete_lines(whole)
         assert await tx.exports.lines(gone, 0, 10) == []
     assert gone.status is ExportStatus.GONE
+
+
+# --- narrower tokens: in a slot for their set of scopes, few of them, gone with the main token
+
+
+async def narrowed(store: Store, connection: Connection, *scopes: str, hours: int = 1) -> Connection:
+    """What a refresh for a narrower token writes."""
+    after = connection.refreshed(NOW)
+    reply = a_grant(after.generation, scopes=scopes, expires_at=NOW + timedelta(hours=hours))
+    async with store.write() as tx:
+        before = await tx.grants.get(ACME, connection.id)
+        assert before is not None
+        kept = reply.keeping_access_token(before)
+        saved = await tx.grants.install(
+            after, some_tokens("unused", "rt-2"), kept, origin=Origin.REFRESH, expected=connection.revision
+        )
+        await tx.narrowed_tokens.put(
+            saved, reply.narrowed(scopes, None), Secret(f"at-{'-'.join(scopes)}"), NOW
+        )
+    return saved
+
+
+async def held(store: Store, connection: Connection, *scopes: str) -> LeaseRow:
+    row = await LeaseRows(store).load_narrowed(ACME, connection.id, narrowed_slot(scopes))
+    assert row is not None
+    return row
+
+
+async def main_grant(store: Store, connection: Connection) -> Grant:
+    async with store.read() as tx:
+        found = await tx.grants.get(ACME, connection.id)
+    assert found is not None
+    return found
+
+
+async def test_it_stands_beside_the_main_token_whose_refresh_token_is_replaced(store: Store, key_path: str):
+    connection = await narrowed(store, await granted(store), "repo", "user", hours=2)
+    ring = KeyRing.open(key_path, Role.API)
+    row = await held(store, connection, "user", "repo")  # in any order
+    assert row.open_access_token(ring).reveal() == "at-repo-user"
+    assert (row.generation, row.connection_revision) == (connection.generation, connection.revision)
+    main = await LeaseRows(store).load(ACME, connection.id)
+    assert main is not None
+    assert main.open_access_token(ring).reveal() == "at-1"
+    grant = await main_grant(store, connection)
+    assert (grant.scopes, grant.expires_at) == (("repo",), NOW + timedelta(hours=1))
+    assert (grant.generation, grant.token_generation) == (2, 1)
+    async with store.read() as tx:
+        kept = await tx.grants.refresh_token(connection)
+    assert kept is not None
+    assert kept.reveal() == "rt-2"
+    assert (await held(store, connection, "user")).grant is None
+
+
+@pytest.mark.parametrize("origin", list(Origin))
+async def test_it_ends_with_the_main_token(store: Store, origin: Origin):
+    connection = await narrowed(store, await granted(store), "repo")
+    connection = await refreshed(store, connection, some_tokens("at-3"), origin)
+    assert (await held(store, connection, "repo")).grant is None
+    assert (await main_grant(store, connection)).token_generation == 3
+
+
+async def test_one_that_was_put_back_from_before_the_main_token_is_not_served(store: Store):
+    """By a database writer: it may be another account's."""
+    connection = await narrowed(store, await granted(store), "repo")
+    connection = await refreshed(store, connection, some_tokens("at-3"), Origin.NEW)
+    connection = await narrowed(store, connection, "repo")
+    async with store.write() as tx:
+        mine = update(ConnectionGrantRow).filter_by(slot=narrowed_slot(("repo",)))
+        await tx.connection.execute(mine.values(generation=2))
+    assert (await held(store, connection, "repo")).grant is None
+
+
+async def test_a_token_in_another_slot_does_not_open(store: Store, key_path: str):
+    connection = await narrowed(store, await granted(store), "repo")
+    async with store.write() as tx:
+        moved = update(ConnectionGrantRow).filter_by(slot=narrowed_slot(("repo",)))
+        await tx.connection.execute(moved.values(slot=narrowed_slot(("user",))))
+    row = await held(store, connection, "user")
+    with fails(ErrorCode.SEAL_BROKEN):
+        row.open_access_token(KeyRing.open(key_path, Role.API))
+
+
+async def test_there_are_so_many_at_a_time_and_the_oldest_goes(store: Store):
+    connection, names = await granted(store), [f"s{number}" for number in range(MOST_NARROWED + 1)]
+    slot = narrowed_slot((names[-1],))
+    for name in names[:-1]:
+        async with store.read() as tx:
+            assert await tx.narrowed_tokens.full_until(ACME, connection.id, slot, NOW) is None
+        connection = await narrowed(store, connection, name)
+    async with store.read() as tx:
+        full, now = tx.narrowed_tokens.full_until, NOW + timedelta(hours=1)
+        assert await full(ACME, connection.id, slot, NOW) == now
+        assert await full(ACME, connection.id, narrowed_slot((names[0],)), NOW) is None
+        assert await full(ACME, connection.id, slot, now) is None
+    connection = await narrowed(store, connection, names[-1])
+    there = [name for name in names if (await held(store, connection, name)).grant is not None]
+    assert there == names[1:]
+
+
+async def test_it_is_shredded_with_its_connection(store: Store):
+    connection = await narrowed(store, await granted(store), "repo")
+    async with store.write() as tx:
+        await tx.grants.shred(ACME, connection.id)
+    assert (await held(store, connection, "repo")).sealed_access is None

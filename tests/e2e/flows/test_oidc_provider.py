@@ -19,7 +19,7 @@ from joserfc.jwk import ECKey
 
 from examples.demo.evergrant_api import ApiProblem
 from examples.demo.waiting import wait_until
-from tests.e2e.world import World, running
+from tests.e2e.world import World, define, running
 from tests.fakes.assertions import JWT_BEARER
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.oidc_provider import CODE, OidcProvider, running_oidc_provider
@@ -96,6 +96,33 @@ async def test_from_registration_to_revocation(world: Oidc):
     assert (await world.server.active(witness, last["access_token"]))["active"]
     assert (await world.revoked(connection))["revocation"] == "confirmed"
     assert not (await world.server.active(witness, last["access_token"]))["active"]
+
+
+async def test_rfc6749_6_narrower_tokens_come_from_one_strictly_rotated_chain(world: Oidc):
+    """Each costs a refresh, a token used twice would end the grant, and the server says what each may do."""
+    modes = {"auth_modes": [CODE], "client_auth": "client_secret_basic", "offline_scope": "offline_access"}
+    document = {"name": "narrows", "display_name": "Narrows", "discovery": True, "down_scoping": "refresh"}
+    await define(world.admin, {**document, **modes})
+    at = {"provider": "narrows", "default_scopes": ["openid", "read", "write"]}
+    made = await world.at_server("narrow", client_id="not-yet", client_secret="not-yet", **at)
+    client = await world.server.register(made["redirect_uri"])
+    secret = {"client_id": client["client_id"], "client_secret": client["client_secret"]}
+    await world.at_server("narrow", **secret, **at)
+    connection = await world.consented("narrow")
+    lease = {"integration": "narrow", "subject": "sam"}
+    wide = await world.api.post("/v1/lease", lease)
+    witness = await world.server.register()
+    for scope in ("read", "write", "read"):
+        narrow = await world.api.post("/v1/lease", {**lease, "scopes": [scope], "exact": True})
+        said = await world.server.active(witness, narrow["access_token"])
+        assert (said["active"], set(said["scope"].split()) - {"offline_access"}) == (True, {scope})
+    said = await world.server.active(witness, wide["access_token"])
+    assert (said["active"], {"read", "write"} <= set(said["scope"].split())) == (True, True)
+    assert (await world.api.post("/v1/lease", lease))["access_token"] == wide["access_token"]
+    assert (await world.refreshed(connection))["generation"] == 4
+    refreshes = await world.server.calls("token", client_id=client["client_id"], grant_type="refresh_token")
+    assert [call["asked"].get("scope", "").split()[:1] for call in refreshes] == [["read"], ["write"], []]
+    assert (await world.revoked(connection))["revocation"] == "confirmed"
 
 
 async def test_rfc9207_a_callback_that_lost_its_issuer_is_refused(world: Oidc):

@@ -186,7 +186,8 @@ class ScriptedProvider(ScriptedServer):
                     return 400, {"error": "invalid_grant"}
                 return 200, self._new_family(asked.get("scope", ""))
             case "refresh_token":
-                return self._refresh(params.get("refresh_token", ""))
+                code, data = self._refresh(params.get("refresh_token", ""))
+                return code, data | {"scope": params["scope"]} if code == 200 and "scope" in params else data
             case _:
                 return 400, {"error": "unsupported_grant_type"}
 

@@ -108,6 +108,23 @@ async def asked_by_a_pipeline_while_revoking(client: Client) -> Handle:
         return life.handle
 
 
+async def narrower_tokens_beside_the_main_one(client: Client) -> Handle:
+    """One comes, one is refused without a failure, one meets an outage; then the main token is refreshed."""
+    async with living(client) as life:
+        first = await life.consent()
+        kept = {"access_generation": 1, "expires_at": first.expires_at}
+        life.scripted.answers[REFRESH] += [
+            a_grant(2, **kept),
+            GrantResult(unchanged=True),
+            GrantResult(failure=ErrorCode.PROVIDER_RATE_LIMITED, retry_after=1),
+            a_grant(3),
+        ]
+        for seen, scope in ((1, "read"), (2, "write"), (2, "admin")):
+            await life.ensure_fresh(seen, scopes=(scope,))
+        await life.until(lambda d: d.generation == 3)
+        return life.handle
+
+
 async def rotated_and_repaired(client: Client) -> Handle:
     async with living(client, policy="warm") as life:
         await life.consent()

@@ -18,7 +18,7 @@ _MARGIN = timedelta(seconds=30)  # smaller than the server's, which refreshes be
 _MAX_LEASES = 10_000
 
 Clock = Callable[[], datetime]
-CacheKey = tuple[str, str, str, tuple[str, ...] | None]
+CacheKey = tuple[str, str, str, tuple[str, ...] | None, bool]
 
 
 def utc_now() -> datetime:
@@ -109,4 +109,4 @@ class LeaseCache:
 
 def _key(request: LeaseRequest) -> CacheKey:
     """All but `min_ttl`, which is compared when the lease is served, and `challenge`, which is a link's."""
-    return (request.integration, request.subject, request.label, request.scopes)
+    return (request.integration, request.subject, request.label, request.scopes, request.exact)

@@ -44,6 +44,7 @@ PATH = (
     "activities.single_use.protocol",
     "activities.single_use.refresh_pacing",
     "activities.support.context_loader",
+    "activities.support.narrowing",
     "activities.support.temporal",
     "activities.support.transactions",
     "evergrant_server.api.connections.confirm",

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from evergrant_server.core.integrations import Rotation
 from tests.fakes.providers.scripted_provider import Answer
@@ -16,6 +17,7 @@ PROVING = "proving"  # its tokens are bound to a key (RFC 9449)
 JOURNALLED = "activities.single_use.journaled_reply:write_reply_to_journal#1"
 LIMITED = "limited"  # a definition that names a limit of its token endpoint
 ON_TRIAL = "on-trial"  # a definition of which the tenant has a staged version
+NARROWING = "narrowing"  # it issues narrower tokens by a refresh
 
 
 def _nothing(rotation: Rotation) -> tuple[Answer, ...]:
@@ -43,6 +45,7 @@ class Scenario:
     queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
     leased: bool = False
     ahead: bool = False  # no caller waits for it
+    scopes: tuple[str, ...] = ()  # a narrower token is requested
     subject: str = "user-1"  # who is logged in to the app
     recurs: bool = False  # it has been refused for days, while another connection's refreshes worked
     late: bool = False  # the time for the confirmation is over
@@ -53,9 +56,10 @@ class Scenario:
     rotations: tuple[Rotation, ...] = field(default=ROTATIONS)
 
     @property
-    def requested(self) -> dict[str, bool]:
+    def requested(self) -> dict[str, Any]:
         """What a workflow says of the refresh."""
-        return {"only_if_leased": self.leased, "may_be_postponed": self.ahead}
+        only = {"only_if_leased": self.leased, "may_be_postponed": self.ahead}
+        return {**only, "scopes": self.scopes}
 
     @property
     def begins_answered(self) -> bool:

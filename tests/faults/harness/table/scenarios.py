@@ -20,6 +20,7 @@ from tests.faults.harness.table.scenario import (
     JOURNALLED,
     LAPSE,
     LIMITED,
+    NARROWING,
     ON_TRIAL,
     PROVING,
     REFRESH,
@@ -145,6 +146,23 @@ SCENARIOS = (
         faults=(READ_TOO_LATE.model_copy(update={"passage": 2}),),
         refused=True,  # unless another host went on meanwhile
         rotations=(Rotation.NONE,),
+    ),
+    Scenario("refresh, for a narrower token", REFRESH, provider=NARROWING, scopes=("read",)),
+    Scenario(
+        "refresh, for a narrower token that is refused",
+        REFRESH,
+        lambda _: (error("invalid_scope"),),
+        provider=NARROWING,
+        scopes=("read",),
+        rotations=(Rotation.STRICT,),
+    ),
+    Scenario(
+        "refresh, a narrower token in a journal",
+        REFRESH,
+        provider=NARROWING,
+        scopes=("read",),
+        replayed=True,
+        rotations=(Rotation.STRICT,),
     ),
     Scenario("refresh, worker shut down meanwhile", REFRESH, held=True),
     Scenario(

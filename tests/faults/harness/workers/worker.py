@@ -53,7 +53,7 @@ from providers.definition.registry import Registry
 from providers.definition.schema_request import TokenLimit
 from providers.requests.sender import SendFailed
 from tests.faults.harness.instrumentation.passages import AFTER, Fault, passages
-from tests.faults.harness.table.scenarios import CROOKED, JOURNALLED, LIMITED, ON_TRIAL, PROVING
+from tests.faults.harness.table.scenarios import CROOKED, JOURNALLED, LIMITED, NARROWING, ON_TRIAL, PROVING
 from tests.faults.harness.workers import limits
 from tests.faults.harness.workers.handles import ConfirmAndExchange, WorkerStart
 
@@ -93,6 +93,7 @@ def read_catalogue() -> None:
     found._specs[ON_TRIAL] = generic.model_copy(update={"name": ON_TRIAL})
     limit = TokenLimit(requests=100_000, window_s=1, per="client")
     found._specs[LIMITED] = generic.model_copy(update={"name": LIMITED, "token_limit": limit})
+    found._specs[NARROWING] = generic.model_copy(update={"name": NARROWING, "down_scoping": "refresh"})
     found._specs[PROVING] = generic.model_copy(update={"name": PROVING, "dpop": True})
     registry.append(found)
 

@@ -29,12 +29,14 @@ FormFields = Mapping[str, str] | Sequence[tuple[str, str]]
 class LeaseOptions(TypedDict, total=False):
     """Optional arguments of a lease: the connection's label, the least validity, narrower scopes.
 
-    `challenge` (of `new_verifier`) is for the link of `ConsentRequired`, if that is the answer.
+    `exact`: the token may do no more than `scopes`, where the provider issues such tokens. `challenge` (of
+    `new_verifier`) is for the link of `ConsentRequired`, if that is the answer.
     """
 
     label: str
     min_ttl: timedelta | None
     scopes: tuple[str, ...] | None
+    exact: bool
     challenge: str | None
 
 
@@ -48,6 +50,7 @@ class LeaseRequest:
     min_ttl: timedelta | None = None
     scopes: tuple[str, ...] | None = None
     challenge: str | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ def lease(request: LeaseRequest) -> Call[LeaseResponse]:
         label=request.label,
         min_ttl=seconds_or_none(request.min_ttl),
         scopes=list_or_none(request.scopes),
+        exact=request.exact or None,
         challenge=request.challenge,
     )
     return Call("POST", "/v1/lease", _parse_lease, body=body)

@@ -13,6 +13,7 @@ from typing import Literal
 
 from cyclopts import App, CycloptsError
 
+from evergrant.calls.leases import LeaseOptions
 from evergrant.cli.access import access
 from evergrant.cli.access_requests import access_requests
 from evergrant.cli.apps import approvals, apps
@@ -73,6 +74,7 @@ def token(
     label: str = "default",
     min_ttl: float | None = None,
     scope: tuple[str, ...] = (),
+    exact: bool = False,
     show: bool = False,
     options: Options = DEFAULTS,
 ) -> None:
@@ -80,11 +82,13 @@ def token(
 
     Args:
         min_ttl: Seconds the token must still be valid for.
+        exact: The token may do no more than the scopes, where the provider issues such tokens.
         show: Print the token to a terminal too.
     """
     ttl = None if min_ttl is None else timedelta(seconds=min_ttl)
     with options.client() as client:
-        answer = client.lease(integration, subject, label=label, min_ttl=ttl, scopes=scope or None)
+        wanted: LeaseOptions = {"label": label, "min_ttl": ttl, "scopes": scope or None, "exact": exact}
+        answer = client.lease(integration, subject, **wanted)
     match answer:
         case ConsentRequired():
             if answer.missing_scopes:

@@ -88,11 +88,19 @@ def _leased(found: FakeConnection, body: Body) -> FakeResponse:
             "access_token": found.token,
             "token_type": found.token_type,
             "expires_at": rfc3339(found.expires_at),
-            "scopes": list(found.scopes),
+            "scopes": _scopes_of(found, body),
             "generation": found.generation,
             "connection_id": found.id,
         },
     )
+
+
+def _scopes_of(found: FakeConnection, body: Body) -> list[str]:
+    """All of them, or with `exact` the requested ones: its provider issues narrower tokens."""
+    requested = body.get("scopes")
+    if not body.get("exact") or not isinstance(requested, list):
+        return list(found.scopes)
+    return [scope for scope in found.scopes if scope in requested]
 
 
 def _connect(fake: "FakeEvergrant", body: Body) -> FakeResponse:
