@@ -10,6 +10,9 @@ from fastapi import APIRouter
 from evergrant_server.api.http.call import Call
 from evergrant_server.api.http.models import Page
 from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration, IntegrationState
@@ -86,6 +89,14 @@ async def consent_spec(
         if integration_endpoints(it, integration).token_endpoint == consent.token_endpoint
     )
     return next(left_with, answering[0])
+
+
+def is_narrowable(spec: ProviderSpec | None, flow: Flow, grant: Grant | None) -> bool:
+    """True when the provider issues narrower bearer tokens of this grant by a refresh."""
+    if spec is None or grant is None:
+        return False
+    bound = spec.dpop or grant.token_type == DPOP_TOKEN_TYPE
+    return grant.refreshable and not bound and spec.narrows_tokens(flow)
 
 
 def require_ready(integration: Integration) -> None:

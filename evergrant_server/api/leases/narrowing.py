@@ -6,33 +6,21 @@ A worker gets one by a refresh of the connection's chain that requests fewer sco
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.problems import require_found
-from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.api.integrations.definitions import integration_spec, is_narrowable
 from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter
 from evergrant_server.api.leases.refusals import LeaseRequest, refresh_refused, target_of
 from evergrant_server.audit.lease_ledger import StaleClaim
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
-from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.connections.narrowing import MOST_NARROWED, narrowed_slot
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.policy import DecisionReason, scopes_above
 from evergrant_server.store import LeaseRow
-from providers.definition.schema import ProviderSpec
 from providers.definition.schema_response import DownScoping
 
 _MOST_TRIES = 3  # other refreshes of the connection may come first
-
-
-def is_narrowable(spec: ProviderSpec | None, flow: Flow, grant: Grant | None) -> bool:
-    """True when the provider issues narrower bearer tokens of this grant by a refresh."""
-    if spec is None or grant is None:
-        return False
-    bound = spec.dpop or grant.token_type == DPOP_TOKEN_TYPE
-    return grant.refreshable and not bound and spec.narrows_tokens(flow)
 
 
 class NarrowedLeases:
