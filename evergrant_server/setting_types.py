@@ -16,12 +16,16 @@ _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([smhd]?)")
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _ISO_8601 = TypeAdapter(timedelta)
 _DATABASE_SCHEMES = ("sqlite:///", "postgresql://", "postgresql+asyncpg://")
+_RIGHT_SCHEMES = {"sqlite": "sqlite:///", "postgres": "postgresql://", "postgresql": "postgresql://"}
 
 
 def _days(value: Any) -> tuple[int, ...]:
-    days = {int(part) for part in (value.split(",") if isinstance(value, str) else value)}
+    try:
+        days = {int(part) for part in (value.split(",") if isinstance(value, str) else value)}
+    except ValueError:
+        days = {-1}
     if not days <= set(range(366)):
-        raise ValueError("give days from 1 to 365, or 0 for none")
+        raise ValueError("give days from 1 to 365, such as 14,3,1; or 0 for none")
     return tuple(sorted(days - {0}, reverse=True))
 
 
@@ -70,8 +74,26 @@ def _log_level(value: str) -> str:
 
 
 def _database_url(value: str) -> str:
+    scheme, _, rest = value.partition("://")
     if value and not value.startswith(_DATABASE_SCHEMES):
-        raise ValueError("use sqlite:///FILE or postgresql://USER@HOST/DATABASE")
+        right = _RIGHT_SCHEMES.get(scheme.partition("+")[0])
+        instead = (
+            f"{right} in place of {scheme}://"
+            if right
+            else "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+        )
+        raise ValueError(f"use {instead}")
+    if rest.partition("?")[0].count("@") > 1 and scheme != "sqlite":
+        raise ValueError(
+            "holds two @: write the password's own as %40, or the password into the file of "
+            "EVERGRANT_DATABASE_PASSWORD_FILE"
+        )
+    return value
+
+
+def _host(value: str) -> str:
+    if "/" in value or (value.count(":") == 1 and not value.startswith("[")):
+        raise ValueError("must be an address to listen on, such as 127.0.0.1 or 0.0.0.0: no URL and no port")
     return value
 
 
@@ -97,6 +119,7 @@ CERTIFICATE_HEADER_NAMES: dict[CertificateHeader, str] = {
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 Days = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_days)]
 Duration = Annotated[timedelta, BeforeValidator(read_duration), AfterValidator(_positive)]
+Host = Annotated[str, AfterValidator(_host)]
 HostPorts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_ports)]
 LogLevel = Annotated[str, AfterValidator(_log_level)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_networks)]
@@ -104,8 +127,20 @@ RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 TemporalAddress = Annotated[str, AfterValidator(_temporal_address)]
 
 
+def own_public_url(host: str, port: int) -> str:
+    """The public URL of an API on this machine. Raises ValueError for one that listens to others too."""
+    if not is_loopback(host):
+        raise ValueError(
+            f"EVERGRANT_PUBLIC_URL: is needed, since EVERGRANT_HOST {host} isn't for this machine alone: the "
+            "URL at which browsers reach the API, such as https://evergrant.example.com"
+        )
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def check_public_url(text: str) -> None:
     """Require https, or http on a loopback address, and nothing after host and port. Raises ValueError."""
+    if text and "://" not in text:
+        raise ValueError(f"EVERGRANT_PUBLIC_URL needs its scheme: write https://{text}")
     url = urlsplit(text)
     if url.scheme not in ("http", "https") or not url.hostname or url.path or url.query or url.fragment:
         raise ValueError("EVERGRANT_PUBLIC_URL must be https://host[:port], without a path")

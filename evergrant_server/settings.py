@@ -4,10 +4,7 @@ Secrets are read from files only. The Temporal connection may also come from a p
 `temporalio.envconfig` (see `temporal_link`).
 """
 
-import os
-import re
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +13,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from evergrant_server.core.messages.names import TASK_QUEUE
 from evergrant_server.mtls_settings import MtlsSettings
+from evergrant_server.setting_errors import PREFIX, SETTINGS_FILE, errors_in_words, suspicious_variables
 from evergrant_server.setting_types import (
     DatabaseUrl,
     Days,
     Duration,
+    Host,
     HostPorts,
     LogLevel,
     Networks,
@@ -27,11 +26,10 @@ from evergrant_server.setting_types import (
     TemporalAddress,
     check_public_url,
     check_web_url,
+    own_public_url,
     with_password,
 )
 
-PREFIX = "EVERGRANT_"
-SETTINGS_FILE = "evergrant.env"
 _CLIENT_VARIABLES = {
     *("EVERGRANT_URL", "EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE"),
     *("EVERGRANT_APP_ID", "EVERGRANT_PRIVATE_KEY_FILE", "EVERGRANT_ISSUER"),
@@ -49,7 +47,7 @@ class Settings(MtlsSettings, BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_file=SETTINGS_FILE,
-        env_file_encoding="utf-8",
+        env_file_encoding="utf-8-sig",
         extra="ignore",
         use_attribute_docstrings=True,  # they are the descriptions of docs/reference/settings.md
     )
@@ -64,7 +62,7 @@ class Settings(MtlsSettings, BaseSettings):
     process reads it."""
     key_file: Path | None = None
     """The key ring; empty: keys.json in the data folder."""
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """The address the API listens on."""
     port: int = Field(default=8480, ge=1, le=65535)
     """The port the API listens on."""
@@ -178,6 +176,17 @@ class Settings(MtlsSettings, BaseSettings):
     metrics_host: str = "127.0.0.1"
     """The address on which a worker serves `/metrics`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Empty stands for a default that is nothing or a path: an empty path would be this folder."""
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return {
+            name: value
+            for name, value in given.items()
+            if value != "" or not isinstance(defaults.get(name, ""), Path | None)
+        }
+
     @model_validator(mode="after")
     def _derive(self) -> "Settings":
         self.data_dir = self.data_dir.expanduser().absolute()
@@ -188,7 +197,7 @@ class Settings(MtlsSettings, BaseSettings):
         if self.key_file is None:
             self.key_file = self.data_dir / "keys.json"
         if not self.public_url:
-            self.public_url = f"http://{self.host}:{self.port}"
+            self.public_url = own_public_url(self.host, self.port)
         self.public_url = self.public_url.rstrip("/")
         check_public_url(self.public_url)
         check_web_url("EVERGRANT_TEMPORAL_UI_URL", self.temporal_ui_url)
@@ -211,33 +220,10 @@ def load_settings(**flags: Any) -> Settings:
     Raises BadSettings with one line per invalid setting.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    lines = _misspelled_settings()
-    try:
-        settings = Settings(**given)
-        if not lines:
-            return settings
-    except ValidationError as error:
-        for problem in error.errors(include_input=False, include_url=False):
-            message = problem["msg"].removeprefix("Value error, ")
-            name = ".".join(str(part) for part in problem["loc"])
-            lines.append(f"{PREFIX}{name.upper()}: {message}" if name else message)
-    raise BadSettings("\n  ".join(lines))
-
-
-def _misspelled_settings() -> list[str]:
-    """One line per variable whose name is almost a setting: it would be ignored without a word."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    names = {name.upper() for name in os.environ}
+    if lines := suspicious_variables(known, _CLIENT_VARIABLES):
+        raise BadSettings("\n  ".join(lines))
     try:
-        text = Path(SETTINGS_FILE).read_text(encoding="utf-8")
-        names |= {name.upper() for name in re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", text, re.MULTILINE)}
-    except FileNotFoundError:
-        pass
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        return [f"{Path(SETTINGS_FILE).absolute()}: can't be read ({reason}); correct or remove it"]
-    unknown = sorted(
-        name for name in names if name.startswith(PREFIX) and name not in known | _CLIENT_VARIABLES
-    )
-    meant = [(name, get_close_matches(name, known, n=1, cutoff=0.85)) for name in unknown]
-    return [f"{name}: there is no such setting; did you mean {near[0]}?" for name, near in meant if near]
+        return Settings(**given)
+    except ValidationError as error:
+        raise BadSettings("\n  ".join(errors_in_words(error))) from None

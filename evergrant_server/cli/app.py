@@ -4,24 +4,22 @@
 """
 
 import asyncio
-import gc
 import json
 import logging
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError
 
 from evergrant_server import __version__
 from evergrant_server.checkout import require_own_packages
 from evergrant_server.cli.durations import OptionalDuration
 from evergrant_server.cli.process import CommandFailed
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.gc_tuning import quick_imports
 from evergrant_server.process_exit import exit_process
 from evergrant_server.settings import BadSettings, Settings, load_settings
 
@@ -75,7 +73,7 @@ def dev(*, flags: Flags | None = None) -> None:
 def dev_api() -> None:
     """The API of `dev`."""
     settings = settings_of_process(None)
-    with _quick_imports():
+    with quick_imports():
         from evergrant_server.cli.dev import api_process
 
     api_process.serve(settings)
@@ -85,7 +83,7 @@ def dev_api() -> None:
 def dev_worker() -> None:
     """The worker of `dev`."""
     settings = settings_of_process(None)
-    with _quick_imports():
+    with quick_imports():
         from evergrant_server.cli.dev import worker_process
 
     asyncio.run(worker_process.work(settings))
@@ -100,7 +98,7 @@ def serve(*, mtls: Annotated[bool, Parameter(negative=())] = False, flags: Flags
             hands on the certificates of apps.
     """
     settings = settings_of_process(flags)
-    with _quick_imports():
+    with quick_imports():
         from evergrant_server.cli.serve import serve_api, serve_behind_mtls
 
     if mtls:
@@ -113,7 +111,7 @@ def serve(*, mtls: Annotated[bool, Parameter(negative=())] = False, flags: Flags
 def worker(*, flags: Flags | None = None) -> None:
     """Run a worker. Any number may run, with separate data folders or a shared one."""
     settings = settings_of_process(flags)
-    with _quick_imports():
+    with quick_imports():
         import worker as worker_process
 
     asyncio.run(worker_process.main(settings))
@@ -156,7 +154,7 @@ def doctor(
         output: `text`, or `json`: a list of objects with `check`, `ok`, `detail`, `repair` and `because`.
     """
     settings = settings_of(flags)
-    with _quick_imports():
+    with quick_imports():
         from evergrant_server.cli.doctor import report
 
     if not asyncio.run(report.run(settings, output)):
@@ -180,16 +178,6 @@ app.command("evergrant_server.cli.tenants:tenants", help="Which tenants are serv
 app.command("evergrant_server.cli.providers:providers", help="The provider catalogue.")
 
 
-@contextmanager
-def _quick_imports() -> Iterator[None]:
-    """Imports make many objects and hardly any garbage: without its collector they take a fifth less time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def settings_of_process(flags: Flags | None) -> Settings:
     """Load the settings of a process that serves. Before slow imports, so a mistake is reported at once."""
     settings = (flags or Flags()).settings()
@@ -210,8 +198,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         require_own_packages()
         app(arguments, print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        command = " ".join(("python -m evergrant_server", *(error.command_chain or ())))
-        _fail(f"invalid_usage: {' '.join(str(error).split())}\n  See: {command} --help", 2)
+        _fail(usage_message(error), 2)
     except BadSettings as error:
         _fail(f"invalid_settings: {error}", 2)
     except Failure as failure:
@@ -227,11 +214,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     exit_process(0)
 
 
+def usage_message(error: CycloptsError) -> str:
+    """What is wrong with a command line, and the command for its help."""
+    chain, unused = tuple(error.command_chain or ()), error.unused_tokens or ["--help"]
+    message = f"invalid_usage: {' '.join(str(error).split())}"
+    if isinstance(error, UnknownCommandError) and not chain:
+        message += f"\n  If it is a command for apps, integrations or connections: evergrant {unused[0]}"
+    return f"{message}\n  See: {' '.join(('python -m evergrant_server', *chain))} --help"
+
+
 def _failure_message(failure: Failure) -> str:
     """Code, detail and repair. The general repair is left out when the detail names the exact one."""
     message = f"{failure.code}: {failure.detail}"
     has_repair = "key_file" in failure.context or "python -m evergrant_server" in failure.detail
-    return message if has_repair else f"{message}\n  {failure.rule.repair}"
+    return message if has_repair else f"{message}\n  {failure.repair}"
 
 
 def _unexpected_message(error: Exception) -> str:

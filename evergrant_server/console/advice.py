@@ -50,9 +50,14 @@ def is_for_admins(failure: Failure) -> bool:
 
 
 def words_for_admins(failure: Failure) -> str | None:
-    """What the page shows apart from its text; None where its text says it."""
-    apart = is_for_admins(failure) or failure.detail.startswith(CALLBACK_REFUSED)
-    return failure.detail if apart else None
+    """What the page shows apart from its text, with the repair; None where its text says it."""
+    if not is_for_admins(failure) and not failure.detail.startswith(CALLBACK_REFUSED):
+        return None
+    repair = f" {failure.repair}" if is_for_admins(failure) else ""
+    reference = failure.context.get("reference")
+    look = f"evergrant connections ls --reference {reference} -o yaml"
+    said = f" What the provider said: {look}" if reference else ""
+    return f"{failure.detail}{repair}{said}"
 
 
 def what_happened(failure: Failure, way: WayOut) -> str:

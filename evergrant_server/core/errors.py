@@ -79,8 +79,7 @@ class ErrorCode(StrEnum):
 
 
 _reconnect, _client, _provider = kinds.reconnect, kinds.client, kinds.provider
-_denied, _refused = kinds.denied, kinds.refused
-_platform, _caller = kinds.platform, kinds.caller
+_denied, _refused, _platform, _caller = kinds.denied, kinds.refused, kinds.platform, kinds.caller
 _closed = kinds.rules_of(FailureKind.DENIED, Repairer.OPERATOR, RetryAdvice.NEVER, 403)
 _LATER = "Try again after Retry-After seconds."
 
@@ -303,7 +302,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
 class Failure(Exception):
     """A typed failure: a code of the table, a message without secrets, and context without secrets.
 
-    `retry_after` is in seconds. `context` travels on the wire (such as `connect_url` or `field`).
+    `retry_after` is in seconds. `context` goes on the wire (`connect_url`, `field`); its `repair` is exact.
     """
 
     def __init__(
@@ -314,6 +313,7 @@ class Failure(Exception):
         self.detail = detail or FAILURES[code].meaning
         self.retry_after = retry_after
         self.context = context
+        self.repair = context.get("repair") or FAILURES[code].repair
 
     @property
     def rule(self) -> FailureRule:

@@ -7,8 +7,8 @@ means.
 
 from evergrant_server.egress.client import ANSWER_TIMEOUT_S, Egress, silence_http_debug_logs
 from evergrant_server.egress.policy import EgressPolicy
-from evergrant_server.egress.transport import BeforeSend, SendObserver
+from evergrant_server.egress.transport import DOES_NOT_RESOLVE, BeforeSend, SendObserver
 
 silence_http_debug_logs()
 
-__all__ = ["ANSWER_TIMEOUT_S", "BeforeSend", "Egress", "EgressPolicy", "SendObserver"]
+__all__ = ["ANSWER_TIMEOUT_S", "DOES_NOT_RESOLVE", "BeforeSend", "Egress", "EgressPolicy", "SendObserver"]

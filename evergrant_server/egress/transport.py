@@ -29,6 +29,7 @@ _ERROR_TYPES: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = 
 _REQUEST_STARTED = frozenset({"http11.send_request_headers.started", "http2.send_request_headers.started"})
 _REQUEST_WRITTEN = frozenset({"http11.send_request_body.complete", "http2.send_request_body.complete"})
 
+DOES_NOT_RESOLVE = "does not resolve"
 BODY_LIMIT = 1024 * 1024  # bytes, before and after decompression
 
 BeforeSend = Callable[[], Callable[[], None] | None]
@@ -207,7 +208,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         try:
             found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
-            raise httpcore2.ConnectError(f"{host} does not resolve") from None
+            raise httpcore2.ConnectError(f"{host} {DOES_NOT_RESOLVE}") from None
         addresses = list(dict.fromkeys(entry[4][0] for entry in found))
         if not self._policy.allows(host, port):
             for address in addresses:

@@ -48,9 +48,9 @@ class JournalLock:
             folder.mkdir(mode=0o700, exist_ok=True)
             self.id, self._fd = self._claim_directory()
         except OSError as error:
-            raise Failure(
-                ErrorCode.STORE_UNAVAILABLE, f"the journal folder {folder} can't be used: {error.strerror}"
-            ) from None
+            why = f"the journal folder {folder} can't be used: {error.strerror}"
+            repair = "Give the worker a folder of its own that it can write: EVERGRANT_DATA_DIR."
+            raise Failure(ErrorCode.STORE_UNAVAILABLE, why, repair=repair) from None
 
     def is_held(self, journal_id: str) -> bool | None:
         """True while its owner is alive, False when it died, None when this host has no such journal."""

@@ -97,6 +97,7 @@ def placeholders(*texts: str | None) -> set[str]:
     return {name for text in texts if text for name in PLACEHOLDER.findall(text)}
 
 
+_SHORTER = "must be the part before the first dot alone"
 _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}(?::[0-9]{1,5})?")
 
 
@@ -147,6 +148,8 @@ class TemplateParam(SpecPart):
 
     def problem(self, value: str) -> str | None:
         """Why a normalised value may not go into the URL, or None."""
+        if "://" in value:
+            return "must stand alone: without https:// and without what follows the host"
         if not value or len(value) > 253 or not value.isascii() or not value.isprintable():
             return "must be 1 to 253 printable ASCII characters"
         if any(bad in value for bad in "\\?#@%{}") or any(c in value and not self.allows(c) for c in "/ "):
@@ -154,5 +157,13 @@ class TemplateParam(SpecPart):
         if self.enum is not None:
             return None if value in self.enum else f"must be one of {', '.join(self.enum)}"
         if self.pattern is not None:
-            return None if matches(self.pattern, value) else f"must match {self.pattern}"
+            first = value.partition(".")[0]
+            shorter = first != value and matches(self.pattern, first)
+            return (
+                None
+                if matches(self.pattern, value)
+                else _SHORTER
+                if shorter
+                else f"must match {self.pattern}"
+            )
         return None if _HOST.fullmatch(value) else "must be a host name"

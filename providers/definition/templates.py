@@ -102,7 +102,8 @@ def checked_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, s
     unknown = set(params) - set(spec.template_params)
     if unknown:
         name = min(unknown)[:64]
-        raise _invalid_param(spec, name, "is not a parameter of this provider")
+        has = " and ".join(it for it, rule in spec.template_params.items() if rule.source == "integration")
+        raise _invalid_param(spec, name, f"is not a parameter of {spec.name}, which has {has or 'none'}")
     values: dict[str, str] = {}
     for name, rule in spec.template_params.items():
         given = params.get(name, rule.default)
@@ -181,4 +182,10 @@ def assertion_audience(spec: ProviderSpec, endpoints: Endpoints) -> str:
 
 
 def _invalid_param(spec: ProviderSpec, name: str, problem: str) -> Failure:
-    return Failure(ErrorCode.INVALID_REQUEST, f"{name} {problem}", field=f"params.{name}", provider=spec.name)
+    rule = spec.template_params.get(name)
+    about = f": {rule.description}" if rule is not None and rule.description else ""
+    repair = f"Give it in params, or as --param {name}=VALUE{about}" if rule else "Leave it out."
+    field = f"params.{name}"
+    return Failure(
+        ErrorCode.INVALID_REQUEST, f"{name} {problem}", field=field, provider=spec.name, repair=repair
+    )

@@ -18,6 +18,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
 from evergrant_server.egress import BeforeSend, Egress, SendObserver
 from providers.definition.schema_request import MUTUAL_TLS
+from providers.registration.unreachable import issuer_unreachable
 from providers.requests.request_format import STANDARD_HEADERS
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body
@@ -88,8 +89,7 @@ async def _fetch_document(
     try:
         response = await http.get(url)
     except httpx2.TransportError as error:
-        detail = f"{urlsplit(issuer).netloc} could not be reached ({type(error).__name__}): is it running?"
-        raise Failure(ErrorCode.PROVIDER_UNREACHABLE, detail, issuer=issuer) from None
+        raise issuer_unreachable(issuer, error) from None
     if response.status_code == 429 or response.status_code >= 500:
         detail = f"{path} replied with status {response.status_code}"
         raise Failure(ErrorCode.PROVIDER_ERROR, detail, issuer=issuer)

@@ -11,7 +11,6 @@ from evergrant_server.api.connections.models import ConnectionBody, ReauthorizeB
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.http.transactions import poll_until, signal_connection
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -155,7 +154,13 @@ async def consenting_connection(tx: Transaction, connection: Connection) -> Conn
 def require_return_to(caller: Caller, url: str | None) -> None:
     """Raise Failure INVALID_REQUEST unless the app's list has this URL."""
     if url is not None and not caller.app.may_return_to(url):
-        raise invalid_request("return_to", "return_to is not in the app's list.")
+        raise Failure(
+            ErrorCode.INVALID_REQUEST,
+            "return_to is not in the app's list.",
+            field="return_to",
+            repair="An admin sets the list, with a --return-to for each URL: "
+            f"evergrant apps put {caller.app.name} --return-to URL",
+        )
 
 
 def connect_url(api: ApiContext, link: str) -> str:

@@ -57,7 +57,7 @@ def parse_key(text: str) -> PresentedKey:
         if _OUTDATED.match(text):
             why = "Keys of this form, without a checksum, are no longer accepted."
             raise Failure(ErrorCode.UNAUTHENTICATED, f"{why} {_ANOTHER}")
-        raise Failure(ErrorCode.UNAUTHENTICATED)
+        raise Failure(ErrorCode.UNAUTHENTICATED, "That is no API key: one is evg_key_ and 93 characters.")
     if checksum(match[1]) != match[4]:
         raise Failure(ErrorCode.UNAUTHENTICATED, "The API key is mistyped: its checksum doesn't match.")
     return PresentedKey(KeyId(match[2]), match[3])

@@ -210,8 +210,9 @@ def _require_confirmation(request: Request, credential: PresentedCredential) -> 
 def _bearer_token(request: Request) -> str:
     values = request.headers.getlist("authorization")
     if len(values) != 1:
-        raise Failure(ErrorCode.UNAUTHENTICATED)
+        came = "more than one came" if values else "none came"
+        raise Failure(ErrorCode.UNAUTHENTICATED, f"The request needs one Authorization header, and {came}.")
     scheme, _, credential = values[0].partition(" ")
     if scheme.lower() != "bearer":
-        raise Failure(ErrorCode.UNAUTHENTICATED)
+        raise Failure(ErrorCode.UNAUTHENTICATED, "The Authorization header doesn't begin with Bearer.")
     return credential.strip()

@@ -67,7 +67,11 @@ def _scope(value: str) -> str:
 
 def _return_to(value: str) -> str:
     """An absolute https URL (http on loopback only) that all browsers parse alike."""
+    if "://" not in value:
+        raise ValueError("must be a whole URL: begin it with https://")
     url = urlsplit(absolute_url(value))
+    if "*" in url.netloc:
+        raise ValueError("has a host with *, which stands for none: name each host by itself")
     if url.scheme != "https" and not (url.scheme == "http" and url.hostname in _LOOPBACK):
         raise ValueError("use https")
     return value

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from evergrant_server.api.request_errors import members_of, path_that_is_near, problem_in_words
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -51,7 +53,7 @@ def problem_document(failure: Failure, base_url: str) -> dict[str, Any]:
         "code": failure.code.value,
         "kind": rule.kind.value,
         "repairer": rule.repairer.value,
-        "repair": rule.repair,
+        "repair": failure.repair,
     }
     if failure.code is ErrorCode.RATE_LIMITED:
         members |= {"type": QUOTA_EXCEEDED, "violated-policies": failure.context.get("policy", "").split()}
@@ -79,26 +81,34 @@ def problem_response(failure: Failure, base_url: str, errors: list[dict[str, str
     return Response(json.dumps(body), body["status"], headers, MEDIA_TYPE)
 
 
-def field_errors(error: ValidationError | RequestValidationError) -> list[dict[str, str]]:
-    """The invalid fields and the reason for each, without the values."""
+def field_errors(
+    error: ValidationError | RequestValidationError, members: Collection[str] = ()
+) -> list[dict[str, str]]:
+    """The invalid fields and the reason for each, without the values. `members` are those of the body."""
     found: list[dict[str, str]] = []
     for entry in list(error.errors())[:_MAX_ERRORS]:
         if entry["type"] == "json_invalid":  # its loc is an offset, not a field
-            return _INVALID_JSON_ERRORS
+            return [{"field": "body", "problem": _invalid_json(entry)}]
         loc = [str(part) for part in entry["loc"] if part not in ("body", "query", "path", "header")]
         name = ".".join(part if part.isdigit() or _FIELD_NAME.match(part) else "?" for part in loc)
-        problem = str(entry["msg"]).removeprefix("Value error, ")
-        if entry["type"] in ("float_parsing", "float_type"):  # every fraction in a request is a duration
-            problem = "use a number of seconds, such as 3600"
-        found.append({"field": name or "body", "problem": problem})
+        found.append({"field": name or "body", "problem": problem_in_words(entry, members)})
     return found
 
 
-def invalid_request_response(error: ValidationError | RequestValidationError, base_url: str) -> Response:
-    errors = field_errors(error)
+def invalid_request_response(
+    error: ValidationError | RequestValidationError, base_url: str, members: Collection[str] = ()
+) -> Response:
+    errors = field_errors(error, members)
     first = errors[0]
     failure = invalid_request(first["field"], f"{first['field']}: {first['problem']}")
     return problem_response(failure, base_url, errors)
+
+
+def _invalid_json(entry: Mapping[str, Any]) -> str:
+    """What the parser found and where; its phrases quote nothing."""
+    found, at = entry.get("ctx", {}).get("error"), entry["loc"][-1] if entry["loc"] else None
+    where = f" at character {at}" if isinstance(at, int) else ""
+    return f"{_INVALID_JSON}: {found}{where}" if found else _INVALID_JSON
 
 
 def install_error_handlers(app: FastAPI, base_url: str) -> None:
@@ -114,7 +124,7 @@ def install_error_handlers(app: FastAPI, base_url: str) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError | ValidationError)
-        return invalid_request_response(error, base_url)
+        return invalid_request_response(error, base_url, members_of(request))
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -122,10 +132,13 @@ def install_error_handlers(app: FastAPI, base_url: str) -> None:
             failure = invalid_request("body", f"body: {_INVALID_JSON}")
             return problem_response(failure, base_url, _INVALID_JSON_ERRORS)
         code = _CODE_BY_STATUS.get(error.status_code, ErrorCode.INVALID_REQUEST)
-        detail = _NO_SUCH_PATH if error.status_code == 404 else ""
+        allowed = (error.headers or {}).get("Allow", "")
+        detail = f"This route takes {allowed} alone." if allowed else ""
+        if error.status_code == 404:
+            detail = _NO_SUCH_PATH + path_that_is_near(request)
         response = problem_response(Failure(code, detail), base_url)
-        if error.headers and "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
+        if allowed:
+            response.headers["Allow"] = allowed
         return response
 
     app.add_exception_handler(Failure, on_failure)

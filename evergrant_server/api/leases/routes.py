@@ -27,6 +27,7 @@ LEASE_PATH = "/v1/lease"
 TOKEN_PATH = "/v1/connections/{connection_id}/token"
 PROOF_PATH = "/v1/connections/{connection_id}/proof"
 
+_MEMBERS = {shape.__name__: shape.model_fields for shape in (LeaseBody, TokenBody, ProofBody)}
 B = TypeVar("B", bound=Body)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -109,7 +110,7 @@ def _counting_refusals(endpoint: Endpoint, base_url: str) -> Endpoint:
             raise
         except ValidationError as error:
             metrics.count(metrics.LEASES, ErrorCode.INVALID_REQUEST, metrics.UNKNOWN_PROVIDER)
-            return invalid_request_response(error, base_url)
+            return invalid_request_response(error, base_url, _MEMBERS.get(error.title, ()))
 
     return checked
 

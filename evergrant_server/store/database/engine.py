@@ -31,6 +31,13 @@ _POSTGRES_SETTINGS = {
     "idle_in_transaction_session_timeout": "15000",
 }
 
+# of a PostgreSQL URL, as asyncpg's `connect` names them; the last is SQLAlchemy's
+_URL_PARAMETERS = {
+    *("host", "port", "user", "password", "database", "passfile", "service", "servicefile"),
+    *("ssl", "direct_tls", "target_session_attrs", "krbsrvname", "gsslib", "statement_cache_size"),
+    "prepared_statement_cache_size",
+}
+
 
 class Pool(StrEnum):
     """Work of one process that never waits for the connections of other work (PostgreSQL)."""
@@ -186,9 +193,18 @@ def _parse_url(url: str) -> URL:
                 raise _unusable("SQLite needs a file")
             return parsed
         case "postgresql" | "postgresql+asyncpg":
-            return parsed.set(drivername="postgresql+asyncpg")
+            return _for_asyncpg(parsed)
         case other:
             raise _unusable(f"{other} is not sqlite or postgresql")
+
+
+def _for_asyncpg(url: URL) -> URL:
+    """The URL in asyncpg's words: libpq's `sslmode` is its `ssl`. Raises Failure for a parameter it lacks."""
+    query = {"ssl" if name == "sslmode" else name: value for name, value in url.query.items()}
+    unknown = sorted(set(query) - _URL_PARAMETERS)
+    if unknown:
+        raise _unusable(f"its parameter {unknown[0]} isn't known here: leave it out")
+    return url.set(drivername="postgresql+asyncpg", query=query)
 
 
 def _unusable(why: str) -> Failure:

@@ -20,24 +20,37 @@ _CONFLICT_STATES = frozenset({"40001", "40P01"})  # serialization_failure, deadl
 _SCHEMA_STATES = frozenset({"42P01", "42703"})  # undefined_table, undefined_column
 # not_null_violation, check_violation: no other change causes them, and no further try ends them
 _NEVER_STORED = frozenset({"23502", "23514", "SQLITE_CONSTRAINT_NOTNULL", "SQLITE_CONSTRAINT_CHECK"})
-# what an operator can act on, by SQLSTATE or SQLite's error name
+# what an operator can act on, by SQLSTATE or SQLite's error name, and what ends it
+_READ_ONLY = ("its file or folder is read-only", "Let this user write both.")
+_FULL = ("the disk is full", "Make room on the disk of the database.")
 _NAMED = {
-    "28P01": "it refused the user or the password",
-    "28000": "it refused the user",
-    "3D000": "it has no database of that name",
-    "53300": "it has no connection left to give",
-    "SQLITE_CANTOPEN": "its file can't be opened or isn't there",
-    "SQLITE_READONLY": "its file or folder is read-only",
-    "SQLITE_READONLY_DIRECTORY": "its file or folder is read-only",
-    "SQLITE_READONLY_CANTINIT": "its file or folder is read-only",
-    "SQLITE_NOTADB": "its file is no SQLite database",
-    "SQLITE_FULL": "the disk is full",
-    "SQLITE_BUSY": "another process holds it",
+    "42501": (
+        "its user may not do that there",
+        "Let the user own the database: ALTER DATABASE name OWNER TO user, in psql as an administrator.",
+    ),
+    "28P01": ("it refused the user or the password", ""),
+    "28000": ("it refused the user", ""),
+    "3D000": ("it has no database of that name", ""),
+    "53300": ("it has no connection left to give", ""),
+    "SQLITE_CANTOPEN": ("its file can't be opened or isn't there", ""),
+    "SQLITE_READONLY": _READ_ONLY,
+    "SQLITE_READONLY_DIRECTORY": _READ_ONLY,
+    "SQLITE_READONLY_CANTINIT": _READ_ONLY,
+    "SQLITE_NOTADB": ("its file is no SQLite database", ""),
+    "SQLITE_FULL": _FULL,
+    "SQLITE_IOERR_SHMSIZE": _FULL,
+    "SQLITE_IOERR_WRITE": _FULL,
+    "SQLITE_BUSY": (
+        "another process holds it",
+        "End that process (fuser evergrant.db names it), such as an open sqlite3 shell, and try again.",
+    ),
 }
 _UNREACHABLE = {
     "ConnectionRefusedError": "nothing listens at its address",
     "gaierror": "its host name isn't known",
     "TimeoutError": "it didn't answer in time",
+    "ConnectionError": "it takes no TLS, which sslmode in its URL demands",
+    "SSLCertVerificationError": "its certificate is by no authority of this machine or of SSL_CERT_FILE",
 }
 _SCHEMA_WORDS = ("no such table", "no such column", "has no column named")
 
@@ -56,8 +69,10 @@ def translate_errors() -> Generator[None]:
         raise store_unavailable(f"{_UNREACHABLE[name]} ({name})" if name in _UNREACHABLE else name) from None
 
 
-def store_unavailable(why: str) -> Failure:
-    return Failure(ErrorCode.STORE_UNAVAILABLE, f"The store can't be used: {why}.", retry_after=_RETRY_AFTER)
+def store_unavailable(why: str, repair: str = "") -> Failure:
+    exact = {"repair": repair} if repair else {}
+    detail = f"The store can't be used: {why}."
+    return Failure(ErrorCode.STORE_UNAVAILABLE, detail, retry_after=_RETRY_AFTER, **exact)
 
 
 def _failure_of(error: SQLAlchemyError) -> Failure:
@@ -76,13 +91,13 @@ def _failure_of(error: SQLAlchemyError) -> Failure:
         return Failure(ErrorCode.SCHEMA_MISMATCH, "The database lacks a table or column this code uses.")
     if isinstance(error, DataError) or state.startswith("22"):  # class 22: data exception
         return Failure(ErrorCode.INVALID_REQUEST, "A value can't be stored by this database.")
-    return store_unavailable(_named(error, state))
+    return store_unavailable(*_named(error, state))
 
 
-def _named(error: DBAPIError, state: str) -> str:
-    """A reason that quotes no statement and no value."""
+def _named(error: DBAPIError, state: str) -> tuple[str, str]:
+    """A reason that quotes no statement and no value, and its repair if that is known."""
     name = type(error.orig).__name__ if error.orig is not None else type(error).__name__
     sqlite = getattr(error.orig, "sqlite_errorname", "")
     quoted = " ".join(part for part in (name, state, sqlite) if part)
-    known = _NAMED.get(state) or _NAMED.get(sqlite)
-    return f"{known} ({quoted})" if known else quoted
+    why, repair = _NAMED.get(state) or _NAMED.get(sqlite) or ("", "")
+    return f"{why} ({quoted})" if why else quoted, repair

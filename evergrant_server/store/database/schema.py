@@ -17,6 +17,10 @@ from evergrant_server.store.database.errors import store_unavailable, translate_
 
 T = TypeVar("T")
 MIGRATIONS = Path(__file__).resolve().parents[3] / "migrations"
+_OF_A_NEWER_SERVER = (
+    "Start the newer release with this database; or restore the backup from before its upgrade."
+)
+_OR_OTHER = "or name another file: EVERGRANT_DATABASE_URL=sqlite:///FOLDER/evergrant.db"
 _UPGRADE_LOCK = 0x4576_6572  # "Ever": one upgrade at a time on PostgreSQL
 
 
@@ -121,15 +125,31 @@ def _mismatch(found: str | None, expected: str) -> Failure:
         detail = f"The database has the older schema {found} and this code wants {expected}."
     else:
         detail = f"The database has schema {found}, from a newer server; this code knows {expected}."
-    return Failure(ErrorCode.SCHEMA_MISMATCH, detail, found=found or "none", expected=expected)
+    newer = found is not None and not is_known(found)
+    repair = _OF_A_NEWER_SERVER if newer else "Run: python -m evergrant_server db upgrade."
+    return Failure(ErrorCode.SCHEMA_MISMATCH, detail, found=found or "none", expected=expected, repair=repair)
 
 
 def _absent(url: str) -> bool:
-    """True for SQLite without its file. Raises Failure STORE_UNAVAILABLE when its folder is missing."""
+    """True for SQLite without its file. Raises Failure STORE_UNAVAILABLE when its path can't be used."""
     file = sqlite_path(url)
-    if file is not None and not file.parent.is_dir():
-        raise store_unavailable(f"the folder {file.parent} isn't there")
-    return file is not None and not file.exists()
+    if file is None:
+        return False
+    folder = file.parent
+    if not folder.is_dir():
+        raise store_unavailable(
+            f"the folder {folder} isn't there", f"Make it (mkdir -p {folder}), {_OR_OTHER}"
+        )
+    if file.is_dir():
+        raise store_unavailable(
+            f"{file} is a folder", f"Name a file: EVERGRANT_DATABASE_URL=sqlite:///{file}/evergrant.db"
+        )
+    if not os.access(folder, os.W_OK):  # SQLite writes its journal beside the file
+        raise store_unavailable(
+            f"this user can't write into the folder {folder}",
+            f"Let it (chmod, or a mount that isn't read-only), {_OR_OTHER}",
+        )
+    return not file.exists()
 
 
 def _private_file(url: str) -> None:

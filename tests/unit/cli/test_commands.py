@@ -11,8 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from cyclopts import UnknownCommandError
 
 from evergrant_server.cli.app import app as server_app
+from evergrant_server.cli.app import usage_message
 from evergrant_server.cli.child_settings import settings_environment
 from evergrant_server.cli.operate import print_report
 from evergrant_server.core.errors import ErrorCode
@@ -105,6 +107,14 @@ def test_an_invalid_value_names_its_setting(name: str, text: str, monkeypatch: p
     monkeypatch.setenv(name, text)
     with pytest.raises(BadSettings, match=name):
         load_settings()
+
+
+def test_a_command_of_the_client_is_named():
+    with pytest.raises(UnknownCommandError) as unknown:
+        server_app(["apps", "ls"], print_error=False, exit_on_error=False)
+    assert "\n  If it is a command for apps, integrations or connections: evergrant apps\n" in usage_message(
+        unknown.value
+    )
 
 
 PASSWORD = "p@ss/word:canary"

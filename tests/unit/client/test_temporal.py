@@ -155,8 +155,9 @@ async def test_a_worker_needs_settings_and_a_client_does_not(temporal: TemporalS
 
 
 async def test_a_lease_outside_a_plugin_worker_is_an_error():
-    with pytest.raises(RuntimeError, match="EvergrantPlugin"):
+    with pytest.raises(ApplicationError, match=r"plugins=\[EvergrantPlugin\(\)\]") as refused:
         await ACTIVITIES[0]("returns facts")
+    assert refused.value.non_retryable
 
 
 class TestPipeline:

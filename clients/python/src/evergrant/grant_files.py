@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 from evergrant.errors import BadRequest
 
 MAX_LINE_BYTES = 128 * 1024
+_A_LINE = ': each line is one object, such as {"integration": "crm", "subject": "alice", "access_token": "…"}'
 _ALGORITHMS = ["ECDH-ES+A256KW", "A256GCM"]
 
 
@@ -85,9 +86,11 @@ def _parse_line(
     except UnicodeDecodeError:
         return InvalidLine(number, end, "not_utf8", "it is not UTF-8")
     except (ValueError, RecursionError):
-        return InvalidLine(number, end, "not_json", "it is not valid JSON")
+        return InvalidLine(number, end, "not_json", f"it is not valid JSON{_A_LINE * (number == 1)}")
     if not isinstance(value, dict):
-        return InvalidLine(number, end, "not_an_object", "it is JSON, but not an object")
+        return InvalidLine(
+            number, end, "not_an_object", f"it is JSON, but not an object{_A_LINE * (number == 1)}"
+        )
     return ParsedLine(number, end, cast(dict[str, object], value))
 
 
@@ -128,6 +131,9 @@ def read_public_key(path: Path) -> dict[str, object] | str:
 
 
 def file_error(path: Path, error: OSError) -> BadRequest:
+    if isinstance(error, FileExistsError):
+        repair = f"Name another file, or remove this one first: rm {path}"
+        return BadRequest(f"{path} is there already", code="file_exists", repair=repair)
     return BadRequest(
         f"{path} can't be used: {error.strerror}", code="file_unusable", repair="Check the path."
     )

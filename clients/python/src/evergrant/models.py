@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evergrant.errors import ReconnectNeeded
 
@@ -22,6 +22,16 @@ class ConsentRequired:
     connection_id: str
     expires_at: datetime | None
     missing_scopes: tuple[str, ...] = ()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            if name == "access_token":
+                raise AttributeError(
+                    "ConsentRequired has no access_token: the subject has to consent first, at connect_url. "
+                    "Tell the two answers apart: match, or isinstance(answer, Lease)"
+                )
+            raise AttributeError(f"'ConsentRequired' object has no attribute {name!r}")
 
     def as_error(self) -> ReconnectNeeded:
         """The same answer as an exception. Its message has no link."""

@@ -102,7 +102,7 @@ class ServerAddress:
         if not key:
             issuer = (issuer or env.get("EVERGRANT_ISSUER") or url).rstrip("/")
             return cls(url, "", identity or _identity(env), issuer)
-        _require_visible_ascii(key)
+        _require_key(key)
         return cls(url, key)
 
 
@@ -129,19 +129,19 @@ def _api_key(env: Mapping[str, str]) -> str:
     if key := env.get("EVERGRANT_API_KEY"):
         return key
     if name := env.get("EVERGRANT_API_KEY_FILE"):
-        return read_key_file(Path(name))
+        return read_key_file(Path(name).expanduser())
     return ""
 
 
 def _identity(env: Mapping[str, str]) -> Identity:
     app_id = env.get("EVERGRANT_APP_ID")
     if app_id and (name := env.get("EVERGRANT_PRIVATE_KEY_FILE")):
-        return PrivateKey(app_id, Path(name))
+        return PrivateKey(app_id, Path(name).expanduser())
     if app_id and (name := env.get("EVERGRANT_CERTIFICATE_FILE")):
         key = env.get("EVERGRANT_CERTIFICATE_KEY_FILE")
-        return Certificate(app_id, Path(name), Path(key) if key else None)
+        return Certificate(app_id, Path(name).expanduser(), Path(key).expanduser() if key else None)
     if app_id and (name := env.get("EVERGRANT_WORKLOAD_TOKEN_FILE")):
-        return WorkloadToken(app_id, Path(name))
+        return WorkloadToken(app_id, Path(name).expanduser())
     raise BadRequest(
         "there is no API key, and no private key of an app",
         code="api_key_missing",
@@ -150,8 +150,14 @@ def _identity(env: Mapping[str, str]) -> Identity:
     )
 
 
-def _require_visible_ascii(key: str) -> None:
+def _require_key(key: str) -> None:
     """Raises BadRequest, which doesn't quote the key; the HTTP library's error for such a header would."""
+    if key[0] in "\"'" and key[-1] == key[0]:
+        why = "the API key stands in quotes, which are no part of it"
+        raise BadRequest(why, code="api_key_invalid", repair="Leave out the quotes, also in a key file.")
+    if not key.startswith("evg_") and len(key) < 200 and Path(key).is_file():
+        repair = "Set EVERGRANT_API_KEY_FILE to it, or give the text that is in the file."
+        raise BadRequest("the API key is the name of a file", code="api_key_invalid", repair=repair)
     if not key.isascii() or not key.isprintable() or " " in key:
         raise BadRequest(
             "the API key holds a character that can't stand in a header: a space, a line break or another "

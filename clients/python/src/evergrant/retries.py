@@ -24,7 +24,7 @@ ATTEMPT_LIMIT_S = 20.0  # longer than the server's own wait for a refresh
 CONNECT_LIMIT_S = 5.0
 _LONGEST_PAUSE_S = 2.0
 _LAST_POLL_S = 2.0
-_STAYS = frozenset({"certificate_untrusted", "tls_failed"})
+_STAYS = frozenset({"certificate_untrusted", "tls_failed", "not_http"})
 
 
 class Deadline:

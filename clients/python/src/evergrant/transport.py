@@ -12,8 +12,14 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack
 import httpx2
 
 from evergrant.auth import ReportedTokens
-from evergrant.calls.attempts import call_arguments, explained, token_arguments, transport_error
-from evergrant.calls.call import Call, Page, Result, check_version, next_page
+from evergrant.calls.attempts import (
+    call_arguments,
+    explained,
+    require_open,
+    token_arguments,
+    transport_error,
+)
+from evergrant.calls.call import Call, Page, Result, check_version, next_page, seconds_or_none
 from evergrant.errors import EvergrantError
 from evergrant.identity import Certificate, Identity
 from evergrant.identity.access_tokens import TokenHolder
@@ -72,6 +78,8 @@ class ClientState:
             url, api_key, identity=identity, issuer=issuer, allow_plain_http=allow_plain_http
         )
         self._tokens = TokenHolder()
+        for time in (deadline, cache_leases_for):
+            seconds_or_none(time)  # raises TypeError for a number
         self._deadline = deadline
         identity = self._server.identity
         self._certificate = CertificateTls(identity, tls) if isinstance(identity, Certificate) else None
@@ -124,6 +132,7 @@ class Transport(ClientState):
         raise AssertionError("an attempt returns or raises")
 
     def _request(self, arguments: dict[str, Any]) -> httpx2.Response:
+        require_open(self._http)
         try:
             response = self._http.request(**arguments)
         except httpx2.RequestError as error:
@@ -198,6 +207,7 @@ class AsyncTransport(ClientState):
         raise AssertionError("an attempt returns or raises")
 
     async def _request(self, arguments: dict[str, Any]) -> httpx2.Response:
+        require_open(self._http)
         try:
             response = await self._http.request(**arguments)
         except httpx2.RequestError as error:

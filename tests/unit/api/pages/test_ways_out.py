@@ -125,6 +125,8 @@ async def test_a_consent_that_fails_at_the_provider_leads_back_with_its_code(api
     before_the_note, _, note = page.text.partition("<details")
     assert "secret" not in before_the_note
     assert "For the admin" in note
+    assert "Correct the integration&#39;s client id and secret" in note
+    assert "evergrant connections ls --reference " in note
     assert way_back(page.text)["error"] == "client_rejected"
     await person.next_link()
 

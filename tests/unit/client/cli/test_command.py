@@ -76,7 +76,7 @@ def test_a_missing_consent_prints_the_link(command: Command, evergrant: Scripted
 @pytest.mark.parametrize(
     ("answer", "line"),
     [
-        (MISSING, "not_found: no [31m such thing: connections/con_9 (Check the name.)"),
+        (MISSING, "not_found: no [31m such thing: connection con_9 (Check the name.)"),
         (BUSY, "provider_error: the reason (Try again.) Retry-After: 90 seconds"),
     ],
 )

@@ -53,7 +53,7 @@ def test_what_is_not_there_is_named(command: Command, evergrant: ScriptedEvergra
     assert connect.startswith(
         "evergrant: not_found: There is no such thing: integration crn, subject alice ("
     )
-    assert "There is no such thing: apps/no such (" in command("apps", "get", "no such").err
+    assert "There is no such thing: app no such (" in command("apps", "get", "no such").err
 
 
 def test_a_refused_key_says_where_it_may_come_from(command: Command, evergrant: ScriptedEvergrant):

@@ -1,7 +1,9 @@
 """Discovery of an issuer's endpoints, against a scripted server."""
 
+import asyncio
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from providers.registration.client_metadata import (
     scopes_to_register,
 )
 from providers.registration.discovery import discover, document_urls, weakening_changes
+from tests.fakes.certificates import loopback_tls
 from tests.fakes.providers.scripted_provider import ScriptedProvider, drop, html, raw, status
 from tests.unit.providers.samples import an_integration, fails, reply_of
 
@@ -33,6 +36,23 @@ def test_rfc8414_3_1_well_known_path_goes_between_host_and_path() -> None:
         f"https://h.example:8443/t/1{oauth}",
         f"https://h.example:8443/t/1{oidc}",
     )
+
+
+async def test_why_an_issuer_does_not_answer_is_told_apart(tmp_path: Path) -> None:
+    tls = loopback_tls(tmp_path)
+    plain, sealed = [
+        await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+        for context in (None, tls.server)
+    ]
+    async with plain, sealed:
+        ports = [server.sockets[0].getsockname()[1] for server in (plain, sealed)]
+        egress = Egress(EgressPolicy(allow=tuple(f"127.0.0.1:{port}" for port in ports)))
+        with fails(ErrorCode.DISCOVERY_FAILED, f"is the issuer http://127.0.0.1:{ports[0]}"):
+            await discover(egress, f"https://127.0.0.1:{ports[0]}")
+        with fails(ErrorCode.DISCOVERY_FAILED, "self-signed certificate.*SSL_CERT_FILE"):
+            await discover(egress, f"https://127.0.0.1:{ports[1]}")
+    with fails(ErrorCode.PROVIDER_UNREACHABLE, "has no address in DNS"):
+        await discover(Egress(EgressPolicy()), "https://login.evergrant.invalid")
 
 
 @pytest.mark.parametrize("path", ["", "/o", "/a/b"])

@@ -173,7 +173,7 @@ def refused(code: str = "client_rejected", source: str = "https://a.example") ->
         ("{}", "scopes", "is missing"),
         ("scopes: []\ncallback: []", "callback", "is no field; callbacks is one"),
         ("scopes: read", "scopes", "must be a list: [one, another] (it is a string of 4 characters)"),
-        ("params: {d: a}\nscopes: []", "params.d", "is not a parameter of this provider"),
+        ("params: {d: a}\nscopes: []", "params.d", "is not a parameter of one, which has none"),
         ("exchange: {replay: {status: 200}}", "exchange.replay", "is no field; exchange.reply is one"),
         (
             "refresh: {reply: {status: OK}}",

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import httpx2
 
 from evergrant.calls.call import Call, Result
-from evergrant.errors import EvergrantError, ProtocolError, Unreachable
+from evergrant.errors import BadRequest, EvergrantError, ProtocolError, Unreachable
 from evergrant.identity.access_tokens import GRANT, TOKEN_PATH
 from evergrant.origins import ServerAddress
 from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, Deadline
@@ -20,6 +20,15 @@ _KEY = (
     "The API key is unknown to this server, or has expired or been revoked: check EVERGRANT_API_KEY, "
     "EVERGRANT_API_KEY_FILE or --api-key-file. After evergrant login, log in again."
 )
+_OTHER_PORT = "Correct EVERGRANT_URL: another program has this port (beside make dev: http://127.0.0.1:8480)."
+_KINDS = {
+    "apps": "app",
+    "integrations": "integration",
+    "connections": "connection",
+    "permits": "permit",
+    "webhooks": "webhook",
+    "issuers": "issuer",
+}
 _TRUST = "Name its authority's certificates in SSL_CERT_FILE, or correct EVERGRANT_URL."
 
 
@@ -73,21 +82,45 @@ def transport_error(error: httpx2.RequestError, url: str) -> EvergrantError:
                 return Unreachable(why, code="tls_failed", repair="Correct EVERGRANT_URL: is it http://?")
             case _:
                 pass
+    if isinstance(error, httpx2.RemoteProtocolError) and "disconnected" not in str(error):
+        return Unreachable(f"{url} doesn't answer in HTTP", code="not_http", repair=_OTHER_PORT)
     if isinstance(error, httpx2.TransportError):
         return Unreachable(f"no answer from {url} ({type(error).__name__})")
     return ProtocolError(f"the answer of {url} can't be read ({type(error).__name__})")
 
 
+def require_open(http: httpx2.Client | httpx2.AsyncClient) -> None:
+    """Raises BadRequest for a client that its program has closed."""
+    if http.is_closed:
+        repair = "Make one client for the whole program, and close it last."
+        raise BadRequest("this client is closed", code="client_closed", repair=repair)
+
+
 def explained(error: EvergrantError, call: Call[Result], server: ServerAddress) -> EvergrantError:
     """The error, with what was asked for where the server says only that it isn't there."""
     if error.code == "not_found":
-        body = call.body or {}
-        names = [f"{it} {body[it]}" for it in ("integration", "subject") if it in body]
-        what = ", ".join(names) or unquote(call.path.removeprefix("/v1/"))
-        error.detail = f"{error.detail.rstrip('.')}: {what}"
+        names = _asked_for(call)
+        what = ", ".join(f"{kind} {name}" for kind, name in names.items())
+        error.detail = f"{error.detail.rstrip('.')}: {what or unquote(call.path.removeprefix('/v1/'))}"
+        error.context = {**names, **error.context}
+        if path := httpx2.URL(server.url).path.strip("/"):
+            error.repair = f"Leave out /{path} in EVERGRANT_URL."
+        elif not names.get("connection", "con_").startswith("con_"):
+            error.repair = "A connection's id begins with con_: evergrant connections ls shows it."
     if error.code == "unauthenticated" and server.identity is None:
         error.repair = _KEY
     return error
+
+
+def _asked_for(call: Call[Result]) -> dict[str, str]:
+    """What a call needs to be there, by kind: from its body, or else from its path."""
+    body = call.body or {}
+    if call.method == "POST" and "integration" in body:
+        return {kind: str(body[kind]) for kind in ("integration", "subject") if kind in body}
+    parts = [unquote(part) for part in call.path.removeprefix("/v1/").split("/")]
+    pairs = list(zip(parts[::2], parts[1::2], strict=False))
+    needed = pairs[:-1] if call.method == "PUT" else pairs  # PUT makes the last one
+    return {_KINDS[plural]: name for plural, name in needed if plural in _KINDS}
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,6 +1,6 @@
 """`Call`: one request of the API, and what its response is: an object, a page or the error to raise. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -79,11 +79,18 @@ def without_none(**members: Item | None) -> Mapping[str, Item]:
     return {name: value for name, value in members.items() if value is not None}
 
 
-def list_or_none(values: tuple[str, ...] | None) -> list[str] | None:
+def list_or_none(values: Iterable[str] | None) -> list[str] | None:
+    """Raises TypeError for one text, whose letters would be the values."""
+    if isinstance(values, str):
+        parts = ", ".join(map(repr, values.split()))
+        raise TypeError(f"several texts are expected here, and not one: write ({parts},)")
     return None if values is None else list(values)
 
 
-def seconds_or_none(time: timedelta | None) -> float | None:
+def seconds_or_none(time: timedelta | float | None) -> float | None:
+    """Raises TypeError for a number, which has no unit."""
+    if isinstance(time, int | float):
+        raise TypeError(f"a time is a timedelta, and no number: write timedelta(seconds={time})")
     return None if time is None else time.total_seconds()
 
 

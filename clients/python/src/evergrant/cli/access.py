@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from evergrant.calls.access import AccessExplanation
-from evergrant.cli.output import DEFAULTS, Options, name_and_value, read_json_object, row_of
+from evergrant.cli.output import DEFAULTS, Options, name_and_value, read_object, row_of
 from evergrant.cli.permits import USUAL
 from evergrant.cli.show.tables import Format, Row, show_one, show_rows
 
@@ -115,7 +115,7 @@ def simulate(
     """
     changed: dict[str, Mapping[str, Any] | None] = dict.fromkeys(without)
     for name, file in map(name_and_value, put):
-        changed[name] = read_json_object(Path(file))
+        changed[name] = read_object(Path(file))
     since = datetime.now(UTC) - timedelta(days=days)
     with options.client() as client:
         found = client.simulate_access(app, changed, since=since)

@@ -5,6 +5,7 @@ from datetime import timedelta
 from cyclopts import App
 
 from evergrant.calls.access_requests import AccessRequest
+from evergrant.cli.given.values import Scopes
 from evergrant.cli.output import DEFAULTS, Options, row_of
 from evergrant.cli.show.tables import Row, show_one, show_rows
 
@@ -25,7 +26,7 @@ def new(
     *actions: str,
     reason: str,
     subject: tuple[str, ...] = (),
-    scope: tuple[str, ...] = (),
+    scope: Scopes = (),
     app: str | None = None,
     hours: float | None = None,
     options: Options = DEFAULTS,

@@ -9,6 +9,8 @@ from cyclopts.validators import Number
 
 from evergrant.calls.api_keys import ApiKey
 from evergrant.cli.credentials import credentials
+from evergrant.cli.given.near_names import note_missing_integration
+from evergrant.cli.given.values import Scopes
 from evergrant.cli.output import DEFAULTS, Options, row_of
 from evergrant.cli.show.tables import Row, show_one, show_rows
 from evergrant.errors import BadRequest
@@ -107,7 +109,7 @@ def permit_app(
     *,
     subject: tuple[str, ...],
     action: tuple[str, ...] = ("token", "connect"),
-    scope: tuple[str, ...] = (),
+    scope: Scopes = (),
     name: str | None = None,
     options: Options = DEFAULTS,
 ) -> None:
@@ -129,6 +131,7 @@ def permit_app(
             actions=action,
             scope_ceiling=scope or None,
         )
+        note_missing_integration(client, integration)
         show_one(row_of(made), options.output)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from evergrant.cli.consent import announce, connect_here, say_who
+from evergrant.cli.given.values import Scopes, Seconds
 from evergrant.cli.output import DEFAULTS, Generation, Options, connection_row, show_live
 from evergrant.cli.show.tables import Format, show_one, show_rows
 from evergrant.errors import PlatformUnavailable
@@ -71,14 +72,14 @@ def connect(
     /,
     *,
     label: str = "default",
-    scope: tuple[str, ...] = (),
+    scope: Scopes = (),
     return_to: str | None = None,
     flow: str | None = None,
     resource: tuple[str, ...] = (),
     audience: str | None = None,
     choice: str | None = None,
     wait: bool = False,
-    timeout: float = 600,
+    timeout: Seconds = 600,
     open_browser: Annotated[bool, Parameter(name="--open")] = False,
     expect: tuple[str, ...] = (),
     login_hint: str | None = None,
@@ -161,7 +162,7 @@ def refresh(connection_id: str, /, *, refused: Generation | None = None, options
 
 
 @connections.command
-def reauthorize(connection_id: str, /, *, scope: tuple[str, ...] = (), options: Options = DEFAULTS) -> None:
+def reauthorize(connection_id: str, /, *, scope: Scopes = (), options: Options = DEFAULTS) -> None:
     """Open a new consent for a connection and print the link for its subject."""
     with options.client() as client:
         _show(client.reauthorize(connection_id, scopes=scope or None), options)

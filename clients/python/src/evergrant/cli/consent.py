@@ -57,6 +57,8 @@ def _saying_where_to_look(opened: Connection) -> Generator[None]:
         uri = line_to_copy("evergrant", "integrations", "redirect-uri", opened.integration)
         _say(f"what the provider said, for an admin: {look}")
         _say(f"the redirect URI, if its page finds it wrong: {uri}")
+        client = line_to_copy("evergrant", "integrations", "get", opened.integration)
+        _say(f"the client id, if its page doesn't know it (is it the secret?): {client}")
         raise
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from cyclopts import App
 
 from evergrant.calls.integrations import Integration, ProviderVersion
+from evergrant.cli.given.secrets import read_secret
+from evergrant.cli.given.values import Scopes, Seconds
 from evergrant.cli.output import (
     DEFAULTS,
     InputFile,
     Options,
     name_and_value,
-    read_json_object,
-    read_text,
+    read_object,
     row_of,
 )
 from evergrant.cli.show.tables import Format, Row, show_one, show_rows
@@ -42,12 +43,13 @@ def propose(definition: InputFile, /, *, rollout: Path | None = None, options: O
     """Propose a provider's definition. A worker checks it, and an admin decides.
 
     Args:
-        definition: A JSON file with the members of a catalogue file; - reads it from the standard input.
-        rollout: A JSON file: shares, stage_s, enough, most_bad.
+        definition: A YAML or JSON file with the members of a catalogue file; - reads it from the standard
+            input.
+        rollout: A YAML or JSON file: shares, stage_s, enough, most_bad.
     """
-    stages = read_json_object(rollout) if rollout else None
+    stages = read_object(rollout) if rollout else None
     with options.client() as client:
-        _show_version(client.propose_provider(read_json_object(definition), rollout=stages), options)
+        _show_version(client.propose_provider(read_object(definition), rollout=stages), options)
 
 
 @providers.command
@@ -159,7 +161,7 @@ def put_integration(
     login_domain: tuple[str, ...] = (),
     on_reconnect: str | None = None,
     param: tuple[str, ...] = (),
-    scope: tuple[str, ...] = (),
+    scope: Scopes = (),
     options: Options = DEFAULTS,
 ) -> None:
     """Create or replace an OAuth client. The provider's definition decides where an option is left out.
@@ -178,7 +180,7 @@ def put_integration(
     members = {
         "provider": provider,
         "client_id": client_id,
-        "client_secret": _secret(client_secret_file) if client_secret_file else None,
+        "client_secret": read_secret(client_secret_file) if client_secret_file else None,
         "client_auth": client_auth,
         "registration": registration,
         "issuer": issuer,
@@ -209,7 +211,7 @@ def rotate_secret(
     /,
     *,
     client_secret_file: InputFile,
-    overlap: float | None = None,
+    overlap: Seconds | None = None,
     options: Options = DEFAULTS,
 ) -> None:
     """Put a new client secret first; the previous one is tried too, for a while.
@@ -220,7 +222,7 @@ def rotate_secret(
     """
     overlap_time = None if overlap is None else timedelta(seconds=overlap)
     with options.client() as client:
-        changed = client.rotate_client_secret(name, _secret(client_secret_file), overlap=overlap_time)
+        changed = client.rotate_client_secret(name, read_secret(client_secret_file), overlap=overlap_time)
         show_one(changed.members, options.output)
 
 
@@ -234,11 +236,6 @@ def roll_secret_back(name: str, /, *, options: Options = DEFAULTS) -> None:
 def _login(integration: str | None, domains: tuple[str, ...]) -> dict[str, object] | None:
     by_email = {"claim": "email", "domains": list(domains)} if domains else {}
     return {"integration": integration, **by_email} if integration or domains else None
-
-
-def _secret(file: Path) -> str:
-    """Read from a file, never from the command line, which other users of the machine can see."""
-    return read_text(file).strip()
 
 
 def _version_row(version: ProviderVersion) -> Row:

@@ -19,6 +19,8 @@ from evergrant.cli.access_requests import access_requests
 from evergrant.cli.apps import approvals, apps
 from evergrant.cli.checkout import providers
 from evergrant.cli.connections import connect, connections
+from evergrant.cli.given.usage import usage_error
+from evergrant.cli.given.values import Scopes, Seconds
 from evergrant.cli.integrations import integrations
 from evergrant.cli.issuers import issuers
 from evergrant.cli.login import login, logout, whoami
@@ -27,6 +29,7 @@ from evergrant.cli.people import people
 from evergrant.cli.permits import permits
 from evergrant.cli.show.examples import add_examples
 from evergrant.cli.show.tables import Format, show_one, show_rows
+from evergrant.cli.show.waiting import say_while_waiting
 from evergrant.cli.start.init import init
 from evergrant.cli.start.lines import line_to_copy
 from evergrant.cli.transfer import export_file, export_key, import_file
@@ -45,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _status(arguments: Sequence[str] | None) -> int:
+    say_while_waiting()
     try:
         build_app()(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        message = " ".join(str(error).split())
-        print(f"evergrant: usage: {message} (See evergrant --help.)", file=sys.stderr)
+        print(f"evergrant: usage: {usage_error(error)}", file=sys.stderr)
         return 2
     except EvergrantError as error:
         show_error(error)
@@ -72,8 +75,8 @@ def token(
     /,
     *,
     label: str = "default",
-    min_ttl: float | None = None,
-    scope: tuple[str, ...] = (),
+    min_ttl: Seconds | None = None,
+    scope: Scopes = (),
     exact: bool = False,
     show: bool = False,
     options: Options = DEFAULTS,

@@ -3,9 +3,9 @@
 One line for an error.
 """
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
@@ -13,9 +13,12 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
+import yaml
 from cyclopts import Parameter, Token
 
+from evergrant.cli.given.near_names import name_what_is_missing
 from evergrant.cli.show.tables import Format, Row, show_one, show_rows
+from evergrant.cli.start.lines import line_to_copy
 from evergrant.cli.start.reachable import require_listener
 from evergrant.cli.start.settings_file import SETTINGS_FILE, environment
 from evergrant.errors import BadRequest, EvergrantError
@@ -83,6 +86,9 @@ def connection_row(connection: Connection) -> Row:
         row["verification_uri"] = connection.device.verification_uri
     if connection.provider_said is not None:
         row |= _said_row(connection.provider_said)
+        if connection.provider_said.reason == "client_rejected":
+            show = line_to_copy("evergrant", "integrations", "get", connection.integration)
+            row["repair"] = f"its client id, secret and redirect URI have to be the provider's: {show}"
     if connection.connect_url is not None:
         row |= _row(connection, ("connect_url", "connect_expires_at"))
     return row
@@ -134,12 +140,22 @@ class Options:
     api_key_file: Path | None = None
     "File with the app's API key; by default EVERGRANT_API_KEY(_FILE), evergrant.env or login."
 
-    def client(self) -> Evergrant:
+    @contextmanager
+    def client(self) -> Generator[Evergrant]:
         """The client, once its server has accepted a connection. Raises EvergrantError."""
+        with self._connected() as client:
+            try:
+                yield client
+            except EvergrantError as error:
+                if error.code == "not_found":
+                    name_what_is_missing(client, error)
+                raise
+
+    def _connected(self) -> Evergrant:
         url = self.address()
         require_listener(url)
         env = environment(self.url)
-        key = read_key_file(self.api_key_file) if self.api_key_file else token_for(url, env)
+        key = read_key_file(self.api_key_file.expanduser()) if self.api_key_file else token_for(url, env)
         try:
             server = ServerAddress.from_settings(url, key, environ=env)
         except BadRequest as error:
@@ -180,14 +196,16 @@ def read_text(file: Path) -> str:
         raise argument_error(f"{file}: {reason}") from None
 
 
-def read_json_object(file: Path) -> dict[str, object]:
-    """The JSON object in a file. Raises BadRequest."""
+def read_object(file: Path) -> dict[str, object]:
+    """The object in a file of JSON or YAML, of which JSON is a part. Raises BadRequest."""
     try:
-        value: object = json.loads(read_text(file))
-    except ValueError:
-        raise argument_error(f"{file} is not JSON") from None
+        value: object = yaml.safe_load(read_text(file))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise argument_error(f"{file}{where}: is neither YAML nor JSON") from None
     if not isinstance(value, dict):
-        raise argument_error(f"{file} is not a JSON object")
+        raise argument_error(f"{file} is no object: it begins with the members' names, such as name: acme")
     return cast(dict[str, object], value)
 
 

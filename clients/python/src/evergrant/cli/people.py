@@ -2,6 +2,7 @@
 
 from cyclopts import App
 
+from evergrant.cli.given.values import Scopes
 from evergrant.cli.output import DEFAULTS, Options, argument_error, row_of
 from evergrant.cli.show.tables import show_one, show_rows
 
@@ -18,7 +19,7 @@ def put(
     admin: tuple[str, ...] = (),
     auditor: tuple[str, ...] = (),
     claim: str = "groups",
-    scope: tuple[str, ...] = (),
+    scope: Scopes = (),
     options: Options = DEFAULTS,
 ) -> None:
     """Have people log in at the issuer of an integration. A change ends the sessions of all people.

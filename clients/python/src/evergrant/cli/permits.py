@@ -5,6 +5,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from evergrant.cli.given.values import Scopes
 from evergrant.cli.output import DEFAULTS, Options, row_of
 from evergrant.cli.show.tables import show_one, show_rows
 
@@ -46,7 +47,7 @@ def put(
     subject: tuple[str, ...] = ("*",),
     connection: tuple[str, ...] = (),
     source: tuple[str, ...] = (),
-    scope: tuple[str, ...] = (),
+    scope: Scopes = (),
     exact_scopes: Annotated[bool, Parameter(negative=())] = False,
     expires: datetime | None = None,
     purpose: str = "",

@@ -5,6 +5,7 @@ from datetime import timedelta
 from cyclopts import App
 
 from evergrant.calls.webhooks import Webhook
+from evergrant.cli.given.values import Seconds
 from evergrant.cli.output import DEFAULTS, Options, row_of
 from evergrant.cli.show.tables import Row, show_one, show_rows
 
@@ -62,7 +63,7 @@ def delete_webhook(name: str, /, *, options: Options = DEFAULTS) -> None:
 
 
 @webhooks.command(name="rotate")
-def rotate_secret(name: str, /, *, overlap: float | None = None, options: Options = DEFAULTS) -> None:
+def rotate_secret(name: str, /, *, overlap: Seconds | None = None, options: Options = DEFAULTS) -> None:
     """Make a new signing secret and show it, once.
 
     Args:

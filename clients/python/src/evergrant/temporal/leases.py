@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Unpack
 from urllib.parse import quote
 
+from temporalio.exceptions import ApplicationError
+
 from evergrant.async_client import AsyncEvergrant
 from evergrant.calls.leases import LeaseOptions
 from evergrant.lease import Lease
@@ -67,9 +69,11 @@ def lease_blocking(integration: str, subject: str, **options: Unpack[LeaseOption
 
 def _current() -> ActivityLeases:
     if (leases := CURRENT_LEASES.get()) is None:
-        raise RuntimeError(
-            "no lease here: this isn't an activity of a worker with EvergrantPlugin, "
-            "or it runs in another process"
+        raise ApplicationError(
+            "no lease here: this isn't an activity of a worker with EvergrantPlugin, or it runs in another "
+            "process. Give the worker the plugin: Worker(client, …, plugins=[EvergrantPlugin()])",
+            type="EvergrantPluginMissing",
+            non_retryable=True,  # until the worker is another one
         )
     return leases
 

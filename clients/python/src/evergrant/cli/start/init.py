@@ -7,8 +7,10 @@ from getpass import getpass, getuser
 from pathlib import Path
 
 from evergrant.calls.integrations import Integration
+from evergrant.cli.given.secrets import read_secret
+from evergrant.cli.given.values import Scopes
 from evergrant.cli.integrations import reserve
-from evergrant.cli.output import DEFAULTS, InputFile, Options, argument_error, read_text
+from evergrant.cli.output import DEFAULTS, InputFile, Options, argument_error
 from evergrant.cli.show.tables import Format, printable, show_one
 from evergrant.cli.start.lines import line_to_copy
 from evergrant.cli.start.making import have_app, have_client, have_key, have_permit, require_same_server
@@ -24,7 +26,7 @@ def init(
     client_id: str | None = None,
     client_secret_file: InputFile | None = None,
     subject: str | None = None,
-    scope: tuple[str, ...] = (),
+    scope: Scopes = (),
     name: str | None = None,
     app: str = "first-app",
     out: Path = Path("lease.py"),
@@ -91,7 +93,7 @@ def _client(
         return {"registration": "dynamic"}
     kept = registered and bool(found.members.get("has_client_secret"))
     if secret_file is not None:
-        secret = read_text(secret_file).strip()
+        secret = read_secret(secret_file)
     elif sys.stdin.isatty():
         empty = "empty: the stored one" if kept else "empty: a public client"
         secret = getpass(f"Client secret (hidden; {empty}): ", sys.stderr).strip()
