@@ -9,9 +9,8 @@ from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
 from fastapi import Request
+from pydantic import BaseModel
 from starlette.routing import BaseRoute, Route
-
-from evergrant_server.api.http.models import Body
 
 _IN_WORDS = {
     "missing": "is missing",
@@ -47,9 +46,13 @@ def members_of(request: Request) -> Collection[str]:
     endpoint = getattr(request.scope.get("route"), "endpoint", None)
     for hint in get_type_hints(endpoint).values() if endpoint else ():
         for kind in (hint, *get_args(hint)):
-            if isinstance(kind, type) and issubclass(kind, Body):
+            if isinstance(kind, type) and issubclass(kind, BaseModel) and _refuses_others(kind):
                 return kind.model_fields
     return ()
+
+
+def _refuses_others(model: type[BaseModel]) -> bool:
+    return model.model_config.get("extra") == "forbid"  # as every request body does
 
 
 def path_that_is_near(request: Request) -> str:
