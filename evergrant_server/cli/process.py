@@ -6,6 +6,7 @@ import signal
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import IO, Protocol
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.parent_process import end_with_parent
@@ -25,6 +26,17 @@ class CommandFailed(Exception):
         self.status = status
 
 
+class RunningChild(Protocol):
+    """What of `asyncio.subprocess.Process` a `ChildProcess` uses."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    async def wait(self) -> int: ...
+    def send_signal(self, signal: int, /) -> None: ...
+
+
 class ChildProcess:
     """A child process in a session of its own, so that Ctrl-C reaches only `dev`. It ends with `dev`."""
 
@@ -42,17 +54,20 @@ class ChildProcess:
         self._command = command
         self._log = folder / f"{name}.log"
         self._env = env
-        self._child: asyncio.subprocess.Process | None = None
+        self._child: RunningChild | None = None
         self._log_start = 0
 
     async def start(self) -> None:
         with self._log.open("ab") as log:
             self._log_start = log.tell()
-            self._child = await asyncio.create_subprocess_exec(
-                *self._command, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL,
-                env=self._env, start_new_session=True, preexec_fn=partial(end_with_parent, os.getpid()),
-            )  # fmt: skip
+            self._child = await self._spawn(log)
         self.pid_file.write_text(f"{self._child.pid} {started_at(self._child.pid) or 0}\n")
+
+    async def _spawn(self, log: IO[bytes]) -> RunningChild:
+        return await asyncio.create_subprocess_exec(
+            *self._command, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL,
+            env=self._env, start_new_session=True, preexec_fn=partial(end_with_parent, os.getpid()),
+        )  # fmt: skip
 
     async def wait(self) -> int:
         assert self._child is not None

@@ -1,14 +1,13 @@
 """The start and the end of `dev`.
 
-Starts the Temporal dev server (with its UI and a database file), the API and a worker as child processes, all
-at once; restarts those that exit, and stops all on Ctrl-C. Keys, database and Temporal's file are in the data
-folder, so the next start continues with them.
+Starts the Temporal dev server (with its UI and a database file), then the API and a worker as forks of this
+process, which imports for both; restarts those that exit, and stops all on Ctrl-C. Keys, database and
+Temporal's file are in the data folder, so the next start continues with them.
 """
 
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from evergrant_server.cli.child_settings import settings_environment
 from evergrant_server.cli.dev import DATABASE_MADE_ANEW, DATABASE_READY, NAMESPACE_READY, settings_file
+from evergrant_server.cli.dev.forked_process import ForkedProcess, import_services
 from evergrant_server.cli.dev.leftovers import end_leftovers, only_dev_of
 from evergrant_server.cli.dev.messages import print_beginning, print_ready
 from evergrant_server.cli.dev.temporal import TemporalStarts, require_free_ports, temporal_command
@@ -93,11 +93,10 @@ def _processes(settings: Settings) -> tuple[ChildProcess, ChildProcess, ChildPro
     """Temporal, the API and the worker."""
     folder = settings.data_dir
     env = {**os.environ, **settings_environment(settings)}
-    command = [sys.executable, "-m", "evergrant_server"]
     return (
         ChildProcess("temporal", temporal_command(settings), folder),
-        ChildProcess("api", [*command, "dev-api"], folder, env),
-        ChildProcess("worker", [*command, "dev-worker"], folder, env, stop_limit_s=WORKER_STOP_LIMIT_S),
+        ForkedProcess("api", "dev-api", folder, env),
+        ForkedProcess("worker", "dev-worker", folder, env, stop_limit_s=WORKER_STOP_LIMIT_S),
     )
 
 
@@ -111,6 +110,7 @@ async def _start(
     """Start all, and return when the API answers and the worker polls; says what is ready meanwhile."""
     starts = TemporalStarts(settings, temporal)
     await starts.check()
+    import_services()  # while Temporal starts
     await api.start()
     await worker.start()
     waiting: dict[str, Callable[[], Coroutine[Any, Any, bool]]] = {
