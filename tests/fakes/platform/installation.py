@@ -105,18 +105,25 @@ class Installation(Observations):
         integration: Integration | None = None,
         *,
         deadline: timedelta = timedelta(hours=1),
+        start: bool = True,
         **changes: Any,
     ) -> Connection:
-        """A connection whose subject hasn't consented yet, with its workflow."""
+        """A connection whose subject hasn't consented yet, with its workflow unless `start` is False."""
         now = self.parts.clock.now()
         said = {"refresh_policy": "on_demand", "consent_deadline": now + deadline, **changes}
         connection = a_connection(integration or await self.integration(), now, **said)
         async with self.store.write() as tx:
             await tx.connections.add(connection)
-            subject = self.parts.ring.subject_hash(TENANT, connection.subject)
-            await tx.outbox.add(start_message(connection, subject, ASKED, now))
-        self.parts.relay.notify()
+        if start:
+            await self.start(connection)
         return connection
+
+    async def start(self, connection: Connection) -> None:
+        """Begin its workflow."""
+        subject = self.parts.ring.subject_hash(TENANT, connection.subject)
+        async with self.store.write() as tx:
+            await tx.outbox.add(start_message(connection, subject, ASKED, self.parts.clock.now()))
+        self.parts.relay.notify()
 
     async def consent(
         self, connection: Connection, *, tell: bool = True, endpoint: str = "token", **changes: Any

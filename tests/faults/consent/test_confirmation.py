@@ -31,7 +31,7 @@ BACK = "http://127.0.0.1:9/back"
 
 
 async def returned(
-    place: Installation, connection: Connection, seconds: float = 1.0, *, tell: bool = True
+    place: Installation, connection: Connection, seconds: float = 0, *, tell: bool = True
 ) -> Consent:
     """What the callback of a bound consent writes, with a code of the real server."""
     consent = await place.consent(connection, tell=False, binding=Binding.APP, app_id=new_id("app"))
@@ -170,8 +170,14 @@ async def test_attack_5_confirmed_late_while_api_and_worker_were_killed(
             assert (late.status_code, late.json()["code"]) == (409, "confirm_expired"), late.text
             assert idp.count("token") == 0
 
+            assert "evergrant_code" in await browser.consents(begun["connect_url"])
+
+            begun = (await app.post("/v1/connections", json={**body, "integration": "erp"})).json()
             told = await browser.consents(begun["connect_url"])
-            confirm = {"code": told["evergrant_code"], "subject": "user-1"}
+            path, confirm = (
+                f"/v1/connections/{begun['id']}/confirm",
+                {"code": told["evergrant_code"], "subject": "user-1"},
+            )
             await kill(platform, "worker")
             confirming = asyncio.create_task(app.post(path, json=confirm))
             await eventually(lambda: consent_confirmed(platform), bool)
@@ -187,11 +193,14 @@ async def test_attack_5_confirmed_late_while_api_and_worker_were_killed(
             assert idp.count("token") == 1
 
 
-_CODE_LIVES_S = 6
+_CODE_LIVES_S = 2
 
 
 async def bound_app(platform: RunningPlatform, idp: ScriptedProvider) -> str:
-    """An integration whose codes live for seconds, and an app with web sessions; returns its key."""
+    """An integration whose codes live for seconds, one whose don't, and an app with web sessions.
+
+    Returns the app's key.
+    """
     document = {
         "name": "acme-short",
         "display_name": "Acme",
@@ -215,7 +224,8 @@ async def bound_app(platform: RunningPlatform, idp: ScriptedProvider) -> str:
         body = {"provider": "acme-short", "client_id": idp.client_id, "client_secret": idp.client_secret}
         answer = await admin.put("/v1/integrations/crm", json={**body, "default_scopes": ["read"]})
         assert answer.status_code == 201, answer.text
-        key = await platform.app("web", "crm", "connect", "token")
+        await platform.integration("erp", idp, binding="app")
+        key = await platform.app("web", "*", "connect", "token")
         await admin.put("/v1/apps/web", json={"return_to": [BACK]})
     return key
 

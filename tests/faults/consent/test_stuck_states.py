@@ -22,7 +22,7 @@ from tests.fakes.platform.installation import ASKED, STRICT, TENANT, Installatio
 from tests.fakes.providers.scripted_provider import drop_after_commit, raw
 from tests.faults.support.activities import Activities
 
-NEARLY_OVER = timedelta(seconds=-58)  # the deadline's grace of a minute ends in two seconds
+OVER = timedelta(seconds=-61)  # the deadline's grace of a minute has ended when the workflow begins
 
 
 def altered(sealed: Sealed) -> Sealed:
@@ -77,8 +77,9 @@ async def test_a_refusal_with_status_200_does_not_block_the_reconnect(place: Ins
 
 async def test_a_revocation_at_the_consent_deadline_is_carried_out(place: Installation):
     """The store says revoking before the workflow hears of it, and its time has come."""
-    connection = await place.begin(deadline=NEARLY_OVER)
+    connection = await place.begin(deadline=OVER, start=False)
     await place.revoke(connection, tell=False)
+    await place.start(connection)
     over = await place.until(connection, lambda c: c.state.is_final)
     assert (over.state, over.revocation) == (LifecycleState.REVOKED, RevocationOutcome.NOTHING_HELD)
     await place.workflow(connection).result()
@@ -86,8 +87,9 @@ async def test_a_revocation_at_the_consent_deadline_is_carried_out(place: Instal
 
 async def test_a_code_received_before_the_deadline_is_exchanged_after_it(place: Installation):
     """Its message was not relayed in time, but the subject has consented."""
-    connection = await place.begin(deadline=NEARLY_OVER)
+    connection = await place.begin(deadline=OVER, start=False)
     await place.consent(connection, tell=False)
+    await place.start(connection)
     granted = await place.until(connection, lambda c: c.state is not LifecycleState.PENDING_CONSENT)
     assert (granted.state, granted.generation) == (LifecycleState.ACTIVE, 1)
     assert (await place.ensure_fresh(connection, 1)).generation == 2
@@ -95,8 +97,9 @@ async def test_a_code_received_before_the_deadline_is_exchanged_after_it(place: 
 
 async def test_a_live_row_gets_a_workflow_after_its_last_one_ended(place: Installation):
     """A store restored from a backup, say: what it says is live must be revocable."""
-    connection = await place.begin(deadline=NEARLY_OVER)
+    connection = await place.begin(deadline=OVER, start=False)
     before = await place.row(connection)
+    await place.start(connection)
     over = await place.until(connection, lambda c: c.state.is_final)
     assert over.state is LifecycleState.CONSENT_EXPIRED
     await place.workflow(connection).result()

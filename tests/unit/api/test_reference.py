@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-from jsonschema import Draft202012Validator
-
 from evergrant_server.api.examples import BODIES, example_of
 from evergrant_server.api.problem_schemas import METHODS
 from evergrant_server.console.logos import Logos
@@ -16,6 +14,8 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 
 async def test_each_route_has_an_example_whose_body_is_one_of_its_schema(api: Api):
+    from jsonschema import Draft202012Validator  # two seconds that other processes of the run save
+
     schema = api.app.openapi()
     page = (await api.get("/docs")).text
     described = set()

@@ -1,18 +1,21 @@
 """The lease cache: no expired lease, none older than the bound, one request for simultaneous callers."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from threading import Event, Semaphore
 from typing import Any
 
 import pytest
-from evergrant import AsyncEvergrant, Evergrant, Lease, ReconnectNeeded
+from evergrant import AsyncEvergrant, Evergrant, Lease, ReconnectNeeded, single_flight
 from evergrant.calls.leases import LeaseRequest, LeaseResponse
 from evergrant.lease_cache import LeaseCache
 from evergrant.testing import ManualClock
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.client.conftest import Caller
 from tests.unit.client.scripted_evergrant import (
     TOKEN,
@@ -143,19 +146,30 @@ async def test_a_cancelled_task_does_not_cancel_the_shared_request(evergrant: Sc
     assert len(evergrant.requests) == 1
 
 
-async def test_simultaneous_threads_share_one_request(evergrant: ScriptedEvergrant):
-    """The first attempt is refused for half a second, so that all threads call meanwhile."""
-    evergrant.script(ROUTE, problem(503, "ProviderUnavailable", "provider_error", retry_after=0.5), lease())
+async def test_simultaneous_threads_share_one_request(
+    evergrant: ScriptedEvergrant, monkeypatch: pytest.MonkeyPatch
+):
+    """It is answered when all the others wait for its answer."""
+    answered, waiting = Event(), Semaphore(0)
+
+    class Watched(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            waiting.release()
+            return super().result(timeout)
+
+    monkeypatch.setattr(single_flight, "Future", Watched)
+    evergrant.script(ROUTE, replace(lease(), held=answered))
     with (
         ThreadPoolExecutor(8) as pool,
         Evergrant(evergrant.url, "key", cache_leases_for=timedelta(0)) as client,
     ):
-        loop = asyncio.get_running_loop()
-        answers = await asyncio.gather(
-            *(loop.run_in_executor(pool, client.lease, "crm", "alice") for _ in range(8))
-        )
+        calls = [pool.submit(client.lease, "crm", "alice") for _ in range(8)]
+        for _ in calls[1:]:
+            assert await asyncio.to_thread(waiting.acquire, timeout=PATIENCE_S)
+        answered.set()
+        answers = [await asyncio.wrap_future(call) for call in calls]
     assert len({id(answer) for answer in answers}) == 1
-    assert len(evergrant.requests) == 2
+    assert len(evergrant.requests) == 1
 
 
 class TestLeaseCache:

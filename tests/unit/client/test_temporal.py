@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -19,6 +20,7 @@ from evergrant_server.core.errors import ErrorCode
 from examples.pipeline.activities import fetch_contacts
 from examples.pipeline.messages import TASK_QUEUE, SyncReport, SyncRequest
 from examples.pipeline.workflow import SyncContacts
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.temporal import TemporalServer, running_temporal
 from tests.unit.client.scripted_evergrant import (
     LINK,
@@ -50,7 +52,7 @@ async def client(temporal: TemporalServer) -> Client:
 @pytest.fixture
 def plugin(evergrant: ScriptedEvergrant) -> EvergrantPlugin:
     return EvergrantPlugin(
-        evergrant.url, "evg_key", deadline=timedelta(seconds=2), cache_leases_for=timedelta(0)
+        evergrant.url, "evg_key", deadline=timedelta(seconds=PATIENCE_S), cache_leases_for=timedelta(0)
     )
 
 
@@ -120,12 +122,20 @@ async def test_a_missing_consent_is_not_retried_and_its_link_stays_out(
 
 
 async def test_an_outage_is_retried_after_retry_after(users: Client, evergrant: ScriptedEvergrant):
-    busy = problem(503, "ProviderUnavailable", "provider_rate_limited", retry_after=2.5)
-    evergrant.script("POST /v1/lease", busy, lease())
-    result, _ = await run_one(users, "use_lease")
-    first, second = evergrant.requests
-    assert result == 7
-    assert second.at - first.at >= 2.5
+    busy = problem(503, "ProviderUnavailable", "provider_rate_limited", retry_after=600)
+    evergrant.script("POST /v1/lease", busy)
+    handle = await users.start_workflow(
+        RunOne.run, args=["use_lease", "returns facts"], id=f"one-{uuid4()}", task_queue=QUEUE
+    )
+
+    async def pending() -> Any:
+        found = (await handle.describe()).raw_description.pending_activities
+        return found[0] if found and found[0].HasField("last_failure") else None
+
+    waits = await eventually(pending)
+    assert (waits.attempt, waits.current_retry_interval.seconds) == (2, 600)
+    await handle.terminate()
+    assert len(evergrant.requests) == 1
 
 
 async def test_the_plugin_acts_once_when_client_and_worker_have_it(
