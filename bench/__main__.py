@@ -11,14 +11,11 @@ from pathlib import Path
 
 from bench import disabling, greedy, leases, ledger, refreshes, report
 from bench.bounds import Bounds
-from bench.disabling import Disabling
-from bench.leases import LeaseRate
-from bench.ledger import LedgerRate
-from bench.processes import Generator, load_generator, postgresql, sqlite
+from bench.processes import load_generator, postgresql, sqlite
 from evergrant_server.process_exit import exit_process
 from examples.demo.interruption import run_interruptible
 
-PARTS = ("sqlite", "postgresql", "greedy", "app", "tenant", "refreshes")
+PARTS = ("sqlite", "postgresql", "disabled", "refreshes")
 _SECONDS = 6.0
 _MOST_SECONDS = 12.0  # keeps a whole run under five minutes
 
@@ -26,36 +23,24 @@ _MOST_SECONDS = 12.0  # keeps a whole run under five minutes
 async def run(folder: Path, bounds: Bounds) -> int:
     """Run every measurement. Returns the exit status."""
     _print(f"{os.cpu_count()} cores; load before: {_load()}; {bounds.seconds} s for each side", "")
-    async with load_generator() as generator:
-        rates, records = await _on("SQLite", sqlite(folder / "sqlite"), folder / "sqlite", generator, bounds)
-        async with postgresql() as url:
-            more = await _on("PostgreSQL", url, folder / "postgresql", generator, bounds)
-        servers = leases.two_servers(folder / "greedy", sqlite(folder / "greedy"), generator)
-        async with servers as (ready, bare_port):
+    async with load_generator() as generator, postgresql() as empty_database:
+        where = folder / "sqlite"
+        async with leases.two_servers(where, sqlite(where), generator) as (ready, bare_port):
+            rates = await leases.measure("SQLite", ready, bare_port, generator, bounds)
             neighbours = await greedy.measure(ready, bare_port, generator, bounds)
-    rates, records = rates + more[0], records + more[1]
+        records = await ledger.measure("SQLite", ready, bounds)
+        where, url = folder / "postgresql", await empty_database()
+        async with leases.two_servers(where, url, generator) as (ready, bare_port):
+            rates += await leases.measure("PostgreSQL", ready, bare_port, generator, bounds)
+        records += await ledger.measure("PostgreSQL", ready, bounds)
+        stopped = await disabling.measure(folder / "disabled", await empty_database(), bounds)
     _print(*report.leases(rates))
     _print(*report.audit(records, rates))
     _print(*report.neighbours(neighbours))
-    stopped = [await _disabled(folder / what, bounds, what) for what in ("app", "tenant")]
     _print(*report.disabled(stopped))
     _print(*report.refreshes(await refreshes.measure(folder / "refreshes", bounds)))
     _print(f"load after: {_load()}")
     return 0
-
-
-async def _on(
-    store: str, url: str, folder: Path, generator: Generator, bounds: Bounds
-) -> tuple[list[LeaseRate], list[LedgerRate]]:
-    """The measurements on one of the two databases."""
-    async with leases.two_servers(folder, url, generator) as (ready, bare_port):
-        rates = await leases.measure(store, ready, bare_port, generator, bounds)
-    return rates, await ledger.measure(store, ready, bounds)
-
-
-async def _disabled(folder: Path, bounds: Bounds, what: str) -> Disabling:
-    async with postgresql() as url:
-        return await disabling.measure(folder, url, bounds, what)
 
 
 def _load() -> str:

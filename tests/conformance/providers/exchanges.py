@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
-from joserfc.jwk import RSAKey
 from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
 from evergrant_server.core.connections.credentials import OAUTH1, ClientKey, TokenPair
@@ -36,10 +35,11 @@ from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import additional_token_sets, read_tokens
 from tests.conformance.providers.agreement import assert_agrees
+from tests.fakes.providers.rsa_keys import rsa_key
 from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, raw
 from tests.unit.providers.samples import NOW, an_integration
 
-KEY = ClientKey(private=Secret(json.dumps(RSAKey.generate_key(2048).as_dict(private=True))))
+KEY = ClientKey(private=Secret(json.dumps(rsa_key().as_dict(private=True))))
 REDIRECT = "https://evergrant.example/oauth/callback/int_1"
 SECRETS = {
     "<state>": "state-" + "s" * 37,

@@ -1,6 +1,7 @@
 """What docker-compose.yml says our services run, run here: from an empty database to a lease."""
 
 import json
+import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -78,12 +79,14 @@ async def test_the_services_of_the_file_serve_a_lease(tmp_path):
         purposes = (set(json.loads(it)["purposes"]) for it in (keys, of_api.read_bytes()))
         assert set.difference(*purposes) == {"refresh"}
         assert stat.S_IMODE(of_api.stat().st_mode) == 0o600
-        started = [await _worker(place, stack, name) for name in ("worker-1", "worker-2")]
-        started.append(await _api(place, stack))
+        compose = place.compose
+        assert compose.arguments("worker-2") == compose.arguments("worker-1")
+        assert compose.environment("worker-2") == compose.environment("worker-1")
+        started = [await _worker(place, stack, "worker-1"), await _api(place, stack)]
         admin = await place.compose.run("worker-1", "keys", "bootstrap", extra=place.own("worker-1"))
         await _lease(place, idp, admin.strip(), stack)
         await _doctor_is_content(place)
-        assert [await process.stop() for process in started] == [0, 0, 0]
+        assert [await process.stop() for process in started] == [0, 0]
 
 
 async def _worker(place: Site, stack: AsyncExitStack, name: str) -> Running:
@@ -93,10 +96,16 @@ async def _worker(place: Site, stack: AsyncExitStack, name: str) -> Running:
     return process
 
 
+async def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 async def _api(place: Site, stack: AsyncExitStack) -> Running:
     own = place.own("api")
     process = await place.compose.start("api", place.folder / "api.log", own)
     stack.push_async_callback(process.stop)
+    await process.until(lambda: _listens(place.port))
     await process.until(lambda: place.compose.healthy("api", own))
     return process
 

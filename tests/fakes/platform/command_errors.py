@@ -4,11 +4,13 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.fakes.platform.compose import ROOT
+from tests.fakes.platform.warm import WarmProcess
 from tests.fakes.ports import free_port
 
 COMMAND = ("-m", "evergrant_server")
@@ -83,19 +85,39 @@ async def carried_out(mistake: Mistake, folder: Path) -> Told:
         env["EVERGRANT_TEMPORAL_ADDRESS"] = f"127.0.0.1:{free_port()}"
     env |= mistake.env
     before = _files(folder)
+    run = _real if mistake.python or mistake.cwd != ROOT else _warm
+    status, out, err = await run(mistake, env)
+    return Told(status, out, err, before, _files(folder))
+
+
+async def _warm(mistake: Mistake, env: Mapping[str, str]) -> tuple[int, str, str]:
+    with tempfile.TemporaryDirectory(prefix="evergrant-") as name:
+        out, err = Path(name) / "out", Path(name) / "err"
+        child = await WarmProcess.start(mistake.command.split(), env, out, err)
+        late = await _is_late(child.pid, child.wait())
+        return await child.wait(), out.read_text(), err.read_text() + late
+
+
+async def _real(mistake: Mistake, env: Mapping[str, str]) -> tuple[int, str, str]:
     child = await asyncio.create_subprocess_exec(
-        sys.executable, *mistake.python, *COMMAND, *mistake.command.split(), cwd=mistake.cwd, env=env,
+        sys.executable, *mistake.python, *COMMAND, *mistake.command.split(), cwd=mistake.cwd, env=dict(env),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
+    ends = asyncio.create_task(child.communicate())
+    late = await _is_late(child.pid, asyncio.shield(ends))
+    out, err = await ends
+    return await child.wait(), out.decode(), err.decode() + late
+
+
+async def _is_late(pid: int, ends: Awaitable[object]) -> str:
+    """Words for a command that went on; it is killed, with the workers of a server that has started."""
     try:
-        out, err = await asyncio.wait_for(child.communicate(), _LIMIT_S)
+        await asyncio.wait_for(ends, _LIMIT_S)
     except TimeoutError:
-        os.killpg(child.pid, signal.SIGKILL)  # with the workers of a server that has started
-        out, err = await child.communicate()
-        err += b"\n(it went on instead of refusing)"
-    assert child.returncode is not None
-    return Told(child.returncode, out.decode(), err.decode(), before, _files(folder))
+        os.killpg(pid, signal.SIGKILL)
+        return "\n(it went on instead of refusing)"
+    return ""
 
 
 def _files(folder: Path) -> frozenset[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.platform.warm import warm_output
 
 ROOT = Path(__file__).parents[3]
 
@@ -53,8 +54,8 @@ class Compose:
 
     async def run(self, service: str, *command: str, extra: Mapping[str, str] | None = None) -> str:
         """Run a one-shot service (or another command of its image) to its end; returns what it printed."""
-        arguments = [*image_entrypoint(), *command] if command else self.arguments(service)
-        return await finished(arguments, {**self.environment(service), **(extra or {})})
+        env = {**self.environment(service), **(extra or {})}
+        return await (warm_output([*command], env) if command else finished(self.arguments(service), env))
 
     async def start(self, service: str, log: Path, extra: Mapping[str, str]) -> "Running":
         """Start a long-running service; `Running.until` waits for what says that it is ready."""

@@ -20,6 +20,7 @@ import httpx2
 
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.compose import ROOT, finished
+from tests.fakes.platform.warm import WarmProcess, warm_output
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
@@ -34,7 +35,8 @@ class RunningPlatform:
     logs: Path
     temporal: str
     env: dict[str, str]
-    children: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    is_warm: bool
+    children: dict[str, asyncio.subprocess.Process | WarmProcess] = field(default_factory=dict)
 
     def client(self, **headers: str) -> httpx2.AsyncClient:
         """A caller with the admin's key."""
@@ -53,7 +55,7 @@ class RunningPlatform:
             await _done(admin.put(f"/v1/apps/{name}/permits/only", json=permit))
         return key["key"]
 
-    async def integration(self, name: str, idp: ScriptedProvider) -> None:
+    async def integration(self, name: str, idp: ScriptedProvider, **more: Any) -> None:
         async with self.client() as admin:
             body = {
                 "provider": "generic",
@@ -62,6 +64,7 @@ class RunningPlatform:
                 "client_secret": idp.client_secret,
                 "default_scopes": ["read"],
                 "binding": "none",
+                **more,
             }
             url = f"/v1/integrations/{name}"
             # 503: on a busy machine a worker needs longer for the issuer's metadata than a request waits
@@ -73,7 +76,12 @@ class RunningPlatform:
 
     async def start(self, name: str, *command: str, **env: str) -> None:
         """Start a process of this checkout; its output goes to its log."""
-        with (self.logs / f"{name}.log").open("ab") as log:
+        module, *arguments = command
+        path = self.logs / f"{name}.log"
+        if self.is_warm and module == "evergrant_server":
+            self.children[name] = await WarmProcess.start(arguments, {**self.env, **env}, path, path)
+            return
+        with path.open("ab") as log:
             self.children[name] = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", *command, cwd=ROOT, env={**self.env, **env}, stdout=log, stderr=log,
                 stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
@@ -81,7 +89,9 @@ class RunningPlatform:
 
     async def command(self, *arguments: str) -> str:
         """Run a server's command to its end; what it said."""
-        return await finished([sys.executable, "-m", "evergrant_server", *arguments], self.env, 1800)
+        if not self.is_warm:
+            return await finished([sys.executable, "-m", "evergrant_server", *arguments], self.env, 1800)
+        return await warm_output([*arguments], self.env)
 
     async def until_said(self, name: str, words: str) -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -124,7 +134,10 @@ async def _done(call: Awaitable[httpx2.Response]) -> Any:
 async def running_platform(
     folder: Path, temporal_address: str, *, allow: tuple[str, ...] = (), env: Mapping[str, str] | None = None
 ) -> AsyncIterator[RunningPlatform]:
-    """Keys, schema, namespace, an admin key, one API and one worker."""
+    """Keys, schema, namespace, an admin key, one API and one worker.
+
+    With a PYTHONPATH in `env` API and worker import by themselves.
+    """
     port, metrics_port = free_port(), free_port()
     data, logs = folder / "data", folder / "logs"
     data.mkdir(mode=0o700), logs.mkdir()
@@ -152,6 +165,7 @@ async def running_platform(
         logs=logs,
         temporal=temporal_address,
         env={**clean, **settings, **(env or {})},
+        is_warm="PYTHONPATH" not in (env or {}),
     )
     await platform.command("keys", "create")
     await platform.command("db", "upgrade")

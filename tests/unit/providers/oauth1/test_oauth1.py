@@ -9,7 +9,6 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA1
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from joserfc.jwk import RSAKey
 from oauthlib.oauth1.rfc5849 import signature as theirs
 from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
@@ -28,9 +27,10 @@ from providers.oauth1.flow import (
 from providers.oauth1.signing import oauth1_authorization_header, oauth1_signature, require_signable
 from providers.requests.request_format import OAuthClient, ProviderAccess
 from providers.responses.raw_reply import RawReply
+from tests.fakes.providers.rsa_keys import rsa_key
 from tests.unit.providers.samples import NOW, fails, reply_of, spec_like
 
-RSA = RSAKey.generate_key(2048)
+RSA = rsa_key()
 CLIENT = OAuthClient("dpf43f3p2l4k3l03", Secret("kd94hf93k423kf44"), "none")
 SIGNS = OAuthClient(
     "key/1", Secret("s&cret%"), "none", ClientKey(private=Secret(RSA.as_pem(private=True).decode()))

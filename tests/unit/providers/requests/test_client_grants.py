@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from joserfc import jwt
-from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
+from joserfc.jwk import ECKey, OctKey, OKPKey
 
 from evergrant_server.core.connections.credentials import ClientKey
 from evergrant_server.core.connections.flow import Flow, TokenTarget
@@ -31,6 +31,7 @@ from providers.requests.client_grants import (
 from providers.requests.request_format import OAuthClient, ProviderAccess
 from providers.responses.token_response import read_tokens
 from tests.fakes.providers.client_grants import OtherGrants
+from tests.fakes.providers.rsa_keys import rsa_key
 from tests.unit.providers.requests.test_sender import Talk
 from tests.unit.providers.samples import NOW, fails, reply_of, spec_like
 
@@ -142,8 +143,8 @@ def test_flow_with_consent_is_no_client_grant(flow: Flow) -> None:
 @pytest.mark.parametrize(
     ("made", "algorithm"),
     [
-        (RSAKey.generate_key(2048), "RS256"),
-        (RSAKey.generate_key(2048, {"alg": "PS256"}), "PS256"),
+        (rsa_key(), "RS256"),
+        (rsa_key({"alg": "PS256"}), "PS256"),
         (ECKey.generate_key("P-256"), "ES256"),
         (ECKey.generate_key("P-384"), "ES384"),
         (OKPKey.generate_key("Ed25519"), "Ed25519"),
@@ -227,7 +228,7 @@ def test_rfc8693_2_2_1_issued_token_type(changes: dict[str, Any], code: ErrorCod
 APPLE = Registry.load().get("apple")
 EC = ECKey.generate_key("P-256")
 APPLE_KEY = ClientKey(private=Secret(EC.as_pem(private=True).decode()), id="another id")
-RSA_KEY = ClientKey(private=Secret(RSAKey.generate_key(2048).as_pem(private=True).decode()))
+RSA_KEY = ClientKey(private=Secret(rsa_key().as_pem(private=True).decode()))
 PARAMS = {"team_id": "A1B2C3D4E5", "key_id": "F6G7H8I9J0"}
 
 

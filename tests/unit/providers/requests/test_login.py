@@ -7,20 +7,21 @@ from typing import Any
 
 import pytest
 from joserfc import jws
-from joserfc.jwk import ECKey, OctKey, RSAKey
+from joserfc.jwk import ECKey, OctKey
 
 from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.secret import Secret
 from providers.requests.login import verified_claims
 from providers.responses.signing_keys import UnknownKey
+from tests.fakes.providers.rsa_keys import rsa_key
 from tests.unit.providers.samples import fails
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 SECONDS = int(NOW.timestamp())
 ISSUER, CLIENT, SECRET = "https://login.corp.example", "client-1", "s3cret-of-thirty-two-characters!"
 EC = ECKey.generate_key("P-256", {"kid": "ec"})
-RSA = RSAKey.generate_key(2048, {"kid": "rsa"})
+RSA = rsa_key({"kid": "rsa"})
 KEYS = [{**key.as_dict(private=False)} for key in (EC, RSA)]
 GOOD = {"iss": ISSUER, "aud": CLIENT, "sub": "7", "exp": SECONDS + 60, "iat": SECONDS, "nonce": "n-1"}
 

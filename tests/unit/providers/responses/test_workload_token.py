@@ -7,14 +7,15 @@ import json
 from typing import Any
 
 import pytest
-from joserfc.jwk import ECKey, RSAKey
+from joserfc.jwk import ECKey
 
 from providers.responses.signing_keys import UnknownKey
 from providers.responses.workload_token import LONGEST_TOKEN, WorkloadTokenRefused, read_workload_token
+from tests.fakes.providers.rsa_keys import rsa_key
 from tests.fakes.providers.workload_issuer import new_key, signed
 
 KEY = new_key("one")
-RSA = RSAKey.generate_key(2048, {"kid": "rsa", "use": "sig"})
+RSA = rsa_key({"kid": "rsa", "use": "sig"})
 KEYS = [KEY.as_dict(private=False), RSA.as_dict(private=False)]
 HEADER = {"alg": "ES256", "kid": "one", "typ": "JWT"}
 UNREADABLE = (b"[1]", b'{"exp": Infinity}', b'{"sub": "1", "sub": "2"}', b'{"a":' * 500)
