@@ -49,10 +49,17 @@ make_venv() {
 
 # One line for every tenth package on its way, so that a slow download can be told from a hang.
 progress() {
-    awk -v total="$(cat "$lock" requirements/build.txt | grep -c '^[a-zA-Z0-9]')" '
-        /^(Collecting|Requirement already satisfied)/ { seen++; if (seen % 10 == 0) print "    " seen " of up to " total }
-        /^Installing collected packages/ { print "    unpacking" }
-        { fflush() }' >&2
+    local line total seen=0
+    total=$(cat "$lock" requirements/build.txt | grep -c '^[a-zA-Z0-9]')
+    while IFS= read -r line; do  # not awk: Debian's waits for 4 kB of input
+        case $line in
+            Collecting* | "Requirement already satisfied"*)
+                seen=$((seen + 1))
+                if ((seen % 10 == 0)); then say "    $seen of up to $total"; fi
+                ;;
+            "Installing collected packages"*) say "    unpacking" ;;
+        esac
+    done
 }
 
 if ! suits "$venv/bin/python"; then

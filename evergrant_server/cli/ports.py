@@ -7,13 +7,23 @@ from evergrant_server.settings import BadSettings
 
 def require_free_port(setting: str, host: str, port: int) -> None:
     """Raise BadSettings when another process listens on the port."""
+    if (problem := port_problem(host, port)) is not None:
+        what = "stop the process that listens there, or choose another port"
+        raise BadSettings(f"{setting}: {problem}; {what}")
+
+
+def port_problem(host: str, port: int) -> str | None:
+    """Why the port can't be listened on; None when it can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise BadSettings(
-                f"{setting}: {host}:{port} can't be used ({error.strerror}); "
-                "stop the process that listens there, or choose another port"
-            ) from None
+            return f"{host}:{port} can't be used ({error.strerror})"
+    return None
+
+
+def free_port_after(host: str, port: int) -> int | None:
+    """A port that can be listened on, ten or more above the one that can't."""
+    return next((it for it in range(port + 10, 65536, 10) if port_problem(host, it) is None), None)

@@ -56,7 +56,8 @@ def tell(
     mine.sort(key=lambda it: it.at, reverse=True)
     lines = _leases_together(_line(it.at, "audit", it.action, it.by, it.detail) for it in records)
     for it in mine[:_MOST_EVENTS]:
-        detail = {name: value for name, value in it.detail.items() if name not in ("by", "trace_id")}
+        plain = ((name, value) for name, value in it.detail.items() if name not in ("by", "trace_id"))
+        detail = {name: value for name, value in plain if not isinstance(value, dict)}  # a run's whole state
         lines.append(_line(it.at, "workflow", it.what, str(it.detail.get("by", "")), detail))
     lines.sort(key=lambda it: it.at, reverse=True)
     return Story(lines, max(0, len(mine) - _MOST_EVENTS))

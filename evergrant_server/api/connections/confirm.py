@@ -42,7 +42,8 @@ async def confirm_consent(connection_id: str, body: ConfirmBody, call: Call) -> 
     await _raise_refusal(call, consent, verdict)
     consent, _ = await wait_for_exchange(call.api, consent)
     if consent.status is ConsentStatus.FAILED:
-        failure = Failure(ErrorCode(consent.failure or ErrorCode.INTERNAL), connection_id=connection_id)
+        code = ErrorCode(consent.failure or ErrorCode.INTERNAL)
+        failure = Failure(code, connection_id=connection_id, consent="failed")  # to confirm again is no use
         if failure.code is ErrorCode.ACCOUNT_MISMATCH:  # its page tells the subject who came
             failure.context["connect_url"] = await _link(call, consent)
         raise failure

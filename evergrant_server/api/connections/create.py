@@ -244,5 +244,6 @@ def _require_same_settings(there: Connection, wanted: ConnectionBody) -> None:
     }
     for name, (now, begun) in context.items():
         if now is not None and now != begun:
-            detail = f"A live connection of these names has another {name}; use another label."
+            why = f"the live connection of these names, {there.id}, has another value of {name}"
+            detail = f"{why}: use another label, or revoke it first"
             raise Failure(ErrorCode.ALREADY_EXISTS, detail, field=name)

@@ -25,7 +25,7 @@ def print_ready(settings: Settings, client_file: Path | None) -> None:
     print(f"  Temporal UI  http://127.0.0.1:{settings.temporal_ui_port}    a workflow for each connection")
     print(f"  Data, logs   {folder}; keep a copy of {_near(settings.key_path)}")
     if settings.allow_unbound_consent:
-        print("  Unbound      integrations may have the binding none: no session says who consents")
+        print("  Unbound      integrations may skip the question who consented (binding: none)")
     print("\nIn another terminal, in this folder:\n")
     if client_file is None:
         key_file = _near(settings.data_dir / "admin.key")
@@ -33,12 +33,21 @@ def print_ready(settings: Settings, client_file: Path | None) -> None:
     command = _near(Path(sys.executable).with_name("evergrant"))
     _print_command(f"{command} init", "four questions, then a program that prints a token")
     data_dir = "" if settings.data_dir == Path(".evergrant").absolute() else f"EVERGRANT_DATA_DIR={folder} "
-    _print_command(f"{data_dir}make doctor", "says what is wrong, and what repairs it")
+    _print_command(f"{data_dir}{own_command('doctor')}", "says what is wrong, and what repairs it")
+    if not settings.egress_allow:
+        allow = f"EVERGRANT_EGRESS_ALLOW=localhost:9000 {own_command('dev')}"
+        print(f"\nFor a provider on this machine, at port 9000, start this anew:\n\n  {allow}")
     print("\nCtrl-C stops everything; the next start continues with the same data.", flush=True)
 
 
 def _print_command(command: str, what: str) -> None:
     print(f"  {command:<34} # {what}")
+
+
+def own_command(name: str) -> str:
+    """A command of the server as this one was started: as a target of make, or without make."""
+    python = _near(Path(sys.executable))
+    return f"make {name}" if "MAKELEVEL" in os.environ else f"{python} -m evergrant_server {name}"
 
 
 def _near(path: Path) -> str:

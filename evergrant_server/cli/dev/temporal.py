@@ -4,7 +4,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from evergrant_server.cli.ports import require_free_port
+from evergrant_server.cli.dev.messages import own_command
+from evergrant_server.cli.ports import free_port_after, port_problem
 from evergrant_server.cli.process import ChildProcess
 from evergrant_server.settings import BadSettings, Settings
 
@@ -43,14 +44,25 @@ def temporal_command(settings: Settings) -> list[str]:
 
 
 def require_free_ports(settings: Settings) -> None:
-    """Raise BadSettings when a port of `dev` is taken."""
-    require_free_port("EVERGRANT_PORT", settings.host, settings.port)
-    require_free_temporal_ports(settings)
+    """Raise BadSettings when ports of `dev` are taken: it names all of them, and others that are free."""
+    _require_free({"EVERGRANT_PORT": (settings.host, settings.port), **_temporal_ports(settings)})
 
 
-def require_free_temporal_ports(settings: Settings) -> None:
-    require_free_port("EVERGRANT_TEMPORAL_PORT", "127.0.0.1", settings.temporal_port)
-    require_free_port("EVERGRANT_TEMPORAL_UI_PORT", "127.0.0.1", settings.temporal_ui_port)
+def _temporal_ports(settings: Settings) -> dict[str, tuple[str, int]]:
+    ports = {"EVERGRANT_TEMPORAL_PORT": settings.temporal_port}
+    ports["EVERGRANT_TEMPORAL_UI_PORT"] = settings.temporal_ui_port
+    return {setting: ("127.0.0.1", port) for setting, port in ports.items()}
+
+
+def _require_free(ports: dict[str, tuple[str, int]]) -> None:
+    found = {setting: port_problem(*where) for setting, where in ports.items()}
+    problems = [f"{setting}: {problem}" for setting, problem in found.items() if problem]
+    if not problems:
+        return
+    others = {setting: free_port_after(*ports[setting]) for setting, problem in found.items() if problem}
+    line = " ".join(f"{setting}={port}" for setting, port in others.items() if port)
+    choose = f"start with others: {line} {own_command('dev')}" if line else "choose another address"
+    raise BadSettings(f"{'; '.join(problems)}; stop the process that listens there, or {choose}")
 
 
 class TemporalStarts:
@@ -70,7 +82,7 @@ class TemporalStarts:
         temporal = self._temporal
         taken = temporal.has_exited and temporal.has_logged("address already in use")
         if taken and self._left:
-            require_free_temporal_ports(self._settings)
+            _require_free(_temporal_ports(self._settings))
         if self._left == _STARTS or (taken and self._left):
             self._left -= 1
             await temporal.start()

@@ -98,7 +98,7 @@ async def workflows(settings: Settings) -> str:
     missing = [str(it.id) for it in live if not await _has_workflow(runs, it)]
     if missing:
         why = f"{len(missing)} of {len(live)} live connections have no workflow, {missing[0]} among them"
-        lost = ": Temporal's database was lost or replaced" if len(missing) == len(live) else ""
+        lost = ": was Temporal's database lost, or the store restored?" if len(missing) == len(live) else ""
         raise CheckFailed(why + lost, f"{COMMAND} reconcile    # starts them from the store")
     return f"each of {len(live)} live connections has one"
 

@@ -5,17 +5,20 @@ Another process may take a port that Temporal chose itself before Temporal liste
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from evergrant_server.cli.dev.temporal import TemporalStarts
+from evergrant_server.cli.ports import port_problem
 from evergrant_server.cli.process import ChildProcess
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import BadSettings, Settings
@@ -88,14 +91,17 @@ async def test_ctrl_c_during_the_start_leaves_no_process(tmp_path: Path):
     assert still_running([temporal]) == []
 
 
-@pytest.mark.parametrize("taken", ["PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT"])
-async def test_a_port_in_use_is_named(tmp_path: Path, taken: str):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        ports = {name: str(free_port()) for name in ("PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT")}
-        ports[taken] = str(listener.getsockname()[1])
-        environment = {**os.environ, **{f"EVERGRANT_{name}": port for name, port in ports.items()}}
+async def test_ports_in_use_are_named_at_once_with_others_that_are_free(tmp_path: Path):
+    names = ("EVERGRANT_PORT", "EVERGRANT_TEMPORAL_PORT", "EVERGRANT_TEMPORAL_UI_PORT")
+    with ExitStack() as listening:
+        ports = {name: free_port() for name in names}
+        for name in (names[0], names[2]):
+            listener = listening.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            ports[name] = listener.getsockname()[1]
+        environment = {**os.environ, **{name: str(port) for name, port in ports.items()}}
+        environment.pop("MAKELEVEL", None)
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "evergrant_server", "dev", "--data-dir", str(tmp_path),
             cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -103,7 +109,11 @@ async def test_a_port_in_use_is_named(tmp_path: Path, taken: str):
         _, complaint = await asyncio.wait_for(child.communicate(), PATIENCE_S)
     assert child.returncode == 2
     (line,) = complaint.decode().strip().splitlines()
-    assert f"EVERGRANT_{taken}: 127.0.0.1:{ports[taken]} can't be used" in line
+    others = rf"others: {names[0]}=(\d+) {names[2]}=(\d+) \S+ -m evergrant_server dev$"
+    for name in (names[0], names[2]):
+        assert f"{name}: 127.0.0.1:{ports[name]} can't be used" in line
+    assert (found := re.search(others, line)), line
+    assert all(port_problem("127.0.0.1", int(port)) is None for port in found.groups())
 
 
 # It ends as often as `$1` says with the words of Temporal for such a port, and then is Temporal.

@@ -53,6 +53,13 @@ class Bound(Started):
         await self.api.install(await self.api.row(TENANT, self.connection_id), "at-1")
         await super().worker_finishes()  # last: the request under test looks at the consent
 
+    async def worker_fails(self) -> None:
+        await eventually(self.consent, lambda it: it.status is ConsentStatus.CODE_RECEIVED)
+        before = await self.consent()
+        failed = {"status": ConsentStatus.FAILED, "failure": ErrorCode.PROVIDER_ERROR}
+        async with self.api.worker.write() as tx:
+            await tx.consents.replace(before.model_copy(update=failed), expected=before.revision)
+
     async def assert_destroyed(self) -> None:
         consent = await self.consent()
         async with self.api.worker.read() as tx:
@@ -87,6 +94,16 @@ async def requested(api: Api, *, binding: str = "app", **asked: Any) -> Bound:
 async def assert_mismatch(answer: httpx2.Response) -> None:
     assert (answer.status_code, answer.json()["code"]) == (409, "subject_mismatch"), answer.text
     assert "user-1" not in answer.text, "the right subject is not named"
+
+
+async def test_a_consent_whose_code_is_spent_is_said_to_have_failed(api: Api):
+    """The provider's 5xx is one to try again elsewhere; here it ends what was confirmed."""
+    it = await bound(api)
+    code = await it.returns()
+    answer, _ = await asyncio.gather(it.confirm(code), it.worker_fails())
+    for told in (answer, await it.confirm(code)):
+        assert (told.status_code, told.json()["code"]) == (503, "provider_error")
+        assert told.json()["consent"] == "failed"
 
 
 async def test_the_app_confirms_before_the_code_is_exchanged(api: Api):

@@ -117,6 +117,32 @@ def test_connect_binds_through_the_browsers_return(command: Command, fake_evergr
     assert [line.split()[0] for line in ended.err.splitlines()] == ["open", "not_found:", "alice"]
 
 
+def test_connect_ends_with_a_consent_that_failed_at_the_provider(
+    command: Command, evergrant: ScriptedEvergrant
+):
+    """Its code is spent: to confirm once more, as after another 503, can't help."""
+    spent = problem(503, "ProviderUnavailable", "provider_error", retry_after=1, consent="failed")
+    evergrant.script("POST /v1/connections", PENDING)
+    evergrant.script("GET /v1/connections/con_1", PENDING)
+    evergrant.script(CONFIRM, spent)
+
+    def come_back() -> None:
+        while not evergrant.count("GET /v1/connections/con_1"):
+            time.sleep(0.01)
+        begun = next(it.body for it in evergrant.requests if it.path == "/v1/connections")
+        httpx2.get(f"{begun['return_to']}?evergrant_code=code-1").raise_for_status()
+
+    browser = Thread(target=come_back)
+    browser.start()
+    ended = command("connect", "crm", "alice", "--wait")
+    browser.join()
+    assert (ended.status, evergrant.count(CONFIRM)) == (1, 1)
+    assert "evergrant connections get con_1\n" in ended.err
+    assert ended.err.endswith(
+        "evergrant: provider_error: the reason (Run the command again: it makes a new link.)\n"
+    )
+
+
 def test_connect_reads_the_code_where_no_return_is_listed(evergrant: ScriptedEvergrant):
     refused = problem(400, "BadRequest", "invalid_request", field="return_to")
     evergrant.script("POST /v1/connections", refused, PENDING)

@@ -40,6 +40,13 @@ def test_successive_leases_of_one_app_are_one_line():
     assert lines[0].since == records[1].at
 
 
+def test_a_runs_whole_state_is_left_to_the_temporal_ui():
+    begun = event(1)
+    begun.detail |= {"state": {"generation": 1}, "summary": "crm"}
+    (line,) = tell([], [begun], until=None, is_last=True).lines
+    assert line.detail == {"summary": "crm"}
+
+
 def test_a_long_history_is_cut_and_says_so():
     story = tell([], [event(second) for second in range(150)], until=None, is_last=True)
     assert (len(story.lines), story.omitted) == (100, 50)

@@ -58,6 +58,8 @@ class Deadline:
             return False
         if error.status == 500 or error.code in _STAYS:  # the same request fails again
             return False
+        if error.context.get("consent") == "failed":  # its code is spent: only a new consent helps
+            return False
         if error.retry_after is None:
             return self.seconds_left() > self._longest_pause
         return error.retry_after if error.retry_after < self.seconds_left() else False

@@ -19,6 +19,7 @@ from tests.fakes.ports import free_port
 from tests.unit.client.conftest import Command
 from tests.unit.client.scripted_evergrant import (
     SECRET,
+    TOKEN,
     ScriptedEvergrant,
     ScriptedResponse,
     an_integration,
@@ -90,11 +91,14 @@ def test_the_written_program_runs(command: Command, server: ScriptedEvergrant, h
     (here / "secret").write_text(SECRET)
     command("init", *FLAGS, "--client-secret-file", "secret")
     server.script("POST /v1/lease", lease(), problem(403, "Denied", "not_permitted", repair="Give a permit."))
+    server.script("GET /me", ScriptedResponse(200, {"name": "alice"}))
     env = {"PATH": "", "PYTHONPATH": str(ROOT / "clients/python/src")}
     run = [sys.executable, "lease.py"]
-    first = subprocess.run(run, env=env, capture_output=True, text=True)
+    first = subprocess.run([*run, f"{server.url}/me"], env=env, capture_output=True, text=True)
     assert (first.returncode, first.stderr) == (0, "")
     assert "valid until 2030-01-02 03:04:05" in first.stdout
+    assert '200 {"name": "alice"}' in first.stdout
+    assert server.requests[-1].headers["authorization"] == f"Bearer {TOKEN}"
     second = subprocess.run(run, env=env, capture_output=True, text=True)
     assert (second.returncode, second.stdout) == (1, "")
     assert second.stderr == "not_permitted: the reason (Give a permit.)\n"
@@ -132,6 +136,37 @@ def test_without_a_terminal_a_flag_is_named(command: Command, server: ScriptedEv
     ended = command("init", *FLAGS[:at], *FLAGS[at + 2 :], "--client-secret-file", os.devnull)
     assert (ended.status, ended.err.splitlines()[-1].startswith("evergrant: ")) == (1, True)
     assert f"{missing} is missing" in ended.err
+
+
+@pytest.mark.parametrize(("typed", "own"), [("https://a", "https://a/"), ("https://a/x/", "https://a/x")])
+def test_a_final_slash_of_the_issuer_is_the_servers(
+    command: Command, evergrant: ScriptedEvergrant, typed: str, own: str
+):
+    """Both URLs have one metadata document; what differs by more is another server's, and refused."""
+    route, flags = "/v1/integrations/server", ("--client-id", "", "--subject", "alice")
+    waiting = an_integration(name="server", client_id="", state="discovering")
+    another, slash = (
+        problem(
+            424,
+            "ClientMisconfigured",
+            "discovery_failed",
+            detail=f"{typed}: the document names another issuer: {it}",
+        )
+        for it in ("https://b/", own)
+    )
+    evergrant.script(f"GET {route}", ScriptedResponse(200, waiting))
+    evergrant.script(f"PUT {route}", another)
+    refused = command("init", "--provider", typed, *flags)
+    assert (refused.status, refused.err.splitlines()[-1].startswith("evergrant: discovery_failed")) == (
+        1,
+        True,
+    )
+    evergrant.script(f"PUT {route}", slash, problem(403, "Denied", "not_permitted"))
+    assert f"own name is {own}:" in command("init", "--provider", typed, *flags).err
+    assert [body["issuer"] for _, body in sent(evergrant)] == [typed, typed, own]
+    ready = an_integration(name="server", client_id="c", state="ready", issuer=own, registration="dynamic")
+    evergrant.script(f"GET {route}", ScriptedResponse(200, ready))
+    assert "already_exists" not in command("init", "--provider", typed, "--subject", "alice").err
 
 
 def test_the_redirect_uri_comes_before_the_client_id(command: Command, evergrant: ScriptedEvergrant):

@@ -127,6 +127,19 @@ def test_a_file_that_the_system_refuses_is_one_line(command: Command, tmp_path: 
     assert str(tmp_path) in ended.err
 
 
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("connections revoke con_1", "--reason is missing (See evergrant connections revoke --help.)"),
+        ("connect", "INTEGRATION is missing (See evergrant connect --help.)"),
+    ],
+)
+def test_wrong_usage_names_what_is_missing(command: Command, typed: str, told: str):
+    ended = command(*typed.split())
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert ended.err.endswith(f"{told}\n")
+
+
 def test_a_secret_as_an_argument_is_not_repeated(command: Command):
     ended = command("integrations", "put", "crm", "--provider", "github", "--client-secret", "canary-secret")
     assert (ended.status, ended.err.count("\n")) == (2, 1)

@@ -37,6 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evergrant: ScriptedEve
     monkeypatch.setenv("EVERGRANT_URL", evergrant.url)
     for name in ("EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE", "EVERGRANT_APP_ID"):
         monkeypatch.delenv(name, raising=False)
+    evergrant.script("GET /login", ScriptedResponse(200, "the page", content_type="text/html"))
     return tmp_path
 
 
@@ -114,7 +115,17 @@ def test_a_code_that_is_refused_keeps_nothing(
 def test_no_browser_comes_back(home: Path, evergrant: ScriptedEvergrant, capsys: pytest.CaptureFixture[str]):
     assert run("login", "--no-browser", "--wait", "0.01") == 1
     assert "login_timeout" in capsys.readouterr().err
-    assert evergrant.requests == []
+    assert evergrant.count("GET /login") == len(evergrant.requests) == 1
+
+
+def test_where_no_people_log_in_the_command_says_so_at_once(
+    home: Path, evergrant: ScriptedEvergrant, capsys: pytest.CaptureFixture[str]
+):
+    evergrant.script("GET /login", ScriptedResponse(404, "no page", content_type="text/html"))
+    assert run("login", "--no-browser") == 1
+    told = capsys.readouterr().err
+    assert told.startswith("evergrant: login_not_set_up: ")
+    assert told.count("\n") == 1
 
 
 def test_a_file_that_other_users_can_read_is_refused(

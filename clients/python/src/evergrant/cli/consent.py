@@ -22,7 +22,13 @@ from evergrant.binding import new_verifier
 from evergrant.calls import connections as calls
 from evergrant.cli.show.tables import printable
 from evergrant.cli.start.lines import line_to_copy
-from evergrant.errors import BadRequest, ClientMisconfigured, EvergrantError, ReconnectNeeded
+from evergrant.errors import (
+    BadRequest,
+    ClientMisconfigured,
+    EvergrantError,
+    ProviderUnavailable,
+    ReconnectNeeded,
+)
 from evergrant.models import Connection
 from evergrant.retries import Deadline, is_consent_complete
 from evergrant.sync_client import Evergrant
@@ -30,6 +36,7 @@ from evergrant.sync_client import Evergrant
 _POLL = timedelta(seconds=2)
 _ERROR_CODE = re.compile("[a-z]{1,20}(_[a-z]{1,20}){0,4}")
 _TRY_AGAIN = frozenset({"not_found", "confirm_expired"})  # this code doesn't count; another one may
+_NEW_LINK = "Run the command again: it makes a new link."
 _PAGE = b"<!doctype html><title>Evergrant</title><p>Back to the terminal: it says how this ended."
 
 
@@ -52,7 +59,7 @@ def _saying_where_to_look(opened: Connection) -> Generator[None]:
     """The terminal doesn't see the provider's page, where a consent ends that the provider refuses."""
     try:
         yield
-    except (ClientMisconfigured, ReconnectNeeded, KeyboardInterrupt):
+    except (ClientMisconfigured, ProviderUnavailable, ReconnectNeeded, KeyboardInterrupt):
         look = line_to_copy("evergrant", "connections", "get", opened.id)
         uri = line_to_copy("evergrant", "integrations", "redirect-uri", opened.integration)
         _say(f"what the provider said, for an admin: {look}")
@@ -89,7 +96,7 @@ def _require_not_failed(listener: "ReturnListener", connection_id: str) -> None:
         raise ReconnectNeeded(
             "the consent has failed",
             code=code,
-            repair="Run the command again: it makes a new link.",
+            repair=_NEW_LINK,
             context={"connection_id": connection_id},
         )
 
@@ -114,6 +121,8 @@ def _confirm(confirm: Callable[[], Connection], link: str | None, in_browser: bo
     try:
         announce(confirm(), in_browser=in_browser)
     except EvergrantError as error:
+        if isinstance(error, ProviderUnavailable) and error.context.get("consent") == "failed":
+            error.repair, error.retry_after = _NEW_LINK, None
         if error.code not in _TRY_AGAIN:
             raise
         _say(f"{error.code}: {printable(error.repair)} The link: {link}")

@@ -18,6 +18,7 @@ import httpx2
 from cyclopts import Parameter
 
 from evergrant.binding import new_verifier
+from evergrant.calls.attempts import transport_error
 from evergrant.calls.call import check_version, object_parser
 from evergrant.cli.consent import ReturnListener
 from evergrant.cli.output import DEFAULTS, Options, row_of
@@ -66,6 +67,7 @@ def login(
         query |= {"step_up": "true"} if again else {}
         query |= {"tenant": tenant} if tenant else {}
         address = f"{server}/login?{urlencode(query)}"
+        _require_login(server, address)
         print(f"open {address}", file=sys.stderr, flush=True)
         if browser:
             webbrowser.open(address)
@@ -107,6 +109,17 @@ def code_with_state(url: str, state: str) -> str | None:
     if not hmac.compare_digest(given.encode(), state.encode()):
         return None
     return next(iter(query.get("code", ())), None)
+
+
+def _require_login(server: str, address: str) -> None:
+    """Raise EvergrantError where no browser could come back. To get the page changes nothing."""
+    try:
+        status = httpx2.get(address, trust_env=False, timeout=_EXCHANGE_S).status_code
+    except httpx2.RequestError as error:
+        raise transport_error(error, server) from None
+    if status == 404:
+        repair = "An admin names their issuer: evergrant people put --help. Until then use an API key."
+        raise BadRequest(f"people can't log in at {server} yet", code="login_not_set_up", repair=repair)
 
 
 def _exchange(url: str, code: str, verifier: str) -> CommandSession:

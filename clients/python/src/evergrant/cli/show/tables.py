@@ -97,11 +97,13 @@ def printable(text: str) -> str:
 
 
 def relative(at: datetime, now: datetime) -> str:
-    """`in 58m` or `3d ago`: the largest unit alone."""
+    """`in 58m`, `3d ago` or `now`: the largest unit alone."""
     seconds = round((at - now).total_seconds())
+    if seconds == 0:  # also a time of a clock that is ahead of ours by less
+        return "now"
     size, unit = next((it for it in _UNITS if abs(seconds) >= it[0]), _UNITS[-1])
     count = f"{abs(seconds) // size}{unit}"
-    return f"in {count}" if seconds >= 0 else f"{count} ago"
+    return f"in {count}" if seconds > 0 else f"{count} ago"
 
 
 def _print_value(value: object, output: Format) -> None:

@@ -76,6 +76,7 @@ def init(
         show_one({**made, "key_file": str(key), "program": str(out)}, options.output)
     _say(f"Made the integration {name}, the app {app} with a permit for {subject}, {key} and {out}.")
     _say(f"Next:\n\n  {connect}\n  {line_to_copy('python', str(out))}")
+    _say("\nWith a URL of the provider's API behind it, the second gets that with the token.")
 
 
 def _client(

@@ -1,13 +1,15 @@
 """What `evergrant init` makes on the server; it undoes nothing that is there already. Every function raises
 EvergrantError."""
 
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
 from evergrant.calls.integrations import Integration
 from evergrant.cli.apps import key_in_file
-from evergrant.errors import BadRequest
+from evergrant.cli.show.tables import printable
+from evergrant.errors import BadRequest, EvergrantError
 from evergrant.models import State
 from evergrant.origins import read_key_file
 from evergrant.sync_client import Evergrant
@@ -17,9 +19,9 @@ _KEPT = ("client_id", "params", "client_auth", "scope_ceiling", "dpop", "binding
 
 def require_same_server(found: Integration, where: Mapping[str, str]) -> None:
     """Refuse to move an integration that works to another provider."""
-    there = found.members.get("issuer") or found.provider
+    there = str(found.members.get("issuer") or found.provider)
     wanted = where.get("issuer", where["provider"])
-    if found.state == "ready" and there != wanted:
+    if found.state == "ready" and there.rstrip("/") != wanted.rstrip("/"):
         why = f"the integration {found.name} is there already, for {there}"
         raise BadRequest(why, code="already_exists", repair="Give this one another name: --name.")
 
@@ -30,8 +32,9 @@ def have_client(
     """The integration with this OAuth client and these scopes. While connections use it, only its secret
     changes."""
     if found.state != "ready":
-        client.put_integration(found.name, **where, **members)
+        _put_new(client, found.name, where, members)
         return
+    where = {**where, **({"issuer": str(found.members["issuer"])} if "issuer" in where else {})}
     secret = members.get("client_secret")
     now = {"client_id": found.client_id, "default_scopes": found.members.get("default_scopes")}
     changed = [name for name, value in now.items() if name in members and members[name] != value]
@@ -44,6 +47,22 @@ def have_client(
         raise BadRequest(why, code="integration_in_use", repair="Give this one another name: --name.")
     kept = {name: found.members[name] for name in _KEPT if found.members.get(name) is not None}
     client.put_integration(found.name, **{**kept, **where, **members})
+
+
+def _put_new(client: Evergrant, name: str, where: Mapping[str, str], members: Mapping[str, object]) -> None:
+    """Put the integration; where the server's own issuer differs by a final slash alone, with that issuer.
+
+    Both have one metadata document (RFC 8414 section 3.1), so the server is the one that was named.
+    """
+    try:
+        client.put_integration(name, **where, **members)
+    except EvergrantError as refused:
+        typed = where.get("issuer", "")
+        own = typed.removesuffix("/") if typed.endswith("/") else f"{typed}/"
+        if refused.code != "discovery_failed" or not refused.detail.endswith(f" another issuer: {own}"):
+            raise
+        print(f"The server's own name is {printable(own)}: that is its issuer.", file=sys.stderr)
+        client.put_integration(name, **{**where, "issuer": own}, **members)
 
 
 def have_app(client: Evergrant, app: str, return_to: str) -> None:

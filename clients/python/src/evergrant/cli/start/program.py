@@ -7,26 +7,42 @@ from pathlib import Path
 from evergrant.errors import BadRequest
 
 _FIRST_LINE = '"""Written by evergrant init'
-_PROGRAM = '''{first}: one lease of a token. The app's key is in a file of its own."""
+_PROGRAM = '''{first}: one lease of a token. With a URL of the provider's API, it gets that too.
+
+The app's key is in a file of its own.
+"""
 
 import sys
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urljoin
+
+import httpx2
 
 from evergrant import ConsentRequired, Evergrant, EvergrantError, Lease
 
+NAMES = {name}, {subject}  # the integration, and the person who consented
 KEY_FILE = Path(__file__).parent / {key}
+CONNECT = {connect}
 
 try:
-    with Evergrant({url}, KEY_FILE.read_text().strip(), deadline=timedelta(seconds=5)) as evergrant:
-        match evergrant.lease({name}, {subject}):
+    with Evergrant(
+        {url},
+        KEY_FILE.read_text().strip(),
+        deadline=timedelta(seconds=5),
+    ) as evergrant:
+        match evergrant.lease(*NAMES):
             case Lease() as lease:
                 # lease.access_token goes into the header Authorization: Bearer ...
                 print("a token with", " ".join(lease.scopes) or "the server's own scopes")
                 print("valid until", lease.expires_at or "it is revoked")
             case ConsentRequired():
-                sys.exit("no consent yet. Run: " + {connect})
-except EvergrantError as error:
+                sys.exit("no consent yet. Run: " + CONNECT)
+        for url in sys.argv[1:]:
+            # with the token, and once more with a newer one after a 401
+            answer = httpx2.get(url, auth=evergrant.auth(*NAMES, origins=urljoin(url, "/")))
+            print(answer.status_code, answer.text[:1000])
+except (EvergrantError, httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
     sys.exit(str(error))
 '''
 
@@ -34,7 +50,9 @@ except EvergrantError as error:
 def written_program(url: str, key: str, name: str, subject: str, connect: str) -> str:
     """Python, with each value as a literal."""
     values = {"url": url, "key": key, "name": name, "subject": subject, "connect": connect}
-    return _PROGRAM.format(first=_FIRST_LINE, **{it: json.dumps(value) for it, value in values.items()})
+    return _PROGRAM.format(
+        first=_FIRST_LINE, **{it: json.dumps(value, ensure_ascii=False) for it, value in values.items()}
+    )
 
 
 def require_replaceable(path: Path) -> None:
