@@ -29,6 +29,16 @@ WHEN = {
     EventType.ACCESS_DENIED: "an admin has denied it; `note` may say why",
     EventType.ACCESS_EXPIRED: "no admin has decided in time",
     EventType.ACCESS_ENDED: "access that was given for a time is over",
+    EventType.CALL_APPROVAL_REQUESTED: "an agent asks for one call; `data`: `tenant`, `approval_id`, "
+    "`agent`, `connection_id`, `call` (the call's method or tool), `reason`, `decide_by`. Like all "
+    "`call_approval.` and `agent.` events only for webhooks of every integration",
+    EventType.CALL_APPROVAL_REMINDED: "the call waits still: once a day",
+    EventType.CALL_APPROVAL_ESCALATED: "half of the time to decide is over; `sponsor` answers for the agent",
+    EventType.CALL_APPROVAL_APPROVED: "a person has approved it: it may be made once, until `use_by`",
+    EventType.CALL_APPROVAL_DENIED: "a person has denied it; `note` may say why",
+    EventType.CALL_APPROVAL_EXPIRED: "it was not decided, or not made, in time",
+    EventType.AGENT_STOPPED: "an agent was stopped; `data`: `tenant`, `app_id`, `agent`, `reason`, and "
+    "whether connections are revoked too (`revoke_connections`)",
     EventType.BREAK_GLASS: "a session that administers the tenant was made on the host; `data`: `tenant`, "
     "`who`, `reason`, `until`. Only for webhooks of every integration",
     EventType.TENANT_DISABLED: "the operator has disabled the tenant; `data`: `tenant`, `reason`. Only for "

@@ -13,7 +13,7 @@ from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.messages import access, export, integrations, maintenance
+    from evergrant_server.core.messages import access, agents, export, integrations, maintenance
     from evergrant_server.core.messages import activities as m
     from evergrant_server.core.messages.base import Message, Provenance
     from evergrant_server.core.messages.names import ActivityName
@@ -193,7 +193,7 @@ evaluate_rollout = ActivityCall[integrations.DefinitionCall, integrations.Defini
     ActivityName.EVALUATE_ROLLOUT, integrations.DefinitionResult, _STORE, "evaluate the rollout stage"
 )
 
-# --- access ------------------------------------------------------------------------------
+# --- access, agents ----------------------------------------------------------------------
 
 advance_access_request = ActivityCall[access.AccessRequestCall, access.AccessRequestProgress](
     ActivityName.ADVANCE_ACCESS_REQUEST, access.AccessRequestProgress, _STORE, "what is due"
@@ -203,6 +203,13 @@ review_permits = ActivityCall[access.ReviewPermits, access.ReviewPermitsResult](
     access.ReviewPermitsResult,
     _limits(_HOUR, _SECOND * 20, _AFTER_TOKENS, maximum_attempts=3),
     "permits that no lease has used",
+)
+
+advance_call_approval = ActivityCall[agents.CallApprovalCall, agents.CallApprovalProgress](
+    ActivityName.ADVANCE_CALL_APPROVAL, agents.CallApprovalProgress, _STORE, "what is due"
+)
+advance_agent_stop = ActivityCall[agents.AgentStopCall, agents.AgentStopProgress](
+    ActivityName.ADVANCE_AGENT_STOP, agents.AgentStopProgress, _STORE, "what the agent has left"
 )
 
 # --- exports, webhooks, maintenance ------------------------------------------------------

@@ -1,6 +1,8 @@
 """Every workflow that a worker runs."""
 
 from workflows.access_request import AccessRequestWorkflow
+from workflows.agents.call_approval import CallApprovalWorkflow
+from workflows.agents.stop import AgentStopWorkflow
 from workflows.connection import ConnectionWorkflow
 from workflows.definition_rollout import DefinitionRolloutWorkflow
 from workflows.export import ExportWorkflow
@@ -23,6 +25,8 @@ from workflows.webhook_delivery import WebhookDeliveryWorkflow
 
 WORKFLOWS = (
     AccessRequestWorkflow,
+    AgentStopWorkflow,
+    CallApprovalWorkflow,
     ConnectionWorkflow,
     DefinitionRolloutWorkflow,
     DiscoveryWorkflow,

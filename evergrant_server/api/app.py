@@ -9,6 +9,9 @@ from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from evergrant_server.api import audit, health, openapi
+from evergrant_server.api.agents import approvals as call_approvals
+from evergrant_server.api.agents import routes as agents
+from evergrant_server.api.agents import stop as agent_stop
 from evergrant_server.api.apps import (
     access_requests,
     approvals,
@@ -25,6 +28,7 @@ from evergrant_server.api.apps import routes as apps
 from evergrant_server.api.connections import commands, confirm, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import acts as console_acts
+from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import apps as console_apps
 from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import integrations as console_integrations
@@ -75,6 +79,9 @@ ROUTERS = (
     integrations.metadata_router,
     integrations.router,
     apps.router,
+    agents.router,
+    agent_stop.router,
+    call_approvals.router,
     permits.router,
     keys.router,
     credentials.router,
@@ -111,6 +118,7 @@ ROUTERS = (
     console_acts.router,
     console_integrations.router,
     console_apps.router,
+    console_agents.router,
     openapi.router,
 )
 

@@ -7,7 +7,14 @@ from shlex import quote
 from typing import Any
 
 _KEY = "Authorization: Bearer $EVERGRANT_API_KEY"
-_NAMES = {"integrations": "crm", "apps": "report", "webhooks": "alerts", "issuers": "github", "logos": "x"}
+_NAMES = {
+    "integrations": "crm",
+    "apps": "report",
+    "agents": "support",
+    "webhooks": "alerts",
+    "issuers": "github",
+    "logos": "x",
+}
 _VALUES = {
     "permit_name": "crm",
     "credential_name": "laptop",
@@ -21,6 +28,12 @@ _VALUES = {
 _PERMIT = {"integration": "crm", "subjects": ["alice"], "actions": ["token", "connect"]}
 _PUBLIC_KEY = {"kty": "OKP", "crv": "X25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
 _SIGNING_KEY = {**_PUBLIC_KEY, "crv": "Ed25519", "kid": "1", "alg": "EdDSA"}
+_CALL = {
+    "connection_id": _VALUES["connection"],
+    "method": "POST",
+    "url": "https://api.example.com/v1/refunds",
+    "body": '{"order": 7}',
+}
 BODIES: dict[str, Mapping[str, Any]] = {
     "POST /v1/providers": {"definition": {"name": "acme", "display_name": "Acme", "extends": "generic"}},
     "POST /v1/providers/{provider}/approve": {"version": 2, "accept_hosts": True},
@@ -35,6 +48,12 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /v1/integrations/{name}/rotate-secret": {"client_secret": "…", "overlap_s": 86400},
     "PUT /v1/integrations/{name}/security-events": {"kind": "set", "issuer": "https://login.example.com"},
     "PUT /v1/apps/{name}": {"return_to": ["https://app.example/evergrant/connected"]},
+    "PUT /v1/agents/{name}": {"purpose": "answers support mails", "ends_at": "2026-12-31T00:00:00Z"},
+    "POST /v1/agents/{name}/stop": {"reason": "it sends too much", "revoke_connections": True},
+    "POST /v1/call-approvals": {**_CALL, "reason": "the customer wants their money back"},
+    "POST /v1/call-approvals/use": _CALL,
+    "POST /v1/call-approvals/{call_approval_id}/approve": {"note": "once"},
+    "POST /v1/call-approvals/{call_approval_id}/deny": {"note": "ask the customer again"},
     "PUT /v1/apps/{name}/permits/{permit_name}": _PERMIT,
     "POST /v1/apps/{name}/keys": {"lifetime": 2592000},
     "PUT /v1/apps/{name}/credentials/{credential_name}": {

@@ -19,7 +19,7 @@ router = APIRouter(include_in_schema=False)
 
 _TAGS = (
     *("integrations", "providers", "apps", "connections", "leases", "webhooks", "audit", "transfer"),
-    *("security events", "oauth", "workload identity", "people", "pages", "health"),
+    *("security events", "oauth", "workload identity", "agents", "people", "pages", "health"),
 )
 _REF = "#/components/schemas/"
 

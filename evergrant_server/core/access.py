@@ -55,7 +55,11 @@ READING_ACTIONS = (Action.ADMIN, Action.AUDIT)
 
 
 class App(TenantRow):
-    """A consumer: a pipeline, a service, an agent."""
+    """A consumer: a pipeline, a service, an agent.
+
+    An agent has a `sponsor` who answers for it, `app:<name>` or `person:<id>`, with the id of an app in
+    `sponsor_app`; a `purpose`; and `ends_at`, from which on it gets nothing.
+    """
 
     id: AppId
     name: str
@@ -63,6 +67,18 @@ class App(TenantRow):
     return_to: tuple[str, ...] = ()  # exact URLs a connect page may send the subject back to
     lease_limit: int | None = None  # in a minute; None: the setting's
     created_at: datetime
+    sponsor: str | None = None
+    sponsor_app: AppId | None = None
+    purpose: str = ""
+    ends_at: datetime | None = None
+
+    @property
+    def is_agent(self) -> bool:
+        return self.sponsor is not None
+
+    def is_over(self, now: datetime) -> bool:
+        """True for an agent whose time is over."""
+        return self.ends_at is not None and now >= self.ends_at
 
     def may_return_to(self, url: str) -> bool:
         """True for a URL of the list (RFC 9700 section 4.11).

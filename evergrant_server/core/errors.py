@@ -43,8 +43,10 @@ class ErrorCode(StrEnum):
 
     NOT_PERMITTED = "not_permitted"
     APP_DISABLED = "app_disabled"
+    AGENT_ENDED = "agent_ended"
     TENANT_DISABLED = "tenant_disabled"
     APPROVAL_REQUIRED = "approval_required"
+    CALL_APPROVAL_REQUIRED = "call_approval_required"
     SCOPE_NOT_PERMITTED = "scope_not_permitted"
     SOURCE_NOT_PERMITTED = "source_not_permitted"
     SCOPE_NOT_NARROWED = "scope_not_narrowed"
@@ -180,12 +182,20 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Give the app a permit for this integration and subject, or change the one that the answer names.",
     ),
     ErrorCode.APP_DISABLED: _denied("The app is disabled.", "Enable the app."),
+    ErrorCode.AGENT_ENDED: _denied(
+        "The agent's time is over, or its sponsor is disabled.",
+        "Give the agent a later end or another sponsor: evergrant agents put.",
+    ),
     ErrorCode.TENANT_DISABLED: _closed(
         "The operator has disabled the tenant. Its connections are kept.", "Ask the operator."
     ),
     ErrorCode.APPROVAL_REQUIRED: _denied(
         "A second app must approve this command first (EVERGRANT_FOUR_EYES).",
         "Have another app with admin send POST /v1/approvals/{approval_id}; then send the request again.",
+    ),
+    ErrorCode.CALL_APPROVAL_REQUIRED: _denied(
+        "A person must approve exactly this call first; an approval is used once, within a day.",
+        "Ask for it: POST /v1/call-approvals. An admin decides, in the console or by evergrant approvals.",
     ),
     ErrorCode.SCOPE_NOT_PERMITTED: _denied(
         "A scope is above the ceiling of the permit or the integration, or a permit denies it.",

@@ -37,6 +37,13 @@ class EventType(StrEnum):
     ACCESS_DENIED = "access.denied"
     ACCESS_EXPIRED = "access.expired"
     ACCESS_ENDED = "access.ended"
+    CALL_APPROVAL_REQUESTED = "call_approval.requested"  # about an agent, like all that begin so
+    CALL_APPROVAL_REMINDED = "call_approval.reminded"
+    CALL_APPROVAL_ESCALATED = "call_approval.escalated"
+    CALL_APPROVAL_APPROVED = "call_approval.approved"
+    CALL_APPROVAL_DENIED = "call_approval.denied"
+    CALL_APPROVAL_EXPIRED = "call_approval.expired"
+    AGENT_STOPPED = "agent.stopped"
     BREAK_GLASS = "session.break_glass"  # about a person
     TENANT_DISABLED = "tenant.disabled"
     TENANT_ENABLED = "tenant.enabled"
@@ -49,7 +56,7 @@ CONNECTION_EVENTS = tuple(it for it in EventType if it.startswith("connection.")
 # about no connection: for webhooks of every integration
 APP_EVENTS = (
     *(EventType.BULK_READ, EventType.BREAK_GLASS, EventType.TENANT_DISABLED, EventType.TENANT_ENABLED),
-    *(it for it in EventType if it.startswith("access.")),
+    *(it for it in EventType if it.startswith(("access.", "call_approval.", "agent."))),
 )
 # without what happens hourly to each connection
 DEFAULT_EVENTS = (*(it for it in CONNECTION_EVENTS if it is not EventType.REFRESHED), *APP_EVENTS)
@@ -58,6 +65,8 @@ DEFAULT_EVENTS = (*(it for it in CONNECTION_EVENTS if it is not EventType.REFRES
 _WITHOUT_FAILURE = (EventType.CREATED, EventType.REFRESHED, EventType.RECOVERED)
 
 _Detail = Mapping[str, Any]
+# what the id of an event's object is called in its data
+_NAMED_BY = (("call_approval.", "approval_id"), ("agent.", "app_id"))
 
 EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.GRANT_INSTALLED: EventType.CREATED,
@@ -75,6 +84,13 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.ACCESS_DENIED: EventType.ACCESS_DENIED,
     AuditAction.ACCESS_EXPIRED: EventType.ACCESS_EXPIRED,
     AuditAction.ACCESS_ENDED: EventType.ACCESS_ENDED,
+    AuditAction.CALL_APPROVAL_REQUESTED: EventType.CALL_APPROVAL_REQUESTED,
+    AuditAction.CALL_APPROVAL_REMINDED: EventType.CALL_APPROVAL_REMINDED,
+    AuditAction.CALL_APPROVAL_ESCALATED: EventType.CALL_APPROVAL_ESCALATED,
+    AuditAction.CALL_APPROVAL_APPROVED: EventType.CALL_APPROVAL_APPROVED,
+    AuditAction.CALL_APPROVAL_DENIED: EventType.CALL_APPROVAL_DENIED,
+    AuditAction.CALL_APPROVAL_EXPIRED: EventType.CALL_APPROVAL_EXPIRED,
+    AuditAction.AGENT_STOPPED: EventType.AGENT_STOPPED,
     AuditAction.BREAK_GLASS: EventType.BREAK_GLASS,
     AuditAction.TENANT_DISABLED: EventType.TENANT_DISABLED,
     AuditAction.TENANT_ENABLED: EventType.TENANT_ENABLED,
@@ -164,7 +180,8 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
 
 def app_event_body(type: EventType, entry: AuditEntry) -> str:
     """The event of a record about no connection: a bulk read, a session that was made on the host, a tenant
-    that is disabled or enabled, or a request for access (`request_id`)."""
+    that is disabled or enabled, an agent that is stopped, a call that waits for an approval (`approval_id`),
+    or a request for access (`request_id`)."""
     if type is EventType.BULK_READ:
         data = {"tenant": entry.tenant, "app": entry.detail["app"], "kind": entry.detail["kind"]}
     elif type is EventType.BREAK_GLASS:
@@ -172,7 +189,8 @@ def app_event_body(type: EventType, entry: AuditEntry) -> str:
     elif type in (EventType.TENANT_DISABLED, EventType.TENANT_ENABLED):
         data = {"tenant": entry.tenant, "reason": entry.detail["reason"]}
     else:
-        data = {"tenant": entry.tenant, "request_id": entry.object, **entry.detail}
+        name = next((it for prefix, it in _NAMED_BY if type.startswith(prefix)), "request_id")
+        data = {"tenant": entry.tenant, name: entry.object, **entry.detail}
     return _body(type, entry.at, data)
 
 

@@ -35,6 +35,8 @@ AdminLoginId = NewType("AdminLoginId", str)
 PersonLoginId = NewType("PersonLoginId", str)
 SessionId = NewType("SessionId", str)
 PersonId = NewType("PersonId", str)
+CallApprovalId = NewType("CallApprovalId", str)
+AgentStopId = NewType("AgentStopId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -62,6 +64,8 @@ PREFIXES = (
     "pln",
     "ses",
     "psn",
+    "cap",
+    "stp",
 )
 
 

@@ -5,16 +5,21 @@ from enum import StrEnum
 from typing import Any
 
 from evergrant_server.core.access import App
+from evergrant_server.core.agents.call_approvals import CallApproval
+from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.ids import ConnectionId, FrozenModel, OutboxId, Tenant, new_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.access_requests import AccessRequest
 from evergrant_server.core.messages.access import AdvanceAccessRequest
 from evergrant_server.core.messages.activities import RevokeReplacedStart
+from evergrant_server.core.messages.agents import AdvanceCallApproval, AgentStopStart
 from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.integrations import RetryConnections
 from evergrant_server.core.messages.maintenance import FetchIssuerKeys
 from evergrant_server.core.messages.names import (
     access_request_workflow_id,
+    agent_stop_workflow_id,
+    call_approval_workflow_id,
     connection_workflow_id,
     issuer_keys_workflow_id,
     replaced_grants_workflow_id,
@@ -36,6 +41,8 @@ class OutboxKind(StrEnum):
     REVOKE_REPLACED_GRANTS = "revoke_replaced_grants"  # payload: RevokeReplacedStart
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
     ADVANCE_ACCESS_REQUEST = "advance_access_request"  # payload: AdvanceAccessRequest
+    ADVANCE_CALL_APPROVAL = "advance_call_approval"  # payload: AdvanceCallApproval
+    STOP_AGENT = "stop_agent"  # payload: AgentStopStart
 
 
 class OutboxMessage(FrozenModel):
@@ -108,6 +115,20 @@ def access_request_message(request: AccessRequest, context: RequestContext, at: 
     advance = AdvanceAccessRequest(tenant=request.tenant, request_id=request.id, context=context)
     target = access_request_workflow_id(request.tenant, request.id)
     return outbox_message(request.tenant, OutboxKind.ADVANCE_ACCESS_REQUEST, target, advance, at)
+
+
+def call_approval_message(approval: CallApproval, context: RequestContext, at: datetime) -> OutboxMessage:
+    """Have the approval's workflow started, or told that it was decided or used."""
+    advance = AdvanceCallApproval(tenant=approval.tenant, approval_id=approval.id, context=context)
+    target = call_approval_workflow_id(approval.tenant, approval.id)
+    return outbox_message(approval.tenant, OutboxKind.ADVANCE_CALL_APPROVAL, target, advance, at)
+
+
+def agent_stop_message(stop: AgentStop, context: RequestContext, at: datetime) -> OutboxMessage:
+    """Have a workflow end what the stopped agent has left."""
+    start = AgentStopStart(tenant=stop.tenant, stop_id=stop.id, context=context)
+    target = agent_stop_workflow_id(stop.tenant, stop.id)
+    return outbox_message(stop.tenant, OutboxKind.STOP_AGENT, target, start, at)
 
 
 def retry_integration_message(

@@ -1,7 +1,7 @@
 """Apps, their keys and permits. Any change of a key or permit moves the app's revision too.
 
 The last uses of keys and permits stand in tables of their own, which the lease ledger writes: they move
-nothing. Apps, permits and approvals are read with their authenticators: see `authority`.
+nothing. Apps and permits are read with their authenticators: see `authority`.
 """
 
 from collections.abc import Collection
@@ -11,9 +11,9 @@ from typing import Any
 from sqlalchemy import CompoundSelect, Index, UniqueConstraint, delete, func, select, union_all, update
 from sqlmodel import Field, col
 
-from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Approval, Permit
+from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Permit
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId, ApprovalId, KeyId, Tenant
+from evergrant_server.core.ids import AppId, KeyId, Tenant
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database import columns
@@ -21,6 +21,7 @@ from evergrant_server.store.database.columns import app_foreign_key
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, not_found
 from evergrant_server.store.permits import PermitRow, Permits
+from evergrant_server.store.review.approvals import ApprovalRow
 
 
 class AppRow(columns.IdTable, table=True):
@@ -31,6 +32,10 @@ class AppRow(columns.IdTable, table=True):
     lease_limit: int | None = None
     created_at: datetime = columns.timestamp()
     mac: str | None = None
+    sponsor: str | None = None
+    sponsor_app: str | None = None
+    purpose: str
+    ends_at: datetime | None = columns.timestamp()
 
 
 class AppKeyRow(columns.IdTable, table=True):
@@ -64,36 +69,8 @@ class LeaseUseRow(columns.TenantTable, table=True):
     used_at: datetime = columns.timestamp()
 
 
-class ApprovalRow(columns.IdTable, table=True):
-    app_id: str  # or a person's id
-    by: str
-    command: str
-    body: dict[str, Any] | None = columns.json()
-    created_at: datetime = columns.timestamp()
-    expires_at: datetime = columns.timestamp()
-    approved_by: str | None
-    used_at: datetime | None = columns.timestamp()
-    mac: str | None = None
-
-
 class AppKeys(AuthenticatedRepository[AppKey, KeyId]):
     _table, _model = AppKeyRow, AppKey
-
-
-class Approvals(AuthenticatedRepository[Approval, ApprovalId]):
-    """Commands that a second app must approve, or has approved."""
-
-    _table, _model = ApprovalRow, Approval
-
-    async def put(self, approval: Approval, *, expected: int | None) -> Approval:
-        """Add (`expected` None) or change one. Raises Failure ALREADY_EXISTS, STORE_CONFLICT."""
-        return await self._put(approval, f"Approval {approval.id}", expected)
-
-    async def open(self, tenant: Tenant, now: datetime, limit: int) -> list[Approval]:
-        """Those that can be approved or carried out, the oldest first."""
-        row = ApprovalRow
-        mine = self._where(col(row.used_at).is_(None), col(row.expires_at) > now, tenant=tenant)
-        return await self._all_unchecked(mine.order_by(col(row.created_at), col(row.id)).limit(limit))
 
 
 class Access(AuthenticatedRepository[App, AppId]):

@@ -11,7 +11,10 @@ from sqlmodel import col
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing
-from evergrant_server.store.access import Access, Approvals
+from evergrant_server.store.access import Access
+from evergrant_server.store.agents.agents import Agents
+from evergrant_server.store.agents.call_approvals import CallApprovals
+from evergrant_server.store.agents.stops import AgentStops
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
@@ -37,6 +40,7 @@ from evergrant_server.store.people.logins import AdminLogins, PersonLogins
 from evergrant_server.store.people.sessions import PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
 from evergrant_server.store.review.access_requests import AccessRequests
+from evergrant_server.store.review.approvals import Approvals
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
 from evergrant_server.store.tenants import Tenants
 from evergrant_server.store.trusted_issuers import TrustedIssuers
@@ -61,6 +65,9 @@ class Transaction:
         self.definitions = Definitions(connection, ring)
         self.tenants = Tenants(connection, ring)
         self.access = Access(connection, ring)
+        self.agents = Agents(connection, ring)
+        self.call_approvals = CallApprovals(connection, sealer)
+        self.agent_stops = AgentStops(connection, ring)
         self.credentials = AppCredentials(connection, ring)
         self.tokens = AppTokens(connection)
         self.key_sessions = KeySessions(connection)

@@ -5,10 +5,13 @@ from datetime import datetime, timedelta
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.messages.access import AdvanceAccessRequest
 from evergrant_server.core.messages.activities import RevokeReplacedStart
+from evergrant_server.core.messages.agents import AdvanceCallApproval, AgentStopStart
 from evergrant_server.core.messages.integrations import RolloutStart
 from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import (
     access_request_workflow_id,
+    agent_stop_workflow_id,
+    call_approval_workflow_id,
     definition_rollout_workflow_id,
     replaced_grants_workflow_id,
 )
@@ -66,6 +69,24 @@ async def restart_access_requests(store: Store, link: TemporalLink, now: datetim
         context = reconcile_context(store.ring, access_request_workflow_id(it.tenant, it.id), now)
         advance = AdvanceAccessRequest(tenant=it.tenant, request_id=it.id, context=context)
         await link.start(start_requests.access_request(advance))
+
+
+async def restart_agents_work(store: Store, link: TemporalLink, now: datetime) -> None:
+    """The same for agents' calls that wait for an approval, and for orders to stop an agent.
+
+    Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
+    """
+    async with store.read() as tx:
+        overdue = await tx.call_approvals.overdue(now - _OVERDUE_AFTER, _MOST_REQUESTS)
+        unfinished = await tx.agent_stops.unfinished(now - _OVERDUE_AFTER, _MOST_REQUESTS)
+    for it in overdue:
+        context = reconcile_context(store.ring, call_approval_workflow_id(it.tenant, it.id), now)
+        advance = AdvanceCallApproval(tenant=it.tenant, approval_id=it.id, context=context)
+        await link.start(start_requests.call_approval(advance))
+    for it in unfinished:
+        context = reconcile_context(store.ring, agent_stop_workflow_id(it.tenant, it.id), now)
+        start = AgentStopStart(tenant=it.tenant, stop_id=it.id, context=context)
+        await link.start(start_requests.agent_stop(start))
 
 
 async def restart_replaced_grants(store: Store, link: TemporalLink, now: datetime) -> None:

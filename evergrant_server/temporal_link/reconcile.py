@@ -19,6 +19,7 @@ from evergrant_server.core.messages.names import (
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.background_workflows import (
     restart_access_requests,
+    restart_agents_work,
     restart_definition_rollouts,
     restart_replaced_grants,
     wake_overdue_webhooks,
@@ -123,6 +124,7 @@ class Reconciler:
         await restart_definition_rollouts(self._store, self._link, self._clock.now())
         await restart_replaced_grants(self._store, self._link, self._clock.now())
         await restart_access_requests(self._store, self._link, self._clock.now())
+        await restart_agents_work(self._store, self._link, self._clock.now())
         return counts
 
     async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:

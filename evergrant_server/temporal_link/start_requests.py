@@ -15,7 +15,8 @@ from temporalio.common import (
 
 from evergrant_server.core.messages.access import AdvanceAccessRequest
 from evergrant_server.core.messages.activities import RevokeReplacedStart
-from evergrant_server.core.messages.base import Message
+from evergrant_server.core.messages.agents import AdvanceCallApproval, AgentStopStart
+from evergrant_server.core.messages.base import Message, RequestMessage
 from evergrant_server.core.messages.connection import ConnectionStart
 from evergrant_server.core.messages.export import ExportStart
 from evergrant_server.core.messages.integrations import (
@@ -30,6 +31,8 @@ from evergrant_server.core.messages.names import (
     SignalName,
     WorkflowName,
     access_request_workflow_id,
+    agent_stop_workflow_id,
+    call_approval_workflow_id,
     connection_workflow_id,
     definition_rollout_workflow_id,
     export_workflow_id,
@@ -151,16 +154,34 @@ def replaced_grants(start: RevokeReplacedStart, *, wake: bool = True) -> StartRe
 
 def access_request(request: AdvanceAccessRequest) -> StartRequest:
     """The workflow of a request for access is signalled, or started."""
+    workflow_id = access_request_workflow_id(request.tenant, request.request_id)
+    signal = SignalName.ADVANCE_ACCESS_REQUEST
+    return _advanced(WorkflowName.ACCESS_REQUEST, request, workflow_id, signal, "a request for access")
+
+
+def call_approval(request: AdvanceCallApproval) -> StartRequest:
+    """The workflow of an agent's call that waits for an approval is signalled, or started."""
+    workflow_id = call_approval_workflow_id(request.tenant, request.approval_id)
+    signal = SignalName.ADVANCE_CALL_APPROVAL
+    return _advanced(WorkflowName.CALL_APPROVAL, request, workflow_id, signal, "an agent's call to approve")
+
+
+def _advanced(
+    workflow: WorkflowName, request: RequestMessage, workflow_id: str, signal: SignalName, summary: str
+) -> StartRequest:
+    signalled = {"start_signal": signal, "start_signal_args": [request]}
+    details = {"static_details": f"requested by {request.context.by}"}
+    return StartRequest(workflow, request, workflow_id, summary, {**signalled, **details})
+
+
+def agent_stop(start: AgentStopStart) -> StartRequest:
+    """The workflow that ends what a stopped agent has left, unless it is running."""
     return StartRequest(
-        WorkflowName.ACCESS_REQUEST,
-        request,
-        access_request_workflow_id(request.tenant, request.request_id),
-        "a request for access",
-        {
-            "start_signal": SignalName.ADVANCE_ACCESS_REQUEST,
-            "start_signal_args": [request],
-            "static_details": f"requested by {request.context.by}",
-        },
+        WorkflowName.AGENT_STOP,
+        start,
+        agent_stop_workflow_id(start.tenant, start.stop_id),
+        "the stop of an agent",
+        {"static_details": f"requested by {start.context.by}"},
     )
 
 
@@ -213,6 +234,8 @@ _STARTS: dict[OutboxKind, tuple[type[Message], Callable[[Any], StartRequest]]] =
     OutboxKind.RETRY_CONNECTIONS: (RetryConnections, retry_connections),
     OutboxKind.REVOKE_REPLACED_GRANTS: (RevokeReplacedStart, replaced_grants),
     OutboxKind.ADVANCE_ACCESS_REQUEST: (AdvanceAccessRequest, access_request),
+    OutboxKind.ADVANCE_CALL_APPROVAL: (AdvanceCallApproval, call_approval),
+    OutboxKind.STOP_AGENT: (AgentStopStart, agent_stop),
     OutboxKind.PUSH_AUTHORIZATION_REQUEST: (PushAuthorizationRequest, pushed_authorization),
 }
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from activities.agents.call_approvals import CallApprovalActivities
+from activities.agents.stops import AgentStopActivities
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities
 from activities.consents.confirmation import ConfirmationActivities
@@ -185,6 +187,8 @@ def _maintenance_activities(
         histories.run_ends,
         webhooks.deliver_due,
         AccessRequestActivities(store, clock).advance_access_request,
+        CallApprovalActivities(store, clock).advance_call_approval,
+        AgentStopActivities(store, clock).advance_agent_stop,
         PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
     ]
 

@@ -33,6 +33,12 @@ from evergrant_server.core.messages.activities import (
     RevokeReplacedGrants,
     VerifyLateTokens,
 )
+from evergrant_server.core.messages.agents import (
+    AgentStopCall,
+    AgentStopProgress,
+    CallApprovalCall,
+    CallApprovalProgress,
+)
 from evergrant_server.core.messages.integrations import (
     FetchReceiverKeys,
     LoginResult,
@@ -90,6 +96,10 @@ class ScriptedActivities:
             self._scripted(
                 ActivityName.ADVANCE_ACCESS_REQUEST, AccessRequestCall, AccessRequestProgress(state="expired")
             ),
+            self._scripted(
+                ActivityName.ADVANCE_CALL_APPROVAL, CallApprovalCall, CallApprovalProgress(state="expired")
+            ),
+            self._scripted(ActivityName.ADVANCE_AGENT_STOP, AgentStopCall, AgentStopProgress(finished=True)),
             self._scripted(ActivityName.REVIEW_PERMITS, ReviewPermits, ReviewPermitsResult()),
             self._scripted(ActivityName.BEGIN_REVOCATION, BeginRevocation, None),
             self._scripted(ActivityName.REVOKE_GRANT, RevokeGrant, confirmed),

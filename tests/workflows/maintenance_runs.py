@@ -12,6 +12,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import (
     AccessRequestId,
+    CallApprovalId,
     ConnectionId,
     DefinitionId,
     IntegrationId,
@@ -23,6 +24,7 @@ from evergrant_server.core.ids import (
 from evergrant_server.core.messages import integrations as m
 from evergrant_server.core.messages.access import AccessRequestProgress, AdvanceAccessRequest
 from evergrant_server.core.messages.activities import ReplacedRevocationResult, RevokeReplacedStart
+from evergrant_server.core.messages.agents import AdvanceCallApproval, CallApprovalProgress
 from evergrant_server.core.messages.maintenance import DeliveryRound, WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
     ActivityName,
@@ -191,6 +193,20 @@ async def requesting_access(client: Client, activities: list[Any]) -> AsyncItera
         advance = AdvanceAccessRequest(tenant=TENANT, request_id=request_id, context=ASKED)
         request = start_requests.access_request(advance)
         return await _started(client, request, queue, AccessRequestProgress)
+
+    async with a_worker(client, activities, queue):
+        yield advanced
+
+
+@asynccontextmanager
+async def approving_call(client: Client, activities: list[Any]) -> AsyncIterator[Advanced]:
+    """The same for an agent's call that a person approves."""
+    approval_id = CallApprovalId(new_id("cap"))
+    queue = f"queue-{approval_id}"
+
+    async def advanced() -> WorkflowHandle[Any, Any]:
+        advance = AdvanceCallApproval(tenant=TENANT, approval_id=approval_id, context=ASKED)
+        return await _started(client, start_requests.call_approval(advance), queue, CallApprovalProgress)
 
     async with a_worker(client, activities, queue):
         yield advanced

@@ -13,6 +13,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import WebhookId, new_id
 from evergrant_server.core.messages.access import AccessRequestProgress
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
+from evergrant_server.core.messages.agents import CallApprovalProgress
 from evergrant_server.core.messages.maintenance import (
     AuditCheckpoint,
     DeliveryRound,
@@ -28,6 +29,7 @@ from tests.workflows.maintenance_runs import (
     FOREVER,
     TENANT,
     ScriptedRollout,
+    approving_call,
     decided,
     delivering,
     requesting_access,
@@ -128,6 +130,22 @@ async def test_a_request_for_access_is_looked_at_when_its_moments_come_and_when_
     assert timedelta(days=1.5, hours=1) <= lasted < timedelta(days=2), (
         "a decision doesn't wait for a reminder"
     )
+
+
+async def test_an_agents_call_is_looked_at_when_its_moments_come_and_when_it_is_decided():
+    scripted, advance = ScriptedActivities(), ActivityName.ADVANCE_CALL_APPROVAL
+    waits = CallApprovalProgress(state="waiting", next_s=86_400)
+    approved = CallApprovalProgress(state="approved", next_s=86_400)
+    scripted.answers[advance] = [waits, waits, approved, CallApprovalProgress(state="expired")]
+    async with (
+        skipping_time(data_converter=pydantic_data_converter) as env,
+        approving_call(env.client, scripted.everything()) as advanced,
+    ):
+        await advanced()
+        await env.sleep(timedelta(days=1.5))  # a reminder
+        handle = await advanced()  # approved, and not used
+        assert (await handle.result()).state == "expired"
+    assert scripted.count(advance) == 4
 
 
 DELIVER = ActivityName.DELIVER_WEBHOOKS

@@ -124,7 +124,7 @@ async def explain_access(
     """
     requested = _split(scopes)
     async with call.api.store.read() as tx:
-        reviewed = await review_app(tx, call.tenant, app)
+        reviewed = await review_app(tx, call.tenant, app, call.now)
         if reviewed is None:
             raise Failure(ErrorCode.NOT_FOUND, "The tenant has no app of this name.")
         row, broken = await _connection(tx, call.tenant, connection)
@@ -210,8 +210,7 @@ def _app_obstacles(app: AppReview, now: datetime) -> Iterator[Obstacle]:
         yield Obstacle(
             code=ErrorCode.UNAUTHENTICATED, detail="The app has no live API key and no credential."
         )
-    if app.disabled:
-        yield Obstacle(code=ErrorCode.APP_DISABLED, detail="The app is disabled.")
+    yield from _broken(app.stopped)
 
 
 def _broken(*failures: Failure | None) -> Iterator[Obstacle]:

@@ -25,6 +25,8 @@ _WITHOUT = {
     "expires_at": "",
     "last_used_at": "never",
     "app_last_used_at": "never",
+    "sponsor": "",
+    "agent_ends_at": "",
 }
 # A spreadsheet takes a cell that begins so for a formula, also in full-width forms (OWASP, CSV Injection).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -36,7 +38,7 @@ class AccessView(View):
     `authentic` false: the row of the permit or of its app isn't Evergrant's, and every request of the app is
     refused. `live_connections` counts the connections it covers that haven't ended. `last_used_at` is when
     the permit last allowed something, `app_last_used_at` the app's last lease or other authenticated request:
-    to the minute, null before the first.
+    to the minute, null before the first. An agent has a `sponsor`, and gets nothing from `agent_ends_at` on.
     """
 
     app: str
@@ -61,6 +63,8 @@ class AccessView(View):
     live_connections: int
     last_used_at: datetime | None
     app_last_used_at: datetime | None
+    sponsor: str | None
+    agent_ends_at: datetime | None
 
 
 _PAGE_OR_CSV: dict[int | str, dict[str, Any]] = {200: {"content": {CSV: {"schema": {"type": "string"}}}}}

@@ -33,11 +33,16 @@ class AppBody(Body):
 
 
 class AppView(View):
+    """An agent has a `sponsor` who answers for it, a `purpose`, and gets nothing from `ends_at` on."""
+
     id: str
     name: str
     disabled: bool
     return_to: tuple[str, ...]
     lease_limit: int | None
+    sponsor: str | None
+    purpose: str
+    ends_at: datetime | None
     created_at: datetime
     revision: int
 
@@ -61,6 +66,8 @@ async def put_app(name: Slug, body: AppBody, response: Response, call: AdminCall
         else:
             changed = before.model_copy(update=dict(body))
             after = await tx.access.put_app(changed, expected=before.revision)
+        if after.disabled:
+            await tx.agents.end_leases_of_sponsored(call.tenant, after.id)
         if before is not None and before.disabled and not after.disabled:
             await retry_waiting_connections(tx, call, after)
         detail = {"disabled": body.disabled, "return_to": list(body.return_to)}
@@ -95,6 +102,7 @@ async def delete_app(name: Slug, call: AdminCall) -> Response:
         raise invalid_request("name", "An app can't delete itself.")
     async with call.api.store.write() as tx:
         app = require_found(await tx.access.app_to_replace(call.tenant, name))
+        await tx.agents.end_leases_of_sponsored(call.tenant, app.id)
         await tx.access.delete_app(call.tenant, app.id)
         await call.record(tx, AuditAction.APP_DELETED, app.id, app=name)
     return Response(status_code=204)

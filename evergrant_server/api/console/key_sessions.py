@@ -55,7 +55,7 @@ def new_key_session(api: ApiContext, caller: Caller) -> tuple[KeySession, str]:
 async def key_caller(api: ApiContext, request: Request) -> KeyCaller | None:
     """The app whose key was pasted in this browser; None without a live session.
 
-    Raises Failure TENANT_DISABLED, APP_DISABLED.
+    Raises Failure TENANT_DISABLED, APP_DISABLED, AGENT_ENDED.
     """
     presented = _COOKIE.match(request.cookies.get(key_cookie(api.settings.public_url), ""))
     if presented is None:
@@ -81,9 +81,8 @@ async def _caller(tx: Transaction, api: ApiContext, session: KeySession) -> KeyC
         return None
     key, app = found
     await tx.tenants.require_enabled(app.tenant)
-    if app.disabled:
-        raise Failure(ErrorCode.APP_DISABLED)
-    credential = PresentedCredential(key.id, AuthenticationMethod.API_KEY, found[0].expires_at)
+    await tx.agents.require_active(app, api.clock.now())
+    credential = PresentedCredential(key.id, AuthenticationMethod.API_KEY, found[0].expires_at).of(app)
     permits = await tx.access.permits(app.tenant, app.id)
     return KeyCaller(Caller(app, credential, tuple(permits), b""), session)
 

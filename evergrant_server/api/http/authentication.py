@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 
@@ -57,6 +57,11 @@ class PresentedCredential:
     valid_until: datetime
     confirmation: Mapping[str, str] | None = None
 
+    def of(self, app: App) -> "PresentedCredential":
+        """Accepted no longer than the app, where that is an agent."""
+        ends = app.ends_at
+        return self if ends is None else replace(self, valid_until=min(self.valid_until, ends))
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -96,7 +101,7 @@ class Authenticator:
     async def authenticate(self, request: Request) -> Caller:
         """Read the key or token, the app and its permits from the store.
 
-        Raises Failure UNAUTHENTICATED, TENANT_DISABLED or APP_DISABLED.
+        Raises Failure UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED or AGENT_ENDED.
         """
         caller = await self.caller_of(_bearer_token(request))
         _require_confirmation(request, caller.credential)
@@ -111,7 +116,10 @@ class Authenticator:
             app, credential, permits = await self._key_owner(text)
         if app.disabled:
             raise Failure(ErrorCode.APP_DISABLED)
-        return Caller(app, credential, tuple(permits), _digest(text))
+        if app.is_agent:
+            async with self._store.read() as tx:
+                await tx.agents.require_active(app, self._clock.now())
+        return Caller(app, credential.of(app), tuple(permits), _digest(text))
 
     async def _key_owner(self, text: str) -> _Owner:
         given = parse_key(text)

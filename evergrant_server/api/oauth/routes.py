@@ -4,6 +4,7 @@ An error has the form of RFC 6749 section 5.2. A refusal is counted; one that na
 too, its repetitions within a minute as one record.
 """
 
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -19,8 +20,9 @@ from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, ProvenClient, TokenRefused
 from evergrant_server.api.oauth.methods import ADVERTISED, ADVERTISED_WITH_MTLS, prove
-from evergrant_server.core.access import TOKEN_LIFETIME, AppToken
+from evergrant_server.core.access import TOKEN_LIFETIME, App, AppToken
 from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.crypto.client_assertions import ALGORITHMS
 from evergrant_server.store import Transaction
@@ -156,7 +158,7 @@ def _require_grant(parameters: dict[str, str]) -> None:
 async def _issue(api: ApiContext, request: Request, client: ProvenClient) -> tuple[AppToken, str]:
     """Store a token and its audit record. Raises TokenRefused for an assertion that was used before."""
     app, credential, now = client.app, client.credential, api.clock.now()
-    ends = min(now + TOKEN_LIFETIME, client.expires_at or now + TOKEN_LIFETIME)
+    ends = min(it for it in (now + TOKEN_LIFETIME, client.expires_at, app.ends_at) if it is not None)
     token, text = new_token(api.ring, credential, now, ends, client.confirmation)
     context = trace_of(request).request_context(f"app:{app.name}")
 
@@ -165,12 +167,23 @@ async def _issue(api: ApiContext, request: Request, client: ProvenClient) -> tup
             raise TokenRefused("invalid_client", "The assertion's jti was used before.", claimed=app.id)
         if not await tx.tenants.is_enabled(app.tenant):
             raise TokenRefused("unauthorized_client", "The tenant is disabled.", claimed=app.id)
+        await _require_active(tx, app, now)
         await tx.tokens.add(token)
         detail = {"app": app.name, "method": credential.method, "token": token.id}
         await record(tx, app.tenant, AuditAction.TOKEN_ISSUED, credential.id, context, now, **detail)
 
     await run_transaction(api.store, write)
     return token, text
+
+
+async def _require_active(tx: Transaction, app: App, now: datetime) -> None:
+    """Raises TokenRefused for an agent that has ended."""
+    try:
+        await tx.agents.require_active(app, now)
+    except Failure as failure:
+        if failure.code is not ErrorCode.AGENT_ENDED:
+            raise
+        raise TokenRefused("unauthorized_client", failure.detail, claimed=app.id) from None
 
 
 async def _refuse(api: ApiContext, request: Request, refused: TokenRefused) -> Response:

@@ -8,7 +8,9 @@ from enum import StrEnum
 
 from evergrant_server.core.ids import (
     AccessRequestId,
+    AgentStopId,
     AppId,
+    CallApprovalId,
     ConnectionId,
     ConsentId,
     DefinitionId,
@@ -30,6 +32,8 @@ CONNECTION_WORKFLOW_ID = re.compile(r"^connection:(?P<tenant>[a-z0-9-]+):(?P<con
 
 class WorkflowName(StrEnum):
     ACCESS_REQUEST = "AccessRequestWorkflow"
+    AGENT_STOP = "AgentStopWorkflow"
+    CALL_APPROVAL = "CallApprovalWorkflow"
     CONNECTION = "ConnectionWorkflow"
     DEFINITION_ROLLOUT = "DefinitionRolloutWorkflow"
     DISCOVERY = "DiscoveryWorkflow"
@@ -81,6 +85,9 @@ class ActivityName(StrEnum):
     # requests for access
     ADVANCE_ACCESS_REQUEST = "advance_access_request"
     REVIEW_PERMITS = "review_permits"
+    # agents
+    ADVANCE_CALL_APPROVAL = "advance_call_approval"
+    ADVANCE_AGENT_STOP = "advance_agent_stop"
     # exports, webhooks and what recurs
     SEAL_EXPORT_PAGE = "seal_export_page"
     DELETE_EXPORT = "delete_export"
@@ -109,6 +116,8 @@ class SignalName(StrEnum):
     ROLL_BACK_DEFINITION = "roll_back_definition"
     # to AccessRequestWorkflow
     ADVANCE_ACCESS_REQUEST = "advance_access_request"
+    # to CallApprovalWorkflow
+    ADVANCE_CALL_APPROVAL = "advance_call_approval"
     # to ReplacedGrantsWorkflow
     WAKE_REPLACED_GRANTS = "wake_replaced_grants"
     # to RetryConnectionsWorkflow
@@ -131,6 +140,14 @@ def connection_workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
 
 def access_request_workflow_id(tenant: Tenant, request: AccessRequestId) -> str:
     return f"access_request:{tenant}:{request}"
+
+
+def call_approval_workflow_id(tenant: Tenant, approval: CallApprovalId) -> str:
+    return f"call_approval:{tenant}:{approval}"
+
+
+def agent_stop_workflow_id(tenant: Tenant, stop: AgentStopId) -> str:
+    return f"agent_stop:{tenant}:{stop}"
 
 
 def export_workflow_id(tenant: Tenant, export: ExportId) -> str:

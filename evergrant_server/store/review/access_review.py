@@ -34,7 +34,7 @@ class AppReview:
     Broken keys and credentials are left out: each is an unknown one, and the app's others still work.
     """
 
-    disabled: bool
+    stopped: Failure | None  # it is disabled, or an agent that has ended
     keys: tuple[AppKey, ...]
     credentials: tuple[AppCredential, ...]
     permits: tuple[Permit, ...]
@@ -51,6 +51,8 @@ class PermitReview:
 
     app: str
     app_disabled: bool
+    sponsor: str | None
+    agent_ends_at: datetime | None
     permit: Values
     authentic: bool
     live_connections: int
@@ -58,7 +60,7 @@ class PermitReview:
     app_last_used_at: datetime | None
 
 
-async def review_app(tx: Transaction, tenant: Tenant, name: str) -> AppReview | None:
+async def review_app(tx: Transaction, tenant: Tenant, name: str, now: datetime) -> AppReview | None:
     """The app of this name with all that its requests are judged by, or None."""
     row = await find_one(tx.connection, AppRow, tenant=tenant, name=name)
     if row is None:
@@ -69,7 +71,16 @@ async def review_app(tx: Transaction, tenant: Tenant, name: str) -> AppReview | 
     credentials, _ = await tx.credentials.authentic_of_app(tenant, row["id"])
     permits, broken_permits = _split(tx, Permit, PermitRow, await _rows(tx, PermitRow, **mine))
     broken = (*broken_app, *broken_permits)
-    return AppReview(bool(row["disabled"]), tuple(keys), tuple(credentials), tuple(permits), broken)
+    stopped = await _stopped(tx, read_model(App, AppRow, row), now)
+    return AppReview(stopped, tuple(keys), tuple(credentials), tuple(permits), broken)
+
+
+async def _stopped(tx: Transaction, app: App, now: datetime) -> Failure | None:
+    try:
+        await tx.agents.require_active(app, now)
+    except Failure as failure:
+        return failure
+    return None
 
 
 async def review_connection(
@@ -118,6 +129,8 @@ async def review_permits(
             PermitReview(
                 app=row["app_name"],
                 app_disabled=bool(owner["disabled"]),
+                sponsor=owner["sponsor"],
+                agent_ends_at=owner["ends_at"],
                 permit=row,
                 authentic=not broken,
                 live_connections=reached[place],

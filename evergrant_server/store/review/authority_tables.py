@@ -3,6 +3,8 @@
 from pydantic import BaseModel
 
 from evergrant_server.core.access import App, AppCredential, AppKey, Approval, Permit, TenantStanding
+from evergrant_server.core.agents.call_approvals import CallApproval
+from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.definition import Definition
@@ -13,7 +15,9 @@ from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.workloads.issuer import TrustedIssuer
-from evergrant_server.store.access import AppCredentialRow, AppKeyRow, ApprovalRow, AppRow, PermitRow
+from evergrant_server.store.access import AppCredentialRow, AppKeyRow, AppRow, PermitRow
+from evergrant_server.store.agents.call_approvals import CallApprovalRow
+from evergrant_server.store.agents.stops import AgentStopRow
 from evergrant_server.store.connections.tables import ConnectionRow, ConsentRow
 from evergrant_server.store.database.columns import IdTable
 from evergrant_server.store.exports import ExportRow
@@ -21,6 +25,7 @@ from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.people.tables import AdminLoginRow, PersonLoginRow, PersonSessionRow
 from evergrant_server.store.review.access_requests import AccessRequestRow
+from evergrant_server.store.review.approvals import ApprovalRow
 from evergrant_server.store.tenants import TenantStandingRow
 from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 
@@ -32,6 +37,8 @@ CONFIGURATION: dict[type[IdTable], type[BaseModel]] = {
     PermitRow: Permit,
     ApprovalRow: Approval,
     AccessRequestRow: AccessRequest,
+    CallApprovalRow: CallApproval,
+    AgentStopRow: AgentStop,
     IntegrationRow: Integration,
     DefinitionRow: Definition,
     TrustedIssuerRow: TrustedIssuer,

@@ -317,10 +317,10 @@ async def test_broken_rows_are_shown_and_named(store: Store):
             mine = columns_equal(table, tenant=ACME, id=id)
             await tx.connection.execute(update(table).where(mine).values(values))
     async with store.read() as tx:
-        reviewed = await review_app(tx, ACME, "a")
+        reviewed = await review_app(tx, ACME, "a", NOW)
         found = await review_connection(tx, ACME, connection.id)
         permits = await review_permits(tx, ACME, None, 10)
-        assert await review_app(tx, OTHER, "a") is None
+        assert await review_app(tx, OTHER, "a", NOW) is None
         assert await review_connection(tx, OTHER, connection.id) is None
         assert await review_connection(tx, ACME, ConnectionId("con_0")) is None
     assert reviewed is not None

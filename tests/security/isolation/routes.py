@@ -16,13 +16,14 @@ from tests.security.isolation.world import A_CREDENTIAL, PUBLIC_KEY, document
 
 # What `{name}` names in each collection.
 NAMED = {"/v1/integrations/": "integration", "/v1/apps/": "app", "/v1/webhooks/": "webhook"}
-NAMED |= {"/v1/issuers/": "trusted_issuer"}
-NAMED |= {"/console/integrations/": "integration", "/console/apps/": "app"}
+NAMED |= {"/v1/issuers/": "trusted_issuer", "/v1/agents/": "agent"}
+NAMED |= {"/console/integrations/": "integration", "/console/apps/": "app", "/console/agents/": "agent"}
 NAMED |= {"/console/static/": "app"}  # no file has this name
 _NAME = re.compile(r"\{(\w+)\}")
 _CON = "/v1/connections/{connection_id}"
 _ITEM = {"integration": "{integration}", "subject": "{subject}", "access_token": "a", "expires": "unknown"}
 
+_CALL = {"connection_id": "{connection_id}", "method": "GET", "url": "https://api.example/"}
 _EXCHANGE = {"flow": "token_exchange"}
 
 # The query, after `?`, and the body of routes that need one.
@@ -40,6 +41,9 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/integrations/{name}/rotate-secret": ({"client_secret": "s2"},),
     "PUT /v1/integrations/{name}/security-events": ({"kind": "slack", "secret": "a-signing-secret"},),
     "PUT /v1/apps/{name}": ({},),
+    "POST /v1/call-approvals": ({**_CALL, "reason": "a test"},),
+    "POST /v1/call-approvals/use": (_CALL,),
+    "PUT /v1/agents/{name}": ({"purpose": "a test", "ends_at": "2026-03-01T00:00:00Z"},),
     "PUT /v1/apps/{name}/permits/{permit_name}": ({"integration": "{integration}", "actions": ["connect"]},),
     "PUT /v1/apps/{name}/credentials/{credential_name}": (A_CREDENTIAL,),
     "PUT /v1/issuers/{name}": ({"kind": "oidc", "issuer": "https://{trusted_issuer}.example"},),
@@ -93,6 +97,9 @@ CONSOLE_FORMS = {
     "POST /console/connections/{connection_id}/reconnect": {},
     "POST /console/connections/{connection_id}/refresh": {"generation": "1"},
     "POST /console/connections/{connection_id}/revoke": {},
+    "POST /console/call-approvals/{call_approval_id}/approve": {},
+    "POST /console/call-approvals/{call_approval_id}/deny": {},
+    "POST /console/agents/{name}/stop": {},
     "POST /console/connections/{connection_id}/confirm": {"code": "{confirm_code}"},
 }
 BODIES |= {route: (form,) for route, form in CONSOLE_FORMS.items()}
@@ -101,6 +108,7 @@ _OPEN = PUBLIC | PROVED_OTHERWISE
 ONE_OF_THE_TENANT = {"DELETE /v1/admin-login"}
 # These make or change the caller's own thing of that name, whatever other tenants have.
 CREATES = {
+    "PUT /v1/agents/{name}",
     *("PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}", "POST /v1/providers"),
     *("POST /v1/connections/import", "POST /v1/connections/export", "POST /v1/access-requests"),
     "PUT /v1/admin-login",

@@ -29,7 +29,7 @@ async def test_an_auditor_reads_every_list_and_changes_nothing(api: Api):
         sent = request.sent(own)
         answer = await api.client.request(**sent | {"headers": sent["headers"] | headers})
         if request.method == "GET" and request.route != NOT_READ:
-            assert answer.status_code == 200, (request, answer.text)
+            assert answer.status_code in (200, 202), (request, answer.text)
             for secret in (f"at-of-{TENANT}", "hush-hush", f"signing-secret-of-{TENANT}"):
                 assert secret not in answer.text, request
             read += 1

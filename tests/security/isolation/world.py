@@ -26,6 +26,7 @@ _NAMED = (
     "integration",
     "issuer",
     "app",
+    "agent",
     "permit",
     "credential",
     "webhook",
@@ -76,6 +77,9 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
     await made("PUT", f"{app}/permits/{own['permit']}", {"integration": "*", "actions": ["connect"]})
     await made("PUT", f"{app}/credentials/{own['credential']}", A_CREDENTIAL)
     key = await made("POST", f"{app}/keys")
+    ends_at = (now + timedelta(days=30)).isoformat()
+    for agent in (own["agent"], "second-agent"):
+        await made("PUT", f"/v1/agents/{agent}", {"purpose": "a test", "ends_at": ends_at})
     for webhook in (own["webhook"], "second"):
         await made("PUT", f"/v1/webhooks/{webhook}", {"url": f"https://hooks.example.com/{tenant}"})
     for issuer in (own["trusted_issuer"], "second"):
@@ -88,6 +92,9 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
     waiting = await made("POST", "/v1/connections", waits)
     asked = {"permit": {"integration": own["integration"], "actions": ["token"]}, "reason": "a test"}
     requested = await made("POST", "/v1/access-requests", {**asked, "app": own["app"]})
+    wanted = {"connection_id": connection.id, "method": "DELETE", "url": f"https://api.example/{tenant}"}
+    to_call = await made("POST", "/v1/call-approvals", {**wanted, "reason": "a test"})
+    await made("POST", f"/v1/agents/{own['agent']}/stop")
     async with api.worker.write() as tx:
         for version, state in enumerate(_VERSIONS, 1):
             facts = {"state": state, "version": version}
@@ -110,6 +117,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         "delivery_id": ping["id"],
         "approval_id": approval.id,
         "request_id": requested["id"],
+        "call_approval_id": to_call["id"],
         "receiver_id": receiver_id,
         "export_id": export.id,
         "integration_id": integration.id,

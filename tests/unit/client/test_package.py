@@ -21,6 +21,8 @@ from evergrant.calls.access import (
     Simulation,
 )
 from evergrant.calls.access_requests import AccessRequest
+from evergrant.calls.agents.agents import Agent, AgentStop
+from evergrant.calls.agents.call_approvals import CallApproval
 from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.approvals import Approval
 from evergrant.calls.credentials import Credential
@@ -33,6 +35,9 @@ from evergrant.testing import FakeEvergrant, ManualClock
 from evergrant.testing.connections import connection_body, live_body
 from pydantic import BaseModel
 
+from evergrant_server.api.agents.approval_models import CallApprovalView
+from evergrant_server.api.agents.routes import AgentView
+from evergrant_server.api.agents.stop import StopView
 from evergrant_server.api.apps import explain, simulation
 from evergrant_server.api.apps.access_request_models import AccessRequestView
 from evergrant_server.api.apps.approvals import ApprovalView
@@ -191,6 +196,9 @@ VIEWS: dict[type, type[BaseModel]] = {
     Simulation: simulation.Simulation,
     LostAccess: simulation.LostAccess,
     AccessRequest: AccessRequestView,
+    Agent: AgentView,
+    AgentStop: StopView,
+    CallApproval: CallApprovalView,
     Approval: ApprovalView,
     AdminLogin: AdminLoginView,
     PersonSession: SessionView,

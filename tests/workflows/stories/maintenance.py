@@ -8,9 +8,21 @@ from temporalio.client import Client
 
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId, ConsentId, PersonLoginId, ReceiverId, TrustedIssuerId
+from evergrant_server.core.ids import (
+    AgentStopId,
+    ConnectionId,
+    ConsentId,
+    PersonLoginId,
+    ReceiverId,
+    TrustedIssuerId,
+)
 from evergrant_server.core.messages.access import AccessRequestProgress, ReviewPermits
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
+from evergrant_server.core.messages.agents import (
+    AgentStopProgress,
+    AgentStopStart,
+    CallApprovalProgress,
+)
 from evergrant_server.core.messages.integrations import (
     FetchReceiverKeys,
     PushAuthorizationRequest,
@@ -27,6 +39,7 @@ from evergrant_server.core.messages.maintenance import (
 from evergrant_server.core.messages.names import (
     ActivityName,
     WorkflowName,
+    agent_stop_workflow_id,
     issuer_keys_workflow_id,
     login_workflow_id,
     person_login_workflow_id,
@@ -39,6 +52,7 @@ from tests.workflows.maintenance_runs import (
     FOREVER,
     TENANT,
     ScriptedRollout,
+    approving_call,
     decided,
     delivering,
     requesting_access,
@@ -49,10 +63,16 @@ from tests.workflows.maintenance_runs import (
 )
 
 
-async def _run(client: Client, name: WorkflowName, order: BaseModel, workflow: str) -> Handle:
+async def _run(
+    client: Client,
+    name: WorkflowName,
+    order: BaseModel,
+    workflow: str,
+    scripted: ScriptedActivities | None = None,
+) -> Handle:
     """Run one that is no connection's life to its end."""
     queue = f"queue-{workflow}"
-    async with a_worker(client, ScriptedActivities().everything(), queue):
+    async with a_worker(client, (scripted or ScriptedActivities()).everything(), queue):
         handle = await client.start_workflow(name, order, id=workflow, task_queue=queue)
         await handle.result()
         return handle
@@ -196,6 +216,35 @@ async def access_requested_reminded_approved_and_ended(client: Client) -> Handle
         handle = await advanced()
         await handle.result()
         return handle
+
+
+async def call_asked_for_reminded_escalated_approved_and_used(client: Client) -> Handle:
+    """A person is reminded, the call is escalated, approved and made: each tells its workflow."""
+    scripted = ScriptedActivities()
+    advance, soon = ActivityName.ADVANCE_CALL_APPROVAL, 0.2
+    waits = CallApprovalProgress(state="waiting", next_s=soon)
+    long = CallApprovalProgress(state="waiting", next_s=FOREVER)
+    approved = CallApprovalProgress(state="approved", next_s=FOREVER)
+    scripted.answers[advance] = [waits, waits, long, approved, CallApprovalProgress(state="used")]
+    async with approving_call(client, scripted.everything()) as advanced:
+        await advanced()
+        await until_called(scripted, advance, 3)
+        await advanced()
+        await until_called(scripted, advance, 4)
+        handle = await advanced()
+        await handle.result()
+        return handle
+
+
+async def agent_stopped(client: Client) -> Handle:
+    """A stop that ends what the agent has left in three parts."""
+    stop_id = AgentStopId("stp_0000000000000000000000")
+    start = AgentStopStart(tenant=TENANT, stop_id=stop_id, context=ASKED)
+    scripted = ScriptedActivities()
+    parts = [AgentStopProgress(approvals_closed=50), AgentStopProgress(approvals_closed=60)]
+    scripted.answers[ActivityName.ADVANCE_AGENT_STOP] = list(parts)
+    workflow = agent_stop_workflow_id(TENANT, stop_id)
+    return await _run(client, WorkflowName.AGENT_STOP, start, workflow, scripted)
 
 
 async def permits_reviewed(client: Client) -> Handle:

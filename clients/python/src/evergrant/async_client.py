@@ -10,6 +10,8 @@ from evergrant.auth import AsyncLeaseAuth
 from evergrant.calls import connections as connection_calls
 from evergrant.calls import leases as lease_calls
 from evergrant.calls import transfer as transfer_calls
+from evergrant.calls.agents import call_approvals as call_approval_calls
+from evergrant.calls.agents.call_approvals import CallApproval
 from evergrant.calls.leases import LeaseOptions, LeaseRequest
 from evergrant.calls.transfer import ImportItem, ImportOutcome
 from evergrant.lease import Lease
@@ -114,6 +116,18 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
         while True:
             found = await self.send(connection_calls.connection(connection_id), deadline.poll_timeout_s())
             if is_consent_complete(found, newer_than):
+                return found
+            await asyncio.sleep(deadline.poll_pause_s(every))
+
+    async def wait_for_approval(
+        self, approval_id: str, timeout: timedelta, *, every: timedelta = timedelta(seconds=2)
+    ) -> CallApproval:
+        """See `Evergrant.wait_for_approval`."""
+        deadline = Deadline(timeout)
+        call = call_approval_calls.call_approval(approval_id)
+        while True:
+            found = await self.send(call, deadline.poll_timeout_s())
+            if not found.is_waiting or deadline.seconds_left() <= 0:
                 return found
             await asyncio.sleep(deadline.poll_pause_s(every))
 

@@ -22,6 +22,8 @@ from evergrant.calls import people as people_calls
 from evergrant.calls import permits as permit_calls
 from evergrant.calls import transfer as transfer_calls
 from evergrant.calls import webhooks as webhook_calls
+from evergrant.calls.agents import agents as agent_calls
+from evergrant.calls.agents import call_approvals as call_approval_calls
 from evergrant.calls.call import Call, Page, Result
 from evergrant.transport import AsyncTransport, Transport
 
@@ -103,6 +105,18 @@ class ApiMethods:
     app = Sends(app_calls.app)
     put_app = Sends(app_calls.put_app)
     delete_app = Sends(app_calls.delete_app)
+
+    agents = Lists(agent_calls.agents)
+    agent = Sends(agent_calls.agent)
+    put_agent = Sends(agent_calls.put_agent)
+    stop_agent = Sends(agent_calls.stop_agent)
+    agent_stop = Sends(agent_calls.agent_stop)
+    ask_for_call = Sends(call_approval_calls.ask_for_call)
+    use_call_approval = Sends(call_approval_calls.use_call_approval)
+    call_approvals = Lists(call_approval_calls.call_approvals)
+    call_approval = Sends(call_approval_calls.call_approval)
+    approve_call = Sends(call_approval_calls.approve_call)
+    deny_call = Sends(call_approval_calls.deny_call)
 
     api_keys = Lists(api_key_calls.api_keys)
     create_api_key = Sends(api_key_calls.create_api_key)

@@ -193,7 +193,10 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A consumer that authenticates to Evergrant. `lease_limit` is leases in a minute, None the server's."""
+    """A consumer that authenticates to Evergrant. `lease_limit` is leases in a minute, None the server's.
+
+    An agent has a `sponsor` who answers for it, a `purpose`, and gets nothing from `ends_at` on.
+    """
 
     id: str
     name: str
@@ -201,3 +204,6 @@ class App:
     created_at: datetime
     return_to: tuple[str, ...] = ()
     lease_limit: int | None = None
+    sponsor: str | None = None
+    purpose: str = ""
+    ends_at: datetime | None = None

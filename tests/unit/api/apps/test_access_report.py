@@ -67,6 +67,8 @@ async def test_each_permit_is_listed_with_what_it_reaches_and_its_last_use(api: 
         "live_connections": 4,
         "last_used_at": None,
         "app_last_used_at": None,
+        "sponsor": None,
+        "agent_ends_at": None,
     }
     shown = [(it["app"], it["permit"], it["live_connections"], it["scope_ceiling"]) for it in found]
     assert shown[1:] == [("idle", "some", 2, None), ("sync", "only", 3, ["read_user"])]

@@ -65,7 +65,7 @@ class PermitAccess:
 
     `authentic` false: a row was changed by other means than Evergrant, and the app's requests are refused.
     `scope_ceiling` None: every scope. `last_used_at` None: it has never allowed anything. `app_last_used_at`
-    None: the app has never made a request.
+    None: the app has never made a request. An agent has a `sponsor`, and ends at `agent_ends_at`.
     """
 
     app: str
@@ -90,6 +90,8 @@ class PermitAccess:
     live_connections: int
     last_used_at: datetime | None
     app_last_used_at: datetime | None
+    sponsor: str | None
+    agent_ends_at: datetime | None
 
 
 def explain_access(

@@ -20,7 +20,7 @@ from evergrant.sync_client import Evergrant
 
 Days = Annotated[float, Parameter(validator=Number(gt=0))]
 
-_APPS = ("name", "disabled", "return_to", "lease_limit", "created_at", "id")
+_APPS = ("name", "disabled", "sponsor", "return_to", "lease_limit", "created_at", "id")
 _KEYS = ("id", "live", "created_at", "expires_at", "revoked_at", "last_used_at")
 _APPROVALS = ("id", "by", "command", "body", "expires_at", "approved_by")
 
@@ -28,7 +28,10 @@ apps = App(name="apps", help="Consumers of Evergrant, their API keys and credent
 keys = App(name="keys", help="API keys. Two of an app may be live: create the second, then revoke the first.")
 apps.command(keys)
 apps.command(credentials)
-approvals = App(name="approvals", help="Commands that a second app must approve (EVERGRANT_FOUR_EYES).")
+approvals = App(
+    name="approvals",
+    help="Commands that a second app must approve (EVERGRANT_FOUR_EYES), and agents' calls.",
+)
 
 
 @apps.command(name=("ls", "list"))

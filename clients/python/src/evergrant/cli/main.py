@@ -16,7 +16,9 @@ from cyclopts import App, CycloptsError
 from evergrant.calls.leases import LeaseOptions
 from evergrant.cli.access import access
 from evergrant.cli.access_requests import access_requests
-from evergrant.cli.apps import approvals, apps
+from evergrant.cli.agents.agents import agents
+from evergrant.cli.agents.call_approvals import approvals
+from evergrant.cli.apps import apps
 from evergrant.cli.checkout import providers
 from evergrant.cli.connections import connect, connections
 from evergrant.cli.given.usage import usage_error
@@ -159,6 +161,7 @@ def build_app() -> App:
     app.command(token, name=("token", "lease"))
     app.command(proof)
     app.command(apps)
+    app.command(agents)
     app.command(approvals)
     app.command(issuers)
     app.command(permits)

@@ -59,8 +59,18 @@ evergrant apps credentials pin-certificate report main report.pem
 evergrant apps credentials put-svid report main spiffe://example.org/report --issuer example-org
 evergrant apps credentials put-workload report ci --issuer github --claim repository_id=74
 evergrant apps credentials rm report main
+evergrant agents ls
+evergrant agents get support
+evergrant agents put support --purpose "answers support mails" --days 30
+evergrant agents stop support --reason "it sends too much" --revoke-connections
 evergrant approvals ls
 evergrant approvals give apr_…
+evergrant approvals ask con_… POST https://api.example.com/v1/refunds --reason "order 7" --wait
+evergrant approvals calls --state waiting
+evergrant approvals show cap_…
+evergrant approvals approve cap_… --note "this once"
+evergrant approvals deny cap_…
+evergrant approvals use con_… POST https://api.example.com/v1/refunds
 evergrant issuers ls
 evergrant issuers get github
 evergrant issuers put github github_actions https://token.actions.githubusercontent.com

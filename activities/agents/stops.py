@@ -1,0 +1,114 @@
+"""Ends what a stopped agent has left: calls that wait for an approval, and connections only it has used."""
+
+from collections.abc import Mapping
+
+from temporalio import activity
+
+from activities.support.transactions import commit_with_retries
+from evergrant_server import audit
+from evergrant_server.core.agents.call_approvals import CallApprovalState
+from evergrant_server.core.agents.stops import AgentStop
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.messages.agents import AgentStopCall, AgentStopProgress
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import Revoke
+from evergrant_server.core.messages.names import ActivityName, SignalName
+from evergrant_server.core.outbox import call_approval_message, signal_message
+from evergrant_server.store import Store, Transaction
+
+_PAGE = 50  # rows in one transaction: the audit log's head is locked for it
+
+
+class AgentStopActivities:
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    @activity.defn(name=ActivityName.ADVANCE_AGENT_STOP)
+    async def advance_agent_stop(self, call: AgentStopCall) -> AgentStopProgress:
+        """End the next page. The order in the store says what to do: without one, nothing is done."""
+        return await commit_with_retries(self._store, lambda tx: self._advance(tx, call))
+
+    async def _advance(self, tx: Transaction, call: AgentStopCall) -> AgentStopProgress:
+        stop = await tx.agent_stops.get(call.tenant, call.stop_id)
+        if stop is None:
+            return AgentStopProgress(finished=True)
+        if stop.finished_at is None:
+            context = RequestContext(by=stop.by, trace_id=call.context.trace_id)
+            changes = await self._close_approvals(tx, stop, context)
+            if not changes and stop.revoke_connections:
+                changes = await self._revoke_connections(tx, call, stop, context)
+            after = stop.model_copy(update=changes or {"finished_at": self._clock.now()})
+            stop = await tx.agent_stops.replace(after, expected=stop.revision)
+            if stop.finished_at is not None:
+                await self._record(tx, call, AuditAction.AGENT_STOP_ENDED, stop.app_id, context, stop.counts)
+        return AgentStopProgress(**stop.counts, finished=stop.finished_at is not None)
+
+    async def _close_approvals(
+        self, tx: Transaction, stop: AgentStop, context: RequestContext
+    ) -> dict[str, object]:
+        """Nothing that was approved may be called any more; each workflow is told, and ends."""
+        open_ones = await tx.call_approvals.open_of_app(stop.tenant, stop.app_id, _PAGE)
+        for it in open_ones:
+            over = it.over(CallApprovalState.STOPPED)
+            await tx.call_approvals.replace(over, expected=it.revision)
+            await tx.outbox.add(call_approval_message(over, context, self._clock.now()))
+        return {"approvals_closed": stop.approvals_closed + len(open_ones)} if open_ones else {}
+
+    async def _revoke_connections(
+        self, tx: Transaction, call: AgentStopCall, stop: AgentStop, context: RequestContext
+    ) -> dict[str, object]:
+        used = await tx.agent_stops.used_connections(stop.tenant, stop.app_id, stop.after, _PAGE)
+        if not used:
+            return {}
+        own = [connection_id for connection_id, shared in used if not shared]
+        revoked = [await self._revoke(tx, call, stop, connection_id, context) for connection_id in own]
+        return {
+            "after": used[-1][0],
+            "connections_revoked": stop.connections_revoked + sum(revoked),
+            "connections_kept": stop.connections_kept + len(used) - len(own),
+        }
+
+    async def _revoke(
+        self,
+        tx: Transaction,
+        call: AgentStopCall,
+        stop: AgentStop,
+        connection_id: ConnectionId,
+        context: RequestContext,
+    ) -> bool:
+        """Have a live connection revoked, as its owner's own command would. False for one that has ended."""
+        now = self._clock.now()
+        connection = await tx.connections.get(stop.tenant, connection_id)
+        if connection is None or connection.state.is_final or connection.state is LifecycleState.REVOKING:
+            return False
+        requested = connection.revocation_requested(stop.reason, now)
+        await tx.connections.replace(requested, expected=connection.revision)
+        message = Revoke(reason=stop.reason, context=context)
+        await tx.outbox.add(signal_message(stop.tenant, connection_id, SignalName.REVOKE, message, now))
+        detail = {"reason": stop.reason, "stop_id": stop.id}
+        await self._record(tx, call, AuditAction.REVOCATION_REQUESTED, connection_id, context, detail)
+        return True
+
+    async def _record(
+        self,
+        tx: Transaction,
+        call: AgentStopCall,
+        action: AuditAction,
+        object_id: str,
+        context: RequestContext,
+        detail: Mapping[str, object],
+    ) -> None:
+        entry = AuditEntry(
+            tenant=call.tenant,
+            at=self._clock.now(),
+            action=action,
+            object=object_id,
+            context=context,
+            detail=dict(detail),
+            provenance=call.provenance,
+        )
+        await audit.append(tx, entry)

@@ -1,0 +1,1 @@
+"""Calls for agents: who they are, the calls that a person approves, and stops."""

@@ -1,0 +1,1 @@
+"""Commands for agents, and for the calls that a person approves."""

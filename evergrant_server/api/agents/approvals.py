@@ -1,0 +1,230 @@
+"""`/v1/call-approvals`: an agent asks for one call, a person decides, and the call is made once."""
+
+from datetime import timedelta
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from evergrant_server.api.agents.approval_models import (
+    CallApprovalBody,
+    CallApprovalView,
+    CallBody,
+    CallDecisionBody,
+    CalledView,
+)
+from evergrant_server.api.http.call import AdminCall, ApiCall, Call, CommandResponse
+from evergrant_server.api.http.models import Page, PageCursor, PageLimit
+from evergrant_server.api.http.problems import invalid_request, require_found
+from evergrant_server.audit.approved_calls import hash_of, use_call_approval
+from evergrant_server.core.access import Action, App
+from evergrant_server.core.agents.call_approvals import AgentCall, CallApproval, CallApprovalState
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import CallApprovalId, ConnectionId, derived_id
+from evergrant_server.core.outbox import call_approval_message
+from evergrant_server.policy import Target
+from evergrant_server.store import Transaction
+from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.agents import CALL_APPROVALS
+
+router = APIRouter(tags=["agents"])
+
+MOST_WAITING = 50  # of one app
+_PATH = "/v1/call-approvals"
+_POLL_AFTER_S = 2
+
+
+@router.post(_PATH, status_code=202, response_model=CallApprovalView)
+async def ask_for_call(body: CallApprovalBody, call: Call) -> Response:
+    """Ask a person to approve one call. 202 until it is decided: poll `Location`. The same call again is the
+    same request; a denial holds until its deadline.
+    """
+
+    async def write(tx: Transaction) -> Response:
+        wanted = await _call_of(tx, call, body)
+        hashed = hash_of(tx, call.tenant, wanted)
+        last = await tx.call_approvals.newest(call.tenant, hashed)
+        if last is not None and last.is_answered_by(call.now):
+            return _answer(await _view(tx, call, last))
+        if await tx.call_approvals.count_waiting(call.tenant, call.caller.app.id) >= MOST_WAITING:
+            why = f"{MOST_WAITING} calls of the app wait already: have them decided first."
+            raise Failure(ErrorCode.ALREADY_EXISTS, why)
+        made = _new_approval(call, body, wanted, hashed, 0 if last is None else last.round + 1)
+        await tx.call_approvals.add(made, body.called())
+        await _announce(tx, call, AuditAction.CALL_APPROVAL_REQUESTED, made, call.caller.app)
+        return _answer(await _view(tx, call, made))
+
+    return await call.write(write)
+
+
+@router.post(f"{_PATH}/use")
+async def use_approval(body: CallBody, call: Call) -> CallApprovalView:
+    """Use up the approval of exactly this call, before making it. 403 `call_approval_required` for a call
+    that differs, isn't approved, or was made already.
+    """
+
+    async def write(tx: Transaction) -> CallApprovalView:
+        wanted = await _call_of(tx, call, body)
+        used = await use_call_approval(tx, call.tenant, wanted, call.context, call.now)
+        return await _view(tx, call, used)
+
+    try:
+        view = await call.write(write)
+    except Failure as failure:
+        if failure.code is ErrorCode.CALL_APPROVAL_REQUIRED:
+            metrics.count(CALL_APPROVALS, "refused")
+        raise
+    metrics.count(CALL_APPROVALS, "used")
+    return view
+
+
+@router.get(_PATH)
+async def list_call_approvals(
+    call: Call, state: CallApprovalState | None = None, limit: PageLimit = 50, cursor: PageCursor = None
+) -> Page[CallApprovalView]:
+    """Calls, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
+    bound = {"list": "call-approvals", "state": state}
+    after = call.api.cursors.decode(cursor, call.tenant, **bound)
+    mine = None if _may_read_all(call) else call.caller.app.id
+    async with call.api.store.read() as tx:
+        found = await tx.call_approvals.page(call.tenant, after, limit + 1, app_id=mine, state=state)
+        views = [await _view(tx, call, it, with_call=False) for it in found[:limit]]
+    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **bound)
+    return Page(items=views, next_cursor=next_cursor)
+
+
+@router.get(f"{_PATH}/{{call_approval_id}}", response_model=CallApprovalView)
+async def get_call_approval(call_approval_id: str, call: Call) -> Response:
+    """What is to be called, and what has become of it: 202 with `Retry-After` while it waits."""
+    async with call.api.store.read() as tx:
+        return _answer(await _view(tx, call, await _visible(tx, call, call_approval_id)))
+
+
+@router.post(f"{_PATH}/{{call_approval_id}}/approve")
+async def approve_call(
+    call_approval_id: str, call: AdminCall, body: CallDecisionBody | None = None
+) -> CallApprovalView:
+    """Approve the call as it is stored: it may be made once, within a day. No agent may, nor who asks."""
+    call.require_step_up()
+    note = None if body is None else body.note
+
+    async def write(tx: Transaction) -> CallApprovalView:
+        approval, agent = await _undecided(tx, call, call_approval_id)
+        after = approval.approved(call.context.by, call.now, note)
+        return await _decide(tx, call, AuditAction.CALL_APPROVAL_APPROVED, after, agent)
+
+    return await call.write(write)
+
+
+@router.post(f"{_PATH}/{{call_approval_id}}/deny")
+async def deny_call(
+    call_approval_id: str, call: AdminCall, body: CallDecisionBody | None = None
+) -> CallApprovalView:
+    """Deny it. The same call isn't asked for again before its deadline."""
+    note = None if body is None else body.note
+
+    async def write(tx: Transaction) -> CallApprovalView:
+        approval, agent = await _undecided(tx, call, call_approval_id)
+        after = approval.denied(call.context.by, call.now, note)
+        return await _decide(tx, call, AuditAction.CALL_APPROVAL_DENIED, after, agent)
+
+    return await call.write(write)
+
+
+# --- steps --------------------------------------------------------------------------------
+
+
+async def _call_of(tx: Transaction, call: ApiCall, body: CallBody) -> AgentCall:
+    """The call as the caller would make it, with a connection that it may use."""
+    if call.caller.session is not None:
+        raise invalid_request("connection_id", "A person makes no calls: the agent asks with its own key.")
+    connection = await call.visible_connection(tx, body.connection_id, Action.PROXY, Action.TOKEN)
+    return body.by(call.caller.app.id, connection)
+
+
+def _new_approval(
+    call: ApiCall, body: CallApprovalBody, wanted: AgentCall, hashed: str, round: int
+) -> CallApproval:
+    approval = CallApproval(
+        tenant=call.tenant,
+        id=CallApprovalId(derived_id("cap", call.tenant, hashed, round)),
+        app_id=call.caller.app.id,
+        connection_id=wanted.connection,
+        call_hash=hashed,
+        round=round,
+        name=wanted.name,
+        reason=body.reason,
+        requested_by=call.context.by,
+        created_at=call.now,
+        decide_by=call.now + timedelta(seconds=body.decide_within),
+    )
+    return approval.awaiting(call.now)
+
+
+async def _visible(tx: Transaction, call: ApiCall, id: str) -> CallApproval:
+    """Raises Failure NOT_FOUND alike for an absent and another app's."""
+    found = require_found(await tx.call_approvals.get(call.tenant, CallApprovalId(id)))
+    if found.app_id != call.caller.app.id and not _may_read_all(call):
+        raise Failure(ErrorCode.NOT_FOUND)
+    return found
+
+
+async def _undecided(tx: Transaction, call: ApiCall, id: str) -> tuple[CallApproval, App]:
+    """The request and its agent. Raises Failure NOT_PERMITTED for an agent and for the app that asks;
+    INVALID_REQUEST for one that waits no longer."""
+    approval = await _visible(tx, call, id)
+    agent = require_found(await tx.access.app(call.tenant, approval.app_id))
+    decider = call.caller.app
+    if decider.is_agent or decider.id == agent.id:
+        raise Failure(ErrorCode.NOT_PERMITTED, "A person must decide, or another app that is no agent.")
+    state = approval.state_at(call.now)
+    if state is not CallApprovalState.WAITING:
+        raise invalid_request("call_approval_id", f"It waits no longer: it is {state.value}.")
+    return approval, agent
+
+
+async def _decide(
+    tx: Transaction, call: ApiCall, action: AuditAction, after: CallApproval, agent: App
+) -> CallApprovalView:
+    saved = await tx.call_approvals.replace(after, expected=after.revision)
+    await _announce(tx, call, action, saved, agent)
+    return await _view(tx, call, saved)
+
+
+async def _announce(
+    tx: Transaction, call: ApiCall, action: AuditAction, approval: CallApproval, agent: App
+) -> None:
+    """Record it, which sends its event, and have its workflow look at it."""
+    await call.record(tx, action, approval.id, **approval.detail(agent.name))
+    await tx.outbox.add(call_approval_message(approval, call.context, call.now))
+    metrics.count(CALL_APPROVALS, action.rpartition(".")[2])
+
+
+async def _view(
+    tx: Transaction, call: ApiCall, approval: CallApproval, *, with_call: bool = True
+) -> CallApprovalView:
+    agent = await tx.access.app(call.tenant, approval.app_id)
+    connection = await tx.connections.get(call.tenant, ConnectionId(approval.connection_id))
+    called = CalledView(**await tx.call_approvals.called(approval)) if with_call else None
+    return CallApprovalView.of_approval(
+        approval,
+        call.now,
+        agent="" if agent is None else agent.name,
+        sponsor=None if agent is None else agent.sponsor,
+        integration="" if connection is None else connection.integration,
+        subject="" if connection is None else connection.subject,
+        call=called,
+    )
+
+
+def _answer(view: CallApprovalView) -> Response:
+    waits = view.state is CallApprovalState.WAITING
+    response = CommandResponse.of(view, 202 if waits else 200)
+    response.headers["Location"] = f"{_PATH}/{view.id}"
+    if waits:
+        response.headers["Retry-After"] = str(_POLL_AFTER_S)
+    return response
+
+
+def _may_read_all(call: ApiCall) -> bool:
+    return call.may_audit(Target())

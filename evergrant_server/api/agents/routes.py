@@ -1,0 +1,134 @@
+"""`/v1/agents`: which apps are agents, who answers for each, what for, and until when."""
+
+from datetime import datetime, timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Response
+from pydantic import AfterValidator
+
+from evergrant_server.api.apps.routes import require_app
+from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
+from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, UtcDatetime, View
+from evergrant_server.api.http.problems import invalid_request, require_found
+from evergrant_server.core.access import App
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import AppId, is_id, is_slug, new_id
+from evergrant_server.store import Transaction
+
+router = APIRouter(tags=["agents"])
+
+LONGEST = timedelta(days=366)
+_APP, _PERSON = "app", "person"
+
+
+def _sponsor(value: str) -> str:
+    kind, _, name = value.partition(":")
+    if not ((kind == _APP and is_slug(name)) or (kind == _PERSON and is_id(name, "psn"))):
+        raise ValueError("is app:<name of an app>, or person:<id> as GET /v1/sessions shows it")
+    return value
+
+
+class AgentBody(Body):
+    """`sponsor` answers for the agent: `app:<name>`, or `person:<id>` as audit records name people. By
+    default it is who sends this. From `ends_at` on, at most 366 days ahead, the agent gets nothing.
+    """
+
+    sponsor: Annotated[str, AfterValidator(_sponsor)] | None = None
+    purpose: Text
+    ends_at: UtcDatetime
+
+
+class AgentView(View):
+    """`active` false: requests of the agent are refused, because it or its sponsor is disabled, or its time
+    is over."""
+
+    id: str
+    name: str
+    sponsor: str
+    purpose: str
+    ends_at: datetime
+    disabled: bool
+    active: bool
+    created_at: datetime
+    revision: int
+
+
+@router.put("/v1/agents/{name}")
+async def put_agent(name: Slug, body: AgentBody, response: Response, call: AdminCall) -> AgentView:
+    """Make an app an agent, or give an agent another sponsor, purpose or end. An app of this name is created
+    if there is none; one that is an agent stays one until it is deleted.
+    """
+    call.require_step_up()
+    if not call.now < body.ends_at <= call.now + LONGEST:
+        raise invalid_request("ends_at", f"It must be in the future, and within {LONGEST.days} days.")
+    if name == call.caller.app.name:
+        raise invalid_request("name", "An app can't make itself an agent: another one must.")
+
+    async def write(tx: Transaction) -> tuple[bool, AgentView]:
+        before = await tx.access.app_by_name(call.tenant, name)
+        facts = {"purpose": body.purpose, "ends_at": body.ends_at, **await _sponsor_of(tx, call, name, body)}
+        if before is None:
+            new = App(tenant=call.tenant, id=AppId(new_id("app")), name=name, created_at=call.now)
+            after = await tx.access.put_app(new.model_copy(update=facts), expected=None)
+        else:
+            await _require_sponsors_none(tx, before)
+            after = await tx.access.put_app(before.model_copy(update=facts), expected=before.revision)
+        detail = {"sponsor": after.sponsor, "purpose": body.purpose, "ends_at": body.ends_at.isoformat()}
+        await call.record(tx, AuditAction.AGENT_PUT, after.id, app=name, **detail)
+        return before is None, await agent_view(tx, after, call.now)
+
+    created, view = await call.write(write)
+    response.status_code = 201 if created else 200
+    return view
+
+
+@router.get("/v1/agents")
+async def list_agents(call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None) -> Page[AgentView]:
+    """All agents of the tenant, sorted by name."""
+    after = call.api.cursors.decode(cursor, call.tenant, list="agents")
+    async with call.api.store.read() as tx:
+        found = await tx.agents.page(call.tenant, after, limit + 1)
+        views = [await agent_view(tx, it, call.now) for it in found[:limit]]
+    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="agents")
+    return Page(items=views, next_cursor=next_cursor)
+
+
+@router.get("/v1/agents/{name}")
+async def get_agent(name: Slug, call: AuditorCall) -> AgentView:
+    async with call.api.store.read() as tx:
+        return await agent_view(tx, await require_agent(tx, call, name), call.now)
+
+
+async def require_agent(tx: Transaction, call: ApiCall, name: str) -> App:
+    """The agent of this name. Raises Failure NOT_FOUND, also for an app that is none."""
+    app = await require_app(tx, call, name)
+    return require_found(app if app.is_agent else None)
+
+
+async def agent_view(tx: Transaction, agent: App, now: datetime) -> AgentView:
+    try:
+        await tx.agents.require_active(agent, now)
+        active = True
+    except Failure as failure:
+        if failure.code not in (ErrorCode.APP_DISABLED, ErrorCode.AGENT_ENDED):
+            raise
+        active = False
+    return AgentView.of(agent, active=active)
+
+
+async def _sponsor_of(tx: Transaction, call: ApiCall, agent: str, body: AgentBody) -> dict[str, str | None]:
+    """Who answers for the agent. Raises Failure INVALID_REQUEST for an app that can't."""
+    kind, _, name = (body.sponsor or call.context.by).partition(":")
+    if kind == _PERSON:
+        return {"sponsor": f"{kind}:{name}", "sponsor_app": None}
+    app = await tx.access.app_by_name(call.tenant, name)
+    if app is None or app.is_agent or name == agent:
+        raise invalid_request("sponsor", "An agent's sponsor is a person, or another app that is no agent.")
+    return {"sponsor": f"{_APP}:{app.name}", "sponsor_app": app.id}
+
+
+async def _require_sponsors_none(tx: Transaction, app: App) -> None:
+    """Raise Failure INVALID_REQUEST for an app that answers for an agent: an agent can't."""
+    if await tx.agents.sponsored_by(app.tenant, app.id, 1):
+        raise invalid_request("name", "This app is the sponsor of an agent, so it can't be one itself.")

@@ -1,0 +1,132 @@
+"""`/console/agents`: who the agents are, what they ask for, and how one is stopped."""
+
+import json
+from urllib.parse import urlencode
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from evergrant_server.api.agents.approval_models import CallApprovalView, CallDecisionBody, CalledView
+from evergrant_server.api.agents.approvals import (
+    approve_call,
+    deny_call,
+    get_call_approval,
+    list_call_approvals,
+)
+from evergrant_server.api.agents.routes import get_agent, list_agents
+from evergrant_server.api.agents.stop import StopBody, last_stop, stop_agent
+from evergrant_server.api.console.visit import ConsoleVisit, VisitDep, console_page
+from evergrant_server.api.http.call import require_auditor
+from evergrant_server.api.pages.browser import redirect_response
+from evergrant_server.core.access import Action
+from evergrant_server.core.agents.call_approvals import CallApprovalState
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.policy import Target
+
+router = APIRouter(include_in_schema=False)
+
+_ROWS = 25
+_AGENTS, _CALLS = "/console/agents", "/console/call-approvals"
+
+
+@router.get(_AGENTS)
+@console_page
+async def show_agents(visit: VisitDep, cursor: str = "") -> Response:
+    """The calls that wait for a person, and a page of the tenant's agents."""
+    call = await require_auditor(visit.call)
+    found = await list_agents(call, limit=_ROWS, cursor=cursor or None)
+    waiting = await list_call_approvals(call, state=CallApprovalState.WAITING, limit=_ROWS)
+    return visit.show(
+        "agents.html",
+        "Agents",
+        found=found,
+        waiting=waiting,
+        administers=_administers(visit),
+        next_page=f"?{urlencode({'cursor': found.next_cursor})}" if found.next_cursor else None,
+        first_page=_AGENTS if cursor else None,
+    )
+
+
+@router.get(f"{_CALLS}/{{call_approval_id}}")
+@console_page
+async def show_call(visit: VisitDep, call_approval_id: str) -> Response:
+    """Exactly what an agent asks for, and the forms to decide."""
+    call = await require_auditor(visit.call)
+    answer = await get_call_approval(call_approval_id, call)
+    view = CallApprovalView.model_validate_json(bytes(answer.body))
+    decides = _administers(visit) and view.state is CallApprovalState.WAITING
+    return visit.show(
+        "call_approval.html",
+        f"{view.agent} asks for a call",
+        it=view,
+        called=_shown(view.call),
+        decides=decides,
+    )
+
+
+@router.post(f"{_CALLS}/{{call_approval_id}}/approve")
+@console_page
+async def approve(visit: VisitDep, call_approval_id: str) -> Response:
+    """Approve the call that the form was shown with."""
+    note = (await visit.read_form()).get("note", "")
+    _require_admin(visit)
+    await approve_call(call_approval_id, visit.call, CallDecisionBody(note=note or None))
+    return redirect_response(f"{_CALLS}/{call_approval_id}")
+
+
+@router.post(f"{_CALLS}/{{call_approval_id}}/deny")
+@console_page
+async def deny(visit: VisitDep, call_approval_id: str) -> Response:
+    note = (await visit.read_form()).get("note", "")
+    _require_admin(visit)
+    await deny_call(call_approval_id, visit.call, CallDecisionBody(note=note or None))
+    return redirect_response(f"{_CALLS}/{call_approval_id}")
+
+
+@router.get(f"{_AGENTS}/{{name}}/stop")
+@console_page
+async def show_stop(visit: VisitDep, name: str) -> Response:
+    """How far its last stop has come, and the form to stop it."""
+    call = await require_auditor(visit.call)
+    agent = await get_agent(name, call)
+    try:
+        stop = await last_stop(call, name)
+    except Failure as failure:
+        if failure.code is not ErrorCode.NOT_FOUND:
+            raise
+        stop = None
+    return visit.show("agent_stop.html", f"Stop {name}", it=agent, stop=stop, administers=_administers(visit))
+
+
+@router.post(f"{_AGENTS}/{{name}}/stop")
+@console_page
+async def stop(visit: VisitDep, name: str) -> Response:
+    """Stop the agent."""
+    fields = await visit.read_form()
+    _require_admin(visit)
+    wanted = StopBody(reason=fields.get("reason") or "stopped", revoke_connections="revoke" in fields)
+    view = await stop_agent(name, visit.call, wanted)
+    return redirect_response(f"{_AGENTS}/{view.agent}/stop")
+
+
+def _administers(visit: ConsoleVisit) -> bool:
+    return visit.call.allows(Action.ADMIN, Target())
+
+
+def _require_admin(visit: ConsoleVisit) -> None:
+    visit.call.require_permit(Action.ADMIN, of=Target())
+
+
+def _shown(called: CalledView | None) -> dict[str, str]:
+    """The call's members as text in which nothing is invisible."""
+    members = {} if called is None else called.model_dump(exclude_none=True)
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+        for name, value in members.items()
+    }
+    return {name: "".join(map(_visible, text)) for name, text in texts.items()}
+
+
+def _visible(character: str) -> str:
+    """Controls, and what turns or hides other characters, as their code point."""
+    return character if character.isprintable() or character == "\n" else f"[U+{ord(character):04X}]"

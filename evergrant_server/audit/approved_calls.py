@@ -1,0 +1,48 @@
+"""Uses up the approval of an agent's call, in the transaction that records the call."""
+
+from datetime import datetime
+
+from evergrant_server.audit.hash_chain import append
+from evergrant_server.core.agents.call_approvals import AgentCall, CallApproval
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.outbox import call_approval_message
+from evergrant_server.crypto.call_hash import call_hash
+from evergrant_server.store import Transaction
+
+
+async def use_call_approval(
+    tx: Transaction, tenant: Tenant, call: AgentCall, context: RequestContext, now: datetime
+) -> CallApproval:
+    """Use up the approval of exactly this call, before it is made. Each approval is used once.
+
+    Whoever makes an agent's calls awaits this in the transaction that records the call, and makes the call
+    once that is committed. Raises Failure CALL_APPROVAL_REQUIRED; STORE_CONFLICT when another call came
+    first; INVALID_REQUEST for arguments that aren't I-JSON.
+    """
+    found = await tx.call_approvals.newest(tenant, hash_of(tx, tenant, call))
+    if found is None or found.app_id != call.agent or not found.may_be_used(now):
+        raise Failure(ErrorCode.CALL_APPROVAL_REQUIRED)
+    used = await tx.call_approvals.replace(found.used(now), expected=found.revision)
+    entry = AuditEntry(
+        tenant=tenant,
+        at=now,
+        action=AuditAction.CALL_APPROVAL_USED,
+        object=used.id,
+        context=context,
+        detail={"connection_id": used.connection_id, "call": used.name, "call_hash": used.call_hash},
+    )
+    await append(tx, entry)
+    await tx.outbox.add(call_approval_message(used, context, now))
+    return used
+
+
+def hash_of(tx: Transaction, tenant: Tenant, call: AgentCall) -> str:
+    """The call's keyed hash. Raises Failure INVALID_REQUEST for arguments that aren't I-JSON (RFC 7493)."""
+    try:
+        return call_hash(tx.sealer.ring, tenant, call.members())
+    except ValueError:
+        why = "Arguments need I-JSON: integers below 2^53, finite numbers, whole characters, few levels."
+        raise Failure(ErrorCode.INVALID_REQUEST, why, field="arguments") from None

@@ -1,0 +1,46 @@
+"""Which fields of a row its authenticator covers (`store.authority`)."""
+
+from pydantic import BaseModel
+
+from evergrant_server.core.access import App, AppCredential, AppKey, Approval, Permit, TenantStanding
+from evergrant_server.core.agents.call_approvals import CallApproval
+from evergrant_server.core.agents.stops import AgentStop
+from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.definition import Definition
+from evergrant_server.core.export import Export
+from evergrant_server.core.integrations import Integration
+from evergrant_server.core.lifecycle.access_requests import AccessRequest
+from evergrant_server.core.people.logins import PersonLogin
+from evergrant_server.core.people.roles import AdminLogin
+from evergrant_server.core.people.sessions import PersonSession
+from evergrant_server.core.workloads.issuer import TrustedIssuer
+
+_MOMENTS_OF_CONSENTS = {"revision", "created_at", "expires_at", "confirm_by", "confirmed_at"}
+_FACTS_OF_INTEGRATIONS = {
+    *("revision", "created_at", "changed_at", "state", "problem", "refresh", "refresh_overrides"),
+    *("previous_secret_until", "secret_refused_at", "client_secret_expires_at", "metadata_read_at"),
+    *("client_certificate_expires_at", "registration_sent_at"),
+}
+# The fields that the authenticator of a row covers. Those that hold their default are left out, so that a
+# field that comes later, with a default, changes no authenticator.
+COVERED: dict[type[BaseModel], set[str]] = {
+    TenantStanding: {"tenant", "id", "disabled", "reason"},
+    App: set(App.model_fields) - {"revision", "created_at"},
+    AppKey: {"tenant", "id", "app_id", "secret_hash", "revoked_at"},  # the hash covers the expiry
+    AppCredential: set(AppCredential.model_fields) - {"revision", "created_at"},
+    Permit: set(Permit.model_fields) - {"revision", "created_at"},
+    Approval: {"tenant", "id", "app_id", "by", "command", "body", "approved_by", "used_at"},
+    AccessRequest: {"tenant", "id", "app_id", "kind", "permit_name", "permit", "lifetime_s", "requested_by"}
+    | {"state", "decided_by"},
+    CallApproval: {"tenant", "id", "app_id", "connection_id", "call_hash", "round", "name", "reason"}
+    | {"requested_by", "decide_by", "state", "decided_by", "use_by"},
+    AgentStop: {"tenant", "id", "app_id", "reason", "by", "revoke_connections", "finished_at"},
+    Integration: set(Integration.model_fields) - _FACTS_OF_INTEGRATIONS,
+    TrustedIssuer: {"tenant", "id", "name", "kind", "issuer", "jwks_uri", "keys", "keys_at"},
+    Definition: {"tenant", "id", "name", "version", "document", "state", "approved"},
+    Export: {"tenant", "id", "recipient", "filters", "by"},
+    Consent: set(Consent.model_fields) - _MOMENTS_OF_CONSENTS,
+    AdminLogin: set(AdminLogin.model_fields) - {"revision", "changed_at"},
+    PersonLogin: set(PersonLogin.model_fields) - {"revision"},
+    PersonSession: set(PersonSession.model_fields) - {"revision", "last_used_at"},
+}

@@ -1,0 +1,80 @@
+"""Agents in the console: exactly what one asks for, who decides, and the stop."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.people.roles import Person, PersonRole
+from tests.fakes.api import TENANT, Api
+from tests.security.console import at_console, person_at_console
+
+ANN = Person(issuer="https://login.example", sub="ann", name="ann@example.com")
+HOSTILE = '<script>alert("x")</script>\u202e\u200b'
+
+
+async def an_asking_agent(api: Api) -> str:
+    """A call of an agent that waits, by a tool with hostile arguments."""
+    admin = await api.app_with("admin", Action.ADMIN)
+    connection = await api.active(await api.integration(), lifetime=None)
+    bot = await api.app_with("bot", Action.PROXY)
+    ends_at = (api.clock.now() + timedelta(days=1)).isoformat()
+    await api.call("PUT", "/v1/agents/bot", admin, json={"purpose": "refunds", "ends_at": ends_at})
+    called: dict[str, Any] = {"tool": "pay", "arguments": {"to": HOSTILE}}
+    asked = await api.post(
+        "/v1/call-approvals", bot, {"connection_id": connection.id, **called, "reason": "order 7"}
+    )
+    return f"/console/call-approvals/{asked.json()['id']}"
+
+
+async def test_a_person_sees_exactly_what_is_asked_for_and_approves_it(api: Api):
+    path = await an_asking_agent(api)
+    browser = await person_at_console(api, PersonRole.TENANT_ADMIN, person=ANN)
+    assert path in await browser.page("/console/agents")
+    page = await browser.page(path)
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "\u202e" not in page
+    assert "[U+202E]" in page
+    assert "[U+200B]" in page
+    answer = await browser.send(f"{path}/approve", note="once")
+    assert (answer.status_code, answer.headers["location"]) == (303, path)
+    (record,) = await api.records(AuditAction.CALL_APPROVAL_APPROVED)
+    assert record.context.by.startswith("person:psn_")
+    assert record.detail["note"] == "once"
+    page = await browser.page(path)
+    assert "approved" in page
+    assert "Approve this one call" not in page
+    assert "No call waits" in await browser.page("/console/agents")
+
+
+@pytest.mark.parametrize("verb", ["approve", "deny"])
+async def test_an_auditor_and_an_old_login_decide_nothing(api: Api, verb: str):
+    path = await an_asking_agent(api)
+    auditor = await person_at_console(api, PersonRole.AUDITOR, person=ANN)
+    assert "Approve this one call" not in await auditor.page(path)
+    assert (await auditor.send(f"{path}/{verb}")).status_code == 403
+    admin = await person_at_console(api, PersonRole.TENANT_ADMIN, person=ANN)
+    api.clock.advance(360)
+    answer = await admin.send(f"{path}/approve")
+    assert (answer.status_code, "Log in again" in answer.text) == (403, True)
+    assert await api.records(AuditAction.CALL_APPROVAL_APPROVED, AuditAction.CALL_APPROVAL_DENIED) == []
+
+
+async def test_an_agent_is_stopped_from_its_form(api: Api):
+    await an_asking_agent(api)
+    browser = await at_console(api, await api.app_with("boss", Action.ADMIN))
+    assert "Stop it now?" in await browser.page("/console/agents/bot/stop")
+    answer = await browser.send("/console/agents/bot/stop", reason="too much", revoke="yes")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/console/agents/bot/stop")
+    page = await browser.page("/console/agents/bot/stop")
+    assert "too much" in page
+    assert "not yet" in page
+    (record,) = await api.records(AuditAction.AGENT_STOPPED)
+    assert (record.context.by, record.detail["revoke_connections"]) == ("app:boss", True)
+    assert (await api.app_named("bot")).disabled
+    auditor = await person_at_console(api, PersonRole.AUDITOR, TENANT, person=ANN)
+    assert "Stop it now?" not in await auditor.page("/console/agents/bot/stop")
+    assert (await auditor.send("/console/agents/bot/stop")).status_code == 403
