@@ -74,6 +74,7 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 say "==> packages of $lock, checked against their hashes"
 pip install --require-hashes --only-binary=:all: --progress-bar off \
     -r "$lock" -r requirements/build.txt | progress
+say "==> the client, and bytecode"
 pip install --quiet --no-deps --no-build-isolation -e clients/python
 # else three processes of the first `make dev` each do it, at the same time
 "$venv/bin/python" -m compileall -q -j 2 evergrant_server workflows activities providers worker.py clients/python/src
