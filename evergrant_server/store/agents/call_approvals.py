@@ -8,6 +8,7 @@ from sqlalchemy import Index, UniqueConstraint, func, select
 from sqlmodel import col
 
 from evergrant_server.core.agents.call_approvals import CallApproval, CallApprovalState
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, CallApprovalId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Sealed
@@ -59,9 +60,10 @@ class CallApprovals(
         self._connection, self._sealer, self._ring = connection, sealer, sealer.ring
 
     async def add(self, approval: CallApproval, call: dict[str, Any]) -> None:
-        """Add a request for this call. Raises Failure ALREADY_EXISTS."""
+        """Add a request for this call. Raises Failure STORE_CONFLICT when another one came first."""
         sealed = await self._sealed(approval, {_CALL: Secret(json.dumps(call))})
-        await self._add(approval, f"Approval {approval.id}", **sealed)
+        if not await self._insert(approval, **sealed):
+            raise Failure(ErrorCode.STORE_CONFLICT, "The call was asked for at the same moment.")
 
     async def called(self, approval: CallApproval) -> dict[str, Any]:
         """What is called. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""

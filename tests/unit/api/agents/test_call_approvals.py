@@ -11,12 +11,14 @@ from temporalio.testing import ActivityEnvironment
 from activities.agents.call_approvals import CallApprovalActivities
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import CallApprovalId
 from evergrant_server.core.messages.agents import CallApprovalCall, CallApprovalProgress
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.outbox import OutboxKind
 from evergrant_server.core.people.roles import PersonRole
 from tests.fakes.api import TENANT, Api
+from tests.fakes.failures import fails
 from tests.security.people import put_session
 
 PATH = "/v1/call-approvals"
@@ -100,6 +102,15 @@ async def test_the_same_call_is_one_request_and_another_one_after_its_use(asking
     assert (approved.status_code, approved.json()["id"]) == (200, first["id"])
     assert await asking.use() == "used"
     assert (await asking.ask()).json()["id"] != first["id"]
+
+
+async def test_a_call_that_two_ask_for_at_once_is_read_again_by_the_second(api: Api, asking: Asking):
+    id = (await asking.ask()).json()["id"]
+    async with api.store.write() as tx:
+        first = await tx.call_approvals.get(TENANT, CallApprovalId(id))
+        assert first is not None
+        with fails(ErrorCode.STORE_CONFLICT):
+            await tx.call_approvals.add(first, WANTED)
 
 
 async def test_a_denial_holds_until_the_deadline(api: Api, asking: Asking):
