@@ -27,6 +27,8 @@ from evergrant_server.core.messages.names import (
 )
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 
+BULK = "import"  # the name of a message of which one request writes many: every other goes first
+
 
 class OutboxKind(StrEnum):
     START_WORKFLOW = "start_workflow"  # payload: ConnectionStart

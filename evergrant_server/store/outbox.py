@@ -1,5 +1,6 @@
 """The outbox: deliveries written in the transaction that made them true, in order per target."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import OutboxId
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.outbox import OutboxMessage
+from evergrant_server.core.outbox import BULK, OutboxMessage
 from evergrant_server.crypto import KeyRing
 from evergrant_server.crypto.request_proof import prove_request
 from evergrant_server.store.database import columns
@@ -103,10 +104,11 @@ class Outbox(Repository):
                 await self.postpone(OutboxId(row["id"]), "this version can't read it", now + hold)
         return claimed
 
-    async def mark_delivered(self, id: OutboxId, at: datetime) -> None:
-        """Mark a message as delivered; a second time changes nothing."""
+    async def mark_delivered(self, ids: Collection[OutboxId], at: datetime) -> None:
+        """Mark messages as delivered; a second time changes nothing."""
         done: Values = {"delivered_at": at, "claimed_until": None, "last_error": None}
-        await self._change(id, done)
+        mine = col(OutboxRow.id).in_(ids)
+        await self._run(update(OutboxRow).where(mine, _UNDELIVERED).values({**done, **_NEXT}))
 
     async def postpone(self, id: OutboxId, error: str, next_at: datetime) -> None:
         """Give a claimed message back, to be tried from `next_at` on. `error` holds no secret."""
@@ -146,7 +148,11 @@ class Outbox(Repository):
         context = RequestContext.model_validate(message.payload["context"])
         name = message.name or message.kind
         proven = prove_request(self._ring, context, message.target, name, message.created_at)
-        return {**message.payload, "context": proven.model_dump(mode="json")}
+        of_request = {"context": proven.model_dump(mode="json")}
+        payload = {**message.payload, **of_request}
+        if events := message.payload.get("pending_events"):  # the run acts on them in the same name
+            payload["pending_events"] = [{**event, **of_request} for event in events]
+        return payload
 
     async def _change(self, id: OutboxId, values: Values) -> None:
         statement = update(OutboxRow).where(columns_equal(OutboxRow, id=id), _UNDELIVERED)
@@ -161,16 +167,17 @@ _NEXT: Values = {"revision": col(OutboxRow.revision) + 1}
 
 
 def _picked(now: datetime, hold: timedelta, limit: int) -> Select[int | None]:
-    """The first due message of each tenant, then the second of each, and so on."""
+    """The first due message of each tenant, then the second of each, and so on; bulk in the same way last."""
     due = _UNDELIVERED & _due(now, hold) & ~_behind_another()
-    turn = func.row_number().over(partition_by=col(OutboxRow.tenant), order_by=col(OutboxRow.seq))
-    in_turn = select(col(OutboxRow.seq), turn.label("turn")).where(due).subquery()
+    bulk = col(OutboxRow.name) == BULK
+    turn = func.row_number().over(partition_by=(col(OutboxRow.tenant), bulk), order_by=col(OutboxRow.seq))
+    in_turn = select(col(OutboxRow.seq), bulk.label("bulk"), turn.label("turn")).where(due).subquery()
     claimable = _UNDELIVERED & _due(now, hold)  # again: another relay may have claimed it meanwhile
     return (
         select(col(OutboxRow.seq))
         .join(in_turn, in_turn.c.seq == col(OutboxRow.seq))
         .where(claimable)
-        .order_by(in_turn.c.turn, in_turn.c.seq)
+        .order_by(in_turn.c.bulk, in_turn.c.turn, in_turn.c.seq)
         .limit(limit)
         .with_for_update(of=OutboxRow, skip_locked=True)
     )

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 
@@ -10,7 +11,7 @@ from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.messages.names import CONNECTION_WORKFLOW_ID
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
@@ -99,8 +100,11 @@ class OutboxRelay:
             async with self._store.write() as tx:
                 batch = await tx.outbox.claim(self._name, self._clock.now(), _CLAIM_TIME, _BATCH)
             outcomes = await asyncio.gather(*map(self._deliver, batch), return_exceptions=True)
+            await self._mark_delivered(
+                [it.id for it, done in zip(batch, outcomes, strict=True) if done is True]
+            )
             for outcome in outcomes:
-                if outcome is not None:  # it could not be put off either
+                if isinstance(outcome, BaseException):  # it could not be put off either
                     raise outcome
             return len(batch)
         except Failure as failure:
@@ -111,26 +115,27 @@ class OutboxRelay:
             )
         return 0
 
-    async def _deliver(self, message: OutboxMessage) -> None:
+    async def _deliver(self, message: OutboxMessage) -> bool:
         """Deliver one message or postpone it, so that a failure doesn't hold up the others."""
         try:
-            await self._deliver_or_restart(message)
+            return await self._deliver_or_restart(message)
         except Failure as failure:
             await self._postpone(message, failure.code)
         except Exception as unexpected:
             # only the class: the text may quote a secret
             await self._postpone(message, f"{ErrorCode.INTERNAL}: {type(unexpected).__name__}")
+        return False
 
-    async def _deliver_or_restart(self, message: OutboxMessage) -> None:
+    async def _deliver_or_restart(self, message: OutboxMessage) -> bool:
+        """True when the message needs no further delivery; False when it was postponed."""
         try:
             with traces.continue_trace(_request_context(message)):
                 await self._dispatch(message)
         except WorkflowNotRunning:
-            await self._handle_missing_workflow(message)
-        else:
-            await self._mark_delivered(message)
+            return await self._handle_missing_workflow(message)
+        return True
 
-    async def _handle_missing_workflow(self, message: OutboxMessage) -> None:
+    async def _handle_missing_workflow(self, message: OutboxMessage) -> bool:
         """Start the workflow again if the store says that it is needed, else drop the message."""
         match = CONNECTION_WORKFLOW_ID.match(message.target)
         needed = False
@@ -140,9 +145,10 @@ class OutboxRelay:
         if not needed:
             detail = f"{message.kind} {message.name}"
             log_event(log, logging.INFO, LogEvent.MESSAGE_TOO_LATE, detail, object=message.target)
-            await self._mark_delivered(message)
-        else:  # the new run may have missed the message, and receiving it twice does no harm
-            await self._postpone(message, "its workflow was started again")
+            return True
+        # the new run may have missed the message, and receiving it twice does no harm
+        await self._postpone(message, "its workflow was started again")
+        return False
 
     async def _dispatch(self, message: OutboxMessage) -> None:
         match message.kind:
@@ -197,9 +203,12 @@ class OutboxRelay:
             await tx.histories.add(export)
             await audit.append(tx, entry)
 
-    async def _mark_delivered(self, message: OutboxMessage) -> None:
+    async def _mark_delivered(self, ids: Sequence[OutboxId]) -> None:
+        """In one transaction. If the process dies before it, they are delivered once more."""
+        if not ids:
+            return
         async with self._store.write() as tx:
-            await tx.outbox.mark_delivered(message.id, self._clock.now())
+            await tx.outbox.mark_delivered(ids, self._clock.now())
 
     async def _postpone(self, message: OutboxMessage, error: str) -> None:
         wait = min(_FIRST_RETRY * 2 ** min(message.attempts, 10), _LONGEST_RETRY)

@@ -313,7 +313,7 @@ class Api:
             while batch := await tx.outbox.claim("test", self.clock.now(), timedelta(seconds=30)):
                 found += batch
                 for message in batch:
-                    await tx.outbox.mark_delivered(message.id, self.clock.now())
+                    await tx.outbox.mark_delivered([message.id], self.clock.now())
         return found
 
     async def change(self, connection: Connection, changed: Callable[[Connection], Connection]) -> Connection:

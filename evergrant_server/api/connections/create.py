@@ -41,18 +41,11 @@ from providers.definition.schema import ProviderSpec
 _CLIENT_GRANT_RETRY_S = 1.0
 
 
-async def add_connection(
-    tx: Transaction,
-    call: ApiCall,
-    integration: Integration,
-    *,
-    scopes: tuple[str, ...],
-    deadline: datetime,
-    **settings: Any,
+def new_connection(
+    call: ApiCall, integration: Integration, *, scopes: tuple[str, ...], deadline: datetime, **settings: Any
 ) -> Connection:
-    """Write a new connection's row, and the message that starts its workflow."""
     now = call.now
-    connection = Connection(
+    return Connection(
         tenant=integration.tenant,
         id=ConnectionId(new_id("con")),
         integration_id=integration.id,
@@ -64,10 +57,6 @@ async def add_connection(
         consent_deadline=deadline,
         **settings,
     )
-    await tx.connections.add_new(connection)
-    subject_hash = call.api.ring.subject_hash(connection.tenant, connection.subject)
-    await tx.outbox.add(start_message(connection, subject_hash, call.context, now))
-    return connection
 
 
 class ConnectionSetup:
@@ -143,8 +132,7 @@ class ConnectionSetup:
     ) -> ConnectionWithLink:
         supplied = supplied_tokens(spec, flow, wanted)
         without_subject = flow.is_client_grant or flow.is_static
-        connection = await add_connection(
-            tx,
+        connection = new_connection(
             self._call,
             integration,
             subject=wanted.subject,
@@ -161,6 +149,9 @@ class ConnectionSetup:
             deadline=self._now
             + (CLIENT_GRANT_DEADLINE if without_subject else self._api.settings.consent_ttl),
         )
+        await tx.connections.add_new(connection)
+        subject_hash = self._api.ring.subject_hash(connection.tenant, connection.subject)
+        await tx.outbox.add(start_message(connection, subject_hash, self._call.context, self._now))
         detail = {
             "integration": integration.name,
             "label": wanted.label,

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from evergrant_server import audit
-from evergrant_server.api.connections.consents import signal_granted
-from evergrant_server.api.connections.create import add_connection
+from evergrant_server.api.connections.create import new_connection
 from evergrant_server.api.connections.scopes import ScopeCheck
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.problems import field_errors, invalid_request
@@ -23,6 +22,7 @@ from evergrant_server.core.connections.consent import Consent, ConsentKind
 from evergrant_server.core.connections.grant import INSTALL_WITHIN, ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.lifecycle.snapshot import import_message
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 
@@ -133,14 +133,8 @@ class _ImportTransaction:
         """Write connection, sealed tokens and outbox messages; note the audit entry."""
         now, context, tx = self._call.now, self._call.context, self._tx
         ends = now + INSTALL_WITHIN
-        connection = await add_connection(
-            tx,
-            self._call,
-            integration,
-            subject=item.subject,
-            label=item.label,
-            scopes=scopes,
-            deadline=ends,
+        connection = new_connection(
+            self._call, integration, subject=item.subject, label=item.label, scopes=scopes, deadline=ends
         )
         consent = Consent.without_subject(
             connection, ConsentKind.IMPORT, scopes, context, at=now, expires_at=ends
@@ -152,8 +146,10 @@ class _ImportTransaction:
             expires_at=_access_token_expiry(item, now),
             metadata=item.metadata,
         )
+        await tx.connections.add_new(connection)
         await tx.consents.add(consent, None, tokens)
-        await signal_granted(tx, connection, consent, context, now)
+        subject_hash = self._call.api.ring.subject_hash(connection.tenant, connection.subject)
+        await tx.outbox.add(import_message(connection, consent.id, subject_hash, context, now))
         detail = {
             "integration": integration.name,
             "label": item.label,

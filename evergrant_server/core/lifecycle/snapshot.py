@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import FollowUp, Grant
+from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.lifecycle.grants import grant_facts_of
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES
@@ -18,10 +19,11 @@ from evergrant_server.core.messages.connection import (
     ConnectionDescription,
     ConnectionStart,
     ConnectionState,
+    EventKind,
     LifecycleEvent,
 )
 from evergrant_server.core.messages.names import connection_workflow_id
-from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
+from evergrant_server.core.outbox import BULK, OutboxKind, OutboxMessage, outbox_message
 
 _SHARED_FACTS = {
     "generation", "obtained_at", "expires_at", "refreshable", "refresh_expires_at", "short_lived",
@@ -105,6 +107,18 @@ def start_message(
     start = connection_start(connection, subject_hash, context, state)
     target = connection_workflow_id(connection.tenant, connection.id)
     return outbox_message(connection.tenant, OutboxKind.START_WORKFLOW, target, start, now)
+
+
+def import_message(
+    connection: Connection, consent_id: ConsentId, subject_hash: str, context: RequestContext, now: datetime
+) -> OutboxMessage:
+    """As `start_message`, for a connection whose tokens the store holds: its run begins with installing
+    them, and no signal is needed. Delivered when nothing else is due."""
+    state = state_from_store(connection, None, None, now)
+    granted = LifecycleEvent(kind=EventKind.CONSENT_GRANTED, consent_id=consent_id, context=context)
+    start = connection_start(connection, subject_hash, context, state, (granted,))
+    target = connection_workflow_id(connection.tenant, connection.id)
+    return outbox_message(connection.tenant, OutboxKind.START_WORKFLOW, target, start, now, name=BULK)
 
 
 class Drift(StrEnum):

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.outbox import OutboxMessage
+from evergrant_server.core.outbox import BULK, OutboxMessage
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_message
 from tests.fakes.databases import NOW
@@ -34,7 +34,7 @@ async def test_messages_of_one_target_come_one_after_the_other(store: Store):
         assert await claim(store) == [message.id]
         assert await claim(store) == []
         async with store.write() as tx:
-            await tx.outbox.mark_delivered(message.id, NOW)
+            await tx.outbox.mark_delivered([message.id], NOW)
     assert await claim(store) == []
 
 
@@ -52,6 +52,16 @@ async def test_tenants_come_in_turn(store: Store):
     assert await claim(store, limit=9) == [it.id for it in greedy[3:12]]
 
 
+async def test_bulk_waits_for_everything_else_and_its_tenants_come_in_turn(store: Store):
+    """An import of thousands holds up no revocation, neither of its own tenant nor of another."""
+    bulk = [a_message(f"bulk-{n}", name=BULK) for n in range(6)]
+    theirs = a_message("theirs", name=BULK, tenant=Tenant("b"))
+    others = [a_message("a"), a_message("b", tenant=Tenant("b"))]
+    await put(store, *bulk, theirs, *others)
+    assert set(await claim(store, limit=3)) == {bulk[0].id, *(it.id for it in others)}
+    assert set(await claim(store, limit=2)) == {theirs.id, bulk[1].id}
+
+
 async def test_a_claimed_message_comes_back_after_the_hold(store: Store):
     message = a_message()
     await put(store, message)
@@ -66,7 +76,7 @@ async def test_a_postponed_message_waits_and_so_do_those_behind_it(store: Store)
     assert len(await claim(store)) == 2
     async with store.write() as tx:
         await tx.outbox.postpone(one.id, "temporal_unavailable", NOW + timedelta(seconds=5))
-        await tx.outbox.mark_delivered(other.id, NOW)
+        await tx.outbox.mark_delivered([other.id], NOW)
     assert await claim(store, after=4) == []
     async with store.write() as tx:
         (again,) = await tx.outbox.claim("relay", NOW + timedelta(seconds=5), HOLD)
@@ -102,7 +112,7 @@ async def test_many_relays_never_share_a_message(store: Store):
             for message in claimed:
                 delivered.append((message.target, message.id))
                 async with store.write() as tx:
-                    await tx.outbox.mark_delivered(message.id, NOW)
+                    await tx.outbox.mark_delivered([message.id], NOW)
 
     async with asyncio.timeout(PATIENCE_S):
         await asyncio.gather(*(relay(f"relay-{n}") for n in range(4)))
@@ -119,8 +129,8 @@ async def test_depth_counts_what_is_not_delivered_and_prune_drops_what_is(store:
         assert await tx.outbox.depth(NOW) == 2
         assert await tx.outbox.oldest_undelivered_at() == one.created_at
         await tx.outbox.postpone(two.id, "x", NOW + timedelta(hours=1))
-        await tx.outbox.mark_delivered(one.id, NOW)
-        await tx.outbox.mark_delivered(one.id, NOW)
+        await tx.outbox.mark_delivered([one.id], NOW)
+        await tx.outbox.mark_delivered([one.id], NOW)
         assert await tx.outbox.depth(NOW) == 1
         assert await tx.outbox.oldest_undelivered_at() == NOW
         assert await tx.outbox.prune(NOW + timedelta(seconds=1), limit=0) == 0
@@ -135,7 +145,7 @@ async def test_an_unknown_or_doubled_message_is_refused(store: Store):
         await put(store, message)
     with fails(ErrorCode.NOT_FOUND):
         async with store.write() as tx:
-            await tx.outbox.mark_delivered(a_message().id, NOW)
+            await tx.outbox.postpone(a_message().id, "x", NOW)
 
 
 async def test_a_message_that_is_added_once_is_not_added_again_even_after_its_delivery(store: Store):
@@ -144,5 +154,5 @@ async def test_a_message_that_is_added_once_is_not_added_again_even_after_its_de
         async with store.write() as tx:
             assert await tx.outbox.add_once(message) is not delivered
             assert not await tx.outbox.add_once(message)
-            await tx.outbox.mark_delivered(message.id, NOW)
+            await tx.outbox.mark_delivered([message.id], NOW)
     assert await claim(store) == []

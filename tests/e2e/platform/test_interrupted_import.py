@@ -1,9 +1,10 @@
-"""The API is killed in the middle of an import; the same command again loses nothing and doubles nothing."""
+"""API and worker are killed in the middle of an import; the same command again loses and doubles nothing."""
 
 import asyncio
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 from bench.processes import python_module, running_process
 from evergrant_server.audit import verify_log
 from evergrant_server.cli.serve import settings_environment
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.settings import Settings
@@ -25,8 +29,8 @@ from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.rows import an_integration, discovered
 
-GRANTS = int(os.environ.get("EVERGRANT_TEST_GRANTS", "60"))
-COUNTED = ("connection", "consent", "outbox", "audit")
+GRANTS = int(os.environ.get("EVERGRANT_TEST_GRANTS", "40"))
+COUNTED = ("connection", "consent", "connection_grant", "outbox")
 
 
 async def counts(parts: Platform) -> dict[str, int]:
@@ -35,24 +39,50 @@ async def counts(parts: Platform) -> dict[str, int]:
         return {name: int(it.scalar_one()) for name, it in zip(COUNTED, found, strict=True)}
 
 
+async def audited(parts: Platform) -> dict[str, int]:
+    async with parts.store.read() as tx:
+        rows = await tx.connection.exec_driver_sql("SELECT action, count(*) FROM audit GROUP BY action")
+        return {str(row[0]): int(row[1]) for row in rows}
+
+
+async def connections(parts: Platform) -> list[Connection]:
+    async with parts.store.read() as tx:
+        return list(await tx.connections.page(TENANT, limit=GRANTS + 1))
+
+
+async def tokens(parts: Platform, connection: Connection) -> tuple[str, str]:
+    async with parts.store.read() as tx:
+        refresh = await tx.grants.refresh_token(connection)
+        assert refresh is not None
+        return (await tx.grants.access_token(connection)).reveal(), refresh.reveal()
+
+
+async def runs(parts: Platform, connection: Connection) -> int:
+    """How many runs its workflow has had."""
+    query = f"WorkflowId = '{connection_workflow_id(TENANT, connection.id)}'"
+    return sum([1 async for _ in parts.client.list_workflows(query)])
+
+
 def line(number: int) -> str:
     grant = {"access_token": f"at-{number}", "refresh_token": f"rt-{number}", "expires_in": 3600}
     return json.dumps({"integration": "crm", "subject": f"user-{number}", "scopes": ["read"], **grant})
 
 
 @asynccontextmanager
-async def api(settings: Settings, folder: Path) -> AsyncIterator[int]:
-    """The API in a process of its own; yields its process id."""
-    process = python_module("evergrant_server serve", folder, env=settings_environment(settings))
-    async with running_process(process, port=settings.port):
-        yield int(process.pid_file.read_text().split()[0])
+async def api_and_worker(settings: Settings, folder: Path) -> AsyncIterator[list[int]]:
+    """Both in processes of their own; yields their process ids."""
+    env = settings_environment(settings)
+    api, worker = (python_module(name, folder, env=env) for name in ("evergrant_server serve", "worker"))
+    async with running_process(api, port=settings.port), running_process(worker, words="worker ready"):
+        yield [int(it.pid_file.read_text().split()[0]) for it in (api, worker)]
 
 
-async def test_an_import_whose_api_is_killed_goes_on_where_it_was(temporal_address: str, tmp_path: Path):
+async def test_an_import_whose_processes_are_killed_goes_on_where_it_was(
+    temporal_address: str, tmp_path: Path
+):
     file = tmp_path / "grants.jsonl"
     file.write_text("".join(line(it) + "\n" for it in range(GRANTS)))
-    database = sqlite_url(tmp_path)
-    settings = await prepared(temporal_address, database, tmp_path, (), port=free_port())
+    settings = await prepared(temporal_address, sqlite_url(tmp_path), tmp_path, (), port=free_port())
     url = f"http://127.0.0.1:{settings.port}"
     async with ScriptedProvider() as idp, open_platform(settings, Role.OPERATOR) as parts:
         row = an_integration(TENANT, parts.clock.now(), **discovered(idp))
@@ -65,27 +95,37 @@ async def test_an_import_whose_api_is_killed_goes_on_where_it_was(temporal_addre
             status, out, err = await run(url, key, COMMAND, "import", str(file), "--no-verify", "-o", "json")
             return status, json.loads(out), err
 
-        async with api(settings, tmp_path) as pid:
+        async with api_and_worker(settings, tmp_path) as pids:
             first = asyncio.create_task(imported())
             async with asyncio.timeout(PATIENCE_S):
                 while (await counts(parts))["connection"] < GRANTS // 4:
                     assert not first.done()
-                    await asyncio.sleep(0)
-            os.killpg(pid, signal.SIGKILL)
+                    await asyncio.sleep(0.005)
+            for pid in pids:
+                os.killpg(pid, signal.SIGKILL)
             status, stopped, said = await first
+        async with parts.store.write() as tx:  # what the dead relays held, as half a minute does
+            await tx.connection.exec_driver_sql("UPDATE outbox SET claimed_until = NULL")
         assert status not in (0, None)
         assert stopped["imported"] < GRANTS
         assert "run it again to go on" in said
-        async with api(settings, tmp_path):
+        async with api_and_worker(settings, tmp_path):
             status, again, _ = await imported()
-        assert status == 0
-        assert again["imported"] + again["exists"] == GRANTS
-        assert again["exists"] >= stopped["imported"]
+            assert status == 0
+            assert again["imported"] + again["exists"] == GRANTS
+            assert again["exists"] >= stopped["imported"]
+            async with asyncio.timeout(PATIENCE_S):
+                while (await counts(parts))["connection_grant"] < GRANTS:
+                    await asyncio.sleep(0.2)
+        # nothing lost, nothing doubled: rows, what was sent to Temporal, its runs, and each one's own tokens
         grown = {name: number - before[name] for name, number in (await counts(parts)).items()}
-        assert grown == {
-            "connection": GRANTS,
-            "consent": GRANTS,
-            "outbox": 2 * GRANTS,  # the workflow's start, and the signal that the tokens are there
-            "audit": GRANTS,
+        assert grown == dict.fromkeys(COUNTED, GRANTS)
+        found = await connections(parts)
+        assert Counter((it.state, it.generation) for it in found) == {(LifecycleState.ACTIVE, 1): GRANTS}
+        assert {it.subject: await tokens(parts, it) for it in found} == {
+            f"user-{n}": (f"at-{n}", f"rt-{n}") for n in range(GRANTS)
         }
+        assert [await runs(parts, it) for it in found] == [1] * GRANTS
+        recorded = await audited(parts)
+        assert recorded == {AuditAction.CONNECTION_IMPORTED: GRANTS, AuditAction.GRANT_INSTALLED: GRANTS}
         assert (await verify_log(parts.store, TENANT)).ok

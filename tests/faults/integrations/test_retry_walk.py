@@ -138,7 +138,7 @@ async def test_other_messages_wait_behind_one_page_at_the_most(
         async with store.write() as tx:
             depths.append(await tx.outbox.depth(clock.now()))
             for message in await tx.outbox.claim("relay", clock.now(), timedelta(seconds=30), PAGE):
-                await tx.outbox.mark_delivered(message.id, clock.now())
+                await tx.outbox.mark_delivered([message.id], clock.now())
         await asyncio.sleep(0.02)
     assert (await running).signalled == NUMBER
     assert max(depths) == PAGE

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.export import ExportStatus
 from evergrant_server.core.ids import ExportId
-from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.core.messages.connection import ConnectionStart, EventKind
+from evergrant_server.core.outbox import BULK, OutboxKind
 from evergrant_server.crypto import Recipient
+from evergrant_server.crypto.request_proof import proven_message
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.patience import PATIENCE_S
 
@@ -70,11 +73,17 @@ async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api
         consent = await tx.consents.import_consent(TENANT, row.id)
         assert consent is not None
         tokens = await tx.consents.imported_tokens(consent)
-        waiting = await tx.outbox.claim("test", api.clock.now(), api.clock.now() - api.clock.now())
+    (start,) = await api.outbox()
     assert tokens.refresh_token is not None
     assert (tokens.access_token.reveal(), tokens.refresh_token.reveal()) == (ACCESS, REFRESH)
-    assert [it.kind for it in waiting] == [OutboxKind.START_WORKFLOW]  # the signal is behind it
-    assert ACCESS not in json.dumps([it.payload for it in waiting])
+    assert (start.kind, start.name) == (OutboxKind.START_WORKFLOW, BULK)
+    assert ACCESS not in json.dumps(start.payload)
+    (begins,) = ConnectionStart.model_validate(start.payload).pending_events
+    assert (begins.kind, begins.consent_id) == (EventKind.CONSENT_GRANTED, consent.id)
+    proven = proven_message(
+        api.worker.ring, begins.context, start.target, api.clock.now(), timedelta(seconds=1)
+    )
+    assert (proven, begins.context.by) == (BULK, "app:boss")  # the audit log names who imported
 
 
 async def test_two_requests_with_the_same_items_import_each_once(api: Api, key: str):
