@@ -31,17 +31,6 @@ async def whole_life(client: Client) -> Handle:
         return life.handle
 
 
-async def imported_with_tokens_that_the_store_holds(client: Client) -> Handle:
-    """The start brings the consent, so that the first task installs the tokens."""
-    granted = m.LifecycleEvent(
-        kind=m.EventKind.CONSENT_GRANTED, consent_id=a_consent().consent_id, context=ASKED
-    )
-    async with living(client, waiting=(granted,)) as life:
-        await life.until(lambda d: d.generation == 1)
-        await life.ensure_fresh(1)
-        return life.handle
-
-
 async def consent_denied(client: Client) -> Handle:
     async with living(client) as life:
         no = m.ConsentDenied(consent_id=a_consent().consent_id, context=ASKED)

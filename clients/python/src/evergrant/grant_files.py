@@ -6,14 +6,17 @@ An error about a line names its number and never quotes it: the line holds token
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 from evergrant.errors import BadRequest
 
 MAX_LINE_BYTES = 128 * 1024
-_A_LINE = ': each line is one object, such as {"integration": "crm", "subject": "alice", "access_token": "…"}'
+_A_LINE = (
+    ': each line is one object, such as {"integration": "crm", "subject": "alice", "access_token": "…"}; '
+    "another system's file needs --from"
+)
 _ALGORITHMS = ["ECDH-ES+A256KW", "A256GCM"]
 
 
@@ -77,8 +80,19 @@ def _parse_line(
         if plain is None:
             return InvalidLine(number, end, "not_for_this_key", "sealed to another key, or altered")
         raw = plain
+    value = parse_json(number, end, raw)
+    if isinstance(value, dict):
+        return ParsedLine(number, end, cast(dict[str, object], value))
+    if not isinstance(value, InvalidLine):
+        value = InvalidLine(number, end, "not_an_object", "it is JSON, but not an object")
+    example = number == 1 and value.code in ("not_json", "not_an_object")
+    return replace(value, detail=value.detail + _A_LINE) if example else value
+
+
+def parse_json(number: int, end: int, raw: bytes) -> object:
+    """The value, or the InvalidLine that says why it is none."""
     try:
-        value: object = json.loads(
+        return json.loads(
             raw.decode("utf-8"), object_pairs_hook=_unique_members, parse_constant=_refuse_constant
         )
     except _DuplicateMember:
@@ -86,12 +100,7 @@ def _parse_line(
     except UnicodeDecodeError:
         return InvalidLine(number, end, "not_utf8", "it is not UTF-8")
     except (ValueError, RecursionError):
-        return InvalidLine(number, end, "not_json", f"it is not valid JSON{_A_LINE * (number == 1)}")
-    if not isinstance(value, dict):
-        return InvalidLine(
-            number, end, "not_an_object", f"it is JSON, but not an object{_A_LINE * (number == 1)}"
-        )
-    return ParsedLine(number, end, cast(dict[str, object], value))
+        return InvalidLine(number, end, "not_json", "it is not valid JSON")
 
 
 def write_private_file(path: Path, text: str) -> None:
@@ -117,15 +126,15 @@ def read_public_key(path: Path) -> dict[str, object] | str:
 
     Raises BadRequest for a private key in PEM, which must not be sent.
     """
-    text = _read_text(path)
+    text = read_key_text(path)
     if "PRIVATE KEY" in text:
-        raise _key_error(path, "it is a private key: give the public half")
+        raise key_error(path, "it is a private key: give the public half")
     if not text.lstrip().startswith("{"):
         return text
     try:
         value: object = json.loads(text)
     except ValueError:
-        raise _key_error(path, "it is not JSON") from None
+        raise key_error(path, "it is not JSON") from None
     members = cast(dict[str, object], value)
     return {name: members[name] for name in ("kty", "crv", "x", "y") if name in members}
 
@@ -140,7 +149,7 @@ def file_error(path: Path, error: OSError) -> BadRequest:
 
 
 def _private_key(path: Path) -> Any:
-    jwk, text = _joserfc(), _read_text(path)
+    jwk, text = _joserfc(), read_key_text(path)
     for key_type in (jwk.OKPKey, jwk.ECKey):
         try:
             key = key_type.import_key(json.loads(text) if text.lstrip().startswith("{") else text)
@@ -148,7 +157,7 @@ def _private_key(path: Path) -> Any:
             continue
         if key.is_private and key.curve_name in ("X25519", "P-256"):
             return key
-    raise _key_error(path, "it holds no private X25519 or P-256 key")
+    raise key_error(path, "it holds no private X25519 or P-256 key")
 
 
 def _joserfc() -> Any:
@@ -163,21 +172,20 @@ def _joserfc() -> Any:
     return jwk
 
 
-def _read_text(path: Path) -> str:
+def read_key_text(path: Path) -> str:
+    """Raises BadRequest when it can't be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise file_error(path, error) from None
     except UnicodeDecodeError:
-        raise _key_error(path, "it is not text") from None
+        raise key_error(path, "it is not text") from None
 
 
-def _key_error(path: Path, reason: str) -> BadRequest:
-    return BadRequest(
-        f"{path} is not the key that is needed: {reason}",
-        code="key_unusable",
-        repair="Make a pair with: evergrant export-key PRIVATE PUBLIC.",
-    )
+def key_error(
+    path: Path, reason: str, *, repair: str = "Make a pair with: evergrant export-key PRIVATE PUBLIC."
+) -> BadRequest:
+    return BadRequest(f"{path} is not the key that is needed: {reason}", code="key_unusable", repair=repair)
 
 
 class _DuplicateMember(Exception):

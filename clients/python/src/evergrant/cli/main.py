@@ -23,6 +23,7 @@ from evergrant.cli.checkout import providers
 from evergrant.cli.connections import connect, connections
 from evergrant.cli.given.usage import usage_error
 from evergrant.cli.given.values import Scopes, Seconds
+from evergrant.cli.importing.command import import_file
 from evergrant.cli.integrations import integrations
 from evergrant.cli.issuers import issuers
 from evergrant.cli.login import login, logout, whoami
@@ -34,7 +35,7 @@ from evergrant.cli.show.tables import Format, show_one, show_rows
 from evergrant.cli.show.waiting import say_while_waiting
 from evergrant.cli.start.init import init
 from evergrant.cli.start.lines import line_to_copy
-from evergrant.cli.transfer import export_file, export_key, import_file
+from evergrant.cli.transfer import export_file, export_key
 from evergrant.cli.webhooks import webhooks
 from evergrant.errors import EvergrantError, ReconnectNeeded
 from evergrant.grant_files import file_error

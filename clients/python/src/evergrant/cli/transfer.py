@@ -1,158 +1,20 @@
-"""`evergrant import`, `export` and `export-key`: existing grants in, sealed grants out."""
+"""`evergrant export` and `export-key`: sealed grants out."""
 
 import os
-import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, BinaryIO, TextIO
+from typing import TextIO
 
-from cyclopts import Parameter
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-from evergrant.calls.transfer import IMPORT_BATCH_SIZE, Export, ImportOutcome, ImportStatus, SealedPage
+from evergrant.calls.transfer import Export, SealedPage
 from evergrant.cli.output import DEFAULTS, Options
-from evergrant.cli.show.tables import Format, printable, show_one
-from evergrant.errors import BadRequest, EvergrantError
-from evergrant.grant_files import (
-    InvalidLine,
-    LineDecrypter,
-    ParsedLine,
-    file_error,
-    generate_key_pair,
-    read_lines,
-    read_public_key,
-    write_private_file,
-)
+from evergrant.cli.show.tables import show_one
+from evergrant.errors import BadRequest
+from evergrant.grant_files import file_error, generate_key_pair, read_public_key, write_private_file
 from evergrant.retries import Deadline
 from evergrant.sync_client import Evergrant
 
-_BATCH_BYTES = 600_000  # a request's body may have 1 MiB
-_MAX_REPORTED = 1000  # failed lines in the JSON report; all of them are counted
 _POLL_EVERY = timedelta(seconds=1)
-
-
-@dataclass
-class _Report:
-    """The outcomes of a file's lines, counted, and the failures by line number."""
-
-    path: str
-    as_json: bool
-    counts: Counter[str] = field(default_factory=Counter[str])
-    failures: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
-    last_line: int = 0
-
-    def add(self, number: int, outcome: ImportOutcome) -> None:
-        self.last_line = number
-        self.counts[outcome.status.value] += 1
-        if outcome.verification is not None:
-            self.counts[outcome.verification] += 1
-        if outcome.failed:
-            self._add_failure(number, outcome.code or "unknown", outcome.detail or "")
-
-    def add_invalid(self, line: InvalidLine) -> None:
-        self.last_line = line.number
-        self.counts[ImportStatus.INVALID.value] += 1
-        self._add_failure(line.number, line.code, line.detail)
-
-    def _add_failure(self, number: int, code: str, detail: str) -> None:
-        if len(self.failures) < _MAX_REPORTED:
-            self.failures.append({"line": number, "code": code, "detail": detail})
-        if not self.as_json:
-            print(f"{self.path}:{number}: {code}: {printable(detail)}", file=sys.stderr)
-
-    def show(self, seconds: float, options: Options) -> None:
-        row: dict[str, object] = {
-            name: self.counts[name]
-            for name in ("imported", "would_import", "exists", "invalid", "verified", "unverified", "failed")
-        }
-        row["seconds"] = round(seconds, 1)
-        if options.output is not Format.TABLE:
-            row["failures"] = sorted(self.failures, key=lambda failure: str(failure["line"]).zfill(12))
-        show_one(row, options.output)
-
-    @property
-    def status(self) -> int:
-        return 1 if self.counts["invalid"] or self.counts["failed"] else 0
-
-
-def import_file(
-    file: Path,
-    /,
-    *,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
-    verify: bool = True,
-    key: Path | None = None,
-    options: Options = DEFAULTS,
-) -> None:
-    """Import existing grants from a file with a JSON object on each line. Running it again changes nothing.
-
-    Args:
-        dry_run: Check every line; import none.
-        verify: Refresh each grant once after its import. First stop every other system that refreshes it.
-        key: Private key of a sealed export.
-    """
-    decrypter = LineDecrypter(key) if key else None
-    started = time.monotonic()
-    report = _Report(str(file), options.output is not Format.TABLE)
-    try:
-        source = file.open("rb")
-    except OSError as error:
-        raise file_error(file, error) from None
-    with source, options.client() as client, _progress(source) as advance:
-        try:
-            for batch in _batches(read_lines(source, decrypter), report):
-                items = [line.item for line in batch]
-                outcomes = client.import_connections(items, dry_run=dry_run, verify=verify)
-                for line, outcome in zip(batch, outcomes, strict=True):
-                    report.add(line.number, outcome)
-                advance(batch[-1].end)
-        except (EvergrantError, KeyboardInterrupt):
-            print(f"evergrant: stopped after line {report.last_line}; run it again to go on", file=sys.stderr)
-            report.show(time.monotonic() - started, options)
-            raise
-    report.show(time.monotonic() - started, options)
-    if report.status:
-        sys.exit(report.status)
-
-
-def _batches(lines: Iterator[ParsedLine | InvalidLine], report: _Report) -> Iterator[list[ParsedLine]]:
-    """The valid lines in batches of one request; invalid lines go to the report."""
-    batch: list[ParsedLine] = []
-    start = end = 0
-    for line in lines:
-        if isinstance(line, InvalidLine):
-            report.add_invalid(line)
-            end = line.end
-            continue
-        if batch and (len(batch) == IMPORT_BATCH_SIZE or line.end - start > _BATCH_BYTES):
-            yield batch
-            batch, start = [], end
-        batch.append(line)
-        end = line.end
-    if batch:
-        yield batch
-
-
-@contextmanager
-def _progress(source: BinaryIO) -> Generator[Callable[[int], None]]:
-    """A progress bar over the file's bytes, on a terminal only."""
-    size = os.fstat(source.fileno()).st_size
-    columns = (TextColumn("importing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as bar:
-        task = bar.add_task("import", total=size or None)
-
-        def advance(end: int) -> None:
-            bar.update(task, completed=end)
-
-        yield advance
 
 
 def export_file(

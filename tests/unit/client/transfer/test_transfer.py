@@ -1,10 +1,7 @@
-"""Import and export: files of grants, the commands for them, and the converters of the moving-in guide."""
+"""Import and export: files of grants, and the commands for them."""
 
-import csv
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +19,9 @@ from evergrant.grant_files import (
 )
 from joserfc import jwe, jwk
 
-from evergrant_server.api.transfer.models import ImportItem
 from tests.unit.client.conftest import Caller, Command
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, problem
 
-ROOT = Path(__file__).parents[3]
 CANARY = "canary-token-0123"
 IMPORT = "POST /v1/connections/import"
 
@@ -165,87 +160,3 @@ def test_a_failed_export_leaves_no_file(command: Command, evergrant: ScriptedEve
     ended = command("export", "--to", str(public), "--out", str(out))
     assert (ended.status, out.exists()) == (1, False)
     assert "d" not in evergrant.requests[0].body["public_key"]
-
-
-def convert(recipe: str, file: Path, *more: str) -> tuple[list[dict[str, Any]], str]:
-    """Run a converter as the guide says; every line must be an item that the API accepts."""
-    arguments = [sys.executable, "-m", f"examples.migrations.{recipe}", str(file), *more]
-    ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
-    items = [json.loads(line) for line in ended.stdout.splitlines()]
-    for item in items:
-        ImportItem.model_validate(item)
-    return items, ended.stderr
-
-
-def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
-    file.write_text("\n".join(json.dumps(row) for row in rows))
-    return file
-
-
-def test_nango_rows_are_converted(tmp_path: Path):
-    common = {"provider_config_key": "hubspot-prod", "deleted_at": None}
-    credentials = {
-        "type": "OAUTH2",
-        "access_token": "at-1",
-        "refresh_token": "rt-1",
-        "expires_at": "2030-01-02T03:04:05.000Z",
-        "raw": {"token_type": "bearer", "scope": "contacts oauth"},
-    }
-    unusable: list[Any] = [
-        {"type": "API_KEY", "apiKey": "secret-k"},
-        {"type": "OAUTH2", "encrypted_credentials": "x"},
-    ]
-    usable: list[Any] = [credentials, json.dumps(credentials | {"expires_at": None})]
-    rows = [common | {"connection_id": "user", "credentials": each} for each in [*usable, *unusable]]
-    deleted = rows[0] | {"deleted_at": "2029-01-01"}
-    file = write_rows(tmp_path / "rows.jsonl", [*rows, deleted, {"unexpected": "secret-k"}])
-    items, errors = convert("nango", file, "--integration", "hubspot-prod=crm")
-    tokens = {"access_token": "at-1", "refresh_token": "rt-1", "expires_at": "2030-01-02T03:04:05+00:00"}
-    assert items[0] == {"integration": "crm", "subject": "user", "scopes": ["contacts", "oauth"], **tokens}
-    assert [item.get("expires") for item in items] == [None, "unknown"]
-    assert [line.split(":")[0] for line in errors.splitlines()] == ["row 3", "row 4", "row 5", "row 6"]
-    assert "secret-k" not in errors
-
-
-def test_auth0_users_are_converted(tmp_path: Path):
-    identity = {"connection": "google-oauth2", "provider": "google-oauth2", "user_id": "1001"}
-    password = {"connection": "Username-Password-Authentication", "provider": "auth0", "user_id": "5"}
-    tokens = {"access_token": "ya-1", "refresh_token": "1//rt", "expires_in": 3599}
-    rows: list[dict[str, Any]] = [
-        {"user_id": "google-oauth2|1001", "identities": [identity | tokens, password]},
-        {"user_id": "google-oauth2|1002", "identities": [identity | {"access_token": "ya-2"}]},
-        {"user_id": "auth0|5", "identities": []},
-    ]
-    file = write_rows(tmp_path / "users.jsonl", rows)
-    items, errors = convert("auth0", file, "--integration", "google-oauth2=google")
-    subject = "google-oauth2|1001"
-    names = {"integration": "google", "subject": subject, "metadata": {"auth0_identity": subject}}
-    tokens = {"access_token": "ya-1", "refresh_token": "1//rt", "expires": "unknown"}
-    assert items == [names | tokens]
-    assert len(errors.splitlines()) == 2
-
-
-@pytest.mark.parametrize(
-    ("expires_at", "expected"),
-    [
-        ("2030-01-02 03:04:05+00", {"expires_at": "2030-01-02T03:04:05+00:00"}),
-        ("2030-01-02 03:04:05", {"expires_at": "2030-01-02T03:04:05+00:00"}),
-        ("1893553445", {"expires_at": "2030-01-02T03:04:05+00:00"}),
-        ("1893553445000", {"expires_at": "2030-01-02T03:04:05+00:00"}),
-        ("", {"expires": "unknown"}),
-    ],
-)
-def test_a_csv_table_is_converted(tmp_path: Path, expires_at: str, expected: dict[str, str]):
-    file = tmp_path / "tokens.csv"
-    columns = ["provider", "user_id", "access_token", "refresh_token", "expires_at", "scope", "account"]
-    with file.open("w", newline="") as out:
-        writer = csv.writer(out)
-        writer.writerow(columns)
-        writer.writerow(["hubspot", 7, "at,1", 'rt"1', expires_at, "a,b c", "sales"])
-        writer.writerow(["hubspot", 8, "at-2", "", "", "", ""])
-        writer.writerow(["hubspot", 9, "at-3", "rt-3", "next week", "", ""])
-    items, errors = convert("table", file, "--integration", "hubspot=crm")
-    names = {"integration": "crm", "subject": "7", "label": "sales"}
-    tokens = {"access_token": "at,1", "refresh_token": 'rt"1', "scopes": ["a", "b", "c"]}
-    assert items == [names | tokens | expected]
-    assert [line.split(":")[0] for line in errors.splitlines()] == ["row 2", "row 3"]
