@@ -27,7 +27,7 @@ from evergrant_server.core.messages.names import (
 )
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 
-BULK = "import"  # the name of a message of which one request writes many: every other goes first
+BULK = "import"  # the name of a message of which there may be thousands: workers deliver it, after all others
 
 
 class OutboxKind(StrEnum):

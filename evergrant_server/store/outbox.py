@@ -81,15 +81,19 @@ class Outbox(Repository):
         values = column_values(message, payload=self._proven_payload(message), revision=1)
         return await insert(self._connection, OutboxRow, values)
 
-    async def claim(self, by: str, now: datetime, hold: timedelta, limit: int = 50) -> list[OutboxMessage]:
+    async def claim(
+        self, by: str, now: datetime, hold: timedelta, limit: int = 50, *, bulk: bool = True
+    ) -> list[OutboxMessage]:
         """Take messages that are due, for `hold`; the oldest undelivered one of each target alone.
+
+        Those named BULK come last, and without `bulk` not at all.
 
         Tenants come in turn: however many messages one has, another's first is among the first.
         Any number of relays may claim at once: none gets what another holds. A message that
         was neither delivered nor postponed is claimable again after `hold`. One that this version can't
         read is put off for as long: a relay of a newer version may read it.
         """
-        seqs = list((await self._connection.execute(_picked(now, hold, limit))).scalars())
+        seqs = list((await self._connection.execute(_picked(now, hold, limit, bulk))).scalars())
         if not seqs:
             return []
         mine = col(OutboxRow.seq).in_(seqs)
@@ -166,10 +170,11 @@ class Outbox(Repository):
 _NEXT: Values = {"revision": col(OutboxRow.revision) + 1}
 
 
-def _picked(now: datetime, hold: timedelta, limit: int) -> Select[int | None]:
+def _picked(now: datetime, hold: timedelta, limit: int, with_bulk: bool) -> Select[int | None]:
     """The first due message of each tenant, then the second of each, and so on; bulk in the same way last."""
-    due = _UNDELIVERED & _due(now, hold) & ~_behind_another()
     bulk = col(OutboxRow.name) == BULK
+    due = _UNDELIVERED & _due(now, hold) & ~_behind_another()
+    due = due if with_bulk else due & ~bulk
     turn = func.row_number().over(partition_by=(col(OutboxRow.tenant), bulk), order_by=col(OutboxRow.seq))
     in_turn = select(col(OutboxRow.seq), bulk.label("bulk"), turn.label("turn")).where(due).subquery()
     claimable = _UNDELIVERED & _due(now, hold)  # again: another relay may have claimed it meanwhile

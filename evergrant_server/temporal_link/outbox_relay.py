@@ -43,12 +43,16 @@ class OutboxRelay:
         reconciler: Reconciler,
         clock: Clock,
         interval: timedelta = _FIRST_RETRY,
+        *,
+        bulk: bool = True,
     ) -> None:
+        """Without `bulk` it leaves imports to other relays: its process has callers that wait."""
         self._store = store
         self._link = link
         self._reconciler = reconciler
         self._clock = clock
         self._interval = interval.total_seconds()
+        self._bulk = bulk
         self._name = f"relay-{secrets.token_hex(4)}"
         self._notified = asyncio.Event()
         self._reported_at = -_REPORT_INTERVAL_S
@@ -98,7 +102,8 @@ class OutboxRelay:
         """Claim and deliver a batch of messages, each for another workflow. Returns how many were claimed."""
         try:
             async with self._store.write() as tx:
-                batch = await tx.outbox.claim(self._name, self._clock.now(), _CLAIM_TIME, _BATCH)
+                now = self._clock.now()
+                batch = await tx.outbox.claim(self._name, now, _CLAIM_TIME, _BATCH, bulk=self._bulk)
             outcomes = await asyncio.gather(*map(self._deliver, batch), return_exceptions=True)
             await self._mark_delivered(
                 [it.id for it, done in zip(batch, outcomes, strict=True) if done is True]

@@ -59,7 +59,10 @@ async def open_platform(
             store, link, ring, clock, registry.refresh_rules, settings.expiry_announce_days
         )
         reconciler = Reconciler(store, link, starter, clock)
-        relay = OutboxRelay(store.in_pool(Pool.BACKGROUND), link, reconciler, clock, settings.relay_interval)
+        background = store.in_pool(Pool.BACKGROUND)
+        relay = OutboxRelay(
+            background, link, reconciler, clock, settings.relay_interval, bulk=role is not Role.API
+        )
         yield Platform(settings, clock, ring, store, registry, client, link, reconciler, relay)
     finally:
         await store.close()

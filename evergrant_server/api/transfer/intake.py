@@ -37,14 +37,20 @@ class ImportWriter:
         self._call = call
         self._store = call.api.store
 
-    async def import_items(self, items: Sequence[Any], *, dry_run: bool) -> list[ImportOutcome]:
-        """The outcomes, in order. Raises Failure only of the kind PLATFORM_UNAVAILABLE."""
+    async def import_items(
+        self, items: Sequence[Any], *, dry_run: bool, in_background: bool
+    ) -> list[ImportOutcome]:
+        """The outcomes, in order. `in_background`: their workflows may start after all others.
+
+        Raises Failure only of the kind PLATFORM_UNAVAILABLE.
+        """
         outcomes: list[ImportOutcome] = []
         for first in range(0, len(items), _ITEMS_AT_ONCE):
             some = list(enumerate(items[first : first + _ITEMS_AT_ONCE], first))
 
             async def take(tx: Transaction, some: list[tuple[int, Any]] = some) -> list[ImportOutcome]:
-                return await _ImportTransaction(self._call, tx, dry_run=dry_run).take(some)
+                writing = _ImportTransaction(self._call, tx, dry_run=dry_run, in_background=in_background)
+                return await writing.take(some)
 
             if dry_run:
                 async with self._store.read() as tx:
@@ -57,10 +63,11 @@ class ImportWriter:
 class _ImportTransaction:
     """Items that are checked, and written, in one transaction. Each integration is read once."""
 
-    def __init__(self, call: ApiCall, tx: Transaction, *, dry_run: bool) -> None:
+    def __init__(self, call: ApiCall, tx: Transaction, *, dry_run: bool, in_background: bool) -> None:
         self._call = call
         self._tx = tx
         self._dry_run = dry_run
+        self._in_background = in_background
         self._integrations: dict[str, tuple[Integration, ProviderSpec]] = {}
         self._entries: list[AuditEntry] = []
 
@@ -149,7 +156,10 @@ class _ImportTransaction:
         await tx.connections.add_new(connection)
         await tx.consents.add(consent, None, tokens)
         subject_hash = self._call.api.ring.subject_hash(connection.tenant, connection.subject)
-        await tx.outbox.add(import_message(connection, consent.id, subject_hash, context, now))
+        start = import_message(
+            connection, consent.id, subject_hash, context, now, in_background=self._in_background
+        )
+        await tx.outbox.add(start)
         detail = {
             "integration": integration.name,
             "label": item.label,

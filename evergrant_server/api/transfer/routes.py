@@ -63,12 +63,13 @@ async def import_connections(body: ImportBody, request: Request, call: AdminCall
         await tx.tenants.require_enabled(call.tenant)  # a session that was made on the host comes so far
     items = json.loads(await request.body(), object_pairs_hook=_JsonObject.of)["items"]
     verification = ImportVerification(call)
-    outcomes = await ImportWriter(call).import_items(items, dry_run=body.dry_run)
+    writer = ImportWriter(call)
+    outcomes = await writer.import_items(items, dry_run=body.dry_run, in_background=not body.verify)
     if body.dry_run:
         return ImportView(items=outcomes)
-    call.api.relay.notify()
     if not body.verify:
         return ImportView(items=[_without_verification(it) for it in outcomes])
+    call.api.relay.notify()
     return ImportView(items=await verification.verify(outcomes))
 
 

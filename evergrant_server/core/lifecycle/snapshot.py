@@ -110,15 +110,22 @@ def start_message(
 
 
 def import_message(
-    connection: Connection, consent_id: ConsentId, subject_hash: str, context: RequestContext, now: datetime
+    connection: Connection,
+    consent_id: ConsentId,
+    subject_hash: str,
+    context: RequestContext,
+    now: datetime,
+    *,
+    in_background: bool,
 ) -> OutboxMessage:
     """As `start_message`, for a connection whose tokens the store holds: its run begins with installing
-    them, and no signal is needed. Delivered when nothing else is due."""
+    them, and no signal is needed."""
     state = state_from_store(connection, None, None, now)
     granted = LifecycleEvent(kind=EventKind.CONSENT_GRANTED, consent_id=consent_id, context=context)
     start = connection_start(connection, subject_hash, context, state, (granted,))
     target = connection_workflow_id(connection.tenant, connection.id)
-    return outbox_message(connection.tenant, OutboxKind.START_WORKFLOW, target, start, now, name=BULK)
+    name = BULK if in_background else ""
+    return outbox_message(connection.tenant, OutboxKind.START_WORKFLOW, target, start, now, name=name)
 
 
 class Drift(StrEnum):

@@ -59,6 +59,8 @@ async def test_bulk_waits_for_everything_else_and_its_tenants_come_in_turn(store
     others = [a_message("a"), a_message("b", tenant=Tenant("b"))]
     await put(store, *bulk, theirs, *others)
     assert set(await claim(store, limit=3)) == {bulk[0].id, *(it.id for it in others)}
+    async with store.write() as tx:
+        assert await tx.outbox.claim("api", NOW, HOLD, bulk=False) == []
     assert set(await claim(store, limit=2)) == {theirs.id, bulk[1].id}
 
 

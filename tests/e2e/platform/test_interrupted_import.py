@@ -41,8 +41,8 @@ async def counts(parts: Platform) -> dict[str, int]:
 
 async def audited(parts: Platform) -> dict[str, int]:
     async with parts.store.read() as tx:
-        rows = await tx.connection.exec_driver_sql("SELECT action, count(*) FROM audit GROUP BY action")
-        return {str(row[0]): int(row[1]) for row in rows}
+        rows = await tx.connection.exec_driver_sql("SELECT action, count(*) AS n FROM audit GROUP BY action")
+        return {str(row["action"]): int(row["n"]) for row in rows.mappings()}
 
 
 async def connections(parts: Platform) -> list[Connection]:

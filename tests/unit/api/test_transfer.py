@@ -86,6 +86,12 @@ async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api
     assert (proven, begins.context.by) == (BULK, "app:boss")  # the audit log names who imported
 
 
+async def test_the_start_of_an_import_that_is_verified_waits_for_no_other(api: Api, key: str):
+    await sent(api, key, item(), verify=True)
+    (start,) = await api.outbox()
+    assert (start.kind, start.name, api.relay.nudges) == (OutboxKind.START_WORKFLOW, "", 1)
+
+
 async def test_two_requests_with_the_same_items_import_each_once(api: Api, key: str):
     items = [item(subject=f"user-{n}", **({"integration": "none"} if n == 12 else {})) for n in range(25)]
     first, second = await asyncio.gather(sent(api, key, *items), sent(api, key, *items))

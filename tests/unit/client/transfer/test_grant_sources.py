@@ -212,7 +212,7 @@ def test_a_rehearsal_explains_what_would_be_made(imports: Imports):
 def test_a_rehearsal_names_the_missing_integration(imports: Imports):
     imports.write("integration,subject,access_token", "jira,alice,canary-1", "jira,bob,canary-2")
     ended = imports.run("--from", "table", "--dry-run", made=2, code="not_found")
-    assert "2 lines name an integration jira that is not here" in ended.err
+    assert "no integration jira is here (lines: 2)" in ended.err
     assert "--integration jira=OURS" in ended.err
 
 

@@ -41,7 +41,7 @@ class Table:
         for name in sorted(needed):
             if self._columns[name] is None:
                 wanted = " or ".join(COLUMNS[name])
-                raise _bad(f"the header has no column {wanted}: name yours with --column {name}=…")
+                raise _bad(f"the first line has no column {wanted}: name yours with --column {name}=…")
 
     def items(self, row: Row) -> Sequence[Item]:
         cell = {name: None if it is None else row.get(it) for name, it in self._columns.items()}

@@ -130,7 +130,7 @@ class Report:
         for name, each in self._integrations.items():
             if each.missing:
                 repair = f"evergrant integrations put {name} …, or rename it: --integration {name}=OURS"
-                what = f"{each.missing} lines name an integration {name} that is not here"
+                what = f"no integration {name} is here (lines: {each.missing})"
                 print(f"{self.path}: {what}: {repair}", file=sys.stderr)
             if each.new and not each.refresh_tokens:
                 print(f"{self.path}: no line of {name} has a refresh token", file=sys.stderr)
