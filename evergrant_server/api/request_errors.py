@@ -9,14 +9,32 @@ from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
 from fastapi import Request
+from fastapi.dependencies.models import Dependant
 from pydantic import BaseModel
 from starlette.routing import BaseRoute, Route
 
+from evergrant_server.core.errors import ErrorCode, Failure
+
+_NO_JSON = ": send JSON, with Content-Type: application/json"
+_TIME = "must be a date and time with its zone, such as 2026-01-31T12:00:00Z"
 _IN_WORDS = {
     "missing": "is missing",
     "list_type": 'must be a list, such as ["…"]',
     "tuple_type": 'must be a list, such as ["…"]',
     "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_long": "must have at most {max_length} entries",
+    "too_short": "must have at least {min_length} entries",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    **dict.fromkeys(("datetime_type", "datetime_parsing", "datetime_from_date_parsing"), _TIME),
+    "timezone_aware": _TIME,
+    "none_required": "must be null",
     "string_type": "must be a text",
     "bool_type": "must be true or false",
     "int_type": "must be an integer",
@@ -38,7 +56,10 @@ def problem_in_words(entry: Mapping[str, Any], members: Collection[str]) -> str:
     if kind in ("enum", "literal_error"):
         expected = str(entry.get("ctx", {}).get("expected", ""))
         return f"use {expected}{_meant(str(given), _QUOTED.findall(expected))}"
-    return _IN_WORDS.get(kind) or str(entry["msg"]).removeprefix("Value error, ")
+    if kind in ("model_type", "model_attributes_type") and entry["loc"] in ((), ("body",)):
+        return _IN_WORDS[kind] + _NO_JSON
+    known = _IN_WORDS.get(kind)
+    return known.format(**entry.get("ctx", {})) if known else str(entry["msg"]).removeprefix("Value error, ")
 
 
 def members_of(request: Request) -> Collection[str]:
@@ -49,6 +70,23 @@ def members_of(request: Request) -> Collection[str]:
             if isinstance(kind, type) and issubclass(kind, BaseModel) and _refuses_others(kind):
                 return kind.model_fields
     return ()
+
+
+def require_known_query(request: Request) -> None:
+    """Raise Failure INVALID_REQUEST for a parameter that the route doesn't have: it would be ignored."""
+    dependant = getattr(request.scope.get("route"), "dependant", None)
+    known = set(_query_names(dependant)) if dependant and request.query_params else set[str]()
+    for name in request.query_params if dependant else ():
+        if name not in known:
+            has = f"this route has {', '.join(sorted(known)) or 'none'}"
+            detail = f"query: there is no such parameter{_meant(name, known)}; {has}"
+            raise Failure(ErrorCode.INVALID_REQUEST, detail, field="query")
+
+
+def _query_names(dependant: Dependant) -> Iterator[str]:
+    yield from (field.alias for field in dependant.query_params)
+    for further in dependant.dependencies:
+        yield from _query_names(further)
 
 
 def _refuses_others(model: type[BaseModel]) -> bool:

@@ -164,7 +164,8 @@ async def make_admin_key(settings: Settings, again: bool, out: Path | None) -> N
         await store.close()
     if out is None:
         print(key)
-        print("shown once; send it as: Authorization: Bearer <key>", file=sys.stderr)
+        what = f"the key of the app admin of the tenant {tenant}"
+        print(f"{what}, shown once; send it as: Authorization: Bearer <key>", file=sys.stderr)
     else:
         write_private(out, key + "\n")
 

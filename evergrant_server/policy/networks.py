@@ -30,7 +30,9 @@ def parse_network(text: str) -> Network:
     address, slash, prefix = text.partition("/")
     if "%" in text or (slash and not (prefix.isascii() and prefix.isdigit())) or address != address.strip():
         raise ValueError(f"{text!r} is no network: write for example 10.1.0.0/16")
-    network = ip_network(text)
+    network = ip_network(text, strict=False)
+    if slash and str(network.network_address) != str(ip_address(address)):
+        raise ValueError(f"{text} has host bits set: write {network}, or {address} alone")
     if isinstance(network, IPv6Network) and network.prefixlen >= _MAPPED_BITS:
         mapped = network.network_address.ipv4_mapped
         if mapped is not None:

@@ -26,6 +26,10 @@ from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.telemetry import traces
 from evergrant_server.temporal_link.runs import call_temporal, find_in_temporal
 
+_NOT_THERE = (
+    "Start it, or correct EVERGRANT_TEMPORAL_ADDRESS: the port of its frontend (7233), not of its UI. If it "
+    "needs TLS or an API key, set TEMPORAL_ADDRESS and TEMPORAL_TLS=true or TEMPORAL_API_KEY in its place."
+)
 _REPAIR = "Run: python -m evergrant_server db upgrade"
 
 
@@ -54,7 +58,8 @@ async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> 
             target, data_converter=pydantic_data_converter, lazy=lazy, **profile, **options
         )
     except RuntimeError:
-        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, f"no Temporal server answers at {target}") from None
+        why = f"no Temporal server answers at {target}"
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, why, repair=_NOT_THERE) from None
 
 
 def client_plugins() -> list[SimplePlugin]:

@@ -102,7 +102,7 @@ def checked_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, s
     unknown = set(params) - set(spec.template_params)
     if unknown:
         name = min(unknown)[:64]
-        has = " and ".join(it for it, rule in spec.template_params.items() if rule.source == "integration")
+        has = ", ".join(it for it, rule in spec.template_params.items() if rule.source == "integration")
         raise _invalid_param(spec, name, f"is not a parameter of {spec.name}, which has {has or 'none'}")
     values: dict[str, str] = {}
     for name, rule in spec.template_params.items():

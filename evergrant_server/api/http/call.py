@@ -21,6 +21,7 @@ from evergrant_server.api.http.judged_request import JudgedRequest
 from evergrant_server.api.http.people.authentication import login_url, person_caller
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import ATTEMPTS, run_transaction
+from evergrant_server.api.request_errors import require_known_query
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
@@ -159,14 +160,15 @@ def api_context(request: Request) -> ApiContext:
 
 
 async def _any_app(request: Request, _: Annotated[object, Depends(_bearer_scheme)]) -> ApiCall:
-    """The call of any app or person. Raises Failure UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED,
-    CROSS_SITE_REQUEST, RATE_LIMITED."""
+    """The call of any app or person. Raises Failure INVALID_REQUEST, UNAUTHENTICATED, TENANT_DISABLED,
+    APP_DISABLED, CROSS_SITE_REQUEST, RATE_LIMITED."""
     api = api_context(request)
     caller = await person_caller(api, request)
     if caller is None:
         caller = await api.authenticator.authenticate(request)
         api.ledger.note_use(caller.tenant, caller.credential.id)
     await api.limits.count_request(request.scope, caller.app)
+    require_known_query(request)
     return ApiCall(api, caller, trace_of(request).request_context(caller.by), request)
 
 

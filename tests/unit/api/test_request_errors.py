@@ -42,6 +42,13 @@ async def test_a_member_is_named_with_what_is_wrong(api: Api, path: str, body: d
         ("permits/crm", {**PERMIT, "actions": ["tokens"]}, "did you mean token?"),
         ("", {"return_to": ["https://*.example.com/"]}, "name each host by itself"),
         ("", {"disabled": "no"}, "must be true or false"),
+        ("", {"lease_limit": 0}, "must be at least 1"),
+        ("permits/crm", {**PERMIT, "actions": ["token"], "sources": ["10.0.0.1/8"]}, "write 10.0.0.0/8"),
+        (
+            "permits/crm",
+            {**PERMIT, "actions": ["token"], "expires_at": "2027"},
+            "with a zone, such as 2026-",
+        ),
     ],
 )
 async def test_a_value_is_told_what_may_stand_there(
@@ -51,6 +58,23 @@ async def test_a_value_is_told_what_may_stand_there(
     answer = await api.call("PUT", f"/v1/apps/web/{path}".rstrip("/"), admin, json=body)
     assert answer.status_code == 400
     assert said in answer.json()["detail"]
+
+
+async def test_a_form_is_told_to_be_json(api: Api, admin: str):
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    answer = await api.call("PUT", "/v1/apps/web", admin, content=b"disabled=true", headers=form)
+    assert "send JSON, with Content-Type: application/json" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("query", "said"), [("state=actve", "did you mean active?"),
+                                             ("stat=active", "did you mean state?"),
+                                             ("user=canary", "this route has cursor, ")])  # fmt: skip
+async def test_a_query_that_would_be_ignored_is_refused(api: Api, query: str, said: str):
+    key = await api.app_with("pipeline", Action.TOKEN)
+    answer = await api.get(f"/v1/connections?{query}", key)
+    assert answer.status_code == 400
+    assert said in answer.json()["detail"]
+    assert "canary" not in answer.text
 
 
 @pytest.mark.parametrize("path", ["/v1/lease", "/v1/connections"])

@@ -1,12 +1,15 @@
 """A program that uses the client wrongly is told what to write; no frame of another library hides it."""
 
+import asyncio
 import socket
+from datetime import timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
-from evergrant import BadRequest, Evergrant, Unreachable
+from evergrant import AsyncEvergrant, BadRequest, Evergrant, Unreachable
+from evergrant.webhooks import verify
 
 from tests.unit.client.conftest import Caller
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, consent_required, lease, problem
@@ -26,6 +29,37 @@ async def test_one_text_is_no_list_of_scopes(caller: Caller, evergrant: Scripted
     with pytest.raises(TypeError, match=r"\('repo', 'gist',\)"):
         await caller.call("lease", "crm", "alice", scopes="repo gist")
     assert evergrant.requests == []
+
+
+async def test_a_client_of_another_event_loop_says_so(evergrant: ScriptedEvergrant):
+    evergrant.script("POST /v1/lease", lease())
+    client = AsyncEvergrant(evergrant.url, "evg_canary", cache_leases_for=timedelta(0))
+    await client.lease("crm", "alice")
+    with pytest.raises(BadRequest, match="another event loop"):
+        await asyncio.to_thread(lambda: asyncio.run(client.lease("crm", "bob")))
+    await client.aclose()
+
+
+def test_a_parsed_body_is_no_payload():
+    headers = {"webhook-id": "a", "webhook-timestamp": "1", "webhook-signature": "v1,x"}
+    with pytest.raises(TypeError, match="before any parser"):
+        verify(WRONG, headers, "whsec_MTIz")
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"APP_ID": "app_1"}, "Set EVERGRANT_PRIVATE_KEY_FILE or"),
+        ({"PRIVATE_KEY_FILE": "k"}, "EVERGRANT_PRIVATE_KEY_FILE is set, and EVERGRANT_APP_ID isn't"),
+    ],
+)
+def test_half_an_identity_says_which_half_is_missing(
+    env: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in env.items():
+        monkeypatch.setenv(f"EVERGRANT_{name}", value)
+    with pytest.raises(BadRequest, match=said):
+        Evergrant("http://127.0.0.1:1")
 
 
 def test_a_closed_client_says_so(evergrant: ScriptedEvergrant):

@@ -16,6 +16,7 @@ from evergrant.identity import Certificate, Identity, PrivateKey, WorkloadToken
 Origin = tuple[str, str, int]
 _URL = "Set EVERGRANT_URL to a whole URL, such as http://127.0.0.1:8480 or https://evergrant.example.com."
 _NO_URL = "Set EVERGRANT_URL; beside make dev it is http://127.0.0.1:8480."
+_PROOFS = ("EVERGRANT_PRIVATE_KEY_FILE", "EVERGRANT_CERTIFICATE_FILE", "EVERGRANT_WORKLOAD_TOKEN_FILE")
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -142,6 +143,13 @@ def _identity(env: Mapping[str, str]) -> Identity:
         return Certificate(app_id, Path(name).expanduser(), Path(key).expanduser() if key else None)
     if app_id and (name := env.get("EVERGRANT_WORKLOAD_TOKEN_FILE")):
         return WorkloadToken(app_id, Path(name).expanduser())
+    given = [name for name in _PROOFS if env.get(name)]
+    if app_id and not given:
+        why = "EVERGRANT_APP_ID is set, and no file that proves it"
+        raise BadRequest(why, code="identity_incomplete", repair=f"Set {' or '.join(_PROOFS)}.")
+    if given:
+        why, repair = f"{given[0]} is set, and EVERGRANT_APP_ID isn't", "Set it to the app's id, app_…"
+        raise BadRequest(why, code="identity_incomplete", repair=repair)
     raise BadRequest(
         "there is no API key, and no private key of an app",
         code="api_key_missing",

@@ -16,6 +16,7 @@ from evergrant.calls.attempts import (
     call_arguments,
     explained,
     require_open,
+    require_same_loop,
     token_arguments,
     transport_error,
 )
@@ -176,6 +177,7 @@ class AsyncTransport(ClientState):
         super().__init__(url, api_key, **options)
         self._http = self._connect()
         self._retired: httpx2.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._leases_in_flight = AsyncSingleFlight[Lease | ConsentRequired]()
         self._reports_in_flight = AsyncSingleFlight[Connection]()
         self._tokens_in_flight = AsyncSingleFlight[str]()
@@ -208,6 +210,7 @@ class AsyncTransport(ClientState):
 
     async def _request(self, arguments: dict[str, Any]) -> httpx2.Response:
         require_open(self._http)
+        self._loop = require_same_loop(self._loop)
         try:
             response = await self._http.request(**arguments)
         except httpx2.RequestError as error:

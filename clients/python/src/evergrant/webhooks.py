@@ -70,7 +70,11 @@ def verify(
     if not id or not (timestamp.isascii() and timestamp.isdigit()) or not signatures:
         raise WebhookRefused("not_signed", "webhook-id, -timestamp or -signature is missing or malformed")
     keys = [_key(each) for each in ((secret,) if isinstance(secret, str) else secret)]
-    signed = f"{id}.{timestamp}.".encode() + body
+    try:
+        signed = f"{id}.{timestamp}.".encode() + body
+    except TypeError:
+        why = "payload is the body as it came, before any parser: bytes, such as those of request.body()"
+        raise TypeError(why) from None
     if not _any_matches(keys, signed, signatures.split(" ")[:_MAX_SIGNATURES]):
         raise WebhookRefused("bad_signature", "no signature is by this secret over this body")
     _refuse_recordings(int(timestamp[:12]), tolerance, now or datetime.now(UTC))

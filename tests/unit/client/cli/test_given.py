@@ -40,11 +40,12 @@ def test_an_admin_is_told_which_name_was_meant(command: Command, evergrant: Scri
 
 
 def test_an_app_is_told_the_permit_that_an_admin_may_give(command: Command, evergrant: ScriptedEvergrant):
-    evergrant.script("GET /v1/integrations", DENIED)
+    evergrant.script("GET /v1/integrations", DENIED, page())
     evergrant.script("POST /v1/connections", NO_SUCH)
-    told = command("connect", "crm", "bob").err
-    assert "an admin gives it: " in told
-    assert "evergrant apps permit APP crm --subject bob" in told
+    for _ in range(2):
+        told = command("connect", "crm", "bob").err
+        assert "an admin gives it: " in told
+        assert "evergrant apps permit APP crm --subject bob" in told
 
 
 def test_a_name_in_place_of_an_id_is_told_what_an_id_is(command: Command, evergrant: ScriptedEvergrant):
@@ -60,6 +61,18 @@ def test_a_permit_for_an_integration_that_is_not_there_says_so(
     ended = command("apps", "permit", "report", "crmm", "--subject", "alice")
     assert ended.status == 0
     assert ended.err == "evergrant: there is no integration crmm yet; did you mean crm?\n"
+
+
+def test_a_filter_that_finds_nothing_names_a_typo(command: Command, evergrant: ScriptedEvergrant):
+    evergrant.script("GET /v1/connections", page())
+    evergrant.script("GET /v1/integrations", page(an_integration(name="crm")))
+    told = command("connections", "ls", "--integration", "crmm").err
+    assert told == "evergrant: there is no integration crmm yet; did you mean crm?\n"
+
+
+def test_who_an_app_is_has_another_command(command: Command, evergrant: ScriptedEvergrant):
+    evergrant.script("GET /v1/sessions/current", NO_SUCH)
+    assert "evergrant apps ls" in command("whoami").err
 
 
 def test_scopes_are_given_one_by_one(command: Command, evergrant: ScriptedEvergrant):
@@ -104,6 +117,20 @@ def test_a_secret_file_holds_the_secret_alone(
 def test_usage_names_the_help_that_is_about_it(command: Command):
     assert "(See evergrant connections revoke --help.)" in command("connections", "revoke", "con_1").err
     assert "1 more than the command takes" in command("providers", "propose", "acme", "acme.yaml").err
+
+
+def test_a_value_of_another_kind_is_told_its_form(command: Command):
+    put = ("permits", "put", "report", "x", "--integration", "crm", "--action", "token")
+    assert "write a date with its zone, such as 2027-01-01" in command(*put, "--expires", "tomorrow").err
+    assert "--lease-limit: write a whole number" in command("apps", "put", "web", "--lease-limit", "many").err
+
+
+def test_a_connection_without_a_grant_names_the_command_for_a_link(
+    command: Command, evergrant: ScriptedEvergrant
+):
+    needed = problem(409, "ReconnectNeeded", "consent_required", repair="Send the subject to connect_url.")
+    evergrant.script("POST /v1/connections/con_1/refresh", needed)
+    assert "evergrant connections reauthorize con_1" in command("connections", "refresh", "con_1").err
 
 
 def test_a_command_of_the_server_is_named(command: Command):

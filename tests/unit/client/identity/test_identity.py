@@ -233,7 +233,7 @@ def test_settings_name_the_app_and_its_key(
     monkeypatch.setenv("EVERGRANT_APP_ID", APP)
     with pytest.raises(BadRequest) as missing:
         Evergrant(evergrant.url)
-    assert missing.value.code == "api_key_missing"
+    assert missing.value.code == "identity_incomplete"
     monkeypatch.setenv("EVERGRANT_PRIVATE_KEY_FILE", str(key_file))
     monkeypatch.setenv("EVERGRANT_ISSUER", "https://public.example")
     with Evergrant(evergrant.url) as client:

@@ -1,5 +1,6 @@
 """One HTTP attempt: what httpx2 is given for a call or a token request, and what its exceptions mean."""
 
+import asyncio
 import json
 import socket
 import ssl
@@ -10,7 +11,7 @@ from urllib.parse import unquote
 import httpx2
 
 from evergrant.calls.call import Call, Result
-from evergrant.errors import BadRequest, EvergrantError, ProtocolError, Unreachable
+from evergrant.errors import BadRequest, EvergrantError, ProtocolError, ReconnectNeeded, Unreachable
 from evergrant.identity.access_tokens import GRANT, TOKEN_PATH
 from evergrant.origins import ServerAddress
 from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, Deadline
@@ -96,6 +97,15 @@ def require_open(http: httpx2.Client | httpx2.AsyncClient) -> None:
         raise BadRequest("this client is closed", code="client_closed", repair=repair)
 
 
+def require_same_loop(before: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    """The running event loop. Raises BadRequest if the client's connections belong to another one."""
+    running = asyncio.get_running_loop()
+    if before is not None and before is not running:
+        repair = "Make an AsyncEvergrant in each asyncio.run, or use Evergrant."
+        raise BadRequest("this client belongs to another event loop", code="client_elsewhere", repair=repair)
+    return running
+
+
 def explained(error: EvergrantError, call: Call[Result], server: ServerAddress) -> EvergrantError:
     """The error, with what was asked for where the server says only that it isn't there."""
     if error.code == "not_found":
@@ -107,6 +117,10 @@ def explained(error: EvergrantError, call: Call[Result], server: ServerAddress) 
             error.repair = f"Leave out /{path} in EVERGRANT_URL."
         elif not names.get("connection", "con_").startswith("con_"):
             error.repair = "A connection's id begins with con_: evergrant connections ls shows it."
+    connection_id = _asked_for(call).get("connection")
+    if isinstance(error, ReconnectNeeded) and error.connect_url is None and connection_id:
+        command = f"evergrant connections reauthorize {connection_id}"
+        error.repair = f"Get a new link for the subject: {command}, with the key of an app that may connect."
     if error.code == "unauthenticated" and server.identity is None:
         error.repair = _KEY
     return error

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from evergrant.cli.consent import announce, connect_here, say_who
+from evergrant.cli.given.near_names import note_missing_integration
 from evergrant.cli.given.values import Scopes, Seconds
 from evergrant.cli.output import DEFAULTS, Generation, Options, connection_row, show_live
 from evergrant.cli.show.tables import Format, show_one, show_rows
@@ -39,7 +40,9 @@ def list_connections(
         found = client.connections(
             integration=integration, provider=provider, subject=subject, state=state, reference=reference
         )
-        rows = (connection_row(connection) for connection in found)
+        rows = [connection_row(connection) for connection in found]
+        if integration and not rows:
+            note_missing_integration(client, integration)
         show_rows(rows, _CONNECTIONS, options.output, below=_BELOW, usual={"label": "default"})
 
 

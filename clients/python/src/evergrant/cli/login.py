@@ -99,7 +99,13 @@ def logout(*, options: Options = DEFAULTS) -> None:
 def whoami(*, options: Options = DEFAULTS) -> None:
     """Show who you are, in which role, and until when."""
     with options.client() as client:
-        show_one(row_of(client.own_session()), options.output)
+        try:
+            found = client.own_session()
+        except BadRequest as error:
+            if error.status == 404:
+                error.repair = "An app's key came: evergrant apps ls. For a person: evergrant login."
+            raise
+        show_one(row_of(found), options.output)
 
 
 def code_with_state(url: str, state: str) -> str | None:

@@ -15,7 +15,12 @@ _MOST = 500
 
 def name_what_is_missing(client: Evergrant, error: EvergrantError) -> None:
     """Say which name of the call doesn't exist, for an admin; for others, which permit would be needed."""
-    listed: dict[str, Callable[[], Iterable[Any]]] = {"app": client.apps, "integration": client.integrations}
+    listed: dict[str, Callable[[], Iterable[Any]]] = {
+        "app": client.apps,
+        "integration": client.integrations,
+        "webhook": client.webhooks,
+        "issuer": client.trusted_issuers,
+    }
     for kind, names_of in listed.items():
         name = error.context.get(kind)
         if not isinstance(name, str):
@@ -23,6 +28,9 @@ def name_what_is_missing(client: Evergrant, error: EvergrantError) -> None:
         try:
             known = [found.name for found in islice(names_of(), _MOST)]
         except EvergrantError:
+            _name_the_permit(error)
+            return
+        if not known:  # to an app without the action admin
             _name_the_permit(error)
             return
         if name in known:
@@ -41,14 +49,14 @@ def _name_the_permit(error: EvergrantError) -> None:
 
 
 def note_missing_integration(client: Evergrant, name: str) -> None:
-    """Say on stderr that a permit is for an integration that isn't there yet: that is allowed."""
+    """Say on stderr that an integration isn't there yet, which is no failure."""
     if "*" in name:
         return
     try:
         known = [found.name for found in islice(client.integrations(), _MOST)]
     except EvergrantError:
         return
-    if name not in known:
+    if known and name not in known:
         near = get_close_matches(name, known, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
         print(f"evergrant: there is no integration {name} yet{meant}", file=sys.stderr)

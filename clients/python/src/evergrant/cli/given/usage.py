@@ -1,10 +1,24 @@
 """A command line that can't be meant: what is wrong with it, and the help that is about it."""
 
-from cyclopts import CycloptsError, MissingArgumentError, UnknownCommandError, UnusedCliTokensError
+from datetime import datetime
+
+from cyclopts import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnusedCliTokensError,
+)
 
 SERVER_COMMANDS = (
     *("dev", "serve", "worker", "doctor", "reconcile", "db", "keys", "tenants", "authority", "openapi"),
 )
+_FORMS = {
+    datetime: "a date with its zone, such as 2027-01-01T00:00:00Z",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
 
 
 def usage_error(error: CycloptsError) -> str:
@@ -17,4 +31,7 @@ def usage_error(error: CycloptsError) -> str:
         message = f"{len(unused)} more than the command takes."  # which may be a secret
     if isinstance(error, MissingArgumentError) and error.argument and error.keyword is None:
         message = f"{error.argument.name} is missing"  # the library's words are of an option without a value
+    if isinstance(error, CoercionError) and error.msg is None and error.target_type in _FORMS:
+        name = error.token.keyword if error.token and error.token.keyword else "an argument"
+        message = f"Invalid value for {name}: write {_FORMS[error.target_type]}."
     return f"{message} (See {' '.join(('evergrant', *chain))} --help.)"

@@ -6,7 +6,7 @@ from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
 from evergrant.retries import DEADLINE
 
-_SAID_AT_S = (2.0, 12.0, 22.0)
+_SAID_AT_S = 2.0
 
 
 def say_while_waiting() -> None:
@@ -15,6 +15,6 @@ def say_while_waiting() -> None:
 
 def _say(details: RetryDetails) -> None:
     until = details.waited_so_far + details.wait_for
-    if any(details.waited_so_far < at <= until for at in _SAID_AT_S):
+    if details.waited_so_far < _SAID_AT_S <= until:
         limit = f"{DEADLINE.total_seconds():.0f} s"
         print(f"evergrant: trying for up to {limit}: {details.caused_by}", file=sys.stderr, flush=True)
