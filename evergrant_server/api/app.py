@@ -32,7 +32,9 @@ from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import apps as console_apps
 from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import integrations as console_integrations
+from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
+from evergrant_server.api.console import requests as console_requests
 from evergrant_server.api.console import static as console_static
 from evergrant_server.api.http import problems
 from evergrant_server.api.http.client_certificates import TrustedHop
@@ -50,6 +52,7 @@ from evergrant_server.api.pages import callback, connect
 from evergrant_server.api.pages.browser import BrowserSessions
 from evergrant_server.api.pages.guesses import GuessLimit
 from evergrant_server.api.pages.people import routes as people
+from evergrant_server.api.pages.unknown_path import answer_unknown_path
 from evergrant_server.api.people import admin_login, sessions
 from evergrant_server.api.provider_events import inbound, receivers
 from evergrant_server.api.transfer import routes as transfer
@@ -119,6 +122,8 @@ ROUTERS = (
     console_integrations.router,
     console_apps.router,
     console_agents.router,
+    console_keys.router,
+    console_requests.router,
     openapi.router,
 )
 
@@ -173,6 +178,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     app.state.console = ConsolePages()
     app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)
     problems.install_error_handlers(app, api.settings.public_url)
+    app.add_exception_handler(404, answer_unknown_path)
     lease_routes = leases.routes(api, issuer)
     app.router.routes.extend(lease_routes)
     app.router.routes.extend(_ROUTES.routes)

@@ -55,8 +55,8 @@ async def get_home(request: Request) -> Response:
 async def get_docs(request: Request) -> Response:
     """A page with the routes, an example of each, and the failure table."""
     schema, templates = request.app.openapi(), request.app.state.templates
-    page: str = templates.reference(sections=_sections(schema), version=schema["info"]["version"])
-    return html_response(page)
+    version, url = schema["info"]["version"], request.app.state.api.settings.public_url
+    return html_response(templates.reference(sections=_sections(schema), version=version, url=url))
 
 
 def _sections(schema: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:

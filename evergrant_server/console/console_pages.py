@@ -1,19 +1,16 @@
 """Renders the console's pages. Every value is escaped; times are UTC, with how long ago beside them."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from evergrant_server.console.next_steps import state_words, step_of
+from evergrant_server.console.templating import FOLDER, new_environment
 from evergrant_server.core.errors import FAILURES
 
-_DIRECTORY = Path(__file__).parent
 _HTMX = "htmx-4.0.1.min.js"
 _JAVASCRIPT = "text/javascript; charset=utf-8"
 STATIC = {
-    name: ((_DIRECTORY / "static" / name).read_bytes(), kind)
+    name: ((FOLDER / "static" / name).read_bytes(), kind)
     for name, kind in (
         ("console.css", "text/css; charset=utf-8"),
         ("console.js", _JAVASCRIPT),
@@ -38,14 +35,8 @@ class ConsolePages:
     """The console's templates, compiled once."""
 
     def __init__(self) -> None:
-        self._templates = Environment(
-            loader=FileSystemLoader(_DIRECTORY / "templates"),
-            autoescape=True,  # regardless of the file's extension
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters |= {"moment": moment, "ago": ago, "plain": plain}
+        self._templates = new_environment()
+        self._templates.filters |= {"moment": moment, "ago": ago, "span": span, "plain": plain}
         self._templates.globals |= {
             "htmx": _HTMX,
             "state_words": state_words,
@@ -64,16 +55,18 @@ def moment(at: datetime) -> str:
 def ago(at: datetime, now: datetime) -> str:
     """How far a moment is from now, in one unit: `5 min ago`, `in 2 h`."""
     seconds = (now - at).total_seconds()
-    size = abs(seconds)
-    if size < _MINUTE:
-        text = f"{size:.0f} s"
-    elif size < _HOUR:
-        text = f"{size // _MINUTE:.0f} min"
-    elif size < _DAY:
-        text = f"{size // _HOUR:.0f} h"
-    else:
-        text = f"{size // _DAY:.0f} d"
-    return f"{text} ago" if seconds >= 0 else f"in {text}"
+    return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
+
+
+def span(seconds: float) -> str:
+    """A time in one unit, rounded down."""
+    if seconds < _MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < _HOUR:
+        return f"{seconds // _MINUTE:.0f} min"
+    if seconds < _DAY:
+        return f"{seconds // _HOUR:.0f} h"
+    return f"{seconds // _DAY:.0f} d"
 
 
 def plain(value: object) -> str:

@@ -25,13 +25,16 @@ _STATES = {
     LifecycleState.CONSENT_EXPIRED: "consent expired",
     LifecycleState.DENIED: "denied",
 }
-_WHO = {
+WHO = {
     Repairer.SUBJECT: "the subject",
     Repairer.INTEGRATION_ADMIN: "the integration's admin",
-    Repairer.TIME: "time",
+    Repairer.TIME: "a worker",
     Repairer.PERMIT_ADMIN: "the permits' admin",
     Repairer.OPERATOR: "the operator",
     Repairer.CALLER: "the app",
+}
+_REPAIRS = {  # where the table's words are for a program
+    ErrorCode.CHOICE_REQUIRED: "Choose one of the accounts: on the connect page, or here.",
 }
 
 
@@ -65,8 +68,13 @@ def step_of(shown: Shown) -> NextStep:
         return NextStep("None: it has ended.", "", tone)
     failure = shown.reason or shown.last_failure
     if failure is not None and shown.state is not LifecycleState.REVOKING:
-        who = _WHO[shown.repairer or FAILURES[failure].repairer]
-        return NextStep(FAILURES[failure].repair, who, "bad" if tone == "bad" else "wait")
+        repairer = shown.repairer or FAILURES[failure].repairer
+        text = _REPAIRS.get(failure, FAILURES[failure].repair)
+        if repairer is Repairer.TIME:
+            text = "None: a worker tries again by itself."
+        elif repairer is Repairer.SUBJECT and shown.state is LifecycleState.NEEDS_REAUTH:
+            text = "Consent again, by a new connect link."
+        return NextStep(text, WHO[repairer], "bad" if tone == "bad" else "wait")
     match shown.state:
         case LifecycleState.PENDING_CONSENT if shown.flow.is_client_grant or shown.flow.is_static:
             return NextStep("A worker gets the first token.", "a worker", tone)

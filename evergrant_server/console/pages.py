@@ -3,13 +3,11 @@
 import re
 from base64 import b64encode
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evergrant_server.console.advice import WayOut, next_step, what_happened, words_for_admins
 from evergrant_server.console.logos import Logos, Parties
+from evergrant_server.console.templating import FOLDER, new_environment
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.connections.grant import AccountOption
@@ -18,9 +16,8 @@ from evergrant_server.core.people.logins import CommandStart
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.secret import Secret
 
-_DIRECTORY = Path(__file__).parent
-STYLE = (_DIRECTORY / "static" / "evergrant.css").read_bytes()
-_FRAGMENT_SCRIPT = (_DIRECTORY / "static" / "fragment.js").read_text("utf-8")
+STYLE = (FOLDER / "static" / "evergrant.css").read_bytes()
+_FRAGMENT_SCRIPT = (FOLDER / "static" / "fragment.js").read_text("utf-8")
 FRAGMENT_SCRIPT_HASH = f"sha256-{b64encode(sha256(_FRAGMENT_SCRIPT.encode()).digest()).decode()}"
 
 _SCOPE_DESCRIPTIONS = {
@@ -42,13 +39,7 @@ class Pages:
 
     def __init__(self, logos: Logos | None = None) -> None:
         self.logos = logos or Logos()
-        self._templates = Environment(
-            loader=FileSystemLoader(_DIRECTORY / "templates"),
-            autoescape=True,  # regardless of the file's extension
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        self._templates = new_environment()
 
     def connect(
         self,
@@ -182,13 +173,14 @@ class Pages:
         shown = {"mark": mark, "title": title, "text": text, "refresh": 0}
         return self._render("result.html", **{**absent, **shown, **more})
 
-    def home(self) -> str:
-        """What this server is, and where to go."""
-        return self._render("home.html", title="Evergrant")
+    def home(self, *, lost: bool = False, near: str = "") -> str:
+        """What this server is, and where to go. `lost`: at an address that it doesn't have, `near` another."""
+        title = "There is nothing here" if lost else "This is Evergrant"
+        return self._render("home.html", title=title, lost=lost, near=near)
 
-    def reference(self, *, sections: list[tuple[str, list[dict[str, str]]]], version: str) -> str:
-        """The routes, by what they are about, and the failure table."""
-        shown = {"sections": sections, "failures": FAILURES, "version": version}
+    def reference(self, *, sections: list[tuple[str, list[dict[str, str]]]], version: str, url: str) -> str:
+        """The routes, by what they are about, and the failure table. `url` is the server's own."""
+        shown = {"sections": sections, "failures": FAILURES, "version": version, "url": url}
         return self._render("reference.html", title="Evergrant API", **shown)
 
     def _render(self, template: str, **values: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 _MOST_EVENTS = 100  # of the workflow, beside a page of audit records
 _LEASED = "lease.issued"
-_BAD = ("failed", "refused", "denied", "expired", "mismatch", "needs_reauth", "timed out", "broken")
+_BAD = ("fail", "refused", "denied", "expired", "mismatch", "needs_reauth", "timed out", "broken")
 _GOOD = ("granted", "installed", "refreshed", "recovered", "confirmed", "issued", "created")
 
 

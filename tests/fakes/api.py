@@ -68,6 +68,7 @@ class ScriptedLink:
         self.events: dict[str | None, list[dict[str, Any]]] = {}
         self.up = True
         self.ended = False  # the run of every connection
+        self.next_at = NOW  # what it does next
         self.on_refresh: Refresh | None = None
         self.on_login: Callable[[VerifyLogin], Awaitable[LoginResult]] | None = None
         self.on_person: Callable[[VerifyPerson], Awaitable[LoginResult]] | None = None
@@ -88,7 +89,8 @@ class ScriptedLink:
         self._must_be_up()
         if self.ended:
             return None
-        facts = {"state": LifecycleState.ACTIVE, "generation": 1, "next_step": "refresh due", "next_at": NOW}
+        facts = {"state": LifecycleState.ACTIVE, "generation": 1, "next_step": "refresh due"}
+        facts |= {"next_at": self.next_at}
         return a_description(connection_id, **facts)
 
     async def discover(

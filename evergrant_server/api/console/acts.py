@@ -1,4 +1,4 @@
-"""What a visitor does with connections: connect, reconnect, refresh, revoke, confirm.
+"""What a visitor does with connections: connect, reconnect, choose an account, refresh, revoke, confirm.
 
 A GET shows what would happen and a form; the POST calls the function behind the route of the API, and has
 nothing of its own but words.
@@ -9,9 +9,14 @@ from typing import NamedTuple
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from evergrant_server.api.connections.commands import reauthorize_connection, revoke_connection
+from evergrant_server.api.connections.commands import (
+    choose_account,
+    reauthorize_connection,
+    revoke_connection,
+)
 from evergrant_server.api.connections.confirm import confirm_consent
 from evergrant_server.api.connections.models import (
+    ChooseBody,
     ConfirmBody,
     ConnectionBody,
     ConnectionView,
@@ -44,6 +49,12 @@ ACTS = {
         "Make a new connect link?",
         "The subject consents again. The current grant is used until then.",
         "Make the link",
+    ),
+    "choose": Act(
+        "Which account?",
+        "The grant reaches several accounts. No app gets a token before one is chosen; a later choice takes "
+        "the place of an earlier one.",
+        "Use this account",
     ),
     "refresh": Act(
         "Refresh now?",
@@ -80,6 +91,7 @@ async def connect(visit: VisitDep) -> Response:
 
 
 @router.get("/console/connections/{connection_id}/reconnect")
+@router.get("/console/connections/{connection_id}/choose")
 @router.get("/console/connections/{connection_id}/refresh")
 @router.get("/console/connections/{connection_id}/revoke")
 @console_page
@@ -99,6 +111,15 @@ async def reconnect(visit: VisitDep, connection_id: str) -> Response:
     await visit.read_form()
     answer = await reauthorize_connection(connection_id, visit.call, ReauthorizeBody())
     return _show_link(visit, ConnectionView.model_validate_json(bytes(answer.body)))
+
+
+@router.post("/console/connections/{connection_id}/choose")
+@console_page
+async def choose(visit: VisitDep, connection_id: str) -> Response:
+    """Choose one of the accounts that the grant reaches."""
+    body = ChooseBody(choice=(await visit.read_form()).get("choice", ""))
+    answer = await choose_account(connection_id, body, visit.call)
+    return _back_to(ConnectionView.model_validate_json(bytes(answer.body)).id, "chosen")
 
 
 @router.post("/console/connections/{connection_id}/refresh")

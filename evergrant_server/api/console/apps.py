@@ -1,7 +1,5 @@
 """`/console/apps`: apps with their permits and keys; `/console/access`: may this app use that connection."""
 
-from urllib.parse import urlencode
-
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -10,15 +8,15 @@ from evergrant_server.api.apps.explain import explain_access
 from evergrant_server.api.apps.keys import list_keys
 from evergrant_server.api.apps.permits import list_permits
 from evergrant_server.api.apps.routes import get_app, list_apps
-from evergrant_server.api.console.visit import VisitDep, console_page
+from evergrant_server.api.console.visit import ROWS, VisitDep, chosen, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.core.access import Action
+from evergrant_server.policy import Target
 
 router = APIRouter(include_in_schema=False)
 
-_ROWS = 25
 _LONGEST = 2000
+SAID = {"key-revoked": "The key is revoked. Requests with it are refused at once."}
 
 
 @router.get("/console/apps")
@@ -26,19 +24,18 @@ _LONGEST = 2000
 async def show_apps(visit: VisitDep, cursor: str = "") -> Response:
     """A page of the tenant's apps."""
     call = await require_auditor(visit.call)
-    found = await list_apps(call, limit=_ROWS, cursor=cursor or None)
+    found = await list_apps(call, limit=ROWS, cursor=cursor or None)
     return visit.show(
         "apps.html",
         "Apps",
         found=found,
-        next_page=f"?{urlencode({'cursor': found.next_cursor})}" if found.next_cursor else None,
-        first_page="/console/apps" if cursor else None,
+        **pages_of("/console/apps", cursor, found.next_cursor),
     )
 
 
 @router.get("/console/apps/{name}")
 @console_page
-async def show_app(visit: VisitDep, name: str) -> Response:
+async def show_app(visit: VisitDep, name: str, said: str = "") -> Response:
     """One app: what it may do, and how it proves who it is."""
     call = await require_auditor(visit.call)
     return visit.show(
@@ -48,6 +45,8 @@ async def show_app(visit: VisitDep, name: str) -> Response:
         permits=(await list_permits(name, call)).items,
         keys=(await list_keys(name, call)).items,
         credentials=(await list_credentials(name, call)).items,
+        manages=call.allows(Action.ADMIN, Target()),
+        said=SAID.get(said),
     )
 
 
@@ -60,7 +59,7 @@ async def show_access(
     call = await require_auditor(visit.call)
     asked = {"app": app, "connection": connection, "scopes": scopes}
     fields = {name: text[:_LONGEST].strip() for name, text in asked.items()}
-    wanted = _action(action)
+    wanted = chosen(Action, action, "action")
     answer = None
     if fields["app"] and fields["connection"]:
         answer = await explain_access(call, **fields, action=wanted)
@@ -72,10 +71,3 @@ async def show_access(
         actions=[it for it in Action if it is not Action.EXPORT],
         answer=answer,
     )
-
-
-def _action(text: str) -> Action:
-    try:
-        return Action(text)
-    except ValueError:
-        raise invalid_request("action", "There is no such action.") from None

@@ -7,18 +7,15 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from evergrant_server import audit
 from evergrant_server.api.audit import AuditView, connection_records
 from evergrant_server.api.connections.history import get_connection_history
 from evergrant_server.api.connections.models import ConnectionView
 from evergrant_server.api.connections.routes import get_connection, list_connections
-from evergrant_server.api.console.visit import ConsoleVisit, VisitDep, console_page
+from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, chosen, console_page, pages_of
 from evergrant_server.api.http.models import Page
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.console.story import tell
 from evergrant_server.core.access import Action
-from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.names import connection_workflow_id
@@ -26,7 +23,7 @@ from evergrant_server.policy import Target
 
 router = APIRouter(include_in_schema=False)
 
-_ROWS, _RECORDS = 25, 40
+_RECORDS = 40
 _FILTERS = ("integration", "subject", "state", "reference")
 _LONGEST = 255
 SAID = {
@@ -34,6 +31,7 @@ SAID = {
     "refreshed": "The connection is refreshed.",
     "unchanged": "It was refreshed already, or its provider can't replace a valid token.",
     "confirmed": "The consent is confirmed.",
+    "chosen": "The account is chosen.",
 }
 
 
@@ -56,8 +54,8 @@ async def show_connections(
     wanted = dict(zip(_FILTERS, (integration, subject, state, reference), strict=True))
     filters: dict[str, Any] = {name: value[:_LONGEST].strip() or None for name, value in wanted.items()}
     if filters["state"] is not None:
-        filters["state"] = _state(filters["state"])
-    found = await list_connections(visit.call, **filters, limit=_ROWS, cursor=cursor or None)
+        filters["state"] = chosen(LifecycleState, filters["state"], "state")
+    found = await list_connections(visit.call, **filters, limit=ROWS, cursor=cursor or None)
     kept = {name: str(value) for name, value in filters.items() if value is not None}
     return visit.show(
         "connections.html",
@@ -66,21 +64,9 @@ async def show_connections(
         filters={name: kept.get(name, "") for name in _FILTERS},
         filtered=bool(kept),
         states=list(LifecycleState),
-        next_page=_query(kept, cursor=found.next_cursor) if found.next_cursor else None,
-        first_page=_query(kept) if cursor else None,
+        **pages_of("/console/connections", cursor, found.next_cursor, **kept),
         connects=visit.call.allows(Action.CONNECT, Target()),
     )
-
-
-def _state(text: str) -> LifecycleState:
-    try:
-        return LifecycleState(text)
-    except ValueError:
-        raise invalid_request("state", "There is no such state.") from None
-
-
-def _query(kept: dict[str, str], **more: str) -> str:
-    return f"?{urlencode({**kept, **more})}"
 
 
 @router.get("/console/connections/{connection_id}")
@@ -101,7 +87,8 @@ async def show_connection(
         story = tell(records.items, timeline.items, until=until, is_last=records.next_cursor is None)
     older = None
     if records.next_cursor is not None:
-        older = _query({}, cursor=records.next_cursor, before=records.items[-1].at.isoformat())
+        place = {"cursor": records.next_cursor, "before": records.items[-1].at.isoformat()}
+        older = f"?{urlencode(place)}"
     return visit.show(
         "connection.html",
         f"{view.subject} at {view.integration}",
@@ -110,7 +97,7 @@ async def show_connection(
         connects=call.allows(Action.CONNECT, target),
         said=SAID.get(said),
         story=story,
-        people=await _names(visit, records.items) if call.may_audit(Target()) else {},
+        people=await visit.names_of(it.by for it in records.items),
         live=live,
         older=older,
         first_page=bool(cursor),
@@ -125,6 +112,8 @@ def possible_acts(visit: ConsoleVisit, view: ConnectionView) -> tuple[str, ...]:
     if view.state.is_final or view.state is LifecycleState.REVOKING:
         return ()
     acts = ("reconnect",) if Action.CONNECT in may else ()
+    if acts and view.choices and view.state is LifecycleState.ACTIVE:
+        acts = ("choose", *acts)
     if may and view.state is LifecycleState.ACTIVE:
         acts += ("refresh",)
     return acts + (("revoke",) if may - {Action.TOKEN} else ())
@@ -137,19 +126,6 @@ def _moment(text: str) -> datetime | None:
     except ValueError:
         return None
     return at if at.tzinfo is not None else None
-
-
-async def _names(visit: ConsoleVisit, records: list[AuditView]) -> dict[str, str]:
-    """The names of the people in these records, by how the records call them."""
-    found: dict[str, str] = {}
-    async with visit.api.store.read() as tx:
-        for by in dict.fromkeys(it.by for it in records if it.by.startswith("person:")):
-            login = await audit.newest_record(
-                tx, visit.call.tenant, by.removeprefix("person:"), AuditAction.PERSON_LOGGED_IN
-            )
-            if login is not None:
-                found[by] = str(login.detail.get("name") or login.detail.get("sub") or by)
-    return found
 
 
 def _workflow_page(visit: ConsoleVisit, view: ConnectionView) -> str | None:

@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from evergrant_server.api.console.visit import VisitDep, console_page
+from evergrant_server.api.console.visit import ROWS, VisitDep, console_page, pages_of
 from evergrant_server.api.integrations.definitions import get_provider, list_providers
 from evergrant_server.api.integrations.routes import get_integration, list_integrations
 from evergrant_server.console.catalogue import evidence_of, facts_of, search
@@ -17,7 +17,6 @@ from providers.definition.categories import CATEGORIES
 
 router = APIRouter(include_in_schema=False)
 
-_ROWS = 25
 _LONGEST = 100
 
 
@@ -25,14 +24,13 @@ _LONGEST = 100
 @console_page
 async def show_integrations(visit: VisitDep, cursor: str = "") -> Response:
     """A page of the integrations that the visitor administers or audits."""
-    found = await list_integrations(visit.call, limit=_ROWS, cursor=cursor or None)
+    found = await list_integrations(visit.call, limit=ROWS, cursor=cursor or None)
     now = visit.api.clock.now()
     return visit.show(
         "integrations.html",
         "Integrations",
         rows=[(it, findings(it, now)) for it in found.items],
-        next_page=f"?{urlencode({'cursor': found.next_cursor})}" if found.next_cursor else None,
-        first_page="/console/integrations" if cursor else None,
+        **pages_of("/console/integrations", cursor, found.next_cursor),
     )
 
 

@@ -5,6 +5,8 @@ from starlette.responses import Response
 
 from evergrant_server.api.console.key_sessions import LASTS, key_caller, key_cookie, new_key_session
 from evergrant_server.api.console.visit import LOGIN, ConsoleVisit, VisitDep, console_page
+from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.people.authentication import (
     login_url,
     require_same_origin,
@@ -55,9 +57,7 @@ async def log_in(visit: VisitDep) -> Response:
     try:
         require_same_origin(api, visit.request)
         _, fields = await visit.browsers.read_form(visit.request, _FORM)
-        caller = await api.authenticator.caller_of(fields.get("key", "").strip())
-        if caller.credential.method is not AuthenticationMethod.API_KEY:
-            raise Failure(ErrorCode.UNAUTHENTICATED, "Paste an API key, which begins with evg_key_.")
+        caller = await _caller_of(api, fields.get("key", "").strip())
     except Failure as failure:
         return await _login_page(visit, failure)
     session, cookie = new_key_session(api, caller)
@@ -72,16 +72,21 @@ async def log_in(visit: VisitDep) -> Response:
 
     await run_transaction(api.store, write)
     response = redirect_response("/console/connections")
-    response.set_cookie(
-        key_cookie(api.settings.public_url),
-        cookie,
-        path="/",
-        max_age=int(LASTS.total_seconds()),
-        secure=visit.browsers.secure,
-        httponly=True,
-        samesite="lax",
-    )
+    visit.browsers.begin_session(response, key_cookie(api.settings.public_url), cookie, LASTS)
     return response
+
+
+async def _caller_of(api: ApiContext, key: str) -> Caller:
+    """The app of a pasted key. Raises Failure UNAUTHENTICATED in words for the page."""
+    try:
+        caller = await api.authenticator.caller_of(key)
+    except Failure as failure:
+        if failure.code is ErrorCode.UNAUTHENTICATED and failure.detail == failure.rule.meaning:
+            failure.detail = "This isn't an API key of this server: check that you pasted all of it."
+        raise
+    if caller.credential.method is not AuthenticationMethod.API_KEY:
+        raise Failure(ErrorCode.UNAUTHENTICATED, "Paste an API key, which begins with evg_key_.")
+    return caller
 
 
 @router.post("/console/logout")
@@ -103,5 +108,5 @@ async def log_out(visit: VisitDep) -> Response:
     response = redirect_response(LOGIN)
     url = api.settings.public_url
     for name in (key_cookie(url), session_cookie(url)):
-        response.delete_cookie(name, path="/", secure=visit.browsers.secure, httponly=True, samesite="lax")
+        visit.browsers.end_session(response, name)
     return response

@@ -2,13 +2,16 @@
 
 import functools
 import math
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Iterable
+from enum import StrEnum
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlencode
 
 from fastapi import Depends, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from evergrant_server import audit
 from evergrant_server.api.console.key_sessions import key_caller
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
@@ -22,12 +25,16 @@ from evergrant_server.api.http.problems import field_errors, invalid_request
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.pages.browser import BrowserSessions, html_response, redirect_response
 from evergrant_server.console.console_pages import ConsolePages, Visitor
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.policy import Target
 from evergrant_server.store.database.engine import share_connections
 from evergrant_server.telemetry.alarms import report_broken_authority
 
 LOGIN = "/console/login"
+ROWS = 25  # of a page of a list
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class ConsoleVisit:
@@ -88,6 +95,20 @@ class ConsoleVisit:
         )
         return self.respond(html, status)
 
+    async def names_of(self, actors: Iterable[str]) -> dict[str, str]:
+        """The names of the people among the actors of audit records, for who sees the whole tenant."""
+        found: dict[str, str] = {}
+        if not self.call.may_audit(Target()):
+            return found
+        async with self.api.store.read() as tx:
+            for by in dict.fromkeys(it for it in actors if it.startswith("person:")):
+                login = await audit.newest_record(
+                    tx, self.call.tenant, by.removeprefix("person:"), AuditAction.PERSON_LOGGED_IN
+                )
+                if login is not None:
+                    found[by] = str(login.detail.get("name") or login.detail.get("sub") or by)
+        return found
+
     def respond(self, html: str, status: int = 200) -> Response:
         response = html_response(html, status, "self")
         # with no-referrer a browser sends `Origin: null` beside a form (Fetch section 3.1)
@@ -134,3 +155,18 @@ def console_page(endpoint: _Endpoint) -> _Endpoint:
             return visit.failed(failure)
 
     return shown
+
+
+def pages_of(path: str, cursor: str, next_cursor: str | None, **kept: str) -> dict[str, Any]:
+    """The links to the first and the next page of a list, which keep its filters."""
+    following = f"?{urlencode({**kept, 'cursor': next_cursor})}" if next_cursor else None
+    first = f"{path}?{urlencode(kept)}" if kept else path
+    return {"next_page": following, "first_page": first if cursor else None}
+
+
+def chosen(choices: type[Choice], text: str, field: str) -> Choice:
+    """The member that a form names. Raises Failure INVALID_REQUEST."""
+    try:
+        return choices(text)
+    except ValueError:
+        raise invalid_request(field, f"There is no such {field}.") from None

@@ -175,7 +175,7 @@ async def _any_app(request: Request, _: Annotated[object, Depends(_bearer_scheme
 Call = Annotated[ApiCall, Depends(_any_app)]
 
 
-async def _tenant_admin(call: Call) -> ApiCall:
+async def require_tenant_admin(call: Call) -> ApiCall:
     """The call of an app with `admin` for the whole tenant. Raises Failure NOT_PERMITTED."""
     call.require_permit(Action.ADMIN, of=Target())
     return call
@@ -193,7 +193,7 @@ async def _exporter(call: Call) -> ApiCall:
     return call
 
 
-AdminCall = Annotated[ApiCall, Depends(_tenant_admin)]
+AdminCall = Annotated[ApiCall, Depends(require_tenant_admin)]
 AuditorCall = Annotated[ApiCall, Depends(require_auditor)]  # for routes that change nothing
 ExportCall = Annotated[ApiCall, Depends(_exporter)]
 _Key = Annotated[

@@ -19,6 +19,7 @@ from evergrant_server.core.clock import MAX_LIFETIME
 from evergrant_server.core.connections.account import OnReconnect
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.login import LoginClaim, LoginRule
+from evergrant_server.core.errors import ErrorCode, Repairer
 from evergrant_server.core.integrations import IntegrationState, RefreshRules, RegistrationMethod, Rotation
 
 
@@ -110,13 +111,30 @@ class RotateSecretBody(Body):
     roll_back: bool = False
 
 
+class FailedExchangeView(View):
+    """The newest exchange of the integration's connections with the provider, which failed at `at`.
+
+    `unanswered` counts the refreshes in a row without an answer. `circuit_open`: they are so many that each
+    worker that met them sends one probe at a time until the provider answers
+    (EVERGRANT_CIRCUIT_THRESHOLD).
+    """
+
+    failure: ErrorCode
+    repairer: Repairer
+    at: datetime
+    connection_id: str
+    unanswered: int
+    circuit_open: bool
+
+
 class IntegrationView(View):
     """Never the client secret or key: `has_client_secret` and `has_client_key` say whether one is stored.
 
     `previous_secret_until` is the end of a rotation's overlap, in which workers also try the previous
     secret. `secret_refused_at` is set when the provider refuses the new secret and accepts the previous.
     Until `refreshes_postponed_until` the connections' newest refreshes use what the provider's token endpoint
-    allows, but for a part: only refreshes with a waiting caller are sent.
+    allows, but for a part: only refreshes with a waiting caller are sent. `failed_exchange` is read by GET
+    alone, from the tenant's newest 1000 audit records; null: none of them says that the newest one failed.
     """
 
     id: str
@@ -146,6 +164,7 @@ class IntegrationView(View):
     metadata_read_at: datetime | None
     refreshes_postponed_until: datetime | None
     redirect_uri: str
+    failed_exchange: FailedExchangeView | None = None
     created_at: datetime
     changed_at: datetime
     revision: int

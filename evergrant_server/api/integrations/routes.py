@@ -25,8 +25,10 @@ from evergrant_server.api.integrations.checks import (
     require_binding_allowed,
 )
 from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
+from evergrant_server.api.integrations.exchanges import with_exchange
 from evergrant_server.api.integrations.logins import login_rule, require_usable_login
 from evergrant_server.api.integrations.models import IntegrationBody, IntegrationView, RotateSecretBody
+from evergrant_server.audit.exchanges import newest_exchanges
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -163,9 +165,9 @@ async def list_integrations(
     after = call.api.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         found = await tx.integrations.page(call.tenant, after, limit + 1)
-        shown = [
-            await _view(tx, call, it) for it in found[:limit] if call.may_audit(Target(it.name, it.provider))
-        ]
+        mine = [it for it in found[:limit] if call.may_audit(Target(it.name, it.provider))]
+        exchanges = await newest_exchanges(tx, call.tenant) if mine else {}
+        shown = [with_exchange(await _view(tx, call, it), call, exchanges) for it in mine]
     next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
     return Page(items=shown, next_cursor=next_cursor)
 
@@ -175,7 +177,8 @@ async def get_integration(name: Slug, call: Call) -> IntegrationView:
     """An integration, with the redirect URI to register at the provider. Never its client secret."""
     call.require_permit(*READING_ACTIONS, of=await call.integration_target(name))
     async with call.api.store.read() as tx:
-        return await _view(tx, call, await _require_integration(tx, call, name))
+        view = await _view(tx, call, await _require_integration(tx, call, name))
+        return with_exchange(view, call, await newest_exchanges(tx, call.tenant))
 
 
 @router.delete("/v1/integrations/{name}", status_code=204)

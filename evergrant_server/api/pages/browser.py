@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -76,6 +77,14 @@ class BrowserSessions:
 
     def set_cookie(self, response: Response, browser: str) -> None:
         response.set_cookie(self.cookie, browser, path="/", secure=self.secure, httponly=True, samesite="lax")
+
+    def begin_session(self, response: Response, cookie: str, secret: str, lasts: timedelta) -> None:
+        """Give this browser the cookie of a session."""
+        rules = {"max_age": int(lasts.total_seconds()), "secure": self.secure, "httponly": True}
+        response.set_cookie(cookie, secret, path="/", samesite="lax", **rules)
+
+    def end_session(self, response: Response, cookie: str) -> None:
+        response.delete_cookie(cookie, path="/", secure=self.secure, httponly=True, samesite="lax")
 
     def set_confirm_code(self, response: Response, code: Secret) -> None:
         """Give this browser a confirm code, which the connect page shows it."""

@@ -7,6 +7,7 @@ from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.pages.callback_checks import (
     load_bound_session,
     parse_query,
+    read_login_callback,
     require_same_token_endpoint,
 )
 from evergrant_server.api.pages.callback_outcome import outcome_of, record_refusal
@@ -23,7 +24,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from providers.definition.templates import integration_endpoints
 from providers.requests.authorization_url import build_authorization_url, new_random_value
-from providers.requests.callback import Callback, read_callback
+from providers.requests.callback import Callback
 from providers.requests.callback_parameters import callback_words, state_in
 
 LOGIN_TIMEOUT_S = 30.0  # the subject waits; each request to the issuer has a shorter limit
@@ -128,14 +129,7 @@ async def _read_callback(
     spec = await integration_spec(tx, pages.api.registry, there)
     endpoints = integration_endpoints(spec, there)
     require_same_token_endpoint(consent, endpoints.token_endpoint)
-    return read_callback(
-        parse_query(raw),
-        expected_issuer=consent.issuer,
-        iss_required=endpoints.iss_in_callback,
-        spec=spec,
-        params=there.params,
-        requested=(),
-    )
+    return read_login_callback(spec, there, consent.issuer, raw)
 
 
 def _not_logged_in(callback: Callback, there: Integration) -> Failure:

@@ -1,4 +1,4 @@
-// Copies the text of a field, and says so; without this script the button stays hidden.
+// Copies the text of a field, and says so; without this script the button stays hidden. Keeps the focus.
 "use strict";
 for (const button of document.querySelectorAll("[data-copy]")) button.hidden = false;
 document.addEventListener("click", async (event) => {
@@ -14,4 +14,11 @@ document.addEventListener("click", async (event) => {
   }
   button.textContent = said;
   document.getElementById("said").textContent = said;
+});
+// The focus was in what has been replaced: it goes to what stands there now, not to the top of the page.
+document.addEventListener("htmx:after:swap", () => {
+  const part = document.getElementById("results");
+  if (part === null || document.activeElement !== document.body) return;
+  part.tabIndex = -1;
+  part.focus({ preventScroll: true });
 });

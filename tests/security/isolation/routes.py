@@ -95,12 +95,19 @@ _CONSOLE_LOGIN = {"GET /console/login", "POST /console/login", "POST /console/lo
 CONSOLE_FORMS = {
     "POST /console/connect": {"integration": "{integration}", "subject": "new"},
     "POST /console/connections/{connection_id}/reconnect": {},
+    "POST /console/connections/{connection_id}/choose": {"choice": "acc-1"},
     "POST /console/connections/{connection_id}/refresh": {"generation": "1"},
     "POST /console/connections/{connection_id}/revoke": {},
     "POST /console/call-approvals/{call_approval_id}/approve": {},
     "POST /console/call-approvals/{call_approval_id}/deny": {},
     "POST /console/agents/{name}/stop": {},
     "POST /console/connections/{connection_id}/confirm": {"code": "{confirm_code}"},
+    "POST /console/apps/{name}/keys": {"once": "once-of-this-very-form"},
+    "POST /console/apps/{name}/keys/{key_id}/revoke": {},
+    "POST /console/requests/{request_id}/approve": {},
+    "POST /console/requests/{request_id}/deny": {},
+    "POST /console/requests/{request_id}/withdraw": {},
+    "POST /console/approvals/{approval_id}": {},
 }
 BODIES |= {route: (form,) for route, form in CONSOLE_FORMS.items()}
 _OPEN = PUBLIC | PROVED_OTHERWISE

@@ -8,6 +8,7 @@ import pytest
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import AccountOption, FollowUp
 from evergrant_server.core.people.roles import Person, PersonRole
 from evergrant_server.core.people.sessions import PersonSession
 from tests.fakes.api import TENANT, Api
@@ -16,7 +17,7 @@ from tests.security.console import ConsoleBrowser, at_console, person_at_console
 from tests.security.people import ORIGIN
 
 ALL = (Action.TOKEN, Action.CONNECT, Action.ADMIN)
-ACTS = ("reconnect", "refresh", "revoke", "confirm")
+ACTS = ("choose", "reconnect", "refresh", "revoke", "confirm")
 LINK = re.compile(r'value="(https://evergrant\.test/connect/[\w-]{43})"')
 
 
@@ -92,6 +93,29 @@ async def test_a_connect_link_is_shown_once_and_leads_to_the_consent(api: Api):
     again = await browser.send(of(connection, "reconnect"))
     assert len(LINK.findall(again.text)) == 1
     assert [it.object for it in await api.records(AuditAction.REAUTHORIZATION_REQUESTED)] == [connection.id]
+
+
+async def test_the_account_is_chosen_among_those_of_the_grant_and_again_later(api: Api):
+    connection, browser = await a_console(api, Action.CONNECT)
+    options = tuple(AccountOption(id=f"acc-{n}", label=f"Account <{n}>") for n in (1, 2))
+    async with api.worker.write() as tx:
+        grant = await tx.grants.get(TENANT, connection.id)
+        assert grant is not None
+        waits = connection.model_copy(update={"follow_up": FollowUp.CHOOSING})
+        saved = await tx.connections.replace(waits, expected=connection.revision)
+        await tx.grants.update_facts(saved, grant.model_copy(update={"options": options}))
+    page = await browser.page(of(connection))
+    assert "choice_required" in page
+    page = await browser.page(of(connection, "choose"))
+    assert "Account &lt;1&gt;" in page
+    assert (await browser.send(of(connection, "choose"), choice="acc-3")).status_code == 400
+    assert await api.records(AuditAction.ACCOUNT_CHOSEN) == []
+    for choice in ("acc-2", "acc-1"):
+        answer = await browser.send(of(connection, "choose"), choice=choice)
+        assert answer.headers["location"] == of(connection) + "?said=chosen"
+        row = await api.row(TENANT, connection.id)
+        assert (row.choice, row.follow_up) == (choice, None)
+    assert len(await api.records(AuditAction.ACCOUNT_CHOSEN)) == 2
 
 
 @pytest.mark.parametrize("act", ACTS)

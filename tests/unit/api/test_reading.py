@@ -148,3 +148,6 @@ async def test_the_page_at_the_root_says_what_this_is_and_an_unknown_path_leads_
     assert unknown["code"] == "not_found"
     assert "Nothing is served at this path" in unknown["detail"]
     assert "page at /" in unknown["detail"]
+    shown = await api.get("/integrations", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert (shown.status_code, "There is nothing here" in shown.text) == (404, True)
+    assert "default-src 'none'" in shown.headers["content-security-policy"]

@@ -13,7 +13,7 @@ from evergrant_server.console.next_steps import step_of
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.errors import FAILURES, ErrorCode
+from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
 from evergrant_server.core.integrations import IntegrationState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -35,7 +35,10 @@ def test_every_state_has_a_step_and_only_ended_and_healthy_ones_have_no_one_to_a
 def test_a_reason_says_its_repair_and_who_repairs_it(code: ErrorCode):
     shown = SimpleNamespace(state=LifecycleState.ACTIVE, flow=Flow.OAUTH1, **NOTHING | {"last_failure": code})
     found = step_of(shown)
-    assert (found.text, found.tone) == (FAILURES[code].repair, "wait")
+    by_itself = FAILURES[code].repairer is Repairer.TIME
+    words = "None: a worker tries again by itself." if by_itself else FAILURES[code].repair
+    assert found.text == words or code is ErrorCode.CHOICE_REQUIRED
+    assert found.tone == "wait"
     assert found.who
 
 
@@ -44,6 +47,8 @@ def test_who_acts_for_some():
     assert step(pending) == ("the subject", "wait")
     assert step(pending, Flow.CLIENT_CREDENTIALS) == ("a worker", "wait")
     assert step(reauth, reason=ErrorCode.GRANT_REJECTED) == ("the subject", "bad")
+    again = SimpleNamespace(state=reauth, flow=Flow.OAUTH1, **NOTHING | {"reason": ErrorCode.GRANT_REJECTED})
+    assert step_of(again).text == "Consent again, by a new connect link."
     refused = ErrorCode.CLIENT_REJECTED
     assert step(LifecycleState.ACTIVE, last_failure=refused) == ("the integration's admin", "wait")
 
@@ -51,15 +56,23 @@ def test_who_acts_for_some():
 def integration(**more: Any) -> Any:
     usual = dict.fromkeys(
         ("problem", "secret_refused_at", "previous_secret_until", "client_secret_expires_at",
-         "client_certificate_expires_at")
+         "client_certificate_expires_at", "failed_exchange")
     )  # fmt: skip
     return SimpleNamespace(state=IntegrationState.READY, binding=Binding.APP, **usual | more)
+
+
+def failed(code: ErrorCode, *, circuit_open: bool = False) -> dict[str, Any]:
+    facts = {"failure": code, "repairer": FAILURES[code].repairer, "at": NOW, "unanswered": 7}
+    return {"failed_exchange": SimpleNamespace(**facts, circuit_open=circuit_open)}
 
 
 @pytest.mark.parametrize(
     ("facts", "tone", "said"),
     [
         ({}, "good", "ready"),
+        (failed(ErrorCode.CLIENT_REJECTED), "bad", "The last exchange failed"),
+        (failed(ErrorCode.PROVIDER_ERROR), "wait", "The last exchange failed"),
+        (failed(ErrorCode.PROVIDER_ERROR, circuit_open=True), "bad", "circuit is open: 7 refreshes in a row"),
         ({"secret_refused_at": NOW}, "bad", "refuses the new client secret"),
         ({"previous_secret_until": NOW + timedelta(hours=1)}, "wait", "is being rotated"),
         ({"previous_secret_until": NOW}, "good", "ready"),
@@ -72,6 +85,7 @@ def test_health_of_an_integration(facts: dict[str, Any], tone: str, said: str):
     (found,) = findings(integration(**facts), NOW)
     assert found.tone == tone
     assert said in found.text
+    assert bool(found.who) is (tone != "good") or "rotated" in said
 
 
 def test_the_worst_comes_first():

@@ -14,7 +14,7 @@ from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.pages.browser import redirect_response
-from evergrant_server.api.pages.callback_checks import parse_query
+from evergrant_server.api.pages.callback_checks import parse_query, read_login_callback
 from evergrant_server.api.pages.names import issuer_name
 from evergrant_server.api.pages.session import SubjectPages, html_route
 from evergrant_server.api.people.session_start import end_presented_session, new_session, record_login
@@ -40,7 +40,7 @@ from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from providers.definition.templates import integration_endpoints
 from providers.requests.authorization_url import build_authorization_url, new_random_value
-from providers.requests.callback import Callback, read_callback
+from providers.requests.callback import Callback
 from providers.requests.callback_parameters import state_in
 
 LOGIN_TIMEOUT_S = 30.0  # the person waits; each request to the issuer has a shorter limit
@@ -162,15 +162,7 @@ async def _read_callback(pages: SubjectPages, login: PersonLogin, raw: bytes) ->
     async with pages.api.store.read() as tx:
         _, there = await _issuer(tx, login.tenant)
         spec = await integration_spec(tx, pages.api.registry, there)
-    endpoints = integration_endpoints(spec, there)
-    return read_callback(
-        parse_query(raw),
-        expected_issuer=login.issuer,
-        iss_required=endpoints.iss_in_callback,
-        spec=spec,
-        params=there.params,
-        requested=(),
-    )
+    return read_login_callback(spec, there, login.issuer, raw)
 
 
 async def _end(pages: SubjectPages, login: PersonLogin) -> None:
@@ -217,15 +209,8 @@ async def _give_session(pages: SubjectPages, login: PersonLogin) -> Response:
 
     secret = await run_transaction(pages.api.store, write)
     response = redirect_response("/session")
-    response.set_cookie(
-        session_cookie(pages.api.settings.public_url),
-        secret.reveal(),
-        path="/",
-        max_age=int(SESSION_LASTS.total_seconds()),
-        secure=pages.browsers.secure,
-        httponly=True,
-        samesite="lax",
-    )
+    cookie = session_cookie(pages.api.settings.public_url)
+    pages.browsers.begin_session(response, cookie, secret.reveal(), SESSION_LASTS)
     return response
 
 

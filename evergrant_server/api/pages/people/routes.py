@@ -130,13 +130,7 @@ async def log_out(pages: PagesDep) -> Response:
 
         await run_transaction(pages.api.store, end)
     response = html_response(pages.templates.logged_out())
-    response.delete_cookie(
-        session_cookie(pages.api.settings.public_url),
-        path="/",
-        secure=pages.browsers.secure,
-        httponly=True,
-        samesite="lax",
-    )
+    pages.browsers.end_session(response, session_cookie(pages.api.settings.public_url))
     return response
 
 

@@ -1,0 +1,128 @@
+"""Requests for access, and commands that wait for a second person, in the console: lists and decisions."""
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from evergrant_server.api.apps.access_request_models import AccessRequestView, ApprovalBody, NoteBody
+from evergrant_server.api.apps.access_requests import (
+    approve_access_request,
+    deny_access_request,
+    get_access_request,
+    list_access_requests,
+    withdraw_access_request,
+)
+from evergrant_server.api.apps.approvals import approve as approve_command
+from evergrant_server.api.apps.approvals import list_approvals
+from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, chosen, console_page, pages_of
+from evergrant_server.api.http.call import require_tenant_admin
+from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.api.pages.browser import redirect_response
+from evergrant_server.core.access import Action
+from evergrant_server.core.lifecycle.access_requests import AccessRequestState
+from evergrant_server.policy import Target
+
+router = APIRouter(include_in_schema=False)
+
+_HOUR = 3600
+SAID = {
+    "approved": "It is approved, and holds from now on.",
+    "denied": "It is denied.",
+    "withdrawn": "It is withdrawn.",
+}
+
+
+@router.get("/console/requests")
+@console_page
+async def show_requests(visit: VisitDep, state: str = "waiting", cursor: str = "") -> Response:
+    """A page of requests: the tenant's for an admin or an auditor, else the app's own."""
+    wanted = chosen(AccessRequestState, state, "state") if state else None
+    found = await list_access_requests(visit.call, wanted, limit=ROWS, cursor=cursor or None)
+    commands = (await list_approvals(visit.call)).items if visit.call.may_audit(Target()) else []
+    return visit.show(
+        "requests.html",
+        "Access requests",
+        found=found,
+        state=state,
+        states=list(AccessRequestState),
+        commands=commands,
+        decides=visit.call.allows(Action.ADMIN, Target()),
+        own=visit.call.context.by,
+        people=await visit.names_of((*(it.requested_by for it in found.items), *(it.by for it in commands))),
+        **pages_of("/console/requests", cursor, found.next_cursor, state=state),
+    )
+
+
+@router.get("/console/requests/{request_id}")
+@console_page
+async def show_request(visit: VisitDep, request_id: str, said: str = "") -> Response:
+    """One request: what it asks for, and what this visitor may decide."""
+    it = await get_access_request(request_id, visit.call)
+    return visit.show(
+        "request.html",
+        f"{it.app}: {it.kind.value}",
+        it=it,
+        acts=_possible_acts(visit, it),
+        said=SAID.get(said),
+        people=await visit.names_of(by for by in (it.requested_by, it.decided_by) if by),
+    )
+
+
+def _possible_acts(visit: ConsoleVisit, it: AccessRequestView) -> tuple[str, ...]:
+    """What the visitor may do with it. Who gets the access, or asked for it, doesn't approve."""
+    if it.state is not AccessRequestState.WAITING:
+        return ()
+    call = visit.call
+    decides, own = call.allows(Action.ADMIN, Target()), it.app == call.caller.app.name
+    asked = own or it.requested_by == call.context.by
+    approve = ("approve",) if decides and not asked else ()
+    return approve + (("deny",) if decides else ()) + (("withdraw",) if decides or own else ())
+
+
+@router.post("/console/requests/{request_id}/approve")
+@console_page
+async def approve(visit: VisitDep, request_id: str) -> Response:
+    """Give the access, or remove the permit that goes unused."""
+    fields = await visit.read_form()
+    body = ApprovalBody(lifetime=_seconds(fields.get("hours", "")), note=fields.get("note") or None)
+    await approve_access_request(request_id, await require_tenant_admin(visit.call), body)
+    return _back_to(request_id, "approved")
+
+
+@router.post("/console/requests/{request_id}/deny")
+@console_page
+async def deny(visit: VisitDep, request_id: str) -> Response:
+    """Refuse it."""
+    body = NoteBody(note=(await visit.read_form()).get("note") or None)
+    await deny_access_request(request_id, await require_tenant_admin(visit.call), body)
+    return _back_to(request_id, "denied")
+
+
+@router.post("/console/requests/{request_id}/withdraw")
+@console_page
+async def withdraw(visit: VisitDep, request_id: str) -> Response:
+    """Take it back."""
+    await visit.read_form()
+    await withdraw_access_request(request_id, visit.call)
+    return _back_to(request_id, "withdrawn")
+
+
+@router.post("/console/approvals/{approval_id}")
+@console_page
+async def approve_waiting_command(visit: VisitDep, approval_id: str) -> Response:
+    """Approve another app's command, which that app then sends again."""
+    await visit.read_form()
+    await approve_command(approval_id, await require_tenant_admin(visit.call))
+    return redirect_response("/console/requests")
+
+
+def _seconds(hours: str) -> float | None:
+    if not hours:
+        return None
+    try:
+        return float(hours) * _HOUR
+    except ValueError:
+        raise invalid_request("hours", "Use a number of hours, such as 8.") from None
+
+
+def _back_to(request_id: str, said: str) -> Response:
+    return redirect_response(f"/console/requests/{request_id}?said={said}")
