@@ -16,7 +16,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit test bench faults fuzz soak mutations dev lint format imports types docs site typescript histories db-upgrade doctor sbom release lock clean
+.PHONY: help demo check unit test bench faults fuzz soak mutations dev screenshots lint format imports types docs site typescript histories db-upgrade doctor sbom release lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -66,6 +66,9 @@ mutations: $(TEST_READY) ## change the protocol's code in a thousand ways, four 
 
 dev: $(DEMO_READY) ## leave the whole platform running here, and print its addresses
 	@$(PY) -m evergrant_server dev
+
+screenshots: $(TEST_READY) ## every page and view of the console at 390 and 1280 px, light and dark: build/screenshots/*.png
+	@$(PY) -m tests.e2e.pages.screenshots
 
 lint: $(TEST_READY) ## ruff's rules and format, the import rules, the types
 	@echo "==> ruff"
@@ -146,6 +149,7 @@ $(DEMO_READY): requirements/demo.txt $(INPUTS)
 	@touch $@
 
 $(TEST_READY): requirements/test.txt requirements/node.sh requirements/debian.sh tests/fakes/oidc/package-lock.json \
+		tests/e2e/pages/package-lock.json \
 		clients/typescript/package-lock.json $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/test.txt
 	@bash requirements/node.sh $(VENV)

@@ -174,7 +174,7 @@ class Pages:
         return self._render("result.html", **{**absent, **shown, **more})
 
     def home(self, *, lost: bool = False, near: str = "") -> str:
-        """What this server is, and where to go. `lost`: at an address that it doesn't have, `near` another."""
+        """What this server is, and where to go; `lost`: at an address that it doesn't have."""
         title = "There is nothing here" if lost else "This is Evergrant"
         return self._render("home.html", title=title, lost=lost, near=near)
 

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote
 
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
 
 async def read_request(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str], bytes]:
     """Method, target, headers by their names in lower case, and body."""
@@ -67,7 +69,7 @@ async def _respond(app: Any, writer: asyncio.StreamWriter, scope: dict[str, Any]
 
 @asynccontextmanager
 async def listening(
-    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    talk: Talk,
     port: int = 0,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[int]:
@@ -99,14 +101,19 @@ async def listening(
         await server.wait_closed()
 
 
-@asynccontextmanager
-async def served(app: Any, port: int = 0) -> AsyncIterator[str]:
-    """The application's URL, for the length of a block; on a port of its own, unless one is given."""
+def talk_to(app: Any) -> Talk:
+    """For `listening`: each request of a client goes to the application."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:  # until the client goes away
             method, target, headers, body = await read_request(reader)
             await _respond(app, writer, _scope(method, target, headers), body)
 
-    async with listening(talk, port) as bound:
+    return talk
+
+
+@asynccontextmanager
+async def served(app: Any, port: int = 0) -> AsyncIterator[str]:
+    """The application's URL, for the length of a block; on a port of its own, unless one is given."""
+    async with listening(talk_to(app), port) as bound:
         yield f"http://127.0.0.1:{bound}"

@@ -1,7 +1,6 @@
 """`/console/agents`: who the agents are, what they ask for, and how one is stopped."""
 
 import json
-from urllib.parse import urlencode
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -15,7 +14,7 @@ from evergrant_server.api.agents.approvals import (
 )
 from evergrant_server.api.agents.routes import get_agent, list_agents
 from evergrant_server.api.agents.stop import StopBody, last_stop, stop_agent
-from evergrant_server.api.console.visit import ConsoleVisit, VisitDep, console_page
+from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.core.access import Action
@@ -25,7 +24,6 @@ from evergrant_server.policy import Target
 
 router = APIRouter(include_in_schema=False)
 
-_ROWS = 25
 _AGENTS, _CALLS = "/console/agents", "/console/call-approvals"
 
 
@@ -34,16 +32,15 @@ _AGENTS, _CALLS = "/console/agents", "/console/call-approvals"
 async def show_agents(visit: VisitDep, cursor: str = "") -> Response:
     """The calls that wait for a person, and a page of the tenant's agents."""
     call = await require_auditor(visit.call)
-    found = await list_agents(call, limit=_ROWS, cursor=cursor or None)
-    waiting = await list_call_approvals(call, state=CallApprovalState.WAITING, limit=_ROWS)
+    found = await list_agents(call, limit=ROWS, cursor=cursor or None)
+    waiting = await list_call_approvals(call, state=CallApprovalState.WAITING, limit=ROWS)
     return visit.show(
         "agents.html",
         "Agents",
         found=found,
         waiting=waiting,
         administers=_administers(visit),
-        next_page=f"?{urlencode({'cursor': found.next_cursor})}" if found.next_cursor else None,
-        first_page=_AGENTS if cursor else None,
+        **pages_of(_AGENTS, cursor, found.next_cursor),
     )
 
 

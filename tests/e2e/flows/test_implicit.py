@@ -65,13 +65,13 @@ class Implicit(World):
 
 
 @asynccontextmanager
-async def running_browser() -> AsyncIterator[Browser]:
+async def running_browser(*flags: str) -> AsyncIterator[Browser]:
     """A Chromium that this machine has; skips the test when it has none. Nothing is ever downloaded."""
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
         pytest.skip(f"needs a browser on the PATH, one of: {', '.join(_NAMES)}")
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
+        browser = await playwright.chromium.launch(executable_path=path, args=[*_FLAGS, *flags])
         try:
             yield browser
         finally:

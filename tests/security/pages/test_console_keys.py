@@ -16,7 +16,7 @@ from tests.security.people import ORIGIN
 
 KEYS = "/console/apps/boss/keys"
 KEY = re.compile(r'value="(evg_key_[\w-]+)"')
-ASKED = {"permit": {"integration": "crm", "actions": ["token"]}, "reason": "the audit", "lifetime": 3600}
+ASKED = {"permit": {"integration": "crm", "actions": ["token"]}, "reason": "<b>the audit", "lifetime": 3600}
 
 
 async def an_admin(api: Api, *actions: Action) -> ConsoleBrowser:
@@ -91,7 +91,10 @@ async def test_decided_by_another_with_note_and_end(api: Api):
     browser = await an_admin(api)
     page = await browser.page("/console/requests")
     assert f"/console/requests/{id}" in page
-    assert "the audit" in await browser.page(f"/console/requests/{id}")
+    page += await browser.page(f"/console/requests/{id}")
+    assert (page.count("&lt;b&gt;the audit"), "<b>" in page) == (2, False)
+    for hours in ("nan", "1e400", "-1", "soon"):
+        assert (await browser.send(f"/console/requests/{id}/approve", hours=hours)).status_code == 400
     answer = await browser.send(f"/console/requests/{id}/approve", hours="2", note="until it is over")
     assert answer.headers["location"] == f"/console/requests/{id}?said=approved"
     (record,) = await api.records(AuditAction.ACCESS_APPROVED)
@@ -142,6 +145,9 @@ async def test_dangerous_acts_need_a_login_of_moments_ago_and_admin(api: Api):
         assert (await auditor.send(path, **made)).status_code == 403
     assert (await auditor.browser.get(acts[0])).status_code == 403
     assert len(await api.records(AuditAction.KEY_CREATED)) == before
+    fresh = await person_at_console(api, PersonRole.TENANT_ADMIN)
+    assert len(KEY.findall((await fresh.send(acts[0], **made)).text)) == 1
+    assert (await fresh.send(acts[1])).status_code == 303
 
 
 async def test_four_eyes_a_key_waits_for_another_admin_and_the_same_form_makes_it(api: Api):

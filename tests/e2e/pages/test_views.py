@@ -1,0 +1,111 @@
+"""Every page and view on a phone: nothing scrolls sideways, all has a name, a role and enough contrast.
+
+axe-core reads the pages as assistive technology does (WCAG 2.1 AA, and its best practices).
+"""
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Page
+
+from tests.e2e.pages.views import CONSOLE, Site, running_site, views
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one tenant and one browser for all: it takes seconds
+
+PHONE = {"width": 390, "height": 844}
+AXE = Path(sys.prefix) / "axe/node_modules/axe-core/axe.min.js"
+# rows and routes that look like the ones before them; a page that waits for a worker reloads, and says so
+_OPTIONS = "{rules: {'meta-refresh': {enabled: false}}}"
+_CONTEXT = "{exclude: ['section.route ~ section.route', 'tbody > tr:nth-child(n+5)']}"
+_NODE = "`${it.id}: ${node.target} ${node.html.slice(0, 90)}`"
+_TOLD = f"found.violations.flatMap(it => it.nodes.map(node => {_NODE}))"
+_ALL = f"async () => {{ const found = await axe.run({_CONTEXT}, {_OPTIONS}); return {_TOLD} }}"
+_CONTRAST = _ALL.replace(_OPTIONS, "{runOnly: ['color-contrast']}")
+_TOO_WIDE = "document.documentElement.scrollWidth - innerWidth"
+_CUT = """[...document.querySelectorAll('body *:not(.unseen, input, select, thead)')]
+  .filter(it => it.scrollWidth > it.clientWidth + 1 && getComputedStyle(it).overflowX === 'hidden')
+  .map(it => it.outerHTML.slice(0, 90))"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    async with running_site(tmp_path_factory.mktemp("site")) as running:
+        yield running
+
+
+async def test_wcag_every_view_at_390_px_light_and_dark(site: Site):
+    page, found, logged_in = await site.page(viewport=PHONE), [], False
+    await page.add_init_script(path=AXE)
+    for view in views():
+        if view in CONSOLE and not logged_in:
+            await site.log_in(page)
+            logged_in = True
+        await page.emulate_media(color_scheme="light")
+        await site.show(page, view)
+        if await page.evaluate(_TOO_WIDE) > 0:
+            found.append(f"{view.name} is wider than the screen")
+        found += [f"{view.name} cuts {it}" for it in await page.evaluate(_CUT)]
+        found += [f"{view.name}: {it}" for it in await page.evaluate(_ALL)]
+        await page.emulate_media(color_scheme="dark")
+        found += [f"{view.name}, dark: {it}" for it in await page.evaluate(_CONTRAST)]
+    assert not found, "\n".join(found)
+    assert site.problems == [], "no script was refused, and none failed"
+
+
+async def _tab_to(page: Page, name: str) -> None:
+    """Press Tab until the control of this name has the focus, and shows it."""
+    for _ in range(60):
+        await page.keyboard.press("Tab")
+        told = await page.evaluate(
+            "(it => [it.getAttribute('aria-label') || it.labels?.[0]?.innerText || it.innerText,"
+            " getComputedStyle(it).outlineStyle])(document.activeElement)"
+        )
+        assert told[1] == "solid", f"the focus isn't seen at {told[0]}"
+        if told[0].strip().startswith(name):
+            return
+    raise AssertionError(f"Tab never comes to {name}")
+
+
+async def test_a_key_is_made_and_a_request_decided_by_keyboard_alone(site: Site):
+    page = await site.page(viewport=PHONE)
+    await site.log_in(page)
+    await page.goto(f"{site.url}/console/apps/report")
+    await page.keyboard.press("Tab")
+    await page.get_by_role("link", name="Skip to the content").wait_for()
+    await page.keyboard.press("Enter")
+    assert await page.evaluate("document.activeElement.id") == "page"
+    await _tab_to(page, "Make a key")
+    await page.keyboard.press("Enter")
+    await page.get_by_role("heading", name="Make an API key for report?").wait_for()
+    await _tab_to(page, "Make the key")
+    await page.keyboard.press("Enter")
+    key = await page.get_by_label("API key, shown once").input_value()
+    assert key.startswith("evg_key_")
+    kept = "JSON.stringify([location.href, {...localStorage}, {...sessionStorage}, document.cookie])"
+    assert key not in await page.evaluate(kept)
+    assert (await page.get_by_role("status").inner_text()).startswith("The key is made.")
+
+    await _tab_to(page, "Requests")
+    await page.keyboard.press("Enter")
+    await page.get_by_role("heading", name="Access requests").wait_for()
+    await _tab_to(page, "report")
+    await page.keyboard.press("Enter")
+    await page.get_by_role("heading", name="report asks for access").wait_for()
+    await _tab_to(page, "Hours")
+    await page.keyboard.type("4")
+    await _tab_to(page, "Approve")
+    await page.keyboard.press("Enter")
+    await page.get_by_text("It is approved, and holds from now on.").first.wait_for()
+
+
+async def test_the_focus_stays_where_a_part_was_replaced(site: Site):
+    page = await site.page(viewport=PHONE)
+    await site.log_in(page)
+    await page.goto(f"{site.url}/console/providers")
+    await page.get_by_role("link", name="Next page").focus()
+    await page.keyboard.press("Enter")
+    await page.get_by_role("link", name="First page").wait_for()
+    assert await page.evaluate("document.activeElement.id") == "results"

@@ -1,0 +1,220 @@
+"""Every page and every view of the console, in a browser at a filled tenant.
+
+    async with running_site(folder) as site: page = await site.log_in(); await site.show(page, view)
+
+Pages of a consent are rendered from their templates at `/shown/NAME`: the flows that lead to each have tests
+of their own. The site's host is `HOST`, so that no view has an address of this machine.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from playwright.async_api import Browser, Page
+from starlette.responses import Response
+
+from evergrant_server.api.pages.browser import html_response
+from evergrant_server.console.advice import WayOut
+from evergrant_server.console.logos import Parties, Party
+from evergrant_server.console.pages import Pages
+from evergrant_server.core.connections.device_code import DeviceCode
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.people.logins import CommandStart
+from evergrant_server.core.people.roles import Person, PersonRole
+from evergrant_server.core.people.sessions import PersonSession, SessionKind
+from evergrant_server.core.secret import Secret
+from tests.e2e.flows.test_implicit import running_browser
+from tests.e2e.pages.filled import ACCOUNTS, NOON, Filled, fill
+from tests.fakes.api import TENANT, Api, running_api
+from tests.fakes.certificates import loopback_tls
+from tests.fakes.http_server import listening, talk_to
+from tests.fakes.patience import PATIENCE_S
+from tests.fakes.rows import a_connection, a_consent, an_integration
+
+HOST = "evergrant.example"
+SCOPES = ("repo", "read:user", "offline_access")
+LONG_SCOPES = ("https://www.googleapis.com/auth/calendar.readonly", "crm.objects.contacts.read" * 4)
+
+
+@dataclass(frozen=True)
+class View:
+    """A page: its name, its path, and the buttons that are pressed there. `{…}` are ids of `Filled`."""
+
+    name: str
+    path: str
+    presses: tuple[str, ...] = ()
+
+
+def _console(name: str, path: str, *presses: str) -> View:
+    return View(f"console-{name}", f"/console/{path}", presses)
+
+
+CONSOLE = (
+    _console("connections", "connections"),
+    _console("connections-none", "connections?subject=zoe"),
+    _console("story", "connections/{told}"),
+    _console("choosing", "connections/{choosing}"),
+    _console("failing", "connections/{failing}"),
+    _console("pending", "connections/{pending}"),
+    _console("choose", "connections/{choosing}/choose"),
+    _console("refresh", "connections/{told}/refresh"),
+    _console("revoke", "connections/{told}/revoke"),
+    _console("absent", "connections/con_0000000000000000000000"),
+    _console("connect", "connect?integration=crm"),
+    _console("connect-review", "connect?integration=crm&subject=kim@acme.example"),
+    _console("connect-link", "connect?integration=crm&subject=kim@acme.example", "Make the link"),
+    _console("integrations", "integrations"),
+    _console("integration", "integrations/crm"),
+    _console("integration-failed", "integrations/erp"),
+    _console("providers", "providers"),
+    _console("providers-none", "providers?q=no-such-provider"),
+    _console("provider", "providers/github"),
+    _console("apps", "apps"),
+    _console("app", "apps/crm-sync"),
+    _console("app-disabled", "apps/an-importer-that-was-replaced"),
+    _console("key", "apps/report/keys"),
+    _console("key-made", "apps/report/keys", "Make the key"),
+    _console("key-revoke", "apps/crm-sync/keys/{key_id}/revoke"),
+    _console("requests", "requests"),
+    _console("requests-all", "requests?state="),
+    _console("request", "requests/{request}"),
+    _console("request-removal", "requests/{removal}"),
+    _console("integration-circuit", "integrations/tickets"),
+    _console("agents", "agents"),
+    _console("agent-call", "call-approvals/{call}"),
+    _console("agent-stop", "agents/invoice-helper/stop"),
+    _console("access", "access"),
+    _console("access-allowed", "access?app=crm-sync&connection={told}"),
+    _console("access-refused", "access?app=report&connection={told}"),
+)
+_STRANGERS = (
+    View("home", "/"),
+    View("reference", "/docs"),
+    View("unknown-path", "/no/such/page"),
+    View("unknown-link", "/connect/" + "x" * 43),
+    View("console-login", "/console/login"),
+    View("console-login-refused", "/console/login", ("Log in",)),
+)
+
+
+@dataclass
+class Site:
+    """A browser's way to a filled tenant."""
+
+    api: Api
+    browser: Browser
+    filled: Filled
+    problems: list[str]
+    url: str = f"https://{HOST}"
+
+    async def page(self, **context: Any) -> Page:
+        """One of a new browser. What it complains of is in `problems`."""
+        page = await self.browser.new_page(ignore_https_errors=True, **context)
+        page.set_default_timeout(PATIENCE_S * 1000)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("console", lambda it: self.problems.append(it.text) if "Policy" in it.text else None)
+        return page
+
+    async def log_in(self, page: Page) -> None:
+        await page.goto(f"{self.url}/console/login")
+        await page.get_by_label("API key").fill(self.filled.key)
+        await page.get_by_role("button", name="Log in", exact=True).click()
+        await page.get_by_role("heading", name="Connections").wait_for()
+
+    async def revoke_keys(self, name: str) -> None:
+        """An app has two live keys at most."""
+        app, now = await self.api.app_named(name), self.api.clock.now()
+        async with self.api.worker.write() as tx:
+            for key in await tx.access.live_keys(TENANT, app.id, now):
+                await tx.access.revoke_key(TENANT, key.id, now)
+
+    async def show(self, page: Page, view: View) -> None:
+        await page.goto(self.url + view.path.format_map(vars(self.filled)))
+        for name in view.presses:
+            if name == "Make the key":
+                await self.revoke_keys("report")
+            if name == "Log in":
+                await page.get_by_label("API key").fill("evg_key_mistyped")
+            async with page.expect_navigation():
+                await page.get_by_role("button", name=name, exact=True).click()
+
+
+@asynccontextmanager
+async def running_site(folder: Path) -> AsyncIterator[Site]:
+    """The API over a filled tenant, and a browser that finds it as `HOST`."""
+    rendered = dict(_rendered())
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        asked = scope["path"].removeprefix("/shown/")
+        await (rendered.get(asked) or api.app)(scope, receive, send)
+
+    ui = "https://temporal.acme.example"
+    async with running_api(folder, public_url=f"https://{HOST}", temporal_ui_url=ui) as api:
+        filled = await fill(api)
+        async with (
+            listening(talk_to(app), tls=loopback_tls(folder).server) as port,
+            running_browser(f"--host-resolver-rules=MAP {HOST}:443 127.0.0.1:{port}") as browser,
+        ):
+            yield Site(api, browser, filled, [])
+
+
+def views() -> tuple[View, ...]:
+    """All of them; those of the console need `Site.log_in`."""
+    return (*_STRANGERS, *(View(f"page-{name}", f"/shown/{name}") for name, _ in _rendered()), *CONSOLE)
+
+
+def _rendered() -> list[tuple[str, Response]]:
+    """The pages that a subject or a person meets on the way, by name."""
+    pages = Pages()
+    who = Parties(Party("crm-sync"), Party("code"), Party("GitHub"))
+    long = Parties(Party("quarterly-report-builder"), Party("erp"), Party("login.sub.acme.example:8443"))
+    integration = an_integration(TENANT, NOON)
+    connection = a_connection(integration, NOON)
+    consent = a_consent(connection, NOON, scopes=SCOPES)
+    bare = a_consent(connection, NOON, scopes=())
+    code = DeviceCode(
+        device_code=Secret("d"),
+        user_code="WDJB-MJHT",
+        verification_uri="https://github.com/login/device",
+        expires_at=NOON + timedelta(minutes=15),
+    )
+    subject, csrf = "ann@acme.example", "0" * 64
+    person = PersonSession.model_construct(
+        tenant=TENANT,
+        kind=SessionKind.BROWSER,
+        person=Person(issuer="https://login.acme.example", sub="ann", name=subject),
+        role=PersonRole.TENANT_ADMIN,
+        expires_at=NOON + timedelta(hours=12),
+    )
+    command = CommandStart(port=40001, state="s" * 16, challenge="c" * 43)
+    login = {"host": "login.acme.example", "tenant": TENANT, "csrf": csrf}
+    back = "https://crm.acme.example/connected"
+    expired, rejected = Failure(ErrorCode.CONSENT_EXPIRED), Failure(ErrorCode.CLIENT_REJECTED)
+    rejected.context["reference"] = "K7QD-2M9X"
+    html = {
+        "consent": pages.connect(who=who, subject=subject, consent=consent, csrf=csrf),
+        "consent-long": pages.connect(
+            who=long, subject=subject, consent=bare, csrf=csrf, login="login.acme.example"
+        ),
+        "leaving": pages.redirecting(who=who, to="GitHub", url="/livez").replace("0;url", "600;url"),
+        "device": pages.device(who=who, consent=consent, device=code).replace('content="5"', 'content="600"'),
+        "confirm-code": pages.confirm(who=who, subject=subject, code=Secret("k" * 43)),
+        "install": pages.install(provider="Slack", start_url=back),
+        "choose": pages.choose(who=who, options=ACCOUNTS, link="x", csrf=csrf),
+        "choose-none": pages.choose(who=who, options=(), link="x", csrf=csrf),
+        "pending": pages.pending(who=who).replace('content="2"', 'content="600"'),
+        "connected": pages.connected(who=who, subject=subject, account="ann-of-acme", scopes=SCOPES),
+        "connected-long": pages.connected(who=long, subject=subject * 4, account=None, scopes=LONG_SCOPES),
+        "declined": pages.declined(who=who, reference="K7QD-2M9X"),
+        "expired": pages.failed(expired, WayOut(who, over=True, back=back)),
+        "for-admins": pages.failed(rejected, WayOut(who)),
+        "login": pages.login(**login, step_up=False, command=None),
+        "login-command": pages.login(**login, step_up=True, command=command),
+        "session": pages.session(session=person, step_up="/login", csrf=csrf),
+        "logged-out": pages.logged_out(),
+        "not-logged-in": pages.not_logged_in(Failure(ErrorCode.CALLBACK_INVALID)),
+    }
+    return [(name, html_response(text)) for name, text in html.items()]
