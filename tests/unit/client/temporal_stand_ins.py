@@ -9,7 +9,7 @@ from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from evergrant import Lease
-    from evergrant.temporal import TokenInbox, lease, lease_blocking
+    from evergrant.temporal import Ensured, TokenInbox, ensure, lease, lease_blocking
 
     from evergrant_server.core.errors import ErrorCode
     from evergrant_server.core.ids import ConnectionId
@@ -108,6 +108,15 @@ class ShortWait(TokenInbox):
     @workflow.run
     async def run(self, request: SyncRequest) -> None:
         await self.token_for(request.connection, app="short-wait", timeout=self.limit)
+
+
+@workflow.defn
+class Waits:
+    """Waits until alice's CRM has a token with these scopes."""
+
+    @workflow.run
+    async def run(self, scopes: list[str], timeout_s: float) -> Ensured:
+        return await ensure("crm", "alice", scopes=tuple(scopes), timeout=timedelta(seconds=timeout_s))
 
 
 ACTIVITIES = (use_lease, use_lease_in_a_thread)

@@ -1,8 +1,9 @@
 """Evergrant inside Temporal: a plugin for the worker, and functions for workflow code.
 
 Owns how an activity gets its lease (`lease`, `lease_blocking`), what keeps tokens out of
-Temporal (`EvergrantPlugin`), and how a workflow asks a connection's workflow for a fresh grant
-(`TokenInbox`, `request_token`). A workflow never receives a token, only the fact that one is ready.
+Temporal (`EvergrantPlugin`), and how a workflow waits for a token: until a person has consented
+(`ensure`), or for an answer of the connection's workflow (`TokenInbox`, `request_token`). A workflow
+never receives a token, only the fact that one is ready.
 
 Names are loaded on first use: workflow code imports `TokenInbox` from here inside the sandbox
 without loading an HTTP library.
@@ -15,19 +16,23 @@ if TYPE_CHECKING:
     from evergrant.temporal.leases import lease, lease_blocking
     from evergrant.temporal.plugin import EvergrantPlugin
     from evergrant.temporal.workflow import (
+        Ensured,
         TokenInbox,
         TokenNotReady,
         TokenReady,
         connection_workflow_id,
+        ensure,
         request_token,
     )
 
 __all__ = [
+    "Ensured",
     "EvergrantPlugin",
     "TokenInbox",
     "TokenNotReady",
     "TokenReady",
     "connection_workflow_id",
+    "ensure",
     "lease",
     "lease_blocking",
     "request_token",

@@ -3,7 +3,7 @@
 Its interceptor lets `leases.lease` work in an activity and keeps tokens out of Temporal.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any, Unpack
 
@@ -33,6 +33,7 @@ from evergrant.errors import (
 )
 from evergrant.lease import Lease, LeaseLeak
 from evergrant.sync_client import Evergrant
+from evergrant.temporal.ensuring import EnsureActivity, OnConsentRequired
 from evergrant.temporal.leases import CURRENT_LEASES, ActivityLeases, WorkerClients, contains_secret
 from evergrant.transport import ClientOptions
 
@@ -47,13 +48,23 @@ class EvergrantPlugin(SimplePlugin):
     Takes the arguments of `Evergrant`, and opens its clients when a worker runs: a process that only
     starts workflows needs no API key. Pass it to the Temporal client or to the worker; given to
     both, it still acts once. It leaves the data converter alone.
+
+    `on_consent_required` gets each new link that a `workflow.ensure` waits for, in the worker, to send it to
+    the subject: once, or again after a worker that was killed meanwhile.
     """
 
     def __init__(
-        self, url: str | None = None, api_key: str | None = None, **options: Unpack[ClientOptions]
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        on_consent_required: OnConsentRequired | None = None,
+        **options: Unpack[ClientOptions],
     ) -> None:
         super().__init__(  # pyright: ignore[reportUnknownMemberType]  # temporalio leaves a Callable open
-            "evergrant.EvergrantPlugin", interceptors=[LeaseInterceptor(self._open_clients)]
+            "evergrant.EvergrantPlugin",
+            interceptors=[LeaseInterceptor(self._open_clients)],
+            activities=_added_once(EnsureActivity(on_consent_required).ensure),
         )
         self._connect = lambda: WorkerClients(
             AsyncEvergrant(url, api_key, **options), Evergrant(url, api_key, **options)
@@ -88,6 +99,16 @@ class EvergrantPlugin(SimplePlugin):
         if self._clients is None:
             raise RuntimeError("the worker of this activity isn't running")
         return self._clients
+
+
+def _added_once(ours: Callable[..., Any]) -> Callable[[Sequence[Callable[..., Any]] | None], list[Any]]:
+    """A worker's activities with ours, unless the plugin of its client has added it already."""
+
+    def added(theirs: Sequence[Callable[..., Any]] | None) -> list[Any]:
+        activities = list(theirs or ())
+        return activities if ours in activities else [*activities, ours]
+
+    return added
 
 
 class LeaseInterceptor(Interceptor):

@@ -1,7 +1,12 @@
-"""For workflow code: ask a connection's workflow for a fresh grant, and wait until it is ready.
+"""For workflow code: wait until a connection has a token, for days if a person has to consent.
 
-Imports the standard library and temporalio only, so it runs inside the sandbox. The answer holds
-facts; the token itself is leased in the activity that uses it.
+`ensure` asks Evergrant's API, from any worker with the plugin, whatever its namespace or cluster:
+
+    await ensure("crm", "alice", scopes=("contacts.read",), timeout=timedelta(days=3))
+
+`TokenInbox` asks the connection's workflow, in Evergrant's own namespace, and is told at once. Either
+answer holds facts; the token itself is leased in the activity that uses it. Imports the standard library
+and temporalio only, so it runs inside the sandbox.
 
     @workflow.defn
     class SyncContacts(TokenInbox):
@@ -11,13 +16,16 @@ facts; the token itself is leased in the activity that uses it.
             return await workflow.execute_activity(fetch, ...)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any, cast
 
-from temporalio import workflow
-from temporalio.exceptions import ApplicationError, FailureError
+from temporalio import exceptions, workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError, RetryState
 
+ENSURE = "evergrant.ensure"
 TOKEN_READY = "token_ready"
 REQUEST_TOKEN = "request_token"
 
@@ -64,6 +72,68 @@ class TokenNotReady(ApplicationError):
         self.connection_id = connection_id
         self.code = code
         self.again = again
+
+
+@dataclass(frozen=True)
+class EnsureToken:
+    """The input of the activity `evergrant.ensure`: names alone."""
+
+    integration: str
+    subject: str
+    label: str
+    scopes: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Ensured:
+    """There is a token, with the requested scopes: facts about the grant that brought it."""
+
+    connection_id: str
+    generation: int
+    expires_at: datetime | None
+    scopes: tuple[str, ...]
+
+
+async def ensure(
+    integration: str,
+    subject: str,
+    *,
+    label: str = "default",
+    scopes: tuple[str, ...] | None = None,
+    timeout: timedelta = timedelta(days=7),
+) -> Ensured:
+    """Wait until the subject's connection has a token with `scopes`: for days, if a person has to consent.
+
+    An activity of `EvergrantPlugin` asks Evergrant's API, on this workflow's task queue. While it waits it
+    is between two tries, at most a minute apart: nothing runs, and the history doesn't grow. The plugin's
+    `on_consent_required` gets each new link for the subject. Raises TokenNotReady: its code is `timeout`
+    after `timeout`, the reason when the connection was denied or revoked meanwhile, or the code of a refusal
+    that no consent ends.
+    """
+    wanted = EnsureToken(integration, subject, label, scopes)
+    try:
+        return await workflow.execute_activity(
+            ENSURE,
+            wanted,
+            result_type=Ensured,
+            start_to_close_timeout=timedelta(minutes=2),
+            schedule_to_close_timeout=timeout,
+            retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
+            summary=f"{integration} for {subject}",
+        )
+    except ActivityError as error:
+        raise _not_ready(error, f"{integration} for {subject}") from error
+
+
+def _not_ready(error: ActivityError, connection: str) -> Exception:
+    """What ended the wait: time, a refusal, or a failure that isn't Evergrant's, which stays as it is."""
+    if error.retry_state is RetryState.TIMEOUT or isinstance(error.cause, exceptions.TimeoutError):
+        return TokenNotReady(connection, "timeout")
+    details = error.cause.details if isinstance(error.cause, ApplicationError) else ()
+    facts = cast("Mapping[str, Any]", details[0] if details and isinstance(details[0], dict) else {})
+    if "code" not in facts:
+        return error
+    return TokenNotReady(facts.get("connection_id") or connection, facts["code"])
 
 
 def connection_workflow_id(connection: str | tuple[str, str]) -> str:
