@@ -12,11 +12,18 @@ from typing import Any
 import httpx2
 import pytest
 from evergrant import AsyncEvergrant, ConsentRequired, Evergrant, Lease, ReconnectNeeded, State
+from evergrant.temporal import EvergrantPlugin
+from evergrant.temporal.workflow import EnsureToken
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.client import Client
+from temporalio.worker import Worker
 
 from examples.demo.authorization_server import AuthorizationServer
 from tests.e2e.world import COMMAND, World, at, running
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.providers.authorization_server import running_authorization_server
+from tests.unit.client.temporal_stand_ins import Waits
 
 ROOT = Path(__file__).parents[3]
 TOKEN_S = 8
@@ -131,6 +138,25 @@ async def asynchronously(world: ClientWorld, connection_id: str) -> None:
         await eventually(lambda: client.connection(connection_id), lambda it: it.state is State.REVOKED)
         assert "lease.issued" in [it.action async for it in client.audit(connection_id)]
     assert await world.server.introspect(second.access_token) == {"active": False}
+
+
+async def test_a_workflow_of_another_namespace_waits_for_a_consent_and_goes_on(world: ClientWorld):
+    """Its worker is the plugin's alone: it asks the API, and no workflow of Evergrant's namespace."""
+
+    async def give(wanted: EnsureToken, required: ConsentRequired) -> None:
+        await world.server.scripted_consent(required.connect_url)
+
+    client = await Client.connect(world.platform.temporal, namespace="agents")
+    kept = Duration(seconds=86_400)
+    await client.workflow_service.register_namespace(
+        RegisterNamespaceRequest(namespace="agents", workflow_execution_retention_period=kept)
+    )
+    plugin = EvergrantPlugin(**world.target, on_consent_required=give)
+    async with Worker(client, task_queue="users", workflows=[Waits], plugins=[plugin]):
+        ready = await client.execute_workflow(
+            Waits.run, args=[["read"], PATIENCE_S], id="waits", task_queue="users"
+        )
+    assert (ready.generation, ready.scopes) == (1, ("read",))
 
 
 async def compared(world: ClientWorld, connection_id: str) -> None:
