@@ -9,13 +9,13 @@ import os
 import tempfile
 from pathlib import Path
 
-from bench import disabling, greedy, leases, ledger, refreshes, report
+from bench import disabling, gateway, greedy, leases, ledger, refreshes, report
 from bench.bounds import Bounds
 from bench.processes import load_generator, postgresql, sqlite
 from evergrant_server.process_exit import exit_process
 from examples.demo.interruption import run_interruptible
 
-PARTS = ("sqlite", "postgresql", "disabled", "refreshes")
+PARTS = ("sqlite", "postgresql", "disabled", "refreshes", "gateway")
 _SECONDS = 6.0
 _MOST_SECONDS = 12.0  # keeps a whole run under five minutes
 
@@ -33,10 +33,12 @@ async def run(folder: Path, bounds: Bounds) -> int:
         async with leases.two_servers(where, url, generator) as (ready, bare_port):
             rates += await leases.measure("PostgreSQL", ready, bare_port, generator, bounds)
         records += await ledger.measure("PostgreSQL", ready, bounds)
+        calls, streams = await gateway.measure(folder / "gateway", generator, bounds)
         stopped = await disabling.measure(folder / "disabled", await empty_database(), bounds)
     _print(*report.leases(rates))
     _print(*report.audit(records, rates))
     _print(*report.neighbours(neighbours))
+    _print(*report.calls(calls), *report.streams(streams))
     _print(*report.disabled(stopped))
     _print(*report.refreshes(await refreshes.measure(folder / "refreshes", bounds)))
     _print(f"load after: {_load()}")

@@ -98,7 +98,7 @@ async def _app(tx: Transaction, name: str) -> tuple[App, str]:
         name="crm",
         integration="crm",
         scope_ceiling=_SCOPES,
-        actions=(Action.TOKEN,),
+        actions=(Action.TOKEN, Action.PROXY),
         created_at=now,
     )
     await tx.access.put_app(app, expected=None)

@@ -90,16 +90,19 @@ async def measure(
             [lease_request(bare_port, ready.key, connection.subject) for connection in ready.connections],
         )
         for side in (lease, bare):
-            await _round(generator, side, clients, _WARM_UP, bounds.most)
+            await measure_round(generator, side, clients, _WARM_UP, bounds.most)
         for _ in range(_ROUNDS):
             for side in (lease, bare):
                 seconds = bounds.seconds / _ROUNDS
-                side.rounds.append(await _round(generator, side, clients, seconds, bounds.most))
+                side.rounds.append(await measure_round(generator, side, clients, seconds, bounds.most))
         found.append(LeaseRate(store, clients, lease, bare))
     return found
 
 
-async def _round(generator: Generator, side: Side, clients: int, seconds: float, most: int) -> dict[str, Any]:
+async def measure_round(
+    generator: Generator, side: Side, clients: int, seconds: float, most: int
+) -> dict[str, Any]:
+    """One round. Raises RuntimeError when a request isn't answered with 200."""
     result = await generator.round(
         port=side.port, clients=clients, seconds=seconds, most=most, requests=side.requests
     )

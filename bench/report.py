@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from bench.disabling import PROCESSES, Disabling
+from bench.gateway import CallRate, StreamRun
 from bench.greedy import Neighbour
 from bench.leases import LeaseRate
 from bench.ledger import LedgerRate
@@ -12,6 +13,8 @@ LEASES = "Leases per second, with permit check and committed audit, against a ba
 AUDIT = "What the audit log costs: the ledger alone, against one commit for each record"
 NEIGHBOURS = "An app beside one with 500 requests open, against itself alone (SQLite)"
 DISABLED = "Disabled on PostgreSQL while it leases without a pause: the last lease after the request"
+CALLS = "Calls through the gateway, recorded before and after, against direct ones (SQLite)"
+STREAMS = "Streams of an hour's server-sent events through one gateway, and its memory"
 REFRESHES = "Refreshes per second, against the same Temporal server with an empty activity"
 
 
@@ -82,6 +85,38 @@ def neighbours(rows: Iterable[Neighbour]) -> list[str]:
             for row in rows
         ],
     )
+
+
+def calls(rows: Iterable[CallRate]) -> list[str]:
+    header = "clients", "through/s", "direct/s", "through p50 / p99 ms", "direct p50 / p99 ms", "added p50 ms"
+    return _table(
+        CALLS,
+        header,
+        [
+            (
+                str(row.clients),
+                *(f"{side.per_second:,.0f}" for side in (row.through, row.direct)),
+                *(
+                    f"{side.percentile(50):.1f} / {side.percentile(99):.1f}"
+                    for side in (row.through, row.direct)
+                ),
+                f"{row.added_ms:.1f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def streams(row: StreamRun) -> list[str]:
+    header = "streams", "events", "events/s", "MiB before", "MiB at most"
+    line = (
+        str(row.streams),
+        f"{row.events:,}",
+        f"{row.events / row.seconds:,.0f}",
+        f"{row.before:.0f}",
+        f"{row.peak:.0f}",
+    )
+    return _table(STREAMS, header, [line])
 
 
 def disabled(rows: Iterable[Disabling]) -> list[str]:

@@ -41,6 +41,9 @@ WHEN = {
     AuditAction.ACCOUNT_CHOICE_REQUESTED: "the grant reaches several accounts, and one has to be chosen",
     AuditAction.ACCOUNT_CHOSEN: "the account is known: the only one, the requested one, or a chosen one",
     AuditAction.DPOP_PROOF_ISSUED: "an app got a DPoP proof for one request",
+    AuditAction.PROXY_CALLED: "an app's call to a provider's API was about to be sent, with the credential; "
+    "`request` is its method and path",
+    AuditAction.PROXY_ANSWERED: "such a call ended; `call` is that of `proxy.called`, `outcome` says how",
     AuditAction.LEASE_REFUSED: "an app requested a lease and was refused; `repeated` counts the refusals "
     "within a minute after the first",
     AuditAction.BULK_READ: "an app requested an export, or leased as many connections within an hour as "

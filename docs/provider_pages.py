@@ -103,7 +103,7 @@ def _facts_of(spec: ProviderSpec) -> list[str]:
         "Access tokens": words.access_tokens(spec),
         "Refresh tokens": words.refresh_tokens(spec),
         "Revocation": words.revocation(spec),
-        "API": f"`{spec.api_base_url}`" if spec.api_base_url else "",
+        "API": words.api(spec),
         "Userinfo": f"`{spec.userinfo_endpoint}`" if spec.userinfo_endpoint else "",
         "Limits": words.limits(spec),
         "Peculiarities": words.deviations(spec),

@@ -203,6 +203,14 @@ def deviations(spec: ProviderSpec) -> str:
     return "; ".join(text for text, holds in texts.items() if holds)
 
 
+def api(spec: ProviderSpec) -> str:
+    """Where the provider's API is."""
+    named = spec.api_from_reply
+    if named is not None:
+        return f"`https://{{{named.metadata}}}{named.path}`, whose host each token reply names"
+    return f"`{spec.api_base_url}`" if spec.api_base_url else ""
+
+
 def _api_header(spec: ProviderSpec) -> str:
     rule = spec.api_request
     if rule is None or (rule.auth_header, rule.auth_scheme) == ("Authorization", "Bearer"):

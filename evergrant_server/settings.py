@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from evergrant_server.core.messages.names import TASK_QUEUE
+from evergrant_server.gateway_settings import GatewaySettings
 from evergrant_server.mtls_settings import MtlsSettings
 from evergrant_server.setting_errors import PREFIX, SETTINGS_FILE, errors_in_words, suspicious_variables
 from evergrant_server.setting_types import (
@@ -31,7 +32,7 @@ from evergrant_server.setting_types import (
 )
 
 _CLIENT_VARIABLES = {
-    *("EVERGRANT_URL", "EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE"),
+    *("EVERGRANT_URL", "EVERGRANT_GATEWAY_URL", "EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE"),
     *("EVERGRANT_APP_ID", "EVERGRANT_PRIVATE_KEY_FILE", "EVERGRANT_ISSUER"),
     *("EVERGRANT_CERTIFICATE_FILE", "EVERGRANT_CERTIFICATE_KEY_FILE"),
 }
@@ -41,7 +42,7 @@ class BadSettings(ValueError):
     """A setting that can't be used; the message names it and says what would be right."""
 
 
-class Settings(MtlsSettings, BaseSettings):
+class Settings(MtlsSettings, GatewaySettings, BaseSettings):
     """What an operator may set. Durations are read by `read_duration`."""
 
     model_config = SettingsConfigDict(
@@ -198,6 +199,8 @@ class Settings(MtlsSettings, BaseSettings):
             self.key_file = self.data_dir / "keys.json"
         if not self.public_url:
             self.public_url = own_public_url(self.host, self.port)
+        gateway = self.gateway_public_url or f"http://{self.gateway_host}:{self.gateway_port}"
+        self.gateway_public_url = gateway.rstrip("/")
         self.public_url = self.public_url.rstrip("/")
         check_public_url(self.public_url)
         check_web_url("EVERGRANT_TEMPORAL_UI_URL", self.temporal_ui_url)

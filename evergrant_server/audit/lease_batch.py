@@ -8,7 +8,6 @@ running them.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -20,12 +19,11 @@ from evergrant_server.audit.last_uses import (
     write_uses_postgresql,
     write_uses_sqlite,
 )
-from evergrant_server.core.access import Permit
+from evergrant_server.audit.lease_claim import LeaseClaim
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.ids import AppId, ConnectionId, KeyId, Tenant
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
 from evergrant_server.store.database.engine import asyncpg_driver, sqlite_driver
@@ -92,27 +90,6 @@ _PG_USAGE = (
     "INSERT INTO usage (tenant, connection_id, leased_generation, revision)"
     " SELECT *, 1 FROM unnest($1::varchar[], $2::varchar[], $3::integer[])" + _RAISED
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseClaim:
-    """A lease that was judged and not handed out yet, with the revisions it was judged by."""
-
-    tenant: Tenant
-    connection_id: ConnectionId
-    connection_revision: int
-    app_id: AppId
-    app_revision: int
-    key_id: KeyId
-    valid_until: datetime  # the end of the key or the permit: its passing moves no revision
-    generation: int
-    context: RequestContext
-    scopes: tuple[str, ...]
-    at: datetime
-    dpop_request: str | None = None  # method and origin: a proof for one request instead of the token
-    signed_request: str = ""  # the signed request, when a signature is leased instead of the token
-    permit: Permit | None = None  # that allowed it
-    observed: tuple[str, ...] = ()  # the names of permits that would have denied it in mode enforce
 
 
 class Written(NamedTuple):
@@ -226,6 +203,9 @@ def _entry(claim: LeaseClaim) -> AuditEntry:
     if claim.dpop_request is not None:
         action = AuditAction.DPOP_PROOF_ISSUED
         what = {"for": claim.dpop_request}
+    elif claim.proxied is not None:
+        action = AuditAction.PROXY_CALLED
+        what = dict(zip(("call", "request"), claim.proxied, strict=True))
     elif claim.signed_request:
         what["signed"] = claim.signed_request
     if claim.permit is not None:

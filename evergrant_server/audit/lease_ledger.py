@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from evergrant_server.audit.last_uses import LastUses
-from evergrant_server.audit.lease_batch import LeaseClaim, write_postgresql, write_sqlite
+from evergrant_server.audit.lease_batch import write_postgresql, write_sqlite
+from evergrant_server.audit.lease_claim import LeaseClaim
 from evergrant_server.audit.lease_queue import LeaseQueue, WaitingClaim
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from time import monotonic
 from typing import NamedTuple
 
-from evergrant_server.audit.lease_batch import LeaseClaim
+from evergrant_server.audit.lease_claim import LeaseClaim
 from evergrant_server.core.ids import AppId, Tenant
 
 LARGEST_BATCH = 64  # more save little of a commit's cost, and each waits for all of them

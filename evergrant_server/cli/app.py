@@ -6,8 +6,6 @@
 import asyncio
 import json
 import logging
-import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -18,9 +16,9 @@ from evergrant_server import __version__
 from evergrant_server.checkout import require_own_packages
 from evergrant_server.cli.durations import OptionalDuration
 from evergrant_server.cli.process import CommandFailed
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import Failure
 from evergrant_server.gc_tuning import quick_imports
-from evergrant_server.process_exit import exit_process
+from evergrant_server.process_exit import exit_process, fail, failure_message, unexpected_message
 from evergrant_server.settings import BadSettings, Settings, load_settings
 
 app = App(
@@ -47,6 +45,7 @@ class Flags:
     temporal_address: str | None = None
     temporal_port: int | None = None
     temporal_ui_port: int | None = None
+    gateway_port: int | None = None
     egress_allow: str | None = None
     log_level: str | None = None
 
@@ -62,7 +61,7 @@ class Flags:
 
 @app.command
 def dev(*, flags: Flags | None = None) -> None:
-    """Run everything in one command: Temporal with its UI, the API and a worker."""
+    """Run everything in one command: Temporal with its UI, the API, a worker and the gateway."""
     settings = settings_of_process(flags)
     from evergrant_server.cli.dev import run
 
@@ -89,6 +88,16 @@ def dev_worker() -> None:
     asyncio.run(worker_process.work(settings))
 
 
+@app.command(name="dev-gateway", show=False)
+def dev_gateway() -> None:
+    """The gateway of `dev`."""
+    settings = settings_of_process(None)
+    with quick_imports():
+        from evergrant_server.cli.dev import gateway_process
+
+    gateway_process.serve(settings)
+
+
 @app.command
 def serve(*, mtls: Annotated[bool, Parameter(negative=())] = False, flags: Flags | None = None) -> None:
     """Run the API. Any number may run.
@@ -105,6 +114,16 @@ def serve(*, mtls: Annotated[bool, Parameter(negative=())] = False, flags: Flags
         serve_behind_mtls(settings)
     else:
         serve_api(settings)
+
+
+@app.command
+def gateway(*, flags: Flags | None = None) -> None:
+    """Run the gateway, which sends apps' calls to providers' APIs. Any number may run."""
+    settings = settings_of_process(flags)
+    with quick_imports():
+        from evergrant_server.cli.gateway.serve import serve_gateway
+
+    serve_gateway(settings)
 
 
 @app.command
@@ -198,19 +217,19 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         require_own_packages()
         app(arguments, print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        _fail(usage_message(error), 2)
+        fail(usage_message(error), 2)
     except BadSettings as error:
-        _fail(f"invalid_settings: {error}", 2)
+        fail(f"invalid_settings: {error}", 2)
     except Failure as failure:
-        _fail(_failure_message(failure), 1)
+        fail(failure_message(failure), 1)
     except CommandFailed as failed:
-        _fail(failed.message, failed.status)
+        fail(failed.message, failed.status)
     except SystemExit as error:  # granian and --help exit so
         exit_process(error.code if isinstance(error.code, int) else int(error.code is not None))
     except KeyboardInterrupt:
-        _fail("stopped", 130)
+        fail("stopped", 130)
     except Exception as error:
-        _fail(_unexpected_message(error), 1)
+        fail(unexpected_message(error), 1)
     exit_process(0)
 
 
@@ -221,27 +240,3 @@ def usage_message(error: CycloptsError) -> str:
     if isinstance(error, UnknownCommandError) and not chain:
         message += f"\n  If it is a command for apps, integrations or connections: evergrant {unused[0]}"
     return f"{message}\n  See: {' '.join(('python -m evergrant_server', *chain))} --help"
-
-
-def _failure_message(failure: Failure) -> str:
-    """Code, detail and repair. The general repair is left out when the detail names the exact one."""
-    message = f"{failure.code}: {failure.detail}"
-    has_repair = "key_file" in failure.context or "python -m evergrant_server" in failure.detail
-    return message if has_repair else f"{message}\n  {failure.repair}"
-
-
-def _unexpected_message(error: Exception) -> str:
-    """An unexpected error's class and place; its text may quote a secret."""
-    if logging.getLogger().isEnabledFor(logging.DEBUG):
-        traceback.print_exc()
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
-    return (
-        f"{ErrorCode.INTERNAL}: {type(error).__name__} at {where}\n"
-        "  Run it again with EVERGRANT_LOG_LEVEL=DEBUG for the traceback, and report it."
-    )
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    print(f"evergrant: {message}", file=sys.stderr)
-    exit_process(status)

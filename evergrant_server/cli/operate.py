@@ -14,6 +14,7 @@ from evergrant_server.api.http.authentication import Authenticator
 from evergrant_server.cli.app import Flags, settings_of
 from evergrant_server.cli.authority import has_authenticators, make_authenticators
 from evergrant_server.cli.break_glass import break_glass
+from evergrant_server.cli.gateway.key_exports import export_api, export_gateway
 from evergrant_server.cli.private_files import write_private
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -127,11 +128,8 @@ def rotate(purpose: str, *, flags: Flags | None = None) -> None:
     print(f"{purpose}: the current key is now {current}; restart API and workers")
 
 
-@keys.command
-def export_api(out: Path, *, flags: Flags | None = None) -> None:
-    """Write the key file for API processes: without the refresh keys."""
-    KeyRing.open(settings_of(flags).key_path, Role.OPERATOR).export(out, Role.API)
-    print(f"wrote {out}: it can open access tokens, but no refresh tokens")
+keys.command(export_api)
+keys.command(export_gateway)
 
 
 @keys.command

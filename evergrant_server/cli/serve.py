@@ -46,7 +46,7 @@ def serve_behind_mtls(settings: Settings) -> None:
 
 
 def _prepare(settings: Settings) -> None:
-    asyncio.run(_check_keys_and_store(settings))
+    asyncio.run(check_keys_and_store(settings, Role.API))
     os.environ.update(settings_environment(settings))  # granian's processes read the settings from it
     gc.disable()  # until they have imported the application: `tune_garbage_collector`
 
@@ -80,8 +80,9 @@ def _most_connections() -> int:
     return max(files - _OTHER_FILES, _OTHER_FILES)
 
 
-async def _check_keys_and_store(settings: Settings) -> None:
-    ring = KeyRing.open(settings.key_path, Role.API)
+async def check_keys_and_store(settings: Settings, role: Role) -> None:
+    """Raise the Failure with which a process of this role couldn't start."""
+    ring = KeyRing.open(settings.key_path, role)
     Registry.load()
     store = await Store.open(settings.database_url, ring, SystemClock())
     try:

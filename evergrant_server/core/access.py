@@ -209,6 +209,9 @@ class Permit(TenantRow):
     those need `token`, and refresh tokens `export`. `audit` reads it.
 
     Of a deny: `scopes` None refuses requests with any scopes, else those with one of them.
+
+    `methods` and `paths`, of the action `proxy`: the requests to the provider's API that it is about; None:
+    every one (`policy.proxied`).
     """
 
     id: PermitId
@@ -230,3 +233,10 @@ class Permit(TenantRow):
     purpose: str = ""
     owner: str = ""
     reason: str = ""  # of its last change
+    methods: tuple[str, ...] | None = Field(default=None, min_length=1)
+    paths: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+    @property
+    def denies_all(self) -> bool:
+        """Of a deny: whether it refuses its actions whatever scopes, method and path are asked for."""
+        return self.scopes is None and self.methods is None and self.paths is None

@@ -19,6 +19,8 @@ class AuditAction(StrEnum):
     LEASE_REFUSED = "lease.refused"
     BULK_READ = "tokens.bulk_read"
     DPOP_PROOF_ISSUED = "lease.dpop_proof_issued"
+    PROXY_CALLED = "proxy.called"
+    PROXY_ANSWERED = "proxy.answered"
     CONNECTION_CREATED = "connection.created"
     CONNECTION_IMPORTED = "connection.imported"
     CONNECTION_EXPORTED = "connection.exported"

@@ -22,6 +22,7 @@ class ErrorCode(StrEnum):
     GRANT_REVOKED_ELSEWHERE = "grant_revoked_elsewhere"
     CONNECTION_REVOKED = "connection_revoked"
     SCOPE_NOT_GRANTED = "scope_not_granted"
+    TOKEN_REFUSED = "token_refused"
     CALLBACK_INVALID = "callback_invalid"
     CHOICE_REQUIRED = "choice_required"
     ID_TOKEN_REFUSED = "id_token_refused"
@@ -34,12 +35,14 @@ class ErrorCode(StrEnum):
     REPLY_UNREADABLE = "reply_unreadable"
     DISCOVERY_FAILED = "discovery_failed"
     EGRESS_REFUSED = "egress_refused"
+    API_UNKNOWN = "api_unknown"
 
     PROVIDER_UNREACHABLE = "provider_unreachable"
     PROVIDER_ERROR = "provider_error"
     PROVIDER_RATE_LIMITED = "provider_rate_limited"
     REFRESH_PENDING = "refresh_pending"
     WORKER_BUSY = "worker_busy"
+    TOKEN_RENEWED = "token_renewed"
 
     NOT_PERMITTED = "not_permitted"
     APP_DISABLED = "app_disabled"
@@ -121,6 +124,10 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "The subject has not granted a requested scope.",
         "Send the subject to connect_url; without one, reauthorize the connection with that scope.",
     ),
+    ErrorCode.TOKEN_REFUSED: _reconnect(
+        "The provider's API refuses the connection's token, a renewed one as well.",
+        "Check what its account may do there; reauthorize the connection if its grant was ended.",
+    ),
     ErrorCode.CALLBACK_INVALID: _reconnect(
         "The provider's callback doesn't belong to an open consent in this browser.",
         "Connect again in the app, which gives a new link, and finish in one browser.",
@@ -170,12 +177,20 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "A provider URL points where Evergrant may not connect.",
         "Use a public https URL, or allow the host and port with EVERGRANT_EGRESS_ALLOW.",
     ),
+    ErrorCode.API_UNKNOWN: _client(
+        "The provider's definition names no API for this connection, so no request is proxied there.",
+        "Lease the token, or propose a definition with api_base_url.",
+    ),
     ErrorCode.PROVIDER_UNREACHABLE: _provider("The provider did not answer in time.", _LATER),
     ErrorCode.PROVIDER_ERROR: _provider("The provider answered with an error of its own.", _LATER),
     ErrorCode.PROVIDER_RATE_LIMITED: _provider("The provider asks us to slow down.", _LATER),
     ErrorCode.REFRESH_PENDING: _provider("A refresh is under way and has not ended yet.", _LATER),
     ErrorCode.WORKER_BUSY: _provider(
         "Other calls of the same tenant or integration take its share of a worker.", _LATER
+    ),
+    ErrorCode.TOKEN_RENEWED: _provider(
+        "The provider's API refused the token, which has been renewed; the request's body was not kept.",
+        "Send the request again.",
     ),
     ErrorCode.NOT_PERMITTED: _denied(
         "No permit of this app covers that, or one denies it.",

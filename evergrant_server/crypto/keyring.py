@@ -38,15 +38,17 @@ class KeyPurpose(StrEnum):
 
 
 class Role(StrEnum):
-    """The role of a process. The internet-facing API never holds keys of the refresh purpose."""
+    """The role of a process. Those that face the internet never hold keys of the refresh purpose."""
 
     API = "api"
+    GATEWAY = "gateway"
     WORKER = "worker"
     OPERATOR = "operator"
 
 
 PURPOSES_OF_ROLE: dict[Role, frozenset[KeyPurpose]] = {
     Role.API: frozenset({KeyPurpose.LEASE, KeyPurpose.INTAKE}),
+    Role.GATEWAY: frozenset({KeyPurpose.LEASE}),
     Role.WORKER: frozenset(KeyPurpose),
     Role.OPERATOR: frozenset(KeyPurpose),
 }

@@ -7,8 +7,19 @@ means.
 
 from evergrant_server.egress.client import ANSWER_TIMEOUT_S, Egress, silence_http_debug_logs
 from evergrant_server.egress.policy import EgressPolicy
+from evergrant_server.egress.streaming import StreamedResponse, StreamingTransport, UpstreamClosed
 from evergrant_server.egress.transport import DOES_NOT_RESOLVE, BeforeSend, SendObserver
 
 silence_http_debug_logs()
 
-__all__ = ["ANSWER_TIMEOUT_S", "DOES_NOT_RESOLVE", "BeforeSend", "Egress", "EgressPolicy", "SendObserver"]
+__all__ = [
+    "ANSWER_TIMEOUT_S",
+    "DOES_NOT_RESOLVE",
+    "BeforeSend",
+    "Egress",
+    "EgressPolicy",
+    "SendObserver",
+    "StreamedResponse",
+    "StreamingTransport",
+    "UpstreamClosed",
+]

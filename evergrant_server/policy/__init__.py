@@ -17,6 +17,7 @@ from evergrant_server.policy.decision import (
 )
 from evergrant_server.policy.exchange import may_exchange, source_scopes
 from evergrant_server.policy.explanation import PermitExplanation, PermitMismatch, explain
+from evergrant_server.policy.proxied import ProxiedRequest
 
 __all__ = [
     "WILDCARD",
@@ -26,6 +27,7 @@ __all__ = [
     "PermitField",
     "PermitMismatch",
     "PermitQuestion",
+    "ProxiedRequest",
     "Target",
     "decide",
     "explain",

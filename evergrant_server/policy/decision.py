@@ -8,14 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from functools import lru_cache
 from typing import NamedTuple
 
 from evergrant_server.core.access import Action, Effect, EnforcementMode, Permit
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.policy.networks import is_within, parse_address
+from evergrant_server.policy.callers import WILDCARD, comes_from, names_subject
+from evergrant_server.policy.proxied import ProxiedRequest, fits_method, fits_path
 
-WILDCARD = "*"
 _DENY = Effect.DENY  # looked up once
 
 
@@ -37,7 +36,7 @@ class PermitQuestion(NamedTuple):
     """A request as permits judge it.
 
     `address` is the caller's, None when it isn't known. `excess` has the scopes of a token beyond those that
-    its lease requests.
+    its lease requests. `request` is the one to a provider's API, None when there is none or it isn't known.
     """
 
     target: Target
@@ -46,6 +45,7 @@ class PermitQuestion(NamedTuple):
     address: str | None = None
     scopes: tuple[str, ...] = ()
     excess: tuple[str, ...] = ()
+    request: ProxiedRequest | None = None
 
 
 class DecisionReason(StrEnum):
@@ -55,6 +55,7 @@ class DecisionReason(StrEnum):
     DENIED = "denied"  # by a permit with `effect: deny`
     NO_PERMIT = "no_permit"  # nothing covers it: for this app it doesn't exist
     ACTION_NOT_PERMITTED = "action_not_permitted"
+    REQUEST_NOT_PERMITTED = "request_not_permitted"  # its method or path
     SCOPE_ABOVE_CEILING = "scope_above_ceiling"
     TOKEN_ABOVE_REQUEST = "token_above_request"
 
@@ -69,12 +70,16 @@ class PermitField(StrEnum):
     EXPIRY = "expiry"
     SOURCE = "source"
     ACTION = "action"
+    METHOD = "method"
+    PATH = "path"
     SCOPE = "scope"
     EXACT_SCOPES = "exact_scopes"
 
 
 _REASONS = {
     PermitField.ACTION: DecisionReason.ACTION_NOT_PERMITTED,
+    PermitField.METHOD: DecisionReason.REQUEST_NOT_PERMITTED,
+    PermitField.PATH: DecisionReason.REQUEST_NOT_PERMITTED,
     PermitField.SCOPE: DecisionReason.SCOPE_ABOVE_CEILING,
     PermitField.EXACT_SCOPES: DecisionReason.TOKEN_ABOVE_REQUEST,
 }
@@ -168,7 +173,7 @@ def may_see(permits: Sequence[Permit], target: Target, at: datetime, address: st
             continue
         if permit.effect is Effect.ALLOW:
             allowed.update(permit.actions)
-        elif permit.mode is EnforcementMode.ENFORCE and permit.scopes is None:
+        elif permit.mode is EnforcementMode.ENFORCE and permit.denies_all:
             denied.update(permit.actions)
     return not allowed <= denied
 
@@ -181,7 +186,7 @@ def _candidates(permits: Sequence[Permit], target: Target) -> Sequence[Permit]:
     return [
         it
         for it in permits
-        if (it.integration == integration or it.integration == WILDCARD) and _names(it.subjects, subject)
+        if it.integration in (integration, WILDCARD) and names_subject(it.subjects, subject)
     ]
 
 
@@ -200,6 +205,10 @@ def failing_field(permit: Permit, question: PermitQuestion) -> PermitField | Non
     scopes = question.scopes
     if question.action not in permit.actions:
         return PermitField.ACTION
+    if not fits_method(permit, question.request):
+        return PermitField.METHOD
+    if not fits_path(permit, question.request):
+        return PermitField.PATH
     if permit.effect is Effect.DENY:
         denied = permit.scopes
         return PermitField.SCOPE if denied is not None and denied_none(scopes, denied) else None
@@ -226,7 +235,7 @@ def _uncovered(permit: Permit, target: Target, at: datetime, address: str | None
         return PermitField.INTEGRATION
     if permit.provider not in (WILDCARD, provider) and not (denies and provider is None):
         return PermitField.PROVIDER
-    if not (_names(permit.subjects, subject) or (denies and subject is None)):
+    if not (names_subject(permit.subjects, subject) or (denies and subject is None)):
         return PermitField.SUBJECT
     if permit.connections is not None and connection_id not in permit.connections:
         holds_them = denies and connection_id is None and subject is None
@@ -234,28 +243,6 @@ def _uncovered(permit: Permit, target: Target, at: datetime, address: str | None
             return PermitField.CONNECTION
     if permit.expires_at is not None and at >= permit.expires_at:
         return PermitField.EXPIRY
-    if permit.sources is not None and not _comes_from(permit.sources, address, denies):
+    if permit.sources is not None and not comes_from(permit.sources, address, otherwise=denies):
         return PermitField.SOURCE
     return None
-
-
-def _names(subjects: tuple[str, ...], subject: str | None) -> bool:
-    """A subject that ends in `*` names every subject that begins with what is before it."""
-    if WILDCARD in subjects:
-        return True
-    return subject is not None and (subject in subjects or subject.startswith(_beginnings(subjects)))
-
-
-@lru_cache(4096)
-def _beginnings(subjects: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(it[:-1] for it in subjects if it.endswith(WILDCARD))
-
-
-def _comes_from(sources: tuple[str, ...], address: str | None, otherwise: bool) -> bool:
-    """`otherwise` where it can't be told."""
-    if address is None:
-        return otherwise
-    try:
-        return is_within(parse_address(address), sources)
-    except ValueError:
-        return otherwise

@@ -35,6 +35,8 @@ class PermitRow(columns.IdTable, table=True):
     purpose: str
     owner: str
     reason: str
+    methods: list[str] | None = columns.json()
+    paths: list[str] | None = columns.json()
 
 
 class PermitUseRow(columns.TenantTable, table=True):

@@ -154,30 +154,43 @@ def set_problem_code(code: str) -> None:
     trace.get_current_span().set_attribute(CODE, code)
 
 
+class ClientSpan:
+    """The span of an outbound request."""
+
+    def __init__(self, span: trace.Span) -> None:
+        self._span = span
+
+    def answered(self, status: int) -> None:
+        self._span.set_attribute(HTTP_STATUS, status)
+        if status >= 400:
+            _mark_failed(self._span, str(status))
+
+
+@contextmanager
+def client_span(method: str, url: httpx2.URL) -> Iterator[ClientSpan]:
+    """A span around an outbound request, with its outcome. It holds neither URL nor headers."""
+    name, port = _method_name(method), url.port or (443 if url.scheme == "https" else 80)
+    attributes = {HTTP_METHOD: name, SERVER_ADDRESS: url.host, SERVER_PORT: port}
+    with _tracer.start_as_current_span(
+        name, None, SpanKind.CLIENT, attributes, record_exception=False, set_status_on_exception=False
+    ) as span:
+        try:
+            yield ClientSpan(span)
+        except BaseException as error:
+            _mark_failed(span, getattr(getattr(error, "code", None), "value", type(error).__name__))
+            raise
+
+
 class TracingTransport(httpx2.AsyncBaseTransport):
-    """A span around every outbound request, with its outcome. It holds neither URL nor headers."""
+    """A span around every outbound request."""
 
     def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
         self._inner = inner
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        method, url = _method_name(request.method), request.url
-        attributes = {
-            HTTP_METHOD: method,
-            SERVER_ADDRESS: url.host,
-            SERVER_PORT: url.port or (443 if url.scheme == "https" else 80),
-        }
-        with _tracer.start_as_current_span(
-            method, None, SpanKind.CLIENT, attributes, record_exception=False, set_status_on_exception=False
-        ) as span:
-            try:
-                response = await self._inner.handle_async_request(request)
-            except BaseException as error:
-                _mark_failed(span, getattr(getattr(error, "code", None), "value", type(error).__name__))
-                raise
-            span.set_attribute(HTTP_STATUS, response.status_code)
-            if response.status_code >= 400:
-                _mark_failed(span, str(response.status_code))
+        with client_span(request.method, request.url) as span:
+            response = await self._inner.handle_async_request(request)
+            span.answered(response.status_code)
             return response
 
     async def aclose(self) -> None:

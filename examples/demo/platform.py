@@ -103,6 +103,7 @@ def dev_environment(egress_allow: str) -> dict[str, str]:
         env["EVERGRANT_KEY_FILE"] = str(ROOT / ".demo" / f"keys-{fingerprint}.json")
         (ROOT / ".demo").mkdir(mode=0o700, exist_ok=True)
     ports = {"EVERGRANT_TEMPORAL_PORT": _free_port(), "EVERGRANT_TEMPORAL_UI_PORT": _free_port()}
+    ports["EVERGRANT_GATEWAY_PORT"] = _free_port()
     return {
         **env,
         "EVERGRANT_EGRESS_ALLOW": egress_allow,

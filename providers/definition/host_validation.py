@@ -45,6 +45,9 @@ def hosts_are_pinned(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
             probe = _foreign_host_accepted(spec, authority, name)
             if probe is not None:
                 loose.setdefault(name, (probe, field))
+    named = spec.api_from_reply
+    if named is not None and any(named.base_url(probe) for probe in _PROBES):
+        yield "api_from_reply.pattern", "accepts hosts of others", "Pin it to the vendor's domain"
     for name, (probe, field) in loose.items():
         yield (
             f"template_params.{name}",

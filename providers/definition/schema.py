@@ -78,6 +78,9 @@ class ProviderSpec(
             raise ValueError("post_auth has more than one choice")
         reply = self.response
         metadata = {*reply.metadata_paths, *reply.metadata_patterns, *self.callback_metadata_params}
+        named = self.api_from_reply
+        if named is not None and (named.metadata not in reply.metadata_paths or self.api_base_url):
+            raise ValueError("api_from_reply names metadata of the reply, and stands alone")
         if self.account_id is not None and self.account_id not in metadata:
             raise ValueError(f"account_id names {self.account_id}, which no reply or callback brings")
         return self

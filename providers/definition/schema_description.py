@@ -1,9 +1,17 @@
 """What a definition says about a provider beside its OAuth requests, and where its facts come from."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from providers.definition.schema_base import SpecPart, TextLine, UrlTemplate
-from providers.definition.schema_response import AccountLookup, ApiRequest
+from providers.definition.schema_response import AccountLookup, ApiFromReply, ApiRequest
+
+
+def _without_query(value: str) -> str:
+    if "?" in value or "#" in value:
+        raise ValueError("has a query or a fragment: the paths of requests follow it")
+    return value
 
 
 class Sources(SpecPart):
@@ -27,7 +35,8 @@ class DescriptivePart(SpecPart):
     sources: Sources = Sources()
     notes: tuple[TextLine, ...] = ()
     rate_limit: TextLine | None = None
-    api_base_url: UrlTemplate | None = None
+    api_base_url: Annotated[UrlTemplate, AfterValidator(_without_query)] | None = None
+    api_from_reply: ApiFromReply | None = None
     userinfo_endpoint: UrlTemplate | None = None
     api_request: ApiRequest | None = None
     post_auth: tuple[AccountLookup, ...] = ()

@@ -6,9 +6,10 @@ from pydantic import AfterValidator, Field, model_validator
 
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.replaced import RevocationReach
-from providers.definition.patterns import check_pattern
+from providers.definition.patterns import check_pattern, matches
 from providers.definition.schema_base import (
     MAX_SECONDS,
+    AnchoredPattern,
     HeaderName,
     HeaderValue,
     JsonPath,
@@ -116,6 +117,20 @@ class ApiRequest(SpecPart):
     auth_scheme: HeaderValue = "Bearer"
     headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
     query: dict[ParamName, str] = Field(default_factory=dict)
+    encoded_slashes: bool = False  # a segment of its paths may hold %2F
+
+
+class ApiFromReply(SpecPart):
+    """The base URL of an API whose host each token reply names: `metadata` has the host, or a URL of it."""
+
+    metadata: str  # a name of response.metadata_paths
+    pattern: AnchoredPattern  # the vendor's hosts
+    path: str = Field("", pattern=r"^(?:/[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)*$")
+
+    def base_url(self, value: object) -> str | None:
+        """The base URL with this value of the reply, or None for one that isn't the vendor's."""
+        host = str(value).lower().removeprefix("https://").removesuffix("/")
+        return f"https://{host}{self.path}" if matches(self.pattern, host) else None
 
 
 class RefreshSpec(SpecPart):

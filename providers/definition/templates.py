@@ -88,6 +88,8 @@ def params_from_metadata(spec: ProviderSpec, metadata: Mapping[str, Any]) -> dic
 
 def api_base_url_of(spec: ProviderSpec, params: Mapping[str, str], metadata: Mapping[str, Any]) -> str | None:
     """The base URL of the provider's API, or None while a parameter of it is missing or invalid."""
+    if spec.api_from_reply is not None:
+        return spec.api_from_reply.base_url(metadata.get(spec.api_from_reply.metadata))
     if spec.api_base_url is None:
         return None
     try:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from evergrant_server.api.apps.permits import PermitBody
+from evergrant_server.api.apps.permit_models import PermitBody
 from evergrant_server.api.http.models import Body, Slug, Text, View
 from evergrant_server.core.lifecycle.access_requests import (
     AccessRequest,

@@ -12,7 +12,8 @@ from evergrant_server.api.apps.access_request_models import (
     ApprovalBody,
     NoteBody,
 )
-from evergrant_server.api.apps.permits import PermitBody, save_permit
+from evergrant_server.api.apps.permit_models import PermitBody
+from evergrant_server.api.apps.permits import save_permit
 from evergrant_server.api.apps.routes import require_app
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit

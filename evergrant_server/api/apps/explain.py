@@ -23,6 +23,7 @@ from evergrant_server.policy import (
     PermitExplanation,
     PermitField,
     PermitQuestion,
+    ProxiedRequest,
     Target,
     explain,
     scopes_above,
@@ -35,6 +36,7 @@ from providers.definition.schema_response import DownScoping
 router = APIRouter(tags=["apps"])
 
 _MOST_SHOWN = 200  # of each list of an explanation
+_USES = (Action.TOKEN, Action.PROXY)  # of the connection's token
 _HELD = (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
 _STATE_CODES = {
     LifecycleState.ACTIVE: ErrorCode.REFRESH_PENDING,
@@ -116,11 +118,14 @@ async def explain_access(
     scopes: ScopeList = "",
     action: Action = Action.TOKEN,
     address: Annotated[str | None, Query(max_length=100), AfterValidator(_address)] = None,
+    method: Annotated[str | None, Query(pattern="^[A-Z]{1,20}$")] = None,
+    path: Annotated[str | None, Query(max_length=4000, pattern="^/")] = None,
 ) -> AccessExplanation:
     """Whether an app may use a connection now, by which permit, and why not by the others.
 
     `scopes` has spaces between them. `export` is judged for the whole tenant, as its requests are. `address`
-    is the app's, for permits with `sources`; without it, it isn't known.
+    is the app's, for permits with `sources`; without it, it isn't known. `method` and `path` are those of a
+    request to the provider's API (`action=proxy`).
     """
     requested = _split(scopes)
     async with call.api.store.read() as tx:
@@ -134,18 +139,19 @@ async def explain_access(
         disabled = await _tenant_failure(tx, call.tenant)
     ceiling = integration.scope_ceiling if integration is not None and action is Action.CONNECT else None
     offline = call.api.registry.offline_scope(row.provider)
-    leased = _leased_scopes(row, grant, requested) if action is Action.TOKEN else requested
+    leased = _leased_scopes(row, grant, requested) if action in _USES else requested
     judged = tuple(scope for scope in leased if scope != offline)
     excess = scopes_above(judged, requested) if action is Action.TOKEN and grant is not None else ()
     target = Target() if action is Action.EXPORT else Target.of(row)
-    question = PermitQuestion(target, action, call.now, address, judged, excess)
+    proxied = None if method is None or path is None else ProxiedRequest(method, path)
+    question = PermitQuestion(target, action, call.now, address, judged, excess, proxied)
     explained = explain(reviewed.permits, question)
     above = explained.decision.reason is DecisionReason.TOKEN_ABOVE_REQUEST
     if above and is_narrowable(spec, row.flow, grant):
         judged = tuple(scope for scope in requested if scope != offline)
         explained = explain(reviewed.permits, question._replace(scopes=judged, excess=()))
     obstacles = [*_broken(disabled), *_app_obstacles(reviewed, call.now), *_broken(broken)]
-    if action is Action.TOKEN:
+    if action in _USES:
         obstacles += _lease_obstacles(row, grant, requested, call.now)
     obstacles += _above_integration(scopes_above(judged, ceiling))
     names = {"app": app, "connection_id": row.id, "integration": row.integration, "subject": row.subject}

@@ -1,136 +1,26 @@
 """`/v1/apps/{name}/permits`: what an app may do. A change makes the lease path read the app again."""
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Annotated, Self
 
 from fastapi import APIRouter, Response
-from pydantic import AfterValidator, Field, model_validator
 
+from evergrant_server.api.apps.permit_models import PermitBody, PermitView
 from evergrant_server.api.apps.routes import require_app
 from evergrant_server.api.connections.scopes import retry_waiting_connections
 from evergrant_server.api.http.approvals import use_approval, with_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
-from evergrant_server.api.http.models import (
-    Body,
-    Page,
-    PageCursor,
-    PageLimit,
-    Scope,
-    Scopes,
-    Slug,
-    UtcDatetime,
-    View,
-    _printable,
-    _slug,
-)
+from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
 from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.access import TOKEN_ACTIONS, Action, App, Effect, EnforcementMode, Permit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import PermitId, is_id, new_id
-from evergrant_server.policy.networks import network_texts
+from evergrant_server.core.ids import PermitId, new_id
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["apps"])
 
 _WEIGHTY = TOKEN_ACTIONS | {Action.ADMIN}  # a second app must approve these, with EVERGRANT_FOUR_EYES
 _OWN = "An app can't give itself token, proxy or export: another one must (EVERGRANT_SELF_PERMITS)."
-
-
-def _permitted_subject(value: str) -> str:
-    if "*" in value[:-1]:
-        raise ValueError("only its last character may be *, which stands for whatever follows")
-    return _printable(value)
-
-
-def _connection_id(value: str) -> str:
-    if not is_id(value, "con"):
-        raise ValueError("is not the id of a connection")
-    return value
-
-
-Name = Annotated[str, AfterValidator(lambda it: it if it == "*" else _slug(it))]
-Note = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
-
-
-class PermitBody(Body):
-    """A request is allowed when a permit with `effect: allow` fits it, and none with `effect: deny` does.
-
-    `integration` and `provider` are a name, or `*` for every one. `subjects` are exact names, or `*` for
-    all; a subject that ends in `*` stands for every subject that begins with what is before it. `connections`
-    are ids; `sources` are networks in CIDR notation that the caller's address is in; null: any. After
-    `expires_at` the permit fits nothing.
-
-    Of an allow: `scope_ceiling` has the scopes that a token may have, null every one; `exact_scopes` refuses
-    a lease whose token can do more than the scopes it requests. Of a deny: `scopes` has the scopes that it
-    denies, null all requests; with `mode: observe` it refuses nothing, and what it would have denied is
-    recorded. A deny also refuses what it can't tell apart: requests for a whole that holds what it denies,
-    and callers without a known address.
-    """
-
-    effect: Effect = Effect.ALLOW
-    mode: EnforcementMode = EnforcementMode.ENFORCE
-    integration: Name
-    provider: Name = "*"
-    subjects: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_permitted_subject)], ...],
-        Field(min_length=1, max_length=1000),
-    ] = ("*",)
-    connections: (
-        Annotated[
-            tuple[Annotated[str, AfterValidator(_connection_id)], ...], Field(min_length=1, max_length=1000)
-        ]
-        | None
-    ) = None
-    sources: (
-        Annotated[
-            tuple[Annotated[str, Field(max_length=100)], ...],
-            Field(min_length=1, max_length=100),
-            AfterValidator(network_texts),
-        ]
-        | None
-    ) = None
-    scope_ceiling: Scopes | None = None
-    exact_scopes: bool = False
-    scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=200)] | None = None
-    actions: Annotated[tuple[Action, ...], Field(min_length=1)]
-    expires_at: UtcDatetime | None = None
-    purpose: Note = ""
-    owner: Note = ""
-    reason: Note = ""
-
-    @model_validator(mode="after")
-    def _has_fields_of_its_effect(self) -> Self:
-        if self.effect is Effect.ALLOW and self.scopes is not None:
-            raise ValueError("an allow has scope_ceiling: scopes are those that a deny refuses")
-        if self.effect is Effect.ALLOW and self.mode is EnforcementMode.OBSERVE:
-            raise ValueError("only a deny observes")
-        if self.effect is Effect.DENY and (self.scope_ceiling is not None or self.exact_scopes):
-            raise ValueError("a deny has scopes: scope_ceiling and exact_scopes are of an allow")
-        return self
-
-
-class PermitView(View):
-    id: str
-    name: str
-    effect: Effect
-    mode: EnforcementMode
-    integration: str
-    provider: str
-    subjects: tuple[str, ...]
-    connections: tuple[str, ...] | None
-    sources: tuple[str, ...] | None
-    scope_ceiling: tuple[str, ...] | None
-    exact_scopes: bool
-    scopes: tuple[str, ...] | None
-    actions: tuple[Action, ...]
-    expires_at: datetime | None
-    purpose: str
-    owner: str
-    reason: str
-    created_at: datetime
-    revision: int
 
 
 @router.put("/v1/apps/{name}/permits/{permit_name}")

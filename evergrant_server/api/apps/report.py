@@ -22,6 +22,8 @@ _WITHOUT = {
     "scopes": "all requests",
     "connections": "all connections",
     "sources": "all networks",
+    "methods": "all methods",
+    "paths": "all paths",
     "expires_at": "",
     "last_used_at": "never",
     "app_last_used_at": "never",
@@ -59,6 +61,8 @@ class AccessView(View):
     purpose: str
     owner: str
     reason: str
+    methods: tuple[str, ...] | None
+    paths: tuple[str, ...] | None
     authentic: bool
     live_connections: int
     last_used_at: datetime | None

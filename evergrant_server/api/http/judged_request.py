@@ -16,6 +16,7 @@ from evergrant_server.policy import (
     DecisionReason,
     PermitDecision,
     PermitQuestion,
+    ProxiedRequest,
     Target,
     decide,
     may_see,
@@ -58,9 +59,10 @@ class JudgedRequest:
         target: Target,
         scopes: tuple[str, ...] = (),
         excess: tuple[str, ...] = (),
+        proxied: ProxiedRequest | None = None,
     ) -> PermitDecision:
         """What the caller's permits say now."""
-        question = PermitQuestion(target, action, self.now, self.address, scopes, excess)
+        question = PermitQuestion(target, action, self.now, self.address, scopes, excess, proxied)
         return decide(self.caller.permits, question)
 
     def allows(self, action: Action, target: Target) -> bool:
@@ -88,17 +90,23 @@ class JudgedRequest:
             self.observed.update(decision.observed)
             metrics.count(metrics.OBSERVED_DENIALS, "observed", of.provider)
 
-    def permitted(self, *actions: Action, of: Target, hidden: bool = False) -> PermitDecision:
+    def permitted(
+        self,
+        *actions: Action,
+        of: Target,
+        hidden: bool = False,
+        proxied: ProxiedRequest | None = None,
+    ) -> PermitDecision:
         """As `require_permit`, for one that notes the use itself: the decision that allows it."""
         refused: PermitDecision | None = None
         for action in actions:
-            decision = self.judge(action, of)
+            decision = self.judge(action, of, proxied=proxied)
             if decision.allowed:
                 return decision
             refused = refused or decision
         if refused is None or (hidden and not self.may_see(of)):
             raise Failure(ErrorCode.NOT_FOUND)
-        if refused.reason is DecisionReason.DENIED:
+        if refused.reason in (DecisionReason.DENIED, DecisionReason.REQUEST_NOT_PERMITTED):
             raise refusal(refused)
         why = (
             f"This needs the action {' or '.join(actions)}, and {self.caller.app.name} has no permit for it."
@@ -115,6 +123,10 @@ def refusal(decision: PermitDecision, above: Iterable[str] = ()) -> Failure:
         failure = Failure(code, f"The permit {decision.permit_name} denies it.", permit=decision.permit_name)
         failure.context |= {"scopes": " ".join(scopes)} if scopes else {}
         return failure
+    if decision.reason is DecisionReason.REQUEST_NOT_PERMITTED:
+        assert decision.permit_name is not None
+        why = f"The permit {decision.permit_name} has other methods or paths."
+        return Failure(ErrorCode.NOT_PERMITTED, why, permit=decision.permit_name)
     why = "A scope is above the ceiling of the permit or the integration."
     if decision.reason is DecisionReason.TOKEN_ABOVE_REQUEST:
         why = "The token can do more than the requested scopes, and the permit insists that it can't."

@@ -12,6 +12,7 @@ from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.judged_request import refusal
 from evergrant_server.api.http.refusal_log import RefusalLog
 from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.leases.claims import claim_of
 from evergrant_server.api.leases.dpop import require_provable
 from evergrant_server.api.leases.narrowing import NarrowedLeases
 from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter
@@ -26,8 +27,7 @@ from evergrant_server.api.leases.refusals import (
     target_of,
 )
 from evergrant_server.api.limits.leases import LeaseLimits, RateLimited
-from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
-from evergrant_server.core.access import Action
+from evergrant_server.audit.lease_ledger import StaleClaim
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
@@ -36,7 +36,6 @@ from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.policy import PermitDecision, scopes_above
 from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import metrics
-from providers.requests.dpop import origin_of
 
 _MAX_TRIES = 4  # for a row that keeps changing
 _MAX_CACHED = 50_000
@@ -101,9 +100,9 @@ class LeaseIssuer:
             raise StaleClaim  # a cached caller starts nothing: no link, no refresh
         if row is None:
             raise await absent(call, lease_request)
-        call.permitted(Action.TOKEN, of=target_of(row), hidden=True)
+        call.permitted(lease_request.action, of=target_of(row), hidden=True, proxied=lease_request.judged)
         if lease_request.body.scopes:
-            self._judge_scopes(call, row, lease_request.body.scopes)
+            self._judge_scopes(call, lease_request, row, lease_request.body.scopes)
         require_kind(lease_request, row)
         narrower = self._narrowed.wanted(call, lease_request, row)
         if row.leasable and narrower:
@@ -115,8 +114,10 @@ class LeaseIssuer:
         decision = await self._check_scopes(call, lease_request, row, cached=cached)
         if lease_request.proof is not None:
             await require_provable(self._api, row, lease_request.proof)
+        if lease_request.proxied is not None:
+            await lease_request.proxied.prepare(row)
         self._limits.count_integration(call.request.scope, row.tenant, row.integration)
-        await self._api.ledger.record(self._claim(call, lease_request, row, decision))
+        await self._api.ledger.record(claim_of(call, lease_request, row, decision))
         if not narrower:
             self._remember(call.caller, lease_request, row)
         if self._leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
@@ -202,40 +203,24 @@ class LeaseIssuer:
             raise StaleClaim
         if missing:
             raise await scope_not_granted(call, lease_request, row, missing)
-        decision = self._judge_scopes(call, row, row.grant.scopes, scopes_above(row.grant.scopes, requested))
+        excess = scopes_above(row.grant.scopes, requested) if lease_request.proxied is None else ()
+        decision = self._judge_scopes(call, lease_request, row, row.grant.scopes, excess)
         if decision.observed:
             metrics.count(metrics.OBSERVED_DENIALS, "observed", row.provider)
         return decision
 
     def _judge_scopes(
-        self, call: ApiCall, row: LeaseRow, scopes: tuple[str, ...], excess: tuple[str, ...] = ()
+        self,
+        call: ApiCall,
+        lease_request: LeaseRequest,
+        row: LeaseRow,
+        scopes: tuple[str, ...],
+        excess: tuple[str, ...] = (),
     ) -> PermitDecision:
         offline = self._api.registry.offline_scope(row.provider)
         counted, beyond = ([it for it in them if it != offline] for them in (scopes, excess))
-        decision = call.judge(Action.TOKEN, target_of(row), tuple(counted), tuple(beyond))
+        action, proxied = lease_request.action, lease_request.judged
+        decision = call.judge(action, target_of(row), tuple(counted), tuple(beyond), proxied)
         if not decision.allowed:
             raise refusal(decision)
         return decision
-
-    def _claim(
-        self, call: ApiCall, lease_request: LeaseRequest, row: LeaseRow, decision: PermitDecision
-    ) -> LeaseClaim:
-        assert row.grant is not None
-        app, credential, proof = call.caller.app, call.caller.credential, lease_request.proof
-        return LeaseClaim(
-            tenant=app.tenant,
-            connection_id=row.connection_id,
-            connection_revision=row.connection_revision,
-            app_id=app.id,
-            app_revision=app.revision,
-            key_id=credential.id,
-            valid_until=min(credential.valid_until, decision.valid_until or credential.valid_until),
-            permit=decision.permit,
-            observed=decision.observed,
-            generation=row.generation,
-            context=call.context,
-            scopes=row.grant.scopes,
-            at=self._now(),
-            dpop_request=None if proof is None else f"{proof.htm} {origin_of(proof.htu)}",
-            signed_request=lease_request.signs,
-        )

@@ -1,5 +1,6 @@
 """Refused leases: the failure, with a connect link where a consent helps, and its audit record."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,18 +17,32 @@ from evergrant_server.core.connections.credentials import OAUTH1
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import ConnectionId, Tenant, is_id
-from evergrant_server.policy import Target
+from evergrant_server.crypto import KeyPurpose
+from evergrant_server.policy import ProxiedRequest, Target
 from evergrant_server.store import LeaseRow
 
 
 @dataclass(frozen=True)
+class ProxiedCall:
+    """A request to the provider's API that the gateway makes. `prepare` raises the Failure of one that can't
+    be sent, before it is recorded; `line` is for the audit log."""
+
+    id: str
+    line: str
+    judged: ProxiedRequest
+    prepare: Callable[[LeaseRow], Awaitable[None]]
+
+
+@dataclass(frozen=True)
 class LeaseRequest:
-    """A request for a lease by names or connection id, or for a proof or a signature made with its token."""
+    """A request for a lease by names or connection id, or for a proof, a signature or a proxied request made
+    with its token."""
 
     body: TokenBody
     connection_id: ConnectionId | None = None
     proof: ProofBody | None = None  # a DPoP proof for one request, instead of the token
     signs: str = ""
+    proxied: ProxiedCall | None = None
 
     @property
     def names(self) -> LeaseBody | None:
@@ -39,6 +54,15 @@ class LeaseRequest:
             return (tenant, self.names.integration, self.names.subject, self.names.label)
         assert self.connection_id is not None
         return (tenant, self.connection_id)
+
+    @property
+    def action(self) -> Action:
+        """What a permit has to allow."""
+        return Action.TOKEN if self.proxied is None else Action.PROXY
+
+    @property
+    def judged(self) -> ProxiedRequest | None:
+        return None if self.proxied is None else self.proxied.judged
 
     @property
     def min_ttl(self) -> timedelta | None:
@@ -121,7 +145,8 @@ async def _with_link(needed: Failure, call: ApiCall, wanted: ConnectionBody, tar
     """The failure, with the link of an open or new consent if the app may connect the subject."""
     if target.connection_id is not None:
         needed.context["connection_id"] = target.connection_id
-    if not call.allows(Action.CONNECT, target):
+    may_link = call.api.ring.holds(KeyPurpose.INTAKE)  # the gateway can't: POST /v1/connections makes one
+    if not may_link or not call.allows(Action.CONNECT, target):
         return needed
     step_up = needed.code is ErrorCode.SCOPE_NOT_GRANTED
     setup = ConnectionSetup(call, for_lease=True, step_up=step_up)
@@ -155,6 +180,8 @@ def refusal_entry(call: ApiCall, lease_request: LeaseRequest, failure: Failure) 
     connection_id = failure.context.get("connection_id") or lease_request.connection_id or ""
     app_id = call.caller.app.id
     detail: dict[str, object] = {"app": app_id, "code": failure.code.value}
+    if lease_request.proxied is not None:
+        detail["request"] = lease_request.proxied.line
     if lease_request.names is not None:
         detail["integration"] = lease_request.names.integration
     object_id = connection_id if is_id(connection_id, "con") else app_id

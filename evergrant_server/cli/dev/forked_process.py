@@ -19,10 +19,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def import_services() -> None:
-    """Import what the API and the worker need, and parse the catalogue, before they are forked."""
+    """Import what API, worker and gateway need, and parse the catalogue, before they are forked."""
     gc.disable()  # imports make hardly any garbage
     import evergrant_server.asgi
     import evergrant_server.cli.dev.api_process
+    import evergrant_server.cli.dev.gateway_process
     import evergrant_server.cli.dev.worker_process  # noqa: F401  # for the forks
     from providers.definition.registry import Registry
 

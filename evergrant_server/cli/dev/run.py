@@ -1,8 +1,8 @@
 """The start and the end of `dev`.
 
-Starts the Temporal dev server (with its UI and a database file), then the API and a worker as forks of this
-process, which imports for both; restarts those that exit, and stops all on Ctrl-C. Keys, database and
-Temporal's file are in the data folder, so the next start continues with them.
+Starts the Temporal dev server (with its UI and a database file), then the API, a worker and the gateway as
+forks of this process, which imports for all; restarts those that exit, and stops all on Ctrl-C. Keys,
+database and Temporal's file are in the data folder, so the next start continues with them.
 """
 
 import asyncio
@@ -62,8 +62,8 @@ async def run(settings: Settings) -> None:
                 print_ready(settings, settings_file.write(settings))
                 await keep_running(stop, list(processes))
         finally:
-            temporal, api, worker = processes
-            for process in (api, worker, temporal):
+            temporal, api, worker, gateway = processes
+            for process in (gateway, api, worker, temporal):
                 await process.stop()
 
 
@@ -89,14 +89,15 @@ def _on_this_machine(settings: Settings) -> Settings:
     return settings.model_copy(update=here)
 
 
-def _processes(settings: Settings) -> tuple[ChildProcess, ChildProcess, ChildProcess]:
-    """Temporal, the API and the worker."""
+def _processes(settings: Settings) -> tuple[ChildProcess, ChildProcess, ChildProcess, ChildProcess]:
+    """Temporal, the API, the worker and the gateway."""
     folder = settings.data_dir
     env = {**os.environ, **settings_environment(settings)}
     return (
         ChildProcess("temporal", temporal_command(settings), folder),
         ForkedProcess("api", "dev-api", folder, env),
         ForkedProcess("worker", "dev-worker", folder, env, stop_limit_s=WORKER_STOP_LIMIT_S),
+        ForkedProcess("gateway", "dev-gateway", folder, env),
     )
 
 
@@ -105,18 +106,21 @@ async def _start(
     temporal: ChildProcess,
     api: ChildProcess,
     worker: ChildProcess,
+    gateway: ChildProcess,
     say: Callable[[str], None],
 ) -> None:
-    """Start all, and return when the API answers and the worker polls; says what is ready meanwhile."""
+    """Start all, and return when API and gateway answer and the worker polls; say what is ready meanwhile."""
     starts = TemporalStarts(settings, temporal)
     await starts.check()
     import_services()  # while Temporal starts
     await api.start()
     await worker.start()
+    await gateway.start()
     waiting: dict[str, Callable[[], Coroutine[Any, Any, bool]]] = {
         "the database is ready": _logs(api, DATABASE_READY),
         "Temporal is ready": _logs(worker, NAMESPACE_READY),
-        "the API answers": lambda: _answers(settings),
+        "the API answers": lambda: _answers(settings_file.local_url(settings)),
+        "the gateway answers": lambda: _answers(settings_file.local_gateway_url(settings)),
         "the worker takes tasks": _logs(worker, "worker ready"),
     }
     deadline = time.monotonic() + _START_LIMIT_S
@@ -125,7 +129,7 @@ async def _start(
             say(what)
             del waiting[what]
         await starts.check()
-        for process in (api, worker):
+        for process in (api, worker, gateway):
             process.raise_if_exited()
         if time.monotonic() > deadline:
             missing = f"not ready after {_START_LIMIT_S:.0f} s; read the logs in {settings.data_dir}"
@@ -142,9 +146,9 @@ def _logs(process: ChildProcess, text: str) -> Callable[[], Coroutine[Any, Any, 
     return is_done
 
 
-async def _answers(settings: Settings) -> bool:
-    """Whether `/readyz` of the API says that it serves."""
-    where = urlsplit(settings_file.local_url(settings))
+async def _answers(url: str) -> bool:
+    """Whether `/readyz` there says that it serves."""
+    where = urlsplit(url)
     try:
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
     except OSError:

@@ -38,6 +38,7 @@ def write(settings: Settings) -> Path | None:
     server["EVERGRANT_TEMPORAL_UI_PORT"] = str(settings.temporal_ui_port)
     client = {
         "EVERGRANT_URL": local_url(settings),
+        "EVERGRANT_GATEWAY_URL": local_gateway_url(settings),
         "EVERGRANT_API_KEY_FILE": str(settings.data_dir / "admin.key"),
     }
     _write(server_file(settings.data_dir), client | server)
@@ -71,6 +72,12 @@ def local_url(settings: Settings) -> str:
     """The API's address on this machine, for commands that run on it."""
     host = _ANY_ADDRESS.get(settings.host, settings.host)
     return f"http://{host}:{settings.port}"
+
+
+def local_gateway_url(settings: Settings) -> str:
+    """The gateway's address on this machine."""
+    host = _ANY_ADDRESS.get(settings.gateway_host, settings.gateway_host)
+    return f"http://{host}:{settings.gateway_port}"
 
 
 def load_settings_of_dev(**flags: Any) -> Settings:

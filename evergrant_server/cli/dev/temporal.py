@@ -45,7 +45,9 @@ def temporal_command(settings: Settings) -> list[str]:
 
 def require_free_ports(settings: Settings) -> None:
     """Raise BadSettings when ports of `dev` are taken: it names all of them, and others that are free."""
-    _require_free({"EVERGRANT_PORT": (settings.host, settings.port), **_temporal_ports(settings)})
+    own = {"EVERGRANT_PORT": (settings.host, settings.port)}
+    own["EVERGRANT_GATEWAY_PORT"] = (settings.gateway_host, settings.gateway_port)
+    _require_free({**own, **_temporal_ports(settings)})
 
 
 def _temporal_ports(settings: Settings) -> dict[str, tuple[str, int]]:

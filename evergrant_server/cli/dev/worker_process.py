@@ -17,7 +17,7 @@ async def work(settings: Settings) -> None:
     async with asyncio.timeout(_WAIT_LIMIT_S):
         await _prepare_namespace(settings)
         print(NAMESPACE_READY, flush=True)
-        while not await _has_schema(settings):
+        while not await has_schema(settings):
             await asyncio.sleep(_POLL_S)
     await worker.main(settings)
 
@@ -32,7 +32,7 @@ async def _prepare_namespace(settings: Settings) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _has_schema(settings: Settings) -> bool:
+async def has_schema(settings: Settings) -> bool:
     """False also while the database can't be reached: whether `dev` ends for that, the API decides."""
     try:
         return await schema.current_version(settings.database_url) == schema.expected_version()

@@ -10,6 +10,7 @@ from bench import report
 from tests.fakes.platform.compose import finished
 
 LIMIT_S = 500  # a bench that hangs, not one that is slow
+GATEWAY = (report.CALLS, report.STREAMS)
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one run for both: it takes half a minute
 Tables = dict[str, list[dict[str, str]]]
 
@@ -33,6 +34,9 @@ async def test_a_quick_run_prints_every_row(tables: Tables) -> None:
     assert [row["callers"] for row in tables[report.REFRESHES]] == ["16"]
     assert all(float(row.get("ratio", 1)) > 0 for rows in tables.values() for row in rows)
     assert [row["its clients"] for row in tables[report.NEIGHBOURS]] == ["1", "16"]
+    assert [row["clients"] for row in tables[report.CALLS]] == ["1", "16"]
+    (streams,) = tables[report.STREAMS]
+    assert (streams["streams"], streams["events"]) == ("64", "6,400")
     (refresh,) = tables[report.REFRESHES]
     assert float(refresh["history events a refresh"]) > 0
 
@@ -40,7 +44,14 @@ async def test_a_quick_run_prints_every_row(tables: Tables) -> None:
 def _tables(text: str) -> Tables:
     """Rows by their column names, for each table's title."""
     found: Tables = {}
-    for title in (report.LEASES, report.AUDIT, report.NEIGHBOURS, report.DISABLED, report.REFRESHES):
+    for title in (
+        report.LEASES,
+        report.AUDIT,
+        report.NEIGHBOURS,
+        report.DISABLED,
+        report.REFRESHES,
+        *GATEWAY,
+    ):
         _, _, rest = text.partition(f"{title}\n\n")
         lines = rest.partition("\n\n")[0].splitlines()
         header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

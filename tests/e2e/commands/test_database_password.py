@@ -35,7 +35,7 @@ async def dev(folder: Path, url: str) -> AsyncIterator[int]:
         "DATABASE_URL": url.replace("postgresql+asyncpg", "postgresql"),
         "DATABASE_PASSWORD_FILE": str(folder / "password"),
         "API_WORKERS": "2",
-        **{name: str(free_port()) for name in ("PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT")},
+        **{name: str(free_port()) for name in ("PORT", "GATEWAY_PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT")},
     }
     environment = {**os.environ, **{f"EVERGRANT_{name}": value for name, value in settings.items()}}
     child = await asyncio.create_subprocess_exec(

@@ -30,6 +30,7 @@ from tests.fakes.platform.descendants import descendants
 from tests.fakes.ports import free_port
 from tests.fakes.temporal import program
 
+PORTS = ("PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT", "GATEWAY_PORT")
 UNUSED_ADDRESS = "127.0.0.1:9"
 
 
@@ -44,8 +45,8 @@ async def test_dev_ends_every_process_and_keeps_its_state(tmp_path: Path):
     assert [name for name in os.listdir(tmp_path) if name.endswith(".pid")] == []
     beginning, *said = first.last_lines()
     assert beginning.startswith("Evergrant starts.")
-    for ready in ("the database", "Temporal", "the API", "the worker"):
-        assert [line for line in said[:4] if ready in line]
+    for ready in ("the database", "Temporal", "the API", "the worker", "the gateway"):
+        assert [line for line in said[:5] if ready in line]
     assert stat.S_IMODE((tmp_path / "dev.env").stat().st_mode) == 0o600
 
     second = await EvergrantProcess.start(tmp_path, UNUSED_ADDRESS)
@@ -75,6 +76,7 @@ async def test_ctrl_c_during_the_start_leaves_no_process(tmp_path: Path):
     """The interrupt comes as soon as Temporal runs, while schema and namespace are being prepared."""
     environment = {**os.environ, "EVERGRANT_TEMPORAL_PORT": str(free_port())}
     environment |= {"EVERGRANT_TEMPORAL_UI_PORT": str(free_port()), "EVERGRANT_PORT": str(free_port())}
+    environment |= {"EVERGRANT_GATEWAY_PORT": str(free_port())}
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "evergrant_server", "dev", "--data-dir", str(tmp_path),
         cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
@@ -92,7 +94,7 @@ async def test_ctrl_c_during_the_start_leaves_no_process(tmp_path: Path):
 
 
 async def test_ports_in_use_are_named_at_once_with_others_that_are_free(tmp_path: Path):
-    names = ("EVERGRANT_PORT", "EVERGRANT_TEMPORAL_PORT", "EVERGRANT_TEMPORAL_UI_PORT")
+    names = tuple(f"EVERGRANT_{name}" for name in PORTS)
     with ExitStack() as listening:
         ports = {name: free_port() for name in names}
         for name in (names[0], names[2]):
@@ -138,6 +140,7 @@ def settings(tmp_path: Path) -> Settings:
         port=free_port(),
         temporal_port=port,
         temporal_ui_port=free_port(),
+        gateway_port=free_port(),
         temporal_address=f"127.0.0.1:{port}",
     )
 

@@ -24,6 +24,7 @@ def test_other_commands_find_the_installation(settings: Settings, tmp_path: Path
     assert settings_file.write(settings) == tmp_path / "evergrant.env"
     assert settings_file.read(tmp_path / "evergrant.env") == {
         "EVERGRANT_URL": "http://127.0.0.1:8555",
+        "EVERGRANT_GATEWAY_URL": "http://127.0.0.1:8483",
         "EVERGRANT_API_KEY_FILE": str(tmp_path / ".evergrant/admin.key"),
     }
     found = settings_file.load_settings_of_dev()

@@ -44,7 +44,7 @@ from evergrant_server.api.apps.approvals import ApprovalView
 from evergrant_server.api.apps.changes import AccessChangeView
 from evergrant_server.api.apps.credentials import CredentialView
 from evergrant_server.api.apps.keys import NewKeyView
-from evergrant_server.api.apps.permits import PermitView
+from evergrant_server.api.apps.permit_models import PermitView
 from evergrant_server.api.apps.report import AccessView
 from evergrant_server.api.apps.routes import AppView
 from evergrant_server.api.audit import AuditView

@@ -5,7 +5,7 @@ from random import Random
 from typing import Any
 
 from evergrant_server.core.access import Action, Effect, EnforcementMode, Permit
-from evergrant_server.policy import PermitQuestion, Target
+from evergrant_server.policy import PermitQuestion, ProxiedRequest, Target
 from tests.fakes.databases import NOW
 from tests.unit.policy.test_policy import permit
 
@@ -13,6 +13,9 @@ SCOPES = ("read", "write", "admin")
 CONNECTIONS = tuple(f"con_{digit * 22}" for digit in "012")
 SOURCES = ("10.1.0.0/16", "10.0.0.0/8", "10.1.2.3/32", "2001:db8::/32", "0.0.0.0/0", "::/0")
 ADDRESSES = (None, "10.1.2.3", "10.2.0.1", "::ffff:10.1.2.3", "192.0.2.1", "2001:db8::1", "no address")
+METHODS = ("GET", "POST")
+PATTERNS = ("/", "/a", "/a/*", "/a/**", "/*/b", "/**", "/A/b", "/*")
+PATHS = ("/", "/a", "/a/", "/a/b", "/A/b", "/a;v=1/b", "/a/b/c", "/x/b", "/b")
 ENDS = (NOW - timedelta(hours=1), NOW, NOW + timedelta(hours=1))
 
 
@@ -32,6 +35,8 @@ def random_permit(random: Random, name: str) -> Permit:
         "connections": _maybe(random, _some(random, CONNECTIONS)),
         "sources": _maybe(random, _some(random, SOURCES)),
         "expires_at": _maybe(random, random.choice(ENDS)),
+        "methods": _maybe(random, _some(random, METHODS)),
+        "paths": _maybe(random, _some(random, PATTERNS), 0.3),
     }
     if effect is Effect.DENY:
         fields["mode"] = random.choice(tuple(EnforcementMode))
@@ -65,4 +70,5 @@ def random_question(random: Random) -> PermitQuestion:
     scopes = tuple(random.sample(SCOPES, random.randint(0, 3)))
     excess = tuple(random.sample(scopes, random.randint(0, len(scopes))))
     address = random.choice(ADDRESSES)
-    return PermitQuestion(target, random.choice(tuple(Action)), NOW, address, scopes, excess)
+    proxied = ProxiedRequest(random.choice(METHODS), random.choice(PATHS)) if random.random() < 0.7 else None
+    return PermitQuestion(target, random.choice(tuple(Action)), NOW, address, scopes, excess, proxied)

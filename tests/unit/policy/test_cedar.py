@@ -43,6 +43,11 @@ def conditions(permit: Permit) -> Iterable[str]:
         # a pattern of Cedar has * for whatever follows as well, anywhere
         patterns = (quoted(it) for it in permit.subjects)
         yield known("subject", " || ".join(f"context.subject like {it}" for it in patterns))
+    if permit.methods is not None:
+        yield known("method", f"{set_of(permit.methods)}.contains(context.method)")
+    if permit.paths is not None:
+        form = "lenient" if denies else "exact"
+        yield known("method", " || ".join(path_condition(it, form) for it in permit.paths))
     if permit.connections is not None:
         among = f"context has connection && {set_of(permit.connections)}.contains(context.connection)"
         yield f"(!(context has subject) || ({among}))" if denies else f"({among})"
@@ -57,6 +62,27 @@ def conditions(permit: Permit) -> Iterable[str]:
         yield f"{set_of(permit.scope_ceiling)}.containsAll(context.scopes)"
     if permit.exact_scopes:
         yield "context.excess.isEmpty()"
+
+
+def path_condition(pattern: str, form: str) -> str:
+    """A pattern as what holds for the number of a path's segments, and for each of them."""
+    wanted = [*filter(None, pattern.casefold().split("/"))] if form == "lenient" else pattern[1:].split("/")
+    rest = wanted[-1:] == ["**"]
+    wanted = wanted[: len(wanted) - rest]
+    holds = [f"context.{form}.count {'>=' if rest else '=='} {len(wanted)}"]
+    for place, part in enumerate(wanted):
+        segment = f"context.{form}.s{place}"
+        holds.append(f'{segment} != ""' if part == "*" else f"{segment} == {quoted(part)}")
+    return f"({' && '.join(holds)})"
+
+
+def path_context(path: str) -> dict[str, dict[str, Any]]:
+    exact = path[1:].split("/")
+    lenient = [it for part in exact if (it := part.split(";")[0].casefold())]
+    return {
+        form: {"count": len(parts)} | {f"s{place}": part for place, part in enumerate(parts)}
+        for form, parts in (("exact", exact), ("lenient", lenient))
+    }
 
 
 def policy(permit: Permit) -> str:
@@ -75,6 +101,8 @@ def request(question: PermitQuestion) -> dict[str, Any]:
     target["connection"] = target.pop("connection_id")
     context: dict[str, Any] = {name: it for name, it in target.items() if it is not None}
     context |= {"at": microseconds(question.at), "scopes": [*question.scopes], "excess": [*question.excess]}
+    if question.request is not None:
+        context |= {"method": question.request.method, **path_context(question.request.path)}
     try:
         address = ip_address(question.address or "")
         plain = getattr(address, "ipv4_mapped", None) or address

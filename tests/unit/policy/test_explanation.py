@@ -5,11 +5,20 @@ from random import Random
 import pytest
 
 from evergrant_server.core.access import Action, Effect, EnforcementMode
-from evergrant_server.policy import DecisionReason, PermitField, PermitMismatch, decide, explain
+from evergrant_server.policy import (
+    DecisionReason,
+    PermitField,
+    PermitMismatch,
+    ProxiedRequest,
+    decide,
+    explain,
+)
 from tests.unit.policy.random_permits import random_permits, random_question
 from tests.unit.policy.test_policy import CON, SOON, deny, permit, question
 
-ASKED = question(scopes=("read", "write"), excess=("write",), connection=CON, address="10.1.2.3")
+ASKED = question(scopes=("read", "write"), excess=("write",), connection=CON, address="10.1.2.3")._replace(
+    request=ProxiedRequest("GET", "/repos")
+)
 ALL_WRONG = {
     "integration": "erp",
     "provider": "slack",
@@ -18,6 +27,8 @@ ALL_WRONG = {
     "expires_at": ASKED.at,
     "sources": ("10.2.0.0/16",),
     "actions": (Action.ADMIN,),
+    "methods": ("POST",),
+    "paths": ("/user",),
     "ceiling": ("read",),
     "exact_scopes": True,
 }
@@ -25,6 +36,8 @@ FURTHEST = {
     None: DecisionReason.ALLOWED,
     PermitField.EXACT_SCOPES: DecisionReason.TOKEN_ABOVE_REQUEST,
     PermitField.SCOPE: DecisionReason.SCOPE_ABOVE_CEILING,
+    PermitField.PATH: DecisionReason.REQUEST_NOT_PERMITTED,
+    PermitField.METHOD: DecisionReason.REQUEST_NOT_PERMITTED,
     PermitField.ACTION: DecisionReason.ACTION_NOT_PERMITTED,
 }
 

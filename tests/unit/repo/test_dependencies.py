@@ -63,7 +63,6 @@ BROUGHT_BY = {
     "protobuf": "temporalio",
     "pydantic-core": "pydantic",
     "starlette": "fastapi",
-    "uvicorn": "mcp",
 }
 
 

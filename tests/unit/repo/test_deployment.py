@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = ("init", "api", "worker-1", "worker-2")
+OURS = ("init", "api", "gateway", "worker-1", "worker-2")
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -95,7 +95,8 @@ def test_only_workers_and_init_hold_the_full_key_file() -> None:
         if any("worker-keys" in volume for volume in service.get("volumes", []))
     }
     assert holders == {"init", "worker-1", "worker-2"}
-    assert SERVICES["api"]["environment"]["EVERGRANT_KEY_FILE"].startswith("/keys/api/")
+    for name in ("api", "gateway"):
+        assert SERVICES[name]["environment"]["EVERGRANT_KEY_FILE"].startswith(f"/keys/{name}/")
 
 
 def test_workers_have_journals_of_their_own() -> None:

@@ -42,6 +42,7 @@ def test_only_workers_and_the_preparing_job_have_the_full_key_file() -> None:
     assert secrets == {
         "prepare": {"worker-keys", "database"},
         "api": {"api-keys", "database"},
+        "gateway": {"gateway-keys", "database"},
         "worker": {"worker-keys", "database"},
     }
 

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from functools import partial
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
+
+import httpx2
 
 from evergrant.auth import AsyncLeaseAuth
 from evergrant.calls import connections as connection_calls
@@ -14,6 +16,7 @@ from evergrant.calls.agents import call_approvals as call_approval_calls
 from evergrant.calls.agents.call_approvals import CallApproval
 from evergrant.calls.leases import LeaseOptions, LeaseRequest
 from evergrant.calls.transfer import ImportItem, ImportOutcome
+from evergrant.gateway.clients import GatewayAuth, client_options, gateway_address, raise_own_error_async
 from evergrant.lease import Lease
 from evergrant.methods import ApiMethods
 from evergrant.models import Connection, ConsentRequired
@@ -66,6 +69,14 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
             report=self.report_refused,
             prove=self.proof,
         )
+
+    def proxy(self, connection_id: str, *, gateway_url: str | None = None) -> httpx2.AsyncClient:
+        """See `Evergrant.proxy`."""
+        gateway = gateway_address(gateway_url, allow_plain_http=self._allow_plain_http)
+        auth = GatewayAuth(gateway, lambda: self._credential(Deadline(self._deadline)))
+        options: dict[str, Any] = client_options(gateway, connection_id, auth)
+        hooks = {"response": [raise_own_error_async]}
+        return httpx2.AsyncClient(**options, verify=self._tls, event_hooks=hooks)
 
     async def refresh(self, connection_id: str, *, seen_generation: int | None = None) -> Connection:
         """See `Evergrant.refresh`."""

@@ -4,7 +4,9 @@ import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from functools import partial
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
+
+import httpx2
 
 from evergrant.auth import LeaseAuth
 from evergrant.calls import connections as connection_calls
@@ -14,6 +16,7 @@ from evergrant.calls.agents import call_approvals as call_approval_calls
 from evergrant.calls.agents.call_approvals import CallApproval
 from evergrant.calls.leases import LeaseOptions, LeaseRequest
 from evergrant.calls.transfer import ImportItem, ImportOutcome
+from evergrant.gateway.clients import GatewayAuth, client_options, gateway_address, raise_own_error
 from evergrant.lease import Lease
 from evergrant.methods import ApiMethods
 from evergrant.models import Connection, ConsentRequired
@@ -74,6 +77,18 @@ class Evergrant(ApiMethods, Transport):
             report=self.report_refused,
             prove=self.proof,
         )
+
+    def proxy(self, connection_id: str, *, gateway_url: str | None = None) -> httpx2.Client:
+        """An HTTP client to the connection's API through Evergrant's gateway: no token reaches this process.
+
+        Its paths begin at the API's base URL: `client.proxy(id).get("/user")`. `gateway_url` is
+        EVERGRANT_GATEWAY_URL by default. An answer of the provider's API is a response, whatever its status;
+        one of Evergrant's own is raised as EvergrantError. Close it, or use it as a context manager.
+        """
+        gateway = gateway_address(gateway_url, allow_plain_http=self._allow_plain_http)
+        auth = GatewayAuth(gateway, lambda: self._credential(Deadline(self._deadline)))
+        options: dict[str, Any] = client_options(gateway, connection_id, auth)
+        return httpx2.Client(**options, verify=self._tls, event_hooks={"response": [raise_own_error]})
 
     def refresh(self, connection_id: str, *, seen_generation: int | None = None) -> Connection:
         """Refresh the grant, unless it is newer than `seen_generation` (None: than it is now)."""

@@ -78,6 +78,7 @@ class ClientState:
         self._server = ServerAddress.from_settings(
             url, api_key, identity=identity, issuer=issuer, allow_plain_http=allow_plain_http
         )
+        self._allow_plain_http = allow_plain_http
         self._tokens = TokenHolder()
         for time in (deadline, cache_leases_for):
             seconds_or_none(time)  # raises TypeError for a number

@@ -63,6 +63,8 @@ async def test_each_permit_is_listed_with_what_it_reaches_and_its_last_use(api: 
         "purpose": "",
         "owner": "",
         "reason": "",
+        "methods": None,
+        "paths": None,
         "authentic": True,
         "live_connections": 4,
         "last_used_at": None,

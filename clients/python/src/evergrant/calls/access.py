@@ -92,6 +92,8 @@ class PermitAccess:
     app_last_used_at: datetime | None
     sponsor: str | None
     agent_ends_at: datetime | None
+    methods: tuple[str, ...] | None = None
+    paths: tuple[str, ...] | None = None
 
 
 def explain_access(
@@ -101,13 +103,16 @@ def explain_access(
     *,
     action: str = "token",
     address: str | None = None,
+    method: str | None = None,
+    path: str | None = None,
 ) -> Call[AccessExplanation]:
     """Whether an app may use a connection now, by which permit, and why not by the others.
 
-    `address` is the app's, for permits with `sources`; without it, it isn't known.
+    `address` is the app's, for permits with `sources`; without it, it isn't known. `method` and `path` are
+    those of a request to the provider's API, for the action proxy.
     """
     query = {"app": app, "connection": connection_id, "scopes": " ".join(scopes), "action": action}
-    query |= {} if address is None else {"address": address}
+    query |= without_none(address=address, method=method, path=path)
     parse = object_parser("explanation", AccessExplanation)
     return Call("GET", "/v1/access/explain", parse, query=query)
 

@@ -38,6 +38,8 @@ class Permit:
     reason: str
     created_at: datetime
     revision: int
+    methods: tuple[str, ...] | None = None
+    paths: tuple[str, ...] | None = None
 
 
 def permits(app: str) -> Call[Page[Permit]]:
@@ -69,11 +71,14 @@ def put_permit(
     purpose: str = "",
     owner: str = "",
     reason: str = "",
+    methods: tuple[str, ...] | None = None,
+    paths: tuple[str, ...] | None = None,
 ) -> Call[Permit]:
     """Create a permit, or replace all of one.
 
     An allow has `scope_ceiling` and `exact_scopes`, a deny `scopes`, and `mode` "observe" to refuse nothing
-    yet. A subject that ends in * stands for every subject that begins with what is before it.
+    yet. A subject that ends in * stands for every subject that begins with what is before it. `methods` and
+    `paths` are of the action proxy.
     """
     named = {
         "actions": actions,
@@ -82,6 +87,8 @@ def put_permit(
         "sources": sources,
         "scope_ceiling": scope_ceiling,
         "scopes": scopes,
+        "methods": methods,
+        "paths": paths,
     }
     body = {
         **without_none(**{name: list_or_none(values) for name, values in named.items()}),

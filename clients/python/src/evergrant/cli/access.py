@@ -38,6 +38,8 @@ def explain(
     *scopes: str,
     action: str = "token",
     address: str | None = None,
+    method: str | None = None,
+    path: str | None = None,
     options: Options = DEFAULTS,
 ) -> None:
     """Show whether an app may use a connection now, by which permit, and why not by the others.
@@ -46,9 +48,12 @@ def explain(
         scopes: Those that the app would request of a lease. All of the token's count anyway.
         action: token, connect, admin, proxy, or export, which is judged for the whole tenant.
         address: The app's address, for permits with sources. Without it, it isn't known.
+        method: Of a request to the provider's API, for the action proxy.
+        path: Its path behind the API's base URL, such as /user/repos.
     """
     with options.client() as client:
-        found = client.explain_access(app, connection_id, scopes, action=action, address=address)
+        request = {"address": address, "method": method, "path": path}
+        found = client.explain_access(app, connection_id, scopes, action=action, **request)
     row = asdict(found)
     if options.output is not Format.TABLE:
         show_one(row, options.output)

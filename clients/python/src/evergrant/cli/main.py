@@ -21,6 +21,7 @@ from evergrant.cli.agents.call_approvals import approvals
 from evergrant.cli.apps import apps
 from evergrant.cli.checkout import providers
 from evergrant.cli.connections import connect, connections
+from evergrant.cli.gateway.proxy import proxy
 from evergrant.cli.given.usage import usage_error
 from evergrant.cli.given.values import Scopes, Seconds
 from evergrant.cli.importing.command import import_file
@@ -161,6 +162,7 @@ def build_app() -> App:
     app.command(connect)
     app.command(token, name=("token", "lease"))
     app.command(proof)
+    app.command(proxy)
     app.command(apps)
     app.command(agents)
     app.command(approvals)

@@ -48,6 +48,8 @@ def put(
     connection: tuple[str, ...] = (),
     source: tuple[str, ...] = (),
     scope: Scopes = (),
+    method: tuple[str, ...] = (),
+    path: tuple[str, ...] = (),
     exact_scopes: Annotated[bool, Parameter(negative=())] = False,
     expires: datetime | None = None,
     purpose: str = "",
@@ -55,7 +57,7 @@ def put(
     reason: str = "",
     options: Options = DEFAULTS,
 ) -> None:
-    """Create a permit, or replace all of one. What may be given several times: action to scope.
+    """Create a permit, or replace all of one. What may be given several times: action to path.
 
     Args:
         integration: Its name, or * for every one.
@@ -67,10 +69,13 @@ def put(
         connection: The id of a connection. Any by default.
         source: A network that the app calls from, 10.1.0.0/16. Any by default.
         scope: A scope that a token may have, or that a deny refuses. Any by default.
+        method: Of the action proxy: a method of requests to the provider's API. Any by default.
+        path: The same of a path: /repos/*/issues, /contacts/**. Any by default.
         exact_scopes: Refuse a lease whose token can do more than it requests.
         expires: When it ends, with its zone: 2027-01-01T00:00:00Z.
     """
     named = {"connections": connection, "sources": source, "scopes" if deny else "scope_ceiling": scope}
+    named |= {"methods": method, "paths": path}
     with options.client() as client:
         made = client.put_permit(
             app,

@@ -105,6 +105,8 @@ def have_permit(client: Evergrant, app: str, integration: str, subject: str) -> 
             purpose=now.purpose,
             owner=now.owner,
             reason=now.reason,
+            methods=now.methods,
+            paths=now.paths,
         )
 
 

@@ -13,6 +13,7 @@ from evergrant.identity.session_file import CREDENTIALS
 from evergrant.origins import is_loopback
 
 SETTINGS_FILE = "evergrant.env"
+_ADDRESSES = ("EVERGRANT_URL", "EVERGRANT_GATEWAY_URL")
 _KEYS = ("EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE")
 
 
@@ -30,10 +31,12 @@ def environment(url: str | None = None) -> Mapping[str, str]:
     if "EVERGRANT_URL" not in found:
         return env  # the settings of a server
     _require_own(path, status)
-    _require_this_machine(path, found["EVERGRANT_URL"])
+    addresses = {name: found[name] for name in _ADDRESSES if name in found}
+    for url in addresses.values():
+        _require_this_machine(path, url)
     if any(env.get(name) for name in CREDENTIALS):
-        return env | {"EVERGRANT_URL": found["EVERGRANT_URL"]}
-    return env | {name: found[name] for name in ("EVERGRANT_URL", *_KEYS) if name in found}
+        return env | addresses
+    return env | addresses | {name: found[name] for name in _KEYS if name in found}
 
 
 def _read(path: Path) -> tuple[Mapping[str, str], os.stat_result]:

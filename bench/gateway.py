@@ -1,0 +1,131 @@
+"""Calls through the gateway against direct calls to the same API, and memory while 64 streams pass."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from bench import installation
+from bench.bounds import Bounds
+from bench.installation import Installation
+from bench.leases import Side, measure_round
+from bench.load import HOST
+from bench.processes import Generator, python_module, running_process, sqlite
+from evergrant_server.cli.serve import settings_environment
+from tests.fakes.ports import free_port
+
+CLIENTS = (1, 16)
+STREAMS = 64
+_EVENTS = 3600  # an hour, at one a second
+_ROUNDS = 3
+_WARM_UP = 0.5  # seconds
+_SAMPLE_S = 0.05
+
+
+@dataclass(frozen=True)
+class CallRate:
+    """One row: calls through the gateway against direct ones."""
+
+    clients: int
+    through: Side
+    direct: Side
+
+    @property
+    def added_ms(self) -> float:
+        return self.through.percentile(50) - self.direct.percentile(50)
+
+
+@dataclass(frozen=True)
+class StreamRun:
+    """Streams of an hour's events, and the gateway's resident memory in MiB."""
+
+    streams: int
+    events: int
+    seconds: float
+    before: float
+    peak: float
+
+
+async def measure(
+    folder: Path, generator: Generator, bounds: Bounds, streams: int = STREAMS
+) -> tuple[list[CallRate], StreamRun]:
+    async with _running(folder) as (ready, api_port, gateway_port, pid):
+        path = f"/v1/proxy/{ready.connections[0].id}"
+        rates = [
+            await _rate(generator, bounds, clients, ready.key, path, api_port, gateway_port)
+            for clients in CLIENTS
+        ]
+        events = f"{path}/events/{min(_EVENTS, bounds.most)}"
+        return rates, await _stream(events, ready.key, gateway_port, pid, streams)
+
+
+@asynccontextmanager
+async def _running(folder: Path) -> AsyncIterator[tuple[Installation, int, int, int]]:
+    api_port, gateway_port = free_port(), free_port()
+    ready = await installation.prepare(
+        folder, sqlite(folder), free_port(), [installation.token_reply()], gateway_port=gateway_port
+    )
+    upstream = python_module("bench.upstream", folder, str(api_port))
+    url = f"http://{HOST}:{api_port}"
+    environment = settings_environment(ready.settings)
+    gateway = python_module("bench.gateway_process", folder, url, env=environment)
+    async with running_process(upstream, port=api_port), running_process(gateway, port=gateway_port):
+        yield ready, api_port, gateway_port, int(gateway.pid_file.read_text().split()[0])
+
+
+async def _rate(
+    generator: Generator,
+    bounds: Bounds,
+    clients: int,
+    key: str,
+    path: str,
+    api_port: int,
+    gateway_port: int,
+) -> CallRate:
+    through = Side(gateway_port, [_request(gateway_port, f"{path}/x", key)])
+    direct = Side(api_port, [_request(api_port, "/x", key)])
+    for side in (through, direct):
+        await measure_round(generator, side, clients, _WARM_UP, bounds.most)
+    for _ in range(_ROUNDS):
+        for side in (through, direct):
+            seconds = bounds.seconds / _ROUNDS
+            side.rounds.append(await measure_round(generator, side, clients, seconds, bounds.most))
+    return CallRate(clients, through, direct)
+
+
+def _request(port: int, path: str, key: str) -> str:
+    return f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nAuthorization: Bearer {key}\r\n\r\n"
+
+
+async def _stream(path: str, key: str, port: int, pid: int, streams: int) -> StreamRun:
+    before, began = _resident(pid), perf_counter()
+    reading = asyncio.gather(*(_read_events(path, key, port) for _ in range(streams)))
+    peak = before
+    while not reading.done():
+        await asyncio.sleep(_SAMPLE_S)
+        peak = max(peak, _resident(pid))
+    return StreamRun(streams, sum(await reading), perf_counter() - began, before, peak)
+
+
+async def _read_events(path: str, key: str, port: int) -> int:
+    """How many events came. Raises RuntimeError for a stream without its end."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    writer.write(_request(port, path, key).encode())
+    events, tail = 0, b""
+    try:
+        while chunk := await reader.read(65_536):
+            events += (tail[-1:] + chunk).count(b"\n\n")
+            tail = (tail + chunk)[-5:]
+            if tail == b"0\r\n\r\n":
+                return events
+        raise RuntimeError(f"a stream broke off after {events} events")
+    finally:
+        writer.close()
+
+
+def _resident(pid: int) -> float:
+    """MiB (proc(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024

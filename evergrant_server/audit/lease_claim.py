@@ -1,0 +1,30 @@
+"""A lease as the ledger records it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from evergrant_server.core.access import Permit
+from evergrant_server.core.ids import AppId, ConnectionId, KeyId, Tenant
+from evergrant_server.core.messages.base import RequestContext
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseClaim:
+    """A lease that was judged and not handed out yet, with the revisions it was judged by."""
+
+    tenant: Tenant
+    connection_id: ConnectionId
+    connection_revision: int
+    app_id: AppId
+    app_revision: int
+    key_id: KeyId
+    valid_until: datetime  # the end of the key or the permit: its passing moves no revision
+    generation: int
+    context: RequestContext
+    scopes: tuple[str, ...]
+    at: datetime
+    dpop_request: str | None = None  # method and origin: a proof for one request instead of the token
+    signed_request: str = ""  # the signed request, when a signature is leased instead of the token
+    proxied: tuple[str, str] | None = None  # id and request line of a call that the gateway makes with it
+    permit: Permit | None = None  # that allowed it
+    observed: tuple[str, ...] = ()  # the names of permits that would have denied it in mode enforce

@@ -1,0 +1,1 @@
+"""The gateway's process, and key files for processes that must not hold all keys."""

@@ -1,0 +1,121 @@
+"""The streaming transport: the same guard as `transport`, bodies as they come, and connections that are kept.
+
+It is for requests that an app makes through the gateway: the caller reads the body, so there is no limit of
+its size, and only silence has a time limit. Nothing is sent twice.
+"""
+
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpcore2
+
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.egress.policy import EgressPolicy
+from evergrant_server.egress.transport import GuardedBackend, default_tls_context
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+_CONNECT_TIMEOUT_S = 5.0
+_KEEP_S = 15.0  # less than servers keep an idle connection: a stale one would lose a request
+_MOST_IDLE = 256
+
+
+class UpstreamClosed(Failure):
+    """The provider ended the connection, or was silent for too long, after its response had begun."""
+
+
+@dataclass(frozen=True)
+class StreamedResponse:
+    """A response whose body is read while it arrives. `chunks` raises UpstreamClosed."""
+
+    status: int
+    headers: RawHeaders
+    chunks: AsyncIterator[bytes]
+
+
+class StreamingTransport:
+    """Sends requests to checked addresses and streams both bodies. One per process.
+
+    Connections are kept per origin; redirects are not followed; the environment's proxies are not read. A
+    response's header section has at most 100 KiB (httpcore).
+    """
+
+    def __init__(self, policy: EgressPolicy, *, silence_s: float, tls: ssl.SSLContext | None = None) -> None:
+        self._policy = policy
+        self._limits = {
+            "connect": _CONNECT_TIMEOUT_S,
+            "read": silence_s,
+            "write": silence_s,
+            "pool": silence_s,
+        }
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=tls or default_tls_context(),
+            max_connections=None,
+            max_keepalive_connections=_MOST_IDLE,
+            keepalive_expiry=_KEEP_S,
+            network_backend=GuardedBackend(policy),
+        )
+
+    @asynccontextmanager
+    async def send(
+        self,
+        method: str,
+        origin: str,
+        target: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: AsyncIterable[bytes] | None = None,
+    ) -> AsyncIterator[StreamedResponse]:
+        """Send a request; leaving the block gives the connection back, or closes it if more would come.
+
+        `target` goes out as it is. Raises Failure EGRESS_REFUSED, and PROVIDER_UNREACHABLE before the
+        response has begun.
+        """
+        self._policy.check_url(origin)
+        url = httpcore2.URL(origin)
+        request = httpcore2.Request(
+            method=method,
+            url=httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=target),
+            headers=[(b"Host", _host_header(url)), *headers],
+            content=_no_body() if body is None else body,
+            extensions={"timeout": self._limits},
+        )
+        try:
+            answer = await self._pool.handle_async_request(request)
+        except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
+            raise Failure(ErrorCode.PROVIDER_UNREACHABLE, _why(error), retry_after=1.0) from None
+        try:
+            yield StreamedResponse(answer.status, list(answer.headers), _chunks(answer))
+        finally:
+            await answer.aclose()
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+
+async def _chunks(answer: httpcore2.Response) -> AsyncIterator[bytes]:
+    assert isinstance(answer.stream, AsyncIterable)
+    try:
+        async for chunk in answer.stream:
+            yield chunk
+    except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
+        raise UpstreamClosed(ErrorCode.PROVIDER_UNREACHABLE, _why(error)) from None
+
+
+async def _no_body() -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
+def _host_header(url: httpcore2.URL) -> bytes:
+    usual = {b"https": 443, b"http": 80}[url.scheme]
+    return url.host if url.port in (None, usual) else b"%b:%d" % (url.host, url.port)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, httpcore2.TimeoutException):
+        return "The provider's API did not answer in time."
+    if isinstance(error, httpcore2.ProtocolError):
+        return "The provider's API broke the protocol, or closed the connection."
+    return "The provider's API can't be reached, or the connection broke."

@@ -1,0 +1,91 @@
+"""The gateway's ASGI application: its routes, the errors that are its own, and its health."""
+
+import logging
+from types import SimpleNamespace
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from evergrant_server.api import health
+from evergrant_server.api.http.problems import problem_response
+from evergrant_server.api.http.tracing import begin_trace
+from evergrant_server.api.limits.leases import add_limit_headers
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.gateway.parts import GatewayParts
+from evergrant_server.gateway.proxy.endpoint import PREFIX, ProxyEndpoint, ResponseBroken
+from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.alarms import report_broken_authority
+from evergrant_server.telemetry.logs import LogEvent, log_event
+from evergrant_server.telemetry.traces import set_problem_code
+
+log = logging.getLogger("evergrant.gateway")
+
+_PROXY_ROUTE = SimpleNamespace(path="/v1/proxy/{connection}/{path}")  # for its span: the path isn't
+ERROR_HEADER = "Evergrant-Error"  # on answers of the gateway's own: a provider's have none
+
+
+class GatewayApp:
+    """Dispatches by path. An answer of the gateway's own is a problem document with ERROR_HEADER."""
+
+    def __init__(self, parts: GatewayParts) -> None:
+        self.parts = parts
+        self._proxy = ProxyEndpoint(parts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        trace = begin_trace(scope)
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(raw=message["headers"])
+                add_limit_headers(scope, headers)
+                headers["Evergrant-Request-Id"] = trace.request_id
+            await send(message)
+
+        try:
+            await self._serve(scope, receive, sending)
+        except ResponseBroken:
+            return  # the server closes the connection: the caller sees that the response has no end
+        except Failure as failure:
+            await self._refuse(failure, scope, receive, sending)
+        except Exception:
+            log.exception("%s: request %s", LogEvent.UNEXPECTED.value, trace.request_id)
+            if not started:
+                unexpected = Failure(ErrorCode.INTERNAL, request_id=trace.request_id)
+                await self._refuse(unexpected, scope, receive, sending)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["raw_path"]
+        if path.startswith(PREFIX):
+            scope["route"] = _PROXY_ROUTE
+            await self._proxy(scope, receive, send)
+            return
+        answer = await self._own_page(Request(scope), path)
+        await answer(scope, receive, send)
+
+    async def _own_page(self, request: Request, path: bytes) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            raise Failure(ErrorCode.NOT_FOUND)
+        if path == b"/livez":
+            return JSONResponse({"status": "ok"})
+        if path == b"/metrics":
+            return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+        if path == b"/readyz":
+            response = Response()
+            checked = await health.readyz(self.parts.api, response)
+            return JSONResponse(checked, response.status_code)
+        raise Failure(ErrorCode.NOT_FOUND, "The gateway serves /v1/proxy/{connection}/{path}.")
+
+    async def _refuse(self, failure: Failure, scope: Scope, receive: Receive, send: Send) -> None:
+        set_problem_code(failure.code)
+        report_broken_authority(failure)
+        if failure.rule.status >= 500:
+            log_event(log, logging.WARNING, LogEvent.REQUEST_FAILED, failure.detail, code=failure.code)
+        response = problem_response(failure, self.parts.api.settings.public_url)
+        response.headers[ERROR_HEADER] = failure.code.value
+        response.headers["Connection"] = "close"  # the request's body may not have been read
+        await response(scope, receive, send)

@@ -1,0 +1,198 @@
+"""One proxied call: decide and record, send, renew the token once where the API refuses it, hand on."""
+
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import httpx2
+from starlette.requests import Request
+
+from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.leases.models import TokenBody
+from evergrant_server.api.leases.refresher import RefreshKey
+from evergrant_server.api.leases.refusals import LeaseRequest, ProxiedCall
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.messages.connection import RefreshReason
+from evergrant_server.egress import StreamedResponse
+from evergrant_server.gateway.parts import GatewayParts
+from evergrant_server.gateway.proxy.caller_body import CallerBody
+from evergrant_server.gateway.proxy.challenges import missing_scopes
+from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
+from evergrant_server.gateway.proxy.headers import request_headers
+from evergrant_server.gateway.proxy.provider_api import ProviderApi, provider_api
+from evergrant_server.gateway.proxy.target import ApiTarget, CallerPath, target_of_call
+from evergrant_server.store import LeaseRow
+from evergrant_server.telemetry import proxy_metrics, traces
+from evergrant_server.telemetry.logs import LogEvent, log_event
+
+log = logging.getLogger("evergrant.gateway")
+
+_MOST_LINE = 500  # characters of a request line in the audit log
+
+
+@dataclass
+class Sent:
+    """A call as it was sent, and what is learned of it for the audit log."""
+
+    id: str
+    row: LeaseRow
+    filter: EchoFilter
+    began: float = field(default_factory=time.monotonic)
+    status: int = 0
+    received: int = 0  # bytes of the response's body
+    ended: str = "cut"
+
+
+class ProxyCall:
+    """The call of an authenticated app to one connection's API."""
+
+    def __init__(
+        self,
+        parts: GatewayParts,
+        request: Request,
+        caller: tuple[Caller, bool],
+        connection_id: ConnectionId,
+        path: CallerPath,
+        body: CallerBody,
+    ) -> None:
+        self._parts = parts
+        self._request = request
+        self._caller = caller
+        self.connection_id = connection_id
+        self._path = path
+        self._body = body
+        self._api: ProviderApi | None = None
+        self._target: ApiTarget | None = None
+        self.provider = "unknown"
+
+    @property
+    def caller(self) -> Caller:
+        return self._caller[0]
+
+    @property
+    def line(self) -> str:
+        """Method and path for the audit log, without the query, which may hold secrets."""
+        return f"{self._path.judged.method} /{self._path.raw.decode()}"[:_MOST_LINE]
+
+    @asynccontextmanager
+    async def answered(self) -> AsyncIterator[tuple[StreamedResponse, Sent]]:
+        """The API's response, unless it is about the credential. Raises Failure.
+
+        The block reads the body; what it set in Sent is recorded when it ends.
+        """
+        async with self._sent() as (answer, sent):
+            if answer.status != 401:
+                self._require_scopes(answer)
+                yield answer, sent
+                return
+            sent.ended = ErrorCode.TOKEN_REFUSED.value
+        await self._renew(sent.row)
+        async with self._sent() as (answer, again):
+            if answer.status == 401:
+                raise Failure(ErrorCode.TOKEN_REFUSED, connection_id=self.connection_id)
+            self._require_scopes(answer)
+            yield answer, again
+
+    @asynccontextmanager
+    async def _sent(self) -> AsyncIterator[tuple[StreamedResponse, Sent]]:
+        """Record the call, then send it; record how it ended."""
+        sent = await self._issued()
+        assert self._api is not None
+        assert self._target is not None
+        token = sent.row.open_access_token(self._parts.api.ring)
+        sent.filter = EchoFilter(encodings(token.reveal()))
+        given = [*self._request.headers.raw]
+        headers = [*request_headers(given, self._api.credential(token)), *self._body.headers()]
+        body = self._body.stream() if self._body.headers() else None
+        method, where = self._path.judged.method, self._target
+        try:
+            with traces.client_span(method, httpx2.URL(where.origin)) as span:
+                async with self._parts.transport.send(
+                    method, where.origin, where.target, headers, body
+                ) as answer:
+                    sent.status = answer.status
+                    span.answered(answer.status)
+                    proxy_metrics.record_wait(time.monotonic() - sent.began, self.provider)
+                    yield answer, sent
+        except Failure as failure:
+            sent.ended = failure.code.value
+            raise
+        finally:
+            self._record_outcome(sent)
+
+    async def _issued(self) -> Sent:
+        """The lease decision, for the action `proxy`. Its record is committed when this returns (rule 8 of
+        docs/architecture.md)."""
+        id = secrets.token_hex(8)
+        proxied = ProxiedCall(id, self.line, self._path.judged, self._prepare)
+        ask = LeaseRequest(TokenBody(), self.connection_id, proxied=proxied)
+        row = await self._parts.issuer.issue(self._request, ask, self._caller)
+        return Sent(id, row, EchoFilter(()))
+
+    async def _prepare(self, row: LeaseRow) -> None:
+        """Find where it goes before it is recorded. Raises Failure for a call that can't be sent."""
+        self.provider = row.provider
+        if row.grant is not None and row.grant.token_type == DPOP_TOKEN_TYPE:
+            why = "Its tokens are bound to a key (DPoP): lease one, with a proof for each request."
+            raise Failure(ErrorCode.SIGNATURE_NEEDED, why, connection_id=row.connection_id)
+        self._api = await provider_api(self._parts.api, row)
+        hidden = self._api.takes.encoded_slashes
+        self._target = target_of_call(self._api.base_url, self._path, hidden_slashes=hidden)
+
+    async def _renew(self, row: LeaseRow) -> None:
+        """Have the refused token refreshed, once for its generation. Raises Failure when that didn't help, or
+        the request can't be sent again."""
+        key = RefreshKey(row.tenant, row.connection_id, row.generation, RefreshReason.UNAUTHORIZED)
+        context = trace_of(self._request).request_context(self.caller.by)
+        await self._parts.refresher.refresh_refused_token(key, context)
+        newest = await self._parts.api.lease_rows.load(row.tenant, row.connection_id)
+        if newest is None or newest.generation <= row.generation:
+            raise Failure(ErrorCode.TOKEN_REFUSED, connection_id=self.connection_id)
+        if not self._body.can_be_sent_again:
+            raise Failure(ErrorCode.TOKEN_RENEWED, retry_after=1.0, connection_id=self.connection_id)
+        self._caller = self.caller, False
+
+    def _require_scopes(self, answer: StreamedResponse) -> None:
+        """Raise Failure SCOPE_NOT_GRANTED for a 403 that names the scopes it wants (RFC 6750 section 3.1)."""
+        scopes = missing_scopes(answer.headers) if answer.status == 403 else None
+        if scopes is not None:
+            where = {"connection_id": self.connection_id, "scopes": scopes}
+            raise Failure(ErrorCode.SCOPE_NOT_GRANTED, **{name: it for name, it in where.items() if it})
+
+    def _record_outcome(self, sent: Sent) -> None:
+        caller = self.caller
+        proxy_metrics.count_call(sent.ended, self.provider)
+        detail: dict[str, object] = {
+            "app": caller.app.id,
+            "call": sent.id,
+            "outcome": sent.ended,
+            "received": sent.received,
+            "ms": round((time.monotonic() - sent.began) * 1000),
+        }
+        if sent.status:
+            detail["status"] = sent.status
+        if sent.filter.found:
+            detail["echoes"] = sent.filter.found
+            self._report_echo()
+        self._parts.outcomes.add(
+            AuditEntry(
+                tenant=caller.tenant,
+                at=self._parts.api.clock.now(),
+                action=AuditAction.PROXY_ANSWERED,
+                object=self.connection_id,
+                context=trace_of(self._request).request_context(caller.by),
+                detail=detail,
+            )
+        )
+
+    def _report_echo(self) -> None:
+        proxy_metrics.count_echo(self.provider)
+        why = f"{self.provider}'s API repeated the credential in a response; it was cut out"
+        log_event(log, logging.ERROR, LogEvent.CREDENTIAL_ECHOED, why, object=self.connection_id)

@@ -1,0 +1,35 @@
+"""The caller of an open stream, as the store says now."""
+
+from dataclasses import replace
+
+from starlette.requests import Request
+
+from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.core.access import AuthenticationMethod
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import CredentialId
+
+
+async def current_caller(api: ApiContext, request: Request, began_as: Caller) -> Caller:
+    """The app and its permits. Raises Failure when its key, credential, app or tenant doesn't count any more.
+
+    An access token of an app is for ten minutes, and a stream that began with it may go on while the
+    credential is there: only its age is overlooked.
+    """
+    try:
+        return await api.authenticator.authenticate(request)
+    except Failure:
+        credential = began_as.credential
+        if credential.method is AuthenticationMethod.API_KEY or api.clock.now() < credential.valid_until:
+            raise
+    async with api.store.read() as tx:
+        await tx.tenants.require_enabled(began_as.tenant)
+        app = await tx.access.app(began_as.tenant, began_as.app.id)
+        there = await tx.credentials.get(began_as.tenant, CredentialId(credential.id))
+        permits = await tx.access.permits(began_as.tenant, began_as.app.id)
+        if app is None or app.disabled or there is None:
+            raise Failure(ErrorCode.UNAUTHENTICATED)
+        if app.is_agent:
+            await tx.agents.require_active(app, api.clock.now())
+    return replace(began_as, app=app, permits=tuple(permits))

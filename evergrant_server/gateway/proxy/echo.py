@@ -1,0 +1,82 @@
+"""Cuts the injected credential out of a response that repeats it. Pure.
+
+It finds the credential as it is, URL-encoded, in JSON, and in base64 at each of the three places where a byte
+may begin. What a server has encrypted, compressed, reversed, split or encoded otherwise gets through.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Iterable
+from urllib.parse import quote
+
+_ESCAPE = re.compile("%[0-9A-F]{2}")
+_SHORTEST = 8  # bytes: shorter forms stand in innocent text
+_MASK = b"*"
+
+
+def encodings(secret: str) -> tuple[bytes, ...]:
+    """The forms in which a credential is looked for, the longest first."""
+    quoted, in_json = quote(secret, safe=""), json.dumps(secret)[1:-1]
+    found = {secret, quoted, _ESCAPE.sub(lambda it: it.group().lower(), quoted), in_json}
+    found |= {in_json.replace("/", "\\/"), quote(secret, safe="/"), quote(secret, safe="+/=")}
+    for char in "+/=&<>":
+        found.add(in_json.replace(char, f"\\u{ord(char):04x}"))
+        found.add(in_json.replace(char, f"\\u{ord(char):04X}"))
+    forms = {it.encode() for it in found} | set(_in_base64(secret.encode()))
+    return tuple(sorted((it for it in forms if len(it) >= _SHORTEST), key=lambda it: (-len(it), it)))
+
+
+def _in_base64(secret: bytes) -> Iterable[bytes]:
+    """The characters that depend on the secret alone, wherever it begins in what is encoded."""
+    for before in range(3):
+        whole = base64.b64encode(bytes(before) + secret + bytes(2))
+        first, end = -(-8 * before // 6), 8 * (before + len(secret)) // 6
+        part = whole[first:end]
+        yield from (part, part.translate(bytes.maketrans(b"+/", b"-_")))
+
+
+class EchoFilter:
+    """Filters a stream: what arrives is handed on at once, but for an end that may begin the credential."""
+
+    def __init__(self, forms: tuple[bytes, ...]) -> None:
+        self._forms = forms
+        self._longest = max(map(len, forms), default=1)
+        self._held = b""
+        self.found = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What may be handed on now. A credential in it is replaced by as many `*`."""
+        data = self._masked(self._held + chunk)
+        held = self._length_held(data)
+        self._held = data[len(data) - held :]
+        return data[: len(data) - held]
+
+    def end(self) -> bytes:
+        """What was held: the stream has ended, so it isn't the credential."""
+        rest, self._held = self._held, b""
+        return rest
+
+    def clean(self, value: bytes) -> bytes:
+        """A whole value, such as a header's."""
+        return self._masked(value)
+
+    def _masked(self, data: bytes) -> bytes:
+        for form in self._forms:
+            if form in data:
+                self.found += data.count(form)
+                data = data.replace(form, _MASK * len(form))
+        return data
+
+    def _length_held(self, data: bytes) -> int:
+        """The length of the longest end that is the beginning of a form."""
+        longest = 0
+        for form in self._forms:
+            end = data[-(len(form) - 1) :]
+            at = end.find(form[:1])
+            while at >= 0 and len(end) - at > longest:
+                if form.startswith(end[at:]):
+                    longest = len(end) - at
+                    break
+                at = end.find(form[:1], at + 1)
+        return longest

@@ -1,0 +1,71 @@
+"""Which headers pass, in both directions. Pure."""
+
+from collections.abc import Iterable, Sequence
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
+_HOP_BY_HOP = frozenset(
+    {
+        *(b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+        *(b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"proxy-authentication-info"),
+    }
+)  # RFC 9110 section 7.6.1
+_NOT_ASKED = _HOP_BY_HOP | {
+    *(b"authorization", b"cookie", b"host", b"dpop", b"expect", b"content-length", b"accept-encoding"),
+    *(b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip"),
+    *(b"x-original-url", b"x-rewrite-url", b"x-original-host", b"x-host"),
+    *(b"x-http-method", b"x-http-method-override", b"x-method-override"),
+    *(b"traceparent", b"tracestate", b"baggage"),  # ids of the caller's own systems
+}
+_NOT_ASKED_PREFIXES = (b"x-forwarded-", b"evergrant-", b"proxy-")
+_NOT_ANSWERED = _HOP_BY_HOP | {
+    *(b"set-cookie", b"set-cookie2", b"alt-svc", b"clear-site-data", b"refresh", b"content-encoding"),
+    *(b"strict-transport-security", b"content-security-policy", b"x-content-type-options"),
+    *(b"content-security-policy-report-only", b"www-authenticate", b"authentication-info", b"content-length"),
+    *(b"cache-control", b"service-worker-allowed", b"sourcemap", b"x-frame-options", b"dpop-nonce"),
+}
+_NOT_ANSWERED_PREFIXES = (b"access-control-", b"evergrant-", b"proxy-")
+
+
+def request_headers(given: RawHeaders, injected: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """The caller's headers that go on, and the injected ones, each of which arrives once.
+
+    A server may take `_` for `-`, and the case of names means nothing.
+    """
+    refused = _NOT_ASKED | _named_by_connection(given) | {_plain(name) for name, _ in injected}
+    passed = [
+        (name, value)
+        for name, value in given
+        if _plain(name) not in refused and not _plain(name).startswith(_NOT_ASKED_PREFIXES)
+    ]
+    return [*passed, (b"Accept-Encoding", b"identity"), *injected]
+
+
+def response_headers(given: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """The provider's headers that reach the caller, and those that keep a browser from running its pages."""
+    refused = _NOT_ANSWERED | _named_by_connection(given)
+    passed = [
+        (name, value)
+        for name, value in given
+        if _plain(name) not in refused and not _plain(name).startswith(_NOT_ANSWERED_PREFIXES)
+    ]
+    return [
+        *passed,
+        (b"Content-Security-Policy", b"sandbox"),
+        (b"X-Content-Type-Options", b"nosniff"),
+        (b"Cache-Control", b"no-store"),
+    ]
+
+
+def values_of(name: bytes, headers: RawHeaders) -> list[bytes]:
+    return [value for given, value in headers if given.lower() == name]
+
+
+def _plain(name: bytes) -> bytes:
+    return name.lower().replace(b"_", b"-")
+
+
+def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    """The names in `Connection` (RFC 9110 section 7.6.1)."""
+    named = (value.split(b",") for name, value in headers if _plain(name) == b"connection")
+    return {_plain(it.strip()) for values in named for it in values}

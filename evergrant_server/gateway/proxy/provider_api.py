@@ -1,0 +1,49 @@
+"""Where a connection's API is, and how it takes the credential: from the catalogue, never from the caller."""
+
+import re
+from dataclasses import dataclass
+
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import LeaseRow
+from providers.definition.schema_response import ApiRequest
+from providers.definition.templates import api_base_url_of
+
+_HEADER_SAFE = re.compile(r"[\x21-\x7e]+\Z")
+
+
+@dataclass(frozen=True)
+class ProviderApi:
+    """The API of a connection. `client_id` is the integration's: a header of some APIs has it."""
+
+    base_url: str
+    takes: ApiRequest
+    client_id: str
+
+    def credential(self, token: Secret) -> list[tuple[bytes, bytes]]:
+        """The headers that authenticate a request. Raises Failure REPLY_UNREADABLE for a token that no header
+        can hold."""
+        secret = token.reveal()
+        if not _HEADER_SAFE.match(secret):
+            raise Failure(ErrorCode.REPLY_UNREADABLE, "The token has characters that no header can hold.")
+        value = f"{self.takes.auth_scheme} {secret}".strip()
+        named = {name: it.replace("{client_id}", self.client_id) for name, it in self.takes.headers.items()}
+        headers = {self.takes.auth_header: value, **named}
+        return [(name.encode(), it.encode()) for name, it in headers.items()]
+
+
+async def provider_api(api: ApiContext, row: LeaseRow) -> ProviderApi:
+    """Raises Failure API_UNKNOWN when the definition names no API, or a part of its address isn't known."""
+    async with api.store.read() as tx:
+        integration = await tx.integrations.get(row.tenant, row.integration_id)
+        spec = None if integration is None else await integration_spec(tx, api.registry, integration)
+    if integration is None or spec is None:
+        raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {row.integration} was deleted")
+    metadata = row.grant.metadata if row.grant is not None else {}
+    base_url = api_base_url_of(spec, integration.params, metadata)
+    takes = spec.api_request or ApiRequest()
+    if base_url is None or takes.query:
+        raise Failure(ErrorCode.API_UNKNOWN, provider=spec.name, connection_id=row.connection_id)
+    return ProviderApi(base_url, takes, integration.client_id)

@@ -1,0 +1,89 @@
+"""Where a proxied request goes: the API's base URL and the caller's path, in one reading only. Pure.
+
+The path is sent as the caller wrote it, and the permit judges it percent-decoded. So what different servers
+decode differently is refused: dot segments at any depth, escapes of escapes, hidden slashes and backslashes.
+"""
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.policy import ProxiedRequest
+
+MOST_TARGET = 16 * 1024
+
+_METHOD = re.compile(r"[A-Z]{1,20}\Z")
+_NEVER = frozenset({"CONNECT", "TRACE"})  # RFC 9110 sections 9.3.6 and 9.3.8
+_PATH = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*\Z")  # RFC 3986 section 3.3
+_QUERY = re.compile(rb"[!$-;=?-Z_a-z~\[\]{|}^`\\\"]*\Z")  # visible, without # < >
+_ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
+
+
+@dataclass(frozen=True)
+class CallerPath:
+    """What follows the connection in the caller's URL, as sent, and as permits judge it."""
+
+    raw: bytes  # without its leading slash
+    query: bytes
+    judged: ProxiedRequest
+    hides_slash: bool  # a segment has %2F
+
+
+@dataclass(frozen=True)
+class ApiTarget:
+    """Origin and request target (RFC 9112 section 3.2.1)."""
+
+    origin: str
+    target: bytes
+
+
+def read_caller_path(method: str, raw: bytes, query: bytes) -> CallerPath:
+    """Raises Failure METHOD_NOT_ALLOWED, and INVALID_REQUEST for a path with more than one reading."""
+    if not _METHOD.match(method) or method in _NEVER:
+        raise Failure(ErrorCode.METHOD_NOT_ALLOWED)
+    if len(raw) + len(query) > MOST_TARGET:
+        raise _refused(f"longer than {MOST_TARGET} bytes")
+    if not _PATH.match(raw) or not _QUERY.match(query):
+        raise _refused("has characters that a URL can't have")
+    parts = raw.split(b"/")
+    if b"" in parts[:-1]:
+        raise _refused("has an empty segment")
+    decoded = [_decoded(part) for part in parts]
+    judged = ProxiedRequest(method, "/" + "/".join(decoded))
+    return CallerPath(raw, query, judged, hides_slash=any("/" in part for part in decoded))
+
+
+def _decoded(segment: bytes) -> str:
+    once = unquote_to_bytes(segment)
+    if _ESCAPE.search(once):
+        raise _refused("has an escape inside an escape")
+    try:
+        text = once.decode()
+    except UnicodeDecodeError:
+        raise _refused("is not UTF-8") from None
+    if any(char < " " or char in "\x7f\\" for char in text):
+        raise _refused("has a control character or a backslash")
+    if any(part.partition(";")[0].strip() in (".", "..") for part in text.split("/")):
+        raise _refused("has a dot segment")
+    return text
+
+
+def target_of_call(base_url: str, path: CallerPath, *, hidden_slashes: bool) -> ApiTarget:
+    """The caller's path behind the base URL, whose origin it can't leave.
+
+    Raises Failure INVALID_REQUEST for %2F unless `hidden_slashes`.
+    """
+    if path.hides_slash and not hidden_slashes:
+        raise _refused("has an escaped slash")
+    base = urlsplit(base_url)
+    origin = f"{base.scheme}://{base.netloc}"
+    where = base.path.rstrip("/").encode() + b"/" + path.raw
+    whole = urlsplit(f"{origin}{where.decode()}")
+    if (whole.scheme, whole.netloc, whole.path) != (base.scheme, base.netloc, where.decode()):
+        raise _refused("leaves the API")
+    return ApiTarget(origin, where + (b"?" + path.query if path.query else b""))
+
+
+def _refused(why: str) -> Failure:
+    return Failure(ErrorCode.INVALID_REQUEST, f"The path {why}.", field="path")

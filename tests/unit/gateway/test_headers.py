@@ -1,0 +1,94 @@
+"""Which headers pass, in both directions, and what a challenge says about scopes."""
+
+import pytest
+
+from evergrant_server.gateway.proxy.challenges import missing_scopes
+from evergrant_server.gateway.proxy.headers import request_headers, response_headers
+
+OURS = [(b"Authorization", b"Bearer at-1"), (b"x-api-key", b"id-1")]
+
+
+def passed(*given: tuple[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in request_headers([(n.encode(), v.encode()) for n, v in given], OURS):
+        found.setdefault(name.decode().lower(), []).append(value.decode())
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Authorization", "AUTHORIZATION", "X-Api-Key", "x_api_key", "X_API-KEY", "Cookie", "Host", "DPoP"),
+        *("Connection", "Keep-Alive", "TE", "Trailer", "Transfer-Encoding", "Upgrade", "Proxy-Authorization"),
+        *(
+            "Proxy-Connection",
+            "Proxy-Anything",
+            "Forwarded",
+            "X-Forwarded-For",
+            "X-Forwarded-Host",
+            "X_Forwarded_Proto",
+        ),
+        *("X-Real-IP", "X-Original-URL", "X-Rewrite-URL", "X-HTTP-Method-Override", "Expect", "Via"),
+        *("Content-Length", "Evergrant-Anything", "traceparent", "X-Method-Override"),
+    ],
+)
+def test_a_request_header_that_stays_here(name: str):
+    found = passed((name, "evil"), ("Accept", "text/html"))
+    assert "evil" not in [value for values in found.values() for value in values]
+    assert found["authorization"] == ["Bearer at-1"]
+    assert (found["x-api-key"], found["accept"]) == (["id-1"], ["text/html"])
+    assert found["accept-encoding"] == ["identity"]
+
+
+def test_what_connection_names_stays_here_and_cannot_take_the_credential_away():
+    found = passed(("Connection", "authorization, X-Api-Key , x_custom"), ("X-Custom", "1"), ("X-Other", "2"))
+    assert (found["authorization"], found["x-api-key"]) == (["Bearer at-1"], ["id-1"])
+    assert "x-custom" not in found
+    assert found["x-other"] == ["2"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Set-Cookie", "Access-Control-Allow-Origin", "Alt-Svc", "Clear-Site-Data", "Refresh", "Connection"),
+        *(
+            "Strict-Transport-Security",
+            "WWW-Authenticate",
+            "Proxy-Authenticate",
+            "Evergrant-Error",
+            "Transfer-Encoding",
+        ),
+        *("Content-Security-Policy", "X-Content-Type-Options", "Content-Encoding", "Upgrade", "Hop"),
+    ],
+)
+def test_a_response_header_that_stays_here(name: str):
+    given = [
+        (name.encode(), b"evil"),
+        (b"Connection", b"hop"),
+        (b"ETag", b'"1"'),
+        (b"Location", b"https://x/"),
+    ]
+    found = response_headers(given)
+    assert b"evil" not in [value for _, value in found]
+    kept = {name: value for name, value in found}
+    assert (kept[b"ETag"], kept[b"Location"]) == (b'"1"', b"https://x/")
+    assert kept[b"Content-Security-Policy"] == b"sandbox"
+    assert kept[b"X-Content-Type-Options"] == b"nosniff"
+
+
+@pytest.mark.parametrize(
+    ("challenge", "scopes"),
+    [
+        ('Bearer error="insufficient_scope", scope="a:b c"', "a:b c"),
+        ('Bearer realm="x", error=insufficient_scope', ""),
+        ('Basic realm="x", Bearer error="insufficient_scope", scope="repo"', "repo"),
+        ('Bearer error_description="x scope=admin", error="insufficient_scope", scope="read"', "read"),
+        ('Bearer error_description="error=\\"insufficient_scope\\" scope=admin"', None),
+        ('Bearer error="insufficient_scope", scope="a\\"b"', ""),
+        ('Bearer error="insufficient_scope", scope="a\x01b"', ""),
+        ('Bearer error="invalid_token"', None),
+        ("", None),
+    ],
+)
+def test_the_scopes_of_a_challenge(challenge: str, scopes: str | None):
+    assert missing_scopes([(b"WWW-Authenticate", challenge.encode("latin-1"))]) == scopes
