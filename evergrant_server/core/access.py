@@ -211,7 +211,7 @@ class Permit(TenantRow):
     Of a deny: `scopes` None refuses requests with any scopes, else those with one of them.
 
     `methods` and `paths`, of the action `proxy`: the requests to the provider's API that it is about; None:
-    every one (`policy.proxied`).
+    every one (`policy.proxied`). With `call_approval` a person approves each of them (`core.agents`).
     """
 
     id: PermitId
@@ -235,6 +235,12 @@ class Permit(TenantRow):
     reason: str = ""  # of its last change
     methods: tuple[str, ...] | None = Field(default=None, min_length=1)
     paths: tuple[str, ...] | None = Field(default=None, min_length=1)
+    call_approval: bool = False
+
+    @property
+    def preference(self) -> tuple[bool, str]:
+        """Of permits that allow a request the least one counts: one without approval, the first by name."""
+        return self.call_approval, self.name
 
     @property
     def denies_all(self) -> bool:

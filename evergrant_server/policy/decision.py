@@ -133,7 +133,7 @@ def decide(permits: Sequence[Permit], question: PermitQuestion) -> PermitDecisio
             elif denying is None or permit.name < denying.name:
                 denying = permit
         elif field is None:
-            if allowing is None or permit.name < allowing.name:
+            if allowing is None or permit.preference < allowing.preference:
                 allowing = permit
         elif field in _REASONS:
             rank = _RANKS[field]

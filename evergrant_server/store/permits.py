@@ -37,6 +37,7 @@ class PermitRow(columns.IdTable, table=True):
     reason: str
     methods: list[str] | None = columns.json()
     paths: list[str] | None = columns.json()
+    call_approval: bool
 
 
 class PermitUseRow(columns.TenantTable, table=True):

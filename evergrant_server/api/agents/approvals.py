@@ -22,7 +22,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import CallApprovalId, ConnectionId, derived_id
 from evergrant_server.core.outbox import call_approval_message
-from evergrant_server.policy import Target
+from evergrant_server.policy import Target, may_see
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.agents import CALL_APPROVALS
@@ -32,6 +32,7 @@ router = APIRouter(tags=["agents"])
 MOST_WAITING = 50  # of one app
 _PATH = "/v1/call-approvals"
 _POLL_AFTER_S = 2
+_CALLS = frozenset({Action.PROXY, Action.TOKEN})
 
 
 @router.post(_PATH, status_code=202, response_model=CallApprovalView)
@@ -135,10 +136,14 @@ async def deny_call(
 
 
 async def _call_of(tx: Transaction, call: ApiCall, body: CallBody) -> AgentCall:
-    """The call as the caller would make it, with a connection that it may use."""
+    """The call as the caller would make it, with a connection that a permit for calls covers: which requests
+    the permit is about is judged when the call is made."""
     if call.caller.session is not None:
         raise invalid_request("connection_id", "A person makes no calls: the agent asks with its own key.")
-    connection = await call.visible_connection(tx, body.connection_id, Action.PROXY, Action.TOKEN)
+    connection = await call.visible_connection(tx, body.connection_id)
+    calling = [it for it in call.caller.permits if not _CALLS.isdisjoint(it.actions)]
+    if not may_see(calling, Target.of(connection), call.now, call.address):
+        raise Failure(ErrorCode.NOT_PERMITTED, "This needs the action proxy or token.")
     return body.by(call.caller.app.id, connection)
 
 

@@ -52,7 +52,8 @@ class PermitBody(Body):
 
     `methods` and `paths` are of the action `proxy`: the requests to the provider's API that it allows or
     denies, null every one. A path begins behind the API's base URL; its segment `*` stands for any one
-    segment, and `**` at the end for all that follow.
+    segment, and `**` at the end for all that follow. With `call_approval` each of these requests needs a
+    person's approval (`POST /v1/call-approvals`).
     """
 
     effect: Effect = Effect.ALLOW
@@ -87,6 +88,7 @@ class PermitBody(Body):
     reason: Note = ""
     methods: Annotated[tuple[Method, ...], Field(min_length=1, max_length=20)] | None = None
     paths: Annotated[tuple[PathPattern, ...], Field(min_length=1, max_length=200)] | None = None
+    call_approval: bool = False
 
     @model_validator(mode="after")
     def _has_fields_of_its_effect(self) -> Self:
@@ -99,6 +101,8 @@ class PermitBody(Body):
         names_requests = self.methods is not None or self.paths is not None
         if names_requests and set(self.actions) != {Action.PROXY}:
             raise ValueError("methods and paths are of a permit whose only action is proxy")
+        if self.call_approval and (self.effect is Effect.DENY or set(self.actions) != {Action.PROXY}):
+            raise ValueError("call_approval is of an allow whose only action is proxy")
         return self
 
 
@@ -122,5 +126,6 @@ class PermitView(View):
     reason: str
     methods: tuple[str, ...] | None
     paths: tuple[str, ...] | None
+    call_approval: bool
     created_at: datetime
     revision: int

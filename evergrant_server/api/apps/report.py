@@ -67,6 +67,7 @@ class AccessView(View):
     live_connections: int
     last_used_at: datetime | None
     app_last_used_at: datetime | None
+    call_approval: bool
     sponsor: str | None
     agent_ends_at: datetime | None
 

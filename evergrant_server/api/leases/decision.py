@@ -115,7 +115,7 @@ class LeaseIssuer:
         if lease_request.proof is not None:
             await require_provable(self._api, row, lease_request.proof)
         if lease_request.proxied is not None:
-            await lease_request.proxied.prepare(row)
+            await lease_request.proxied.prepare(row, decision)
         self._limits.count_integration(call.request.scope, row.tenant, row.integration)
         await self._api.ledger.record(claim_of(call, lease_request, row, decision))
         if not narrower:

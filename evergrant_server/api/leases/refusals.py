@@ -18,7 +18,7 @@ from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import ConnectionId, Tenant, is_id
 from evergrant_server.crypto import KeyPurpose
-from evergrant_server.policy import ProxiedRequest, Target
+from evergrant_server.policy import PermitDecision, ProxiedRequest, Target
 from evergrant_server.store import LeaseRow
 
 
@@ -30,7 +30,7 @@ class ProxiedCall:
     id: str
     line: str
     judged: ProxiedRequest
-    prepare: Callable[[LeaseRow], Awaitable[None]]
+    prepare: Callable[[LeaseRow, PermitDecision], Awaitable[None]]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,12 @@ from starlette.requests import Request
 
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.leases.models import TokenBody
 from evergrant_server.api.leases.refresher import RefreshKey
 from evergrant_server.api.leases.refusals import LeaseRequest, ProxiedCall
+from evergrant_server.audit.approved_calls import use_call_approval
+from evergrant_server.core.agents.call_approvals import AgentCall
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -28,6 +31,7 @@ from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
 from evergrant_server.gateway.proxy.headers import request_headers
 from evergrant_server.gateway.proxy.provider_api import ProviderApi, provider_api
 from evergrant_server.gateway.proxy.target import ApiTarget, CallerPath, target_of_call
+from evergrant_server.policy import PermitDecision
 from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import proxy_metrics, traces
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -70,6 +74,7 @@ class ProxyCall:
         self._body = body
         self._api: ProviderApi | None = None
         self._target: ApiTarget | None = None
+        self._approved = False
         self.provider = "unknown"
 
     @property
@@ -136,7 +141,7 @@ class ProxyCall:
         row = await self._parts.issuer.issue(self._request, ask, self._caller)
         return Sent(id, row, EchoFilter(()))
 
-    async def _prepare(self, row: LeaseRow) -> None:
+    async def _prepare(self, row: LeaseRow, decision: PermitDecision) -> None:
         """Find where it goes before it is recorded. Raises Failure for a call that can't be sent."""
         self.provider = row.provider
         if row.grant is not None and row.grant.token_type == DPOP_TOKEN_TYPE:
@@ -145,6 +150,25 @@ class ProxyCall:
         self._api = await provider_api(self._parts.api, row)
         hidden = self._api.takes.encoded_slashes
         self._target = target_of_call(self._api.base_url, self._path, hidden_slashes=hidden)
+        if decision.permit is not None and decision.permit.call_approval and not self._approved:
+            await self._use_approval(row, self._target)
+
+    async def _use_approval(self, row: LeaseRow, target: ApiTarget) -> None:
+        """Use up a person's approval of exactly this call. Raises Failure CALL_APPROVAL_REQUIRED."""
+        api = self._parts.api
+        call = AgentCall(
+            agent=self.caller.app.id,
+            subject=row.subject,
+            connection=row.connection_id,
+            method=self._path.judged.method,
+            url=target.origin + target.target.decode(),
+            body_sha256=self._body.digest(),
+        )
+        context = trace_of(self._request).request_context(self.caller.by)
+        await run_transaction(
+            api.store, lambda tx: use_call_approval(tx, row.tenant, call, context, api.clock.now())
+        )
+        self._approved = True  # a repetition after a 401 is the same call
 
     async def _renew(self, row: LeaseRow) -> None:
         """Have the refused token refreshed, once for its generation. Raises Failure when that didn't help, or

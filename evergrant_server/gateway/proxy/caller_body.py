@@ -1,11 +1,13 @@
 """The body of a caller's request: a small one is kept, so that it can be sent twice; others stream once."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 
 from starlette.types import Receive, Scope
 
 from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.core.errors import ErrorCode, Failure
 
 KEPT = 64 * 1024  # bytes
 _SLOWEST_S = 30.0  # for a body that is kept: the token is chosen after it has come
@@ -43,6 +45,13 @@ class CallerBody:
         if not self._more:
             self.can_be_sent_again = True
             self.read.set()
+
+    def digest(self) -> str | None:
+        """SHA-256 in hex of a body that is kept; None: it is empty. Raises Failure CALL_APPROVAL_REQUIRED for
+        one that is too long to be kept, which no approval can be for."""
+        if self._has_body and not self.can_be_sent_again:
+            raise Failure(ErrorCode.CALL_APPROVAL_REQUIRED, f"A body above {KEPT} bytes can't be approved.")
+        return hashlib.sha256(self._kept).hexdigest() if self._kept else None
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """How the request to the provider frames it (RFC 9112 section 6)."""

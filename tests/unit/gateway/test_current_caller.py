@@ -38,7 +38,7 @@ async def test_a_token_that_has_aged_ends_no_stream_and_permits_are_read_anew(ap
         await current_caller(api.parts, REQUEST, replace(caller, credential=younger))
 
 
-@pytest.mark.parametrize("ended", ["credential", "app", "key"])
+@pytest.mark.parametrize("ended", ["credential", "app", "agent", "key"])
 async def test_what_ends_the_app_ends_its_streams(api: Api, ended: str):
     method = AuthenticationMethod.API_KEY if ended == "key" else AuthenticationMethod.PRIVATE_KEY_JWT
     caller = await a_caller(api, method)
@@ -47,8 +47,10 @@ async def test_what_ends_the_app_ends_its_streams(api: Api, ended: str):
             made = await tx.credentials.by_name(TENANT, caller.app.id, "main")
             assert made is not None
             await tx.credentials.delete(made)
-        elif ended == "app":
-            disabled = caller.app.model_copy(update={"disabled": True})
-            await tx.access.put_app(disabled, expected=caller.app.revision)
+        elif ended in ("app", "agent"):
+            time_is_over = {"sponsor": "app:team", "ends_at": api.clock.now()}
+            changes = {"disabled": True} if ended == "app" else time_is_over
+            after = caller.app.model_copy(update=changes)
+            await tx.access.put_app(after, expected=caller.app.revision)
     with pytest.raises(Failure):
         await current_caller(api.parts, REQUEST, caller)

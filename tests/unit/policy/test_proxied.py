@@ -63,3 +63,12 @@ def test_to_lease_a_token_is_not_to_proxy_nor_the_other_way_round():
     assert judge([permit(actions=(Action.PROXY,))]).reason is DecisionReason.ACTION_NOT_PERMITTED
     permits = [permit(actions=(Action.PROXY,)), deny(actions=(Action.PROXY,), paths=("/admin",))]
     assert may_see(permits, asked.target, NOW, None), "the deny leaves other paths"
+
+
+def test_a_permit_without_approval_is_taken_where_both_allow_it():
+    demands = permit(name="a", actions=(Action.PROXY,), call_approval=True)
+    free = permit(name="b", actions=(Action.PROXY,), methods=("GET",))
+    assert asks([demands, free], "POST", "/x").permit == demands
+    for permits in ([demands, free], [free, demands]):
+        assert asks(permits, "GET", "/x").permit == free
+    assert not asks([demands, deny(actions=(Action.PROXY,))], "POST", "/x").allowed

@@ -69,6 +69,7 @@ async def test_each_permit_is_listed_with_what_it_reaches_and_its_last_use(api: 
         "live_connections": 4,
         "last_used_at": None,
         "app_last_used_at": None,
+        "call_approval": False,
         "sponsor": None,
         "agent_ends_at": None,
     }

@@ -96,6 +96,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"effect": "deny", "scopes": []}, "scopes"),
     ({"effect": "deny", "scope_ceiling": ["read"]}, "body"),
     ({"effect": "deny", "exact_scopes": True}, "body"),
+    ({"call_approval": True}, "body"),
+    ({"effect": "deny", "actions": ["proxy"], "call_approval": True}, "body"),
     ({"owner": "a\nb"}, "owner"),
     ({"methods": ["GET"]}, "body"),
     ({"paths": ["/user"], "actions": ["token", "proxy"]}, "body"),

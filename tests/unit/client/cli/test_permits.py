@@ -30,6 +30,12 @@ DENIED: dict[str, Any] = {
     **{"owner": "", "purpose": "", "reason": ""},
 }
 
+DEMAND = "permits put etl writes --integration crm --action proxy --method POST --call-approval"
+DEMANDED: dict[str, Any] = {
+    **{"integration": "crm", "actions": ["proxy"], "methods": ["POST"], "call_approval": True},
+    **{"effect": "allow", "mode": "enforce", "provider": "*", "subjects": ["*"], "exact_scopes": False},
+    **{"owner": "", "purpose": "", "reason": ""},
+}
 
 PAGE = Path(__file__).parents[4] / "docs/guide/permits.md"
 
@@ -54,6 +60,7 @@ def test_the_page_says_the_same_by_curl_and_by_command(command: Command, evergra
         ("permits ls etl", "GET apps/etl/permits", None, [CRM_PERMIT]),
         ("permits get etl crm", "GET apps/etl/permits/crm", None, CRM_PERMIT),
         (ALLOW, "PUT apps/etl/permits/crm", ALLOWED, CRM_PERMIT),
+        (DEMAND, "PUT apps/etl/permits/writes", DEMANDED, CRM_PERMIT),
         (DENY, "PUT apps/etl/permits/no", DENIED, CRM_PERMIT),
         ("permits rm etl crm", "DELETE apps/etl/permits/crm", None, None),
     ],

@@ -90,6 +90,7 @@ class PermitAccess:
     live_connections: int
     last_used_at: datetime | None
     app_last_used_at: datetime | None
+    call_approval: bool
     sponsor: str | None
     agent_ends_at: datetime | None
     methods: tuple[str, ...] | None = None

@@ -40,6 +40,7 @@ class Permit:
     revision: int
     methods: tuple[str, ...] | None = None
     paths: tuple[str, ...] | None = None
+    call_approval: bool = False
 
 
 def permits(app: str) -> Call[Page[Permit]]:
@@ -73,12 +74,13 @@ def put_permit(
     reason: str = "",
     methods: tuple[str, ...] | None = None,
     paths: tuple[str, ...] | None = None,
+    call_approval: bool = False,
 ) -> Call[Permit]:
     """Create a permit, or replace all of one.
 
     An allow has `scope_ceiling` and `exact_scopes`, a deny `scopes`, and `mode` "observe" to refuse nothing
     yet. A subject that ends in * stands for every subject that begins with what is before it. `methods` and
-    `paths` are of the action proxy.
+    `paths` are of the action proxy, and with `call_approval` a person approves each request.
     """
     named = {
         "actions": actions,
@@ -94,6 +96,7 @@ def put_permit(
         **without_none(**{name: list_or_none(values) for name, values in named.items()}),
         **without_none(expires_at=None if expires_at is None else expires_at.isoformat()),
         **{"integration": integration, "effect": effect, "mode": mode, "provider": provider},
+        **({"call_approval": True} if call_approval else {}),
         **{"exact_scopes": exact_scopes, "purpose": purpose, "owner": owner, "reason": reason},
     }
     return Call("PUT", path_of("apps", app, "permits", name), _parse, body=body)

@@ -51,6 +51,7 @@ def put(
     method: tuple[str, ...] = (),
     path: tuple[str, ...] = (),
     exact_scopes: Annotated[bool, Parameter(negative=())] = False,
+    call_approval: Annotated[bool, Parameter(negative=())] = False,
     expires: datetime | None = None,
     purpose: str = "",
     owner: str = "",
@@ -72,6 +73,7 @@ def put(
         method: Of the action proxy: a method of requests to the provider's API. Any by default.
         path: The same of a path: /repos/*/issues, /contacts/**. Any by default.
         exact_scopes: Refuse a lease whose token can do more than it requests.
+        call_approval: Of the action proxy: a person approves each request (evergrant approvals).
         expires: When it ends, with its zone: 2027-01-01T00:00:00Z.
     """
     named = {"connections": connection, "sources": source, "scopes" if deny else "scope_ceiling": scope}
@@ -87,6 +89,7 @@ def put(
             provider=provider,
             subjects=subject,
             exact_scopes=exact_scopes,
+            call_approval=call_approval,
             expires_at=expires,
             purpose=purpose,
             owner=owner,
