@@ -16,7 +16,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit test bench faults fuzz soak mutations dev screenshots lint format imports types docs site typescript histories db-upgrade doctor sbom release lock clean
+.PHONY: help demo check unit test bench faults fuzz soak conformance mutations dev screenshots lint format imports types docs site typescript histories db-upgrade doctor sbom release lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -59,6 +59,9 @@ fuzz: $(TEST_READY) ## requests made of the OpenAPI document, valid and invalid,
 MANY ?= 100
 soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections
 	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m soak
+
+conformance: $(TEST_READY) ## Evergrant as an MCP client, judged by the protocol's conformance suite: every auth scenario of two revisions
+	@PYTHONPATH=.:clients/python/src $(PY) -m tests.conformance.mcp
 
 mutations: $(TEST_READY) ## change the protocol's code in a thousand ways, four minutes: do the fast tests notice? JOBS=1
 	@$(PY) -m pip install --quiet --require-hashes --only-binary=:all: -r requirements/mutations.txt
@@ -150,7 +153,7 @@ $(DEMO_READY): requirements/demo.txt $(INPUTS)
 
 $(TEST_READY): requirements/test.txt requirements/node.sh requirements/debian.sh tests/fakes/oidc/package-lock.json \
 		tests/e2e/pages/package-lock.json \
-		clients/typescript/package-lock.json $(INPUTS)
+		clients/typescript/package-lock.json tests/conformance/mcp/judge/package-lock.json $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/test.txt
 	@bash requirements/node.sh $(VENV)
 	@bash requirements/debian.sh $(VENV)

@@ -158,6 +158,22 @@ def check_web_url(name: str, text: str) -> None:
         raise ValueError(f"{name} must be http(s)://host[:port], perhaps with a path")
 
 
+CLIENT_METADATA_PATH = "/oauth/client/{integration}"
+
+
+def client_metadata_template(text: str, public_url: str) -> str:
+    """Where servers read a client's metadata document, with `{integration}`: the text, or our own route.
+
+    Raises ValueError unless it is an https URL with a path: draft-ietf-oauth-client-id-metadata-document,
+    section 3.
+    """
+    url = urlsplit(text.replace("{integration}", "id"))
+    plain = url.scheme == "https" and url.hostname and url.path.strip("/") and text.isprintable()
+    if text and (not plain or "{" in url.path or url.query or url.fragment or url.username is not None):
+        raise ValueError("EVERGRANT_CLIENT_METADATA_URL must be https://host/path, {integration} in it")
+    return text or public_url + CLIENT_METADATA_PATH
+
+
 def is_loopback(host: str) -> bool:
     """True for a host that only this machine reaches."""
     if host == "localhost":

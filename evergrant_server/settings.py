@@ -27,6 +27,7 @@ from evergrant_server.setting_types import (
     TemporalAddress,
     check_public_url,
     check_web_url,
+    client_metadata_template,
     own_public_url,
     with_password,
 )
@@ -69,6 +70,10 @@ class Settings(MtlsSettings, GatewaySettings, BaseSettings):
     """The port the API listens on."""
     public_url: str = ""
     """The URL at which browsers and providers reach the API; empty: http://host:port."""
+    client_metadata_url: str = ""
+    """The https URL at which authorization servers read the metadata document of a client that registers
+    itself so, `{integration}` in it for the integration's id; empty: `/oauth/client/{integration}` of the
+    public URL. Host the document there if they can't reach the API."""
     trusted_proxies: Networks = ()
     """Networks of the proxies in front of the API, and of no other host: the caller's address is the last one
     of `X-Forwarded-For` that isn't a proxy's. It counts for permits with `sources` and for
@@ -203,6 +208,7 @@ class Settings(MtlsSettings, GatewaySettings, BaseSettings):
         self.gateway_public_url = gateway.rstrip("/")
         self.public_url = self.public_url.rstrip("/")
         check_public_url(self.public_url)
+        self.client_metadata_url = client_metadata_template(self.client_metadata_url, self.public_url)
         check_web_url("EVERGRANT_TEMPORAL_UI_URL", self.temporal_ui_url)
         return self
 

@@ -1,49 +1,44 @@
-"""Reads and pins an issuer's metadata (RFC 8414), registers the client there, and reads it again.
-
-Changes that weaken the pinned metadata are refused.
-"""
+"""Reads and pins an issuer's metadata (RFC 8414), and registers the client there (RFC 7591)."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
 
 from temporalio import activity
 
+from activities.integrations.integration_records import current_if_same_place, record_change
+from activities.integrations.published import IssuerMoved, PublishedEndpoints
 from activities.integrations.registration import ClientRegistrations, RegistrationAttempt, must_register
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.journaled_reply import JournaledReply
 from activities.support.provider_replies import log_words
-from activities.support.temporal import heartbeating
 from activities.support.transactions import commit_with_retries
-from evergrant_server import audit
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState
-from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.integrations import (
+    Endpoints,
+    Integration,
+    IntegrationState,
+    RegistrationMethod,
+)
 from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
-from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMetadataResult
 from evergrant_server.core.messages.names import ActivityName
-from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
-from evergrant_server.telemetry.alarms import report_broken_authority
-from providers.definition.registry import Registry
-from providers.definition.templates import definition_endpoints
-from providers.registration.client_metadata import RegisteredClient, read_registration
-from providers.registration.discovery import discover, weakening_changes
+from providers.registration.client_metadata import (
+    RegisteredClient,
+    client_metadata_url,
+    read_registration,
+    with_document_client,
+)
 from providers.responses.raw_reply import RawReply
-
-_SCHEDULE = RequestContext(by="schedule")
-_BATCH_SIZE = 20  # documents a pass, which bounds its duration when issuers are down
 
 
 @dataclass(frozen=True)
 class DiscoveryActivities:
     store: Store
-    registry: Registry
-    egress: Egress
+    published: PublishedEndpoints
     clock: Clock
     public_url: str
+    client_metadata_url: str  # with the placeholder {integration}
     registrations: ClientRegistrations
 
     @activity.defn(name=ActivityName.DISCOVER_ENDPOINTS)
@@ -51,19 +46,14 @@ class DiscoveryActivities:
         """Write READY with the endpoints (and the client id), or FAILED with the reason."""
         async with self.store.read() as tx:
             integration = await tx.integrations.get(request.tenant, request.integration_id)
-        if integration is None or (integration.issuer is None and integration.registration is None):
-            return DiscoveryResult(
-                failure=ErrorCode.NOT_FOUND, detail="the integration was deleted, or has no issuer"
-            )
+        if integration is None:
+            return DiscoveryResult(failure=ErrorCode.NOT_FOUND, detail="the integration was deleted")
         try:
-            if integration.issuer is None:
-                endpoints, quirks = await self._host_endpoints(integration)
-            else:
-                endpoints, quirks = await discover(self.egress, integration.issuer), ()
-            if must_register(integration, endpoints):
+            integration, endpoints, quirks = await self._published(integration)
+            redirect_uri = f"{self.public_url}/oauth/callback/{integration.id}"
+            if must_register(integration, endpoints, redirect_uri):
                 integration = await self.registrations.await_earlier(integration)
-            if must_register(integration, endpoints):
-                redirect_uri = f"{self.public_url}/oauth/callback/{integration.id}"
+            if must_register(integration, endpoints, redirect_uri):
                 return await self.registrations.register(
                     request, integration, endpoints, redirect_uri, self._commit_registration, quirks
                 )
@@ -71,13 +61,37 @@ class DiscoveryActivities:
             return await self._write_failed(request, integration, failure)
         return await self._write_ready(request, integration, endpoints)
 
-    async def _host_endpoints(self, integration: Integration) -> tuple[Endpoints, tuple[str, ...]]:
-        """The endpoints and quirks of a definition with `client_registration: per_host`."""
-        async with self.store.read() as tx:
-            versions = await tx.definitions.serving(integration.tenant, integration.provider)
-        spec = self.registry.serving(integration.provider, versions)
-        endpoints = definition_endpoints(spec, integration.params)
-        return endpoints.model_copy(update={"token_auth_methods": (spec.client_auth.value,)}), spec.quirks
+    async def _published(self, seen: Integration) -> tuple[Integration, Endpoints, tuple[str, ...]]:
+        """What the issuer publishes, with the client that is used there.
+
+        Raises as `PublishedEndpoints.read`, and Failure CLIENT_REJECTED.
+        """
+        try:
+            endpoints, quirks = await self.published.read(seen)
+        except IssuerMoved as moved:
+            seen = await self._leave_issuer(seen, moved)
+            endpoints, quirks = await self.published.read(seen)
+        url = client_metadata_url(self.client_metadata_url, seen.id)
+        return with_document_client(seen, endpoints, url), endpoints, quirks
+
+    async def _leave_issuer(self, seen: Integration, moved: IssuerMoved) -> Integration:
+        """The integration without its issuer, and without the client that was registered there.
+
+        Client and tokens belong to an issuer: a client that the admin has registered, and live connections,
+        stay where they are. Raises IssuerMoved for these.
+        """
+
+        async def leave(tx: Transaction) -> Integration:
+            current = await current_if_same_place(tx, seen)
+            stays = current is None or current.registration is None or current.issuer is not None
+            if current is None or stays or await tx.connections.any_live(seen.tenant, seen.id):
+                raise moved
+            kept = current.registration is RegistrationMethod.METADATA_DOCUMENT  # portable: it is our URL
+            client = {} if kept else {"client_id": "", "client_auth": None}
+            after = current.model_copy(update={"endpoints": None, **client})
+            return await tx.integrations.request_registration(after, None)
+
+        return await commit_with_retries(self.store, leave)
 
     async def replay_answer(self, use: SingleUseAttempt, answer: JournaledReply) -> DiscoveryResult:
         """Commit a registration's journaled reply."""
@@ -109,19 +123,23 @@ class DiscoveryActivities:
         registered: RegisteredClient | None = None,
         keys: UnwrappedKeys | None = None,
     ) -> DiscoveryResult:
+        is_discovered = seen.issuer is not None or endpoints.resource is not None
+
         async def pin(tx: Transaction) -> None:
             now = self.clock.now()
-            current = await _current_if_same_issuer(tx, seen)
+            current = await current_if_same_place(tx, seen)
             if current is None:
                 return
             changes = {
                 "state": IntegrationState.READY,
                 "problem": None,
-                "endpoints": endpoints if seen.issuer is not None else None,  # None: the definition has them
+                "endpoints": endpoints if is_discovered else None,  # None: the definition has them
                 "changed_at": now,
                 "metadata_read_at": now,
             }
             if registered is None:
+                if current.registration is not None and not current.client_id:
+                    changes |= {"client_id": seen.client_id, "client_auth": seen.client_auth}
                 after = current.model_copy(update=changes)
                 await tx.integrations.replace(after, expected=current.revision)
             elif current.client_id or current.registration_sent_at != seen.registration_sent_at:
@@ -138,8 +156,8 @@ class DiscoveryActivities:
                     after, registered.client_secret, registered.management_token
                 )
                 detail = {"client_id": registered.client_id}
-                await _record(tx, now, AuditAction.CLIENT_REGISTERED, after, request.context, detail)
-            await _record(
+                await record_change(tx, now, AuditAction.CLIENT_REGISTERED, after, request.context, detail)
+            await record_change(
                 tx, now, AuditAction.INTEGRATION_DISCOVERED, after, request.context, {"problem": None}
             )
 
@@ -153,98 +171,13 @@ class DiscoveryActivities:
 
         async def write(tx: Transaction) -> None:
             now = self.clock.now()
-            current = await _current_if_same_issuer(tx, seen)
+            current = await current_if_same_place(tx, seen)
             if current is None:
                 return
             changes = {"state": IntegrationState.FAILED, "problem": failure.detail, "changed_at": now}
             after = current.model_copy(update=changes)
             await tx.integrations.replace(after, expected=current.revision)
-            await _record(tx, now, AuditAction.INTEGRATION_DISCOVERED, after, request.context, detail)
+            await record_change(tx, now, AuditAction.INTEGRATION_DISCOVERED, after, request.context, detail)
 
         await commit_with_retries(self.store, write)
         return DiscoveryResult(failure=failure.code, detail=failure.detail)
-
-    @activity.defn(name=ActivityName.REREAD_METADATA)
-    async def reread_metadata(self, request: RereadMetadata) -> RereadMetadataResult:
-        """Compare a batch of integrations; refuse and record changes that weaken the pinned metadata."""
-        before = self.clock.now() - timedelta(seconds=request.older_than_s)
-        changed = refused = 0
-        async with heartbeating():
-            async with self.store.read() as tx:
-                due = await tx.integrations.with_metadata_older_than(before, _BATCH_SIZE)
-            for integration in due:
-                try:
-                    action = await self._compare_metadata(integration)
-                except Failure as failure:
-                    if failure.code is not ErrorCode.AUTHORITY_BROKEN:
-                        raise
-                    report_broken_authority(failure)  # and on to the next one
-                    continue
-                changed += action is AuditAction.METADATA_CHANGED
-                refused += action is AuditAction.METADATA_REFUSED
-        return RereadMetadataResult(read=len(due), changed=changed, refused=refused)
-
-    async def _compare_metadata(self, seen: Integration) -> AuditAction | None:
-        """Compare one integration. An unreachable issuer changes nothing; an invalid document is recorded."""
-        assert seen.issuer is not None
-        reasons: tuple[str, ...] = ()
-        published = seen.endpoints
-        try:
-            published = await discover(self.egress, seen.issuer)
-        except Failure as failure:
-            if failure.code in (ErrorCode.DISCOVERY_FAILED, ErrorCode.EGRESS_REFUSED):
-                reasons = (failure.detail,)
-        if seen.endpoints is not None and published is not None and not reasons:
-            reasons = weakening_changes(seen.endpoints, published, seen.client_auth)
-
-        async def write(tx: Transaction) -> AuditAction | None:
-            now = self.clock.now()
-            current = await _current_if_same_issuer(tx, seen)
-            if current is None or current.endpoints != seen.endpoints:
-                return None
-            action, changes = _metadata_change(current, published, reasons)
-            after = current.model_copy(update={"metadata_read_at": now, **changes})
-            await tx.integrations.replace(after, expected=current.revision)
-            if action is not None:
-                await _record(tx, now, action, after, _SCHEDULE, {"reasons": list(reasons)})
-            return action
-
-        return await commit_with_retries(self.store, write)
-
-
-def _metadata_change(
-    current: Integration, published: Endpoints | None, reasons: tuple[str, ...]
-) -> tuple[AuditAction | None, dict[str, Any]]:
-    """The audit action and the changes to write. A refusal is recorded once, not every day."""
-    if reasons:
-        problem = "the issuer's metadata was refused, the pinned endpoints stay: " + "; ".join(reasons)
-        recorded = current.problem == problem
-        return (None if recorded else AuditAction.METADATA_REFUSED), {"problem": problem}
-    if published != current.endpoints:
-        return AuditAction.METADATA_CHANGED, {"endpoints": published, "problem": None}
-    return None, {"problem": None}
-
-
-async def _record(
-    tx: Transaction,
-    at: datetime,
-    action: AuditAction,
-    integration: Integration,
-    context: RequestContext,
-    detail: dict[str, Any],
-) -> None:
-    entry = AuditEntry(
-        tenant=integration.tenant,
-        at=at,
-        action=action,
-        object=integration.id,
-        context=context,
-        detail={"issuer": integration.issuer, **detail},
-    )
-    await audit.append(tx, entry)
-
-
-async def _current_if_same_issuer(tx: Transaction, seen: Integration) -> Integration | None:
-    """The row, unless its issuer was changed, which starts a discovery of its own."""
-    current = await tx.integrations.get(seen.tenant, seen.id)
-    return current if current is not None and current.issuer == seen.issuer else None

@@ -60,15 +60,19 @@ class RegistrationAttempt(Message):
 CommitRegistration = Callable[[RegistrationAttempt, RawReply, UnwrappedKeys], Awaitable[DiscoveryResult]]
 
 
-def must_register(integration: Integration, endpoints: Endpoints) -> bool:
+def must_register(integration: Integration, endpoints: Endpoints, redirect_uri: str) -> bool:
     """Whether a registration is configured and missing. Raises Failure CLIENT_REJECTED."""
-    by_document = integration.registration is RegistrationMethod.METADATA_DOCUMENT
-    needed = integration.registration is RegistrationMethod.DYNAMIC and not integration.client_id
+    method = integration.registration
+    dynamic = method in (RegistrationMethod.DYNAMIC, RegistrationMethod.AUTOMATIC)
+    needed = dynamic and not integration.client_id
     lacks = None
-    if by_document and not endpoints.takes_metadata_documents:
+    if method is RegistrationMethod.METADATA_DOCUMENT and not endpoints.takes_metadata_documents:
         lacks = "doesn't support client metadata documents"
     elif needed and endpoints.registration_endpoint is None:
         lacks = "has no registration endpoint"
+        if method is RegistrationMethod.AUTOMATIC:
+            lacks += ", nor does it read a metadata document at an https URL of ours. Register a client"
+            lacks += f" at {endpoints.issuer} with the redirect URI {redirect_uri}, then put its client id"
     if lacks is not None:
         why = f"the server can't register the client: it {lacks}"
         raise Failure(ErrorCode.CLIENT_REJECTED, why, field="registration")

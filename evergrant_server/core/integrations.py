@@ -8,6 +8,7 @@ from pydantic import Field
 
 from evergrant_server.core.connections.account import OnReconnect
 from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.flow import TokenTarget
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import FrozenModel, IntegrationId, TenantRow
@@ -62,6 +63,8 @@ class Endpoints(FrozenModel):
     takes_metadata_documents: bool = False  # client_id_metadata_document_supported
     jwks_uri: str | None = None  # the keys that sign id tokens, where it may be fetched
     userinfo_endpoint: str | None = None  # OpenID Connect Core 1.0 section 5.3, likewise
+    resource: str | None = None  # the protected resource whose metadata names the issuer (RFC 9728)
+    resource_scopes: tuple[str, ...] = ()  # which it demands, else its scopes_supported
     # where a client goes that presents a certificate (RFC 8705 section 5)
     mtls_aliases: dict[str, str] = Field(default_factory=dict)
 
@@ -81,6 +84,7 @@ class RegistrationMethod(StrEnum):
 
     DYNAMIC = "dynamic"  # RFC 7591: the server makes one
     METADATA_DOCUMENT = "metadata_document"  # it is the URL of a document about us, which the server reads
+    AUTOMATIC = "automatic"  # a document where the server reads them and can reach it, else dynamic
 
 
 class Integration(TenantRow):
@@ -126,6 +130,36 @@ class Integration(TenantRow):
         """True in the overlap of a rotation, and after it while the new secret is the refused one."""
         until = self.previous_secret_until
         return until is not None and (now < until or self.secret_refused_at is not None)
+
+    @property
+    def authorization_server(self) -> str | None:
+        """The issuer: as the admin has named it, or as a protected resource's metadata names it."""
+        return self.issuer or (self.endpoints.issuer if self.endpoints is not None else None)
+
+    @property
+    def resource(self) -> str | None:
+        """The protected resource that all its tokens are for, as the resource spells it."""
+        return self.endpoints.resource if self.endpoints is not None else None
+
+    @property
+    def scopes_by_default(self) -> tuple[str, ...]:
+        """The scopes of a consent that names none: the admin's, else those that the resource demands, up to
+        the ceiling."""
+        demanded = self.endpoints.resource_scopes if self.endpoints is not None else ()
+        ceiling = demanded if self.scope_ceiling is None else self.scope_ceiling
+        return self.default_scopes or tuple(scope for scope in demanded if scope in ceiling)
+
+    def token_target(self, asked: TokenTarget) -> TokenTarget:
+        """What a new connection's tokens are for: the protected resource alone, where there is one.
+
+        Raises Failure INVALID_REQUEST (field `resources`).
+        """
+        if self.resource is None:
+            return asked
+        if asked.resources not in ((), (self.resource,)):
+            why = f"Tokens of {self.name} are for {self.resource} alone: leave resources out."
+            raise Failure(ErrorCode.INVALID_REQUEST, why, field="resources")
+        return asked.model_copy(update={"resources": (self.resource,)})
 
     @property
     def lacks_client(self) -> bool:

@@ -21,6 +21,8 @@ from activities.grants.revocation import RevocationActivities
 from activities.integrations.consent_start import ConsentStartActivities
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities
+from activities.integrations.metadata_rereads import MetadataRereads
+from activities.integrations.published import PublishedEndpoints
 from activities.integrations.registration import ClientRegistrations
 from activities.integrations.retries import ConnectionRetryActivities
 from activities.maintenance.access_requests import AccessRequestActivities
@@ -75,8 +77,9 @@ def build_worker_parts(
     single_use = SingleUseProtocol(store, clock, sections, journal, limits)
     registrations = ClientRegistrations(store, egress, clock, sections, journal, limits)
     grants, replays = _grant_activities(platform, contexts, egress, sender, single_use)
+    published = PublishedEndpoints(store, platform.registry, egress)
     discovery = DiscoveryActivities(
-        store, platform.registry, egress, clock, settings.public_url, registrations
+        store, published, clock, settings.public_url, settings.client_metadata_url, registrations
     )
     replays[AttemptKind.REGISTRATION] = discovery.replay_answer
     activities = [
@@ -145,7 +148,7 @@ def _integration_activities(
     rollout = DefinitionRolloutActivities(store, platform.registry, egress, clock)
     return [
         discovery.discover_endpoints,
-        discovery.reread_metadata,
+        MetadataRereads(discovery.store, discovery.published, discovery.clock).reread_metadata,
         ConnectionRetryActivities(store, clock).retry_connections,
         consent_start.push_authorization_request,
         consent_start.request_temporary_credentials,

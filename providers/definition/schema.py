@@ -62,6 +62,7 @@ class ProviderSpec(
     version: int = Field(1, ge=1)
     auth_modes: tuple[AuthMode, ...] = Field(min_length=1)
     discovery: bool = False  # endpoints come from the integration's issuer
+    protected_resource: str | None = None  # URL of the resource whose metadata names the issuer (RFC 9728)
     issuer: UrlTemplate | None = None
     iss_in_callback: bool = False  # authorization_response_iss_parameter_supported (RFC 9207)
     template_params: dict[str, TemplateParam] = Field(default_factory=dict)
@@ -90,6 +91,8 @@ class ProviderSpec(
             for needed in ("authorization_endpoint", "token_endpoint"):
                 if getattr(self, needed) is None:
                     raise ValueError(f"{needed} is missing, and there is no discovery")
+        if self.protected_resource is not None and not self.discovery:
+            raise ValueError("protected_resource needs discovery")
         if (self.client_registration == "per_host") is (self.registration_endpoint is None):
             raise ValueError("client_registration: per_host and registration_endpoint go together")
 
@@ -102,7 +105,7 @@ class ProviderSpec(
             if any(self.template_params[param].allows(char) for param in in_host for char in "/ "):
                 raise ValueError(f"{name} has a parameter in its host that may hold a / or a space")
         templates = self._param_templates() | {name: (url,) for name, url in urls.items()}
-        templates["install_start_url"] = (self.install_start_url,)
+        templates |= {name: (getattr(self, name),) for name in ("install_start_url", "protected_resource")}
         for name, texts in templates.items():
             unknown = placeholders(*texts) - known
             unknown -= {"client_id", "token"} if name == "revocation.url" else set()

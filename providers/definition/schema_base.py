@@ -148,7 +148,7 @@ class TemplateParam(SpecPart):
 
     def problem(self, value: str) -> str | None:
         """Why a normalised value may not go into the URL, or None."""
-        if "://" in value:
+        if "://" in value and "://" not in (self.pattern or ""):
             return "must stand alone: without https:// and without what follows the host"
         if not value or len(value) > 253 or not value.isascii() or not value.isprintable():
             return "must be 1 to 253 printable ASCII characters"

@@ -58,6 +58,16 @@ def integration_endpoints(
     return definition_endpoints(spec, {**integration.params, **params_from_metadata(spec, metadata or {})})
 
 
+def protected_resource_url(spec: ProviderSpec, params: Mapping[str, str]) -> str | None:
+    """The URL of the protected resource that an integration is for; None where the issuer is known.
+
+    Raises Failure INVALID_REQUEST (field `params.url`).
+    """
+    if spec.protected_resource is None:
+        return None
+    return fill_template(spec.protected_resource, checked_params(spec, params), spec)
+
+
 def redirect_uri_to_send(spec: ProviderSpec, params: Mapping[str, str], callback_url: str) -> str:
     """The redirect_uri of a request: the callback URL, or the name under which the provider knows it."""
     if spec.redirect_uri_override is None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.integrations import Endpoints, Integration, RegistrationMethod
 from evergrant_server.core.provider_words import ReplyFailure
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
@@ -49,9 +49,8 @@ def client_metadata(
         "grant_types": ["authorization_code", "refresh_token"],
         "response_types": ["code"],
         "token_endpoint_auth_method": auth,
+        "application_type": "native" if redirect_uri.startswith("http:") else "web",
     }
-    if redirect_uri.startswith("http:"):
-        metadata["application_type"] = "native"
     if dpop:
         metadata["dpop_bound_access_tokens"] = True
     if scopes:
@@ -59,10 +58,24 @@ def client_metadata(
     return metadata if client_id is None else {"client_id": client_id, **metadata}
 
 
+def client_metadata_url(template: str, integration_id: str) -> str:
+    """The client id of a client whose metadata document an authorization server fetches there."""
+    return template.replace("{integration}", integration_id)
+
+
+def with_document_client(integration: Integration, endpoints: Endpoints, url: str) -> Integration:
+    """The integration with the metadata document at `url` as its client, where its registration is automatic
+    and the server reads such documents. Servers fetch them over https alone."""
+    undecided = integration.registration is RegistrationMethod.AUTOMATIC and not integration.client_id
+    if not (undecided and endpoints.takes_metadata_documents and url.startswith("https://")):
+        return integration
+    return integration.model_copy(update={"client_id": url, "client_auth": "none"})
+
+
 def scopes_to_register(integration: Integration, endpoints: Endpoints | None) -> tuple[str, ...]:
     """The scopes that consents request by default; none leaves them to the server."""
     offline = ("offline_access",) if endpoints is not None and endpoints.offline_access else ()
-    named = integration.default_scopes
+    named = integration.model_copy(update={"endpoints": endpoints}).scopes_by_default
     return tuple(dict.fromkeys((*named, *offline))) if named else ()
 
 

@@ -7,7 +7,7 @@ no server can publish metadata for another.
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
@@ -18,13 +18,11 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
 from evergrant_server.egress import BeforeSend, Egress, SendObserver
 from providers.definition.schema_request import MUTUAL_TLS
-from providers.registration.unreachable import issuer_unreachable
+from providers.registration.documents import MAX_URL_LENGTH, fail, fetch_document, shown
 from providers.requests.request_format import STANDARD_HEADERS
 from providers.requests.sender import SendFailed
-from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body
+from providers.responses.raw_reply import RawReply
 
-_MAX_URL_LENGTH = 2048
-_MAX_SHOWN = 200
 _ALIASED = (
     "token_endpoint",
     "revocation_endpoint",
@@ -33,11 +31,12 @@ _ALIASED = (
     "device_authorization_endpoint",
 )
 _OF_LOGINS = ("jwks_uri", "userinfo_endpoint")  # OpenID Connect Discovery 1.0 section 3
-_MAX_DOCUMENT_BYTES = 256 * 1024  # usual documents have a few thousand
 
 
-async def discover(egress: Egress, issuer: str) -> Endpoints:
+async def discover(egress: Egress, issuer: str, *, require_pkce: bool = False) -> Endpoints:
     """The endpoints that a server publishes for `issuer`.
+
+    With `require_pkce` a document that says nothing about PKCE is refused too.
 
     Raises Failure DISCOVERY_FAILED with the reason, EGRESS_REFUSED for a URL that the egress policy
     forbids, PROVIDER_UNREACHABLE or PROVIDER_ERROR when a later try may succeed.
@@ -46,18 +45,18 @@ async def discover(egress: Egress, issuer: str) -> Endpoints:
     missing: list[str] = []
     async with egress.client(headers=STANDARD_HEADERS) as http:
         for url in document_urls(issuer):
-            document = await _fetch_document(http, url, issuer, missing)
+            document = await fetch_document(http, url, issuer, missing)
             if document is not None:
-                return _parse_endpoints(egress, issuer, document)
-    _fail(issuer, "no metadata document: " + "; ".join(missing))
+                return _parse_endpoints(egress, issuer, document, require_pkce)
+    fail(issuer, "no metadata document: " + "; ".join(missing))
 
 
 def document_urls(issuer: str) -> tuple[str, ...]:
     """The possible URLs of an issuer's metadata, in the order in which they are tried.
 
-    RFC 8414 puts its suffix between host and path (section 3.1); some servers put it after the path.
-    OpenID Connect puts its own after the path (Discovery 1.0 section 4.1); it is last, since its
-    document may lack the revocation endpoint.
+    RFC 8414 puts a suffix between host and path (section 3.1), also that of OpenID Connect (section 5);
+    some servers put it after the path. OpenID Connect puts its own after the path (Discovery 1.0 section
+    4.1); it is last, since its document may lack the revocation endpoint.
     """
     parts = urlsplit(issuer)
     path = parts.path.rstrip("/")  # both specifications remove a terminating slash
@@ -66,68 +65,44 @@ def document_urls(issuer: str) -> tuple[str, ...]:
         return urlunsplit((parts.scheme, parts.netloc, url_path, "", ""))
 
     oauth, oidc = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
-    return tuple(dict.fromkeys([at(oauth + path), at(path + oauth), at(path + oidc)]))
+    return tuple(dict.fromkeys([at(oauth + path), at(oidc + path), at(path + oauth), at(path + oidc)]))
 
 
 def _check_issuer(egress: Egress, issuer: str) -> None:
-    if len(issuer) > _MAX_URL_LENGTH:
-        _fail("", "the issuer is too long")
+    if len(issuer) > MAX_URL_LENGTH:
+        fail("", "the issuer is too long")
     try:
         parts = urlsplit(issuer)
     except ValueError:
-        _fail("", "the issuer is not a URL")
+        fail("", "the issuer is not a URL")
     if parts.query or parts.fragment or "?" in issuer or "#" in issuer:
-        _fail(issuer, "an issuer has no query and no fragment (RFC 8414 section 2)")
+        fail(issuer, "an issuer has no query and no fragment (RFC 8414 section 2)")
     egress.policy.check_url(issuer)
 
 
-async def _fetch_document(
-    http: httpx2.AsyncClient, url: str, issuer: str, missing: list[str]
-) -> dict[str, Any] | None:
-    """One document, or None with the reason added to `missing`."""
-    path = urlsplit(url).path
-    try:
-        response = await http.get(url)
-    except httpx2.TransportError as error:
-        raise issuer_unreachable(issuer, error) from None
-    if response.status_code == 429 or response.status_code >= 500:
-        detail = f"{path} replied with status {response.status_code}"
-        raise Failure(ErrorCode.PROVIDER_ERROR, detail, issuer=issuer)
-    if response.status_code != 200:
-        missing.append(f"{path} replied with status {response.status_code}")
-        return None
-    try:
-        if len(response.content) > _MAX_DOCUMENT_BYTES:
-            raise UnreadableBody(f"a body of {len(response.content)} bytes")
-        return parse_body(response.content, "json")
-    except UnreadableBody as why:
-        missing.append(f"{path} has {why}")  # often an HTML page
-        return None
-
-
-def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any]) -> Endpoints:
+def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any], require_pkce: bool) -> Endpoints:
     named = document.get("issuer")
     if named != issuer:
-        _fail(
+        fail(
             issuer,
-            f"the document names another issuer{_shown(named)}" if named else "the document names no issuer",
+            f"the document names another issuer{shown(named)}" if named else "the document names no issuer",
         )
     grants = _strings(issuer, document, "grant_types_supported")
     browser = grants is None or "authorization_code" in grants
     methods = _strings(issuer, document, "code_challenge_methods_supported")
-    if browser and methods is not None and "S256" not in methods:
-        _fail(issuer, "the server doesn't support PKCE with S256 (RFC 9700 section 2.1.1)")
+    if browser and (require_pkce or methods is not None) and "S256" not in (methods or ()):
+        fail(issuer, "the server doesn't support PKCE with S256 (RFC 9700 section 2.1.1)")
     iss = document.get("authorization_response_iss_parameter_supported", False)
     if not isinstance(iss, bool):
-        _fail(issuer, f"authorization_response_iss_parameter_supported is {json_type(iss)}")
+        fail(issuer, f"authorization_response_iss_parameter_supported is {json_type(iss)}")
     aliases = document.get("mtls_endpoint_aliases", {})
     if not isinstance(aliases, dict):
-        _fail(issuer, f"mtls_endpoint_aliases is {json_type(aliases)}")
+        fail(issuer, f"mtls_endpoint_aliases is {json_type(aliases)}")
     required = ("authorization_endpoint", "token_endpoint") if browser else ("token_endpoint",)
     urls = _urls(egress, issuer, document, (*required, "registration_endpoint", *_ALIASED))
     for name in required:
         if name not in urls:
-            _fail(issuer, f"{name} is missing")
+            fail(issuer, f"{name} is missing")
     return Endpoints(
         **urls,
         issuer=issuer,
@@ -157,6 +132,8 @@ def weakening_changes(pinned: Endpoints, now: Endpoints, client_auth: str | None
         for name in ("authorization_endpoint", *_ALIASED, *_OF_LOGINS)
         if _origin_changed(getattr(before, name), getattr(after, name))
     ]
+    if pinned.resource != now.resource:
+        reasons.append(f"tokens would be for another resource{shown(now.resource)}")
     if pinned.iss_in_callback and not now.iss_in_callback:
         reasons.append("callbacks would no longer name their issuer (RFC 9207)")
     if pinned.pushed_requests_required and not now.pushed_requests_required:
@@ -177,14 +154,14 @@ def _urls(egress: Egress, issuer: str, fields: dict[str, Any], names: Iterable[s
     """Those of the named URLs that are there, checked."""
     found = {name: fields[name] for name in names if fields.get(name) is not None}
     for name, url in found.items():
-        if not isinstance(url, str) or len(url) > _MAX_URL_LENGTH or not url.isprintable() or "{" in url:
-            _fail(issuer, f"{name} is not a URL")
+        if not isinstance(url, str) or len(url) > MAX_URL_LENGTH or not url.isprintable() or "{" in url:
+            fail(issuer, f"{name} is not a URL")
         if "#" in url:
-            _fail(issuer, f"{name} has a fragment (RFC 6749 sections 3.1 and 3.2)")
+            fail(issuer, f"{name} has a fragment (RFC 6749 sections 3.1 and 3.2)")
         try:
             egress.policy.check_url(url)
         except Failure as refused:
-            _fail(issuer, f"{name}: {refused.detail}")
+            fail(issuer, f"{name}: {refused.detail}")
     return found
 
 
@@ -200,7 +177,7 @@ def _urls_of_logins(egress: Egress, issuer: str, document: dict[str, Any]) -> di
 def _strings(issuer: str, document: dict[str, Any], name: str) -> list[str] | None:
     value = document.get(name)
     if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-        _fail(issuer, f"{name} is not an array of strings")
+        fail(issuer, f"{name} is not an array of strings")
     return value
 
 
@@ -208,16 +185,6 @@ def _listed(document: dict[str, Any], name: str) -> list[str]:
     """The strings of an array that no connection depends on; a malformed one is empty."""
     value = document.get(name)
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
-
-
-def _shown(named: Any) -> str:
-    """The issuer that a document names, for the admin: often the same with or without a final slash."""
-    shown = isinstance(named, str) and named.isprintable() and len(named) <= _MAX_SHOWN
-    return f": {named}" if shown else ""
-
-
-def _fail(issuer: str, why: str) -> NoReturn:
-    raise Failure(ErrorCode.DISCOVERY_FAILED, f"{issuer or 'discovery'}: {why}", issuer=issuer[:200])
 
 
 async def send_registration(

@@ -82,7 +82,7 @@ def requested_scopes(spec: ProviderSpec, integration: Integration, scopes: Seque
     """
     if not spec.scopes_supported:
         return ()
-    requested = tuple(scopes) or integration.default_scopes or spec.default_scopes
+    requested = tuple(scopes) or integration.scopes_by_default or spec.default_scopes
     if spec.offline_scope and (not spec.discovery or _offers_offline_access(integration)):
         requested = (*requested, spec.offline_scope)
     return _checked_scopes(spec, requested, "scopes")

@@ -29,7 +29,7 @@ from evergrant_server.api.integrations.definitions import integration_spec, requ
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, new_id
 from evergrant_server.core.integrations import Integration
@@ -55,7 +55,7 @@ def new_connection(
         created_at=now,
         changed_at=now,
         consent_deadline=deadline,
-        **settings,
+        **{**settings, "target": integration.token_target(settings.get("target", TokenTarget()))},
     )
 
 

@@ -39,7 +39,7 @@ class ScopeCheck:
     @property
     def defaults(self) -> tuple[str, ...]:
         """What a link asks for where no request says scopes."""
-        return self.integration.default_scopes or self.spec.default_scopes
+        return self.integration.scopes_by_default or self.spec.default_scopes
 
     def permitted(self, requested: tuple[str, ...] | None) -> tuple[str, ...]:
         """The requested or default scopes, without duplicates. Raises Failure SCOPE_NOT_PERMITTED."""

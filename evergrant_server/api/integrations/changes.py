@@ -56,11 +56,14 @@ async def changed_integration(
     may be live, and the body must contain the secret again. Raises Failure INVALID_REQUEST.
     """
     moves = (body.provider, body.issuer, body.params) != (before.provider, before.issuer, before.params)
-    if moves and await tx.connections.any_live(before.tenant, before.id):
+    unused = not await tx.connections.any_live(before.tenant, before.id)
+    if moves and not unused:
         why = "Connections are live: provider, issuer and params can't change under them. Use a new name."
         raise invalid_request("provider", why)
+    again = spec.protected_resource is not None and unused  # whose issuer may be another one by now
     if body.registration is not None:
-        return _with_registration(spec, body, before, moves, now)
+        after = _with_registration(spec, body, before, moves, now)
+        return after.model_copy(update={"state": IntegrationState.DISCOVERING}) if again else after
     if before.lacks_client and has_client(body):
         require_credentials(spec, body)
     if not has_client(body) and not before.lacks_client:
@@ -80,7 +83,8 @@ async def changed_integration(
     wanted = ClientAuth(body.client_auth or spec.client_auth) in MUTUAL_TLS
     if wanted and not has_certificate and body.client_certificate is None:
         raise invalid_request("client_certificate", NO_CERTIFICATE)
-    discover = spec.discovery and (moves or before.state is not IntegrationState.READY)
+    another = again and body.client_id != before.client_id
+    discover = spec.discovery and (moves or again or before.state is not IntegrationState.READY)
     update = {
         "provider": spec.name,
         "client_id": body.client_id or "",
@@ -88,7 +92,7 @@ async def changed_integration(
         "state": IntegrationState.DISCOVERING if discover else IntegrationState.READY,
         "problem": None,
         # endpoints that were discovered are pinned until the issuer changes
-        "endpoints": before.endpoints if spec.discovery and not moves else None,
+        "endpoints": before.endpoints if spec.discovery and not (moves or another) else None,
     }
     return _with_body(spec, body, before.model_copy(update=update), now)
 

@@ -14,7 +14,7 @@ from evergrant_server.policy import scopes_above
 from providers.client_auth import import_signing_key, parse_client_certificate
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
-from providers.definition.templates import definition_endpoints
+from providers.definition.templates import definition_endpoints, protected_resource_url
 
 UNBOUND_SETTING = "EVERGRANT_ALLOW_UNBOUND_CONSENT"
 _AUTH_WITHOUT_SECRET = (ClientAuth.NONE, ClientAuth.PRIVATE_KEY_JWT, *MUTUAL_TLS)
@@ -24,6 +24,14 @@ NO_CERTIFICATE = "A client certificate is needed to present."
 def has_client(body: IntegrationBody) -> bool:
     """False for an integration that only gets its redirect URI, with which its client is registered."""
     return body.client_id is not None or body.registration is not None
+
+
+def with_default_registration(spec: ProviderSpec, body: IntegrationBody) -> IntegrationBody:
+    """The body; for a protected resource without a client id, whose issuer is yet unknown, the registration
+    is automatic."""
+    if spec.protected_resource is None or has_client(body):
+        return body
+    return body.model_copy(update={"registration": RegistrationMethod.AUTOMATIC})
 
 
 def require_credentials(spec: ProviderSpec, body: IntegrationBody) -> None:
@@ -45,12 +53,13 @@ def require_credentials(spec: ProviderSpec, body: IntegrationBody) -> None:
 def check_body(spec: ProviderSpec, body: IntegrationBody) -> None:
     """Check the body against the provider's definition. Raises Failure INVALID_REQUEST with the field."""
     spec.require_any_flow()
-    if spec.discovery and not body.issuer:
+    if spec.discovery and not body.issuer and spec.protected_resource is None:
         raise invalid_request("issuer", f"{spec.name} needs an issuer.")
     if body.issuer and not spec.discovery:
         raise invalid_request("issuer", f"{spec.name} has its own issuer.")
     if not spec.discovery:
         definition_endpoints(spec, body.params)
+    protected_resource_url(spec, body.params)
     _check_client(spec, body)
     if body.client_secret is not None:
         require_nonempty(body.client_secret)

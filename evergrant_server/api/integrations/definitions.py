@@ -51,7 +51,7 @@ def _summary(spec: ProviderSpec) -> dict[str, Any]:
         "categories": list(spec.categories),
         "docs_url": spec.docs_url,
         "version": spec.version,
-        "needs_issuer": spec.discovery,
+        "needs_issuer": spec.discovery and spec.protected_resource is None,
         "params": {name: rule.model_dump(mode="json") for name, rule in spec.template_params.items()},
         "default_scopes": list(spec.default_scopes),
         "client_auth": spec.client_auth.value,

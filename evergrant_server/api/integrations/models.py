@@ -63,7 +63,8 @@ class IntegrationBody(Body):
     """An OAuth client at a provider. Secret and key are write-only; None keeps the stored ones.
 
     Instead of a client id, `registration` has a worker register the client at the issuer: `dynamic`
-    (RFC 7591, with `initial_access_token` if the issuer needs one) or `metadata_document`. With neither,
+    (RFC 7591, with `initial_access_token` if the issuer needs one), `metadata_document`, or `automatic`, the
+    one that the issuer offers. With neither,
     the integration only gets the redirect URI to register a client with, until its client id is put. `dpop`
     turns DPoP (RFC 9449) on or off; the default is the provider's definition. `binding` says how it is
     checked that the person who consents is the subject. With `on_reconnect` `same` a connection's later
@@ -130,6 +131,9 @@ class FailedExchangeView(View):
 class IntegrationView(View):
     """Never the client secret or key: `has_client_secret` and `has_client_key` say whether one is stored.
 
+    `authorization_server` is the issuer, also where an MCP server names it; `resource` is what that server
+    calls itself, and what all tokens are for.
+
     `previous_secret_until` is the end of a rotation's overlap, in which workers also try the previous
     secret. `secret_refused_at` is set when the provider refuses the new secret and accepts the previous.
     Until `refreshes_postponed_until` the connections' newest refreshes use what the provider's token endpoint
@@ -144,6 +148,8 @@ class IntegrationView(View):
     has_client_secret: bool
     has_client_key: bool
     issuer: str | None
+    authorization_server: str | None
+    resource: str | None
     params: dict[str, str]
     client_auth: str | None
     default_scopes: tuple[str, ...]

@@ -23,6 +23,7 @@ from evergrant_server.api.integrations.checks import (
     client_certificate_of,
     client_key_of,
     require_binding_allowed,
+    with_default_registration,
 )
 from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
 from evergrant_server.api.integrations.exchanges import with_exchange
@@ -35,10 +36,15 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.policy import Target
+from evergrant_server.setting_types import CLIENT_METADATA_PATH
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.definition.schema import ProviderSpec
-from providers.registration.client_metadata import client_metadata, scopes_to_register
+from providers.registration.client_metadata import (
+    client_metadata,
+    client_metadata_url,
+    scopes_to_register,
+)
 
 log = logging.getLogger("evergrant.api")
 
@@ -85,6 +91,7 @@ async def put_integration(
     key, certificate = client_key_of(body), client_certificate_of(body, now)
     async with api.store.write() as tx:
         spec = await spec_by_name(tx, api.registry, call.tenant, body.provider)
+        body = with_default_registration(spec, body)
         check_body(spec, body)
         await require_usable_login(tx, call.tenant, login_rule(body))
         before = await tx.integrations.by_name(call.tenant, name)
@@ -103,10 +110,10 @@ async def put_integration(
             if body.client_auth == "none" and body.client_secret is None and not (key or certificate):
                 after = await tx.integrations.delete_client_credentials(after, expected=after.revision)
             await retry_failing_connections(tx, after, call.context, now)
-        if body.registration is not None and after.state is IntegrationState.DISCOVERING:
+        if body.registration is not None and not after.client_id:
             if after.registration is RegistrationMethod.METADATA_DOCUMENT:
-                url = client_metadata_url(api.settings.public_url, after.id)  # which is the client id
-                after = after.model_copy(update={"client_id": url})
+                client_id = client_metadata_url(api.settings.client_metadata_url, after.id)
+                after = after.model_copy(update={"client_id": client_id})
             after = await tx.integrations.request_registration(after, body.initial_access_token)
         await _record(tx, call, AuditAction.INTEGRATION_PUT, after)
     api.relay.notify()
@@ -201,11 +208,6 @@ async def _record(tx: Transaction, call: ApiCall, action: AuditAction, it: Integ
     await call.record(tx, action, it.id, **detail)
 
 
-def client_metadata_url(public_url: str, integration_id: str) -> str:
-    """The client id of a client whose metadata document an authorization server fetches there."""
-    return f"{public_url}/oauth/client/{integration_id}"
-
-
 @metadata_router.get("/oauth/client/{integration_id}")
 async def get_client_metadata(integration_id: str, response: Response, api: ApiDep) -> dict[str, Any]:
     """The public metadata of one integration's client."""
@@ -214,13 +216,15 @@ async def get_client_metadata(integration_id: str, response: Response, api: ApiD
         raise Failure(ErrorCode.NOT_FOUND)
     async with api.store.read() as tx:
         found = await tx.integrations.find_in_any_tenant(IntegrationId(integration_id))
-    if found is None or found.registration is not RegistrationMethod.METADATA_DOCUMENT:
+    templates = (api.settings.client_metadata_url, api.settings.public_url + CLIENT_METADATA_PATH)
+    urls = [client_metadata_url(template, integration_id) for template in templates]
+    if found is None or found.registration is None or found.client_id not in urls:
         raise Failure(ErrorCode.NOT_FOUND)
     response.headers["Cache-Control"] = "public, max-age=3600"
     return client_metadata(
         api.redirect_uri(found.id),
         auth="none",
         scopes=scopes_to_register(found, found.endpoints),
-        client_id=client_metadata_url(api.settings.public_url, found.id),
+        client_id=found.client_id,
         dpop=found.dpop is True,
     )

@@ -17,6 +17,7 @@ from evergrant_server.api.http.models import (
     request_url,
 )
 from providers.requests.dpop import htu_of, is_nonce
+from providers.responses.challenges import challenged_scopes
 
 
 def _nonce(value: str) -> str:
@@ -46,17 +47,30 @@ class RefreshBody(Body):
 
 class TokenBody(Body):
     """`min_ttl` is seconds. Every scope of `scopes` must be granted. `exact`: the token may do no more than
-    these; where the connection's own can, the provider is asked for a narrower one."""
+    these; where the connection's own can, the provider is asked for a narrower one.
+
+    `www_authenticate` is the header of a 403 with which the provider's API has refused a token: the scopes
+    that it demands (`insufficient_scope`, RFC 6750 section 3.1) are added to `scopes`.
+    """
 
     min_ttl: MinTtl | None = None
     scopes: Scopes | None = None
     exact: bool = False
+    www_authenticate: Annotated[str, Field(max_length=8192)] | None = None
 
     @model_validator(mode="after")
     def _check_exact(self) -> Self:
         if self.exact and not self.scopes:
             raise ValueError("exact needs scopes")
         return self
+
+    def with_challenged_scopes(self) -> Self:
+        """The body whose `scopes` include what the header demands."""
+        if self.www_authenticate is None:
+            return self
+        scopes = dict.fromkeys((*(self.scopes or ()), *challenged_scopes(self.www_authenticate)))
+        judged = {"scopes": tuple(scopes) or None, "www_authenticate": None}
+        return type(self).model_validate(self.model_copy(update=judged).model_dump())
 
 
 class LeaseBody(TokenBody):

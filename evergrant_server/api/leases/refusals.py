@@ -122,7 +122,7 @@ async def absent(call: ApiCall, lease_request: LeaseRequest) -> Failure:
     target = (await call.integration_target(names.integration))._replace(subject=names.subject)
     if not (call.allows(Action.TOKEN, target) and call.allows(Action.CONNECT, target)):
         return Failure(ErrorCode.NOT_FOUND)
-    wanted = ConnectionBody(**names.model_dump(exclude={"min_ttl", "exact"}))
+    wanted = ConnectionBody(**names.model_dump(exclude={"min_ttl", "exact", "www_authenticate"}))
     return await _with_link(Failure(ErrorCode.CONSENT_REQUIRED), call, wanted, target)
 
 

@@ -77,13 +77,13 @@ def routes(api: ApiContext, issuer: LeaseIssuer) -> list[LeaseRoute]:
 
     async def by_names(request: Request) -> Response:
         caller = await api.authenticator.authenticate_cached(request)
-        body = await _parse_body(request, LeaseBody)
+        body = (await _parse_body(request, LeaseBody)).with_challenged_scopes()
         row = await issuer.issue(request, LeaseRequest(body), caller)
         return _lease_response(row, api)
 
     async def by_id(request: Request) -> Response:
         caller = await api.authenticator.authenticate_cached(request)
-        body = await _parse_body(request, TokenBody)
+        body = (await _parse_body(request, TokenBody)).with_challenged_scopes()
         row = await issuer.issue(request, LeaseRequest(body, _connection_id(request)), caller)
         return _lease_response(row, api)
 

@@ -8,9 +8,10 @@ from providers.definition.schema import ProviderSpec
 
 def issuer_name(integration: Integration) -> str:
     """The host of the integration's issuer, with its port."""
-    return urlsplit(integration.issuer or "").netloc or integration.name
+    return urlsplit(integration.authorization_server or "").netloc or integration.name
 
 
 def provider_display_name(spec: ProviderSpec, integration: Integration) -> str:
     """The provider's display name; of a discovered provider the host of its issuer, with its port."""
-    return issuer_name(integration) if spec.discovery and integration.issuer else spec.display_name
+    discovered = spec.discovery and integration.authorization_server is not None
+    return issuer_name(integration) if discovered else spec.display_name

@@ -173,11 +173,14 @@ class Integrations(
         given = {_SECRET: secret or None, _MANAGEMENT: management or None, _INITIAL: None}
         return await self._change(i, i.revision, **await self._sealed(i, given))
 
-    async def with_metadata_older_than(self, before: datetime, limit: int) -> list[Integration]:
-        """Those whose discovered metadata was last compared before that, the oldest first."""
+    async def with_metadata_older_than(
+        self, before: datetime, limit: int, providers: Sequence[str] = ()
+    ) -> list[Integration]:
+        """Those whose discovered metadata was last compared before that, the oldest first: with an issuer of
+        their own, or of `providers`."""
         read_at = col(IntegrationRow.metadata_read_at)
         ready = self._where(
-            col(IntegrationRow.issuer).is_not(None),
+            or_(col(IntegrationRow.issuer).is_not(None), col(IntegrationRow.provider).in_(providers)),
             or_(read_at.is_(None), read_at < before),
             state=IntegrationState.READY.value,
         )

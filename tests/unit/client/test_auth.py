@@ -249,3 +249,29 @@ def test_a_proof_is_made_for_a_bound_token_only(
         alice.token_type = "Bearer"
         with pytest.raises(BadRequest):
             client.proof(alice.id, "GET", "https://api.example/me")
+
+
+def test_rfc6750_3_1_a_403_for_lack_of_a_scope_leads_to_a_consent_for_it(
+    alice: FakeConnection, evergrant_clock: ManualClock
+):
+    """It is sent again with a newer grant alone: a server that is never content gets no further request."""
+    tokens: list[str] = []
+    demanded = "files:write"
+
+    def respond(request: RecordedRequest) -> ScriptedResponse:
+        tokens.append(request.headers["authorization"].removeprefix("Bearer "))
+        challenge = {"www-authenticate": f'Bearer error="insufficient_scope", scope="{demanded}"'}
+        content = demanded in alice.scopes and tokens[-1] == alice.token and request.path == "/a"
+        return ScriptedResponse(200, "") if content else ScriptedResponse(403, "", challenge)
+
+    with served(respond) as url, Evergrant(clock=evergrant_clock) as client:
+        auth = client.auth("crm", "alice", origins=url)
+        with httpx2.Client(auth=auth, trust_env=False) as http:
+            with pytest.raises(ReconnectNeeded) as needed:
+                http.get(f"{url}/a")
+            assert (needed.value.code, needed.value.connect_url is not None) == ("scope_not_granted", True)
+            before, alice.scopes = alice.token, (demanded,)
+            after = alice.rotate()  # the subject has consented
+            assert http.get(f"{url}/a").status_code == 200
+            assert http.get(f"{url}/never-content").status_code == 403
+    assert tokens == [before, before, after, after]

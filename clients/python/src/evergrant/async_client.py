@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Self, Unpack
@@ -66,6 +67,7 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
             self._cache,
             self._reported,
             take=partial(self._require_lease, request),
+            step_up=partial(self._step_up, request),
             report=self.report_refused,
             prove=self.proof,
         )
@@ -161,6 +163,9 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
             return response.result
 
         return await self._leases_in_flight.run(request, request_lease)
+
+    async def _step_up(self, request: LeaseRequest, challenge: str) -> Lease:
+        return await self._require_lease(replace(request, www_authenticate=challenge))
 
     async def _require_lease(self, request: LeaseRequest) -> Lease:
         answer = await self._lease(request)

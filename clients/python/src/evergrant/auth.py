@@ -53,7 +53,8 @@ ReportedTokens = NewestEntries[tuple[str, int], bool]  # connection and generati
 class _AuthFlow(httpx2.Auth):
     """What both clients' `auth` do for a request.
 
-    `take` leases a token, `report` reports a refused one, `prove` makes a proof of the newest grant.
+    `take` leases a token, `step_up` one with the scopes of a challenge, `report` reports a refused one,
+    `prove` makes a proof of the newest grant.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class _AuthFlow(httpx2.Auth):
         reported: ReportedTokens,
         *,
         take: Callable[[], Any],
+        step_up: Callable[[str], Any],
         report: Callable[[str, int], Any],
         prove: Callable[..., Any],
     ) -> None:
@@ -70,6 +72,7 @@ class _AuthFlow(httpx2.Auth):
         self._cache = cache
         self._reported = reported
         self._take = take
+        self._step_up = step_up
         self._report = report
         self._prove = prove
         self._nonces = NewestEntries[Origin, str](_MAX_NONCES)
@@ -86,6 +89,9 @@ class _AuthFlow(httpx2.Auth):
         if _is_bound(lease) and _is_nonce_challenge(response) and _can_repeat(request):
             lease = yield from self._authorize(request, lease)
             response = yield request
+        if _lacks_scope(request, response):
+            yield from self._widen(request, lease, response.headers["www-authenticate"])
+            return
         if not _is_refused(request, response) or _is_nonce_challenge(response):
             return
         self._cache.invalidate(lease.connection_id, lease.generation)
@@ -98,6 +104,16 @@ class _AuthFlow(httpx2.Auth):
         if _is_refused(request, (yield request)):
             # A new token was refused too: another refresh won't help.
             self._reported.put((newer.connection_id, newer.generation), True)
+
+    def _widen(self, request: httpx2.Request, lease: Lease, challenge: str) -> Flow[None]:
+        """Send the request once more if there is a newer grant, with the scopes that the 403 demands.
+
+        Raises ReconnectNeeded, with the link of a consent to these and the connection's own scopes.
+        """
+        wider = yield partial(self._step_up, challenge)
+        if wider.generation > lease.generation and _can_repeat(request):
+            yield from self._authorize(request, wider)
+            yield request
 
     def _authorize(self, request: httpx2.Request, lease: Lease) -> Flow[Lease]:
         """Set the headers, with a proof for a bound token. Returns the lease whose token they hold."""
@@ -167,11 +183,21 @@ def _is_nonce_challenge(response: httpx2.Response) -> bool:
     return response.status_code == 401 and asks and "dpop-nonce" in response.headers
 
 
+def _lacks_scope(request: httpx2.Request, response: httpx2.Response) -> bool:
+    """A 403 for lack of a scope (RFC 6750 section 3.1). Which one, Evergrant parses."""
+    challenged = "insufficient_scope" in response.headers.get("www-authenticate", "")
+    return response.status_code == 403 and challenged and _carried_token(request, response)
+
+
 def _is_refused(request: httpx2.Request, response: httpx2.Response) -> bool:
     """A 401 to a request that carried the token, and not to one that a redirect removed it from."""
+    return response.status_code == 401 and _carried_token(request, response)
+
+
+def _carried_token(request: httpx2.Request, response: httpx2.Response) -> bool:
     answered = response.request
     carried = answered.headers.get("authorization") == request.headers["authorization"]
-    return response.status_code == 401 and carried and origin_of(answered.url) == origin_of(request.url)
+    return carried and origin_of(answered.url) == origin_of(request.url)
 
 
 def _can_repeat(request: httpx2.Request) -> bool:

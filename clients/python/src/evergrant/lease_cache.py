@@ -54,7 +54,10 @@ class LeaseCache:
         self._lock = Lock()
 
     def get(self, request: LeaseRequest) -> Lease | None:
-        """A cached lease that is young enough and valid for long enough, or None."""
+        """A cached lease that is young enough and valid for long enough, or None; also for a token that the
+        provider's API has just refused."""
+        if request.www_authenticate is not None:
+            return None
         now, key = self._clock(), _key(request)
         with self._lock:
             entry = self._entries.get(key)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Self, Unpack
@@ -66,7 +67,8 @@ class Evergrant(ApiMethods, Transport):
         """For httpx2: puts a token on each request to `origins` (`https://api.example.com`), no others.
 
         A 401 is reported to Evergrant, once per grant, and the request is sent once more with the
-        newer token. Requests raise ReconnectNeeded while a consent is missing.
+        newer token. Requests raise ReconnectNeeded while a consent is missing, also for the scopes that
+        a 403 demands (`insufficient_scope`, RFC 6750 section 3.1).
         """
         request = LeaseRequest(integration, subject, **options)
         return LeaseAuth(
@@ -74,6 +76,7 @@ class Evergrant(ApiMethods, Transport):
             self._cache,
             self._reported,
             take=partial(self._require_lease, request),
+            step_up=partial(self._step_up, request),
             report=self.report_refused,
             prove=self.proof,
         )
@@ -198,6 +201,9 @@ class Evergrant(ApiMethods, Transport):
             return response.result
 
         return self._leases_in_flight.run(request, request_lease)
+
+    def _step_up(self, request: LeaseRequest, challenge: str) -> Lease:
+        return self._require_lease(replace(request, www_authenticate=challenge))
 
     def _require_lease(self, request: LeaseRequest) -> Lease:
         answer = self._lease(request)

@@ -33,6 +33,7 @@ def test_rfc8414_3_1_well_known_path_goes_between_host_and_path() -> None:
     assert document_urls("https://h.example/") == document_urls("https://h.example")
     assert document_urls("https://h.example:8443/t/1") == (
         f"https://h.example:8443{oauth}/t/1",
+        f"https://h.example:8443{oidc}/t/1",
         f"https://h.example:8443/t/1{oauth}",
         f"https://h.example:8443/t/1{oidc}",
     )
@@ -83,11 +84,12 @@ async def test_openid_and_path_suffixed_documents_are_tried_next(missing: Any) -
             "authorization_endpoint": idp.url("authorize") + "/",
             "token_endpoint": idp.url("token") + "/",
         }
-        idp.script(missing, missing, raw(json.dumps(document).encode()), at="metadata")
+        idp.script(missing, missing, missing, raw(json.dumps(document).encode()), at="metadata")
         endpoints = await discover(egress_to(idp), idp.issuer)
         assert endpoints.token_endpoint == idp.url("token") + "/"
         assert [call.target for call in idp.calls] == [
             "/.well-known/oauth-authorization-server/o",
+            "/.well-known/openid-configuration/o",
             "/o/.well-known/oauth-authorization-server",
             "/o/.well-known/openid-configuration",
         ]
@@ -135,7 +137,7 @@ async def test_missing_pkce_field_accepted() -> None:
 
 async def test_missing_document_names_every_url() -> None:
     async with ScriptedProvider(path="/o") as idp:
-        idp.script(status(404), html(), status(403), at="metadata")
+        idp.script(status(404), status(404), html(), status(403), at="metadata")
         with fails(ErrorCode.DISCOVERY_FAILED) as raised:
             await discover(egress_to(idp), idp.issuer)
         for place in ("oauth-authorization-server/o", "/o/.well-known/openid-configuration", "403"):
@@ -238,6 +240,7 @@ def test_rfc7591_2_client_metadata() -> None:
         "grant_types": ["authorization_code", "refresh_token"],
         "response_types": ["code"],
         "token_endpoint_auth_method": "none",
+        "application_type": "web",
         "scope": "read write",
     }
     assert client_metadata("https://e/cb", auth="none", client_id="https://e/c")["client_id"] == "https://e/c"

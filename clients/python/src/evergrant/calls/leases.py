@@ -31,6 +31,7 @@ class LeaseOptions(TypedDict, total=False):
 
     `exact`: the token may do no more than `scopes`, where the provider issues such tokens. `challenge` (of
     `new_verifier`) is for the link of `ConsentRequired`, if that is the answer.
+    `www_authenticate` is the header with which the provider's API has refused a token for lack of a scope.
     """
 
     label: str
@@ -38,6 +39,7 @@ class LeaseOptions(TypedDict, total=False):
     scopes: tuple[str, ...] | None
     exact: bool
     challenge: str | None
+    www_authenticate: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class LeaseRequest:
     scopes: tuple[str, ...] | None = None
     challenge: str | None = None
     exact: bool = False
+    www_authenticate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ def lease(request: LeaseRequest) -> Call[LeaseResponse]:
         scopes=list_or_none(request.scopes),
         exact=request.exact or None,
         challenge=request.challenge,
+        www_authenticate=request.www_authenticate,
     )
     return Call("POST", "/v1/lease", _parse_lease, body=body)
 

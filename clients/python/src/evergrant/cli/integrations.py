@@ -155,6 +155,7 @@ def put_integration(
     client_auth: str | None = None,
     registration: str | None = None,
     issuer: str | None = None,
+    url: str | None = None,
     dpop: bool | None = None,
     binding: str | None = None,
     login: str | None = None,
@@ -169,7 +170,8 @@ def put_integration(
     Args:
         client_secret_file: A file with the client secret; - reads it from the standard input. Left out, the
             secret stays.
-        registration: Instead of a client id: dynamic or metadata_document.
+        registration: Instead of a client id: dynamic, metadata_document, or automatic.
+        url: The MCP server's URL, with the provider mcp. It needs nothing else.
         dpop: Have tokens bound to a key (RFC 9449).
         binding: Who confirms that the subject consented: app (the default), app_first, oidc or none.
         login: With the binding oidc: the OAuth client at your OpenID Connect issuer where subjects log in.
@@ -188,7 +190,7 @@ def put_integration(
         "binding": binding,
         "login": _login(login, login_domain),
         "on_reconnect": on_reconnect,
-        "params": dict(name_and_value(text) for text in param) or None,
+        "params": dict(name_and_value(text) for text in param) | ({"url": url} if url else {}) or None,
         "default_scopes": list(scope) or None,
     }
     given = {key: value for key, value in members.items() if value is not None}

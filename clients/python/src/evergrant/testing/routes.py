@@ -1,5 +1,6 @@
 """The routes of the fake: Evergrant's HTTP API over connections in memory."""
 
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -69,7 +70,7 @@ def _lease(fake: "FakeEvergrant", body: Body) -> FakeResponse:
 def _leased(found: FakeConnection, body: Body) -> FakeResponse:
     if not found.valid:
         return problem(503, "ProviderUnavailable", "refresh_pending", retry_after=1)
-    scopes = body.get("scopes")
+    scopes = body.get("scopes") or _demanded(body)
     if isinstance(scopes, list) and not set(found.scopes).issuperset(map(str, scopes)):  # pyright: ignore[reportUnknownArgumentType]  # a JSON list of anything
         missing = [scope for scope in map(str, scopes) if scope not in found.scopes]  # pyright: ignore[reportUnknownArgumentType]  # as above
         return problem(
@@ -93,6 +94,13 @@ def _leased(found: FakeConnection, body: Body) -> FakeResponse:
             "connection_id": found.id,
         },
     )
+
+
+def _demanded(body: Body) -> list[str] | None:
+    """The scopes of a challenge with `insufficient_scope` in its usual form; the server parses any."""
+    header = str(body.get("www_authenticate") or "")
+    demanded = re.search(r'[ ,]scope="([^"]+)"', header) if "insufficient_scope" in header else None
+    return demanded.group(1).split() if demanded else None
 
 
 def _scopes_of(found: FakeConnection, body: Body) -> list[str]:
