@@ -196,7 +196,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "No permit of this app covers that, or one denies it.",
         "Give the app a permit for this integration and subject, or change the one that the answer names.",
     ),
-    ErrorCode.APP_DISABLED: _denied("The app is disabled.", "Enable the app."),
+    ErrorCode.APP_DISABLED: _denied("The app is disabled.", "Run: evergrant apps put APP --no-disabled."),
     ErrorCode.AGENT_ENDED: _denied(
         "The agent's time is over, or its sponsor is disabled.",
         "Give the agent a later end or another sponsor: evergrant agents put.",

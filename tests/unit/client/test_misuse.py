@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from evergrant import AsyncEvergrant, BadRequest, Evergrant, Unreachable
+from evergrant.temporal import request_token
 from evergrant.webhooks import verify
+from temporalio.exceptions import ApplicationError
 
 from tests.unit.client.conftest import Caller
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, consent_required, lease, problem
@@ -38,6 +40,12 @@ async def test_a_client_of_another_event_loop_says_so(evergrant: ScriptedEvergra
     with pytest.raises(BadRequest, match="another event loop"):
         await asyncio.to_thread(lambda: asyncio.run(client.lease("crm", "bob")))
     await client.aclose()
+
+
+async def test_a_workflow_that_names_no_connection_fails_with_the_form():
+    with pytest.raises(ApplicationError, match='give tenant and id, such as \\("default", "con_') as refused:
+        await request_token("crm", app="report")
+    assert refused.value.non_retryable
 
 
 def test_a_parsed_body_is_no_payload():

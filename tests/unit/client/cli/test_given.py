@@ -48,6 +48,17 @@ def test_an_app_is_told_the_permit_that_an_admin_may_give(command: Command, ever
         assert "evergrant apps permit APP crm --subject bob" in told
 
 
+def test_what_an_app_does_not_have_is_named(command: Command, evergrant: ScriptedEvergrant):
+    evergrant.script("GET /v1/apps", page(example(App, name="report")))
+    evergrant.script("GET /v1/apps/report/permits/crm", NO_SUCH)
+    told = command("permits", "get", "report", "crm").err
+    assert (
+        told == "evergrant: not_found: report has no permit crm (evergrant permits ls report lists them.)\n"
+    )
+    evergrant.script("DELETE /v1/apps/report/keys/key_1", NO_SUCH)
+    assert "evergrant apps keys ls report lists" in command("apps", "keys", "revoke", "report", "key_1").err
+
+
 def test_a_name_in_place_of_an_id_is_told_what_an_id_is(command: Command, evergrant: ScriptedEvergrant):
     evergrant.script("GET /v1/connections/crm", NO_SUCH)
     assert "begins with con_: evergrant connections ls" in command("connections", "get", "crm").err
@@ -61,6 +72,18 @@ def test_a_permit_for_an_integration_that_is_not_there_says_so(
     ended = command("apps", "permit", "report", "crmm", "--subject", "alice")
     assert ended.status == 0
     assert ended.err == "evergrant: there is no integration crmm yet; did you mean crm?\n"
+
+
+def test_a_code_that_does_not_count_says_when_one_does(command: Command, evergrant: ScriptedEvergrant):
+    evergrant.script("POST /v1/connections/con_1/confirm", NO_SUCH)
+    told = command("connections", "confirm", "con_1", "abc", "alice").err
+    assert "it counts once" in told
+    assert "connect again" in told
+
+
+def test_the_scope_above_a_ceiling_is_named(command: Command, evergrant: ScriptedEvergrant):
+    evergrant.script("POST /v1/lease", problem(403, "Denied", "scope_not_permitted", scopes="admin"))
+    assert "the reason: admin (" in command("token", "crm", "alice").err
 
 
 def test_a_filter_that_finds_nothing_names_a_typo(command: Command, evergrant: ScriptedEvergrant):

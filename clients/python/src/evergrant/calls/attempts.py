@@ -21,12 +21,18 @@ _KEY = (
     "The API key is unknown to this server, or has expired or been revoked: check EVERGRANT_API_KEY, "
     "EVERGRANT_API_KEY_FILE or --api-key-file. After evergrant login, log in again."
 )
+_CONFIRM = (
+    "Check the code: it counts once, for a short time, for this connection and subject, and with the key of "
+    "the app that began the consent. Otherwise connect again, which makes a new one."
+)
 _OTHER_PORT = "Correct EVERGRANT_URL: another program has this port (beside make dev: http://127.0.0.1:8480)."
 _KINDS = {
     "apps": "app",
     "integrations": "integration",
     "connections": "connection",
     "permits": "permit",
+    "keys": "key",
+    "credentials": "credential",
     "webhooks": "webhook",
     "issuers": "issuer",
 }
@@ -117,6 +123,10 @@ def explained(error: EvergrantError, call: Call[Result], server: ServerAddress) 
             error.repair = f"Leave out /{path} in EVERGRANT_URL."
         elif not names.get("connection", "con_").startswith("con_"):
             error.repair = "A connection's id begins with con_: evergrant connections ls shows it."
+    if error.code == "not_found" and call.path.endswith("/confirm"):
+        error.repair = _CONFIRM
+    if error.code == "scope_not_permitted" and isinstance(scopes := error.context.get("scopes"), str):
+        error.detail = f"{error.detail.rstrip('.')}: {scopes}"
     connection_id = _asked_for(call).get("connection")
     if isinstance(error, ReconnectNeeded) and error.connect_url is None and connection_id:
         command = f"evergrant connections reauthorize {connection_id}"

@@ -148,6 +148,9 @@ async def request_token(connection: str | tuple[str, str], *, app: str, trace_id
     `connection_not_running` when that connection has no running workflow.
     """
     target = connection_workflow_id(connection)
+    if not target.startswith("connection:"):
+        why = f'{target} is no connection: give tenant and id, such as ("default", "con_…")'
+        raise ApplicationError(why, type="connection_misnamed", non_retryable=True)
     context = RequestContext(by=f"app:{app}", trace_id=trace_id)
     message = RequestToken(app=app, reply_to=workflow.info().workflow_id, context=context)
     connection_id = target.rpartition(":")[2]

@@ -11,6 +11,7 @@ from evergrant.errors import EvergrantError
 from evergrant.sync_client import Evergrant
 
 _MOST = 500
+_OF_AN_APP = {"permit": "permits ls", "key": "apps keys ls", "credential": "apps credentials ls"}
 
 
 def name_what_is_missing(client: Evergrant, error: EvergrantError) -> None:
@@ -39,6 +40,10 @@ def name_what_is_missing(client: Evergrant, error: EvergrantError) -> None:
         error.detail = f"there is no {kind} {name}"
         error.repair = f"Did you mean {near[0]}?" if near else f"evergrant {kind}s ls lists them."
         return
+    for kind, list_them in _OF_AN_APP.items():
+        if isinstance(name := error.context.get(kind), str) and (app := error.context.get("app")):
+            error.detail = f"{app} has no {kind} {name}"
+            error.repair = f"evergrant {list_them} {app} lists them."
 
 
 def _name_the_permit(error: EvergrantError) -> None:
