@@ -2,7 +2,7 @@
 
 A real worker on a real Temporal server, the API served over HTTP, the `evergrant` command in
 its own process, a provider that rotates refresh tokens and kills a family on reuse.
-EVERGRANT_TEST_GRANTS says how many grants (60; the figure in docs/guide/moving-in.md is for 1000).
+EVERGRANT_TEST_GRANTS says how many grants (12; the figure in docs/guide/moving-in.md is for 1000).
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from tests.fakes.platform.serving import serving
 from tests.fakes.providers.scripted_provider import Family, ScriptedProvider
 from tests.fakes.rows import an_integration, discovered
 
-GRANTS = int(os.environ.get("EVERGRANT_TEST_GRANTS", "30"))
+GRANTS = int(os.environ.get("EVERGRANT_TEST_GRANTS", "12"))
 TENANT = Tenant("acme")
 
 

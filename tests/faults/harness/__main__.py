@@ -18,6 +18,7 @@ from tests.faults.harness.random_run.run import run
 from tests.faults.harness.report import run_report, table_report
 from tests.faults.harness.table.case_run import Case
 from tests.faults.harness.table.cases import Table
+from tests.faults.harness.table.scenarios import SCENARIOS
 from tests.faults.harness.table.table_run import TableResult, walk_table
 
 
@@ -33,9 +34,14 @@ async def table(folder: Path, arguments: argparse.Namespace) -> TableResult:
         piece = it.shard(number, of)
         return it.sample(arguments.cases, arguments.seed, piece) if arguments.cases else piece
 
-    broken = tuple(arguments.broken)
     return await walk_table(
-        folder, chosen, broken=broken, jobs=arguments.jobs, short=arguments.short, say=say
+        folder,
+        chosen,
+        broken=tuple(arguments.broken),
+        scenarios=[it for it in SCENARIOS if not arguments.scenario or it.name in arguments.scenario],
+        jobs=arguments.jobs,
+        short=arguments.short,
+        say=say,
     )
 
 
@@ -76,6 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--short", action="store_true", help="most scenarios for their strictest rotation only"
     )
+    parser.add_argument("--scenario", action="append", help="one of the table's, by its name; default: all")
     parser.add_argument("--broken", action="append", default=[], help="a build that is broken on purpose")
     return parser.parse_args()
 

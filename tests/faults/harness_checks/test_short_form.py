@@ -170,6 +170,7 @@ async def test_the_command_exits_with_1_for_a_broken_build(tmp_path: Path):
     command = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.faults.harness",
         "--broken", "no-compare-and-set", "--shard", f"{number}/{of}", "--seconds", "0", "--short",
+        "--scenario", SCENARIOS[0].name,
         cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'clients/python/src'}"},
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
