@@ -163,10 +163,29 @@ def test_a_final_slash_of_the_issuer_is_the_servers(
     )
     evergrant.script(f"PUT {route}", slash, problem(403, "Denied", "not_permitted"))
     assert f"own name is {own}:" in command("init", "--provider", typed, *flags).err
-    assert [body["issuer"] for _, body in sent(evergrant)] == [typed, typed, own]
+    puts = [body.get("issuer", body.get("params")) for _, body in sent(evergrant)]
+    assert puts == [typed, {"url": typed}, typed, own]
     ready = an_integration(name="server", client_id="c", state="ready", issuer=own, registration="dynamic")
     evergrant.script(f"GET {route}", ScriptedResponse(200, ready))
     assert "already_exists" not in command("init", "--provider", typed, "--subject", "alice").err
+
+
+def test_the_url_of_an_mcp_server_is_enough(command: Command, server: ScriptedEvergrant):
+    """What is no issuer may be a protected resource, whose metadata names the issuer (RFC 9728)."""
+    typed, route = "http://127.0.0.1:9/mcp", "/v1/integrations/server"
+    none = problem(424, "ClientMisconfigured", "discovery_failed")
+    server.script(f"GET {route}", NO_SUCH)
+    server.script("GET /v1/apps/first-app/permits/server", NO_SUCH)
+    server.script("PUT /v1/apps/first-app/permits/server", ScriptedResponse(201, example(Permit)))
+    reserved = ScriptedResponse(201, an_integration(name="server", client_id="", state="discovering"))
+    flags = ("--provider", typed, "--client-id", "", "--subject", "alice", "--scope", "mcp:tools")
+    server.script(f"PUT {route}", reserved, none, problem(424, "ClientMisconfigured", "egress_refused"))
+    assert "egress_refused" in command("init", *flags).err, "of the issuer that it names"
+    server.script(f"PUT {route}", reserved, none, ScriptedResponse(200, an_integration(name="server")))
+    ended = command("init", *flags)
+    assert (ended.status, "is an MCP server" in ended.err) == (0, True), ended.err
+    put = [body for path, body in sent(server) if path == f"PUT {route}"][-1]
+    assert put == {"provider": "mcp", "params": {"url": typed}, "default_scopes": ["mcp:tools"]}
 
 
 def test_the_redirect_uri_comes_before_the_client_id(command: Command, evergrant: ScriptedEvergrant):

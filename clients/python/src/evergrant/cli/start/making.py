@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 from evergrant.calls.integrations import Integration
 from evergrant.cli.apps import key_in_file
@@ -19,9 +20,9 @@ _KEPT = ("client_id", "params", "client_auth", "scope_ceiling", "dpop", "binding
 
 def require_same_server(found: Integration, where: Mapping[str, str]) -> None:
     """Refuse to move an integration that works to another provider."""
-    there = str(found.members.get("issuer") or found.provider)
+    there = found.members.get("issuer") or _params(found).get("url") or found.provider
     wanted = where.get("issuer", where["provider"])
-    if found.state == "ready" and there.rstrip("/") != wanted.rstrip("/"):
+    if found.state == "ready" and str(there).rstrip("/") != wanted.rstrip("/"):
         why = f"the integration {found.name} is there already, for {there}"
         raise BadRequest(why, code="already_exists", repair="Give this one another name: --name.")
 
@@ -34,7 +35,8 @@ def have_client(
     if found.state != "ready":
         _put_new(client, found.name, where, members)
         return
-    where = {**where, **({"issuer": str(found.members["issuer"])} if "issuer" in where else {})}
+    issuer = found.members.get("issuer")
+    where = {"provider": found.provider, **({"issuer": str(issuer)} if issuer else {})}
     secret = members.get("client_secret")
     now = {"client_id": found.client_id, "default_scopes": found.members.get("default_scopes")}
     changed = [name for name, value in now.items() if name in members and members[name] != value]
@@ -50,19 +52,49 @@ def have_client(
 
 
 def _put_new(client: Evergrant, name: str, where: Mapping[str, str], members: Mapping[str, object]) -> None:
-    """Put the integration; where the server's own issuer differs by a final slash alone, with that issuer.
+    """Put the integration. A URL that is no issuer is another one's by a final slash, or an MCP server's.
 
-    Both have one metadata document (RFC 8414 section 3.1), so the server is the one that was named.
+    With and without the slash there is one metadata document (RFC 8414 section 3.1): the server that answers
+    is the one that was named.
     """
     try:
         client.put_integration(name, **where, **members)
     except EvergrantError as refused:
-        typed = where.get("issuer", "")
-        own = typed.removesuffix("/") if typed.endswith("/") else f"{typed}/"
-        if refused.code != "discovery_failed" or not refused.detail.endswith(f" another issuer: {own}"):
+        if refused.code != "discovery_failed" or "issuer" not in where:
             raise
-        print(f"The server's own name is {printable(own)}: that is its issuer.", file=sys.stderr)
-        client.put_integration(name, **{**where, "issuer": own}, **members)
+        typed = where["issuer"]
+        own = typed.removesuffix("/") if typed.endswith("/") else f"{typed}/"
+        if refused.detail.endswith(f" another issuer: {own}"):
+            _say(f"The server's own name is {own}: that is its issuer.")
+            client.put_integration(name, **{**where, "issuer": own}, **members)
+            return
+        _put_mcp(client, name, typed, members, refused)
+
+
+def _put_mcp(
+    client: Evergrant, name: str, url: str, members: Mapping[str, object], refused: EvergrantError
+) -> None:
+    """Put the integration for an MCP server, whose metadata names its issuer (RFC 9728).
+
+    Raises `refused` if it is none.
+    """
+    own = {member: value for member, value in members.items() if member != "registration"}
+    try:
+        client.put_integration(name, provider="mcp", params={"url": url}, **own)
+    except EvergrantError as second:
+        if second.code in ("discovery_failed", "invalid_request", "not_found"):
+            raise refused from None
+        raise
+    _say(f"{url} is an MCP server, and names who issues tokens for it.")
+
+
+def _params(found: Integration) -> Mapping[str, object]:
+    params = found.members.get("params")
+    return cast(Mapping[str, object], params) if isinstance(params, dict) else {}
+
+
+def _say(text: str) -> None:
+    print(printable(text), file=sys.stderr)
 
 
 def have_app(client: Evergrant, app: str, return_to: str) -> None:
