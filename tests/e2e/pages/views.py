@@ -193,6 +193,7 @@ def _rendered() -> list[tuple[str, Response]]:
     login = {"host": "login.acme.example", "tenant": TENANT, "csrf": csrf}
     back = "https://crm.acme.example/connected"
     expired, rejected = Failure(ErrorCode.CONSENT_EXPIRED), Failure(ErrorCode.CLIENT_REJECTED)
+    used = Failure(ErrorCode.CALLBACK_INVALID, "This login was used, or has expired: log in again.")
     rejected.context["reference"] = "K7QD-2M9X"
     html = {
         "consent": pages.connect(who=who, subject=subject, consent=consent, csrf=csrf),
@@ -215,6 +216,6 @@ def _rendered() -> list[tuple[str, Response]]:
         "login-command": pages.login(**login, step_up=True, command=command),
         "session": pages.session(session=person, step_up="/login", csrf=csrf),
         "logged-out": pages.logged_out(),
-        "not-logged-in": pages.not_logged_in(Failure(ErrorCode.CALLBACK_INVALID)),
+        "not-logged-in": pages.not_logged_in(used),
     }
     return [(name, html_response(text)) for name, text in html.items()]
