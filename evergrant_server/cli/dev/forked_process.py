@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -18,8 +19,20 @@ from evergrant_server.parent_process import end_with_parent
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+@cache
+def can_fork() -> bool:
+    """Whether the system has process file descriptors (pidfd_open(2)), by which a fork's end is noticed."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
 def import_services() -> None:
     """Import what API, worker and gateway need, and parse the catalogue, before they are forked."""
+    if not can_fork():
+        return
     gc.disable()  # imports make hardly any garbage
     import evergrant_server.asgi
     import evergrant_server.cli.dev.api_process
@@ -35,13 +48,13 @@ def import_services() -> None:
 class ForkedProcess(ChildProcess):
     """A child process whose first start is a fork. A later one runs the command: `dev` may have threads then.
 
-    So does the first where the system has no process file descriptors.
+    So does the first where the end of a fork wouldn't be noticed.
     """
 
     def __init__(self, name: str, command: str, folder: Path, env: dict[str, str], **more: Any) -> None:
         super().__init__(name, [sys.executable, "-m", "evergrant_server", command], folder, env, **more)
         self._arguments, self._variables = [command], env
-        self._may_fork = hasattr(os, "pidfd_open")
+        self._may_fork = can_fork()
 
     async def _spawn(self, log: IO[bytes]) -> RunningChild:
         if not self._may_fork:

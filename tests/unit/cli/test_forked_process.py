@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from evergrant_server.cli.dev.forked_process import can_fork
 from examples.demo.processes import ROOT
 from tests.fakes.patience import PATIENCE_S
 
@@ -45,7 +46,7 @@ asyncio.run(main(Path(sys.argv[1])))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there `dev` runs the commands")
+@pytest.mark.skipif(not can_fork(), reason="there `dev` runs the commands")
 async def test_it_is_a_process_of_its_own_and_a_later_start_runs_the_command(tmp_path: Path):
     dev = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _DEV, str(tmp_path), cwd=ROOT, stdout=asyncio.subprocess.PIPE
@@ -64,7 +65,7 @@ async def test_it_is_a_process_of_its_own_and_a_later_start_runs_the_command(tmp
     assert of_command == "0.1.0"
 
 
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there `dev` runs the commands")
+@pytest.mark.skipif(not can_fork(), reason="there `dev` runs the commands")
 async def test_it_ends_with_a_dev_that_is_killed(tmp_path: Path):
     waits = _DEV.replace("os._exit(3)", "signal.pause()")
     dev = await asyncio.create_subprocess_exec(
@@ -82,3 +83,13 @@ async def test_it_ends_with_a_dev_that_is_killed(tmp_path: Path):
         asyncio.get_running_loop().remove_reader(fork)
     os.close(fork)
     await dev.wait()
+
+
+async def test_without_process_file_descriptors_the_command_runs(tmp_path: Path):
+    without = _DEV.replace("async def main", "del os.pidfd_open\n\nasync def main")
+    dev = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", without, str(tmp_path), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await asyncio.wait_for(dev.communicate(), PATIENCE_S)
+    assert said.split() == [b"0", b"True", b"0", b"True"]
+    assert (tmp_path / "worker.log").read_text().splitlines() == ["0.1.0", "0.1.0"]
