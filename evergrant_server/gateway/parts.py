@@ -14,6 +14,7 @@ from evergrant_server.core.access import App
 from evergrant_server.core.ids import AppId
 from evergrant_server.egress import StreamingTransport
 from evergrant_server.gateway.proxy.outcomes import OutcomeLog
+from evergrant_server.gateway.proxy.provider_api import ProviderApis
 
 
 @dataclass
@@ -26,10 +27,12 @@ class GatewayParts:
     refresher: RefreshWaiter = field(init=False)
     refusals: RefusalLog = field(init=False)
     issuer: LeaseIssuer = field(init=False)
+    apis: ProviderApis = field(init=False)
     _open: Counter[AppId] = field(init=False, default_factory=Counter)
 
     def __post_init__(self) -> None:
         api = self.api
+        self.apis = ProviderApis(api)
         self.refresher = RefreshWaiter(api.lease_rows, api.link, api.settings.lease_wait)
         self.refusals = RefusalLog(api.store)
         self.issuer = LeaseIssuer(api, self.refresher, self.refusals)

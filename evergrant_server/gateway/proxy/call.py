@@ -29,7 +29,7 @@ from evergrant_server.gateway.proxy.caller_body import CallerBody
 from evergrant_server.gateway.proxy.challenges import missing_scopes
 from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
 from evergrant_server.gateway.proxy.headers import request_headers
-from evergrant_server.gateway.proxy.provider_api import ProviderApi, provider_api
+from evergrant_server.gateway.proxy.provider_api import ProviderApi
 from evergrant_server.gateway.proxy.target import ApiTarget, CallerPath, target_of_call
 from evergrant_server.policy import PermitDecision
 from evergrant_server.store import LeaseRow
@@ -147,7 +147,7 @@ class ProxyCall:
         if row.grant is not None and row.grant.token_type == DPOP_TOKEN_TYPE:
             why = "Its tokens are bound to a key (DPoP): lease one, with a proof for each request."
             raise Failure(ErrorCode.SIGNATURE_NEEDED, why, connection_id=row.connection_id)
-        self._api = await provider_api(self._parts.api, row)
+        self._api = await self._parts.apis.of(row)
         hidden = self._api.takes.encoded_slashes
         self._target = target_of_call(self._api.base_url, self._path, hidden_slashes=hidden)
         if decision.permit is not None and decision.permit.call_approval and not self._approved:

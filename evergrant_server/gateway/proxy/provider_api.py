@@ -1,16 +1,22 @@
 """Where a connection's API is, and how it takes the credential: from the catalogue, never from the caller."""
 
 import re
+import time
 from dataclasses import dataclass
 
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import IntegrationId, Tenant
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import LeaseRow
+from providers.definition.schema import ProviderSpec
 from providers.definition.schema_response import ApiRequest
 from providers.definition.templates import api_base_url_of
 
+KEPT_S = 5.0
+_MOST_KEPT = 10_000
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+\Z")
 
 
@@ -34,16 +40,36 @@ class ProviderApi:
         return [(name.encode(), it.encode()) for name, it in headers.items()]
 
 
-async def provider_api(api: ApiContext, row: LeaseRow) -> ProviderApi:
-    """Raises Failure API_UNKNOWN when the definition names no API, or a part of its address isn't known."""
-    async with api.store.read() as tx:
-        integration = await tx.integrations.get(row.tenant, row.integration_id)
-        spec = None if integration is None else await integration_spec(tx, api.registry, integration)
-    if integration is None or spec is None:
-        raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {row.integration} was deleted")
-    metadata = row.grant.metadata if row.grant is not None else {}
-    base_url = api_base_url_of(spec, integration.params, metadata)
-    takes = spec.api_request or ApiRequest()
-    if base_url is None or takes.query:
-        raise Failure(ErrorCode.API_UNKNOWN, provider=spec.name, connection_id=row.connection_id)
-    return ProviderApi(base_url, takes, integration.client_id)
+class ProviderApis:
+    """Finds the APIs of connections. What integrations and definitions say is read again after KEPT_S."""
+
+    elapsed = staticmethod(time.monotonic)
+
+    def __init__(self, api: ApiContext) -> None:
+        self._api = api
+        self._known: dict[tuple[Tenant, IntegrationId], tuple[float, Integration, ProviderSpec]] = {}
+
+    async def of(self, row: LeaseRow) -> ProviderApi:
+        """Raises Failure API_UNKNOWN when the definition names no API, or its address isn't known whole."""
+        integration, spec = await self._definition(row)
+        metadata = row.grant.metadata if row.grant is not None else {}
+        base_url = api_base_url_of(spec, integration.params, metadata)
+        takes = spec.api_request or ApiRequest()
+        if base_url is None or takes.query:
+            raise Failure(ErrorCode.API_UNKNOWN, provider=spec.name, connection_id=row.connection_id)
+        return ProviderApi(base_url, takes, integration.client_id)
+
+    async def _definition(self, row: LeaseRow) -> tuple[Integration, ProviderSpec]:
+        key, now = (row.tenant, row.integration_id), self.elapsed()
+        read_at, *known = self._known.get(key, (now - KEPT_S,))
+        if now - read_at < KEPT_S:
+            return known[0], known[1]
+        async with self._api.store.read() as tx:
+            integration = await tx.integrations.get(row.tenant, row.integration_id)
+            if integration is None:
+                raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {row.integration} was deleted")
+            spec = await integration_spec(tx, self._api.registry, integration)
+        if len(self._known) >= _MOST_KEPT:
+            self._known.clear()
+        self._known[key] = now, integration, spec
+        return integration, spec
