@@ -19,7 +19,8 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 _CONNECT_TIMEOUT_S = 5.0
 _KEEP_S = 15.0  # less than servers keep an idle connection: a stale one would lose a request
-_MOST_IDLE = 256
+_MOST_IDLE = 16  # kept for one origin: each request looks at all of them
+_MOST_ORIGINS = 1000  # with a pool of their own
 
 
 class UpstreamClosed(Failure):
@@ -50,13 +51,8 @@ class StreamingTransport:
             "write": silence_s,
             "pool": silence_s,
         }
-        self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=tls or default_tls_context(),
-            max_connections=None,
-            max_keepalive_connections=_MOST_IDLE,
-            keepalive_expiry=_KEEP_S,
-            network_backend=GuardedBackend(policy),
-        )
+        self._tls = tls or default_tls_context()
+        self._pools: dict[str, httpcore2.AsyncConnectionPool] = {}
 
     @asynccontextmanager
     async def send(
@@ -82,7 +78,7 @@ class StreamingTransport:
             extensions={"timeout": self._limits},
         )
         try:
-            answer = await self._pool.handle_async_request(request)
+            answer = await self._pool_of(origin).handle_async_request(request)
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             raise Failure(ErrorCode.PROVIDER_UNREACHABLE, _why(error), retry_after=1.0) from None
         try:
@@ -90,8 +86,23 @@ class StreamingTransport:
         finally:
             await answer.aclose()
 
+    def _pool_of(self, origin: str) -> httpcore2.AsyncConnectionPool:
+        """The origin's pool; beyond so many origins they share one."""
+        if origin not in self._pools and len(self._pools) >= _MOST_ORIGINS:
+            origin = ""
+        if origin not in self._pools:
+            self._pools[origin] = httpcore2.AsyncConnectionPool(
+                ssl_context=self._tls,
+                max_connections=None,
+                max_keepalive_connections=_MOST_IDLE,
+                keepalive_expiry=_KEEP_S,
+                network_backend=GuardedBackend(self._policy),
+            )
+        return self._pools[origin]
+
     async def aclose(self) -> None:
-        await self._pool.aclose()
+        for pool in self._pools.values():
+            await pool.aclose()
 
 
 async def _chunks(answer: httpcore2.Response) -> AsyncIterator[bytes]:

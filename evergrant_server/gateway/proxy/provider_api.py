@@ -61,9 +61,9 @@ class ProviderApis:
 
     async def _definition(self, row: LeaseRow) -> tuple[Integration, ProviderSpec]:
         key, now = (row.tenant, row.integration_id), self.elapsed()
-        read_at, *known = self._known.get(key, (now - KEPT_S,))
-        if now - read_at < KEPT_S:
-            return known[0], known[1]
+        known = self._known.get(key)
+        if known is not None and now - known[0] < KEPT_S:
+            return known[1:]
         async with self._api.store.read() as tx:
             integration = await tx.integrations.get(row.tenant, row.integration_id)
             if integration is None:
