@@ -164,6 +164,6 @@ class TemplateParam(SpecPart):
                 if matches(self.pattern, value)
                 else _SHORTER
                 if shorter
-                else f"must match {self.pattern}"
+                else f"must match {self.pattern}{f': {self.description}' if self.description else ''}"
             )
         return None if _HOST.fullmatch(value) else "must be a host name"

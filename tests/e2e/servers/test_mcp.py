@@ -12,24 +12,14 @@ import pytest_asyncio
 
 from examples.demo.processes import Process
 from tests.conformance.mcp.driver import driver
-from tests.conformance.mcp.verdicts import (
-    CLIENT_METADATA_URL,
-    NODE,
-    PACKAGES,
-    judge,
-    judge_ports,
-    node_environment,
-)
+from tests.conformance.mcp.verdicts import NODE, PACKAGES, judge, judge_ports, node_environment
 from tests.e2e.world import World, running
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.compose import ROOT
 
 GUIDE = (ROOT / "docs/guide/mcp.md").read_text(encoding="utf-8")
 EXAMPLE = PACKAGES / "@modelcontextprotocol/sdk/dist/esm/examples/server/simpleStreamableHttp.js"
-SCENARIOS = (
-    *("metadata-var2", "basic-cimd", "scope-step-up", "authorization-server-migration"),
-    "iss-normalized",
-)
+SCENARIOS = ("scope-step-up", "authorization-server-migration", "iss-normalized")
 _PORTS_EACH = 3
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one platform for both: it takes seconds
@@ -46,11 +36,9 @@ class Servers(World):
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servers]:
     example, judges = judge_ports(2), judge_ports(_PORTS_EACH * len(SCENARIOS))
     allowed = [f"localhost:{port}" for port in (*example, *judges)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EVERGRANT_CLIENT_METADATA_URL", CLIENT_METADATA_URL)
-        async with running(Servers, tmp_path_factory.mktemp("mcp") / "data", *allowed) as world:
-            world.example, world.judges = tuple(example), judges
-            yield world
+    async with running(Servers, tmp_path_factory.mktemp("mcp") / "data", *allowed) as world:
+        world.example, world.judges = tuple(example), judges
+        yield world
 
 
 async def test_the_guide_leads_to_a_call_of_a_tool(world: Servers, tmp_path: Path):

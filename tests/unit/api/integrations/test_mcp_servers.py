@@ -132,6 +132,11 @@ async def test_bad_input_is_refused(
     assert server.calls == []
 
 
+async def test_a_url_without_its_scheme_is_shown_an_example(api: Api, admin: str, server: ScriptedMcp):
+    refused = await put(api, admin, server, params={"url": "mcp.example/mcp"})
+    assert "such as https://mcp.example.com/mcp" in refused["detail"]
+
+
 async def test_an_issuer_that_the_server_doesn_t_name_is_refused(api: Api, admin: str, server: ScriptedMcp):
     refused = await put(api, admin, server, issuer="https://login.example")
     assert (refused["status"], refused["code"]) == (424, "discovery_failed")
