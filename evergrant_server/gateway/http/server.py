@@ -6,6 +6,9 @@ granian, which runs the API, accepts bare LF and a length beside chunks, and hid
 
 import asyncio
 import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import h11
@@ -77,12 +80,26 @@ class StrictProtocol(H11Protocol):
             self._head_timer = None
 
 
+class GatewayServer(Server):
+    """A server that ends with a signal, and doesn't raise it again: what was asked for is done."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def make_server(app: Any, *, drain_s: float, **listener: Any) -> Server:
     """The server of an ASGI application. On SIGTERM it takes no more requests, and ends those that are open
     within `drain_s`."""
     # it warns of each refused request, and of each response that the application leaves without an end
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    return Server(
+    return GatewayServer(
         Config(
             app,
             http=StrictProtocol,

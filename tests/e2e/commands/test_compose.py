@@ -37,7 +37,7 @@ async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
     """PostgreSQL and Temporal as the file's services find them, and the volumes as folders."""
     server, port = postgres(), free_port()
     url = await server.fresh(migrated=False)
-    for name in ("keys/worker", "keys/api", "secrets"):
+    for name in ("keys/worker", "keys/api", "keys/gateway", "secrets"):
         (folder / name).mkdir(mode=0o700, parents=True)
     async with running_temporal(folder) as temporal:
         replaced = {
@@ -49,6 +49,7 @@ async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
             "localhost:8480": f"127.0.0.1:{port}",
             "127.0.0.1:8480": f"127.0.0.1:{port}",
             "8480": str(port),
+            "8483": str(free_port()),
             "otel-collector:4318": f"127.0.0.1:{free_port()}",
         }
         compose = Compose(replaced, {"EVERGRANT_EGRESS_ALLOW": idp.allowance})
@@ -79,14 +80,16 @@ async def test_the_services_of_the_file_serve_a_lease(tmp_path):
         purposes = (set(json.loads(it)["purposes"]) for it in (keys, of_api.read_bytes()))
         assert set.difference(*purposes) == {"refresh"}
         assert stat.S_IMODE(of_api.stat().st_mode) == 0o600
+        assert set(json.loads((tmp_path / "keys/gateway/keys.json").read_bytes())["purposes"]) == {"lease"}
         compose = place.compose
         assert compose.arguments("worker-2") == compose.arguments("worker-1")
         assert compose.environment("worker-2") == compose.environment("worker-1")
         started = [await _worker(place, stack, "worker-1"), await _api(place, stack)]
+        started.append(await _gateway(place, stack))
         admin = await place.compose.run("worker-1", "keys", "bootstrap", extra=place.own("worker-1"))
         await _lease(place, idp, admin.strip(), stack)
         await _doctor_is_content(place)
-        assert [await process.stop() for process in started] == [0, 0]
+        assert [await process.stop() for process in started] == [0, 0, 0]
 
 
 async def _worker(place: Site, stack: AsyncExitStack, name: str) -> Running:
@@ -107,6 +110,14 @@ async def _api(place: Site, stack: AsyncExitStack) -> Running:
     stack.push_async_callback(process.stop)
     await process.until(lambda: _listens(place.port))
     await process.until(lambda: place.compose.healthy("api", own))
+    return process
+
+
+async def _gateway(place: Site, stack: AsyncExitStack) -> Running:
+    own = place.own("gateway")
+    process = await place.compose.start("gateway", place.folder / "gateway.log", own)
+    stack.push_async_callback(process.stop)
+    await process.until(lambda: place.compose.healthy("gateway", own))
     return process
 
 
