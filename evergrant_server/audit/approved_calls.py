@@ -18,8 +18,8 @@ async def use_call_approval(
 ) -> CallApproval:
     """Use up the approval of exactly this call, before it is made. Each approval is used once.
 
-    Whoever makes an agent's calls awaits this in the transaction that records the call, and makes the call
-    once that is committed. Raises Failure CALL_APPROVAL_REQUIRED; STORE_CONFLICT when another call came
+    The gateway awaits this in the transaction that records the call, and makes the call once that is
+    committed. Raises Failure CALL_APPROVAL_REQUIRED; STORE_CONFLICT when another call came
     first; INVALID_REQUEST for arguments that aren't I-JSON.
     """
     found = await tx.call_approvals.newest(tenant, hash_of(tx, tenant, call))

@@ -244,5 +244,5 @@ class Permit(TenantRow):
 
     @property
     def denies_all(self) -> bool:
-        """Of a deny: whether it refuses its actions whatever scopes, method and path are asked for."""
+        """Of a deny: whether it refuses its actions for all scopes, methods and paths."""
         return self.scopes is None and self.methods is None and self.paths is None

@@ -102,7 +102,7 @@ def new_destination_mac(ring: KeyRing, integration: Integration) -> str:
 
 
 def accepted_destination_mac(ring: KeyRing, integration: Integration, made: str | None) -> str:
-    """The authenticator of where its secrets are sent now, whatever `made` was of; its grants stay good."""
+    """The authenticator of where its secrets are sent now; its grants stay good."""
     return (
         _destination_mac(ring, integration, _serial(made)) if made else new_destination_mac(ring, integration)
     )

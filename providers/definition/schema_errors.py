@@ -32,7 +32,7 @@ ErrorMeaning = Literal["dead_token", "client", "passing", "rate_limit"]
 class ErrorRule(FieldTest):
     """A field that makes a reply an error, with any HTTP status. The first rule that holds names it.
 
-    `when` is a second condition. `means` says what the error is, whatever its name.
+    `when` is a second condition. `means` says what the error is, which its name may not.
     """
 
     when: FieldTest | None = None

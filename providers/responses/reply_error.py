@@ -19,7 +19,7 @@ class ReplyError:
 
 
 class PassingError(ReplyFailure):
-    """A reply whose error says that the provider can't serve the request now, whatever its status."""
+    """A reply whose error says that the provider can't serve the request now, with any status."""
 
 
 class UnnamedRefusal(ReplyFailure):

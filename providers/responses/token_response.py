@@ -158,7 +158,7 @@ def _refresh_expires_in(spec: ProviderSpec, data: dict[str, Any], now: datetime 
 def _scopes(spec: ProviderSpec, value: Any) -> tuple[str, ...] | None:
     """The scopes, or None for a reply without them, which means as requested (RFC 6749 section 5.1).
 
-    They are a string or an array, whatever the provider documents, and may be numbers. An invalid
+    They are a string or an array, whichever is documented, and may be numbers. An invalid
     scope is left out, and another type counts as none, so that the tokens aren't lost with them.
     """
     if _is_number(value):

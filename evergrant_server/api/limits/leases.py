@@ -58,7 +58,7 @@ class Gcra:
         if late > 1e-9:
             return Counted(policy, quota, 0, max(math.ceil(late), 1), allowed=False)
         if len(self._whole_at) >= _MOST_KEYS:
-            self._whole_at.clear()  # bounded, whatever addresses come
+            self._whole_at.clear()  # bounded, however many addresses come
         self._whole_at[key] = whole_at
         remaining = int((WINDOW_S - (whole_at - now)) / step + 1e-6)
         seconds = whole_at - now if remaining else step

@@ -32,7 +32,7 @@ class StrictProtocol(H11Protocol):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self.conn = StrictConnection(h11.SERVER, MOST_HEAD)
-        self.access_log = False  # its lines hold paths and queries, whatever handlers there are
+        self.access_log = False  # its lines hold paths and queries
         self._refused = False
         self._head_timer: asyncio.TimerHandle | None = None
 

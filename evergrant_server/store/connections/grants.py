@@ -114,7 +114,7 @@ class Grants(SealedRepository):
     async def _destination_mac(
         self, after: Connection, old: Mapping[str, Any] | None, origin: Origin
     ) -> str | None:
-        """A refresh continues a grant of the same place, whatever the integration's row says by now."""
+        """A refresh continues a grant of the same place, even if the integration's row has changed since."""
         if old is not None and origin is Origin.REFRESH:
             return old["destination_mac"]
         return await Destinations(self._connection, self._sealer.ring).mac_of_new_grant(after, old)

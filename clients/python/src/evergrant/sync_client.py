@@ -85,7 +85,7 @@ class Evergrant(ApiMethods, Transport):
         """An HTTP client to the connection's API through Evergrant's gateway: no token reaches this process.
 
         Its paths begin at the API's base URL: `client.proxy(id).get("/user")`. `gateway_url` is
-        EVERGRANT_GATEWAY_URL by default. An answer of the provider's API is a response, whatever its status;
+        EVERGRANT_GATEWAY_URL by default. An answer of the provider's API is a response, of any status;
         one of Evergrant's own is raised as EvergrantError. Close it, or use it as a context manager.
         """
         gateway = gateway_address(gateway_url, allow_plain_http=self._allow_plain_http)

@@ -1,6 +1,6 @@
 """For workflow code: wait until a connection has a token, for days if a person has to consent.
 
-`ensure` asks Evergrant's API, from any worker with the plugin, whatever its namespace or cluster:
+`ensure` asks Evergrant's API, from any worker with the plugin, in any namespace and any cluster:
 
     await ensure("crm", "alice", scopes=("contacts.read",), timeout=timedelta(days=3))
 
