@@ -1,6 +1,8 @@
 """A caller who waits, and the refresh ahead of its own connection: in the queue, or already begun."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -45,6 +47,14 @@ class Provider:
         finally:
             self.running -= 1
 
+    @asynccontextmanager
+    async def answering(self) -> AsyncIterator[None]:
+        """Answers all in the end, also where the test has failed: a worker waits for its activities."""
+        try:
+            yield
+        finally:
+            self.answers.set()
+
     async def until_begun(self, times: int) -> None:
         async def begun() -> int:
             return len(self.began)
@@ -56,7 +66,7 @@ async def test_a_caller_comes_before_the_backlog_in_which_its_own_refresh_waits(
     client: Client, tmp_path: Path
 ):
     place, provider, backlog = Place(client, tmp_path), Provider(), 24
-    async with place.worker(provider, 1):
+    async with place.worker(provider, 1), provider.answering():
         starts = await place.connections(ACME, backlog, timedelta(seconds=1))
         await until_waiting(client, place.queue, backlog - 1)
         waited_for = [it for it in starts if it.connection_id not in provider.began][-4:]
@@ -86,7 +96,7 @@ async def test_a_refresh_that_has_begun_is_finished_and_no_second_one_beside_it(
 ):
     """The caller comes while it is at the provider: it may have spent the credential."""
     place, provider = Place(client, tmp_path), Provider()
-    async with place.worker(provider, 10):
+    async with place.worker(provider, 10), provider.answering():
         (start,) = await place.connections(ACME, 1, timedelta(seconds=1))
         await provider.until_begun(1)
         caller = asyncio.create_task(place.refreshed(start))

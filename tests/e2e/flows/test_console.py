@@ -36,7 +36,8 @@ class Console:
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("console", lambda it: self.problems.append(it.text) if "Policy" in it.text else None)
         await page.goto(f"{self.url}/console")
-        await page.keyboard.type(self.key)  # its field has the focus
+        await page.locator("input:focus").wait_for()
+        await page.keyboard.type(self.key)
         await page.keyboard.press("Enter")
         await page.get_by_role("heading", name="Connections").wait_for()
         return page

@@ -74,7 +74,7 @@ async def test_a_browser_logs_in_steps_up_and_out(world: People, tmp_path: Path)
         await logs_in(page, "admins-ann")
         await consents(page)
         await page.wait_for_url("**/session")
-        assert "tenant_admin" in await page.inner_text("body")
+        assert "tenant admin" in await page.inner_text("body")
         cookies = [it for it in await page.context.cookies() if it["name"] == "evergrant-dev-session"]
         assert [(it["httpOnly"], it["sameSite"]) for it in cookies] == [(True, "Lax")]
 

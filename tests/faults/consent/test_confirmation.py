@@ -33,7 +33,11 @@ BACK = "http://127.0.0.1:9/back"
 async def returned(
     place: Installation, connection: Connection, seconds: float = 0, *, tell: bool = True
 ) -> Consent:
-    """What the callback of a bound consent writes, with a code of the real server."""
+    """What the callback of a bound consent writes, with a code of the real server.
+
+    In two steps here: a run that began from the store between them would exchange the code.
+    """
+    await place.until_started(connection)
     consent = await place.consent(connection, tell=False, binding=Binding.APP, app_id=new_id("app"))
     now = place.parts.clock.now()
     waiting, _ = await_confirm(consent, now)

@@ -25,7 +25,7 @@ async def test_a_worker_starts_lost_workflows_at_once_and_the_doctor_names_them_
     run = await place.parts.link.newest_run(workflow)
     assert run is not None
     await place.parts.link.terminate_run(workflow, run.run_id, "lost")
-    with pytest.raises(CheckFailed, match=f"1 of 1 .* {connection.id} .* database was lost") as found:
+    with pytest.raises(CheckFailed, match=f"1 of 1 .* {connection.id} .* database lost") as found:
         await installation.workflows(place.parts.settings)
     assert "reconcile" in found.value.repair
 

@@ -173,7 +173,7 @@ async def test_a_message_of_a_newer_version_blocks_no_other(store: Store, clock:
 async def test_the_relay_survives_an_unexpected_error(
     store: Store, clock: SetClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    async def claim(*_: Any) -> None:
+    async def claim(*_: Any, **__: Any) -> None:
         raise ValueError("its text may be a secret")
 
     monkeypatch.setattr(Outbox, "claim", claim)

@@ -61,7 +61,10 @@ async def hangs(settings: Settings) -> str:
     return "never"
 
 
-async def test_a_failing_check_does_not_affect_the_others(settings: Settings) -> None:
+async def test_a_failing_check_does_not_affect_the_others(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "CHECK_TIMEOUT_S", PATIENCE_S)
     broken, gone = CheckFailed("it is broken", "repair it"), Failure(ErrorCode.STORE_UNAVAILABLE, "gone")
     checks = {"a": failing(broken), "b": failing(gone), "c": failing(KeyError("a secret, perhaps"))}
     found = await report.diagnose(settings, checks | {"d": fine}, {})

@@ -102,7 +102,9 @@ def test_a_consent_that_fails_elsewhere_says_where_to_look(
         env = {"PATH": os.environ["PATH"], "EVERGRANT_URL": evergrant.url, "EVERGRANT_API_KEY": "evg_canary"}
         env["PYTHONPATH"] = str(ROOT / "clients/python/src")
         words = [str(Path(sys.executable).parent / "evergrant"), "connect", "crm", "alice", "--wait"]
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
         child = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        signal.signal(signal.SIGINT, before)
         while not evergrant.count("GET /v1/connections/con_1"):  # it waits for the subject
             time.sleep(0.02)
         child.send_signal(signal.SIGINT)
