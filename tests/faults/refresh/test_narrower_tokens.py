@@ -59,8 +59,8 @@ def refreshes(idp: ScriptedProvider) -> list[str | None]:
 async def test_rfc6749_6_narrower_tokens_come_from_the_one_chain_and_the_main_one_stays(place: Installation):
     connection = await connected(place)
     main = await place.access_token(connection)
-    asks = [narrow(place, connection, 1), narrow(place, connection, 1), place.ensure_fresh(connection, 1)]
-    assert {(await it).generation for it in [asyncio.ensure_future(it) for it in asks]} == {2}
+    asked = await asyncio.gather(*(narrow(place, connection, 1) for _ in range(2)))
+    assert {it.generation for it in (*asked, await place.ensure_fresh(connection, 1))} == {2}
     assert refreshes(place.idp) == ["read"]
     assert (await narrow(place, connection, 2, "write")).generation == 3
     assert await place.access_token(connection) == main

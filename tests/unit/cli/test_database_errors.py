@@ -1,6 +1,7 @@
 """A database that can't be used: the failure says why, and the repair is the one for that reason."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ async def test_the_path_that_can_not_be_used_is_named_with_what_to_do(
 
 
 async def test_a_newer_database_is_not_told_to_upgrade(tmp_path: Path):
-    with sqlite3.connect(tmp_path / "newer.db") as database:
+    with closing(sqlite3.connect(tmp_path / "newer.db")) as database:
         database.executescript(
             "CREATE TABLE alembic_version (version_num); INSERT INTO alembic_version VALUES ('9999')"
         )

@@ -73,7 +73,7 @@ async def test_it_ends_with_a_dev_that_is_killed(tmp_path: Path):
     )
     log = tmp_path / "worker.log"
     async with asyncio.timeout(PATIENCE_S):
-        while not log.exists() or "blocked" not in log.read_text():
+        while not (_text(tmp_path / "worker.pid") and "blocked" in _text(log)):
             await asyncio.sleep(0.02)
         fork = os.pidfd_open(int((tmp_path / "worker.pid").read_text().split()[0]))
         dev.send_signal(signal.SIGKILL)
@@ -93,3 +93,8 @@ async def test_without_process_file_descriptors_the_command_runs(tmp_path: Path)
     said, _ = await asyncio.wait_for(dev.communicate(), PATIENCE_S)
     assert said.split() == [b"0", b"True", b"0", b"True"]
     assert (tmp_path / "worker.log").read_text().splitlines() == ["0.1.0", "0.1.0"]
+
+
+def _text(path: Path) -> str:
+    """What was written by now."""
+    return path.read_text() if path.exists() else ""
