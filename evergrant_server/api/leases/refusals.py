@@ -154,9 +154,8 @@ async def _with_link(needed: Failure, call: ApiCall, wanted: ConnectionBody, tar
         opened = await call.write(lambda tx: setup.find_or_create(tx, wanted))
     except Failure as failure:
         return failure
-    if (
-        opened.connection.flow.is_client_grant and not step_up
-    ):  # no consent is needed: its first token is on the way
+    active = opened.connection.state is LifecycleState.ACTIVE  # its grant has come since the row was read
+    if (active or opened.connection.flow.is_client_grant) and not step_up:  # no consent is needed
         return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0, connection_id=opened.connection.id)
     needed.context["connection_id"] = opened.connection.id
     if opened.connect_url is not None and opened.consent is not None:

@@ -111,9 +111,9 @@ async def test_a_live_row_gets_a_workflow_after_its_last_one_ended(place: Instal
 async def test_reconcile_resumes_a_waiting_code(place: Installation):
     connection = await place.begin()
     await place.until_started(connection)
-    await place.terminate(connection)
     await place.consent(connection, tell=False)
-    assert (await place.parts.reconciler.reconcile_all()).started == 1
+    await place.terminate(connection)
+    await place.parts.reconciler.reconcile_all()  # unless the worker's own has started it already
     assert (await place.until(connection, lambda c: c.state is LifecycleState.ACTIVE)).generation == 1
 
 

@@ -2,10 +2,14 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.store import LeaseRow
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.patience import PATIENCE_S, eventually
 
@@ -32,6 +36,27 @@ async def test_a_fresh_lease_says_what_the_token_can_do(api: Api):
     assert [it.action for it in await api.records(of=connection.id)] == [AuditAction.LEASE_ISSUED]
     async with api.worker.read() as tx:
         assert await tx.connections.leased_generation(TENANT, connection.id) == 1
+
+
+async def test_a_grant_that_comes_while_a_lease_is_judged_asks_for_no_consent(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    waiting = await api.connection(await api.integration())
+    key, load = (
+        await api.app_with("pipeline", Action.TOKEN, Action.CONNECT),
+        api.parts.lease_rows.load_by_names,
+    )
+
+    async def load_then_install(*names: Any) -> LeaseRow | None:
+        row = await load(*names)
+        await api.install(waiting, "at-1")
+        return row
+
+    monkeypatch.setattr(api.parts.lease_rows, "load_by_names", load_then_install)
+    answer = await api.lease(key)
+    assert (answer.status_code, answer.json()["code"]) == (503, "refresh_pending")
+    monkeypatch.undo()
+    assert (await api.lease(key)).status_code == 200
 
 
 async def test_a_lease_by_id_with_an_empty_body(api: Api):
