@@ -3,6 +3,7 @@
 import asyncio
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from temporalio.client import ScheduleActionStartWorkflow, ScheduleDescription, ScheduleOverlapPolicy
@@ -45,12 +46,16 @@ async def test_a_worker_declares_the_schedules(place: Installation):
 
 
 async def test_declaring_again_updates_only_the_interval(place: Installation):
-    before = await described(place)
-    await declare_schedules(place.parts.client, place.parts.settings)
-    assert (await described(place)).info.last_updated_at == before.info.last_updated_at
-    slower = place.parts.settings.model_copy(update={"reconcile_interval": timedelta(minutes=7)})
+    # of a task queue without a worker, which would set its own interval again between the two looks
+    own = place.parts.settings.model_copy(update={"temporal_task_queue": f"unpolled-{uuid4().hex}"})
+    handle = place.parts.client.get_schedule_handle(schedule_id(own, SCHEDULES[0]))
+    await declare_schedules(place.parts.client, own)
+    before = await handle.describe()
+    await declare_schedules(place.parts.client, own)
+    assert (await handle.describe()).info.last_updated_at == before.info.last_updated_at
+    slower = own.model_copy(update={"reconcile_interval": timedelta(minutes=7)})
     await declare_schedules(place.parts.client, slower)
-    assert (await described(place)).schedule.spec.intervals[0].every == timedelta(minutes=7)
+    assert (await handle.describe()).schedule.spec.intervals[0].every == timedelta(minutes=7)
 
 
 async def test_a_deleted_schedule_is_restored(place: Installation):
