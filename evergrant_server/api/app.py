@@ -47,6 +47,7 @@ from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
 from evergrant_server.api.leases.decision import LeaseIssuer
 from evergrant_server.api.leases.refresher import RefreshWaiter
+from evergrant_server.api.oauth import metadata as server_metadata
 from evergrant_server.api.oauth import routes as oauth
 from evergrant_server.api.pages import callback, connect
 from evergrant_server.api.pages.browser import BrowserSessions
@@ -88,6 +89,7 @@ ROUTERS = (
     permits.router,
     keys.router,
     credentials.router,
+    server_metadata.router,
     oauth.router,
     approvals.router,
     trusted_issuers.router,

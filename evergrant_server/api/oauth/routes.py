@@ -1,4 +1,4 @@
-"""`POST /oauth/token` by client credentials, and `/.well-known/oauth-authorization-server`.
+"""`POST /oauth/token` by client credentials.
 
 An error has the form of RFC 6749 section 5.2. A refusal is counted; one that names an app is in the audit log
 too, its repetitions within a minute as one record.
@@ -19,19 +19,17 @@ from evergrant_server.api.http.refusal_log import RefusalLog
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, ProvenClient, TokenRefused
-from evergrant_server.api.oauth.methods import ADVERTISED, ADVERTISED_WITH_MTLS, prove
+from evergrant_server.api.oauth.metadata import CLIENT_CREDENTIALS, TOKEN_PATH
+from evergrant_server.api.oauth.methods import prove
 from evergrant_server.core.access import TOKEN_LIFETIME, App, AppToken
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import CLAIMED
-from evergrant_server.crypto.client_assertions import ALGORITHMS
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 
 router = APIRouter(tags=["oauth"])
 
-TOKEN_PATH = "/oauth/token"
-GRANT_TYPE = "client_credentials"
 _FORM = "application/x-www-form-urlencoded"
 _LONGEST_FORM, _MOST_PARAMETERS = 64 * 1024, 30
 _NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}  # RFC 6749 section 5.1
@@ -50,36 +48,6 @@ class OAuthError(View):
 
     error: str
     error_description: str
-
-
-class ServerMetadata(View):
-    """RFC 8414 section 2. There is no authorization endpoint, so there are no response types."""
-
-    issuer: str
-    token_endpoint: str
-    response_types_supported: tuple[str, ...] = ()
-    grant_types_supported: tuple[str, ...] = (GRANT_TYPE,)
-    token_endpoint_auth_methods_supported: tuple[str, ...] = ADVERTISED
-    token_endpoint_auth_signing_alg_values_supported: tuple[str, ...] = ALGORITHMS
-
-
-class CertificateMetadata(ServerMetadata):
-    """RFC 8705 sections 3.3 and 5: where apps present certificates, to which their tokens are bound."""
-
-    token_endpoint_auth_methods_supported: tuple[str, ...] = ADVERTISED_WITH_MTLS
-    tls_client_certificate_bound_access_tokens: bool = True
-    mtls_endpoint_aliases: dict[str, str]
-
-
-@router.get("/.well-known/oauth-authorization-server")
-async def get_metadata(api: ApiDep) -> CertificateMetadata | ServerMetadata:
-    """Where apps get access tokens, and how they may prove their identity (RFC 8414)."""
-    issuer, mtls_url = api.settings.public_url, api.settings.mtls_url
-    endpoint = f"{issuer}{TOKEN_PATH}"
-    if not mtls_url:
-        return ServerMetadata(issuer=issuer, token_endpoint=endpoint)
-    aliases = {"token_endpoint": f"{mtls_url}{TOKEN_PATH}"}
-    return CertificateMetadata(issuer=issuer, token_endpoint=endpoint, mtls_endpoint_aliases=aliases)
 
 
 _PARAMETERS = ("grant_type", "client_id", "client_assertion_type", "client_assertion", "scope")
@@ -148,8 +116,8 @@ def _require_grant(parameters: dict[str, str]) -> None:
     """Raises TokenRefused for another grant than client credentials, and for a scope."""
     if "grant_type" not in parameters:
         raise TokenRefused("invalid_request", "grant_type is missing.")
-    if parameters["grant_type"] != GRANT_TYPE:
-        raise TokenRefused("unsupported_grant_type", f"grant_type must be {GRANT_TYPE}.")
+    if parameters["grant_type"] != CLIENT_CREDENTIALS:
+        raise TokenRefused("unsupported_grant_type", f"grant_type must be {CLIENT_CREDENTIALS}.")
     if "scope" in parameters:
         why = "Tokens of apps have no scopes: an app's permits say what it may do."
         raise TokenRefused("invalid_scope", why)
