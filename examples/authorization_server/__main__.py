@@ -1,13 +1,15 @@
 """Start it: `python -m examples.authorization_server --data DIR`; one JSON line says it is ready.
 
 The line holds `issuer`, `port`, `pid` and `credentials`, the path of the file (mode 0600) with
-the user's password and the key of the control API.
+the user's password and the key of the control API. With `--tls` it holds `api`, the https URL of the
+resource, and `authorities`, the file of the authority that its clients have to trust.
 """
 
 import json
 import os
 import signal
 import sys
+from contextlib import ExitStack, suppress
 from typing import Any, cast
 
 import django
@@ -56,19 +58,22 @@ def main(argv: list[str] | None = None) -> int:
 
     server.set_app(cast("Any", get_wsgi_application()))  # Django types its handler as async, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    ready = {
+    ready: dict[str, Any] = {
         "issuer": issuer,
         "port": server.server_port,
         "pid": os.getpid(),
         "credentials": str(options.data / "credentials.json"),
     }
-    try:  # a reader of this line may send the signal at once
+    with ExitStack() as stack:
+        stack.callback(server.server_close)
+        stack.enter_context(suppress(KeyboardInterrupt))  # a reader of the line may send the signal at once
+        if options.tls:
+            from examples.authorization_server.secure import secure_api
+
+            api = stack.enter_context(secure_api(server, Handler, options.data))
+            ready |= {"api": api.url, "authorities": str(api.authorities)}
         print(json.dumps(ready), flush=True)
         server.serve_forever(poll_interval=0.1)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        server.server_close()
     return 0
 
 

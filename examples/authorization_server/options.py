@@ -28,6 +28,7 @@ class Options:
     device_interval: int
     registration: bool
     implicit: bool
+    tls: bool
     clients: tuple[SeededClient, ...]
 
 
@@ -56,6 +57,7 @@ def parse(argv: list[str] | None = None) -> Options:
     )
     parser.add_argument("--registration", action="store_true", help="clients may register themselves")
     parser.add_argument("--implicit", action="store_true", help="allow the implicit grant")
+    parser.add_argument("--tls", action="store_true", help="serve the resource on an https URL, too")
     parser.add_argument("--device-interval", type=int, default=5, help="seconds between a device's polls")
     parser.add_argument("--client", type=seeded_client, action="append", default=[], dest="clients")
     known = vars(parser.parse_args(argv))

@@ -45,6 +45,15 @@ def whoami(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"user": token.user.get_username(), "scopes": sorted(token.scope.split())})
 
 
+@csrf_exempt
+@require_http_methods(["POST"])
+@protected_resource_metadata(scopes=["read"])
+def add_note(request: HttpRequest) -> JsonResponse:
+    """A call that changes something: counts the notes, and says what was written."""
+    counts.called("note")
+    return JsonResponse({"note": json.loads(request.body)["note"]}, status=201)
+
+
 def controlled(view: View) -> View:
     """Require the control key, which is in the credentials file."""
 
@@ -128,6 +137,7 @@ urlpatterns = [
     path("", include((oauth_urlpatterns, "oauth2_provider"))),
     path("login/", LoginView.as_view(), name="login"),
     path("api/whoami", whoami),
+    path("api/notes", add_note),
     path("_demo/clients", add_client),
     path("_demo/counts", show_counts),
     path("_demo/issued", show_issued),

@@ -12,13 +12,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import monotonic
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from temporalio.client import Client
 
 from evergrant_server.parent_process import end_with_make
 from evergrant_server.process_exit import exit_process
-from examples.demo import endings, pipeline, story
+from examples.demo import configuring, endings, pipeline, story
+from examples.demo.agent import act
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.claims import Claim, Claims
 from examples.demo.evergrant_api import EvergrantApi
@@ -57,7 +59,7 @@ async def _tell(console: Console, claims: Claims, by_hand: bool, started: list[i
         suffix = secrets.token_hex(3)
         admin = await stack.enter_async_context(EvergrantApi(platform.api, platform.admin_key))
         with console.status("configuring…"):
-            app_key = await story.configure(admin, server, suffix)
+            app_key = await configuring.configure(admin, server, suffix)
         claims.observed(Claim.CONFIGURED, f"{server.issuer} discovered, example-{suffix}, demo-{suffix}")
         app = await stack.enter_async_context(EvergrantApi(platform.api, app_key))
         run = story.Story(console, claims, server, platform, admin, app, app_key, suffix, by_hand)
@@ -84,12 +86,18 @@ def _keep_logs_of(console: Console, data: Path) -> Callable[..., None]:
 async def _start(
     stack: AsyncExitStack, data: Path, started: list[int]
 ) -> tuple[AuthorizationServer, EvergrantProcess]:
-    lifetimes = ("--access-token-seconds", str(story.ACCESS_TOKEN_S), "--grace", str(story.GRACE_S))
+    lifetimes = (
+        "--access-token-seconds",
+        str(story.ACCESS_TOKEN_S),
+        "--grace",
+        str(configuring.GRACE_S),
+        "--tls",
+    )
     server = await AuthorizationServer.start(data / "authorization-server", *lifetimes)
     stack.push_async_callback(server.stop)
     started.append(server.pid)
-    allowed = server.issuer.removeprefix("http://")
-    platform = await EvergrantProcess.start(data / "evergrant", allowed)
+    allowed = ",".join(urlsplit(url).netloc for url in (server.issuer, server.api))
+    platform = await EvergrantProcess.start(data / "evergrant", allowed, authorities=server.authorities)
 
     async def stop() -> None:
         started.extend(platform.pids())  # at the end, because the worker was replaced
@@ -108,6 +116,7 @@ async def _steps(run: story.Story, stack: AsyncExitStack, data: Path, started: l
     await _step(run, "calling the protected resource…", story.call_resource(run))
     async with _status(run, "a pipeline signals for its token…"):
         pipeline_id = await pipeline.run_pipeline(run, client)
+    await _step(run, "an agent calls through the gateway, and asks a person…", act.play(run, started))
     await _step(run, f"letting the token of {story.ACCESS_TOKEN_S} s expire…", story.let_it_expire(run))
     await _step(run, "letting the next one expire unused…", story.ask_all_at_once(run))
     await _step(run, "killing the worker in the middle of a refresh…", story.kill_the_worker(run))

@@ -19,6 +19,8 @@ class AuthorizationServer:
         self._process = process
         self.issuer: str = process.ready["issuer"]
         self.pid = process.pid
+        self.api: str = process.ready.get("api", "")  # with --tls alone
+        self.authorities = Path(process.ready.get("authorities", ""))
         known = json.loads(Path(process.ready["credentials"]).read_text())
         self.user: str = known["user"]
         self.password: str = known["password"]

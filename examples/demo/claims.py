@@ -13,6 +13,8 @@ class Claim(StrEnum):
     CONSENT = "the person consented and the connection is active"
     RESOURCE = "a lease opened the protected resource"
     PIPELINE = "a pipeline signalled for its token and called the resource"
+    AGENT = "an agent called the API through the gateway, and wrote once a person had approved that call"
+    NOT_HELD = "no token is in the agent's memory"
     ROTATED = "the token expired, after a refresh that rotated its refresh token"
     COALESCED = "50 callers asked at once with an expired token: one refresh"
     SURVIVED = "the worker was killed during a refresh and the connection stayed active"

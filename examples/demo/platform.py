@@ -29,15 +29,23 @@ class EvergrantProcess:
         self._data = data
         facts = settings_file.read(settings_file.server_file(data))
         self.api = facts["EVERGRANT_PUBLIC_URL"]
+        self.gateway = facts["EVERGRANT_GATEWAY_URL"]
         self.ui = f"http://127.0.0.1:{facts['EVERGRANT_TEMPORAL_UI_PORT']}"
         self.temporal = facts["EVERGRANT_TEMPORAL_ADDRESS"]
         self.namespace = facts["EVERGRANT_TEMPORAL_NAMESPACE"]
         self.admin_key = Path(facts["EVERGRANT_API_KEY_FILE"]).read_text().strip()
 
     @classmethod
-    async def start(cls, data: Path, egress_allow: str) -> "EvergrantProcess":
-        """Start it on free ports; it may reach `egress_allow` (host:port) over plain HTTP."""
+    async def start(
+        cls, data: Path, egress_allow: str, *, authorities: Path | None = None
+    ) -> "EvergrantProcess":
+        """Start it on free ports; it may reach `egress_allow` (host:port), also over plain HTTP.
+
+        It trusts the certificate authorities of the file, by default those of this machine.
+        """
         command, env = dev_command(data), dev_environment(egress_allow)
+        if authorities is not None:
+            env["SSL_CERT_FILE"] = str(authorities)
         process = await Process.start(
             "evergrant", ["-m", "evergrant_server", *command], ready_prefix=READY, env=env
         )

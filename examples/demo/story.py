@@ -13,12 +13,12 @@ from rich.console import Console
 
 from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.claims import Claim, Claims, expect
+from examples.demo.configuring import GRACE_S
 from examples.demo.evergrant_api import ApiProblem, EvergrantApi, moment
 from examples.demo.platform import EvergrantProcess
 from examples.demo.waiting import wait_until
 
 ACCESS_TOKEN_S = 20
-GRACE_S = 120
 CALLERS = 50
 
 
@@ -58,34 +58,6 @@ class Story:
         lease = await self.app.lease(self.integration, self.subject)
         self.secrets.append(lease["access_token"])
         return lease
-
-
-async def configure(admin: EvergrantApi, server: AuthorizationServer, suffix: str) -> str:
-    """An integration, an app with a key and a permit. Returns the app's key."""
-    integration, app, user = f"example-{suffix}", f"demo-{suffix}", f"{server.user}-{suffix}"
-    body = {
-        "provider": "generic",
-        "issuer": server.issuer,
-        "client_id": server.client_id,
-        "client_secret": server.client_secret,
-        "default_scopes": ["read"],
-        "binding": "none",  # the demo has no web app whose session would say who consents
-        "refresh": {"rotation": "grace", "grace_s": GRACE_S},
-    }
-    made = await admin.put(f"/v1/integrations/{integration}", body)
-    await server.register(made["redirect_uri"])
-
-    async def discovered() -> dict[str, Any] | None:
-        found = await admin.get(f"/v1/integrations/{integration}")
-        expect(found["state"] != "failed", f"discovery failed: {found.get('problem')}")
-        return found if found["state"] == "ready" else None
-
-    await wait_until(discovered, "the issuer's metadata", 30)
-    await admin.put(f"/v1/apps/{app}", {})
-    key = await admin.post(f"/v1/apps/{app}/keys")
-    permit = {"integration": integration, "subjects": [user], "actions": ["token", "connect"]}
-    await admin.put(f"/v1/apps/{app}/permits/demo", {**permit, "scope_ceiling": ["read"]})
-    return key["key"]
 
 
 async def consent(story: Story) -> None:
