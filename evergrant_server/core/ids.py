@@ -37,6 +37,11 @@ SessionId = NewType("SessionId", str)
 PersonId = NewType("PersonId", str)
 CallApprovalId = NewType("CallApprovalId", str)
 AgentStopId = NewType("AgentStopId", str)
+OAuthClientId = NewType("OAuthClientId", str)
+AuthorizationCodeId = NewType("AuthorizationCodeId", str)
+TokenFamilyId = NewType("TokenFamilyId", str)
+RefreshTokenId = NewType("RefreshTokenId", str)
+AccessTokenId = NewType("AccessTokenId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -66,6 +71,11 @@ PREFIXES = (
     "psn",
     "cap",
     "stp",
+    "cli",
+    "cod",
+    "fam",
+    "rtk",
+    "atk",
 )
 
 

@@ -35,6 +35,9 @@ from evergrant_server.store.integrations.definitions import Definitions
 from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.integrations.integrations import Integrations
 from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwrap
+from evergrant_server.store.oauth.clients import OAuthClients
+from evergrant_server.store.oauth.codes import AuthorizationCodes
+from evergrant_server.store.oauth.families import OAuthTokens, RefreshTokens, TokenFamilies
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.people.logins import AdminLogins, PersonLogins
 from evergrant_server.store.people.sessions import PersonSessions
@@ -77,6 +80,11 @@ class Transaction:
         self.admin_logins = AdminLogins(connection, ring)
         self.person_logins = PersonLogins(connection, sealer)
         self.person_sessions = PersonSessions(connection, ring)
+        self.oauth_clients = OAuthClients(connection, ring)
+        self.authorization_codes = AuthorizationCodes(connection, ring)
+        self.token_families = TokenFamilies(connection, ring)
+        self.refresh_tokens = RefreshTokens(connection, sealer)
+        self.oauth_tokens = OAuthTokens(connection)
         self.consents = Consents(connection, sealer)
         self.exports = Exports(connection, ring)
         self.attempts = Attempts(connection)

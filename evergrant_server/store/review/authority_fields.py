@@ -10,6 +10,8 @@ from evergrant_server.core.definition import Definition
 from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.access_requests import AccessRequest
+from evergrant_server.core.oauth.authorizations import AuthorizationCode, RefreshToken, TokenFamily
+from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
@@ -43,4 +45,8 @@ COVERED: dict[type[BaseModel], set[str]] = {
     AdminLogin: set(AdminLogin.model_fields) - {"revision", "changed_at"},
     PersonLogin: set(PersonLogin.model_fields) - {"revision"},
     PersonSession: set(PersonSession.model_fields) - {"revision", "last_used_at"},
+    GatewayClient: set(GatewayClient.model_fields) - {"revision", "created_at", "fresh_until", "used_at"},
+    AuthorizationCode: set(AuthorizationCode.model_fields) - {"revision"},
+    TokenFamily: set(TokenFamily.model_fields) - {"revision"},
+    RefreshToken: set(RefreshToken.model_fields) - {"revision"},
 }

@@ -39,6 +39,7 @@ from evergrant_server.store.database.columns import IdTable, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, read_model
 from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.oauth.tables import OAuthClientRow, TokenFamilyRow
 from evergrant_server.store.review.authority_tables import ALL, CONFIGURATION
 from evergrant_server.store.store import Store
 
@@ -56,7 +57,7 @@ async def broken_connections(store: Store) -> AsyncIterator[BrokenRow]:
 
     The last two need the refresh purpose, and are left out without it.
     """
-    for table in (ConnectionRow, ConsentRow):
+    for table in (ConnectionRow, ConsentRow, OAuthClientRow, TokenFamilyRow):
         async for row in _broken(store, table):
             yield row
     if not store.ring.holds(KeyPurpose.REFRESH):

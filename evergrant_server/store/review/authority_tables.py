@@ -11,6 +11,8 @@ from evergrant_server.core.definition import Definition
 from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.access_requests import AccessRequest
+from evergrant_server.core.oauth.authorizations import TokenFamily
+from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
@@ -23,6 +25,7 @@ from evergrant_server.store.database.columns import IdTable
 from evergrant_server.store.exports import ExportRow
 from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.oauth.tables import OAuthClientRow, TokenFamilyRow
 from evergrant_server.store.people.tables import AdminLoginRow, PersonLoginRow, PersonSessionRow
 from evergrant_server.store.review.access_requests import AccessRequestRow
 from evergrant_server.store.review.approvals import ApprovalRow
@@ -51,4 +54,6 @@ ALL: dict[type[IdTable], type[BaseModel]] = {
     **CONFIGURATION,
     ConnectionRow: Connection,
     ConsentRow: Consent,
+    OAuthClientRow: GatewayClient,
+    TokenFamilyRow: TokenFamily,
 }

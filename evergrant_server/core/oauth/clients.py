@@ -1,0 +1,53 @@
+"""OAuth clients of the gateways: programs such as coding agents, which act as an app for a subject."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from evergrant_server.core.ids import OAuthClientId, TenantRow
+
+
+class ClientKind(StrEnum):
+    """How a client became known."""
+
+    REGISTERED = "registered"  # by itself (RFC 7591)
+    DOCUMENT = "document"  # by the URL of its metadata document, which is its client_id
+    ADMIN = "admin"  # by an admin
+
+
+class ClientAuthMethod(StrEnum):
+    """`token_endpoint_auth_method` (RFC 7591 section 2): what the token endpoint demands."""
+
+    NONE = "none"
+    PRIVATE_KEY_JWT = "private_key_jwt"
+
+
+class GatewayClient(TenantRow):
+    """A client, in the tenant that an admin registered it in; those that registered themselves are rows of
+    the installation's own tenant, and may be used for every tenant.
+
+    `client_id` is what the client presents: `id`, or the URL of its document. `fresh_until`: until then the
+    document isn't read again.
+    """
+
+    id: OAuthClientId
+    client_id: str
+    kind: ClientKind
+    name: str
+    redirect_uris: tuple[str, ...]
+    application_type: str = "native"
+    auth_method: ClientAuthMethod = ClientAuthMethod.NONE
+    jwks: dict[str, Any] | None = None
+    jwks_uri: str | None = None
+    scopes: tuple[str, ...] | None = None
+    client_uri: str | None = None
+    disabled: bool = False
+    created_at: datetime
+    fresh_until: datetime | None = None
+    used_at: datetime | None = None
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether its refresh tokens are of use to no other: it proves a key with each request
+        (RFC 9700 section 2.2.2)."""
+        return self.auth_method is not ClientAuthMethod.NONE
