@@ -13,8 +13,12 @@ from evergrant_server.api.http.problems import problem_response
 from evergrant_server.api.http.tracing import begin_trace
 from evergrant_server.api.limits.leases import add_limit_headers
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.gateway.mcp.answers import refusal
+from evergrant_server.gateway.mcp.endpoint import MESSAGE, McpEndpoint
+from evergrant_server.gateway.mcp.endpoint import PREFIX as MCP_PREFIX
 from evergrant_server.gateway.parts import GatewayParts
-from evergrant_server.gateway.proxy.endpoint import PREFIX, ProxyEndpoint, ResponseBroken
+from evergrant_server.gateway.proxy.endpoint import PREFIX, ProxyEndpoint
+from evergrant_server.gateway.proxy.streaming import ResponseBroken
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -23,6 +27,7 @@ from evergrant_server.telemetry.traces import set_problem_code
 log = logging.getLogger("evergrant.gateway")
 
 _PROXY_ROUTE = SimpleNamespace(path="/v1/proxy/{connection}/{path}")  # for its span: the path isn't
+_MCP_ROUTE = SimpleNamespace(path="/mcp/{connection}")
 ERROR_HEADER = "Evergrant-Error"  # on answers of the gateway's own: a provider's have none
 
 
@@ -32,6 +37,7 @@ class GatewayApp:
     def __init__(self, parts: GatewayParts) -> None:
         self.parts = parts
         self._proxy = ProxyEndpoint(parts)
+        self._mcp = McpEndpoint(parts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = begin_trace(scope)
@@ -64,6 +70,10 @@ class GatewayApp:
             scope["route"] = _PROXY_ROUTE
             await self._proxy(scope, receive, send)
             return
+        if path.startswith(MCP_PREFIX):
+            scope["route"] = _MCP_ROUTE
+            await self._mcp(scope, receive, send)
+            return
         answer = await self._own_page(Request(scope), path)
         await answer(scope, receive, send)
 
@@ -78,14 +88,18 @@ class GatewayApp:
             response = Response()
             checked = await health.readyz(self.parts.api, response)
             return JSONResponse(checked, response.status_code)
-        raise Failure(ErrorCode.NOT_FOUND, "The gateway serves /v1/proxy/{connection}/{path}.")
+        raise Failure(ErrorCode.NOT_FOUND, f"The gateway serves {_PROXY_ROUTE.path} and {_MCP_ROUTE.path}.")
 
     async def _refuse(self, failure: Failure, scope: Scope, receive: Receive, send: Send) -> None:
         set_problem_code(failure.code)
         report_broken_authority(failure)
         if failure.rule.status >= 500:
             log_event(log, logging.WARNING, LogEvent.REQUEST_FAILED, failure.detail, code=failure.code)
-        response = problem_response(failure, self.parts.api.settings.public_url)
+        base_url = self.parts.api.settings.public_url
+        if scope["raw_path"].startswith(MCP_PREFIX):
+            response = refusal(failure, scope.get(MESSAGE), base_url)
+        else:
+            response = problem_response(failure, base_url)
         response.headers[ERROR_HEADER] = failure.code.value
         response.headers["Connection"] = "close"  # the request's body may not have been read
         await response(scope, receive, send)

@@ -29,16 +29,15 @@ from evergrant_server.gateway.proxy.caller_body import CallerBody
 from evergrant_server.gateway.proxy.challenges import missing_scopes
 from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
 from evergrant_server.gateway.proxy.headers import request_headers
+from evergrant_server.gateway.proxy.outgoing import Outgoing
 from evergrant_server.gateway.proxy.provider_api import ProviderApi
-from evergrant_server.gateway.proxy.target import ApiTarget, CallerPath, target_of_call
+from evergrant_server.gateway.proxy.target import ApiTarget
 from evergrant_server.policy import PermitDecision
 from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import proxy_metrics, traces
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.gateway")
-
-_MOST_LINE = 500  # characters of a request line in the audit log
 
 
 @dataclass
@@ -63,14 +62,14 @@ class ProxyCall:
         request: Request,
         caller: tuple[Caller, bool],
         connection_id: ConnectionId,
-        path: CallerPath,
+        outgoing: Outgoing,
         body: CallerBody,
     ) -> None:
         self._parts = parts
         self._request = request
         self._caller = caller
         self.connection_id = connection_id
-        self._path = path
+        self.outgoing = outgoing
         self._body = body
         self._api: ProviderApi | None = None
         self._target: ApiTarget | None = None
@@ -80,11 +79,6 @@ class ProxyCall:
     @property
     def caller(self) -> Caller:
         return self._caller[0]
-
-    @property
-    def line(self) -> str:
-        """Method and path for the audit log, without the query, which may hold secrets."""
-        return f"{self._path.judged.method} /{self._path.raw.decode()}"[:_MOST_LINE]
 
     @asynccontextmanager
     async def answered(self) -> AsyncIterator[tuple[StreamedResponse, Sent]]:
@@ -113,10 +107,10 @@ class ProxyCall:
         assert self._target is not None
         token = sent.row.open_access_token(self._parts.api.ring)
         sent.filter = EchoFilter(encodings(token.reveal()))
-        given = [*self._request.headers.raw]
+        given = self.outgoing.headers()
         headers = [*request_headers(given, self._api.credential(token)), *self._body.headers()]
         body = self._body.stream() if self._body.headers() else None
-        method, where = self._path.judged.method, self._target
+        method, where = self.outgoing.judged.method, self._target
         try:
             with traces.client_span(method, httpx2.URL(where.origin)) as span:
                 async with self._parts.transport.send(
@@ -136,7 +130,7 @@ class ProxyCall:
         """The lease decision, for the action `proxy`. Its record is committed when this returns (rule 8 of
         docs/architecture.md)."""
         id = secrets.token_hex(8)
-        proxied = ProxiedCall(id, self.line, self._path.judged, self._prepare)
+        proxied = ProxiedCall(id, self.outgoing.line, self.outgoing.judged, self._prepare)
         ask = LeaseRequest(TokenBody(), self.connection_id, proxied=proxied)
         row = await self._parts.issuer.issue(self._request, ask, self._caller)
         return Sent(id, row, EchoFilter(()))
@@ -147,23 +141,16 @@ class ProxyCall:
         if row.grant is not None and row.grant.token_type == DPOP_TOKEN_TYPE:
             why = "Its tokens are bound to a key (DPoP): lease one, with a proof for each request."
             raise Failure(ErrorCode.SIGNATURE_NEEDED, why, connection_id=row.connection_id)
-        self._api = await self._parts.apis.of(row)
-        hidden = self._api.takes.encoded_slashes
-        self._target = target_of_call(self._api.base_url, self._path, hidden_slashes=hidden)
-        if decision.permit is not None and decision.permit.call_approval and not self._approved:
-            await self._use_approval(row, self._target)
+        self._api, self._target = await self.outgoing.target(self._parts.apis, row)
+        if decision.permit is None or not decision.permit.call_approval or self._approved:
+            return
+        wanted = self.outgoing.call_to_approve(self.caller.app.id, row, self._target)
+        if wanted is not None:
+            await self._use_approval(row, wanted)
 
-    async def _use_approval(self, row: LeaseRow, target: ApiTarget) -> None:
+    async def _use_approval(self, row: LeaseRow, call: AgentCall) -> None:
         """Use up a person's approval of exactly this call. Raises Failure CALL_APPROVAL_REQUIRED."""
         api = self._parts.api
-        call = AgentCall(
-            agent=self.caller.app.id,
-            subject=row.subject,
-            connection=row.connection_id,
-            method=self._path.judged.method,
-            url=target.origin + target.target.decode(),
-            body_sha256=self._body.digest(),
-        )
         context = trace_of(self._request).request_context(self.caller.by)
         await run_transaction(
             api.store, lambda tx: use_call_approval(tx, row.tenant, call, context, api.clock.now())

@@ -46,6 +46,10 @@ class CallerBody:
             self.can_be_sent_again = True
             self.read.set()
 
+    def kept(self) -> bytes | None:
+        """All of the body; None: it is longer than what is kept. `read_beginning` comes first."""
+        return self._kept if self.can_be_sent_again else None
+
     def digest(self) -> str | None:
         """SHA-256 in hex of a body that is kept; None: it is empty. Raises Failure CALL_APPROVAL_REQUIRED for
         one that is too long to be kept, which no approval can be for."""

@@ -1,35 +1,21 @@
-"""The route of the proxy: from the ASGI request to the streamed response, or to the caller's leaving."""
+"""The route of the proxy: `ANY /v1/proxy/{connection}/{path}`."""
 
-import asyncio
 import re
-from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.leases.refusals import target_of
-from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.egress import StreamedResponse
 from evergrant_server.gateway.parts import GatewayParts
-from evergrant_server.gateway.proxy.call import ProxyCall, Sent
-from evergrant_server.gateway.proxy.caller_body import CallerBody, CallerLeft
-from evergrant_server.gateway.proxy.current_caller import current_caller
-from evergrant_server.gateway.proxy.decoding import decoded, decoder_of
-from evergrant_server.gateway.proxy.headers import response_headers, values_of
-from evergrant_server.gateway.proxy.target import CallerPath, read_caller_path
-from evergrant_server.telemetry import proxy_metrics
+from evergrant_server.gateway.proxy.call import ProxyCall
+from evergrant_server.gateway.proxy.caller_body import CallerBody
+from evergrant_server.gateway.proxy.outgoing import PathRequest
+from evergrant_server.gateway.proxy.streaming import carry_out
+from evergrant_server.gateway.proxy.target import read_caller_path
 
 PREFIX = b"/v1/proxy/"
-RECHECK_S = 5.0  # between two looks at whether a stream may go on
 _CONNECTION = re.compile(rb"/v1/proxy/(con_[0-9a-z]{22})(?:/(.*))?\Z", re.DOTALL)
-
-
-class ResponseBroken(Exception):
-    """The response ended before its end: the connection to the caller has to be closed, too."""
 
 
 class ProxyEndpoint:
@@ -50,99 +36,6 @@ class ProxyEndpoint:
         with self._parts.open_call(caller[0].app):
             await body.read_beginning()
             connection_id = ConnectionId(found[1].decode())
-            call = ProxyCall(self._parts, request, caller, connection_id, path, body)
-            proxy_metrics.note_open(1)
-            try:
-                await self._until_left(request, call, path, body, receive, send)
-            finally:
-                proxy_metrics.note_open(-1)
-
-    async def _until_left(
-        self,
-        request: Request,
-        call: ProxyCall,
-        path: CallerPath,
-        body: CallerBody,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        """Carry the call out, until it ends, the caller leaves, or it isn't permitted any more."""
-        work = asyncio.create_task(_carry_out(call, send))
-        watches = [
-            asyncio.create_task(_caller_leaves(body, receive)),
-            asyncio.create_task(self._permission_ends(request, call, path)),
-        ]
-        try:
-            await asyncio.wait((work, *watches), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (work, *watches):
-                task.cancel()  # does nothing to one that is done
-            await asyncio.gather(work, *watches, return_exceptions=True)
-        if work.cancelled():
-            raise ResponseBroken
-        work.result()
-
-    async def _permission_ends(self, request: Request, call: ProxyCall, path: CallerPath) -> None:
-        """Return once the app may not make this call any more, by what the store says now."""
-        api = self._parts.api
-        while True:
-            await asyncio.sleep(RECHECK_S)
-            try:
-                caller = await current_caller(api, request, call.caller)
-                row = await api.lease_rows.load(caller.tenant, call.connection_id)
-                context = trace_of(request).request_context(caller.by)
-                judged = ApiCall(api, caller, context, request)
-                if row is None or not row.leasable:
-                    return
-                judged.permitted(Action.PROXY, of=target_of(row), proxied=path.judged)
-            except Failure as failure:
-                if failure.code is not ErrorCode.STORE_UNAVAILABLE:
-                    return
-
-
-async def _caller_leaves(body: CallerBody, receive: Receive) -> None:
-    await body.read.wait()
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _carry_out(call: ProxyCall, send: Send) -> None:
-    started = False
-    try:
-        async with call.answered() as (answer, sent):
-            decoder = decoder_of(values_of(b"content-encoding", answer.headers))
-            head = _head(answer, sent)
-            started = True
-            await send(head)
-            await _hand_on(decoded(answer.chunks, decoder), sent, send)
-    except CallerLeft:
-        raise ResponseBroken from None
-    except Failure:
-        if started:
-            raise ResponseBroken from None
-        raise
-
-
-def _head(answer: StreamedResponse, sent: Sent) -> dict[str, object]:
-    """The response's beginning. A status that HTTP doesn't know becomes 502."""
-    clean = sent.filter.clean
-    headers = [
-        (name, clean(value)) for name, value in response_headers(answer.headers) if clean(name) == name
-    ]
-    lengths = values_of(b"content-length", answer.headers)
-    if lengths and not values_of(b"content-encoding", answer.headers):
-        headers.append((b"Content-Length", lengths[0]))
-    status = answer.status
-    if not 200 <= status <= 599:
-        headers.append((b"Evergrant-Upstream-Status", b"%d" % status))
-        status = 502
-    return {"type": "http.response.start", "status": status, "headers": headers}
-
-
-async def _hand_on(content: AsyncIterator[bytes], sent: Sent, send: Send) -> None:
-    async for chunk in content:
-        sent.received += len(chunk)
-        if ready := sent.filter.feed(chunk):
-            await send({"type": "http.response.body", "body": ready, "more_body": True})
-    await send({"type": "http.response.body", "body": sent.filter.end(), "more_body": False})
-    sent.ended = "answered"
+            outgoing = PathRequest(path, request.headers.raw, body)
+            call = ProxyCall(self._parts, request, caller, connection_id, outgoing, body)
+            await carry_out(self._parts, request, call, body, receive, send)

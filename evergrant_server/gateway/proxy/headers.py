@@ -32,11 +32,11 @@ def request_headers(given: RawHeaders, injected: RawHeaders) -> list[tuple[bytes
 
     A server may take `_` for `-`, and the case of names means nothing.
     """
-    refused = _NOT_ASKED | _named_by_connection(given) | {_plain(name) for name, _ in injected}
+    refused = _NOT_ASKED | _named_by_connection(given) | {plain_name(name) for name, _ in injected}
     passed = [
         (name, value)
         for name, value in given
-        if _plain(name) not in refused and not _plain(name).startswith(_NOT_ASKED_PREFIXES)
+        if plain_name(name) not in refused and not plain_name(name).startswith(_NOT_ASKED_PREFIXES)
     ]
     return [*passed, (b"Accept-Encoding", b"identity"), *injected]
 
@@ -47,7 +47,7 @@ def response_headers(given: RawHeaders) -> list[tuple[bytes, bytes]]:
     passed = [
         (name, value)
         for name, value in given
-        if _plain(name) not in refused and not _plain(name).startswith(_NOT_ANSWERED_PREFIXES)
+        if plain_name(name) not in refused and not plain_name(name).startswith(_NOT_ANSWERED_PREFIXES)
     ]
     return [
         *passed,
@@ -61,11 +61,11 @@ def values_of(name: bytes, headers: RawHeaders) -> list[bytes]:
     return [value for given, value in headers if given.lower() == name]
 
 
-def _plain(name: bytes) -> bytes:
+def plain_name(name: bytes) -> bytes:
     return name.lower().replace(b"_", b"-")
 
 
 def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
     """The names in `Connection` (RFC 9110 section 7.6.1)."""
-    named = (value.split(b",") for name, value in headers if _plain(name) == b"connection")
-    return {_plain(it.strip()) for values in named for it in values}
+    named = (value.split(b",") for name, value in headers if plain_name(name) == b"connection")
+    return {plain_name(it.strip()) for values in named for it in values}

@@ -13,7 +13,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.store import LeaseRow
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_response import ApiRequest
-from providers.definition.templates import api_base_url_of
+from providers.definition.templates import api_base_url_of, protected_resource_url
 
 KEPT_S = 5.0
 _MOST_KEPT = 10_000
@@ -58,6 +58,16 @@ class ProviderApis:
         if base_url is None or takes.query:
             raise Failure(ErrorCode.API_UNKNOWN, provider=spec.name, connection_id=row.connection_id)
         return ProviderApi(base_url, takes, integration.client_id)
+
+    async def mcp_server_of(self, row: LeaseRow) -> ProviderApi:
+        """The MCP server that the connection's tokens are for. Raises Failure API_UNKNOWN for another
+        provider's connection."""
+        integration, spec = await self._definition(row)
+        url = protected_resource_url(spec, integration.params)
+        if url is None:
+            why = f"{spec.name} is no MCP server: call its API at /v1/proxy."
+            raise Failure(ErrorCode.API_UNKNOWN, why, provider=spec.name, connection_id=row.connection_id)
+        return ProviderApi(url, spec.api_request or ApiRequest(), integration.client_id)
 
     async def _definition(self, row: LeaseRow) -> tuple[Integration, ProviderSpec]:
         key, now = (row.tenant, row.integration_id), self.elapsed()

@@ -85,5 +85,14 @@ def target_of_call(base_url: str, path: CallerPath, *, hidden_slashes: bool) -> 
     return ApiTarget(origin, where + (b"?" + path.query if path.query else b""))
 
 
+def target_of_server(url: str, query: bytes) -> ApiTarget:
+    """A server that has one URL, and the caller's query. Raises Failure INVALID_REQUEST."""
+    if len(query) > MOST_TARGET or not _QUERY.match(query):
+        raise Failure(ErrorCode.INVALID_REQUEST, "The query has characters that a URL can't have.")
+    server = urlsplit(url)
+    path = (server.path or "/").encode()
+    return ApiTarget(f"{server.scheme}://{server.netloc}", path + (b"?" + query if query else b""))
+
+
 def _refused(why: str) -> Failure:
     return Failure(ErrorCode.INVALID_REQUEST, f"The path {why}.", field="path")

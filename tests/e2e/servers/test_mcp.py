@@ -1,4 +1,4 @@
-"""MCP servers that aren't ours: the guide against the TypeScript SDK's example; the protocol's own judge."""
+"""MCP servers that aren't ours: the guides against the TypeScript SDK's example; the protocol's own judge."""
 
 import asyncio
 import os
@@ -18,6 +18,7 @@ from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.compose import ROOT
 
 GUIDE = (ROOT / "docs/guide/mcp.md").read_text(encoding="utf-8")
+GATEWAY_GUIDE = (ROOT / "docs/guide/mcp-gateway.md").read_text(encoding="utf-8")
 EXAMPLE = PACKAGES / "@modelcontextprotocol/sdk/dist/esm/examples/server/simpleStreamableHttp.js"
 SCENARIOS = ("scope-step-up", "authorization-server-migration", "iss-normalized")
 _PORTS_EACH = 3
@@ -41,8 +42,8 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serve
         yield world
 
 
-async def test_the_guide_leads_to_a_call_of_a_tool(world: Servers, tmp_path: Path):
-    """docs/guide/mcp.md: its commands and its program run as they are written.
+async def test_the_guides_lead_to_calls_of_a_tool(world: Servers, tmp_path: Path):
+    """docs/guide/mcp.md, then mcp-gateway.md: their commands and programs run as they are written.
 
     The server takes only tokens that were issued for it, and knows clients that registered themselves.
     """
@@ -57,8 +58,8 @@ async def test_the_guide_leads_to_a_call_of_a_tool(world: Servers, tmp_path: Pat
     )
     try:
         reader = _Reader(tmp_path, world, port)
-        put, app, call = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
-        (program,) = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+        put, app, call = _blocks("sh", GUIDE)
+        (program,) = _blocks("python", GUIDE)
         (tmp_path / "tools.py").write_text(reader.typed(program))
         assert re.search(r"^state +ready$", await reader.follow(put), re.MULTILINE)
         await reader.follow(app)
@@ -66,6 +67,13 @@ async def test_the_guide_leads_to_a_call_of_a_tool(world: Servers, tmp_path: Pat
         made = await world.admin.get("/v1/integrations/tools")
         assert made["resource"] == f"http://localhost:{port}/mcp"
         assert made["authorization_server"] == f"http://localhost:{auth_port}/"
+        permit, through = _blocks("sh", GATEWAY_GUIDE)
+        (program,) = _blocks("python", GATEWAY_GUIDE)
+        (tmp_path / "through_gateway.py").write_text(program)
+        assert "/mcp/con_" in await reader.follow(permit)
+        said = await reader.follow(through)
+        assert "'greet'" in said
+        assert "Hello, Alice!" in said
     finally:
         await server.stop()
 
@@ -79,6 +87,10 @@ async def test_the_judge_of_mcp_clients_agrees(world: Servers):
             assert "OVERALL: PASSED" in said, said
 
 
+def _blocks(language: str, page: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
 class _Reader:
     """Follows the guide in a folder as after `make dev`; its browser consents by itself."""
 
@@ -89,7 +101,8 @@ class _Reader:
         browser.chmod(0o700)
         for name, text in {
             "admin.key": world.platform.admin_key,
-            "evergrant.env": f"EVERGRANT_URL={self._url}\nEVERGRANT_API_KEY_FILE=admin.key\n",
+            "evergrant.env": f"EVERGRANT_URL={self._url}\nEVERGRANT_GATEWAY_URL={world.platform.gateway}\n"
+            "EVERGRANT_API_KEY_FILE=admin.key\n",
         }.items():
             (folder / name).write_text(text)
             (folder / name).chmod(0o600)

@@ -21,6 +21,7 @@ from evergrant.cli.agents.call_approvals import approvals
 from evergrant.cli.apps import apps
 from evergrant.cli.checkout import providers
 from evergrant.cli.connections import connect, connections
+from evergrant.cli.gateway.mcp import mcp
 from evergrant.cli.gateway.proxy import proxy
 from evergrant.cli.given.usage import usage_error
 from evergrant.cli.given.values import Scopes, Seconds
@@ -163,6 +164,7 @@ def build_app() -> App:
     app.command(token, name=("token", "lease"))
     app.command(proof)
     app.command(proxy)
+    app.command(mcp)
     app.command(apps)
     app.command(agents)
     app.command(approvals)

@@ -10,6 +10,7 @@ evergrant connect crm alice --open --wait
 evergrant token crm alice --min-ttl 300 > token
 evergrant proof con_… GET https://api.example.com/me
 evergrant proxy con_… GET /user/repos?per_page=5
+evergrant mcp url tools alice
 evergrant audit con_… -o json
 evergrant login
 evergrant logout

@@ -1,0 +1,85 @@
+"""The route of the pass-through: from a message of MCP to the server's answer."""
+
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from evergrant_server.api.http.authentication import Caller
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId
+from evergrant_server.gateway.mcp.message import read_message
+from evergrant_server.gateway.mcp.request import McpRequest
+from evergrant_server.gateway.mcp.sessions import SessionIds
+from evergrant_server.gateway.parts import GatewayParts
+from evergrant_server.gateway.proxy.call import ProxyCall
+from evergrant_server.gateway.proxy.caller_body import CallerBody
+from evergrant_server.gateway.proxy.headers import values_of
+from evergrant_server.gateway.proxy.streaming import carry_out
+
+PREFIX = b"/mcp/"
+MESSAGE = "evergrant.mcp_message"  # in the ASGI scope: what an error is the answer to
+_CONNECTION = re.compile(rb"/mcp/(con_[0-9a-z]{22})\Z")
+_METHODS = frozenset({"POST", "GET", "DELETE"})
+
+
+class McpEndpoint:
+    """`ANY /mcp/{connection}`."""
+
+    def __init__(self, parts: GatewayParts) -> None:
+        self._parts = parts
+        self._own = urlsplit(parts.api.settings.gateway_public_url)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises Failure before a response has begun, ResponseBroken afterwards."""
+        request = Request(scope)
+        self._require_own_address(request)
+        caller = await self._parts.api.authenticator.authenticate_cached(request)
+        found = _CONNECTION.match(scope["raw_path"])
+        if found is None:
+            raise Failure(ErrorCode.NOT_FOUND)
+        if scope["method"] not in _METHODS:
+            raise Failure(ErrorCode.METHOD_NOT_ALLOWED)
+        connection_id = ConnectionId(found[1].decode())
+        body = CallerBody(scope, receive)
+        with self._parts.open_call(caller[0].app):
+            await body.read_beginning()
+            outgoing = self._outgoing(request, caller[0], connection_id, body)
+            call = ProxyCall(self._parts, request, caller, connection_id, outgoing, body)
+            await carry_out(self._parts, request, call, body, receive, send)
+
+    def _outgoing(
+        self, request: Request, caller: Caller, connection_id: ConnectionId, body: CallerBody
+    ) -> McpRequest:
+        """Raises Failure INVALID_REQUEST for a message that can't be judged, where a permit looks at it."""
+        method, headers = request.method, request.headers.raw
+        message = read_message(method, headers, body.kept())
+        request.scope[MESSAGE] = message
+        if message.unclear is not None and any(it.call_approval for it in caller.permits):
+            raise Failure(ErrorCode.INVALID_REQUEST, message.unclear, field="body")
+        sessions = SessionIds(self._parts.api.ring, caller.tenant, connection_id, caller.app.id)
+        return McpRequest(method, request.scope["query_string"], headers, body, message, sessions)
+
+    def _require_own_address(self, request: Request) -> None:
+        """Refuse pages of other origins, and hosts that aren't the gateway (MCP, transports: DNS rebinding).
+
+        Raises Failure NOT_PERMITTED and INVALID_REQUEST.
+        """
+        own = f"{self._own.scheme}://{self._own.netloc}".lower()
+        if any(it.lower() != own.encode() for it in values_of(b"origin", request.headers.raw)):
+            raise Failure(ErrorCode.NOT_PERMITTED, "The Origin isn't the gateway's.")
+        host = request.headers.get("host", "").lower()
+        if host != self._own.netloc.lower() and not _is_address(host):
+            why = f"The Host isn't that of {own}, which EVERGRANT_GATEWAY_PUBLIC_URL sets."
+            raise Failure(ErrorCode.INVALID_REQUEST, why, field="Host")
+
+
+def _is_address(host: str) -> bool:
+    """An IP address or localhost: no name that could be made to point here."""
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False

@@ -1,0 +1,84 @@
+"""A caller's request to a remote MCP server: what is judged of it, recorded, and sent."""
+
+import re
+from dataclasses import dataclass
+
+from evergrant_server.core.agents.call_approvals import AgentCall
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import AppId
+from evergrant_server.gateway.mcp.message import NO_TOOL, McpMessage
+from evergrant_server.gateway.mcp.sessions import HEADER, SessionIds
+from evergrant_server.gateway.proxy.caller_body import CallerBody
+from evergrant_server.gateway.proxy.headers import RawHeaders, plain_name, values_of
+from evergrant_server.gateway.proxy.outgoing import http_call
+from evergrant_server.gateway.proxy.provider_api import ProviderApi, ProviderApis
+from evergrant_server.gateway.proxy.target import ApiTarget, target_of_server
+from evergrant_server.policy import ProxiedRequest
+from evergrant_server.store import LeaseRow
+
+_MOST_LINE = 200  # characters of method and tool in the audit log
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+_VERSION = b"mcp-protocol-version"
+_WITHOUT_SESSIONS = b"2026-07-28"  # the first revision; revisions are dates
+_OWN = frozenset({HEADER, b"origin"})  # the gateway has read them; the server gets its own session id
+
+
+@dataclass
+class McpRequest:
+    """One HTTP request of MCP. Its path is `/` for permits that name paths."""
+
+    http_method: str
+    query: bytes
+    given: RawHeaders
+    body: CallerBody
+    message: McpMessage
+    sessions: SessionIds
+    _session: bytes | None = None  # the server's
+
+    @property
+    def line(self) -> str:
+        named = f"{self.http_method} /mcp {self.message.method} {self.message.tool or ''}".rstrip()
+        return _UNPRINTABLE.sub("?", named)[:_MOST_LINE]
+
+    @property
+    def judged(self) -> ProxiedRequest:
+        return ProxiedRequest(self.http_method, "/")
+
+    async def target(self, apis: ProviderApis, row: LeaseRow) -> tuple[ProviderApi, ApiTarget]:
+        """Raises Failure API_UNKNOWN for a connection that isn't to an MCP server, NOT_FOUND for a session
+        that isn't the caller's."""
+        server = await apis.mcp_server_of(row)
+        self._session = self._open_session()
+        return server, target_of_server(server.base_url, self.query)
+
+    def _open_session(self) -> bytes | None:
+        given = values_of(HEADER, self.given)
+        if not given or max(values_of(_VERSION, self.given), default=b"") >= _WITHOUT_SESSIONS:
+            return None
+        if len(given) > 1:
+            raise Failure(ErrorCode.INVALID_REQUEST, "Two sessions are named.", field="Mcp-Session-Id")
+        return self.sessions.opened(given[0])
+
+    def headers(self) -> RawHeaders:
+        passed = [(name, value) for name, value in self.given if plain_name(name) not in _OWN]
+        return passed if self._session is None else [*passed, (HEADER, self._session)]
+
+    def call_to_approve(self, agent: AppId, row: LeaseRow, target: ApiTarget) -> AgentCall | None:
+        """The tool with its arguments; a message of another method by its bytes; the protocol's own pass."""
+        if self.message.tool == NO_TOOL:
+            return None
+        if self.message.tool is None:
+            return http_call(agent, row, self.http_method, target, self.body)
+        return AgentCall(
+            agent=agent,
+            subject=row.subject,
+            connection=row.connection_id,
+            tool=self.message.tool,
+            arguments=self.message.arguments,
+        )
+
+    def answer_headers(self, given: RawHeaders) -> RawHeaders:
+        """Raises Failure REPLY_UNREADABLE."""
+        return [
+            (name, self.sessions.sealed(value) if name.lower() == HEADER else value) for name, value in given
+        ]

@@ -1,0 +1,85 @@
+"""What a call asks for: a path of a provider's API, or (`gateway.mcp`) a message to an MCP server."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from evergrant_server.core.agents.call_approvals import AgentCall
+from evergrant_server.core.ids import AppId
+from evergrant_server.gateway.proxy.caller_body import CallerBody
+from evergrant_server.gateway.proxy.headers import RawHeaders
+from evergrant_server.gateway.proxy.provider_api import ProviderApi, ProviderApis
+from evergrant_server.gateway.proxy.target import ApiTarget, CallerPath, target_of_call
+from evergrant_server.policy import ProxiedRequest
+from evergrant_server.store import LeaseRow
+
+_MOST_LINE = 500  # characters of a request line in the audit log
+
+
+class Outgoing(Protocol):
+    """One request of a caller, as it is judged, recorded and sent."""
+
+    @property
+    def line(self) -> str:
+        """What the audit log says of it: no query, which may hold secrets, and no arguments."""
+        ...
+
+    @property
+    def judged(self) -> ProxiedRequest: ...
+
+    async def target(self, apis: ProviderApis, row: LeaseRow) -> tuple[ProviderApi, ApiTarget]:
+        """Where it goes. Raises Failure for a request that can't be sent with this connection."""
+        ...
+
+    def headers(self) -> RawHeaders:
+        """The caller's headers, before the credential is put in. `target` comes first."""
+        ...
+
+    def call_to_approve(self, agent: AppId, row: LeaseRow, target: ApiTarget) -> AgentCall | None:
+        """What a person has to approve where a permit demands it; None: nothing."""
+        ...
+
+    def answer_headers(self, given: RawHeaders) -> RawHeaders:
+        """The server's headers, before those that never reach a caller are left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class PathRequest:
+    """A request to the provider's API: the path behind its base URL, as the caller sent it."""
+
+    path: CallerPath
+    given: RawHeaders
+    body: CallerBody
+
+    @property
+    def line(self) -> str:
+        return f"{self.path.judged.method} /{self.path.raw.decode()}"[:_MOST_LINE]
+
+    @property
+    def judged(self) -> ProxiedRequest:
+        return self.path.judged
+
+    async def target(self, apis: ProviderApis, row: LeaseRow) -> tuple[ProviderApi, ApiTarget]:
+        api = await apis.of(row)
+        return api, target_of_call(api.base_url, self.path, hidden_slashes=api.takes.encoded_slashes)
+
+    def headers(self) -> RawHeaders:
+        return self.given
+
+    def call_to_approve(self, agent: AppId, row: LeaseRow, target: ApiTarget) -> AgentCall:
+        return http_call(agent, row, self.judged.method, target, self.body)
+
+    def answer_headers(self, given: RawHeaders) -> RawHeaders:
+        return given
+
+
+def http_call(agent: AppId, row: LeaseRow, method: str, target: ApiTarget, body: CallerBody) -> AgentCall:
+    """A call by method, URL and body. Raises Failure CALL_APPROVAL_REQUIRED for a body that is too long."""
+    return AgentCall(
+        agent=agent,
+        subject=row.subject,
+        connection=row.connection_id,
+        method=method,
+        url=target.origin + target.target.decode(),
+        body_sha256=body.digest(),
+    )

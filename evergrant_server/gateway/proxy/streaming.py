@@ -1,0 +1,113 @@
+"""Hands a call's answer on, until it ends, the caller leaves, or the caller may not make it any more."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request
+from starlette.types import Receive, Send
+
+from evergrant_server.api.http.call import ApiCall
+from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.leases.refusals import target_of
+from evergrant_server.core.access import Action
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.egress import StreamedResponse
+from evergrant_server.gateway.parts import GatewayParts
+from evergrant_server.gateway.proxy.call import ProxyCall, Sent
+from evergrant_server.gateway.proxy.caller_body import CallerBody, CallerLeft
+from evergrant_server.gateway.proxy.current_caller import current_caller
+from evergrant_server.gateway.proxy.decoding import decoded, decoder_of
+from evergrant_server.gateway.proxy.headers import RawHeaders, response_headers, values_of
+from evergrant_server.telemetry import proxy_metrics
+
+RECHECK_S = 5.0  # between two looks at whether a stream may go on
+
+
+class ResponseBroken(Exception):
+    """The response ended before its end: the connection to the caller has to be closed, too."""
+
+
+async def carry_out(
+    parts: GatewayParts, request: Request, call: ProxyCall, body: CallerBody, receive: Receive, send: Send
+) -> None:
+    """Carry the call out. Raises Failure before a response has begun, ResponseBroken afterwards."""
+    proxy_metrics.note_open(1)
+    work = asyncio.create_task(_hand_answer_on(call, send))
+    watches = [
+        asyncio.create_task(_caller_leaves(body, receive)),
+        asyncio.create_task(_permission_ends(parts, request, call)),
+    ]
+    try:
+        await asyncio.wait((work, *watches), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (work, *watches):
+            task.cancel()  # does nothing to one that is done
+        await asyncio.gather(work, *watches, return_exceptions=True)
+        proxy_metrics.note_open(-1)
+    if work.cancelled():
+        raise ResponseBroken
+    work.result()
+
+
+async def _permission_ends(parts: GatewayParts, request: Request, call: ProxyCall) -> None:
+    """Return once the app may not make this call any more, by what the store says now."""
+    api = parts.api
+    while True:
+        await asyncio.sleep(RECHECK_S)
+        try:
+            caller = await current_caller(api, request, call.caller)
+            row = await api.lease_rows.load(caller.tenant, call.connection_id)
+            context = trace_of(request).request_context(caller.by)
+            judged = ApiCall(api, caller, context, request)
+            if row is None or not row.leasable:
+                return
+            judged.permitted(Action.PROXY, of=target_of(row), proxied=call.outgoing.judged)
+        except Failure as failure:
+            if failure.code is not ErrorCode.STORE_UNAVAILABLE:
+                return
+
+
+async def _caller_leaves(body: CallerBody, receive: Receive) -> None:
+    await body.read.wait()
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _hand_answer_on(call: ProxyCall, send: Send) -> None:
+    started = False
+    try:
+        async with call.answered() as (answer, sent):
+            decoder = decoder_of(values_of(b"content-encoding", answer.headers))
+            head = _head(answer, sent, call.outgoing.answer_headers(answer.headers))
+            started = True
+            await send(head)
+            await _hand_on(decoded(answer.chunks, decoder), sent, send)
+    except CallerLeft:
+        raise ResponseBroken from None
+    except Failure:
+        if started:
+            raise ResponseBroken from None
+        raise
+
+
+def _head(answer: StreamedResponse, sent: Sent, given: RawHeaders) -> dict[str, object]:
+    """The response's beginning. A status that HTTP doesn't know becomes 502."""
+    clean = sent.filter.clean
+    headers = [(name, clean(value)) for name, value in response_headers(given) if clean(name) == name]
+    lengths = values_of(b"content-length", answer.headers)
+    if lengths and not values_of(b"content-encoding", answer.headers):
+        headers.append((b"Content-Length", lengths[0]))
+    status = answer.status
+    if not 200 <= status <= 599:
+        headers.append((b"Evergrant-Upstream-Status", b"%d" % status))
+        status = 502
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+async def _hand_on(content: AsyncIterator[bytes], sent: Sent, send: Send) -> None:
+    async for chunk in content:
+        sent.received += len(chunk)
+        if ready := sent.filter.feed(chunk):
+            await send({"type": "http.response.body", "body": ready, "more_body": True})
+    await send({"type": "http.response.body", "body": sent.filter.end(), "more_body": False})
+    sent.ended = "answered"
