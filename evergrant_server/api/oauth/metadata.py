@@ -4,13 +4,13 @@ from fastapi import APIRouter
 
 from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.models import View
+from evergrant_server.api.oauth.grants import GRANTS
 from evergrant_server.api.oauth.methods import ADVERTISED, ADVERTISED_WITH_MTLS
 from evergrant_server.crypto.client_assertions import ALGORITHMS
 
 router = APIRouter(tags=["oauth"])
 
 TOKEN_PATH = "/oauth/token"
-CLIENT_CREDENTIALS = "client_credentials"
 
 
 class ServerMetadata(View):
@@ -19,7 +19,7 @@ class ServerMetadata(View):
     issuer: str
     token_endpoint: str
     response_types_supported: tuple[str, ...] = ()
-    grant_types_supported: tuple[str, ...] = (CLIENT_CREDENTIALS,)
+    grant_types_supported: tuple[str, ...] = tuple(GRANTS)
     token_endpoint_auth_methods_supported: tuple[str, ...] = ADVERTISED
     token_endpoint_auth_signing_alg_values_supported: tuple[str, ...] = ALGORITHMS
 

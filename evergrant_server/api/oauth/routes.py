@@ -1,31 +1,26 @@
-"""`POST /oauth/token` by client credentials.
+"""`POST /oauth/token`, whatever the grant (`grants`).
 
 An error has the form of RFC 6749 section 5.2. A refusal is counted; one that names an app is in the audit log
 too, its repetitions within a minute as one record.
 """
 
-from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from evergrant_server.api.http.app_tokens import new_token
 from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import View
 from evergrant_server.api.http.refusal_log import RefusalLog
 from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record, run_transaction
-from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, ProvenClient, TokenRefused
-from evergrant_server.api.oauth.metadata import CLIENT_CREDENTIALS, TOKEN_PATH
-from evergrant_server.api.oauth.methods import prove
-from evergrant_server.core.access import TOKEN_LIFETIME, App, AppToken
+from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
+from evergrant_server.api.oauth.client_credentials import TokenView
+from evergrant_server.api.oauth.grants import GRANTS, Grant
+from evergrant_server.api.oauth.metadata import TOKEN_PATH
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import CLAIMED
-from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 
 router = APIRouter(tags=["oauth"])
@@ -33,14 +28,6 @@ router = APIRouter(tags=["oauth"])
 _FORM = "application/x-www-form-urlencoded"
 _LONGEST_FORM, _MOST_PARAMETERS = 64 * 1024, 30
 _NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}  # RFC 6749 section 5.1
-
-
-class TokenView(View):
-    """An access token for Evergrant's own API (RFC 6749 section 5.1). `expires_in` is in seconds."""
-
-    access_token: str
-    token_type: str = "Bearer"
-    expires_in: int
 
 
 class OAuthError(View):
@@ -78,20 +65,12 @@ async def issue_token(request: Request, api: ApiDep) -> Response:
     """
     try:
         parameters = await _read_form(request)
-        _require_grant(parameters)
-        client = await prove(ClientTokenRequest(api, request, parameters, api.clock.now()))
-        if client.app.disabled:
-            why = "The app is disabled."
-            raise TokenRefused("unauthorized_client", why, claimed=client.app.id)
-        await api.limits.count_token(request.scope, client.app)
-        token, text = await _issue(api, request, client)
+        grant = _grant_of(parameters)
+        view = await grant(ClientTokenRequest(api, request, parameters, api.clock.now()))
     except TokenRefused as refused:
         return await _refuse(api, request, refused)
     metrics.count(metrics.TOKENS, "issued")
-    api.ledger.note_use(client.app.tenant, client.credential.id)
-    lifetime = int((token.expires_at - token.created_at).total_seconds())
-    view = TokenView(access_token=text, expires_in=lifetime)
-    return Response(view.model_dump_json(), 200, _NO_STORE, "application/json")
+    return Response(view.model_dump_json(exclude_none=True), 200, _NO_STORE, "application/json")
 
 
 async def _read_form(request: Request) -> dict[str, str]:
@@ -112,46 +91,15 @@ async def _read_form(request: Request) -> dict[str, str]:
     return {name: value for name, value in given if value}
 
 
-def _require_grant(parameters: dict[str, str]) -> None:
-    """Raises TokenRefused for another grant than client credentials, and for a scope."""
-    if "grant_type" not in parameters:
+def _grant_of(parameters: dict[str, str]) -> Grant:
+    """What the request asks to be judged by. Raises TokenRefused."""
+    kind = parameters.get("grant_type")
+    if kind is None:
         raise TokenRefused("invalid_request", "grant_type is missing.")
-    if parameters["grant_type"] != CLIENT_CREDENTIALS:
-        raise TokenRefused("unsupported_grant_type", f"grant_type must be {CLIENT_CREDENTIALS}.")
-    if "scope" in parameters:
-        why = "Tokens of apps have no scopes: an app's permits say what it may do."
-        raise TokenRefused("invalid_scope", why)
-
-
-async def _issue(api: ApiContext, request: Request, client: ProvenClient) -> tuple[AppToken, str]:
-    """Store a token and its audit record. Raises TokenRefused for an assertion that was used before."""
-    app, credential, now = client.app, client.credential, api.clock.now()
-    ends = min(it for it in (now + TOKEN_LIFETIME, client.expires_at, app.ends_at) if it is not None)
-    token, text = new_token(api.ring, credential, now, ends, client.confirmation)
-    context = trace_of(request).request_context(f"app:{app.name}")
-
-    async def write(tx: Transaction) -> None:
-        if client.once is not None and not await tx.tokens.use_assertion(app, *client.once):
-            raise TokenRefused("invalid_client", "The assertion's jti was used before.", claimed=app.id)
-        if not await tx.tenants.is_enabled(app.tenant):
-            raise TokenRefused("unauthorized_client", "The tenant is disabled.", claimed=app.id)
-        await _require_active(tx, app, now)
-        await tx.tokens.add(token)
-        detail = {"app": app.name, "method": credential.method, "token": token.id}
-        await record(tx, app.tenant, AuditAction.TOKEN_ISSUED, credential.id, context, now, **detail)
-
-    await run_transaction(api.store, write)
-    return token, text
-
-
-async def _require_active(tx: Transaction, app: App, now: datetime) -> None:
-    """Raises TokenRefused for an agent that has ended."""
-    try:
-        await tx.agents.require_active(app, now)
-    except Failure as failure:
-        if failure.code is not ErrorCode.AGENT_ENDED:
-            raise
-        raise TokenRefused("unauthorized_client", failure.detail, claimed=app.id) from None
+    found = GRANTS.get(kind)
+    if found is None:
+        raise TokenRefused("unsupported_grant_type", f"grant_type must be {' or '.join(GRANTS)}.")
+    return found
 
 
 async def _refuse(api: ApiContext, request: Request, refused: TokenRefused) -> Response:
