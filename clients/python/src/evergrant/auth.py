@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable
 from functools import partial
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import httpx2
 
@@ -18,6 +18,9 @@ from evergrant.errors import ProviderUnavailable
 from evergrant.lease import Lease
 from evergrant.lease_cache import LeaseCache
 from evergrant.origins import Origin, origin_of
+
+if TYPE_CHECKING:
+    import httpx
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -137,12 +140,18 @@ class _AuthFlow(httpx2.Auth):
 class LeaseAuth(_AuthFlow):
     """For httpx2.Client."""
 
+    def for_httpx(self) -> "httpx.Auth":
+        """The same for httpx.Client."""
+        from evergrant.frameworks.httpx import HttpxLeaseAuth
+
+        return HttpxLeaseAuth(self)
+
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         flow, answer = self.flow(request), None
         try:
             while True:
                 step = flow.send(answer)
-                answer = (yield step) if isinstance(step, httpx2.Request) else step()
+                answer = step() if callable(step) else (yield step)
         except StopIteration:
             return
 
@@ -156,6 +165,12 @@ class LeaseAuth(_AuthFlow):
 class AsyncLeaseAuth(_AuthFlow):
     """For httpx2.AsyncClient."""
 
+    def for_httpx(self) -> "httpx.Auth":
+        """The same for httpx.AsyncClient."""
+        from evergrant.frameworks.httpx import HttpxLeaseAuth
+
+        return HttpxLeaseAuth(self)
+
     async def async_auth_flow(
         self, request: httpx2.Request
     ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
@@ -163,7 +178,7 @@ class AsyncLeaseAuth(_AuthFlow):
         try:
             while True:
                 step = flow.send(answer)
-                answer = (yield step) if isinstance(step, httpx2.Request) else await step()
+                answer = await step() if callable(step) else (yield step)
         except StopIteration:
             return
 
@@ -202,4 +217,8 @@ def _carried_token(request: httpx2.Request, response: httpx2.Response) -> bool:
 
 def _can_repeat(request: httpx2.Request) -> bool:
     """A streamed body can't be sent again; one in memory can."""
-    return isinstance(request.stream, httpx2.ByteStream)
+    try:
+        _ = request.content
+    except RuntimeError:  # RequestNotRead, of httpx2 and of httpx
+        return False
+    return True

@@ -57,17 +57,18 @@ async def lease(integration: str, subject: str, **options: Unpack[LeaseOptions])
     it is ReconnectNeeded; its connect link stays out of Temporal. The subject consents in an app that
     confirms it; `TokenInbox.token_repaired` waits for the token that follows.
     """
-    leases = _current()
+    leases = current_leases()
     return leases.record(await leases.clients.asyncio.lease(integration, subject, **options))
 
 
 def lease_blocking(integration: str, subject: str, **options: Unpack[LeaseOptions]) -> Lease:
     """`lease` for an activity that runs in a thread."""
-    leases = _current()
+    leases = current_leases()
     return leases.record(leases.clients.blocking.lease(integration, subject, **options))
 
 
-def _current() -> ActivityLeases:
+def current_leases() -> ActivityLeases:
+    """The running activity's. Raises a failure that isn't retried where no plugin has opened any."""
     if (leases := CURRENT_LEASES.get()) is None:
         raise ApplicationError(
             "no lease here: this isn't an activity of a worker with EvergrantPlugin, or it runs in another "
