@@ -211,7 +211,8 @@ class Permit(TenantRow):
     Of a deny: `scopes` None refuses requests with any scopes, else those with one of them.
 
     `methods` and `paths`, of the action `proxy`: the requests to the provider's API that it is about; None:
-    every one (`policy.proxied`). With `call_approval` a person approves each of them (`core.agents`).
+    every one (`policy.proxied`). `tools`: the same of tools of an MCP server. With `call_approval` a person
+    approves each of them (`core.agents`).
     """
 
     id: PermitId
@@ -236,6 +237,7 @@ class Permit(TenantRow):
     methods: tuple[str, ...] | None = Field(default=None, min_length=1)
     paths: tuple[str, ...] | None = Field(default=None, min_length=1)
     call_approval: bool = False
+    tools: tuple[str, ...] | None = Field(default=None, min_length=1)
 
     @property
     def preference(self) -> tuple[bool, str]:
@@ -244,5 +246,10 @@ class Permit(TenantRow):
 
     @property
     def denies_all(self) -> bool:
-        """Of a deny: whether it refuses its actions for all scopes, methods and paths."""
-        return self.scopes is None and self.methods is None and self.paths is None
+        """Of a deny: whether it refuses its actions for all scopes, methods, paths and tools."""
+        return all(it is None for it in (self.scopes, self.methods, self.paths, self.tools))
+
+    @property
+    def looks_at_messages(self) -> bool:
+        """Whether it matters what a message to an MCP server calls."""
+        return self.tools is not None or self.call_approval

@@ -17,9 +17,10 @@ from evergrant_server.policy.decision import (
 )
 from evergrant_server.policy.exchange import may_exchange, source_scopes
 from evergrant_server.policy.explanation import PermitExplanation, PermitMismatch, explain
-from evergrant_server.policy.proxied import ProxiedRequest
+from evergrant_server.policy.proxied import NO_TOOL, ProxiedRequest
 
 __all__ = [
+    "NO_TOOL",
     "WILDCARD",
     "DecisionReason",
     "PermitDecision",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from evergrant_server.core.access import Action, Effect, EnforcementMode, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.policy.callers import WILDCARD, comes_from, names_subject
-from evergrant_server.policy.proxied import ProxiedRequest, fits_method, fits_path
+from evergrant_server.policy.proxied import ProxiedRequest, fits_method, fits_path, fits_tool
 
 _DENY = Effect.DENY  # looked up once
 
@@ -55,7 +55,7 @@ class DecisionReason(StrEnum):
     DENIED = "denied"  # by a permit with `effect: deny`
     NO_PERMIT = "no_permit"  # nothing covers it: for this app it doesn't exist
     ACTION_NOT_PERMITTED = "action_not_permitted"
-    REQUEST_NOT_PERMITTED = "request_not_permitted"  # its method or path
+    REQUEST_NOT_PERMITTED = "request_not_permitted"  # its method, path or tool
     SCOPE_ABOVE_CEILING = "scope_above_ceiling"
     TOKEN_ABOVE_REQUEST = "token_above_request"
 
@@ -72,6 +72,7 @@ class PermitField(StrEnum):
     ACTION = "action"
     METHOD = "method"
     PATH = "path"
+    TOOL = "tool"
     SCOPE = "scope"
     EXACT_SCOPES = "exact_scopes"
 
@@ -80,6 +81,7 @@ _REASONS = {
     PermitField.ACTION: DecisionReason.ACTION_NOT_PERMITTED,
     PermitField.METHOD: DecisionReason.REQUEST_NOT_PERMITTED,
     PermitField.PATH: DecisionReason.REQUEST_NOT_PERMITTED,
+    PermitField.TOOL: DecisionReason.REQUEST_NOT_PERMITTED,
     PermitField.SCOPE: DecisionReason.SCOPE_ABOVE_CEILING,
     PermitField.EXACT_SCOPES: DecisionReason.TOKEN_ABOVE_REQUEST,
 }
@@ -209,6 +211,8 @@ def failing_field(permit: Permit, question: PermitQuestion) -> PermitField | Non
         return PermitField.METHOD
     if not fits_path(permit, question.request):
         return PermitField.PATH
+    if not fits_tool(permit, question.request):
+        return PermitField.TOOL
     if permit.effect is Effect.DENY:
         denied = permit.scopes
         return PermitField.SCOPE if denied is not None and denied_none(scopes, denied) else None

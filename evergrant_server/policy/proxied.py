@@ -1,7 +1,7 @@
-"""Requests to a provider's API, as permits for the action `proxy` judge them: by method and path.
+"""Requests to a provider's API, as permits for the action `proxy` judge them: by method, path and tool.
 
 A pattern of a path has the path's segments. The segment `*` stands for any one, and `**` at the end for the
-path before it and everything below.
+path before it and everything below. A pattern of a tool is its name; `*` at the end stands for what follows.
 """
 
 from functools import lru_cache
@@ -10,13 +10,25 @@ from typing import NamedTuple
 from evergrant_server.core.access import Effect, Permit
 
 _ONE, _REST = "*", "**"
+NO_TOOL = ""  # of a message of MCP that belongs to the protocol and calls no tool
 
 
 class ProxiedRequest(NamedTuple):
-    """Method and path of a request, the path as it follows the API's base URL, percent-decoded."""
+    """Method and path of a request, the path as it follows the API's base URL, percent-decoded.
+
+    `tool`: what a message to an MCP server calls, NO_TOOL, or None where that isn't known.
+    """
 
     method: str
     path: str
+    tool: str | None = None
+
+    @classmethod
+    def asked_about(cls, method: str | None, path: str | None, tool: str | None) -> "ProxiedRequest | None":
+        """The request that a question names by a tool, or by method and path; None: by neither."""
+        if tool is not None:
+            return cls("POST", "/", tool)
+        return None if method is None or path is None else cls(method, path)
 
 
 def fits_method(permit: Permit, request: ProxiedRequest | None) -> bool:
@@ -38,6 +50,27 @@ def fits_path(permit: Permit, request: ProxiedRequest | None) -> bool:
         return denies
     given = segments(request.path, lenient=denies)
     return any(_matches(segments(pattern, lenient=denies), given) for pattern in permit.paths)
+
+
+def fits_tool(permit: Permit, request: ProxiedRequest | None) -> bool:
+    """Whether the permit is about this tool. One that isn't known: only a deny is. The protocol's own
+    messages: only an allow is, since no client works without them.
+
+    A deny compares without case.
+    """
+    if permit.tools is None:
+        return True
+    denies = permit.effect is Effect.DENY
+    if request is None or request.tool is None:
+        return denies
+    if request.tool == NO_TOOL:
+        return not denies
+    tool = request.tool.casefold() if denies else request.tool
+    return any(_names(it.casefold() if denies else it, tool) for it in permit.tools)
+
+
+def _names(pattern: str, tool: str) -> bool:
+    return tool.startswith(pattern[:-1]) if pattern.endswith(_ONE) else tool == pattern
 
 
 @lru_cache(4096)

@@ -38,6 +38,7 @@ class PermitRow(columns.IdTable, table=True):
     methods: list[str] | None = columns.json()
     paths: list[str] | None = columns.json()
     call_approval: bool
+    tools: list[str] | None = columns.json()
 
 
 class PermitUseRow(columns.TenantTable, table=True):

@@ -120,12 +120,12 @@ async def explain_access(
     address: Annotated[str | None, Query(max_length=100), AfterValidator(_address)] = None,
     method: Annotated[str | None, Query(pattern="^[A-Z]{1,20}$")] = None,
     path: Annotated[str | None, Query(max_length=4000, pattern="^/")] = None,
+    tool: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
 ) -> AccessExplanation:
     """Whether an app may use a connection now, by which permit, and why not by the others.
 
-    `scopes` has spaces between them. `export` is judged for the whole tenant, as its requests are. `address`
-    is the app's, for permits with `sources`; without it, it isn't known. `method` and `path` are those of a
-    request to the provider's API (`action=proxy`).
+    `scopes` has spaces between them. `export` is judged for the whole tenant. `address` is the app's, for
+    permits with `sources`; `method` and `path`, or a server's `tool`, are of a request (`action=proxy`).
     """
     requested = _split(scopes)
     async with call.api.store.read() as tx:
@@ -143,7 +143,7 @@ async def explain_access(
     judged = tuple(scope for scope in leased if scope != offline)
     excess = scopes_above(judged, requested) if action is Action.TOKEN and grant is not None else ()
     target = Target() if action is Action.EXPORT else Target.of(row)
-    proxied = None if method is None or path is None else ProxiedRequest(method, path)
+    proxied = ProxiedRequest.asked_about(method, path, tool)
     question = PermitQuestion(target, action, call.now, address, judged, excess, proxied)
     explained = explain(reviewed.permits, question)
     above = explained.decision.reason is DecisionReason.TOKEN_ABOVE_REQUEST

@@ -30,6 +30,13 @@ def _path_pattern(value: str) -> str:
     return value
 
 
+def _tool_pattern(value: str) -> str:
+    if "*" in value[:-1]:
+        raise ValueError("only its last character may be *, which stands for whatever follows")
+    return _printable(value)
+
+
+Tool = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_tool_pattern)]
 Method = Annotated[str, Field(pattern="^[A-Z]{1,20}$")]
 PathPattern = Annotated[str, Field(max_length=500), AfterValidator(_path_pattern)]
 Name = Annotated[str, AfterValidator(lambda it: it if it == "*" else _slug(it))]
@@ -52,8 +59,9 @@ class PermitBody(Body):
 
     `methods` and `paths` are of the action `proxy`: the requests to the provider's API that it allows or
     denies, null every one. A path begins behind the API's base URL; its segment `*` stands for any one
-    segment, and `**` at the end for all that follow. With `call_approval` each of these requests needs a
-    person's approval (`POST /v1/call-approvals`).
+    segment, and `**` at the end for all that follow. `tools` are the same of tools of an MCP server; one that
+    ends in `*` stands for all that begin so. With `call_approval` each of these requests, of an MCP server
+    each call of a tool, needs a person's approval (`POST /v1/call-approvals`).
     """
 
     effect: Effect = Effect.ALLOW
@@ -89,6 +97,7 @@ class PermitBody(Body):
     methods: Annotated[tuple[Method, ...], Field(min_length=1, max_length=20)] | None = None
     paths: Annotated[tuple[PathPattern, ...], Field(min_length=1, max_length=200)] | None = None
     call_approval: bool = False
+    tools: Annotated[tuple[Tool, ...], Field(min_length=1, max_length=200)] | None = None
 
     @model_validator(mode="after")
     def _has_fields_of_its_effect(self) -> Self:
@@ -98,9 +107,9 @@ class PermitBody(Body):
             raise ValueError("only a deny observes")
         if self.effect is Effect.DENY and (self.scope_ceiling is not None or self.exact_scopes):
             raise ValueError("a deny has scopes: scope_ceiling and exact_scopes are of an allow")
-        names_requests = self.methods is not None or self.paths is not None
+        names_requests = any(it is not None for it in (self.methods, self.paths, self.tools))
         if names_requests and set(self.actions) != {Action.PROXY}:
-            raise ValueError("methods and paths are of a permit whose only action is proxy")
+            raise ValueError("methods, paths and tools are of a permit whose only action is proxy")
         if self.call_approval and (self.effect is Effect.DENY or set(self.actions) != {Action.PROXY}):
             raise ValueError("call_approval is of an allow whose only action is proxy")
         return self
@@ -127,5 +136,6 @@ class PermitView(View):
     methods: tuple[str, ...] | None
     paths: tuple[str, ...] | None
     call_approval: bool
+    tools: tuple[str, ...] | None
     created_at: datetime
     revision: int

@@ -24,6 +24,7 @@ _WITHOUT = {
     "sources": "all networks",
     "methods": "all methods",
     "paths": "all paths",
+    "tools": "all tools",
     "expires_at": "",
     "last_used_at": "never",
     "app_last_used_at": "never",
@@ -70,6 +71,7 @@ class AccessView(View):
     call_approval: bool
     sponsor: str | None
     agent_ends_at: datetime | None
+    tools: tuple[str, ...] | None
 
 
 _PAGE_OR_CSV: dict[int | str, dict[str, Any]] = {200: {"content": {CSV: {"schema": {"type": "string"}}}}}

@@ -125,7 +125,7 @@ def refusal(decision: PermitDecision, above: Iterable[str] = ()) -> Failure:
         return failure
     if decision.reason is DecisionReason.REQUEST_NOT_PERMITTED:
         assert decision.permit_name is not None
-        why = f"The permit {decision.permit_name} has other methods or paths."
+        why = f"The permit {decision.permit_name} has other methods, paths or tools."
         return Failure(ErrorCode.NOT_PERMITTED, why, permit=decision.permit_name)
     why = "A scope is above the ceiling of the permit or the integration."
     if decision.reason is DecisionReason.TOKEN_ABOVE_REQUEST:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from evergrant_server.gateway.proxy.headers import RawHeaders, plain_name
-
-NO_TOOL = ""  # of a message that belongs to the protocol and calls no tool
+from evergrant_server.policy import NO_TOOL
 
 _OF_PROTOCOL = frozenset(
     {

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from evergrant_server.core.agents.call_approvals import AgentCall
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId
-from evergrant_server.gateway.mcp.message import NO_TOOL, McpMessage
+from evergrant_server.gateway.mcp.message import McpMessage
 from evergrant_server.gateway.mcp.sessions import HEADER, SessionIds
 from evergrant_server.gateway.proxy.caller_body import CallerBody
 from evergrant_server.gateway.proxy.headers import RawHeaders, plain_name, values_of
 from evergrant_server.gateway.proxy.outgoing import http_call
 from evergrant_server.gateway.proxy.provider_api import ProviderApi, ProviderApis
 from evergrant_server.gateway.proxy.target import ApiTarget, target_of_server
-from evergrant_server.policy import ProxiedRequest
+from evergrant_server.policy import NO_TOOL, ProxiedRequest
 from evergrant_server.store import LeaseRow
 
 _MOST_LINE = 200  # characters of method and tool in the audit log
@@ -42,7 +42,7 @@ class McpRequest:
 
     @property
     def judged(self) -> ProxiedRequest:
-        return ProxiedRequest(self.http_method, "/")
+        return ProxiedRequest(self.http_method, "/", self.message.tool)
 
     async def target(self, apis: ProviderApis, row: LeaseRow) -> tuple[ProviderApi, ApiTarget]:
         """Raises Failure API_UNKNOWN for a connection that isn't to an MCP server, NOT_FOUND for a session

@@ -144,6 +144,7 @@ CASES: dict[str, tuple[type[Row], str, dict[str, Any], Read]] = {
     "a permit's insistence": (PermitRow, PERMIT.id, {"exact_scopes": True}, by_permits),
     "a permit's methods": (PermitRow, PERMIT.id, {"methods": ["GET"]}, by_permits),
     "a permit's paths": (PermitRow, PERMIT.id, {"paths": ["/a"]}, by_permits),
+    "a permit's tools": (PermitRow, PERMIT.id, {"tools": ["*"]}, by_permits),
     "a permit's actions": (PermitRow, PERMIT.id, {"actions": ["token", "admin"]}, by_permits),
     "an integration's binding": (IntegrationRow, GITHUB.id, {"binding": "app_first"}, by_integration),
     "an integration's endpoints": (IntegrationRow, GITHUB.id, {"endpoints": EVIL}, by_integration),

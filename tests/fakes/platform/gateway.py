@@ -102,7 +102,8 @@ class Gateway:
         self.client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
 
     async def call(self, method: str, path: str, key: str, **more: Any) -> httpx2.Response:
-        headers = {"Authorization": f"Bearer {key}", **more.pop("headers", {})}
+        given = httpx2.Headers(more.pop("headers", {})).multi_items()
+        headers = [("Authorization", f"Bearer {key}"), *given]
         return await self.client.request(method, path, headers=headers, **more)
 
     async def get(self, path: str, key: str, **more: Any) -> httpx2.Response:

@@ -12,6 +12,7 @@ import pytest_asyncio
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
+from evergrant_server.gateway.proxy.caller_body import KEPT
 from tests.fakes.api import Api
 from tests.fakes.platform.gateway import OK, Gateway, RawUpstream, Seen, answer
 from tests.security.gateway.test_responses import SSE, TOKEN, chunk
@@ -29,7 +30,7 @@ class Server:
         self.api, self.gateway, self.connection, self.key = api, gateway, connection, key
         self.path = f"/mcp/{connection.id}"
 
-    async def post(self, message: Any, headers: dict[str, str] = JSON, key: str = "") -> httpx2.Response:
+    async def post(self, message: Any, headers: Any = JSON, key: str = "") -> httpx2.Response:
         content = message if isinstance(message, bytes) else json.dumps(message).encode()
         return await self.gateway.call("POST", self.path, key or self.key, content=content, headers=headers)
 
@@ -168,12 +169,51 @@ async def test_pages_of_other_origins_and_names_of_others_are_refused(
     assert len(upstream.seen) == (status == 200)
 
 
-async def test_an_approval_is_for_one_tool_with_its_arguments(server: Server, upstream: RawUpstream):
+async def test_a_permit_names_the_tools_that_may_be_called(server: Server, upstream: RawUpstream):
     """Attack 23: headers that name another tool than the body, twice, or a batch, are refused."""
+    await permit_is(server, tools=["safe", "search_*"])
+
+    def calls(tool: str) -> dict[str, Any]:
+        return DANGER | {"params": {"name": tool}}
+
+    for message, headers in (
+        (INITIALIZE, JSON),
+        (calls("search_mail"), JSON),
+        (calls("safe"), MODERN | {"Mcp-Method": "tools/call", "Mcp-Name": "=?base64?c2FmZQ==?="}),
+        ({"jsonrpc": "2.0", "id": 3, "result": {}}, JSON),
+    ):
+        assert (await server.post(message, headers)).status_code == 200
+    assert (await server.gateway.call("GET", server.path, server.key)).status_code == 200
+    count = len(upstream.seen)
+    for message in (DANGER, calls("Safe"), DANGER | {"method": "resources/read", "params": {"uri": "x"}}):
+        refused = await server.post(message)
+        assert problem_of(refused) == (403, -32600, "not_permitted")
+        assert refused.json()["error"]["data"]["permit"] == "only"
+    twice = [*MODERN.items(), ("Mcp-Name", "safe"), ("Mcp-Name", "danger")]
+    for body, headers, code in (
+        (DANGER, MODERN | {"Mcp-Name": "safe"}, -32020),
+        (DANGER, MODERN | {"Mcp-Method": "tools/list"}, -32020),
+        (DANGER, twice, -32020),
+        ([calls("safe"), DANGER], JSON, -32600),
+        (b'{"method":"ping","Method":"tools/call","params":{"name":"danger"}}', JSON, -32600),
+        (b'{"id":1,"method":"tools/call","params":{"name":"safe","name":"danger"}}', JSON, -32600),
+        (json.dumps(calls("safe") | {"x": "x" * KEPT}).encode(), JSON, -32600),
+    ):
+        assert problem_of(await server.post(body, headers)) == (400, code, "invalid_request")
+    assert len(upstream.seen) == count
+
+
+async def permit_is(server: Server, **fields: Any) -> str:
+    """Change the agent's permit; the key of the admin who has done so."""
     admin = await server.api.app_with("admin", Action.ADMIN)
-    permit = {"integration": "*", "actions": ["proxy"], "call_approval": True}
+    permit = {"integration": "*", "actions": ["proxy"], **fields}
     put = await server.api.call("PUT", "/v1/apps/agent/permits/only", admin, json=permit)
     assert put.status_code == 200, put.text
+    return admin
+
+
+async def test_an_approval_is_for_one_tool_with_its_arguments(server: Server, upstream: RawUpstream):
+    admin = await permit_is(server, call_approval=True)
     assert (await server.post(INITIALIZE)).status_code == 200, "what calls no tool needs no approval"
     assert problem_of(await server.post(DANGER))[::2] == (403, "call_approval_required")
     wanted = {"connection_id": server.connection.id, "tool": "danger", "arguments": {}, "reason": "order 7"}
@@ -181,12 +221,7 @@ async def test_an_approval_is_for_one_tool_with_its_arguments(server: Server, up
     await server.api.post(f"/v1/call-approvals/{asked['id']}/approve", admin)
     with_arguments = DANGER | {"params": {"name": "danger", "arguments": {"sum": 5}}}
     assert problem_of(await server.post(with_arguments))[2] == "call_approval_required"
-    for body, headers, code in (
-        (DANGER, MODERN | {"Mcp-Name": "safe"}, -32020),
-        ([DANGER], JSON, -32600),
-        (b'{"method":"ping","Method":"tools/call","params":{"name":"danger"}}', JSON, -32600),
-    ):
-        assert problem_of(await server.post(body, headers)) == (400, code, "invalid_request")
+    assert problem_of(await server.post(DANGER, MODERN | {"Mcp-Name": "safe"}))[2] == "invalid_request"
     assert len(upstream.seen) == 1
     assert (await server.post(DANGER, MODERN | {"Mcp-Name": "danger"})).status_code == 200
     assert problem_of(await server.post(DANGER))[2] == "call_approval_required"

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.gateway.mcp.message import NO_TOOL, McpMessage, read_message
+from evergrant_server.gateway.mcp.message import McpMessage, read_message
+from evergrant_server.policy import NO_TOOL
 
 JSON = (b"content-type", b"application/json")
 

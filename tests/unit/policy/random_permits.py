@@ -15,6 +15,8 @@ SOURCES = ("10.1.0.0/16", "10.0.0.0/8", "10.1.2.3/32", "2001:db8::/32", "0.0.0.0
 ADDRESSES = (None, "10.1.2.3", "10.2.0.1", "::ffff:10.1.2.3", "192.0.2.1", "2001:db8::1", "no address")
 METHODS = ("GET", "POST")
 PATTERNS = ("/", "/a", "/a/*", "/a/**", "/*/b", "/**", "/A/b", "/*")
+TOOLS = ("safe", "se*", "*", "Safe")
+CALLED = (None, "", "safe", "SAFE", "search", "danger")
 PATHS = ("/", "/a", "/a/", "/a/b", "/A/b", "/a;v=1/b", "/a/b/c", "/x/b", "/b")
 ENDS = (NOW - timedelta(hours=1), NOW, NOW + timedelta(hours=1))
 
@@ -37,6 +39,7 @@ def random_permit(random: Random, name: str) -> Permit:
         "expires_at": _maybe(random, random.choice(ENDS)),
         "methods": _maybe(random, _some(random, METHODS)),
         "paths": _maybe(random, _some(random, PATTERNS), 0.3),
+        "tools": _maybe(random, _some(random, TOOLS), 0.2),
     }
     if effect is Effect.DENY:
         fields["mode"] = random.choice(tuple(EnforcementMode))
@@ -70,5 +73,6 @@ def random_question(random: Random) -> PermitQuestion:
     scopes = tuple(random.sample(SCOPES, random.randint(0, 3)))
     excess = tuple(random.sample(scopes, random.randint(0, len(scopes))))
     address = random.choice(ADDRESSES)
-    proxied = ProxiedRequest(random.choice(METHODS), random.choice(PATHS)) if random.random() < 0.7 else None
+    asked = (random.choice(METHODS), random.choice(PATHS), random.choice(CALLED))
+    proxied = ProxiedRequest(*asked) if random.random() < 0.7 else None
     return PermitQuestion(target, random.choice(tuple(Action)), NOW, address, scopes, excess, proxied)

@@ -48,6 +48,13 @@ def conditions(permit: Permit) -> Iterable[str]:
     if permit.paths is not None:
         form = "lenient" if denies else "exact"
         yield known("method", " || ".join(path_condition(it, form) for it in permit.paths))
+    if permit.tools is not None:
+        name = "context.folded_tool" if denies else "context.tool"
+        patterns = (quoted(it.casefold() if denies else it) for it in permit.tools)
+        calls = " || ".join(f"{name} like {it}" for it in patterns)
+        # the protocol's own messages, which call "": no deny is about them
+        own = f'context.tool != "" && ({calls})' if denies else f'context.tool == "" || {calls}'
+        yield known("tool", own)
     if permit.connections is not None:
         among = f"context has connection && {set_of(permit.connections)}.contains(context.connection)"
         yield f"(!(context has subject) || ({among}))" if denies else f"({among})"
@@ -103,6 +110,8 @@ def request(question: PermitQuestion) -> dict[str, Any]:
     context |= {"at": microseconds(question.at), "scopes": [*question.scopes], "excess": [*question.excess]}
     if question.request is not None:
         context |= {"method": question.request.method, **path_context(question.request.path)}
+        if (tool := question.request.tool) is not None:
+            context |= {"tool": tool, "folded_tool": tool.casefold()}
     try:
         address = ip_address(question.address or "")
         plain = getattr(address, "ipv4_mapped", None) or address

@@ -17,7 +17,7 @@ from tests.unit.policy.random_permits import random_permits, random_question
 from tests.unit.policy.test_policy import CON, SOON, deny, permit, question
 
 ASKED = question(scopes=("read", "write"), excess=("write",), connection=CON, address="10.1.2.3")._replace(
-    request=ProxiedRequest("GET", "/repos")
+    request=ProxiedRequest("GET", "/repos", "safe")
 )
 ALL_WRONG = {
     "integration": "erp",
@@ -29,6 +29,7 @@ ALL_WRONG = {
     "actions": (Action.ADMIN,),
     "methods": ("POST",),
     "paths": ("/user",),
+    "tools": ("other",),
     "ceiling": ("read",),
     "exact_scopes": True,
 }
@@ -36,6 +37,7 @@ FURTHEST = {
     None: DecisionReason.ALLOWED,
     PermitField.EXACT_SCOPES: DecisionReason.TOKEN_ABOVE_REQUEST,
     PermitField.SCOPE: DecisionReason.SCOPE_ABOVE_CEILING,
+    PermitField.TOOL: DecisionReason.REQUEST_NOT_PERMITTED,
     PermitField.PATH: DecisionReason.REQUEST_NOT_PERMITTED,
     PermitField.METHOD: DecisionReason.REQUEST_NOT_PERMITTED,
     PermitField.ACTION: DecisionReason.ACTION_NOT_PERMITTED,

@@ -3,7 +3,7 @@
 import pytest
 
 from evergrant_server.core.access import Action
-from evergrant_server.policy import DecisionReason, PermitDecision, ProxiedRequest, may_see
+from evergrant_server.policy import NO_TOOL, DecisionReason, PermitDecision, ProxiedRequest, may_see
 from tests.fakes.databases import NOW
 from tests.unit.policy.test_policy import deny, judge, permit, question
 
@@ -55,6 +55,27 @@ def test_what_is_not_known_fits_no_allow_and_every_deny():
     proxies = permit(actions=(Action.PROXY,))
     assert judge([permit(actions=(Action.PROXY,), **both)], action=Action.PROXY).reason is REFUSED
     assert judge([proxies, deny(actions=(Action.PROXY,), **both)], action=Action.PROXY).reason is DENIED
+
+
+@pytest.mark.parametrize(
+    ("tools", "tool", "allowed", "denied"),
+    [
+        (("safe",), "safe", True, True),
+        (("safe",), "SAFE", False, True),
+        (("safe",), "safer", False, False),
+        (("search_*",), "search_mail", True, True),
+        (("*",), "any", True, True),
+        (("safe",), NO_TOOL, True, False),  # initialize, tools/list: no client works without them
+        (("safe",), None, False, True),  # a method of the server's own, or one that can't be read
+    ],
+)
+def test_a_permit_names_tools_of_mcp_servers(tools, tool, allowed, denied):
+    request = ProxiedRequest("POST", "/", tool)
+    only = permit(actions=(Action.PROXY,), tools=tools)
+    assert judge([only], action=Action.PROXY, request=request).allowed is allowed
+    others = [permit(actions=(Action.PROXY,)), deny(actions=(Action.PROXY,), tools=tools)]
+    assert judge(others, action=Action.PROXY, request=request).allowed is not denied
+    assert may_see(others, question().target, NOW, None), "the deny leaves other tools"
 
 
 def test_to_lease_a_token_is_not_to_proxy_nor_the_other_way_round():

@@ -65,6 +65,7 @@ async def test_each_permit_is_listed_with_what_it_reaches_and_its_last_use(api: 
         "reason": "",
         "methods": None,
         "paths": None,
+        "tools": None,
         "authentic": True,
         "live_connections": 4,
         "last_used_at": None,

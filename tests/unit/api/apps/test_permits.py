@@ -108,6 +108,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"paths": ["/**/a"], "actions": ["proxy"]}, "paths.0"),
     ({"paths": ["/a/../b"], "actions": ["proxy"]}, "paths.0"),
     ({"paths": ["/a%2fb"], "actions": ["proxy"]}, "paths.0"),
+    ({"tools": ["a*b"], "actions": ["proxy"]}, "tools.0"),
+    ({"tools": ["a"], "actions": ["proxy", "token"]}, "body"),
     ({"subjects": ["a\x00*"]}, "subjects.0"),
     ({"subjects": ["a\u202e*"]}, "subjects.0"),
     ({"subjects": ["x" * 256]}, "subjects.0"),

@@ -30,9 +30,15 @@ DENIED: dict[str, Any] = {
     **{"owner": "", "purpose": "", "reason": ""},
 }
 
-DEMAND = "permits put etl writes --integration crm --action proxy --method POST --call-approval"
+DEMAND = "permits put etl writes --integration crm --action proxy --method POST --tool pay --call-approval"
 DEMANDED: dict[str, Any] = {
-    **{"integration": "crm", "actions": ["proxy"], "methods": ["POST"], "call_approval": True},
+    **{
+        "integration": "crm",
+        "actions": ["proxy"],
+        "methods": ["POST"],
+        "tools": ["pay"],
+        "call_approval": True,
+    },
     **{"effect": "allow", "mode": "enforce", "provider": "*", "subjects": ["*"], "exact_scopes": False},
     **{"owner": "", "purpose": "", "reason": ""},
 }

@@ -95,6 +95,7 @@ class PermitAccess:
     agent_ends_at: datetime | None
     methods: tuple[str, ...] | None = None
     paths: tuple[str, ...] | None = None
+    tools: tuple[str, ...] | None = None
 
 
 def explain_access(
@@ -106,14 +107,15 @@ def explain_access(
     address: str | None = None,
     method: str | None = None,
     path: str | None = None,
+    tool: str | None = None,
 ) -> Call[AccessExplanation]:
     """Whether an app may use a connection now, by which permit, and why not by the others.
 
     `address` is the app's, for permits with `sources`; without it, it isn't known. `method` and `path` are
-    those of a request to the provider's API, for the action proxy.
+    those of a request to the provider's API, for the action proxy; `tool` is one of an MCP server.
     """
     query = {"app": app, "connection": connection_id, "scopes": " ".join(scopes), "action": action}
-    query |= without_none(address=address, method=method, path=path)
+    query |= without_none(address=address, method=method, path=path, tool=tool)
     parse = object_parser("explanation", AccessExplanation)
     return Call("GET", "/v1/access/explain", parse, query=query)
 

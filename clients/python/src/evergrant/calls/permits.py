@@ -41,6 +41,7 @@ class Permit:
     methods: tuple[str, ...] | None = None
     paths: tuple[str, ...] | None = None
     call_approval: bool = False
+    tools: tuple[str, ...] | None = None
 
 
 def permits(app: str) -> Call[Page[Permit]]:
@@ -75,12 +76,14 @@ def put_permit(
     methods: tuple[str, ...] | None = None,
     paths: tuple[str, ...] | None = None,
     call_approval: bool = False,
+    tools: tuple[str, ...] | None = None,
 ) -> Call[Permit]:
     """Create a permit, or replace all of one.
 
     An allow has `scope_ceiling` and `exact_scopes`, a deny `scopes`, and `mode` "observe" to refuse nothing
     yet. A subject that ends in * stands for every subject that begins with what is before it. `methods` and
-    `paths` are of the action proxy, and with `call_approval` a person approves each request.
+    `paths` are of the action proxy, `tools` of an MCP server's; with `call_approval` a person approves each
+    request.
     """
     named = {
         "actions": actions,
@@ -91,6 +94,7 @@ def put_permit(
         "scopes": scopes,
         "methods": methods,
         "paths": paths,
+        "tools": tools,
     }
     body = {
         **without_none(**{name: list_or_none(values) for name, values in named.items()}),

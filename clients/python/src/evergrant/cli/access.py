@@ -40,6 +40,7 @@ def explain(
     address: str | None = None,
     method: str | None = None,
     path: str | None = None,
+    tool: str | None = None,
     options: Options = DEFAULTS,
 ) -> None:
     """Show whether an app may use a connection now, by which permit, and why not by the others.
@@ -50,9 +51,10 @@ def explain(
         address: The app's address, for permits with sources. Without it, it isn't known.
         method: Of a request to the provider's API, for the action proxy.
         path: Its path behind the API's base URL, such as /user/repos.
+        tool: The same of a tool of an MCP server.
     """
     with options.client() as client:
-        request = {"address": address, "method": method, "path": path}
+        request = {"address": address, "method": method, "path": path, "tool": tool}
         found = client.explain_access(app, connection_id, scopes, action=action, **request)
     row = asdict(found)
     if options.output is not Format.TABLE:

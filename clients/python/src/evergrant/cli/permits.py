@@ -50,6 +50,7 @@ def put(
     scope: Scopes = (),
     method: tuple[str, ...] = (),
     path: tuple[str, ...] = (),
+    tool: tuple[str, ...] = (),
     exact_scopes: Annotated[bool, Parameter(negative=())] = False,
     call_approval: Annotated[bool, Parameter(negative=())] = False,
     expires: datetime | None = None,
@@ -58,7 +59,7 @@ def put(
     reason: str = "",
     options: Options = DEFAULTS,
 ) -> None:
-    """Create a permit, or replace all of one. What may be given several times: action to path.
+    """Create a permit, or replace all of one. What may be given several times: action to tool.
 
     Args:
         integration: Its name, or * for every one.
@@ -72,12 +73,13 @@ def put(
         scope: A scope that a token may have, or that a deny refuses. Any by default.
         method: Of the action proxy: a method of requests to the provider's API. Any by default.
         path: The same of a path: /repos/*/issues, /contacts/**. Any by default.
+        tool: Of the action proxy: a tool of an MCP server; search_* for all that begin so. Any by default.
         exact_scopes: Refuse a lease whose token can do more than it requests.
         call_approval: Of the action proxy: a person approves each request (evergrant approvals).
         expires: When it ends, with its zone: 2027-01-01T00:00:00Z.
     """
     named = {"connections": connection, "sources": source, "scopes" if deny else "scope_ceiling": scope}
-    named |= {"methods": method, "paths": path}
+    named |= {"methods": method, "paths": path, "tools": tool}
     with options.client() as client:
         made = client.put_permit(
             app,

@@ -139,6 +139,8 @@ def have_permit(client: Evergrant, app: str, integration: str, subject: str) -> 
             reason=now.reason,
             methods=now.methods,
             paths=now.paths,
+            call_approval=now.call_approval,
+            tools=now.tools,
         )
 
 
