@@ -42,7 +42,7 @@ WHEN = {
     AuditAction.ACCOUNT_CHOSEN: "the account is known: the only one, the requested one, or a chosen one",
     AuditAction.DPOP_PROOF_ISSUED: "an app got a DPoP proof for one request",
     AuditAction.PROXY_CALLED: "an app's call to a provider's API was about to be sent, with the credential; "
-    "`request` is its method and path",
+    "`request` is its method and path, `through` the Envoy that sends it instead of the gateway",
     AuditAction.PROXY_ANSWERED: "such a call ended; `call` is that of `proxy.called`, `outcome` says how",
     AuditAction.LEASE_REFUSED: "an app requested a lease and was refused; `repeated` counts the refusals "
     "within a minute after the first",

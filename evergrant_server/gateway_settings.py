@@ -19,6 +19,8 @@ class GatewaySettings(BaseModel):
     gateway_public_url: str = ""
     """The URL at which apps reach the gateway; empty: http://gateway_host:gateway_port. It must not be an
     origin of the API's: providers' pages would run beside the console."""
+    gateway_envoy_port: int = Field(default=0, ge=0, le=65535)
+    """The port of the gateway's gRPC service for Envoy's external authorization, on gateway_host; 0: none."""
     gateway_silence: Duration = timedelta(minutes=5)
     """How long a provider's API may send nothing before the gateway ends the call, also in a stream."""
     gateway_drain: Duration = timedelta(seconds=30)

@@ -39,7 +39,7 @@ CONTENTS: dict[str, dict[str, list[str]]] = {
                         "docs/guide/binding",
                         "docs/guide/python", "clients/typescript/README", "examples/pipeline/README",
                         "docs/guide/moving-in"],
-        "Apps and people": ["docs/apps", "docs/guide/permits", "docs/guide/proxy",
+        "Apps and people": ["docs/apps", "docs/guide/permits", "docs/guide/proxy", "docs/guide/envoy",
                             "docs/guide/asking-for-access",
                             "docs/guide/agents", "docs/guide/people", "docs/guide/accounts",
                             "docs/guide/webhooks"],

@@ -206,6 +206,8 @@ def _entry(claim: LeaseClaim) -> AuditEntry:
     elif claim.proxied is not None:
         action = AuditAction.PROXY_CALLED
         what = dict(zip(("call", "request"), claim.proxied, strict=True))
+        if claim.through is not None:
+            what["through"] = claim.through
     elif claim.signed_request:
         what["signed"] = claim.signed_request
     if claim.permit is not None:

@@ -26,5 +26,6 @@ class LeaseClaim:
     dpop_request: str | None = None  # method and origin: a proof for one request instead of the token
     signed_request: str = ""  # the signed request, when a signature is leased instead of the token
     proxied: tuple[str, str] | None = None  # id and request line of a call that the gateway makes with it
+    through: AppId | None = None  # the Envoy that makes the call instead
     permit: Permit | None = None  # that allowed it
     observed: tuple[str, ...] = ()  # the names of permits that would have denied it in mode enforce

@@ -1,6 +1,5 @@
 """The gateway's ASGI application: its routes, the errors that are its own, and its health."""
 
-import logging
 from types import SimpleNamespace
 
 from starlette.datastructures import MutableHeaders
@@ -13,31 +12,29 @@ from evergrant_server.api.http.problems import problem_response
 from evergrant_server.api.http.tracing import begin_trace
 from evergrant_server.api.limits.leases import add_limit_headers
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.gateway.envoy import http_service as envoy_http
 from evergrant_server.gateway.mcp.answers import refusal
 from evergrant_server.gateway.mcp.endpoint import MESSAGE, McpEndpoint
 from evergrant_server.gateway.mcp.endpoint import PREFIX as MCP_PREFIX
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.endpoint import PREFIX, ProxyEndpoint
 from evergrant_server.gateway.proxy.streaming import ResponseBroken
+from evergrant_server.gateway.refusals import ERROR_HEADER, note_refusal, unexpected
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.alarms import report_broken_authority
-from evergrant_server.telemetry.logs import LogEvent, log_event
-from evergrant_server.telemetry.traces import set_problem_code
-
-log = logging.getLogger("evergrant.gateway")
 
 _PROXY_ROUTE = SimpleNamespace(path="/v1/proxy/{connection}/{path}")  # for its span: the path isn't
 _MCP_ROUTE = SimpleNamespace(path="/mcp/{connection}")
-ERROR_HEADER = "Evergrant-Error"  # on answers of the gateway's own: a provider's have none
+_ENVOY_ROUTE = SimpleNamespace(path="/ext_authz/{path}")
 
 
 class GatewayApp:
-    """Dispatches by path. An answer of the gateway's own is a problem document with ERROR_HEADER."""
+    """Dispatches by path. An answer of the gateway's own is a problem document (`refusals`)."""
 
     def __init__(self, parts: GatewayParts) -> None:
         self.parts = parts
         self._proxy = ProxyEndpoint(parts)
         self._mcp = McpEndpoint(parts)
+        self._envoy = envoy_http.EnvoyHttpService(parts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = begin_trace(scope)
@@ -59,10 +56,9 @@ class GatewayApp:
         except Failure as failure:
             await self._refuse(failure, scope, receive, sending)
         except Exception:
-            log.exception("%s: request %s", LogEvent.UNEXPECTED.value, trace.request_id)
+            failure = unexpected(trace.request_id)
             if not started:
-                unexpected = Failure(ErrorCode.INTERNAL, request_id=trace.request_id)
-                await self._refuse(unexpected, scope, receive, sending)
+                await self._refuse(failure, scope, receive, sending)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["raw_path"]
@@ -73,6 +69,10 @@ class GatewayApp:
         if path.startswith(MCP_PREFIX):
             scope["route"] = _MCP_ROUTE
             await self._mcp(scope, receive, send)
+            return
+        if path.startswith(envoy_http.PREFIX):
+            scope["route"] = _ENVOY_ROUTE
+            await self._envoy(scope, receive, send)
             return
         answer = await self._own_page(Request(scope), path)
         await answer(scope, receive, send)
@@ -91,10 +91,7 @@ class GatewayApp:
         raise Failure(ErrorCode.NOT_FOUND, f"The gateway serves {_PROXY_ROUTE.path} and {_MCP_ROUTE.path}.")
 
     async def _refuse(self, failure: Failure, scope: Scope, receive: Receive, send: Send) -> None:
-        set_problem_code(failure.code)
-        report_broken_authority(failure)
-        if failure.rule.status >= 500:
-            log_event(log, logging.WARNING, LogEvent.REQUEST_FAILED, failure.detail, code=failure.code)
+        note_refusal(failure)
         base_url = self.parts.api.settings.public_url
         if scope["raw_path"].startswith(MCP_PREFIX):
             response = refusal(failure, scope.get(MESSAGE), base_url)

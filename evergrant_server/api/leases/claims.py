@@ -32,4 +32,5 @@ def claim_of(
         dpop_request=None if proof is None else f"{proof.htm} {origin_of(proof.htu)}",
         signed_request=lease_request.signs,
         proxied=None if proxied is None else (proxied.id, proxied.line),
+        through=None if proxied is None else proxied.through,
     )

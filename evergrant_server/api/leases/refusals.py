@@ -16,7 +16,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.credentials import OAUTH1
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
-from evergrant_server.core.ids import ConnectionId, Tenant, is_id
+from evergrant_server.core.ids import AppId, ConnectionId, Tenant, is_id
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.policy import PermitDecision, ProxiedRequest, Target
 from evergrant_server.store import LeaseRow
@@ -25,12 +25,14 @@ from evergrant_server.store import LeaseRow
 @dataclass(frozen=True)
 class ProxiedCall:
     """A request to the provider's API that the gateway makes. `prepare` raises the Failure of one that can't
-    be sent, before it is recorded; `line` is for the audit log."""
+    be sent, before it is recorded; `line` is for the audit log. `through`: the Envoy that sends it instead.
+    """
 
     id: str
     line: str
     judged: ProxiedRequest
     prepare: Callable[[LeaseRow, PermitDecision], Awaitable[None]]
+    through: AppId | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ def serve_gateway(settings: Settings) -> None:
     Raises Failure for keys and store, BadSettings for a port that is taken.
     """
     require_free_port("EVERGRANT_GATEWAY_PORT", settings.gateway_host, settings.gateway_port)
+    if settings.gateway_envoy_port:
+        require_free_port("EVERGRANT_GATEWAY_ENVOY_PORT", settings.gateway_host, settings.gateway_envoy_port)
     asyncio.run(check_keys_and_store(settings, Role.GATEWAY))
     lifespan = Lifespan(lambda opened: _open_traced(settings, opened))
     drain_s = settings.gateway_drain.total_seconds()
@@ -71,5 +73,11 @@ async def open_gateway(settings: Settings, opened: AsyncExitStack) -> GatewayApp
     outcomes.start()
     parts = GatewayParts(api, transport, outcomes)
     opened.push_async_callback(parts.stop)
+    if settings.gateway_envoy_port:
+        from evergrant_server.gateway.envoy.grpc_service import envoy_grpc  # gRPC is large, and few need it
+
+        address = f"{settings.gateway_host}:{settings.gateway_envoy_port}"
+        drain_s = settings.gateway_drain.total_seconds()
+        await opened.enter_async_context(envoy_grpc(parts, address, drain_s=drain_s))
     tune_garbage_collector()
     return GatewayApp(parts)

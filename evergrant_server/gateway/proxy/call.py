@@ -19,7 +19,6 @@ from evergrant_server.api.leases.refusals import LeaseRequest, ProxiedCall
 from evergrant_server.audit.approved_calls import use_call_approval
 from evergrant_server.core.agents.call_approvals import AgentCall
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.connection import RefreshReason
@@ -138,9 +137,6 @@ class ProxyCall:
     async def _prepare(self, row: LeaseRow, decision: PermitDecision) -> None:
         """Find where it goes before it is recorded. Raises Failure for a call that can't be sent."""
         self.provider = row.provider
-        if row.grant is not None and row.grant.token_type == DPOP_TOKEN_TYPE:
-            why = "Its tokens are bound to a key (DPoP): lease one, with a proof for each request."
-            raise Failure(ErrorCode.SIGNATURE_NEEDED, why, connection_id=row.connection_id)
         self._api, self._target = await self.outgoing.target(self._parts.apis, row)
         if decision.permit is None or not decision.permit.call_approval or self._approved:
             return

@@ -10,7 +10,7 @@ _HOP_BY_HOP = frozenset(
         *(b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"proxy-authentication-info"),
     }
 )  # RFC 9110 section 7.6.1
-_NOT_ASKED = _HOP_BY_HOP | {
+NEVER_ASKED = _HOP_BY_HOP | {
     *(b"authorization", b"cookie", b"host", b"dpop", b"expect", b"content-length", b"accept-encoding"),
     *(b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip"),
     *(b"x-original-url", b"x-rewrite-url", b"x-original-host", b"x-host"),
@@ -32,7 +32,7 @@ def request_headers(given: RawHeaders, injected: RawHeaders) -> list[tuple[bytes
 
     A server may take `_` for `-`, and the case of names means nothing.
     """
-    refused = _NOT_ASKED | _named_by_connection(given) | {plain_name(name) for name, _ in injected}
+    refused = NEVER_ASKED | _named_by_connection(given) | {plain_name(name) for name, _ in injected}
     passed = [
         (name, value)
         for name, value in given

@@ -12,8 +12,6 @@ from evergrant_server.gateway.proxy.target import ApiTarget, CallerPath, target_
 from evergrant_server.policy import ProxiedRequest
 from evergrant_server.store import LeaseRow
 
-_MOST_LINE = 500  # characters of a request line in the audit log
-
 
 class Outgoing(Protocol):
     """One request of a caller, as it is judged, recorded and sent."""
@@ -53,7 +51,7 @@ class PathRequest:
 
     @property
     def line(self) -> str:
-        return f"{self.path.judged.method} /{self.path.raw.decode()}"[:_MOST_LINE]
+        return self.path.line
 
     @property
     def judged(self) -> ProxiedRequest:

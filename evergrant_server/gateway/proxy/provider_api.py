@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
@@ -50,7 +51,11 @@ class ProviderApis:
         self._known: dict[tuple[Tenant, IntegrationId], tuple[float, Integration, ProviderSpec]] = {}
 
     async def of(self, row: LeaseRow) -> ProviderApi:
-        """Raises Failure API_UNKNOWN when the definition names no API, or its address isn't known whole."""
+        """Raises Failure API_UNKNOWN when the definition names no API, or its address isn't known whole;
+        SIGNATURE_NEEDED for tokens that are bound to a key."""
+        if row.grant is not None and row.grant.token_type == DPOP_TOKEN_TYPE:
+            why = "Its tokens are bound to a key (DPoP): lease one, with a proof for each request."
+            raise Failure(ErrorCode.SIGNATURE_NEEDED, why, connection_id=row.connection_id)
         integration, spec = await self._definition(row)
         metadata = row.grant.metadata if row.grant is not None else {}
         base_url = api_base_url_of(spec, integration.params, metadata)

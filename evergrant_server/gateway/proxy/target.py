@@ -12,6 +12,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.policy import ProxiedRequest
 
 MOST_TARGET = 16 * 1024
+_MOST_LINE = 500  # characters of a request line in the audit log
 
 _METHOD = re.compile(r"[A-Z]{1,20}\Z")
 _NEVER = frozenset({"CONNECT", "TRACE"})  # RFC 9110 sections 9.3.6 and 9.3.8
@@ -28,6 +29,11 @@ class CallerPath:
     query: bytes
     judged: ProxiedRequest
     hides_slash: bool  # a segment has %2F
+
+    @property
+    def line(self) -> str:
+        """Method and path for the audit log, without the query, which may hold secrets."""
+        return f"{self.judged.method} /{self.raw.decode()}"[:_MOST_LINE]
 
 
 @dataclass(frozen=True)

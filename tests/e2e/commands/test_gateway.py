@@ -6,12 +6,14 @@ import signal
 import sys
 from pathlib import Path
 
+import grpc.aio
 import httpx2
 import pytest
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role
+from evergrant_server.gateway.envoy.messages import CheckResponse
 from examples.demo.processes import ROOT
 from tests.fakes.api import Api, api
 from tests.fakes.patience import PATIENCE_S, eventually
@@ -22,6 +24,7 @@ __all__ = ["api"]
 
 async def test_it_serves_with_lease_keys_alone_and_ends_when_it_is_told_to(api: Api, tmp_path: Path):
     settings, keys, port = api.parts.settings, tmp_path / "gateway-keys.json", free_port()
+    envoy_port = free_port()
     KeyRing.open(settings.key_path, Role.OPERATOR).export(keys, Role.GATEWAY)
     with pytest.raises(Failure) as unusable:
         KeyRing.open(keys, Role.API)
@@ -33,7 +36,11 @@ async def test_it_serves_with_lease_keys_alone_and_ends_when_it_is_told_to(api: 
         *(sys.executable, "-m", "evergrant_server", "gateway", "--data-dir", str(tmp_path)),
         *("--database-url", settings.database_url, "--key-file", str(keys), "--gateway-port", str(port)),
         cwd=ROOT,
-        env={**os.environ, "EVERGRANT_TEMPORAL_ADDRESS": "127.0.0.1:9"},
+        env={
+            **os.environ,
+            "EVERGRANT_TEMPORAL_ADDRESS": "127.0.0.1:9",
+            "EVERGRANT_GATEWAY_ENVOY_PORT": str(envoy_port),
+        },
         stderr=asyncio.subprocess.PIPE,
     )
     assert child.stderr is not None
@@ -54,6 +61,10 @@ async def test_it_serves_with_lease_keys_alone_and_ends_when_it_is_told_to(api: 
             assert (unknown.status_code, unknown.headers["evergrant-error"]) == (424, "api_unknown")
             assert "evergrant_proxy_open" in (await client.get("/metrics")).text
             assert (await client.get("/console")).status_code == 404, "nothing of the API's is here"
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{envoy_port}") as channel:
+            check = channel.unary_unary("/envoy.service.auth.v3.Authorization/Check")
+            refused = CheckResponse.FromString(await check(b"", timeout=PATIENCE_S))
+            assert (refused.status.code, refused.denied_response.status.code) == (7, 403)
     finally:
         if child.returncode is None:
             child.send_signal(signal.SIGTERM)

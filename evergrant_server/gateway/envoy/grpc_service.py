@@ -1,0 +1,106 @@
+"""`envoy.service.auth.v3.Authorization/Check`: Envoy's gRPC service for external authorization.
+
+Unlike over HTTP, all headers of the app's request arrive, a route can name the connection by
+`context_extensions`, and a refusal keeps its status, 503 as well.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+import grpc.aio
+from starlette.requests import Request
+
+from evergrant_server.api.http.problems import problem_response
+from evergrant_server.api.http.tracing import begin_trace
+from evergrant_server.core.errors import Failure
+from evergrant_server.gateway.envoy.check import AllowedCall, AskedCall, EnvoyCheck
+from evergrant_server.gateway.envoy.headers import CONNECTION, KEY
+from evergrant_server.gateway.envoy.messages import CheckRequest, CheckResponse
+from evergrant_server.gateway.http.strict import MOST_HEAD
+from evergrant_server.gateway.parts import GatewayParts
+from evergrant_server.gateway.refusals import ERROR_HEADER, note_refusal, unexpected
+
+_SERVICE = "envoy.service.auth.v3.Authorization"
+_MOST_MESSAGE = 4 * MOST_HEAD
+_PERMISSION_DENIED = 7  # google.rpc.Code: anything but 0 refuses
+
+
+class EnvoyGrpcService:
+    """Answers Envoy's questions over gRPC."""
+
+    def __init__(self, parts: GatewayParts) -> None:
+        self._check = EnvoyCheck(parts)
+        self._public_url = parts.api.settings.public_url
+
+    async def check(self, sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        http, extensions = sent.attributes.request.http, sent.attributes.context_extensions
+        headers = [(name.lower().encode(), value.encode()) for name, value in http.headers.items()]
+        scope = {"type": "http", "method": http.method, "path": "", "headers": headers}
+        scope["client"] = _address(context.peer())
+        trace = begin_trace(scope)
+        key = dict(context.invocation_metadata() or ()).get(KEY, "")
+        asked = AskedCall(
+            key=key if isinstance(key, str) else "",
+            connection=extensions.get(CONNECTION) or http.headers.get(CONNECTION, ""),
+            method=http.method,
+            host=http.host,
+            target=http.path.encode(),
+            headers=headers,
+        )
+        try:
+            return _allowed(await self._check.decide(Request(scope), asked))
+        except Failure as failure:
+            return self._denied(failure)
+        except Exception:
+            return self._denied(unexpected(trace.request_id))
+
+    def _denied(self, failure: Failure) -> Any:
+        note_refusal(failure)
+        answer, response = problem_response(failure, self._public_url), CheckResponse()
+        answer.headers[ERROR_HEADER] = failure.code.value
+        response.status.code = _PERMISSION_DENIED
+        denied = response.denied_response
+        denied.status.code = answer.status_code
+        denied.body = bytes(answer.body).decode()
+        for name, value in answer.headers.items():
+            if name != "content-length":
+                denied.headers.add(header={"key": name, "value": value}, append={"value": False})
+        return response
+
+
+def _allowed(call: AllowedCall) -> Any:
+    response = CheckResponse()
+    response.status.code = 0
+    for name, value in call.headers:
+        header = {"key": name.decode().lower(), "value": value.decode()}
+        response.ok_response.headers.add(header=header, append={"value": False})
+    response.ok_response.headers_to_remove.extend(call.removed)
+    return response
+
+
+def _address(peer: str) -> tuple[str, int] | None:
+    """Envoy's address, of gRPC's `ipv4:127.0.0.1:41234` or `ipv6:%5B::1%5D:41234`."""
+    family, _, rest = unquote(peer).partition(":")
+    host, _, port = rest.rpartition(":")
+    return (host.strip("[]"), int(port)) if family in ("ipv4", "ipv6") else None
+
+
+@asynccontextmanager
+async def envoy_grpc(parts: GatewayParts, address: str, *, drain_s: float) -> AsyncIterator[int]:
+    """Serve until the block ends; the port."""
+    handler = grpc.unary_unary_rpc_method_handler(
+        EnvoyGrpcService(parts).check,
+        request_deserializer=CheckRequest.FromString,
+        response_serializer=CheckResponse.SerializeToString,
+    )
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", _MOST_MESSAGE)])
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {"Check": handler}),))
+    port = server.add_insecure_port(address)
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(drain_s)

@@ -1,0 +1,42 @@
+"""What Envoy sets and removes before it sends an app's request on. Pure."""
+
+from itertools import product
+
+from evergrant_server.gateway.proxy.headers import NEVER_ASKED, RawHeaders, request_headers
+
+KEY = "evergrant-envoy-key"
+CONNECTION = "evergrant-connection"
+
+# Envoy frames the request, and may not be told to remove these
+_FRAMING = frozenset(
+    {
+        *("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "proxy-connection"),
+        *("host", "expect", "content-length", "accept-encoding", "x-forwarded-proto"),
+    }
+)
+# over HTTP the gateway doesn't see what the app sent: these go whether or not it did
+_ALWAYS = frozenset(
+    {
+        *(name.decode() for name in NEVER_ASKED),
+        *(KEY, CONNECTION, "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix"),
+    }
+)
+
+
+def removed_headers(given: RawHeaders, injected: RawHeaders) -> list[str]:
+    """The app's headers that don't go on: what the proxy refuses, and other spellings of the credential's."""
+    ours = {name.lower().decode() for name, _ in injected}
+    passed = {name.lower() for name, _ in request_headers(given, injected)}
+    arrived = {name.lower().decode("latin-1") for name, _ in given if name.lower() not in passed}
+    spellings = {it for name in ours for it in _spellings(name)}
+    removed = (_ALWAYS | arrived | spellings) - ours - _FRAMING
+    return sorted(it for it in removed if not it.startswith(":"))
+
+
+def _spellings(name: str) -> set[str]:
+    """The name with `_` in place of any of its `-`: some servers read them alike."""
+    first, *rest = name.split("-")
+    return {
+        first + "".join(sign + it for sign, it in zip(signs, rest, strict=True))
+        for signs in product("-_", repeat=len(rest))
+    }
