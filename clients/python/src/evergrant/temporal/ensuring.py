@@ -50,14 +50,14 @@ class EnsureActivity:
         if awaited is not None and await _still_waits(client, awaited):
             raise _waiting(awaited.connection_id)
         try:
-            answer = await client.lease(
-                wanted.integration, wanted.subject, label=wanted.label, scopes=wanted.scopes
-            )
+            answer = await (_lease(client, wanted) if wanted.hold else _connect(client, wanted))
         except ReconnectNeeded as needed:  # without a link: this app may not connect, or an admin is asked
             raise _waiting(needed.connection_id, needed) from None
         if isinstance(answer, Lease):
             leases.secrets.append(answer.access_token)
             return Ensured(answer.connection_id, answer.generation, answer.expires_at, answer.scopes)
+        if isinstance(answer, Connection):
+            return Ensured(answer.id, answer.generation, answer.expires_at, answer.scopes)
         leases.secrets.append(answer.connect_url)
         await self._tell(wanted, answer)
         raise _waiting(answer.connection_id)
@@ -69,6 +69,22 @@ class EnsureActivity:
         if self._on_consent_required is not None and found != _awaited():
             await self._on_consent_required(wanted, answer)
         activity.heartbeat(found)
+
+
+async def _lease(client: AsyncEvergrant, wanted: EnsureToken) -> Lease | ConsentRequired:
+    return await client.lease(wanted.integration, wanted.subject, label=wanted.label, scopes=wanted.scopes)
+
+
+async def _connect(client: AsyncEvergrant, wanted: EnsureToken) -> Connection | ConsentRequired:
+    """The connection, once it is active with the scopes; no token is leased. Raises the failure of one that
+    waits without a link."""
+    found = await client.connect(wanted.integration, wanted.subject, label=wanted.label, scopes=wanted.scopes)
+    missing = tuple(scope for scope in wanted.scopes or () if scope not in found.scopes)
+    if found.state is State.ACTIVE and not missing:
+        return found
+    if found.connect_url is None:
+        raise _waiting(found.id)
+    return ConsentRequired(found.connect_url, found.id, found.connect_expires_at, missing)
 
 
 def _awaited() -> _Awaited | None:

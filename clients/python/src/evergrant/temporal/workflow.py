@@ -76,12 +76,13 @@ class TokenNotReady(ApplicationError):
 
 @dataclass(frozen=True)
 class EnsureToken:
-    """The input of the activity `evergrant.ensure`: names alone."""
+    """The input of the activity `evergrant.ensure`: names alone. `hold`: a token, not only a connection."""
 
     integration: str
     subject: str
     label: str
     scopes: tuple[str, ...] | None
+    hold: bool = True
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,20 @@ async def ensure(
     *,
     label: str = "default",
     scopes: tuple[str, ...] | None = None,
+    hold: bool = True,
     timeout: timedelta = timedelta(days=7),
 ) -> Ensured:
     """Wait until the subject's connection has a token with `scopes`: for days, if a person has to consent.
 
     An activity of `EvergrantPlugin` asks Evergrant's API, on this workflow's task queue. While it waits it
     is between two tries, at most a minute apart: nothing runs, and the history doesn't grow. The plugin's
-    `on_consent_required` gets each new link for the subject. Raises TokenNotReady: its code is `timeout`
+    `on_consent_required` gets each new link for the subject. An app that calls through the gateway has no
+    permit for tokens: with `hold=False` the activity waits for the connection and leases nothing; the app
+    needs the action `connect`. Raises TokenNotReady: its code is `timeout`
     after `timeout`, the reason when the connection was denied or revoked meanwhile, or the code of a refusal
     that no consent ends.
     """
-    wanted = EnsureToken(integration, subject, label, scopes)
+    wanted = EnsureToken(integration, subject, label, scopes, hold)
     try:
         return await workflow.execute_activity(
             ENSURE,
