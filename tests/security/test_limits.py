@@ -38,7 +38,7 @@ async def test_attack_16_one_app_with_500_requests_open_takes_a_few_places_of_a_
 
     async def flood() -> None:
         while not stop.is_set():
-            assert (await api.lease(greedy)).status_code == 200
+            assert (await api.lease(greedy)).status_code in (200, 503)  # 503: the machine is busy elsewhere
 
     crowd = [asyncio.create_task(flood()) for _ in range(OPEN)]
     while len(batches) < 2:

@@ -1,4 +1,4 @@
-"""Agents: the waiting of a call for a person, and the end of what a stopped agent has left.
+"""Agents: the end of what a stopped agent has left.
 
-Owns the waiting. Owns neither decisions (api) nor what is due (core).
+Owns the order of the steps. Owns neither what is ended (activities) nor the order to stop (api).
 """

@@ -58,6 +58,7 @@ _POOL_SIZES = {
     Pool.BACKGROUND: (1, 1),
 }
 _POOL_TIMEOUT_S = 10.0
+_COMMAND_TIMEOUT_S = 20.0
 _BROKEN = (*DRIVER_ERRORS, OSError, TimeoutError)
 _requester: ContextVar[tuple[str, str] | None] = ContextVar("requester", default=None)
 
@@ -81,7 +82,7 @@ class PostgresDatabase:
         self._turns = FairTurns(sum(_POOL_SIZES[pool]))
         unlimited = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
         settings = _POSTGRES_SETTINGS if limits else _POSTGRES_SETTINGS | unlimited
-        command_timeout = 20 if limits else None
+        command_timeout = _COMMAND_TIMEOUT_S if limits else None
         self._engine = create_async_engine(
             url,
             hide_parameters=True,

@@ -149,6 +149,8 @@ async def test_a_build_without_compare_and_set_undoes_a_revocation(tmp_path: Pat
 
 async def test_a_build_that_takes_over_at_once_is_seen_on_one_host_and_on_two(tmp_path: Path):
     broken = await _broken(tmp_path, _stopped_while_the_answer_is_on_its_way, "no-waiting")
+    if len(broken.bad) < broken.cases:  # on a busy machine the answer may arrive before the takeover
+        broken = await _broken(tmp_path, _stopped_while_the_answer_is_on_its_way, "no-waiting")
     on_one, on_two = sorted(broken.judged, key=lambda it: it.told.case.layout is Layout.HOSTS)
     assert on_one.verdict in BAD
     assert "1 uses of one credential in flight together on one host" in on_one.why

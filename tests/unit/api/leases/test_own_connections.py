@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+import pytest
 import pytest_asyncio
 
 from evergrant_server.core.access import Action
+from evergrant_server.store.database import engine
 from tests.fakes.api import OTHER, Api, running_api
 from tests.fakes.databases import Postgres, lent, postgres_server
 from tests.fakes.patience import PATIENCE_S
@@ -18,7 +20,11 @@ _HANGING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 
 @pytest_asyncio.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
+async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
+    for limit in ("statement_timeout", "lock_timeout"):  # what hangs does so until the test lets it go on
+        monkeypatch.setitem(engine._POSTGRES_SETTINGS, limit, f"{2 * PATIENCE_S * 1000:.0f}")
+    monkeypatch.setattr(engine, "_COMMAND_TIMEOUT_S", 2 * PATIENCE_S)
+    monkeypatch.setattr(engine, "_POOL_TIMEOUT_S", 2 * PATIENCE_S)
     async with lent("postgresql", tmp_path) as url, running_api(tmp_path, database_url=url) as running:
         yield running
 
