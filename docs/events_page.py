@@ -39,6 +39,9 @@ WHEN = {
     EventType.CALL_APPROVAL_EXPIRED: "it was not decided, or not made, in time",
     EventType.AGENT_STOPPED: "an agent was stopped; `data`: `tenant`, `app_id`, `agent`, `reason`, and "
     "whether connections are revoked too (`revoke_connections`)",
+    EventType.TOKEN_FAMILY_REPLAYED: "a used code or refresh token of a gateway's client came again, and "
+    "what it belonged to has ended: perhaps it was stolen; `data`: `tenant`, `family_id`, `app`, `client`, "
+    "`subject`, `reason`. Only for webhooks of every integration",
     EventType.BREAK_GLASS: "a session that administers the tenant was made on the host; `data`: `tenant`, "
     "`who`, `reason`, `until`. Only for webhooks of every integration",
     EventType.TENANT_DISABLED: "the operator has disabled the tenant; `data`: `tenant`, `reason`. Only for "

@@ -124,6 +124,15 @@ WHEN = {
     AuditAction.TOKEN_ISSUED: "an app proved its identity at the token endpoint and got an access token",
     AuditAction.TOKEN_REFUSED: "the token endpoint refused an app; `repeated` counts the refusals within a "
     "minute after the first",
+    AuditAction.TOKEN_FAMILY_BEGUN: "a client of the gateway exchanged a code: it acts as an app for a "
+    "subject from then on; names both, and the resource",
+    AuditAction.TOKEN_FAMILY_REFRESHED: "a client refreshed its access token; `replay` counts the "
+    "repetitions of a used refresh token",
+    AuditAction.TOKEN_FAMILY_REPLAYED: "a used code or refresh token came again beyond what is allowed: what "
+    "it belonged to has ended. Perhaps it was stolen",
+    AuditAction.TOKEN_FAMILY_ENDED: "what a subject authorized was ended by its client or an admin; names "
+    "the access tokens that ended",
+    AuditAction.RESOURCE_TOKEN_REVOKED: "a client revoked one of its access tokens",
     AuditAction.TRUSTED_ISSUER_PUT: "an issuer of workload tokens is trusted, or its keys are elsewhere",
     AuditAction.TRUSTED_ISSUER_DELETED: "an issuer of workload tokens is trusted no more",
     AuditAction.APPROVAL_REQUESTED: "an app sent a command that a second app must approve",

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from evergrant_server.core.messages.names import TASK_QUEUE
 from evergrant_server.gateway_settings import GatewaySettings
 from evergrant_server.mtls_settings import MtlsSettings
+from evergrant_server.oauth_settings import OAuthSettings
 from evergrant_server.setting_errors import PREFIX, SETTINGS_FILE, errors_in_words, suspicious_variables
 from evergrant_server.setting_types import (
     DatabaseUrl,
@@ -43,7 +44,7 @@ class BadSettings(ValueError):
     """A setting that can't be used; the message names it and says what would be right."""
 
 
-class Settings(MtlsSettings, GatewaySettings, BaseSettings):
+class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     """What an operator may set. Durations are read by `read_duration`."""
 
     model_config = SettingsConfigDict(

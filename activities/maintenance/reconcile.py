@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from temporalio import activity
 
 from activities.maintenance.authority import report_broken_rows
+from activities.maintenance.authorizations import prune_authorizations
 from activities.maintenance.history import HistoryActivities
 from activities.support.temporal import heartbeating
 from evergrant_server import audit
@@ -184,6 +185,7 @@ async def prune_store(store: Store, clock: Clock, deliveries_age: timedelta) -> 
             if await tx.outbox.prune(now - _DELIVERED_AGE) == 0:
                 break
     await _prune_deliveries(store, now - deliveries_age)
+    await prune_authorizations(store, now)
     for _ in range(_MAX_BATCHES):
         async with store.write() as tx:
             logins = await tx.person_logins.prune(now)

@@ -210,6 +210,8 @@ def _entry(claim: LeaseClaim) -> AuditEntry:
             what["through"] = claim.through
     elif claim.signed_request:
         what["signed"] = claim.signed_request
+    if claim.authorization is not None:
+        what |= claim.authorization.named
     if claim.permit is not None:
         what["permit"] = claim.permit.name
     if claim.observed:

@@ -6,6 +6,7 @@ from datetime import datetime
 from evergrant_server.core.access import Permit
 from evergrant_server.core.ids import AppId, ConnectionId, KeyId, Tenant
 from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.oauth.authorizations import TokenFamily
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,4 +29,5 @@ class LeaseClaim:
     proxied: tuple[str, str] | None = None  # id and request line of a call that the gateway makes with it
     through: AppId | None = None  # the Envoy that makes the call instead
     permit: Permit | None = None  # that allowed it
+    authorization: TokenFamily | None = None  # of the gateway's client that acts as the app
     observed: tuple[str, ...] = ()  # the names of permits that would have denied it in mode enforce

@@ -37,6 +37,7 @@ class AuthenticationMethod(StrEnum):
     X509_SVID = "x509_svid"  # draft-ietf-oauth-spiffe-client-auth
     WORKLOAD_IDENTITY = "workload_identity"  # a token that its platform signed, or a JWT-SVID
     PERSON_SESSION = "person_session"  # of a person, not of an app
+    RESOURCE_TOKEN = "resource_token"  # of a gateway's client, which acts as the app
 
 
 class Action(StrEnum):

@@ -44,6 +44,7 @@ class EventType(StrEnum):
     CALL_APPROVAL_DENIED = "call_approval.denied"
     CALL_APPROVAL_EXPIRED = "call_approval.expired"
     AGENT_STOPPED = "agent.stopped"
+    TOKEN_FAMILY_REPLAYED = "token_family.replayed"  # about what a subject authorized
     BREAK_GLASS = "session.break_glass"  # about a person
     TENANT_DISABLED = "tenant.disabled"
     TENANT_ENABLED = "tenant.enabled"
@@ -56,7 +57,7 @@ CONNECTION_EVENTS = tuple(it for it in EventType if it.startswith("connection.")
 # about no connection: for webhooks of every integration
 APP_EVENTS = (
     *(EventType.BULK_READ, EventType.BREAK_GLASS, EventType.TENANT_DISABLED, EventType.TENANT_ENABLED),
-    *(it for it in EventType if it.startswith(("access.", "call_approval.", "agent."))),
+    *(it for it in EventType if it.startswith(("access.", "call_approval.", "agent.", "token_family."))),
 )
 # without what happens hourly to each connection
 DEFAULT_EVENTS = (*(it for it in CONNECTION_EVENTS if it is not EventType.REFRESHED), *APP_EVENTS)
@@ -66,7 +67,7 @@ _WITHOUT_FAILURE = (EventType.CREATED, EventType.REFRESHED, EventType.RECOVERED)
 
 _Detail = Mapping[str, Any]
 # what the id of an event's object is called in its data
-_NAMED_BY = (("call_approval.", "approval_id"), ("agent.", "app_id"))
+_NAMED_BY = (("call_approval.", "approval_id"), ("agent.", "app_id"), ("token_family.", "family_id"))
 
 EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.GRANT_INSTALLED: EventType.CREATED,
@@ -91,6 +92,7 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.CALL_APPROVAL_DENIED: EventType.CALL_APPROVAL_DENIED,
     AuditAction.CALL_APPROVAL_EXPIRED: EventType.CALL_APPROVAL_EXPIRED,
     AuditAction.AGENT_STOPPED: EventType.AGENT_STOPPED,
+    AuditAction.TOKEN_FAMILY_REPLAYED: EventType.TOKEN_FAMILY_REPLAYED,
     AuditAction.BREAK_GLASS: EventType.BREAK_GLASS,
     AuditAction.TENANT_DISABLED: EventType.TENANT_DISABLED,
     AuditAction.TENANT_ENABLED: EventType.TENANT_ENABLED,
@@ -180,8 +182,9 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
 
 def app_event_body(type: EventType, entry: AuditEntry) -> str:
     """The event of a record about no connection: a bulk read, a session that was made on the host, a tenant
-    that is disabled or enabled, an agent that is stopped, a call that waits for an approval (`approval_id`),
-    or a request for access (`request_id`)."""
+    that is disabled or enabled, an agent that is stopped, a family of tokens that a replay ended
+    (`family_id`), a call that waits for an approval (`approval_id`), or a request for access
+    (`request_id`)."""
     if type is EventType.BULK_READ:
         data = {"tenant": entry.tenant, "app": entry.detail["app"], "kind": entry.detail["kind"]}
     elif type is EventType.BREAK_GLASS:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 from joserfc import jwk, jws
 from joserfc.errors import JoseError
 
-from evergrant_server.core.ids import AppId, is_id
+from evergrant_server.core.ids import is_id
 from evergrant_server.core.text import is_storable_text
 
 TYPE = "client-authentication+jwt"
@@ -35,7 +35,7 @@ class Assertion(NamedTuple):
     """An assertion that keeps every rule which needs no key. Its signature isn't verified yet."""
 
     text: str
-    app_id: AppId
+    client_id: str
     jti: str
     expires_at: datetime
     algorithm: str
@@ -95,25 +95,32 @@ def _rsa_key(kept: Mapping[str, str]) -> jwk.RSAKey:
     return key
 
 
-def read_assertion(text: str, issuer: str, now: datetime) -> Assertion:
-    """The assertion, if it keeps every rule that needs no key. Raises AssertionRefused."""
+def read_assertion(text: str, issuer: str, now: datetime, client_id: str | None = None) -> Assertion:
+    """The assertion, if it keeps every rule that needs no key. Raises AssertionRefused.
+
+    `client_id` is the OAuth client that must have signed it; None: an app. Clients' libraries follow RFC 7523
+    itself, which has no `typ` of its own.
+    """
     header, claims = _parts(text)
     if "crit" in header or "b64" in header:
         raise AssertionRefused("The assertion's header has a critical member that isn't known.")
-    if str(header.get("typ")).lower().removeprefix("application/") != TYPE:
+    kind = str(header.get("typ", "jwt")).lower().removeprefix("application/")
+    if kind != TYPE and (client_id is None or kind != "jwt"):
         raise AssertionRefused(f"The assertion's typ must be {TYPE}.")
     if header.get("alg") not in ALGORITHMS:
         raise AssertionRefused("The assertion's alg must be an asymmetric signature that Evergrant knows.")
     if claims.get("aud") != issuer:
         raise AssertionRefused("The assertion's aud must be the issuer alone, as one string.")
-    app_id, jti, key_id = claims.get("sub"), claims.get("jti"), header.get("kid")
-    if not isinstance(app_id, str) or claims.get("iss") != app_id or not is_id(app_id, "app"):
-        raise AssertionRefused("The assertion's iss and sub must both be the app's id.")
+    sub, jti, key_id = claims.get("sub"), claims.get("jti"), header.get("kid")
+    if not isinstance(sub, str) or claims.get("iss") != sub:
+        raise AssertionRefused("The assertion's iss and sub must both be the client's id.")
+    if sub != client_id and (client_id is not None or not is_id(sub, "app")):
+        raise AssertionRefused("The assertion's iss and sub must both be the client's id.")
     if not isinstance(jti, str) or not 0 < len(jti) <= _LONGEST_JTI or not is_storable_text(jti):
         raise AssertionRefused(f"The assertion needs a jti of at most {_LONGEST_JTI} characters.")
     if key_id is not None and not isinstance(key_id, str):
         raise AssertionRefused("The assertion's kid must be a text.")
-    return Assertion(text, AppId(app_id), jti, _checked_times(claims, now), header["alg"], key_id)
+    return Assertion(text, sub, jti, _checked_times(claims, now), header["alg"], key_id)
 
 
 def is_signed_by(assertion: Assertion, keys: Sequence[Mapping[str, Any]]) -> bool:

@@ -12,6 +12,7 @@ from evergrant_server.api.http.problems import problem_response
 from evergrant_server.api.http.tracing import begin_trace
 from evergrant_server.api.limits.leases import add_limit_headers
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.gateway.callers import challenge_of, resource_metadata
 from evergrant_server.gateway.envoy import http_service as envoy_http
 from evergrant_server.gateway.mcp.answers import refusal
 from evergrant_server.gateway.mcp.endpoint import MESSAGE, McpEndpoint
@@ -88,15 +89,22 @@ class GatewayApp:
             response = Response()
             checked = await health.readyz(self.parts.api, response)
             return JSONResponse(checked, response.status_code)
+        settings = self.parts.api.settings
+        document = resource_metadata(path, settings.gateway_public_url, settings.public_url)
+        if document is not None:
+            return JSONResponse(document, headers={"Access-Control-Allow-Origin": "*"})
         raise Failure(ErrorCode.NOT_FOUND, f"The gateway serves {_PROXY_ROUTE.path} and {_MCP_ROUTE.path}.")
 
     async def _refuse(self, failure: Failure, scope: Scope, receive: Receive, send: Send) -> None:
         note_refusal(failure)
-        base_url = self.parts.api.settings.public_url
+        settings = self.parts.api.settings
         if scope["raw_path"].startswith(MCP_PREFIX):
-            response = refusal(failure, scope.get(MESSAGE), base_url)
+            response = refusal(failure, scope.get(MESSAGE), settings.public_url)
         else:
-            response = problem_response(failure, base_url)
+            response = problem_response(failure, settings.public_url)
+        challenge = challenge_of(scope, settings.gateway_public_url)
+        if challenge is not None and response.status_code == 401:
+            response.headers["WWW-Authenticate"] = challenge
         response.headers[ERROR_HEADER] = failure.code.value
         response.headers["Connection"] = "close"  # the request's body may not have been read
         await response(scope, receive, send)

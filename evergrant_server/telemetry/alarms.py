@@ -3,7 +3,9 @@
 import logging
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.oauth.authorizations import FamilyEnd, TokenFamily
 from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.families import count_family
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant")
@@ -16,3 +18,11 @@ def report_broken_authority(failure: Failure) -> None:
     row = failure.context.get("row", "")
     log_event(log, logging.ERROR, LogEvent.AUTHORITY_BROKEN, failure.detail, code=failure.code, object=row)
     metrics.count_broken_authority(failure.context.get("table", "unknown"))
+
+
+def report_replayed_token(family: TokenFamily, why: FamilyEnd) -> None:
+    """Log and count that a used code or refresh token came again, which ended its family: it was stolen, or a
+    client kept it for too long."""
+    what = f"{why.value}: a client of the app {family.app_id}, which acted for a subject"
+    log_event(log, logging.ERROR, LogEvent.TOKEN_REPLAYED, what, object=family.id)
+    count_family(why.value)

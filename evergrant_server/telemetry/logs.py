@@ -57,6 +57,7 @@ class LogEvent(StrEnum):
     STORE_BEHIND = "store behind"
     SUBJECT_MISMATCH = "subject mismatch"
     TEMPORAL_NOT_READY = "temporal not ready"
+    TOKEN_REPLAYED = "token replayed"
     UNEXPECTED = "unexpected error"
 
 

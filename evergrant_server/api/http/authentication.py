@@ -13,10 +13,12 @@ from starlette.requests import Request
 from evergrant_server.api.http import app_tokens
 from evergrant_server.api.http.api_keys import expired, key_mac, parse_key
 from evergrant_server.api.http.client_certificates import client_certificate
+from evergrant_server.api.http.oauth import resource_tokens
 from evergrant_server.core.access import App, AppCredential, AppKey, AppToken, AuthenticationMethod, Permit
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, CredentialId, KeyId, Tenant, TokenId
+from evergrant_server.core.oauth.authorizations import TokenFamily
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.database.engine import share_connections
@@ -72,6 +74,7 @@ class Caller:
     permits: tuple[Permit, ...]
     digest: bytes = field(repr=False)  # of the credential as presented, to recognize it again
     session: PersonSession | None = None  # of a person, who stands in `app` by id and rights
+    authorization: TokenFamily | None = None  # of a gateway's client, which narrows what `permits` allow
 
     @property
     def tenant(self) -> Tenant:
@@ -103,13 +106,19 @@ class Authenticator:
 
         Raises Failure UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED or AGENT_ENDED.
         """
-        caller = await self.caller_of(_bearer_token(request))
+        resource = request.scope.get(resource_tokens.RESOURCE)
+        caller = await self.caller_of(_bearer_token(request), resource)
         _require_confirmation(request, caller.credential)
         share_connections(caller.tenant, caller.app.id)
         return caller
 
-    async def caller_of(self, text: str) -> Caller:
-        """The caller that a key or token authenticates. Raises as `authenticate` does."""
+    async def caller_of(self, text: str, resource: object = None) -> Caller:
+        """The caller that a key or token authenticates; a client's token does at its `resource` alone.
+
+        Raises as `authenticate` does.
+        """
+        if text.startswith(resource_tokens.PREFIX):
+            return await self._client_of(text, resource)
         if text.startswith(app_tokens.PREFIX):
             app, credential, permits = await self._token_owner(text)
         else:
@@ -154,6 +163,17 @@ class Authenticator:
         presented = PresentedCredential(credential.id, token.method, token.expires_at, token.confirmation)
         return app, presented, permits
 
+    async def _client_of(self, text: str, resource: object) -> Caller:
+        """The app as which a gateway's client acts."""
+        async with self._store.read() as tx:
+            found = await resource_tokens.read_token(tx, resource, text, self._clock.now())
+            permits = await tx.access.permits(found.app.tenant, found.app.id)
+        token, family = found.token, found.family
+        ends = min(token.expires_at, family.expires_at)
+        presented = PresentedCredential(KeyId(family.id), AuthenticationMethod.RESOURCE_TOKEN, ends)
+        credential = presented.of(found.app)
+        return Caller(found.app, credential, tuple(permits), _digest(text), authorization=family)
+
     async def authenticate_cached(self, request: Request) -> tuple[Caller, bool]:
         """The caller, and whether it comes from the cache.
 
@@ -164,8 +184,9 @@ class Authenticator:
         known = self._cache.get(_digest(text))
         if known is not None and self._clock.now() < known.credential.valid_until:
             _require_confirmation(request, known.credential)
+            resource_tokens.require_resource(request, known.authorization)
             return known, True
-        caller = await self.caller_of(text)
+        caller = await self.caller_of(text, request.scope.get(resource_tokens.RESOURCE))
         _require_confirmation(request, caller.credential)
         self.cache(caller)
         return caller, False

@@ -61,7 +61,9 @@ class JudgedRequest:
         excess: tuple[str, ...] = (),
         proxied: ProxiedRequest | None = None,
     ) -> PermitDecision:
-        """What the caller's permits say now."""
+        """What the caller's permits say now; of a gateway's client, about what its subject authorized."""
+        if not _is_authorized(self.caller, target):
+            return PermitDecision(False, DecisionReason.NO_PERMIT)
         question = PermitQuestion(target, action, self.now, self.address, scopes, excess, proxied)
         return decide(self.caller.permits, question)
 
@@ -71,7 +73,9 @@ class JudgedRequest:
 
     def may_see(self, target: Target) -> bool:
         """Whether any action on it is allowed."""
-        return may_see(self.caller.permits, target, self.now, self.address)
+        return _is_authorized(self.caller, target) and may_see(
+            self.caller.permits, target, self.now, self.address
+        )
 
     def may_audit(self, target: Target) -> bool:
         """Whether the caller reads what admins read."""
@@ -112,6 +116,16 @@ class JudgedRequest:
             f"This needs the action {' or '.join(actions)}, and {self.caller.app.name} has no permit for it."
         )
         raise Failure(ErrorCode.NOT_PERMITTED, why)
+
+
+def _is_authorized(caller: Caller, target: Target) -> bool:
+    """Whether the target is the subject's, and the connection's, that the caller's token is for. Whatever the
+    app's permits allow, a client reaches nothing else."""
+    authorization = caller.authorization
+    if authorization is None:
+        return True
+    one = authorization.connection_id
+    return target.subject == authorization.subject and one in (None, target.connection_id)
 
 
 def refusal(decision: PermitDecision, above: Iterable[str] = ()) -> Failure:

@@ -25,6 +25,7 @@ def claim_of(
         valid_until=min(credential.valid_until, decision.valid_until or credential.valid_until),
         permit=decision.permit,
         observed=decision.observed,
+        authorization=call.caller.authorization,
         generation=row.generation,
         context=call.context,
         scopes=row.grant.scopes,

@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from evergrant_server.api.limits.leases import Counted, Gcra, RateLimited, note_counted
 from evergrant_server.core.access import App
+from evergrant_server.core.ids import TokenFamilyId
 from evergrant_server.policy.networks import parse_address
 from evergrant_server.settings import Settings
 
@@ -35,19 +36,25 @@ class RequestLimits:
 
     async def count_request(self, scope: Scope, app: App) -> None:
         """Count a request of an app that isn't a lease. Raises RateLimited."""
-        await self._require(scope, "requests", app, self._requests)
+        await self._require(scope, "requests", app.id, self._requests)
 
     async def count_token(self, scope: Scope, app: App) -> None:
         """Count a token that an app has proven its identity for. Raises RateLimited."""
-        await self._require(scope, "tokens", app, self._tokens)
+        await self._require(scope, "tokens", app.id, self._tokens)
 
-    async def _require(self, scope: Scope, policy: str, app: App, quota: int) -> None:
+    async def count_family(self, scope: Scope, id: TokenFamilyId) -> None:
+        """Count a refresh of what a subject authorized: as an app's tokens, but no client of an app makes
+        another one wait. Raises RateLimited."""
+        await self._require(scope, "tokens", id, self._tokens)
+
+    async def _require(self, scope: Scope, policy: str, id: str, quota: int) -> None:
         if not quota:
             return
-        counted = await self._count(policy, app.id, quota)
+        counted = await self._count(policy, id, quota)
         note_counted(scope, counted)
         if not counted.allowed:
-            why = f"The limit of {quota} {policy} in a minute for this app is reached."
+            whose = "authorization" if id.startswith("fam_") else "app"
+            why = f"The limit of {quota} {policy} in a minute for this {whose} is reached."
             raise RateLimited(policy, why, counted.seconds)
 
     async def count_guess(self, address: str) -> None:

@@ -10,8 +10,14 @@ from collections.abc import Awaitable, Callable
 from evergrant_server.api.http.models import View
 from evergrant_server.api.oauth import client_credentials
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest
+from evergrant_server.api.oauth.families.code_grant import exchange_code
+from evergrant_server.api.oauth.families.refresh_grant import refresh
 
 Grant = Callable[[ClientTokenRequest], Awaitable[View]]
 
 # by grant_type, in the order in which the metadata names them
-GRANTS: dict[str, Grant] = {client_credentials.GRANT_TYPE: client_credentials.issue}
+GRANTS: dict[str, Grant] = {
+    client_credentials.GRANT_TYPE: client_credentials.issue,
+    "authorization_code": exchange_code,
+    "refresh_token": refresh,
+}

@@ -1,5 +1,7 @@
 """`/.well-known/oauth-authorization-server`: what Evergrant is as an authorization server (RFC 8414)."""
 
+from typing import Any
+
 from fastapi import APIRouter
 
 from evergrant_server.api.http.call import ApiDep
@@ -10,7 +12,7 @@ from evergrant_server.crypto.client_assertions import ALGORITHMS
 
 router = APIRouter(tags=["oauth"])
 
-TOKEN_PATH = "/oauth/token"
+TOKEN_PATH, REVOCATION_PATH = "/oauth/token", "/oauth/revoke"
 
 
 class ServerMetadata(View):
@@ -18,6 +20,7 @@ class ServerMetadata(View):
 
     issuer: str
     token_endpoint: str
+    revocation_endpoint: str
     response_types_supported: tuple[str, ...] = ()
     grant_types_supported: tuple[str, ...] = tuple(GRANTS)
     token_endpoint_auth_methods_supported: tuple[str, ...] = ADVERTISED
@@ -36,8 +39,11 @@ class CertificateMetadata(ServerMetadata):
 async def get_metadata(api: ApiDep) -> CertificateMetadata | ServerMetadata:
     """Where apps get access tokens, and how they may prove their identity (RFC 8414)."""
     issuer, mtls_url = api.settings.public_url, api.settings.mtls_url
-    endpoint = f"{issuer}{TOKEN_PATH}"
+    endpoints: dict[str, Any] = {
+        "token_endpoint": f"{issuer}{TOKEN_PATH}",
+        "revocation_endpoint": f"{issuer}{REVOCATION_PATH}",
+    }
     if not mtls_url:
-        return ServerMetadata(issuer=issuer, token_endpoint=endpoint)
+        return ServerMetadata(issuer=issuer, **endpoints)
     aliases = {"token_endpoint": f"{mtls_url}{TOKEN_PATH}"}
-    return CertificateMetadata(issuer=issuer, token_endpoint=endpoint, mtls_endpoint_aliases=aliases)
+    return CertificateMetadata(issuer=issuer, mtls_endpoint_aliases=aliases, **endpoints)

@@ -19,11 +19,11 @@ async def authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenCl
         assertion = read_assertion(request.parameters["client_assertion"], request.issuer, request.now)
     except AssertionRefused as refused:
         raise invalid_client(str(refused), named) from None
-    if named not in (None, assertion.app_id):
-        raise invalid_client("client_id isn't the assertion's sub.", assertion.app_id)
-    found = await registered(tx, assertion.app_id, AuthenticationMethod.PRIVATE_KEY_JWT)
+    if named not in (None, assertion.client_id):
+        raise invalid_client("client_id isn't the assertion's sub.", assertion.client_id)
+    found = await registered(tx, assertion.client_id, AuthenticationMethod.PRIVATE_KEY_JWT)
     app, credentials = found or (None, [])
     for credential in credentials:
         if app is not None and is_signed_by(assertion, credential.parameters["jwks"]["keys"]):
             return ProvenClient(app, credential, once=(assertion.jti, assertion.expires_at))
-    raise invalid_client(UNPROVEN, assertion.app_id)
+    raise invalid_client(UNPROVEN, assertion.client_id)

@@ -17,8 +17,10 @@ from evergrant_server.api.http.refusal_log import RefusalLog
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.client_credentials import TokenView
+from evergrant_server.api.oauth.families.issuing import FamilyTokenView
+from evergrant_server.api.oauth.families.revocation import revoke
 from evergrant_server.api.oauth.grants import GRANTS, Grant
-from evergrant_server.api.oauth.metadata import TOKEN_PATH
+from evergrant_server.api.oauth.metadata import REVOCATION_PATH, TOKEN_PATH
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.telemetry import metrics
@@ -37,31 +39,29 @@ class OAuthError(View):
     error_description: str
 
 
-_PARAMETERS = ("grant_type", "client_id", "client_assertion_type", "client_assertion", "scope")
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            _FORM: {
-                "schema": {
-                    "type": "object",
-                    "required": ["grant_type"],
-                    "properties": {name: {"type": "string"} for name in _PARAMETERS},
-                }
-            }
-        },
-    }
-}
+def _body(required: str, *names: str) -> dict[str, Any]:
+    """What the OpenAPI document says of a form."""
+    properties = {name: {"type": "string"} for name in (required, *_CLIENT, *names)}
+    schema = {"type": "object", "required": [required], "properties": properties}
+    return {"requestBody": {"required": True, "content": {_FORM: {"schema": schema}}}}
+
+
+_CLIENT = ("client_id", "client_assertion_type", "client_assertion")
+_CODE = ("code", "redirect_uri", "code_verifier")
+_BODY = _body("grant_type", "scope", "resource", *_CODE, "refresh_token")
+_REVOCATION = _body("token", "token_type_hint")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": OAuthError, "description": "An error of RFC 6749 section 5.2"} for status in (400, 401)
 }
 
 
-@router.post(TOKEN_PATH, response_model=TokenView, responses=_ERRORS, openapi_extra=_BODY)
+@router.post(TOKEN_PATH, response_model=TokenView | FamilyTokenView, responses=_ERRORS, openapi_extra=_BODY)
 async def issue_token(request: Request, api: ApiDep) -> Response:
-    """An access token for an app that proves its identity (RFC 6749 section 4.4, RFC 7523 section 2.2).
+    """An access token for an app that proves its identity (RFC 6749 section 4.4, RFC 7523 section 2.2), or
+    for a client of the gateways (sections 4.1.3 and 6).
 
-    `client_id` is the app's id, `app_…`. The token stands where an API key can, for ten minutes at most.
+    An app's `client_id` is its id, `app_…`; the token stands where an API key can, for ten minutes at most. A
+    client's token is for one resource of the gateway, and comes with a refresh token.
     """
     try:
         parameters = await _read_form(request)
@@ -71,6 +71,18 @@ async def issue_token(request: Request, api: ApiDep) -> Response:
         return await _refuse(api, request, refused)
     metrics.count(metrics.TOKENS, "issued")
     return Response(view.model_dump_json(exclude_none=True), 200, _NO_STORE, "application/json")
+
+
+@router.post(REVOCATION_PATH, response_model=None, responses=_ERRORS, openapi_extra=_REVOCATION)
+async def revoke_token(request: Request, api: ApiDep) -> Response:
+    """Revoke a token of a gateway's client (RFC 7009): an access token alone, or with a refresh token all
+    that its subject authorized. A token that counts no more has the same answer."""
+    try:
+        parameters = await _read_form(request)
+        await revoke(ClientTokenRequest(api, request, parameters, api.clock.now()))
+    except TokenRefused as refused:
+        return await _refuse(api, request, refused)
+    return Response(None, 200, _NO_STORE)
 
 
 async def _read_form(request: Request) -> dict[str, str]:

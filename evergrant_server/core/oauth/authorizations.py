@@ -73,6 +73,11 @@ class TokenFamily(Authorization):
     end: FamilyEnd | None = None
     replays: int = 0
 
+    @property
+    def named(self) -> dict[str, str]:
+        """What an audit record of its use says."""
+        return {"client": self.client_id, "subject": self.subject, "family": self.id}
+
     def is_live(self, now: datetime, idle: timedelta) -> bool:
         """Whether its refresh tokens are accepted: it has neither ended, nor grown too old, nor lain idle."""
         return self.ended_at is None and now < self.expires_at and now < self.used_at + idle

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.gateway.callers import gateway_caller
 from evergrant_server.gateway.mcp.message import read_message
 from evergrant_server.gateway.mcp.request import McpRequest
 from evergrant_server.gateway.mcp.sessions import SessionIds
@@ -36,10 +37,11 @@ class McpEndpoint:
         """Raises Failure before a response has begun, ResponseBroken afterwards."""
         request = Request(scope)
         self._require_own_address(request)
-        caller = await self._parts.api.authenticator.authenticate_cached(request)
         found = _CONNECTION.match(scope["raw_path"])
         if found is None:
             raise Failure(ErrorCode.NOT_FOUND)
+        resource = self._parts.api.settings.gateway_public_url + found[0].decode()
+        caller = await gateway_caller(self._parts.api, request, resource)
         if scope["method"] not in _METHODS:
             raise Failure(ErrorCode.METHOD_NOT_ALLOWED)
         connection_id = ConnectionId(found[1].decode())

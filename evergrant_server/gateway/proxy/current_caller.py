@@ -10,6 +10,9 @@ from evergrant_server.core.access import AuthenticationMethod
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import CredentialId
 
+# an access token of a client is read anew each time, until its end (RFC 8707)
+_ASKED_EACH_TIME = (AuthenticationMethod.API_KEY, AuthenticationMethod.RESOURCE_TOKEN)
+
 
 async def current_caller(api: ApiContext, request: Request, began_as: Caller) -> Caller:
     """The app and its permits. Raises Failure when its key, credential, app or tenant doesn't count any more.
@@ -21,7 +24,7 @@ async def current_caller(api: ApiContext, request: Request, began_as: Caller) ->
         return await api.authenticator.authenticate(request)
     except Failure:
         credential = began_as.credential
-        if credential.method is AuthenticationMethod.API_KEY or api.clock.now() < credential.valid_until:
+        if credential.method in _ASKED_EACH_TIME or api.clock.now() < credential.valid_until:
             raise
     async with api.store.read() as tx:
         await tx.tenants.require_enabled(began_as.tenant)

@@ -2,12 +2,13 @@
 
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_, update
 from sqlmodel import col
 
 from evergrant_server.core.ids import AccessTokenId, RefreshTokenId, Tenant, TokenFamilyId
 from evergrant_server.core.oauth.authorizations import AccessToken, RefreshToken, TokenFamily
 from evergrant_server.core.secret import Secret
+from evergrant_server.store.access import AppKeyUseRow, AppRow
 from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import ModelRepository, columns_equal, not_found
@@ -22,6 +23,11 @@ class TokenFamilies(AuthenticatedRepository[TokenFamily, TokenFamilyId]):
 
     async def add(self, family: TokenFamily) -> None:
         await self._add(family, f"Family {family.id}")
+
+    async def locked(self, tenant: Tenant, id: TokenFamilyId) -> TokenFamily | None:
+        """The family, which no other transaction changes until this one ends. Raises Failure
+        AUTHORITY_BROKEN."""
+        return await self._first(self._where(tenant=tenant, id=id).with_for_update())
 
     async def to_end(self, tenant: Tenant, id: TokenFamilyId) -> TokenFamily | None:
         """The family as its row says, with a broken authenticator too: to end one repairs that."""
@@ -44,13 +50,23 @@ class TokenFamilies(AuthenticatedRepository[TokenFamily, TokenFamilyId]):
         query = select(func.count()).select_from(TokenFamilyRow).where(*live)
         return int((await self._connection.execute(query)).scalar_one())
 
+    async def judge_again(self, client_id: str) -> None:
+        """Have all calls of a client, of whatever tenant, judged again: the revisions of its apps move."""
+        row, app = TokenFamilyRow, AppRow
+        live = columns_equal(row, client_id=client_id) & col(row.ended_at).is_(None)
+        acts = select(col(row.tenant), col(row.app_id)).where(live)
+        mine = tuple_(col(app.tenant), col(app.id)).in_(acts)
+        await self._run(update(app).where(mine).values({"revision": col(app.revision) + 1}))
+
     async def prune(self, before: datetime, limit: int = 1000) -> int:
         """Delete families that ended or grew too old before then, with their tokens, `limit` at the most;
         returns how many."""
-        row = TokenFamilyRow
+        row, use = TokenFamilyRow, AppKeyUseRow
         key = (col(row.tenant), col(row.id))
         old = select(*key).where(or_(col(row.expires_at) < before, col(row.ended_at) < before)).limit(limit)
-        return await self._run(delete(row).where(tuple_(*key).in_(old)))
+        gone = [tuple(it) for it in await self._connection.execute(old)]
+        await self._run(delete(use).where(tuple_(col(use.tenant), col(use.key_id)).in_(gone)))
+        return await self._run(delete(row).where(tuple_(*key).in_(gone)))
 
     @staticmethod
     def _live(tenant: Tenant, equal: dict[str, str | None]) -> tuple[ColumnElement[bool], ...]:

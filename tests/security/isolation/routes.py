@@ -85,7 +85,7 @@ PROVED_OTHERWISE = {
     *("GET /connect/{link}", "POST /connect/{link}", "POST /connect/{link}/choice"),
     *("GET /oauth/callback/{integration_id}", "POST /oauth/callback/{integration_id}"),
     *("POST /oauth/callback/{integration_id}/fragment", "POST /v1/security-events/{receiver_id}"),
-    "POST /oauth/token",
+    *("POST /oauth/token", "POST /oauth/revoke"),
     # of a person who administers: tests/security/pages/test_person_login.py, test_person_sessions.py
     *("GET /login", "POST /login", "POST /login/command", "GET /session", "POST /logout"),
     *("GET /v1/sessions/current", "DELETE /v1/sessions/current"),

@@ -15,6 +15,7 @@ ALLOWED = {
     ("LeaseView", "access_token"),
     ("ProofView", "proof"),  # for one request, DPoP (RFC 9449)
     ("TokenView", "access_token"),  # of Evergrant's own API
+    *(("FamilyTokenView", it) for it in ("access_token", "refresh_token")),  # for the gateway alone
     ("NewKeyView", "key"),
     ("CommandSessionView", "token"),  # a person's, which leases nothing
     ("WebhookSecretView", "secret"),

@@ -1,0 +1,1 @@
+"""How access tokens of the gateways' clients are recognized."""

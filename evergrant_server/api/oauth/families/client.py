@@ -1,0 +1,72 @@
+"""Which OAuth client sends a token request: a public one says who it is, others sign an assertion."""
+
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused, invalid_client
+from evergrant_server.core.access import App
+from evergrant_server.core.oauth.clients import ClientAuthMethod, GatewayClient
+from evergrant_server.crypto.client_assertions import AssertionRefused, is_signed_by, read_assertion
+from evergrant_server.store import Transaction
+
+JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"  # RFC 7523 section 2.2
+_USE_INTERVAL = timedelta(days=1)
+_UNKNOWN = "The client isn't registered, or its identity isn't proven by the request."
+
+
+class KnownClient(NamedTuple):
+    """The client of a request, and the assertion's `jti` with its end, which counts once."""
+
+    client: GatewayClient
+    once: tuple[str, datetime] | None = None
+
+
+async def client_of(request: ClientTokenRequest) -> KnownClient:
+    """The client, authenticated as it is registered (RFC 6749 section 3.2.1). Raises TokenRefused, Failure
+    AUTHORITY_BROKEN."""
+    given = request.parameters
+    client_id = given.get("client_id")
+    if "authorization" in request.http.headers or "client_secret" in given:
+        raise invalid_client("Clients of the gateways have no secret: say client_id, or sign an assertion.")
+    if client_id is None:
+        raise invalid_client("client_id is missing.")
+    async with request.api.store.read() as tx:
+        client = await tx.oauth_clients.by_client_id(client_id)
+    if client is None:
+        raise invalid_client(_UNKNOWN)
+    if client.disabled:
+        raise TokenRefused("unauthorized_client", "An admin has disabled the client.")
+    if client.auth_method is ClientAuthMethod.NONE:
+        if "client_assertion" in given or "client_assertion_type" in given:
+            raise invalid_client("The client is registered without keys: it sends no assertion.")
+        return KnownClient(client)
+    return KnownClient(client, _proven(request, client))
+
+
+def _proven(request: ClientTokenRequest, client: GatewayClient) -> tuple[str, datetime]:
+    given = request.parameters
+    if given.get("client_assertion_type") != JWT_BEARER:
+        raise invalid_client(f"The client proves its key: client_assertion_type must be {JWT_BEARER}.")
+    try:
+        text = given.get("client_assertion", "")
+        assertion = read_assertion(text, request.issuer, request.now, client.client_id)
+    except AssertionRefused as refused:
+        raise invalid_client(str(refused)) from None
+    if not is_signed_by(assertion, (client.jwks or {}).get("keys", ())):
+        raise invalid_client(_UNKNOWN)
+    return assertion.jti, assertion.expires_at
+
+
+async def note_use(tx: Transaction, known: KnownClient, app: App, now: datetime) -> None:
+    """Use the client's assertion up, and note its use, to the day: one client may have many users.
+
+    Raises TokenRefused for an assertion that was used before.
+    """
+    used_at = known.client.used_at
+    if used_at is None or now - used_at >= _USE_INTERVAL:
+        await tx.oauth_clients.used(known.client, now)
+    if known.once is None:
+        return
+    jti, expires_at = known.once
+    if not await tx.tokens.use_assertion(app, f"{known.client.client_id} {jti}", expires_at):
+        raise invalid_client("The assertion's jti was used before.")

@@ -1,0 +1,135 @@
+"""`grant_type=refresh_token` (RFC 6749 section 6), and the ledger of used refresh tokens.
+
+Clients of one person share a file of tokens between processes, which refresh at once, or with a token that
+another one has used minutes ago. Within a window a used token therefore gets the same successor again; each
+repetition is counted. Beyond it, it was stolen: the family ends (RFC 9700 section 4.14.2).
+"""
+
+import hmac
+from datetime import timedelta
+from typing import NamedTuple
+
+from evergrant_server.api.http.oauth.resource_tokens import parse_text
+from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
+from evergrant_server.api.oauth.families.client import KnownClient, client_of, note_use
+from evergrant_server.api.oauth.families.ending import end_family
+from evergrant_server.api.oauth.families.issuing import (
+    FamilyTokenView,
+    invalid_grant,
+    issue,
+    refresh_mac,
+    refresh_token_of,
+    require_parameters,
+    require_standing,
+)
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.ids import RefreshTokenId
+from evergrant_server.core.messages.base import CLAIMED
+from evergrant_server.core.oauth.authorizations import FamilyEnd, RefreshToken, TokenFamily
+from evergrant_server.core.secret import Secret
+from evergrant_server.settings import Settings
+from evergrant_server.store import Transaction
+from evergrant_server.telemetry.alarms import report_replayed_token
+from evergrant_server.telemetry.families import count_family
+
+_WRONG = "The refresh token is unknown, has expired or was revoked, or is another client's."
+
+
+class Refreshed(NamedTuple):
+    """The tokens, and which repetition of a used refresh token this was; 0: none."""
+
+    view: FamilyTokenView
+    replays: int
+
+
+async def refresh(request: ClientTokenRequest) -> FamilyTokenView:
+    """The next access token of a family. Raises TokenRefused, RateLimited."""
+    if "refresh_token" not in request.parameters:
+        raise TokenRefused("invalid_request", "refresh_token is missing.")
+    known = await client_of(request)
+    await _count(request)
+    result = await run_transaction(request.api.store, lambda tx: _refresh(tx, request, known))
+    if isinstance(result, Refreshed):
+        count_family("replayed" if result.replays else "refreshed")
+        return result.view
+    report_replayed_token(result, FamilyEnd.TOKEN_REPLAYED)
+    raise invalid_grant("The refresh token was used before: what it belonged to has ended.")
+
+
+async def _count(request: ClientTokenRequest) -> None:
+    """Count the request against its family. Raises RateLimited."""
+    given = parse_text(request.parameters["refresh_token"])
+    if given is None:
+        return
+    async with request.api.store.read() as tx:
+        token = await tx.refresh_tokens.find(RefreshTokenId(given.id))
+    if token is not None:
+        await request.api.limits.count_family(request.http.scope, token.family_id)
+
+
+async def find_refresh_token(tx: Transaction, text: str) -> tuple[RefreshToken, TokenFamily] | None:
+    """The refresh token with this text, and its family, which no other transaction changes until this one
+    ends. Raises Failure AUTHORITY_BROKEN."""
+    given = parse_text(text)
+    token = None if given is None else await tx.refresh_tokens.find(RefreshTokenId(given.id))
+    if given is None or token is None:
+        return None
+    if not hmac.compare_digest(token.secret_hash, refresh_mac(tx.sealer.ring, token.id, given.secret)):
+        return None
+    family = await tx.token_families.locked(token.tenant, token.family_id)
+    token = await tx.refresh_tokens.find(token.id)  # as it is behind the lock
+    return None if family is None or token is None else (token, family)
+
+
+async def _refresh(
+    tx: Transaction, request: ClientTokenRequest, known: KnownClient
+) -> Refreshed | TokenFamily:
+    """The tokens, or the family that a replay has ended."""
+    found = await find_refresh_token(tx, request.parameters["refresh_token"])
+    if found is None or found[1].client_id != known.client.client_id:
+        raise invalid_grant(_WRONG)
+    token, family = found
+    settings, now = request.api.settings, request.now
+    if not family.is_live(now, settings.oauth_idle):
+        raise invalid_grant(_WRONG, family.app_id, recorded=f"{family.id} has ended")
+    app = await require_standing(tx, family, request)
+    if _is_stolen(token, settings, now - (token.rotated_at or now)):
+        context = trace_of(request.http).request_context(f"{CLAIMED}client:{family.client_id}")
+        await end_family(tx, family, FamilyEnd.TOKEN_REPLAYED, context, now)
+        return family
+    scopes = require_parameters(request, family)
+    await note_use(tx, known, app, now)
+    replays = token.replays + 1 if token.rotated_at is not None else 0
+    text = await _next(tx, request, token, family)
+    used = {"used_at": now, "replays": family.replays + (replays > 0)}
+    family = await tx.token_families.replace(family.model_copy(update=used), expected=family.revision)
+    refreshed = AuditAction.TOKEN_FAMILY_REFRESHED
+    detail = {"refresh_token": token.id} | ({"replay": replays} if replays else {})
+    view = await issue(tx, request, family, app, text.reveal(), scopes, refreshed, **detail)
+    return Refreshed(view, replays)
+
+
+def _is_stolen(token: RefreshToken, settings: Settings, age: timedelta) -> bool:
+    """Whether a used token comes again too late, or too often."""
+    if token.rotated_at is None:
+        return False
+    return age >= settings.oauth_replay_window or token.replays >= settings.oauth_replays
+
+
+async def _next(
+    tx: Transaction, request: ClientTokenRequest, token: RefreshToken, family: TokenFamily
+) -> Secret:
+    """The refresh token to answer with: of a client with a key the same one, else its one successor."""
+    if family.bound:
+        return Secret(request.parameters["refresh_token"])
+    if token.rotated_at is not None:
+        replayed = token.model_copy(update={"replays": token.replays + 1})
+        return await tx.refresh_tokens.successor(
+            await tx.refresh_tokens.replace(replayed, expected=token.revision)
+        )
+    successor = refresh_token_of(tx.sealer.ring, family, request)
+    text = Secret(successor.text)
+    await tx.refresh_tokens.rotated(token, successor.token, text)
+    return text
