@@ -14,6 +14,7 @@ _FLOWS = {
     "device_code": "device",
     "jwt_bearer": "JWT bearer",
     "token_exchange": "token exchange",
+    "id_jag": "a grant of an identity provider",
     "oauth1": "OAuth 1.0a",
     "implicit": "implicit (off unless an operator allows it)",
     "api_key": "API key",

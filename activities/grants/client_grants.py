@@ -1,11 +1,14 @@
 """Client grants: tokens for the integration's own credentials, or for a subject token that is exchanged.
 
-RFC 6749 section 4.4, RFC 7523 and RFC 8693. The subject token is another connection's, or an imported one.
+RFC 6749 section 4.4, RFC 7523 and RFC 8693. The subject token is another connection's, or an imported one;
+for the grant of an identity provider (ID-JAG) it is the id token of the subject's connection there, whose
+workflow alone refreshes it. The ID-JAG is in this process's memory only.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from activities.grants import GrantServices
+from activities.grants.candidates import try_each_secret
 from activities.grants.token_request import NO_CREDENTIAL_SPENT, PreparedTokenRequest
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import earlier_now
@@ -13,6 +16,7 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import Grant, TokenSet
+from evergrant_server.core.connections.id_token import claims_of
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.base import RequestContext
@@ -23,10 +27,14 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.policy import may_exchange, source_scopes
 from evergrant_server.store import Transaction
 from providers.requests.client_grants import ClientGrantInput, client_grant_request, read_exchanged_token
+from providers.requests.id_jag import id_jag_request, id_jag_token_request, read_id_jag, read_id_jag_tokens
+from providers.requests.request_format import PreparedRequest
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 
-_RETRY_AFTER_S = 3.0
+_RETRY_AFTER_S = 3.0  # until another connection's workflow has refreshed its token
+_ON_THE_WAY = timedelta(seconds=10)  # an id token that ends sooner may have ended when it arrives
+_LAST_MOMENT = 2**33  # in the year 2242
 
 
 async def client_grant_token_request(
@@ -36,14 +44,19 @@ async def client_grant_token_request(
 
     For an expired token of another connection, that connection's workflow is signalled to refresh
     it. Raises Failure REFRESH_PENDING meanwhile, CONSENT_REQUIRED without any token to exchange,
-    and SOURCE_NOT_PERMITTED while the app of the exchange may not lease that connection.
+    and SOURCE_NOT_PERMITTED while the app of the exchange may not lease that connection. Raises as
+    `_token_request_of_id_jag`.
     """
     connection = context.connection
+    scopes = connection.requested_scopes if consent is None else consent.scopes
+    if connection.flow is Flow.ID_JAG:
+        request = await _token_request_of_id_jag(services, by, context, scopes)
+        return PreparedTokenRequest(context, NO_CREDENTIAL_SPENT, request)
     subject_token = None
     if connection.flow is Flow.TOKEN_EXCHANGE:
         subject_token = await _load_subject_token(services, by, connection, consent)
     grant_input = ClientGrantInput(
-        scopes=connection.requested_scopes if consent is None else consent.scopes,
+        scopes=scopes,
         target=connection.target,
         subject=connection.subject,
         at=services.clock.now(),
@@ -58,7 +71,9 @@ def read_client_grant_tokens(
 ) -> TokenSet:
     """The tokens of a client grant, without a refresh token, which nothing needs (RFC 6749 section
     4.4.3). Raises as `read_tokens`."""
-    if context.connection.flow is Flow.TOKEN_EXCHANGE:
+    if context.connection.flow is Flow.ID_JAG:
+        tokens = read_id_jag_tokens(context.spec, reply, requested_scopes=scopes, now=came_at)
+    elif context.connection.flow is Flow.TOKEN_EXCHANGE:
         tokens = read_exchanged_token(context.spec, reply, requested_scopes=scopes, now=came_at)
     else:
         tokens = read_tokens(context.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
@@ -93,12 +108,7 @@ async def _load_source_token(
         if source is not None and active and grant is not None and grant.is_valid(now):
             return await tx.grants.access_token(source)
     if source is not None and active:
-        # with the generation that was read: other connections of this source signal at the same time
-        reason = "its token is to be exchanged"
-        rotate = Rotate(reason=reason, context=by, seen_generation=source.generation)
-        message = signal_message(source.tenant, source.id, SignalName.ROTATE, rotate, services.clock.now())
-        async with services.store.write() as tx:
-            await tx.outbox.add(message)
+        await _signal_refresh(services, by, source)
     why = "the connection whose token is exchanged has none that is valid"
     raise Failure(ErrorCode.REFRESH_PENDING, why, retry_after=_RETRY_AFTER_S)
 
@@ -118,3 +128,86 @@ async def _require_source_permit(
     permits = [] if app is None or ended else await tx.access.permits(app.tenant, app.id)
     if not may_exchange(permits, source, source_scopes(source, grant, offline), now).allowed:
         raise Failure(ErrorCode.SOURCE_NOT_PERMITTED, source=source.id, source_app=app_id or "none")
+
+
+# --- a grant of the identity provider (ID-JAG) ---------------------------------------
+
+
+async def _token_request_of_id_jag(
+    services: GrantServices, by: RequestContext, context: ProviderContext, scopes: tuple[str, ...]
+) -> PreparedRequest:
+    """The token request with an ID-JAG that the identity provider has just issued.
+
+    Raises Failure IDENTITY_NEEDED while the subject has no usable connection there, REFRESH_PENDING while
+    that one's workflow renews its id token, CLIENT_REJECTED for an integration without an identity provider
+    or an issuer, and as `read_id_jag`.
+    """
+    issuer, resources = context.endpoints.issuer, context.connection.target.resources
+    if issuer is None:
+        why = f"no issuer of {context.integration.name} is known, to which an ID-JAG could be addressed"
+        raise Failure(ErrorCode.CLIENT_REJECTED, why)
+    there, id_token = await _identity(services, by, context)
+
+    async def ask(provider: ProviderContext) -> Secret:
+        asked = id_jag_request(provider, id_token, audience=issuer, resources=resources, scopes=scopes)
+        reply = await services.sender.send_prepared(provider, asked)
+        return read_id_jag(provider.spec, reply, services.clock.now())
+
+    id_jag, _ = await try_each_secret(there, ask)
+    return id_jag_token_request(context, id_jag, resources)
+
+
+async def _signal_refresh(services: GrantServices, by: RequestContext, source: Connection) -> None:
+    """Have the workflow of `source` renew its tokens, for a connection that lives on them."""
+    # with the generation that was read: other connections of this source signal at the same time
+    reason = "its token is to be exchanged"
+    rotate = Rotate(reason=reason, context=by, seen_generation=source.generation)
+    message = signal_message(source.tenant, source.id, SignalName.ROTATE, rotate, services.clock.now())
+    async with services.store.write() as tx:
+        await tx.outbox.add(message)
+
+
+async def _identity(
+    services: GrantServices, by: RequestContext, context: ProviderContext
+) -> tuple[ProviderContext, Secret]:
+    """The subject's connection at the identity provider, and its id token."""
+    connection, name = context.connection, context.integration.identity_provider
+    if name is None:
+        why = f"{context.integration.name} names no identity provider any more"
+        raise Failure(ErrorCode.CLIENT_REJECTED, why)
+    async with services.store.read() as tx:
+        source = await tx.connections.by_names(connection.tenant, name, connection.subject, connection.label)
+        if source is None or source.state is not LifecycleState.ACTIVE:
+            raise _needed(name, source)
+        id_token = await tx.grants.id_token(source)
+    there = await services.contexts.load(source.tenant, source.id)
+    if id_token is None or there.grant is None:
+        raise _needed(name, source)
+    ends = _end_of(id_token)
+    if ends is None or earlier_now(services.clock) + _ON_THE_WAY < ends:
+        return there, id_token
+    if not _may_bring_another(there.grant, ends):
+        raise _needed(name, source)
+    await _signal_refresh(services, by, source)
+    why = f"the id token of {source.id} at {name} has ended, and is renewed"
+    raise Failure(ErrorCode.REFRESH_PENDING, why, retry_after=_RETRY_AFTER_S)
+
+
+def _may_bring_another(grant: Grant, ends: datetime) -> bool:
+    """False when a refresh after the id token's end has brought no other one."""
+    return grant.refreshable and grant.obtained_at + _ON_THE_WAY < ends
+
+
+def _end_of(id_token: Secret) -> datetime | None:
+    """None for a token that this client can't read, whose end its issuer knows."""
+    ends = claims_of(id_token).get("exp")
+    if not isinstance(ends, int | float) or not 0 <= ends < _LAST_MOMENT:
+        return None
+    return datetime.fromtimestamp(ends, UTC)
+
+
+def _needed(name: str, source: Connection | None) -> Failure:
+    why = f"The subject has no connection at {name} with an id token that is still good."
+    return Failure(
+        ErrorCode.IDENTITY_NEEDED, why, identity_provider=name, source="none" if source is None else source.id
+    )

@@ -37,8 +37,16 @@ class PublishedEndpoints:
     async def read(self, integration: Integration) -> tuple[Endpoints, tuple[str, ...]]:
         """The endpoints, and the definition's quirks of a registration there.
 
-        Raises the Failure of `discover` and `discover_resource`, and IssuerMoved.
+        Raises the Failure of `discover` and `discover_resource`, IssuerMoved, and DISCOVERY_FAILED for an
+        issuer where an identity provider can grant no access.
         """
+        endpoints, quirks = await self._read(integration)
+        if integration.identity_provider is not None and endpoints.takes_id_jags is False:
+            why = f"{endpoints.issuer} takes no grants of identity providers (ID-JAG)"
+            raise Failure(ErrorCode.DISCOVERY_FAILED, why)
+        return endpoints, quirks
+
+    async def _read(self, integration: Integration) -> tuple[Endpoints, tuple[str, ...]]:
         spec = await self._spec(integration)
         if (url := protected_resource_url(spec, integration.params)) is not None:
             return await self._of_resource(url, integration), ()

@@ -44,7 +44,7 @@ CONTENTS: dict[str, dict[str, list[str]]] = {
                             "docs/guide/agents", "docs/guide/people", "docs/guide/accounts",
                             "docs/guide/webhooks"],
         "Providers": ["docs/providers/README", "docs/guide/discovery", "docs/guide/mcp",
-                      "docs/guide/mcp-gateway", "docs/guide/own-providers",
+                      "docs/guide/mcp-gateway", "docs/guide/enterprise", "docs/guide/own-providers",
                       "docs/guide/adding-a-provider", "docs/flows"],
         "In production": ["docs/guide/operations", "docs/console", "docs/guide/kubernetes",
                           "docs/guide/external-revocation", "docs/telemetry", "docs/benchmarks",

@@ -52,6 +52,8 @@ class ErrorCode(StrEnum):
     CALL_APPROVAL_REQUIRED = "call_approval_required"
     SCOPE_NOT_PERMITTED = "scope_not_permitted"
     SOURCE_NOT_PERMITTED = "source_not_permitted"
+    IDENTITY_NEEDED = "identity_needed"
+    ID_JAG_REFUSED = "id_jag_refused"
     SCOPE_NOT_NARROWED = "scope_not_narrowed"
 
     STORE_UNAVAILABLE = "store_unavailable"
@@ -86,6 +88,7 @@ class ErrorCode(StrEnum):
 _reconnect, _client, _provider = kinds.reconnect, kinds.client, kinds.provider
 _denied, _refused, _platform, _caller = kinds.denied, kinds.refused, kinds.platform, kinds.caller
 _closed = kinds.rules_of(FailureKind.DENIED, Repairer.OPERATOR, RetryAdvice.NEVER, 403)
+_identity = kinds.rules_of(FailureKind.DENIED, Repairer.SUBJECT, RetryAdvice.BACKOFF, 409)
 _LATER = "Try again after Retry-After seconds."
 
 FAILURES: dict[ErrorCode, FailureRule] = {
@@ -222,6 +225,17 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Give that app a permit to lease the source, with all of its scopes; or have an app that has one "
         "reauthorize the connection.",
         retry=RetryAdvice.AFTER_REPAIR,
+    ),
+    ErrorCode.IDENTITY_NEEDED: _identity(
+        "The subject has no connection at the integration's identity provider whose id token is still good, "
+        "so no access is granted on their behalf (ID-JAG).",
+        "Connect the subject at the integration that the answer names, with openid; then send the request "
+        "again.",
+    ),
+    ErrorCode.ID_JAG_REFUSED: _client(
+        "The identity provider, or the issuer that should trust it, refuses this subject, client, resource "
+        "or scope (ID-JAG).",
+        "Have the identity provider's admin allow this client and resource; see what the provider says.",
     ),
     ErrorCode.SCOPE_NOT_NARROWED: _refused(
         "There is no token with exactly the requested scopes: down_scoping says whether the provider issues "

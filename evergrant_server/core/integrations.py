@@ -61,6 +61,7 @@ class Endpoints(FrozenModel):
     dpop_algorithms: tuple[str, ...] = ()  # dpop_signing_alg_values_supported (RFC 9449 section 5.1)
     offline_access: bool = False  # a scope of scopes_supported (OpenID Connect Core section 11)
     takes_metadata_documents: bool = False  # client_id_metadata_document_supported
+    takes_id_jags: bool | None = None  # by authorization_grant_profiles_supported; None: it lists none
     jwks_uri: str | None = None  # the keys that sign id tokens, where it may be fetched
     userinfo_endpoint: str | None = None  # OpenID Connect Core 1.0 section 5.3, likewise
     resource: str | None = None  # the protected resource whose metadata names the issuer (RFC 9728)
@@ -102,6 +103,7 @@ class Integration(TenantRow):
     binding: Binding = Binding.APP  # of new consents
     login: LoginRule | None = None  # of the binding `oidc`
     on_reconnect: OnReconnect = OnReconnect.SAME
+    identity_provider: str | None = None  # the integration whose issuer grants access here, by ID-JAG
     refresh: RefreshRules = RefreshRules()
     refresh_overrides: dict[str, Any] | None = None  # the admin's part of it; None: of before it was kept
     state: IntegrationState = IntegrationState.READY

@@ -35,6 +35,7 @@ AuthMode = Literal[
     "device_code",
     "jwt_bearer",
     "token_exchange",
+    "id_jag",
     "oauth1",
     "api_key",
     "implicit",

@@ -19,6 +19,7 @@ from evergrant_server.core.text import json_type
 from evergrant_server.egress import BeforeSend, Egress, SendObserver
 from providers.definition.schema_request import MUTUAL_TLS
 from providers.registration.documents import MAX_URL_LENGTH, fail, fetch_document, shown
+from providers.requests.id_jag import ID_JAG_PROFILE
 from providers.requests.request_format import STANDARD_HEADERS
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
@@ -114,8 +115,15 @@ def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any], requ
         offline_access="offline_access" in _listed(document, "scopes_supported"),
         **_urls_of_logins(egress, issuer, document),
         takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,
+        takes_id_jags=_takes_id_jags(document),
         mtls_aliases=_urls(egress, issuer, aliases, _ALIASED),  # RFC 8705 section 5
     )
+
+
+def _takes_id_jags(document: dict[str, Any]) -> bool | None:
+    """None where it lists no profiles (draft-ietf-oauth-identity-assertion-authz-grant section 7.2)."""
+    name = "authorization_grant_profiles_supported"
+    return ID_JAG_PROFILE in _listed(document, name) if name in document else None
 
 
 def weakening_changes(pinned: Endpoints, now: Endpoints, client_auth: str | None = None) -> tuple[str, ...]:

@@ -13,7 +13,12 @@ from evergrant_server.api.connections.consents import (
     request_consent,
     require_return_to,
 )
-from evergrant_server.api.connections.flows import require_flow_allowed, supplied_tokens, usable_flow
+from evergrant_server.api.connections.flows import (
+    require_flow_allowed,
+    require_identity,
+    supplied_tokens,
+    usable_flow,
+)
 from evergrant_server.api.connections.links import (
     is_reusable,
     offer_link,
@@ -131,6 +136,8 @@ class ConnectionSetup:
         flow: Flow,
     ) -> ConnectionWithLink:
         supplied = supplied_tokens(spec, flow, wanted)
+        if flow is Flow.ID_JAG:
+            await require_identity(tx, integration, wanted)
         without_subject = flow.is_client_grant or flow.is_static
         connection = new_connection(
             self._call,

@@ -9,22 +9,31 @@ import re
 from evergrant_server.api.connections.models import ConnectionBody, CredentialBody
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
+from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 from providers.requests.dpop import with_dpop_binding
 
 ALLOW_SETTING = "EVERGRANT_ALLOW_TOKENS_IN_BROWSER"
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,65536}")  # fits into a header
-_NEEDS_CREDENTIALS = (Flow.TOKEN_EXCHANGE, Flow.API_KEY, Flow.BASIC)
+_NEEDS_CREDENTIALS = (Flow.TOKEN_EXCHANGE, Flow.API_KEY, Flow.BASIC, Flow.ID_JAG)
 
 
 def usable_flow(spec: ProviderSpec, integration: Integration, requested: Flow | None) -> Flow:
-    """The requested or default flow. Raises Failure INVALID_REQUEST for one that the provider lacks."""
-    flow = requested or _default_flow(spec)
+    """The requested or default flow; ID-JAG, and no other one, where an identity provider grants access.
+
+    Raises Failure INVALID_REQUEST for one that the provider lacks.
+    """
+    granted = integration.identity_provider is not None
+    if requested is not None and (requested is Flow.ID_JAG) is not granted:
+        why = "The flow id_jag goes with an integration that has an identity_provider; no other flow does."
+        raise invalid_request("flow", why)
+    flow = Flow.ID_JAG if granted else requested or _default_flow(spec)
     with_dpop_binding(spec, integration, None).require_usable(flow)
     return flow
 
@@ -41,6 +50,19 @@ def require_flow_allowed(flow: Flow, api: ApiContext, code: ErrorCode = ErrorCod
     if flow is Flow.IMPLICIT and not api.settings.allow_tokens_in_browser:
         detail = f"The flow implicit is off: {ALLOW_SETTING} allows tokens in the browser."
         raise Failure(code, detail, field="flow", setting=ALLOW_SETTING)
+
+
+async def require_identity(tx: Transaction, integration: Integration, wanted: ConnectionBody) -> None:
+    """Raise Failure IDENTITY_NEEDED unless the subject is connected at the identity provider, and
+    INVALID_REQUEST for an audience, which is the issuer of the integration."""
+    name = integration.identity_provider
+    assert name is not None  # by `usable_flow`
+    if wanted.audience is not None:
+        raise invalid_request("audience", "The flow id_jag addresses the integration's own issuer.")
+    source = await tx.connections.by_names(integration.tenant, name, wanted.subject, wanted.label)
+    if source is None or source.state is not LifecycleState.ACTIVE:
+        why = f"The subject has no connection at {name}, whose identity provider grants access here."
+        raise Failure(ErrorCode.IDENTITY_NEEDED, why, identity_provider=name)
 
 
 def supplied_tokens(spec: ProviderSpec, flow: Flow, body: ConnectionBody) -> ImportedTokens | None:

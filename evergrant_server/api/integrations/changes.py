@@ -156,6 +156,7 @@ def _with_body(
         "scope_ceiling",
         "binding",
         "on_reconnect",
+        "identity_provider",
     }
     overrides = body.refresh.model_dump(mode="json", exclude_none=True)
     update = body.model_dump(include=names) | {"refresh_overrides": overrides, "changed_at": now}

@@ -7,6 +7,7 @@ from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.integrations.models import IntegrationBody
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
+from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RegistrationMethod
 from evergrant_server.core.secret import Secret
@@ -29,7 +30,7 @@ def has_client(body: IntegrationBody) -> bool:
 def with_default_registration(spec: ProviderSpec, body: IntegrationBody) -> IntegrationBody:
     """The body; for a protected resource without a client id, whose issuer is yet unknown, the registration
     is automatic."""
-    if spec.protected_resource is None or has_client(body):
+    if spec.protected_resource is None or has_client(body) or body.identity_provider is not None:
         return body
     return body.model_copy(update={"registration": RegistrationMethod.AUTOMATIC})
 
@@ -61,6 +62,7 @@ def check_body(spec: ProviderSpec, body: IntegrationBody) -> None:
         definition_endpoints(spec, body.params)
     protected_resource_url(spec, body.params)
     _check_client(spec, body)
+    _check_identity_provider(spec, body)
     if body.client_secret is not None:
         require_nonempty(body.client_secret)
     if scopes_above(body.default_scopes, body.scope_ceiling):
@@ -110,6 +112,18 @@ def _check_client(spec: ProviderSpec, body: IntegrationBody) -> None:
         raise invalid_request("client_secret" if body.client_secret else "client_auth", why)
     if body.initial_access_token is not None and body.registration is not RegistrationMethod.DYNAMIC:
         raise invalid_request("initial_access_token", "A metadata document needs none.")
+
+
+def _check_identity_provider(spec: ProviderSpec, body: IntegrationBody) -> None:
+    """ID-JAGs are for confidential clients that the identity provider knows by their id
+    (draft-ietf-oauth-identity-assertion-authz-grant sections 5 and 8.1)."""
+    if body.identity_provider is None:
+        return
+    if Flow.ID_JAG.value not in spec.auth_modes:
+        raise invalid_request("identity_provider", f"{spec.name} takes no grants of identity providers.")
+    if body.client_id is None or body.client_auth == ClientAuth.NONE:
+        why = "It needs a confidential client of the issuer, whose id the identity provider knows."
+        raise invalid_request("client_id", why)
 
 
 def require_nonempty(secret: Secret) -> None:

@@ -1,14 +1,17 @@
-"""Where an integration's subjects log in (binding `oidc`): the body's member, checked."""
+"""Where an integration's subjects log in, for the binding `oidc` or for grants of their identity provider."""
 
 import re
 
+from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.integrations.models import IntegrationBody
+from evergrant_server.core.access import Action
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.login import LoginClaim, LoginRule
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import require_login
+from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 
 _DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})+")
@@ -31,6 +34,18 @@ def login_rule(body: IntegrationBody) -> LoginRule | None:
         if not _DOMAIN.fullmatch(domain):
             raise invalid_request("login.domains", f"{domain[:80]!r} is no domain such as example.com.")
     return LoginRule(integration=login.integration, claim=login.claim, domains=domains)
+
+
+async def require_identity_provider(tx: Transaction, call: ApiCall, name: str, given: str | None) -> None:
+    """Raise Failure INVALID_REQUEST unless this is another integration, of which the caller is an admin too:
+    it decides for what its subjects' id tokens are used."""
+    if given is None:
+        return
+    found = None if given == name else await tx.integrations.by_name(call.tenant, given)
+    if found is None or found.identity_provider is not None:
+        why = "It is to be the name of the integration at the identity provider."
+        raise invalid_request("identity_provider", why)
+    call.require_permit(Action.ADMIN, of=Target(found.name, found.provider))
 
 
 async def require_usable_login(tx: Transaction, tenant: Tenant, rule: LoginRule | None) -> None:

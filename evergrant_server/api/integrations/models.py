@@ -69,7 +69,8 @@ class IntegrationBody(Body):
     turns DPoP (RFC 9449) on or off; the default is the provider's definition. `binding` says how it is
     checked that the person who consents is the subject. With `on_reconnect` `same` a connection's later
     consents have to be given with the account of its first one, where the provider names it; `any` lets
-    them change it. `login` belongs to the binding `oidc`.
+    them change it. `login` belongs to the binding `oidc`. `identity_provider` is the integration of an
+    identity provider that grants access here on its subjects' behalf (ID-JAG): no connection needs a consent.
     """
 
     provider: Slug
@@ -101,6 +102,7 @@ class IntegrationBody(Body):
     binding: Binding = Binding.APP
     login: LoginBody | None = None
     on_reconnect: OnReconnect = OnReconnect.SAME
+    identity_provider: Slug | None = None
     refresh: RefreshRulesBody = RefreshRulesBody()
 
 
@@ -157,6 +159,7 @@ class IntegrationView(View):
     binding: Binding
     login: LoginRule | None
     on_reconnect: OnReconnect
+    identity_provider: str | None
     refresh: RefreshRules
     dpop: bool | None
     state: IntegrationState

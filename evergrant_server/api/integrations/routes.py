@@ -27,7 +27,11 @@ from evergrant_server.api.integrations.checks import (
 )
 from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
 from evergrant_server.api.integrations.exchanges import with_exchange
-from evergrant_server.api.integrations.logins import login_rule, require_usable_login
+from evergrant_server.api.integrations.logins import (
+    login_rule,
+    require_identity_provider,
+    require_usable_login,
+)
 from evergrant_server.api.integrations.models import IntegrationBody, IntegrationView, RotateSecretBody
 from evergrant_server.audit.exchanges import newest_exchanges
 from evergrant_server.core.access import READING_ACTIONS, Action
@@ -94,6 +98,7 @@ async def put_integration(
         body = with_default_registration(spec, body)
         check_body(spec, body)
         await require_usable_login(tx, call.tenant, login_rule(body))
+        await require_identity_provider(tx, call, name, body.identity_provider)
         before = await tx.integrations.by_name(call.tenant, name)
         if before is None:
             after = new_integration(spec, body, call.tenant, name, now)

@@ -17,6 +17,7 @@ class Flow(StrEnum):
     JWT_BEARER = "jwt_bearer"  # RFC 7523 section 2.1: service accounts
     DEVICE_CODE = "device_code"  # RFC 8628
     TOKEN_EXCHANGE = "token_exchange"  # RFC 8693
+    ID_JAG = "id_jag"  # draft-ietf-oauth-identity-assertion-authz-grant: the identity provider consents
     OAUTH1 = "oauth1"  # RFC 5849
     API_KEY = "api_key"
     BASIC = "basic"  # RFC 7617
@@ -25,7 +26,7 @@ class Flow(StrEnum):
     @property
     def is_client_grant(self) -> bool:
         """True for flows in which our own credentials get a token without the subject; they aren't spent."""
-        return self in (Flow.CLIENT_CREDENTIALS, Flow.JWT_BEARER, Flow.TOKEN_EXCHANGE)
+        return self in (Flow.CLIENT_CREDENTIALS, Flow.JWT_BEARER, Flow.TOKEN_EXCHANGE, Flow.ID_JAG)
 
     @property
     def is_static(self) -> bool:

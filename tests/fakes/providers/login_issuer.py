@@ -43,7 +43,7 @@ class LoginIssuer(ScriptedProvider):
     def signed(self, claims: dict[str, Any]) -> str:
         return jwt.encode({"alg": "ES256", "kid": self.key.kid}, claims, self.key)
 
-    def claims(self, nonce: str) -> dict[str, Any]:
+    def claims(self, nonce: str | None) -> dict[str, Any]:
         """Of an id token for our client."""
         seconds = int(self._now().timestamp())
         made = {

@@ -180,20 +180,6 @@ async def cancelled_in_the_middle_of_a_refresh(client: Client) -> Handle:
         return await _first_run(client, life)
 
 
-async def client_grant_after_an_outage(client: Client) -> Handle:
-    """Without a subject: the first token is requested again after a failure, and so are the next ones."""
-    scripted = ScriptedActivities()
-    scripted.answers[ActivityName.REQUEST_CLIENT_GRANT].append(
-        GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
-    )
-    async with living(client, scripted, flow="client_credentials") as life:
-        await life.consent()
-        await life.ensure_fresh(1)
-        await life.handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
-        await life.handle.result()
-        return life.handle
-
-
 async def approved_on_another_device(client: Client) -> Handle:
     """A code is asked about until it was approved: slower when told so, and when nothing is heard."""
     scripted = ScriptedActivities()

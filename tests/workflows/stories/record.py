@@ -19,12 +19,12 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from evergrant_server.temporal_link.connect import prepare_namespace
 from tests.fakes.temporal import running_temporal
 from tests.workflows.connection_runs import Handle
-from tests.workflows.stories import connections, imports, maintenance, refreshes_ahead
+from tests.workflows.stories import client_grants, connections, imports, maintenance, refreshes_ahead
 
 HISTORIES = Path(__file__).parents[1] / "histories"
 STORIES: dict[str, Callable[[Client], Awaitable[Handle]]] = {
     name: story
-    for module in (connections, imports, maintenance, refreshes_ahead)
+    for module in (client_grants, connections, imports, maintenance, refreshes_ahead)
     for name, story in vars(module).items()
     if iscoroutinefunction(story) and story.__module__ == module.__name__ and not name.startswith("_")
 }

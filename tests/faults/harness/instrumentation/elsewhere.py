@@ -40,7 +40,7 @@ ELSEWHERE_CALLED = {
     "tx.grants.access_token": "an access token that is exchanged is not spent",
     "install_import": "an import brings its tokens: no provider is asked",
     "revoke_orphaned_tokens": "what came when its connection had ended: it is revoked",
-    "client_grant_token_request": "a minting spends nothing",
+    "client_grant_token_request": "a minting spends nothing, and an ID-JAG is made for one",
     "self._replay_registration": "a registration: there is no connection yet",
     "drop_unsent_intent": "a registration: there is no connection yet",
 }

@@ -161,6 +161,7 @@ def put_integration(
     login: str | None = None,
     login_domain: tuple[str, ...] = (),
     on_reconnect: str | None = None,
+    identity_provider: str | None = None,
     param: tuple[str, ...] = (),
     scope: Scopes = (),
     options: Options = DEFAULTS,
@@ -177,6 +178,8 @@ def put_integration(
         login: With the binding oidc: the OAuth client at your OpenID Connect issuer where subjects log in.
         login_domain: Subjects are named by a verified email address of such a domain, not by their sub.
         on_reconnect: Which account a later consent may be given with: same (the default) or any.
+        identity_provider: The integration of the identity provider that grants access here (ID-JAG), so that
+            no subject has to consent.
         param: A parameter of the provider's URLs, as NAME=VALUE.
     """
     members = {
@@ -190,6 +193,7 @@ def put_integration(
         "binding": binding,
         "login": _login(login, login_domain),
         "on_reconnect": on_reconnect,
+        "identity_provider": identity_provider,
         "params": dict(name_and_value(text) for text in param) | ({"url": url} if url else {}) or None,
         "default_scopes": list(scope) or None,
     }

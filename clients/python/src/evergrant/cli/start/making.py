@@ -15,7 +15,10 @@ from evergrant.models import State
 from evergrant.origins import read_key_file
 from evergrant.sync_client import Evergrant
 
-_KEPT = ("client_id", "params", "client_auth", "scope_ceiling", "dpop", "binding", "login", "on_reconnect")
+_KEPT = (
+    *("client_id", "params", "client_auth", "scope_ceiling", "dpop", "binding", "login", "on_reconnect"),
+    "identity_provider",
+)
 
 
 def require_same_server(found: Integration, where: Mapping[str, str]) -> None:
