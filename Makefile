@@ -60,7 +60,7 @@ MANY ?= 100
 soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections
 	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m soak
 
-conformance: $(TEST_READY) ## Evergrant as an MCP client, judged by the protocol's conformance suite: every auth scenario of two revisions
+conformance: $(TEST_READY) ## Evergrant as an MCP client, judged by the protocol's conformance suite: every auth scenario of two revisions; and a server behind the gateway
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.conformance.mcp
 
 mutations: $(TEST_READY) ## change the protocol's code in a thousand ways, four minutes: do the fast tests notice? JOBS=1

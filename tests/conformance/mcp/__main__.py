@@ -1,4 +1,5 @@
-"""`make conformance`: Evergrant as an MCP client, judged by the protocol's own conformance suite."""
+"""`make conformance`: Evergrant as an MCP client, judged by the protocol's own conformance suite; then a
+server by itself and behind the gateway."""
 
 import asyncio
 import os
@@ -6,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.conformance.mcp.comparison import compared
 from tests.conformance.mcp.driver import driver
 from tests.conformance.mcp.verdicts import (
     CLIENT_METADATA_URL,
@@ -31,6 +33,8 @@ async def main() -> int:
         async with running(World, Path(data), *allowed) as world, driver(world) as port:
             for revision, mine in zip(_REVISIONS, ports, strict=True):
                 bad += await _judged(revision, port, mine)
+    for revision in _REVISIONS:
+        bad += not await compared(revision)
     return 1 if bad else 0
 
 

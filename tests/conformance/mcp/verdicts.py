@@ -1,4 +1,4 @@
-"""Runs the judge of MCP clients, npm's `@modelcontextprotocol/conformance`, and reads its verdicts."""
+"""Runs the judge of MCP, npm's `@modelcontextprotocol/conformance`, and reads its verdicts."""
 
 import asyncio
 import json
@@ -54,14 +54,23 @@ def required_scenarios(revision: str) -> list[str]:
 
 async def judge(port: str, ports: Sequence[int], *selected: str) -> str:
     """What the judge says about the scenarios that these options of `client` select."""
-    assert _JUDGE.is_dir(), "its packages are missing: bash requirements/node.sh .venv, or make test"
     relay = f"{sys.executable} -S -E {_HERE / 'relay.py'} {port}"
     limit = ["--timeout", str(int(PATIENCE_S * 1000))]
+    given = ",".join(map(str, ports))
+    preload = str(_HERE / "judge" / "ports.cjs")
+    return await run_judge(
+        "client", "--command", relay, *limit, *selected, preload=preload, JUDGE_PORTS=given
+    )
+
+
+async def run_judge(*words: str, preload: str = "", **environment: str) -> str:
+    """What the judge says, with a module that Node loads before it."""
+    assert _JUDGE.is_dir(), "its packages are missing: bash requirements/node.sh .venv, or make test"
     child = await asyncio.create_subprocess_exec(
         NODE,
-        *("--require", _HERE / "judge" / "ports.cjs", _JUDGE / "dist" / "index.js", "client"),
-        *("--command", relay, *limit, *selected),
-        env=node_environment(JUDGE_PORTS=",".join(map(str, ports))),
+        *(("--require", preload) if preload else ()),
+        *(_JUDGE / "dist" / "index.js", *words),
+        env=node_environment(**environment),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
