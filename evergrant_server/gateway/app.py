@@ -1,5 +1,7 @@
 """The gateway's ASGI application: its routes, the errors that are its own, and its health."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 from starlette.datastructures import MutableHeaders
@@ -21,11 +23,15 @@ from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.endpoint import PREFIX, ProxyEndpoint
 from evergrant_server.gateway.proxy.streaming import ResponseBroken
 from evergrant_server.gateway.refusals import ERROR_HEADER, note_refusal, unexpected
+from evergrant_server.gateway.tools.endpoint import PATH as TOOLS_PATH
+from evergrant_server.gateway.tools.endpoint import ToolsEndpoint
 from evergrant_server.telemetry import metrics
 
 _PROXY_ROUTE = SimpleNamespace(path="/v1/proxy/{connection}/{path}")  # for its span: the path isn't
 _MCP_ROUTE = SimpleNamespace(path="/mcp/{connection}")
 _ENVOY_ROUTE = SimpleNamespace(path="/ext_authz/{path}")
+_TOOLS_ROUTE = SimpleNamespace(path="/mcp")
+_SERVED = f"{_PROXY_ROUTE.path}, {_MCP_ROUTE.path} and {_TOOLS_ROUTE.path}"
 
 
 class GatewayApp:
@@ -36,6 +42,13 @@ class GatewayApp:
         self._proxy = ProxyEndpoint(parts)
         self._mcp = McpEndpoint(parts)
         self._envoy = envoy_http.EnvoyHttpService(parts)
+        self._tools = ToolsEndpoint(parts, self._proxy)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["GatewayApp"]:
+        """The application while it serves: Evergrant's own MCP server answers inside of the block alone."""
+        async with self._tools.running():
+            yield self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = begin_trace(scope)
@@ -75,6 +88,10 @@ class GatewayApp:
             scope["route"] = _ENVOY_ROUTE
             await self._envoy(scope, receive, send)
             return
+        if path == TOOLS_PATH:
+            scope["route"] = _TOOLS_ROUTE
+            await self._tools(scope, receive, send)
+            return
         answer = await self._own_page(Request(scope), path)
         await answer(scope, receive, send)
 
@@ -93,7 +110,7 @@ class GatewayApp:
         document = resource_metadata(path, settings.gateway_public_url, settings.public_url)
         if document is not None:
             return JSONResponse(document, headers={"Access-Control-Allow-Origin": "*"})
-        raise Failure(ErrorCode.NOT_FOUND, f"The gateway serves {_PROXY_ROUTE.path} and {_MCP_ROUTE.path}.")
+        raise Failure(ErrorCode.NOT_FOUND, f"The gateway serves {_SERVED}.")
 
     async def _refuse(self, failure: Failure, scope: Scope, receive: Receive, send: Send) -> None:
         note_refusal(failure)

@@ -26,6 +26,12 @@ async def gateway_caller(api: ApiContext, request: Request, resource: str) -> tu
     return await api.authenticator.authenticate_cached(request)
 
 
+async def gateway_caller_now(api: ApiContext, request: Request, resource: str) -> Caller:
+    """As `gateway_caller`, never from the cache: for what is answered without the lease decision."""
+    request.scope[RESOURCE] = resource
+    return await api.authenticator.authenticate(request)
+
+
 def challenge_of(scope: Scope, gateway_url: str) -> str | None:
     """`WWW-Authenticate` of a 401 at the resource that the request is for; None: at no resource."""
     resource = scope.get(RESOURCE)

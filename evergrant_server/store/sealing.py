@@ -216,14 +216,16 @@ class SealedRepository(Repository):
 
 
 class IntakeRepository(SealedRepository, ModelRepository[Model, Id]):
-    """The rows of one table with columns that are sealed by the tenant's intake key."""
+    """The rows of one table with columns that are sealed by the tenant's key of `_purpose`."""
+
+    _purpose = KeyPurpose.INTAKE
 
     async def _sealed(self, owner: RowOwner, secrets: dict[str, Secret | None]) -> dict[str, Sealed | None]:
         """The secrets of these columns, sealed for the row of `owner`."""
         return {
             column: None
             if secret is None
-            else await self._sealer.seal(KeyPurpose.INTAKE, NO_CONNECTION, self._place(owner, column), secret)
+            else await self._sealer.seal(self._purpose, NO_CONNECTION, self._place(owner, column), secret)
             for column, secret in secrets.items()
         }
 
@@ -233,7 +235,7 @@ class IntakeRepository(SealedRepository, ModelRepository[Model, Id]):
         if row is None or row[column] is None:
             return None
         place = self._place(owner, column)
-        return await self._sealer.open(KeyPurpose.INTAKE, NO_CONNECTION, place, row[column])
+        return await self._sealer.open(self._purpose, NO_CONNECTION, place, row[column])
 
     def _place(self, owner: RowOwner, column: str) -> AssociatedData:
         return AssociatedData(owner.tenant, table_of(self._table).name, owner.id, column)

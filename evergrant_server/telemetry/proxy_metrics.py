@@ -21,6 +21,11 @@ _open = _meter.create_up_down_counter("evergrant.proxy.open", "{call}", "calls t
 _echoes = _meter.create_counter(
     "evergrant.proxy.echo", "{response}", "responses out of which an injected credential was cut"
 )
+_tools = _meter.create_counter(
+    "evergrant.mcp.tool_count",
+    "{call}",
+    "calls of Evergrant's MCP tools: answered, failed, or asked a person",
+)
 
 
 def count_call(outcome: str, provider: str) -> None:
@@ -37,3 +42,7 @@ def note_open(change: int) -> None:
 
 def count_echo(provider: str) -> None:
     _echoes.add(1, {PROVIDER: provider})
+
+
+def count_tool(tool: str, outcome: str) -> None:
+    _tools.add(1, {"evergrant.tool": tool, OUTCOME: outcome})

@@ -30,6 +30,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConsentGranted, ConsentReturned
 from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Transaction
 
 EXCHANGE_WAIT_S = 15.0
@@ -63,11 +64,17 @@ async def request_consent(
     require_return_to(call.caller, wanted.return_to)
     require_flow_allowed(connection.flow, call.api)
     binding = _binding_of(integration, connection, call.api)
-    link, now = secrets.token_urlsafe(LINK_BYTES), call.now
+    id, now = ConsentId(new_id("cns")), call.now
+    derived = not call.api.ring.holds(KeyPurpose.INTAKE)  # the gateway's role
+    if derived and binding is not Binding.OIDC:
+        why = "Through the gateway a login alone proves a subject: put the integration with --binding oidc."
+        raise Failure(ErrorCode.BINDING_REQUIRED, why, integration=integration.name, binding=binding)
+    new_link = Secret(secrets.token_urlsafe(LINK_BYTES))
+    link = tx.consents.derived_link(connection.tenant, id) if derived else new_link
     device = connection.flow is Flow.DEVICE_CODE
     consent = Consent(
         tenant=connection.tenant,
-        id=ConsentId(new_id("cns")),
+        id=id,
         connection_id=connection.id,
         integration_id=connection.integration_id,
         kind=ConsentKind.DEVICE if device else ConsentKind.CODE,
@@ -78,16 +85,16 @@ async def request_consent(
         binding=binding,
         app_id=call.caller.app.id,
         challenge=wanted.challenge,
-        link_hash=hash_link(link),
+        link_hash=hash_link(link.reveal()),
         created_at=now,
         expires_at=now + call.api.settings.consent_ttl,
         by=call.context.by,
         trace_id=call.context.trace_id,
     )
-    await tx.consents.add(consent, Secret(link), account=account_of_consent(wanted.account))
+    await tx.consents.add(consent, None if derived else link, account=account_of_consent(wanted.account))
     if device:
         await signal_granted(tx, connection, consent, call.context, now)
-    return consent, connect_url(call.api, link)
+    return consent, connect_url(call.api, link.reveal())
 
 
 async def request_client_grant(

@@ -39,6 +39,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, new_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.snapshot import start_message
+from evergrant_server.crypto import KeyPurpose
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
@@ -196,8 +197,10 @@ class ConnectionSetup:
             scopes = check.permitted(scopes_to_ask_for(connection, None, check.defaults, for_lease=False))
             slots = await check.permitted_slots(tx, connection, None)
         existing = await open_consent(tx, self._call, connection, wanted.challenge)
-        if existing is not None and is_reusable(
-            existing, connection, scopes, wanted, self._call, for_lease=self._for_lease
+        if (
+            existing is not None
+            and (self._api.ring.holds(KeyPurpose.INTAKE) or tx.consents.has_derived_link(existing))
+            and is_reusable(existing, connection, scopes, wanted, self._call, for_lease=self._for_lease)
         ):
             link = await tx.consents.connect_link(existing)
             return ConnectionWithLink(named, False, existing, connect_url(self._api, link.reveal()))

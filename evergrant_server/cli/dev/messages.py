@@ -22,6 +22,7 @@ def print_ready(settings: Settings, client_file: Path | None) -> None:
     print(f"\n{READY}\n")
     print(f"  API          {settings.public_url}    reference: {settings.public_url}/docs")
     print(f"  Gateway      {settings.gateway_public_url}    sends apps' calls to providers' APIs")
+    print(f"  MCP server   {settings.gateway_public_url}/mcp    the same as tools, for agents")
     print(f"  Console      {settings.public_url}/console    with the key in {folder}/admin.key")
     print(f"  Temporal UI  http://127.0.0.1:{settings.temporal_ui_port}    a workflow for each connection")
     print(f"  Data, logs   {folder}; keep a copy of {_near(settings.key_path)}")

@@ -80,4 +80,4 @@ async def open_gateway(settings: Settings, opened: AsyncExitStack) -> GatewayApp
         drain_s = settings.gateway_drain.total_seconds()
         await opened.enter_async_context(envoy_grpc(parts, address, drain_s=drain_s))
     tune_garbage_collector()
-    return GatewayApp(parts)
+    return await opened.enter_async_context(GatewayApp(parts).running())

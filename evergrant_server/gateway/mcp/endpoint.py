@@ -1,8 +1,6 @@
 """The route of the pass-through: from a message of MCP to the server's answer."""
 
-import ipaddress
 import re
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -11,13 +9,13 @@ from evergrant_server.api.http.authentication import Caller
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.gateway.callers import gateway_caller
+from evergrant_server.gateway.http.own_address import require_own_address
 from evergrant_server.gateway.mcp.message import read_message
 from evergrant_server.gateway.mcp.request import McpRequest
 from evergrant_server.gateway.mcp.sessions import SessionIds
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.call import ProxyCall
 from evergrant_server.gateway.proxy.caller_body import CallerBody
-from evergrant_server.gateway.proxy.headers import values_of
 from evergrant_server.gateway.proxy.streaming import carry_out
 
 PREFIX = b"/mcp/"
@@ -31,12 +29,11 @@ class McpEndpoint:
 
     def __init__(self, parts: GatewayParts) -> None:
         self._parts = parts
-        self._own = urlsplit(parts.api.settings.gateway_public_url)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises Failure before a response has begun, ResponseBroken afterwards."""
         request = Request(scope)
-        self._require_own_address(request)
+        require_own_address(request, self._parts.api.settings.gateway_public_url)
         found = _CONNECTION.match(scope["raw_path"])
         if found is None:
             raise Failure(ErrorCode.NOT_FOUND)
@@ -63,25 +60,3 @@ class McpEndpoint:
             raise Failure(ErrorCode.INVALID_REQUEST, message.unclear, field="body")
         sessions = SessionIds(self._parts.api.ring, caller.tenant, connection_id, caller.app.id)
         return McpRequest(method, request.scope["query_string"], headers, body, message, sessions)
-
-    def _require_own_address(self, request: Request) -> None:
-        """Refuse pages of other origins, and hosts that aren't the gateway (MCP, transports: DNS rebinding).
-
-        Raises Failure NOT_PERMITTED and INVALID_REQUEST.
-        """
-        own = f"{self._own.scheme}://{self._own.netloc}".lower()
-        if any(it.lower() != own.encode() for it in values_of(b"origin", request.headers.raw)):
-            raise Failure(ErrorCode.NOT_PERMITTED, "The Origin isn't the gateway's.")
-        host = request.headers.get("host", "").lower()
-        if host != self._own.netloc.lower() and not _is_address(host):
-            why = f"The Host isn't that of {own}, which EVERGRANT_GATEWAY_PUBLIC_URL sets."
-            raise Failure(ErrorCode.INVALID_REQUEST, why, field="Host")
-
-
-def _is_address(host: str) -> bool:
-    """An IP address or localhost: no name that could be made to point here."""
-    name = urlsplit(f"//{host}").hostname or ""
-    try:
-        return name == "localhost" or bool(ipaddress.ip_address(name))
-    except ValueError:
-        return False

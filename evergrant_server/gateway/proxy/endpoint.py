@@ -5,6 +5,7 @@ import re
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from evergrant_server.api.http.authentication import Caller
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.gateway.parts import GatewayParts
@@ -28,6 +29,13 @@ class ProxyEndpoint:
         """Raises Failure before a response has begun, ResponseBroken afterwards."""
         request = Request(scope)
         caller = await self._parts.api.authenticator.authenticate_cached(request)
+        await self.serve(request, caller, receive, send)
+
+    async def serve(
+        self, request: Request, caller: tuple[Caller, bool], receive: Receive, send: Send
+    ) -> None:
+        """The request of this caller. The flag: the caller comes from the cache. Raises as above."""
+        scope = request.scope
         found = _CONNECTION.match(scope["raw_path"])
         if found is None:
             raise Failure(ErrorCode.NOT_FOUND)

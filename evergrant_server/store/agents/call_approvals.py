@@ -11,7 +11,7 @@ from evergrant_server.core.agents.call_approvals import CallApproval, CallApprov
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, CallApprovalId, Tenant
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import Sealed
+from evergrant_server.crypto import KeyPurpose, Sealed
 from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
@@ -55,6 +55,7 @@ class CallApprovals(
     IntakeRepository[CallApproval, CallApprovalId], AuthenticatedRepository[CallApproval, CallApprovalId]
 ):
     _table, _model = CallApprovalRow, CallApproval
+    _purpose = KeyPurpose.LEASE  # the gateway asks too, and holds no other
 
     def __init__(self, connection: DatabaseConnection, sealer: ColumnSealer) -> None:
         self._connection, self._sealer, self._ring = connection, sealer, sealer.ring

@@ -1,5 +1,6 @@
 """Consents with their link, verifier and code, sealed by the tenant's intake key."""
 
+import base64
 import re
 from datetime import datetime
 from typing import Any
@@ -9,7 +10,13 @@ from sqlmodel import col
 
 from evergrant_server.core.connections.account import ConsentAccount
 from evergrant_server.core.connections.confirmation import reopened
-from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, PushedAuthorization
+from evergrant_server.core.connections.consent import (
+    Consent,
+    ConsentKind,
+    ConsentStatus,
+    PushedAuthorization,
+    hash_link,
+)
 from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -136,7 +143,20 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
 
     async def connect_link(self, consent: Consent) -> Secret:
         """The connect link's secret. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""
+        if self.has_derived_link(consent):
+            return self.derived_link(consent.tenant, consent.id)
         return await self._open(consent, _LINK)
+
+    def derived_link(self, tenant: Tenant, id: ConsentId) -> Secret:
+        """The link of a consent that the gateway requests, which can seal none: every role makes it.
+
+        For the binding `oidc` alone, under which a link opens nothing before its subject has logged in.
+        """
+        mac = bytes.fromhex(self._ring.mac("connect link", tenant, id))
+        return Secret(base64.urlsafe_b64encode(mac).decode().rstrip("="))
+
+    def has_derived_link(self, consent: Consent) -> bool:
+        return consent.link_hash == hash_link(self.derived_link(consent.tenant, consent.id).reveal())
 
     async def verifier(self, consent: Consent) -> Secret:
         """The PKCE verifier. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""

@@ -144,6 +144,8 @@ def registry_for(base_url: str, **changes: Any) -> Registry:
 @asynccontextmanager
 async def running_gateway(api: Api, upstream: RawUpstream, **changes: Any) -> AsyncIterator[Gateway]:
     """The gateway with keys of its own role, over the database of `api`. `changes` are of the definition."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
     settings = api.parts.settings
     policy = EgressPolicy(allow=(upstream.url.removeprefix("http://"),))
     ring = KeyRing.open(settings.key_path, Role.GATEWAY)
@@ -167,19 +169,29 @@ async def running_gateway(api: Api, upstream: RawUpstream, **changes: Any) -> As
     outcomes = OutcomeLog(store, "outcomes-test")
     parts = GatewayParts(context, StreamingTransport(policy, silence_s=silence), outcomes)
     outcomes.start()
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = make_server(GatewayApp(parts), drain_s=1)
+    app = GatewayApp(parts)
+    server = make_server(app, drain_s=1)
     server.config.lifespan = "off"
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
+    gateway = Gateway(parts, port)
+    ended = asyncio.Event()
+    # MCP sessions run in a task of their own, in which they also end
+    sessions = asyncio.create_task(_serve_until(app, ended))
     running = asyncio.create_task(server._serve([listener]))  # `serve` would take the test's signals
-    gateway = Gateway(parts, listener.getsockname()[1])
     try:
         yield gateway
     finally:
         await gateway.client.aclose()
         server.should_exit = True
         await running
+        ended.set()
+        await sessions
         await parts.stop()
         await ledger.stop()
         await store.close()
+
+
+async def _serve_until(app: GatewayApp, ended: asyncio.Event) -> None:
+    async with app.running():
+        await ended.wait()
