@@ -157,6 +157,16 @@ WHEN = {
     AuditAction.PERMIT_DELETED: "a permit was deleted",
     AuditAction.ADMIN_LOGIN_PUT: "where people log in was set, and which groups have which role",
     AuditAction.ADMIN_LOGIN_DELETED: "people log in no longer",
+    AuditAction.CLIENT_LOGIN_PUT: "it was set as which app OAuth clients act, and where their persons log in",
+    AuditAction.CLIENT_LOGIN_DELETED: "OAuth clients act no longer",
+    AuditAction.OAUTH_CLIENT_PUT: "an OAuth client registered itself, its document was read or has changed, "
+    "or an admin registered it or turned it off or on; names redirect URIs",
+    AuditAction.OAUTH_CLIENT_DELETED: "an admin deleted an OAuth client",
+    AuditAction.SUBJECT_LOGGED_IN: "a person who uses an OAuth client logged in; names issuer and sub",
+    AuditAction.SUBJECT_REFUSED: "the login of a person who uses an OAuth client was refused",
+    AuditAction.AUTHORIZATION_GIVEN: "a person let an OAuth client act for them; it was given a code. Names "
+    "client, app, subject, resource and where the browser was sent",
+    AuditAction.AUTHORIZATION_DENIED: "a person didn't let an OAuth client act for them",
     AuditAction.PERSON_LOGGED_IN: "a person logged in; names issuer, sub, role and session",
     AuditAction.PERSON_REFUSED: "a login gave no session; names the reason, and the person where known",
     AuditAction.SESSION_ENDED: "a person or an API key logged out, or an admin ended a session",

@@ -178,6 +178,13 @@ verify_person = ActivityCall[integrations.VerifyPerson, integrations.LoginResult
     lambda it: f"of {it.login_id}",
 )
 
+read_client_document = ActivityCall[integrations.ReadClientDocument, integrations.ClientDocumentResult](
+    ActivityName.READ_CLIENT_DOCUMENT,
+    integrations.ClientDocumentResult,
+    _limits(_MINUTE, maximum_attempts=2, initial_interval=_SECOND / 2),
+    "metadata document of a client",
+)
+
 # --- a definition ------------------------------------------------------------------------
 
 check_definition = ActivityCall[integrations.DefinitionCall, integrations.DefinitionResult](

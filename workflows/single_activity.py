@@ -59,6 +59,13 @@ class VerifyPersonWorkflow:
         return await activity_calls.verify_person(request)
 
 
+@workflow.defn(name=WorkflowName.READ_CLIENT_DOCUMENT)
+class ReadClientDocumentWorkflow:
+    @workflow.run
+    async def run(self, request: integrations.ReadClientDocument) -> integrations.ClientDocumentResult:
+        return await activity_calls.read_client_document(request)
+
+
 @workflow.defn(name=WorkflowName.INTROSPECTION)
 class IntrospectionWorkflow:
     @workflow.run

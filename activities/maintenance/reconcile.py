@@ -12,6 +12,7 @@ from temporalio import activity
 from activities.maintenance.authority import report_broken_rows
 from activities.maintenance.authorizations import prune_authorizations
 from activities.maintenance.history import HistoryActivities
+from activities.maintenance.oauth_clients import prune_oauth_clients
 from activities.support.temporal import heartbeating
 from evergrant_server import audit
 from evergrant_server.core.clock import Clock, seconds_since_boot
@@ -200,6 +201,7 @@ async def prune_store(store: Store, clock: Clock, deliveries_age: timedelta) -> 
             tokens = await tx.tokens.prune(now - _ENDED_TOKEN_AGE)
             if tokens + await tx.key_sessions.prune(now) == 0:
                 break
+    await prune_oauth_clients(store, now)
 
 
 async def _prune_deliveries(store: Store, before: datetime) -> None:

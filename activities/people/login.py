@@ -1,4 +1,5 @@
-"""The login of a person who administers, at the tenant's issuer: its code exchanged, and the person's role.
+"""The login of a person at the tenant's issuer: its code exchanged, and the role of one who administers; or
+which subject it is, of one who uses an OAuth client.
 
 The workflow's result is a failure code, never who logged in.
 """
@@ -16,9 +17,11 @@ from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
+from evergrant_server.core.connections.login import LoginClaim, is_subject_name, named_subject
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.integrations import LoginResult, VerifyPerson
 from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.people.logins import LoginStatus, PersonLogin
 from evergrant_server.core.people.roles import AdminLogin, Person, PersonRole, person_id, person_of
 from evergrant_server.core.people.sessions import STEP_UP_LASTS
@@ -39,6 +42,7 @@ class _PersonVerdict:
     person: Person | None = None
     role: PersonRole | None = None
     authenticated_at: datetime | None = None
+    subject: str | None = None
     failure: Failure | None = None
 
 
@@ -60,8 +64,8 @@ class PersonLoginActivities:
             async with self._store.read() as tx:
                 login = await _waiting_login(tx, request)
                 rule, code = await self._load(tx, login)
-            claims = await self._issuers.claims(code, (rule.groups_claim,))
-            verdict = _judge(login, rule, claims, self._clock.now())
+            claims = await self._issuers.claims(code, _wanted(rule))
+            verdict = _verdict(login, rule, claims, self._clock.now())
         except Failure as failure:
             report_broken_authority(failure)
             log_words(failure, request.login_id)
@@ -72,10 +76,11 @@ class PersonLoginActivities:
             return _failed(failure)
         return LoginResult() if verdict.failure is None else _failed(verdict.failure)
 
-    async def _load(self, tx: Transaction, login: PersonLogin) -> tuple[AdminLogin, LoginCode]:
+    async def _load(self, tx: Transaction, login: PersonLogin) -> tuple[AdminLogin | ClientLogin, LoginCode]:
         """Raises Failure CALLBACK_INVALID after a change of where people log in, CLIENT_REJECTED,
         AUTHORITY_BROKEN."""
-        rule = await tx.admin_logins.of_tenant(login.tenant)
+        rules = tx.admin_logins if login.authorize is None else tx.client_logins
+        rule = await rules.of_tenant(login.tenant)
         if rule is None or rule.id != login.rule:
             raise Failure(ErrorCode.CALLBACK_INVALID, _SUPERSEDED)
         there = rule.issuer_integration(await tx.integrations.by_name(login.tenant, rule.integration))
@@ -96,14 +101,19 @@ class PersonLoginActivities:
                 "person": verdict.person if good else None,
                 "role": verdict.role,
                 "authenticated_at": verdict.authenticated_at,
+                "subject": verdict.subject,
             }
             await tx.person_logins.verified(login.model_copy(update=update), expected=login.revision)
             if not good:
-                await self._record_refusal(tx, request, verdict)
+                administers = login.authorize is None
+                action = AuditAction.PERSON_REFUSED if administers else AuditAction.SUBJECT_REFUSED
+                await self._record_refusal(tx, request, verdict, action)
 
         await commit_with_retries(self._store, write)
 
-    async def _record_refusal(self, tx: Transaction, request: VerifyPerson, verdict: _PersonVerdict) -> None:
+    async def _record_refusal(
+        self, tx: Transaction, request: VerifyPerson, verdict: _PersonVerdict, action: AuditAction
+    ) -> None:
         """The audit record, with who was refused where the issuer has said it."""
         assert verdict.failure is not None
         detail: dict[str, Any] = {"reason": verdict.failure.code, **words_in(verdict.failure)}
@@ -114,12 +124,34 @@ class PersonLoginActivities:
         entry = AuditEntry(
             tenant=request.tenant,
             at=self._clock.now(),
-            action=AuditAction.PERSON_REFUSED,
+            action=action,
             object=who,
             context=request.context,
             detail=detail,
         )
         await audit.append(tx, entry)
+
+
+def _wanted(rule: AdminLogin | ClientLogin) -> tuple[str, ...]:
+    """The claims that decide, the first of which the id token may lack."""
+    if isinstance(rule, AdminLogin):
+        return (rule.groups_claim,)
+    return ("email", "email_verified") if rule.claim is LoginClaim.EMAIL else ()
+
+
+def _verdict(
+    login: PersonLogin, rule: AdminLogin | ClientLogin, claims: dict[str, Any], now: datetime
+) -> _PersonVerdict:
+    if isinstance(rule, AdminLogin):
+        return _judge(login, rule, claims, now)
+    person = person_of(login.issuer, claims)
+    subject, why = named_subject(rule.login, claims)
+    if person is None or (subject is not None and not is_subject_name(subject)):
+        subject, why = None, "the issuer names a person that can't be stored"
+    if subject is None:
+        failure = Failure(ErrorCode.NOT_PERMITTED, f"You are logged in, but {why}.")
+        return _PersonVerdict(person, failure=failure)
+    return _PersonVerdict(person, subject=subject)
 
 
 def _judge(login: PersonLogin, rule: AdminLogin, claims: dict[str, Any], now: datetime) -> _PersonVerdict:
@@ -138,7 +170,7 @@ def _judge(login: PersonLogin, rule: AdminLogin, claims: dict[str, Any], now: da
         # required where `max_age` was sent (section 3.1.2.1), and compared by the client (3.1.3.7, item 13)
         why = "The issuer doesn't say that you have logged in just now."
         failure = Failure(ErrorCode.ID_TOKEN_REFUSED, why)
-    return _PersonVerdict(person, role if failure is None else None, seen_at, failure)
+    return _PersonVerdict(person, role if failure is None else None, seen_at, failure=failure)
 
 
 def _moment(value: object) -> datetime | None:

@@ -47,9 +47,13 @@ from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
 from evergrant_server.api.leases.decision import LeaseIssuer
 from evergrant_server.api.leases.refresher import RefreshWaiter
+from evergrant_server.api.oauth import client_login, registration
+from evergrant_server.api.oauth import clients as oauth_clients
 from evergrant_server.api.oauth import metadata as server_metadata
 from evergrant_server.api.oauth import routes as oauth
 from evergrant_server.api.pages import callback, connect
+from evergrant_server.api.pages.authorization import page as authorization_page
+from evergrant_server.api.pages.authorization import routes as authorization
 from evergrant_server.api.pages.browser import BrowserSessions
 from evergrant_server.api.pages.guesses import GuessLimit
 from evergrant_server.api.pages.people import routes as people
@@ -90,6 +94,11 @@ ROUTERS = (
     keys.router,
     credentials.router,
     server_metadata.router,
+    registration.router,
+    client_login.router,
+    oauth_clients.router,
+    authorization.router,
+    authorization_page.router,
     oauth.router,
     approvals.router,
     trusted_issuers.router,

@@ -20,6 +20,7 @@ _VALUES = {
     "credential_name": "laptop",
     "provider": "google",
     "connection": "con_5f0c2n8v3k7qmx1d9rtzab",
+    "oauth_client_id": "cli_5f0c2n8v3k7qmx1d9rtzab",
     "connection_id": "con_5f0c2n8v3k7qmx1d9rtzab",
     "app": "report",
     "since": "2026-01-01T00:00:00Z",
@@ -68,6 +69,10 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /v1/access-requests/{request_id}/approve": {"note": "until the audit is over"},
     "POST /v1/access-requests/{request_id}/deny": {"note": "use the shared report"},
     "POST /v1/access/simulate": {"app": "report", "permits": {"crm": None}},
+    "PUT /v1/client-login": {"app": "agents", "integration": "staff"},
+    "POST /v1/oauth-clients": {"name": "Coder", "redirect_uris": ["https://coder.example/callback"]},
+    "PUT /v1/oauth-clients/{oauth_client_id}": {"disabled": True},
+    "POST /oauth/register": {"client_name": "Coder", "redirect_uris": ["http://127.0.0.1/callback"]},
     "PUT /v1/admin-login": {"integration": "staff", "roles": {"tenant_admin": ["evergrant-admins"]}},
     "POST /login/command": {"code": "…", "verifier": "…"},
     "POST /v1/connections": {

@@ -4,6 +4,7 @@ import re
 from base64 import b64encode
 from hashlib import sha256
 from typing import Any
+from urllib.parse import urlsplit
 
 from evergrant_server.console.advice import WayOut, next_step, what_happened, words_for_admins
 from evergrant_server.console.logos import Logos, Parties
@@ -12,6 +13,7 @@ from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.connections.grant import AccountOption
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
+from evergrant_server.core.oauth.clients import ClientKind, GatewayClient
 from evergrant_server.core.people.logins import CommandStart
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.secret import Secret
@@ -119,6 +121,31 @@ class Pages:
         return self._result(
             "good", "You are logged out", "Your issuer may still know you. Close this window."
         )
+
+    def authorize(
+        self,
+        *,
+        client: GatewayClient,
+        what: str,
+        may: list[str],
+        person: str,
+        leads_to: str,
+        then: str | None,
+        csrf: str,
+    ) -> str:
+        """Whether a client may act for the person. `then` is the provider that the browser goes on to."""
+        name = client.name or "A program without a name"
+        shown = {"name": name, "what": what, "may": may, "person": person, "leads_to": leads_to}
+        host = urlsplit(client.client_id).netloc if client.kind is ClientKind.DOCUMENT else None
+        title = f"Let “{name}” act for you?"
+        return self._render(
+            "authorize.html", title=title, kind=client.kind.value, host=host, then=then, csrf=csrf, **shown
+        )
+
+    def not_authorized(self, failure: Failure) -> str:
+        """Why the person's browser isn't led back to the client that sent it."""
+        more = {"then": failure.repair, "code": failure.code.value}
+        return self._result("bad", "This program was not let in", failure.detail, **more)
 
     def fragment(self, *, provider: str) -> str:
         """Posts the URL's fragment to the callback with the only script of the pages."""

@@ -83,6 +83,8 @@ class ErrorCode(StrEnum):
     BINDING_REQUIRED = "binding_required"
     STEP_UP_REQUIRED = "step_up_required"
     CROSS_SITE_REQUEST = "cross_site_request"
+    CLIENT_UNKNOWN = "client_unknown"
+    CLIENTS_OFF = "clients_off"
 
 
 _reconnect, _client, _provider = kinds.reconnect, kinds.client, kinds.provider
@@ -330,6 +332,16 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.STEP_UP_REQUIRED: _refused(
         "A person has to log in again, moments before a command like this one.",
         "Open login_url, or run evergrant login --again, and send the request again within five minutes.",
+    ),
+    ErrorCode.CLIENT_UNKNOWN: _caller(
+        "The program that sent the browser is no client of Evergrant, or names a redirect URI that isn't its "
+        "own.",
+        "Remove Evergrant's server from the program and add it again. An admin sees clients with: evergrant "
+        "clients ls.",
+    ),
+    ErrorCode.CLIENTS_OFF: _denied(
+        "This tenant lets no such OAuth client act for its people.",
+        "An admin says as which app clients act, and which kinds: evergrant clients login.",
     ),
     ErrorCode.CROSS_SITE_REQUEST: _refused(
         "A browser sent a change with a session's cookie, and no Origin of Evergrant's own.",

@@ -42,6 +42,9 @@ AuthorizationCodeId = NewType("AuthorizationCodeId", str)
 TokenFamilyId = NewType("TokenFamilyId", str)
 RefreshTokenId = NewType("RefreshTokenId", str)
 AccessTokenId = NewType("AccessTokenId", str)
+ClientLoginId = NewType("ClientLoginId", str)
+AuthorizationRequestId = NewType("AuthorizationRequestId", str)
+ClientConsentId = NewType("ClientConsentId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -76,6 +79,9 @@ PREFIXES = (
     "fam",
     "rtk",
     "atk",
+    "clg",
+    "azr",
+    "ccn",
 )
 
 

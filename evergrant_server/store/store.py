@@ -38,6 +38,12 @@ from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwra
 from evergrant_server.store.oauth.clients import OAuthClients
 from evergrant_server.store.oauth.codes import AuthorizationCodes
 from evergrant_server.store.oauth.families import OAuthTokens, RefreshTokens, TokenFamilies
+from evergrant_server.store.oauth.requests import (
+    AuthorizationRequests,
+    ClientConsents,
+    ClientLogins,
+    SubjectSessions,
+)
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.people.logins import AdminLogins, PersonLogins
 from evergrant_server.store.people.sessions import PersonSessions
@@ -85,6 +91,10 @@ class Transaction:
         self.token_families = TokenFamilies(connection, ring)
         self.refresh_tokens = RefreshTokens(connection, sealer)
         self.oauth_tokens = OAuthTokens(connection)
+        self.client_logins = ClientLogins(connection, ring)
+        self.authorization_requests = AuthorizationRequests(connection, ring)
+        self.subject_sessions = SubjectSessions(connection, ring)
+        self.client_consents = ClientConsents(connection, ring)
         self.consents = Consents(connection, sealer)
         self.exports = Exports(connection, ring)
         self.attempts = Attempts(connection)

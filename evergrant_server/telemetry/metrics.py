@@ -101,6 +101,12 @@ DELIVERIES = _meter.create_counter(
 TOKENS = _meter.create_counter(
     "evergrant.token.count", "{token}", "requests for an access token of an app, issued or refused"
 )
+CLIENTS = _meter.create_counter(
+    "evergrant.client.count", "{client}", "registrations of OAuth clients, and readings of their documents"
+)
+AUTHORIZATIONS = _meter.create_counter(
+    "evergrant.authorization.count", "{request}", "authorization requests of OAuth clients, by their end"
+)
 SECURITY_EVENTS = _meter.create_counter(
     "evergrant.security_event.count", "{event}", "security events and hooks that providers sent"
 )

@@ -22,9 +22,11 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.messages.base import Message, RequestContext, RequestMessage
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.integrations import (
+    ClientDocumentResult,
     DiscoverEndpoints,
     DiscoveryResult,
     LoginResult,
+    ReadClientDocument,
     RequestTemporaryCredentials,
     TemporaryCredentialsResult,
     VerifyLogin,
@@ -35,6 +37,7 @@ from evergrant_server.core.messages.names import (
     QueryName,
     UpdateName,
     WorkflowName,
+    client_document_workflow_id,
     connection_workflow_id,
     discovery_workflow_id,
     login_workflow_id,
@@ -158,6 +161,17 @@ class TemporalLink(WorkflowRuns):
             timeout,
             result_type=LoginResult,
             static_summary="the login of a person who administers",
+        )
+
+    async def read_client_document(self, request: ReadClientDocument, timeout: float) -> ClientDocumentResult:
+        """Have a worker read a client's metadata document, and wait for the result."""
+        return await self._execute(
+            WorkflowName.READ_CLIENT_DOCUMENT,
+            request,
+            client_document_workflow_id(request.client_id),
+            timeout,
+            result_type=ClientDocumentResult,
+            static_summary="the metadata document of an OAuth client",
         )
 
     async def start(self, request: StartRequest) -> None:

@@ -33,6 +33,7 @@ from activities.maintenance.receiver_keys import ReceiverKeysActivities
 from activities.maintenance.reconcile import ReconcileActivities
 from activities.maintenance.trusted_issuers import TrustedIssuerActivities
 from activities.maintenance.webhook_delivery import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
+from activities.people.client_documents import ClientDocumentActivities
 from activities.people.login import PersonLoginActivities
 from activities.single_use.attempt_tracker import CriticalSections
 from activities.single_use.circuit_breakers import CircuitBreakers
@@ -154,6 +155,7 @@ def _integration_activities(
         consent_start.request_temporary_credentials,
         login.verify_login,
         PersonLoginActivities(store, contexts, sender, egress, clock).verify_person,
+        ClientDocumentActivities(store, egress, clock).read_document,
         rollout.check_definition,
         rollout.apply_decision,
         rollout.evaluate_rollout,

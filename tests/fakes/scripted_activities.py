@@ -40,10 +40,12 @@ from evergrant_server.core.messages.agents import (
     CallApprovalProgress,
 )
 from evergrant_server.core.messages.integrations import (
+    ClientDocumentResult,
     FetchReceiverKeys,
     LoginResult,
     PushAuthorizationRequest,
     PushResult,
+    ReadClientDocument,
     ReceiverKeysResult,
     RetryConnections,
     RetryConnectionsResult,
@@ -118,6 +120,7 @@ class ScriptedActivities:
             self._scripted(ActivityName.PUSH_AUTHORIZATION_REQUEST, PushAuthorizationRequest, PushResult()),
             self._scripted(ActivityName.VERIFY_LOGIN, VerifyLogin, LoginResult()),
             self._scripted(ActivityName.VERIFY_PERSON, VerifyPerson, LoginResult()),
+            self._scripted(ActivityName.READ_CLIENT_DOCUMENT, ReadClientDocument, ClientDocumentResult()),
             self._scripted(
                 ActivityName.RETRY_CONNECTIONS, RetryConnections, RetryConnectionsResult(signalled=7)
             ),

@@ -13,8 +13,10 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.integrations import (
+    ClientDocumentResult,
     DiscoveryResult,
     LoginResult,
+    ReadClientDocument,
     RequestTemporaryCredentials,
     TemporaryCredentialsResult,
     VerifyLogin,
@@ -49,6 +51,10 @@ class TemporalPort(Protocol):
     async def verify_login(self, request: VerifyLogin, timeout: float) -> LoginResult: ...
 
     async def verify_person(self, request: VerifyPerson, timeout: float) -> LoginResult: ...
+
+    async def read_client_document(
+        self, request: ReadClientDocument, timeout: float
+    ) -> ClientDocumentResult: ...
 
     async def ready(self) -> bool: ...
 

@@ -27,13 +27,19 @@ def login_rule(body: IntegrationBody) -> LoginRule | None:
         return None
     if body.binding is not Binding.OIDC:
         raise invalid_request("login", "It belongs to the binding oidc.")
-    if (login.claim is LoginClaim.EMAIL) is not bool(login.domains):
-        raise invalid_request("login.domains", "The claim email needs domains; no other claim has them.")
-    domains = tuple(dict.fromkeys(it.lower() for it in login.domains))
+    domains = checked_domains(login.claim, login.domains, "login.domains")
+    return LoginRule(integration=login.integration, claim=login.claim, domains=domains)
+
+
+def checked_domains(claim: LoginClaim, given: tuple[str, ...], field: str) -> tuple[str, ...]:
+    """The domains of email addresses, in lower case. Raises Failure INVALID_REQUEST."""
+    if (claim is LoginClaim.EMAIL) is not bool(given):
+        raise invalid_request(field, "The claim email needs domains; no other claim has them.")
+    domains = tuple(dict.fromkeys(it.lower() for it in given))
     for domain in domains:
         if not _DOMAIN.fullmatch(domain):
-            raise invalid_request("login.domains", f"{domain[:80]!r} is no domain such as example.com.")
-    return LoginRule(integration=login.integration, claim=login.claim, domains=domains)
+            raise invalid_request(field, f"{domain[:80]!r} is no domain such as example.com.")
+    return domains
 
 
 async def require_identity_provider(tx: Transaction, call: ApiCall, name: str, given: str | None) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from evergrant_server.api.limits.shared import SharedCounts
 
 _MOST_BLOCKED = 50_000
+_REGISTRATIONS_OF_ADDRESS, _REGISTRATIONS = 30, 300  # of clients that register themselves, in a minute
 
 
 class RequestLimits:
@@ -56,6 +57,15 @@ class RequestLimits:
             whose = "authorization" if id.startswith("fam_") else "app"
             why = f"The limit of {quota} {policy} in a minute for this {whose} is reached."
             raise RateLimited(policy, why, counted.seconds)
+
+    async def count_registration(self, scope: Scope, address: str) -> None:
+        """Count a client that registers itself, by its address and in all. Raises RateLimited."""
+        for key, quota in ((_source(address), _REGISTRATIONS_OF_ADDRESS), ("*", _REGISTRATIONS)):
+            counted = await self._count("registrations", key, quota)
+            note_counted(scope, counted)
+            if not counted.allowed:
+                why = f"The limit of {quota} registrations in a minute is reached."
+                raise RateLimited("registrations", why, counted.seconds)
 
     async def count_guess(self, address: str) -> None:
         """Count a refused request; beyond the limit the address is refused for a while."""

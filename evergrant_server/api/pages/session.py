@@ -68,7 +68,11 @@ class SubjectPages:
 
     def is_bound(self, consent: Consent) -> bool:
         """Whether this browser started the consent."""
-        return self.browsers.is_bound(self.request, consent.browser_hash)
+        return self.is_bound_to(consent.browser_hash)
+
+    def is_bound_to(self, browser_hash: str | None) -> bool:
+        """Whether this is the browser with that hash."""
+        return self.browsers.is_bound(self.request, browser_hash)
 
     def parties(self, session: ConsentSession) -> Parties:
         """The app, the integration and the provider, as the page shows them."""

@@ -7,7 +7,7 @@ from evergrant_server.api.http.people.authentication import BEARER_PREFIX, live_
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import record
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.ids import SessionId, new_id
+from evergrant_server.core.ids import AdminLoginId, SessionId, new_id
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.sessions import SESSION_LASTS, PersonSession, SessionKind, hash_secret
 from evergrant_server.core.secret import Secret
@@ -19,13 +19,14 @@ def new_session(login: PersonLogin, kind: SessionKind, api: ApiContext) -> tuple
     """The session of a login that a worker has verified, and its secret."""
     assert login.person is not None
     assert login.role is not None
+    assert login.authorize is None  # that of a person who uses an OAuth client is no session of an admin
     now, secret = api.clock.now(), new_random_value()
     session = PersonSession(
         tenant=login.tenant,
         id=SessionId(new_id("ses")),
         kind=kind,
         secret_hash=hash_secret(secret.reveal()),
-        rule=login.rule,
+        rule=AdminLoginId(login.rule),
         person=login.person,
         role=login.role,
         authenticated_at=login.authenticated_at,

@@ -50,16 +50,35 @@ def logged_in(consent: Consent, now: datetime) -> Consent:
 
 def judge_login(rule: LoginRule, claims: Mapping[str, object], subject: str) -> str | None:
     """Why the person with these claims isn't the subject; None for the subject."""
+    name, why = named_subject(rule, claims)
+    if name is None:
+        return why
+    return None if is_same_subject(rule, name, subject) else "another subject"
+
+
+def named_subject(rule: LoginRule, claims: Mapping[str, object]) -> tuple[str | None, str | None]:
+    """The subject that these claims name, or why they name none."""
     name = claims.get(rule.claim)
     if not isinstance(name, str) or not name:
-        return f"the issuer names no {rule.claim}"
+        return None, f"the issuer names no {rule.claim}"
     if rule.claim is LoginClaim.SUB:
-        return None if _same(name, subject) else "another subject"
+        return name, None
     if claims.get("email_verified") is not True:
-        return "the email address isn't verified"
+        return None, "the email address isn't verified"
     if name.rpartition("@")[2].lower() not in rule.domains:
-        return "the email address is of another domain"
-    return None if _same(_plain_email(name), _plain_email(subject)) else "another subject"
+        return None, "the email address is of another domain"
+    return _plain_email(name), None
+
+
+def is_subject_name(text: str) -> bool:
+    """Whether connections can have a subject of this name."""
+    return text.isprintable() and text == text.strip() and text != "*" and 0 < len(text) <= _LONGEST_NAME
+
+
+def is_same_subject(rule: LoginRule, one: str, other: str) -> bool:
+    if rule.claim is LoginClaim.EMAIL:
+        one, other = _plain_email(one), _plain_email(other)
+    return _same(one, other)
 
 
 def claimed_subject(rule: LoginRule, claims: Mapping[str, object]) -> str | None:

@@ -100,6 +100,18 @@ class VerifyPerson(RequestMessage):
     revision: int
 
 
+class ReadClientDocument(RequestMessage):
+    """Read the metadata document of an OAuth client, whose id is its URL, and keep what it says."""
+
+    tenant: Tenant  # the installation's own, whose row it is
+    client_id: str
+
+
+class ClientDocumentResult(Message):
+    failure: ErrorCode | None = None
+    detail: str = ""
+
+
 class RetryConnections(RequestMessage):
     """Have failing connections try again: those of an integration, or those for which tokens are
     exchanged in an app's name. `id` is the change's; each connection is signalled once for it."""

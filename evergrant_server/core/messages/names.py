@@ -3,6 +3,7 @@
 A name is a contract: it stands in histories. Add, never rename.
 """
 
+import hashlib
 import re
 from enum import StrEnum
 
@@ -42,6 +43,7 @@ class WorkflowName(StrEnum):
     FETCH_RECEIVER_KEYS = "FetchReceiverKeysWorkflow"
     INTROSPECTION = "IntrospectionWorkflow"
     PUSHED_AUTHORIZATION = "PushedAuthorizationWorkflow"
+    READ_CLIENT_DOCUMENT = "ReadClientDocumentWorkflow"
     RECONCILE = "ReconcileWorkflow"
     REPLACED_GRANTS = "ReplacedGrantsWorkflow"
     REREAD_METADATA = "RereadMetadataWorkflow"
@@ -66,6 +68,7 @@ class ActivityName(StrEnum):
     LAPSE_CONSENT = "lapse_consent"
     VERIFY_LOGIN = "verify_login"
     VERIFY_PERSON = "verify_person"
+    READ_CLIENT_DOCUMENT = "read_client_document"
     BEGIN_REVOCATION = "begin_revocation"
     REVOKE_GRANT = "revoke_grant"
     REVOKE_REPLACED_GRANTS = "revoke_replaced_grants"
@@ -200,6 +203,11 @@ def login_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:
 def person_login_workflow_id(tenant: Tenant, login: PersonLoginId, revision: int) -> str:
     """One for each login's callback."""
     return f"person_login:{tenant}:{login}:{revision}"
+
+
+def client_document_workflow_id(client_id: str) -> str:
+    """One for each document, whoever asks for it."""
+    return f"client_document:{hashlib.sha256(client_id.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def is_valid_workflow_id(value: str) -> bool:

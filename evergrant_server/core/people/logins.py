@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from evergrant_server.core.ids import (
     AdminLoginId,
+    ClientLoginId,
     FrozenModel,
     IntegrationId,
     PersonLoginId,
@@ -47,7 +48,7 @@ class PersonLogin(TenantRow):
 
     id: PersonLoginId
     status: LoginStatus = LoginStatus.STARTED
-    rule: AdminLoginId
+    rule: AdminLoginId | ClientLoginId
     integration_id: IntegrationId
     state_hash: str | None
     nonce_hash: str
@@ -63,3 +64,5 @@ class PersonLogin(TenantRow):
     authenticated_at: datetime | None = None
     created_at: datetime
     expires_at: datetime
+    authorize: str | None = None  # the query of the authorization request for which a subject logs in
+    subject: str | None = None  # who that is, by the rule of the tenant's clients

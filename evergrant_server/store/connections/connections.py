@@ -73,6 +73,10 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """
         return self._checked(await find_one(self._connection, self._table, tenant=tenant, id=id))
 
+    async def find_in_any_tenant(self, id: ConnectionId) -> Connection | None:
+        """The connection with this unguessable id. Raises as `get_authentic`."""
+        return self._checked(await find_one(self._connection, self._table, id=id))
+
     async def replace_names(self, after: Connection, *, expected: int) -> Connection:
         """As `replace`, for a change of what the authenticator covers. Raises Failure AUTHORITY_BROKEN
         unless the row has a good one."""
@@ -201,8 +205,7 @@ class Connections(ModelRepository[Connection, ConnectionId]):
 
     async def _readable(self, query: Select[Any], after: str | None, limit: int) -> ConnectionPage:
         """The query's rows sorted by id, after the id `after`."""
-        if after is not None:
-            query = query.where(col(ConnectionRow.id) > after)
+        query = query if after is None else query.where(col(ConnectionRow.id) > after)
         rows = await fetch_all(self._connection, query.order_by(col(ConnectionRow.id)).limit(limit))
         found: list[Connection] = []
         unreadable: list[UnreadableRow] = []

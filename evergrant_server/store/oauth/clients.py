@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import delete, func, or_, select, tuple_, update
+from sqlalchemy import and_, delete, func, or_, select, tuple_, update
 from sqlmodel import col
 
 from evergrant_server.core.ids import OAuthClientId, Tenant
@@ -23,6 +23,10 @@ class OAuthClients(AuthenticatedRepository[GatewayClient, OAuthClientId]):
         """The client that presents this, of whichever tenant. Raises Failure AUTHORITY_BROKEN."""
         return await self._one(client_id=client_id)
 
+    async def to_change(self, tenant: Tenant, id: OAuthClientId) -> GatewayClient | None:
+        """The client as its row says, with a broken authenticator too: a change repairs that."""
+        return await self._one_unchecked(tenant=tenant, id=id)
+
     async def page(self, tenant: Tenant, after: str | None, limit: int) -> list[GatewayClient]:
         """Clients sorted by id, after the id `after`. Not checked."""
         return await self._page(self._where(tenant=tenant), "id", after, limit)
@@ -32,16 +36,23 @@ class OAuthClients(AuthenticatedRepository[GatewayClient, OAuthClientId]):
         mine = columns_equal(OAuthClientRow, tenant=client.tenant, id=client.id)
         await self._run(update(OAuthClientRow).where(mine).values({"used_at": at}))
 
+    async def count_unused(self, most: int) -> int:
+        """How many clients registered themselves, in all tenants, and were never used; `most` at the most."""
+        row = OAuthClientRow
+        unused = col(row.kind) != ClientKind.ADMIN.value, col(row.used_at).is_(None)
+        some = select(col(row.id)).where(*unused).limit(most).subquery()
+        return int((await self._connection.execute(select(func.count()).select_from(some))).scalar_one())
+
     async def delete(self, client: GatewayClient) -> None:
         """Raises Failure NOT_FOUND."""
         await self._delete(f"Client {client.client_id}", tenant=client.tenant, id=client.id)
 
-    async def prune_unused(self, before: datetime, limit: int = 1000) -> int:
-        """Delete clients that no admin registered and that weren't used since then, at most `limit`; returns
-        how many."""
+    async def prune_unused(self, never_used: datetime, unused: datetime, limit: int = 1000) -> int:
+        """Delete clients that no admin registered: those from before `never_used` that were never used, and
+        those that weren't since `unused`. At most `limit`; returns how many."""
         row = OAuthClientRow
         key = (col(row.tenant), col(row.id))
-        last = func.coalesce(col(row.used_at), col(row.created_at))
-        mine = or_(col(row.kind) == ClientKind.REGISTERED.value, col(row.kind) == ClientKind.DOCUMENT.value)
-        unused = select(*key).where(mine, last < before).limit(limit)
-        return await self._run(delete(row).where(tuple_(*key).in_(unused)))
+        mine = col(row.kind).in_((ClientKind.REGISTERED.value, ClientKind.DOCUMENT.value))
+        never = and_(col(row.used_at).is_(None), col(row.created_at) < never_used)
+        old = select(*key).where(mine, or_(never, col(row.used_at) < unused)).limit(limit)
+        return await self._run(delete(row).where(tuple_(*key).in_(old)))

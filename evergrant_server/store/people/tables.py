@@ -46,6 +46,8 @@ class PersonLoginRow(columns.IdTable, table=True):
     sealed_verifier: Sealed | None = columns.sealed()
     sealed_code: Sealed | None = columns.sealed()
     mac: str | None = None
+    authorize: str | None = None
+    subject: str | None = None
 
 
 class PersonSessionRow(columns.IdTable, table=True):

@@ -11,7 +11,9 @@ from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.access_requests import AccessRequest
 from evergrant_server.core.oauth.authorizations import AuthorizationCode, RefreshToken, TokenFamily
+from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.oauth.clients import GatewayClient
+from evergrant_server.core.oauth.requests import AuthorizationRequest, ClientConsent, SubjectSession
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
@@ -49,4 +51,8 @@ COVERED: dict[type[BaseModel], set[str]] = {
     AuthorizationCode: set(AuthorizationCode.model_fields) - {"revision"},
     TokenFamily: set(TokenFamily.model_fields) - {"revision"},
     RefreshToken: set(RefreshToken.model_fields) - {"revision"},
+    ClientLogin: set(ClientLogin.model_fields) - {"revision", "changed_at"},
+    AuthorizationRequest: set(AuthorizationRequest.model_fields) - {"revision"},
+    SubjectSession: set(SubjectSession.model_fields) - {"revision"},
+    ClientConsent: set(ClientConsent.model_fields) - {"revision", "created_at", "used_at"},
 }

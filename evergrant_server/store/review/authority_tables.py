@@ -12,6 +12,7 @@ from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.access_requests import AccessRequest
 from evergrant_server.core.oauth.authorizations import TokenFamily
+from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.roles import AdminLogin
@@ -25,6 +26,7 @@ from evergrant_server.store.database.columns import IdTable
 from evergrant_server.store.exports import ExportRow
 from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.oauth.request_tables import ClientLoginRow
 from evergrant_server.store.oauth.tables import OAuthClientRow, TokenFamilyRow
 from evergrant_server.store.people.tables import AdminLoginRow, PersonLoginRow, PersonSessionRow
 from evergrant_server.store.review.access_requests import AccessRequestRow
@@ -49,6 +51,7 @@ CONFIGURATION: dict[type[IdTable], type[BaseModel]] = {
     AdminLoginRow: AdminLogin,
     PersonLoginRow: PersonLogin,
     PersonSessionRow: PersonSession,
+    ClientLoginRow: ClientLogin,
 }
 ALL: dict[type[IdTable], type[BaseModel]] = {
     **CONFIGURATION,

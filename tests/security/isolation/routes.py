@@ -55,6 +55,9 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/providers/{provider}/approve": ({"version": 3},),
     "POST /v1/providers/{provider}/reject": ({"version": 4, "reason": "no"},),
     "POST /v1/providers/{provider}/roll-back": ({"version": 2},),
+    "PUT /v1/client-login": ({"app": "{app}", "integration": "{issuer}"},),
+    "POST /v1/oauth-clients": ({"name": "{app}", "redirect_uris": ["https://agent.example/cb"]},),
+    "PUT /v1/oauth-clients/{oauth_client_id}": ({"disabled": True},),
     "PUT /v1/admin-login": ({"integration": "{issuer}", "roles": {"auditor": ["board"]}},),
     "PUT /v1/webhooks/{name}": ({"url": "https://hooks.example.com/in", "integration": "{integration}"},),
     "POST /v1/connections": (
@@ -77,7 +80,7 @@ PUBLIC = {
     *("GET /", "GET /livez", "GET /readyz", "GET /metrics", "GET /docs", "GET /openapi.json"),
     *("GET /static/evergrant.css", "GET /logos/{file}", "GET /oauth/client/{integration_id}"),
     *("GET /console/static/{name}", "GET /console"),
-    "GET /.well-known/oauth-authorization-server",
+    *("GET /.well-known/oauth-authorization-server", "GET /.well-known/openid-configuration"),
 }
 # A link, a browser's cookie, a provider's signature or an app's stands in for a credential:
 # tests/security/pages, tests/security/test_provider_events.py, tests/security/test_app_assertions.py.
@@ -86,6 +89,9 @@ PROVED_OTHERWISE = {
     *("GET /oauth/callback/{integration_id}", "POST /oauth/callback/{integration_id}"),
     *("POST /oauth/callback/{integration_id}/fragment", "POST /v1/security-events/{receiver_id}"),
     *("POST /oauth/token", "POST /oauth/revoke"),
+    # of an OAuth client, and of who uses it: tests/security/clients
+    *("POST /oauth/register", "GET /oauth/authorize"),
+    *("GET /oauth/authorize/{request_id}", "POST /oauth/authorize/{request_id}"),
     # of a person who administers: tests/security/pages/test_person_login.py, test_person_sessions.py
     *("GET /login", "POST /login", "POST /login/command", "GET /session", "POST /logout"),
     *("GET /v1/sessions/current", "DELETE /v1/sessions/current"),
@@ -112,13 +118,13 @@ CONSOLE_FORMS = {
 BODIES |= {route: (form,) for route, form in CONSOLE_FORMS.items()}
 _OPEN = PUBLIC | PROVED_OTHERWISE
 # The tenant's only one, so a request names none: that of another tenant stays is shown by its rows.
-ONE_OF_THE_TENANT = {"DELETE /v1/admin-login"}
+ONE_OF_THE_TENANT = {"DELETE /v1/admin-login", "DELETE /v1/client-login"}
 # These make or change the caller's own thing of that name, whatever other tenants have.
 CREATES = {
     "PUT /v1/agents/{name}",
     *("PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}", "POST /v1/providers"),
     *("POST /v1/connections/import", "POST /v1/connections/export", "POST /v1/access-requests"),
-    "PUT /v1/admin-login",
+    *("PUT /v1/admin-login", "PUT /v1/client-login", "POST /v1/oauth-clients"),
     *("PUT /v1/apps/{name}/permits/{permit_name}", "PUT /v1/apps/{name}/credentials/{credential_name}"),
     "PUT /v1/issuers/{name}",
 }

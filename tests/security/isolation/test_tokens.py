@@ -26,7 +26,7 @@ ALLOWED = {
 _SECRET = re.compile(
     "token|secret|password|private|credential|verifier|assertion|proof|cookie|^key$|^headers$|_code$"
 )
-_ABOUT = re.compile("_(at|until|type|s|supported|endpoint)$")  # says something about a secret
+_ABOUT = re.compile("_(at|until|type|s|supported|endpoint|auth_method)$")  # says something about a secret
 LEASES = {"POST /v1/lease", "POST /v1/connections/{connection_id}/token"}
 
 

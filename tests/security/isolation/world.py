@@ -108,9 +108,13 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         export = _export(tenant, now)
         await tx.exports.add(export)
     await made("PUT", "/v1/admin-login", {"integration": own["issuer"], "roles": {"auditor": ["board"]}})
+    await made("PUT", "/v1/client-login", {"app": own["app"], "integration": own["issuer"]})
+    client = {"name": f"of-{tenant}", "redirect_uris": [f"https://{tenant}.example/cb"]}
+    oauth_client = await made("POST", "/v1/oauth-clients", client)
     session_id, _ = await put_session(api, tenant, PersonRole.AUDITOR)
     return own | {
         "session_id": session_id,
+        "oauth_client_id": oauth_client["id"],
         "connection_id": connection.id,
         "link": waiting["connect_url"].rpartition("/")[2],
         "key_id": key["id"],

@@ -23,6 +23,7 @@ from evergrant.calls.access import (
 from evergrant.calls.access_requests import AccessRequest
 from evergrant.calls.agents.agents import Agent, AgentStop
 from evergrant.calls.agents.call_approvals import CallApproval
+from evergrant.calls.agents.oauth_clients import ClientLogin, OAuthClient
 from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.approvals import Approval
 from evergrant.calls.credentials import Credential
@@ -59,6 +60,8 @@ from evergrant_server.api.integrations.definition_rollout import DefinitionView
 from evergrant_server.api.integrations.models import IntegrationView
 from evergrant_server.api.leases.models import LeaseView, ProofView
 from evergrant_server.api.leases.oauth1_signatures import SignatureView
+from evergrant_server.api.oauth.client_login import ClientLoginView
+from evergrant_server.api.oauth.clients import OAuthClientView
 from evergrant_server.api.people.admin_login import AdminLoginView
 from evergrant_server.api.people.sessions import SessionView
 from evergrant_server.api.transfer.models import ExportView
@@ -201,6 +204,8 @@ VIEWS: dict[type, type[BaseModel]] = {
     CallApproval: CallApprovalView,
     Approval: ApprovalView,
     AdminLogin: AdminLoginView,
+    ClientLogin: ClientLoginView,
+    OAuthClient: OAuthClientView,
     PersonSession: SessionView,
     Credential: CredentialView,
     package.App: AppView,

@@ -26,6 +26,7 @@ from evergrant_server.core.messages.agents import (
 from evergrant_server.core.messages.integrations import (
     FetchReceiverKeys,
     PushAuthorizationRequest,
+    ReadClientDocument,
     VerifyLogin,
     VerifyPerson,
 )
@@ -40,6 +41,7 @@ from evergrant_server.core.messages.names import (
     ActivityName,
     WorkflowName,
     agent_stop_workflow_id,
+    client_document_workflow_id,
     issuer_keys_workflow_id,
     login_workflow_id,
     person_login_workflow_id,
@@ -129,6 +131,13 @@ async def person_verified(client: Client) -> Handle:
     ids = {"tenant": TENANT, "login_id": PersonLoginId("pln_0000000000000000000000"), "revision": 2}
     workflow = person_login_workflow_id(*ids.values())
     return await _run(client, WorkflowName.VERIFY_PERSON, VerifyPerson(context=ASKED, **ids), workflow)
+
+
+async def client_document_read(client: Client) -> Handle:
+    """The metadata document of an OAuth client whose browser waits."""
+    url = "https://agent.example/client.json"
+    order = ReadClientDocument(tenant=TENANT, client_id=url, context=ASKED)
+    return await _run(client, WorkflowName.READ_CLIENT_DOCUMENT, order, client_document_workflow_id(url))
 
 
 async def connections_retried_after_several_changes(client: Client) -> Handle:

@@ -24,6 +24,7 @@ from evergrant.calls import transfer as transfer_calls
 from evergrant.calls import webhooks as webhook_calls
 from evergrant.calls.agents import agents as agent_calls
 from evergrant.calls.agents import call_approvals as call_approval_calls
+from evergrant.calls.agents import oauth_clients as client_calls
 from evergrant.calls.call import Call, Page, Result
 from evergrant.transport import AsyncTransport, Transport
 
@@ -154,6 +155,14 @@ class ApiMethods:
     end_session = Sends(people_calls.end_session)
     own_session = Sends(people_calls.own_session)
     end_own_session = Sends(people_calls.end_own_session)
+
+    client_login = Sends(client_calls.client_login)
+    put_client_login = Sends(client_calls.put_client_login)
+    delete_client_login = Sends(client_calls.delete_client_login)
+    oauth_clients = Lists(client_calls.oauth_clients)
+    create_oauth_client = Sends(client_calls.create_oauth_client)
+    switch_oauth_client = Sends(client_calls.switch_oauth_client)
+    delete_oauth_client = Sends(client_calls.delete_oauth_client)
 
     approvals = Lists(approval_calls.approvals)
     approve = Sends(approval_calls.approve)

@@ -13,21 +13,21 @@ from evergrant_server.api.http.people.authentication import session_cookie
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.api.pages.authorization.session import clients_issuer, give_subject_session
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.api.pages.callback_checks import parse_query, read_login_callback
 from evergrant_server.api.pages.names import issuer_name
+from evergrant_server.api.pages.people.issuer import begin_at_issuer
 from evergrant_server.api.pages.session import SubjectPages, html_route
 from evergrant_server.api.people.session_start import end_presented_session, new_session, record_login
 from evergrant_server.console.pages import Pages
 from evergrant_server.core.connections.consent import hash_state
-from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import IntegrationId, PersonLoginId, Tenant, new_id
+from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.integrations import VerifyPerson
 from evergrant_server.core.people.logins import (
     COMMAND_CODE_LASTS,
-    LOGIN_LASTS,
     CommandStart,
     LoginStart,
     LoginStatus,
@@ -38,8 +38,7 @@ from evergrant_server.core.people.sessions import SESSION_LASTS, STEP_UP_LASTS, 
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
-from providers.definition.templates import integration_endpoints
-from providers.requests.authorization_url import build_authorization_url, new_random_value
+from providers.requests.authorization_url import new_random_value
 from providers.requests.callback import Callback
 from providers.requests.callback_parameters import state_in
 
@@ -54,39 +53,12 @@ async def login_host(tx: Transaction, tenant: Tenant) -> str:
 
 async def begin_person_login(pages: SubjectPages, start: LoginStart, browser: str) -> tuple[str, str]:
     """Store a new state, code verifier and nonce. Returns the login's URL, and its issuer's host."""
-    state, verifier, nonce = new_random_value(), new_random_value(), new_random_value()
+    max_age = {"max_age": f"{STEP_UP_LASTS.total_seconds():.0f}"} if start.step_up else None
+    begun = {"step_up": start.step_up, "command": start.command}
     async with pages.api.store.write() as tx:
         rule, there = await _issuer(tx, start.tenant)
-        spec = await integration_spec(tx, pages.api.registry, there)
-        endpoints = integration_endpoints(spec, there)
-        redirect_uri = pages.api.redirect_uri(there.id)
-        login = PersonLogin(
-            tenant=start.tenant,
-            id=PersonLoginId(new_id("pln")),
-            rule=rule.id,
-            integration_id=there.id,
-            state_hash=hash_state(state),
-            nonce_hash=hash_of_nonce(nonce.reveal()),
-            browser_hash=pages.browsers.hash_cookie(browser),
-            redirect_uri=redirect_uri,
-            issuer=rule.issuer,
-            token_endpoint=endpoints.token_endpoint,
-            step_up=start.step_up,
-            command=start.command,
-            created_at=pages.now,
-            expires_at=pages.now + LOGIN_LASTS,
-        )
-        await tx.person_logins.add(login, verifier)
-    url = build_authorization_url(
-        spec.model_copy(update={"offline_scope": None}),  # no token of a login is kept
-        there,
-        redirect_uri=redirect_uri,
-        state=state,
-        verifier=verifier,
-        scopes=("openid", *rule.scopes),
-        nonce=nonce,
-        account={"max_age": f"{STEP_UP_LASTS.total_seconds():.0f}"} if start.step_up else {},
-    )
+        scopes = ("openid", *rule.scopes)
+        url = await begin_at_issuer(tx, pages, rule, there, browser, scopes=scopes, asked=max_age, **begun)
     return url, issuer_name(there)
 
 
@@ -126,6 +98,9 @@ async def finish_person_login(
     result = await pages.api.link.verify_person(order, timeout=LOGIN_TIMEOUT_S)
     if result.failure is not None:
         raise Failure(result.failure, result.detail, retry_after=result.retry_after)
+    if login.authorize is not None:
+        found = partial(_verified, pages=pages, login=login)
+        return await give_subject_session(pages, found)
     if login.command is not None:
         return await _send_to_command(pages, login, login.command)
     return await _give_session(pages, login)
@@ -160,7 +135,10 @@ async def _code_of(pages: SubjectPages, login: PersonLogin, raw: bytes) -> Secre
 
 async def _read_callback(pages: SubjectPages, login: PersonLogin, raw: bytes) -> Callback:
     async with pages.api.store.read() as tx:
-        _, there = await _issuer(tx, login.tenant)
+        if login.authorize is None:
+            _, there = await _issuer(tx, login.tenant)
+        else:
+            _, there = await clients_issuer(tx, login.tenant)
         spec = await integration_spec(tx, pages.api.registry, there)
     return read_login_callback(spec, there, login.issuer, raw)
 

@@ -70,8 +70,8 @@ async def test_a_client_is_found_by_what_it_presents_and_deleted_when_unused(sto
             await tx.oauth_clients.add(a_client(client_id=mine.client_id))
         assert await tx.oauth_clients.by_client_id(mine.client_id) == mine
         await tx.oauth_clients.used(mine, NOW + DAY)
-        assert await tx.oauth_clients.prune_unused(NOW + DAY) == 0
-        assert await tx.oauth_clients.prune_unused(NOW + 2 * DAY) == 1
+        assert await tx.oauth_clients.prune_unused(NOW, NOW + DAY) == 0
+        assert await tx.oauth_clients.prune_unused(NOW, NOW + 2 * DAY) == 1
         assert await tx.oauth_clients.page(ACME, None, 5) == [other]
 
 

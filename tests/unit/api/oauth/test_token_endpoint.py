@@ -58,7 +58,7 @@ async def test_rfc8414_the_metadata_name_issuer_endpoint_and_methods(api: Api):
     grants = {"client_credentials", "authorization_code", "refresh_token"}
     assert grants <= set(found["grant_types_supported"])
     assert found["revocation_endpoint"] == f"{issuer}/oauth/revoke"
-    assert found["token_endpoint_auth_methods_supported"] == ["private_key_jwt", "spiffe_jwt"]
+    assert found["token_endpoint_auth_methods_supported"] == ["none", "private_key_jwt", "spiffe_jwt"]
     assert "ES256" in found["token_endpoint_auth_signing_alg_values_supported"]
     assert not {"none", "HS256"} & set(found["token_endpoint_auth_signing_alg_values_supported"])
 

@@ -18,6 +18,7 @@ from evergrant.cli.access import access
 from evergrant.cli.access_requests import access_requests
 from evergrant.cli.agents.agents import agents
 from evergrant.cli.agents.call_approvals import approvals
+from evergrant.cli.agents.oauth_clients import clients
 from evergrant.cli.apps import apps
 from evergrant.cli.checkout import providers
 from evergrant.cli.connections import connect, connections
@@ -168,6 +169,7 @@ def build_app() -> App:
     app.command(apps)
     app.command(agents)
     app.command(approvals)
+    app.command(clients)
     app.command(issuers)
     app.command(permits)
     app.command(access)

@@ -1,0 +1,143 @@
+"""`/v1/oauth-clients`: OAuth clients that an admin registers, lists, turns off and deletes."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+
+from evergrant_server.api.http.call import AdminCall, AuditorCall
+from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, View
+from evergrant_server.api.http.problems import invalid_request, require_found
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.ids import OAuthClientId, Tenant, new_id
+from evergrant_server.core.oauth.client_metadata import MetadataRefused, read_client_metadata
+from evergrant_server.core.oauth.clients import ClientAuthMethod, ClientKind, GatewayClient
+from evergrant_server.crypto.client_assertions import public_key_set
+from evergrant_server.store import Transaction
+
+router = APIRouter(tags=["clients"])
+
+
+class OAuthClientBody(Body):
+    """A client that an admin answers for. `jwks`, its public keys, make it prove them at the token endpoint
+    (`private_key_jwt`); without it is a public client with PKCE. Of redirect URIs any scheme is accepted but
+    those that browsers open themselves."""
+
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    redirect_uris: Annotated[tuple[Annotated[str, Field(max_length=2000)], ...], Field(min_length=1)]
+    jwks: dict[str, Any] | None = None
+
+
+class OAuthClientSwitchBody(Body):
+    disabled: bool
+
+
+class OAuthClientView(View):
+    """`kind`: `registered` by itself, a metadata `document`, or made by an `admin`."""
+
+    id: str
+    client_id: str
+    kind: ClientKind
+    name: str
+    redirect_uris: tuple[str, ...]
+    application_type: str
+    auth_method: ClientAuthMethod
+    disabled: bool
+    created_at: datetime
+    used_at: datetime | None
+
+
+@router.post("/v1/oauth-clients", status_code=201)
+async def create_oauth_client(body: OAuthClientBody, call: AdminCall) -> OAuthClientView:
+    """Register an OAuth client for the persons of this tenant. Give its `client_id` to the client."""
+    call.require_step_up()
+    given: dict[str, Any] = {"client_name": body.name, "redirect_uris": list(body.redirect_uris)}
+    if body.jwks is not None:
+        given |= {"jwks": body.jwks, "token_endpoint_auth_method": ClientAuthMethod.PRIVATE_KEY_JWT.value}
+    try:
+        metadata = read_client_metadata(given, public_key_set, any_scheme=True)
+    except MetadataRefused as refused:
+        field = "redirect_uris" if refused.error == "invalid_redirect_uri" else "jwks"
+        raise invalid_request(field, f"{refused.description}.") from None
+    id = OAuthClientId(new_id("cli"))
+    client = GatewayClient(
+        tenant=call.tenant,
+        id=id,
+        client_id=id,
+        kind=ClientKind.ADMIN,
+        name=metadata.name,
+        redirect_uris=metadata.redirect_uris,
+        application_type=metadata.application_type,
+        auth_method=metadata.auth_method,
+        jwks=metadata.jwks,
+        created_at=call.now,
+    )
+
+    async def write(tx: Transaction) -> None:
+        await tx.oauth_clients.add(client)
+        detail = {"name": client.name, "kind": client.kind, "redirect_uris": list(client.redirect_uris)}
+        await call.record(tx, AuditAction.OAUTH_CLIENT_PUT, client.id, **detail)
+
+    await call.write(write)
+    return OAuthClientView.of(client)
+
+
+@router.get("/v1/oauth-clients")
+async def list_oauth_clients(
+    call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
+) -> Page[OAuthClientView]:
+    """The tenant's clients, and in the installation's own tenant those that registered themselves."""
+    after = call.api.cursors.decode(cursor, call.tenant, list="oauth-clients")
+    async with call.api.store.read() as tx:
+        found = await tx.oauth_clients.page(call.tenant, after, limit + 1)
+    key = {"list": "oauth-clients"}
+    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **key)
+    return Page(items=[OAuthClientView.of(it) for it in found[:limit]], next_cursor=next_cursor)
+
+
+@router.put("/v1/oauth-clients/{oauth_client_id}")
+async def switch_oauth_client(
+    oauth_client_id: str, body: OAuthClientSwitchBody, call: AdminCall
+) -> OAuthClientView:
+    """Turn a client off, or on again. Its tokens count no more while it is off."""
+
+    async def write(tx: Transaction) -> GatewayClient:
+        client = await _to_change(tx, call.tenant, oauth_client_id)
+        if client.disabled == body.disabled:
+            return client
+        changed = client.model_copy(update={"disabled": body.disabled})
+        after = await tx.oauth_clients.replace(changed, expected=client.revision)
+        await _judge_again(tx, call.tenant)
+        detail = {"name": client.name, "kind": client.kind, "disabled": body.disabled}
+        await call.record(tx, AuditAction.OAUTH_CLIENT_PUT, client.id, **detail)
+        return after
+
+    return OAuthClientView.of(await call.write(write))
+
+
+@router.delete("/v1/oauth-clients/{oauth_client_id}", status_code=204)
+async def delete_oauth_client(oauth_client_id: str, call: AdminCall) -> Response:
+    """Delete a client. Its tokens count no more; one that registers itself again is another client."""
+
+    async def write(tx: Transaction) -> None:
+        client = await _to_change(tx, call.tenant, oauth_client_id)
+        await tx.oauth_clients.delete(client)
+        await _judge_again(tx, call.tenant)
+        detail = {"name": client.name, "kind": client.kind}
+        await call.record(tx, AuditAction.OAUTH_CLIENT_DELETED, client.id, **detail)
+
+    await call.write(write)
+    return Response(status_code=204)
+
+
+async def _to_change(tx: Transaction, tenant: Tenant, id: str) -> GatewayClient:
+    """The client as its row says, with a broken authenticator too: a change repairs that."""
+    return require_found(await tx.oauth_clients.to_change(tenant, OAuthClientId(id)))
+
+
+async def _judge_again(tx: Transaction, tenant: Tenant) -> None:
+    """Have running calls of the app as which clients act judged again."""
+    rule = await tx.client_logins.to_replace(tenant)
+    if rule is not None:
+        await tx.access.bump(tenant, rule.app_id)

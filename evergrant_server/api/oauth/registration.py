@@ -1,0 +1,171 @@
+"""`POST /oauth/register`: a client of the gateways registers itself (RFC 7591).
+
+Open to all, as MCP clients expect: a registration gives no right. It is counted by address and in all, the
+number of clients that were never used is bounded, and the unused are deleted.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from evergrant_server.api.http.call import ApiDep
+from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.http.models import View
+from evergrant_server.api.http.tracing import trace_of
+from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.api.oauth.metadata import REGISTRATION_PATH
+from evergrant_server.api.oauth.routes import OAuthError
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import OAuthClientId, Tenant, new_id
+from evergrant_server.core.messages.base import CLAIMED
+from evergrant_server.core.oauth.client_metadata import (
+    GRANT_TYPES,
+    ClientMetadata,
+    MetadataRefused,
+    read_client_metadata,
+)
+from evergrant_server.core.oauth.clients import ClientKind, GatewayClient
+from evergrant_server.core.oauth.requests import SCOPES
+from evergrant_server.core.text import is_storable
+from evergrant_server.crypto.client_assertions import public_key_set
+from evergrant_server.policy.networks import caller_address
+from evergrant_server.store import Transaction
+from evergrant_server.telemetry import metrics
+
+router = APIRouter(tags=["oauth"])
+
+_LONGEST_BODY = 64 * 1024
+MOST_UNUSED_CLIENTS = 10_000  # that registered themselves and were never used, in all
+_NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+_OFF = (
+    "Clients don't register themselves here. An admin allows it with: evergrant clients login INTEGRATION "
+    "--app APP"
+)
+
+
+class RegisteredView(View):
+    """A registered client (RFC 7591 section 3.2.1). It has no secret: it sends a PKCE challenge, or signs
+    assertions with its own key."""
+
+    client_id: str
+    client_id_issued_at: int
+    client_name: str
+    redirect_uris: tuple[str, ...]
+    application_type: str
+    token_endpoint_auth_method: str
+    grant_types: tuple[str, ...] = GRANT_TYPES
+    response_types: tuple[str, ...] = ("code",)
+    scope: str = " ".join(SCOPES)
+    jwks: dict[str, Any] | None = None
+
+
+_MEMBERS = {
+    "client_name": {"type": "string"},
+    "redirect_uris": {"type": "array", "items": {"type": "string"}},
+    "application_type": {"type": "string", "enum": ["native", "web"]},
+    "token_endpoint_auth_method": {"type": "string"},
+    "jwks": {"type": "object"},
+}
+_SCHEMA = {"type": "object", "required": ["redirect_uris"], "properties": _MEMBERS}
+_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": OAuthError, "description": "An error of RFC 7591 section 3.2.2"}
+}
+
+
+@router.post(
+    REGISTRATION_PATH,
+    status_code=201,
+    response_model=RegisteredView,
+    responses=_ERRORS,
+    openapi_extra=_BODY,
+)
+async def register_client(request: Request, api: ApiDep) -> Response:
+    """Register an OAuth client of the gateways, such as a coding agent (RFC 7591).
+
+    A client gets no right by that: a person consents to it, and an admin has said as which app it acts.
+    """
+    await api.limits.count_registration(request.scope, _address(api, request))
+    try:
+        metadata = read_client_metadata(await _read_body(request), public_key_set)
+        client = await _register(api, request, metadata)
+    except MetadataRefused as refused:
+        metrics.count(metrics.CLIENTS, refused.error)
+        view = OAuthError(error=refused.error, error_description=refused.description)
+        return JSONResponse(view.model_dump(), 400, _NO_STORE)
+    metrics.count(metrics.CLIENTS, "registered")
+    return Response(_view(client).model_dump_json(exclude_none=True), 201, _NO_STORE, "application/json")
+
+
+def _address(api: ApiContext, request: Request) -> str:
+    """The caller's, as a limit's key; one for all whose address isn't known."""
+    peer = request.client.host if request.client else None
+    forwarded = request.headers.getlist("x-forwarded-for")
+    return caller_address(peer, forwarded, api.settings.trusted_proxies) or ""
+
+
+async def _read_body(request: Request) -> Mapping[str, Any]:
+    """Raises MetadataRefused, Failure BODY_TOO_LARGE."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise MetadataRefused("invalid_client_metadata", "Send the metadata as application/json.")
+    body = await request.body()
+    if len(body) > _LONGEST_BODY:
+        raise Failure(ErrorCode.BODY_TOO_LARGE)
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError):
+        raise MetadataRefused("invalid_client_metadata", "The body isn't JSON.") from None
+    if not isinstance(given, dict) or not is_storable(given):
+        raise MetadataRefused("invalid_client_metadata", "The body isn't an object of JSON.")
+    return given
+
+
+async def _register(api: ApiContext, request: Request, metadata: ClientMetadata) -> GatewayClient:
+    """Raises MetadataRefused where no tenant takes such clients, Failure RATE_LIMITED."""
+    now, id = api.clock.now(), OAuthClientId(new_id("cli"))
+    client = GatewayClient(
+        tenant=Tenant(api.settings.tenant),
+        id=id,
+        client_id=id,
+        kind=ClientKind.REGISTERED,
+        name=metadata.name,
+        redirect_uris=metadata.redirect_uris,
+        application_type=metadata.application_type,
+        auth_method=metadata.auth_method,
+        jwks=metadata.jwks,
+        client_uri=metadata.client_uri,
+        created_at=now,
+    )
+    context = trace_of(request).request_context(f"{CLAIMED}client:{id}")
+
+    async def write(tx: Transaction) -> None:
+        if not await tx.client_logins.any_takes_registrations():
+            raise MetadataRefused("invalid_client_metadata", _OFF)
+        if await tx.oauth_clients.count_unused(MOST_UNUSED_CLIENTS) >= MOST_UNUSED_CLIENTS:
+            why = "Too many clients have registered and were never used. They are deleted within a day."
+            raise Failure(ErrorCode.RATE_LIMITED, why, retry_after=3600.0, policy="registrations")
+        await tx.oauth_clients.add(client)
+        detail = {"name": client.name, "kind": client.kind, "redirect_uris": list(client.redirect_uris)}
+        await record(tx, client.tenant, AuditAction.OAUTH_CLIENT_PUT, client.id, context, now, **detail)
+
+    await run_transaction(api.store, write)
+    return client
+
+
+def _view(client: GatewayClient) -> RegisteredView:
+    return RegisteredView(
+        client_id=client.client_id,
+        client_id_issued_at=int(client.created_at.timestamp()),
+        client_name=client.name,
+        redirect_uris=client.redirect_uris,
+        application_type=client.application_type,
+        token_endpoint_auth_method=client.auth_method.value,
+        jwks=client.jwks,
+    )

@@ -1,0 +1,167 @@
+"""Answers to clients: a code, or an error. A code is written with its audit record."""
+
+import re
+from collections.abc import Awaitable, Callable
+
+from starlette.responses import Response
+
+from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.api.pages.authorization.parameters import (
+    AuthorizationRefused,
+    AuthorizeQuery,
+    answer_url,
+)
+from evergrant_server.api.pages.browser import html_response, redirect_response
+from evergrant_server.api.pages.session import SubjectPages
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import AuthorizationCodeId, ClientConsentId, derived_id, new_id
+from evergrant_server.core.oauth.authorizations import AuthorizationCode
+from evergrant_server.core.oauth.clients import GatewayClient
+from evergrant_server.core.oauth.redirects import where_it_leads, without_port
+from evergrant_server.core.oauth.requests import (
+    CODE_LASTS,
+    AuthorizationRequest,
+    ClientConsent,
+    RequestStatus,
+)
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Transaction
+from evergrant_server.telemetry import metrics
+from providers.requests.authorization_url import new_random_value
+
+ANSWERED = "This page was answered already. Go on in the program that sent you."
+_NOT_ALLOWED = re.compile(r"[^\x20-\x21\x23-\x5b\x5d-\x7e]")  # RFC 6749 section 4.1.2.1
+
+
+def error_response(pages: SubjectPages, query: AuthorizeQuery, refused: AuthorizationRefused) -> Response:
+    """The client's error, at a redirect URI that was proven to be its own."""
+    metrics.count(metrics.AUTHORIZATIONS, refused.error)
+    state = None if "state" in query.repeated else query.values.get("state")
+    return redirect_response(_error_url(pages, query.values["redirect_uri"], state, refused))
+
+
+async def deny(
+    pages: SubjectPages, request: AuthorizationRequest, refused: AuthorizationRefused, *, form: bool = False
+) -> Response:
+    """End a request without a code. `form`: it answers a form."""
+
+    async def write(tx: Transaction) -> None:
+        ended = request.model_copy(update={"status": RequestStatus.DENIED})
+        await tx.authorization_requests.replace(ended, expected=request.revision)
+        detail = _detail(request) | {"error": refused.error}
+        await pages.record(tx, AuditAction.AUTHORIZATION_DENIED, request.tenant, request.id, **detail)
+
+    await _decide_once(pages, write)
+    metrics.count(metrics.AUTHORIZATIONS, refused.error)
+    return _leave(pages, _error_url(pages, request.redirect_uri, request.state, refused), form)
+
+
+async def give_code(pages: SubjectPages, request: AuthorizationRequest, *, form: bool = False) -> Response:
+    """End a request with a code, which works once, for a minute (RFC 6749 section 4.1.2)."""
+    text = new_random_value()
+
+    async def write(tx: Transaction) -> None:
+        done = request.model_copy(update={"status": RequestStatus.DONE})
+        await tx.authorization_requests.replace(done, expected=request.revision)
+        await add_code(tx, pages, request, text)
+
+    await _decide_once(pages, write)
+    metrics.count(metrics.AUTHORIZATIONS, "code")
+    return code_response(pages, request, text, form=form)
+
+
+def code_response(
+    pages: SubjectPages, request: AuthorizationRequest, text: Secret, *, form: bool = False
+) -> Response:
+    issuer = pages.api.settings.public_url
+    url = answer_url(request.redirect_uri, issuer, request.state, code=text.reveal())
+    return _leave(pages, url, form)
+
+
+async def add_code(tx: Transaction, pages: SubjectPages, request: AuthorizationRequest, text: Secret) -> None:
+    """Write the code, the client's use and the audit record. Raises Failure CLIENT_UNKNOWN, CLIENTS_OFF for
+    what was turned off meanwhile."""
+    now, client = pages.now, await require_still_taken(tx, request)
+    code = AuthorizationCode(
+        tenant=request.tenant,
+        client_id=request.client_id,
+        app_id=request.app_id,
+        subject=request.subject,
+        resource=request.resource,
+        connection_id=request.connection_id,
+        scopes=request.scopes,
+        rule=request.rule,
+        id=AuthorizationCodeId(new_id("cod")),
+        code_hash=AuthorizationCode.hash_of(text.reveal()),
+        redirect_uri=request.redirect_uri,
+        challenge=request.challenge,
+        created_at=now,
+        expires_at=now + CODE_LASTS,
+    )
+    await tx.authorization_codes.add(code)
+    await tx.oauth_clients.used(client, now)
+    action, detail = AuditAction.AUTHORIZATION_GIVEN, _detail(request) | {"name": client.name}
+    await record(tx, request.tenant, action, code.id, pages.context, now, **detail)
+
+
+async def require_still_taken(tx: Transaction, request: AuthorizationRequest) -> GatewayClient:
+    """Raises Failure TENANT_DISABLED, CLIENTS_OFF, CLIENT_UNKNOWN."""
+    await tx.tenants.require_enabled(request.tenant)
+    rule = await tx.client_logins.of_tenant(request.tenant)
+    client = await tx.oauth_clients.by_client_id(request.client_id)
+    if client is None or client.disabled:
+        raise Failure(ErrorCode.CLIENT_UNKNOWN, "An admin has turned this program off.")
+    if rule is None or rule.id != request.rule or not rule.takes(client.kind):
+        raise Failure(ErrorCode.CLIENTS_OFF, "An admin has changed the rule for such programs: begin again.")
+    return client
+
+
+def consent_to(request: AuthorizationRequest, pages: SubjectPages) -> ClientConsent:
+    """What the person of a request agrees to, to be remembered."""
+    where = without_port(request.redirect_uri)
+    parts = (request.tenant, request.client_id, request.subject, request.resource, where)
+    return ClientConsent(
+        tenant=request.tenant,
+        id=ClientConsentId(derived_id("ccn", *parts)),
+        client_id=request.client_id,
+        subject=request.subject,
+        resource=request.resource,
+        redirect_uri=where,
+        rule=request.rule or "",
+        created_at=pages.now,
+        used_at=pages.now,
+    )
+
+
+def _detail(request: AuthorizationRequest) -> dict[str, object]:
+    return {
+        "client_id": request.client_id,
+        "app": request.app_id,
+        "subject": request.subject,
+        "resource": request.resource,
+        "leads_to": where_it_leads(request.redirect_uri),
+    }
+
+
+async def _decide_once(pages: SubjectPages, write: Callable[[Transaction], Awaitable[None]]) -> None:
+    try:
+        await run_transaction(pages.api.store, write, tries=1)
+    except Failure as failure:
+        if failure.code is not ErrorCode.STORE_CONFLICT:
+            raise
+        raise Failure(ErrorCode.CALLBACK_INVALID, ANSWERED) from None
+
+
+def _error_url(
+    pages: SubjectPages, redirect_uri: str, state: str | None, refused: AuthorizationRefused
+) -> str:
+    said = {"error": refused.error, "error_description": _NOT_ALLOWED.sub("?", refused.description)}
+    return answer_url(redirect_uri, pages.api.settings.public_url, state, **said)
+
+
+def _leave(pages: SubjectPages, url: str, form: bool) -> Response:
+    """After a form a page leads on: its policy for forms would apply to every hop of a redirect."""
+    if not form:
+        return redirect_response(url)
+    return html_response(pages.templates.redirecting(who=None, to=where_it_leads(url), url=url))

@@ -1,0 +1,69 @@
+"""`/oauth/authorize/{request}`: the page that asks the person, its form, and the way back from a provider."""
+
+from fastapi import APIRouter
+from starlette.responses import HTMLResponse, Response
+
+from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.api.pages.authorization.answers import ANSWERED, deny, give_code
+from evergrant_server.api.pages.authorization.opened import open_request, remember
+from evergrant_server.api.pages.authorization.parameters import AuthorizationRefused
+from evergrant_server.api.pages.authorization.reach import describe_reach
+from evergrant_server.api.pages.authorization.session import AUTHORIZE_PATH, client_page, end_session
+from evergrant_server.api.pages.authorization.upstream import consent_at_provider, needs_provider
+from evergrant_server.api.pages.browser import form_of, html_response
+from evergrant_server.api.pages.session import PagesDep
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.oauth.redirects import where_it_leads
+from evergrant_server.core.oauth.requests import RequestStatus
+
+router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
+
+
+@router.get(AUTHORIZE_PATH + "/{request_id}")
+@client_page
+async def show_request(pages: PagesDep, request_id: str) -> Response:
+    """The page that asks the person; after a consent at the provider, the way back to the client."""
+    opened = await open_request(pages, request_id)
+    request = opened.request
+    if request.status is RequestStatus.AT_PROVIDER:
+        if needs_provider(opened.asked.connection):
+            why = "the person didn't give access at the provider"
+            return await deny(pages, request, AuthorizationRefused("access_denied", why))
+        return await give_code(pages, request)
+    async with pages.api.store.read() as tx:
+        what, may, provider = await describe_reach(tx, pages, opened.asked, request.subject)
+    page = pages.templates.authorize(
+        client=opened.client,
+        what=what,
+        may=may,
+        person=opened.session.person.name or opened.session.subject,
+        leads_to=where_it_leads(request.redirect_uri),
+        then=provider if needs_provider(opened.asked.connection) else None,
+        csrf=pages.browsers.csrf_token(pages.browsers.cookie_of(pages.request) or "", request.id),
+    )
+    return html_response(page)
+
+
+@router.post(AUTHORIZE_PATH + "/{request_id}", openapi_extra=form_of("csrf", "decision"))
+@client_page
+async def decide_request(pages: PagesDep, request_id: str) -> Response:
+    """The person's decision, once. The browser goes on to the provider if that has to be asked too."""
+    browser, fields = await pages.browsers.read_form(pages.request, request_id)
+    opened = await open_request(pages, request_id)
+    request, asked = opened.request, opened.asked
+    if request.status is not RequestStatus.OPEN:
+        raise Failure(ErrorCode.CALLBACK_INVALID, ANSWERED)
+    match fields.get("decision"):
+        case "allow":
+            await remember(pages, opened)
+            if needs_provider(asked.connection):
+                return await consent_at_provider(pages, request, asked.rule, asked.app, browser)
+            return await give_code(pages, request, form=True)
+        case "log_out":
+            why = "the person who was logged in is not the one who was meant"
+            answer = await deny(pages, request, AuthorizationRefused("access_denied", why), form=True)
+            await run_transaction(pages.api.store, lambda tx: end_session(pages, tx, opened.session))
+            return answer
+        case _:
+            why = "the person did not allow it"
+            return await deny(pages, request, AuthorizationRefused("access_denied", why), form=True)

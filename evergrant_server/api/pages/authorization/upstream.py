@@ -1,0 +1,115 @@
+"""The consent at a connection's provider, which an authorization request goes on to, and comes back from.
+
+Its person is proven already, by the login of the request: the consent is bound like one of `binding: oidc`.
+"""
+
+import secrets
+
+from starlette.responses import Response
+
+from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.api.integrations.definitions import integration_spec, require_ready
+from evergrant_server.api.pages.attempt import send_away
+from evergrant_server.api.pages.authorization.parameters import AuthorizationRefused
+from evergrant_server.api.pages.authorization.session import AUTHORIZE_PATH
+from evergrant_server.api.pages.session import SubjectPages
+from evergrant_server.core.access import App
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import LINK_BYTES, Consent, hash_link
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConsentId, new_id
+from evergrant_server.core.oauth.client_login import ClientLogin
+from evergrant_server.core.oauth.requests import AuthorizationRequest, RequestStatus
+from evergrant_server.core.secret import Secret
+from evergrant_server.store import Transaction
+
+_WAITING = (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
+_BROWSER_FLOWS = (Flow.AUTHORIZATION_CODE, Flow.OAUTH1)
+
+
+def needs_provider(connection: Connection | None) -> bool:
+    """Whether the connection's person has to consent at the provider before its token is of any use."""
+    return connection is not None and connection.state in _WAITING
+
+
+def require_consentable(connection: Connection | None) -> None:
+    """Raise AuthorizationRefused for a connection that waits for something else than its person's browser."""
+    if connection is None or not needs_provider(connection):
+        return
+    if connection.flow not in _BROWSER_FLOWS or connection.consented_with is not None:
+        raise AuthorizationRefused("access_denied", "the connection has no grant yet: its app connects it")
+
+
+async def consent_at_provider(
+    pages: SubjectPages, request: AuthorizationRequest, rule: ClientLogin, app: App, browser: str
+) -> Response:
+    """Approve the request and send the browser to the provider."""
+    link = secrets.token_urlsafe(LINK_BYTES)
+
+    async def write(tx: Transaction) -> None:
+        assert request.connection_id is not None
+        connection = await tx.connections.get_authentic(request.tenant, request.connection_id)
+        if connection is None:
+            raise Failure(ErrorCode.NOT_FOUND)
+        consent = await _new_consent(tx, pages, request, connection, app, link)
+        approved = {
+            "status": RequestStatus.AT_PROVIDER,
+            "consent_id": consent.id,
+            "expires_at": consent.expires_at,
+        }
+        await tx.authorization_requests.replace(
+            request.model_copy(update=approved), expected=request.revision
+        )
+        detail = {"consent_id": consent.id, "binding": consent.binding, "login": rule.integration}
+        action = AuditAction.CONSENT_CONFIRMED
+        await pages.record(tx, action, request.tenant, connection.id, **detail)
+
+    await run_transaction(pages.api.store, write)
+    return await send_away(pages, link, browser)
+
+
+async def _new_consent(
+    tx: Transaction,
+    pages: SubjectPages,
+    request: AuthorizationRequest,
+    connection: Connection,
+    app: App,
+    link: str,
+) -> Consent:
+    integration = await tx.integrations.get(connection.tenant, connection.integration_id)
+    if integration is None:
+        raise Failure(ErrorCode.NOT_FOUND)
+    require_ready(integration)
+    spec = await integration_spec(tx, pages.api.registry, integration)
+    now, ends = pages.now, pages.now + pages.api.settings.consent_ttl
+    scopes = connection.requested_scopes
+    if connection.state is LifecycleState.PENDING_CONSENT:
+        if connection.default_scopes:
+            scopes = integration.scopes_by_default or spec.default_scopes
+        later = {
+            "consent_deadline": max(connection.consent_deadline, ends),
+            "requested_scopes": scopes,
+        }
+        await tx.connections.replace(connection.model_copy(update=later), expected=connection.revision)
+    consent = Consent(
+        tenant=connection.tenant,
+        id=ConsentId(new_id("cns")),
+        connection_id=connection.id,
+        integration_id=connection.integration_id,
+        scopes=scopes,
+        slot_scopes=connection.slot_scopes,
+        return_to=f"{pages.api.settings.public_url}{AUTHORIZE_PATH}/{request.id}",
+        binding=Binding.OIDC,
+        confirmed_at=now,
+        app_id=app.id,
+        link_hash=hash_link(link),
+        created_at=now,
+        expires_at=ends,
+        by=f"app:{app.name}",
+        trace_id=pages.context.trace_id,
+    )
+    await tx.consents.add(consent, Secret(link))
+    return consent

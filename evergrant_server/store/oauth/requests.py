@@ -1,0 +1,114 @@
+"""The rule by which clients' subjects log in, requests under way, sessions, and remembered consents."""
+
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, delete, select, tuple_, update
+from sqlmodel import col
+
+from evergrant_server.core.ids import (
+    AuthorizationRequestId,
+    ClientConsentId,
+    ClientLoginId,
+    SessionId,
+    Tenant,
+)
+from evergrant_server.core.oauth.client_login import ClientLogin
+from evergrant_server.core.oauth.requests import AuthorizationRequest, ClientConsent, SubjectSession
+from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.database.rows import columns_equal
+from evergrant_server.store.oauth.request_tables import (
+    AuthorizationRequestRow,
+    ClientConsentRow,
+    ClientLoginRow,
+    SubjectSessionRow,
+)
+
+
+class ClientLogins(AuthenticatedRepository[ClientLogin, ClientLoginId]):
+    _table, _model = ClientLoginRow, ClientLogin
+
+    async def of_tenant(self, tenant: Tenant) -> ClientLogin | None:
+        return await self._one(tenant=tenant)
+
+    async def to_replace(self, tenant: Tenant) -> ClientLogin | None:
+        """The rule as its row says, with a broken authenticator too: a put or a deletion repairs that."""
+        return await self._one_unchecked(tenant=tenant)
+
+    async def any_takes_registrations(self) -> bool:
+        """Whether some tenant has said as which app clients that register themselves act. Not checked."""
+        query = select(col(ClientLoginRow.id)).where(col(ClientLoginRow.registration).is_(True)).limit(1)
+        return (await self._connection.execute(query)).first() is not None
+
+    async def put(self, rule: ClientLogin) -> ClientLogin:
+        """In place of the tenant's rule of before, also of one with a broken authenticator."""
+        await self._run(delete(ClientLoginRow).where(columns_equal(ClientLoginRow, tenant=rule.tenant)))
+        return await self._add(rule, "The login of clients")
+
+    async def delete(self, tenant: Tenant) -> None:
+        """Raises Failure NOT_FOUND."""
+        await self._delete("the login of clients", tenant=tenant)
+
+
+class AuthorizationRequests(AuthenticatedRepository[AuthorizationRequest, AuthorizationRequestId]):
+    _table, _model = AuthorizationRequestRow, AuthorizationRequest
+
+    async def add(self, request: AuthorizationRequest) -> None:
+        await self._add(request, f"Request {request.id}")
+
+    async def find_in_any_tenant(self, id: AuthorizationRequestId) -> AuthorizationRequest | None:
+        return await self._one(id=id)
+
+    async def prune(self, before: datetime, limit: int = 1000) -> int:
+        """Delete requests that expired before this moment, `limit` at the most; returns how many."""
+        key = (col(AuthorizationRequestRow.tenant), col(AuthorizationRequestRow.id))
+        old = select(*key).where(col(AuthorizationRequestRow.expires_at) < before).limit(limit)
+        return await self._run(delete(AuthorizationRequestRow).where(tuple_(*key).in_(old)))
+
+
+class SubjectSessions(AuthenticatedRepository[SubjectSession, SessionId]):
+    _table, _model = SubjectSessionRow, SubjectSession
+
+    async def add(self, session: SubjectSession) -> None:
+        await self._add(session, f"Session {session.id}")
+
+    async def by_secret(self, secret_hash: str) -> SubjectSession | None:
+        """The session with this secret, in whichever tenant, ended or not."""
+        return await self._one(secret_hash=secret_hash)
+
+    async def prune(self, before: datetime, limit: int = 1000) -> int:
+        """Delete sessions that expired before this moment, `limit` at the most; returns how many."""
+        key = (col(SubjectSessionRow.tenant), col(SubjectSessionRow.id))
+        old = select(*key).where(col(SubjectSessionRow.expires_at) < before).limit(limit)
+        return await self._run(delete(SubjectSessionRow).where(tuple_(*key).in_(old)))
+
+
+class ClientConsents(AuthenticatedRepository[ClientConsent, ClientConsentId]):
+    _table, _model = ClientConsentRow, ClientConsent
+
+    async def put(self, consent: ClientConsent) -> None:
+        """In place of the one of before."""
+        await self._run(delete(ClientConsentRow).where(self._is(consent)))
+        await self._add(consent, f"Consent {consent.id}")
+
+    async def used(self, consent: ClientConsent, at: datetime) -> None:
+        """Raise the time of its last use, which no authenticator covers."""
+        await self._run(update(ClientConsentRow).where(self._is(consent)).values({"used_at": at}))
+
+    async def of_subject(self, tenant: Tenant, subject: str, limit: int) -> list[ClientConsent]:
+        """What a subject has agreed to, the newest first. Not checked."""
+        mine = self._where(tenant=tenant, subject=subject)
+        return await self._all_unchecked(mine.order_by(col(ClientConsentRow.created_at).desc()).limit(limit))
+
+    async def delete(self, consent: ClientConsent) -> None:
+        """Raises Failure NOT_FOUND."""
+        await self._delete(f"Consent {consent.id}", tenant=consent.tenant, id=consent.id)
+
+    async def prune(self, before: datetime, limit: int = 1000) -> int:
+        """Delete consents that weren't used since then, `limit` at the most; returns how many."""
+        key = (col(ClientConsentRow.tenant), col(ClientConsentRow.id))
+        old = select(*key).where(col(ClientConsentRow.used_at) < before).limit(limit)
+        return await self._run(delete(ClientConsentRow).where(tuple_(*key).in_(old)))
+
+    @staticmethod
+    def _is(consent: ClientConsent) -> ColumnElement[bool]:
+        return columns_equal(ClientConsentRow, tenant=consent.tenant, id=consent.id)
