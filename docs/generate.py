@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from docs import clauses_page, events_page, provider_pages, roles_page
 from docs.field_comments import describe_fields
+from docs.included_code import with_code
 from evergrant_server.core.audit import SCOPES_LIMIT, AuditAction
 from evergrant_server.core.errors import FAILURES, FailureKind, Repairer, RetryAdvice
 from evergrant_server.settings import Settings
@@ -281,6 +282,7 @@ def provider_schema() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors,
+    "guide/frameworks.md": lambda: with_code(DOCS / "guide/frameworks.md"),
     "reference/settings.md": settings,
     "reference/audit.md": audit_actions,
     "reference/events.md": lambda: events_page.page(NOTE, table),

@@ -45,6 +45,7 @@ CONTENTS: dict[str, dict[str, list[str]]] = {
                             "docs/guide/webhooks"],
         "Providers": ["docs/providers/README", "docs/guide/discovery", "docs/guide/mcp",
                       "docs/guide/mcp-gateway", "docs/guide/mcp-server", "docs/guide/enterprise",
+                      "docs/guide/frameworks",
                       "docs/guide/own-providers",
                       "docs/guide/adding-a-provider", "docs/flows"],
         "In production": ["docs/guide/operations", "docs/console", "docs/guide/kubernetes",

@@ -20,6 +20,12 @@ from tests.fakes.platform.compose import ROOT
 GUIDE = (ROOT / "docs/guide/mcp.md").read_text(encoding="utf-8")
 GATEWAY_GUIDE = (ROOT / "docs/guide/mcp-gateway.md").read_text(encoding="utf-8")
 EXAMPLE = PACKAGES / "@modelcontextprotocol/sdk/dist/esm/examples/server/simpleStreamableHttp.js"
+EXAMPLE_BOTH_WAYS = """\
+evergrant permits put agent both --integration tools --action token --action proxy --subject alice >permit
+export GATEWAY_MCP_URL=$(evergrant mcp url tools alice) TOOLS_URL=http://localhost:3000/mcp
+export EVERGRANT_URL=http://127.0.0.1:8480 EVERGRANT_API_KEY=$(cat agent.key)
+python -m tests.frameworks.run with_mcp
+"""
 SCENARIOS = ("scope-step-up", "authorization-server-migration", "iss-normalized")
 _PORTS_EACH = 3
 
@@ -74,6 +80,10 @@ async def test_the_guides_lead_to_calls_of_a_tool(world: Servers, tmp_path: Path
         said = await reader.follow(through)
         assert "'greet'" in said
         assert "Hello, Alice!" in said
+        assert (await reader.follow(EXAMPLE_BOTH_WAYS)).splitlines() == [
+            "gateway: Hello, Alice!",
+            "auth(): Hello, Alice!",
+        ]
     finally:
         await server.stop()
 

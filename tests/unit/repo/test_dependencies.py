@@ -26,7 +26,8 @@ FOLDERS = (
 )
 OURS = {"evergrant", "evergrant-server"}
 IMPORT = re.compile(r"^ *(?:import|from) (\w+)", re.MULTILINE)  # a line of prose names no distribution
-LOCKS = ("build", "demo", "mutations", "server", "test")
+FRAMEWORKS = tuple(f"frameworks/{path.stem}" for path in (ROOT / "requirements/frameworks").glob("*.txt"))
+LOCKS = ("build", "demo", "mutations", "server", "test", *sorted(FRAMEWORKS))
 
 # used without an import statement, and how
 USED_OTHERWISE = {
