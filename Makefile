@@ -57,8 +57,9 @@ fuzz: $(TEST_READY) ## requests made of the OpenAPI document, valid and invalid,
 	@$(PY) -m tests.security.fuzz --cases $(CASES) --seed $(SEED)
 
 MANY ?= 100
-soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections
+soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections, a shared file of tokens
 	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m soak
+	@PYTHONPATH=.:clients/python/src $(PY) -m tests.faults.token_file
 
 conformance: $(TEST_READY) ## Evergrant as an MCP client, judged by the protocol's conformance suite: every auth scenario of two revisions; and a server behind the gateway
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.conformance.mcp
