@@ -25,6 +25,7 @@ from evergrant_server.api.apps import (
     trusted_issuers,
 )
 from evergrant_server.api.apps import routes as apps
+from evergrant_server.api.apps.reach import routes as reach
 from evergrant_server.api.connections import commands, confirm, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import acts as console_acts
@@ -107,6 +108,7 @@ ROUTERS = (
     simulation.router,
     explain.router,
     report.router,
+    reach.router,
     admin_login.router,
     sessions.router,
     people.router,

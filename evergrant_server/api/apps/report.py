@@ -93,7 +93,7 @@ async def report_access(
     async with call.api.store.read() as tx:
         found = await review_permits(tx, call.tenant, (app, permit) if after else None, limit + 1)
     next_cursor = call.api.cursors.next_cursor(found, limit, _place, call.tenant, list="access")
-    items = [_view(it) for it in found[:limit]]
+    items = [access_view(it) for it in found[:limit]]
     accepted = call.request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
     if format == "csv" or (format is None and accepted == CSV):
         return _csv_response(items, limit, next_cursor, is_first=cursor is None)
@@ -104,7 +104,7 @@ def _place(found: PermitReview) -> str:
     return f"{found.app}/{found.permit['name']}"
 
 
-def _view(found: PermitReview) -> AccessView:
+def access_view(found: PermitReview) -> AccessView:
     return AccessView.model_validate({**found.permit, **vars(found), "permit": found.permit["name"]})
 
 

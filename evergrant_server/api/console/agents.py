@@ -20,6 +20,7 @@ from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.core.access import Action
 from evergrant_server.core.agents.call_approvals import CallApprovalState
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import AppId
 from evergrant_server.policy import Target
 
 router = APIRouter(include_in_schema=False)
@@ -92,7 +93,16 @@ async def show_stop(visit: VisitDep, name: str) -> Response:
         if failure.code is not ErrorCode.NOT_FOUND:
             raise
         stop = None
-    return visit.show("agent_stop.html", f"Stop {name}", it=agent, stop=stop, administers=_administers(visit))
+    async with call.api.store.read() as tx:
+        waiting = await tx.call_approvals.count_waiting(call.tenant, AppId(agent.id))
+    return visit.show(
+        "agent_stop.html",
+        f"Stop {name}",
+        it=agent,
+        stop=stop,
+        waiting=waiting,
+        administers=_administers(visit),
+    )
 
 
 @router.post(f"{_AGENTS}/{{name}}/stop")

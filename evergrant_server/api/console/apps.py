@@ -7,6 +7,7 @@ from evergrant_server.api.apps.credentials import list_credentials
 from evergrant_server.api.apps.explain import explain_access
 from evergrant_server.api.apps.keys import list_keys
 from evergrant_server.api.apps.permits import list_permits
+from evergrant_server.api.apps.reach.routes import app_reach
 from evergrant_server.api.apps.routes import get_app, list_apps
 from evergrant_server.api.console.visit import ROWS, VisitDep, chosen, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor
@@ -47,6 +48,26 @@ async def show_app(visit: VisitDep, name: str, said: str = "") -> Response:
         credentials=(await list_credentials(name, call)).items,
         manages=call.allows(Action.ADMIN, Target()),
         said=SAID.get(said),
+    )
+
+
+@router.get("/console/apps/{name}/reach")
+@console_page
+async def show_reach(visit: VisitDep, name: str, cursor: str = "") -> Response:
+    """What one app or agent can reach now, in plain words."""
+    call = await require_auditor(visit.call)
+    it = await get_app(name, call)
+    found = await app_reach(name, call, limit=ROWS, cursor=cursor or None)
+    sponsor = it.sponsor or ""
+    names = await visit.names_of([sponsor])
+    return visit.show(
+        "reach.html",
+        f"What {name} can reach",
+        it=it,
+        found=found,
+        sponsor=names.get(sponsor, sponsor),
+        manages=call.allows(Action.ADMIN, Target()),
+        **pages_of(f"/console/apps/{name}/reach", cursor, found.next_cursor),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, func, or_, select, text, tuple_, union_all
+from sqlalchemy import ColumnElement, TextClause, func, or_, select, text, tuple_, union_all
 from sqlmodel import col
 
 from evergrant_server.core.access import App, AppCredential, AppKey, Effect, Permit
@@ -98,9 +98,9 @@ async def review_connection(
 
 
 async def review_permits(
-    tx: Transaction, tenant: Tenant, after: tuple[str, str] | None, limit: int
+    tx: Transaction, tenant: Tenant, after: tuple[str, str] | None, limit: int, *, of_app: str | None = None
 ) -> list[PermitReview]:
-    """The tenant's permits, sorted by the names of app and permit, after that pair of names."""
+    """The tenant's permits, or those of one app, sorted by the names of app and permit, after that pair."""
     permit, app = table_of(PermitRow), table_of(AppRow)
     names = (app.c.name, permit.c.name)
     query = (
@@ -112,6 +112,8 @@ async def review_permits(
     )
     if after is not None:
         query = query.where(tuple_(*names) > tuple_(*after))
+    if of_app is not None:
+        query = query.where(app.c.name == of_app)
     rows = await fetch_all(tx.connection, query)
     app_ids = sorted({row["app_id"] for row in rows})
     apps = {row["id"]: row for row in await _apps(tx, tenant, app_ids)}
@@ -203,19 +205,32 @@ async def _last_uses(tx: Transaction, tenant: Tenant, app_ids: Sequence[str]) ->
     return {app_id: at for app_id, at in await tx.connection.execute(query)}
 
 
+async def covered_connections(
+    tx: Transaction, tenant: Tenant, permit: Values, limit: int
+) -> list[Connection]:
+    """The first connections, by subject, that haven't ended and that the fields of a permit cover. Not
+    checked."""
+    row = ConnectionRow
+    query = select(row).where(*_covered(tenant, permit)).order_by(col(row.subject), col(row.id)).limit(limit)
+    return [read_model(Connection, row, it) for it in await fetch_all(tx.connection, query)]
+
+
 async def _live_connections(tx: Transaction, tenant: Tenant, permit: Values) -> int:
     """How many connections that haven't ended the fields of a permit cover."""
-    connection = ConnectionRow
-    query = select(func.count()).select_from(connection)
-    query = query.where(columns_equal(connection, tenant=tenant), text(LIVE_CONDITION))
+    query = select(func.count()).select_from(ConnectionRow).where(*_covered(tenant, permit))
+    return int((await tx.connection.execute(query)).scalar_one())
+
+
+def _covered(tenant: Tenant, permit: Values) -> Iterator[ColumnElement[bool] | TextClause]:
+    yield columns_equal(ConnectionRow, tenant=tenant)
+    yield text(LIVE_CONDITION)
     for name in ("integration", "provider"):
         if permit[name] != _EVERY:
-            query = query.where(columns_equal(connection, **{name: permit[name]}))
+            yield columns_equal(ConnectionRow, **{name: permit[name]})
     if permit["connections"] is not None:
-        query = query.where(col(connection.id).in_(permit["connections"]))
+        yield col(ConnectionRow.id).in_(permit["connections"])
     if _EVERY not in permit["subjects"]:
-        query = query.where(or_(*_subjects(permit["subjects"])))
-    return int((await tx.connection.execute(query)).scalar_one())
+        yield or_(*_subjects(permit["subjects"]))
 
 
 def _subjects(subjects: Sequence[str]) -> Iterator[ColumnElement[bool]]:

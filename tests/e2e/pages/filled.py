@@ -229,9 +229,21 @@ async def _agent(api: Api, key: str, told: Connection) -> str:
     ends_at = (NOON + timedelta(days=20)).isoformat()
     agent = {"purpose": "answers questions about invoices", "ends_at": ends_at}
     use = {"integration": "crm", "actions": ["token"]}
-    for path, body in (("agents/invoice-helper", agent), ("apps/invoice-helper/permits/use", use)):
-        put = await api.call("PUT", f"/v1/{path}", key, json=body)
-        assert put.is_success, put.text
+    calls = {
+        "integration": "crm",
+        "actions": ["proxy"],
+        "methods": ["POST"],
+        "paths": ["/crm/v3/objects/notes"],
+    }
+    permits = {
+        "use": use,
+        "notes": {**calls, "call_approval": True, "expires_at": (NOON + timedelta(days=5)).isoformat()},
+        "no-payroll": {"integration": "*", "subjects": ["payroll-*"], "actions": ["token"], "effect": "deny"},
+    }
+    put = {f"apps/invoice-helper/permits/{name}": permit for name, permit in permits.items()}
+    for path, body in {"agents/invoice-helper": agent, **put}.items():
+        made = await api.call("PUT", f"/v1/{path}", key, json=body)
+        assert made.is_success, made.text
     own = (await api.post("/v1/apps/invoice-helper/keys", key)).json()["key"]
     asked = {
         "connection_id": told.id,

@@ -86,6 +86,8 @@ CONSOLE = (
     _console("agents", "agents"),
     _console("agent-call", "call-approvals/{call}"),
     _console("agent-stop", "agents/invoice-helper/stop"),
+    _console("reach", "apps/invoice-helper/reach"),
+    _console("reach-nothing", "apps/an-importer-that-was-replaced/reach"),
     _console("access", "access"),
     _console("access-allowed", "access?app=crm-sync&connection={told}"),
     _console("access-refused", "access?app=report&connection={told}"),

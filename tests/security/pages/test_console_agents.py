@@ -78,3 +78,21 @@ async def test_an_agent_is_stopped_from_its_form(api: Api):
     auditor = await person_at_console(api, PersonRole.AUDITOR, TENANT, person=ANN)
     assert "Stop it now?" not in await auditor.page("/console/agents/bot/stop")
     assert (await auditor.send("/console/agents/bot/stop")).status_code == 403
+
+
+async def test_a_person_reads_what_an_agent_can_reach_and_stops_it_from_there(api: Api):
+    await an_asking_agent(api)
+    admin = await person_at_console(api, PersonRole.TENANT_ADMIN, person=ANN)
+    assert "/console/apps/bot/reach" in await admin.page("/console/agents")
+    page = await admin.page("/console/apps/bot/reach")
+    assert "May send requests to the API of every integration, for every subject." in page
+    assert "user-1 at crm" in page
+    assert "/console/agents/bot/stop" in page
+    assert "1 waits" in await admin.page("/console/agents/bot/stop")
+    await admin.send("/console/agents/bot/stop")
+    page = await admin.page("/console/apps/bot/reach")
+    assert "Nothing at the moment" in page
+    assert "app_disabled" in page
+    assert "Stop this agent" not in page
+    auditor = await person_at_console(api, PersonRole.AUDITOR, person=ANN)
+    assert "May send requests" in await auditor.page("/console/apps/bot/reach")

@@ -137,6 +137,7 @@ class ApiMethods:
     delete_permit = Sends(permit_calls.delete_permit)
     explain_access = Sends(access_calls.explain_access)
     access_report = Lists(access_calls.access_report)
+    app_reach = Lists(access_calls.app_reach)
     simulate_access = Sends(access_calls.simulate_access)
     access_changes = Lists(access_calls.access_changes)
     access_report_csv = Lists(access_calls.access_report_csv)

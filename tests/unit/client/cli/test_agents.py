@@ -5,6 +5,7 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
+from evergrant.calls.access import CoveredConnection, ReachedPermit
 from evergrant.calls.agents.agents import Agent, AgentStop
 from evergrant.calls.agents.call_approvals import CallApproval
 
@@ -12,6 +13,7 @@ from tests.unit.client.conftest import Caller, Command
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, page
 
 AGENT = example(Agent, name="support", sponsor="app:team")
+REACHED = example(ReachedPermit, covered=[example(CoveredConnection)], stopped_by="agent_ended")
 URL = "https://api.example/refunds"
 CALLED = {"method": "POST", "url": URL, "body": None, "tool": None, "arguments": None}
 ASKED = example(CallApproval, id="cap_1", state="waiting", call=CALLED)
@@ -26,6 +28,7 @@ STOP = {"reason": "too much", "revoke_connections": True}
     ("line", "route", "body", "answer", "shown"),
     [
         ("agents ls", "GET agents", None, [AGENT], "app:team"),
+        ("access reach support", "GET apps/support/reach", None, [REACHED], "Nothing now: its requests"),
         ("agents get support", "GET agents/support", None, AGENT, "app:team"),
         (
             "agents put support --purpose mails --days 2 --sponsor app:team",

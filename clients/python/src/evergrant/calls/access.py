@@ -8,7 +8,15 @@ from urllib.parse import parse_qs, urlsplit
 
 from httpx2 import Response
 
-from evergrant.calls.call import Call, Page, object_parser, page_parser, require_success, without_none
+from evergrant.calls.call import (
+    Call,
+    Page,
+    object_parser,
+    page_parser,
+    path_of,
+    require_success,
+    without_none,
+)
 
 _PAGE = "200"
 
@@ -98,6 +106,37 @@ class PermitAccess:
     tools: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CoveredConnection:
+    """A connection that a permit covers."""
+
+    id: str
+    integration: str
+    subject: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReachedPermit:
+    """What a permit lets its app do, in `words`, and the first ten of the connections that it covers.
+
+    `last_used_at` None: it has never allowed anything. `expires_at` None: it doesn't end by itself.
+    `stopped_by`: the code with which every request of the app is refused now. An agent has a `sponsor`.
+    """
+
+    permit: str
+    effect: str
+    words: str
+    covered: tuple[CoveredConnection, ...]
+    live_connections: int
+    last_used_at: datetime | None
+    expires_at: datetime | None
+    call_approval: bool
+    sponsor: str | None
+    agent_ends_at: datetime | None
+    stopped_by: str | None
+
+
 def explain_access(
     app: str,
     connection_id: str,
@@ -123,6 +162,12 @@ def explain_access(
 def access_report() -> Call[Page[PermitAccess]]:
     """Every permit of the tenant's apps, sorted by app and permit."""
     return Call("GET", "/v1/access", page_parser("access", PermitAccess), query={"limit": _PAGE})
+
+
+def app_reach(app: str) -> Call[Page[ReachedPermit]]:
+    """What one app or agent can reach: its permits in plain words, sorted by name."""
+    parse = page_parser("reach", ReachedPermit)
+    return Call("GET", path_of("apps", app, "reach"), parse, query={"limit": _PAGE})
 
 
 def access_report_csv() -> Call[Page[str]]:

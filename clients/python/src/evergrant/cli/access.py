@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from evergrant.calls.access import AccessExplanation
+from evergrant.calls.access import AccessExplanation, ReachedPermit
 from evergrant.cli.output import DEFAULTS, Options, name_and_value, read_object, row_of
 from evergrant.cli.permits import USUAL
 from evergrant.cli.show.tables import Format, Row, show_one, show_rows
@@ -21,6 +21,9 @@ _SUMMARY = (
     *("app", "connection_id", "integration", "subject", "action", "scopes"),
     *("allowed", "reason", "valid_until", "down_scoping"),
 )
+
+_REACH = ("words", "connections", "last_used_at", "expires_at", "permit")
+_NAMED = 3  # connections of a permit
 
 _OTHER = {"expiry": "has ended", "exact_scopes": "insists on a token without more scopes"}
 _SIMULATED = ("app", "since", "judged", "complete", "lost")
@@ -71,6 +74,20 @@ def explain(
         show_rows((row_of(it) for it in found.stopped_by), ("code", "detail"), options.output)
     else:
         print("Nothing else stops it.")
+
+
+@access.command
+def reach(app: str, /, *, options: Options = DEFAULTS) -> None:
+    """Show in plain words what an app or agent can reach: through which permit, until when, used when.
+
+    Args:
+        app: Its name.
+    """
+    with options.client() as client:
+        found = list(client.app_reach(app))
+    if found and options.output is Format.TABLE:
+        _say_who(app, found[0])
+    show_rows((_reached(it) for it in found), _REACH, options.output)
 
 
 @access.command
@@ -133,6 +150,20 @@ def simulate(
     show_one({name: row[name] for name in _SIMULATED}, options.output)
     print()
     show_rows((row_of(it) for it in found.would_lose), _LOST, options.output)
+
+
+def _say_who(app: str, first: ReachedPermit) -> None:
+    if first.sponsor is not None:
+        print(f"{app} is an agent of {first.sponsor}, until {first.agent_ends_at}.")
+    if first.stopped_by is not None:
+        print(f"Nothing now: its requests are refused with {first.stopped_by}.")
+
+
+def _reached(found: ReachedPermit) -> Row:
+    names = [f"{it.subject} at {it.integration}" for it in found.covered[:_NAMED]]
+    if found.live_connections > len(names):
+        names.append(f"{found.live_connections - len(names)} more")
+    return {**row_of(found), "connections": ", ".join(names)}
 
 
 def _permits(found: AccessExplanation) -> Iterator[Row]:

@@ -82,6 +82,7 @@ evergrant permits get report crm
 evergrant permits put report crm --integration crm --action token --subject alice
 evergrant permits rm report crm
 evergrant access explain report con_… read
+evergrant access reach support
 evergrant access report --csv > access.csv
 evergrant access changes --since 2027-01-01T00:00:00Z
 evergrant access simulate report --without crm

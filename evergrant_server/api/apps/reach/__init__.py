@@ -1,0 +1,1 @@
+"""What one app or agent can reach now, in plain words."""
