@@ -1,4 +1,4 @@
-"""Ends what a stopped agent has left: calls that wait for an approval, and connections only it has used."""
+"""Ends what a stopped agent has left: approvals, delegations, and connections that only it has used."""
 
 from collections.abc import Mapping
 
@@ -39,6 +39,7 @@ class AgentStopActivities:
         if stop.finished_at is None:
             context = RequestContext(by=stop.by, trace_id=call.context.trace_id)
             changes = await self._close_approvals(tx, stop, context)
+            changes = changes or await self._end_delegations(tx, call, stop, context)
             if not changes and stop.revoke_connections:
                 changes = await self._revoke_connections(tx, call, stop, context)
             after = stop.model_copy(update=changes or {"finished_at": self._clock.now()})
@@ -57,6 +58,22 @@ class AgentStopActivities:
             await tx.call_approvals.replace(over, expected=it.revision)
             await tx.outbox.add(call_approval_message(over, context, self._clock.now()))
         return {"approvals_closed": stop.approvals_closed + len(open_ones)} if open_ones else {}
+
+    async def _end_delegations(
+        self, tx: Transaction, call: AgentStopCall, stop: AgentStop, context: RequestContext
+    ) -> dict[str, object]:
+        """None of them counts while the agent is disabled, and none afterwards: nor what was delegated by
+        them."""
+        now, ended = self._clock.now(), stop.delegations_ended
+        own = await tx.delegations.live_of_app(stop.tenant, stop.app_id, now, _PAGE)
+        for it in own:
+            count = await tx.delegations.count_live_under(it, now)
+            await tx.delegations.replace(it.stopped(stop.by, stop.reason, now), expected=it.revision)
+            detail = {"reason": stop.reason, "stop_id": stop.id, "session": it.root_id}
+            detail |= {"subject": it.subject, "delegations_ended": count}
+            await self._record(tx, call, AuditAction.DELEGATION_STOPPED, it.id, context, detail)
+            ended += count
+        return {"delegations_ended": ended} if own else {}
 
     async def _revoke_connections(
         self, tx: Transaction, call: AgentStopCall, stop: AgentStop, context: RequestContext

@@ -34,6 +34,7 @@ _DELIVERED_AGE = timedelta(days=7)  # delivered outbox messages, which help an o
 _IDEMPOTENCY_AGE = timedelta(days=1)  # responses to `Idempotency-Key`, which may show a key or a link
 # an ended assertion is still known where another process's clock hasn't reached its end
 _ENDED_TOKEN_AGE = timedelta(minutes=5)
+_ENDED_DELEGATION_AGE = timedelta(days=7)
 _ENDED_SESSIONS_AGE = timedelta(days=30)  # sessions of people, for who reviews them
 _MAX_BATCHES = 50
 
@@ -202,6 +203,10 @@ async def prune_store(store: Store, clock: Clock, deliveries_age: timedelta) -> 
             if tokens + await tx.key_sessions.prune(now) == 0:
                 break
     await prune_oauth_clients(store, now)
+    for _ in range(_MAX_BATCHES):
+        async with store.write() as tx:
+            if await tx.delegations.prune(now - _ENDED_DELEGATION_AGE) == 0:
+                break
 
 
 async def _prune_deliveries(store: Store, before: datetime) -> None:

@@ -65,6 +65,13 @@ BODIES: dict[str, Mapping[str, Any]] = {
         "kind": "github_actions",
         "issuer": "https://token.actions.githubusercontent.com",
     },
+    "PUT /v1/delegation-rules/{name}": {
+        "issuer": "staff",
+        "token_type": "id_token",
+        "audience": "web-app",
+        "clients": {"web-app": "front"},
+    },
+    "POST /v1/delegations/{delegation_id}/stop": {"reason": "it sends too much", "part": "session"},
     "POST /v1/access-requests": {"permit": _PERMIT, "reason": "the weekly report", "lifetime": 604800},
     "POST /v1/access-requests/{request_id}/approve": {"note": "until the audit is over"},
     "POST /v1/access-requests/{request_id}/deny": {"note": "use the shared report"},

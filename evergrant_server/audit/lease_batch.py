@@ -7,11 +7,12 @@ running them.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from evergrant_server.audit.chain_head import ChainHead
+from evergrant_server.audit.delegated_leases import Revisions, rows_postgresql, rows_sqlite
 from evergrant_server.audit.hash_chain import chained_rows
 from evergrant_server.audit.last_uses import (
     LastUses,
@@ -109,6 +110,7 @@ async def write_sqlite(
         claims,
         raw.execute(_LITE_CONNECTIONS, (json.dumps(connection_ids),)),
         raw.execute(_LITE_APPS, (json.dumps(app_ids),)),
+        rows_sqlite(raw, [it.delegated for it in claims if it.delegated is not None]),
         clock.now(),
     )
     kept = [claims[place] for place in sorted(good)]
@@ -134,14 +136,14 @@ async def write_postgresql(
     raw, ring = await asyncpg_driver(tx.connection), tx.sealer.ring
     connection_ids, app_ids = _ids(claims)
     async with raw.transaction(isolation="read_committed"):  # so that the rows are read after the locks
-        named = [*connection_ids, *app_ids, *{it.tenant for it in claims}]
+        named = sorted(set[str]().union(*(it.named for it in claims)))
         locked = {row[0] for row in await raw.fetch(_PG_LOCKS, named)}
         connections = await raw.fetch(_PG_CONNECTIONS, connection_ids)
         apps = await raw.fetch(_PG_APPS, app_ids)
-        busy = frozenset(
-            n for n, it in enumerate(claims) if not {it.connection_id, it.app_id, it.tenant} <= locked
-        )
-        good = _still_leasable(claims, connections, apps, clock.now()) - busy
+        used = [it.delegated for it in claims if it.delegated is not None]
+        delegations = await rows_postgresql(raw, used)
+        busy = frozenset(n for n, it in enumerate(claims) if not it.named <= locked)
+        good = _still_leasable(claims, connections, apps, delegations, clock.now()) - busy
         kept = [claims[place] for place in sorted(good)]
         for tenant, entries in _by_tenant(kept):
             rows, end = _chained(ring, await _locked_head(raw, ring, tenant, shard), entries)
@@ -171,14 +173,22 @@ def _chained(ring: KeyRing, head: ChainHead, entries: Sequence[AuditEntry]) -> t
 
 
 def _ids(claims: Sequence[LeaseClaim]) -> tuple[list[str], list[str]]:
-    return sorted({it.connection_id for it in claims}), sorted({it.app_id for it in claims})
+    apps = {str(it.app_id) for it in claims}
+    for claim in claims:
+        if claim.delegated is not None:
+            apps.update(id for id, _ in claim.delegated.apps)
+    return sorted({it.connection_id for it in claims}), sorted(apps)
 
 
 def _still_leasable(
-    claims: Sequence[LeaseClaim], connection_rows: Iterable[Any], app_rows: Iterable[Any], now: datetime
+    claims: Sequence[LeaseClaim],
+    connection_rows: Iterable[Any],
+    app_rows: Iterable[Any],
+    delegations: Revisions,
+    now: datetime,
 ) -> frozenset[int]:
     connections = {row[0]: tuple(row)[:4] for row in connection_rows if row[4] in _LEASABLE}
-    apps: Mapping[str, tuple[object, ...]] = {row[0]: tuple(row) for row in app_rows}
+    apps: Revisions = {row[0]: tuple(row) for row in app_rows}
     return frozenset(
         place
         for place, claim in enumerate(claims)
@@ -186,6 +196,7 @@ def _still_leasable(
         and connections.get(claim.connection_id)
         == (claim.connection_id, claim.tenant, claim.connection_revision, claim.generation)
         and apps.get(claim.app_id) == (claim.app_id, claim.tenant, claim.app_revision, False)
+        and (claim.delegated is None or claim.delegated.holds(claim.tenant, delegations, apps))
     )
 
 
@@ -214,6 +225,8 @@ def _entry(claim: LeaseClaim) -> AuditEntry:
         what |= claim.authorization.named
     if claim.permit is not None:
         what["permit"] = claim.permit.name
+    if claim.delegated is not None:
+        what["acts_for"] = claim.delegated.recorded
     if claim.observed:
         what["would_be_denied_by"] = list(claim.observed)
     return AuditEntry(

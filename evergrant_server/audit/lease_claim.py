@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from evergrant_server.audit.delegated_leases import DelegatedUse
 from evergrant_server.core.access import Permit
 from evergrant_server.core.ids import AppId, ConnectionId, KeyId, Tenant
 from evergrant_server.core.messages.base import RequestContext
@@ -31,3 +32,10 @@ class LeaseClaim:
     permit: Permit | None = None  # that allowed it
     authorization: TokenFamily | None = None  # of the gateway's client that acts as the app
     observed: tuple[str, ...] = ()  # the names of permits that would have denied it in mode enforce
+    delegated: DelegatedUse | None = None  # on whose behalf, and under which other apps
+
+    @property
+    def named(self) -> set[str]:
+        """The ids of what mustn't change until the lease is committed."""
+        own: set[str] = {self.connection_id, self.app_id, self.tenant}
+        return own if self.delegated is None else own | self.delegated.named

@@ -47,6 +47,7 @@ class ErrorCode(StrEnum):
     NOT_PERMITTED = "not_permitted"
     APP_DISABLED = "app_disabled"
     AGENT_ENDED = "agent_ended"
+    DELEGATION_ENDED = "delegation_ended"
     TENANT_DISABLED = "tenant_disabled"
     APPROVAL_REQUIRED = "approval_required"
     CALL_APPROVAL_REQUIRED = "call_approval_required"
@@ -205,6 +206,10 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.AGENT_ENDED: _denied(
         "The agent's time is over, or its sponsor is disabled.",
         "Give the agent a later end or another sponsor: evergrant agents put.",
+    ),
+    ErrorCode.DELEGATION_ENDED: _denied(
+        "The delegation has ended, or one above it has.",
+        "Have the person's app exchange a new token of the person: POST /oauth/token.",
     ),
     ErrorCode.TENANT_DISABLED: _closed(
         "The operator has disabled the tenant. Its connections are kept.", "Ask the operator."

@@ -45,6 +45,8 @@ AccessTokenId = NewType("AccessTokenId", str)
 ClientLoginId = NewType("ClientLoginId", str)
 AuthorizationRequestId = NewType("AuthorizationRequestId", str)
 ClientConsentId = NewType("ClientConsentId", str)
+DelegationId = NewType("DelegationId", str)
+DelegationRuleId = NewType("DelegationRuleId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -82,6 +84,8 @@ PREFIXES = (
     "clg",
     "azr",
     "ccn",
+    "dlg",
+    "dru",
 )
 
 

@@ -4,25 +4,18 @@ Owns the decision, its reason and its explanation. Doesn't own authentication (a
 (store) or what a refusal looks like on the wire (core.errors).
 """
 
-from evergrant_server.policy.decision import (
-    WILDCARD,
-    DecisionReason,
-    PermitDecision,
-    PermitField,
-    PermitQuestion,
-    Target,
-    decide,
-    may_see,
-    scopes_above,
-)
+from evergrant_server.policy.decision import WILDCARD, PermitDecision, decide, may_see, scopes_above
+from evergrant_server.policy.delegated import DelegationLink, decide_delegated, may_see_delegated
 from evergrant_server.policy.exchange import may_exchange, source_scopes
 from evergrant_server.policy.explanation import PermitExplanation, PermitMismatch, explain
 from evergrant_server.policy.proxied import NO_TOOL, ProxiedRequest
+from evergrant_server.policy.question import DecisionReason, PermitField, PermitQuestion, Target
 
 __all__ = [
     "NO_TOOL",
     "WILDCARD",
     "DecisionReason",
+    "DelegationLink",
     "PermitDecision",
     "PermitExplanation",
     "PermitField",
@@ -31,9 +24,11 @@ __all__ = [
     "ProxiedRequest",
     "Target",
     "decide",
+    "decide_delegated",
     "explain",
     "may_exchange",
     "may_see",
+    "may_see_delegated",
     "scopes_above",
     "source_scopes",
 ]

@@ -7,74 +7,13 @@ of permits means nothing.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
-from typing import NamedTuple
 
 from evergrant_server.core.access import Action, Effect, EnforcementMode, Permit
-from evergrant_server.core.connections.connection import Connection
 from evergrant_server.policy.callers import WILDCARD, comes_from, names_subject
-from evergrant_server.policy.proxied import ProxiedRequest, fits_method, fits_path, fits_tool
+from evergrant_server.policy.proxied import fits_method, fits_path, fits_tool
+from evergrant_server.policy.question import DecisionReason, PermitField, PermitQuestion, Target
 
 _DENY = Effect.DENY  # looked up once
-
-
-class Target(NamedTuple):
-    """What a request is about. A member that is None stands for all of its kind: without any it is the whole
-    tenant, without a subject the integration itself, without `connection_id` no connection that exists."""
-
-    integration: str | None = None
-    provider: str | None = None
-    subject: str | None = None
-    connection_id: str | None = None
-
-    @classmethod
-    def of(cls, connection: Connection) -> "Target":
-        return cls(connection.integration, connection.provider, connection.subject, connection.id)
-
-
-class PermitQuestion(NamedTuple):
-    """A request as permits judge it.
-
-    `address` is the caller's, None when it isn't known. `excess` has the scopes of a token beyond those that
-    its lease requests. `request` is the one to a provider's API, None when there is none or it isn't known.
-    """
-
-    target: Target
-    action: Action
-    at: datetime
-    address: str | None = None
-    scopes: tuple[str, ...] = ()
-    excess: tuple[str, ...] = ()
-    request: ProxiedRequest | None = None
-
-
-class DecisionReason(StrEnum):
-    """The reason of a decision; the API turns it into an error code."""
-
-    ALLOWED = "allowed"
-    DENIED = "denied"  # by a permit with `effect: deny`
-    NO_PERMIT = "no_permit"  # nothing covers it: for this app it doesn't exist
-    ACTION_NOT_PERMITTED = "action_not_permitted"
-    REQUEST_NOT_PERMITTED = "request_not_permitted"  # its method, path or tool
-    SCOPE_ABOVE_CEILING = "scope_above_ceiling"
-    TOKEN_ABOVE_REQUEST = "token_above_request"
-
-
-class PermitField(StrEnum):
-    """A field of a permit, in the order in which a permit is compared with a request."""
-
-    INTEGRATION = "integration"
-    PROVIDER = "provider"
-    SUBJECT = "subject"
-    CONNECTION = "connection"
-    EXPIRY = "expiry"
-    SOURCE = "source"
-    ACTION = "action"
-    METHOD = "method"
-    PATH = "path"
-    TOOL = "tool"
-    SCOPE = "scope"
-    EXACT_SCOPES = "exact_scopes"
 
 
 _REASONS = {
@@ -91,13 +30,14 @@ _RANKS = {field: rank for rank, field in enumerate(PermitField)}
 @dataclass(frozen=True, slots=True)
 class PermitDecision:
     """`permit` has decided, or came nearest. `observed` names the permits that would deny it if their mode
-    were `enforce`."""
+    were `enforce`; `above` has those that allowed it to the apps that the caller acts under."""
 
     allowed: bool
     reason: DecisionReason
     permit: Permit | None = None
     refused_scopes: tuple[str, ...] = ()
     observed: tuple[str, ...] = ()
+    above: tuple[Permit, ...] = ()
 
     @property
     def permit_name(self) -> str | None:
@@ -115,8 +55,14 @@ class PermitDecision:
 
     @property
     def valid_until(self) -> datetime | None:
-        """When the permit that decided ends. None: never, or none did."""
-        return None if self.decided_by is None else self.decided_by.expires_at
+        """When the first of the permits that decided ends. None: never, or none did."""
+        ends = [it.expires_at for it in (self.decided_by, *self.above) if it and it.expires_at]
+        return min(ends, default=None)
+
+    @property
+    def needs_call_approval(self) -> bool:
+        """Whether a person approves each request that it allows."""
+        return any(it is not None and it.call_approval for it in (self.permit, *self.above))
 
 
 def decide(permits: Sequence[Permit], question: PermitQuestion) -> PermitDecision:

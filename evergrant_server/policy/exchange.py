@@ -6,7 +6,8 @@ from datetime import datetime
 from evergrant_server.core.access import Action, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant
-from evergrant_server.policy.decision import PermitDecision, PermitQuestion, Target, decide
+from evergrant_server.policy.decision import PermitDecision, decide
+from evergrant_server.policy.question import PermitQuestion, Target
 
 
 def source_scopes(source: Connection, grant: Grant | None, offline: str | None) -> tuple[str, ...]:

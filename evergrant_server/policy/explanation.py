@@ -5,14 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from evergrant_server.core.access import Effect, EnforcementMode, Permit
-from evergrant_server.policy.decision import (
-    PermitDecision,
-    PermitField,
-    PermitQuestion,
-    decide,
-    failing_field,
-    refused_scopes,
-)
+from evergrant_server.policy.decision import PermitDecision, decide, failing_field, refused_scopes
+from evergrant_server.policy.question import PermitField, PermitQuestion
 
 
 @dataclass(frozen=True)

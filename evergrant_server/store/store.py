@@ -14,6 +14,7 @@ from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents
 from evergrant_server.store.agents.call_approvals import CallApprovals
+from evergrant_server.store.agents.delegations import DelegationRules, Delegations
 from evergrant_server.store.agents.stops import AgentStops
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
@@ -77,6 +78,8 @@ class Transaction:
         self.agents = Agents(connection, ring)
         self.call_approvals = CallApprovals(connection, sealer)
         self.agent_stops = AgentStops(connection, ring)
+        self.delegations = Delegations(connection, ring)
+        self.delegation_rules = DelegationRules(connection, ring)
         self.credentials = AppCredentials(connection, ring)
         self.tokens = AppTokens(connection)
         self.key_sessions = KeySessions(connection)

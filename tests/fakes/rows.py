@@ -8,7 +8,8 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx2
 
 from evergrant_server.api.http.api_keys import new_key
-from evergrant_server.core.access import App, Approval, Permit
+from evergrant_server.core.access import App, Approval, AuthenticationMethod, Permit
+from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
@@ -182,6 +183,25 @@ def an_approval(app: App, at: datetime, **changes: Any) -> Approval:
         **changes,
     }
     return Approval(**values)
+
+
+def a_delegation(app: App, key_id: str, subject: str, at: datetime, **changes: Any) -> Delegation:
+    """The root of a tree: the app acts for the subject."""
+    id = new_id("dlg")
+    values: dict[str, Any] = {
+        "tenant": app.tenant,
+        "id": id,
+        "path": (id,),
+        "app_id": app.id,
+        "key_id": key_id,
+        "method": AuthenticationMethod.API_KEY,
+        "subject": subject,
+        "secret_hash": "",
+        "created_at": at,
+        "expires_at": at + timedelta(hours=1),
+        **changes,
+    }
+    return Delegation(**values)
 
 
 async def add_code(

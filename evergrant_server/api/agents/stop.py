@@ -27,8 +27,10 @@ class StopBody(Body):
 
 
 class StopView(View):
-    """`approvals_closed` and `connections_revoked` count what has been ended so far, `connections_kept` the
-    connections that other apps use too. `finished_at` null: a worker hasn't come to the end yet."""
+    """`approvals_closed`, `delegations_ended` (with those that were delegated by its own) and
+    `connections_revoked` count what has been ended so far, `connections_kept` the connections that other apps
+    use too. `finished_at` null: a worker hasn't come to the end yet.
+    """
 
     id: str
     agent: str
@@ -39,6 +41,7 @@ class StopView(View):
     approvals_closed: int
     connections_revoked: int
     connections_kept: int
+    delegations_ended: int
     finished_at: datetime | None
 
 

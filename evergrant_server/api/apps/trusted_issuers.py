@@ -103,7 +103,8 @@ async def get_issuer(name: Slug, call: AuditorCall) -> TrustedIssuerView:
 
 @router.delete("/v1/issuers/{name}", status_code=204)
 async def delete_issuer(name: Slug, call: AdminCall) -> Response:
-    """Trust an issuer no more. The credentials that name it go too, with the access tokens they got."""
+    """Trust an issuer no more. The credentials and delegation rules that name it go too, with the access
+    tokens and delegations that came of them."""
 
     async def drop(tx: Transaction) -> None:
         issuer = require_found(await tx.trusted_issuers.to_delete(call.tenant, name))
@@ -111,6 +112,9 @@ async def delete_issuer(name: Slug, call: AdminCall) -> Response:
             await tx.credentials.delete(credential)
             detail = {"app_id": credential.app_id, "name": credential.name, "issuer": name}
             await call.record(tx, AuditAction.CREDENTIAL_DELETED, credential.id, **detail)
+        for rule in await tx.delegation_rules.of_issuer(call.tenant, issuer.id):
+            await tx.delegation_rules.delete(rule)
+            await call.record(tx, AuditAction.DELEGATION_RULE_DELETED, rule.id, name=rule.name, issuer=name)
         await tx.trusted_issuers.delete(issuer)
         await call.record(tx, AuditAction.TRUSTED_ISSUER_DELETED, issuer.id, name=name)
 

@@ -3,23 +3,21 @@
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
 
 from starlette.requests import Request
 
 from evergrant_server.api.http import app_tokens
 from evergrant_server.api.http.api_keys import expired, key_mac, parse_key
+from evergrant_server.api.http.callers.caller import Caller, PresentedCredential
+from evergrant_server.api.http.callers.delegated import PREFIX as DELEGATED
+from evergrant_server.api.http.callers.delegated import read_authority
 from evergrant_server.api.http.client_certificates import client_certificate
 from evergrant_server.api.http.oauth import resource_tokens
 from evergrant_server.core.access import App, AppCredential, AppKey, AppToken, AuthenticationMethod, Permit
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, CredentialId, KeyId, Tenant, TokenId
-from evergrant_server.core.oauth.authorizations import TokenFamily
-from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.database.engine import share_connections
 from evergrant_server.telemetry.alarms import report_broken_authority
@@ -46,50 +44,6 @@ _UNKNOWN_TOKEN = AppToken(
 )
 
 
-@dataclass(frozen=True)
-class PresentedCredential:
-    """What a caller proved its identity with, and until when that is accepted.
-
-    `id` is that of the API key, or of the credential whose token it is. `confirmation`: what each request
-    must prove as well (`cnf`, RFC 7800 section 3.1).
-    """
-
-    id: KeyId
-    method: AuthenticationMethod
-    valid_until: datetime
-    confirmation: Mapping[str, str] | None = None
-
-    def of(self, app: App) -> "PresentedCredential":
-        """Accepted no longer than the app, where that is an agent."""
-        ends = app.ends_at
-        return self if ends is None else replace(self, valid_until=min(self.valid_until, ends))
-
-
-@dataclass(frozen=True)
-class Caller:
-    """An authenticated app and its permits, read at the app's `revision`."""
-
-    app: App
-    credential: PresentedCredential
-    permits: tuple[Permit, ...]
-    digest: bytes = field(repr=False)  # of the credential as presented, to recognize it again
-    session: PersonSession | None = None  # of a person, who stands in `app` by id and rights
-    authorization: TokenFamily | None = None  # of a gateway's client, which narrows what `permits` allow
-
-    @property
-    def tenant(self) -> Tenant:
-        return self.app.tenant
-
-    @cached_property
-    def names_sources(self) -> bool:
-        """Whether a permit looks at the caller's address."""
-        return any(permit.sources is not None for permit in self.permits)
-
-    @property
-    def by(self) -> str:
-        return f"app:{self.app.name}" if self.session is None else self.session.by
-
-
 _Owner = tuple[App, PresentedCredential, list[Permit]]
 
 
@@ -104,11 +58,11 @@ class Authenticator:
     async def authenticate(self, request: Request) -> Caller:
         """Read the key or token, the app and its permits from the store.
 
-        Raises Failure UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED or AGENT_ENDED.
+        Raises Failure UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED, AGENT_ENDED or DELEGATION_ENDED.
         """
         resource = request.scope.get(resource_tokens.RESOURCE)
         caller = await self.caller_of(_bearer_token(request), resource)
-        _require_confirmation(request, caller.credential)
+        require_confirmation(request, caller.credential)
         share_connections(caller.tenant, caller.app.id)
         return caller
 
@@ -119,6 +73,8 @@ class Authenticator:
         """
         if text.startswith(resource_tokens.PREFIX):
             return await self._client_of(text, resource)
+        if text.startswith(DELEGATED):
+            return await self._delegate(text)
         if text.startswith(app_tokens.PREFIX):
             app, credential, permits = await self._token_owner(text)
         else:
@@ -174,6 +130,18 @@ class Authenticator:
         credential = presented.of(found.app)
         return Caller(found.app, credential, tuple(permits), _digest(text), authorization=family)
 
+    async def _delegate(self, text: str) -> Caller:
+        """The app that acts for a subject by a delegation. Raises Failure DELEGATION_ENDED, too."""
+        async with self._store.read() as tx:
+            authority = await read_authority(tx, text, self._clock.now())
+        own, ends = authority.own, authority.valid_until
+        if own.may_act is not None:
+            why = "This token is for another app to exchange (may_act), and for nothing else."
+            raise Failure(ErrorCode.UNAUTHENTICATED, why)
+        credential = PresentedCredential(own.key_id, own.method, ends, own.confirmation)
+        permits = tuple(authority.links[-1].permits)
+        return Caller(authority.apps[-1], credential, permits, _digest(text), delegated=authority)
+
     async def authenticate_cached(self, request: Request) -> tuple[Caller, bool]:
         """The caller, and whether it comes from the cache.
 
@@ -183,11 +151,11 @@ class Authenticator:
         text = _bearer_token(request)
         known = self._cache.get(_digest(text))
         if known is not None and self._clock.now() < known.credential.valid_until:
-            _require_confirmation(request, known.credential)
+            require_confirmation(request, known.credential)
             resource_tokens.require_resource(request, known.authorization)
             return known, True
         caller = await self.caller_of(text, request.scope.get(resource_tokens.RESOURCE))
-        _require_confirmation(request, caller.credential)
+        require_confirmation(request, caller.credential)
         self.cache(caller)
         return caller, False
 
@@ -227,7 +195,7 @@ async def _credential_of(tx: Transaction, token: AppToken) -> AppCredential | No
         return None
 
 
-def _require_confirmation(request: Request, credential: PresentedCredential) -> None:
+def require_confirmation(request: Request, credential: PresentedCredential) -> None:
     """Check that a bound token comes with its certificate (RFC 8705 section 3). Raises Failure."""
     if credential.confirmation is None:
         return

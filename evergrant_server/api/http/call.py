@@ -166,6 +166,9 @@ async def _any_app(request: Request, _: Annotated[object, Depends(_bearer_scheme
     caller = await person_caller(api, request)
     if caller is None:
         caller = await api.authenticator.authenticate(request)
+        if caller.delegated is not None:
+            why = "A delegation is for leases and for calls through the gateway: use the app's own key here."
+            raise Failure(ErrorCode.NOT_PERMITTED, why)
         api.ledger.note_use(caller.tenant, caller.credential.id)
     await api.limits.count_request(request.scope, caller.app)
     require_known_query(request)

@@ -19,7 +19,9 @@ from evergrant_server.policy import (
     ProxiedRequest,
     Target,
     decide,
+    decide_delegated,
     may_see,
+    may_see_delegated,
 )
 from evergrant_server.policy.networks import caller_address
 from evergrant_server.telemetry import metrics
@@ -65,7 +67,10 @@ class JudgedRequest:
         if not _is_authorized(self.caller, target):
             return PermitDecision(False, DecisionReason.NO_PERMIT)
         question = PermitQuestion(target, action, self.now, self.address, scopes, excess, proxied)
-        return decide(self.caller.permits, question)
+        delegated = self.caller.delegated
+        if delegated is None:
+            return decide(self.caller.permits, question)
+        return decide_delegated(delegated.links, question)
 
     def allows(self, action: Action, target: Target) -> bool:
         """Whether a permit allows the action, and none denies it."""
@@ -73,6 +78,9 @@ class JudgedRequest:
 
     def may_see(self, target: Target) -> bool:
         """Whether any action on it is allowed."""
+        delegated = self.caller.delegated
+        if delegated is not None:
+            return may_see_delegated(delegated.links, target, self.now, self.address)
         return _is_authorized(self.caller, target) and may_see(
             self.caller.permits, target, self.now, self.address
         )
@@ -112,10 +120,9 @@ class JudgedRequest:
             raise Failure(ErrorCode.NOT_FOUND)
         if refused.reason in (DecisionReason.DENIED, DecisionReason.REQUEST_NOT_PERMITTED):
             raise refusal(refused)
-        why = (
-            f"This needs the action {' or '.join(actions)}, and {self.caller.app.name} has no permit for it."
-        )
-        raise Failure(ErrorCode.NOT_PERMITTED, why)
+        under = "" if self.caller.delegated is None else ", or its delegation is narrower"
+        why = f"This needs the action {' or '.join(actions)}, and {self.caller.app.name} has no permit for it"
+        raise Failure(ErrorCode.NOT_PERMITTED, f"{why}{under}.")
 
 
 def _is_authorized(caller: Caller, target: Target) -> bool:
@@ -141,7 +148,7 @@ def refusal(decision: PermitDecision, above: Iterable[str] = ()) -> Failure:
         assert decision.permit_name is not None
         why = f"The permit {decision.permit_name} has other methods, paths or tools."
         return Failure(ErrorCode.NOT_PERMITTED, why, permit=decision.permit_name)
-    why = "A scope is above the ceiling of the permit or the integration."
+    why = "A scope is above the ceiling of the permit, the integration or the delegation."
     if decision.reason is DecisionReason.TOKEN_ABOVE_REQUEST:
         why = "The token can do more than the requested scopes, and the permit insists that it can't."
     return Failure(ErrorCode.SCOPE_NOT_PERMITTED, why, scopes=" ".join(scopes))

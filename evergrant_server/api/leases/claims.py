@@ -34,4 +34,5 @@ def claim_of(
         signed_request=lease_request.signs,
         proxied=None if proxied is None else (proxied.id, proxied.line),
         through=None if proxied is None else proxied.through,
+        delegated=None if call.caller.delegated is None else call.caller.delegated.use,
     )

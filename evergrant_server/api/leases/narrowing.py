@@ -83,6 +83,9 @@ class NarrowedLeases:
 
     def _permit_insists(self, call: ApiCall, row: LeaseRow, excess: tuple[str, ...]) -> bool:
         assert row.grant is not None
+        delegated = call.caller.delegated
+        if delegated is not None and any(it.reach.scopes is not None for it in delegated.chain):
+            return True
         if not any(permit.exact_scopes for permit in call.caller.permits):
             return False
         counted = self._without_offline(row, row.grant.scopes)

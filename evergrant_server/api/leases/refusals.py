@@ -181,6 +181,8 @@ def refusal_entry(call: ApiCall, lease_request: LeaseRequest, failure: Failure) 
     connection_id = failure.context.get("connection_id") or lease_request.connection_id or ""
     app_id = call.caller.app.id
     detail: dict[str, object] = {"app": app_id, "code": failure.code.value}
+    if call.caller.delegated is not None:
+        detail["acts_for"] = call.caller.delegated.use.recorded
     if lease_request.proxied is not None:
         detail["request"] = lease_request.proxied.line
     if lease_request.names is not None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from evergrant_server.api.http.models import View
 from evergrant_server.api.oauth import client_credentials
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest
+from evergrant_server.api.oauth.exchange import exchange
 from evergrant_server.api.oauth.families.code_grant import exchange_code
 from evergrant_server.api.oauth.families.refresh_grant import refresh
 
@@ -20,4 +21,5 @@ GRANTS: dict[str, Grant] = {
     client_credentials.GRANT_TYPE: client_credentials.issue,
     "authorization_code": exchange_code,
     "refresh_token": refresh,
+    exchange.GRANT_TYPE: exchange.issue,
 }

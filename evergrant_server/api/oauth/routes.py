@@ -28,6 +28,7 @@ from evergrant_server.telemetry import metrics
 router = APIRouter(tags=["oauth"])
 
 _FORM = "application/x-www-form-urlencoded"
+_REPEATABLE = ("resource", "audience")
 _LONGEST_FORM, _MOST_PARAMETERS = 64 * 1024, 30
 _NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}  # RFC 6749 section 5.1
 
@@ -48,7 +49,11 @@ def _body(required: str, *names: str) -> dict[str, Any]:
 
 _CLIENT = ("client_id", "client_assertion_type", "client_assertion")
 _CODE = ("code", "redirect_uri", "code_verifier")
-_BODY = _body("grant_type", "scope", "resource", *_CODE, "refresh_token")
+_EXCHANGE = (
+    *("subject_token", "subject_token_type", "actor_token", "actor_token_type", "audience"),
+    *("requested_token_type", "expires_in", "may_act"),
+)
+_BODY = _body("grant_type", "scope", "resource", *_CODE, "refresh_token", *_EXCHANGE)
 _REVOCATION = _body("token", "token_type_hint")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": OAuthError, "description": "An error of RFC 6749 section 5.2"} for status in (400, 401)
@@ -58,7 +63,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 @router.post(TOKEN_PATH, response_model=TokenView | FamilyTokenView, responses=_ERRORS, openapi_extra=_BODY)
 async def issue_token(request: Request, api: ApiDep) -> Response:
     """An access token for an app that proves its identity (RFC 6749 section 4.4, RFC 7523 section 2.2), or
-    for a client of the gateways (sections 4.1.3 and 6).
+    for a client of the gateways (sections 4.1.3 and 6), or for one that acts for a person (RFC 8693).
 
     An app's `client_id` is its id, `app_…`; the token stands where an API key can, for ten minutes at most. A
     client's token is for one resource of the gateway, and comes with a refresh token.
@@ -86,7 +91,10 @@ async def revoke_token(request: Request, api: ApiDep) -> Response:
 
 
 async def _read_form(request: Request) -> dict[str, str]:
-    """The parameters of the body; those without a value are left out. Raises TokenRefused."""
+    """The parameters of the body; those without a value are left out. Raises TokenRefused.
+
+    Repeated resources and audiences (RFC 8693 section 2.1) have a space between two of them.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _FORM or request.url.query:
         raise TokenRefused("invalid_request", f"Send the parameters in the body alone, as {_FORM}.")
@@ -98,9 +106,12 @@ async def _read_form(request: Request) -> dict[str, str]:
         given = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
     except ValueError:
         raise TokenRefused("invalid_request", "The body isn't a form.") from None
-    if len({name for name, _ in given}) != len(given):
-        raise TokenRefused("invalid_request", "A parameter stands in the request twice.")
-    return {name: value for name, value in given if value}
+    found: dict[str, str] = {}
+    for name, value in given:
+        if name in found and name not in _REPEATABLE:
+            raise TokenRefused("invalid_request", "A parameter stands in the request twice.")
+        found[name] = f"{found[name]} {value}" if found.get(name) else value
+    return {name: value for name, value in found.items() if value}
 
 
 def _grant_of(parameters: dict[str, str]) -> Grant:

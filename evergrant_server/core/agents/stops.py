@@ -24,6 +24,7 @@ class AgentStop(TenantRow):
     approvals_closed: int = 0
     connections_revoked: int = 0
     connections_kept: int = 0
+    delegations_ended: int = 0
     after: str = ""
     finished_at: datetime | None = None
 
@@ -34,4 +35,5 @@ class AgentStop(TenantRow):
             "approvals_closed": self.approvals_closed,
             "connections_revoked": self.connections_revoked,
             "connections_kept": self.connections_kept,
+            "delegations_ended": self.delegations_ended,
         }

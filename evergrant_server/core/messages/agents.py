@@ -43,4 +43,5 @@ class AgentStopProgress(Message):
     approvals_closed: int = 0
     connections_revoked: int = 0
     connections_kept: int = 0
+    delegations_ended: int = 0
     finished: bool = False

@@ -56,7 +56,7 @@ class McpEndpoint:
         method, headers = request.method, request.headers.raw
         message = read_message(method, headers, body.kept())
         request.scope[MESSAGE] = message
-        if message.unclear is not None and any(it.looks_at_messages for it in caller.permits):
+        if message.unclear is not None and any(it.looks_at_messages for it in caller.judging_permits):
             raise Failure(ErrorCode.INVALID_REQUEST, message.unclear, field="body")
         sessions = SessionIds(self._parts.api.ring, caller.tenant, connection_id, caller.app.id)
         return McpRequest(method, request.scope["query_string"], headers, body, message, sessions)

@@ -138,7 +138,7 @@ class ProxyCall:
         """Find where it goes before it is recorded. Raises Failure for a call that can't be sent."""
         self.provider = row.provider
         self._api, self._target = await self.outgoing.target(self._parts.apis, row)
-        if decision.permit is None or not decision.permit.call_approval or self._approved:
+        if not decision.needs_call_approval or self._approved:
             return
         wanted = self.outgoing.call_to_approve(self.caller.app.id, row, self._target)
         if wanted is not None:

@@ -18,12 +18,14 @@ async def current_caller(api: ApiContext, request: Request, began_as: Caller) ->
     """The app and its permits. Raises Failure when its key, credential, app or tenant doesn't count any more.
 
     An access token of an app is for ten minutes, and a stream that began with it may go on while the
-    credential is there: only its age is overlooked.
+    credential is there: only its age is overlooked. A delegation's stream ends with it.
     """
     try:
         return await api.authenticator.authenticate(request)
     except Failure:
         credential = began_as.credential
+        if began_as.delegated is not None:
+            raise
         if credential.method in _ASKED_EACH_TIME or api.clock.now() < credential.valid_until:
             raise
     async with api.store.read() as tx:

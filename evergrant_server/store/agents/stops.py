@@ -28,6 +28,7 @@ class AgentStopRow(columns.IdTable, table=True):
     approvals_closed: int
     connections_revoked: int
     connections_kept: int
+    delegations_ended: int
     after: str
     finished_at: datetime | None = columns.timestamp()
     mac: str | None = None

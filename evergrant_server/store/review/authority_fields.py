@@ -4,6 +4,8 @@ from pydantic import BaseModel
 
 from evergrant_server.core.access import App, AppCredential, AppKey, Approval, Permit, TenantStanding
 from evergrant_server.core.agents.call_approvals import CallApproval
+from evergrant_server.core.agents.delegation_rules import DelegationRule
+from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.definition import Definition
@@ -39,6 +41,8 @@ COVERED: dict[type[BaseModel], set[str]] = {
     CallApproval: {"tenant", "id", "app_id", "connection_id", "call_hash", "round", "name", "reason"}
     | {"requested_by", "decide_by", "state", "decided_by", "use_by"},
     AgentStop: {"tenant", "id", "app_id", "reason", "by", "revoke_connections", "finished_at"},
+    Delegation: set(Delegation.model_fields) - {"revision", "created_at"},
+    DelegationRule: set(DelegationRule.model_fields) - {"revision", "created_at", "changed_at"},
     Integration: set(Integration.model_fields) - _FACTS_OF_INTEGRATIONS,
     TrustedIssuer: {"tenant", "id", "name", "kind", "issuer", "jwks_uri", "keys", "keys_at"},
     Definition: {"tenant", "id", "name", "version", "document", "state", "approved"},

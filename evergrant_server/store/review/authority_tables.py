@@ -4,6 +4,8 @@ from pydantic import BaseModel
 
 from evergrant_server.core.access import App, AppCredential, AppKey, Approval, Permit, TenantStanding
 from evergrant_server.core.agents.call_approvals import CallApproval
+from evergrant_server.core.agents.delegation_rules import DelegationRule
+from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
@@ -20,6 +22,7 @@ from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.store.access import AppCredentialRow, AppKeyRow, AppRow, PermitRow
 from evergrant_server.store.agents.call_approvals import CallApprovalRow
+from evergrant_server.store.agents.delegations import DelegationRow, DelegationRuleRow
 from evergrant_server.store.agents.stops import AgentStopRow
 from evergrant_server.store.connections.tables import ConnectionRow, ConsentRow
 from evergrant_server.store.database.columns import IdTable
@@ -44,6 +47,8 @@ CONFIGURATION: dict[type[IdTable], type[BaseModel]] = {
     AccessRequestRow: AccessRequest,
     CallApprovalRow: CallApproval,
     AgentStopRow: AgentStop,
+    DelegationRow: Delegation,
+    DelegationRuleRow: DelegationRule,
     IntegrationRow: Integration,
     DefinitionRow: Definition,
     TrustedIssuerRow: TrustedIssuer,

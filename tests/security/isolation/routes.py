@@ -17,6 +17,7 @@ from tests.security.isolation.world import A_CREDENTIAL, PUBLIC_KEY, document
 # What `{name}` names in each collection.
 NAMED = {"/v1/integrations/": "integration", "/v1/apps/": "app", "/v1/webhooks/": "webhook"}
 NAMED |= {"/v1/issuers/": "trusted_issuer", "/v1/agents/": "agent"}
+NAMED |= {"/v1/delegation-rules/": "delegation_rule"}
 NAMED |= {"/console/integrations/": "integration", "/console/apps/": "app", "/console/agents/": "agent"}
 NAMED |= {"/console/static/": "app"}  # no file has this name
 _NAME = re.compile(r"\{(\w+)\}")
@@ -29,6 +30,7 @@ _EXCHANGE = {"flow": "token_exchange"}
 # The query, after `?`, and the body of routes that need one.
 QUERIES = {
     "GET /v1/access/explain": ("app={app}&connection={connection_id}",),
+    "GET /v1/delegations": ("", "app={app}"),
     "GET /v1/connections/export": ("id={export_id}",),
     "DELETE /v1/connections/export": ("id={export_id}",),
     "GET /console/connections": ("", "integration={integration}", "subject={subject}"),
@@ -47,6 +49,9 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "PUT /v1/apps/{name}/permits/{permit_name}": ({"integration": "{integration}", "actions": ["connect"]},),
     "PUT /v1/apps/{name}/credentials/{credential_name}": (A_CREDENTIAL,),
     "PUT /v1/issuers/{name}": ({"kind": "oidc", "issuer": "https://{trusted_issuer}.example"},),
+    "PUT /v1/delegation-rules/{name}": (
+        {"issuer": "{trusted_issuer}", "token_type": "id_token", "audience": "a", "actors": ["{app}"]},
+    ),
     "POST /v1/access/simulate": ({"app": "{app}", "permits": {"narrow": None}},),
     "POST /v1/access-requests": (
         {"permit": {"integration": "{integration}", "actions": ["token"]}, "reason": "a", "app": "{app}"},
@@ -121,7 +126,7 @@ _OPEN = PUBLIC | PROVED_OTHERWISE
 ONE_OF_THE_TENANT = {"DELETE /v1/admin-login", "DELETE /v1/client-login"}
 # These make or change the caller's own thing of that name, whatever other tenants have.
 CREATES = {
-    "PUT /v1/agents/{name}",
+    *("PUT /v1/agents/{name}", "PUT /v1/delegation-rules/{name}"),
     *("PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}", "POST /v1/providers"),
     *("POST /v1/connections/import", "POST /v1/connections/export", "POST /v1/access-requests"),
     *("PUT /v1/admin-login", "PUT /v1/client-login", "POST /v1/oauth-clients"),

@@ -16,7 +16,7 @@ from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import Api
-from tests.fakes.rows import a_consent, a_definition, an_approval
+from tests.fakes.rows import a_consent, a_definition, a_delegation, an_approval
 from tests.security.people import put_session
 
 _SIGNING_KEY = jwk.ECKey.generate_key("P-256").as_dict(private=False, alg="ES256")
@@ -35,6 +35,7 @@ _NAMED = (
     "label",
     "idempotency_key",
     "trusted_issuer",
+    "delegation_rule",
 )
 ISSUER = Endpoints(
     issuer="https://login.example",
@@ -84,6 +85,14 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         await made("PUT", f"/v1/webhooks/{webhook}", {"url": f"https://hooks.example.com/{tenant}"})
     for issuer in (own["trusted_issuer"], "second"):
         await made("PUT", f"/v1/issuers/{issuer}", {"kind": "oidc", "issuer": f"https://{issuer}.example"})
+    rule = {
+        "issuer": own["trusted_issuer"],
+        "token_type": "id_token",
+        "audience": "a",
+        "actors": [own["app"]],
+    }
+    for name in (own["delegation_rule"], "second"):
+        await made("PUT", f"/v1/delegation-rules/{name}", rule)
     ping, _ = [await made("POST", f"/v1/webhooks/{own['webhook']}/test") for _ in range(2)]
     receiver = {"kind": "slack", "secret": f"signing-secret-of-{tenant}"}
     at = f"/v1/integrations/{own['integration']}/security-events"
@@ -105,6 +114,9 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         code = {"confirm_hash": hash_confirm_code(own["confirm_code"]), "app_id": asking.id}
         more = {"status": ConsentStatus.CONFIRMING, "confirm_by": now + timedelta(hours=1), **code}
         await tx.consents.add(a_consent(connection, now, **more), Secret(f"link-of-{tenant}"))
+        delegations = [a_delegation(asking, key["id"], own["subject"], now) for _ in range(2)]
+        for one in delegations:  # lists have a next page
+            await tx.delegations.add(one)
         export = _export(tenant, now)
         await tx.exports.add(export)
     await made("PUT", "/v1/admin-login", {"integration": own["issuer"], "roles": {"auditor": ["board"]}})
@@ -124,6 +136,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         "call_approval_id": to_call["id"],
         "receiver_id": receiver_id,
         "export_id": export.id,
+        "delegation_id": min(it.id for it in delegations),
         "integration_id": integration.id,
     }
 

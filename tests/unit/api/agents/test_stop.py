@@ -17,6 +17,7 @@ from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.outbox import OutboxKind
 from tests.fakes.api import TENANT, Api
 from tests.fakes.failures import fails
+from tests.fakes.rows import a_delegation
 
 PATH = "/v1/agents/bot/stop"
 
@@ -92,6 +93,29 @@ async def test_a_stop_revokes_what_no_other_app_has_used_if_it_is_asked_to(api: 
     (record,) = await api.records(AuditAction.REVOCATION_REQUESTED)
     assert (record.object, record.context.by) == (own.id, "app:admin")
     assert await finished(api, stop.json()["id"]) == expected, "a retried activity changes nothing"
+
+
+async def test_a_stop_ends_the_agents_delegations_and_those_below_for_good(api: Api):
+    admin, _ = await an_agent(api)
+    await api.app_with("helper", Action.TOKEN)
+    bot, helper = await api.app_named("bot"), await api.app_named("helper")
+    now = api.clock.now()
+    root, beside = a_delegation(helper, "key_1", "s", now), a_delegation(helper, "key_1", "s", now)
+    own, below = a_delegation(bot, "key_1", "s", now), a_delegation(helper, "key_1", "s", now)
+    own = own.model_copy(update={"path": (root.id, own.id)})
+    below = below.model_copy(update={"path": (*own.path, below.id)})
+    async with api.worker.write() as tx:
+        for one in (root, beside, own, below):
+            await tx.delegations.add(one)
+    stop = await api.post(PATH, admin)
+    assert await finished(api, stop.json()["id"]) == AgentStopProgress(delegations_ended=2, finished=True)
+    assert (await api.get(PATH, admin)).json()["delegations_ended"] == 2
+    listed = (await api.get("/v1/delegations", admin)).json()["items"]
+    states = {it["id"]: it["state"] for it in listed}
+    live, stopped = "live", "stopped"
+    assert states == {root.id: live, beside.id: live, own.id: stopped, below.id: stopped}
+    (record,) = await api.records(AuditAction.DELEGATION_STOPPED)
+    assert (record.object, record.detail["delegations_ended"]) == (own.id, 2)
 
 
 async def test_who_may_stop_and_what_no_order_stands_for(api: Api):

@@ -56,6 +56,7 @@ async def test_rfc8414_the_metadata_name_issuer_endpoint_and_methods(api: Api):
     issuer = api.parts.settings.public_url
     assert (found["issuer"], found["token_endpoint"]) == (issuer, f"{issuer}/oauth/token")
     grants = {"client_credentials", "authorization_code", "refresh_token"}
+    grants |= {"urn:ietf:params:oauth:grant-type:token-exchange"}
     assert grants <= set(found["grant_types_supported"])
     assert found["revocation_endpoint"] == f"{issuer}/oauth/revoke"
     assert found["token_endpoint_auth_methods_supported"] == ["none", "private_key_jwt", "spiffe_jwt"]

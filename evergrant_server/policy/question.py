@@ -1,0 +1,68 @@
+"""A request as permits judge it, the reasons of a decision, and the fields of a permit that decide."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+from evergrant_server.core.access import Action
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.policy.proxied import ProxiedRequest
+
+
+class Target(NamedTuple):
+    """What a request is about. A member that is None stands for all of its kind: without any it is the whole
+    tenant, without a subject the integration itself, without `connection_id` no connection that exists."""
+
+    integration: str | None = None
+    provider: str | None = None
+    subject: str | None = None
+    connection_id: str | None = None
+
+    @classmethod
+    def of(cls, connection: Connection) -> "Target":
+        return cls(connection.integration, connection.provider, connection.subject, connection.id)
+
+
+class PermitQuestion(NamedTuple):
+    """A request as permits judge it.
+
+    `address` is the caller's, None when it isn't known. `excess` has the scopes of a token beyond those that
+    its lease requests. `request` is the one to a provider's API, None when there is none or it isn't known.
+    """
+
+    target: Target
+    action: Action
+    at: datetime
+    address: str | None = None
+    scopes: tuple[str, ...] = ()
+    excess: tuple[str, ...] = ()
+    request: ProxiedRequest | None = None
+
+
+class DecisionReason(StrEnum):
+    """The reason of a decision; the API turns it into an error code."""
+
+    ALLOWED = "allowed"
+    DENIED = "denied"  # by a permit with `effect: deny`
+    NO_PERMIT = "no_permit"  # nothing covers it: for this app it doesn't exist
+    ACTION_NOT_PERMITTED = "action_not_permitted"
+    REQUEST_NOT_PERMITTED = "request_not_permitted"  # its method, path or tool
+    SCOPE_ABOVE_CEILING = "scope_above_ceiling"
+    TOKEN_ABOVE_REQUEST = "token_above_request"
+
+
+class PermitField(StrEnum):
+    """A field of a permit, in the order in which a permit is compared with a request."""
+
+    INTEGRATION = "integration"
+    PROVIDER = "provider"
+    SUBJECT = "subject"
+    CONNECTION = "connection"
+    EXPIRY = "expiry"
+    SOURCE = "source"
+    ACTION = "action"
+    METHOD = "method"
+    PATH = "path"
+    TOOL = "tool"
+    SCOPE = "scope"
+    EXACT_SCOPES = "exact_scopes"
