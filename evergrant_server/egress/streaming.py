@@ -28,6 +28,15 @@ class UpstreamClosed(Failure):
 
 
 @dataclass(frozen=True)
+class _Origin:
+    """An origin that the policy allows, and the connections that are kept to it."""
+
+    url: httpcore2.URL
+    host_header: bytes
+    pool: httpcore2.AsyncConnectionPool
+
+
+@dataclass(frozen=True)
 class StreamedResponse:
     """A response whose body is read while it arrives. `chunks` raises UpstreamClosed."""
 
@@ -52,7 +61,8 @@ class StreamingTransport:
             "pool": silence_s,
         }
         self._tls = tls or default_tls_context()
-        self._pools: dict[str, httpcore2.AsyncConnectionPool] = {}
+        self._origins: dict[str, _Origin] = {}
+        self._shared = self._new_pool()  # of the origins beyond so many
 
     @asynccontextmanager
     async def send(
@@ -68,17 +78,17 @@ class StreamingTransport:
         `target` goes out as it is. Raises Failure EGRESS_REFUSED, and PROVIDER_UNREACHABLE before the
         response has begun.
         """
-        self._policy.check_url(origin)
-        url = httpcore2.URL(origin)
+        there = self._origins.get(origin) or self._origin(origin)
+        url = there.url
         request = httpcore2.Request(
             method=method,
             url=httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=target),
-            headers=[(b"Host", _host_header(url)), *headers],
+            headers=[(b"Host", there.host_header), *headers],
             content=_no_body() if body is None else body,
             extensions={"timeout": self._limits},
         )
         try:
-            answer = await self._pool_of(origin).handle_async_request(request)
+            answer = await there.pool.handle_async_request(request)
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             raise Failure(ErrorCode.PROVIDER_UNREACHABLE, _why(error), retry_after=1.0) from None
         try:
@@ -86,22 +96,26 @@ class StreamingTransport:
         finally:
             await answer.aclose()
 
-    def _pool_of(self, origin: str) -> httpcore2.AsyncConnectionPool:
-        """The origin's pool; beyond so many origins they share one."""
-        if origin not in self._pools and len(self._pools) >= _MOST_ORIGINS:
-            origin = ""
-        if origin not in self._pools:
-            self._pools[origin] = httpcore2.AsyncConnectionPool(
-                ssl_context=self._tls,
-                max_connections=None,
-                max_keepalive_connections=_MOST_IDLE,
-                keepalive_expiry=_KEEP_S,
-                network_backend=GuardedBackend(self._policy),
-            )
-        return self._pools[origin]
+    def _origin(self, origin: str) -> _Origin:
+        """Raises Failure EGRESS_REFUSED. The addresses of its name are checked at each connection."""
+        self._policy.check_url(origin)
+        url = httpcore2.URL(origin)
+        if len(self._origins) >= _MOST_ORIGINS:
+            return _Origin(url, _host_header(url), self._shared)
+        self._origins[origin] = _Origin(url, _host_header(url), self._new_pool())
+        return self._origins[origin]
+
+    def _new_pool(self) -> httpcore2.AsyncConnectionPool:
+        return httpcore2.AsyncConnectionPool(
+            ssl_context=self._tls,
+            max_connections=None,
+            max_keepalive_connections=_MOST_IDLE,
+            keepalive_expiry=_KEEP_S,
+            network_backend=GuardedBackend(self._policy),
+        )
 
     async def aclose(self) -> None:
-        for pool in self._pools.values():
+        for pool in (self._shared, *(it.pool for it in self._origins.values())):
             await pool.aclose()
 
 

@@ -104,7 +104,7 @@ def make_server(app: Any, *, drain_s: float, **listener: Any) -> Server:
             app,
             http=StrictProtocol,
             ws="none",
-            loop="asyncio",
+            loop="uvloop",
             lifespan="on",
             interface="asgi3",
             log_config=None,

