@@ -108,7 +108,7 @@ async def switch_oauth_client(
             return client
         changed = client.model_copy(update={"disabled": body.disabled})
         after = await tx.oauth_clients.replace(changed, expected=client.revision)
-        await _judge_again(tx, call.tenant)
+        await tx.token_families.judge_again(client.client_id)
         detail = {"name": client.name, "kind": client.kind, "disabled": body.disabled}
         await call.record(tx, AuditAction.OAUTH_CLIENT_PUT, client.id, **detail)
         return after
@@ -123,7 +123,7 @@ async def delete_oauth_client(oauth_client_id: str, call: AdminCall) -> Response
     async def write(tx: Transaction) -> None:
         client = await _to_change(tx, call.tenant, oauth_client_id)
         await tx.oauth_clients.delete(client)
-        await _judge_again(tx, call.tenant)
+        await tx.token_families.judge_again(client.client_id)
         detail = {"name": client.name, "kind": client.kind}
         await call.record(tx, AuditAction.OAUTH_CLIENT_DELETED, client.id, **detail)
 
@@ -134,10 +134,3 @@ async def delete_oauth_client(oauth_client_id: str, call: AdminCall) -> Response
 async def _to_change(tx: Transaction, tenant: Tenant, id: str) -> GatewayClient:
     """The client as its row says, with a broken authenticator too: a change repairs that."""
     return require_found(await tx.oauth_clients.to_change(tenant, OAuthClientId(id)))
-
-
-async def _judge_again(tx: Transaction, tenant: Tenant) -> None:
-    """Have running calls of the app as which clients act judged again."""
-    rule = await tx.client_logins.to_replace(tenant)
-    if rule is not None:
-        await tx.access.bump(tenant, rule.app_id)

@@ -103,7 +103,7 @@ async def read_token(tx: Transaction, request_resource: object, text: str, now: 
 
 
 async def standing_app(tx: Transaction, authorization: Authorization, now: datetime) -> App:
-    """The app as which the client acts, if tenant, app and client still count.
+    """The app as which the client acts, if tenant, app, client and the subject's login still count.
 
     Raises Failure UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED, AGENT_ENDED, AUTHORITY_BROKEN.
     """
@@ -112,6 +112,10 @@ async def standing_app(tx: Transaction, authorization: Authorization, now: datet
     client = await tx.oauth_clients.by_client_id(authorization.client_id)
     if app is None or client is None or client.disabled:
         raise Failure(ErrorCode.UNAUTHENTICATED, "The client was disabled or deleted.")
+    if authorization.rule is not None:
+        rule = await tx.client_logins.of_tenant(authorization.tenant)
+        if rule is None or rule.id != authorization.rule or not rule.takes(client.kind):
+            raise Failure(ErrorCode.UNAUTHENTICATED, "The login of clients was changed: authorize again.")
     await tx.agents.require_active(app, now)
     return app
 

@@ -12,7 +12,9 @@ from evergrant_server.api.http.oauth.resource_tokens import read_token
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.ids import new_id
 from evergrant_server.core.oauth.authorizations import FamilyEnd
+from evergrant_server.core.oauth.client_login import ClientLogin
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.assertions import new_key
 from tests.fakes.platform.gateway_clients import AuthorizedClient, authorized_client
@@ -210,12 +212,19 @@ async def test_a_family_ends_when_it_lies_idle_and_at_its_age(api: Api, agent: A
     assert (await agent.refresh(tokens["refresh_token"])).json()["error"] == "invalid_grant"
 
 
-@pytest.mark.parametrize("gone", ["client", "app", "agent", "tenant"])
+@pytest.mark.parametrize("gone", ["client", "app", "agent", "tenant", "login", "kind"])
 async def test_what_is_disabled_refreshes_nothing_and_its_tokens_count_no_more(
     api: Api, agent: AuthorizedClient, gone: str
 ):
-    tokens, code = await agent.tokens(), await agent.code()
     app = await api.app_named("agent")
+    rule = ClientLogin(
+        **{"tenant": TENANT, "id": new_id("clg"), "app_id": app.id, "integration": "staff"},
+        **{"issuer": "https://issuer.example", "changed_at": api.clock.now()},
+    )
+    async with api.worker.write() as tx:
+        await tx.client_logins.put(rule)
+    tokens, code = await agent.tokens(rule=rule.id), await agent.code(rule=rule.id)
+    assert await counts(agent, tokens["access_token"])
     over = {"sponsor": "app:team", "ends_at": api.clock.now()}
     async with api.worker.write() as tx:
         if gone == "client":
@@ -223,6 +232,9 @@ async def test_what_is_disabled_refreshes_nothing_and_its_tokens_count_no_more(
             await tx.oauth_clients.replace(disabled, expected=1)
         elif gone == "tenant":
             await disable_tenant(tx, TENANT)
+        elif gone in ("login", "kind"):
+            changes = {"id": new_id("clg")} if gone == "login" else {"registration": False}
+            await tx.client_logins.put(rule.model_copy(update=changes))
         else:
             changes = {"disabled": True} if gone == "app" else over
             await tx.access.put_app(app.model_copy(update=changes), expected=app.revision)
