@@ -33,6 +33,8 @@ from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_broken_authority
 from providers.definition.schema import ProviderSpec
 
+AUTHORIZE_PATH = "/oauth/authorize"
+
 
 @dataclass(frozen=True)
 class ConsentSession:
@@ -171,13 +173,15 @@ class SubjectPages:
         return None if url is None else redirect_response(url)
 
     async def app_url(self, session: ConsentSession, **brings: str) -> str | None:
-        """`return_to` with the outcome, if the requesting app still lists this URL."""
+        """`return_to` with the outcome, if the requesting app still lists this URL, or it is the page of an
+        authorization request."""
         url, consent = session.consent.return_to, session.consent
         if url is None:
             return None
         async with self.api.store.read() as tx:
             app = await tx.access.app_by_name(consent.tenant, session.app)
-        if app is None or app.disabled or not app.may_return_to(url):
+        ours = url.startswith(f"{self.api.settings.public_url}{AUTHORIZE_PATH}/")
+        if app is None or app.disabled or not (ours or app.may_return_to(url)):
             return None
         parts = urlsplit(url)
         outcome = [("connection_id", session.connection.id), *brings.items()]

@@ -23,18 +23,25 @@ class OpenedRequest:
     session: SubjectSession
 
 
-async def open_request(pages: SubjectPages, request_id: str) -> OpenedRequest:
-    """The request, of this browser and its session, judged anew. Raises Failure CALLBACK_INVALID."""
-    async with pages.api.store.read() as tx:
-        found = None
-        if is_id(request_id, "azr"):
+async def find_request(pages: SubjectPages, request_id: str) -> AuthorizationRequest:
+    """The undecided request of this browser. Raises Failure CALLBACK_INVALID."""
+    found = None
+    if is_id(request_id, "azr"):
+        async with pages.api.store.read() as tx:
             found = await tx.authorization_requests.find_in_any_tenant(AuthorizationRequestId(request_id))
-        if found is None or not pages.is_bound_to(found.browser_hash):
-            raise Failure(ErrorCode.CALLBACK_INVALID, "This page belongs to another browser, or has expired.")
-        if found.status in (RequestStatus.DONE, RequestStatus.DENIED):
-            raise Failure(ErrorCode.CALLBACK_INVALID, ANSWERED)
-        if found.expires_at <= pages.now:
-            raise Failure(ErrorCode.CALLBACK_INVALID, "This page has expired: begin again in the program.")
+    if found is None or not pages.is_bound_to(found.browser_hash):
+        raise Failure(ErrorCode.CALLBACK_INVALID, "This page belongs to another browser, or has expired.")
+    if found.status in (RequestStatus.DONE, RequestStatus.DENIED):
+        raise Failure(ErrorCode.CALLBACK_INVALID, ANSWERED)
+    if found.expires_at <= pages.now:
+        raise Failure(ErrorCode.CALLBACK_INVALID, "This page has expired: begin again in the program.")
+    return found
+
+
+async def open_request(pages: SubjectPages, found: AuthorizationRequest) -> OpenedRequest:
+    """The request, of its session, judged anew. Raises Failure CALLBACK_INVALID; CLIENT_UNKNOWN, CLIENTS_OFF,
+    NOT_PERMITTED and TENANT_DISABLED for what was taken away."""
+    async with pages.api.store.read() as tx:
         client = await require_still_taken(tx, found)
         asked = await read_again(pages, tx, found, client)
         session = await live_subject(pages, tx, asked.rule)

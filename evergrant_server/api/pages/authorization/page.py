@@ -5,16 +5,16 @@ from starlette.responses import HTMLResponse, Response
 
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.pages.authorization.answers import ANSWERED, deny, give_code
-from evergrant_server.api.pages.authorization.opened import open_request, remember
+from evergrant_server.api.pages.authorization.opened import find_request, open_request, remember
 from evergrant_server.api.pages.authorization.parameters import AuthorizationRefused
 from evergrant_server.api.pages.authorization.reach import describe_reach
-from evergrant_server.api.pages.authorization.session import AUTHORIZE_PATH, client_page, end_session
+from evergrant_server.api.pages.authorization.session import client_page, end_session
 from evergrant_server.api.pages.authorization.upstream import consent_at_provider, needs_provider
 from evergrant_server.api.pages.browser import form_of, html_response
-from evergrant_server.api.pages.session import PagesDep
+from evergrant_server.api.pages.session import AUTHORIZE_PATH, PagesDep, SubjectPages
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.oauth.redirects import where_it_leads
-from evergrant_server.core.oauth.requests import RequestStatus
+from evergrant_server.core.oauth.requests import AuthorizationRequest, RequestStatus
 
 router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 
@@ -23,13 +23,10 @@ router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 @client_page
 async def show_request(pages: PagesDep, request_id: str) -> Response:
     """The page that asks the person; after a consent at the provider, the way back to the client."""
-    opened = await open_request(pages, request_id)
-    request = opened.request
+    request = await find_request(pages, request_id)
     if request.status is RequestStatus.AT_PROVIDER:
-        if needs_provider(opened.asked.connection):
-            why = "the person didn't give access at the provider"
-            return await deny(pages, request, AuthorizationRefused("access_denied", why))
-        return await give_code(pages, request)
+        return await _after_provider(pages, request)
+    opened = await open_request(pages, request)
     async with pages.api.store.read() as tx:
         what, may, provider = await describe_reach(tx, pages, opened.asked, request.subject)
     page = pages.templates.authorize(
@@ -49,7 +46,7 @@ async def show_request(pages: PagesDep, request_id: str) -> Response:
 async def decide_request(pages: PagesDep, request_id: str) -> Response:
     """The person's decision, once. The browser goes on to the provider if that has to be asked too."""
     browser, fields = await pages.browsers.read_form(pages.request, request_id)
-    opened = await open_request(pages, request_id)
+    opened = await open_request(pages, await find_request(pages, request_id))
     request, asked = opened.request, opened.asked
     if request.status is not RequestStatus.OPEN:
         raise Failure(ErrorCode.CALLBACK_INVALID, ANSWERED)
@@ -67,3 +64,17 @@ async def decide_request(pages: PagesDep, request_id: str) -> Response:
         case _:
             why = "the person did not allow it"
             return await deny(pages, request, AuthorizationRefused("access_denied", why), form=True)
+
+
+async def _after_provider(pages: SubjectPages, request: AuthorizationRequest) -> Response:
+    """The browser is back from the provider: with a grant, or without one, which may end the connection."""
+    why = "the person did not give access at the provider"
+    try:
+        opened = await open_request(pages, request)
+    except Failure as failure:
+        if failure.code is not ErrorCode.NOT_PERMITTED:
+            raise
+        return await deny(pages, request, AuthorizationRefused("access_denied", why))
+    if needs_provider(opened.asked.connection):
+        return await deny(pages, request, AuthorizationRefused("access_denied", why))
+    return await give_code(pages, request)

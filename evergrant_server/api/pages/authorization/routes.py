@@ -23,7 +23,6 @@ from evergrant_server.api.pages.authorization.parameters import (
     read_query,
 )
 from evergrant_server.api.pages.authorization.session import (
-    AUTHORIZE_PATH,
     begin_subject_login,
     client_page,
     live_subject,
@@ -33,7 +32,7 @@ from evergrant_server.api.pages.authorization.upstream import (
     require_consentable,
 )
 from evergrant_server.api.pages.browser import redirect_response
-from evergrant_server.api.pages.session import PagesDep, SubjectPages
+from evergrant_server.api.pages.session import AUTHORIZE_PATH, PagesDep, SubjectPages
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AuthorizationRequestId, new_id
 from evergrant_server.core.oauth.clients import GatewayClient

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.api.pages.people.issuer import begin_at_issuer
-from evergrant_server.api.pages.session import SubjectPages, html_route
+from evergrant_server.api.pages.session import AUTHORIZE_PATH, SubjectPages, html_route
 from evergrant_server.console.pages import Pages
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -26,7 +26,6 @@ from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_broken_authority
 from providers.requests.authorization_url import new_random_value
 
-AUTHORIZE_PATH = "/oauth/authorize"
 client_page = partial(html_route, page=Pages.not_authorized)
 _OFF = "No app is designated for OAuth clients here. An admin does it with: evergrant clients login."
 

@@ -11,8 +11,7 @@ from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import integration_spec, require_ready
 from evergrant_server.api.pages.attempt import send_away
 from evergrant_server.api.pages.authorization.parameters import AuthorizationRefused
-from evergrant_server.api.pages.authorization.session import AUTHORIZE_PATH
-from evergrant_server.api.pages.session import SubjectPages
+from evergrant_server.api.pages.session import AUTHORIZE_PATH, SubjectPages
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.binding import Binding
