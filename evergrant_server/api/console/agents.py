@@ -16,7 +16,7 @@ from evergrant_server.api.agents.routes import get_agent, list_agents
 from evergrant_server.api.agents.stop import StopBody, last_stop, stop_agent
 from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor
-from evergrant_server.api.pages.browser import redirect_response
+from evergrant_server.api.pages.browser import APPROVAL_PAGES, redirect_response
 from evergrant_server.core.access import Action
 from evergrant_server.core.agents.call_approvals import CallApprovalState
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -25,7 +25,7 @@ from evergrant_server.policy import Target
 
 router = APIRouter(include_in_schema=False)
 
-_AGENTS, _CALLS = "/console/agents", "/console/call-approvals"
+_AGENTS, _CALLS = "/console/agents", APPROVAL_PAGES
 
 
 @router.get(_AGENTS)
@@ -59,6 +59,7 @@ async def show_call(visit: VisitDep, call_approval_id: str) -> Response:
         it=view,
         called=_shown(view.call),
         decides=decides,
+        old_login=_has_old_login(visit),
     )
 
 
@@ -118,6 +119,12 @@ async def stop(visit: VisitDep, name: str) -> Response:
 
 def _administers(visit: ConsoleVisit) -> bool:
     return visit.call.allows(Action.ADMIN, Target())
+
+
+def _has_old_login(visit: ConsoleVisit) -> bool:
+    """Whether a person has to log in again before approving."""
+    session = visit.call.caller.session
+    return session is not None and not session.is_stepped_up(visit.call.now)
 
 
 def _require_admin(visit: ConsoleVisit) -> None:

@@ -23,10 +23,16 @@ from evergrant_server.api.http.people.authentication import (
 )
 from evergrant_server.api.http.problems import field_errors, invalid_request
 from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.pages.browser import BrowserSessions, html_response, redirect_response
+from evergrant_server.api.pages.browser import (
+    APPROVAL_PAGES,
+    BrowserSessions,
+    html_response,
+    redirect_response,
+)
 from evergrant_server.console.console_pages import ConsolePages, Visitor
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import is_id
 from evergrant_server.policy import Target
 from evergrant_server.store.database.engine import share_connections
 from evergrant_server.telemetry.alarms import report_broken_authority
@@ -117,6 +123,14 @@ class ConsoleVisit:
             self.browsers.set_cookie(response, self.browser)
         return response
 
+    def keep_approval(self, response: Response) -> Response:
+        """Note the approval whose page this is: a login, or another one, leads back to it."""
+        before, _, rest = self.request.url.path.partition(f"{APPROVAL_PAGES}/")
+        id = rest.partition("/")[0]
+        if not before and is_id(id, "cap"):
+            self.browsers.keep_approval(response, id)
+        return response
+
     def failed(self, failure: Failure) -> Response:
         """The page of a failure; for a visitor who isn't logged in the login's."""
         status = failure.rule.status
@@ -146,13 +160,13 @@ def console_page(endpoint: _Endpoint) -> _Endpoint:
     async def shown(visit: ConsoleVisit, **values: Any) -> Response:
         try:
             await visit.authenticate()
-            return await endpoint(visit, **values)
+            return visit.keep_approval(await endpoint(visit, **values))
         except ValidationError as error:
             first = field_errors(error)[0]
             return visit.failed(invalid_request(first["field"], f"{first['field']}: {first['problem']}"))
         except Failure as failure:
             report_broken_authority(failure)
-            return visit.failed(failure)
+            return visit.keep_approval(visit.failed(failure))
 
     return shown
 

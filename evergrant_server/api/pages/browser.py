@@ -12,11 +12,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import is_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing
 
+APPROVAL_PAGES = "/console/call-approvals"
 _COOKIE_VALUE = re.compile(r"^[A-Za-z0-9_-]{43}\Z")
 _MAX_FORM_BYTES, _MAX_FORM_FIELDS = 4096, 10
+_APPROVAL_COOKIE, _APPROVAL_S = "evergrant-approval", 600  # only an id: the page asks who is there
 _CONFIRM_COOKIE, _CONFIRM_S = "evergrant-confirm", 120  # compared with the consent's hash
 
 
@@ -85,6 +88,18 @@ class BrowserSessions:
 
     def end_session(self, response: Response, cookie: str) -> None:
         response.delete_cookie(cookie, path="/", secure=self.secure, httponly=True, samesite="lax")
+
+    def keep_approval(self, response: Response, id: str) -> None:
+        """Have this browser's next login lead to the page of this approval."""
+        rules = {"max_age": _APPROVAL_S, "secure": self.secure, "httponly": True}
+        response.set_cookie(_APPROVAL_COOKIE, id, path="/", samesite="lax", **rules)
+
+    @staticmethod
+    def page_after_login(request: Request, otherwise: str) -> str:
+        """The page of the approval for which the browser was sent to log in. No other address is taken from a
+        request."""
+        id = request.cookies.get(_APPROVAL_COOKIE, "")
+        return f"{APPROVAL_PAGES}/{id}" if is_id(id, "cap") else otherwise
 
     def set_confirm_code(self, response: Response, code: Secret) -> None:
         """Give this browser a confirm code, which the connect page shows it."""

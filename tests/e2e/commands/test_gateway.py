@@ -9,6 +9,8 @@ from pathlib import Path
 import grpc.aio
 import httpx2
 import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -59,6 +61,11 @@ async def test_it_serves_with_lease_keys_alone_and_ends_when_it_is_told_to(api: 
             headers = {"Authorization": f"Bearer {key}"}
             unknown = await client.get(f"/v1/proxy/{connection.id}/x", headers=headers)
             assert (unknown.status_code, unknown.headers["evergrant-error"]) == (424, "api_unknown")
+            http = httpx2.AsyncClient(headers=headers, timeout=PATIENCE_S)
+            tools = streamable_http_client(f"http://127.0.0.1:{port}/mcp", http_client=http)
+            async with http, Client(tools, mode="legacy") as mcp:
+                listed = (await mcp.call_tool("list_connections")).structured_content
+            assert [it["connection_id"] for it in listed["connections"]] == [connection.id]
             assert "evergrant_proxy_open" in (await client.get("/metrics")).text
             assert (await client.get("/console")).status_code == 404, "nothing of the API's is here"
         async with grpc.aio.insecure_channel(f"127.0.0.1:{envoy_port}") as channel:

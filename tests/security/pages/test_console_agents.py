@@ -1,5 +1,6 @@
 """Agents in the console: exactly what one asks for, who decides, and the stop."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,12 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.people.roles import Person, PersonRole
 from tests.fakes.api import TENANT, Api
+from tests.fakes.providers.login_issuer import LoginIssuer
 from tests.security.console import at_console, person_at_console
+from tests.security.pages.test_person_login import issuer
+from tests.security.people import ORIGIN, PersonAt, people_log_in
+
+__all__ = ["issuer"]
 
 ANN = Person(issuer="https://login.example", sub="ann", name="ann@example.com")
 HOSTILE = '<script>alert("x")</script>\u202e\u200b'
@@ -58,9 +64,40 @@ async def test_an_auditor_and_an_old_login_decide_nothing(api: Api, verb: str):
     assert (await auditor.send(f"{path}/{verb}")).status_code == 403
     admin = await person_at_console(api, PersonRole.TENANT_ADMIN, person=ANN)
     api.clock.advance(360)
+    shown = await admin.page(path)
+    assert "Log in again" in shown
+    assert "Approve this one call" not in shown
     answer = await admin.send(f"{path}/approve")
     assert (answer.status_code, "Log in again" in answer.text) == (403, True)
     assert await api.records(AuditAction.CALL_APPROVAL_APPROVED, AuditAction.CALL_APPROVAL_DENIED) == []
+
+
+async def test_a_link_to_an_approval_leads_there_after_the_login_and_nowhere_else(
+    api: Api, issuer: LoginIssuer
+):
+    path = await an_asking_agent(api)
+    await people_log_in(api, issuer)
+    issuer.person = {"sub": "ann", "groups": ["admins"]}
+    ann = PersonAt(api)
+    first = await ann.browser.get(path)
+    assert (first.status_code, first.headers["location"]) == (303, "/console/login")
+    assert (await ann.log_in()).headers["location"] == path
+    assert "Log in again" in (await ann.browser.get(path)).text, "the issuer didn't say when she logged in"
+    issuer.person["auth_time"] = int(api.clock.now().timestamp())
+    assert (await ann.log_in(step_up="true")).headers["location"] == path
+    assert "Approve this one call" in (await ann.browser.get(path)).text
+    elsewhere = PersonAt(api)
+    for id in ("cap_x", "//evil.example", "cap_0000000000000000000000/../../x"):
+        elsewhere.browser.cookies.set("evergrant-approval", id)
+        assert (await elsewhere.log_in()).headers["location"] == "/session"
+        elsewhere.browser.cookies.clear()
+    by_key = api.browser()
+    await by_key.get(path)
+    csrf = re.search('name="csrf" value="([0-9a-f]+)"', (await by_key.get("/console/login")).text)
+    key = await api.app_with("decider", Action.ADMIN)
+    form = {"csrf": csrf[1] if csrf else "", "key": key}
+    came = await by_key.post("/console/login", data=form, headers={"Origin": ORIGIN})
+    assert came.headers["location"] == path
 
 
 async def test_an_agent_is_stopped_from_its_form(api: Api):

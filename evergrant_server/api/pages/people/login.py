@@ -1,7 +1,8 @@
 """The login of a person who administers: to the tenant's issuer and back, into a session or a command.
 
 A worker exchanges the login's code (ADR 0008); the browser waits for it. No address to return to is taken
-from a request: a browser lands on its session's page, a command's code on this machine's loopback.
+from a request: a browser lands on its session's page, or that of the approval that it was shown last, a
+command's code on this machine's loopback.
 """
 
 from functools import partial
@@ -186,7 +187,7 @@ async def _give_session(pages: SubjectPages, login: PersonLogin) -> Response:
         return secret
 
     secret = await run_transaction(pages.api.store, write)
-    response = redirect_response("/session")
+    response = redirect_response(pages.browsers.page_after_login(pages.request, "/session"))
     cookie = session_cookie(pages.api.settings.public_url)
     pages.browsers.begin_session(response, cookie, secret.reveal(), SESSION_LASTS)
     return response
