@@ -5,6 +5,7 @@ It prints each link that a consent needs; a real one sends it to the subject.
 
 import asyncio
 import os
+from datetime import timedelta
 
 from evergrant import AsyncEvergrant, ConsentRequired
 from evergrant.temporal import EvergrantPlugin
@@ -31,6 +32,8 @@ async def main() -> None:
             workflows=[TakesNote],
             activities=[agent.ask, agent.decision, agent.write],
             plugins=[EvergrantPlugin(on_consent_required=show_link)],
+            # how long a workflow waits for the worker that had it last, before another one may take it over
+            sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
         )
         print("the agent's worker is running", flush=True)
         await worker.run()
