@@ -74,11 +74,14 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
 
     def proxy(self, connection_id: str, *, gateway_url: str | None = None) -> httpx2.AsyncClient:
         """See `Evergrant.proxy`."""
-        gateway = gateway_address(gateway_url, allow_plain_http=self._allow_plain_http)
-        auth = GatewayAuth(gateway, lambda: self._credential(Deadline(self._deadline)))
-        options: dict[str, Any] = client_options(gateway, connection_id, auth)
+        options: dict[str, Any] = client_options(connection_id, self.gateway_auth(gateway_url=gateway_url))
         hooks = {"response": [raise_own_error_async]}
         return httpx2.AsyncClient(**options, verify=self._tls, event_hooks=hooks)
+
+    def gateway_auth(self, *, gateway_url: str | None = None) -> GatewayAuth:
+        """See `Evergrant.gateway_auth`."""
+        gateway = gateway_address(gateway_url, allow_plain_http=self._allow_plain_http)
+        return GatewayAuth(gateway, lambda: self._credential(Deadline(self._deadline)))
 
     async def refresh(self, connection_id: str, *, seen_generation: int | None = None) -> Connection:
         """See `Evergrant.refresh`."""

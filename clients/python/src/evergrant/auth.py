@@ -142,9 +142,9 @@ class LeaseAuth(_AuthFlow):
 
     def for_httpx(self) -> "httpx.Auth":
         """The same for httpx.Client."""
-        from evergrant.frameworks.httpx import HttpxLeaseAuth
+        from evergrant.frameworks.httpx import HttpxAuth
 
-        return HttpxLeaseAuth(self)
+        return HttpxAuth(self)
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         flow, answer = self.flow(request), None
@@ -167,9 +167,9 @@ class AsyncLeaseAuth(_AuthFlow):
 
     def for_httpx(self) -> "httpx.Auth":
         """The same for httpx.AsyncClient."""
-        from evergrant.frameworks.httpx import HttpxLeaseAuth
+        from evergrant.frameworks.httpx import HttpxAuth
 
-        return HttpxLeaseAuth(self)
+        return HttpxAuth(self)
 
     async def async_auth_flow(
         self, request: httpx2.Request

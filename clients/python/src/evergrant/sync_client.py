@@ -88,10 +88,16 @@ class Evergrant(ApiMethods, Transport):
         EVERGRANT_GATEWAY_URL by default. An answer of the provider's API is a response, of any status;
         one of Evergrant's own is raised as EvergrantError. Close it, or use it as a context manager.
         """
-        gateway = gateway_address(gateway_url, allow_plain_http=self._allow_plain_http)
-        auth = GatewayAuth(gateway, lambda: self._credential(Deadline(self._deadline)))
-        options: dict[str, Any] = client_options(gateway, connection_id, auth)
+        options: dict[str, Any] = client_options(connection_id, self.gateway_auth(gateway_url=gateway_url))
         return httpx2.Client(**options, verify=self._tls, event_hooks={"response": [raise_own_error]})
+
+    def gateway_auth(self, *, gateway_url: str | None = None) -> GatewayAuth:
+        """For httpx2: the app's own credential for requests to the gateway, such as those of an MCP client.
+
+        `mcp_url(connection_id)` of it is the address of a connection's MCP server there.
+        """
+        gateway = gateway_address(gateway_url, allow_plain_http=self._allow_plain_http)
+        return GatewayAuth(gateway, lambda: self._credential(Deadline(self._deadline)))
 
     def refresh(self, connection_id: str, *, seen_generation: int | None = None) -> Connection:
         """Refresh the grant, unless it is newer than `seen_generation` (None: than it is now)."""

@@ -39,7 +39,10 @@ async def temporal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Te
 
 
 class ToolServer:
-    """An MCP server that takes no request without the token, and one of whose tools repeats it."""
+    """An MCP server that takes no request without the token, and one of whose tools repeats it.
+
+    Its URL at the gateway takes the app's key.
+    """
 
     def __init__(self) -> None:
         self.server = MCPServer("crm")
@@ -55,8 +58,10 @@ class ToolServer:
             await over.wait()
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if (b"authorization", f"Bearer {TOKEN}".encode()) in scope["headers"]:
-            return await self.app(scope, receive, send)
+        at_gateway = scope["path"] == "/mcp/con_1"
+        taken = "evg_key" if at_gateway else TOKEN
+        if (b"authorization", f"Bearer {taken}".encode()) in scope["headers"]:
+            return await self.app(scope | {"path": "/mcp"}, receive, send)
         self.refused += 1
         await send({"type": "http.response.start", "status": 401, "headers": []})
         await send({"type": "http.response.body", "body": b""})
@@ -66,13 +71,14 @@ class Tools:
     """Runs a workflow that calls one tool; what came of it, and the workflow's history as bytes."""
 
     def __init__(self, temporal: TemporalServer, evergrant: ScriptedEvergrant, url: str) -> None:
-        self._temporal, self._url, self._evergrant = temporal, f"{url}/mcp", evergrant
+        self._temporal, self._evergrant = temporal, evergrant
+        self.url: str | None = f"{url}/mcp"
 
     async def call(self, connection_id: str | None, tool: str) -> tuple[object, bytes]:
         client, queue = await self._temporal.client(), f"tools-{uuid4()}"
         plugins = [
             EvergrantPlugin(self._evergrant.url, "evg_key", deadline=timedelta(seconds=PATIENCE_S)),
-            MCPPlugin({"crm": mcp_client(self._url)}),
+            MCPPlugin({"crm": mcp_client(self.url)}),
         ]
         async with Worker(client, task_queue=queue, workflows=[UsesTool], plugins=plugins):
             handle = await client.start_workflow(
@@ -87,11 +93,14 @@ class Tools:
 
 
 @pytest.fixture
-async def tools(temporal: TemporalServer, evergrant: ScriptedEvergrant) -> AsyncIterator[Tools]:
+async def tools(
+    temporal: TemporalServer, evergrant: ScriptedEvergrant, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Tools]:
     server, ready, over = ToolServer(), asyncio.Event(), asyncio.Event()
     living = asyncio.create_task(server.live(ready, over))
     await ready.wait()
     async with served(server) as url:
+        monkeypatch.setenv("EVERGRANT_GATEWAY_URL", url)
         yield Tools(temporal, evergrant, url)
     over.set()
     await living
@@ -130,6 +139,13 @@ async def test_without_a_consent_it_fails_with_the_code_and_without_the_link(
     assert (failed.type, failed.non_retryable) == ("ReconnectNeeded", True)
     assert failed.details[0]["code"] == "consent_required"
     assert LINK.encode() not in history
+
+
+async def test_through_the_gateway_nothing_is_leased(tools: Tools, evergrant: ScriptedEvergrant):
+    tools.url = None
+    ended, history = await tools.call("con_1", "whoami")
+    assert (ended, evergrant.requests) == ("alice", [])
+    assert b"evg_key" not in history
 
 
 @pytest.mark.parametrize("given", [None, "alice"])

@@ -1,23 +1,20 @@
-"""`auth()` for httpx, on which MCP clients before version 2 are built (LangChain's adapters, CrewAI)."""
+"""Credentials for httpx, on which MCP clients before version 2 are built (LangChain's adapters, CrewAI)."""
 
 from collections.abc import AsyncGenerator, Generator
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import httpx
 import httpx2
 
-if TYPE_CHECKING:
-    from evergrant.auth import AsyncLeaseAuth, LeaseAuth
-
-# Both libraries' requests and responses have the members that the flow uses.
+# Both libraries' requests and responses have the members that the flows use.
 _Sync = Generator[httpx.Request, httpx.Response, None]
 _Async = AsyncGenerator[httpx.Request, httpx.Response]
 
 
-class HttpxLeaseAuth(httpx.Auth):
-    """For the client of the same kind: httpx.Client for `Evergrant.auth`, else httpx.AsyncClient."""
+class HttpxAuth(httpx.Auth):
+    """An `httpx2.Auth` of this package for httpx's client of the same kind."""
 
-    def __init__(self, auth: "LeaseAuth | AsyncLeaseAuth") -> None:
+    def __init__(self, auth: httpx2.Auth) -> None:
         self._auth = auth
 
     def sync_auth_flow(self, request: httpx.Request) -> _Sync:

@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from typing import TYPE_CHECKING
 
 import httpx2
 
 from evergrant.calls.call import error_from
 from evergrant.errors import BadRequest
 from evergrant.origins import is_loopback, origin_of
+
+if TYPE_CHECKING:
+    import httpx
 
 _SILENCE_S = 310.0  # a little longer than the gateway waits for the provider's API
 _REPAIR = "Set EVERGRANT_GATEWAY_URL; beside make dev it is http://127.0.0.1:8483."
@@ -42,8 +46,18 @@ class GatewayAuth(httpx2.Auth):
     """Puts the app's own credential on requests to the gateway, and on no others."""
 
     def __init__(self, gateway: str, credential: Callable[[], str | Awaitable[str]]) -> None:
-        self._origin = origin_of(httpx2.URL(gateway))
+        self.gateway, self._origin = gateway, origin_of(httpx2.URL(gateway))
         self._credential = credential
+
+    def mcp_url(self, connection_id: str) -> str:
+        """Where an MCP client reaches the connection's server."""
+        return f"{self.gateway}/mcp/{connection_id}"
+
+    def for_httpx(self) -> "httpx.Auth":
+        """The same for httpx's clients."""
+        from evergrant.frameworks.httpx import HttpxAuth
+
+        return HttpxAuth(self)
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         self._require_gateway(request)
@@ -67,10 +81,10 @@ class GatewayAuth(httpx2.Auth):
             raise BadRequest(why, code="origin_invalid", repair="Begin the path with /.")
 
 
-def client_options(gateway: str, connection_id: str, auth: GatewayAuth) -> dict[str, object]:
+def client_options(connection_id: str, auth: GatewayAuth) -> dict[str, object]:
     """What both kinds of clients are made with."""
     return {
-        "base_url": f"{gateway}/v1/proxy/{connection_id}",
+        "base_url": f"{auth.gateway}/v1/proxy/{connection_id}",
         "auth": auth,
         "trust_env": False,  # a proxy of the environment must not see the API key
         "follow_redirects": False,  # a redirect is the provider's answer

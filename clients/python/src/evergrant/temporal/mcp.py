@@ -1,6 +1,7 @@
 """MCP clients in activities, for a connection by its id: it stands in a history, and the token never does.
 
-    MCPPlugin({"crm": mcp_client("https://crm.example/mcp")})
+    MCPPlugin({"crm": mcp_client()})                           # through the gateway: no token at all
+    MCPPlugin({"crm": mcp_client("https://crm.example/mcp")})  # the activity leases
 
 For other clients of httpx2 `connection_auth` is the `auth`. The activity's worker needs `EvergrantPlugin`,
 which also refuses a result that repeats the token.
@@ -65,31 +66,44 @@ def connection_auth(connection_id: object, *, origins: str) -> ConnectionAuth:
 
     Raises a failure that isn't retried for what is no connection's id.
     """
-    if not isinstance(connection_id, str) or not connection_id.startswith("con_"):
-        raise ApplicationError(
-            "this MCP client is for one connection: give its id, factory_argument=connection.id",
-            type="ConnectionMissing",
-            non_retryable=True,
-        )
-    return ConnectionAuth(current_leases(), connection_id, origins)
+    return ConnectionAuth(current_leases(), _require_id(connection_id), origins)
 
 
-def mcp_client(url: str) -> Callable[[object], Client]:
-    """A factory for `MCPPlugin`: a client of this MCP server, for the connection in `factory_argument`."""
-    parts = urlsplit(url)
+def mcp_client(url: str | None = None) -> Callable[[object], Client]:
+    """A factory for `MCPPlugin`: a client of an MCP server, for the connection in `factory_argument`.
 
-    @asynccontextmanager
-    async def transport(auth: ConnectionAuth) -> AsyncGenerator[Any]:
-        await auth.require_token()  # here it fails the activity; inside, the SDK's client would wrap it
-        timeout = httpx2.Timeout(_CONNECT_S, read=_SILENCE_S)
-        async with (
-            httpx2.AsyncClient(auth=auth, timeout=timeout) as http,
-            streamable_http_client(url, http_client=http) as streams,
-        ):
-            yield streams
+    Without a URL it goes through Evergrant's gateway (EVERGRANT_GATEWAY_URL), and no token reaches the
+    worker; with the server's URL the activity leases.
+    """
 
     def connect(connection_id: object) -> Client:
-        auth = connection_auth(connection_id, origins=f"{parts.scheme}://{parts.netloc}")
-        return Client(transport(auth))
+        if url is None:
+            auth = current_leases().clients.asyncio.gateway_auth()
+            return Client(_transport(auth.mcp_url(_require_id(connection_id)), auth))
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        return Client(_transport(url, connection_auth(connection_id, origins=origin)))
 
     return connect
+
+
+@asynccontextmanager
+async def _transport(url: str, auth: httpx2.Auth) -> AsyncGenerator[Any]:
+    if isinstance(auth, ConnectionAuth):
+        await auth.require_token()  # here it fails the activity; inside, the SDK's client would wrap it
+    timeout = httpx2.Timeout(_SILENCE_S, connect=_CONNECT_S)
+    async with (
+        httpx2.AsyncClient(auth=auth, timeout=timeout) as http,
+        streamable_http_client(url, http_client=http) as streams,
+    ):
+        yield streams
+
+
+def _require_id(connection_id: object) -> str:
+    if isinstance(connection_id, str) and connection_id.startswith("con_"):
+        return connection_id
+    raise ApplicationError(
+        "this MCP client is for one connection: give its id, factory_argument=connection.id",
+        type="ConnectionMissing",
+        non_retryable=True,
+    )
