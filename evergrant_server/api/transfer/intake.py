@@ -149,6 +149,7 @@ class _ImportTransaction:
         tokens = ImportedTokens(
             access_token=item.access_token,
             refresh_token=item.refresh_token,
+            id_token=item.id_token,
             token_type=item.token_type,
             expires_at=_access_token_expiry(item, now),
             metadata=item.metadata,

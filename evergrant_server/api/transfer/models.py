@@ -52,7 +52,8 @@ class ImportItem(Body):
     Exactly one of `expires_at`, `expires_in` (seconds from now), `expires: "unknown"` and
     `never_expires` says when the access token expires. An unknown expiry counts as expired, so that
     the first lease refreshes, unless `never_expires` is true as well. `expires_at` is at most a
-    century away: systems use dates beyond it as placeholders.
+    century away: systems use dates beyond it as placeholders. `id_token` names the account, and is what an
+    identity provider grants access for (ID-JAG).
     """
 
     integration: Slug
@@ -60,6 +61,7 @@ class ImportItem(Body):
     label: Label = "default"
     access_token: ImportedToken = Field(repr=False)
     refresh_token: ImportedToken | None = Field(default=None, repr=False)
+    id_token: ImportedToken | None = Field(default=None, repr=False)
     token_type: Annotated[str, AfterValidator(_token_type)] = "Bearer"
     expires_at: AwareDatetime | None = None
     expires_in: float | None = Field(default=None, ge=0, le=MAX_LIFETIME.total_seconds(), allow_inf_nan=False)

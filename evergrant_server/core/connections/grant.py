@@ -198,6 +198,7 @@ class ImportedTokens(SealableModel):
 
     access_token: Secret
     refresh_token: Secret | None = None
+    id_token: Secret | None = None
     token_type: str = "Bearer"
     expires_at: datetime | None
     refresh_expires_at: datetime | None = None
@@ -230,6 +231,7 @@ class ImportedTokens(SealableModel):
         return TokenSet(
             access_token=self.access_token,
             refresh_token=self.refresh_token,
+            id_token=self.id_token,
             token_type=self.token_type,
             expires_in=left,
             refresh_expires_in=_seconds(obtained_at, self.refresh_expires_at),

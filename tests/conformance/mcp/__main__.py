@@ -20,6 +20,7 @@ from tests.conformance.mcp.verdicts import (
 from tests.e2e.world import World, running
 
 _REVISIONS = ("2026-07-28", "2025-11-25")
+_EXTENSION = "auth/enterprise-managed-authorization"
 _PORTS = 120  # of a run, whose scenarios are all under way at the same time
 
 
@@ -33,6 +34,7 @@ async def main() -> int:
         async with running(World, Path(data), *allowed) as world, driver(world) as port:
             for revision, mine in zip(_REVISIONS, ports, strict=True):
                 bad += await _judged(revision, port, mine)
+            bad += await _judged_extension(port, ports[0])
     for revision in _REVISIONS:
         bad += not await compared(revision)
     return 1 if bad else 0
@@ -50,6 +52,17 @@ async def _judged(revision: str, port: str, ports: list[int]) -> int:
     if len(good) < len(required):
         print(said, file=sys.stderr)
     return len(required) - len(good)
+
+
+async def _judged_extension(port: str, ports: list[int]) -> int:
+    """Of the extension `enterprise-managed-authorization`, which no revision requires."""
+    where = ("--scenario", _EXTENSION, "--spec-version", _REVISIONS[0], "--force")
+    said = await judge(port, ports, *where)
+    good = "OVERALL: PASSED" in said
+    print(f"\n  {'✓' if good else '✗'} {_EXTENSION}")
+    if not good:
+        print(said, file=sys.stderr)
+    return not good
 
 
 if __name__ == "__main__":

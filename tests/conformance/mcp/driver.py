@@ -37,13 +37,18 @@ class McpApp:
         known = {"client_id", "client_secret"} & told["context"].keys()
         client = {field: told["context"][field] for field in known}
         self._integration = {"provider": "mcp", "params": {"url": self._url}, **client}
+        self._enterprise: dict[str, str] = told["context"] if "idp_id_token" in told["context"] else {}
         self._number = 0
         self._session: dict[str, str] = {}
         self._connected = False
 
     async def run(self) -> None:
         """Raises ApiProblem where Evergrant refuses the server, ReconnectNeeded after too many tries."""
+        if self._enterprise:
+            await self._log_in()
         await self._world.integration(self._name, self._integration)
+        if self._enterprise:
+            await self._world.active(await self._world.begin(self._name))
         origin = self._url.rpartition("/")[0]
         async with (
             AsyncEvergrant(self._world.platform.api, self._world.key) as evergrant,
@@ -78,6 +83,18 @@ class McpApp:
                 self._session = {"Mcp-Session-Id": answer.headers["mcp-session-id"]}
             return
         raise ReconnectNeeded(f"{_MOST_TRIES} tries weren't enough")
+
+    async def _log_in(self) -> None:
+        """The subject has logged in at the judge's identity provider, which has no page for it: an admin
+        imports what that gave."""
+        staff, told = f"{self._name}-staff", self._enterprise
+        there = {"provider": "generic", "issuer": told["idp_issuer"], "client_auth": "none"}
+        await self._world.integration(staff, {**there, "client_id": told["idp_client_id"]})
+        tokens = {"access_token": "unused", "id_token": told["idp_id_token"], "expires_in": 3600}
+        item = {"integration": staff, "subject": "sam", "scopes": ["openid"], **tokens}
+        made = await self._world.admin.post("/v1/connections/import", {"items": [item], "verify": False})
+        await self._world.admin.state(made["items"][0]["connection_id"], "active", PATIENCE_S)
+        self._integration["identity_provider"] = staff
 
     async def _consent(self, connection_id: str | None, connect_url: str | None) -> None:
         """A fresh browser opens the link. Raises HTTPStatusError for the page of a refused callback."""
