@@ -59,3 +59,9 @@ def is_here(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
+
+
+def test_the_guide_has_every_example() -> None:
+    guide = (ROOT / "docs/guide/frameworks.md").read_text(encoding="utf-8")
+    marks = re.findall(r"^<!-- (\S+): [\w, ]+ -->\n```python\n\S", guide, re.MULTILINE)
+    assert set(marks) == {path.relative_to(ROOT).as_posix() for path in EXAMPLES}
