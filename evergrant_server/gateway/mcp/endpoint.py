@@ -1,5 +1,6 @@
 """The route of the pass-through: from a message of MCP to the server's answer."""
 
+import json
 import re
 
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from evergrant_server.gateway.http.own_address import require_own_address
 from evergrant_server.gateway.mcp.message import read_message
 from evergrant_server.gateway.mcp.request import McpRequest
 from evergrant_server.gateway.mcp.sessions import SessionIds
+from evergrant_server.gateway.mcp.step_up import with_link
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.call import ProxyCall
 from evergrant_server.gateway.proxy.caller_body import CallerBody
@@ -47,7 +49,10 @@ class McpEndpoint:
             await body.read_beginning()
             outgoing = self._outgoing(request, caller[0], connection_id, body)
             call = ProxyCall(self._parts, request, caller, connection_id, outgoing, body)
-            await carry_out(self._parts, request, call, body, receive, send)
+            try:
+                await carry_out(self._parts, request, call, body, receive, send)
+            except Failure as failure:
+                raise await with_link(self._parts, request, caller[0], connection_id, failure) from None
 
     def _outgoing(
         self, request: Request, caller: Caller, connection_id: ConnectionId, body: CallerBody
@@ -58,5 +63,15 @@ class McpEndpoint:
         request.scope[MESSAGE] = message
         if message.unclear is not None and any(it.looks_at_messages for it in caller.judging_permits):
             raise Failure(ErrorCode.INVALID_REQUEST, message.unclear, field="body")
-        sessions = SessionIds(self._parts.api.ring, caller.tenant, connection_id, caller.app.id)
+        sessions = SessionIds(self._parts.api.ring, caller.tenant, connection_id, _principal(caller))
         return McpRequest(method, request.scope["query_string"], headers, body, message, sessions)
+
+
+def _principal(caller: Caller) -> str:
+    """Whose session it is: an app's, one of its clients' or the subject's it acts for, one as an agent."""
+    parts: list[str] = [caller.app.id]
+    if caller.authorization is not None:
+        parts += [caller.authorization.client_id, caller.authorization.subject]
+    if caller.delegated is not None:
+        parts += [caller.delegated.chain[0].id]
+    return json.dumps(parts)

@@ -9,10 +9,10 @@ import binascii
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from evergrant_server.gateway.proxy.headers import RawHeaders, plain_name
+from evergrant_server.gateway.proxy.headers import RawHeaders, plain_name, values_of
 from evergrant_server.policy import NO_TOOL
 
 _OF_PROTOCOL = frozenset(
@@ -28,12 +28,15 @@ _PARAMS = frozenset({"name", "arguments", "uri", "_meta"})
 _JSON = re.compile(rb"application/json(?:\s*;\s*charset=\"?utf-8\"?)?\s*\Z", re.IGNORECASE)
 _BASE64 = re.compile(r"=\?base64\?(.*)\?=\Z", re.DOTALL)
 _PARAM = b"mcp-param-"
+_VERSION = b"mcp-protocol-version"
+_FIRST_MODERN = b"2026-07-28"  # revisions are dates
 
 
 @dataclass(frozen=True)
 class McpMessage:
     """`tool`: the one it calls, NO_TOOL, or None where that isn't known, as in a method of a server's own.
-    `unclear` says why a message can't be judged, `differs` that its headers say otherwise than its body."""
+    `unclear` says why a message can't be judged, `differs` that its headers say otherwise than its body.
+    `is_modern`: of the revision 2026-07-28, which has no sessions, or a later one."""
 
     method: str = ""
     tool: str | None = None
@@ -41,6 +44,7 @@ class McpMessage:
     id: str | int | float | None = None
     unclear: str | None = None
     differs: bool = False
+    is_modern: bool = False
 
 
 class _Unclear(Exception):
@@ -49,14 +53,19 @@ class _Unclear(Exception):
 
 def read_message(http_method: str, headers: RawHeaders, content: bytes | None) -> McpMessage:
     """`content` None: it is longer than what is kept of a body."""
+    modern = max(values_of(_VERSION, headers), default=b"") >= _FIRST_MODERN
     if content is None:
-        return McpMessage(unclear="The message is too long to be judged.")
+        return McpMessage(unclear="The message is too long to be judged.", is_modern=modern)
     if http_method != "POST":
-        return McpMessage(tool=None if content else NO_TOOL)
+        return McpMessage(tool=None if content else NO_TOOL, is_modern=modern)
     try:
         body = _object(headers, content)
     except (_Unclear, ValueError, RecursionError) as why:
-        return McpMessage(unclear=f"The message can't be judged: {_why(why)}.")
+        return McpMessage(unclear=f"The message can't be judged: {_why(why)}.", is_modern=modern)
+    return replace(_read(headers, body), is_modern=modern)
+
+
+def _read(headers: RawHeaders, body: dict[str, Any]) -> McpMessage:
     id = body.get("id")
     id = id if isinstance(id, str | int | float) and not isinstance(id, bool) else None
     try:

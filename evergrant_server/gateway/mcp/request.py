@@ -18,8 +18,6 @@ from evergrant_server.store import LeaseRow
 
 _MOST_LINE = 200  # characters of method and tool in the audit log
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
-_VERSION = b"mcp-protocol-version"
-_WITHOUT_SESSIONS = b"2026-07-28"  # the first revision; revisions are dates
 _OWN = frozenset({HEADER, b"origin"})  # the gateway has read them; the server gets its own session id
 
 
@@ -53,7 +51,7 @@ class McpRequest:
 
     def _open_session(self) -> bytes | None:
         given = values_of(HEADER, self.given)
-        if not given or max(values_of(_VERSION, self.given), default=b"") >= _WITHOUT_SESSIONS:
+        if not given or self.message.is_modern:
             return None
         if len(given) > 1:
             raise Failure(ErrorCode.INVALID_REQUEST, "Two sessions are named.", field="Mcp-Session-Id")

@@ -11,7 +11,9 @@ import pytest_asyncio
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.gateway.proxy.caller_body import KEPT
 from tests.fakes.api import Api
 from tests.fakes.platform.gateway import OK, Gateway, RawUpstream, Seen, answer
@@ -78,20 +80,44 @@ async def test_the_servers_own_refusals_pass_and_its_401_does_not(server: Server
     assert upstream.seen[1].body == upstream.seen[2].body
     server.api.refreshes_with("at-3")
     upstream.responses = [expired, expired]
-    again = await server.post(INITIALIZE)
+    again = await server.post(INITIALIZE, MODERN)
     assert problem_of(again) == (409, -32600, "token_refused")
     assert "www-authenticate" not in again.headers
     assert len(server.api.link.asked) == 2, "one refresh a generation"
 
 
-async def test_a_403_that_wants_scopes_is_a_typed_step_up(server: Server, upstream: RawUpstream):
+@pytest.mark.parametrize("binding", ["none", "oidc"])
+async def test_a_403_that_wants_scopes_is_a_typed_step_up(
+    server: Server, upstream: RawUpstream, binding: str
+):
+    """With a link where only a login opens it, as clients of each era take it."""
+    login = LoginRule(integration="staff") if binding == "oidc" else None
+    async with server.api.worker.write() as tx:
+        integration = await tx.integrations.by_name(server.connection.tenant, "tools")
+        assert integration is not None
+        changed = integration.model_copy(update={"binding": Binding(binding), "login": login})
+        await tx.integrations.put(changed, None, expected=integration.revision)
+    await permit_is(server, actions=["proxy", "connect"])
     challenge = 'WWW-Authenticate: Bearer error="insufficient_scope", scope="files:write"'
-    upstream.responses = [answer(b"no", "403 Forbidden", challenge)]
-    wanted = await server.post(DANGER)
-    assert problem_of(wanted) == (403, -32600, "scope_not_granted")
-    assert wanted.json()["id"] == "r1"
-    said = wanted.json()["error"]["data"]
-    assert (said["scopes"], said["connection_id"]) == ("files:write", server.connection.id)
+    forbidden = answer(b"no", "403 Forbidden", challenge)
+    upstream.responses = [forbidden, forbidden]
+    modern, older = await server.post(DANGER, MODERN), await server.post(DANGER)
+    linked = binding == "oidc"
+    assert problem_of(modern) == (403, -32600, "scope_not_granted")
+    assert problem_of(older) == (200, -32042 if linked else -32600, "scope_not_granted")
+    for made in (modern, older):
+        error = made.json()["error"]
+        assert made.json()["id"] == "r1"
+        assert "www-authenticate" not in made.headers
+        assert (error["data"]["scopes"], error["data"]["connection_id"]) == (
+            "files:write",
+            server.connection.id,
+        )
+        assert ("connect_url" in error["data"]) == linked
+    if linked:
+        (asked,) = older.json()["error"]["data"]["elicitations"]
+        assert (asked["mode"], asked["url"]) == ("url", modern.json()["error"]["data"]["connect_url"])
+        assert asked["url"] in modern.json()["error"]["message"]
 
 
 # --- sessions ---------------------------------------------------------------------------
@@ -186,8 +212,11 @@ async def test_a_permit_names_the_tools_that_may_be_called(server: Server, upstr
     assert (await server.gateway.call("GET", server.path, server.key)).status_code == 200
     count = len(upstream.seen)
     for message in (DANGER, calls("Safe"), DANGER | {"method": "resources/read", "params": {"uri": "x"}}):
+        assert (await server.post(message, MODERN)).status_code == 403
         refused = await server.post(message)
-        assert problem_of(refused) == (403, -32600, "not_permitted")
+        assert problem_of(refused) == (200, -32600, "not_permitted"), (
+            "an error ends no older client's session"
+        )
         assert refused.json()["error"]["data"]["permit"] == "only"
     twice = [*MODERN.items(), ("Mcp-Name", "safe"), ("Mcp-Name", "danger")]
     for body, headers, code in (
@@ -215,7 +244,7 @@ async def permit_is(server: Server, **fields: Any) -> str:
 async def test_an_approval_is_for_one_tool_with_its_arguments(server: Server, upstream: RawUpstream):
     admin = await permit_is(server, call_approval=True)
     assert (await server.post(INITIALIZE)).status_code == 200, "what calls no tool needs no approval"
-    assert problem_of(await server.post(DANGER))[::2] == (403, "call_approval_required")
+    assert problem_of(await server.post(DANGER, MODERN))[::2] == (403, "call_approval_required")
     wanted = {"connection_id": server.connection.id, "tool": "danger", "arguments": {}, "reason": "order 7"}
     asked = (await server.api.post("/v1/call-approvals", server.key, wanted)).json()
     await server.api.post(f"/v1/call-approvals/{asked['id']}/approve", admin)
@@ -258,7 +287,7 @@ async def test_a_hostile_answer_costs_its_own_call_alone(
     server: Server, upstream: RawUpstream, sent: bytes, status: int, code: str
 ):
     upstream.responses = [sent]
-    refused = await server.post(INITIALIZE)
+    refused = await server.post(INITIALIZE, MODERN)
     assert problem_of(refused)[::2] == (status, code)
     assert (await server.post(INITIALIZE)).status_code == 200
 

@@ -8,10 +8,10 @@ import pytest_asyncio
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from tests.fakes.api import TENANT
-from tests.fakes.platform.gateway import RawUpstream
+from tests.fakes.platform.gateway import RawUpstream, answer
 from tests.fakes.platform.gateway_clients import AuthorizedClient, authorized_client
 from tests.fakes.rows import disable_tenant
-from tests.security.gateway.test_mcp import INITIALIZE, Server, server
+from tests.security.gateway.test_mcp import INITIALIZE, JSON, MODERN, Server, server
 
 __all__ = ["server"]
 
@@ -74,6 +74,19 @@ async def test_a_token_for_alice_reaches_no_connection_of_bob_whatever_the_apps_
     assert upstream.seen == []
 
 
+async def test_a_clients_session_is_not_its_apps(
+    server: Server, agent: AuthorizedClient, upstream: RawUpstream
+):
+    """Attack 5, between two callers that act as the same app."""
+    token = (await tokens_for(server, agent))["access_token"]
+    upstream.responses = [answer(b"{}", "200 OK", "Mcp-Session-Id: theirs")]
+    session = (await server.post(INITIALIZE, key=token)).headers["mcp-session-id"]
+    headers = JSON | {"Mcp-Session-Id": session}
+    assert (await server.post(INITIALIZE, headers)).status_code == 404
+    assert (await server.post(INITIALIZE, headers, token)).status_code == 200
+    assert upstream.seen[-1].values("mcp-session-id") == ["theirs"]
+
+
 async def test_rfc9728_5_1_a_401_leads_to_the_resources_metadata(server: Server, agent: AuthorizedClient):
     settings = server.api.parts.settings
     resource = f"{settings.gateway_public_url}{server.path}"
@@ -128,4 +141,4 @@ async def test_keys_of_apps_call_the_same_resource(server: Server, upstream: Raw
     (called,) = await server.api.records(AuditAction.PROXY_CALLED)
     assert "client" not in called.detail
     limited = await server.api.app_with("limited", Action.CONNECT)
-    assert (await server.post(INITIALIZE, key=limited)).status_code == 403
+    assert (await server.post(INITIALIZE, MODERN, limited)).status_code == 403
