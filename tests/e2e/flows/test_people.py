@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page
 
+from tests.e2e.flows.stock_client import AgentFile, stock_client
 from tests.e2e.flows.test_implicit import new_page, running_browser
 from tests.e2e.world import World, refused, running
 from tests.fakes.patience import PATIENCE_S
@@ -126,3 +127,42 @@ async def test_a_command_logs_in_by_a_browser_and_administers_as_a_person(world:
     assert (status, "api_key_missing" in err) == (1, True)
     with refused("not_found", 404):
         await world.admin.get("/v1/sessions/current")
+
+
+async def test_a_stock_mcp_client_needs_the_url_alone(world: People):
+    """It registers itself; a person lets it in once, and then it is one redirect."""
+    await world.admin.put("/v1/apps/agents", {})
+    await world.admin.put(
+        "/v1/apps/agents/permits/all", {"integration": "*", "actions": ["proxy", "connect"]}
+    )
+    await world.admin.put("/v1/client-login", {"integration": "staff", "app": "agents"})
+    url, kept, pages = f"{world.platform.gateway}/mcp", AgentFile(), []
+    async with running_browser() as browser:
+        page = await new_page(browser)
+
+        async def lets_in(address: str) -> None:
+            await page.goto(address)
+            await page.fill("input[name=login]", "sam")
+            await page.fill("input[name=password]", "any")
+            await page.click("[type=submit]")
+            await consents(page)
+            pages.append(await page.inner_text("body"))
+            await page.get_by_role("button", name="Allow", exact=True).click()
+
+        async with stock_client(url, kept, lets_in) as client:
+            tools = {tool.name for tool in (await client.list_tools()).tools}
+        assert "list_connections" in tools
+        (shown,) = pages
+        assert [it in shown for it in ("Coder", "No one has checked its name", "sam")] == [True] * 3
+        assert kept.tokens is not None
+        kept.tokens = None  # as after a revocation: the registration is kept
+
+        async def comes_back(address: str) -> None:
+            await page.goto(address)
+            await page.get_by_text("Done").wait_for()
+
+        async with stock_client(url, kept, comes_back) as client:
+            assert {tool.name for tool in (await client.list_tools()).tools} == tools
+    records = (await world.admin.get("/v1/audit?limit=200"))["items"]
+    given = [it for it in records if it["action"] == "authorization.given"]
+    assert [it["detail"]["subject"] for it in given] == ["sam", "sam"]

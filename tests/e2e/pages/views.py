@@ -22,6 +22,8 @@ from evergrant_server.console.logos import Parties, Party
 from evergrant_server.console.pages import Pages
 from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import OAuthClientId
+from evergrant_server.core.oauth.clients import ClientKind, GatewayClient
 from evergrant_server.core.people.logins import CommandStart
 from evergrant_server.core.people.roles import Person, PersonRole
 from evergrant_server.core.people.sessions import PersonSession, SessionKind
@@ -216,8 +218,31 @@ def _rendered() -> list[tuple[str, Response]]:
         "for-admins": pages.failed(rejected, WayOut(who)),
         "login": pages.login(**login, step_up=False, command=None),
         "login-command": pages.login(**login, step_up=True, command=command),
+        **_authorizations(pages, subject, csrf),
         "session": pages.session(session=person, step_up="/login", csrf=csrf),
         "logged-out": pages.logged_out(),
         "not-logged-in": pages.not_logged_in(used),
+        "not-authorized": pages.not_authorized(Failure(ErrorCode.CLIENT_UNKNOWN)),
     }
     return [(name, html_response(text)) for name, text in html.items()]
+
+
+def _authorizations(pages: Pages, subject: str, csrf: str) -> dict[str, str]:
+    """The page that asks whether a client may act: of each kind of client."""
+    facts = {"tenant": TENANT, "created_at": NOON, "redirect_uris": ()}
+    coder = GatewayClient(
+        **facts, id=OAuthClientId("cli_1"), client_id="cli_1", kind=ClientKind.REGISTERED, name="Coder"
+    )
+    url, long = "https://agent.acme-coding-agents.example/clients/desktop.json", "Long" * 19
+    known = coder.model_copy(update={"client_id": url, "kind": ClientKind.DOCUMENT, "name": long})
+    admins = coder.model_copy(update={"kind": ClientKind.ADMIN, "name": ""})
+    asks = {"person": subject, "csrf": csrf}
+    own = ["See which of your accounts are connected", "Call their APIs as you: crm, code and 3 more"]
+    may = ["Use tickets.acme.example as ann@acme.example: each tool and request that the app agents may use"]
+    here = {"what": "your connections", "may": own, "leads_to": "a program on this computer", "then": None}
+    there = {"what": "tickets at tickets.acme.example", "may": may, "leads_to": "agent.acme.example"}
+    return {
+        "authorize": pages.authorize(client=coder, **here, **asks),
+        "authorize-long": pages.authorize(client=known, **there, then="tickets.acme.example", **asks),
+        "authorize-admins": pages.authorize(client=admins, **here, **asks),
+    }
