@@ -12,6 +12,8 @@ from evergrant_server.api.apps.routes import get_app, list_apps
 from evergrant_server.api.console.visit import ROWS, VisitDep, chosen, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor
 from evergrant_server.core.access import Action
+from evergrant_server.core.agents.delegations import chain_problem
+from evergrant_server.core.ids import AppId
 from evergrant_server.policy import Target
 
 router = APIRouter(include_in_schema=False)
@@ -60,12 +62,16 @@ async def show_reach(visit: VisitDep, name: str, cursor: str = "") -> Response:
     found = await app_reach(name, call, limit=ROWS, cursor=cursor or None)
     sponsor = it.sponsor or ""
     names = await visit.names_of([sponsor])
+    async with call.api.store.read() as tx:
+        own = await tx.delegations.live_of_app(call.tenant, AppId(it.id), call.now, ROWS)
+        chains = [await tx.delegations.chain(one) for one in own]
     return visit.show(
         "reach.html",
         f"What {name} can reach",
         it=it,
         found=found,
         sponsor=names.get(sponsor, sponsor),
+        acting=[chain[-1] for chain in chains if chain_problem(chain, call.now) is None],
         manages=call.allows(Action.ADMIN, Target()),
         **pages_of(f"/console/apps/{name}/reach", cursor, found.next_cursor),
     )

@@ -76,7 +76,8 @@ async def open_gateway(settings: Settings, opened: AsyncExitStack) -> GatewayApp
     if settings.gateway_envoy_port:
         from evergrant_server.gateway.envoy.grpc_service import envoy_grpc  # gRPC is large, and few need it
 
-        address = f"{settings.gateway_host}:{settings.gateway_envoy_port}"
+        host = f"[{settings.gateway_host}]" if ":" in settings.gateway_host else settings.gateway_host
+        address = f"{host}:{settings.gateway_envoy_port}"
         drain_s = settings.gateway_drain.total_seconds()
         await opened.enter_async_context(envoy_grpc(parts, address, drain_s=drain_s))
     tune_garbage_collector()

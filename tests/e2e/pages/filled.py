@@ -8,6 +8,7 @@ from typing import Any
 
 from evergrant_server import audit
 from evergrant_server.core.access import Action
+from evergrant_server.core.agents.delegations import Reach
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import AccountOption, FollowUp
@@ -17,6 +18,7 @@ from evergrant_server.core.integrations import Integration, IntegrationState
 from evergrant_server.core.lifecycle.access_requests import AccessRequest, AccessRequestKind
 from evergrant_server.core.messages.base import RequestContext
 from tests.fakes.api import TENANT, Api
+from tests.fakes.rows import a_delegation
 
 NOON = datetime(2026, 3, 18, 12, 0, 0, tzinfo=UTC)
 ISSUER = "https://login.acme.example"
@@ -245,6 +247,10 @@ async def _agent(api: Api, key: str, told: Connection) -> str:
         made = await api.call("PUT", f"/v1/{path}", key, json=body)
         assert made.is_success, made.text
     own = (await api.post("/v1/apps/invoice-helper/keys", key)).json()["key"]
+    reach = Reach(integrations=("crm",), scopes=("read:invoices",))
+    helper = await api.app_named("invoice-helper")
+    async with api.worker.write() as tx:
+        await tx.delegations.add(a_delegation(helper, "key_1", "ann@acme.example", NOON, reach=reach))
     asked = {
         "connection_id": told.id,
         "method": "POST",

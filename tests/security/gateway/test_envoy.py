@@ -65,6 +65,7 @@ async def setting(
 
 
 async def test_the_api_gets_the_credential_and_the_app_its_answer(setting: Setting):
+    """Attack 2: neither the app's nor Envoy's own key is in what arrives."""
     answered = await setting.call("POST", f"{USER}?page=2", {"Cookie": "a=b", "X-Mine": "1"}, content=b"body")
     assert (answered.status_code, answered.json()) == (200, {"ok": True})
     (seen,) = setting.arrived
@@ -97,6 +98,7 @@ IGNORED = (
 
 
 async def test_what_arrives_is_what_was_judged(setting: Setting):
+    """Attacks 13 to 17, and 21."""
     for target in AMBIGUOUS:
         assert await raw(setting, f"GET {target} HTTP/1.1") in ((400, []), (404, [])), target
     for method in ("TRACE", "CONNECT"):

@@ -7,8 +7,10 @@ import pytest
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import OTHER, Api
 from tests.fakes.platform.gateway import Gateway, RawUpstream, running_gateway
+from tests.fakes.platform.gateway_clients import authorized_client
 
 
 class Asking:
@@ -16,10 +18,10 @@ class Asking:
 
     def __init__(self, gateway: Gateway, **headers: str) -> None:
         self._gateway = gateway
-        self._headers = headers
+        self.headers = headers
 
     async def __call__(self, path: str = "/user", method: str = "GET", **changed: str) -> httpx2.Response:
-        given = {name.replace("_", "-"): value for name, value in {**self._headers, **changed}.items()}
+        given = {name.replace("_", "-"): value for name, value in {**self.headers, **changed}.items()}
         request = self._gateway.client.build_request(method, f"/ext_authz{path}", headers=given)
         return await self._gateway.client.send(request)
 
@@ -44,14 +46,24 @@ async def test_no_app_gets_a_token_by_asking_in_envoys_place(api: Api, gateway: 
     allowed = await ask()
     assert (allowed.status_code, allowed.headers["authorization"]) == (200, "Bearer gho-secret")
     assert allowed.headers["cache-control"] == "no-store"
-    agent = ask._headers["authorization"].removeprefix("Bearer ")
+    agent = ask.headers["authorization"].removeprefix("Bearer ")
     elsewhere = await api.app_with("envoy", Action.TOKEN, tenant=OTHER)
     for key in ("", "evg_key_x", agent):
         assert await ask.code(evergrant_envoy_key=key) == "not_permitted"
     assert await ask.code(evergrant_envoy_key=elsewhere) == "unauthenticated"
-    holder = ask._headers["evergrant_envoy_key"]
+    holder = ask.headers["evergrant_envoy_key"]
     assert await ask.code(authorization=f"Bearer {holder}") == "not_permitted", "token isn't proxy"
     assert await ask.code(authorization="Basic eDp5") == "unauthenticated"
+
+
+async def test_attack_1_a_token_for_a_resource_of_the_gateways_opens_nothing_here(api: Api, gateway: Gateway):
+    ask = await asking(api, gateway)
+    client = await authorized_client(api, "agent")
+    for connection in (ConnectionId(ask.headers["evergrant_connection"]), None):
+        token = (await client.tokens("user-1", connection))["access_token"]
+        assert await ask.code(authorization=f"Bearer {token}") == "unauthenticated"
+        assert await ask.code(evergrant_envoy_key=token) == "not_permitted"
+    assert await api.records(AuditAction.PROXY_CALLED) == []
 
 
 async def test_envoy_holds_only_what_its_own_permit_covers_and_a_stop_counts_at_once(
@@ -84,6 +96,7 @@ async def test_envoy_holds_only_what_its_own_permit_covers_and_a_stop_counts_at_
     ["evil.example", "api.github.com.evil.example", "api.github.com:444", "api.github.com.", "github.com"],
 )
 async def test_a_token_is_for_the_host_of_the_catalogue_alone(api: Api, gateway: Gateway, host: str):
+    """Attack 13."""
     ask = await asking(api, gateway)
     refused = await ask(host=host, x_forwarded_host="api.github.com")
     assert (refused.status_code, refused.json()["field"]) == (400, "host")

@@ -11,6 +11,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.people.roles import Person, PersonRole
 from tests.fakes.api import TENANT, Api
 from tests.fakes.providers.login_issuer import LoginIssuer
+from tests.fakes.rows import a_delegation
 from tests.security.console import at_console, person_at_console
 from tests.security.pages.test_person_login import issuer
 from tests.security.people import ORIGIN, PersonAt, people_log_in
@@ -125,6 +126,14 @@ async def test_a_person_reads_what_an_agent_can_reach_and_stops_it_from_there(ap
     assert "May send requests to the API of every integration, for every subject." in page
     assert "user-1 at crm" in page
     assert "/console/agents/bot/stop" in page
+    assert "People it acts for" not in page
+    bot, now = await api.app_named("bot"), api.clock.now()
+    ended, live = (a_delegation(bot, "key_1", subject, now) for subject in ("bob", "alice"))
+    async with api.worker.write() as tx:
+        await tx.delegations.add(live)
+        await tx.delegations.add(ended.stopped("app:admin", "over", now))
+    page = await admin.page("/console/apps/bot/reach")
+    assert ("People it acts for" in page, "alice" in page, "bob" in page) == (True, True, False)
     assert "1 waits" in await admin.page("/console/agents/bot/stop")
     await admin.send("/console/agents/bot/stop")
     page = await admin.page("/console/apps/bot/reach")

@@ -153,8 +153,8 @@ def simulate(
 
 
 def _say_who(app: str, first: ReachedPermit) -> None:
-    if first.sponsor is not None:
-        print(f"{app} is an agent of {first.sponsor}, until {first.agent_ends_at}.")
+    if first.sponsor is not None and first.agent_ends_at is not None:
+        print(f"{app} is an agent of {first.sponsor}, until {first.agent_ends_at:%Y-%m-%d %H:%M %Z}.")
     if first.stopped_by is not None:
         print(f"Nothing now: its requests are refused with {first.stopped_by}.")
 
