@@ -1,6 +1,6 @@
 """Reads a workload's token, a signed JWT, and checks its signature (RFC 7515, RFC 7519). Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,15 +55,15 @@ def _parts(text: str) -> tuple[dict[str, Any], dict[str, Any], bytes]:
         raise WorkloadTokenRefused("it is no signed JWT in compact form") from None
 
 
-def read_workload_token(text: str) -> WorkloadToken:
-    """The token's header and claims. Raises WorkloadTokenRefused."""
+def read_workload_token(text: str, types: Collection[str] = _TYPES) -> WorkloadToken:
+    """The header and claims of a token of one of these types. Raises WorkloadTokenRefused."""
     header, claims, encoded = _parts(text)
     if header.get("alg") not in ALGORITHMS:
         raise WorkloadTokenRefused("alg must be an asymmetric signature")
     if "crit" in header or "b64" in header:
         raise WorkloadTokenRefused("its header has unknown critical members")
     typ = header.get("typ", "JWT")
-    if not isinstance(typ, str) or typ.lower().removeprefix("application/") not in _TYPES:
+    if not isinstance(typ, str) or typ.lower().removeprefix("application/") not in types:
         raise WorkloadTokenRefused("typ is another kind of token's")
     if not isinstance(header.get("kid"), str):
         raise WorkloadTokenRefused("kid is missing")

@@ -35,6 +35,8 @@ class DelegationRuleBody(Body):
     `claim` names the subject as connections name it; `email` has to be verified, and of one of `domains`. Who
     may act, in at least one way: `may_act`, the app that the token's claim `may_act` names; `actors`, these
     apps for every person; `clients`, an app for each client (`azp`, `client_id`) that tokens are issued to.
+    A rule of the type `id_jag` lets the issuer grant access here: `audience` is this server's issuer, and
+    `actors` are the apps to which it may.
     """
 
     issuer: Slug
@@ -71,7 +73,7 @@ async def put_delegation_rule(
 ) -> DelegationRuleView:
     """Say which tokens of a trusted issuer let which apps act for a person. A change ends the delegations
     that the rule has accepted before."""
-    _check(body)
+    _check(body, call.api.settings.public_url)
 
     async def write(tx: Transaction) -> tuple[bool, DelegationRuleView]:
         approved = await use_approval(tx, call, body)
@@ -116,11 +118,18 @@ async def delete_delegation_rule(name: Slug, call: AdminCall) -> Response:
     return Response(status_code=204)
 
 
-def _check(body: DelegationRuleBody) -> None:
+def _check(body: DelegationRuleBody, ours: str) -> None:
     """Raises Failure INVALID_REQUEST naming the field."""
     if not (body.may_act or body.actors or body.clients):
         why = "Say who may act: actors, clients or may_act. A trusted issuer alone is no consent."
         raise invalid_request("actors", why)
+    if body.token_type is SubjectTokenKind.ID_JAG:
+        if body.audience != ours:
+            raise invalid_request("audience", f"audience: an ID-JAG is for this server's issuer, {ours}.")
+        if body.may_act or body.clients or not body.actors:
+            raise invalid_request(
+                "actors", "actors: an ID-JAG names its client, which is to be one of these."
+            )
     if (body.claim is LoginClaim.EMAIL) is not bool(body.domains):
         raise invalid_request("domains", "domains: the claim email needs them, and it alone.")
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from evergrant_server.api.http.models import View
 from evergrant_server.api.oauth import client_credentials
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest
-from evergrant_server.api.oauth.exchange import exchange
+from evergrant_server.api.oauth.exchange import exchange, id_jag
 from evergrant_server.api.oauth.families.code_grant import exchange_code
 from evergrant_server.api.oauth.families.refresh_grant import refresh
 
@@ -22,4 +22,5 @@ GRANTS: dict[str, Grant] = {
     "authorization_code": exchange_code,
     "refresh_token": refresh,
     exchange.GRANT_TYPE: exchange.issue,
+    id_jag.GRANT_TYPE: id_jag.issue,
 }

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 
 from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.models import View
+from evergrant_server.api.oauth.exchange.id_jag import PROFILE
 from evergrant_server.api.oauth.grants import GRANTS
 from evergrant_server.api.oauth.methods import ADVERTISED, ADVERTISED_WITH_MTLS
 from evergrant_server.core.oauth.requests import SCOPES
@@ -38,6 +39,7 @@ class ServerMetadata(View):
     client_id_metadata_document_supported: bool = True
     authorization_response_iss_parameter_supported: bool = True
     token_endpoint_auth_methods_supported: tuple[str, ...] = (*_PUBLIC, *ADVERTISED)
+    authorization_grant_profiles_supported: tuple[str, ...] = (PROFILE,)  # of ID-JAGs, by its section 7.2
     token_endpoint_auth_signing_alg_values_supported: tuple[str, ...] = ALGORITHMS
 
 

@@ -53,7 +53,7 @@ _EXCHANGE = (
     *("subject_token", "subject_token_type", "actor_token", "actor_token_type", "audience"),
     *("requested_token_type", "expires_in", "may_act"),
 )
-_BODY = _body("grant_type", "scope", "resource", *_CODE, "refresh_token", *_EXCHANGE)
+_BODY = _body("grant_type", "scope", "resource", *_CODE, "refresh_token", *_EXCHANGE, "assertion")
 _REVOCATION = _body("token", "token_type_hint")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": OAuthError, "description": "An error of RFC 6749 section 5.2"} for status in (400, 401)
@@ -63,7 +63,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 @router.post(TOKEN_PATH, response_model=TokenView | FamilyTokenView, responses=_ERRORS, openapi_extra=_BODY)
 async def issue_token(request: Request, api: ApiDep) -> Response:
     """An access token for an app that proves its identity (RFC 6749 section 4.4, RFC 7523 section 2.2), or
-    for a client of the gateways (sections 4.1.3 and 6), or for one that acts for a person (RFC 8693).
+    for a client of the gateways (sections 4.1.3 and 6), or for one that acts for a person (RFC 8693; with an
+    identity provider's grant as the `assertion` of RFC 7523).
 
     An app's `client_id` is its id, `app_…`; the token stands where an API key can, for ten minutes at most. A
     client's token is for one resource of the gateway, and comes with a refresh token.

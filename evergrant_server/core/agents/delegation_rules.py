@@ -21,10 +21,12 @@ _LONGEST_SUBJECT = 255
 
 
 class SubjectTokenKind(StrEnum):
-    """What a person's token is at its issuer: its `aud` is a client (id token), or an API (access token)."""
+    """What a person's token is at its issuer: its `aud` is a client (id token), or an API (access token). An
+    ID-JAG is a grant of access here for one client: its `aud` is Evergrant's issuer."""
 
     ID_TOKEN = "id_token"
     ACCESS_TOKEN = "access_token"
+    ID_JAG = "id_jag"
 
 
 class DelegationRule(TenantRow):

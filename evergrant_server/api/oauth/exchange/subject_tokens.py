@@ -4,6 +4,7 @@ Keys are those of the tenant's trusted issuers. That one is trusted is no consen
 token, for which audience, and who may act.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
@@ -41,10 +42,10 @@ async def person_behind(tx: Transaction, request: ClientTokenRequest, app: App) 
     rules = [
         it for it in await tx.delegation_rules.all(app.tenant) if it.accepts(it.issuer_id, kind, token.claims)
     ]
-    issuer = await _issuer_of(tx, app, token, {it.issuer_id for it in rules})
+    issuer = await issuer_of(tx, app, token, {it.issuer_id for it in rules})
     if issuer is None:
         raise refused("No delegation rule of the tenant is about such a token.", app)
-    _require_signature(token, issuer, request, app)
+    require_signature(token, issuer, request, app, refused)
     wrong: list[str] = []
     for stored in (it for it in rules if it.issuer_id == issuer.id):
         rule = await tx.delegation_rules.get(stored.tenant, stored.id)  # with its authenticator
@@ -84,7 +85,7 @@ def _read(text: str, kind: SubjectTokenKind, app: App) -> WorkloadToken:
     return token
 
 
-async def _issuer_of(
+async def issuer_of(
     tx: Transaction, app: App, token: WorkloadToken, ids: set[TrustedIssuerId]
 ) -> TrustedIssuer | None:
     for id in sorted(ids):
@@ -94,9 +95,14 @@ async def _issuer_of(
     return None
 
 
-def _require_signature(
-    token: WorkloadToken, issuer: TrustedIssuer, request: ClientTokenRequest, app: App
+def require_signature(
+    token: WorkloadToken,
+    issuer: TrustedIssuer,
+    request: ClientTokenRequest,
+    app: App,
+    refused: Callable[[str, App], TokenRefused],
 ) -> None:
+    """Raises KeysNeeded, and TokenRefused as `refused` makes it."""
     keys = issuer.usable_keys(request.now)
     if keys is None:
         raise KeysNeeded(issuer, f"the keys of {issuer.name} can't be used", app.id)

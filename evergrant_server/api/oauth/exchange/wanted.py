@@ -58,6 +58,7 @@ def _targets(
         base, gateway = settings.public_url, settings.gateway_public_url
         integration = resource.removeprefix(f"{base}/v1/integrations/")
         proxied = resource.removeprefix(f"{gateway}/v1/proxy/")
+        proxied = resource.removeprefix(f"{gateway}/mcp/") if proxied == resource else proxied
         connection = resource.removeprefix(f"{base}/v1/connections/")
         if resource == gateway or (proxied != resource and is_id(proxied, "con")):
             actions = (Action.PROXY,)
