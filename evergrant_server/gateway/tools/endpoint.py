@@ -59,7 +59,7 @@ class ToolsEndpoint:
         resource = api.settings.gateway_public_url + PATH.decode()
         caller = McpCaller(await gateway_caller_now(api, request, resource))
         app = caller.caller.app
-        if caller.caller.authorization is None:  # a client's token has no row of its own to note it in
+        if caller.is_app:
             api.ledger.note_use(caller.caller.tenant, caller.caller.credential.id)
         await api.limits.count_request(scope, app)
         if self._begins_session(request):

@@ -36,13 +36,22 @@ class McpCaller:
     @property
     def subject(self) -> str | None:
         """The only subject it acts for; None: an app by itself, for those of its permits."""
+        if self.caller.delegated is not None:
+            return self.caller.delegated.own.subject
         authorization = self.caller.authorization
         return None if authorization is None else authorization.subject
 
     @property
+    def is_app(self) -> bool:
+        """An app with a credential of its own."""
+        return self.caller.delegated is None and self.caller.authorization is None
+
+    @property
     def principal(self) -> str:
         """What a session and a request state belong to."""
-        return json.dumps([self.caller.tenant, self.caller.app.id, self.caller.credential.id, self.subject])
+        caller = self.caller
+        delegation = None if caller.delegated is None else caller.delegated.own.id
+        return json.dumps([caller.tenant, caller.app.id, caller.credential.id, self.subject, delegation])
 
 
 def put_caller(request: Request, caller: McpCaller) -> None:

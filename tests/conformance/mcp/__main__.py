@@ -1,5 +1,5 @@
 """`make conformance`: Evergrant as an MCP client, judged by the protocol's own conformance suite; then a
-server by itself and behind the gateway."""
+server by itself and behind the gateway; then Evergrant's own MCP server."""
 
 import asyncio
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.conformance.mcp.comparison import compared
 from tests.conformance.mcp.driver import driver
+from tests.conformance.mcp.own_server import own_server_judged
 from tests.conformance.mcp.verdicts import (
     CLIENT_METADATA_URL,
     judge,
@@ -37,6 +38,7 @@ async def main() -> int:
             bad += await _judged_extension(port, ports[0])
     for revision in _REVISIONS:
         bad += not await compared(revision)
+        bad += not await own_server_judged(revision)
     return 1 if bad else 0
 
 

@@ -14,7 +14,7 @@ from tests.conformance.mcp.verdicts import run_judge
 from tests.fakes.api import running_api
 from tests.fakes.platform.gateway import RawUpstream, running_gateway
 
-_VERDICT = re.compile(r"^[✓✗] (\S+): (\d+) passed, (\d+) failed(?:, (\d+) warnings)?$", re.MULTILINE)
+VERDICT = re.compile(r"^[✓✗] (\S+): (\d+) passed, (\d+) failed(?:, (\d+) warnings)?$", re.MULTILINE)
 _END = b"\r\n\r\n"
 
 
@@ -39,7 +39,7 @@ async def compared(revision: str) -> bool:
 
 async def _verdicts(url: str, revision: str) -> dict[str, str]:
     said = await run_judge("server", "--url", url, "--requirements", revision)
-    return {name: f"{passed} {failed}" for name, passed, failed, _ in _VERDICT.findall(said)}
+    return {name: f"{passed} {failed}" for name, passed, failed, _ in VERDICT.findall(said)}
 
 
 @asynccontextmanager
@@ -57,12 +57,12 @@ async def _behind_gateway(server_url: str) -> AsyncIterator[str]:
             connection = await api.active(integration)
             key = await api.app_with("judge", Action.PROXY)
             async with running_gateway(api, upstream) as gateway:
-                adding = partial(_add_credential, gateway.port, key.encode())
+                adding = partial(add_credential, gateway.port, key.encode())
                 async with await asyncio.start_server(adding, "127.0.0.1", port):
                     yield f"http://127.0.0.1:{port}/mcp/{connection.id}"
 
 
-async def _add_credential(
+async def add_credential(
     port: int, key: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     """One request with `Authorization` put into its head; all else passes as it is."""

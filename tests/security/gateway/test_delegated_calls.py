@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator
 
 import httpx2
 import pytest
+from mcp.shared.exceptions import MCPError
 
 from evergrant_server.api.apps.keys import bootstrap_admin
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from tests.fakes.api import TENANT, Api
 from tests.fakes.platform.gateway import Gateway, RawUpstream, Seen
+from tests.fakes.platform.mcp_client import mcp_client
 from tests.security.delegation.delegating import Delegating, id_of
 
 
@@ -79,3 +81,21 @@ async def test_an_approval_that_the_first_apps_permit_demands_is_demanded_of_tho
     assert (await gateway.get(path, child)).json()["code"] == "call_approval_required"
     assert (await gateway.get(path, some.keys["back"])).status_code == 200
     assert len(upstream.seen) == 2
+
+
+async def test_a_delegations_tools_are_those_of_its_subject(
+    api: Api, some: Delegating, gateway: Gateway, upstream: RawUpstream
+):
+    crm = await api.integration()
+    mine, theirs = [await api.active(crm, subject=it) for it in ("user-1", "user-2")]
+    root = await some.token()
+    async with mcp_client(gateway, root) as client:
+        listed = (await client.call_tool("list_connections")).structured_content
+        assert [it["connection_id"] for it in listed["connections"]] == [mine.id]
+        for id, code in ((mine.id, None), (theirs.id, "not_found")):
+            called = await client.call_tool("call_api", {"connection_id": id, "path": "/x"})
+            assert called.structured_content.get("code") == code
+        await api.post(f"/v1/delegations/{id_of(root)}/stop", some.admin)
+        with pytest.raises(MCPError):
+            await client.call_tool("list_connections")
+    assert len(upstream.seen) == 1
