@@ -53,6 +53,7 @@ from evergrant_server.api.oauth import client_login, registration
 from evergrant_server.api.oauth import clients as oauth_clients
 from evergrant_server.api.oauth import metadata as server_metadata
 from evergrant_server.api.oauth import routes as oauth
+from evergrant_server.api.oauth.families import routes as token_families
 from evergrant_server.api.pages import callback, connect
 from evergrant_server.api.pages.authorization import page as authorization_page
 from evergrant_server.api.pages.authorization import routes as authorization
@@ -104,6 +105,7 @@ ROUTERS = (
     authorization.router,
     authorization_page.router,
     oauth.router,
+    token_families.router,
     approvals.router,
     trusted_issuers.router,
     access_requests.router,

@@ -79,6 +79,7 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "PUT /v1/client-login": {"app": "agents", "integration": "staff"},
     "POST /v1/oauth-clients": {"name": "Coder", "redirect_uris": ["https://coder.example/callback"]},
     "PUT /v1/oauth-clients/{oauth_client_id}": {"disabled": True},
+    "POST /v1/token-families/end": {"subject": "alice"},
     "POST /oauth/register": {"client_name": "Coder", "redirect_uris": ["http://127.0.0.1/callback"]},
     "PUT /v1/admin-login": {"integration": "staff", "roles": {"tenant_admin": ["evergrant-admins"]}},
     "POST /login/command": {"code": "…", "verifier": "…"},

@@ -17,6 +17,7 @@ from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant, new_id
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.messages.connection import ConnectionDescription
+from evergrant_server.core.oauth.authorizations import TokenFamily
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.store import Store, Transaction
@@ -183,6 +184,25 @@ def an_approval(app: App, at: datetime, **changes: Any) -> Approval:
         **changes,
     }
     return Approval(**values)
+
+
+def a_family(app: App, subject: str, at: datetime, **changes: Any) -> TokenFamily:
+    """The tokens of a client that acts as the app."""
+    values: dict[str, Any] = {
+        "tenant": app.tenant,
+        "id": new_id("fam"),
+        "client_id": "cli_0000000000000000000000",
+        "app_id": app.id,
+        "subject": subject,
+        "resource": "https://gateway.example/mcp",
+        "scopes": ("mcp",),
+        "bound": False,
+        "created_at": at,
+        "used_at": at,
+        "expires_at": at + timedelta(days=30),
+        **changes,
+    }
+    return TokenFamily(**values)
 
 
 def a_delegation(app: App, key_id: str, subject: str, at: datetime, **changes: Any) -> Delegation:

@@ -1,5 +1,6 @@
 """Families of tokens, their refresh tokens and access tokens."""
 
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_, update
@@ -49,6 +50,19 @@ class TokenFamilies(AuthenticatedRepository[TokenFamily, TokenFamilyId]):
         live = (*self._live(tenant, equal), col(TokenFamilyRow.expires_at) > now)
         query = select(func.count()).select_from(TokenFamilyRow).where(*live)
         return int((await self._connection.execute(query)).scalar_one())
+
+    async def last_calls(self, tenant: Tenant, ids: Collection[str]) -> dict[str, datetime]:
+        """When an access token of each last authenticated a request, by the family's id, to the minute."""
+        use = AppKeyUseRow
+        query = select(col(use.key_id), col(use.used_at))
+        query = query.where(columns_equal(use, tenant=tenant), col(use.key_id).in_(ids))
+        return {id: at for id, at in await self._connection.execute(query)}
+
+    async def app_names(self, tenant: Tenant, ids: Collection[str]) -> dict[str, str]:
+        """The names of these apps, by their ids. Not checked."""
+        query = select(col(AppRow.id), col(AppRow.name))
+        query = query.where(columns_equal(AppRow, tenant=tenant), col(AppRow.id).in_(ids))
+        return {id: name for id, name in await self._connection.execute(query)}
 
     async def judge_again(self, client_id: str) -> None:
         """Have all calls of a client, of whatever tenant, judged again: the revisions of its apps move."""

@@ -20,7 +20,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
+from sqlmodel import col
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -30,6 +31,8 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult
 from evergrant_server.journal import Journal
 from evergrant_server.settings import Settings
+from evergrant_server.store.audit_tables import AuditRow
+from evergrant_server.store.database.columns import Row
 from evergrant_server.store.oauth.tables import RefreshTokenRow
 from evergrant_server.wiring.platform import Platform
 from tests.fakes.api import Api, running_api
@@ -91,9 +94,7 @@ class Sharing:
 
     async def rotations(self) -> int:
         """How many refresh tokens have a successor."""
-        async with self.api.worker.read() as tx:
-            used = select(func.count()).where(RefreshTokenRow.rotated_at.is_not(None))  # type: ignore[union-attr]  # a column
-            return int((await tx.connection.execute(used)).scalar_one())
+        return await self._count(RefreshTokenRow, col(RefreshTokenRow.rotated_at).is_not(None))
 
     async def robbed(self) -> tuple[int, int, int]:
         """A thief sends the first refresh token. The statuses of that, of the processes' next call with the
@@ -107,7 +108,12 @@ class Sharing:
         return thief.status_code, call.status_code, mine.status_code
 
     async def alarms(self) -> int:
-        return len(await self.api.records(AuditAction.TOKEN_FAMILY_REPLAYED))
+        return await self._count(AuditRow, col(AuditRow.action) == AuditAction.TOKEN_FAMILY_REPLAYED.value)
+
+    async def _count(self, table: type[Row], condition: ColumnElement[bool]) -> int:
+        query = select(func.count()).select_from(table).where(condition)
+        async with self.api.worker.read() as tx:
+            return int((await tx.connection.execute(query)).scalar_one())
 
     async def _tell(self, word: str, *processes: asyncio.subprocess.Process) -> None:
         now = self.api.clock.now().timestamp()

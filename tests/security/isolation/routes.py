@@ -36,6 +36,7 @@ QUERIES = {
     "GET /console/connections": ("", "integration={integration}", "subject={subject}"),
     "GET /console/access": ("app={app}&connection={connection_id}",),
     "GET /console/connect": ("integration={integration}&subject={subject}",),
+    "GET /v1/token-families": ("", "app={app}", "subject={subject}"),
     "GET /v1/connections": ("", "integration={integration}", "provider={provider}", "subject={subject}"),
 }
 BODIES: dict[str, tuple[Any, ...]] = {
@@ -63,6 +64,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "PUT /v1/client-login": ({"app": "{app}", "integration": "{issuer}"},),
     "POST /v1/oauth-clients": ({"name": "{app}", "redirect_uris": ["https://agent.example/cb"]},),
     "PUT /v1/oauth-clients/{oauth_client_id}": ({"disabled": True},),
+    "POST /v1/token-families/end": ({"app": "{app}"},),
     "PUT /v1/admin-login": ({"integration": "{issuer}", "roles": {"auditor": ["board"]}},),
     "PUT /v1/webhooks/{name}": ({"url": "https://hooks.example.com/in", "integration": "{integration}"},),
     "POST /v1/connections": (
@@ -135,6 +137,9 @@ CREATES = {
 }
 
 
+_FILTERED = {"GET /v1/connections", "GET /v1/token-families"}
+
+
 @dataclass(frozen=True)
 class Request:
     """One request; `template` is its URL and its body, as text with placeholders."""
@@ -155,7 +160,7 @@ class Request:
 
     @property
     def _required(self) -> str:
-        return "" if self.route == "GET /v1/connections" else self.url.partition("?")[2]
+        return "" if self.route in _FILTERED else self.url.partition("?")[2]
 
     def sent(self, values: Mapping[str, str]) -> dict[str, Any]:
         """The arguments for a client."""

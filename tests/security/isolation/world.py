@@ -16,7 +16,7 @@ from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import Api
-from tests.fakes.rows import a_consent, a_definition, a_delegation, an_approval
+from tests.fakes.rows import a_consent, a_definition, a_delegation, a_family, an_approval
 from tests.security.people import put_session
 
 _SIGNING_KEY = jwk.ECKey.generate_key("P-256").as_dict(private=False, alg="ES256")
@@ -117,6 +117,9 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         delegations = [a_delegation(asking, key["id"], own["subject"], now) for _ in range(2)]
         for one in delegations:  # lists have a next page
             await tx.delegations.add(one)
+        families = [a_family(asking, own["subject"], now) for _ in range(2)]
+        for one in families:
+            await tx.token_families.add(one)
         export = _export(tenant, now)
         await tx.exports.add(export)
     await made("PUT", "/v1/admin-login", {"integration": own["issuer"], "roles": {"auditor": ["board"]}})
@@ -127,6 +130,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
     return own | {
         "session_id": session_id,
         "oauth_client_id": oauth_client["id"],
+        "family_id": min(it.id for it in families),
         "connection_id": connection.id,
         "link": waiting["connect_url"].rpartition("/")[2],
         "key_id": key["id"],

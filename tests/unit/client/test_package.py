@@ -24,6 +24,7 @@ from evergrant.calls.access_requests import AccessRequest
 from evergrant.calls.agents.agents import Agent, AgentStop
 from evergrant.calls.agents.call_approvals import CallApproval
 from evergrant.calls.agents.oauth_clients import ClientLogin, OAuthClient
+from evergrant.calls.agents.token_families import EndedFamilies, TokenFamily
 from evergrant.calls.api_keys import ApiKey
 from evergrant.calls.approvals import Approval
 from evergrant.calls.credentials import Credential
@@ -62,6 +63,7 @@ from evergrant_server.api.leases.models import LeaseView, ProofView
 from evergrant_server.api.leases.oauth1_signatures import SignatureView
 from evergrant_server.api.oauth.client_login import ClientLoginView
 from evergrant_server.api.oauth.clients import OAuthClientView
+from evergrant_server.api.oauth.families.routes import EndedFamiliesView, TokenFamilyView
 from evergrant_server.api.people.admin_login import AdminLoginView
 from evergrant_server.api.people.sessions import SessionView
 from evergrant_server.api.transfer.models import ExportView
@@ -206,6 +208,8 @@ VIEWS: dict[type, type[BaseModel]] = {
     AdminLogin: AdminLoginView,
     ClientLogin: ClientLoginView,
     OAuthClient: OAuthClientView,
+    TokenFamily: TokenFamilyView,
+    EndedFamilies: EndedFamiliesView,
     PersonSession: SessionView,
     Credential: CredentialView,
     package.App: AppView,

@@ -25,6 +25,7 @@ from evergrant.calls import webhooks as webhook_calls
 from evergrant.calls.agents import agents as agent_calls
 from evergrant.calls.agents import call_approvals as call_approval_calls
 from evergrant.calls.agents import oauth_clients as client_calls
+from evergrant.calls.agents import token_families as family_calls
 from evergrant.calls.call import Call, Page, Result
 from evergrant.transport import AsyncTransport, Transport
 
@@ -164,6 +165,9 @@ class ApiMethods:
     create_oauth_client = Sends(client_calls.create_oauth_client)
     switch_oauth_client = Sends(client_calls.switch_oauth_client)
     delete_oauth_client = Sends(client_calls.delete_oauth_client)
+    token_families = Lists(family_calls.token_families)
+    end_token_family = Sends(family_calls.end_token_family)
+    end_token_families = Sends(family_calls.end_token_families)
 
     approvals = Lists(approval_calls.approvals)
     approve = Sends(approval_calls.approve)

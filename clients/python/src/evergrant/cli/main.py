@@ -18,7 +18,7 @@ from evergrant.cli.access import access
 from evergrant.cli.access_requests import access_requests
 from evergrant.cli.agents.agents import agents
 from evergrant.cli.agents.call_approvals import approvals
-from evergrant.cli.agents.oauth_clients import clients
+from evergrant.cli.agents.token_families import clients
 from evergrant.cli.apps import apps
 from evergrant.cli.checkout import providers
 from evergrant.cli.connections import connect, connections

@@ -61,6 +61,16 @@ evergrant apps credentials pin-certificate report main report.pem
 evergrant apps credentials put-svid report main spiffe://example.org/report --issuer example-org
 evergrant apps credentials put-workload report ci --issuer github --claim repository_id=74
 evergrant apps credentials rm report main
+evergrant clients login staff --app agents
+evergrant clients show
+evergrant clients off
+evergrant clients put desktop --redirect-uri http://127.0.0.1/callback
+evergrant clients ls
+evergrant clients disable cli_…
+evergrant clients enable cli_…
+evergrant clients rm cli_…
+evergrant clients families --subject alice
+evergrant clients end --subject alice
 evergrant agents ls
 evergrant agents get support
 evergrant agents put support --purpose "answers support mails" --days 30
