@@ -236,8 +236,8 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.IDENTITY_NEEDED: _identity(
         "The subject has no connection at the integration's identity provider whose id token is still good, "
         "so no access is granted on their behalf (ID-JAG).",
-        "Connect the subject at the integration that the answer names, with openid; then send the request "
-        "again.",
+        "Connect the subject at the integration that identity_provider of this one names, with openid; then "
+        "send the request again.",
     ),
     ErrorCode.ID_JAG_REFUSED: _client(
         "The identity provider, or the issuer that should trust it, refuses this subject, client, resource "
