@@ -6,6 +6,7 @@ from typing import NamedTuple
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused, invalid_client
 from evergrant_server.core.access import App
 from evergrant_server.core.oauth.clients import ClientAuthMethod, GatewayClient
+from evergrant_server.core.text import is_storable_text
 from evergrant_server.crypto.client_assertions import AssertionRefused, is_signed_by, read_assertion
 from evergrant_server.store import Transaction
 
@@ -30,6 +31,8 @@ async def client_of(request: ClientTokenRequest) -> KnownClient:
         raise invalid_client("Clients of the gateways have no secret: say client_id, or sign an assertion.")
     if client_id is None:
         raise invalid_client("client_id is missing.")
+    if not is_storable_text(client_id):
+        raise invalid_client(_UNKNOWN)
     async with request.api.store.read() as tx:
         client = await tx.oauth_clients.by_client_id(client_id)
     if client is None:

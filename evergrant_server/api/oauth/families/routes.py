@@ -7,7 +7,16 @@ from fastapi import APIRouter, Query
 from pydantic import Field, model_validator
 
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
-from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, View
+from evergrant_server.api.http.models import (
+    Body,
+    Page,
+    PageCursor,
+    PageLimit,
+    Slug,
+    StorableText,
+    Subject,
+    View,
+)
 from evergrant_server.api.http.problems import require_found
 from evergrant_server.api.oauth.families.ending import end_family
 from evergrant_server.core.ids import Tenant, TokenFamilyId
@@ -18,7 +27,7 @@ router = APIRouter(tags=["clients"])
 
 _BATCH = 50  # families that one transaction ends
 
-_Name = Annotated[str | None, Query(min_length=1, max_length=2000)]
+_Name = Annotated[StorableText | None, Query(min_length=1, max_length=2000)]
 
 
 class TokenFamilyView(View):
@@ -58,9 +67,9 @@ class FamilyFilterBody(Body):
     """Which families to end: at least one member. Of an app, of a client by the `client_id` that it presents,
     of a subject."""
 
-    app: Annotated[str | None, Field(min_length=1, max_length=63)] = None
-    client_id: Annotated[str | None, Field(min_length=1, max_length=2000)] = None
-    subject: Annotated[str | None, Field(min_length=1, max_length=255)] = None
+    app: Slug | None = None
+    client_id: Annotated[StorableText | None, Field(min_length=1, max_length=2000)] = None
+    subject: Subject | None = None
 
     @model_validator(mode="after")
     def _some(self) -> "FamilyFilterBody":
