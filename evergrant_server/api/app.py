@@ -10,7 +10,7 @@ from fastapi.telemetry import TelemetryConfig
 
 from evergrant_server.api import audit, health, openapi
 from evergrant_server.api.agents import approvals as call_approvals
-from evergrant_server.api.agents import delegation_rules, delegations
+from evergrant_server.api.agents import delegation_explanation, delegation_rules, delegations
 from evergrant_server.api.agents import routes as agents
 from evergrant_server.api.agents import stop as agent_stop
 from evergrant_server.api.apps import (
@@ -92,6 +92,7 @@ ROUTERS = (
     apps.router,
     agents.router,
     delegations.router,
+    delegation_explanation.router,
     delegation_rules.router,
     agent_stop.router,
     call_approvals.router,

@@ -73,7 +73,7 @@ async def list_delegations(
 async def get_delegation(delegation_id: str, call: Call) -> DelegationView:
     """Who acts for whom, and how far. For an admin or auditor, and each app of its chain."""
     async with call.api.store.read() as tx:
-        return await viewed(tx, await _visible(tx, call, delegation_id), call.now)
+        return await viewed(tx, await visible_delegation(tx, call, delegation_id), call.now)
 
 
 @router.post("/v1/delegations/{delegation_id}/stop")
@@ -88,9 +88,9 @@ async def stop_delegation(
     wanted = body or StopDelegationBody()
 
     async def write(tx: Transaction) -> DelegationStopView:
-        found = await _visible(tx, call, delegation_id, stopping=True)
+        found = await visible_delegation(tx, call, delegation_id, stopping=True)
         if wanted.part is StoppedPart.SESSION:
-            found = await _visible(tx, call, found.root_id, stopping=True)
+            found = await visible_delegation(tx, call, found.root_id, stopping=True)
         if found.stopped_at is not None:
             return _stopped(found, 0)
         ended = await tx.delegations.count_live_under(found, call.now)
@@ -120,7 +120,9 @@ async def _app_id(tx: Transaction, call: ApiCall, name: str | None) -> AppId | N
     return call.caller.app.id
 
 
-async def _visible(tx: Transaction, call: ApiCall, id: str, *, stopping: bool = False) -> Delegation:
+async def visible_delegation(
+    tx: Transaction, call: ApiCall, id: str, *, stopping: bool = False
+) -> Delegation:
     """One of the tenant that the caller may read, or stop. Raises Failure NOT_FOUND alike for any other."""
     found = await tx.delegations.get(call.tenant, DelegationId(id)) if is_id(id, "dlg") else None
     found = require_found(found)

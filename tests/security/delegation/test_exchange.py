@@ -145,6 +145,26 @@ async def test_escalation_each_app_of_the_chain_needs_a_permit(api: Api, some: D
     assert (await api.lease(child)).status_code == 200
 
 
+async def test_an_explanation_says_who_acts_for_whom_and_who_says_no(api: Api, some: Delegating, admin: str):
+    connection = await api.active(await api.integration(), scopes=("read", "write"))
+    child = await some.handed(await some.token(scope="read"), "back")
+    path = f"/v1/delegations/{id_of(child)}/explain"
+    asked = {"connection": connection.id}
+    found = (await api.get(path, admin, params=asked)).json()
+    assert [(it["app"], it["allowed"], it["reason"]) for it in found["chain"]] == [
+        ("front", False, "scope_above_ceiling"),
+        ("front", False, "scope_above_ceiling"),
+        ("back", False, "scope_above_ceiling"),
+    ]
+    assert (found["subject"], found["allowed"], found["stopped_by"]) == ("user-1", False, [])
+    narrow = {**asked, "scopes": "read"}
+    assert (await api.get(path, some.keys["back"], params=narrow)).json()["allowed"] is True
+    await some.put("/v1/apps/front", {"disabled": True})
+    ended = (await api.get(path, admin, params=narrow)).json()
+    assert (ended["allowed"], ended["chain"]) == (False, [])
+    assert [it["code"] for it in ended["stopped_by"]] == ["delegation_ended"]
+
+
 async def test_escalation_a_tree_has_an_end(some: Delegating):
     token = await some.token()
     for _ in range(4):

@@ -31,6 +31,7 @@ _EXCHANGE = {"flow": "token_exchange"}
 QUERIES = {
     "GET /v1/access/explain": ("app={app}&connection={connection_id}",),
     "GET /v1/delegations": ("", "app={app}"),
+    "GET /v1/delegations/{delegation_id}/explain": ("connection={connection_id}",),
     "GET /v1/connections/export": ("id={export_id}",),
     "DELETE /v1/connections/export": ("id={export_id}",),
     "GET /console/connections": ("", "integration={integration}", "subject={subject}"),

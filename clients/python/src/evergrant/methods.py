@@ -24,6 +24,7 @@ from evergrant.calls import transfer as transfer_calls
 from evergrant.calls import webhooks as webhook_calls
 from evergrant.calls.agents import agents as agent_calls
 from evergrant.calls.agents import call_approvals as call_approval_calls
+from evergrant.calls.agents import delegations as delegation_calls
 from evergrant.calls.agents import oauth_clients as client_calls
 from evergrant.calls.agents import token_families as family_calls
 from evergrant.calls.call import Call, Page, Result
@@ -113,6 +114,14 @@ class ApiMethods:
     put_agent = Sends(agent_calls.put_agent)
     stop_agent = Sends(agent_calls.stop_agent)
     agent_stop = Sends(agent_calls.agent_stop)
+    delegate = Sends(delegation_calls.delegate)
+    delegations = Lists(delegation_calls.delegations)
+    delegation = Sends(delegation_calls.delegation)
+    explain_delegation = Sends(delegation_calls.explain_delegation)
+    stop_delegation = Sends(delegation_calls.stop_delegation)
+    delegation_rules = Lists(delegation_calls.delegation_rules)
+    put_delegation_rule = Sends(delegation_calls.put_delegation_rule)
+    delete_delegation_rule = Sends(delegation_calls.delete_delegation_rule)
     ask_for_call = Sends(call_approval_calls.ask_for_call)
     use_call_approval = Sends(call_approval_calls.use_call_approval)
     call_approvals = Lists(call_approval_calls.call_approvals)

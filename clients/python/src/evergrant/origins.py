@@ -63,7 +63,8 @@ def _checked(origin: str) -> Origin:
 class ServerAddress:
     """The server's base URL without a trailing slash, and the app's API key or its identity.
 
-    With an identity the key is empty, and `issuer` is whom it proves itself to: the server's public URL.
+    With an identity the key is empty. `issuer` is the server's public URL, to which an identity proves
+    itself; empty: it is `url`.
     """
 
     url: str
@@ -100,11 +101,11 @@ class ServerAddress:
             why = "an API key and an identity were both given"
             raise BadRequest(why, code="credential_ambiguous", repair="Give one of them.")
         key = api_key or ("" if identity else _api_key(env))
+        issuer = (issuer or env.get("EVERGRANT_ISSUER") or "").rstrip("/")
         if not key:
-            issuer = (issuer or env.get("EVERGRANT_ISSUER") or url).rstrip("/")
-            return cls(url, "", identity or _identity(env), issuer)
+            return cls(url, "", identity or _identity(env), issuer or url)
         _require_key(key)
-        return cls(url, key)
+        return cls(url, key, None, issuer)
 
 
 def _check(base: str, allow_plain_http: bool) -> None:

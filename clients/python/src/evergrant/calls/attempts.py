@@ -12,7 +12,7 @@ import httpx2
 
 from evergrant.calls.call import Call, Result
 from evergrant.errors import BadRequest, EvergrantError, ProtocolError, ReconnectNeeded, Unreachable
-from evergrant.identity.access_tokens import GRANT, TOKEN_PATH
+from evergrant.identity.access_tokens import ACCESS_TOKEN, GRANT, TOKEN_PATH
 from evergrant.origins import ServerAddress
 from evergrant.retries import ATTEMPT_LIMIT_S, CONNECT_LIMIT_S, Deadline
 
@@ -43,6 +43,8 @@ def call_arguments(
     call: Call[Result], server: ServerAddress, credential: str, deadline: Deadline
 ) -> dict[str, Any]:
     """The arguments of one attempt. Its timeout is what is left of the deadline."""
+    if call.form is not None:
+        return _exchange_arguments(call.form, server, credential, deadline)
     headers = {"authorization": f"Bearer {credential}", "accept": "application/json"}
     if call.body is not None:
         headers["content-type"] = "application/json"
@@ -63,6 +65,20 @@ def token_arguments(server: ServerAddress, proof: Mapping[str, str], deadline: D
     headers = {"accept": "application/json"}
     url, form = server.url + TOKEN_PATH, {**GRANT, **proof}
     return dict(method="POST", url=url, data=form, headers=headers, timeout=_timeout(deadline))
+
+
+def _exchange_arguments(
+    form: Mapping[str, str | list[str]], server: ServerAddress, credential: str, deadline: Deadline
+) -> dict[str, Any]:
+    """The arguments of a token exchange, whose actor is the app (RFC 8693 section 2.1)."""
+    base = server.issuer or server.url
+    resources = [f"{base}{it}" if it.startswith("/") else it for it in form["resource"]]
+    actor = {"actor_token": credential, "actor_token_type": ACCESS_TOKEN}
+    data = {**form, **actor, "resource": resources}
+    headers = {"accept": "application/json"}
+    return dict(
+        method="POST", url=server.url + TOKEN_PATH, data=data, headers=headers, timeout=_timeout(deadline)
+    )
 
 
 def _timeout(deadline: Deadline) -> httpx2.Timeout:

@@ -48,7 +48,10 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Result]):
-    """One request and its parser. Each call may be sent again: it only reads, is idempotent, or has a key."""
+    """One request and its parser. Each call may be sent again: it only reads, is idempotent, or has a key.
+
+    `form`: of a token request, to which the client adds what proves the app; its resources are paths.
+    """
 
     method: str
     path: str
@@ -56,6 +59,7 @@ class Call(Generic[Result]):
     query: Mapping[str, str] | None = None
     body: Mapping[str, object] | None = None
     idempotency_key: str | None = None
+    form: Mapping[str, str | list[str]] | None = None
 
 
 def post(path: str, parse: Callable[[Response], Result], body: Mapping[str, object] | None) -> Call[Result]:

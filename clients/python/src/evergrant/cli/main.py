@@ -18,6 +18,7 @@ from evergrant.cli.access import access
 from evergrant.cli.access_requests import access_requests
 from evergrant.cli.agents.agents import agents
 from evergrant.cli.agents.call_approvals import approvals
+from evergrant.cli.agents.delegations import delegations
 from evergrant.cli.agents.token_families import clients
 from evergrant.cli.apps import apps
 from evergrant.cli.checkout import providers
@@ -169,6 +170,7 @@ def build_app() -> App:
     app.command(apps)
     app.command(agents)
     app.command(approvals)
+    app.command(delegations)
     app.command(clients)
     app.command(issuers)
     app.command(permits)

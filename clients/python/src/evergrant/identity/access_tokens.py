@@ -12,6 +12,7 @@ from evergrant.errors import BadRequest, EvergrantError, ProtocolError
 from evergrant.fields import Fields
 
 TOKEN_PATH = "/oauth/token"
+ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 GRANT: Mapping[str, str] = {"grant_type": "client_credentials"}
 _RENEW_BEFORE_S = 60.0
 

@@ -40,6 +40,7 @@ class AgentStop:
     connections_revoked: int
     connections_kept: int
     finished_at: datetime | None
+    delegations_ended: int = 0
 
 
 _AGENT = object_parser("agent", Agent)

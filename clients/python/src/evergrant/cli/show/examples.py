@@ -75,6 +75,13 @@ evergrant agents ls
 evergrant agents get support
 evergrant agents put support --purpose "answers support mails" --days 30
 evergrant agents stop support --reason "it sends too much" --revoke-connections
+evergrant delegations ls --app support
+evergrant delegations get dlg_…
+evergrant delegations explain dlg_… con_… read --action proxy --method GET --path /orders
+evergrant delegations stop dlg_… --session --reason "the person has left"
+evergrant delegations rules ls
+evergrant delegations rules put web --issuer staff --audience web-app --client web-app=support
+evergrant delegations rules delete web
 evergrant approvals ls
 evergrant approvals give apr_…
 evergrant approvals ask con_… POST https://api.example.com/v1/refunds --reason "order 7" --wait
