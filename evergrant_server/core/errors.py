@@ -91,7 +91,7 @@ class ErrorCode(StrEnum):
 _reconnect, _client, _provider = kinds.reconnect, kinds.client, kinds.provider
 _denied, _refused, _platform, _caller = kinds.denied, kinds.refused, kinds.platform, kinds.caller
 _closed = kinds.rules_of(FailureKind.DENIED, Repairer.OPERATOR, RetryAdvice.NEVER, 403)
-_identity = kinds.rules_of(FailureKind.DENIED, Repairer.SUBJECT, RetryAdvice.BACKOFF, 409)
+_identity = kinds.rules_of(FailureKind.DENIED, Repairer.SUBJECT, RetryAdvice.BACKOFF, 403)
 _LATER = "Try again after Retry-After seconds."
 
 FAILURES: dict[ErrorCode, FailureRule] = {

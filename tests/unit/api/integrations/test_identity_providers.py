@@ -57,7 +57,7 @@ async def test_a_connection_needs_an_identity_and_no_consent(api: Api):
     await tools(api)
     app = await api.app_with("agent", Action.CONNECT)
     needed = await api.post("/v1/connections", app, ASKED)
-    assert (needed.status_code, needed.json()["code"]) == (409, "identity_needed")
+    assert (needed.status_code, needed.json()["code"]) == (403, "identity_needed")
     assert needed.json()["identity_provider"] == "staff"
     async with api.worker.read() as tx:
         staff = await tx.integrations.by_name(TENANT, "staff")
