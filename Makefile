@@ -61,7 +61,7 @@ soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run
 	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m soak
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.faults.token_file
 
-conformance: $(TEST_READY) ## Evergrant as an MCP client, judged by the protocol's conformance suite: every auth scenario of two revisions; and a server behind the gateway
+conformance: $(TEST_READY) ## Evergrant as an MCP client, judged by the protocol's conformance suite: every auth scenario of two revisions; a server behind the gateway; and our issuer
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.conformance.mcp
 
 ONLY ?=

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.conformance.mcp.comparison import compared
 from tests.conformance.mcp.driver import driver
+from tests.conformance.mcp.issuer import judged_issuer
 from tests.conformance.mcp.own_server import own_server_judged
 from tests.conformance.mcp.verdicts import (
     CLIENT_METADATA_URL,
@@ -39,6 +40,7 @@ async def main() -> int:
     for revision in _REVISIONS:
         bad += not await compared(revision)
         bad += not await own_server_judged(revision)
+    bad += not await judged_issuer()
     return 1 if bad else 0
 
 

@@ -65,8 +65,14 @@ async def judge(port: str, ports: Sequence[int], *selected: str) -> str:
 
 async def run_judge(*words: str, preload: str = "", **environment: str) -> str:
     """What the judge says, with a module that Node loads before it."""
+    child = await start_judge(*words, preload=preload, **environment)
+    return (await child.communicate())[0].decode()
+
+
+async def start_judge(*words: str, preload: str = "", **environment: str) -> asyncio.subprocess.Process:
+    """The judge, whose lines come one by one."""
     assert _JUDGE.is_dir(), "its packages are missing: bash requirements/node.sh .venv, or make test"
-    child = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         NODE,
         *(("--require", preload) if preload else ()),
         *(_JUDGE / "dist" / "index.js", *words),
@@ -74,7 +80,6 @@ async def run_judge(*words: str, preload: str = "", **environment: str) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    return (await child.communicate())[0].decode()
 
 
 def verdicts_in(said: str) -> dict[str, Verdict]:
