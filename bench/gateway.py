@@ -1,4 +1,5 @@
-"""Calls through the gateway against direct calls to the same API, and memory while 64 streams pass."""
+"""Calls through the gateway against direct calls to the same server, as an API and as an MCP server's; memory
+while 64 streams pass."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,12 +23,14 @@ _EVENTS = 3600  # an hour, at one a second
 _ROUNDS = 3
 _WARM_UP = 0.5  # seconds
 _SAMPLE_S = 0.05
+_MESSAGE = '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","arguments":{}}}'
 
 
 @dataclass(frozen=True)
 class CallRate:
-    """One row: calls through the gateway against direct ones."""
+    """One row: calls through the gateway against direct ones. `kind`: by which route."""
 
+    kind: str
     clients: int
     through: Side
     direct: Side
@@ -52,11 +55,17 @@ async def measure(
     folder: Path, generator: Generator, bounds: Bounds, streams: int = STREAMS
 ) -> tuple[list[CallRate], StreamRun]:
     async with _running(folder) as (ready, api_port, gateway_port, pid):
-        path = f"/v1/proxy/{ready.connections[0].id}"
-        rates = [
-            await _rate(generator, bounds, clients, ready.key, path, api_port, gateway_port)
-            for clients in CLIENTS
-        ]
+        path, key = f"/v1/proxy/{ready.connections[0].id}", ready.key
+        through = {
+            "proxy": _request(gateway_port, f"{path}/x", key),
+            "mcp": _message(gateway_port, f"/mcp/{ready.connections[0].id}", key),
+        }
+        direct = {"proxy": _request(api_port, "/x", key), "mcp": _message(api_port, "/mcp", key)}
+        rates: list[CallRate] = []
+        for kind, asked in through.items():
+            for clients in CLIENTS:
+                sides = Side(gateway_port, [asked]), Side(api_port, [direct[kind]])
+                rates.append(await _rate(generator, bounds, kind, clients, *sides))
         events = f"{path}/events/{min(_EVENTS, bounds.most)}"
         return rates, await _stream(events, ready.key, gateway_port, pid, streams)
 
@@ -76,23 +85,22 @@ async def _running(folder: Path) -> AsyncIterator[tuple[Installation, int, int, 
 
 
 async def _rate(
-    generator: Generator,
-    bounds: Bounds,
-    clients: int,
-    key: str,
-    path: str,
-    api_port: int,
-    gateway_port: int,
+    generator: Generator, bounds: Bounds, kind: str, clients: int, through: Side, direct: Side
 ) -> CallRate:
-    through = Side(gateway_port, [_request(gateway_port, f"{path}/x", key)])
-    direct = Side(api_port, [_request(api_port, "/x", key)])
     for side in (through, direct):
         await measure_round(generator, side, clients, _WARM_UP, bounds.most)
     for _ in range(_ROUNDS):
         for side in (through, direct):
             seconds = bounds.seconds / _ROUNDS
             side.rounds.append(await measure_round(generator, side, clients, seconds, bounds.most))
-    return CallRate(clients, through, direct)
+    return CallRate(kind, clients, through, direct)
+
+
+def _message(port: int, path: str, key: str) -> str:
+    """A call of a tool, as a client of MCP's newer era sends it."""
+    headers = f"Host: {HOST}:{port}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+    headers += f"MCP-Protocol-Version: 2026-07-28\r\nContent-Length: {len(_MESSAGE)}\r\n"
+    return f"POST {path} HTTP/1.1\r\n{headers}\r\n{_MESSAGE}"
 
 
 def _request(port: int, path: str, key: str) -> str:

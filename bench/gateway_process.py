@@ -17,7 +17,8 @@ def main(url: str) -> None:
 
     async def start(opened: AsyncExitStack) -> GatewayApp:
         app = await open_gateway(settings, opened)
-        generic = app.parts.api.registry.get("generic").model_copy(update={"api_base_url": url})
+        at = {"api_base_url": url, "protected_resource": f"{url}/mcp"}
+        generic = app.parts.api.registry.get("generic").model_copy(update=at)
         app.parts.api.registry = Registry({"generic": generic})
         policy = EgressPolicy(allow=(url.removeprefix("http://"),))
         app.parts.transport = StreamingTransport(policy, silence_s=60)

@@ -88,12 +88,21 @@ def neighbours(rows: Iterable[Neighbour]) -> list[str]:
 
 
 def calls(rows: Iterable[CallRate]) -> list[str]:
-    header = "clients", "through/s", "direct/s", "through p50 / p99 ms", "direct p50 / p99 ms", "added p50 ms"
+    header = (
+        "route",
+        "clients",
+        "through/s",
+        "direct/s",
+        "through p50 / p99 ms",
+        "direct p50 / p99 ms",
+        "added p50 ms",
+    )
     return _table(
         CALLS,
         header,
         [
             (
+                row.kind,
                 str(row.clients),
                 *(f"{side.per_second:,.0f}" for side in (row.through, row.direct)),
                 *(

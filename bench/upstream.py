@@ -1,6 +1,6 @@
 """A provider's API for the gateway's measurements: `python -m bench.upstream PORT`.
 
-`/x` answers with a kilobyte, `/events/N` with N server-sent events at once.
+`/x` answers with a kilobyte, `/events/N` with N server-sent events at once. A body is read and discarded.
 """
 
 import asyncio
@@ -18,6 +18,9 @@ _CHUNK = b"%x\r\n%b\r\n" % (len(_EVENT), _EVENT)
 async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while head := await reader.readuntil(b"\r\n\r\n"):
+            _, length, rest = head.lower().partition(b"content-length:")
+            if length:
+                await reader.readexactly(int(rest.partition(b"\r\n")[0]))
             path = head.split(b" ", 2)[1]
             if path.startswith(b"/events/"):
                 writer.write(_STREAM)

@@ -34,7 +34,8 @@ async def test_a_quick_run_prints_every_row(tables: Tables) -> None:
     assert [row["callers"] for row in tables[report.REFRESHES]] == ["16"]
     assert all(float(row.get("ratio", 1)) > 0 for rows in tables.values() for row in rows)
     assert [row["its clients"] for row in tables[report.NEIGHBOURS]] == ["1", "16"]
-    assert [row["clients"] for row in tables[report.CALLS]] == ["1", "16"]
+    routes = [(route, clients) for route in ("proxy", "mcp") for clients in ("1", "16")]
+    assert [(row["route"], row["clients"]) for row in tables[report.CALLS]] == routes
     (streams,) = tables[report.STREAMS]
     assert (streams["streams"], streams["events"]) == ("64", "6,400")
     (refresh,) = tables[report.REFRESHES]

@@ -123,8 +123,10 @@ async def test_a_403_that_wants_scopes_is_a_typed_step_up(
 # --- sessions ---------------------------------------------------------------------------
 
 
-async def test_a_session_is_of_its_connection_and_caller_alone(server: Server, upstream: RawUpstream):
-    """Attack 5: another principal's session id, or an altered one, is a 404; nothing goes upstream."""
+async def test_agents_5_a_session_is_of_its_connection_and_caller_alone(
+    server: Server, upstream: RawUpstream
+):
+    """Another principal's session id, or an altered one, is a 404; nothing goes upstream."""
     upstream.responses = [answer(b"{}", "200 OK", "Mcp-Session-Id: theirs-1")]
     ours = (await server.post(INITIALIZE)).headers["mcp-session-id"]
     assert "theirs" not in ours
@@ -195,8 +197,8 @@ async def test_pages_of_other_origins_and_names_of_others_are_refused(
     assert len(upstream.seen) == (status == 200)
 
 
-async def test_a_permit_names_the_tools_that_may_be_called(server: Server, upstream: RawUpstream):
-    """Attack 23: headers that name another tool than the body, twice, or a batch, are refused."""
+async def test_agents_23_a_permit_judges_the_tool_that_the_body_calls(server: Server, upstream: RawUpstream):
+    """Headers that name another tool than the body, twice, or a batch, are refused."""
     await permit_is(server, tools=["safe", "search_*"])
 
     def calls(tool: str) -> dict[str, Any]:
@@ -260,8 +262,8 @@ async def test_an_approval_is_for_one_tool_with_its_arguments(server: Server, up
 # --- a hostile server -------------------------------------------------------------------
 
 
-async def test_an_echo_across_two_events_never_arrives(server: Server, upstream: RawUpstream):
-    """Attack 20, in a stream that a caller keeps open."""
+async def test_agents_20_an_echo_across_two_events_never_arrives(server: Server, upstream: RawUpstream):
+    """In a stream that a caller keeps open."""
     first, second = TOKEN[:11], TOKEN[11:]
 
     async def echoing(seen: Seen, writer: asyncio.StreamWriter) -> None:
@@ -283,7 +285,7 @@ async def test_an_echo_across_two_events_never_arrives(server: Server, upstream:
         (b"no HTTP at all\r\n\r\n", 503, "provider_unreachable"),
     ],
 )
-async def test_a_hostile_answer_costs_its_own_call_alone(
+async def test_agents_22_a_hostile_answer_costs_its_own_call_alone(
     server: Server, upstream: RawUpstream, sent: bytes, status: int, code: str
 ):
     upstream.responses = [sent]
@@ -292,7 +294,7 @@ async def test_a_hostile_answer_costs_its_own_call_alone(
     assert (await server.post(INITIALIZE)).status_code == 200
 
 
-async def test_an_endless_stream_holds_up_no_other_call(server: Server, upstream: RawUpstream):
+async def test_agents_22_an_endless_stream_holds_up_no_other_call(server: Server, upstream: RawUpstream):
     left = asyncio.Event()
 
     async def endless(seen: Seen, writer: asyncio.StreamWriter) -> None:

@@ -74,10 +74,10 @@ async def test_a_token_for_alice_reaches_no_connection_of_bob_whatever_the_apps_
     assert upstream.seen == []
 
 
-async def test_a_clients_session_is_not_its_apps(
+async def test_agents_5_a_clients_session_is_not_its_apps(
     server: Server, agent: AuthorizedClient, upstream: RawUpstream
 ):
-    """Attack 5, between two callers that act as the same app."""
+    """Between two callers that act as the same app."""
     token = (await tokens_for(server, agent))["access_token"]
     upstream.responses = [answer(b"{}", "200 OK", "Mcp-Session-Id: theirs")]
     session = (await server.post(INITIALIZE, key=token)).headers["mcp-session-id"]
