@@ -1,7 +1,9 @@
 """Evergrant's own MCP server, by a real client in both eras: what it tells and calls, whom it refuses."""
 
+import asyncio
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,10 +14,9 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.gateway.tools import through_proxy
 from evergrant_server.gateway.tools.catalogue import TOOLS
-from evergrant_server.gateway.tools.endpoint import MOST_SESSIONS_PER_APP
 from evergrant_server.gateway.tools.open_sessions import OpenSessions
 from tests.fakes.api import Api
-from tests.fakes.platform.gateway import Gateway, RawUpstream, answer
+from tests.fakes.platform.gateway import Gateway, RawUpstream, answer, running_gateway
 from tests.fakes.platform.gateway_clients import authorized_client
 from tests.fakes.platform.mcp_client import LEGACY, MODERN, mcp_client
 
@@ -203,25 +204,30 @@ async def test_a_session_id_with_another_callers_key_is_unknown(api: Api, gatewa
     assert (await post(gateway, mine, **{"Mcp-Session-Id": session})).status_code == 200
 
 
-async def test_sessions_and_bodies_are_bounded(api: Api, gateway: Gateway, monkeypatch: pytest.MonkeyPatch):
+async def test_sessions_and_bodies_are_bounded(
+    api: Api, upstream: RawUpstream, monkeypatch: pytest.MonkeyPatch
+):
     now = [0.0]
     monkeypatch.setattr(OpenSessions, "elapsed", staticmethod(lambda: now[0]))
+    monkeypatch.setattr("evergrant_server.gateway.tools.endpoint.MOST_SESSIONS_PER_APP", 2)
     _, key = await an_agent(api)
     other = await api.app_with("other", Action.PROXY)
-    sessions = [await begun(gateway, key) for _ in range(MOST_SESSIONS_PER_APP)]
-    more = await post(gateway, key, {**PING, "method": "initialize"})
-    assert (more.status_code, more.json()["code"]) == (429, "rate_limited")
-    await begun(gateway, other)
-    session = sessions.pop()
-    headers = {**MEDIA, "Mcp-Session-Id": sessions.pop()}
-    assert (await gateway.call("DELETE", "/mcp", key, headers=headers)).is_success
-    await begun(gateway, key)
-    assert (await post(gateway, key, {**PING, "method": "initialize"})).status_code == 429
-    now[0] += 601.0
-    await begun(gateway, key)
-    large = await post(gateway, key, {**PING, "params": {"x": "x" * 300_000}}, **{"Mcp-Session-Id": session})
-    assert large.status_code == 413
-    assert (await post(gateway, key, **{"Mcp-Session-Id": session})).status_code == 200
+    begin = {**PING, "method": "initialize"}
+    async with running_gateway(api, upstream) as gateway:
+        session, ends = [await begun(gateway, key) for _ in range(2)]
+        more = await post(gateway, key, begin)
+        assert (more.status_code, more.json()["code"]) == (429, "rate_limited")
+        await begun(gateway, other)
+        ended = await gateway.call("DELETE", "/mcp", key, headers={**MEDIA, "Mcp-Session-Id": ends})
+        assert ended.is_success
+        await begun(gateway, key)
+        assert (await post(gateway, key, begin)).status_code == 429
+        now[0] += 601.0
+        await begun(gateway, key)
+        headers = {"Mcp-Session-Id": session}
+        large = await post(gateway, key, {**PING, "params": {"x": "x" * 300_000}}, **headers)
+        assert large.status_code == 413
+        assert (await post(gateway, key, **headers)).status_code == 200
 
 
 async def test_a_stopped_agents_session_and_stream_end(
@@ -311,3 +317,15 @@ async def test_rfc8707_2_a_token_of_another_resource_opens_no_tool(api: Api, gat
     assert refused.status_code == 401
     metadata = f"{gateway.parts.api.settings.gateway_public_url}/.well-known/oauth-protected-resource/mcp"
     assert f'resource_metadata="{metadata}"' in refused.headers["www-authenticate"]
+
+
+async def test_the_program_of_the_guide(
+    api: Api, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    id, key = await an_agent(api)
+    page = (Path(__file__).parents[3] / "docs/guide/mcp-server.md").read_text(encoding="utf-8")
+    program = page.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.setenv("EVERGRANT_API_KEY", key)
+    monkeypatch.setenv("EVERGRANT_GATEWAY_URL", f"http://127.0.0.1:{gateway.port}")
+    await asyncio.to_thread(exec, program, {"__name__": "__main__"})
+    assert id in capsys.readouterr().out
