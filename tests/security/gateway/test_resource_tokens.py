@@ -27,10 +27,9 @@ async def tokens_for(server: Server, agent: AuthorizedClient, subject: str = SUB
     return await agent.tokens(subject, server.connection.id)
 
 
-async def test_a_clients_token_calls_its_resource_and_names_its_subject_in_the_audit_log(
+async def test_agents_2_a_clients_token_is_not_in_what_goes_upstream_and_the_log_names_its_subject(
     server: Server, agent: AuthorizedClient, upstream: RawUpstream
 ):
-    """Attack 2: the caller's token isn't in what goes upstream."""
     token = (await tokens_for(server, agent))["access_token"]
     for _ in range(2):  # the second from memory
         assert (await server.post(INITIALIZE, key=token)).status_code == 200
@@ -42,10 +41,10 @@ async def test_a_clients_token_calls_its_resource_and_names_its_subject_in_the_a
     assert token not in str(await server.api.records())
 
 
-async def test_rfc8707_2_a_token_of_another_resource_is_refused_and_nothing_goes_upstream(
+async def test_agents_1_a_token_of_another_resource_is_refused_and_nothing_goes_upstream(
     server: Server, agent: AuthorizedClient, upstream: RawUpstream
 ):
-    """Attack 1. Also where the caller of that token is known from a call before."""
+    """Also where the caller of that token is known from a call before."""
     other = await server.api.connection(await server.api.integration("other"), subject=SUBJECT)
     tokens = [await agent.tokens(SUBJECT, other.id), await agent.tokens(SUBJECT)]
     mine = (await tokens_for(server, agent))["access_token"]
