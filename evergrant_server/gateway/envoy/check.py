@@ -152,7 +152,10 @@ def _require_target(api: ProviderApi, asked: AskedCall, path: CallerPath) -> Non
 
 
 def _require_no_approval(decision: PermitDecision) -> None:
-    if decision.permit is not None and decision.permit.call_approval:
-        why = f"The permit {decision.permit.name} wants each call approved; here its body isn't known."
+    """Of every app that the caller acts under, as at the proxy. Raises Failure CALL_APPROVAL_REQUIRED."""
+    if decision.needs_call_approval:
+        demands = (it for it in (decision.permit, *decision.above) if it is not None and it.call_approval)
+        name = next(demands).name
+        why = f"The permit {name} wants each call approved; here its body isn't known."
         repair = "Send it to the gateway's /v1/proxy/{connection}/{path}, once it is approved."
         raise Failure(ErrorCode.CALL_APPROVAL_REQUIRED, why, repair=repair)

@@ -14,6 +14,7 @@ from tests.fakes.api import TENANT, Api
 from tests.fakes.platform.gateway import Gateway, RawUpstream, Seen
 from tests.fakes.platform.mcp_client import mcp_client
 from tests.security.delegation.delegating import Delegating, id_of
+from tests.security.gateway.test_envoy_checks import Asking
 
 
 @pytest.fixture
@@ -81,6 +82,23 @@ async def test_an_approval_that_the_first_apps_permit_demands_is_demanded_of_tho
     assert (await gateway.get(path, child)).json()["code"] == "call_approval_required"
     assert (await gateway.get(path, some.keys["back"])).status_code == 200
     assert len(upstream.seen) == 2
+
+
+async def test_envoy_gets_no_token_for_a_call_that_the_first_apps_permit_wants_approved(
+    api: Api, some: Delegating, gateway: Gateway
+):
+    connection = await api.active(await api.integration(provider="github"))
+    ask = Asking(
+        gateway,
+        authorization=f"Bearer {await some.handed(await some.token(), 'back')}",
+        evergrant_connection=connection.id,
+        evergrant_envoy_key=await api.app_with("envoy", Action.TOKEN),
+        host="api.github.com",
+    )
+    assert (await ask()).status_code == 200
+    demands = {"integration": "*", "actions": ["proxy"], "call_approval": True}
+    await some.put("/v1/apps/front/permits/only", demands)
+    assert await ask.code() == "call_approval_required"
 
 
 async def test_a_delegations_tools_are_those_of_its_subject(
