@@ -39,7 +39,11 @@ class OAuthClients(AuthenticatedRepository[GatewayClient, OAuthClientId]):
     async def count_unused(self, most: int) -> int:
         """How many clients registered themselves, in all tenants, and were never used; `most` at the most."""
         row = OAuthClientRow
-        unused = col(row.kind) != ClientKind.ADMIN.value, col(row.used_at).is_(None)
+        unused = (
+            col(row.kind) != ClientKind.ADMIN.value,
+            col(row.used_at).is_(None),
+            col(row.disabled).is_(False),
+        )
         some = select(col(row.id)).where(*unused).limit(most).subquery()
         return int((await self._connection.execute(select(func.count()).select_from(some))).scalar_one())
 
@@ -49,10 +53,15 @@ class OAuthClients(AuthenticatedRepository[GatewayClient, OAuthClientId]):
 
     async def prune_unused(self, never_used: datetime, unused: datetime, limit: int = 1000) -> int:
         """Delete clients that no admin registered: those from before `never_used` that were never used, and
-        those that weren't since `unused`. At most `limit`; returns how many."""
+        those that weren't since `unused`. At most `limit`; returns how many.
+
+        One that an admin turned off stays: the id of a document is public, and its next request would have it
+        read anew, turned on.
+        """
         row = OAuthClientRow
         key = (col(row.tenant), col(row.id))
-        mine = col(row.kind).in_((ClientKind.REGISTERED.value, ClientKind.DOCUMENT.value))
+        kinds = ClientKind.REGISTERED.value, ClientKind.DOCUMENT.value
+        mine = and_(col(row.kind).in_(kinds), col(row.disabled).is_(False))
         never = and_(col(row.used_at).is_(None), col(row.created_at) < never_used)
         old = select(*key).where(mine, or_(never, col(row.used_at) < unused)).limit(limit)
         return await self._run(delete(row).where(tuple_(*key).in_(old)))

@@ -75,6 +75,18 @@ async def test_a_client_is_found_by_what_it_presents_and_deleted_when_unused(sto
         assert await tx.oauth_clients.page(ACME, None, 5) == [other]
 
 
+async def test_a_document_that_an_admin_turned_off_is_not_forgotten(store: Store):
+    """Its id is public: without the row the next request would read it anew, turned on."""
+    off = a_client(kind="document", client_id="https://agent.example/client.json", disabled=True)
+    async with store.write() as tx:
+        await tx.oauth_clients.add(off)
+        assert await tx.oauth_clients.count_unused(5) == 0, "it fills no one's place"
+        assert await tx.oauth_clients.prune_unused(NOW + DAY, NOW + DAY) == 0
+        await tx.oauth_clients.used(off, NOW)
+        assert await tx.oauth_clients.prune_unused(NOW + DAY, NOW + DAY) == 0
+        assert await tx.oauth_clients.by_client_id(off.client_id) is not None
+
+
 async def test_a_code_of_another_hand_is_none(store: Store):
     app = await an_app_of(store)
     code = a_code(app.id)
