@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.errors import ErrorCode, Failure
 from tests.fakes.api import TENANT, Api
 from tests.fakes.providers.login_issuer import LoginIssuer
 from tests.security.clients.agents import AgentUser, code_row, csrf_in, put_rule, registered, sent_back
@@ -71,3 +73,24 @@ async def test_a_person_who_declines_at_the_provider_gives_no_code(api: Api, iss
     got = sent_back(await user.ask(back.headers["location"]))
     assert (got["error"], got["state"]) == ("access_denied", "of-the-client")
     assert await api.records(AuditAction.AUTHORIZATION_GIVEN) == []
+
+
+async def test_a_link_that_a_login_has_proven_is_of_that_browser_from_its_first_moment(
+    api: Api, issuer: LoginIssuer, monkeypatch: pytest.MonkeyPatch
+):
+    """Else whoever got the link, from the app that leases, could bind an account without a login."""
+
+    async def cut(*_: object) -> None:
+        raise Failure(ErrorCode.STORE_UNAVAILABLE)
+
+    monkeypatch.setattr("evergrant_server.api.pages.authorization.upstream.send_away", cut)
+    connection = await api.connection(await api.integration())
+    user = AgentUser(api, issuer)
+    await user.decide(await user.ask(user.url(await registered(api), connection)))
+    (consent,) = await consents_of(api)
+    assert (consent.status, consent.browser_hash is None) == (ConsentStatus.STARTED, False)
+    async with api.store.read() as tx:
+        link = (await tx.consents.connect_link(consent)).reveal()
+    stranger = AgentUser(api, issuer)
+    answer = await stranger.browser.get(f"/connect/{link}")
+    assert (answer.status_code, "gitlab.com/oauth" in answer.text) == (400, False), answer.text

@@ -16,7 +16,7 @@ from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import LINK_BYTES, Consent, hash_link
+from evergrant_server.core.connections.consent import LINK_BYTES, Consent, ConsentStatus, hash_link
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConsentId, new_id
@@ -53,7 +53,11 @@ async def consent_at_provider(
         connection = await tx.connections.get_authentic(request.tenant, request.connection_id)
         if connection is None:
             raise Failure(ErrorCode.NOT_FOUND)
-        consent = await _new_consent(tx, pages, request, connection, app, link)
+        new = await _new_consent(tx, pages, request, connection, app, link)
+        consent = new.model_copy(
+            update={"status": ConsentStatus.STARTED, "browser_hash": pages.browsers.hash_cookie(browser)}
+        )
+        await tx.consents.add(consent, Secret(link))
         approved = {
             "status": RequestStatus.AT_PROVIDER,
             "consent_id": consent.id,
@@ -93,7 +97,7 @@ async def _new_consent(
             "requested_scopes": scopes,
         }
         await tx.connections.replace(connection.model_copy(update=later), expected=connection.revision)
-    consent = Consent(
+    return Consent(
         tenant=connection.tenant,
         id=ConsentId(new_id("cns")),
         connection_id=connection.id,
@@ -110,5 +114,3 @@ async def _new_consent(
         by=f"app:{app.name}",
         trace_id=pages.context.trace_id,
     )
-    await tx.consents.add(consent, Secret(link))
-    return consent
