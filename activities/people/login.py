@@ -114,7 +114,7 @@ class PersonLoginActivities:
     async def _record_refusal(
         self, tx: Transaction, request: VerifyPerson, verdict: _PersonVerdict, action: AuditAction
     ) -> None:
-        """The audit record, with who was refused where the issuer has said it."""
+        """The audit record, with the person who was refused, where the issuer has named one."""
         assert verdict.failure is not None
         detail: dict[str, Any] = {"reason": verdict.failure.code, **words_in(verdict.failure)}
         who: str = request.login_id

@@ -126,8 +126,8 @@ class JudgedRequest:
 
 
 def _is_authorized(caller: Caller, target: Target) -> bool:
-    """Whether the target is the subject's, and the connection's, that the caller's token is for. Whatever the
-    app's permits allow, a client reaches nothing else."""
+    """Whether the target is the subject's, and the connection's, that the caller's token is for: an OAuth
+    client is bound by both beside the permits of its app."""
     authorization = caller.authorization
     if authorization is None:
         return True

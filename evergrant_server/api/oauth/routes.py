@@ -1,4 +1,4 @@
-"""`POST /oauth/token`, whatever the grant (`grants`).
+"""`POST /oauth/token`, for each of the grants (`grants`).
 
 An error has the form of RFC 6749 section 5.2. A refusal is counted; one that names an app is in the audit log
 too, its repetitions within a minute as one record.

@@ -61,7 +61,7 @@ def actor_problem(
 ) -> str | None:
     """Why this app may not act for the token's person; None if it may.
 
-    `may_act` in a token holds, whatever else the rule says (RFC 8693 section 4.4): `iss` is ours and `sub`
+    `may_act` in a token holds beside what the rule says (RFC 8693 section 4.4): `iss` is ours and `sub`
     the app's id, or `iss` is the token's issuer and `sub` a client of the rule.
     """
     if "act" in claims:  # another actor's token (section 4.1)

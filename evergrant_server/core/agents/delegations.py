@@ -18,7 +18,7 @@ from evergrant_server.core.ids import (
 
 MOST_DEPTH = 5  # of a tree: each use reads one row for each level
 MOST_IN_TREE = 1000  # rows
-LONGEST = timedelta(hours=12)  # of a tree, whatever the person's token says
+LONGEST = timedelta(hours=12)  # of a tree, also where the person's token lasts longer
 DELEGATED_ACTIONS = (Action.TOKEN, Action.PROXY)
 
 

@@ -206,7 +206,7 @@ def person_login_workflow_id(tenant: Tenant, login: PersonLoginId, revision: int
 
 
 def client_document_workflow_id(client_id: str) -> str:
-    """One for each document, whoever asks for it."""
+    """One for each document, for all who ask for it."""
     return f"client_document:{hashlib.sha256(client_id.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 

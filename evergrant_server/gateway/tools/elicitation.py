@@ -1,6 +1,6 @@
 """How a person is asked to open a page: URL elicitation in both eras of MCP, or a link for a model to show.
 
-The URL has no authority: whoever opens it logs in first. A request state is sealed, bound to caller and
+The URL has no authority: a person who opens it logs in first. A request state is sealed, bound to caller and
 arguments by the SDK, and used once.
 """
 

@@ -65,7 +65,7 @@ class TokenFamilies(AuthenticatedRepository[TokenFamily, TokenFamilyId]):
         return {id: name for id, name in await self._connection.execute(query)}
 
     async def judge_again(self, client_id: str) -> None:
-        """Have all calls of a client, of whatever tenant, judged again: the revisions of its apps move."""
+        """Have all calls of a client, in every tenant, judged again: the revisions of its apps move."""
         row, app = TokenFamilyRow, AppRow
         live = columns_equal(row, client_id=client_id) & col(row.ended_at).is_(None)
         acts = select(col(row.tenant), col(row.app_id)).where(live)

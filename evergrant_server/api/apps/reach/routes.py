@@ -38,7 +38,7 @@ class CoveredView(View):
 class ReachView(AccessView):
     """A permit as `GET /v1/access` shows it, with `words` that say what it means. `covered` has the first ten
     of its `live_connections`, by subject. `stopped_by`: the code with which every request of the app is
-    refused now, whatever its permits say; null: none is.
+    refused now, even those that permits allow; null: none is.
     """
 
     words: str

@@ -41,7 +41,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Beginning:
-    """Whom a delegation is for and until when: a person who was proven, or a `parent`."""
+    """Whom a delegation is for and until when: a proven person, or a `parent`."""
 
     subject: str
     expires_at: datetime

@@ -1,4 +1,4 @@
-"""Ends a family of tokens, for whatever reason, and raises the alarm where a token was stolen."""
+"""Ends a family of tokens, for one of the reasons of FamilyEnd; raises the alarm where a token was stolen."""
 
 from datetime import datetime
 

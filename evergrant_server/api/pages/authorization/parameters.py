@@ -47,7 +47,7 @@ class AskedResource:
 
 
 def read_query(raw: bytes) -> AuthorizeQuery:
-    """Raises Failure CLIENT_UNKNOWN for a query that names no client: there is nobody to answer."""
+    """Raises Failure CLIENT_UNKNOWN for a query that names no client: no client can be answered."""
     text = raw.decode("ascii", "replace")
     try:
         if len(text) > LONGEST_QUERY or not text.isascii():
