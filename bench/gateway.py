@@ -42,12 +42,14 @@ class CallRate:
 
 @dataclass(frozen=True)
 class StreamRun:
-    """Streams of an hour's events, and the gateway's resident memory in MiB."""
+    """Streams of an hour's events, and the gateway's resident memory in MiB: before them, when a tenth of the
+    events had come, and the most of then until the end."""
 
     streams: int
     events: int
     seconds: float
     before: float
+    early: float
     peak: float
 
 
@@ -67,7 +69,8 @@ async def measure(
                 sides = Side(gateway_port, [asked]), Side(api_port, [direct[kind]])
                 rates.append(await _rate(generator, bounds, kind, clients, *sides))
         events = f"{path}/events/{min(_EVENTS, bounds.most)}"
-        return rates, await _stream(events, ready.key, gateway_port, pid, streams)
+        reading = [_Reading(events, ready.key, gateway_port) for _ in range(streams)]
+        return rates, await _stream(reading, pid, streams * min(_EVENTS, bounds.most) // 10)
 
 
 @asynccontextmanager
@@ -107,30 +110,41 @@ def _request(port: int, path: str, key: str) -> str:
     return f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nAuthorization: Bearer {key}\r\n\r\n"
 
 
-async def _stream(path: str, key: str, port: int, pid: int, streams: int) -> StreamRun:
+class _Reading:
+    """One stream as it is read; `events`: how many have come."""
+
+    def __init__(self, path: str, key: str, port: int) -> None:
+        self._request, self._port = _request(port, path, key).encode(), port
+        self.events = 0
+
+    async def run(self) -> None:
+        """Raises RuntimeError for a stream without its end."""
+        reader, writer = await asyncio.open_connection(HOST, self._port)
+        writer.write(self._request)
+        tail = b""
+        try:
+            while chunk := await reader.read(65_536):
+                self.events += (tail[-1:] + chunk).count(b"\n\n")
+                tail = (tail + chunk)[-5:]
+                if tail == b"0\r\n\r\n":
+                    return
+            raise RuntimeError(f"a stream broke off after {self.events} events")
+        finally:
+            writer.close()
+
+
+async def _stream(streams: list[_Reading], pid: int, tenth: int) -> StreamRun:
     before, began = _resident(pid), perf_counter()
-    reading = asyncio.gather(*(_read_events(path, key, port) for _ in range(streams)))
-    peak = before
-    while not reading.done():
+    early = peak = 0.0
+    running = asyncio.gather(*(it.run() for it in streams))
+    while not running.done():
         await asyncio.sleep(_SAMPLE_S)
-        peak = max(peak, _resident(pid))
-    return StreamRun(streams, sum(await reading), perf_counter() - began, before, peak)
-
-
-async def _read_events(path: str, key: str, port: int) -> int:
-    """How many events came. Raises RuntimeError for a stream without its end."""
-    reader, writer = await asyncio.open_connection(HOST, port)
-    writer.write(_request(port, path, key).encode())
-    events, tail = 0, b""
-    try:
-        while chunk := await reader.read(65_536):
-            events += (tail[-1:] + chunk).count(b"\n\n")
-            tail = (tail + chunk)[-5:]
-            if tail == b"0\r\n\r\n":
-                return events
-        raise RuntimeError(f"a stream broke off after {events} events")
-    finally:
-        writer.close()
+        if sum(it.events for it in streams) >= tenth:
+            peak = max(peak, _resident(pid))
+            early = early or peak
+    await running
+    events = sum(it.events for it in streams)
+    return StreamRun(len(streams), events, perf_counter() - began, before, early, peak)
 
 
 def _resident(pid: int) -> float:

@@ -117,13 +117,12 @@ def calls(rows: Iterable[CallRate]) -> list[str]:
 
 
 def streams(row: StreamRun) -> list[str]:
-    header = "streams", "events", "events/s", "MiB before", "MiB at most"
+    header = "streams", "events", "events/s", "MiB before", "MiB at a tenth", "MiB at most"
     line = (
         str(row.streams),
         f"{row.events:,}",
         f"{row.events / row.seconds:,.0f}",
-        f"{row.before:.0f}",
-        f"{row.peak:.0f}",
+        *(f"{it:.0f}" for it in (row.before, row.early, row.peak)),
     )
     return _table(STREAMS, header, [line])
 
