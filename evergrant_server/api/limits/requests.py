@@ -8,12 +8,13 @@ from ipaddress import ip_network
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from evergrant_server.api.limits.leases import Counted, Gcra, RateLimited, note_counted
 from evergrant_server.core.access import App
 from evergrant_server.core.ids import TokenFamilyId
-from evergrant_server.policy.networks import parse_address
+from evergrant_server.policy.networks import caller_address, parse_address
 from evergrant_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _MOST_BLOCKED = 50_000
 _REGISTRATIONS_OF_ADDRESS, _REGISTRATIONS = 30, 300  # of clients that register themselves, in a minute
+_LOGINS_OF_ADDRESS = 60  # that are begun at an issuer, in a minute
 
 
 class RequestLimits:
@@ -31,6 +33,7 @@ class RequestLimits:
         self._tokens = settings.token_limit_per_app
         self._guesses = settings.guess_limit_per_address
         self._processes = settings.api_workers
+        self._proxies = settings.trusted_proxies
         self._gcra = Gcra()
         self._shared = _shared_counts(settings)
         self._blocked: dict[str, float] = {}  # until when an address is refused
@@ -58,14 +61,28 @@ class RequestLimits:
             why = f"The limit of {quota} {policy} in a minute for this {whose} is reached."
             raise RateLimited(policy, why, counted.seconds)
 
-    async def count_registration(self, scope: Scope, address: str) -> None:
+    async def count_registration(self, scope: Scope) -> None:
         """Count a client that registers itself, by its address and in all. Raises RateLimited."""
-        for key, quota in ((_source(address), _REGISTRATIONS_OF_ADDRESS), ("*", _REGISTRATIONS)):
-            counted = await self._count("registrations", key, quota)
-            note_counted(scope, counted)
-            if not counted.allowed:
-                why = f"The limit of {quota} registrations in a minute is reached."
-                raise RateLimited("registrations", why, counted.seconds)
+        await self._require_rate(scope, "registrations", self._address(scope), _REGISTRATIONS_OF_ADDRESS)
+        await self._require_rate(scope, "registrations", "*", _REGISTRATIONS)
+
+    async def count_login(self, scope: Scope) -> None:
+        """Count a browser that is sent to an issuer, by its address: each time a row is written. Raises
+        RateLimited."""
+        await self._require_rate(scope, "logins", self._address(scope), _LOGINS_OF_ADDRESS)
+
+    async def _require_rate(self, scope: Scope, policy: str, key: str, quota: int) -> None:
+        counted = await self._count(policy, key, quota)
+        note_counted(scope, counted)
+        if not counted.allowed:
+            why = f"The limit of {quota} {policy} in a minute is reached."
+            raise RateLimited(policy, why, counted.seconds)
+
+    def _address(self, scope: Scope) -> str:
+        """Where a request comes from, as a limit's key; one for all whose address isn't known."""
+        peer = scope["client"][0] if scope.get("client") else None
+        forwarded = Headers(scope=scope).getlist("x-forwarded-for")
+        return _source(caller_address(peer, forwarded, self._proxies) or "")
 
     async def count_guess(self, address: str) -> None:
         """Count a refused request; beyond the limit the address is refused for a while."""

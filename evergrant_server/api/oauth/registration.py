@@ -32,7 +32,6 @@ from evergrant_server.core.oauth.clients import ClientKind, GatewayClient
 from evergrant_server.core.oauth.requests import SCOPES
 from evergrant_server.core.text import is_storable
 from evergrant_server.crypto.client_assertions import public_key_set
-from evergrant_server.policy.networks import caller_address
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 
@@ -91,7 +90,7 @@ async def register_client(request: Request, api: ApiDep) -> Response:
 
     A client gets no right by that: a person consents to it, and an admin has said as which app it acts.
     """
-    await api.limits.count_registration(request.scope, _address(api, request))
+    await api.limits.count_registration(request.scope)
     try:
         metadata = read_client_metadata(await _read_body(request), public_key_set)
         client = await _register(api, request, metadata)
@@ -101,13 +100,6 @@ async def register_client(request: Request, api: ApiDep) -> Response:
         return JSONResponse(view.model_dump(), 400, _NO_STORE)
     metrics.count(metrics.CLIENTS, "registered")
     return Response(_view(client).model_dump_json(exclude_none=True), 201, _NO_STORE, "application/json")
-
-
-def _address(api: ApiContext, request: Request) -> str:
-    """The caller's, as a limit's key; one for all whose address isn't known."""
-    peer = request.client.host if request.client else None
-    forwarded = request.headers.getlist("x-forwarded-for")
-    return caller_address(peer, forwarded, api.settings.trusted_proxies) or ""
 
 
 async def _read_body(request: Request) -> Mapping[str, Any]:

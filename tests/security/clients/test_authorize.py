@@ -181,7 +181,7 @@ async def test_open_redirect_an_unproven_redirect_uri_gets_a_page(api: Api, issu
 
 async def test_errors_of_a_proven_client_go_back_to_it_with_state_and_iss(api: Api, issuer: LoginIssuer):
     connection, _ = await agents_allowed(api, issuer)
-    user, client = AgentUser(api, issuer), await registered(api)
+    user, client = AgentUser(api, issuer), await registered(api, LOOPBACK)
     own = resource_of(api, None)
     for name, value, error in (
         ("response_type", "token", "unsupported_response_type"),
@@ -197,9 +197,11 @@ async def test_errors_of_a_proven_client_go_back_to_it_with_state_and_iss(api: A
         ("resource", f"{own}/", "invalid_target"),
         ("resource", f"{own}/con_0000000000000000000000", "invalid_target"),
     ):
-        back = sent_back(await user.browser.get(user.url(client, connection, **{name: value})))
+        asked = {"redirect_uri": LOOPBACK, name: value}
+        back = sent_back(await user.browser.get(user.url(client, connection, **asked)))
         assert (back["error"], back["state"], back["iss"]) == (error, "of-the-client", PUBLIC_URL), name
-    twice = sent_back(await user.browser.get(f"{user.url(client, connection)}&resource={own}&state=2"))
+    url = user.url(client, connection, redirect_uri=LOOPBACK)
+    twice = sent_back(await user.browser.get(f"{url}&resource={own}&state=2"))
     assert (twice["error"], "state" in twice) == ("invalid_target", False)
     assert issuer.count("authorize") == 0
 
@@ -258,11 +260,11 @@ async def test_who_uses_clients_has_no_session_of_an_admin(api: Api, issuer: Log
 
 async def test_without_a_designated_app_the_refusal_says_what_an_admin_does(api: Api, issuer: LoginIssuer):
     connection, admin = await agents_allowed(api, issuer)
-    client = await registered(api)
+    client = await registered(api, LOOPBACK)
     user = AgentUser(api, issuer)
-    await user.allow(user.url(client, connection))
+    await user.allow(user.url(client, connection, redirect_uri=LOOPBACK))
     assert (await api.call("DELETE", "/v1/client-login", admin)).status_code == 204
-    back = sent_back(await user.browser.get(user.url(client, connection)))
+    back = sent_back(await user.browser.get(user.url(client, connection, redirect_uri=LOOPBACK)))
     assert (back["error"], "evergrant clients login" in back["error_description"]) == (
         "unauthorized_client",
         True,
@@ -270,7 +272,7 @@ async def test_without_a_designated_app_the_refusal_says_what_an_admin_does(api:
     refused = await api.post("/oauth/register", None, {"redirect_uris": [REDIRECT]})
     assert (refused.status_code, "evergrant clients login" in refused.text) == (400, True)
     await put_rule(api, admin, registration=False)
-    back = sent_back(await user.browser.get(user.url(client, connection)))
+    back = sent_back(await user.browser.get(user.url(client, connection, redirect_uri=LOOPBACK)))
     assert (back["error"], "turned off" in back["error_description"]) == ("unauthorized_client", True)
     assert (await api.post("/oauth/register", None, {"redirect_uris": [REDIRECT]})).status_code == 400
 

@@ -73,9 +73,9 @@ async def host(api: Api, tmp_path: Path) -> AsyncIterator[DocumentHost]:
         yield found[0]
 
 
-async def refused(user: AgentUser, url: str, *words: str) -> None:
+async def refused(user: AgentUser, url: str, *words: str, status: int = 400) -> None:
     answer = await user.ask(url)
-    assert (answer.status_code, "location" in answer.headers) == (400, False), answer.text
+    assert (answer.status_code, "location" in answer.headers) == (status, False), answer.text
     for it in words:
         assert it in answer.text, answer.text
 
@@ -181,7 +181,7 @@ async def test_documents_can_be_turned_off(api: Api, issuer: LoginIssuer, host: 
     connection, admin = await agents_allowed(api, issuer)
     await put_rule(api, admin, documents=False)
     user = AgentUser(api, issuer)
-    await refused(user, user.url(host.url, connection), "client_unknown", "turned off")
+    await refused(user, user.url(host.url, connection), "clients_off", "turned off", status=403)
     assert host.asked == []
 
 

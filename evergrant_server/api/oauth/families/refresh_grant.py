@@ -91,6 +91,8 @@ async def _refresh(
     if found is None or found[1].client_id != known.client.client_id:
         raise invalid_grant(_WRONG)
     token, family = found
+    if family.bound and not known.client.is_bound:  # its key was what bound a token that isn't rotated
+        raise invalid_grant(_WRONG, family.app_id, recorded=f"{family.id} is bound to a key")
     settings, now = request.api.settings, request.now
     if not family.is_live(now, settings.oauth_idle):
         raise invalid_grant(_WRONG, family.app_id, recorded=f"{family.id} has ended")

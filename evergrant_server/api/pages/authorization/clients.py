@@ -60,6 +60,12 @@ def proves_itself(client: GatewayClient, redirect_uri: str) -> bool:
     return client.kind is not ClientKind.DOCUMENT or redirect_uri.startswith("https://")
 
 
+def leads_to_strangers(client: GatewayClient, query: AuthorizeQuery) -> bool:
+    """Whether a redirect without a click would make this server an open redirector: to an https URI that the
+    client has registered by itself (RFC 9700 section 4.11.2)."""
+    return client.kind is not ClientKind.ADMIN and query.values["redirect_uri"].startswith("https://")
+
+
 def _with_own_redirect(client: GatewayClient, query: AuthorizeQuery) -> GatewayClient:
     if not is_own_redirect(client.redirect_uris, query.values["redirect_uri"]):
         why = "The program that sent your browser names an address to return to that isn't its own."

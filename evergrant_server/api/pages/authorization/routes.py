@@ -1,6 +1,7 @@
 """`/oauth/authorize`: checks a request, has its person log in, and leads on: to the client, or to its page.
 
-An error before the redirect URI is proven is a page; from then on it goes to the client.
+An error before the redirect URI is proven is a page, and so is one at a host that a stranger may have
+registered; else it goes to the client.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,12 @@ from evergrant_server.api.pages.authorization.answers import (
     error_response,
 )
 from evergrant_server.api.pages.authorization.asked import Asked, read_asked
-from evergrant_server.api.pages.authorization.clients import known_client, proves_itself, read_client
+from evergrant_server.api.pages.authorization.clients import (
+    known_client,
+    leads_to_strangers,
+    proves_itself,
+    read_client,
+)
 from evergrant_server.api.pages.authorization.parameters import (
     AuthorizationRefused,
     AuthorizeQuery,
@@ -53,6 +59,10 @@ _IN_QUERY = [
     {"name": it, "in": "query", "required": False, "schema": {"type": "string"}}
     for it in (*_PARAMETERS, "resource", "scope", "state")
 ]
+_CODES_OF_PAGES = {
+    "access_denied": ErrorCode.NOT_PERMITTED,
+    "unauthorized_client": ErrorCode.CLIENTS_OFF,
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class _Begun:
 async def authorize(pages: PagesDep) -> Response:
     """The authorization endpoint (RFC 6749 section 3.1): for OAuth clients of the gateways."""
     query = read_query(pages.request.scope["query_string"])
-    client = await known_client(pages, query)
+    client, session = await known_client(pages, query), None
     try:
         async with pages.api.store.read() as tx:
             asked = await read_asked(pages, tx, query, client)
@@ -81,8 +91,9 @@ async def authorize(pages: PagesDep) -> Response:
             client = await read_client(pages, query)
         return await _go_on(pages, _Begun(query, client, asked, session))
     except AuthorizationRefused as refused:
-        if client is None:  # its redirect URI isn't proven: nothing is sent there
-            raise Failure(ErrorCode.CLIENT_UNKNOWN, f"{refused.description}.") from None
+        if client is None or (session is None and leads_to_strangers(client, query)):
+            code = _CODES_OF_PAGES.get(refused.error, ErrorCode.INVALID_REQUEST)
+            raise Failure(code, f"{refused.description[0].upper()}{refused.description[1:]}.") from None
         return error_response(pages, query, refused)
 
 

@@ -73,6 +73,7 @@ async def begin_subject_login(
     `as_another`: the issuer asks who it is, even if it knows the browser (OpenID Connect Core 1.0 section
     3.1.2.1).
     """
+    await pages.api.limits.count_login(pages.request.scope)
     browser = pages.browsers.cookie_of(pages.request) or pages.browsers.new_cookie()
     asked = {"prompt": "login"} if as_another else None
     scopes = rule.login.scopes

@@ -54,6 +54,7 @@ async def login_host(tx: Transaction, tenant: Tenant) -> str:
 
 async def begin_person_login(pages: SubjectPages, start: LoginStart, browser: str) -> tuple[str, str]:
     """Store a new state, code verifier and nonce. Returns the login's URL, and its issuer's host."""
+    await pages.api.limits.count_login(pages.request.scope)
     max_age = {"max_age": f"{STEP_UP_LASTS.total_seconds():.0f}"} if start.step_up else None
     begun = {"step_up": start.step_up, "command": start.command}
     async with pages.api.store.write() as tx:
