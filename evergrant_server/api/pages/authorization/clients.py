@@ -53,11 +53,12 @@ async def read_client(pages: SubjectPages, query: AuthorizeQuery) -> GatewayClie
 def proves_itself(client: GatewayClient, redirect_uri: str) -> bool:
     """Whether no other program can use this client's id and redirect URI: such a client is asked about once.
 
-    The id of a metadata document is public, and any program of a computer can listen on loopback or take a
-    scheme (RFC 8252 section 8.6): only an https redirect proves it. An id that was given out to one
-    registration is known to that client alone.
+    The id of a metadata document is public, as is one that an admin gives to all installations of a program,
+    and any program of a computer can listen on loopback or take a scheme (RFC 8252 section 8.6): only a key
+    or an https redirect proves it. An id that was given out to one registration is known to that client
+    alone.
     """
-    return client.kind is not ClientKind.DOCUMENT or redirect_uri.startswith("https://")
+    return client.kind is ClientKind.REGISTERED or client.is_bound or redirect_uri.startswith("https://")
 
 
 def leads_to_strangers(client: GatewayClient, query: AuthorizeQuery) -> bool:
