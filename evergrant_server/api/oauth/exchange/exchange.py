@@ -9,18 +9,16 @@ from datetime import timedelta
 from evergrant_server.api.http.authentication import PresentedCredential, require_confirmation
 from evergrant_server.api.http.callers.delegated import PREFIX, read_authority
 from evergrant_server.api.http.models import View
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
-from evergrant_server.api.oauth.client_credentials import require_active
 from evergrant_server.api.oauth.exchange.actors import acting_app
 from evergrant_server.api.oauth.exchange.issuing import Actor, Beginning, add_delegation
+from evergrant_server.api.oauth.exchange.judging import judged
 from evergrant_server.api.oauth.exchange.subject_tokens import KINDS, person_behind, refused
 from evergrant_server.api.oauth.exchange.wanted import ACCESS_TOKEN, Wanted, read_wanted
-from evergrant_server.api.oauth.workload_identity import KeysNeeded, read_keys
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import AppId
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
 
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:token-exchange"
@@ -48,15 +46,7 @@ async def issue(request: ClientTokenRequest) -> ExchangeView:
         raise TokenRefused("invalid_request", why)
     wanted = read_wanted(request.parameters, request.api.settings)
     actor = await acting_app(request)
-    try:
-        made, text = await _exchanged(request, actor, wanted)
-    except KeysNeeded as needed:
-        context = trace_of(request.http).request_context(f"app:{actor.app.name}")
-        await read_keys(request.api, needed, context)
-        try:
-            made, text = await _exchanged(request, actor, wanted)
-        except KeysNeeded as still:
-            raise refused("The subject token's issuer has no such key.", actor.app, still.recorded) from None
+    made, text = await _exchanged(request, actor, wanted)
     request.api.ledger.note_use(made.tenant, made.key_id)
     scopes = made.reach.scopes
     return ExchangeView(
@@ -69,26 +59,20 @@ async def issue(request: ClientTokenRequest) -> ExchangeView:
 
 
 async def _exchanged(request: ClientTokenRequest, actor: Actor, wanted: Wanted) -> tuple[Delegation, str]:
-    app, now = actor.app, request.now
-    context = trace_of(request.http).request_context(f"app:{app.name}")
-
-    async def write(tx: Transaction) -> tuple[Delegation, str]:
-        if actor.once is not None and not await tx.tokens.use_assertion(app, *actor.once):
-            raise TokenRefused("invalid_client", "The assertion's jti was used before.", claimed=app.id)
-        if not await tx.tenants.is_enabled(app.tenant):
-            raise TokenRefused("unauthorized_client", "The tenant is disabled.", claimed=app.id)
-        await require_active(tx, app, now)
+    async def add(tx: Transaction, context: RequestContext) -> tuple[Delegation, str]:
         if request.parameters["subject_token"].startswith(PREFIX):
             beginning = await _parent(tx, request, actor)
         else:
-            beginning = await person_behind(tx, request, app)
+            beginning = await person_behind(tx, request, actor.app)
         may_act = await _may_act(tx, wanted, actor)
-        ends = now + wanted.lifetime
+        now = request.now
         return await add_delegation(
-            *(tx, request.api.ring, actor, beginning, wanted.reach, context, now), ends=ends, may_act=may_act
+            *(tx, request.api.ring, actor, beginning, wanted.reach, context, now),
+            ends=now + wanted.lifetime,
+            may_act=may_act,
         )
 
-    return await run_transaction(request.api.store, write)
+    return await judged(request, actor, add, refused)
 
 
 async def _parent(tx: Transaction, request: ClientTokenRequest, actor: Actor) -> Beginning:

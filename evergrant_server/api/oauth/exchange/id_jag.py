@@ -10,17 +10,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from evergrant_server.api.http.models import View
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, ProvenClient, TokenRefused
-from evergrant_server.api.oauth.client_credentials import proven_app, require_active
+from evergrant_server.api.oauth.client_credentials import proven_app
 from evergrant_server.api.oauth.exchange.issuing import Actor, Beginning, add_delegation
+from evergrant_server.api.oauth.exchange.judging import judged
 from evergrant_server.api.oauth.exchange.subject_tokens import issuer_of, require_signature
 from evergrant_server.api.oauth.exchange.wanted import read_wanted
-from evergrant_server.api.oauth.workload_identity import KeysNeeded, read_keys
 from evergrant_server.core.access import App
 from evergrant_server.core.agents.delegation_rules import DelegationRule, SubjectTokenKind, person_of
 from evergrant_server.core.agents.delegations import Delegation, Reach
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.workloads.rules import lifetime_problem
 from evergrant_server.store import Transaction
 from providers.responses.workload_token import WorkloadToken, WorkloadTokenRefused, read_workload_token
@@ -56,15 +55,7 @@ async def issue(request: ClientTokenRequest) -> IdJagView:
     client = await proven_app(request)
     token = _read(assertion, client.app)
     reach, resources = _reach(request, token.claims, client.app)
-    try:
-        made, text = await _granted(request, client, token, reach)
-    except KeysNeeded as needed:
-        context = trace_of(request.http).request_context(f"app:{client.app.name}")
-        await read_keys(request.api, needed, context)
-        try:
-            made, text = await _granted(request, client, token, reach)
-        except KeysNeeded as still:
-            raise _refused("Its issuer has no such key.", client.app, still.recorded) from None
+    made, text = await _granted(request, client, token, reach)
     request.api.ledger.note_use(made.tenant, made.key_id)
     scopes = made.reach.scopes
     return IdJagView(
@@ -80,23 +71,16 @@ async def issue(request: ClientTokenRequest) -> IdJagView:
 async def _granted(
     request: ClientTokenRequest, client: ProvenClient, token: WorkloadToken, reach: Reach
 ) -> tuple[Delegation, str]:
-    app, now = client.app, request.now
     actor = Actor(
-        *(app, client.credential.id, client.credential.method, client.credential.revision),
+        *(client.app, client.credential.id, client.credential.method, client.credential.revision),
         *(client.confirmation, client.expires_at, client.once),
     )
-    context = trace_of(request.http).request_context(f"app:{app.name}")
 
-    async def write(tx: Transaction) -> tuple[Delegation, str]:
-        if actor.once is not None and not await tx.tokens.use_assertion(app, *actor.once):
-            raise TokenRefused("invalid_client", "The assertion's jti was used before.", claimed=app.id)
-        if not await tx.tenants.is_enabled(app.tenant):
-            raise TokenRefused("unauthorized_client", "The tenant is disabled.", claimed=app.id)
-        await require_active(tx, app, now)
-        beginning = await _person(tx, request, token, app)
-        return await add_delegation(tx, request.api.ring, actor, beginning, reach, context, now)
+    async def add(tx: Transaction, context: RequestContext) -> tuple[Delegation, str]:
+        beginning = await _person(tx, request, token, client.app)
+        return await add_delegation(tx, request.api.ring, actor, beginning, reach, context, request.now)
 
-    return await run_transaction(request.api.store, write)
+    return await judged(request, actor, add, _refused)
 
 
 async def _person(tx: Transaction, request: ClientTokenRequest, token: WorkloadToken, app: App) -> Beginning:
