@@ -36,7 +36,7 @@ async def install(name: str, folder: Path) -> Environment:
     python = place / "bin" / "python"
     lock = str(LOCKS / f"{name}.txt")
     await _uv(
-        *("pip", "sync", "--quiet", "--require-hashes", "--only-binary", ":all:"),
+        *("pip", "sync", "--quiet", "--system-certs", "--require-hashes", "--only-binary", ":all:"),
         *("--python", str(python), lock),
     )
     took, size = time.monotonic() - began, sum(it.stat().st_size for it in place.rglob("*") if it.is_file())

@@ -83,12 +83,10 @@ class NarrowedLeases:
 
     def _permit_insists(self, call: ApiCall, row: LeaseRow, excess: tuple[str, ...]) -> bool:
         assert row.grant is not None
-        delegated, permits = call.caller.delegated, [*call.caller.permits]
-        if delegated is not None:
-            if any(it.reach.scopes is not None for it in delegated.chain):
-                return True
-            permits = [permit for link in delegated.links for permit in link.permits]
-        if not any(permit.exact_scopes for permit in permits):
+        delegated = call.caller.delegated
+        if delegated is not None and any(it.reach.scopes is not None for it in delegated.chain):
+            return True
+        if not any(permit.exact_scopes for permit in call.caller.judging_permits):
             return False
         counted = self._without_offline(row, row.grant.scopes)
         decision = call.judge(Action.TOKEN, target_of(row), counted, excess)

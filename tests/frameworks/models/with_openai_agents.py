@@ -15,7 +15,7 @@ class Scripted(Model):
         return ModelResponse([_says(str(said[-1])) if said else _calls()], Usage(), None)
 
     def stream_response(self, *_: Any, **more: Any) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError  # abstract in the SDK; the example asks for whole responses
 
 
 def _calls() -> ResponseFunctionToolCall:

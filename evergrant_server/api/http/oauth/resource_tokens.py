@@ -91,14 +91,14 @@ async def read_token(tx: Transaction, request_resource: object, text: str, now: 
     given = parse_text(text)
     token = None if given is None else await tx.oauth_tokens.find(AccessTokenId(given.id))
     if given is None or token is None or not is_right(tx.sealer.ring, token, given.secret):
-        raise Failure(ErrorCode.UNAUTHENTICATED, "That is no access token.")
+        raise Failure(ErrorCode.UNAUTHENTICATED, "The access token is malformed or unknown.")
     if token.resource != request_resource:
         raise Failure(ErrorCode.UNAUTHENTICATED, "The access token is for another resource.")
     if now >= token.expires_at:
         raise Failure(ErrorCode.UNAUTHENTICATED, "The access token has expired: refresh it.")
     family = await tx.token_families.get(token.tenant, token.family_id)
     if family is None or family.ended_at is not None or now >= family.expires_at:
-        raise Failure(ErrorCode.UNAUTHENTICATED, "What the access token was issued for has ended.")
+        raise Failure(ErrorCode.UNAUTHENTICATED, "The access token's authorization has ended.")
     return ResourceToken(token, family, await standing_app(tx, family, now))
 
 

@@ -69,7 +69,7 @@ async def read_again(
     try:
         return await _judged(pages, tx, request.challenge, resource, client)
     except AuthorizationRefused as refused:
-        raise Failure(ErrorCode.NOT_PERMITTED, f"{refused.description}.") from None
+        raise Failure(ErrorCode.NOT_PERMITTED, refused.sentence) from None
 
 
 async def _judged(

@@ -22,6 +22,11 @@ class AuthorizationRefused(Exception):
         self.error = error
         self.description = description
 
+    @property
+    def sentence(self) -> str:
+        """The description for a page."""
+        return f"{self.description[0].upper()}{self.description[1:]}."
+
 
 @dataclass(frozen=True)
 class AuthorizeQuery:

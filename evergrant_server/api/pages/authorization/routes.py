@@ -93,7 +93,7 @@ async def authorize(pages: PagesDep) -> Response:
     except AuthorizationRefused as refused:
         if client is None or (session is None and leads_to_strangers(client, query)):
             code = _CODES_OF_PAGES.get(refused.error, ErrorCode.INVALID_REQUEST)
-            raise Failure(code, f"{refused.description[0].upper()}{refused.description[1:]}.") from None
+            raise Failure(code, refused.sentence) from None
         return error_response(pages, query, refused)
 
 
