@@ -38,6 +38,10 @@ RETRY = {
     RetryAdvice.BACKOFF: "Evergrant retries with growing waits, and follows `Retry-After`.",
 }
 WHEN = {
+    AuditAction.SHARD_BEGUN: "a process began a shard of the log; the record stands in the installation's "
+    "own chain, under the tenant `-`, and a shard that is deleted later is missed by it",
+    AuditAction.SHARD_LOST: "an operator accepted that a shard of the log is missing",
+    AuditAction.APPROVAL_USED: "the approved command was carried out",
     AuditAction.LEASE_ISSUED: "an access token was handed to an app",
     AuditAction.ACCOUNT_CHOICE_REQUESTED: "the grant reaches several accounts, and one has to be chosen",
     AuditAction.ACCOUNT_CHOSEN: "the account is known: the only one, the requested one, or a chosen one",

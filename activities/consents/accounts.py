@@ -72,7 +72,7 @@ class AccountActivities:
     ) -> GrantResult:
         now = self._clock.now()
         current = await load_connection(tx, request)
-        grant = await tx.grants.get(request.tenant, request.connection_id)
+        grant = await tx.grants.get_authentic(current)
         looking = current.follow_up is FollowUp.LOOKING_UP and current.state is LifecycleState.ACTIVE
         if grant is None or not looking or current.generation != context.connection.generation:
             return GrantResult(generation=current.generation, account_lookup_needed=looking)

@@ -31,6 +31,7 @@ from evergrant_server.egress import Egress
 from evergrant_server.fair_turns import FairTurns
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.alarms import report_broken_authority
 from providers.responses.raw_reply import retry_after
 
 ANSWER_TIMEOUT_S = 15.0  # for the whole exchange
@@ -106,7 +107,13 @@ class WebhookDeliveryActivities:
     async def _load_batch(self, request: DeliverWebhooks) -> _DeliveryBatch | None:
         now = self._clock.now()
         async with self._store.read() as tx:
-            webhook = await tx.webhooks.get(request.tenant, request.webhook_id)
+            try:
+                webhook = await tx.webhooks.get(request.tenant, request.webhook_id)
+            except Failure as failure:
+                if failure.code is not ErrorCode.AUTHORITY_BROKEN:
+                    raise
+                report_broken_authority(failure)  # an admin puts or deletes it: until then nothing is sent
+                return None
             if webhook is None or webhook.disabled:
                 return None
             due = await tx.deliveries.due(webhook, now, ROUND_SIZE, by_hand=True)

@@ -82,7 +82,7 @@ class ProviderContextLoader:
         if integration is None:
             raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
         await tx.destinations.require(connection, integration)
-        grant = await tx.grants.get(tenant, connection_id)
+        grant = await tx.grants.get_authentic(connection)
         facts = grant.metadata if grant else {}
         specs = await self._specs(tx, connection, integration, grant)
         skipped: Definition | None = None

@@ -8,9 +8,11 @@ from typing import Any
 
 from sqlalchemy import bindparam, exists, select, update
 
-from evergrant_server.audit.chain_head import ChainHead
+from evergrant_server.audit.chain_head import ChainHead, main_shard
 from evergrant_server.audit.publishing import publish_events
-from evergrant_server.core.audit import AuditEntry, AuditRecord, bound_scopes
+from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry, AuditRecord, bound_scopes
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.crypto import Role
 from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from evergrant_server.store.database.columns import table_of
@@ -94,17 +96,17 @@ _LOCK_END = (
 _NO_PROVENANCE = {"workflow_id": None, "run_id": None, "event_id": None}
 
 
-async def append(tx: Transaction, entry: AuditEntry, *, shard: str = "main") -> AuditRecord:
+async def append(tx: Transaction, entry: AuditEntry, *, shard: str | None = None) -> AuditRecord:
     """As `append_all`, for one entry."""
     (record,) = await append_all(tx, [entry], shard=shard)
     return record
 
 
 async def append_all(
-    tx: Transaction, entries: Sequence[AuditEntry], *, shard: str = "main"
+    tx: Transaction, entries: Sequence[AuditEntry], *, shard: str | None = None
 ) -> list[AuditRecord]:
-    """Add records of one tenant to its chain in `shard`, committed or rolled back with `tx`, and write
-    the webhook events that follow from them.
+    """Add records of one tenant to its chain in `shard` (None: the main one of this role), committed or
+    rolled back with `tx`, and write the webhook events that follow from them.
 
     Change the rows first and append last: from here to the commit the chain is locked, and
     writers that lock a chain before a row would wait for each other crosswise.
@@ -115,7 +117,8 @@ async def append_all(
     """
     (tenant,) = {it.tenant for it in entries}
     ring = tx.sealer.ring
-    head, has_webhooks = await _locked_head(tx, tenant, shard)
+    shard = shard or main_shard(ring.role)
+    head, has_webhooks = await _locked_head(tx, tenant, shard, entries[0].at)
     authentic = head.is_authentic(ring)
     if not authentic:
         report_broken_authority(head.broken)
@@ -153,7 +156,18 @@ def chained_rows(entries: Sequence[AuditEntry], shard: str, seq: int, previous: 
     return rows
 
 
-async def _locked_head(tx: Transaction, tenant: str, shard: str) -> tuple[ChainHead, bool]:
+def birth_entry(role: Role, tenant: str, shard: str, at: datetime) -> AuditEntry:
+    """The record in the installation's chain that this shard begins: it is missed when it is deleted."""
+    return AuditEntry(
+        tenant=INSTALLATION,
+        at=at,
+        action=AuditAction.SHARD_BEGUN,
+        object=f"{tenant}/{shard}",
+        context=RequestContext(by=role),
+    )
+
+
+async def _locked_head(tx: Transaction, tenant: str, shard: str, at: datetime) -> tuple[ChainHead, bool]:
     """The end of the chain, and whether the tenant has a webhook.
 
     The end's row is locked until the transaction ends, so that numbers have no gaps. (SQLite's write
@@ -163,7 +177,9 @@ async def _locked_head(tx: Transaction, tenant: str, shard: str) -> tuple[ChainH
     found = (await tx.connection.execute(_LOCK_END, which)).one_or_none()
     if found is None:
         first = ChainHead.first(tx.sealer.ring, tenant, shard)
-        await insert(tx.connection, AuditShardRow, {**first._asdict(), "revision": 1})
+        is_new = await insert(tx.connection, AuditShardRow, {**first._asdict(), "revision": 1})
+        if is_new and tenant != INSTALLATION:
+            await append(tx, birth_entry(tx.sealer.ring.role, tenant, shard, at))
         found = (await tx.connection.execute(_LOCK_END, which)).one()
     return ChainHead(tenant, shard, *found[:3]), bool(found[3])
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from evergrant_server.audit.chain_head import ChainHead
+from evergrant_server.audit.chain_head import ChainHead, main_shard
 from evergrant_server.audit.delegated_leases import Revisions, rows_postgresql, rows_sqlite
-from evergrant_server.audit.hash_chain import chained_rows
+from evergrant_server.audit.hash_chain import append, birth_entry, chained_rows
 from evergrant_server.audit.last_uses import (
     LastUses,
     sqlite_moment,
@@ -21,7 +21,7 @@ from evergrant_server.audit.last_uses import (
     write_uses_sqlite,
 )
 from evergrant_server.audit.lease_claim import LeaseClaim
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import Tenant
@@ -119,6 +119,7 @@ async def write_sqlite(
         if found is None:
             head = ChainHead.first(ring, tenant, shard)
             raw.execute(_LITE_FIRST, head)
+            await append(tx, birth_entry(ring.role, tenant, shard, clock.now()))
         else:
             head = ChainHead(tenant, shard, *found)
         rows, end = _chained(ring, head, entries)
@@ -146,21 +147,33 @@ async def write_postgresql(
         good = _still_leasable(claims, connections, apps, delegations, clock.now()) - busy
         kept = [claims[place] for place in sorted(good)]
         for tenant, entries in _by_tenant(kept):
-            rows, end = _chained(ring, await _locked_head(raw, ring, tenant, shard), entries)
-            columns = ([row[name] for row in rows] for name in _COLUMNS)
-            await raw.execute(_PG_RECORDS, *columns, end.count, end.last_hash, end.mac, tenant, shard)
+            await _append_postgresql(
+                raw, *_chained(ring, await _locked_head(raw, ring, tenant, shard, clock), entries)
+            )
         if kept:
             await raw.execute(_PG_USAGE, *zip(*_newest_generations(kept), strict=True))
         await write_uses_postgresql(raw, uses)
     return Written(good, busy)
 
 
-async def _locked_head(raw: Any, ring: KeyRing, tenant: str, shard: str) -> ChainHead:
+async def _locked_head(raw: Any, ring: KeyRing, tenant: str, shard: str, clock: Clock) -> ChainHead:
+    """The end of a chain, locked. A chain that begins is recorded, also behind a broken end."""
     found = await raw.fetchrow(_PG_HEAD, tenant, shard)
     if found is None:
         await raw.execute(_PG_FIRST, *ChainHead.first(ring, tenant, shard))
         found = await raw.fetchrow(_PG_HEAD, tenant, shard)
+        if tenant != INSTALLATION:
+            above = await _locked_head(raw, ring, INSTALLATION, main_shard(ring.role), clock)
+            birth = birth_entry(ring.role, tenant, shard, clock.now())
+            authentic = above.is_authentic(ring)
+            await _append_postgresql(raw, *_behind(ring, above, [birth], authentic=authentic))
     return ChainHead(tenant, shard, *found)
+
+
+async def _append_postgresql(raw: Any, rows: list[Values], end: ChainHead) -> None:
+    columns = ([row[name] for row in rows] for name in _COLUMNS)
+    moved = (end.count, end.last_hash, end.mac, end.tenant, end.shard)
+    await raw.execute(_PG_RECORDS, *columns, *moved)
 
 
 def _chained(ring: KeyRing, head: ChainHead, entries: Sequence[AuditEntry]) -> tuple[list[Values], ChainHead]:
@@ -168,8 +181,14 @@ def _chained(ring: KeyRing, head: ChainHead, entries: Sequence[AuditEntry]) -> t
     records that were cut or rewritten."""
     if not head.is_authentic(ring):
         raise head.broken
+    return _behind(ring, head, entries, authentic=True)
+
+
+def _behind(
+    ring: KeyRing, head: ChainHead, entries: Sequence[AuditEntry], *, authentic: bool
+) -> tuple[list[Values], ChainHead]:
     rows = chained_rows(entries, head.shard, head.count, head.last_hash)
-    return rows, head.moved(ring, rows[-1]["seq"], rows[-1]["hash"], authentic=True)
+    return rows, head.moved(ring, rows[-1]["seq"], rows[-1]["hash"], authentic=authentic)
 
 
 def _ids(claims: Sequence[LeaseClaim]) -> tuple[list[str], list[str]]:

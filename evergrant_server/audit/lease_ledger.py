@@ -17,6 +17,7 @@ from evergrant_server.audit.lease_queue import LeaseQueue, WaitingClaim
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import KeyId, PermitId, Tenant, new_id
+from evergrant_server.crypto import Role
 from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 
@@ -27,12 +28,12 @@ _LEASE_INTERVAL = timedelta(hours=1)  # the same of an app's leases of one conne
 _MOST_USES = 10_000
 
 
-def new_lease_shard() -> str:
-    """The audit shard of one process's leases, so that copies of the API don't wait for each other.
+def new_lease_shard(role: Role = Role.API) -> str:
+    """The audit shard of one process's leases, so that copies of it don't wait for each other.
 
     All other records go to the shard `main` (see `hash_chain.append`).
     """
-    return f"api-{os.getpid()}-{new_id('out')[-6:]}"
+    return f"{role}-{os.getpid()}-{new_id('out')[-6:]}"
 
 
 class StaleClaim(Exception):

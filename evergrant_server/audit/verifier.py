@@ -1,7 +1,7 @@
 """Verifies the audit log: walks every hash chain, and compares with a record remembered elsewhere."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import func, select
@@ -9,6 +9,8 @@ from sqlmodel import col
 
 from evergrant_server.audit.chain_head import GENESIS_HASH, ChainHead
 from evergrant_server.audit.hash_chain import record_hash
+from evergrant_server.audit.shards import born_shards
+from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.maintenance import AuditCheckpoint
 from evergrant_server.store import Store, Transaction
@@ -46,12 +48,34 @@ class _Flaw(NamedTuple):
 async def verify_log(store: Store, tenant: Tenant) -> AuditVerification:
     """Check every chain of a tenant against its hashes, numbers and recorded end.
 
-    Finds a record that was deleted, edited, moved or added by hand, a tail that was cut, and a chain
-    that was written anew: its end lacks our authenticator. It can't detect a writer of the database who
-    puts an earlier state of a chain back, with the end of then. Only a copy of `heads` outside the
-    database shows that: the last known head must still be in the chain. Raises Failure
+    Finds a record that was deleted, edited, moved or added by hand, a tail that was cut, a chain
+    that was written anew: its end lacks our authenticator, and a shard that was deleted as a whole: the
+    installation's chain, which is checked too, says that it began. It can't detect a writer of the
+    database who puts an earlier state of a chain back, with the end of then. Only a copy of `heads` outside
+    the database shows that: the last known head must still be in the chain. Raises Failure
     STORE_UNAVAILABLE.
     """
+    verdict = await _verify_chains(store, tenant)
+    if not verdict.ok:
+        return verdict
+    births = await _verify_chains(store, INSTALLATION)
+    if not births.ok:
+        why = f"which shards there are isn't known: in the installation's chain {births.problem}"
+        return replace(verdict, ok=False, shard=f"{INSTALLATION}/{births.shard}", seq=births.seq, problem=why)
+    async with store.read() as tx:
+        born = {shard for _, shard in await born_shards(tx, tenant)}
+        begun = await tx.tenants.to_change(tenant) is not None
+    if not born and begun:
+        born = {"main"}  # a tenant begins with a record
+    wrong = sorted(born ^ verdict.heads.keys())
+    if not wrong:
+        return verdict
+    gone = "all its records were deleted" if wrong[0] in born else "Evergrant never began this shard"
+    return replace(verdict, ok=False, shard=wrong[0], seq=1, problem=gone)
+
+
+async def _verify_chains(store: Store, tenant: Tenant) -> AuditVerification:
+    """Whether every chain that the database has is whole."""
     heads, broken, strays = await _heads(store, tenant)
     checked = 0
     for shard, head in sorted(heads.items()):

@@ -16,18 +16,12 @@ from evergrant_server.store import Store
 from evergrant_server.store.authority import BrokenRow
 from evergrant_server.store.review.authority_scan import accept as accept_table_rows
 from evergrant_server.store.review.authority_scan import (
-    accept_accounts_of_before,
-    accept_table,
     broken_configuration,
     broken_connections,
 )
 from evergrant_server.store.store import require_matching_key_ring
-from evergrant_server.store.tenants import TenantStandingRow
 
-# schemas
-_FIRST_WITH_AUTHENTICATORS = "0002"
-_FIRST_WITH_ACCOUNT_AUTHENTICATORS = "0005"
-_FIRST_WITH_TENANT_STANDINGS = "0016"
+_FIRST_WITH_SIGNATURES = "0034"  # the schema
 
 authority = App(name="authority")
 
@@ -83,20 +77,15 @@ async def accept_rows(store: Store, ids: frozenset[str] | None = None) -> list[s
 
 def has_authenticators(schema: str) -> bool:
     """Whether every row of authority in a database of this version has one."""
-    return schema >= _FIRST_WITH_TENANT_STANDINGS
+    return schema >= _FIRST_WITH_SIGNATURES
 
 
-async def make_authenticators(settings: Settings, ring: KeyRing, before: str) -> None:
-    """Give rows the authenticators that the schema `before` had none of. The schema is upgraded already."""
+async def make_authenticators(settings: Settings, ring: KeyRing) -> None:
+    """Sign the rows of a schema that had no signatures. The schema is upgraded already."""
     store = await Store.open(settings.database_url, ring, SystemClock())
     try:
         await require_matching_key_ring(store, ring)
-        if before < _FIRST_WITH_AUTHENTICATORS:
-            await accept_rows(store)
-            return
-        if before < _FIRST_WITH_ACCOUNT_AUTHENTICATORS:
-            await accept_accounts_of_before(store)
-        await accept_table(store, TenantStandingRow)
+        await accept_rows(store)
     finally:
         await store.close()
 

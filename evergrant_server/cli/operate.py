@@ -56,7 +56,7 @@ async def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None
 
 
 async def upgrade_database(settings: Settings) -> str | None:
-    """Upgrade the schema; returns the earlier version. Rows of before authenticators get theirs."""
+    """Upgrade the schema; returns the earlier version. Rows of before signatures get theirs."""
     before = await schema.current_version(settings.database_url)
     if before is None or has_authenticators(before):
         await schema.upgrade(settings.database_url)
@@ -64,7 +64,7 @@ async def upgrade_database(settings: Settings) -> str | None:
     ring = KeyRing.open(settings.key_path, Role.OPERATOR)  # before the schema has changed
     await schema.upgrade(settings.database_url)
     try:
-        await make_authenticators(settings, ring, before)
+        await make_authenticators(settings, ring)
     except BaseException:
         print(_WITHOUT_AUTHENTICATORS, file=sys.stderr)
         raise

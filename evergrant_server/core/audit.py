@@ -11,6 +11,7 @@ from pydantic import Field
 from evergrant_server.core.ids import FrozenModel, Tenant
 from evergrant_server.core.messages.base import Provenance, RequestContext
 
+INSTALLATION = Tenant("-")  # of records that are about no tenant; no tenant has this name
 SCOPES_LIMIT = 8_192  # characters of a record's scopes, with the spaces between them
 
 
@@ -102,6 +103,7 @@ class AuditAction(StrEnum):
     TRUSTED_ISSUER_DELETED = "trusted_issuer.deleted"
     APPROVAL_REQUESTED = "approval.requested"
     APPROVAL_GIVEN = "approval.given"
+    APPROVAL_USED = "approval.used"
     ACCESS_REQUESTED = "access.requested"
     ACCESS_REMINDED = "access.reminded"
     ACCESS_APPROVED = "access.approved"
@@ -145,6 +147,8 @@ class AuditAction(StrEnum):
     WEBHOOK_TESTED = "webhook.tested"
     DELIVERY_REPLAYED = "webhook.delivery_replayed"
     AUTHORITY_BROKEN = "authority.broken"
+    SHARD_BEGUN = "audit.shard_begun"
+    SHARD_LOST = "audit.shard_lost"
 
 
 class AuditEntry(FrozenModel):

@@ -15,7 +15,7 @@ from evergrant_server.crypto.envelope import (
     seal,
 )
 from evergrant_server.crypto.jose import Recipient, new_proof_key
-from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role
+from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role, Signer
 
 __all__ = [
     "AssociatedData",
@@ -25,6 +25,7 @@ __all__ = [
     "Role",
     "Sealed",
     "SealingKey",
+    "Signer",
     "key_id_of",
     "new_proof_key",
     "new_sealing_key",

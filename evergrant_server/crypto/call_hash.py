@@ -18,4 +18,4 @@ def call_hash(ring: KeyRing, tenant: str, members: Mapping[str, Any]) -> str:
         canonical = rfc8785.dumps(dict(members)).decode()
     except RecursionError:
         raise ValueError("is nested too deeply") from None
-    return ring.mac("agent call", tenant, canonical)
+    return ring.keyed_hash("agent call", tenant, canonical)

@@ -9,8 +9,8 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,12 +35,18 @@ class RootKeys:
 
 @dataclass(frozen=True)
 class KeyFile:
-    """The content of a key file. `export` is True for a copy made for a role with fewer purposes."""
+    """The content of a key file. `export` is True for a copy made for a role with fewer purposes.
+
+    A gateway's copy has no `derive`, from which every other secret follows: `derived` has the secrets that it
+    uses, by their names, and `public` the Ed25519 keys with which it verifies, by their signers.
+    """
 
     purposes: dict[str, RootKeys]
     subject: SealingKey
-    derive: SealingKey
+    derive: SealingKey | None
     export: bool = False
+    derived: Mapping[str, SealingKey] = field(default_factory=dict)
+    public: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def key_file_error(path: Path, why: str, repair: str) -> Failure:
@@ -84,11 +90,16 @@ class _Parser:
         document = self._document(raw)
         purposes = {name: self._roots(name, content) for name, content in document["purposes"].items()}
         subject = self._key("subject", document.get("subject"))
-        derive = self._key("derive", document.get("derive"))
-        keys = [subject, derive, *(key for roots in purposes.values() for key in roots.keys.values())]
+        derived = self._keys("derived", document.get("derived", {}))
+        derive = None if derived else self._key("derive", document.get("derive"))
+        keys = [subject, *derived.values(), *([derive] if derive else [])]
+        keys += [key for roots in purposes.values() for key in roots.keys.values()]
         if len({key.reveal() for key in keys}) != len(keys):
             raise key_file_error(self._path, "uses one key twice", _CREATE)
-        return KeyFile(purposes, subject, derive, document.get("export") is True)
+        public = {
+            name: key.reveal() for name, key in self._keys("public", document.get("public", {})).items()
+        }
+        return KeyFile(purposes, subject, derive, document.get("export") is True, derived, public)
 
     def _document(self, raw: bytes) -> dict[str, Any]:
         if len(raw) > _LONGEST:
@@ -115,6 +126,11 @@ class _Parser:
             self._malformed(f"purpose {purpose} has a key without a usable name")
         keys = {name: self._key(name, value) for name, value in content["keys"].items()}
         return RootKeys(content["current"], keys)
+
+    def _keys(self, what: str, content: object) -> dict[str, SealingKey]:
+        if not isinstance(content, dict):
+            self._malformed(f"{what} has no keys")
+        return {name: self._key(name, value) for name, value in content.items()}
 
     def _key(self, name: str, value: object) -> SealingKey:
         try:
@@ -204,12 +220,16 @@ def _serialised(file: KeyFile) -> bytes:
         purpose: {"current": roots.current, "keys": {name: text(key) for name, key in roots.keys.items()}}
         for purpose, roots in file.purposes.items()
     }
-    document = {
+    document: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "export": file.export,
         "purposes": purposes,
         "subject": text(file.subject),
-        "derive": text(file.derive),
     }
+    if file.derive is not None:
+        document["derive"] = text(file.derive)
+    else:
+        document["derived"] = {name: text(key) for name, key in file.derived.items()}
+        document["public"] = {name: base64.b64encode(key).decode() for name, key in file.public.items()}
     return json.dumps(document, indent=1).encode() + b"\n"

@@ -1,8 +1,12 @@
 """The key ring: the root keys one process holds, by purpose, and what may be done with them.
 
-`store.sealing` chooses the key of a column.
+`store.sealing` chooses the key of a column. Rows of authority are signed with Ed25519 (RFC 8032): a gateway
+verifies what API, workers and operators sign, and signs with a key of its own, which few rows accept
+(ADR 0064).
 """
 
+import base64
+import binascii
 import hashlib
 import hmac
 from dataclasses import replace
@@ -10,6 +14,8 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -46,6 +52,21 @@ class Role(StrEnum):
     OPERATOR = "operator"
 
 
+class Signer(StrEnum):
+    """Whose key signed a row."""
+
+    AUTHORITY = "authority"  # API, workers and operators
+    GATEWAY = "gateway"
+
+
+# what a gateway derives and nothing else: to find callers, to seal its own sessions, to sign as itself
+GATEWAY_SECRETS = frozenset(
+    {"api keys", "agent call", "connect link", "mcp request state", "mcp-session"}
+    | {"audit head gateway", "request proof gateway", "sign gateway"}
+)
+_MOST_VERIFIED = 20_000  # signatures that are remembered: about 5 MB
+
+
 PURPOSES_OF_ROLE: dict[Role, frozenset[KeyPurpose]] = {
     Role.API: frozenset({KeyPurpose.LEASE, KeyPurpose.INTAKE}),
     Role.GATEWAY: frozenset({KeyPurpose.LEASE}),
@@ -61,10 +82,10 @@ class KeyRing:
         """Use `open` or `create`: they check the file. Purposes the role may not use are dropped here."""
         self._path = path
         self.role = role
-        self._file = replace(
-            file, purposes={purpose: file.purposes[purpose] for purpose in sorted(PURPOSES_OF_ROLE[role])}
-        )
-        self._mac_key = self.derive("authority")
+        self._file = _of_role(file, role)
+        self._derived: dict[str, bytes] = {}
+        self._verified: dict[str, bytes] = {}
+        self._signer = Signer.GATEWAY if role is Role.GATEWAY else Signer.AUTHORITY
         refresh = self._file.purposes.get(KeyPurpose.REFRESH)
         self._worker_mac_keys = {
             id: _hkdf(key, encode_parts("authority", "worker"))
@@ -84,6 +105,9 @@ class KeyRing:
         if missing:
             repair = f"Use the full key file, or run with a role that needs no {missing[0]} purpose."
             raise keyfile.key_file_error(path, f"has no {missing[0]} purpose, which a {role} needs", repair)
+        if file.derive is None and role is not Role.GATEWAY:
+            repair = f"Use the full key file, or export one for the {role} role."
+            raise keyfile.key_file_error(path, "is a gateway's, which signs for nobody else", repair)
         return cls(path, role, file)
 
     @classmethod
@@ -113,8 +137,7 @@ class KeyRing:
         if missing:
             why = f"A ring of the {self.role} role doesn't hold the {missing[0]} purpose."
             raise Failure(ErrorCode.KEY_UNAVAILABLE, why)
-        purposes = {purpose.value: self._file.purposes[purpose] for purpose in sorted(PURPOSES_OF_ROLE[role])}
-        keyfile.create(Path(path), replace(self._file, purposes=purposes, export=True))
+        keyfile.create(Path(path), replace(_of_role(self._file, role), export=True))
 
     def rotate(self, purpose: KeyPurpose) -> "KeyRing":
         """Add a new current root key to the file; what the old ones wrapped stays readable.
@@ -175,12 +198,62 @@ class KeyRing:
         return self.derive("api keys")
 
     def derive(self, purpose: str) -> bytes:
-        """32 bytes for one purpose (HKDF-SHA256, RFC 5869), the same for every role and rotation."""
-        return _hkdf(self._file.derive, encode_parts("derive", purpose))
+        """32 bytes for one purpose (HKDF-SHA256, RFC 5869), the same for every role and rotation.
 
-    def mac(self, *parts: str | int) -> str:
-        """An authenticator of these parts in hex (HMAC-SHA256, RFC 2104). Every role makes and checks it."""
-        return hmac.digest(self._mac_key, encode_parts(*parts), "sha256").hex()
+        Raises Failure KEY_UNAVAILABLE where the role is a gateway and the purpose none of GATEWAY_SECRETS.
+        """
+        secret = self._derived.get(purpose)
+        if secret is None:
+            secret = self._derived[purpose] = self._derive(purpose)
+        return secret
+
+    def _derive(self, purpose: str) -> bytes:
+        if self._file.derive is not None:
+            return derived_key(self._file.derive, purpose)
+        key = self._file.derived.get(purpose)
+        if key is None:
+            raise Failure(
+                ErrorCode.KEY_UNAVAILABLE, f"The {self.role} role doesn't hold the secret {purpose!r}."
+            )
+        return key.reveal()
+
+    def keyed_hash(self, purpose: str, *parts: str | int) -> str:
+        """HMAC-SHA256 (RFC 2104) of these parts in hex, by the secret of `purpose`. Raises as `derive`."""
+        return hmac.digest(self.derive(purpose), encode_parts(*parts), "sha256").hex()
+
+    def sign(self, *parts: str | int) -> str:
+        """This role's signature of these parts: `<signer>.<Ed25519, base64url>`."""
+        signature = base64.urlsafe_b64encode(self._signing_key.sign(encode_parts(*parts)))
+        return f"{self._signer}.{signature.decode().rstrip('=')}"
+
+    def signer(self, signature: str | None, *parts: str | int) -> Signer | None:
+        """Whose signature of these parts this is; None for nobody's. Good ones are remembered."""
+        if signature is None:
+            return None
+        content = encode_parts(*parts)
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        name, _, text = signature.partition(".")
+        if self._verified.get(signature) == digest:
+            return Signer(name)
+        key = self._public_keys.get(name)
+        if key is None or not _is_signature(key, text, content):
+            return None
+        if len(self._verified) >= _MOST_VERIFIED:
+            self._verified.clear()
+        self._verified[signature] = digest
+        return Signer(name)
+
+    @cached_property
+    def _signing_key(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self.derive(f"sign {self._signer}"))
+
+    @cached_property
+    def _public_keys(self) -> dict[str, Ed25519PublicKey]:
+        given = {name: Ed25519PublicKey.from_public_bytes(raw) for name, raw in self._file.public.items()}
+        return given or {
+            signer.value: Ed25519PrivateKey.from_private_bytes(self.derive(f"sign {signer}")).public_key()
+            for signer in Signer
+        }
 
     def worker_mac(self, *parts: str | int) -> str:
         """As `mac`, with a key of the refresh purpose's current root, which the API lacks: `<root id>.<hex>`.
@@ -208,6 +281,38 @@ class KeyRing:
         if roots is None:
             raise key_unavailable(place, f"the {self.role} role doesn't hold the {purpose} purpose")
         return roots
+
+
+def derived_key(key: SealingKey, purpose: str) -> bytes:
+    """What `KeyRing.derive` makes of the key file's `derive`."""
+    return _hkdf(key, encode_parts("derive", purpose))
+
+
+def _of_role(file: KeyFile, role: Role) -> KeyFile:
+    """What of the file a role may use."""
+    purposes = {purpose.value: file.purposes[purpose] for purpose in sorted(PURPOSES_OF_ROLE[role])}
+    file = replace(file, purposes=purposes)
+    if role is not Role.GATEWAY or file.derive is None:
+        return file
+    derive = file.derive
+    seeds = {signer: derived_key(derive, f"sign {signer}") for signer in Signer}
+    return replace(
+        file,
+        derive=None,
+        derived={name: SealingKey(name, derived_key(derive, name)) for name in sorted(GATEWAY_SECRETS)},
+        public={
+            signer.value: Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+            for signer, seed in seeds.items()
+        },
+    )
+
+
+def _is_signature(key: Ed25519PublicKey, text: str, content: bytes) -> bool:
+    try:
+        key.verify(base64.urlsafe_b64decode(text + "=="), content)
+    except (InvalidSignature, binascii.Error, ValueError):
+        return False
+    return True
 
 
 def _hkdf(key: SealingKey, info: bytes) -> bytes:

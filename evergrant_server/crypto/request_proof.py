@@ -54,4 +54,4 @@ def as_claimed(context: RequestContext) -> RequestContext:
 
 def _mac(ring: KeyRing, context: RequestContext, workflow_id: str, message: str, second: int) -> str:
     said = encode_parts(workflow_id, message, context.by, context.trace_id, second)
-    return hmac.new(ring.derive("request proof"), said, hashlib.sha256).hexdigest()[:32]
+    return hmac.new(ring.derive("request proof gateway"), said, hashlib.sha256).hexdigest()[:32]

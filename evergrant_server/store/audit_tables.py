@@ -5,6 +5,7 @@ from datetime import datetime
 from sqlalchemy import BigInteger, Index, Text
 from sqlmodel import Field
 
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.store.database import columns
 
 # the actions that say who may do what, by their first word
@@ -15,10 +16,24 @@ _ACCESS_WORDS = (
 ACCESS_CONDITION = "({})".format(" OR ".join(f"action LIKE '{word}.%'" for word in _ACCESS_WORDS))
 
 
+# the actions that end something, or begin it anew: a row that was put back is told by them (`store.ends`)
+_END_ACTIONS = (
+    *(AuditAction.APP_DELETED, AuditAction.APP_PUT, AuditAction.AGENT_STOPPED),
+    *(AuditAction.APPROVAL_REQUESTED, AuditAction.APPROVAL_USED, AuditAction.CALL_APPROVAL_DENIED),
+    *(AuditAction.CALL_APPROVAL_EXPIRED, AuditAction.CALL_APPROVAL_USED, AuditAction.CREDENTIAL_DELETED),
+    *(AuditAction.DELEGATION_STOPPED, AuditAction.KEY_REVOKED, AuditAction.PERMIT_DELETED),
+    *(AuditAction.RESOURCE_TOKEN_REVOKED, AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED),
+    *(AuditAction.SESSION_ENDED, AuditAction.TENANT_DISABLED, AuditAction.TENANT_ENABLED),
+    *(AuditAction.TOKEN_FAMILY_ENDED, AuditAction.TOKEN_FAMILY_REPLAYED),
+)
+END_CONDITION = "action IN ({})".format(", ".join(f"'{action.value}'" for action in _END_ACTIONS))
+
+
 class AuditRow(columns.TenantTable, table=True):
     __table_args__ = (
         Index(None, "tenant", "object", "at"),
         Index(None, "tenant", "at"),
+        columns.partial_index("ix_audit_end", "tenant", "object", where=END_CONDITION),
         columns.partial_index("ix_audit_access", "tenant", "at", where=ACCESS_CONDITION),
     )
     shard: str = Field(primary_key=True)

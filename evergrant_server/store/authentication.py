@@ -24,7 +24,7 @@ from evergrant_server.store.access import Access, AppCredentialRow, AppKeyUseRow
 from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import ModelRepository, columns_equal, fetch_all, insert
+from evergrant_server.store.database.rows import columns_equal, fetch_all, insert
 
 
 class AppTokenRow(columns.IdTable, table=True):
@@ -44,6 +44,7 @@ class AppTokenRow(columns.IdTable, table=True):
     secret_hash: str
     created_at: datetime = columns.timestamp()
     expires_at: datetime = columns.timestamp()
+    mac: str | None = None
 
 
 class KeySessionRow(columns.IdTable, table=True):
@@ -57,6 +58,7 @@ class KeySessionRow(columns.IdTable, table=True):
     secret_hash: str
     created_at: datetime = columns.timestamp()
     expires_at: datetime = columns.timestamp()
+    mac: str | None = None
 
 
 class AppAssertionRow(columns.TenantTable, table=True):
@@ -104,7 +106,7 @@ class AppCredentials(AuthenticatedRepository[AppCredential, CredentialId]):
         broken: list[Failure] = []
         for row in await fetch_all(self._connection, self._where(tenant=tenant, app_id=app_id)):
             try:
-                good.append(self._authentic(row))
+                good += await self._current([self._authentic(row)])
             except Failure as failure:
                 broken.append(failure)
         return good, broken
@@ -134,8 +136,8 @@ class AppCredentials(AuthenticatedRepository[AppCredential, CredentialId]):
         await self._run(delete(AppTokenRow).where(mine))
 
 
-class AppTokens(ModelRepository[AppToken, TokenId]):
-    """Access tokens. Their own MAC is their authenticator."""
+class AppTokens(AuthenticatedRepository[AppToken, TokenId]):
+    """Access tokens. Their MAC covers every field, but a gateway, which checks it, could make one too."""
 
     _table, _model = AppTokenRow, AppToken
 
@@ -143,7 +145,7 @@ class AppTokens(ModelRepository[AppToken, TokenId]):
         await self._add(token, f"Token {token.id}")
 
     async def find(self, id: TokenId) -> AppToken | None:
-        """The token with this id in whichever tenant, expired or not."""
+        """The token with this id in whichever tenant, expired or not. Raises Failure AUTHORITY_BROKEN."""
         return await self._one(id=id)
 
     async def use_assertion(self, app: App, jti: str, expires_at: datetime) -> bool:
@@ -167,8 +169,8 @@ class AppTokens(ModelRepository[AppToken, TokenId]):
         return gone + await self._run(delete(AppAssertionRow).where(tuple_(*used).in_(over)))
 
 
-class KeySessions(ModelRepository[KeySession, SessionId]):
-    """The console's sessions of API keys. Their own MAC is their authenticator."""
+class KeySessions(AuthenticatedRepository[KeySession, SessionId]):
+    """The console's sessions of API keys."""
 
     _table, _model = KeySessionRow, KeySession
 
@@ -176,7 +178,7 @@ class KeySessions(ModelRepository[KeySession, SessionId]):
         await self._add(session, f"Session {session.id}")
 
     async def find(self, id: SessionId) -> KeySession | None:
-        """The session with this id in whichever tenant, expired or not."""
+        """The session with this id in whichever tenant, expired or not. Raises Failure AUTHORITY_BROKEN."""
         return await self._one(id=id)
 
     async def delete(self, session: KeySession) -> None:

@@ -1,12 +1,12 @@
 """Authenticators of rows that carry authority: apps, permits, connections' names, integrations, consents.
 
 Write access to the database alone gives no token: a row whose `mac` isn't of this key ring and these
-columns is refused by name, with the failure `authority_broken`. Column `mac`: a key that every role holds.
-Columns `destination_mac` and `account_mac`: a key of the workers, because they decide where refresh tokens
-are sent, and whose account may come (ADR 0025).
+columns is refused by name, with the failure `authority_broken`. Column `mac`: the signature of API, worker or
+operator, which a gateway verifies and can't make; GATEWAY_MAY_WRITE has the rows that a gateway signs
+(ADR 0064). Columns `destination_mac` and `account_mac`: a key of the workers, because they decide where
+refresh tokens are sent, and whose account may come (ADR 0025).
 """
 
-import hmac
 import json
 import secrets
 from collections.abc import Mapping
@@ -17,11 +17,12 @@ from sqlalchemy import Executable, Select
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
-from evergrant_server.crypto import KeyRing
-from evergrant_server.store.database.columns import Row, table_of
+from evergrant_server.crypto import KeyRing, Role, Signer
+from evergrant_server.store.database.columns import IdTable, Row, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Id,
@@ -32,7 +33,8 @@ from evergrant_server.store.database.rows import (
     find_one,
     read_model,
 )
-from evergrant_server.store.review.authority_fields import COVERED
+from evergrant_server.store.ends import put_back
+from evergrant_server.store.review.authority_fields import COVERED, GATEWAY_MAY_WRITE
 
 CONNECTION_NAMES = (  # and `target`, and `expected_account` where the app has said one
     *("tenant", "id", "integration_id", "integration", "provider", "subject", "label", "flow"),
@@ -41,34 +43,78 @@ CONNECTION_NAMES = (  # and `target`, and `expected_account` where the app has s
 _DESTINATION = {"tenant", "id", "provider", "issuer", "params", "endpoints"}  # where its secrets are sent
 
 
-def connection_mac(ring: KeyRing, names: Mapping[str, Any], target: Mapping[str, Any]) -> str:
-    """The authenticator of a connection with these values of CONNECTION_NAMES. For the lease path: no model
-    is made."""
+def connection_parts(names: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the authenticator of a connection with these values of CONNECTION_NAMES covers. For the lease
+    path: no model is made."""
     given = {name: value for name, value in target.items() if value}
     parts = [names[name] or "" for name in CONNECTION_NAMES]
     expected = names["expected_account"]
     account = [json.dumps(expected, sort_keys=True)] if expected else []
-    return ring.mac("Connection", *parts, json.dumps(given, sort_keys=True), *account)
+    return ("Connection", *parts, json.dumps(given, sort_keys=True), *account)
+
+
+def grant_parts(tenant: str, connection_id: str, grant: Grant, slot: str) -> tuple[str | int, ...]:
+    """What the authenticator of a grant's row covers: what its token may be used for, and where. Its tokens
+    are sealed, and a wrong expiry gives nobody more."""
+    options = [it.model_dump(mode="json") for it in grant.options]
+    facts = (grant.scopes, grant.metadata, grant.access_generation, options)
+    content = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return ("connection_grant", tenant, connection_id, slot, grant.generation, grant.token_type, content)
+
+
+def require_grant(
+    ring: KeyRing, tenant: str, connection_id: str, grant: Grant, slot: str, mac: str | None
+) -> None:
+    """Raise Failure AUTHORITY_BROKEN unless a worker, the API or an operator wrote this grant."""
+    if ring.signer(mac, *grant_parts(tenant, connection_id, grant, slot)) is not Signer.AUTHORITY:
+        raise authority_broken("connection_grant", connection_id)
 
 
 def row_mac(ring: KeyRing, model: BaseModel) -> str:
-    """The authenticator of the row of this value."""
-    if isinstance(model, Connection):
-        return connection_mac(ring, vars(model), model.target.model_dump(mode="json"))
-    return ring.mac(type(model).__name__, _content(model, COVERED[type(model)]))
+    """The authenticator of the row of this value.
+
+    Raises Failure KEY_UNAVAILABLE where a gateway may not write it: no process would accept its signature.
+    """
+    if ring.role is Role.GATEWAY and not _is_for_gateways(model):
+        raise Failure(ErrorCode.KEY_UNAVAILABLE, f"A gateway signs no {type(model).__name__} like this one.")
+    return ring.sign(*_signed_parts(model))
 
 
 def authentic(ring: KeyRing, model: type[Model], table: type[Row], row: Values) -> Model:
     """The row's value. Raises Failure AUTHORITY_BROKEN that names it, INTERNAL when it can't be read."""
     value = read_model(model, table, row)
-    require_mac(row_mac(ring, value), table, row)
+    require_signature(ring, value, table, row)
     return value
 
 
-def require_mac(expected: str, table: type[Row], row: Mapping[str, Any]) -> None:
-    """Raise Failure AUTHORITY_BROKEN that names the row unless it has this authenticator."""
-    if row["mac"] is None or not hmac.compare_digest(expected, row["mac"]):
+def require_signature(ring: KeyRing, model: BaseModel, table: type[Row], row: Mapping[str, Any]) -> None:
+    """Raise Failure AUTHORITY_BROKEN that names the row unless who signed it may write it."""
+    require_signed(ring, _signed_parts(model), table, row, gateway_may=_is_for_gateways(model))
+
+
+def require_signed(
+    ring: KeyRing,
+    parts: tuple[str | int, ...],
+    table: type[Row],
+    row: Mapping[str, Any],
+    *,
+    gateway_may: bool,
+) -> None:
+    """As `require_signature`, for what a row's authenticator covers."""
+    signer = ring.signer(row["mac"], *parts)
+    if signer is None or (signer is Signer.GATEWAY and not gateway_may):
         raise authority_broken(table_of(table).name, row["id"])
+
+
+def _signed_parts(model: BaseModel) -> tuple[str, ...]:
+    if isinstance(model, Connection):
+        return connection_parts(vars(model), model.target.model_dump(mode="json"))
+    return (type(model).__name__, _content(model, COVERED[type(model)]))
+
+
+def _is_for_gateways(model: BaseModel) -> bool:
+    may_write = GATEWAY_MAY_WRITE.get(type(model))
+    return may_write is not None and may_write(model)
 
 
 class BrokenRow(NamedTuple):
@@ -91,6 +137,12 @@ def authority_broken(
 ) -> Failure:
     """The failure that names the row."""
     return Failure(ErrorCode.AUTHORITY_BROKEN, f"{row} in {table} {why}.", table=table, row=row)
+
+
+def was_put_back(table: type[Row], row: str) -> Failure:
+    """The failure of a row that has ended, and is there as it was before."""
+    why = "has ended, as the audit log tells, and was put back as it was before"
+    return authority_broken(table_of(table).name, row, why)
 
 
 def new_destination_mac(ring: KeyRing, integration: Integration) -> str:
@@ -187,6 +239,15 @@ class AuthenticatedRepository(ModelRepository[Model, Id]):
         super().__init__(connection)
         self._ring = ring
 
+    @classmethod
+    def tables_below(cls) -> dict[type[IdTable], type[BaseModel]]:
+        """The table of every repository of this kind that has been imported, and the value of its rows."""
+        below: dict[type[IdTable], type[BaseModel]] = {}
+        for repository in cls.__subclasses__():
+            below |= {getattr(repository, "_table"): getattr(repository, "_model")}  # noqa: B009 # of a class
+            below |= repository.tables_below()
+        return below
+
     async def _insert(self, model: Model, **more: Any) -> bool:
         return await super()._insert(model, mac=row_mac(self._ring, model), **more)
 
@@ -195,10 +256,16 @@ class AuthenticatedRepository(ModelRepository[Model, Id]):
 
     async def _one(self, **equal: Any) -> Model | None:
         row = await find_one(self._connection, self._table, **equal)
-        return None if row is None else self._authentic(row)
+        return None if row is None else (await self._current([self._authentic(row)]))[0]
 
     async def _all(self, query: Executable) -> list[Model]:
-        return [self._authentic(row) for row in await fetch_all(self._connection, query)]
+        return await self._current([self._authentic(row) for row in await fetch_all(self._connection, query)])
+
+    async def _current(self, models: list[Model]) -> list[Model]:
+        """The rows of one tenant. Raises Failure AUTHORITY_BROKEN for one that was put back after its end."""
+        for row in await put_back(self._connection, models):
+            raise was_put_back(self._table, row)
+        return models
 
     async def _page(self, query: Select[Any], by: str, after: str | None, limit: int) -> list[Model]:
         column = col(getattr(self._table, by))

@@ -14,8 +14,10 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, ReceiverId, T
 from evergrant_server.core.provider_events import IntrospectionFinding, Receiver
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Sealed
+from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database import columns
+from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
     ModelRepository,
     columns_equal,
@@ -23,7 +25,7 @@ from evergrant_server.store.database.rows import (
     find_one,
     insert,
 )
-from evergrant_server.store.sealing import IntakeRepository
+from evergrant_server.store.sealing import ColumnSealer, IntakeRepository
 
 
 class EventReceiverRow(columns.IdTable, table=True):
@@ -47,6 +49,7 @@ class EventReceiverRow(columns.IdTable, table=True):
     sealed_secret: Sealed | None = columns.sealed()
     created_at: datetime = columns.timestamp()
     changed_at: datetime = columns.timestamp()
+    mac: str | None = None
 
 
 class ReceivedEventRow(columns.TenantTable, table=True):
@@ -64,8 +67,11 @@ class ReceivedEventRow(columns.TenantTable, table=True):
 _SECRET = "sealed_secret"
 
 
-class Receivers(IntakeRepository[Receiver, ReceiverId]):
+class Receivers(IntakeRepository[Receiver, ReceiverId], AuthenticatedRepository[Receiver, ReceiverId]):
     _table, _model = EventReceiverRow, Receiver
+
+    def __init__(self, connection: DatabaseConnection, sealer: ColumnSealer) -> None:
+        self._connection, self._sealer, self._ring = connection, sealer, sealer.ring
 
     async def put(self, receiver: Receiver, secret: Secret | None, *, expected: int | None) -> Receiver:
         """Add (`expected` None) or change a receiver; `secret` None keeps the old one.
@@ -76,11 +82,13 @@ class Receivers(IntakeRepository[Receiver, ReceiverId]):
         return await self._put(receiver, "A receiver of this integration", expected, **sealed)
 
     async def find_in_any_tenant(self, id: ReceiverId) -> Receiver | None:
-        """The receiver with this id in any tenant: a provider that calls it sends no more."""
+        """The receiver with this id in any tenant: a provider that calls it sends no more. Raises Failure
+        AUTHORITY_BROKEN."""
         return await self._one(id=id)
 
     async def of_integration(self, tenant: Tenant, integration_id: IntegrationId) -> Receiver | None:
-        return await self._one(tenant=tenant, integration_id=integration_id)
+        """The receiver as its row says, with a broken authenticator too: a put or a deletion repairs that."""
+        return await self._one_unchecked(tenant=tenant, integration_id=integration_id)
 
     async def secret(self, receiver: Receiver) -> Secret | None:
         """The signing secret, if there is one. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""
@@ -91,7 +99,7 @@ class Receivers(IntakeRepository[Receiver, ReceiverId]):
         await self._run(delete(EventReceiverRow).where(mine))
 
     async def with_keys_older_than(self, before: datetime, limit: int = 500) -> list[Receiver]:
-        """Receivers of every tenant whose keys were fetched before then, or never."""
+        """Receivers of every tenant whose keys were fetched before then, or never. Not checked."""
         old = or_(col(EventReceiverRow.keys_at).is_(None), col(EventReceiverRow.keys_at) < before)
         query = self._where(old, col(EventReceiverRow.jwks_uri).is_not(None))
         return await self._page(query, "id", None, limit)

@@ -65,7 +65,7 @@ class Transaction:
     def __init__(
         self, connection: DatabaseConnection, ring: KeyRing, now: datetime, keys: UnwrappedKeys | None = None
     ) -> None:
-        self.connection = connection
+        self.connection, self.now = connection, now
         sealer = self.sealer = ColumnSealer(connection, ring, now, keys)
         self.connections = Connections(connection, ring)
         self.grants = Grants(connection, sealer)
@@ -81,8 +81,8 @@ class Transaction:
         self.delegations = Delegations(connection, ring)
         self.delegation_rules = DelegationRules(connection, ring)
         self.credentials = AppCredentials(connection, ring)
-        self.tokens = AppTokens(connection)
-        self.key_sessions = KeySessions(connection)
+        self.tokens = AppTokens(connection, ring)
+        self.key_sessions = KeySessions(connection, ring)
         self.approvals = Approvals(connection, ring)
         self.trusted_issuers = TrustedIssuers(connection, ring)
         self.access_requests = AccessRequests(connection, ring)
@@ -93,7 +93,7 @@ class Transaction:
         self.authorization_codes = AuthorizationCodes(connection, ring)
         self.token_families = TokenFamilies(connection, ring)
         self.refresh_tokens = RefreshTokens(connection, sealer)
-        self.oauth_tokens = OAuthTokens(connection)
+        self.oauth_tokens = OAuthTokens(connection, ring)
         self.client_logins = ClientLogins(connection, ring)
         self.authorization_requests = AuthorizationRequests(connection, ring)
         self.subject_sessions = SubjectSessions(connection, ring)
@@ -107,7 +107,7 @@ class Transaction:
         self.outbox = Outbox(connection, ring)
         self.histories = Histories(connection)
         self.webhooks = Webhooks(connection, sealer)
-        self.deliveries = Deliveries(connection)
+        self.deliveries = Deliveries(connection, ring)
         self.receivers = Receivers(connection, sealer)
         self.account_identifiers = AccountIdentifiers(connection, ring)
         self.introspections = Introspections(connection)

@@ -12,8 +12,10 @@ from evergrant_server.core.events import WebhookEvent
 from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import MASK, Delivery, DeliveryStatus, Webhook, masked_url
-from evergrant_server.crypto import Sealed
+from evergrant_server.crypto import KeyRing, Sealed
+from evergrant_server.store.authority import AuthenticatedRepository, authentic, row_mac
 from evergrant_server.store.database import columns
+from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
     ModelRepository,
     column_values,
@@ -21,7 +23,7 @@ from evergrant_server.store.database.rows import (
     find_one,
     insert,
 )
-from evergrant_server.store.sealing import IntakeRepository
+from evergrant_server.store.sealing import ColumnSealer, IntakeRepository
 
 
 class WebhookRow(columns.IdTable, table=True):
@@ -41,6 +43,7 @@ class WebhookRow(columns.IdTable, table=True):
     secret_changed_at: datetime = columns.timestamp()
     created_at: datetime = columns.timestamp()
     changed_at: datetime = columns.timestamp()
+    mac: str | None = None
 
 
 class EventRow(columns.IdTable, table=True):
@@ -49,6 +52,7 @@ class EventRow(columns.IdTable, table=True):
     connection_id: str | None = None
     at: datetime = columns.timestamp()
     body: str = Field(sa_type=Text)  # as it is signed and sent
+    mac: str | None = None
 
 
 class DeliveryRow(columns.IdTable, table=True):
@@ -83,8 +87,11 @@ _WAITED_FOR = exists().where(
 )
 
 
-class Webhooks(IntakeRepository[Webhook, WebhookId]):
+class Webhooks(IntakeRepository[Webhook, WebhookId], AuthenticatedRepository[Webhook, WebhookId]):
     _table, _model = WebhookRow, Webhook
+
+    def __init__(self, connection: DatabaseConnection, sealer: ColumnSealer) -> None:
+        self._connection, self._sealer, self._ring = connection, sealer, sealer.ring
 
     async def add(self, webhook: Webhook, secret: Secret) -> Webhook:
         """Add a webhook with its secret and its whole URL, and return it with the masked one.
@@ -110,16 +117,21 @@ class Webhooks(IntakeRepository[Webhook, WebhookId]):
     async def by_name(self, tenant: Tenant, name: str) -> Webhook | None:
         return await self._one(tenant=tenant, name=name)
 
+    async def by_name_unchecked(self, tenant: Tenant, name: str) -> Webhook | None:
+        """The webhook as its row says, with a broken authenticator too: a put or a deletion repairs that."""
+        return await self._one_unchecked(tenant=tenant, name=name)
+
     async def page(self, tenant: Tenant, after: str | None = None, limit: int = 50) -> list[Webhook]:
-        """Webhooks sorted by name, after the name `after`."""
+        """Webhooks sorted by name, after the name `after`. Not checked."""
         return await self._page(self._where(tenant=tenant), "name", after, limit)
 
     async def enabled(self, tenant: Tenant) -> list[Webhook]:
-        """Those of the tenant that are not disabled: a handful, or none, in one look at an index."""
-        return await self._all(self._where(tenant=tenant, disabled_by=None))
+        """Those of the tenant that are not disabled: a handful, or none, in one look at an index. Not
+        checked: a broken one stops no audit record, and the worker checks it before it sends anything."""
+        return await self._all_unchecked(self._where(tenant=tenant, disabled_by=None))
 
     async def with_overdue_deliveries(self, before: datetime) -> list[Webhook]:
-        """Those of every tenant that should have been sent something before this moment."""
+        """Those of every tenant that should have been sent something before this moment. Not checked."""
         paused_until = col(WebhookRow.paused_until)
         waits = exists().where(
             col(DeliveryRow.tenant) == col(WebhookRow.tenant),
@@ -128,7 +140,7 @@ class Webhooks(IntakeRepository[Webhook, WebhookId]):
             col(DeliveryRow.next_at) < before,
         )
         works = col(WebhookRow.disabled_by).is_(None), or_(paused_until.is_(None), paused_until < before)
-        return await self._all(self._where(*works, waits))
+        return await self._all_unchecked(self._where(*works, waits))
 
     async def rotate_secret(self, webhook: Webhook, new: Secret, *, expected: int) -> Webhook:
         """Write a new secret; the previous one stays valid until `previous_secret_until`.
@@ -161,15 +173,22 @@ _PRUNED_AT_ONCE = 500
 
 
 class Deliveries(ModelRepository[Delivery, DeliveryId]):
+    """Deliveries, and their events, which have authenticators: a webhook's receiver acts on them."""
+
     _table, _model = DeliveryRow, Delivery
+
+    def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
+        super().__init__(connection)
+        self._ring = ring
 
     async def add_event(self, event: WebhookEvent) -> bool:
         """Add an event; False when it is there already."""
-        return await insert(self._connection, EventRow, column_values(event))
+        return await insert(self._connection, EventRow, column_values(event, mac=row_mac(self._ring, event)))
 
     async def event(self, tenant: Tenant, id: EventId) -> WebhookEvent | None:
+        """The event. Raises Failure AUTHORITY_BROKEN."""
         row = await find_one(self._connection, EventRow, tenant=tenant, id=id)
-        return None if row is None else WebhookEvent.model_validate(row)
+        return None if row is None else authentic(self._ring, WebhookEvent, EventRow, row)
 
     async def add(self, delivery: Delivery) -> None:
         """Add a delivery. Raises Failure ALREADY_EXISTS."""

@@ -58,7 +58,7 @@ async def save_account_choice(
     Raises Failure INVALID_REQUEST for an unknown choice, and the reason of an ended connection.
     """
     require_live(connection)
-    grant = await tx.grants.get(connection.tenant, connection.id)
+    grant = await tx.grants.get_authentic(connection)
     options = grant.options if grant else ()
     option = next((option for option in options if option.id == choice), None)
     if grant is None or option is None:

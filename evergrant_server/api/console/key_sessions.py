@@ -90,4 +90,4 @@ async def _caller(tx: Transaction, api: ApiContext, session: KeySession) -> KeyC
 def _mac(ring: KeyRing, session: KeySession, secret: str) -> str:
     """What the store keeps of a session's secret: a MAC that also covers the row."""
     ends = session.expires_at.astimezone(UTC).isoformat(" ", "microseconds")
-    return ring.token_mac("key session", session.tenant, session.id, session.key_id, ends, secret)
+    return ring.keyed_hash("key sessions", session.tenant, session.id, session.key_id, ends, secret)

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from starlette.requests import Request
 
@@ -44,6 +44,9 @@ _UNKNOWN_TOKEN = AppToken(
 )
 
 
+# A revision that was put back is that of what is cached: what was cached is read again, ends included.
+CACHED_FOR = timedelta(minutes=1)
+_NOT_CACHED: tuple[Caller | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
 _Owner = tuple[App, PresentedCredential, list[Permit]]
 
 
@@ -53,7 +56,7 @@ class Authenticator:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._cache: dict[bytes, Caller] = {}
+        self._cache: dict[bytes, tuple[Caller, datetime]] = {}  # with the end of their time here
 
     async def authenticate(self, request: Request) -> Caller:
         """Read the key or token, the app and its permits from the store.
@@ -149,8 +152,8 @@ class Authenticator:
         compared with the store. Raises as `authenticate` does.
         """
         text = _bearer_token(request)
-        known = self._cache.get(_digest(text))
-        if known is not None and self._clock.now() < known.credential.valid_until:
+        known, until = self._cache.get(_digest(text), _NOT_CACHED)
+        if known is not None and self._clock.now() < until:
             require_confirmation(request, known.credential)
             resource_tokens.require_resource(request, known.authorization)
             return known, True
@@ -162,7 +165,8 @@ class Authenticator:
     def cache(self, caller: Caller) -> None:
         if len(self._cache) >= _MAX_CACHED:
             self._cache.clear()
-        self._cache[caller.digest] = caller
+        until = min(caller.credential.valid_until, self._clock.now() + CACHED_FOR)
+        self._cache[caller.digest] = caller, until
 
     def evict(self, caller: Caller) -> None:
         self._cache.pop(caller.digest, None)

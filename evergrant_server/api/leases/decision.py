@@ -6,7 +6,7 @@ from datetime import datetime
 from starlette.requests import Request
 
 from evergrant_server.api.http import bulk_reads
-from evergrant_server.api.http.authentication import Caller
+from evergrant_server.api.http.authentication import CACHED_FOR, Caller
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.judged_request import refusal
@@ -52,7 +52,7 @@ class LeaseIssuer:
         self._leased = bulk_reads.LeasedConnections(api.settings.bulk_read_alarm)
         self._limits = LeaseLimits(api.settings)
         self._margin = RULES[NEWEST_RULES].margin
-        self._rows: dict[tuple[str, ...], LeaseRow] = {}
+        self._rows: dict[tuple[str, ...], tuple[LeaseRow, datetime]] = {}  # with the end of their time here
 
     async def issue(
         self, request: Request, lease_request: LeaseRequest, known: tuple[Caller, bool]
@@ -135,8 +135,8 @@ class LeaseIssuer:
         self, caller: Caller, lease_request: LeaseRequest, *, cached: bool
     ) -> LeaseRow | None:
         known = self._rows.get(lease_request.cache_key(caller.tenant)) if cached else None
-        if known is not None and self._is_fresh(known, lease_request):
-            return known
+        if known is not None and self._now() < known[1] and self._is_fresh(known[0], lease_request):
+            return known[0]
         rows = self._api.lease_rows
         if lease_request.names is not None:
             names = lease_request.names
@@ -145,9 +145,13 @@ class LeaseIssuer:
         return await rows.load(caller.tenant, lease_request.connection_id)
 
     def _remember(self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow) -> None:
+        key = lease_request.cache_key(caller.tenant)
+        known = self._rows.get(key)
+        if known is not None and known[0] is row:
+            return
         if len(self._rows) >= _MAX_CACHED:
             self._rows.clear()
-        self._rows[lease_request.cache_key(caller.tenant)] = row
+        self._rows[key] = row, self._now() + CACHED_FOR
 
     def _forget(self, caller: Caller, lease_request: LeaseRequest) -> None:
         self._rows.pop(lease_request.cache_key(caller.tenant), None)

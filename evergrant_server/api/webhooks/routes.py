@@ -97,7 +97,7 @@ async def put_webhook(
         raise invalid_request("url", f"url: {failure.detail}") from None
 
     async def write(tx: Transaction) -> tuple[Webhook, str | None]:
-        before = await tx.webhooks.by_name(call.tenant, name)
+        before = await tx.webhooks.by_name_unchecked(call.tenant, name)
         if before is None:
             secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
             after = await tx.webhooks.add(await _new_webhook(tx, call, name, body), secret)
@@ -153,7 +153,7 @@ async def delete_webhook(name: Slug, call: AdminCall) -> Response:
     """Delete the webhook with its secret and delivery log. Pending deliveries are dropped."""
 
     async def drop(tx: Transaction) -> None:
-        webhook = await require_webhook(tx, call, name)
+        webhook = require_found(await tx.webhooks.by_name_unchecked(call.tenant, name))
         await tx.webhooks.delete(call.tenant, webhook.id)
         await call.record(tx, AuditAction.WEBHOOK_DELETED, webhook.id, webhook=name)
 

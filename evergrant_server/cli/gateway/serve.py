@@ -52,7 +52,7 @@ async def open_gateway(settings: Settings, opened: AsyncExitStack) -> GatewayApp
     start_telemetry(settings, "evergrant-gateway")
     opened.push_async_callback(asyncio.to_thread, flush_telemetry)
     platform = await opened.enter_async_context(open_platform(settings, Role.GATEWAY, lazy=True))
-    ledger = LeaseLedger(platform.store.in_pool(Pool.LEDGER), new_lease_shard(), platform.clock)
+    ledger = LeaseLedger(platform.store.in_pool(Pool.LEDGER), new_lease_shard(Role.GATEWAY), platform.clock)
     await ledger.start()
     opened.push_async_callback(ledger.stop)
     policy = EgressPolicy(allow=settings.egress_allow)
@@ -69,7 +69,7 @@ async def open_gateway(settings: Settings, opened: AsyncExitStack) -> GatewayApp
         check_endpoint=policy.check_endpoint,
     )
     transport = StreamingTransport(policy, silence_s=settings.gateway_silence.total_seconds())
-    outcomes = OutcomeLog(platform.store.in_pool(Pool.BACKGROUND), new_lease_shard())
+    outcomes = OutcomeLog(platform.store.in_pool(Pool.BACKGROUND), new_lease_shard(Role.GATEWAY))
     outcomes.start()
     parts = GatewayParts(api, transport, outcomes)
     opened.push_async_callback(parts.stop)

@@ -87,6 +87,10 @@ class CallApproval(TenantRow):
         """It waits, or is approved and unused."""
         return self.state in (CallApprovalState.WAITING, CallApprovalState.APPROVED)
 
+    @property
+    def is_over(self) -> bool:
+        return not self.is_open
+
     def is_answered_by(self, now: datetime) -> bool:
         """True while the same call gets this approval, not a new one. A denial holds until its deadline."""
         if self.state is CallApprovalState.DENIED:

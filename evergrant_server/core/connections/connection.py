@@ -157,6 +157,11 @@ class Connection(TenantRow):
         return self.model_copy(update={"source_app": app})
 
     @property
+    def has_ended(self) -> bool:
+        """It is being revoked, or nothing leads out of its state."""
+        return self.state is LifecycleState.REVOKING or self.state.is_final
+
+    @property
     def is_unwell(self) -> bool:
         """Its failure was published, so its recovery is published too."""
         return self.failing_since is not None or self.state is LifecycleState.NEEDS_REAUTH

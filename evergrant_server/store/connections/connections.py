@@ -1,6 +1,7 @@
 """Rows of connections. A change names the revision that was read; `database.rows` compares it.
 
-The authenticator of the names is written when a row is added, and no later change makes a new one.
+The authenticator of the names is written when a row is added, and no later change makes a new one, but the
+worker's with the first grant of a connection that a gateway added.
 """
 
 from datetime import datetime
@@ -14,8 +15,8 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
-from evergrant_server.crypto import KeyRing
-from evergrant_server.store.authority import authentic, require_mac, row_mac
+from evergrant_server.crypto import KeyRing, Signer
+from evergrant_server.store.authority import authentic, require_signature, row_mac, was_put_back
 from evergrant_server.store.connections.connection_page import (
     ConnectionPage,
     PendingRevocation,
@@ -43,6 +44,7 @@ from evergrant_server.store.database.rows import (
     find_one,
     read_model,
 )
+from evergrant_server.store.ends import put_back
 
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
 
@@ -71,11 +73,11 @@ class Connections(ModelRepository[Connection, ConnectionId]):
 
         One that is revoking or has ended isn't checked: it leases nothing, and nothing stops a revocation.
         """
-        return self._checked(await find_one(self._connection, self._table, tenant=tenant, id=id))
+        return await self._checked(await find_one(self._connection, self._table, tenant=tenant, id=id))
 
     async def find_in_any_tenant(self, id: ConnectionId) -> Connection | None:
         """The connection with this unguessable id. Raises as `get_authentic`."""
-        return self._checked(await find_one(self._connection, self._table, id=id))
+        return await self._checked(await find_one(self._connection, self._table, id=id))
 
     async def replace_names(self, after: Connection, *, expected: int) -> Connection:
         """As `replace`, for a change of what the authenticator covers. Raises Failure AUTHORITY_BROKEN
@@ -102,7 +104,7 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """The live connection with these names, or else the newest of the ended ones. Raises as
         `get_authentic`."""
         names = {"tenant": tenant, "integration": integration_name, "subject": subject, "label": label}
-        return self._checked(await fetch_first(self._connection, BY_NAMES, names))
+        return await self._checked(await fetch_first(self._connection, BY_NAMES, names))
 
     async def page(
         self,
@@ -221,12 +223,28 @@ class Connections(ModelRepository[Connection, ConnectionId]):
     async def _insert(self, model: Connection, **more: Any) -> bool:
         return await super()._insert(model, mac=row_mac(self._ring, model), **more)
 
-    def _checked(self, row: Values | None) -> Connection | None:
+    async def _change(self, model: Connection, expected: int, **more: Any) -> Connection:
+        if model.generation == 1 and "mac" not in more:
+            more |= await self._countersigned(model)
+        return await super()._change(model, expected, **more)
+
+    async def _countersigned(self, model: Connection) -> Values:
+        """The worker's signature of names that a gateway signed, with their first grant. Raises Failure
+        AUTHORITY_BROKEN."""
+        row = await find_one(self._connection, self._table, tenant=model.tenant, id=model.id)
+        if row is None or row["generation"] or not str(row["mac"]).startswith(f"{Signer.GATEWAY}."):
+            return {}
+        authentic(self._ring, Connection, ConnectionRow, row)
+        return {"mac": row_mac(self._ring, model)}
+
+    async def _checked(self, row: Values | None) -> Connection | None:
         connection = None if row is None else read_model(Connection, ConnectionRow, row)
         if row is None or connection is None or connection.state is LifecycleState.REVOKING:
             return connection
         if not connection.state.is_final:
-            require_mac(row_mac(self._ring, connection), ConnectionRow, row)
+            require_signature(self._ring, connection, ConnectionRow, row)
+            for id in await put_back(self._connection, [connection]):
+                raise was_put_back(ConnectionRow, id)
         return connection
 
 

@@ -152,7 +152,7 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
 
         For the binding `oidc` alone, under which a link opens nothing before its subject has logged in.
         """
-        mac = bytes.fromhex(self._ring.mac("connect link", tenant, id))
+        mac = bytes.fromhex(self._ring.keyed_hash("connect link", tenant, id))
         return Secret(base64.urlsafe_b64encode(mac).decode().rstrip("="))
 
     def has_derived_link(self, consent: Consent) -> bool:

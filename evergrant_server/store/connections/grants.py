@@ -9,14 +9,15 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, bindparam, delete, select, update
 from sqlmodel import col
 
-from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, TokenSet
 from evergrant_server.core.connections.narrowing import NARROWED
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
+from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Sealed
 from evergrant_server.crypto.envelope import seal_broken
+from evergrant_server.store.authority import grant_parts, require_grant
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import LateTokenSets
 from evergrant_server.store.connections.replaced_grants import ReplacedGrants
@@ -62,14 +63,35 @@ def grant_associated_data(
     return AssociatedData(tenant, "connection_grant", f"{connection_id}/{slot}", column, generation)
 
 
+def signed_grant(ring: KeyRing, owner: Connection, grant: Grant) -> str:
+    """The authenticator of a grant's row."""
+    return ring.sign(*grant_parts(owner.tenant, owner.id, grant, grant.slot))
+
+
+def grant_of(row: Values) -> Grant:
+    """The facts of a grant's row. Raises Failure INTERNAL when it can't be read."""
+    return read_model(Grant, ConnectionGrantRow, {**row, "metadata": row["facts"]})
+
+
 class Grants(SealedRepository):
     async def get(self, tenant: Tenant, connection_id: ConnectionId, slot: str = MAIN_SLOT) -> Grant | None:
         row = await find_one(
             self._connection, ConnectionGrantRow, tenant=tenant, connection_id=connection_id, slot=slot
         )
+        return None if row is None else grant_of(row)
+
+    async def get_authentic(self, owner: Connection) -> Grant | None:
+        """The main grant, for what is sent where it says. Raises Failure AUTHORITY_BROKEN, but not while it
+        is revoked: nothing stops that."""
+        row = await find_one(
+            self._connection, ConnectionGrantRow, tenant=owner.tenant, connection_id=owner.id, slot=MAIN_SLOT
+        )
         if row is None:
             return None
-        return read_model(Grant, ConnectionGrantRow, {**row, "metadata": row["facts"]})
+        grant = grant_of(row)
+        if owner.state is not LifecycleState.REVOKING:
+            require_grant(self._sealer.ring, owner.tenant, owner.id, grant, MAIN_SLOT, row["mac"])
+        return grant
 
     async def install(
         self, after: Connection, tokens: TokenSet, grant: Grant, *, origin: Origin, expected: int
@@ -103,6 +125,7 @@ class Grants(SealedRepository):
             REFRESH_COLUMN: await self._kept(after, grant, REFRESH_COLUMN, tokens.refresh_token, kept),
             ID_TOKEN_COLUMN: await self._kept(after, grant, ID_TOKEN_COLUMN, tokens.id_token, kept),
             "destination_mac": await self._destination_mac(after, old, origin),
+            "mac": signed_grant(self._sealer.ring, after, grant),
             "revision": 1 if old is None else old["revision"] + 1,
         }
         await self._put(values, old)
@@ -140,6 +163,7 @@ class Grants(SealedRepository):
         values: Values = {
             "facts": grant.metadata,
             "options": [option.model_dump() for option in grant.options],
+            "mac": signed_grant(self._sealer.ring, connection, grant),
         }
         await self._update(
             connection.tenant, connection.id, values, col(ConnectionGrantRow.slot) == MAIN_SLOT

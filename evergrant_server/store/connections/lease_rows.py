@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, Boolean, Integer, String, TextualSelect, text
 
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState, is_leasable
 from evergrant_server.core.connections.grant import MAIN_SLOT, FollowUp, Grant
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -14,7 +15,8 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyPurpose, KeyRing, Sealed, key_id_of, open_sealed
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
-from evergrant_server.store.authority import connection_mac, require_mac
+from evergrant_server.store.audit_tables import END_CONDITION
+from evergrant_server.store.authority import connection_parts, require_grant, require_signed, was_put_back
 from evergrant_server.store.connections.grants import ACCESS_COLUMN, grant_associated_data, was_rolled_back
 from evergrant_server.store.connections.tables import LIVE_CONDITION, ConnectionRow
 from evergrant_server.store.database.columns import SealedBytes, UtcDateTime
@@ -31,13 +33,19 @@ LEFT JOIN connection_grant m ON m.tenant = c.tenant AND m.connection_id = c.id A
 LEFT JOIN connection_grant g ON g.tenant = c.tenant AND g.connection_id = c.id AND g.slot = :slot
      AND g.generation BETWEEN coalesce(m.access_generation, m.generation) AND c.generation
 """
-_COLUMNS = """
+_ENDED = "action IN ({})".format(
+    ", ".join(f"'{it.value}'" for it in (AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED))
+)
+_COLUMNS = f"""
 SELECT c.tenant, c.id, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject,
        c.label, c.flow, c.target, c.source, c.source_app, c.consented_with, c.expected_account,
        c.mac, c.state, c.reason, c.follow_up, c.reported_generation,
        c.revision AS connection_revision, c.generation,
+       EXISTS (SELECT 1 FROM audit WHERE tenant = c.tenant AND object = c.id AND {END_CONDITION}
+               AND {_ENDED}) AS has_ended,
        g.generation AS grant_generation, g.token_type, g.scopes, g.obtained_at, g.expires_at,
-       g.refresh_expires_at, g.refreshable, g.facts, g.access_generation, g.sealed_access,
+       g.refresh_expires_at, g.refreshable, g.facts, g.options, g.access_generation, g.sealed_access,
+       g.mac AS grant_mac,
        k.id AS key_id, k.sealed_key AS connection_key, t.id AS tenant_key_id, t.sealed_key AS tenant_key
 FROM connection c
 """
@@ -61,6 +69,7 @@ def _typed(condition: str, grant: str = _MAIN_GRANT) -> TextualSelect:
         refresh_expires_at=UtcDateTime,
         refreshable=Boolean,
         facts=JSON,
+        options=JSON,
         sealed_access=SealedBytes,
         connection_key=SealedBytes,
         tenant_key=SealedBytes,
@@ -108,6 +117,10 @@ class LeaseRow:
     sealed_access: Sealed | None
     keys: WrappedKey | None
     slot: str = MAIN_SLOT
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state is LifecycleState.REVOKING or self.state.is_final
 
     @property
     def leasable(self) -> bool:
@@ -176,8 +189,15 @@ class LeaseRows:
             row: Any = (await connection.execute(query, parameters)).mappings().first()
         if row is None:
             return None
-        require_mac(connection_mac(self._store.ring, row, row["target"]), ConnectionRow, row)
-        return _lease_row(row, slot)
+        parts = connection_parts(row, row["target"])
+        require_signed(self._store.ring, parts, ConnectionRow, row, gateway_may=not row["generation"])
+        lease_row = _lease_row(row, slot)
+        if row["has_ended"] and not lease_row.has_ended:
+            raise was_put_back(ConnectionRow, lease_row.connection_id)
+        if lease_row.grant is not None:
+            owner = (row["tenant"], row["connection_id"])
+            require_grant(self._store.ring, *owner, lease_row.grant, slot, row["grant_mac"])
+        return lease_row
 
 
 def _lease_row(row: Any, slot: str) -> LeaseRow:
@@ -216,5 +236,6 @@ def _grant(row: Any) -> Grant:
         refresh_expires_at=row["refresh_expires_at"],
         refreshable=row["refreshable"],
         metadata=row["facts"],
+        options=row["options"],
         access_generation=row["access_generation"],
     )

@@ -14,7 +14,7 @@ from evergrant_server.core.connections.narrowing import MOST_NARROWED, NARROWED
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyPurpose
-from evergrant_server.store.connections.grants import ACCESS_COLUMN, grant_associated_data
+from evergrant_server.store.connections.grants import ACCESS_COLUMN, grant_associated_data, signed_grant
 from evergrant_server.store.connections.tables import ConnectionGrantRow
 from evergrant_server.store.database.rows import Values, column_values, columns_equal, fetch_first, insert
 from evergrant_server.store.sealing import SealedRepository
@@ -39,6 +39,7 @@ class NarrowedTokens(SealedRepository):
             **columns,
             "tenant": owner.tenant,
             "connection_id": owner.id,
+            "mac": signed_grant(self._sealer.ring, owner, grant),
             "revision": 1,
         }
         if token is not None:

@@ -97,6 +97,7 @@ class ConnectionGrantRow(columns.TenantTable, table=True):
     sealed_refresh: Sealed | None = columns.sealed()
     sealed_id_token: Sealed | None = columns.sealed()
     destination_mac: str | None = None  # which integration it is of: see `authority`
+    mac: str | None = None
 
 
 class ConsentRow(columns.IdTable, table=True):

@@ -12,7 +12,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.store.access import AppKeyUseRow, AppRow
 from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import ModelRepository, columns_equal, not_found
+from evergrant_server.store.database.rows import columns_equal, not_found
 from evergrant_server.store.oauth.tables import AccessTokenRow, RefreshTokenRow, TokenFamilyRow
 from evergrant_server.store.sealing import ColumnSealer, IntakeRepository
 
@@ -121,8 +121,8 @@ class RefreshTokens(
         return text
 
 
-class OAuthTokens(ModelRepository[AccessToken, AccessTokenId]):
-    """Access tokens. Their own MAC is their authenticator."""
+class OAuthTokens(AuthenticatedRepository[AccessToken, AccessTokenId]):
+    """Access tokens. Their MAC covers every field, but a gateway, which checks it, could make one too."""
 
     _table, _model = AccessTokenRow, AccessToken
 
@@ -130,7 +130,7 @@ class OAuthTokens(ModelRepository[AccessToken, AccessTokenId]):
         await self._add(token, f"Access token {token.id}")
 
     async def find(self, id: AccessTokenId) -> AccessToken | None:
-        """The token with this id in whichever tenant, expired or not."""
+        """The token with this id in whichever tenant, expired or not. Raises Failure AUTHORITY_BROKEN."""
         return await self._one(id=id)
 
     async def count_valid(self, tenant: Tenant, family_id: TokenFamilyId, now: datetime) -> int:

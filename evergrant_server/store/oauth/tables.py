@@ -113,3 +113,4 @@ class AccessTokenRow(columns.IdTable, table=True):
     scopes: list[str] = columns.json()
     created_at: datetime = columns.timestamp()
     expires_at: datetime = columns.timestamp()
+    mac: str | None = None

@@ -1,27 +1,50 @@
-"""Which fields of a row its authenticator covers (`store.authority`)."""
+"""Which fields of a row its authenticator covers, and which rows a gateway may write (`store.authority`)."""
+
+from collections.abc import Callable
+from typing import Any
 
 from pydantic import BaseModel
 
-from evergrant_server.core.access import App, AppCredential, AppKey, Approval, Permit, TenantStanding
-from evergrant_server.core.agents.call_approvals import CallApproval
+from evergrant_server.core.access import (
+    App,
+    AppCredential,
+    AppKey,
+    Approval,
+    AppToken,
+    KeySession,
+    Permit,
+    TenantStanding,
+)
+from evergrant_server.core.agents.call_approvals import CallApproval, CallApprovalState
 from evergrant_server.core.agents.delegation_rules import DelegationRule
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.agents.stops import AgentStop
-from evergrant_server.core.connections.consent import Consent
+from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.definition import Definition
+from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.access_requests import AccessRequest
-from evergrant_server.core.oauth.authorizations import AuthorizationCode, RefreshToken, TokenFamily
+from evergrant_server.core.oauth.authorizations import (
+    AccessToken,
+    AuthorizationCode,
+    RefreshToken,
+    TokenFamily,
+)
 from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.core.oauth.requests import AuthorizationRequest, ClientConsent, SubjectSession
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
+from evergrant_server.core.provider_events import Receiver
+from evergrant_server.core.webhooks import Webhook
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 
 _MOMENTS_OF_CONSENTS = {"revision", "created_at", "expires_at", "confirm_by", "confirmed_at"}
+_FACTS_OF_RECEIVERS = {"revision", "created_at", "changed_at", "keys_requested_at", "keys_problem"}
 _FACTS_OF_INTEGRATIONS = {
     *("revision", "created_at", "changed_at", "state", "problem", "refresh", "refresh_overrides"),
     *("previous_secret_until", "secret_refused_at", "client_secret_expires_at", "metadata_read_at"),
@@ -59,4 +82,39 @@ COVERED: dict[type[BaseModel], set[str]] = {
     AuthorizationRequest: set(AuthorizationRequest.model_fields) - {"revision"},
     SubjectSession: set(SubjectSession.model_fields) - {"revision"},
     ClientConsent: set(ClientConsent.model_fields) - {"revision", "created_at", "used_at"},
+    AppToken: set(AppToken.model_fields) - {"revision"},
+    AccessToken: set(AccessToken.model_fields) - {"revision"},
+    KeySession: set(KeySession.model_fields) - {"revision"},
+    Webhook: {"tenant", "id", "name", "url", "events", "integration", "disabled_by"},
+    WebhookEvent: set(WebhookEvent.model_fields) - {"revision"},
+    Receiver: set(Receiver.model_fields) - _FACTS_OF_RECEIVERS,
+}
+
+
+def _opens_nothing_yet(consent: Consent) -> bool:
+    """A new consent whose subject has to log in before its link leads to the provider (ADR 0061)."""
+    is_new = (consent.kind, consent.status) == (ConsentKind.CODE, ConsentStatus.OPEN)
+    return is_new and consent.binding is Binding.OIDC
+
+
+def _is_asked_or_used(approval: CallApproval) -> bool:
+    """A request that nobody has decided, or an approval that is used up."""
+    return approval.state in (CallApprovalState.WAITING, CallApprovalState.USED)
+
+
+def _is_of_an_asked_call(event: WebhookEvent) -> bool:
+    return event.type is EventType.CALL_APPROVAL_REQUESTED
+
+
+def _has_no_grant(connection: Connection) -> bool:
+    """A connection whose first grant a worker has yet to install: it signs the names then."""
+    return connection.generation == 0
+
+
+# What counts with a gateway's signature. Every other row needs one that a gateway can't make.
+GATEWAY_MAY_WRITE: dict[type[BaseModel], Callable[[Any], bool]] = {
+    CallApproval: _is_asked_or_used,
+    Connection: _has_no_grant,
+    Consent: _opens_nothing_yet,
+    WebhookEvent: _is_of_an_asked_call,
 }

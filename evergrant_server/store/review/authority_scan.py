@@ -14,6 +14,7 @@ from evergrant_server.core.connections.account import PIN
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.narrowing import NARROWED
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.authority import (
@@ -21,25 +22,27 @@ from evergrant_server.store.authority import (
     accepted_destination_mac,
     account_mac,
     authentic,
-    connection_mac,
     grant_mac,
+    grant_parts,
     require_destination,
+    require_grant,
     require_own_account,
     require_own_destination,
     row_mac,
+    was_put_back,
 )
 from evergrant_server.store.connections.account_identifiers import AccountIdentifierRow
+from evergrant_server.store.connections.grants import grant_of
 from evergrant_server.store.connections.tables import (
     FINAL_STATES,
     ConnectionGrantRow,
     ConnectionRow,
-    ConsentRow,
 )
 from evergrant_server.store.database.columns import IdTable, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, read_model
+from evergrant_server.store.ends import put_back
 from evergrant_server.store.integrations.tables import IntegrationRow
-from evergrant_server.store.oauth.tables import OAuthClientRow, TokenFamilyRow
 from evergrant_server.store.review.authority_tables import ALL, CONFIGURATION
 from evergrant_server.store.store import Store
 
@@ -57,7 +60,7 @@ async def broken_connections(store: Store) -> AsyncIterator[BrokenRow]:
 
     The last two need the refresh purpose, and are left out without it.
     """
-    for table in (ConnectionRow, ConsentRow, OAuthClientRow, TokenFamilyRow):
+    for table in ALL.keys() - CONFIGURATION.keys():
         async for row in _broken(store, table):
             yield row
     if not store.ring.holds(KeyPurpose.REFRESH):
@@ -68,15 +71,14 @@ async def broken_connections(store: Store) -> AsyncIterator[BrokenRow]:
                 require_own_account(store.ring, _pinned(row), row["account_mac"], row["pin"])
             except Failure as failure:
                 yield BrokenRow(row["tenant"], failure)
-    after = ("", "")
+    after = ("", "", "")
     while page := await _grants(store, after):
         for row in page:
             try:
-                connection, made = _owner(row), row["made"] or ""
-                require_own_destination(store.ring, connection, row["destination_mac"], made)
+                _require_grant(store.ring, row)
             except Failure as failure:
                 yield BrokenRow(row["tenant"], failure)
-        after = (page[-1]["tenant"], page[-1]["connection_id"])
+        after = _place_of(page[-1])
 
 
 async def accept(store: Store, ids: Collection[str] | None = None) -> list[str]:
@@ -84,13 +86,13 @@ async def accept(store: Store, ids: Collection[str] | None = None) -> list[str]:
 
     Integrations come before the grants of their connections. Needs the refresh purpose.
     """
-    accepted = [it for table in ALL for it in await accept_table(store, table, ids)]
-    after = ("", "")
+    accepted = [it for table in ALL for it in await _accept_table(store, table, ids)]
+    after = ("", "", "")
     while page := await _grants(store, after, ids):
         async with store.write() as tx:
             for row in page:
                 await _accept_grant(tx.connection, store.ring, row)
-        after = (page[-1]["tenant"], page[-1]["connection_id"])
+        after = _place_of(page[-1])
     async for page in _pins(store, ids):
         async with store.write() as tx:
             for row in page:
@@ -99,8 +101,7 @@ async def accept(store: Store, ids: Collection[str] | None = None) -> list[str]:
     return accepted
 
 
-async def accept_table(store: Store, table: type[IdTable], ids: Collection[str] | None = None) -> list[str]:
-    """As `accept`, for the rows of one table."""
+async def _accept_table(store: Store, table: type[IdTable], ids: Collection[str] | None) -> list[str]:
     accepted: list[str] = []
     after = ("", "")
     while page := await _page(store, table, after, ids):
@@ -113,34 +114,23 @@ async def accept_table(store: Store, table: type[IdTable], ids: Collection[str] 
     return accepted
 
 
-async def accept_accounts_of_before(store: Store) -> None:
-    """Write the authenticators of pins, and of what apps expect, where an earlier version left none.
-
-    A connection whose names were broken then stays broken.
-    """
-    ring = store.ring
-    async for page in _pins(store):
-        async with store.write() as tx:
-            for row in page:
-                made: Values = {"account_mac": account_mac(ring, _pinned(row), row["pin"])}
-                if row["expected_account"] and row["mac"] == connection_mac(
-                    ring, {**row, "expected_account": None}, row["target"]
-                ):
-                    made["mac"] = connection_mac(ring, row, row["target"])
-                await _write(tx.connection, row, **made)
-
-
 async def _broken(store: Store, table: type[IdTable]) -> AsyncIterator[BrokenRow]:
     after = ("", "")
     while page := await _page(store, table, after):
+        good: dict[Tenant, list[BaseModel]] = {}
         for row in page:
             try:
                 value = authentic(store.ring, ALL[table], table, row)
                 made = row.get("destination_mac")
                 if isinstance(value, Integration) and made and store.ring.holds(KeyPurpose.REFRESH):
                     require_destination(store.ring, value, made)
+                good.setdefault(row["tenant"], []).append(value)
             except Failure as failure:
                 yield BrokenRow(row["tenant"], failure)
+        async with store.read() as tx:
+            ended = [(tenant, id) for tenant, it in good.items() for id in await put_back(tx.connection, it)]
+        for tenant, id in ended:
+            yield BrokenRow(tenant, was_put_back(table, id))
         after = (page[-1]["tenant"], page[-1]["id"])
 
 
@@ -155,15 +145,28 @@ async def _page(
         return await fetch_all(tx.connection, query)
 
 
-async def _grants(store: Store, after: tuple[str, str], ids: Collection[str] | None = None) -> list[Values]:
+def _require_grant(ring: KeyRing, row: Values) -> None:
+    slot = row["slot"]
+    require_grant(ring, row["tenant"], row["connection_id"], grant_of(row), slot, row["mac"])
+    if not slot.startswith(NARROWED):
+        require_own_destination(ring, _owner(row), row["destination_mac"], row["made"] or "")
+
+
+def _place_of(grant: Values) -> tuple[str, str, str]:
+    return grant["tenant"], grant["connection_id"], grant["slot"]
+
+
+async def _grants(
+    store: Store, after: tuple[str, str, str], ids: Collection[str] | None = None
+) -> list[Values]:
     """Grants of connections that haven't ended, with their connection's and integration's columns."""
     g, c, i = (table_of(it).c for it in (ConnectionGrantRow, ConnectionRow, IntegrationRow))
-    key = (g.tenant, g.connection_id)
+    key = (g.tenant, g.connection_id, g.slot)
     query = (
-        select(*key, g.slot, g.destination_mac, c.integration_id, i.destination_mac.label("made"))
+        select(table_of(ConnectionGrantRow), c.integration_id, i.destination_mac.label("made"))
         .join_from(table_of(ConnectionGrantRow), table_of(ConnectionRow))
         .join(table_of(IntegrationRow), (i.tenant == c.tenant) & (i.id == c.integration_id))
-        .where(tuple_(*key) > tuple_(*after), c.state.not_in(FINAL_STATES), ~g.slot.startswith(NARROWED))
+        .where(tuple_(*key) > tuple_(*after), c.state.not_in(FINAL_STATES))
         .order_by(*key)
         .limit(_PAGE_ROWS)
     )
@@ -223,7 +226,10 @@ async def _accept(
 
 async def _accept_grant(connection: DatabaseConnection, ring: KeyRing, row: Values) -> None:
     key = {name: row[name] for name in ("tenant", "connection_id", "slot")}
-    made = {"destination_mac": grant_mac(ring, _owner(row), row["made"])}
+    parts = grant_parts(row["tenant"], row["connection_id"], grant_of(row), row["slot"])
+    made: Values = {"mac": ring.sign(*parts)}
+    if not row["slot"].startswith(NARROWED):
+        made["destination_mac"] = grant_mac(ring, _owner(row), row["made"])
     await connection.execute(
         update(ConnectionGrantRow).where(columns_equal(ConnectionGrantRow, **key)).values(made)
     )

@@ -149,6 +149,7 @@ async def test_a_forged_cursor_is_an_invalid_request(store: Store, cursor: str):
 
 Tampering = Callable[[Any], Awaitable[object]]
 _seq = col(AuditRow.seq)
+_ours = col(AuditShardRow.tenant) == ACME
 
 
 def _edit(seq: int, **values: Any) -> Tampering:
@@ -242,7 +243,7 @@ async def cut_to_four(store: Store, **head: Any) -> None:
         await tx.connection.execute(delete(AuditRow).where(_seq == 5))
         fourth = (await tx.connection.execute(select(AuditRow).where(_seq == 4))).mappings().one()
         end = {"count": 4, "last_hash": fourth["hash"], **head}
-        await tx.connection.execute(update(AuditShardRow).values(end))
+        await tx.connection.execute(update(AuditShardRow).where(_ours).values(end))
 
 
 async def test_a_tail_cut_with_its_recorded_end_is_seen_and_stays_visible(
@@ -266,7 +267,7 @@ async def test_an_earlier_state_put_back_is_seen_only_with_a_head_kept_elsewhere
     """What the docstring of `verify_log` admits."""
     await put(store, *(an_entry(f"con_{n}") for n in range(4)))
     async with store.read() as tx:
-        mac = (await tx.connection.execute(select(AuditShardRow))).mappings().one()["mac"]
+        mac = (await tx.connection.execute(select(AuditShardRow).where(_ours))).mappings().one()["mac"]
     await put(store, an_entry("con_4"))
     kept_elsewhere = (await audit.verify_log(store, ACME)).heads["main"]
     await cut_to_four(store, mac=mac)
@@ -335,3 +336,73 @@ def test_a_moment_is_the_same_text_in_every_zone():
     here = datetime(2026, 3, 1, 12, tzinfo=UTC)
     assert format_timestamp(here) == format_timestamp(here.astimezone(timezone(timedelta(hours=9))))
     assert format_timestamp(here) == "2026-03-01T12:00:00.000000+00:00"
+
+
+async def without(store: Store, *tables: Any, tenants: tuple[str, ...], shards: tuple[str, ...]) -> None:
+    """Delete what these tables have of the shards of these tenants, as a writer of the database does."""
+    async with store.write() as tx:
+        for table in tables:
+            mine = col(table.tenant).in_(tenants) & col(table.shard).in_(shards)
+            await tx.connection.execute(delete(table).where(mine))
+
+
+async def with_three_shards(store: Store) -> None:
+    async with store.write() as tx:
+        await tx.tenants.begin(ACME)
+    await put(store, an_entry(), an_entry())
+    await put(store, an_entry(), shard="api-1")
+    await put(store, an_entry(), shard="api-2")
+    assert (await audit.verify_log(store, ACME)).ok
+    assert await audit.broken_heads(store) == []
+
+
+@pytest.mark.parametrize(
+    ("tenants", "shards", "named"),
+    [
+        (("acme",), ("api-1",), ["api-1"]),
+        (("acme",), ("main",), ["main"]),
+        (("acme",), ("main", "api-1", "api-2"), ["api-1", "api-2", "main"]),
+    ],
+)
+async def test_a_shard_that_was_deleted_with_its_end_is_missed(
+    store: Store, tenants: tuple[str, ...], shards: tuple[str, ...], named: list[str]
+):
+    await with_three_shards(store)
+    await without(store, AuditRow, AuditShardRow, tenants=tenants, shards=shards)
+    verdict = await audit.verify_log(store, ACME)
+    assert (verdict.ok, verdict.shard, verdict.seq) == (False, named[0], 1)
+    assert verdict.problem is not None
+    assert "deleted" in verdict.problem
+    assert [it.row for it in await audit.broken_heads(store)] == [f"acme/{it}" for it in named]
+    assert await audit.accept_heads(store, {f"acme/{it}" for it in named}) == [f"acme/{it}" for it in named]
+    assert await audit.broken_heads(store) == []
+
+
+async def test_a_log_that_was_deleted_with_all_that_tells_of_it_is_missed(store: Store):
+    await with_three_shards(store)
+    shards = ("main", "api-1", "api-2")
+    await without(store, AuditRow, AuditShardRow, tenants=("acme", "-"), shards=shards)
+    verdict = await audit.verify_log(store, ACME)
+    assert (verdict.ok, verdict.shard) == (False, "main")
+
+
+async def test_the_installations_own_chain_is_verified_too(store: Store):
+    await with_three_shards(store)
+    await without(store, AuditRow, tenants=("acme",), shards=("api-1",))
+    async with store.write() as tx:
+        births = (col(AuditRow.tenant) == "-") & (col(AuditRow.object) == "acme/api-1")
+        await tx.connection.execute(delete(AuditRow).where(births))
+    await without(store, AuditShardRow, tenants=("acme",), shards=("api-1",))
+    verdict = await audit.verify_log(store, ACME)
+    assert (verdict.ok, verdict.shard, verdict.seq) == (False, "-/main", 2)
+
+
+async def test_a_shard_that_nobody_began_is_named(store: Store):
+    await with_three_shards(store)
+    async with store.write() as tx:
+        shard = update(AuditRow).where(col(AuditRow.shard) == "api-1").values(shard="api-9")
+        await tx.connection.execute(shard)
+        moved = update(AuditShardRow).where(_ours, col(AuditShardRow.shard) == "api-1")
+        await tx.connection.execute(moved.values(shard="api-9"))
+    assert {it.row for it in await audit.broken_heads(store)} == {"acme/api-1", "acme/api-9"}
+    assert not (await audit.verify_log(store, ACME)).ok

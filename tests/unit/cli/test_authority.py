@@ -1,4 +1,4 @@
-"""`authority verify` and `accept`, the doctor's check, and an upgrade from before authenticators."""
+"""`authority verify` and `accept`, the doctor's check, and an upgrade from before signatures."""
 
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,22 @@ from evergrant_server.cli.doctor.database import authority as doctor_check
 from evergrant_server.cli.operate import upgrade_database
 from evergrant_server.core.access import App
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.connections.account import PIN
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.access import AppRow
-from evergrant_server.store.authority import connection_mac, row_mac
-from evergrant_server.store.connections.account_identifiers import AccountIdentifierRow
-from evergrant_server.store.connections.tables import ConnectionRow
+from evergrant_server.store.authority import row_mac
 from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.engine import open_database
 from evergrant_server.store.database.rows import column_values
 from evergrant_server.store.database.schema import MIGRATIONS, expected_version
 from evergrant_server.store.integrations.tables import IntegrationRow
-from evergrant_server.store.review.authority_scan import broken_connections
 from tests.conformance.store.test_schema import columns_of
 from tests.fakes.databases import NOW, sqlite_url
 from tests.fakes.failures import fails
-from tests.fakes.rows import a_connection, an_integration, put_app
+from tests.fakes.rows import an_integration, put_app
 
 ACME = Tenant("acme")
 
@@ -100,27 +96,6 @@ async def at_schema(settings: Settings, version: str, *rows: tuple[type[Row], di
             known = {name: value for name, value in values.items() if name in there}
             await connection.execute(insert(table_of(table)).values(known))
     await database.close()
-
-
-async def test_pins_of_before_get_authenticators_and_broken_names_stay_broken(settings: Settings):
-    ring, integration = KeyRing.open(settings.key_path, Role.OPERATOR), an_integration(ACME, NOW)
-
-    def row(subject: str, **more: Any) -> dict[str, Any]:
-        connection = a_connection(integration, NOW, subject=subject, expected_account={"sub": "d" * 32})
-        values = column_values(connection)
-        mac = connection_mac(ring, {**values, "expected_account": None}, values["target"])
-        return {**values, "mac": mac, **more}
-
-    pinned, broken = row("user-1", generation=1), row("user-2", label="changed")
-    pin = {"tenant": ACME, "connection_id": pinned["id"], "name": PIN, "revision": 1}
-    pin |= {"integration_id": integration.id, "identifier_hash": "f" * 32}
-    good = {**column_values(integration), "mac": row_mac(ring, integration)}
-    rows = [(ConnectionRow, pinned), (ConnectionRow, broken), (AccountIdentifierRow, pin)]
-    await at_schema(settings, "0002", (IntegrationRow, good), *rows)
-    assert await upgrade_database(settings) == "0002"
-    store = await Store.open(settings.database_url, ring, SystemClock())
-    assert [it.row async for it in broken_connections(store)] == [broken["id"]]
-    await store.close()
 
 
 async def test_rows_of_before_get_authenticators_with_the_schema(settings: Settings):

@@ -213,6 +213,6 @@ def test_a_workers_mac_survives_a_rotation_and_the_api_can_neither_make_nor_chec
         rotated.is_worker_mac(it, "destination", "ab", "c") for it in (None, "", "x.y", before[:-1])
     )
     api = KeyRing.open(path, Role.API)
-    assert api.mac("app", "one") == rotated.mac("app", "one")
+    assert api.keyed_hash("app", "one") == rotated.keyed_hash("app", "one")
     assert not api.is_worker_mac(before, "destination", "ab", "c")
     refusal(lambda: api.worker_mac("destination", "ab", "c"))
