@@ -6,7 +6,7 @@ The rows of before are signed by `db upgrade` (`cli.authority`).
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0034"
+revision = "0027"
 down_revision = "0026"
 branch_labels = None
 depends_on = None
