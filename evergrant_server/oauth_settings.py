@@ -21,9 +21,10 @@ class OAuthSettings(BaseModel):
     oauth_lifetime: Duration = timedelta(days=180)
     """The age at which such an authorization ends, however often it is used."""
     oauth_replay_window: Annotated[timedelta, BeforeValidator(read_duration), Field(ge=timedelta(0))] = (
-        timedelta(hours=1)
+        timedelta(minutes=10)
     )
     """How long a used refresh token of a client without a key may come again, and gets the same successor:
     processes that share one file of tokens refresh at once, and some late. 0: not at all."""
     oauth_replays: int = Field(default=10, ge=0)
-    """How often one used refresh token may come again within that time."""
+    """How often one used refresh token may come again within that time; three times of these after the first
+    minute."""

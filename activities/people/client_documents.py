@@ -5,6 +5,7 @@ redirect is followed. What it says is a stranger's word, of a host that is known
 """
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -49,18 +50,26 @@ class ClientDocumentActivities:
 
     @activity.defn(name=ActivityName.READ_CLIENT_DOCUMENT)
     async def read_document(self, request: ReadClientDocument) -> ClientDocumentResult:
-        """Write down what the document says now, or say why it can't be used."""
+        """Write down what the document says now, or say why it can't be used.
+
+        Where it is the client's own that can't be used, what it said before counts no more; where it can't be
+        read, the row stays as it is.
+        """
         try:
             metadata, fresh_for = await self._read(request.client_id)
         except Failure as failure:
-            metrics.count(metrics.CLIENTS, failure.code)
-            return ClientDocumentResult(failure=failure.code, detail=failure.detail)
+            return _failed(failure)
+        except MetadataRefused as refused:
+            failure = _unusable(refused.description)
+            await commit_with_retries(self._store, lambda tx: self._withdraw(tx, request, failure.detail))
+            return _failed(failure)
         await commit_with_retries(self._store, lambda tx: self._write(tx, request, metadata, fresh_for))
         metrics.count(metrics.CLIENTS, "document_read")
         return ClientDocumentResult()
 
     async def _read(self, url: str) -> tuple[ClientMetadata, timedelta]:
-        """Raises Failure CLIENT_UNKNOWN with the reason, EGRESS_REFUSED before anything is sent."""
+        """Raises Failure CLIENT_UNKNOWN with the reason, EGRESS_REFUSED before anything is sent; MetadataRefused
+        for what the client's own document says."""
         if not is_document_url(url):
             raise _unusable("its address isn't an https URL with a path")
         self._egress.policy.check_endpoint(url)
@@ -103,19 +112,33 @@ class ClientDocumentActivities:
                 **said,
             )
             await tx.oauth_clients.add(after)
-        detail = {"client_id": after.client_id, "name": after.name, "kind": after.kind}
+        await self._record(tx, request, after, redirect_uris=list(after.redirect_uris))
+
+    async def _withdraw(self, tx: Transaction, request: ReadClientDocument, why: str) -> None:
+        before = await tx.oauth_clients.by_client_id(request.client_id)
+        if before is None or before.fresh_until is None:
+            return
+        after = before.model_copy(update={"fresh_until": None})
+        await tx.oauth_clients.replace(after, expected=before.revision)
+        await self._record(tx, request, after, refused=why)
+
+    async def _record(
+        self, tx: Transaction, request: ReadClientDocument, client: GatewayClient, **detail: Any
+    ) -> None:
         entry = AuditEntry(
-            tenant=after.tenant,
-            at=now,
+            tenant=client.tenant,
+            at=self._clock.now(),
             action=AuditAction.OAUTH_CLIENT_PUT,
-            object=after.id,
+            object=client.id,
             context=request.context,
-            detail={**detail, "redirect_uris": list(after.redirect_uris)},
+            detail={"client_id": client.client_id, "name": client.name, "kind": client.kind, **detail},
         )
         await audit.append(tx, entry)
 
 
 def _parsed(url: str, body: bytes) -> ClientMetadata:
+    """Raises MetadataRefused for the document of this client, Failure for whatever else its address answers."""
+    given: Mapping[str, Any] = {}
     try:
         if len(body) > _LONGEST:
             raise UnreadableBody(f"a body of {len(body)} bytes, and at most {_LONGEST} are read")
@@ -126,7 +149,14 @@ def _parsed(url: str, body: bytes) -> ClientMetadata:
     except UnreadableBody as why:
         raise _unusable(f"it has {why}") from None
     except MetadataRefused as refused:
+        if given.get("client_id") == url:
+            raise
         raise _unusable(refused.description) from None
+
+
+def _failed(failure: Failure) -> ClientDocumentResult:
+    metrics.count(metrics.CLIENTS, failure.code)
+    return ClientDocumentResult(failure=failure.code, detail=failure.detail)
 
 
 def _fresh_for(response: httpx2.Response) -> timedelta:

@@ -29,6 +29,7 @@ class Authorization(TenantRow):
     connection_id: ConnectionId | None = None  # None: every connection of the subject
     scopes: tuple[str, ...] = ()
     rule: str | None = None
+    created_at: datetime
 
 
 class AuthorizationCode(Authorization):
@@ -38,7 +39,6 @@ class AuthorizationCode(Authorization):
     code_hash: str
     redirect_uri: str
     challenge: str
-    created_at: datetime
     expires_at: datetime
     used_at: datetime | None = None
     family_id: TokenFamilyId | None = None  # that its first use began
@@ -66,7 +66,6 @@ class TokenFamily(Authorization):
 
     id: TokenFamilyId
     bound: bool
-    created_at: datetime
     used_at: datetime
     expires_at: datetime
     ended_at: datetime | None = None
@@ -83,9 +82,13 @@ class TokenFamily(Authorization):
         return self.ended_at is None and now < self.expires_at and now < self.used_at + idle
 
 
+AT_ONCE = timedelta(minutes=1)  # in which processes that share a file of tokens refresh with the same one
+LATE_REPLAYS = 3  # how often one comes again later than that
+
+
 class RefreshToken(TenantRow):
     """A refresh token. Of its secret only a MAC is kept; of its successor, the sealed text, so that a
-    repetition gets the same one."""
+    repetition gets the same one. `late_replays` are those of `replays` that came later than AT_ONCE."""
 
     id: RefreshTokenId
     family_id: TokenFamilyId
@@ -94,6 +97,22 @@ class RefreshToken(TenantRow):
     rotated_at: datetime | None = None
     successor_id: RefreshTokenId | None = None
     replays: int = 0
+    late_replays: int = 0
+
+    def is_stolen(self, now: datetime, window: timedelta, replays: int) -> bool:
+        """Whether a used token comes again too late, or too often: each process of a client that reads one
+        file of tokens sends it once, and soon."""
+        if self.rotated_at is None:
+            return False
+        late = self._is_late(now) and self.late_replays >= LATE_REPLAYS
+        return late or now - self.rotated_at >= window or self.replays >= replays
+
+    def replayed(self, now: datetime) -> "RefreshToken":
+        counted = {"replays": self.replays + 1, "late_replays": self.late_replays + self._is_late(now)}
+        return self.model_copy(update=counted)
+
+    def _is_late(self, now: datetime) -> bool:
+        return self.rotated_at is not None and now - self.rotated_at >= AT_ONCE
 
 
 class AccessToken(TenantRow):

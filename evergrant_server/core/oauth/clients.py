@@ -1,10 +1,13 @@
 """OAuth clients of the gateways: programs such as coding agents, which act as an app for a subject."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 from evergrant_server.core.ids import OAuthClientId, TenantRow
+
+
+DOCUMENT_GRACE = timedelta(days=1)  # how long a stale document counts that can't be read again
 
 
 class ClientKind(StrEnum):
@@ -27,7 +30,7 @@ class GatewayClient(TenantRow):
     the installation's own tenant, and may be used for every tenant.
 
     `client_id` is what the client presents: `id`, or the URL of its document. `fresh_until`: until then the
-    document isn't read again.
+    document isn't read again; None: its host has made it one that can't be used.
     """
 
     id: OAuthClientId
@@ -51,3 +54,15 @@ class GatewayClient(TenantRow):
         """Whether its refresh tokens are of use to no other: it proves a key with each request
         (RFC 9700 section 2.2.2)."""
         return self.auth_method is not ClientAuthMethod.NONE
+
+    def is_fresh(self, now: datetime) -> bool:
+        """Whether what is known of the client needs no reading of its document."""
+        if self.kind is not ClientKind.DOCUMENT:
+            return True
+        return self.fresh_until is not None and now < self.fresh_until
+
+    def outlasts_failure(self, now: datetime) -> bool:
+        """Whether it still counts when its document couldn't be read just now."""
+        return self.is_fresh(now) or (
+            self.fresh_until is not None and now < self.fresh_until + DOCUMENT_GRACE
+        )

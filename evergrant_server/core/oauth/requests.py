@@ -37,7 +37,6 @@ class AuthorizationRequest(Authorization):
     session_id: SessionId
     browser_hash: str
     consent_id: ConsentId | None = None  # at the provider
-    created_at: datetime
     expires_at: datetime
 
 

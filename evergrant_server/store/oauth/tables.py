@@ -96,6 +96,7 @@ class RefreshTokenRow(columns.IdTable, table=True):
     rotated_at: datetime | None = columns.timestamp()
     successor_id: str | None = None
     replays: int
+    late_replays: int
     sealed_successor: Sealed | None = columns.sealed()
     mac: str | None = None
 

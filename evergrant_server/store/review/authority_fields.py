@@ -74,7 +74,7 @@ COVERED: dict[type[BaseModel], set[str]] = {
     AdminLogin: set(AdminLogin.model_fields) - {"revision", "changed_at"},
     PersonLogin: set(PersonLogin.model_fields) - {"revision"},
     PersonSession: set(PersonSession.model_fields) - {"revision", "last_used_at"},
-    GatewayClient: set(GatewayClient.model_fields) - {"revision", "created_at", "fresh_until", "used_at"},
+    GatewayClient: set(GatewayClient.model_fields) - {"revision", "created_at", "used_at"},
     AuthorizationCode: set(AuthorizationCode.model_fields) - {"revision"},
     TokenFamily: set(TokenFamily.model_fields) - {"revision"},
     RefreshToken: set(RefreshToken.model_fields) - {"revision"},

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from evergrant_server.core.oauth.authorizations import LATE_REPLAYS
 from tests.faults.token_file.sharing import Sharing, sharing
 
 
@@ -54,7 +55,9 @@ async def _robbed(shared: Sharing) -> bool:
         f"a thief replays the first refresh token: {thief}; the next call: {call}, "
         f"the next refresh: {refresh}; {alarms} alarm; upstream the grant is {'alive' if alive else 'dead'}"
     )
-    return (thief, call, refresh, alarms, alive) == (400, 401, 400, 1, True)
+    times = await shared.repeated()
+    print(f"a thief repeats a used one every 90 s: {times} times, then its authorization has ended")
+    return (thief, call, refresh, alarms, alive, times) == (400, 401, 400, 1, True, LATE_REPLAYS)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from tests.fakes.rows import discovered, token_set
 
 PROCESS = Path(__file__).with_name("process.py")
 SUBJECT = "user-1"
+LATE = timedelta(minutes=7, seconds=45)
 REFUSED = answer(b"", "401 Unauthorized", "WWW-Authenticate: Bearer")
 
 
@@ -82,13 +83,14 @@ class Sharing:
         return json.loads(self.file.read_text())
 
     async def expire(self) -> None:
-        """Skip an access token's life, at whose end every process comes at once, and one late."""
+        """Skip an access token's life, at whose end every process comes at once, and one late: as late as one
+        was seen to, 7 min 45 s."""
         lifetime = self.api.parts.settings.oauth_access_token_lifetime
         self.api.clock.advance(lifetime.total_seconds())
         late, *others = random.sample(self.processes, len(self.processes))
         await self._tell("read", late)
         await self._tell("act", *others)
-        self.api.clock.advance(timedelta(minutes=59).total_seconds())
+        self.api.clock.advance(LATE.total_seconds())
         await self._tell("finish", late)
         self.counts.expiries += 1
 
@@ -106,6 +108,19 @@ class Sharing:
         mine = await self.agent.refresh(self.tokens["refresh_token"])
         assert (thief.json()["error"], mine.json()["error"]) == ("invalid_grant", "invalid_grant")
         return thief.status_code, call.status_code, mine.status_code
+
+    async def repeated(self) -> int:
+        """A thief who sends one used refresh token of another authorization every 90 seconds; how often it got
+        tokens until all that was authorized had ended."""
+        tokens = await self.agent.tokens(SUBJECT, self.connection.id)
+        newest = (await self.agent.refresh(tokens["refresh_token"])).json()
+        for times in range(100):
+            self.api.clock.advance(90)
+            if (await self.agent.refresh(tokens["refresh_token"])).status_code != 200:
+                mine = await self.agent.refresh(newest["refresh_token"])
+                assert mine.json()["error"] == "invalid_grant"
+                return times
+        raise AssertionError("a hundred times")
 
     async def alarms(self) -> int:
         return await self._count(AuditRow, col(AuditRow.action) == AuditAction.TOKEN_FAMILY_REPLAYED.value)

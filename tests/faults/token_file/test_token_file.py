@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from evergrant_server.core.oauth.authorizations import LATE_REPLAYS
 from tests.faults.token_file.sharing import sharing
 
 
@@ -25,4 +26,5 @@ async def test_processes_that_share_one_file_of_tokens_lose_no_session_and_a_thi
             assert await shared.robbed() == (400, 401, 400)
         assert "token replayed" in caplog.text
         assert await shared.alarms() == 1
+        assert await shared.repeated() == LATE_REPLAYS
         assert shared.idp.families[0].alive, "what a client does with our tokens costs the grant nothing"

@@ -1,58 +1,22 @@
 """Clients whose id is the URL of a metadata document (draft-ietf-oauth-client-id-metadata-document)."""
 
-import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest_asyncio
 
-from activities.people.client_documents import ClientDocumentActivities
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.integrations import ClientDocumentResult, ReadClientDocument
-from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.core.messages.integrations import ReadClientDocument
 from tests.fakes.api import TENANT, Api
-from tests.fakes.certificates import LoopbackTls, loopback_tls
-from tests.fakes.http_server import listening, read_request
 from tests.fakes.providers.login_issuer import LoginIssuer
 from tests.security.clients.agents import LOOPBACK, REDIRECT, AgentUser, agents_allowed, put_rule, sent_back
+from tests.security.clients.document_host import DocumentHost, document_host
 
 INSIDE = [
     *("https://127.1/c", "https://169.254.169.254/c", "https://[::ffff:10.0.0.1]/c", "https://0x7f000001/c"),
     *("https://localhost/c", "https://2130706433/c", "https://[::1]/c", "https://agent.example:22/c"),
 ]
-
-
-class DocumentHost:
-    """A host of metadata documents, and the worker that may call it."""
-
-    def __init__(self, api: Api, tls: LoopbackTls, port: int) -> None:
-        self.api, self.port = api, port
-        self.url = f"https://127.0.0.1:{port}/agent.json"
-        self.document: dict[str, Any] = {
-            "client_id": self.url,
-            "client_name": "Coder",
-            "redirect_uris": [REDIRECT],
-        }
-        self.status, self.headers, self.body = 200, "", b""
-        self.asked: list[str] = []
-        egress = Egress(EgressPolicy(allow=(f"127.0.0.1:{port}",)), tls=tls.trust)
-        self.worker = ClientDocumentActivities(api.worker, egress, api.clock)
-        api.link.read_client_document = self.read
-
-    async def read(self, request: ReadClientDocument, timeout: float) -> ClientDocumentResult:
-        """As the workflow's one activity does."""
-        return await self.worker.read_document(request)
-
-    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        _, target, headers, _ = await read_request(reader)
-        self.asked.append(f"{target} {headers.get('authorization')}")
-        body = self.body or json.dumps(self.document).encode()
-        head = f"HTTP/1.1 {self.status} OK\r\n{self.headers}content-length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
-        await writer.drain()
 
 
 @pytest_asyncio.fixture
@@ -63,14 +27,8 @@ async def issuer(api: Api) -> AsyncIterator[LoginIssuer]:
 
 @pytest_asyncio.fixture
 async def host(api: Api, tmp_path: Path) -> AsyncIterator[DocumentHost]:
-    tls, found = loopback_tls(tmp_path), []
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await found[0].talk(reader, writer)
-
-    async with listening(talk, tls=tls.server) as port:
-        found.append(DocumentHost(api, tls, port))
-        yield found[0]
+    async with document_host(api, tmp_path) as host:
+        yield host
 
 
 async def refused(user: AgentUser, url: str, *words: str, status: int = 400) -> None:

@@ -110,7 +110,8 @@ async def standing_app(tx: Transaction, authorization: Authorization, now: datet
     await tx.tenants.require_enabled(authorization.tenant)
     app = await tx.access.app(authorization.tenant, authorization.app_id)
     client = await tx.oauth_clients.by_client_id(authorization.client_id)
-    if app is None or client is None or client.disabled:
+    if app is None or client is None or client.disabled or authorization.created_at < client.created_at:
+        # older than the row: one that was deleted, whose id came again, as the URL of a document does
         raise Failure(ErrorCode.UNAUTHENTICATED, "The client was disabled or deleted.")
     if authorization.rule is not None:
         rule = await tx.client_logins.of_tenant(authorization.tenant)

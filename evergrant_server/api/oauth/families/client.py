@@ -1,9 +1,11 @@
 """Which OAuth client sends a token request: a public one says who it is, others sign an assertion."""
 
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused, invalid_client
+from evergrant_server.api.oauth.families.client_documents import read_again, require_counting
 from evergrant_server.core.access import App
 from evergrant_server.core.oauth.clients import ClientAuthMethod, GatewayClient
 from evergrant_server.core.text import is_storable_text
@@ -13,6 +15,9 @@ from evergrant_server.store import Transaction
 JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"  # RFC 7523 section 2.2
 _USE_INTERVAL = timedelta(days=1)
 _UNKNOWN = "The client isn't registered, or its identity isn't proven by the request."
+
+
+RequireHeld = Callable[[Transaction, GatewayClient], Awaitable[None]]
 
 
 class KnownClient(NamedTuple):
@@ -25,6 +30,26 @@ class KnownClient(NamedTuple):
 async def client_of(request: ClientTokenRequest) -> KnownClient:
     """The client, authenticated as it is registered (RFC 6749 section 3.2.1). Raises TokenRefused, Failure
     AUTHORITY_BROKEN."""
+    return _authenticated(request, await _named_client(request))
+
+
+async def current_client_of(request: ClientTokenRequest, require_held: RequireHeld) -> KnownClient:
+    """As `client_of`, by what its metadata document says now.
+
+    `require_held` raises TokenRefused unless the request holds something of the client's: for a stranger no
+    host is called.
+    """
+    client = await _named_client(request)
+    if not client.is_fresh(request.now):
+        async with request.api.store.read() as tx:
+            await require_held(tx, client)
+        await read_again(request, client)
+        client = await _named_client(request)
+        require_counting(request, client)
+    return _authenticated(request, client)
+
+
+async def _named_client(request: ClientTokenRequest) -> GatewayClient:
     given = request.parameters
     client_id = given.get("client_id")
     if "authorization" in request.http.headers or "client_secret" in given:
@@ -39,11 +64,15 @@ async def client_of(request: ClientTokenRequest) -> KnownClient:
         raise invalid_client(_UNKNOWN)
     if client.disabled:
         raise TokenRefused("unauthorized_client", "An admin has disabled the client.")
-    if client.auth_method is ClientAuthMethod.NONE:
-        if "client_assertion" in given or "client_assertion_type" in given:
-            raise invalid_client("The client is registered without keys: it sends no assertion.")
-        return KnownClient(client)
-    return KnownClient(client, _proven(request, client))
+    return client
+
+
+def _authenticated(request: ClientTokenRequest, client: GatewayClient) -> KnownClient:
+    if client.auth_method is not ClientAuthMethod.NONE:
+        return KnownClient(client, _proven(request, client))
+    if "client_assertion" in request.parameters or "client_assertion_type" in request.parameters:
+        raise invalid_client("The client is registered without keys: it sends no assertion.")
+    return KnownClient(client)
 
 
 def _proven(request: ClientTokenRequest, client: GatewayClient) -> tuple[str, datetime]:

@@ -8,7 +8,7 @@ import re
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
-from evergrant_server.api.oauth.families.client import KnownClient, client_of, note_use
+from evergrant_server.api.oauth.families.client import KnownClient, current_client_of, note_use
 from evergrant_server.api.oauth.families.ending import end_family
 from evergrant_server.api.oauth.families.issuing import (
     FamilyTokenView,
@@ -22,6 +22,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import TokenFamilyId, new_id
 from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.core.oauth.authorizations import AuthorizationCode, FamilyEnd, TokenFamily
+from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_replayed_token
 from evergrant_server.telemetry.families import count_family
@@ -36,7 +37,11 @@ async def exchange_code(request: ClientTokenRequest) -> FamilyTokenView:
     for name in ("code", "redirect_uri", "code_verifier"):
         if name not in request.parameters:
             raise TokenRefused("invalid_request", f"{name} is missing.")
-    known = await client_of(request)
+
+    async def require_held(tx: Transaction, client: GatewayClient) -> None:
+        await _find_code(tx, request, client)
+
+    known = await current_client_of(request, require_held)
     result = await run_transaction(request.api.store, lambda tx: _exchange(tx, request, known))
     if isinstance(result, FamilyTokenView):
         count_family("begun")
@@ -51,9 +56,7 @@ async def _exchange(
 ) -> FamilyTokenView | TokenFamily | None:
     """The tokens; or the family that the code's second use has ended; None for a code that counts no more."""
     given, now = request.parameters, request.now
-    code = await tx.authorization_codes.by_hash(AuthorizationCode.hash_of(given["code"]))
-    if code is None or code.client_id != known.client.client_id:
-        raise invalid_grant(_WRONG)
+    code = await _find_code(tx, request, known.client)
     if code.used_at is not None:
         return await _end(tx, request, code)
     if now >= code.expires_at or given["redirect_uri"] != code.redirect_uri:
@@ -71,6 +74,16 @@ async def _exchange(
     await tx.refresh_tokens.add(refresh.token)
     begun = AuditAction.TOKEN_FAMILY_BEGUN
     return await issue(tx, request, family, app, refresh.text, scopes, begun, code=code.id)
+
+
+async def _find_code(
+    tx: Transaction, request: ClientTokenRequest, client: GatewayClient
+) -> AuthorizationCode:
+    """The client's code, used or not. Raises TokenRefused."""
+    code = await tx.authorization_codes.by_hash(AuthorizationCode.hash_of(request.parameters["code"]))
+    if code is None or code.client_id != client.client_id:
+        raise invalid_grant(_WRONG)
+    return code
 
 
 def _family_of(request: ClientTokenRequest, code: AuthorizationCode, known: KnownClient) -> TokenFamily:

@@ -2,18 +2,18 @@
 
 Clients of one person share a file of tokens between processes, which refresh at once, or with a token that
 another one has used minutes ago. Within a window a used token therefore gets the same successor again; each
-repetition is counted. Beyond it, it was stolen: the family ends (RFC 9700 section 4.14.2).
+repetition is counted. Beyond it, or again and again, it was stolen: the family ends (RFC 9700 section
+4.14.2).
 """
 
 import hmac
-from datetime import timedelta
 from typing import NamedTuple
 
 from evergrant_server.api.http.oauth.resource_tokens import parse_text
 from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
-from evergrant_server.api.oauth.families.client import KnownClient, client_of, note_use
+from evergrant_server.api.oauth.families.client import KnownClient, current_client_of, note_use
 from evergrant_server.api.oauth.families.ending import end_family
 from evergrant_server.api.oauth.families.issuing import (
     FamilyTokenView,
@@ -28,8 +28,8 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import RefreshTokenId
 from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.core.oauth.authorizations import FamilyEnd, RefreshToken, TokenFamily
+from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.core.secret import Secret
-from evergrant_server.settings import Settings
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_replayed_token
 from evergrant_server.telemetry.families import count_family
@@ -48,7 +48,14 @@ async def refresh(request: ClientTokenRequest) -> FamilyTokenView:
     """The next access token of a family. Raises TokenRefused, RateLimited."""
     if "refresh_token" not in request.parameters:
         raise TokenRefused("invalid_request", "refresh_token is missing.")
-    known = await client_of(request)
+
+    async def require_held(tx: Transaction, client: GatewayClient) -> None:
+        token = await _find_token(tx, request.parameters["refresh_token"])
+        family = None if token is None else await tx.token_families.get(token.tenant, token.family_id)
+        if family is None or family.client_id != client.client_id:
+            raise invalid_grant(_WRONG)
+
+    known = await current_client_of(request, require_held)
     await _count(request)
     result = await run_transaction(request.api.store, lambda tx: _refresh(tx, request, known))
     if isinstance(result, Refreshed):
@@ -72,15 +79,21 @@ async def _count(request: ClientTokenRequest) -> None:
 async def find_refresh_token(tx: Transaction, text: str) -> tuple[RefreshToken, TokenFamily] | None:
     """The refresh token with this text, and its family, which no other transaction changes until this one
     ends. Raises Failure AUTHORITY_BROKEN."""
-    given = parse_text(text)
-    token = None if given is None else await tx.refresh_tokens.find(RefreshTokenId(given.id))
-    if given is None or token is None:
-        return None
-    if not hmac.compare_digest(token.secret_hash, refresh_mac(tx.sealer.ring, token.id, given.secret)):
+    token = await _find_token(tx, text)
+    if token is None:
         return None
     family = await tx.token_families.locked(token.tenant, token.family_id)
     token = await tx.refresh_tokens.find(token.id)  # as it is behind the lock
     return None if family is None or token is None else (token, family)
+
+
+async def _find_token(tx: Transaction, text: str) -> RefreshToken | None:
+    given = parse_text(text)
+    token = None if given is None else await tx.refresh_tokens.find(RefreshTokenId(given.id))
+    if given is None or token is None:
+        return None
+    right = refresh_mac(tx.sealer.ring, token.id, given.secret)
+    return token if hmac.compare_digest(token.secret_hash, right) else None
 
 
 async def _refresh(
@@ -97,7 +110,7 @@ async def _refresh(
     if not family.is_live(now, settings.oauth_idle):
         raise invalid_grant(_WRONG, family.app_id, recorded=f"{family.id} has ended")
     app = await require_standing(tx, family, request)
-    if _is_stolen(token, settings, now - (token.rotated_at or now)):
+    if token.is_stolen(now, settings.oauth_replay_window, settings.oauth_replays):
         context = trace_of(request.http).request_context(f"{CLAIMED}client:{family.client_id}")
         await end_family(tx, family, FamilyEnd.TOKEN_REPLAYED, context, now)
         return family
@@ -113,13 +126,6 @@ async def _refresh(
     return Refreshed(view, replays)
 
 
-def _is_stolen(token: RefreshToken, settings: Settings, age: timedelta) -> bool:
-    """Whether a used token comes again too late, or too often."""
-    if token.rotated_at is None:
-        return False
-    return age >= settings.oauth_replay_window or token.replays >= settings.oauth_replays
-
-
 async def _next(
     tx: Transaction, request: ClientTokenRequest, token: RefreshToken, family: TokenFamily
 ) -> Secret:
@@ -127,10 +133,8 @@ async def _next(
     if family.bound:
         return Secret(request.parameters["refresh_token"])
     if token.rotated_at is not None:
-        replayed = token.model_copy(update={"replays": token.replays + 1})
-        return await tx.refresh_tokens.successor(
-            await tx.refresh_tokens.replace(replayed, expected=token.revision)
-        )
+        replayed = await tx.refresh_tokens.replace(token.replayed(request.now), expected=token.revision)
+        return await tx.refresh_tokens.successor(replayed)
     successor = refresh_token_of(tx.sealer.ring, family, request)
     text = Secret(successor.text)
     await tx.refresh_tokens.rotated(token, successor.token, text)
