@@ -36,6 +36,7 @@ from providers.registration.unreachable import issuer_unreachable
 from providers.responses.raw_reply import UnreadableBody, parse_body
 
 _LONGEST = 16 * 1024  # section 6.6 advises 5 KiB
+MOST_UNUSED = 1000  # clients that were read and never let in: the oldest give way to new ones
 _SHORTEST_CACHE, _USUAL_CACHE, _LONGEST_CACHE = timedelta(minutes=5), timedelta(hours=1), timedelta(days=1)
 _MAX_AGE = re.compile(r"(?:^|[\s,])max-age=\"?([0-9]{1,9})\"?(?:[\s,]|$)", re.IGNORECASE)
 
@@ -68,8 +69,8 @@ class ClientDocumentActivities:
         return ClientDocumentResult()
 
     async def _read(self, url: str) -> tuple[ClientMetadata, timedelta]:
-        """Raises Failure CLIENT_UNKNOWN with the reason, EGRESS_REFUSED before anything is sent; MetadataRefused
-        for what the client's own document says."""
+        """Raises Failure CLIENT_UNKNOWN with the reason, EGRESS_REFUSED before anything is sent; and
+        MetadataRefused for what the client's own document says."""
         if not is_document_url(url):
             raise _unusable("its address isn't an https URL with a path")
         self._egress.policy.check_endpoint(url)
@@ -111,6 +112,7 @@ class ClientDocumentActivities:
                 fresh_until=now + fresh_for,
                 **said,
             )
+            await tx.oauth_clients.evict_unused(MOST_UNUSED - 1)
             await tx.oauth_clients.add(after)
         await self._record(tx, request, after, redirect_uris=list(after.redirect_uris))
 
@@ -137,7 +139,7 @@ class ClientDocumentActivities:
 
 
 def _parsed(url: str, body: bytes) -> ClientMetadata:
-    """Raises MetadataRefused for the document of this client, Failure for whatever else its address answers."""
+    """Raises MetadataRefused for the document of this client, Failure for whatever else is there."""
     given: Mapping[str, Any] = {}
     try:
         if len(body) > _LONGEST:

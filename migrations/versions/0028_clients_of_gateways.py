@@ -1,6 +1,6 @@
 """Late repetitions of refresh tokens; until when a metadata document counts is authentic from now on.
 
-The authenticators of before didn't cover `fresh_until`: without it each document is read again at its next use.
+The authenticators of before didn't cover `fresh_until`: without it a document is read again at its next use.
 """
 
 import sqlalchemy as sa

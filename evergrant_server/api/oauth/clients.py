@@ -118,11 +118,13 @@ async def switch_oauth_client(
 
 @router.delete("/v1/oauth-clients/{oauth_client_id}", status_code=204)
 async def delete_oauth_client(oauth_client_id: str, call: AdminCall) -> Response:
-    """Delete a client. Its tokens count no more; one that registers itself again is another client."""
+    """Delete a client. Its tokens count no more, and its people are asked again; one that registers itself
+    again is another client."""
 
     async def write(tx: Transaction) -> None:
         client = await _to_change(tx, call.tenant, oauth_client_id)
         await tx.oauth_clients.delete(client)
+        await tx.client_consents.forget(client.client_id)
         await tx.token_families.judge_again(client.client_id)
         detail = {"name": client.name, "kind": client.kind}
         await call.record(tx, AuditAction.OAUTH_CLIENT_DELETED, client.id, **detail)

@@ -1,7 +1,7 @@
 """`POST /oauth/register`: a client of the gateways registers itself (RFC 7591).
 
-Open to all, as MCP clients expect: a registration gives no right. It is counted by address and in all, the
-number of clients that were never used is bounded, and the unused are deleted.
+Open to all, as MCP clients expect: a registration gives no right. It is counted by address, and writes
+nothing: the client id carries it until a person lets the client in.
 """
 
 import json
@@ -14,14 +14,10 @@ from starlette.responses import JSONResponse, Response
 from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import View
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.oauth.metadata import REGISTRATION_PATH
 from evergrant_server.api.oauth.routes import OAuthError
-from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import OAuthClientId, Tenant, new_id
-from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.core.oauth.client_metadata import (
     GRANT_TYPES,
     ClientMetadata,
@@ -32,18 +28,18 @@ from evergrant_server.core.oauth.clients import ClientKind, GatewayClient
 from evergrant_server.core.oauth.requests import SCOPES
 from evergrant_server.core.text import is_storable
 from evergrant_server.crypto.client_assertions import public_key_set
-from evergrant_server.store import Transaction
+from evergrant_server.crypto.client_registrations import client_id_of
 from evergrant_server.telemetry import metrics
 
 router = APIRouter(tags=["oauth"])
 
 _LONGEST_BODY = 64 * 1024
-MOST_UNUSED_CLIENTS = 10_000  # that registered themselves and were never used, in all
 _NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 _OFF = (
     "Clients don't register themselves here. An admin allows it with: evergrant clients login INTEGRATION "
     "--app APP"
 )
+_TOO_MUCH = "this is more than a client id can carry: fewer redirect URIs or keys, or an admin registers it"
 
 
 class RegisteredView(View):
@@ -93,13 +89,16 @@ async def register_client(request: Request, api: ApiDep) -> Response:
     await api.limits.count_registration(request.scope)
     try:
         metadata = read_client_metadata(await _read_body(request), public_key_set)
-        client = await _register(api, request, metadata)
+        async with api.store.read() as tx:
+            if not await tx.client_logins.any_takes_registrations():
+                raise MetadataRefused("invalid_client_metadata", _OFF)
+        view = _register(api, metadata)
     except MetadataRefused as refused:
         metrics.count(metrics.CLIENTS, refused.error)
-        view = OAuthError(error=refused.error, error_description=refused.description)
-        return JSONResponse(view.model_dump(), 400, _NO_STORE)
+        error = OAuthError(error=refused.error, error_description=refused.description)
+        return JSONResponse(error.model_dump(), 400, _NO_STORE)
     metrics.count(metrics.CLIENTS, "registered")
-    return Response(_view(client).model_dump_json(exclude_none=True), 201, _NO_STORE, "application/json")
+    return Response(view.model_dump_json(exclude_none=True), 201, _NO_STORE, "application/json")
 
 
 async def _read_body(request: Request) -> Mapping[str, Any]:
@@ -119,9 +118,9 @@ async def _read_body(request: Request) -> Mapping[str, Any]:
     return given
 
 
-async def _register(api: ApiContext, request: Request, metadata: ClientMetadata) -> GatewayClient:
-    """Raises MetadataRefused where no tenant takes such clients, Failure RATE_LIMITED."""
-    now, id = api.clock.now(), OAuthClientId(new_id("cli"))
+def _register(api: ApiContext, metadata: ClientMetadata) -> RegisteredView:
+    """Raises MetadataRefused for more than an id can carry."""
+    id = OAuthClientId(new_id("cli"))
     client = GatewayClient(
         tenant=Tenant(api.settings.tenant),
         id=id,
@@ -133,27 +132,13 @@ async def _register(api: ApiContext, request: Request, metadata: ClientMetadata)
         auth_method=metadata.auth_method,
         jwks=metadata.jwks,
         client_uri=metadata.client_uri,
-        created_at=now,
+        created_at=api.clock.now(),
     )
-    context = trace_of(request).request_context(f"{CLAIMED}client:{id}")
-
-    async def write(tx: Transaction) -> None:
-        if not await tx.client_logins.any_takes_registrations():
-            raise MetadataRefused("invalid_client_metadata", _OFF)
-        if await tx.oauth_clients.count_unused(MOST_UNUSED_CLIENTS) >= MOST_UNUSED_CLIENTS:
-            why = "Too many clients have registered and were never used. They are deleted within a day."
-            raise Failure(ErrorCode.RATE_LIMITED, why, retry_after=3600.0, policy="registrations")
-        await tx.oauth_clients.add(client)
-        detail = {"name": client.name, "kind": client.kind, "redirect_uris": list(client.redirect_uris)}
-        await record(tx, client.tenant, AuditAction.OAUTH_CLIENT_PUT, client.id, context, now, **detail)
-
-    await run_transaction(api.store, write)
-    return client
-
-
-def _view(client: GatewayClient) -> RegisteredView:
+    client_id = client_id_of(api.ring, client)
+    if client_id is None:
+        raise MetadataRefused("invalid_client_metadata", _TOO_MUCH)
     return RegisteredView(
-        client_id=client.client_id,
+        client_id=client_id,
         client_id_issued_at=int(client.created_at.timestamp()),
         client_name=client.name,
         redirect_uris=client.redirect_uris,

@@ -6,7 +6,7 @@ from typing import Any
 
 from evergrant_server.core.ids import OAuthClientId, TenantRow
 
-
+REGISTRATION_LASTS = timedelta(days=1)  # until a person has let in a client that registered itself
 DOCUMENT_GRACE = timedelta(days=1)  # how long a stale document counts that can't be read again
 
 
@@ -25,12 +25,18 @@ class ClientAuthMethod(StrEnum):
     PRIVATE_KEY_JWT = "private_key_jwt"
 
 
+def known_id(client_id: str) -> str:
+    """The id by which rows name the client that presents this one: without the registration in it."""
+    return client_id.partition(".")[0] if client_id.startswith("cli_") else client_id
+
+
 class GatewayClient(TenantRow):
     """A client, in the tenant that an admin registered it in; those that registered themselves are rows of
     the installation's own tenant, and may be used for every tenant.
 
-    `client_id` is what the client presents: `id`, or the URL of its document. `fresh_until`: until then the
-    document isn't read again; None: its host has made it one that can't be used.
+    `client_id` is what the client presents, the URL of its document or `id`; that of a client that registered
+    itself is followed by its registration. `fresh_until`: until then the document isn't read again; None: its
+    host has made it one that can't be used.
     """
 
     id: OAuthClientId

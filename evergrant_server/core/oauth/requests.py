@@ -27,7 +27,8 @@ class RequestStatus(StrEnum):
 
 
 class AuthorizationRequest(Authorization):
-    """A request whose person has logged in. It belongs to one browser, and is decided once."""
+    """A request whose person has logged in. It belongs to one browser, and is decided once. `client_id` is as
+    the client presented it, with the registration that it carries."""
 
     id: AuthorizationRequestId
     status: RequestStatus = RequestStatus.OPEN

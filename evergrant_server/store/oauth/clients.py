@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import and_, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, delete, or_, select, tuple_, update
 from sqlmodel import col
 
 from evergrant_server.core.ids import OAuthClientId, Tenant
@@ -18,6 +18,10 @@ class OAuthClients(AuthenticatedRepository[GatewayClient, OAuthClientId]):
     async def add(self, client: GatewayClient) -> GatewayClient:
         """Raises Failure ALREADY_EXISTS for a `client_id` that is there."""
         return await self._add(client, f"Client {client.client_id}")
+
+    async def add_once(self, client: GatewayClient) -> bool:
+        """Add a client unless it is there; whether it was added."""
+        return await self._insert(client)
 
     async def by_client_id(self, client_id: str) -> GatewayClient | None:
         """The client that presents this, of whichever tenant. Raises Failure AUTHORITY_BROKEN."""
@@ -36,16 +40,15 @@ class OAuthClients(AuthenticatedRepository[GatewayClient, OAuthClientId]):
         mine = columns_equal(OAuthClientRow, tenant=client.tenant, id=client.id)
         await self._run(update(OAuthClientRow).where(mine).values({"used_at": at}))
 
-    async def count_unused(self, most: int) -> int:
-        """How many clients registered themselves, in all tenants, and were never used; `most` at the most."""
+    async def evict_unused(self, most: int, limit: int = 1000) -> int:
+        """Delete clients that no admin registered and that were never used, all but the newest `most`;
+        `limit` at a time. Returns how many."""
         row = OAuthClientRow
-        unused = (
-            col(row.kind) != ClientKind.ADMIN.value,
-            col(row.used_at).is_(None),
-            col(row.disabled).is_(False),
-        )
-        some = select(col(row.id)).where(*unused).limit(most).subquery()
-        return int((await self._connection.execute(select(func.count()).select_from(some))).scalar_one())
+        key = (col(row.tenant), col(row.id))
+        unused = and_(self._made_by_itself(), col(row.used_at).is_(None))
+        newest_first = (col(row.created_at).desc(), col(row.id))
+        old = select(*key).where(unused).order_by(*newest_first).offset(most).limit(limit)
+        return await self._run(delete(row).where(tuple_(*key).in_(old)))
 
     async def delete(self, client: GatewayClient) -> None:
         """Raises Failure NOT_FOUND."""
@@ -60,8 +63,12 @@ class OAuthClients(AuthenticatedRepository[GatewayClient, OAuthClientId]):
         """
         row = OAuthClientRow
         key = (col(row.tenant), col(row.id))
-        kinds = ClientKind.REGISTERED.value, ClientKind.DOCUMENT.value
-        mine = and_(col(row.kind).in_(kinds), col(row.disabled).is_(False))
         never = and_(col(row.used_at).is_(None), col(row.created_at) < never_used)
-        old = select(*key).where(mine, or_(never, col(row.used_at) < unused)).limit(limit)
+        old = select(*key).where(self._made_by_itself(), or_(never, col(row.used_at) < unused)).limit(limit)
         return await self._run(delete(row).where(tuple_(*key).in_(old)))
+
+    @staticmethod
+    def _made_by_itself() -> ColumnElement[bool]:
+        row = OAuthClientRow
+        kinds = ClientKind.REGISTERED.value, ClientKind.DOCUMENT.value
+        return and_(col(row.kind).in_(kinds), col(row.disabled).is_(False))

@@ -103,6 +103,10 @@ class ClientConsents(AuthenticatedRepository[ClientConsent, ClientConsentId]):
         """Raises Failure NOT_FOUND."""
         await self._delete(f"Consent {consent.id}", tenant=consent.tenant, id=consent.id)
 
+    async def forget(self, client_id: str) -> None:
+        """Delete what anyone, in any tenant, has agreed to for this client: its people are asked again."""
+        await self._run(delete(ClientConsentRow).where(columns_equal(ClientConsentRow, client_id=client_id)))
+
     async def prune(self, before: datetime, limit: int = 1000) -> int:
         """Delete consents that weren't used since then, `limit` at the most; returns how many."""
         key = (col(ClientConsentRow.tenant), col(ClientConsentRow.id))

@@ -110,8 +110,8 @@ class Sharing:
         return thief.status_code, call.status_code, mine.status_code
 
     async def repeated(self) -> int:
-        """A thief who sends one used refresh token of another authorization every 90 seconds; how often it got
-        tokens until all that was authorized had ended."""
+        """A thief sends a used refresh token of another authorization every 90 seconds; how often it gets
+        tokens until that authorization has ended."""
         tokens = await self.agent.tokens(SUBJECT, self.connection.id)
         newest = (await self.agent.refresh(tokens["refresh_token"])).json()
         for times in range(100):

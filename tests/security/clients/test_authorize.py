@@ -8,6 +8,7 @@ import httpx2
 import pytest_asyncio
 
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.oauth.clients import known_id
 from tests.fakes.api import PUBLIC_URL, TENANT, Api
 from tests.fakes.providers.login_issuer import LoginIssuer
 from tests.security.clients.agents import (
@@ -44,12 +45,12 @@ async def test_a_person_allows_a_client_and_it_gets_a_code(api: Api, issuer: Log
     assert (back["state"], back["iss"]) == ("of-the-client", PUBLIC_URL)
     code = await code_row(api, back["code"])
     assert code is not None
-    assert (code.tenant, code.client_id, code.subject) == (TENANT, client, "user-1")
+    assert (code.tenant, code.client_id, code.subject) == (TENANT, known_id(client), "user-1")
     assert (code.resource, code.connection_id) == (resource_of(api, connection), connection.id)
     assert (code.redirect_uri, code.scopes) == (REDIRECT, ("mcp",))
     assert (code.expires_at - code.created_at).total_seconds() == 60
     (record,) = await api.records(AuditAction.AUTHORIZATION_GIVEN)
-    assert (record.object, record.detail["client_id"]) == (code.id, client)
+    assert (record.object, record.detail["client_id"]) == (code.id, known_id(client))
     assert back["code"] not in record.model_dump_json()
     (login,) = await api.records(AuditAction.SUBJECT_LOGGED_IN)
     assert (login.object, login.detail["issuer"]) == ("user-1", issuer.issuer)
@@ -132,7 +133,7 @@ async def test_a_denied_request_goes_back_as_access_denied(api: Api, issuer: Log
         PUBLIC_URL,
     )
     (record,) = await api.records(AuditAction.AUTHORIZATION_DENIED)
-    assert record.detail["client_id"] == client
+    assert record.detail["client_id"] == known_id(client)
     shown = await user.ask(user.url(client, connection))
     await user.decide(shown, "log_out")
     assert user.sent["error"] == "access_denied"

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from evergrant_server.core.errors import ErrorCode
@@ -59,6 +60,34 @@ async def test_a_document_is_read_after_the_login_and_kept_as_its_headers_say(
     host.document["client_name"] = "Coder 2"
     shown = await user.ask(user.url(host.url, None))
     assert ("Coder 2" in shown.text, len(host.asked)) == (True, 2)
+
+
+async def test_a_person_is_asked_again_about_a_document_that_an_admin_deleted(
+    api: Api, issuer: LoginIssuer, host: DocumentHost
+):
+    connection, admin = await agents_allowed(api, issuer)
+    user = AgentUser(api, issuer)
+    url = user.url(host.url, connection)
+    await user.allow(url)
+    (listed,) = (await api.get("/v1/oauth-clients", admin)).json()["items"]
+    assert (await api.call("DELETE", f"/v1/oauth-clients/{listed['id']}", admin)).status_code == 204
+    shown = await user.ask(url)
+    assert (shown.status_code, "Allow" in shown.text) == (200, True)
+
+
+async def test_documents_that_were_never_let_in_give_way_to_new_ones(
+    api: Api, host: DocumentHost, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("activities.people.client_documents.MOST_UNUSED", 3)
+    for number in range(5):
+        url = f"{host.url}?{number}"
+        host.document |= {"client_id": url}
+        order = ReadClientDocument(tenant=TENANT, client_id=url, context=RequestContext(by="subject"))
+        assert (await host.worker.read_document(order)).failure is None
+        api.clock.advance(1)
+    async with api.store.read() as tx:
+        kept = await tx.oauth_clients.page(TENANT, None, 9)
+    assert {it.client_id[-1] for it in kept} == {"2", "3", "4"}
 
 
 async def test_rfc8252_8_6_the_public_id_of_a_program_on_this_computer_is_asked_about_each_time(

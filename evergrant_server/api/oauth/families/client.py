@@ -7,9 +7,11 @@ from typing import NamedTuple
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused, invalid_client
 from evergrant_server.api.oauth.families.client_documents import read_again, require_counting
 from evergrant_server.core.access import App
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.oauth.clients import ClientAuthMethod, GatewayClient
 from evergrant_server.core.text import is_storable_text
 from evergrant_server.crypto.client_assertions import AssertionRefused, is_signed_by, read_assertion
+from evergrant_server.crypto.client_registrations import registration_in
 from evergrant_server.store import Transaction
 
 JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"  # RFC 7523 section 2.2
@@ -58,8 +60,9 @@ async def _named_client(request: ClientTokenRequest) -> GatewayClient:
         raise invalid_client("client_id is missing.")
     if not is_storable_text(client_id):
         raise invalid_client(_UNKNOWN)
+    carried = registration_in(request.api.ring, Tenant(request.api.settings.tenant), client_id)
     async with request.api.store.read() as tx:
-        client = await tx.oauth_clients.by_client_id(client_id)
+        client = await tx.oauth_clients.by_client_id(client_id if carried is None else carried.client_id)
     if client is None:
         raise invalid_client(_UNKNOWN)
     if client.disabled:
@@ -81,7 +84,7 @@ def _proven(request: ClientTokenRequest, client: GatewayClient) -> tuple[str, da
         raise invalid_client(f"The client proves its key: client_assertion_type must be {JWT_BEARER}.")
     try:
         text = given.get("client_assertion", "")
-        assertion = read_assertion(text, request.issuer, request.now, client.client_id)
+        assertion = read_assertion(text, request.issuer, request.now, given["client_id"])
     except AssertionRefused as refused:
         raise invalid_client(str(refused)) from None
     if not is_signed_by(assertion, (client.jwks or {}).get("keys", ())):

@@ -1,7 +1,7 @@
 """Metadata documents of clients at the token endpoint: a stale one is read again before it counts (ADR 0070).
 
-A worker reads it, since the API sends no requests (ADR 0008). Where it can't be read, what it said before counts
-for DOCUMENT_GRACE more, so that a passing failure of the client's site ends no session.
+A worker reads it, since the API sends no requests (ADR 0008). Where it can't be read, what it said before
+counts for DOCUMENT_GRACE more, so that a passing failure of the client's site ends no session.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ async def read_again(request: ClientTokenRequest, client: GatewayClient) -> None
 def require_counting(request: ClientTokenRequest, client: GatewayClient) -> None:
     """Raise TokenRefused for a client whose document can't be used, or couldn't be read for too long."""
     if client.fresh_until is None:
-        raise invalid_client("The client's metadata document can't be used any more: its host has changed it.")
+        raise invalid_client("The client's metadata document can't be used any more: see what it says now.")
     if not client.outlasts_failure(request.now):
         why = "The client's metadata document couldn't be read for a day: refresh again once it can."
         raise invalid_client(why)

@@ -21,13 +21,15 @@ from evergrant_server.api.http.problems import require_found
 from evergrant_server.api.oauth.families.ending import end_family
 from evergrant_server.core.ids import Tenant, TokenFamilyId
 from evergrant_server.core.oauth.authorizations import FamilyEnd, TokenFamily
+from evergrant_server.core.oauth.clients import known_id
+from evergrant_server.crypto.client_registrations import LONGEST_CLIENT_ID
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["clients"])
 
 _BATCH = 50  # families that one transaction ends
 
-_Name = Annotated[StorableText | None, Query(min_length=1, max_length=2000)]
+_Name = Annotated[StorableText | None, Query(min_length=1, max_length=LONGEST_CLIENT_ID)]
 
 
 class TokenFamilyView(View):
@@ -68,7 +70,7 @@ class FamilyFilterBody(Body):
     of a subject."""
 
     app: Slug | None = None
-    client_id: Annotated[StorableText | None, Field(min_length=1, max_length=2000)] = None
+    client_id: Annotated[StorableText | None, Field(min_length=1, max_length=LONGEST_CLIENT_ID)] = None
     subject: Subject | None = None
 
     @model_validator(mode="after")
@@ -136,7 +138,8 @@ async def _columns(
 ) -> dict[str, str | None]:
     """The filter by columns; without `app_id` for an app that isn't there."""
     found = None if app is None else await tx.access.app_to_replace(tenant, app)
-    return {"app_id": None if found is None else found.id, "client_id": client_id, "subject": subject}
+    client = None if client_id is None else known_id(client_id)
+    return {"app_id": None if found is None else found.id, "client_id": client, "subject": subject}
 
 
 async def _views(tx: Transaction, call: ApiCall, families: list[TokenFamily]) -> list[TokenFamilyView]:

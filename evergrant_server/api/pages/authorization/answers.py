@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from starlette.responses import Response
 
 from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.api.pages.authorization.clients import find_client
 from evergrant_server.api.pages.authorization.parameters import (
     AuthorizationRefused,
     AuthorizeQuery,
@@ -17,7 +18,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AuthorizationCodeId, ClientConsentId, derived_id, new_id
 from evergrant_server.core.oauth.authorizations import AuthorizationCode
-from evergrant_server.core.oauth.clients import GatewayClient
+from evergrant_server.core.oauth.clients import ClientKind, GatewayClient, known_id
 from evergrant_server.core.oauth.redirects import where_it_leads, without_port
 from evergrant_server.core.oauth.requests import (
     CODE_LASTS,
@@ -80,12 +81,14 @@ def code_response(
 
 
 async def add_code(tx: Transaction, pages: SubjectPages, request: AuthorizationRequest, text: Secret) -> None:
-    """Write the code, the client's use and the audit record. Raises Failure CLIENT_UNKNOWN, CLIENTS_OFF for
-    what was turned off meanwhile."""
-    now, client = pages.now, await require_still_taken(tx, request)
+    """Write the code, the client's use and the audit record; at the first use of one that registered itself,
+    its row. Raises Failure CLIENT_UNKNOWN, CLIENTS_OFF for what was turned off meanwhile."""
+    now, client = pages.now, await require_still_taken(pages, tx, request)
+    if client.kind is ClientKind.REGISTERED and client.used_at is None:
+        await _add_registered(tx, pages, client)
     code = AuthorizationCode(
         tenant=request.tenant,
-        client_id=request.client_id,
+        client_id=client.client_id,
         app_id=request.app_id,
         subject=request.subject,
         resource=request.resource,
@@ -105,11 +108,21 @@ async def add_code(tx: Transaction, pages: SubjectPages, request: AuthorizationR
     await record(tx, request.tenant, action, code.id, pages.context, now, **detail)
 
 
-async def require_still_taken(tx: Transaction, request: AuthorizationRequest) -> GatewayClient:
+async def _add_registered(tx: Transaction, pages: SubjectPages, client: GatewayClient) -> None:
+    """Keep what a client has registered, now that a person lets it in; created now, so that no token of a row
+    that was deleted counts again."""
+    if await tx.oauth_clients.add_once(client.model_copy(update={"created_at": pages.now})):
+        detail = {"name": client.name, "kind": client.kind, "redirect_uris": list(client.redirect_uris)}
+        await pages.record(tx, AuditAction.OAUTH_CLIENT_PUT, client.tenant, client.id, **detail)
+
+
+async def require_still_taken(
+    pages: SubjectPages, tx: Transaction, request: AuthorizationRequest
+) -> GatewayClient:
     """Raises Failure TENANT_DISABLED, CLIENTS_OFF, CLIENT_UNKNOWN."""
     await tx.tenants.require_enabled(request.tenant)
     rule = await tx.client_logins.of_tenant(request.tenant)
-    client = await tx.oauth_clients.by_client_id(request.client_id)
+    client = await find_client(pages, tx, request.client_id)
     if client is None or client.disabled:
         raise Failure(ErrorCode.CLIENT_UNKNOWN, "An admin has turned this program off.")
     if rule is None or rule.id != request.rule or not rule.takes(client.kind):
@@ -119,12 +132,12 @@ async def require_still_taken(tx: Transaction, request: AuthorizationRequest) ->
 
 def consent_to(request: AuthorizationRequest, pages: SubjectPages) -> ClientConsent:
     """What the person of a request agrees to, to be remembered."""
-    where = without_port(request.redirect_uri)
-    parts = (request.tenant, request.client_id, request.subject, request.resource, where)
+    where, client_id = without_port(request.redirect_uri), known_id(request.client_id)
+    parts = (request.tenant, client_id, request.subject, request.resource, where)
     return ClientConsent(
         tenant=request.tenant,
         id=ClientConsentId(derived_id("ccn", *parts)),
-        client_id=request.client_id,
+        client_id=client_id,
         subject=request.subject,
         resource=request.resource,
         redirect_uri=where,
@@ -136,7 +149,7 @@ def consent_to(request: AuthorizationRequest, pages: SubjectPages) -> ClientCons
 
 def _detail(request: AuthorizationRequest) -> dict[str, object]:
     return {
-        "client_id": request.client_id,
+        "client_id": known_id(request.client_id),
         "app": request.app_id,
         "subject": request.subject,
         "resource": request.resource,

@@ -7,8 +7,10 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.integrations import ReadClientDocument
 from evergrant_server.core.oauth.client_metadata import is_document_url
-from evergrant_server.core.oauth.clients import ClientKind, GatewayClient
+from evergrant_server.core.oauth.clients import REGISTRATION_LASTS, ClientKind, GatewayClient
 from evergrant_server.core.oauth.redirects import is_own_redirect
+from evergrant_server.crypto.client_registrations import registration_in
+from evergrant_server.store import Transaction
 
 _READ_TIMEOUT_S = 30.0  # the person waits; the request to the document's host has a shorter limit
 
@@ -20,16 +22,25 @@ async def known_client(pages: SubjectPages, query: AuthorizeQuery) -> GatewayCli
     """
     client_id = query.values["client_id"]
     async with pages.api.store.read() as tx:
-        client = await tx.oauth_clients.by_client_id(client_id)
+        client = await find_client(pages, tx, client_id)
     if client is not None and client.disabled:
         raise Failure(ErrorCode.CLIENT_UNKNOWN, "An admin has turned this program off.")
     if is_document_url(client_id):
-        if client is None or client.fresh_until is None or client.fresh_until <= pages.now:
+        if client is None or not client.is_fresh(pages.now):
             return None
     elif client is None:
         why = "This program isn't registered here, or was long unused: add the server to it again."
         raise Failure(ErrorCode.CLIENT_UNKNOWN, why)
     return _with_own_redirect(client, query)
+
+
+async def find_client(pages: SubjectPages, tx: Transaction, client_id: str) -> GatewayClient | None:
+    """The client that presents this id: its row, or for a day the registration that the id carries."""
+    carried = registration_in(pages.api.ring, Tenant(pages.api.settings.tenant), client_id)
+    row = await tx.oauth_clients.by_client_id(client_id if carried is None else carried.client_id)
+    if row is not None or carried is None:
+        return row
+    return carried if pages.now < carried.created_at + REGISTRATION_LASTS else None
 
 
 async def read_client(pages: SubjectPages, query: AuthorizeQuery) -> GatewayClient:

@@ -42,7 +42,7 @@ async def open_request(pages: SubjectPages, found: AuthorizationRequest) -> Open
     """The request, of its session, judged anew. Raises Failure CALLBACK_INVALID; CLIENT_UNKNOWN, CLIENTS_OFF,
     NOT_PERMITTED and TENANT_DISABLED for what was taken away."""
     async with pages.api.store.read() as tx:
-        client = await require_still_taken(tx, found)
+        client = await require_still_taken(pages, tx, found)
         asked = await read_again(pages, tx, found, client)
         session = await live_subject(pages, tx, asked.rule)
     if session is None or session.id != found.session_id:

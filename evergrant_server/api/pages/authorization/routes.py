@@ -121,7 +121,7 @@ def _request_of(pages: SubjectPages, begun: _Begun, browser: str) -> Authorizati
     return AuthorizationRequest(
         tenant=asked.rule.tenant,
         id=AuthorizationRequestId(new_id("azr")),
-        client_id=begun.client.client_id,
+        client_id=query.values["client_id"],
         app_id=asked.app.id,
         subject=asked.subject_of(session.subject),
         resource=asked.resource.url,

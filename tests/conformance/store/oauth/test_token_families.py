@@ -80,11 +80,25 @@ async def test_a_document_that_an_admin_turned_off_is_not_forgotten(store: Store
     off = a_client(kind="document", client_id="https://agent.example/client.json", disabled=True)
     async with store.write() as tx:
         await tx.oauth_clients.add(off)
-        assert await tx.oauth_clients.count_unused(5) == 0, "it fills no one's place"
+        assert await tx.oauth_clients.evict_unused(0) == 0
         assert await tx.oauth_clients.prune_unused(NOW + DAY, NOW + DAY) == 0
         await tx.oauth_clients.used(off, NOW)
         assert await tx.oauth_clients.prune_unused(NOW + DAY, NOW + DAY) == 0
         assert await tx.oauth_clients.by_client_id(off.client_id) is not None
+
+
+async def test_clients_that_were_never_used_give_way_to_new_ones_the_oldest_first(store: Store):
+    made = [a_client(kind="document", created_at=NOW + it * DAY) for it in range(5)]
+    async with store.write() as tx:
+        for client in (*made, a_client(kind="admin", created_at=NOW - DAY)):
+            assert await tx.oauth_clients.add_once(client)
+        assert not await tx.oauth_clients.add_once(made[0])
+        await tx.oauth_clients.used(made[0], NOW)
+        assert await tx.oauth_clients.evict_unused(2, limit=1) == 1
+        assert await tx.oauth_clients.evict_unused(2) == 1
+        left = [it.id for it in made if await tx.oauth_clients.by_client_id(it.client_id)]
+        assert left == [made[0].id, made[3].id, made[4].id]
+        assert len(await tx.oauth_clients.page(ACME, None, 9)) == 4
 
 
 async def test_a_code_of_another_hand_is_none(store: Store):
