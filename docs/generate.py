@@ -168,8 +168,9 @@ WHEN = {
     AuditAction.ADMIN_LOGIN_DELETED: "people log in no longer",
     AuditAction.CLIENT_LOGIN_PUT: "it was set as which app OAuth clients act, and where their persons log in",
     AuditAction.CLIENT_LOGIN_DELETED: "OAuth clients act no longer",
-    AuditAction.OAUTH_CLIENT_PUT: "an OAuth client registered itself, its document was read or has changed, "
-    "or an admin registered it or turned it off or on; names redirect URIs",
+    AuditAction.OAUTH_CLIENT_PUT: "a person let in an OAuth client that had registered itself, a document "
+    "was read, has changed, or can't be used any more (`refused`), or an admin registered a client or turned it "
+    "off or on; names redirect URIs",
     AuditAction.OAUTH_CLIENT_DELETED: "an admin deleted an OAuth client",
     AuditAction.SUBJECT_LOGGED_IN: "a person who uses an OAuth client logged in; names issuer and sub",
     AuditAction.SUBJECT_REFUSED: "the login of a person who uses an OAuth client was refused",
