@@ -169,8 +169,8 @@ WHEN = {
     AuditAction.CLIENT_LOGIN_PUT: "it was set as which app OAuth clients act, and where their persons log in",
     AuditAction.CLIENT_LOGIN_DELETED: "OAuth clients act no longer",
     AuditAction.OAUTH_CLIENT_PUT: "a person let in an OAuth client that had registered itself, a document "
-    "was read, has changed, or can't be used any more (`refused`), or an admin registered a client or turned it "
-    "off or on; names redirect URIs",
+    "was read, has changed, or can't be used any more (`refused`), or an admin registered a client or turned "
+    "it off or on; names redirect URIs",
     AuditAction.OAUTH_CLIENT_DELETED: "an admin deleted an OAuth client",
     AuditAction.SUBJECT_LOGGED_IN: "a person who uses an OAuth client logged in; names issuer and sub",
     AuditAction.SUBJECT_REFUSED: "the login of a person who uses an OAuth client was refused",

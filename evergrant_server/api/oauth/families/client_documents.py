@@ -14,7 +14,7 @@ from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.core.messages.integrations import ReadClientDocument
 from evergrant_server.core.oauth.clients import GatewayClient
 
-READ_TIMEOUT_S = 10.0  # the client waits
+READ_TIMEOUT_S = 5.0  # the client waits, and has a limit of its own
 
 
 async def read_again(request: ClientTokenRequest, client: GatewayClient) -> None:
