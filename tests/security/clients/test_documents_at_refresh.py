@@ -22,7 +22,7 @@ from tests.fakes.assertions import new_key, public_set
 from tests.fakes.platform.gateway_clients import REDIRECT_URI, AuthorizedClient
 from tests.security.clients.document_host import DocumentHost, document_host
 
-HOUR, DAY = 3600.0, 86400.0
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 ORDER = {"tenant": TENANT, "context": RequestContext(by="subject")}
 
 
@@ -158,12 +158,17 @@ async def test_tokens_of_a_deleted_client_stay_dead_when_its_document_is_read_ag
     api: Api, host: DocumentHost, agent: AuthorizedClient
 ):
     tokens, admin = await agent.tokens(), await api.app_with("boss", Action.ADMIN)
-    api.clock.advance(1)
+    api.clock.advance(3 * MINUTE)  # more than the clocks of two hosts may differ by
     assert (await api.call("DELETE", f"/v1/oauth-clients/{agent.client.id}", admin)).status_code == 204
     assert await error_of(agent, tokens) == "invalid_client"
     await host.worker.read_document(ReadClientDocument(client_id=host.url, **ORDER))
     assert await error_of(agent, tokens) == "invalid_grant"
     assert await error_of(agent, await agent.tokens()) == ""
+
+
+async def test_a_worker_whose_clock_is_ahead_makes_no_new_client_an_older_ones(agent: AuthorizedClient):
+    before = agent.client.created_at - timedelta(minutes=1)
+    assert (await agent.exchange(await agent.code(created_at=before))).status_code == 200
 
 
 async def test_how_long_a_document_counts_is_nothing_that_the_database_decides(

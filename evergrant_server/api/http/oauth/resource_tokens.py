@@ -14,9 +14,11 @@ from starlette.requests import Request
 
 from evergrant_server.api.http.api_keys import checksum
 from evergrant_server.core.access import App
+from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AccessTokenId, new_id
 from evergrant_server.core.oauth.authorizations import AccessToken, Authorization, TokenFamily
+from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
 
@@ -110,8 +112,7 @@ async def standing_app(tx: Transaction, authorization: Authorization, now: datet
     await tx.tenants.require_enabled(authorization.tenant)
     app = await tx.access.app(authorization.tenant, authorization.app_id)
     client = await tx.oauth_clients.by_client_id(authorization.client_id)
-    if app is None or client is None or client.disabled or authorization.created_at < client.created_at:
-        # older than the row: one that was deleted, whose id came again, as the URL of a document does
+    if app is None or client is None or client.disabled or _is_older(authorization, client):
         raise Failure(ErrorCode.UNAUTHENTICATED, "The client was disabled or deleted.")
     if authorization.rule is not None:
         rule = await tx.client_logins.of_tenant(authorization.tenant)
@@ -119,6 +120,11 @@ async def standing_app(tx: Transaction, authorization: Authorization, now: datet
             raise Failure(ErrorCode.UNAUTHENTICATED, "The login of clients was changed: authorize again.")
     await tx.agents.require_active(app, now)
     return app
+
+
+def _is_older(authorization: Authorization, client: GatewayClient) -> bool:
+    """Whether it was of a client that was deleted, whose id came again, as the URL of a document does."""
+    return authorization.created_at + CLOCK_SKEW < client.created_at
 
 
 def require_resource(request: Request, authorization: Authorization | None) -> None:
