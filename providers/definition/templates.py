@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration
@@ -66,6 +66,12 @@ def protected_resource_url(spec: ProviderSpec, params: Mapping[str, str]) -> str
     if spec.protected_resource is None:
         return None
     return fill_template(spec.protected_resource, checked_params(spec, params), spec)
+
+
+def server_address(protected_resource: str) -> str:
+    """Where a remote MCP server is called: the URL of the resource without a query, with a path."""
+    url = urlsplit(protected_resource)
+    return f"{url.scheme}://{url.netloc}{url.path or '/'}"
 
 
 def redirect_uri_to_send(spec: ProviderSpec, params: Mapping[str, str], callback_url: str) -> str:

@@ -7,12 +7,17 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from evergrant_server.api.http.models import Body, StorableText, Text, View, _printable, request_url
-from evergrant_server.core.agents.call_approvals import AgentCall, CallApproval, CallApprovalState
+from evergrant_server.core.agents.call_approvals import CallApproval, CallApprovalState
+from evergrant_server.core.agents.calls import AgentCall, covered_headers, covered_params
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.ids import AppId, is_id
 
 _SHORTEST, _LONGEST, _USUAL = timedelta(minutes=1), timedelta(days=30), timedelta(days=3)
 _LONGEST_BODY = 64 * 1024
+_MOST_HEADERS = 100
+_HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,200}$"  # RFC 9110 section 5.6.2
+_HEADER_VALUE = "^[\\t -~\u0080-\u00ff]{0,8000}$"  # section 5.5; a character stands for a byte
+_CREDENTIALS = frozenset({"authorization", "proxy-authorization", "cookie"})
 
 
 def _connection_id(value: str) -> str:
@@ -21,48 +26,77 @@ def _connection_id(value: str) -> str:
     return value
 
 
-class CallBody(Body):
-    """One call with a connection: `method`, `url` and `body`, or a tool of an MCP server and its `arguments`.
+def _header_name(value: str) -> str:
+    if value.lower() in _CREDENTIALS:
+        raise ValueError("is a credential, which is no part of a call: leave it out")
+    return value
 
-    Of a body that the approver needn't read, or that is no text, `body_sha256` is enough: its SHA-256 in hex.
+
+class CallHeader(Body):
+    """A header of a call. Two lines of one name are two headers."""
+
+    name: Annotated[str, Field(pattern=_HEADER_NAME), AfterValidator(_header_name)]
+    value: Annotated[str, Field(pattern=_HEADER_VALUE)]
+
+
+class CallBody(Body):
+    """One call with a connection: `method`, `url`, `headers` and `body`; or a `tool` of an MCP server, its
+    `arguments`, and `params` for what is beside them in the message's `params`, such as `_meta` and `task`.
+
+    Neutral headers, such as User-Agent, may be left out. Of a body that the approver needn't read, or that is
+    no text, `body_sha256` is enough: its SHA-256 in hex. A tool's `url` is its server's: by default the
+    connection's.
     """
 
     connection_id: Annotated[str, AfterValidator(_connection_id)]
     method: Annotated[str, Field(pattern="^[A-Z]{1,20}$")] | None = None
     url: Annotated[str, Field(max_length=8000), AfterValidator(request_url)] | None = None
+    headers: Annotated[tuple[CallHeader, ...], Field(max_length=_MOST_HEADERS)] = ()
     body: Annotated[StorableText, Field(max_length=_LONGEST_BODY)] | None = None
     body_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     tool: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)] | None = None
     arguments: dict[str, Any] | None = None
+    params: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _is_one_call(self) -> Self:
         is_request = self.method is not None and self.url is not None
-        of_request = (self.method, self.url, self.body, self.body_sha256)
-        is_tool = self.tool is not None and all(it is None for it in of_request)
-        if not is_tool and (not is_request or self.tool is not None or self.arguments is not None):
+        is_tool = self.tool is not None
+        of_request, of_tool = (self.method, self.body, self.body_sha256), (self.arguments, self.params)
+        of_the_other = of_request if is_tool else of_tool
+        if not (is_request or is_tool) or any(it is not None for it in of_the_other):
             raise ValueError("needs method and url, or a tool with its arguments")
+        if not {"name", "arguments"}.isdisjoint(self.params or ()):
+            raise ValueError("params has what is beside name and arguments: these are tool and arguments")
         if self.body is not None and self.body_sha256 is not None:
             raise ValueError("body and body_sha256 say the same: send one of them")
         return self
 
-    def called(self) -> dict[str, Any]:
-        """What an approver is shown."""
-        shown = self.model_dump(include={"method", "url", "body", "body_sha256", "tool", "arguments"})
+    def called(self, call: AgentCall) -> dict[str, Any]:
+        """What an approver is shown: all that the call's hash is over, with its body where that is known."""
+        beside = {name: it for name, it in (call.params or {}).items() if name not in ("name", "arguments")}
+        shown = {
+            **self.model_dump(include={"method", "body", "body_sha256", "tool", "arguments"}),
+            "url": call.url,
+            "headers": [{"name": name, "value": value} for name, value in call.headers] or None,
+            "params": beside or None,
+        }
         return {name: value for name, value in shown.items() if value is not None}
 
-    def by(self, agent: AppId, connection: Connection) -> AgentCall:
-        """The call as this agent makes it."""
+    def by(self, agent: AppId, connection: Connection, server_url: str | None) -> AgentCall:
+        """The call as this agent makes it. `server_url`: of the connection's MCP server."""
+        is_tool = self.tool is not None
         digest = hashlib.sha256(self.body.encode()).hexdigest() if self.body else None
+        params = {**(self.params or {}), "name": self.tool, "arguments": self.arguments}
         return AgentCall(
             agent=agent,
             subject=connection.subject,
             connection=connection.id,
             method=self.method,
-            url=self.url,
+            url=self.url or server_url,
+            headers=covered_headers(((it.name, it.value) for it in self.headers), of_tool=is_tool),
             body_sha256=digest or self.body_sha256,
-            tool=self.tool,
-            arguments=None if self.tool is None else self.arguments or {},
+            params=covered_params(params) if is_tool else None,
         )
 
 
@@ -81,15 +115,24 @@ class CallDecisionBody(Body):
     note: Text | None = None
 
 
+class CallHeaderView(View):
+    """A header of the call, its name in lower case."""
+
+    name: str
+    value: str
+
+
 class CalledView(View):
-    """What is called: the members that the agent has given."""
+    """What is called: all that the approval is for. Neutral headers aren't part of it."""
 
     method: str | None = None
     url: str | None = None
+    headers: list[CallHeaderView] | None = None
     body: str | None = None
     body_sha256: str | None = None
     tool: str | None = None
     arguments: dict[str, Any] | None = None
+    params: dict[str, Any] | None = None
 
 
 class CallApprovalView(View):

@@ -15,10 +15,13 @@ from evergrant_server.api.agents.approval_models import (
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit
 from evergrant_server.api.http.problems import invalid_request, require_found
+from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.audit.approved_calls import hash_of, use_call_approval
 from evergrant_server.core.access import Action, App
-from evergrant_server.core.agents.call_approvals import AgentCall, CallApproval, CallApprovalState
+from evergrant_server.core.agents.call_approvals import CallApproval, CallApprovalState
+from evergrant_server.core.agents.calls import AgentCall
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import CallApprovalId, ConnectionId, derived_id
 from evergrant_server.core.outbox import call_approval_message
@@ -26,6 +29,7 @@ from evergrant_server.policy import Target, may_see
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.agents import CALL_APPROVALS
+from providers.definition.templates import protected_resource_url, server_address
 
 router = APIRouter(tags=["agents"])
 
@@ -43,7 +47,7 @@ async def ask_for_call(body: CallApprovalBody, call: Call) -> Response:
 
     async def write(tx: Transaction) -> Response:
         wanted = await _call_of(tx, call, body)
-        hashed = hash_of(tx, call.tenant, wanted)
+        hashed = await hash_of(tx, call.tenant, wanted)
         last = await tx.call_approvals.newest(call.tenant, hashed)
         if last is not None and last.is_answered_by(call.now):
             return _answer(await _view(tx, call, last))
@@ -51,7 +55,7 @@ async def ask_for_call(body: CallApprovalBody, call: Call) -> Response:
             why = f"{MOST_WAITING} calls of the app wait already: have them decided first."
             raise Failure(ErrorCode.ALREADY_EXISTS, why)
         made = _new_approval(call, body, wanted, hashed, 0 if last is None else last.round + 1)
-        await tx.call_approvals.add(made, body.called())
+        await tx.call_approvals.add(made, body.called(wanted))
         await _announce(tx, call, AuditAction.CALL_APPROVAL_REQUESTED, made, call.caller.app)
         return _answer(await _view(tx, call, made))
 
@@ -144,7 +148,18 @@ async def _call_of(tx: Transaction, call: ApiCall, body: CallBody) -> AgentCall:
     calling = [it for it in call.caller.permits if not _CALLS.isdisjoint(it.actions)]
     if not may_see(calling, Target.of(connection), call.now, call.address):
         raise Failure(ErrorCode.NOT_PERMITTED, "This needs the action proxy or token.")
-    return body.by(call.caller.app.id, connection)
+    server_url = None if body.tool is None else await _server_url(tx, call, connection)
+    return body.by(call.caller.app.id, connection, server_url)
+
+
+async def _server_url(tx: Transaction, call: ApiCall, connection: Connection) -> str | None:
+    """The connection's MCP server, as the gateway calls it; None for another provider's connection."""
+    integration = await tx.integrations.get(call.tenant, connection.integration_id)
+    if integration is None:
+        return None
+    spec = await integration_spec(tx, call.api.registry, integration)
+    url = protected_resource_url(spec, integration.params)
+    return None if url is None else server_address(url)
 
 
 def _new_approval(

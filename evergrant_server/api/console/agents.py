@@ -1,6 +1,7 @@
 """`/console/agents`: who the agents are, what they ask for, and how one is stopped."""
 
 import json
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -133,7 +134,9 @@ def _require_admin(visit: ConsoleVisit) -> None:
 
 def _shown(called: CalledView | None) -> dict[str, str]:
     """The call's members as text in which nothing is invisible."""
-    members = {} if called is None else called.model_dump(exclude_none=True)
+    members: dict[str, Any] = {} if called is None else called.model_dump(exclude_none=True)
+    if called is not None and called.headers is not None:
+        members["headers"] = "\n".join(f"{it.name}: {it.value}" for it in called.headers)
     texts = {
         name: value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
         for name, value in members.items()

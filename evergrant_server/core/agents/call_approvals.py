@@ -8,35 +8,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from evergrant_server.core.ids import AppId, CallApprovalId, ConnectionId, FrozenModel, TenantRow
+from evergrant_server.core.ids import AppId, CallApprovalId, ConnectionId, TenantRow
 
 USED_WITHIN = timedelta(days=1)  # of the approval
 _REMINDER_INTERVAL = timedelta(days=1)
-
-
-class AgentCall(FrozenModel):
-    """One call, as an approval is for it: by method, URL and the body's digest, or by tool and arguments.
-
-    `agent` is the app that makes it, `subject` whose connection it is made with.
-    """
-
-    agent: AppId
-    subject: str
-    connection: ConnectionId
-    method: str | None = None
-    url: str | None = None
-    body_sha256: str | None = None  # hex; None: without a body
-    tool: str | None = None
-    arguments: dict[str, Any] | None = None
-
-    @property
-    def name(self) -> str:
-        """What it is called where its content isn't shown."""
-        return self.method or self.tool or ""
-
-    def members(self) -> dict[str, Any]:
-        """What its hash is over."""
-        return {name: value for name, value in self.model_dump().items() if value is not None}
 
 
 class CallApprovalState(StrEnum):

@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from evergrant_server.gateway.proxy.headers import NEVER_ASKED, RawHeaders, request_headers
+from evergrant_server.gateway.proxy.headers import NEVER_ASKED, RawHeaders, passed_headers
 
 KEY = "evergrant-envoy-key"
 CONNECTION = "evergrant-connection"
@@ -18,7 +18,7 @@ _FRAMING = frozenset(
 _ALWAYS = frozenset(
     {
         *(name.decode() for name in NEVER_ASKED),
-        *(KEY, CONNECTION, "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix"),
+        *(KEY, CONNECTION),
     }
 )
 
@@ -26,7 +26,7 @@ _ALWAYS = frozenset(
 def removed_headers(given: RawHeaders, injected: RawHeaders) -> list[str]:
     """The app's headers that don't go on: what the proxy refuses, and other spellings of the credential's."""
     ours = {name.lower().decode() for name, _ in injected}
-    passed = {name.lower() for name, _ in request_headers(given, injected)}
+    passed = {name.lower() for name, _ in passed_headers(given, [name for name, _ in injected])}
     arrived = {name.lower().decode("latin-1") for name, _ in given if name.lower() not in passed}
     spellings = {it for name in ours for it in _spellings(name)}
     removed = (_ALWAYS | arrived | spellings) - ours - _FRAMING

@@ -35,12 +35,13 @@ _FIRST_MODERN = b"2026-07-28"  # revisions are dates
 @dataclass(frozen=True)
 class McpMessage:
     """`tool`: the one it calls, NO_TOOL, or None where that isn't known, as in a method of a server's own.
+    `params`: all of those of a `tools/call`; None for another message, and where there is more beside them.
     `unclear` says why a message can't be judged, `differs` that its headers say otherwise than its body.
     `is_modern`: of the revision 2026-07-28, which has no sessions, or a later one."""
 
     method: str = ""
     tool: str | None = None
-    arguments: dict[str, Any] | None = None
+    params: dict[str, Any] | None = None
     id: str | int | float | None = None
     unclear: str | None = None
     differs: bool = False
@@ -73,11 +74,11 @@ def _read(headers: RawHeaders, body: dict[str, Any]) -> McpMessage:
         tool = _tool(method, params)
     except _Unclear as why:
         return McpMessage(id=id, unclear=f"The message can't be judged: {why}.")
-    arguments = cast("dict[str, Any]", params.get("arguments") or {}) if method == "tools/call" else None
     difference = _difference(headers, method, params)
     if difference is not None:
-        return McpMessage(method, None, arguments, id, difference, differs=True)
-    return McpMessage(method, tool, arguments, id)
+        return McpMessage(method, None, None, id, difference, differs=True)
+    is_whole = method == "tools/call" and body.keys() <= _MEMBERS
+    return McpMessage(method, tool, params if is_whole else None, id)
 
 
 def _why(error: Exception) -> str:

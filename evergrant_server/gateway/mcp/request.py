@@ -3,14 +3,14 @@
 import re
 from dataclasses import dataclass
 
-from evergrant_server.core.agents.call_approvals import AgentCall
+from evergrant_server.core.agents.calls import AgentCall, covered_headers, covered_params
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId
 from evergrant_server.gateway.mcp.message import McpMessage
 from evergrant_server.gateway.mcp.sessions import HEADER, SessionIds
 from evergrant_server.gateway.proxy.caller_body import CallerBody
 from evergrant_server.gateway.proxy.headers import RawHeaders, plain_name, values_of
-from evergrant_server.gateway.proxy.outgoing import http_call
+from evergrant_server.gateway.proxy.outgoing import as_text, http_call
 from evergrant_server.gateway.proxy.provider_api import ProviderApi, ProviderApis
 from evergrant_server.gateway.proxy.target import ApiTarget, target_of_server
 from evergrant_server.policy import NO_TOOL, ProxiedRequest
@@ -61,18 +61,22 @@ class McpRequest:
         passed = [(name, value) for name, value in self.given if plain_name(name) not in _OWN]
         return passed if self._session is None else [*passed, (HEADER, self._session)]
 
-    def call_to_approve(self, agent: AppId, row: LeaseRow, target: ApiTarget) -> AgentCall | None:
-        """The tool with its arguments; a message of another method by its bytes; the protocol's own pass."""
+    def call_to_approve(
+        self, agent: AppId, row: LeaseRow, target: ApiTarget, passed: RawHeaders
+    ) -> AgentCall | None:
+        """The tool with its params; another message by its bytes, in any session; the protocol's own pass."""
         if self.message.tool == NO_TOOL:
             return None
-        if self.message.tool is None:
-            return http_call(agent, row, self.http_method, target, self.body)
+        if self.message.tool is None or self.message.params is None:
+            passed = [(name, value) for name, value in passed if name.lower() != HEADER]
+            return http_call(agent, row, self.http_method, target, passed, self.body)
         return AgentCall(
             agent=agent,
             subject=row.subject,
             connection=row.connection_id,
-            tool=self.message.tool,
-            arguments=self.message.arguments,
+            url=target.url,
+            headers=covered_headers(as_text(passed), of_tool=True),
+            params=covered_params(self.message.params),
         )
 
     def answer_headers(self, given: RawHeaders) -> RawHeaders:

@@ -17,8 +17,8 @@ from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.leases.models import TokenBody
 from evergrant_server.api.leases.refresher import RefreshKey
 from evergrant_server.api.leases.refusals import LeaseRequest, ProxiedCall
-from evergrant_server.audit.approved_calls import use_call_approval
-from evergrant_server.core.agents.call_approvals import AgentCall
+from evergrant_server.audit.approved_calls import hash_of, use_call_approval
+from evergrant_server.core.agents.calls import AgentCall
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
@@ -28,12 +28,12 @@ from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.caller_body import CallerBody
 from evergrant_server.gateway.proxy.challenges import missing_scopes
 from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
-from evergrant_server.gateway.proxy.headers import request_headers
+from evergrant_server.gateway.proxy.headers import RawHeaders, passed_headers, request_headers
 from evergrant_server.gateway.proxy.outgoing import Outgoing
 from evergrant_server.gateway.proxy.provider_api import ProviderApi
 from evergrant_server.gateway.proxy.target import ApiTarget
 from evergrant_server.policy import PermitDecision
-from evergrant_server.store import LeaseRow
+from evergrant_server.store import LeaseRow, Transaction
 from evergrant_server.telemetry import proxy_metrics, traces
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
@@ -76,7 +76,8 @@ class ProxyCall:
         self._body = body
         self._api: ProviderApi | None = None
         self._target: ApiTarget | None = None
-        self._approved = False
+        self._passed: RawHeaders = ()  # the caller's headers that go on
+        self._approved: str | None = None  # the hash of the call whose approval is used up
         self.provider = "unknown"
 
     @property
@@ -110,8 +111,7 @@ class ProxyCall:
         assert self._target is not None
         token = sent.row.open_access_token(self._parts.api.ring)
         sent.filter = EchoFilter(encodings(token.reveal()))
-        given = self.outgoing.headers()
-        headers = [*request_headers(given, self._api.credential(token)), *self._body.headers()]
+        headers = [*request_headers(self._passed, self._api.credential(token)), *self._body.headers()]
         body = self._body.stream() if self._body.headers() else None
         method, where = self.outgoing.judged.method, self._target
         try:
@@ -142,20 +142,29 @@ class ProxyCall:
         """Find where it goes before it is recorded. Raises Failure for a call that can't be sent."""
         self.provider = row.provider
         self._api, self._target = await self.outgoing.target(self._parts.apis, row)
-        if not decision.needs_call_approval or self._approved:
+        self._passed = passed_headers(self.outgoing.headers(), self._api.credential_names)
+        if not decision.needs_call_approval:
             return
-        wanted = self.outgoing.call_to_approve(self.caller.app.id, row, self._target)
+        wanted = self.outgoing.call_to_approve(self.caller.app.id, row, self._target, self._passed)
         if wanted is not None:
             await self._use_approval(row, wanted)
 
     async def _use_approval(self, row: LeaseRow, call: AgentCall) -> None:
-        """Use up a person's approval of exactly this call. Raises Failure CALL_APPROVAL_REQUIRED."""
+        """Use up a person's approval of exactly this call. Raises Failure CALL_APPROVAL_REQUIRED.
+
+        A repetition after a 401 is the same call, unless the renewal has changed where it goes, or with which
+        account.
+        """
         api = self._parts.api
         context = trace_of(self._request).request_context(self.caller.by)
-        await run_transaction(
-            api.store, lambda tx: use_call_approval(tx, row.tenant, call, context, api.clock.now())
-        )
-        self._approved = True  # a repetition after a 401 is the same call
+
+        async def use(tx: Transaction) -> str:
+            hashed = await hash_of(tx, row.tenant, call)
+            if hashed != self._approved:
+                await use_call_approval(tx, row.tenant, call, context, api.clock.now())
+            return hashed
+
+        self._approved = await run_transaction(api.store, use)
 
     async def _renew(self, row: LeaseRow) -> None:
         """Have the refused token refreshed, once for its generation. Raises Failure when that didn't help, or

@@ -1,6 +1,6 @@
 """Which headers pass, in both directions. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
@@ -12,12 +12,25 @@ _HOP_BY_HOP = frozenset(
 )  # RFC 9110 section 7.6.1
 NEVER_ASKED = _HOP_BY_HOP | {
     *(b"authorization", b"cookie", b"host", b"dpop", b"expect", b"content-length", b"accept-encoding"),
-    *(b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip"),
-    *(b"x-original-url", b"x-rewrite-url", b"x-original-host", b"x-host"),
+    # what proxies say of a request: who sent it, from where, and for which host and path
+    *(b"forwarded", b"x-forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"),
+    *(b"x-forwarded-port", b"x-forwarded-prefix", b"x-forwarded-server", b"x-forwarded-uri"),
+    *(b"x-forwarded-user", b"x-forwarded-email", b"x-forwarded-client-cert", b"forwarded-for", b"via"),
+    *(b"x-real-ip", b"x-client-ip", b"client-ip", b"true-client-ip", b"x-cluster-client-ip"),
+    *(b"x-remote-ip", b"x-remote-addr", b"x-originating-ip", b"fastly-client-ip", b"x-azure-clientip"),
+    *(b"x-azure-socketip", b"cf-connecting-ip", b"cf-connecting-ipv6", b"cf-pseudo-ipv4", b"cf-ipcountry"),
+    *(b"cf-visitor", b"cf-worker", b"cdn-loop", b"remote-user", b"x-remote-user"),
+    *(b"x-original-url", b"x-original-uri", b"x-original-host", b"x-original-method", b"x-rewrite-url"),
+    *(b"x-original-forwarded-for", b"x-host", b"x-http-host-override", b"x-scheme", b"x-url-scheme"),
+    *(b"x-envoy-original-path", b"x-envoy-original-host", b"x-envoy-original-dst-host"),
+    *(b"x-envoy-external-address", b"x-envoy-internal", b"front-end-https", b"x-middleware-subrequest"),
     *(b"x-http-method", b"x-http-method-override", b"x-method-override"),
     *(b"traceparent", b"tracestate", b"baggage"),  # ids of the caller's own systems
 }
-_NOT_ASKED_PREFIXES = (b"x-forwarded-", b"evergrant-", b"proxy-")
+_NOT_ASKED_PREFIXES = (
+    *(b"x-forwarded-", b"x-original-", b"x-rewrite-", b"x-envoy-", b"cf-connecting-"),
+    *(b"evergrant-", b"proxy-"),
+)
 _NOT_ANSWERED = _HOP_BY_HOP | {
     *(b"set-cookie", b"set-cookie2", b"alt-svc", b"clear-site-data", b"refresh", b"content-encoding"),
     *(b"strict-transport-security", b"content-security-policy", b"x-content-type-options"),
@@ -27,17 +40,22 @@ _NOT_ANSWERED = _HOP_BY_HOP | {
 _NOT_ANSWERED_PREFIXES = (b"access-control-", b"evergrant-", b"proxy-")
 
 
-def request_headers(given: RawHeaders, injected: RawHeaders) -> list[tuple[bytes, bytes]]:
-    """The caller's headers that go on, and the injected ones, each of which arrives once.
+def passed_headers(given: RawHeaders, credential: Collection[bytes] = ()) -> list[tuple[bytes, bytes]]:
+    """The caller's headers that go on. `credential` has the names of those that are put in, and arrive once.
 
     A server may take `_` for `-`, and the case of names means nothing.
     """
-    refused = NEVER_ASKED | _named_by_connection(given) | {plain_name(name) for name, _ in injected}
-    passed = [
+    refused = NEVER_ASKED | _named_by_connection(given) | {plain_name(name) for name in credential}
+    return [
         (name, value)
         for name, value in given
         if plain_name(name) not in refused and not plain_name(name).startswith(_NOT_ASKED_PREFIXES)
     ]
+
+
+def request_headers(given: RawHeaders, injected: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """What is sent: the caller's headers that go on, and the injected ones."""
+    passed = passed_headers(given, [name for name, _ in injected])
     return [*passed, (b"Accept-Encoding", b"identity"), *injected]
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from evergrant_server.core.agents.call_approvals import AgentCall
+from evergrant_server.core.agents.calls import AgentCall, Header, covered_headers
 from evergrant_server.core.ids import AppId
 from evergrant_server.gateway.proxy.caller_body import CallerBody
 from evergrant_server.gateway.proxy.headers import RawHeaders
@@ -32,8 +32,11 @@ class Outgoing(Protocol):
         """The caller's headers, before the credential is put in. `target` comes first."""
         ...
 
-    def call_to_approve(self, agent: AppId, row: LeaseRow, target: ApiTarget) -> AgentCall | None:
-        """What a person has to approve where a permit demands it; None: nothing."""
+    def call_to_approve(
+        self, agent: AppId, row: LeaseRow, target: ApiTarget, passed: RawHeaders
+    ) -> AgentCall | None:
+        """What a person has to approve where a permit demands it; None: nothing. `passed`: the caller's
+        headers that go on."""
         ...
 
     def answer_headers(self, given: RawHeaders) -> RawHeaders:
@@ -64,20 +67,31 @@ class PathRequest:
     def headers(self) -> RawHeaders:
         return self.given
 
-    def call_to_approve(self, agent: AppId, row: LeaseRow, target: ApiTarget) -> AgentCall:
-        return http_call(agent, row, self.judged.method, target, self.body)
+    def call_to_approve(
+        self, agent: AppId, row: LeaseRow, target: ApiTarget, passed: RawHeaders
+    ) -> AgentCall:
+        return http_call(agent, row, self.judged.method, target, passed, self.body)
 
     def answer_headers(self, given: RawHeaders) -> RawHeaders:
         return given
 
 
-def http_call(agent: AppId, row: LeaseRow, method: str, target: ApiTarget, body: CallerBody) -> AgentCall:
-    """A call by method, URL and body. Raises Failure CALL_APPROVAL_REQUIRED for a body that is too long."""
+def http_call(
+    agent: AppId, row: LeaseRow, method: str, target: ApiTarget, passed: RawHeaders, body: CallerBody
+) -> AgentCall:
+    """A call by method, URL, headers and body. Raises Failure CALL_APPROVAL_REQUIRED for a body that is too
+    long."""
     return AgentCall(
         agent=agent,
         subject=row.subject,
         connection=row.connection_id,
         method=method,
-        url=target.origin + target.target.decode(),
+        url=target.url,
+        headers=covered_headers(as_text(passed)),
         body_sha256=body.digest(),
     )
+
+
+def as_text(headers: RawHeaders) -> list[Header]:
+    """Each byte is one character, so that no two headers become the same."""
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]

@@ -29,6 +29,11 @@ class ProviderApi:
     takes: ApiRequest
     client_id: str
 
+    @property
+    def credential_names(self) -> list[bytes]:
+        """The names of the headers that `credential` makes."""
+        return [name.encode() for name in (self.takes.auth_header, *self.takes.headers)]
+
     def credential(self, token: Secret) -> list[tuple[bytes, bytes]]:
         """The headers that authenticate a request. Raises Failure REPLY_UNREADABLE for a token that no header
         can hold."""

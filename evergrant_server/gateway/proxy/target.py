@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.policy import ProxiedRequest
+from providers.definition.templates import server_address
 
 MOST_TARGET = 16 * 1024
 _MOST_LINE = 500  # characters of a request line in the audit log
@@ -42,6 +43,10 @@ class ApiTarget:
 
     origin: str
     target: bytes
+
+    @property
+    def url(self) -> str:
+        return self.origin + self.target.decode()
 
 
 def read_caller_path(method: str, raw: bytes, query: bytes) -> CallerPath:
@@ -95,8 +100,8 @@ def target_of_server(url: str, query: bytes) -> ApiTarget:
     """A server that has one URL, and the caller's query. Raises Failure INVALID_REQUEST."""
     if len(query) > MOST_TARGET or not _QUERY.match(query):
         raise Failure(ErrorCode.INVALID_REQUEST, "The query has characters that a URL can't have.")
-    server = urlsplit(url)
-    path = (server.path or "/").encode()
+    server = urlsplit(server_address(url))
+    path = server.path.encode()
     return ApiTarget(f"{server.scheme}://{server.netloc}", path + (b"?" + query if query else b""))
 
 

@@ -10,6 +10,7 @@ from evergrant_server.api.connections.models import _connection_id
 from evergrant_server.api.http.models import Body, Label, Scopes, Slug, StorableText, Subject, Text
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import ConnectionId, is_id
+from evergrant_server.gateway.proxy.headers import passed_headers
 
 MOST_BODY = 64 * 1024
 _SAFE = "/%:@!$&'()*+,;=?~-._[]"
@@ -86,6 +87,15 @@ class RequestArguments(Body):
         JsonValue,
         WithJsonSchema({"description": "The request's body: any JSON value; a string is sent as it is."}),
     ] = None
+    headers: Annotated[
+        dict[_HeaderName, _HeaderValue],
+        Field(
+            default_factory=dict,
+            max_length=20,
+            description="Further headers. Never a credential: it is added on the way. What proxies say, such "
+            "as X-Forwarded-For, is left out.",
+        ),
+    ]
 
     @property
     def content(self) -> bytes:
@@ -97,6 +107,15 @@ class RequestArguments(Body):
         return json.dumps(self.body, separators=(",", ":"), ensure_ascii=False).encode()
 
     @property
+    def own_headers(self) -> list[tuple[bytes, bytes]]:
+        """The model's headers that the proxy lets go on, and the kind of the body."""
+        named = [(name.lower().encode(), value.strip(" ").encode()) for name, value in self.headers.items()]
+        if self.content and all(name != b"content-type" for name, _ in named):
+            kind = b"text/plain; charset=utf-8" if isinstance(self.body, str) else b"application/json"
+            named.append((b"content-type", kind))
+        return passed_headers(named)
+
+    @property
     def target(self) -> tuple[bytes, bytes]:
         """Path without its leading slash, and query, as they are sent."""
         path, _, query = self.path.partition("?")
@@ -104,14 +123,6 @@ class RequestArguments(Body):
 
 
 class CallApi(RequestArguments):
-    headers: Annotated[
-        dict[_HeaderName, _HeaderValue],
-        Field(
-            default_factory=dict,
-            max_length=20,
-            description="Further headers. Never a credential: it is added on the way.",
-        ),
-    ]
     reason: Annotated[
         Text | None,
         Field(description="Why this call is needed, for the person who has to approve it, if one has to."),

@@ -5,11 +5,13 @@ from typing import Any
 from mcp.types import CallToolResult, InputRequiredResult
 from starlette.responses import Response
 
-from evergrant_server.api.agents.approval_models import CallApprovalBody, CallApprovalView
+from evergrant_server.api.agents.approval_models import CallApprovalBody, CallApprovalView, CallHeader
 from evergrant_server.api.agents.approvals import ask_for_call, get_call_approval
 from evergrant_server.core.agents.call_approvals import CallApprovalState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.gateway.proxy.headers import passed_headers
+from evergrant_server.gateway.proxy.outgoing import as_text
 from evergrant_server.gateway.proxy.target import read_caller_path, target_of_call
 from evergrant_server.gateway.tools.arguments import CallApi, GetApproval, RequestApproval, RequestArguments
 from evergrant_server.gateway.tools.elicitation import PersonPage, hold, returned, show_page
@@ -77,10 +79,12 @@ async def _ask(tool: ToolCall, given: RequestArguments, reason: str) -> CallAppr
     api = await tool.parts.apis.of(row)
     path = read_caller_path(given.method, *given.target)
     target = target_of_call(api.base_url, path, hidden_slashes=api.takes.encoded_slashes)
+    sent = passed_headers(given.own_headers, api.credential_names)
     body = CallApprovalBody(
         connection_id=given.connection_id,
         method=given.method,
-        url=target.origin + target.target.decode(),
+        url=target.url,
+        headers=tuple(CallHeader(name=name, value=value) for name, value in as_text(sent)),
         body=given.content.decode() or None,
         reason=reason,
     )

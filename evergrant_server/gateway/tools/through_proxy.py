@@ -99,21 +99,14 @@ def _scope(tool: ToolCall, given: CallApi) -> Scope:
     """The request as it would have come to `/v1/proxy`."""
     path, query = given.target
     raw = PREFIX + given.connection_id.encode() + b"/" + path
-    headers = [(name.lower().encode(), value.encode()) for name, value in given.headers.items()]
-    named = {name for name, _ in headers}
-    if given.content:
-        if b"content-type" not in named:
-            kind = b"text/plain; charset=utf-8" if isinstance(given.body, str) else b"application/json"
-            headers.append((b"content-type", kind))
-        headers.append((b"content-length", str(len(given.content)).encode()))
+    length = [(b"content-length", str(len(given.content)).encode())] if given.content else []
     ours = [it for it in tool.request.headers.raw if it[0] in (b"authorization", b"x-forwarded-for")]
-    given_headers = [it for it in headers if it[0] not in (b"authorization", b"transfer-encoding")]
     changed = {
         "method": given.method,
         "path": raw.decode(),
         "raw_path": raw,
         "query_string": query,
-        "headers": [*given_headers, *ours],
+        "headers": [*given.own_headers, *length, *ours],
     }
     kept = {name: it for name, it in tool.request.scope.items() if name != "state"}
     return {**kept, **changed}

@@ -26,7 +26,7 @@ def read(content: bytes | None, *headers: tuple[bytes, bytes]) -> McpMessage:
 def test_a_call_of_a_tool_is_read():
     found = read(CALL)
     assert (found.method, found.tool, found.id, found.unclear) == ("tools/call", "safe", 7, None)
-    assert found.arguments == {"a": 1, "deep": {"where": "ü"}}
+    assert found.params == {"name": "safe", "arguments": {"a": 1, "deep": {"where": "ü"}}}
 
 
 @pytest.mark.parametrize(

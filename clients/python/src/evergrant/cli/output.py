@@ -213,6 +213,14 @@ def argument_error(detail: str) -> BadRequest:
     return BadRequest(detail, code="invalid_request", repair="Correct the argument.")
 
 
+def header_of(text: str) -> tuple[str, str]:
+    """An argument of the form NAME: VALUE. Raises BadRequest."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise argument_error(f"{text!r} is not NAME: VALUE")
+    return name.strip(), value.strip()
+
+
 def name_and_value(text: str) -> tuple[str, str]:
     """An argument of the form NAME=VALUE. Raises BadRequest."""
     name, equals, value = text.partition("=")

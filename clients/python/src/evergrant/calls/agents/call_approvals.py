@@ -1,6 +1,6 @@
 """An agent's calls that a person approves: ask, wait, use; and for admins, decide."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,6 +17,8 @@ from evergrant.calls.call import (
 )
 
 _PATH = "call-approvals"
+
+Headers = Mapping[str, str] | Sequence[tuple[str, str]]  # a sequence: where a name comes twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +66,22 @@ def ask_for_call(
     reason: str,
     method: str | None = None,
     url: str | None = None,
+    headers: Headers | None = None,
     body: str | None = None,
     body_sha256: str | None = None,
     tool: str | None = None,
     arguments: Mapping[str, object] | None = None,
+    params: Mapping[str, object] | None = None,
     decide_within: timedelta | None = None,
 ) -> Call[CallApproval]:
-    """Ask a person to approve one call: `method` and `url` with a body, or `tool` with `arguments`.
+    """Ask a person to approve one call: `method`, `url` and `headers` with a body, or `tool` with `arguments`
+    and what is beside them in its `params`, such as `_meta`.
 
-    The same call again is the same request. Wait with `wait_for_approval`, then `use_call_approval`.
+    Name every header that the call will have, such as Content-Type; those that say only how it is sent, such
+    as User-Agent, may be left out. The same call again is the same request. Wait with `wait_for_approval`,
+    then `use_call_approval`.
     """
-    called = _called(connection_id, method, url, body, body_sha256, tool, arguments)
+    called = _called(connection_id, method, url, headers, body, body_sha256, tool, arguments, params)
     more = without_none(decide_within=seconds_or_none(decide_within))
     return post(path_of(_PATH), _approval, {**called, "reason": reason, **more})
 
@@ -84,17 +91,19 @@ def use_call_approval(
     *,
     method: str | None = None,
     url: str | None = None,
+    headers: Headers | None = None,
     body: str | None = None,
     body_sha256: str | None = None,
     tool: str | None = None,
     arguments: Mapping[str, object] | None = None,
+    params: Mapping[str, object] | None = None,
 ) -> Call[CallApproval]:
     """Use up the approval of exactly this call, right before making it.
 
     Raises Denied `call_approval_required` for a call that differs, isn't approved, or was made already: also
     where the answer to an earlier attempt was lost. Ask for it anew.
     """
-    called = _called(connection_id, method, url, body, body_sha256, tool, arguments)
+    called = _called(connection_id, method, url, headers, body, body_sha256, tool, arguments, params)
     return Call("POST", path_of(_PATH, "use"), _approval, body=called)
 
 
@@ -123,11 +132,22 @@ def _called(
     connection_id: str,
     method: str | None,
     url: str | None,
+    headers: Headers | None,
     body: str | None,
     body_sha256: str | None,
     tool: str | None,
     arguments: Mapping[str, object] | None,
+    params: Mapping[str, object] | None,
 ) -> Mapping[str, object]:
-    given = without_none(method=method, url=url, body=body, body_sha256=body_sha256, tool=tool)
-    called = {} if arguments is None else {"arguments": dict(arguments)}
-    return {"connection_id": connection_id, **given, **called}
+    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+    sent = without_none(
+        method=method,
+        url=url,
+        headers=[{"name": name, "value": value} for name, value in pairs] or None,
+        body=body,
+        body_sha256=body_sha256,
+        tool=tool,
+        arguments=None if arguments is None else dict(arguments),
+        params=None if params is None else dict(params),
+    )
+    return {"connection_id": connection_id, **sent}

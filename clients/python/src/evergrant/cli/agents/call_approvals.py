@@ -3,13 +3,17 @@
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from evergrant.calls.agents.call_approvals import CallApproval
 from evergrant.cli.apps import approvals
-from evergrant.cli.output import DEFAULTS, Options, row_of
+from evergrant.cli.output import DEFAULTS, Options, header_of, row_of
 from evergrant.cli.show.tables import Row, show_one, show_rows
 
 _CALLS = ("id", "state", "agent", "name", "integration", "subject", "reason", "decide_by")
+_Header = Annotated[tuple[str, ...], Parameter(name=["--header", "-H"])]
 
 
 @approvals.command
@@ -20,6 +24,7 @@ def ask(
     /,
     *,
     reason: str,
+    header: _Header = (),
     body_file: Path | None = None,
     hours: float | None = None,
     wait: bool = False,
@@ -30,6 +35,7 @@ def ask(
     Args:
         method: Such as POST.
         reason: Why; the person who decides reads it.
+        header: NAME: VALUE, once for each header of the request, such as Content-Type.
         body_file: The request's body, as text.
         hours: Hours until the request ends undecided; by default 72.
         wait: Return once it is decided, or has ended.
@@ -37,7 +43,13 @@ def ask(
     within = None if hours is None else timedelta(hours=hours)
     with options.client() as client:
         asked = client.ask_for_call(
-            connection_id, reason=reason, method=method, url=url, body=_text(body_file), decide_within=within
+            connection_id,
+            reason=reason,
+            method=method,
+            url=url,
+            headers=[header_of(it) for it in header],
+            body=_text(body_file),
+            decide_within=within,
         )
         if wait and asked.is_waiting:
             asked = client.wait_for_approval(asked.id, within or timedelta(hours=72))
@@ -51,6 +63,7 @@ def use(
     url: str,
     /,
     *,
+    header: _Header = (),
     body_file: Path | None = None,
     options: Options = DEFAULTS,
 ) -> None:
@@ -58,10 +71,12 @@ def use(
 
     Args:
         method: As it was asked for.
+        header: NAME: VALUE, once for each header, as it was asked for.
         body_file: The request's body, as it was asked for.
     """
     with options.client() as client:
-        used = client.use_call_approval(connection_id, method=method, url=url, body=_text(body_file))
+        headers, body = [header_of(it) for it in header], _text(body_file)
+        used = client.use_call_approval(connection_id, method=method, url=url, headers=headers, body=body)
     show_one(_row(used), options.output)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from evergrant.cli.output import DEFAULTS, Options, argument_error
+from evergrant.cli.output import DEFAULTS, Options, argument_error, header_of
 from evergrant.cli.start.settings_file import environment
 from evergrant.errors import EvergrantError
 from evergrant.gateway.clients import gateway_address
@@ -40,7 +40,7 @@ def proxy(
         include: Print status and headers too.
         gateway_url: The gateway's URL; by default EVERGRANT_GATEWAY_URL, or that of evergrant.env.
     """
-    headers = [_header(it) for it in header]
+    headers = [header_of(it) for it in header]
     body = _body(data)
     gateway = gateway_address(gateway_url, allow_plain_http=True, environ=environment(options.url))
     where = f"/{path.removeprefix('/')}"
@@ -59,13 +59,6 @@ def proxy(
             sys.stdout.buffer.flush()
     if response.status_code >= 400:
         raise ApiRefused(f"the provider's API answered with {response.status_code}")
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise argument_error(f"{text!r} is not NAME: VALUE")
-    return name.strip(), value.strip()
 
 
 def _body(data: str | None) -> bytes | None:
