@@ -128,6 +128,29 @@ async def test_another_apps_approval_is_not_found(api: Api, gateway: Gateway):
         assert (await theirs.call_tool("get_approval", look)).structured_content["code"] == "not_found"
 
 
+async def test_the_models_headers_are_approved_with_the_call(
+    api: Api, gateway: Gateway, upstream: RawUpstream
+):
+    refund, key, admin = await an_agent(api)
+    mine = refund | {"headers": {"Stripe-Account": "acct_1", "X-Forwarded-Host": "evil.example"}}
+    theirs = refund | {"headers": {"Stripe-Account": "acct_2"}}
+    async with mcp_client(gateway, key) as client:
+        asked = (await client.call_tool("request_approval", mine)).structured_content
+        await admin.decides(asked["page"])
+        for other in (theirs, refund, mine | {"headers": {**mine["headers"], "Prefer": "x"}}):
+            refused = (await client.call_tool("call_api", other)).structured_content
+            assert refused["code"] == "call_approval_required"
+        assert upstream.seen == []
+        made = (await client.call_tool("call_api", mine)).structured_content
+    assert made["status"] == 200
+    assert admin.called["call"]["headers"] == [
+        {"name": "content-type", "value": "application/json"},
+        {"name": "stripe-account", "value": "acct_1"},
+    ]
+    (seen,) = upstream.seen
+    assert (seen.values("stripe-account"), seen.values("x-forwarded-host")) == (["acct_1"], [])
+
+
 async def test_twenty_calls_at_once_use_one_approval_once(api: Api, gateway: Gateway, upstream: RawUpstream):
     refund, key, admin = await an_agent(api)
     async with mcp_client(gateway, key) as client:

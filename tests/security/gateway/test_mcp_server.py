@@ -105,6 +105,41 @@ async def test_a_header_of_the_model_is_no_credential(api: Api, gateway: Gateway
     assert seen.values("x-own") == ["1"]
 
 
+FORWARDING = (
+    *("Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X_Forwarded_Host", "X-Real-IP", "Via", "Host"),
+    *("X-Original-URL", "X-Rewrite-URL", "True-Client-IP", "CF-Connecting-IP", "X-Client-IP", "Client-IP"),
+    *("X-Envoy-External-Address", "X-Envoy-Retry-On", "X-HTTP-Method-Override", "Evergrant-Delegation"),
+    *("Content-Length", "Transfer-Encoding", "Connection", "Proxy-Authorization", "traceparent"),
+)
+
+
+async def test_a_header_of_the_model_says_nothing_of_where_a_call_comes_from(
+    api: Api, gateway: Gateway, upstream: RawUpstream
+):
+    id, key = await an_agent(api)
+    async with mcp_client(gateway, key) as client:
+        for names in (FORWARDING[::2], FORWARDING[1::2]):
+            asked = {"connection_id": id, "path": "/user/x", "headers": dict.fromkeys(names, "192.0.2.7")}
+            made = await client.call_tool("call_api", asked)
+            assert made.structured_content["status"] == 200
+    assert len(upstream.seen) == 2
+    assert all("192.0.2.7" not in seen.head.decode() for seen in upstream.seen)
+
+
+async def test_a_model_cannot_forge_the_address_that_a_permit_names(
+    api: Api, gateway: Gateway, upstream: RawUpstream, monkeypatch: pytest.MonkeyPatch
+):
+    """Where the host runs beside the gateway, its peer is a proxy that is trusted."""
+    monkeypatch.setattr(gateway.parts.api.settings, "trusted_proxies", ("127.0.0.1/32",))
+    permit = {"integration": "*", "actions": ["proxy"], "sources": ["192.0.2.0/24"]}
+    id, key = await an_agent(api, permit)
+    asked = {"connection_id": id, "path": "/user/x", "headers": {"X-Forwarded-For": "192.0.2.7"}}
+    async with mcp_client(gateway, key) as client:
+        refused = await client.call_tool("call_api", asked)
+    assert refused.structured_content["code"] == "not_found"
+    assert upstream.seen == []
+
+
 async def test_a_long_response_is_cut_and_one_that_is_no_text_is_not_shown(
     api: Api, gateway: Gateway, upstream: RawUpstream
 ):
