@@ -57,6 +57,35 @@ async def test_a_person_sees_exactly_what_is_asked_for_and_approves_it(api: Api)
     assert "No call waits" in await browser.page("/console/agents")
 
 
+async def test_a_person_sees_the_whole_url_each_header_and_the_body(api: Api):
+    await an_asking_agent(api)
+    connection = await api.active(await api.integration("xero"), lifetime=None)
+    names = {
+        "Xero-Tenant-Id": "45e4708e",
+        "Content-Type": "text/plain",
+        "User-Agent": "agent/9",
+        "X-Own": "ä\xad",
+    }
+    asked = await api.post(
+        "/v1/call-approvals",
+        await api.app_with("payer", Action.PROXY),
+        {
+            "connection_id": connection.id,
+            "method": "POST",
+            "url": "https://api.example/pay?to=bob&sum=5",
+            "headers": [{"name": name, "value": value} for name, value in names.items()],
+            "body": "five",
+            "reason": "order 7",
+        },
+    )
+    browser = await person_at_console(api, PersonRole.TENANT_ADMIN, person=ANN)
+    page = await browser.page(f"/console/call-approvals/{asked.json()['id']}")
+    assert "https://api.example/pay?to=bob&amp;sum=5" in page
+    assert "content-type: text/plain\nx-own: ä[U+00AD]\nxero-tenant-id: 45e4708e</pre>" in page
+    assert "five" in page
+    assert "agent/9" not in page
+
+
 @pytest.mark.parametrize("verb", ["approve", "deny"])
 async def test_an_auditor_and_an_old_login_decide_nothing(api: Api, verb: str):
     path = await an_asking_agent(api)

@@ -30,6 +30,9 @@ def passed(*given: tuple[str, str]) -> dict[str, list[str]]:
         ),
         *("X-Real-IP", "X-Original-URL", "X-Rewrite-URL", "X-HTTP-Method-Override", "Expect", "Via"),
         *("Content-Length", "Evergrant-Anything", "traceparent", "X-Method-Override"),
+        *("X-Forwarded", "Forwarded-For", "True-Client-IP", "CF-Connecting-IP", "cf-connecting-ipv6"),
+        *("X-Client-IP", "Client-IP", "Fastly-Client-IP", "X-Envoy-External-Address", "x-envoy-anything"),
+        *("X_Original_URI", "X-Original-Forwarded-For", "X-Rewrite-Anything", "Remote-User", "CDN-Loop"),
     ],
 )
 def test_a_request_header_that_stays_here(name: str):

@@ -94,6 +94,33 @@ async def test_a_call_from_the_question_to_its_one_use(api: Api, asking: Asking)
     assert len(told) == 3, "its workflow is told of each"
 
 
+HEADERS = [{"name": "Notion-Version", "value": "2022-06-28"}, {"name": "User-Agent", "value": "x"}]
+
+
+async def test_headers_are_used_up_as_they_were_asked_for_and_neutral_ones_are_not_shown(asking: Asking):
+    asked = (await asking.ask(headers=HEADERS)).json()
+    assert asked["call"]["headers"] == [{"name": "notion-version", "value": "2022-06-28"}]
+    assert (await asking.ask()).json()["id"] != asked["id"]
+    assert await asking.decide(asked["id"]) == "approved"
+    assert await asking.use() == "call_approval_required"
+    other = [{"name": "Notion-Version", "value": "2021-05-13"}]
+    assert await asking.use(headers=other) == "call_approval_required"
+    assert await asking.use(headers=[{"name": "notion-VERSION", "value": "2022-06-28"}]) == "used"
+
+
+async def test_a_tool_is_used_up_with_its_params_and_server(asking: Asking):
+    called = {"tool": "pay", "arguments": {"sum": 5}, "params": {"task": {"ttl": 1}}}
+    there = {"url": "https://tools.example/mcp"}
+    asked = (await asking.ask(**called, **there)).json()
+    shown = {name: value for name, value in asked["call"].items() if value is not None}
+    assert shown == {**called, **there}
+    assert await asking.decide(asked["id"]) == "approved"
+    for changed in ({"params": {}}, {"params": {"task": {"ttl": 2}}}, {"url": "https://tools.example/other"}):
+        assert await asking.use(**{**called, **there, **changed}) == "call_approval_required"
+    assert await asking.use(**called) == "call_approval_required"
+    assert await asking.use(**called, **there) == "used"
+
+
 async def test_the_same_call_is_one_request_and_another_one_after_its_use(asking: Asking):
     first, again = (await asking.ask()).json(), await asking.ask(reason="please")
     assert (again.status_code, again.json()) == (202, first)
@@ -220,6 +247,18 @@ async def test_what_is_called_is_sealed_and_a_row_that_was_changed_by_hand_is_re
         {"tool": "x", "arguments": {"n": 2**60}},
         {"tool": "x", "arguments": {"half": "\ud800"}},
         {"tool": ""},
+        {"tool": "x", "params": {"name": "y"}},
+        {"tool": "x", "params": {"arguments": {}}},
+        {"tool": "x", "params": {"_meta": {"n": 1e20}}},
+        {"tool": "x", "body": "x"},
+        {"params": {}},
+        {"headers": [{"name": "Cookie", "value": "a=b"}]},
+        {"headers": [{"name": "X Y", "value": "1"}]},
+        {"headers": [{"name": "X", "value": "a\r\nB: c"}]},
+        {"headers": [{"name": "X", "value": "\u0100"}]},
+        {"headers": [{"name": "X"}]},
+        {"headers": {"X": "1"}},
+        {"headers": [{"name": "X", "value": "1"}] * 101},
         {"decide_within": 1},
         {"decide_within": 1e99},
         {"reason": ""},

@@ -17,6 +17,9 @@ REACHED = example(ReachedPermit, covered=[example(CoveredConnection)], stopped_b
 URL = "https://api.example/refunds"
 CALLED = {"method": "POST", "url": URL, "body": None, "tool": None, "arguments": None}
 ASKED = example(CallApproval, id="cap_1", state="waiting", call=CALLED)
+HEADERS = [{"name": "Notion-Version", "value": "2022-06-28"}, {"name": "X-Own", "value": "1"}]
+SHOWN = {"headers": [{"name": "notion-version", "value": "2022-06-28"}]}
+WITH_HEADERS = example(CallApproval, id="cap_3", state="waiting", call={**CALLED, **SHOWN})
 TOOL = example(CallApproval, id="cap_2", state="denied", call={"tool": "pay", "arguments": {"to": "bob"}})
 WANTED = {"connection_id": "con_1", "method": "POST", "url": URL}
 PUT = {"purpose": "mails", "ends_at": ANY, "sponsor": "app:team"}
@@ -45,6 +48,20 @@ STOP = {"reason": "too much", "revoke_connections": True}
             URL,
         ),
         (f"approvals use con_1 POST {URL}", "POST call-approvals/use", WANTED, ASKED, "cap_1"),
+        (
+            f"approvals ask con_1 POST {URL} --reason x -H Notion-Version:2022-06-28 --header X-Own:1",
+            "POST call-approvals",
+            {**WANTED, "headers": HEADERS, "reason": "x"},
+            WITH_HEADERS,
+            '"value": "2022-06-28"',
+        ),
+        (
+            f"approvals use con_1 POST {URL} -H Notion-Version:2022-06-28 -H X-Own:1",
+            "POST call-approvals/use",
+            {**WANTED, "headers": HEADERS},
+            WITH_HEADERS,
+            "notion-version",
+        ),
         ("approvals calls --state waiting", "GET call-approvals", None, [ASKED], "cap_1"),
         ("approvals show cap_2", "GET call-approvals/cap_2", None, TOOL, '{"to": "bob"}'),
         (
