@@ -33,6 +33,7 @@ _CALL = {
     "connection_id": _VALUES["connection"],
     "method": "POST",
     "url": "https://api.example.com/v1/refunds",
+    "headers": [{"name": "Content-Type", "value": "application/json"}],
     "body": '{"order": 7}',
 }
 BODIES: dict[str, Mapping[str, Any]] = {

@@ -156,6 +156,6 @@ def _require_no_approval(decision: PermitDecision) -> None:
     if decision.needs_call_approval:
         demands = (it for it in (decision.permit, *decision.above) if it is not None and it.call_approval)
         name = next(demands).name
-        why = f"The permit {name} wants each call approved; here its body isn't known."
+        why = f"The permit {name} wants each call approved; here not all of it is known."
         repair = "Send it to the gateway's /v1/proxy/{connection}/{path}, once it is approved."
         raise Failure(ErrorCode.CALL_APPROVAL_REQUIRED, why, repair=repair)

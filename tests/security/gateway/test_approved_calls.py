@@ -202,6 +202,7 @@ async def test_a_renewal_that_changes_where_a_call_goes_is_asked_about_again(
     await approved.approve()
     approved.api.refreshes_with("at-2")
     refresh = approved.api.link.on_refresh
+    assert refresh is not None
 
     async def refresh_and_move(tenant: Tenant, id: ConnectionId, ask: EnsureFresh) -> EnsureFreshResult:
         approved.gateway.parts.api.registry = registry_for(f"{approved.upstream.url}/elsewhere")

@@ -128,8 +128,28 @@ async def test_a_call_in_any_session_and_frame_is_the_same_call(server: Server, 
     assert (await server.post(calling(PARAMS | {"_meta": meta}), headers)).status_code == 200
 
 
+async def test_another_message_is_approved_by_its_bytes(server: Server, upstream: RawUpstream):
+    """So is a call of a tool that has more than its params."""
+    admin = await permit_is(server, call_approval=True)
+    for message in (
+        calling({"uri": "file:///x"}) | {"method": "resources/read"},
+        calling(PARAMS, account="theirs"),
+    ):
+        content = json.dumps(message)
+        headers = [{"name": name, "value": value} for name, value in MODERN.items()]
+        wanted = {"method": "POST", "url": f"{upstream.url}/v2/mcp", "body": content, "headers": headers}
+        body = {"connection_id": server.connection.id, "reason": "order 7", **wanted}
+        asked = (await server.api.post("/v1/call-approvals", server.key, body)).json()
+        await server.api.post(f"/v1/call-approvals/{asked['id']}/approve", admin)
+        other = json.dumps(message | {"id": 2}).encode()
+        assert problem_of(await server.post(other, MODERN))[2] == "call_approval_required"
+        assert (await server.post(content.encode(), MODERN)).status_code == 200
+    assert len(upstream.seen) == 2
+
+
+@pytest.mark.parametrize("era", ["2026-07-28", "legacy"])
 async def test_a_stock_client_makes_a_call_that_was_asked_for_by_tool_and_arguments(
-    server: Server, upstream: RawUpstream
+    server: Server, upstream: RawUpstream, era: str
 ):
     """What the MCP SDK adds by itself, in headers and `_meta`, is neutral."""
     await approved(server, {"tool": "pay", "arguments": {"sum": 5}})
@@ -139,6 +159,11 @@ async def test_a_stock_client_makes_a_call_that_was_asked_for_by_tool_and_argume
         message = json.loads(seen.body or b"{}")
         calls.append(message.get("method"))
         result = {
+            "initialize": {
+                "protocolVersion": "2025-11-25",
+                "capabilities": {"tools": {}},
+                "serverInfo": {"name": "theirs", "version": "1"},
+            },
             "server/discover": {
                 "supportedVersions": ["2026-07-28"],
                 "capabilities": {"tools": {}},
@@ -163,7 +188,7 @@ async def test_a_stock_client_makes_a_call_that_was_asked_for_by_tool_and_argume
         headers={"Authorization": f"Bearer {server.key}"}, timeout=60, trust_env=False
     ) as http:
         url = f"http://127.0.0.1:{server.gateway.port}{server.path}"
-        async with Client(streamable_http_client(url, http_client=http), mode="2026-07-28") as client:
+        async with Client(streamable_http_client(url, http_client=http), mode=era) as client:
             made = await client.call_tool("pay", {"sum": 5})
     assert not made.is_error
     assert calls.count("tools/call") == 1
@@ -175,6 +200,7 @@ async def test_a_renewal_that_moves_the_server_is_asked_about_again(
     await approved(server)
     server.api.refreshes_with("at-2")
     refresh = server.api.link.on_refresh
+    assert refresh is not None
 
     async def refresh_and_move(tenant: Tenant, id: ConnectionId, ask: EnsureFresh) -> EnsureFreshResult:
         await moved(server, server.connection, f"{upstream.url}/v3/mcp")
