@@ -56,7 +56,7 @@ async def hash_of(tx: Transaction, tenant: Tenant, call: AgentCall) -> str:
     try:
         return call_hash(tx.sealer.ring, tenant, {**call.members(), "account": account})
     except ValueError:
-        why = "Arguments need I-JSON: integers below 2^53, finite numbers, whole characters, few levels."
+        why = "Arguments need I-JSON: numbers below 2^53, whole characters, few levels."
         raise Failure(ErrorCode.INVALID_REQUEST, why, field="arguments") from None
 
 

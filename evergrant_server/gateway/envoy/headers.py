@@ -15,12 +15,7 @@ _FRAMING = frozenset(
     }
 )
 # over HTTP the gateway doesn't see what the app sent: these go whether or not it did
-_ALWAYS = frozenset(
-    {
-        *(name.decode() for name in NEVER_ASKED),
-        *(KEY, CONNECTION),
-    }
-)
+_ALWAYS = frozenset({KEY, CONNECTION, *(name.decode() for name in NEVER_ASKED)})
 
 
 def removed_headers(given: RawHeaders, injected: RawHeaders) -> list[str]:

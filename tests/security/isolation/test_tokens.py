@@ -22,6 +22,7 @@ ALLOWED = {
     ("ExportView", "key"),  # the thumbprint of a public one
     ("DeviceView", "user_code"),  # for a person's eyes (RFC 8628), with the action connect
     ("SignatureView", "headers"),  # OAuth 1.0a, for one request
+    ("CalledView", "headers"),  # as an agent asks to send them; credentials are refused
 }
 _SECRET = re.compile(
     "token|secret|password|private|credential|verifier|assertion|proof|cookie|^key$|^headers$|_code$"

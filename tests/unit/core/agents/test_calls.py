@@ -19,6 +19,7 @@ from evergrant_server.core.ids import AppId, ConnectionId, Tenant
 from evergrant_server.crypto import KeyRing
 from evergrant_server.crypto.call_hash import call_hash
 
+ROOT = Path(__file__).parents[4]
 TENANT = Tenant("acme")
 # few of them, which could be confused with each other
 TEXTS = st.sampled_from(["", "a", "b", "a,b", "a: b", "a\nb", '"', "\\", "\x00", "é", "e\u0301", "1", "null"])
@@ -151,3 +152,10 @@ def test_a_number_that_stands_for_more_than_one_is_refused(ring: KeyRing, number
 )
 def test_an_accept_that_chooses_nothing_is_neutral(accept: list[str], of_tool: bool, is_part: bool):
     assert bool(covered_headers([("Accept", it) for it in accept], of_tool=of_tool)) == is_part
+
+
+def test_the_guide_names_all_that_is_neutral():
+    guide = (ROOT / "docs" / "guide" / "agents.md").read_text(encoding="utf-8")
+    section = guide.partition("### What an approval covers")[2].partition("\n### ")[0].lower()
+    names = [*NEUTRAL_HEADERS, *(it.removeprefix("io.modelcontextprotocol/") for it in NEUTRAL_META)]
+    assert [it for it in names if f"`{it.lower()}`" not in section] == []
