@@ -166,7 +166,7 @@ async def running_gateway(api: Api, upstream: RawUpstream, **changes: Any) -> As
         check_endpoint=policy.check_endpoint,
     )
     silence = settings.gateway_silence.total_seconds()
-    outcomes = OutcomeLog(store, "outcomes-test")
+    outcomes = OutcomeLog(store, "gateway-outcomes")
     parts = GatewayParts(context, StreamingTransport(policy, silence_s=silence), outcomes)
     outcomes.start()
     app = GatewayApp(parts)
