@@ -29,7 +29,7 @@ from evergrant_server.core.connections.login import (
     must_log_in,
 )
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import require_login
+from evergrant_server.core.integrations import require_pinned_login
 from evergrant_server.core.messages.integrations import LoginResult, VerifyLogin
 from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.provider_words import words_in
@@ -136,7 +136,7 @@ class LoginActivities:
             raise Failure(ErrorCode.CALLBACK_INVALID, _SUPERSEDED)
         rule = integration.login
         named = None if rule is None else await tx.integrations.by_name(consent.tenant, rule.integration)
-        there = require_login(rule, named)
+        there = require_pinned_login(rule, named)
         assert rule is not None
         issuer = await self._contexts.access(tx, there)
         if {(it.endpoints.issuer, it.endpoints.token_endpoint) for it in issuer} != {

@@ -164,9 +164,11 @@ class KeySession(TenantRow):
 
 
 class Approval(TenantRow):
-    """A command of an app that a second app must approve (`EVERGRANT_FOUR_EYES`).
+    """A command of an app or a person that a second admin must approve (`EVERGRANT_FOUR_EYES`).
 
-    `body` is the request's, which holds no secret. The same command of the same app has the same id.
+    `body` is the request's, which holds no secret. `resolves_to` is what its names stand for: ids,
+    revisions, issuers and endpoints. The same command of the same app that resolves to the same has the same
+    id.
     """
 
     id: ApprovalId
@@ -174,6 +176,7 @@ class Approval(TenantRow):
     by: str  # who sent the command
     command: str  # method and path
     body: dict[str, Any] | None
+    resolves_to: dict[str, Any] = Field(default_factory=dict)
     created_at: datetime
     expires_at: datetime
     approved_by: str | None = None

@@ -50,6 +50,7 @@ class ErrorCode(StrEnum):
     DELEGATION_ENDED = "delegation_ended"
     TENANT_DISABLED = "tenant_disabled"
     APPROVAL_REQUIRED = "approval_required"
+    APPROVAL_OUTDATED = "approval_outdated"
     CALL_APPROVAL_REQUIRED = "call_approval_required"
     SCOPE_NOT_PERMITTED = "scope_not_permitted"
     SOURCE_NOT_PERMITTED = "source_not_permitted"
@@ -215,8 +216,15 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "The operator has disabled the tenant. Its connections are kept.", "Ask the operator."
     ),
     ErrorCode.APPROVAL_REQUIRED: _denied(
-        "A second app must approve this command first (EVERGRANT_FOUR_EYES).",
-        "Have another app with admin send POST /v1/approvals/{approval_id}; then send the request again.",
+        "A second admin must approve this command first (EVERGRANT_FOUR_EYES).",
+        "Have another app or person with admin read GET /v1/approvals and send "
+        "POST /v1/approvals/{approval_id}; then send the request again.",
+    ),
+    ErrorCode.APPROVAL_OUTDATED: _caller(
+        "The approval no longer fits: what the command names has changed since.",
+        "Have another admin compare what it resolves to now and approve it anew: evergrant approvals ls, "
+        "evergrant approvals give {approval_id}; then send the request again.",
+        status=409,
     ),
     ErrorCode.CALL_APPROVAL_REQUIRED: _denied(
         "A person must approve exactly this call first; an approval is used once, within a day.",

@@ -196,3 +196,17 @@ def require_login(rule: LoginRule | None, found: Integration | None, who: str = 
         why = f"{who} can't log in at the integration {rule.integration}: {problem}."
         raise Failure(ErrorCode.CLIENT_REJECTED, why, login=rule.integration)
     return found
+
+
+def require_pinned_login(
+    rule: LoginRule | None, found: Integration | None, who: str = "Subjects"
+) -> Integration:
+    """As `require_login`, at the issuer with which the login was put. Raises Failure CLIENT_REJECTED with the
+    repair."""
+    there = require_login(rule, found, who)
+    if rule is None or there.issuer != rule.issuer:
+        name = there.name
+        why = f"{who} can't log in: the issuer of the integration {name} isn't the one that the login was put "
+        why += "with. If it is the right one, put the login again."
+        raise Failure(ErrorCode.CLIENT_REJECTED, why, login=name)
+    return there

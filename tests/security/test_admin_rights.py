@@ -199,6 +199,9 @@ async def test_with_four_eyes_a_command_waits_for_a_second_app(
         assert (await api.call(method, path, first, json=body)).status_code in (201, 202)
         done = {AuditAction.KEY_CREATED, AuditAction.PERMIT_PUT, AuditAction.EXPORT_REQUESTED}
         assert [it.detail["approved_by"] for it in await api.records(*done)] == ["app:second"]
+        if method == "PUT":
+            assert (await api.call(method, path, first, json=body)).status_code == 200, "it changes nothing"
+            assert (await api.call("DELETE", path, first)).status_code == 204
         assert await waits() == at, "once"
         api.clock.advance(86_400)
         assert (await api.post(at, second)).status_code == 404, "it waits for a day"

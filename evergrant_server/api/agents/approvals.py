@@ -12,6 +12,7 @@ from evergrant_server.api.agents.approval_models import (
     CallDecisionBody,
     CalledView,
 )
+from evergrant_server.api.http.approvals import dangerous
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit
 from evergrant_server.api.http.problems import invalid_request, require_found
@@ -106,6 +107,7 @@ async def get_call_approval(call_approval_id: str, call: Call) -> Response:
 
 
 @router.post(f"{_PATH}/{{call_approval_id}}/approve")
+@dangerous("always", second=False)
 async def approve_call(
     call_approval_id: str, call: AdminCall, body: CallDecisionBody | None = None
 ) -> CallApprovalView:

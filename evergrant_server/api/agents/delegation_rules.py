@@ -1,13 +1,14 @@
 """`/v1/delegation-rules`: whose tokens let which apps act for a person."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from evergrant_server.api.http.approvals import use_approval, with_approval
+from evergrant_server.api.apps.trusted_issuers import issuer_facts
+from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Page, Slug, Text, View
 from evergrant_server.api.http.problems import invalid_request, require_found
@@ -68,6 +69,7 @@ class DelegationRuleView(View):
 
 
 @router.put("/v1/delegation-rules/{name}")
+@dangerous("a new rule, and each change of one")
 async def put_delegation_rule(
     name: Slug, body: DelegationRuleBody, response: Response, call: AdminCall
 ) -> DelegationRuleView:
@@ -76,17 +78,19 @@ async def put_delegation_rule(
     _check(body, call.api.settings.public_url)
 
     async def write(tx: Transaction) -> tuple[bool, DelegationRuleView]:
-        approved = await use_approval(tx, call, body)
         before = await tx.delegation_rules.by_name(call.tenant, name)
         if before is None and len(await tx.delegation_rules.all(call.tenant)) >= MOST_RULES:
             raise Failure(ErrorCode.ALREADY_EXISTS, f"The tenant has {MOST_RULES} delegation rules already.")
         after = await _with_body(tx, call, name, before, body)
+        approved: dict[str, str] = {}
+        if before is None or _content(before) != _content(after):
+            approved = await use_approval(tx, call, body, await _facts(tx, before, after))
         after = await tx.delegation_rules.put(after, expected=before.revision if before else None)
         detail = {"name": name, **body.model_dump(mode="json"), **approved}
         await call.record(tx, AuditAction.DELEGATION_RULE_PUT, after.id, **detail)
         return before is None, await _view(tx, after)
 
-    created, view = await with_approval(call, body, lambda: call.write(write))
+    created, view = await call.write(write)
     response.status_code = 201 if created else 200
     return view
 
@@ -105,17 +109,30 @@ async def get_delegation_rule(name: Slug, call: AuditorCall) -> DelegationRuleVi
 
 
 @router.delete("/v1/delegation-rules/{name}", status_code=204)
+@dangerous("always: it ends what the rule has accepted")
 async def delete_delegation_rule(name: Slug, call: AdminCall) -> Response:
     """Accept such tokens no more. What the rule has accepted ends with this response."""
-    call.require_step_up()
 
     async def drop(tx: Transaction) -> None:
         rule = require_found(await tx.delegation_rules.by_name(call.tenant, name))
+        approved = await use_approval(tx, call, None, {"rule": rule.id})
         await tx.delegation_rules.delete(rule)
-        await call.record(tx, AuditAction.DELEGATION_RULE_DELETED, rule.id, name=name)
+        await call.record(tx, AuditAction.DELEGATION_RULE_DELETED, rule.id, name=name, **approved)
 
     await call.write(drop)
     return Response(status_code=204)
+
+
+def _content(rule: DelegationRule) -> dict[str, Any]:
+    return rule.model_dump(exclude={"revision", "changed_at"})
+
+
+async def _facts(tx: Transaction, before: DelegationRule | None, after: DelegationRule) -> dict[str, Any]:
+    """What the rule's name, and the names in it, stand for."""
+    issuer = await tx.trusted_issuers.get(after.tenant, after.issuer_id)
+    known = before and {"id": before.id, "revision": before.revision}
+    apps = {"actors": list(after.actors), "clients": after.clients}
+    return {"rule": known, "issuer": issuer_facts(issuer), **apps}
 
 
 def _check(body: DelegationRuleBody, ours: str) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from evergrant_server.api.agents.delegation_views import DelegationView, viewed
+from evergrant_server.api.http.approvals import dangerous
 from evergrant_server.api.http.call import ApiCall, Call
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, View
 from evergrant_server.api.http.problems import require_found
@@ -77,6 +78,7 @@ async def get_delegation(delegation_id: str, call: Call) -> DelegationView:
 
 
 @router.post("/v1/delegations/{delegation_id}/stop")
+@dangerous("always", second=False)
 async def stop_delegation(
     delegation_id: str, call: Call, body: StopDelegationBody | None = None
 ) -> DelegationStopView:

@@ -6,7 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator
 
-from evergrant_server.api.apps.routes import require_app
+from evergrant_server.api.apps.routes import app_facts, require_app
+from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, UtcDatetime, View
 from evergrant_server.api.http.problems import invalid_request, require_found
@@ -55,11 +56,11 @@ class AgentView(View):
 
 
 @router.put("/v1/agents/{name}")
+@dangerous("a new agent, another sponsor, purpose or end")
 async def put_agent(name: Slug, body: AgentBody, response: Response, call: AdminCall) -> AgentView:
     """Make an app an agent, or give an agent another sponsor, purpose or end. An app of this name is created
     if there is none; one that is an agent stays one until it is deleted.
     """
-    call.require_step_up()
     if not call.now < body.ends_at <= call.now + LONGEST:
         raise invalid_request("ends_at", f"It must be in the future, and within {LONGEST.days} days.")
     if name == call.caller.app.name:
@@ -68,6 +69,10 @@ async def put_agent(name: Slug, body: AgentBody, response: Response, call: Admin
     async def write(tx: Transaction) -> tuple[bool, AgentView]:
         before = await tx.access.app_by_name(call.tenant, name)
         facts = {"purpose": body.purpose, "ends_at": body.ends_at, **await _sponsor_of(tx, call, name, body)}
+        approved: dict[str, str] = {}
+        if before is None or before.model_copy(update=facts) != before:
+            known = {"app": None} if before is None else await app_facts(tx, before)
+            approved = await use_approval(tx, call, body, {**known, "sponsor": facts["sponsor_app"]})
         if before is None:
             new = App(tenant=call.tenant, id=AppId(new_id("app")), name=name, created_at=call.now)
             after = await tx.access.put_app(new.model_copy(update=facts), expected=None)
@@ -75,7 +80,7 @@ async def put_agent(name: Slug, body: AgentBody, response: Response, call: Admin
             await _require_sponsors_none(tx, before)
             after = await tx.access.put_app(before.model_copy(update=facts), expected=before.revision)
         detail = {"sponsor": after.sponsor, "purpose": body.purpose, "ends_at": body.ends_at.isoformat()}
-        await call.record(tx, AuditAction.AGENT_PUT, after.id, app=name, **detail)
+        await call.record(tx, AuditAction.AGENT_PUT, after.id, app=name, **detail, **approved)
         return before is None, await agent_view(tx, after, call.now)
 
     created, view = await call.write(write)

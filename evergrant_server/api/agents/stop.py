@@ -5,6 +5,7 @@ from datetime import datetime
 from fastapi import APIRouter
 
 from evergrant_server.api.agents.routes import require_agent
+from evergrant_server.api.http.approvals import dangerous
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Slug, Text, View
 from evergrant_server.api.http.problems import invalid_request, require_found
@@ -46,6 +47,7 @@ class StopView(View):
 
 
 @router.post("/v1/agents/{name}/stop", status_code=202)
+@dangerous("always", second=False)
 async def stop_agent(name: Slug, call: AdminCall, body: StopBody | None = None) -> StopView:
     """Stop an agent. From this response on its requests are refused, and what waits of it in any process
     gets nothing; then a worker closes its approvals. `PUT /v1/apps/{name}` with `disabled: false` ends it.

@@ -13,8 +13,9 @@ from evergrant_server.api.apps.access_request_models import (
     NoteBody,
 )
 from evergrant_server.api.apps.permit_models import PermitBody
-from evergrant_server.api.apps.permits import save_permit
+from evergrant_server.api.apps.permits import gives_weighty, permit_facts, save_permit
 from evergrant_server.api.apps.routes import require_app
+from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit
 from evergrant_server.api.http.problems import invalid_request, require_found
@@ -29,7 +30,7 @@ from evergrant_server.core.lifecycle.access_requests import (
     shown_permit,
 )
 from evergrant_server.core.outbox import access_request_message
-from evergrant_server.policy import Target
+from evergrant_server.policy import PermitQuestion, Target, decide
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["apps"])
@@ -86,12 +87,14 @@ async def get_access_request(request_id: str, call: Call) -> AccessRequestView:
 
 
 @router.post("/v1/access-requests/{request_id}/approve")
+@dangerous("always; a second admin, where who asked isn't one and it gives token, proxy, export or admin")
 async def approve_access_request(
     request_id: str, call: AdminCall, body: ApprovalBody | None = None
 ) -> AccessRequestView:
     """Give the access, or remove the permit that is proposed for removal.
 
-    Neither the app that gets the access nor who asked for it may approve.
+    Neither the app that gets the access nor who asked for it may approve. With EVERGRANT_FOUR_EYES an app
+    without admin that asks counts for nobody: for weighty permits another admin must approve the approval.
     """
     given = body or ApprovalBody()
     call.require_step_up()
@@ -110,6 +113,9 @@ async def approve_access_request(
             ends_at = min((it for it in (ends_at, permit.expires_at) if it is not None), default=None)
             permit = permit.model_copy(update={"expires_at": ends_at})
             recorded = {"request_id": request.id}
+            if gives_weighty(permit) and not await _was_asked_by_admin(tx, call, request, app):
+                facts = await permit_facts(tx, call, app, None, permit.integration)
+                recorded |= await use_approval(tx, call, given, {**facts, "permit": request.permit})
             await save_permit(tx, call, app, request.permit_name, permit, None, recorded)
         after = request.decided(AccessRequestState.APPROVED, call.context.by, call.now, given.note, ends_at)
         return await _decide(tx, call, AuditAction.ACCESS_APPROVED, after, app)
@@ -189,6 +195,14 @@ async def _undecided(tx: Transaction, call: ApiCall, request_id: str) -> tuple[A
         state = AccessRequestState.EXPIRED if request.is_waiting else request.state
         raise invalid_request("request_id", f"It waits no longer: it is {state.value}.")
     return request, app
+
+
+async def _was_asked_by_admin(tx: Transaction, call: ApiCall, request: AccessRequest, app: App) -> bool:
+    """Whether who asked holds `admin` too, so that two admins agree: for another app only an admin asks."""
+    if request.requested_by != f"app:{app.name}":
+        return True
+    permits = await tx.access.permits(call.tenant, app.id)
+    return not app.is_agent and decide(permits, PermitQuestion(Target(), Action.ADMIN, call.now)).allowed
 
 
 async def _remove_permit(tx: Transaction, call: ApiCall, request: AccessRequest, app: App) -> None:

@@ -1,10 +1,11 @@
-"""`/v1/approvals`: another app's commands that wait for a second person (`api.http.approvals`)."""
+"""`/v1/approvals`: commands of others that wait for a second admin (`api.http.approvals`)."""
 
 from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter
 
+from evergrant_server.api.http.approvals import dangerous
 from evergrant_server.api.http.call import AdminCall, AuditorCall
 from evergrant_server.api.http.models import Page, View
 from evergrant_server.core.access import Approval
@@ -19,12 +20,15 @@ _MOST_LISTED = 200
 
 
 class ApprovalView(View):
-    """`command` and `body` are the request that waits; `approved_by` is null until it is approved."""
+    """`command` and `body` are the request that waits; `resolves_to` is what its names stand for: ids,
+    revisions, issuers and endpoints, for which alone the approval is good. `approved_by` is null until it is
+    approved."""
 
     id: str
     by: str
     command: str
     body: dict[str, Any] | None
+    resolves_to: dict[str, Any]
     created_at: datetime
     expires_at: datetime
     approved_by: str | None
@@ -39,17 +43,19 @@ async def list_approvals(call: AuditorCall) -> Page[ApprovalView]:
 
 
 @router.post("/v1/approvals/{approval_id}")
+@dangerous("always", second=False)
 async def approve(approval_id: str, call: AdminCall) -> ApprovalView:
-    """Approve another app's command. That app may send it again, once, until `expires_at`. Idempotent."""
-
+    """Approve a command of another app or person, for what it resolves to. Who sent it may send it again,
+    once, until `expires_at`. No agent may approve. Idempotent.
+    """
     call.require_step_up()
 
     async def write(tx: Transaction) -> Approval:
         found = await tx.approvals.get(call.tenant, ApprovalId(approval_id))
         if found is None or not found.is_open(call.now):
             raise Failure(ErrorCode.NOT_FOUND, "There is no such command, or it waits no longer.")
-        if found.app_id == call.caller.app.id:
-            raise Failure(ErrorCode.NOT_PERMITTED, "Another app must approve it.")
+        if found.app_id == call.caller.app.id or call.caller.app.is_agent:
+            raise Failure(ErrorCode.NOT_PERMITTED, "Another admin must approve it, who is no agent.")
         if found.approved_by is not None:
             return found
         approved = found.model_copy(update={"approved_by": call.context.by})

@@ -7,9 +7,9 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from evergrant_server.api.apps.credential_parameters import CredentialBody
-from evergrant_server.api.apps.routes import require_app
+from evergrant_server.api.apps.routes import app_facts, require_app
 from evergrant_server.api.apps.workload_parameters import stored_parameters
-from evergrant_server.api.http.approvals import use_approval, with_approval
+from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Page, Slug, View
 from evergrant_server.api.http.problems import require_found
@@ -36,6 +36,7 @@ class CredentialView(View):
 
 
 @router.put(_PATH + "/{credential_name}")
+@dangerous("a new way in, and each change of one")
 async def put_credential(
     name: Slug, credential_name: Slug, body: CredentialBody, response: Response, call: AdminCall
 ) -> CredentialView:
@@ -47,10 +48,14 @@ async def put_credential(
 
     async def write(tx: Transaction) -> tuple[AppCredential | None, AppCredential]:
         app = await require_app(tx, call, name)
-        approved = await use_approval(tx, call, body)
         before = await tx.credentials.by_name(call.tenant, app.id, credential_name)
         parameters = await stored_parameters(tx, call.tenant, body.parameters)
         given = {"method": body.method, "parameters": parameters}
+        approved: dict[str, str] = {}
+        if before is None or (before.method, before.parameters) != (body.method, parameters):
+            known = before and {"id": before.id, "revision": before.revision}
+            facts = {**await app_facts(tx, app), "credential": known, "parameters": parameters}
+            approved = await use_approval(tx, call, body, facts)
         if before is None:
             new = AppCredential(
                 tenant=call.tenant,
@@ -67,7 +72,7 @@ async def put_credential(
         await call.record(tx, AuditAction.CREDENTIAL_PUT, after.id, **detail)
         return before, after
 
-    before, after = await with_approval(call, body, lambda: call.write(write))
+    before, after = await call.write(write)
     response.status_code = 201 if before is None else 200
     return await _view(call, after)
 

@@ -7,9 +7,9 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from evergrant_server.api.apps.routes import require_app
+from evergrant_server.api.apps.routes import app_facts, require_app
 from evergrant_server.api.http.api_keys import LONGEST_LIFETIME, new_key
-from evergrant_server.api.http.approvals import use_approval, with_approval
+from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, AdminCommand, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import Body, Page, Slug, View
 from evergrant_server.api.http.transactions import record
@@ -54,6 +54,7 @@ class NewKeyView(KeyView):
 
 
 @router.post("/v1/apps/{name}/keys", status_code=201, response_model=NewKeyView)
+@dangerous("always: who has the key is the app")
 async def create_key(name: Slug, call: AdminCommand, body: KeyBody | None = None) -> Response:
     """Create a key. Only this response contains it.
 
@@ -65,7 +66,7 @@ async def create_key(name: Slug, call: AdminCommand, body: KeyBody | None = None
 
     async def add(tx: Transaction) -> CommandResponse:
         app = await require_app(tx, call, name)
-        approved = await use_approval(tx, call, body)
+        approved = await use_approval(tx, call, body, await app_facts(tx, app))
         key, shown = new_key(call.api.ring, app, call.now, lifetime)
         await tx.access.add_key(key)
         expires_at = (call.now + lifetime).isoformat()
@@ -73,7 +74,7 @@ async def create_key(name: Slug, call: AdminCommand, body: KeyBody | None = None
         await call.record(tx, AuditAction.KEY_CREATED, key.id, **detail)
         return CommandResponse.of(NewKeyView.of(key, live=True, last_used_at=None, key=shown), 201)
 
-    return await with_approval(call, body, lambda: call.run(body, add))
+    return await call.run(body, add)
 
 
 @router.get("/v1/apps/{name}/keys")

@@ -1,16 +1,18 @@
 """`/v1/apps/{name}/permits`: what an app may do. A change makes the lease path read the app again."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import APIRouter, Response
 
 from evergrant_server.api.apps.permit_models import PermitBody, PermitView
-from evergrant_server.api.apps.routes import require_app
+from evergrant_server.api.apps.routes import app_facts, require_app
 from evergrant_server.api.connections.scopes import retry_waiting_connections
-from evergrant_server.api.http.approvals import use_approval, with_approval
+from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
 from evergrant_server.api.http.problems import invalid_request, require_found
+from evergrant_server.api.integrations.resolution import integration_by_name
 from evergrant_server.core.access import TOKEN_ACTIONS, Action, App, Effect, EnforcementMode, Permit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -19,11 +21,12 @@ from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["apps"])
 
-_WEIGHTY = TOKEN_ACTIONS | {Action.ADMIN}  # a second app must approve these, with EVERGRANT_FOUR_EYES
+_WEIGHTY = TOKEN_ACTIONS | {Action.ADMIN}
 _OWN = "An app can't give itself token, proxy or export: another one must (EVERGRANT_SELF_PERMITS)."
 
 
 @router.put("/v1/apps/{name}/permits/{permit_name}")
+@dangerous("a permit with token, proxy, export or admin, a change of one, or of what denies these")
 async def put_permit(
     name: Slug, permit_name: Slug, body: PermitBody, response: Response, call: AdminCall
 ) -> PermitView:
@@ -40,11 +43,14 @@ async def put_permit(
         before = await tx.access.permit(call.tenant, app.id, permit_name)
         if _denies(before, TOKEN_ACTIONS):
             _require_other(call, is_own)
-        gives = body.effect is Effect.ALLOW and not _WEIGHTY.isdisjoint(body.actions)
-        approved = await use_approval(tx, call, body) if gives or _denies(before, _WEIGHTY) else {}
+        approved: dict[str, str] = {}
+        changes = before is None or before.model_copy(update=dict(body)) != before
+        if changes and (gives_weighty(body) or _denies(before, _WEIGHTY)):
+            facts = await permit_facts(tx, call, app, before, body.integration)
+            approved = await use_approval(tx, call, body, facts)
         return before, await save_permit(tx, call, app, permit_name, body, before, approved)
 
-    before, after = await with_approval(call, body, lambda: call.write(write))
+    before, after = await call.write(write)
     response.status_code = 201 if before is None else 200
     return PermitView.of(after)
 
@@ -94,6 +100,7 @@ async def get_permit(name: Slug, permit_name: Slug, call: AuditorCall) -> Permit
 
 
 @router.delete("/v1/apps/{name}/permits/{permit_name}", status_code=204)
+@dangerous("of a permit that denies token, proxy, export or admin")
 async def delete_permit(name: Slug, permit_name: Slug, call: AdminCall) -> Response:
     """Delete a permit. An app can't delete what denies it `token`, `proxy` or `export`."""
 
@@ -102,15 +109,32 @@ async def delete_permit(name: Slug, permit_name: Slug, call: AdminCall) -> Respo
         found = require_found(await tx.access.permit(call.tenant, app.id, permit_name))
         if _denies(found, TOKEN_ACTIONS):
             _require_other(call, name == call.caller.app.name)
-        approved = await use_approval(tx, call, None) if _denies(found, _WEIGHTY) else {}
+        approved: dict[str, str] = {}
+        if _denies(found, _WEIGHTY):
+            facts = await permit_facts(tx, call, app, found, found.integration)
+            approved = await use_approval(tx, call, None, facts)
         await tx.access.delete_permit(call.tenant, app.id, permit_name)
         if found.effect is Effect.DENY:
             await retry_waiting_connections(tx, call, app)
         detail = {"app": name, "name": permit_name, **approved}
         await call.record(tx, AuditAction.PERMIT_DELETED, found.id, **detail)
 
-    await with_approval(call, None, lambda: call.write(drop))
+    await call.write(drop)
     return Response(status_code=204)
+
+
+async def permit_facts(
+    tx: Transaction, call: ApiCall, app: App, before: Permit | None, integration: str
+) -> dict[str, Any]:
+    """What the names of a permit stand for; the integration where it names one."""
+    known = before and {"id": before.id, "revision": before.revision}
+    there = await integration_by_name(tx, call.api.registry, call.tenant, integration)
+    return {**await app_facts(tx, app), "permit": known, "integration": there}
+
+
+def gives_weighty(permit: PermitBody) -> bool:
+    """True when it allows what reaches tokens or the configuration."""
+    return permit.effect is Effect.ALLOW and not _WEIGHTY.isdisjoint(permit.actions)
 
 
 def _denies(permit: Permit | PermitBody | None, actions: frozenset[Action] | set[Action]) -> bool:

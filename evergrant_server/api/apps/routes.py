@@ -1,12 +1,13 @@
 """`/v1/apps`. A change makes the lease path read the app again."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from pydantic import Field
 
 from evergrant_server.api.connections.scopes import retry_waiting_connections
+from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import (
     Body,
@@ -18,7 +19,7 @@ from evergrant_server.api.http.models import (
     View,
 )
 from evergrant_server.api.http.problems import invalid_request, require_found
-from evergrant_server.core.access import App
+from evergrant_server.core.access import App, Effect
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AppId, new_id
 from evergrant_server.store import Transaction
@@ -52,13 +53,24 @@ async def require_app(tx: Transaction, call: ApiCall, name: str) -> App:
     return require_found(await tx.access.app_by_name(call.tenant, name))
 
 
+async def app_facts(tx: Transaction, app: App) -> dict[str, Any]:
+    """What the app's name stands for: its id, and the actions that its permits allow."""
+    permits = await tx.access.permits(app.tenant, app.id)
+    allowed = {action for it in permits if it.effect is Effect.ALLOW for action in it.actions}
+    return {"app": {"id": app.id, "name": app.name, "actions": sorted(allowed)}}
+
+
 @router.put("/v1/apps/{name}")
+@dangerous("to enable a disabled app")
 async def put_app(name: Slug, body: AppBody, response: Response, call: AdminCall) -> AppView:
     """Create or change an app. Requests of a disabled app are refused at once."""
     if body.disabled and name == call.caller.app.name:
         raise invalid_request("disabled", "An app can't disable itself.")
     async with call.api.store.write() as tx:
         before = await tx.access.app_to_replace(call.tenant, name)
+        approved: dict[str, str] = {}
+        if before is not None and before.disabled and not body.disabled:
+            approved = await use_approval(tx, call, body, await app_facts(tx, before))
         if before is None:
             id, now = AppId(new_id("app")), call.now
             new = App(tenant=call.tenant, id=id, name=name, created_at=now, **dict(body))
@@ -70,10 +82,10 @@ async def put_app(name: Slug, body: AppBody, response: Response, call: AdminCall
             await tx.agents.end_leases_of_sponsored(call.tenant, after.id)
         if before is not None and before.disabled and not after.disabled:
             await retry_waiting_connections(tx, call, after)
-        detail = {"disabled": body.disabled, "return_to": list(body.return_to)}
+        detail: dict[str, object] = {"disabled": body.disabled, "return_to": list(body.return_to)}
         if body.lease_limit is not None:
             detail["lease_limit"] = body.lease_limit
-        await call.record(tx, AuditAction.APP_PUT, after.id, app=name, **detail)
+        await call.record(tx, AuditAction.APP_PUT, after.id, app=name, **detail, **approved)
     call.api.relay.notify()
     response.status_code = 201 if before is None else 200
     return AppView.of(after)

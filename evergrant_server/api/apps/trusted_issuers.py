@@ -1,13 +1,13 @@
 """`/v1/issuers`: the issuers of workload tokens that a tenant trusts. A worker reads their keys."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
-from evergrant_server.api.http.approvals import use_approval, with_approval
+from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, View, request_url
@@ -56,6 +56,7 @@ class TrustedIssuerView(View):
 
 
 @router.put("/v1/issuers/{name}")
+@dangerous("a new issuer, and another place of its keys")
 async def put_issuer(
     name: Slug, body: TrustedIssuerBody, response: Response, call: AdminCall
 ) -> TrustedIssuerView:
@@ -66,10 +67,11 @@ async def put_issuer(
     _check_body(call.api, body)
 
     async def write(tx: Transaction) -> tuple[TrustedIssuer, bool]:
-        approved = await use_approval(tx, call, body)
         before = await tx.trusted_issuers.by_name(call.tenant, name)
         after = _with_body(call, name, before, body)
+        approved: dict[str, str] = {}
         if before is None or before.jwks_uri != after.jwks_uri:
+            approved = await use_approval(tx, call, body, {"issuer": issuer_facts(before)})
             after = after.without_keys()
         await tx.outbox.add(fetch_issuer_keys_message(after, call.context, call.now))
         expected = None if before is None else before.revision
@@ -78,7 +80,7 @@ async def put_issuer(
         await call.record(tx, AuditAction.TRUSTED_ISSUER_PUT, after.id, **detail)
         return after, before is None
 
-    after, new = await with_approval(call, body, lambda: call.write(write))
+    after, new = await call.write(write)
     response.status_code = 201 if new else 200
     return _view(after)
 
@@ -102,12 +104,14 @@ async def get_issuer(name: Slug, call: AuditorCall) -> TrustedIssuerView:
 
 
 @router.delete("/v1/issuers/{name}", status_code=204)
+@dangerous("always: it takes from apps how they prove who they are")
 async def delete_issuer(name: Slug, call: AdminCall) -> Response:
     """Trust an issuer no more. The credentials and delegation rules that name it go too, with the access
     tokens and delegations that came of them."""
 
     async def drop(tx: Transaction) -> None:
         issuer = require_found(await tx.trusted_issuers.to_delete(call.tenant, name))
+        approved = await use_approval(tx, call, None, {"issuer": issuer_facts(issuer)})
         for credential in await tx.credentials.of_issuer(call.tenant, issuer.id):
             await tx.credentials.delete(credential)
             detail = {"app_id": credential.app_id, "name": credential.name, "issuer": name}
@@ -116,10 +120,15 @@ async def delete_issuer(name: Slug, call: AdminCall) -> Response:
             await tx.delegation_rules.delete(rule)
             await call.record(tx, AuditAction.DELEGATION_RULE_DELETED, rule.id, name=rule.name, issuer=name)
         await tx.trusted_issuers.delete(issuer)
-        await call.record(tx, AuditAction.TRUSTED_ISSUER_DELETED, issuer.id, name=name)
+        await call.record(tx, AuditAction.TRUSTED_ISSUER_DELETED, issuer.id, name=name, **approved)
 
     await call.write(drop)
     return Response(status_code=204)
+
+
+def issuer_facts(issuer: TrustedIssuer | None) -> dict[str, Any] | None:
+    """What the issuer's name stands for; its revision moves with each reading of its keys."""
+    return issuer and issuer.model_dump(mode="json", include={"id", "kind", "issuer", "jwks_uri"})
 
 
 def _check_body(api: ApiContext, body: TrustedIssuerBody) -> None:

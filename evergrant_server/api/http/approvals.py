@@ -1,12 +1,18 @@
-"""The second person: commands that another app must approve before they are carried out.
+"""Dangerous commands: people need a login of moments ago; with EVERGRANT_FOUR_EYES a second admin approves.
 
-With EVERGRANT_FOUR_EYES an export, a new API key, and a permit that reaches tokens or the configuration need
-the approval of another app with `admin`. The first app sends its command again afterwards.
+A route declares itself with `dangerous`, and asks in the transaction of its command, once it knows that the
+content is dangerous. The second admin approves what the command resolves to (ids, revisions, issuers,
+endpoints), which is compared again in the transaction that carries it out (ADR 0067). The first app sends its
+command again afterwards.
 """
 
-from collections.abc import Awaitable, Callable
+import functools
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
@@ -15,62 +21,131 @@ from evergrant_server.core.access import Approval
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ApprovalId, derived_id
+from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 APPROVAL_TTL = timedelta(days=1)
+_MARK = "__dangerous__"
+
+
+@dataclass(frozen=True)
+class Danger:
+    """What of a route's commands is dangerous. `second`: with EVERGRANT_FOUR_EYES another admin approves it;
+    else it is itself a decision about what another one asked for, or only ends something."""
+
+    what: str
+    second: bool = True
+
+
+def dangerous(
+    what: str, *, second: bool = True
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+    """Declare that commands of a route are dangerous.
+
+    The route raises Failure APPROVAL_REQUIRED or APPROVAL_OUTDATED, once the approval that it waits for is
+    stored.
+    """
+
+    def declared(route: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        @functools.wraps(route)
+        async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return await route(*args, **kwargs)
+            except _NotApproved as waiting:
+                command = waiting.command
+            raise await command.call.write(command.request)
+
+        setattr(answer, _MARK, Danger(what, second))
+        return answer
+
+    return declared
+
+
+def danger_of(route: Callable[..., Any]) -> Danger | None:
+    """What the route declares of its commands; None: they aren't dangerous."""
+    return getattr(route, _MARK, None)
+
+
+async def use_approval(
+    tx: Transaction, call: ApiCall, sent: BaseModel | None, resolves_to: Mapping[str, object] | None = None
+) -> dict[str, str]:
+    """Use up the approval of this command, and return who gave it, for its audit record.
+
+    `sent` is the body without secrets; `resolves_to` is JSON: what its names stand for in this transaction.
+    To be called in the transaction of a `dangerous` route. Empty without EVERGRANT_FOUR_EYES. Raises Failure
+    STEP_UP_REQUIRED.
+    """
+    call.require_step_up()
+    if not call.api.settings.four_eyes:
+        return {}
+    command = _Command(call, sent, json.loads(json.dumps(resolves_to or {})))
+    approval = await tx.approvals.get(call.tenant, command.approval_id)
+    if approval is None or approval.approved_by is None or not approval.is_open(call.now):
+        raise _NotApproved(command)
+    used = approval.model_copy(update={"used_at": call.now})
+    await tx.approvals.put(used, expected=approval.revision)
+    return {"approved_by": approval.approved_by}
+
+
+def fingerprint(call: ApiCall, value: Secret | str | None) -> str | None:
+    """A keyed hash that stands for a secret in what a command resolves to: another secret has another one."""
+    text = value.reveal() if isinstance(value, Secret) else value
+    return None if text is None else call.api.ring.mac("approved secret", call.tenant, text)[:32]
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A command as a second admin approves it."""
+
+    call: ApiCall
+    sent: BaseModel | None
+    resolves_to: dict[str, Any]
+
+    @property
+    def approval_id(self) -> ApprovalId:
+        """The same for the same request of the same app, while it resolves to the same."""
+        call, there = self.call, json.dumps(self.resolves_to, sort_keys=True)
+        digest = hashlib.sha256(there.encode()).hexdigest()
+        requested = call.request_hash(self.sent)
+        return ApprovalId(derived_id("apr", call.tenant, call.caller.app.id, requested, digest))
+
+    async def request(self, tx: Transaction) -> Failure:
+        """Store that the command waits, unless that is stored. Returns the failure that says so."""
+        call, id = self.call, self.approval_id
+        wanted = Approval(
+            tenant=call.tenant,
+            id=id,
+            app_id=call.caller.app.id,
+            by=call.context.by,
+            command=f"{call.request.method} {call.request.url.path}",
+            body=None if self.sent is None else self.sent.model_dump(mode="json"),
+            resolves_to=self.resolves_to,
+            created_at=call.now,
+            expires_at=call.now + APPROVAL_TTL,
+        )
+        before = await tx.approvals.get(call.tenant, id)
+        if before is None or not before.is_open(call.now):
+            await tx.approvals.put(wanted, expected=None if before is None else before.revision)
+            await call.record(tx, AuditAction.APPROVAL_REQUESTED, id, command=wanted.command)
+        same = await tx.approvals.approved(call.tenant, wanted.app_id, wanted.command, call.now)
+        outdated = next((it for it in same if it.body == wanted.body and it.id != id), None)
+        if outdated is None:
+            return Failure(ErrorCode.APPROVAL_REQUIRED, approval_id=id)
+        names = sorted(
+            name
+            for name in {*outdated.resolves_to, *self.resolves_to}
+            if outdated.resolves_to.get(name) != self.resolves_to.get(name)
+        )
+        why = f"{outdated.id} was approved for another state of: {', '.join(names).replace('_', ' ')}."
+        return Failure(ErrorCode.APPROVAL_OUTDATED, why, approval_id=id)
 
 
 class _NotApproved(Exception):
     """The command waits for its approval; its transaction is rolled back."""
 
-
-async def use_approval(tx: Transaction, call: ApiCall, sent: BaseModel | None) -> dict[str, str]:
-    """Use up the approval of this command, and return who gave it, for its audit record.
-
-    To be called in the transaction of a command that `with_approval` runs. Empty without
-    EVERGRANT_FOUR_EYES. Raises Failure STEP_UP_REQUIRED.
-    """
-    call.require_step_up()
-    if not call.api.settings.four_eyes:
-        return {}
-    found = await tx.approvals.get(call.tenant, _approval_id(call, sent))
-    if found is None or found.approved_by is None or not found.is_open(call.now):
-        raise _NotApproved
-    await tx.approvals.put(found.model_copy(update={"used_at": call.now}), expected=found.revision)
-    return {"approved_by": found.approved_by}
-
-
-async def with_approval(call: ApiCall, sent: BaseModel | None, command: Callable[[], Awaitable[T]]) -> T:
-    """Run a command. Raises Failure APPROVAL_REQUIRED, once it is stored, for one that isn't approved."""
-    try:
-        return await command()
-    except _NotApproved:
-        approval = await call.write(lambda tx: _request(tx, call, sent))
-    raise Failure(ErrorCode.APPROVAL_REQUIRED, approval_id=approval.id)
-
-
-async def _request(tx: Transaction, call: ApiCall, sent: BaseModel | None) -> Approval:
-    """The approval that the command waits for, stored if there is none."""
-    id = _approval_id(call, sent)
-    before = await tx.approvals.get(call.tenant, id)
-    if before is not None and before.is_open(call.now):
-        return before
-    approval = Approval(
-        tenant=call.tenant,
-        id=id,
-        app_id=call.caller.app.id,
-        by=call.context.by,
-        command=f"{call.request.method} {call.request.url.path}",
-        body=None if sent is None else sent.model_dump(mode="json"),
-        created_at=call.now,
-        expires_at=call.now + APPROVAL_TTL,
-    )
-    await tx.approvals.put(approval, expected=None if before is None else before.revision)
-    await call.record(tx, AuditAction.APPROVAL_REQUESTED, id, command=approval.command)
-    return approval
-
-
-def _approval_id(call: ApiCall, sent: BaseModel | None) -> ApprovalId:
-    return ApprovalId(derived_id("apr", call.tenant, call.caller.app.id, call.request_hash(sent)))
+    def __init__(self, command: _Command) -> None:
+        super().__init__()
+        self.command = command

@@ -12,8 +12,8 @@ from evergrant_server.api.integrations.checks import (
     require_credentials,
     require_nonempty,
 )
-from evergrant_server.api.integrations.logins import login_rule
 from evergrant_server.api.integrations.models import IntegrationBody, RotateSecretBody
+from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.messages.base import RequestContext
@@ -28,9 +28,15 @@ NO_CLIENT = (
 
 
 def new_integration(
-    spec: ProviderSpec, body: IntegrationBody, tenant: Tenant, name: str, now: datetime
+    spec: ProviderSpec,
+    body: IntegrationBody,
+    login: LoginRule | None,
+    tenant: Tenant,
+    name: str,
+    now: datetime,
 ) -> Integration:
-    """A new integration. Raises Failure INVALID_REQUEST without the secret that its provider needs."""
+    """A new integration; `login` is pinned. Raises Failure INVALID_REQUEST without the secret that its
+    provider needs."""
     if has_client(body):
         require_credentials(spec, body)
     discover = spec.discovery or body.registration
@@ -44,13 +50,18 @@ def new_integration(
         created_at=now,
         changed_at=now,
     )
-    return _with_body(spec, body, blank, now)
+    return _with_body(spec, body, blank, login, now)
 
 
 async def changed_integration(
-    tx: Transaction, spec: ProviderSpec, body: IntegrationBody, before: Integration, now: datetime
+    tx: Transaction,
+    spec: ProviderSpec,
+    body: IntegrationBody,
+    login: LoginRule | None,
+    before: Integration,
+    now: datetime,
 ) -> Integration:
-    """The integration with the body's members.
+    """The integration with the body's members; `login` is pinned.
 
     Another provider, issuer or parameter changes where tokens and secrets are sent: then no connection
     may be live, and the body must contain the secret again. Raises Failure INVALID_REQUEST.
@@ -62,7 +73,7 @@ async def changed_integration(
         raise invalid_request("provider", why)
     again = spec.protected_resource is not None and unused  # whose issuer may be another one by now
     if body.registration is not None:
-        after = _with_registration(spec, body, before, moves, now)
+        after = _with_registration(spec, body, login, before, moves, now)
         return after.model_copy(update={"state": IntegrationState.DISCOVERING}) if again else after
     if before.lacks_client and has_client(body):
         require_credentials(spec, body)
@@ -94,16 +105,23 @@ async def changed_integration(
         # endpoints that were discovered are pinned until the issuer changes
         "endpoints": before.endpoints if spec.discovery and not (moves or another) else None,
     }
-    return _with_body(spec, body, before.model_copy(update=update), now)
+    return _with_body(spec, body, before.model_copy(update=update), login, now)
 
 
 def _with_registration(
-    spec: ProviderSpec, body: IntegrationBody, before: Integration, moves: bool, now: datetime
+    spec: ProviderSpec,
+    body: IntegrationBody,
+    login: LoginRule | None,
+    before: Integration,
+    moves: bool,
+    now: datetime,
 ) -> Integration:
     """The integration with a registration: the existing one, unless it was at another issuer."""
     kept = before.registration is body.registration and not moves and before.state is IntegrationState.READY
     if kept:
-        return _with_body(spec, body, before, now).model_copy(update={"client_auth": before.client_auth})
+        return _with_body(spec, body, before, login, now).model_copy(
+            update={"client_auth": before.client_auth}
+        )
     update = {
         "provider": spec.name,
         "client_id": "",
@@ -111,7 +129,7 @@ def _with_registration(
         "problem": None,
         "endpoints": None if moves else before.endpoints,
     }
-    return _with_body(spec, body, before.model_copy(update=update), now)
+    return _with_body(spec, body, before.model_copy(update=update), login, now)
 
 
 async def change_client_secret(
@@ -144,7 +162,11 @@ async def retry_failing_connections(
 
 
 def _with_body(
-    spec: ProviderSpec, body: IntegrationBody, integration: Integration, now: datetime
+    spec: ProviderSpec,
+    body: IntegrationBody,
+    integration: Integration,
+    login: LoginRule | None,
+    now: datetime,
 ) -> Integration:
     names = {
         "issuer",
@@ -160,7 +182,7 @@ def _with_body(
     }
     overrides = body.refresh.model_dump(mode="json", exclude_none=True)
     update = body.model_dump(include=names) | {"refresh_overrides": overrides, "changed_at": now}
-    update["login"] = login_rule(body)
+    update["login"] = login
     if body.registration is RegistrationMethod.METADATA_DOCUMENT:
         update["client_auth"] = "none"
     if not has_client(body):

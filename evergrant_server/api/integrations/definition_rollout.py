@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from pydantic import Field, field_validator
 from starlette.responses import Response
 
+from evergrant_server.api.http.approvals import dangerous
 from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import MAX_INTEGER, Body, Page, Slug, Text, View
 from evergrant_server.api.http.problems import invalid_request, require_found
@@ -125,8 +126,12 @@ async def list_definition_versions(provider: Slug, call: AuditorCall) -> Page[De
 
 
 @router.post("/v1/providers/{provider}/approve", response_model=DefinitionView)
+@dangerous(
+    "always; with EVERGRANT_FOUR_EYES the proposer is the first admin, and can't approve", second=False
+)
 async def approve_definition(provider: Slug, body: DecisionBody, call: AdminCall) -> DefinitionView:
     """Approve a checked version: live at once for a new provider, in stages when it replaces another."""
+    call.require_step_up()
     return await _save_decision(call, provider, body, approved=True)
 
 
@@ -169,8 +174,10 @@ async def _save_decision(
         if not decidable or found.approved is not None:
             why = f"The version is {found.state.value}: there is no decision to make."
             raise invalid_request("version", why)
-        if approved and call.api.settings.four_eyes and found.proposed_by == call.context.by:
-            raise Failure(ErrorCode.NOT_PERMITTED, "The proposer can't approve it: EVERGRANT_FOUR_EYES.")
+        one = found.proposed_by == call.context.by or call.caller.app.is_agent
+        if approved and call.api.settings.four_eyes and one:
+            why = "The proposer can't approve it, and no agent can: EVERGRANT_FOUR_EYES."
+            raise Failure(ErrorCode.NOT_PERMITTED, why)
         if approved and found.changes_secret_hosts and not body.accept_hosts:
             why = "Secrets and tokens would be sent to new hosts: see the check results, and accept them."
             raise invalid_request("accept_hosts", why)

@@ -54,11 +54,13 @@ async def require_identity_provider(tx: Transaction, call: ApiCall, name: str, g
     call.require_permit(Action.ADMIN, of=Target(found.name, found.provider))
 
 
-async def require_usable_login(tx: Transaction, tenant: Tenant, rule: LoginRule | None) -> None:
-    """Raise Failure INVALID_REQUEST, with the repair, when no subject could log in by this rule."""
+async def pinned_login(tx: Transaction, tenant: Tenant, rule: LoginRule | None) -> LoginRule | None:
+    """The rule with the issuer at which its subjects log in now. Raises Failure INVALID_REQUEST, with the
+    repair, when none could."""
     if rule is None:
-        return
+        return None
     try:
-        require_login(rule, await tx.integrations.by_name(tenant, rule.integration))
+        there = require_login(rule, await tx.integrations.by_name(tenant, rule.integration))
     except Failure as failure:
         raise invalid_request("login.integration", failure.detail) from None
+    return rule.model_copy(update={"issuer": there.issuer})

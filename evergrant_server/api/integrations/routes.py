@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from evergrant_server.api.http.approvals import dangerous, fingerprint, use_approval
 from evergrant_server.api.http.call import ApiCall, ApiDep, Call, Command, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
 from evergrant_server.api.http.problems import require_found
@@ -29,10 +31,16 @@ from evergrant_server.api.integrations.definitions import integration_spec, spec
 from evergrant_server.api.integrations.exchanges import with_exchange
 from evergrant_server.api.integrations.logins import (
     login_rule,
+    pinned_login,
     require_identity_provider,
-    require_usable_login,
 )
 from evergrant_server.api.integrations.models import IntegrationBody, IntegrationView, RotateSecretBody
+from evergrant_server.api.integrations.resolution import (
+    change_facts,
+    integration_facts,
+    is_dangerous_change,
+    without_secrets,
+)
 from evergrant_server.audit.exchanges import newest_exchanges
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
@@ -83,6 +91,7 @@ async def _share_used_until(
 
 
 @router.put("/v1/integrations/{name}", status_code=200)
+@dangerous("a new one, and each change but one of default scopes and refresh rules")
 async def put_integration(
     name: Slug, body: IntegrationBody, response: Response, call: Call
 ) -> IntegrationView:
@@ -97,13 +106,17 @@ async def put_integration(
         spec = await spec_by_name(tx, api.registry, call.tenant, body.provider)
         body = with_default_registration(spec, body)
         check_body(spec, body)
-        await require_usable_login(tx, call.tenant, login_rule(body))
+        login = await pinned_login(tx, call.tenant, login_rule(body))
         await require_identity_provider(tx, call, name, body.identity_provider)
         before = await tx.integrations.by_name(call.tenant, name)
         if before is None:
-            after = new_integration(spec, body, call.tenant, name, now)
+            after = new_integration(spec, body, login, call.tenant, name, now)
         else:
-            after = await changed_integration(tx, spec, body, before, now)
+            after = await changed_integration(tx, spec, body, login, before, now)
+        approved: dict[str, str] = {}
+        if await is_dangerous_change(tx, before, after, body):
+            facts = await change_facts(tx, call, before, after, body)
+            approved = await use_approval(tx, call, without_secrets(body), facts)
         after = await tx.integrations.put(
             after,
             body.client_secret,
@@ -120,7 +133,7 @@ async def put_integration(
                 client_id = client_metadata_url(api.settings.client_metadata_url, after.id)
                 after = after.model_copy(update={"client_id": client_id})
             after = await tx.integrations.request_registration(after, body.initial_access_token)
-        await _record(tx, call, AuditAction.INTEGRATION_PUT, after)
+        await _record(tx, call, AuditAction.INTEGRATION_PUT, after, approved)
     api.relay.notify()
     if after.state is IntegrationState.DISCOVERING:
         await _discover(call, after)
@@ -130,6 +143,7 @@ async def put_integration(
 
 
 @router.post("/v1/integrations/{name}/rotate-secret", response_model=IntegrationView)
+@dangerous("another secret than the one that is stored, and the way back")
 async def rotate_client_secret(name: Slug, body: RotateSecretBody, call: Command) -> Response:
     """Use a new client secret first, and keep the previous one for `overlap_s` seconds.
 
@@ -137,18 +151,24 @@ async def rotate_client_secret(name: Slug, body: RotateSecretBody, call: Command
     two the provider accepts. `roll_back` makes the previous secret the only one again.
     """
     call.require_permit(Action.ADMIN, of=await call.integration_target(name))
-    call.require_step_up()
+    without_secret = body.model_copy(update={"client_secret": None})
 
     async def rotate(tx: Transaction) -> CommandResponse:
         before = await _require_integration(tx, call, name)
         after = await change_client_secret(tx, before, body, call.now)
+        approved: dict[str, str] = {}
+        if after != before:
+            facts = {
+                "integration": await integration_facts(tx, call.api.registry, before),
+                "client_secret": fingerprint(call, body.client_secret),
+            }
+            approved = await use_approval(tx, call, without_secret, facts)
         action = AuditAction.SECRET_ROLLED_BACK if body.roll_back else AuditAction.SECRET_ROTATED
-        await _record(tx, call, action, after)
+        await _record(tx, call, action, after, approved)
         await retry_failing_connections(tx, after, call.context, call.now)
         return CommandResponse.of(await _view(tx, call, after))
 
-    # the secret is not hashed
-    return await call.run(body.model_copy(update={"client_secret": None}), rotate)
+    return await call.run(without_secret, rotate)  # the secret is not hashed
 
 
 async def _discover(call: ApiCall, integration: Integration) -> None:
@@ -208,8 +228,14 @@ async def _require_integration(tx: Transaction, call: ApiCall, name: str) -> Int
     return require_found(await tx.integrations.by_name(call.tenant, name))
 
 
-async def _record(tx: Transaction, call: ApiCall, action: AuditAction, it: Integration) -> None:
-    detail = {"integration": it.name, "provider": it.provider, "client_id": it.client_id}
+async def _record(
+    tx: Transaction,
+    call: ApiCall,
+    action: AuditAction,
+    it: Integration,
+    approved: Mapping[str, str] | None = None,
+) -> None:
+    detail = {"integration": it.name, "provider": it.provider, "client_id": it.client_id, **(approved or {})}
     await call.record(tx, action, it.id, **detail)
 
 

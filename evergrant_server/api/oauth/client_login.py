@@ -6,11 +6,12 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import Field
 
-from evergrant_server.api.http.approvals import use_approval, with_approval
+from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Slug, View
 from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.api.integrations.logins import checked_domains
+from evergrant_server.api.integrations.resolution import integration_facts
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.login import LoginClaim, LoginRule
@@ -64,6 +65,7 @@ async def get_client_login(call: AuditorCall) -> ClientLoginView:
 
 
 @router.put("/v1/client-login")
+@dangerous("a change of the app that clients act as, or of where the persons behind them log in")
 async def put_client_login(body: ClientLoginBody, response: Response, call: AdminCall) -> ClientLoginView:
     """Let OAuth clients act as an app, for persons who log in. A change ends what was authorized before.
 
@@ -72,7 +74,6 @@ async def put_client_login(body: ClientLoginBody, response: Response, call: Admi
     domains = checked_domains(body.claim, body.domains, "domains")
 
     async def write(tx: Transaction) -> tuple[bool, ClientLogin, App, Integration]:
-        approved = await use_approval(tx, call, body)
         there = await _usable_integration(tx, call, body.integration)
         app = await tx.access.app_by_name(call.tenant, body.app)
         if app is None:
@@ -89,6 +90,8 @@ async def put_client_login(body: ClientLoginBody, response: Response, call: Admi
         )
         if before is not None and _said(before) == _said(rule):
             return False, before, app, there
+        facts = await integration_facts(tx, call.api.registry, there)
+        approved = await use_approval(tx, call, body, {"app": app.id, "integration": facts})
         await _end_before(tx, before)
         await tx.client_logins.put(rule)
         await tx.access.bump(call.tenant, app.id)
@@ -96,20 +99,22 @@ async def put_client_login(body: ClientLoginBody, response: Response, call: Admi
         await call.record(tx, AuditAction.CLIENT_LOGIN_PUT, rule.id, **detail)
         return before is None, rule, app, there
 
-    is_new, rule, app, there = await with_approval(call, body, lambda: call.write(write))
+    is_new, rule, app, there = await call.write(write)
     response.status_code = 201 if is_new else 200
     return _view(call, rule, app, there)
 
 
 @router.delete("/v1/client-login", status_code=204)
+@dangerous("always: it ends what all persons authorized")
 async def delete_client_login(call: AdminCall) -> Response:
     """Let no OAuth clients act here. Ends what was authorized before."""
-    call.require_step_up()
 
     async def drop(tx: Transaction) -> None:
-        await _end_before(tx, require_found(await tx.client_logins.to_replace(call.tenant)))
+        before = require_found(await tx.client_logins.to_replace(call.tenant))
+        approved = await use_approval(tx, call, None, {"login": before.id})
+        await _end_before(tx, before)
         await tx.client_logins.delete(call.tenant)
-        await call.record(tx, AuditAction.CLIENT_LOGIN_DELETED, call.tenant)
+        await call.record(tx, AuditAction.CLIENT_LOGIN_DELETED, call.tenant, **approved)
 
     await call.write(drop)
     return Response(status_code=204)

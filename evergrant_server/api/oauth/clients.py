@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import Field
 
+from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, AuditorCall
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, View
 from evergrant_server.api.http.problems import invalid_request, require_found
@@ -49,9 +50,9 @@ class OAuthClientView(View):
 
 
 @router.post("/v1/oauth-clients", status_code=201)
+@dangerous("always: persons let the client in as one that an admin answers for")
 async def create_oauth_client(body: OAuthClientBody, call: AdminCall) -> OAuthClientView:
     """Register an OAuth client for the persons of this tenant. Give its `client_id` to the client."""
-    call.require_step_up()
     given: dict[str, Any] = {"client_name": body.name, "redirect_uris": list(body.redirect_uris)}
     if body.jwks is not None:
         given |= {"jwks": body.jwks, "token_endpoint_auth_method": ClientAuthMethod.PRIVATE_KEY_JWT.value}
@@ -75,9 +76,10 @@ async def create_oauth_client(body: OAuthClientBody, call: AdminCall) -> OAuthCl
     )
 
     async def write(tx: Transaction) -> None:
+        approved = await use_approval(tx, call, body)
         await tx.oauth_clients.add(client)
         detail = {"name": client.name, "kind": client.kind, "redirect_uris": list(client.redirect_uris)}
-        await call.record(tx, AuditAction.OAUTH_CLIENT_PUT, client.id, **detail)
+        await call.record(tx, AuditAction.OAUTH_CLIENT_PUT, client.id, **detail, **approved)
 
     await call.write(write)
     return OAuthClientView.of(client)
@@ -97,6 +99,7 @@ async def list_oauth_clients(
 
 
 @router.put("/v1/oauth-clients/{oauth_client_id}")
+@dangerous("to turn a client on again")
 async def switch_oauth_client(
     oauth_client_id: str, body: OAuthClientSwitchBody, call: AdminCall
 ) -> OAuthClientView:
@@ -106,10 +109,14 @@ async def switch_oauth_client(
         client = await _to_change(tx, call.tenant, oauth_client_id)
         if client.disabled == body.disabled:
             return client
+        approved: dict[str, str] = {}
+        if not body.disabled:
+            facts = client.model_dump(mode="json", include={"id", "revision", "name", "redirect_uris"})
+            approved = await use_approval(tx, call, body, {"client": facts})
         changed = client.model_copy(update={"disabled": body.disabled})
         after = await tx.oauth_clients.replace(changed, expected=client.revision)
         await tx.token_families.judge_again(client.client_id)
-        detail = {"name": client.name, "kind": client.kind, "disabled": body.disabled}
+        detail = {"name": client.name, "kind": client.kind, "disabled": body.disabled, **approved}
         await call.record(tx, AuditAction.OAUTH_CLIENT_PUT, client.id, **detail)
         return after
 

@@ -18,7 +18,7 @@ from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.connections.login import must_log_in
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId
-from evergrant_server.core.integrations import Integration, require_login
+from evergrant_server.core.integrations import Integration, require_pinned_login
 from evergrant_server.core.messages.integrations import VerifyLogin
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
@@ -48,7 +48,7 @@ async def begin_login(
     """
     rule, consent = session.integration.login, session.consent
     named = None if rule is None else await tx.integrations.by_name(consent.tenant, rule.integration)
-    there = require_login(rule, named)
+    there = require_pinned_login(rule, named)
     assert rule is not None
     spec = await integration_spec(tx, pages.api.registry, there)
     endpoints = integration_endpoints(spec, there)

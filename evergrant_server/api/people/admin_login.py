@@ -6,11 +6,12 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, Field
 
-from evergrant_server.api.http.approvals import use_approval, with_approval
+from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Scopes, Slug, View, _printable
 from evergrant_server.api.http.people.authentication import login_url
 from evergrant_server.api.http.problems import invalid_request, require_found
+from evergrant_server.api.integrations.resolution import integration_facts
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import Failure
@@ -60,6 +61,7 @@ async def get_admin_login(call: AuditorCall) -> AdminLoginView:
 
 
 @router.put("/v1/admin-login")
+@dangerous("a change of where people log in, or of who has which role")
 async def put_admin_login(body: AdminLoginBody, response: Response, call: AdminCall) -> AdminLoginView:
     """Have people log in at an issuer. A change ends the sessions of all people.
 
@@ -67,7 +69,6 @@ async def put_admin_login(body: AdminLoginBody, response: Response, call: AdminC
     """
 
     async def write(tx: Transaction) -> tuple[bool, AdminLogin, Integration]:
-        approved = await use_approval(tx, call, body)
         there = await _usable_integration(tx, call, body.integration)
         before = await tx.admin_logins.of_tenant(call.tenant)
         new_one = AdminLoginId(new_id("alg"))
@@ -75,24 +76,28 @@ async def put_admin_login(body: AdminLoginBody, response: Response, call: AdminC
         rule = AdminLogin(tenant=call.tenant, **pinned, **dict(body))
         if before is not None and _said(before) == _said(rule):
             return False, before, there
+        facts = await integration_facts(tx, call.api.registry, there)
+        approved = await use_approval(tx, call, body, {"integration": facts})
         await tx.admin_logins.put(rule)
         detail = {**body.model_dump(mode="json"), **approved}
         await call.record(tx, AuditAction.ADMIN_LOGIN_PUT, rule.id, **detail)
         return before is None, rule, there
 
-    is_new, rule, there = await with_approval(call, body, lambda: call.write(write))
+    is_new, rule, there = await call.write(write)
     response.status_code = 201 if is_new else 200
     return _view(call, rule, there)
 
 
 @router.delete("/v1/admin-login", status_code=204)
+@dangerous("always: it takes the console and the commands from all people")
 async def delete_admin_login(call: AdminCall) -> Response:
     """Let no people log in. Ends the sessions of all people."""
-    call.require_step_up()
 
     async def drop(tx: Transaction) -> None:
+        rule = await tx.admin_logins.of_tenant(call.tenant)
+        approved = await use_approval(tx, call, None, {"login": None if rule is None else rule.id})
         await tx.admin_logins.delete(call.tenant)
-        await call.record(tx, AuditAction.ADMIN_LOGIN_DELETED, call.tenant)
+        await call.record(tx, AuditAction.ADMIN_LOGIN_DELETED, call.tenant, **approved)
 
     await call.write(drop)
     return Response(status_code=204)

@@ -8,9 +8,10 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
 from evergrant_server.api.http import bulk_reads
-from evergrant_server.api.http.approvals import use_approval, with_approval
+from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, CommandResponse, ExportCall, ExportCommand
 from evergrant_server.api.http.models import MAX_INTEGER
+from evergrant_server.api.integrations.resolution import integration_by_name
 from evergrant_server.api.transfer.intake import ImportWriter
 from evergrant_server.api.transfer.models import (
     ExportBody,
@@ -74,6 +75,7 @@ async def import_connections(body: ImportBody, request: Request, call: AdminCall
 
 
 @router.post("/v1/connections/export", status_code=202, response_model=ExportView)
+@dangerous("always: refresh tokens leave")
 async def request_export(body: ExportBody, call: ExportCommand) -> Response:
     """Have a worker seal every live grant to `public_key`. Fetch the lines with GET.
 
@@ -93,7 +95,8 @@ async def request_export(body: ExportBody, call: ExportCommand) -> Response:
     )
 
     async def begin(tx: Transaction) -> CommandResponse:
-        approved = await use_approval(tx, call, body)
+        there = await integration_by_name(tx, call.api.registry, call.tenant, body.filters.integration)
+        approved = await use_approval(tx, call, body, {"integration": there})
         await tx.exports.add(export)
         start = ExportStart(
             tenant=export.tenant, export_id=export.id, expires_at=export.expires_at, context=call.context
@@ -109,7 +112,7 @@ async def request_export(body: ExportBody, call: ExportCommand) -> Response:
         await bulk_reads.alarm(tx, call, "export", export=export.id)
         return CommandResponse.of(_view(export), 202)
 
-    return await with_approval(call, body, lambda: call.run(body, begin))
+    return await call.run(body, begin)
 
 
 @router.get(

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
 from evergrant_server import audit
+from evergrant_server.api.http.approvals import dangerous, fingerprint, use_approval
 from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, View, absolute_url
 from evergrant_server.api.http.problems import invalid_request, require_found
@@ -22,6 +23,7 @@ from evergrant_server.core.webhooks import (
     SECRET_BYTES,
     DisabledBy,
     Webhook,
+    masked_url,
     new_signing_secret,
 )
 from evergrant_server.store import Transaction
@@ -83,6 +85,7 @@ class WebhookSecretView(WebhookView):
 
 
 @router.put("/v1/webhooks/{name}")
+@dangerous("a new webhook, and another URL")
 async def put_webhook(
     name: Slug, body: WebhookBody, response: Response, call: AdminCall
 ) -> WebhookSecretView:
@@ -98,12 +101,17 @@ async def put_webhook(
 
     async def write(tx: Transaction) -> tuple[Webhook, str | None]:
         before = await tx.webhooks.by_name_unchecked(call.tenant, name)
+        approved: dict[str, str] = {}
+        if before is None or await _moves(tx, before, body):
+            shown_url, _ = masked_url(body.url)
+            facts = {"webhook": before and before.id, "url": fingerprint(call, body.url)}
+            approved = await use_approval(tx, call, body.model_copy(update={"url": shown_url}), facts)
         if before is None:
             secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
             after = await tx.webhooks.add(await _new_webhook(tx, call, name, body), secret)
             shown = secret.reveal()
         else:
-            moved = body.url not in (before.url, (await tx.webhooks.whole_url(before)).reveal())
+            moved = await _moves(tx, before, body)
             changed = _with_body(before, body, moved=moved).model_copy(update={"changed_at": call.now})
             if moved:
                 after = await tx.webhooks.replace_with_url(changed, body.url, expected=before.revision)
@@ -121,6 +129,7 @@ async def put_webhook(
             events=[it.value for it in after.events],
             integration=after.integration,
             disabled=after.disabled,
+            **approved,
         )
         return after, shown
 
@@ -162,11 +171,11 @@ async def delete_webhook(name: Slug, call: AdminCall) -> Response:
 
 
 @router.post("/v1/webhooks/{name}/rotate-secret", response_model=WebhookSecretView)
+@dangerous("always: who has the secret signs events")
 async def rotate_webhook_secret(
     name: Slug, call: AdminCommand, body: RotateWebhookBody | None = None
 ) -> Response:
     """Create a new signing secret and return it once. In the overlap, messages carry both signatures."""
-    call.require_step_up()
     overlap = call.api.settings.webhook_secret_overlap
     if body is not None and body.overlap is not None:
         overlap = timedelta(seconds=body.overlap)
@@ -174,6 +183,7 @@ async def rotate_webhook_secret(
     async def rotate(tx: Transaction) -> CommandResponse:
         now = call.now
         webhook = await require_webhook(tx, call, name)
+        approved = await use_approval(tx, call, body, {"webhook": webhook.id, "url": webhook.url})
         changes = {
             "secret_changed_at": now,
             "previous_secret_until": now + overlap if overlap else None,
@@ -182,11 +192,16 @@ async def rotate_webhook_secret(
         secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
         changed = webhook.model_copy(update=changes)
         after = await tx.webhooks.rotate_secret(changed, secret, expected=webhook.revision)
-        detail = {"webhook": name, "overlap": overlap.total_seconds()}
+        detail = {"webhook": name, "overlap": overlap.total_seconds(), **approved}
         await call.record(tx, AuditAction.WEBHOOK_SECRET_ROTATED, after.id, **detail)
         return CommandResponse.of(WebhookSecretView.of(after, secret=secret.reveal()))
 
     return await call.run(body, rotate)
+
+
+async def _moves(tx: Transaction, before: Webhook, body: WebhookBody) -> bool:
+    """Whether the body has another URL; the masked one leaves it as it is."""
+    return body.url not in (before.url, (await tx.webhooks.whole_url(before)).reveal())
 
 
 async def _new_webhook(tx: Transaction, call: ApiCall, name: str, body: WebhookBody) -> Webhook:

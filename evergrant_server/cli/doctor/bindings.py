@@ -6,7 +6,7 @@ from evergrant_server.cli.doctor import CheckFailed
 from evergrant_server.cli.doctor.database import _ring, _store
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.integrations import require_login
+from evergrant_server.core.integrations import require_pinned_login
 from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import Settings
 
@@ -39,7 +39,7 @@ async def logins(settings: Settings) -> str:
                 None if it.login is None else await tx.integrations.by_name(it.tenant, it.login.integration)
             )
             try:
-                require_login(it.login, named)
+                require_pinned_login(it.login, named)
             except Failure as failure:
                 broken.append(f"{it.name} (tenant {it.tenant}): {failure.detail}")
     if not broken:
@@ -47,5 +47,6 @@ async def logins(settings: Settings) -> str:
     more = " And more." if len(broken) > _MOST_NAMED else ""
     raise CheckFailed(
         " ".join(broken[:_MOST_NAMED]) + more,
-        "PUT /v1/integrations/{name} for the named one; see docs/guide/binding.md",
+        "PUT /v1/integrations/{name} for the one that the login names, or for this one again, which pins the "
+        "login to that one's issuer; see docs/guide/binding.md",
     )

@@ -30,6 +30,7 @@ class LoginRule(FrozenModel):
     """Where an integration's subjects log in, and which claim names them."""
 
     integration: str  # our client at the tenant's issuer, which is an integration itself
+    issuer: str | None = None  # pinned: who administers that integration alone can't name other persons
     claim: LoginClaim = LoginClaim.SUB
     domains: tuple[str, ...] = ()  # of email addresses, in lower case
 

@@ -3,9 +3,8 @@
 from datetime import datetime
 
 from evergrant_server.core.connections.login import LoginClaim, LoginRule
-from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ClientLoginId, TenantRow
-from evergrant_server.core.integrations import Integration, require_login
+from evergrant_server.core.integrations import Integration, require_pinned_login
 from evergrant_server.core.oauth.clients import ClientKind
 
 
@@ -28,7 +27,9 @@ class ClientLogin(TenantRow):
 
     @property
     def login(self) -> LoginRule:
-        return LoginRule(integration=self.integration, claim=self.claim, domains=self.domains)
+        return LoginRule(
+            integration=self.integration, issuer=self.issuer, claim=self.claim, domains=self.domains
+        )
 
     def takes(self, kind: ClientKind) -> bool:
         """Whether clients of this kind may be used."""
@@ -42,8 +43,4 @@ class ClientLogin(TenantRow):
 
     def issuer_integration(self, found: Integration | None) -> Integration:
         """The integration at whose issuer persons log in. Raises Failure CLIENT_REJECTED with the repair."""
-        there = require_login(self.login, found, "Users of MCP clients")
-        if there.issuer != self.issuer:
-            why = f"The integration {self.integration} has another issuer than before: put the login again."
-            raise Failure(ErrorCode.CLIENT_REJECTED, why)
-        return there
+        return require_pinned_login(self.login, found, "Users of MCP clients")

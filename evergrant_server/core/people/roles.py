@@ -10,9 +10,8 @@ from typing import cast
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.login import LoginRule
-from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AdminLoginId, FrozenModel, PersonId, Tenant, TenantRow, derived_id
-from evergrant_server.core.integrations import Integration, require_login
+from evergrant_server.core.integrations import Integration, require_pinned_login
 from evergrant_server.core.text import is_storable_text
 
 HOST = "host"  # the issuer of people whose proof is the host itself
@@ -45,11 +44,8 @@ class AdminLogin(TenantRow):
 
     def issuer_integration(self, found: Integration | None) -> Integration:
         """The integration at whose issuer people log in. Raises Failure CLIENT_REJECTED with the repair."""
-        there = require_login(LoginRule(integration=self.integration), found, "People")
-        if there.issuer != self.issuer:
-            why = f"The integration {self.integration} has another issuer than before: put the login again."
-            raise Failure(ErrorCode.CLIENT_REJECTED, why)
-        return there
+        rule = LoginRule(integration=self.integration, issuer=self.issuer)
+        return require_pinned_login(rule, found, "People")
 
     def role_of(self, claims: Mapping[str, object]) -> PersonRole | None:
         """The first role that has one of the person's groups; None without such a group."""

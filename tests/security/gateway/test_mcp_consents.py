@@ -31,7 +31,7 @@ ASK = {"integration": "crm", "subject": "user-1"}
 
 async def an_agent(api: Api, issuer: LoginIssuer) -> str:
     await staff(api, issuer)
-    await an_integration(api, binding="oidc", login=LoginRule(integration="staff"))
+    await an_integration(api, binding="oidc", login=LoginRule(integration="staff", issuer=issuer.issuer))
     return await api.app_with("agent", Action.CONNECT, Action.PROXY)
 
 

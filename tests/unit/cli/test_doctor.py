@@ -167,8 +167,8 @@ async def test_an_integration_whose_subjects_can_not_log_in_is_named(settings: S
     now, ring = datetime.now(UTC), KeyRing.open(settings.key_path, Role.OPERATOR)
     store = await Store.open(settings.database_url, ring, SystemClock())
     assert "0 integrations" in await bindings.logins(settings)
-    bound = {"name": "crm", "binding": "oidc", "login": LoginRule(integration="staff")}
     issuer = "https://login.corp.example"
+    bound = {"name": "crm", "binding": "oidc", "login": LoginRule(integration="staff", issuer=issuer)}
     urls = {"token_endpoint": f"{issuer}/token", "authorization_endpoint": f"{issuer}/authorize"}
     try:
         async with store.write() as tx:

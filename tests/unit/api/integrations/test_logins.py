@@ -57,6 +57,6 @@ async def test_a_login_is_checked_when_it_is_put(
     assert why in refused.json()["detail"]
     good = {"integration": "staff", "claim": "email", "domains": ["Corp.Example"]}
     kept = await put(login=good)
-    assert kept.json()["login"] == {**good, "domains": ["corp.example"]}
+    assert kept.json()["login"] == {**good, "domains": ["corp.example"], "issuer": ISSUER}
     assert (await put(login=good, binding="app")).json()["field"] == "login"
     assert (await put(login=None, binding="app")).json()["login"] is None
