@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from docs import clauses_page, events_page, provider_pages, roles_page
+from docs import clauses_page, dangerous_page, events_page, provider_pages, roles_page
 from docs.field_comments import describe_fields
 from docs.included_code import with_code
 from evergrant_server.core.audit import SCOPES_LIMIT, AuditAction
@@ -140,8 +140,8 @@ WHEN = {
     AuditAction.RESOURCE_TOKEN_REVOKED: "a client revoked one of its access tokens",
     AuditAction.TRUSTED_ISSUER_PUT: "an issuer of workload tokens is trusted, or its keys are elsewhere",
     AuditAction.TRUSTED_ISSUER_DELETED: "an issuer of workload tokens is trusted no more",
-    AuditAction.APPROVAL_REQUESTED: "an app sent a command that a second app must approve",
-    AuditAction.APPROVAL_GIVEN: "a second app approved a command; its first app may send it again, once",
+    AuditAction.APPROVAL_REQUESTED: "a command was sent that a second admin must approve",
+    AuditAction.APPROVAL_GIVEN: "a second admin approved a command; who sent it may send it again, once",
     AuditAction.ACCESS_REQUESTED: "an app asked for a permit, or an unused one was proposed for removal",
     AuditAction.ACCESS_REMINDED: "a request for access still waits for an admin",
     AuditAction.ACCESS_APPROVED: "an admin gave the access, or removed the permit",
@@ -298,6 +298,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/event.schema.json": events_page.schema,
     "reference/provider.schema.json": provider_schema,
     "security/clauses.md": lambda: clauses_page.page(NOTE, table),
+    "security/dangerous.md": lambda: dangerous_page.page(NOTE, table),
     "security/roles.md": lambda: roles_page.page(NOTE, table),
     **{name: partial(provider_pages.render_page, name, NOTE) for name in provider_pages.page_names()},
 }

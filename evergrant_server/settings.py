@@ -163,8 +163,8 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     """Allows the binding `none`: any person who opens a connect link connects their own account. `dev` on a
     loopback address sets it."""
     four_eyes: bool = False
-    """Another app with `admin` must approve a provider's definition, an export, a new API key or credential,
-    and a permit with `token`, `proxy`, `export` or `admin`. There must be two such apps."""
+    """Another app or person with `admin` must approve dangerous commands: keys, credentials, weighty permits,
+    exports, what says where people log in and where secrets are sent. There must be two such admins."""
     bulk_read_alarm: int = Field(default=1000, ge=0)
     """How many connections an app leases within an hour from one API process when `tokens.bulk_read` is
     recorded, sent to webhooks, logged and counted. 0 switches it off for leases; an export always does it."""

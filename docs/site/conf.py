@@ -52,7 +52,7 @@ CONTENTS: dict[str, dict[str, list[str]]] = {
                           "docs/guide/external-revocation", "docs/telemetry", "docs/benchmarks",
                           "docs/reliability", "docs/protocol"],
         "Security": ["docs/guide/security", "docs/security/threat-model", "docs/security/clauses",
-                     "docs/security/roles", "SECURITY"],
+                     "docs/security/roles", "docs/security/dangerous", "SECURITY"],
         "Reference": ["docs/reference/http", "docs/errors", "docs/reference/settings",
                       "docs/reference/events", "docs/reference/audit", "docs/reference/storage"],
         "The project": ["docs/architecture", "docs/adr/README", "docs/dependencies", "docs/releasing",

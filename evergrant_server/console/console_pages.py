@@ -71,6 +71,8 @@ def span(seconds: float) -> str:
 
 def plain(value: object) -> str:
     """A value of a record's detail as text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {plain(it)}" for name, it in value.items()) or "none"  # pyright: ignore[reportUnknownArgumentType,reportUnknownMemberType,reportUnknownVariableType]  # JSON's values
     if isinstance(value, list | tuple):
         return " ".join(str(it) for it in value) or "none"  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]  # JSON's values
     if isinstance(value, bool):

@@ -206,7 +206,9 @@ def require_pinned_login(
     there = require_login(rule, found, who)
     if rule is None or there.issuer != rule.issuer:
         name = there.name
-        why = f"{who} can't log in: the issuer of the integration {name} isn't the one that the login was put "
+        why = (
+            f"{who} can't log in: the issuer of the integration {name} isn't the one that the login was put "
+        )
         why += "with. If it is the right one, put the login again."
         raise Failure(ErrorCode.CLIENT_REJECTED, why, login=name)
     return there

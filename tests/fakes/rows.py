@@ -171,7 +171,7 @@ async def disable_tenant(tx: Transaction, tenant: Tenant) -> None:
 
 
 def an_approval(app: App, at: datetime, **changes: Any) -> Approval:
-    """One of a command that waits for its second app."""
+    """One of a command that waits for its second admin."""
     values: dict[str, Any] = {
         "tenant": app.tenant,
         "id": new_id("apr"),

@@ -69,7 +69,7 @@ async def get_client_login(call: AuditorCall) -> ClientLoginView:
 async def put_client_login(body: ClientLoginBody, response: Response, call: AdminCall) -> ClientLoginView:
     """Let OAuth clients act as an app, for persons who log in. A change ends what was authorized before.
 
-    With EVERGRANT_FOUR_EYES a second app or person must approve it.
+    With EVERGRANT_FOUR_EYES a second admin must approve it.
     """
     domains = checked_domains(body.claim, body.domains, "domains")
 

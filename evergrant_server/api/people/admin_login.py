@@ -65,7 +65,7 @@ async def get_admin_login(call: AuditorCall) -> AdminLoginView:
 async def put_admin_login(body: AdminLoginBody, response: Response, call: AdminCall) -> AdminLoginView:
     """Have people log in at an issuer. A change ends the sessions of all people.
 
-    With EVERGRANT_FOUR_EYES a second app or person must approve it.
+    With EVERGRANT_FOUR_EYES a second admin must approve it.
     """
 
     async def write(tx: Transaction) -> tuple[bool, AdminLogin, Integration]:
@@ -89,7 +89,7 @@ async def put_admin_login(body: AdminLoginBody, response: Response, call: AdminC
 
 
 @router.delete("/v1/admin-login", status_code=204)
-@dangerous("always: it takes the console and the commands from all people")
+@dangerous("always: it turns all people away")
 async def delete_admin_login(call: AdminCall) -> Response:
     """Let no people log in. Ends the sessions of all people."""
 

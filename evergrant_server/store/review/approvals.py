@@ -1,4 +1,4 @@
-"""Commands that a second app must approve, read with authenticators: see `authority`."""
+"""Commands that a second admin must approve, read with authenticators: see `authority`."""
 
 from datetime import datetime
 from typing import Any
@@ -27,7 +27,7 @@ class ApprovalRow(columns.IdTable, table=True):
 
 
 class Approvals(AuthenticatedRepository[Approval, ApprovalId]):
-    """Commands that a second app must approve, or has approved."""
+    """Commands that a second admin must approve, or has approved."""
 
     _table, _model = ApprovalRow, Approval
 

@@ -5,7 +5,7 @@ The paths are the application's own. What it adds has to be placed here, or the 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -175,17 +175,23 @@ class Request:
             yield from combinations(self.placeholders, count)
 
 
-def routes(app: FastAPI) -> list[str]:
-    """Each method and path that the application answers, whatever its description leaves out."""
-    found: set[str] = set()
+def endpoints(app: FastAPI) -> dict[str, Callable[..., Any]]:
+    """Each method and path that the application answers, whatever its description leaves out, with the
+    function that answers."""
+    found: dict[str, Callable[..., Any]] = {}
     pending = list(app.router.routes)
     while pending:
         route = pending.pop()
         pending += getattr(getattr(route, "original_router", None), "routes", ())
         for method in getattr(route, "methods", None) or ():
             if method != "HEAD":
-                found.add(f"{method} {getattr(route, 'path', '')}")
-    return sorted(found)
+                found[f"{method} {getattr(route, 'path', '')}"] = getattr(route, "endpoint", route)
+    return dict(sorted(found.items()))
+
+
+def routes(app: FastAPI) -> list[str]:
+    """Each method and path that the application answers."""
+    return list(endpoints(app))
 
 
 def guarded(app: FastAPI) -> list[str]:

@@ -401,7 +401,7 @@ async def test_a_configuration_that_lets_no_subject_log_in_says_its_repair(api: 
 
 
 async def test_an_issuer_that_was_moved_names_no_subjects(api: Api, issuer: LoginIssuer):
-    """Who administers the integration staff alone could otherwise log in as every subject of the bound one."""
+    """Who administers the integration staff alone could otherwise be every subject of the bound one."""
     async with LoginIssuer(api.clock.now) as evil:
         it = await sent_to_log_in(api, issuer)
         back = await it.back_at()
@@ -424,8 +424,6 @@ async def test_the_worker_compares_the_issuer_with_the_pinned_one(api: Api, issu
         assert bound is not None
         assert bound.login is not None
         login = bound.login.model_copy(update={"issuer": "https://login.example"})
-        await tx.integrations.put(
-            bound.model_copy(update={"login": login}), None, expected=bound.revision
-        )
+        await tx.integrations.put(bound.model_copy(update={"login": login}), None, expected=bound.revision)
     await assert_refused(await it.log_in(), "client_rejected", 424)
     assert (issuer.count("token"), (await it.consent()).confirmed_at) == (0, None)

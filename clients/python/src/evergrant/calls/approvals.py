@@ -1,4 +1,4 @@
-"""An admin's calls for commands that a second app must approve (the server's EVERGRANT_FOUR_EYES)."""
+"""An admin's calls for commands that a second admin must approve (the server's EVERGRANT_FOUR_EYES)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ from evergrant.calls.call import Call, Page, object_parser, page_parser, path_of
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """A command that waits: `command` and `body` are its request, `by` is who sent it."""
+    """A command that waits: `command` and `body` are its request, `by` is who sent it. `resolves_to` is what
+    its names stand for (ids, revisions, issuers, endpoints): if that changes, the approval no longer fits.
+    """
 
     id: str
     by: str
@@ -18,6 +20,7 @@ class Approval:
     created_at: datetime
     expires_at: datetime
     approved_by: str | None
+    resolves_to: Mapping[str, object] | None = None
 
 
 def approvals() -> Call[Page[Approval]]:
@@ -26,5 +29,5 @@ def approvals() -> Call[Page[Approval]]:
 
 
 def approve(approval_id: str) -> Call[Approval]:
-    """Approve another app's command. That app may send it again, once, until `expires_at`."""
+    """Approve another app's or person's command. They may send it again, once, until `expires_at`."""
     return post(path_of("approvals", approval_id), object_parser("approval", Approval), None)

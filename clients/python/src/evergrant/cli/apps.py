@@ -22,7 +22,7 @@ Days = Annotated[float, Parameter(validator=Number(gt=0))]
 
 _APPS = ("name", "disabled", "sponsor", "return_to", "lease_limit", "created_at", "id")
 _KEYS = ("id", "live", "created_at", "expires_at", "revoked_at", "last_used_at")
-_APPROVALS = ("id", "by", "command", "body", "expires_at", "approved_by")
+_APPROVALS = ("id", "by", "command", "body", "resolves_to", "expires_at", "approved_by")
 
 apps = App(name="apps", help="Consumers of Evergrant, their API keys and credentials.")
 keys = App(name="keys", help="API keys. Two of an app may be live: create the second, then revoke the first.")
@@ -30,7 +30,7 @@ apps.command(keys)
 apps.command(credentials)
 approvals = App(
     name="approvals",
-    help="Commands that a second app must approve (EVERGRANT_FOUR_EYES), and agents' calls.",
+    help="Commands that a second admin must approve (EVERGRANT_FOUR_EYES), and agents' calls.",
 )
 
 
@@ -198,14 +198,14 @@ def revoke(app: str, key_id: str, /, *, options: Options = DEFAULTS) -> None:
 
 @approvals.command(name=("ls", "list"))
 def list_approvals(*, options: Options = DEFAULTS) -> None:
-    """List the commands that wait for an approval, with their requests."""
+    """List the commands that wait for an approval: their requests, and what the names in them resolve to."""
     with options.client() as client:
         show_rows((row_of(it) for it in client.approvals()), _APPROVALS, options.output)
 
 
 @approvals.command
 def give(approval_id: str, /, *, options: Options = DEFAULTS) -> None:
-    """Approve another app's command. That app may send it again, once."""
+    """Approve another app's or person's command, for what it resolves to. They may send it again, once."""
     with options.client() as client:
         show_one(row_of(client.approve(approval_id)), options.output)
 
