@@ -13,6 +13,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.integrations import Endpoints
 from tests.fakes.api import TENANT, Api, running_api
+from tests.security.isolation.world import document
 
 GOOD, EVIL = "https://login.example", "https://login.evil.example"
 LOGIN = {"integration": "staff", "roles": {"tenant_admin": ["admins"]}}
@@ -237,15 +238,54 @@ async def test_access_that_reaches_no_token_is_given_by_one(admins: Admins):
     assert (await admins.send("POST", f"/v1/access-requests/{id}/approve", {})).status_code == 200
 
 
-async def test_an_agent_is_no_second_admin(admins: Admins):
-    """Its sponsor may be who sent the command."""
-    api = admins.api
-    agent = await api.app_with("agent", Action.ADMIN)
+async def an_agent(api: Api, sponsor: str) -> str:
+    """The key of an agent with `admin`."""
+    key = await api.app_with("agent", Action.ADMIN)
     async with api.worker.write() as tx:
         app = await tx.access.app_by_name(TENANT, "agent")
         assert app is not None
-        ends = {"sponsor": "app:a", "ends_at": api.clock.now().replace(year=2030)}
+        ends = {"sponsor": f"app:{sponsor}", "ends_at": api.clock.now().replace(year=2030)}
         await tx.access.put_app(app.model_copy(update=ends), expected=app.revision)
+    return key
+
+
+async def test_an_agent_is_no_second_admin(admins: Admins):
+    """Its sponsor may be who sent the command."""
+    agent = await an_agent(admins.api, "a")
     shown = await admins.waiting("PUT", "/v1/admin-login", LOGIN)
-    refused = await api.post(f"/v1/approvals/{shown['id']}", agent)
+    refused = await admins.api.post(f"/v1/approvals/{shown['id']}", agent)
     assert (refused.status_code, refused.json()["code"]) == (403, "not_permitted")
+
+
+async def test_who_answers_for_an_agent_does_not_approve_what_it_sent(admins: Admins):
+    agent = await an_agent(admins.api, "b")
+    waits = (await admins.api.call("PUT", "/v1/admin-login", agent, json=LOGIN)).json()
+    at = f"/v1/approvals/{waits['approval_id']}"
+    assert (await admins.api.post(at, admins.b)).json()["code"] == "not_permitted"
+    assert (await admins.api.post(at, admins.a)).json()["approved_by"] == "app:a"
+
+
+@pytest.mark.parametrize("sponsor", ["a", "b"])
+async def test_an_agent_that_asks_is_no_first_admin(admins: Admins, sponsor: str):
+    await admins.api.app_with("pipeline")
+    agent = await an_agent(admins.api, sponsor)
+    asked = {"permit": {"integration": "staff", "actions": ["token"]}, "reason": "a", "app": "pipeline"}
+    id = (await admins.api.post("/v1/access-requests", agent, asked)).json()["id"]
+    refused = await admins.send("POST", f"/v1/access-requests/{id}/approve", {})
+    assert refused.json()["code"] == "approval_required"
+
+
+async def test_a_definition_is_proposed_and_approved_by_two(admins: Admins):
+    agent = await an_agent(admins.api, "b")
+    proposed = await admins.api.post("/v1/providers", agent, {"definition": document("acme")})
+    assert proposed.status_code == 201, proposed.text
+    async with admins.api.worker.write() as tx:
+        found = await tx.definitions.version(TENANT, "acme", 1)
+        assert found is not None
+        await tx.definitions.replace(found.with_checks((), admins.api.clock.now()), expected=found.revision)
+    at = "/v1/providers/acme/approve"
+    assert [(await admins.api.post(at, key, {"version": 1})).status_code for key in (agent, admins.b)] == [
+        403,
+        403,
+    ]
+    assert (await admins.api.post(at, admins.a, {"version": 1})).json()["decided_by"] == "app:a"

@@ -15,7 +15,7 @@ from evergrant_server.api.apps.access_request_models import (
 from evergrant_server.api.apps.permit_models import PermitBody
 from evergrant_server.api.apps.permits import gives_weighty, permit_facts, save_permit
 from evergrant_server.api.apps.routes import require_app
-from evergrant_server.api.http.approvals import dangerous, use_approval
+from evergrant_server.api.http.approvals import dangerous, is_second_admin, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit
 from evergrant_server.api.http.problems import invalid_request, require_found
@@ -113,7 +113,7 @@ async def approve_access_request(
             ends_at = min((it for it in (ends_at, permit.expires_at) if it is not None), default=None)
             permit = permit.model_copy(update={"expires_at": ends_at})
             recorded = {"request_id": request.id}
-            if gives_weighty(permit) and not await _was_asked_by_admin(tx, call, request, app):
+            if gives_weighty(permit) and not await _are_two_admins(tx, call, request):
                 facts = await permit_facts(tx, call, app, None, permit.integration)
                 recorded |= await use_approval(tx, call, given, {**facts, "permit": request.permit})
             await save_permit(tx, call, app, request.permit_name, permit, None, recorded)
@@ -197,12 +197,18 @@ async def _undecided(tx: Transaction, call: ApiCall, request_id: str) -> tuple[A
     return request, app
 
 
-async def _was_asked_by_admin(tx: Transaction, call: ApiCall, request: AccessRequest, app: App) -> bool:
-    """Whether who asked holds `admin` too, so that two admins agree: for another app only an admin asks."""
-    if request.requested_by != f"app:{app.name}":
+async def _are_two_admins(tx: Transaction, call: ApiCall, request: AccessRequest) -> bool:
+    """Whether who asked holds `admin` too, and isn't who decides. Of people only admins ask."""
+    if not await is_second_admin(tx, call, request.requested_by):
+        return False
+    kind, _, name = request.requested_by.partition(":")
+    if kind != "app":
         return True
-    permits = await tx.access.permits(call.tenant, app.id)
-    return not app.is_agent and decide(permits, PermitQuestion(Target(), Action.ADMIN, call.now)).allowed
+    asking = await tx.access.app_by_name(call.tenant, name)
+    if asking is None or asking.is_agent:
+        return False
+    permits = await tx.access.permits(call.tenant, asking.id)
+    return decide(permits, PermitQuestion(Target(), Action.ADMIN, call.now)).allowed
 
 
 async def _remove_permit(tx: Transaction, call: ApiCall, request: AccessRequest, app: App) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from evergrant_server.api.http.approvals import dangerous
+from evergrant_server.api.http.approvals import dangerous, is_second_admin
 from evergrant_server.api.http.call import AdminCall, AuditorCall
 from evergrant_server.api.http.models import Page, View
 from evergrant_server.core.access import Approval
@@ -54,8 +54,9 @@ async def approve(approval_id: str, call: AdminCall) -> ApprovalView:
         found = await tx.approvals.get(call.tenant, ApprovalId(approval_id))
         if found is None or not found.is_open(call.now):
             raise Failure(ErrorCode.NOT_FOUND, "There is no such command, or it waits no longer.")
-        if found.app_id == call.caller.app.id or call.caller.app.is_agent:
-            raise Failure(ErrorCode.NOT_PERMITTED, "Another admin must approve it, who is no agent.")
+        if found.app_id == call.caller.app.id or not await is_second_admin(tx, call, found.by):
+            why = "Another admin must approve it: no agent, nor who answers for the agent that sent it."
+            raise Failure(ErrorCode.NOT_PERMITTED, why)
         if found.approved_by is not None:
             return found
         approved = found.model_copy(update={"approved_by": call.context.by})

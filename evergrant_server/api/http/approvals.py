@@ -90,6 +90,16 @@ async def use_approval(
     return {"approved_by": approval.approved_by}
 
 
+async def is_second_admin(tx: Transaction, call: ApiCall, by: str) -> bool:
+    """Whether the caller, who holds `admin`, is another one than `by`: neither the same, nor an agent, nor
+    who answers for the agent that `by` is."""
+    if call.context.by == by or call.caller.app.is_agent:
+        return False
+    kind, _, name = by.partition(":")
+    sender = await tx.access.app_by_name(call.tenant, name) if kind == "app" else None
+    return sender is None or sender.sponsor != call.context.by
+
+
 def fingerprint(call: ApiCall, value: Secret | str | None) -> str | None:
     """A keyed hash that stands for a secret in what a command resolves to: another secret has another one."""
     text = value.reveal() if isinstance(value, Secret) else value

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import Field, field_validator
 from starlette.responses import Response
 
-from evergrant_server.api.http.approvals import dangerous
+from evergrant_server.api.http.approvals import dangerous, is_second_admin
 from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import MAX_INTEGER, Body, Page, Slug, Text, View
 from evergrant_server.api.http.problems import invalid_request, require_found
@@ -174,10 +174,13 @@ async def _save_decision(
         if not decidable or found.approved is not None:
             why = f"The version is {found.state.value}: there is no decision to make."
             raise invalid_request("version", why)
-        one = found.proposed_by == call.context.by or call.caller.app.is_agent
-        if approved and call.api.settings.four_eyes and one:
-            why = "The proposer can't approve it, and no agent can: EVERGRANT_FOUR_EYES."
-            raise Failure(ErrorCode.NOT_PERMITTED, why)
+        if (
+            approved
+            and call.api.settings.four_eyes
+            and not await is_second_admin(tx, call, found.proposed_by)
+        ):
+            why = "The proposer can't approve it, nor can an agent or who answers for one that proposed it."
+            raise Failure(ErrorCode.NOT_PERMITTED, f"{why} (EVERGRANT_FOUR_EYES)")
         if approved and found.changes_secret_hosts and not body.accept_hosts:
             why = "Secrets and tokens would be sent to new hosts: see the check results, and accept them."
             raise invalid_request("accept_hosts", why)
