@@ -159,6 +159,7 @@ async def test_four_eyes_a_key_waits_for_another_admin_and_the_same_form_makes_i
     page = await browser.page("/console/requests")
     assert "POST /console/apps/boss/keys" in page
     assert "/console/approvals/" not in page, "not by the same app"
+    assert '<span class="soft">app now:</span> id app_' in page, "what the name stands for"
     other = await at_console(api, await api.app_with("other", Action.ADMIN))
     (path,) = re.findall(r'action="(/console/approvals/apr_\w+)"', await other.page("/console/requests"))
     assert (await browser.send(path)).status_code == 403
