@@ -15,7 +15,7 @@ from evergrant_server.api.apps.access_request_models import (
 from evergrant_server.api.apps.permit_models import PermitBody
 from evergrant_server.api.apps.permits import gives_weighty, permit_facts, save_permit
 from evergrant_server.api.apps.routes import require_app
-from evergrant_server.api.http.approvals import dangerous, is_second_admin, use_approval
+from evergrant_server.api.http.approvals import dangerous, is_admin_app, is_second_admin, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit
 from evergrant_server.api.http.problems import invalid_request, require_found
@@ -30,7 +30,7 @@ from evergrant_server.core.lifecycle.access_requests import (
     shown_permit,
 )
 from evergrant_server.core.outbox import access_request_message
-from evergrant_server.policy import PermitQuestion, Target, decide
+from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["apps"])
@@ -202,13 +202,7 @@ async def _are_two_admins(tx: Transaction, call: ApiCall, request: AccessRequest
     if not await is_second_admin(tx, call, request.requested_by):
         return False
     kind, _, name = request.requested_by.partition(":")
-    if kind != "app":
-        return True
-    asking = await tx.access.app_by_name(call.tenant, name)
-    if asking is None or asking.is_agent:
-        return False
-    permits = await tx.access.permits(call.tenant, asking.id)
-    return decide(permits, PermitQuestion(Target(), Action.ADMIN, call.now)).allowed
+    return kind != "app" or await is_admin_app(tx, call, name)
 
 
 async def _remove_permit(tx: Transaction, call: ApiCall, request: AccessRequest, app: App) -> None:

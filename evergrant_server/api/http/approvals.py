@@ -17,11 +17,12 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import BaseModel
 
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.core.access import Approval
+from evergrant_server.core.access import Action, Approval
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ApprovalId, derived_id
 from evergrant_server.core.secret import Secret
+from evergrant_server.policy import PermitQuestion, Target, decide
 from evergrant_server.store import Transaction
 
 P = ParamSpec("P")
@@ -83,7 +84,7 @@ async def use_approval(
         return {}
     command = _Command(call, sent, json.loads(json.dumps(resolves_to or {})))
     approval = await tx.approvals.get(call.tenant, command.approval_id)
-    if approval is None or approval.approved_by is None or not approval.is_open(call.now):
+    if approval is None or approval.approved_by is None or not await _counts(tx, call, approval):
         raise _NotApproved(command)
     used = approval.model_copy(update={"used_at": call.now})
     await tx.approvals.put(used, expected=approval.revision)
@@ -98,6 +99,22 @@ async def is_second_admin(tx: Transaction, call: ApiCall, by: str) -> bool:
     kind, _, name = by.partition(":")
     sender = await tx.access.app_by_name(call.tenant, name) if kind == "app" else None
     return sender is None or sender.sponsor != call.context.by
+
+
+async def is_admin_app(tx: Transaction, call: ApiCall, name: str) -> bool:
+    """Whether the app of this name holds `admin` for the whole tenant now, and is no agent."""
+    app = await tx.access.app_by_name(call.tenant, name)
+    if app is None or app.disabled or app.is_agent:
+        return False
+    permits = await tx.access.permits(call.tenant, app.id)
+    return decide(permits, PermitQuestion(Target(), Action.ADMIN, call.now)).allowed
+
+
+async def _counts(tx: Transaction, call: ApiCall, approval: Approval) -> bool:
+    """Whether an approval can be used, and the app that gave it still holds `admin`. A person's sessions end
+    by themselves, so an approval outlives them."""
+    kind, _, name = (approval.approved_by or "").partition(":")
+    return approval.is_open(call.now) and (kind != "app" or await is_admin_app(tx, call, name))
 
 
 def fingerprint(call: ApiCall, value: Secret | str | None) -> str | None:
@@ -137,7 +154,10 @@ class _Command:
             expires_at=call.now + APPROVAL_TTL,
         )
         before = await tx.approvals.get(call.tenant, id)
-        if before is None or not before.is_open(call.now):
+        stands = before is not None and before.is_open(call.now)
+        if before is not None and before.approved_by is not None:
+            stands = await _counts(tx, call, before)
+        if not stands:
             await tx.approvals.put(wanted, expected=None if before is None else before.revision)
             await call.record(tx, AuditAction.APPROVAL_REQUESTED, id, command=wanted.command)
         same = await tx.approvals.approved(call.tenant, wanted.app_id, wanted.command, call.now)

@@ -235,8 +235,10 @@ async def _record(
     it: Integration,
     approved: Mapping[str, str] | None = None,
 ) -> None:
-    detail = {"integration": it.name, "provider": it.provider, "client_id": it.client_id, **(approved or {})}
-    await call.record(tx, action, it.id, **detail)
+    detail: dict[str, object] = {"integration": it.name, "provider": it.provider, "client_id": it.client_id}
+    if it.login is not None:
+        detail |= {"login": it.login.integration, "login_issuer": it.login.issuer}
+    await call.record(tx, action, it.id, **detail, **(approved or {}))
 
 
 @metadata_router.get("/oauth/client/{integration_id}")

@@ -289,3 +289,23 @@ async def test_a_definition_is_proposed_and_approved_by_two(admins: Admins):
         403,
     ]
     assert (await admins.api.post(at, admins.a, {"version": 1})).json()["decided_by"] == "app:a"
+
+
+@pytest.mark.parametrize("how", ["no permit", "disabled", "deleted"])
+async def test_an_approver_who_is_no_admin_any_more_has_approved_nothing(admins: Admins, how: str):
+    api, put = admins.api, ("PUT", "/v1/admin-login", LOGIN)
+    await admins.approved(*put)
+    third = await api.app_with("third", Action.ADMIN)
+    ending = {
+        "no permit": ("DELETE", "/v1/apps/b/permits/{}", None),
+        "disabled": ("PUT", "/v1/apps/b", {"disabled": True}),
+        "deleted": ("DELETE", "/v1/apps/b", None),
+    }
+    method, path, body = ending[how]
+    (permit,) = (await api.get("/v1/apps/b/permits", third)).json()["items"]
+    assert (await api.call(method, path.format(permit["name"]), third, json=body)).is_success
+    admins.b = third
+    shown = await admins.waiting(*put)
+    assert shown["approved_by"] is None
+    await admins.approved(*put)
+    assert (await admins.send(*put)).status_code == 201

@@ -6,6 +6,7 @@ import httpx2
 import pytest
 
 from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.integrations import Endpoints
 from tests.fakes.api import Api
 
@@ -58,5 +59,7 @@ async def test_a_login_is_checked_when_it_is_put(
     good = {"integration": "staff", "claim": "email", "domains": ["Corp.Example"]}
     kept = await put(login=good)
     assert kept.json()["login"] == {**good, "domains": ["corp.example"], "issuer": ISSUER}
+    records = await api.records(AuditAction.INTEGRATION_PUT)
+    assert [it.detail["login_issuer"] for it in records] == [ISSUER], "what it is pinned to"
     assert (await put(login=good, binding="app")).json()["field"] == "login"
     assert (await put(login=None, binding="app")).json()["login"] is None
