@@ -25,6 +25,8 @@ _END_ACTIONS = (
     *(AuditAction.RESOURCE_TOKEN_REVOKED, AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED),
     *(AuditAction.SESSION_ENDED, AuditAction.TENANT_DISABLED, AuditAction.TENANT_ENABLED),
     *(AuditAction.TOKEN_FAMILY_ENDED, AuditAction.TOKEN_FAMILY_REPLAYED),
+    *(AuditAction.ADMIN_LOGIN_DELETED, AuditAction.CLIENT_LOGIN_DELETED),
+    *(AuditAction.DELEGATION_RULE_DELETED, AuditAction.TRUSTED_ISSUER_DELETED),
 )
 END_CONDITION = "action IN ({})".format(", ".join(f"'{action.value}'" for action in _END_ACTIONS))
 

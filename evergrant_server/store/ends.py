@@ -22,11 +22,15 @@ from evergrant_server.core.access import (
     TenantStanding,
 )
 from evergrant_server.core.agents.call_approvals import CallApproval
+from evergrant_server.core.agents.delegation_rules import DelegationRule
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.oauth.authorizations import AccessToken, TokenFamily
+from evergrant_server.core.oauth.client_login import ClientLogin
+from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
+from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.store.audit_tables import END_CONDITION, AuditRow
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, fetch_all
@@ -82,6 +86,10 @@ _ENDS: dict[type[BaseModel], _End] = {
     Delegation: _End("stopped_at", _by(AuditAction.DELEGATION_STOPPED)),
     KeySession: _End(None, _by(AuditAction.SESSION_ENDED)),
     PersonSession: _End("ended_at", _by(AuditAction.SESSION_ENDED)),
+    AdminLogin: _End(None, _by(AuditAction.ADMIN_LOGIN_DELETED)),
+    ClientLogin: _End(None, _by(AuditAction.CLIENT_LOGIN_DELETED)),
+    TrustedIssuer: _End(None, _by(AuditAction.TRUSTED_ISSUER_DELETED)),
+    DelegationRule: _End(None, _by(AuditAction.DELEGATION_RULE_DELETED)),
     AccessToken: _End(None, _by(AuditAction.RESOURCE_TOKEN_REVOKED)),
     TokenFamily: _End("ended_at", _by(AuditAction.TOKEN_FAMILY_ENDED, AuditAction.TOKEN_FAMILY_REPLAYED)),
     Connection: _End("has_ended", _by(AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED)),

@@ -22,7 +22,8 @@ _ENDS = (
     "'credential.deleted', 'delegation.stopped', 'key.revoked', 'permit.deleted', "
     "'resource_token.revoked', 'connection.revocation_requested', 'connection.revoked', "
     "'session.ended', 'tenant.disabled', 'tenant.enabled', 'token_family.ended', "
-    "'token_family.replayed'"
+    "'token_family.replayed', 'admin_login.deleted', 'client_login.deleted', "
+    "'delegation_rule.deleted', 'trusted_issuer.deleted'"
     ")"
 )
 

@@ -88,6 +88,9 @@ async def use_approval(
         raise _NotApproved(command)
     used = approval.model_copy(update={"used_at": call.now})
     await tx.approvals.put(used, expected=approval.revision)
+    # by its own id, so that a row from before can't be used again: before the command's own record, and so
+    # before rows that it changes, which on PostgreSQL may cost a second try
+    await call.record(tx, AuditAction.APPROVAL_USED, approval.id, command=approval.command)
     return {"approved_by": approval.approved_by}
 
 

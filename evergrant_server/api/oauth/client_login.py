@@ -94,6 +94,8 @@ async def put_client_login(body: ClientLoginBody, response: Response, call: Admi
         approved = await use_approval(tx, call, body, {"app": app.id, "integration": facts})
         await _end_before(tx, before)
         await tx.client_logins.put(rule)
+        if before is not None:
+            await call.record(tx, AuditAction.CLIENT_LOGIN_DELETED, before.id)
         await tx.access.bump(call.tenant, app.id)
         detail = {**body.model_dump(mode="json"), "issuer": rule.issuer, **approved}
         await call.record(tx, AuditAction.CLIENT_LOGIN_PUT, rule.id, **detail)
@@ -114,7 +116,7 @@ async def delete_client_login(call: AdminCall) -> Response:
         approved = await use_approval(tx, call, None, {"login": before.id})
         await _end_before(tx, before)
         await tx.client_logins.delete(call.tenant)
-        await call.record(tx, AuditAction.CLIENT_LOGIN_DELETED, call.tenant, **approved)
+        await call.record(tx, AuditAction.CLIENT_LOGIN_DELETED, before.id, **approved)
 
     await call.write(drop)
     return Response(status_code=204)

@@ -70,7 +70,7 @@ async def put_admin_login(body: AdminLoginBody, response: Response, call: AdminC
 
     async def write(tx: Transaction) -> tuple[bool, AdminLogin, Integration]:
         there = await _usable_integration(tx, call, body.integration)
-        before = await tx.admin_logins.of_tenant(call.tenant)
+        before = await tx.admin_logins.to_replace(call.tenant)
         new_one = AdminLoginId(new_id("alg"))
         pinned = {"id": new_one, "issuer": there.issuer or "", "changed_at": call.now}
         rule = AdminLogin(tenant=call.tenant, **pinned, **dict(body))
@@ -79,6 +79,8 @@ async def put_admin_login(body: AdminLoginBody, response: Response, call: AdminC
         facts = await integration_facts(tx, call.api.registry, there)
         approved = await use_approval(tx, call, body, {"integration": facts})
         await tx.admin_logins.put(rule)
+        if before is not None:
+            await call.record(tx, AuditAction.ADMIN_LOGIN_DELETED, before.id)
         detail = {**body.model_dump(mode="json"), **approved}
         await call.record(tx, AuditAction.ADMIN_LOGIN_PUT, rule.id, **detail)
         return before is None, rule, there
@@ -94,10 +96,10 @@ async def delete_admin_login(call: AdminCall) -> Response:
     """Let no people log in. Ends the sessions of all people."""
 
     async def drop(tx: Transaction) -> None:
-        rule = await tx.admin_logins.of_tenant(call.tenant)
-        approved = await use_approval(tx, call, None, {"login": None if rule is None else rule.id})
+        rule = require_found(await tx.admin_logins.to_replace(call.tenant))
+        approved = await use_approval(tx, call, None, {"login": rule.id})
         await tx.admin_logins.delete(call.tenant)
-        await call.record(tx, AuditAction.ADMIN_LOGIN_DELETED, call.tenant, **approved)
+        await call.record(tx, AuditAction.ADMIN_LOGIN_DELETED, rule.id, **approved)
 
     await call.write(drop)
     return Response(status_code=204)

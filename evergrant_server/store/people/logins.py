@@ -24,6 +24,10 @@ class AdminLogins(AuthenticatedRepository[AdminLogin, AdminLoginId]):
     async def of_tenant(self, tenant: Tenant) -> AdminLogin | None:
         return await self._one(tenant=tenant)
 
+    async def to_replace(self, tenant: Tenant) -> AdminLogin | None:
+        """The rule as its row says, with a broken authenticator too: a put or a deletion repairs that."""
+        return await self._one_unchecked(tenant=tenant)
+
     async def put(self, rule: AdminLogin) -> AdminLogin:
         """In place of the tenant's rule of before, also of one with a broken authenticator."""
         await self._run(delete(AdminLoginRow).where(columns_equal(AdminLoginRow, tenant=rule.tenant)))

@@ -58,7 +58,8 @@ COVERED: dict[type[BaseModel], set[str]] = {
     AppKey: {"tenant", "id", "app_id", "secret_hash", "revoked_at"},  # the hash covers the expiry
     AppCredential: set(AppCredential.model_fields) - {"revision", "created_at"},
     Permit: set(Permit.model_fields) - {"revision", "created_at"},
-    Approval: {"tenant", "id", "app_id", "by", "command", "body", "resolves_to", "approved_by", "used_at"},
+    Approval: {"tenant", "id", "app_id", "by", "command", "body", "resolves_to", "approved_by", "used_at"}
+    | {"expires_at"},
     AccessRequest: {"tenant", "id", "app_id", "kind", "permit_name", "permit", "lifetime_s", "requested_by"}
     | {"state", "decided_by"},
     CallApproval: {"tenant", "id", "app_id", "connection_id", "call_hash", "round", "name", "reason"}
