@@ -235,7 +235,7 @@ def _entry(claim: LeaseClaim) -> AuditEntry:
         what = {"for": claim.dpop_request}
     elif claim.proxied is not None:
         action = AuditAction.PROXY_CALLED
-        what = dict(zip(("call", "request"), claim.proxied, strict=True))
+        what = dict(claim.proxied)
         if claim.through is not None:
             what["through"] = claim.through
     elif claim.signed_request:

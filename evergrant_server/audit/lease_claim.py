@@ -1,5 +1,6 @@
 """A lease as the ledger records it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -27,7 +28,7 @@ class LeaseClaim:
     at: datetime
     dpop_request: str | None = None  # method and origin: a proof for one request instead of the token
     signed_request: str = ""  # the signed request, when a signature is leased instead of the token
-    proxied: tuple[str, str] | None = None  # id and request line of a call that the gateway makes with it
+    proxied: Mapping[str, object] | None = None  # what is recorded of a call that is made with it
     through: AppId | None = None  # the Envoy that makes the call instead
     permit: Permit | None = None  # that allowed it
     authorization: TokenFamily | None = None  # of the gateway's client that acts as the app

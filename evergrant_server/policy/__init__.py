@@ -8,6 +8,7 @@ from evergrant_server.policy.decision import WILDCARD, PermitDecision, decide, m
 from evergrant_server.policy.delegated import DelegationLink, decide_delegated, may_see_delegated
 from evergrant_server.policy.exchange import may_exchange, source_scopes
 from evergrant_server.policy.explanation import PermitExplanation, PermitMismatch, explain
+from evergrant_server.policy.overrides import method_overrides, query_names
 from evergrant_server.policy.proxied import NO_TOOL, ProxiedRequest
 from evergrant_server.policy.question import DecisionReason, PermitField, PermitQuestion, Target
 
@@ -29,6 +30,8 @@ __all__ = [
     "may_exchange",
     "may_see",
     "may_see_delegated",
+    "method_overrides",
+    "query_names",
     "scopes_above",
     "source_scopes",
 ]

@@ -1,62 +1,80 @@
 """Requests to a provider's API, as permits for the action `proxy` judge them: by method, path and tool.
 
-A pattern of a path has the path's segments. The segment `*` stands for any one, and `**` at the end for the
-path before it and everything below. A pattern of a tool is its name; `*` at the end stands for what follows.
+`policy.paths` compares paths. A pattern of a tool is its name; `*` at the end stands for what follows.
 """
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from unicodedata import normalize
 
 from evergrant_server.core.access import Effect, Permit
+from evergrant_server.policy.overrides import method_overrides
+from evergrant_server.policy.paths import PathReadings
 
-_ONE, _REST = "*", "**"
+_REST = "*"
 NO_TOOL = ""  # of a message of MCP that belongs to the protocol and calls no tool
 
 
-class ProxiedRequest(NamedTuple):
-    """Method and path of a request, the path as it follows the API's base URL, percent-decoded.
+@dataclass(frozen=True)
+class ProxiedRequest:
+    """Method and path of a request, the path as it follows the API's base URL, percent-encoded as it is sent.
 
-    `tool`: what a message to an MCP server calls, NO_TOOL, or None where that isn't known.
+    `tool`: what a message to an MCP server calls, NO_TOOL, or None where that isn't known. `overrides` are
+    the places that may name another method to the server (`policy.overrides`): with one, it isn't known.
     """
 
     method: str
     path: str
     tool: str | None = None
+    overrides: tuple[str, ...] = ()
 
     @classmethod
-    def asked_about(cls, method: str | None, path: str | None, tool: str | None) -> "ProxiedRequest | None":
-        """The request that a question names by a tool, or by method and path; None: by neither."""
+    def asked_about(
+        cls, method: str | None, path: str | None, tool: str | None, own: Iterable[str] = ()
+    ) -> "ProxiedRequest | None":
+        """The request that a question names by a tool, or by method and path, which may have a query; None:
+        by neither. `own` are the names by which the provider's API takes another method."""
         if tool is not None:
             return cls("POST", "/", tool)
-        return None if method is None or path is None else cls(method, path)
+        if method is None or path is None:
+            return None
+        path, _, query = path.partition("?")
+        return cls(method, path, None, method_overrides(query.encode(), own=own))
+
+    @cached_property
+    def readings(self) -> PathReadings:
+        return PathReadings(self.path)
 
 
 def fits_method(permit: Permit, request: ProxiedRequest | None) -> bool:
     """Whether the permit is about requests of this method. One that isn't known: only a deny is."""
     if permit.methods is None:
         return True
-    return permit.effect is Effect.DENY if request is None else request.method in permit.methods
+    if request is None or request.overrides:
+        return permit.effect is Effect.DENY
+    return request.method in permit.methods
 
 
 def fits_path(permit: Permit, request: ProxiedRequest | None) -> bool:
     """Whether the permit is about this path. One that isn't known: only a deny is.
 
-    A deny compares as the most lenient server would: without case, parameters (`;v=1`) and a final slash.
+    An allow fits it in each of its readings, a deny in one of a lenient server.
     """
     if permit.paths is None:
         return True
     denies = permit.effect is Effect.DENY
     if request is None:
         return denies
-    given = segments(request.path, lenient=denies)
-    return any(_matches(segments(pattern, lenient=denies), given) for pattern in permit.paths)
+    readings = request.readings
+    return readings.fits_deny(permit.paths) if denies else readings.fits_allow(permit.paths)
 
 
 def fits_tool(permit: Permit, request: ProxiedRequest | None) -> bool:
     """Whether the permit is about this tool. One that isn't known: only a deny is. The protocol's own
     messages: only an allow is, since no client works without them.
 
-    A deny compares without case.
+    A deny compares without case, blanks around a name and compatibility forms (NFKC).
     """
     if permit.tools is None:
         return True
@@ -65,40 +83,14 @@ def fits_tool(permit: Permit, request: ProxiedRequest | None) -> bool:
         return denies
     if request.tool == NO_TOOL:
         return not denies
-    tool = request.tool.casefold() if denies else request.tool
-    return any(_names(it.casefold() if denies else it, tool) for it in permit.tools)
+    if denies:
+        return any(_names(_plain(pattern), _plain(request.tool)) for pattern in permit.tools)
+    return any(_names(pattern, request.tool) for pattern in permit.tools)
 
 
 def _names(pattern: str, tool: str) -> bool:
-    return tool.startswith(pattern[:-1]) if pattern.endswith(_ONE) else tool == pattern
+    return tool.startswith(pattern[:-1]) if pattern.endswith(_REST) else tool == pattern
 
 
-@lru_cache(4096)
-def segments(path: str, *, lenient: bool) -> tuple[str, ...]:
-    """What is between the slashes of a path or pattern."""
-    parts = path.removeprefix("/").split("/")
-    if not lenient:
-        return tuple(parts)
-    return tuple(filter(None, (part.partition(";")[0].casefold() for part in parts)))
-
-
-def path_pattern_problem(pattern: str) -> str | None:
-    """Why a pattern can't be used, or None."""
-    if not pattern.startswith("/"):
-        return "a path begins with /"
-    parts = segments(pattern, lenient=False)
-    if any(_ONE in part and part not in (_ONE, _REST) for part in parts) or _REST in parts[:-1]:
-        return "* stands for a whole segment, and ** for all that follow, at the end"
-    if any(part in (".", "..") for part in parts) or "" in parts[:-1]:
-        return "no segment is empty, . or .."
-    if any(not char.isprintable() or char in "%?#\\" for char in pattern):
-        return "write it decoded, without % ? # and \\"
-    return None
-
-
-def _matches(pattern: tuple[str, ...], given: tuple[str, ...]) -> bool:
-    if pattern and pattern[-1] == _REST:
-        pattern, given = pattern[:-1], given[: len(pattern) - 1]
-    return len(pattern) == len(given) and all(
-        wanted == part or (wanted == _ONE and part != "") for wanted, part in zip(pattern, given, strict=True)
-    )
+def _plain(tool: str) -> str:
+    return normalize("NFKC", normalize("NFKC", tool).casefold()).strip()

@@ -110,6 +110,9 @@ class AccountLookup(SpecPart):
         return self.id or next(iter(self.metadata))
 
 
+MethodOverride = Annotated[str, Field(pattern=r"^[!-~]{1,64}$")]
+
+
 class ApiRequest(SpecPart):
     """The credential of a request to the provider's own API."""
 
@@ -118,6 +121,9 @@ class ApiRequest(SpecPart):
     headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
     query: dict[ParamName, str] = Field(default_factory=dict)
     encoded_slashes: bool = False  # a segment of its paths may hold %2F
+    # names of query parameters, form fields or headers by which it takes another method than the request's,
+    # beside those that are usual (`policy.overrides`)
+    method_overrides: tuple[MethodOverride, ...] = ()
 
 
 class ApiFromReply(SpecPart):

@@ -87,7 +87,7 @@ async def explain_delegation(
                 raise
             stopped = (Obstacle(code=failure.code, detail=failure.detail),)
     judged = _judged(call.api.registry.offline_scope(found.provider), found, grant, scopes)
-    proxied = None if method is None or path is None else ProxiedRequest(method, path)
+    proxied = ProxiedRequest.asked_about(method, path, None)
     question = PermitQuestion(Target.of(found), action, call.now, None, judged, (), proxied)
     chain = tuple(_link(id, name, link, question) for id, name, link in links)
     return DelegationExplanation(

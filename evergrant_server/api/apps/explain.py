@@ -125,7 +125,8 @@ async def explain_access(
     """Whether an app may use a connection now, by which permit, and why not by the others.
 
     `scopes` has spaces between them. `export` is judged for the whole tenant. `address` is the app's, for
-    permits with `sources`; `method` and `path`, or a server's `tool`, are of a request (`action=proxy`).
+    permits with `sources`; `method` and `path`, or a server's `tool`, are of a request (`action=proxy`). The
+    path is percent-encoded as it is sent, and may have its query.
     """
     requested = _split(scopes)
     async with call.api.store.read() as tx:
@@ -143,7 +144,8 @@ async def explain_access(
     judged = tuple(scope for scope in leased if scope != offline)
     excess = scopes_above(judged, requested) if action is Action.TOKEN and grant is not None else ()
     target = Target() if action is Action.EXPORT else Target.of(row)
-    proxied = ProxiedRequest.asked_about(method, path, tool)
+    own = () if spec is None or spec.api_request is None else spec.api_request.method_overrides
+    proxied = ProxiedRequest.asked_about(method, path, tool, own)
     question = PermitQuestion(target, action, call.now, address, judged, excess, proxied)
     explained = explain(reviewed.permits, question)
     above = explained.decision.reason is DecisionReason.TOKEN_ABOVE_REQUEST

@@ -119,7 +119,7 @@ class JudgedRequest:
         if refused is None or (hidden and not self.may_see(of)):
             raise Failure(ErrorCode.NOT_FOUND)
         if refused.reason in (DecisionReason.DENIED, DecisionReason.REQUEST_NOT_PERMITTED):
-            raise refusal(refused)
+            raise refusal(refused, request=proxied)
         under = "" if self.caller.delegated is None else ", or its delegation is narrower"
         why = f"This needs the action {' or '.join(actions)}, and {self.caller.app.name} has no permit for it"
         raise Failure(ErrorCode.NOT_PERMITTED, f"{why}{under}.")
@@ -135,20 +135,33 @@ def _is_authorized(caller: Caller, target: Target) -> bool:
     return target.subject == authorization.subject and one in (None, target.connection_id)
 
 
-def refusal(decision: PermitDecision, above: Iterable[str] = ()) -> Failure:
-    """The failure for scopes that aren't permitted: those of the decision, and those `above` a ceiling."""
+def refusal(
+    decision: PermitDecision, above: Iterable[str] = (), request: ProxiedRequest | None = None
+) -> Failure:
+    """The failure for scopes that aren't permitted, of the decision or `above` a ceiling, or for a
+    `request` to a provider's API."""
     scopes = tuple(dict.fromkeys((*decision.refused_scopes, *above)))
     if decision.reason is DecisionReason.DENIED:
         assert decision.permit_name is not None
         code = ErrorCode.SCOPE_NOT_PERMITTED if scopes else ErrorCode.NOT_PERMITTED
-        failure = Failure(code, f"The permit {decision.permit_name} denies it.", permit=decision.permit_name)
+        why = f"The permit {decision.permit_name} denies it.{_unknown_method(decision, request)}"
+        failure = Failure(code, why, permit=decision.permit_name)
         failure.context |= {"scopes": " ".join(scopes)} if scopes else {}
         return failure
     if decision.reason is DecisionReason.REQUEST_NOT_PERMITTED:
         assert decision.permit_name is not None
         why = f"The permit {decision.permit_name} has other methods, paths or tools."
+        why += _unknown_method(decision, request)
         return Failure(ErrorCode.NOT_PERMITTED, why, permit=decision.permit_name)
     why = "A scope is above the ceiling of the permit, the integration or the delegation."
     if decision.reason is DecisionReason.TOKEN_ABOVE_REQUEST:
         why = "The token can do more than the requested scopes, and the permit insists that it can't."
     return Failure(ErrorCode.SCOPE_NOT_PERMITTED, why, scopes=" ".join(scopes))
+
+
+def _unknown_method(decision: PermitDecision, request: ProxiedRequest | None) -> str:
+    """Why a permit that names methods refuses a request that may have two."""
+    if request is None or not request.overrides or decision.permit is None or decision.permit.methods is None:
+        return ""
+    places = ", ".join(request.overrides)
+    return f" It names methods, and the request may name another one to the API: in {places}."

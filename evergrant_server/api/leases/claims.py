@@ -32,7 +32,7 @@ def claim_of(
         at=call.now,
         dpop_request=None if proof is None else f"{proof.htm} {origin_of(proof.htu)}",
         signed_request=lease_request.signs,
-        proxied=None if proxied is None else (proxied.id, proxied.line),
+        proxied=None if proxied is None else {"call": proxied.id, **proxied.recorded},
         through=None if proxied is None else proxied.through,
         delegated=None if call.caller.delegated is None else call.caller.delegated.use,
     )

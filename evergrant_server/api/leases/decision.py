@@ -1,6 +1,7 @@
 """Decides one lease: the caller's permit, the row, its freshness, or the refusal."""
 
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 
 from starlette.requests import Request
@@ -100,6 +101,8 @@ class LeaseIssuer:
             raise StaleClaim  # a cached caller starts nothing: no link, no refresh
         if row is None:
             raise await absent(call, lease_request)
+        if lease_request.proxied is not None:
+            lease_request = replace(lease_request, judged=await lease_request.proxied.judged(row))
         call.permitted(lease_request.action, of=target_of(row), hidden=True, proxied=lease_request.judged)
         if lease_request.body.scopes:
             self._judge_scopes(call, lease_request, row, lease_request.body.scopes)
@@ -226,5 +229,5 @@ class LeaseIssuer:
         action, proxied = lease_request.action, lease_request.judged
         decision = call.judge(action, target_of(row), tuple(counted), tuple(beyond), proxied)
         if not decision.allowed:
-            raise refusal(decision)
+            raise refusal(decision, request=proxied)
         return decision

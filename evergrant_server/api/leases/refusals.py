@@ -24,15 +24,23 @@ from evergrant_server.store import LeaseRow
 
 @dataclass(frozen=True)
 class ProxiedCall:
-    """A request to the provider's API that the gateway makes. `prepare` raises the Failure of one that can't
-    be sent, before it is recorded; `line` is for the audit log. `through`: the Envoy that sends it instead.
+    """A request to the provider's API that the gateway makes. `judged` is what permits judge, when its
+    connection is known. `prepare` raises the Failure of one that can't be sent, before it is recorded; `line`
+    and the names in its `query` are for the audit log. `through`: the Envoy that sends it instead.
     """
 
     id: str
     line: str
-    judged: ProxiedRequest
+    query: tuple[str, ...]
+    judged: Callable[[LeaseRow], Awaitable[ProxiedRequest]]
     prepare: Callable[[LeaseRow, PermitDecision], Awaitable[None]]
     through: AppId | None = None
+
+    @property
+    def recorded(self) -> dict[str, object]:
+        """What the audit log has of it."""
+        query: dict[str, object] = {"query": list(self.query)} if self.query else {}
+        return {"request": self.line, **query}
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class LeaseRequest:
     proof: ProofBody | None = None  # a DPoP proof for one request, instead of the token
     signs: str = ""
     proxied: ProxiedCall | None = None
+    judged: ProxiedRequest | None = None  # of `proxied`, once its connection is known
 
     @property
     def names(self) -> LeaseBody | None:
@@ -61,10 +70,6 @@ class LeaseRequest:
     def action(self) -> Action:
         """What a permit has to allow."""
         return Action.TOKEN if self.proxied is None else Action.PROXY
-
-    @property
-    def judged(self) -> ProxiedRequest | None:
-        return None if self.proxied is None else self.proxied.judged
 
     @property
     def min_ttl(self) -> timedelta | None:
@@ -184,7 +189,7 @@ def refusal_entry(call: ApiCall, lease_request: LeaseRequest, failure: Failure) 
     if call.caller.delegated is not None:
         detail["acts_for"] = call.caller.delegated.use.recorded
     if lease_request.proxied is not None:
-        detail["request"] = lease_request.proxied.line
+        detail |= lease_request.proxied.recorded
     if lease_request.names is not None:
         detail["integration"] = lease_request.names.integration
     object_id = connection_id if is_id(connection_id, "con") else app_id

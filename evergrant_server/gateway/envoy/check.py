@@ -23,20 +23,22 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.gateway.envoy.headers import removed_headers
 from evergrant_server.gateway.parts import GatewayParts
-from evergrant_server.gateway.proxy.headers import RawHeaders
+from evergrant_server.gateway.proxy.headers import RawHeaders, values_of
 from evergrant_server.gateway.proxy.provider_api import ProviderApi
 from evergrant_server.gateway.proxy.target import CallerPath, read_caller_path, target_of_call
-from evergrant_server.policy import PermitDecision
+from evergrant_server.policy import PermitDecision, ProxiedRequest, query_names
 from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import envoy_metrics
 
 _CONNECTION = re.compile(r"con_[0-9a-z]{22}\Z")
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _PORTS = {"https": 443, "http": 80}
 
 
 @dataclass(frozen=True)
 class AskedCall:
-    """An app's request as Envoy describes it. `key` is Envoy's own; `target` has path and query."""
+    """An app's request as Envoy describes it, without its body. `key` is Envoy's own; `target` has path and
+    query."""
 
     key: str
     connection: str
@@ -44,6 +46,13 @@ class AskedCall:
     host: str
     target: bytes
     headers: RawHeaders
+    empty: bool = False  # it is known that there is no body
+
+    @property
+    def body(self) -> bytes | None:
+        """None where there may be one. Of other methods only one with a type is read by a server."""
+        typed = self.method in _WITH_BODY or values_of(b"content-type", self.headers)
+        return None if typed and not self.empty else b""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,10 @@ class EnvoyCheck:
         path = await self._path(caller, asked)
         sending: list[ProviderApi] = []
 
+        async def judged(row: LeaseRow) -> ProxiedRequest:
+            own = await parts.apis.method_overrides(row)
+            return path.judged(asked.headers, asked.body, own)
+
         async def prepare(row: LeaseRow, decision: PermitDecision) -> None:
             api = await parts.apis.of(row)
             _require_target(api, asked, path)
@@ -92,11 +105,14 @@ class EnvoyCheck:
             self._require_holder(envoy, row)
             sending[:] = [api]
 
-        call = ProxiedCall(secrets.token_hex(8), path.line, path.judged, prepare, envoy.caller.app.id)
+        call = ProxiedCall(
+            secrets.token_hex(8), path.line, query_names(path.query), judged, prepare, envoy.caller.app.id
+        )
         ask = LeaseRequest(TokenBody(), ConnectionId(asked.connection), proxied=call)
         row = await parts.issuer.issue(request, ask, (caller, cached))
         injected = sending[0].credential(row.open_access_token(parts.api.ring))
-        return AllowedCall(injected, removed_headers(asked.headers, injected))
+        own = sending[0].takes.method_overrides
+        return AllowedCall(injected, removed_headers(asked.headers, injected, own))
 
     async def _envoy(self, request: Request, key: str) -> ApiCall:
         """Envoy as the store knows it now, never as cached: no ledger looks at it again."""

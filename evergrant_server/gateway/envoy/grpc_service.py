@@ -49,6 +49,7 @@ class EnvoyGrpcService:
             host=http.host,
             target=http.path.encode(),
             headers=headers,
+            empty=http.headers.get("content-length") == "0",
         )
         try:
             return _allowed(await self._check.decide(Request(scope), asked))

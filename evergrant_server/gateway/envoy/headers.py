@@ -1,5 +1,6 @@
 """What Envoy sets and removes before it sends an app's request on. Pure."""
 
+from collections.abc import Iterable
 from itertools import product
 
 from evergrant_server.gateway.proxy.headers import NEVER_ASKED, RawHeaders, passed_headers
@@ -18,13 +19,15 @@ _FRAMING = frozenset(
 _ALWAYS = frozenset({KEY, CONNECTION, *(name.decode() for name in NEVER_ASKED)})
 
 
-def removed_headers(given: RawHeaders, injected: RawHeaders) -> list[str]:
-    """The app's headers that don't go on: what the proxy refuses, and other spellings of the credential's."""
+def removed_headers(given: RawHeaders, injected: RawHeaders, own_overrides: Iterable[str] = ()) -> list[str]:
+    """The app's headers that don't go on: what the proxy refuses, by which the API would take another method,
+    and other spellings of the credential's."""
     ours = {name.lower().decode() for name, _ in injected}
     passed = {name.lower() for name, _ in passed_headers(given, [name for name, _ in injected])}
     arrived = {name.lower().decode("latin-1") for name, _ in given if name.lower() not in passed}
     spellings = {it for name in ours for it in _spellings(name)}
-    removed = (_ALWAYS | arrived | spellings) - ours - _FRAMING
+    overrides = {name.lower() for name in own_overrides}
+    removed = (_ALWAYS | arrived | spellings | overrides) - ours - _FRAMING
     return sorted(it for it in removed if not it.startswith(":"))
 
 

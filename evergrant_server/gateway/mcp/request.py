@@ -1,6 +1,7 @@
 """A caller's request to a remote MCP server: what is judged of it, recorded, and sent."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from evergrant_server.core.agents.calls import AgentCall, covered_headers, covered_params
@@ -13,7 +14,7 @@ from evergrant_server.gateway.proxy.headers import RawHeaders, plain_name, value
 from evergrant_server.gateway.proxy.outgoing import as_text, http_call
 from evergrant_server.gateway.proxy.provider_api import ProviderApi, ProviderApis
 from evergrant_server.gateway.proxy.target import ApiTarget, target_of_server
-from evergrant_server.policy import NO_TOOL, ProxiedRequest
+from evergrant_server.policy import NO_TOOL, ProxiedRequest, method_overrides
 from evergrant_server.store import LeaseRow
 
 _MOST_LINE = 200  # characters of method and tool in the audit log
@@ -39,8 +40,12 @@ class McpRequest:
         return _UNPRINTABLE.sub("?", named)[:_MOST_LINE]
 
     @property
-    def judged(self) -> ProxiedRequest:
-        return ProxiedRequest(self.http_method, "/", self.message.tool)
+    def method(self) -> str:
+        return self.http_method
+
+    def judged(self, own_overrides: Iterable[str]) -> ProxiedRequest:
+        overrides = method_overrides(self.query, self.given, self.body.kept(), own_overrides)
+        return ProxiedRequest(self.http_method, "/", self.message.tool, overrides)
 
     async def target(self, apis: ProviderApis, row: LeaseRow) -> tuple[ProviderApi, ApiTarget]:
         """Raises Failure API_UNKNOWN for a connection that isn't to an MCP server, NOT_FOUND for a session

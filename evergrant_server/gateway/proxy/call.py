@@ -32,7 +32,7 @@ from evergrant_server.gateway.proxy.headers import RawHeaders, passed_headers, r
 from evergrant_server.gateway.proxy.outgoing import Outgoing
 from evergrant_server.gateway.proxy.provider_api import ProviderApi
 from evergrant_server.gateway.proxy.target import ApiTarget
-from evergrant_server.policy import PermitDecision
+from evergrant_server.policy import PermitDecision, ProxiedRequest, query_names
 from evergrant_server.store import LeaseRow, Transaction
 from evergrant_server.telemetry import proxy_metrics, traces
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -113,7 +113,7 @@ class ProxyCall:
         sent.filter = EchoFilter(encodings(token.reveal()))
         headers = [*request_headers(self._passed, self._api.credential(token)), *self._body.headers()]
         body = self._body.stream() if self._body.headers() else None
-        method, where = self.outgoing.judged.method, self._target
+        method, where = self.outgoing.method, self._target
         try:
             with traces.client_span(method, _url_of(where.origin)) as span:
                 async with self._parts.transport.send(
@@ -133,10 +133,15 @@ class ProxyCall:
         """The lease decision, for the action `proxy`. Its record is committed when this returns (rule 8 of
         docs/architecture.md)."""
         id = secrets.token_hex(8)
-        proxied = ProxiedCall(id, self.outgoing.line, self.outgoing.judged, self._prepare)
+        names = query_names(self.outgoing.query)
+        proxied = ProxiedCall(id, self.outgoing.line, names, self.judged, self._prepare)
         ask = LeaseRequest(TokenBody(), self.connection_id, proxied=proxied)
         row = await self._parts.issuer.issue(self._request, ask, self._caller)
         return Sent(id, row, EchoFilter(()))
+
+    async def judged(self, row: LeaseRow) -> ProxiedRequest:
+        """The request as permits judge it, with what its connection's API takes for another method."""
+        return self.outgoing.judged(await self._parts.apis.method_overrides(row))
 
     async def _prepare(self, row: LeaseRow, decision: PermitDecision) -> None:
         """Find where it goes before it is recorded. Raises Failure for a call that can't be sent."""

@@ -1,5 +1,6 @@
 """What a call asks for: a path of a provider's API, or (`gateway.mcp`) a message to an MCP server."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +23,14 @@ class Outgoing(Protocol):
         ...
 
     @property
-    def judged(self) -> ProxiedRequest: ...
+    def method(self) -> str: ...
+
+    @property
+    def query(self) -> bytes: ...
+
+    def judged(self, own_overrides: Iterable[str]) -> ProxiedRequest:
+        """The request as permits judge it; the names are those by which its API takes another method."""
+        ...
 
     async def target(self, apis: ProviderApis, row: LeaseRow) -> tuple[ProviderApi, ApiTarget]:
         """Where it goes. Raises Failure for a request that can't be sent with this connection."""
@@ -57,8 +65,15 @@ class PathRequest:
         return self.path.line
 
     @property
-    def judged(self) -> ProxiedRequest:
-        return self.path.judged
+    def method(self) -> str:
+        return self.path.method
+
+    @property
+    def query(self) -> bytes:
+        return self.path.query
+
+    def judged(self, own_overrides: Iterable[str]) -> ProxiedRequest:
+        return self.path.judged(self.given, self.body.kept(), own_overrides)
 
     async def target(self, apis: ProviderApis, row: LeaseRow) -> tuple[ProviderApi, ApiTarget]:
         api = await apis.of(row)
@@ -70,7 +85,7 @@ class PathRequest:
     def call_to_approve(
         self, agent: AppId, row: LeaseRow, target: ApiTarget, passed: RawHeaders
     ) -> AgentCall:
-        return http_call(agent, row, self.judged.method, target, passed, self.body)
+        return http_call(agent, row, self.method, target, passed, self.body)
 
     def answer_headers(self, given: RawHeaders) -> RawHeaders:
         return given

@@ -2,6 +2,7 @@
 
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from evergrant_server.api.http.context import ApiContext
@@ -78,6 +79,14 @@ class ProviderApis:
             why = f"{spec.name} is no MCP server: call its API at /v1/proxy."
             raise Failure(ErrorCode.API_UNKNOWN, why, provider=spec.name, connection_id=row.connection_id)
         return ProviderApi(url, spec.api_request or ApiRequest(), integration.client_id)
+
+    async def method_overrides(self, row: LeaseRow) -> tuple[str, ...]:
+        """The names by which the API takes another method than the request's own: none where the definition
+        can't be found, which `of` says."""
+        with suppress(Failure):
+            _, spec = await self._definition(row)
+            return (spec.api_request or ApiRequest()).method_overrides
+        return ()
 
     async def _definition(self, row: LeaseRow) -> tuple[Integration, ProviderSpec]:
         key, now = (row.tenant, row.integration_id), self.elapsed()

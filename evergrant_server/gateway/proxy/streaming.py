@@ -61,7 +61,7 @@ async def _is_permitted(parts: GatewayParts, request: Request, call: ProxyCall) 
         judged = ApiCall(api, caller, context, request)
         if row is None or not row.leasable:
             return False
-        judged.permitted(Action.PROXY, of=target_of(row), proxied=call.outgoing.judged)
+        judged.permitted(Action.PROXY, of=target_of(row), proxied=await call.judged(row))
     except Failure as failure:
         return failure.code is ErrorCode.STORE_UNAVAILABLE
     return True

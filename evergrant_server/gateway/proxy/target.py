@@ -1,15 +1,19 @@
 """Where a proxied request goes: the API's base URL and the caller's path, in one reading only. Pure.
 
-The path is sent as the caller wrote it, and the permit judges it percent-decoded. So what different servers
-decode differently is refused: dot segments at any depth, escapes of escapes, hidden slashes and backslashes.
+The path is sent as the caller wrote it, and permits judge each of its readings. What has no reading that is
+safe is refused: dot segments at any depth, escapes of escapes, backslashes, and hidden slashes unless the API
+wants them.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from unicodedata import normalize
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.policy import ProxiedRequest
+from evergrant_server.gateway.proxy.headers import RawHeaders
+from evergrant_server.policy import ProxiedRequest, method_overrides
 from providers.definition.templates import server_address
 
 MOST_TARGET = 16 * 1024
@@ -24,17 +28,23 @@ _ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
 
 @dataclass(frozen=True)
 class CallerPath:
-    """What follows the connection in the caller's URL, as sent, and as permits judge it."""
+    """What follows the connection in the caller's URL, as sent."""
 
+    method: str
     raw: bytes  # without its leading slash
     query: bytes
-    judged: ProxiedRequest
     hides_slash: bool  # a segment has %2F
+
+    def judged(self, headers: RawHeaders, body: bytes | None, own_overrides: Iterable[str]) -> ProxiedRequest:
+        """The request as permits judge it. `body` None: it isn't known whole. `own_overrides` are the names
+        by which the provider's API takes another method."""
+        overrides = method_overrides(self.query, headers, body, own_overrides)
+        return ProxiedRequest(self.method, f"/{self.raw.decode()}", None, overrides)
 
     @property
     def line(self) -> str:
         """Method and path for the audit log, without the query, which may hold secrets."""
-        return f"{self.judged.method} /{self.raw.decode()}"[:_MOST_LINE]
+        return f"{self.method} /{self.raw.decode()}"[:_MOST_LINE]
 
 
 @dataclass(frozen=True)
@@ -61,8 +71,7 @@ def read_caller_path(method: str, raw: bytes, query: bytes) -> CallerPath:
     if b"" in parts[:-1]:
         raise _refused("has an empty segment")
     decoded = [_decoded(part) for part in parts]
-    judged = ProxiedRequest(method, "/" + "/".join(decoded))
-    return CallerPath(raw, query, judged, hides_slash=any("/" in part for part in decoded))
+    return CallerPath(method, raw, query, hides_slash=any("/" in part for part in decoded))
 
 
 def _decoded(segment: bytes) -> str:
@@ -75,7 +84,7 @@ def _decoded(segment: bytes) -> str:
         raise _refused("is not UTF-8") from None
     if any(char < " " or char in "\x7f\\" for char in text):
         raise _refused("has a control character or a backslash")
-    if any(part.partition(";")[0].strip() in (".", "..") for part in text.split("/")):
+    if any(part.partition(";")[0].strip() in (".", "..") for part in normalize("NFKC", text).split("/")):
         raise _refused("has a dot segment")
     return text
 

@@ -24,6 +24,9 @@ DEMANDS = {"integration": "*", "actions": ["proxy"], "methods": ["POST"], "call_
 READS = {"integration": "*", "actions": ["proxy"], "methods": ["GET"]}
 
 
+JSON = {"Content-Type": "application/json"}
+
+
 async def test_a_permit_that_demands_approval_lets_exactly_the_approved_call_through_once(
     api: Api, gateway: Gateway, upstream: RawUpstream
 ):
@@ -36,7 +39,7 @@ async def test_a_permit_that_demands_approval_lets_exactly_the_approved_call_thr
     path, body = f"/v1/proxy/{connection.id}/refunds?order=7", b'{"sum": 5}'
 
     async def call(where: str = path, content: bytes = body) -> str:
-        made = await gateway.call("POST", where, key, content=content)
+        made = await gateway.call("POST", where, key, content=content, headers=JSON)
         return str(made.status_code) if made.is_success else made.json()["code"]
 
     assert (await gateway.get(f"/v1/proxy/{connection.id}/refunds", key)).status_code == 200

@@ -14,10 +14,23 @@ CONNECTIONS = tuple(f"con_{digit * 22}" for digit in "012")
 SOURCES = ("10.1.0.0/16", "10.0.0.0/8", "10.1.2.3/32", "2001:db8::/32", "0.0.0.0/0", "::/0")
 ADDRESSES = (None, "10.1.2.3", "10.2.0.1", "::ffff:10.1.2.3", "192.0.2.1", "2001:db8::1", "no address")
 METHODS = ("GET", "POST")
-PATTERNS = ("/", "/a", "/a/*", "/a/**", "/*/b", "/**", "/A/b", "/*")
-TOOLS = ("safe", "se*", "*", "Safe")
-CALLED = (None, "", "safe", "SAFE", "search", "danger")
-PATHS = ("/", "/a", "/a/", "/a/b", "/A/b", "/a;v=1/b", "/a/b/c", "/x/b", "/b")
+PATTERNS = ("/", "/a", "/a/*", "/a/**", "/*/b", "/**", "/A/b", "/*", "/a/b.json", "/a('b')", "/*/*/*")
+TOOLS = ("safe", "se*", "*", "Safe", "\uff33afe")
+CALLED = (None, "", "safe", "SAFE", " safe ", "\uff53afe", "search", "danger")
+PATHS = (
+    *("/", "/a", "/a/", "/a/b", "/A/b", "/a;v=1/b", "/a/b/c", "/x/b", "/b", "/a%2Fb", "/a%2Fb/c", "/a/b%2Fc"),
+    *(
+        "/a/b.json",
+        "/a/b.xml",
+        "/a.json",
+        "/a('b')",
+        "/a('b').json",
+        "/a/b.",
+        "/a%20/b",
+        "/%61/b",
+        "/a%3Bx/b",
+    ),
+)
 ENDS = (NOW - timedelta(hours=1), NOW, NOW + timedelta(hours=1))
 
 
@@ -74,5 +87,6 @@ def random_question(random: Random) -> PermitQuestion:
     excess = tuple(random.sample(scopes, random.randint(0, len(scopes))))
     address = random.choice(ADDRESSES)
     asked = (random.choice(METHODS), random.choice(PATHS), random.choice(CALLED))
-    proxied = ProxiedRequest(*asked) if random.random() < 0.7 else None
+    overrides = ("the query's _method",) if random.random() < 0.1 else ()
+    proxied = ProxiedRequest(*asked, overrides) if random.random() < 0.7 else None
     return PermitQuestion(target, random.choice(tuple(Action)), NOW, address, scopes, excess, proxied)

@@ -1,10 +1,13 @@
 """Cedar as the oracle: permits as its policies, random requests, the same verdict for the same reasons."""
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from random import Random
 from typing import Any
+from unicodedata import normalize
+from urllib.parse import unquote
 
 import cedarpy
 import pytest
@@ -15,6 +18,7 @@ from tests.unit.policy.random_permits import random_permits, random_question
 from tests.unit.policy.test_policy import permit
 
 SETS, QUESTIONS = 500, 10
+LENIENT = 8  # readings of a path by lenient servers
 
 
 def quoted(text: str) -> str:
@@ -46,11 +50,13 @@ def conditions(permit: Permit) -> Iterable[str]:
     if permit.methods is not None:
         yield known("method", f"{set_of(permit.methods)}.contains(context.method)")
     if permit.paths is not None:
-        form = "lenient" if denies else "exact"
-        yield known("method", " || ".join(path_condition(it, form) for it in permit.paths))
+        # a forbid holds for any of the readings, an allow for each of them
+        forms = [*(f"lenient{it}" for it in range(LENIENT))] if denies else ["exact0", "exact1"]
+        one = [" || ".join(path_condition(it, form) for it in permit.paths) for form in forms]
+        yield known("path", (" || " if denies else " && ").join(f"({it})" for it in one))
     if permit.tools is not None:
         name = "context.folded_tool" if denies else "context.tool"
-        patterns = (quoted(it.casefold() if denies else it) for it in permit.tools)
+        patterns = (quoted(folded(it) if denies else it) for it in permit.tools)
         calls = " || ".join(f"{name} like {it}" for it in patterns)
         # the protocol's own messages, which call "": no deny is about them
         own = f'context.tool != "" && ({calls})' if denies else f'context.tool == "" || {calls}'
@@ -73,7 +79,9 @@ def conditions(permit: Permit) -> Iterable[str]:
 
 def path_condition(pattern: str, form: str) -> str:
     """A pattern as what holds for the number of a path's segments, and for each of them."""
-    wanted = [*filter(None, pattern.casefold().split("/"))] if form == "lenient" else pattern[1:].split("/")
+    wanted = pattern[1:].split("/")
+    if form.startswith("lenient"):
+        wanted = [*lenient_paths(pattern)][-1]
     rest = wanted[-1:] == ["**"]
     wanted = wanted[: len(wanted) - rest]
     holds = [f"context.{form}.count {'>=' if rest else '=='} {len(wanted)}"]
@@ -84,12 +92,31 @@ def path_condition(pattern: str, form: str) -> str:
 
 
 def path_context(path: str) -> dict[str, dict[str, Any]]:
-    exact = path[1:].split("/")
-    lenient = [it for part in exact if (it := part.split(";")[0].casefold())]
+    """Each reading, numbered; what a lenient server may read fills all of its numbers."""
+    exact = [[unquote(it) for it in path[1:].split("/")], unquote(path)[1:].split("/")]
+    lenient = [*lenient_paths(path)]
+    numbered = {f"exact{place}": parts for place, parts in enumerate(exact)}
+    numbered |= {f"lenient{place}": lenient[place % len(lenient)] for place in range(LENIENT)}
     return {
         form: {"count": len(parts)} | {f"s{place}": part for place, part in enumerate(parts)}
-        for form, parts in (("exact", exact), ("lenient", lenient))
+        for form, parts in numbered.items()
     }
+
+
+def lenient_paths(path: str) -> Iterator[list[str]]:
+    """What lenient servers make of a path: split first or last, with a format or without, OData's key as a
+    segment or not. The last one is without both."""
+    for parts in (unquote(path).split("/"), [unquote(it) for it in path.split("/")]):
+        plain = [it for part in parts if (it := part.split(";")[0].casefold().rstrip(" ."))]
+        for named in (plain, [*plain[:-1], *(re.sub(r"\.\w+$", "", it) for it in plain[-1:])]):
+            yield named
+            yield [
+                half for part in named for half in re.sub(r"^(\w+)\('(\w+)'\)$", r"\1/\2", part).split("/")
+            ]
+
+
+def folded(tool: str) -> str:
+    return normalize("NFKC", tool).casefold().strip()
 
 
 def policy(permit: Permit) -> str:
@@ -109,9 +136,11 @@ def request(question: PermitQuestion) -> dict[str, Any]:
     context: dict[str, Any] = {name: it for name, it in target.items() if it is not None}
     context |= {"at": microseconds(question.at), "scopes": [*question.scopes], "excess": [*question.excess]}
     if question.request is not None:
-        context |= {"method": question.request.method, **path_context(question.request.path)}
+        context |= {"path": question.request.path, **path_context(question.request.path)}
+        if not question.request.overrides:
+            context["method"] = question.request.method
         if (tool := question.request.tool) is not None:
-            context |= {"tool": tool, "folded_tool": tool.casefold()}
+            context |= {"tool": tool, "folded_tool": folded(tool)}
     try:
         address = ip_address(question.address or "")
         plain = getattr(address, "ipv4_mapped", None) or address

@@ -72,7 +72,8 @@ def put(
         source: A network that the app calls from, 10.1.0.0/16. Any by default.
         scope: A scope that a token may have, or that a deny refuses. Any by default.
         method: Of the action proxy: a method of requests to the provider's API. Any by default.
-        path: The same of a path: /repos/*/issues, /contacts/**. Any by default.
+        path: The same of a path: /repos/*/issues, /contacts/**. Any by default. A deny is best effort: an API
+            may know a path by other names. Rather allow what is needed.
         tool: Of the action proxy: a tool of an MCP server; search_* for all that begin so. Any by default.
         exact_scopes: Refuse a lease whose token can do more than it requests.
         call_approval: Of the action proxy: a person approves each request (evergrant approvals).
