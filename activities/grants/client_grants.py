@@ -125,7 +125,7 @@ async def _require_source_permit(
     app_id = connection.source_app
     app = None if app_id is None else await tx.access.app(connection.tenant, app_id)
     ended = app is None or app.disabled or app.is_over(now)
-    permits = [] if app is None or ended else await tx.access.permits(app.tenant, app.id)
+    permits = [] if app is None or ended else await tx.access.permits_of(app)
     if not may_exchange(permits, source, source_scopes(source, grant, offline), now).allowed:
         raise Failure(ErrorCode.SOURCE_NOT_PERMITTED, source=source.id, source_app=app_id or "none")
 

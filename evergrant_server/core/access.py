@@ -58,8 +58,10 @@ READING_ACTIONS = (Action.ADMIN, Action.AUDIT)
 class App(TenantRow):
     """A consumer: a pipeline, a service, an agent.
 
-    An agent has a `sponsor` who answers for it, `app:<name>` or `person:<id>`, with the id of an app in
-    `sponsor_app`; a `purpose`; and `ends_at`, from which on it gets nothing.
+    `denies` are the ids of its permits that deny, so that none of them can be missing unnoticed; None: of an
+    earlier version, which named none. An agent has a `sponsor` who answers for it, `app:<name>` or
+    `person:<id>`, with the id of an app in `sponsor_app`; a `purpose`; and `ends_at`, from which on it gets
+    nothing.
     """
 
     id: AppId
@@ -72,6 +74,7 @@ class App(TenantRow):
     sponsor_app: AppId | None = None
     purpose: str = ""
     ends_at: datetime | None = None
+    denies: tuple[PermitId, ...] | None = None
 
     @property
     def is_agent(self) -> bool:

@@ -11,16 +11,16 @@ from typing import Any
 from sqlalchemy import CompoundSelect, Index, UniqueConstraint, delete, func, select, union_all, update
 from sqlmodel import Field, col
 
-from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Permit
+from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Effect, Permit
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId, KeyId, Tenant
+from evergrant_server.core.ids import AppId, KeyId, PermitId, Tenant
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import app_foreign_key
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, not_found
-from evergrant_server.store.permits import PermitRow, Permits
+from evergrant_server.store.permits import PermitRow, Permits, require_denies
 from evergrant_server.store.review.approvals import ApprovalRow
 
 
@@ -36,6 +36,7 @@ class AppRow(columns.IdTable, table=True):
     sponsor_app: str | None = None
     purpose: str
     ends_at: datetime | None = columns.timestamp()
+    denies: list[str] | None = columns.json()
 
 
 class AppKeyRow(columns.IdTable, table=True):
@@ -83,8 +84,11 @@ class Access(AuthenticatedRepository[App, AppId]):
     async def put_app(self, app: App, *, expected: int | None) -> App:
         """Add (`expected` None) or change an app.
 
-        Raises Failure ALREADY_EXISTS when adding, STORE_CONFLICT or NOT_FOUND when changing.
+        Its denies are those that it names and those that are there. Raises Failure ALREADY_EXISTS when
+        adding, STORE_CONFLICT or NOT_FOUND when changing.
         """
+        denies = {*(app.denies or ()), *await self._permits.denies(app.tenant, app.id)}
+        app = app.model_copy(update={"denies": tuple(sorted(denies))})
         return await self._put(app, f"App {app.name!r}", expected)
 
     async def app(self, tenant: Tenant, id: AppId) -> App | None:
@@ -173,13 +177,15 @@ class Access(AuthenticatedRepository[App, AppId]):
         return await self._keys.replace(revoked, expected=key.revision)
 
     async def put_permit(self, p: Permit, *, expected: int | None) -> Permit:
-        """Add (`expected` None) or change a permit.
+        """Add (`expected` None) or change a permit; the app names it if it denies.
 
         Raises Failure ALREADY_EXISTS when adding, also to MOST_PERMITS, STORE_CONFLICT or NOT_FOUND when
-        changing.
+        changing, AUTHORITY_BROKEN for an app that Evergrant didn't write so.
         """
         await self.bump(p.tenant, p.app_id)
-        return await self._permits.put(p, expected=expected)
+        saved = await self._permits.put(p, expected=expected)
+        await self._name_deny(p.tenant, p.app_id, p.id, denies=p.effect is Effect.DENY)
+        return saved
 
     async def permit(self, tenant: Tenant, app_id: AppId, name: str) -> Permit | None:
         """The permit as its row says, with a broken authenticator too: a put or a deletion repairs that."""
@@ -193,6 +199,17 @@ class Access(AuthenticatedRepository[App, AppId]):
         mine = self._permits._where(later, tenant=tenant, app_id=app_id)
         return await self._permits._all(mine.order_by(col(PermitRow.name)).limit(limit))
 
+    async def permits_of(self, app: App) -> list[Permit]:
+        """All permits by which an app's requests are judged, sorted by name. Raises Failure AUTHORITY_BROKEN
+        where one that denies is missing."""
+        permits = await self.permits(app.tenant, app.id)
+        require_denies(app, (it.id for it in permits if it.effect is Effect.DENY))
+        return permits
+
+    async def require_denies(self, app: App) -> None:
+        """Raise Failure AUTHORITY_BROKEN unless each permit of the app that denies is there."""
+        require_denies(app, await self._permits.denies(app.tenant, app.id))
+
     async def permit_uses(self, tenant: Tenant, ids: Collection[str]) -> dict[str, datetime]:
         """When each of these permits last allowed something, by its id, to the minute."""
         return await self._permits.last_uses(tenant, ids)
@@ -202,10 +219,24 @@ class Access(AuthenticatedRepository[App, AppId]):
         return await self._permits.with_sources()
 
     async def delete_permit(self, tenant: Tenant, app_id: AppId, name: str) -> None:
-        """Delete a permit. Raises Failure NOT_FOUND."""
+        """Delete a permit. Raises Failure NOT_FOUND, AUTHORITY_BROKEN as `put_permit` does."""
+        await self.bump(tenant, app_id)
+        permit = await self.permit(tenant, app_id, name)
         await self._permits.delete_uses(tenant=tenant, app_id=app_id, name=name)
         await self._permits._delete(f"Permit {name!r}", tenant=tenant, app_id=app_id, name=name)
-        await self.bump(tenant, app_id)
+        if permit is not None:
+            await self._name_deny(tenant, app_id, permit.id, denies=False)
+
+    async def _name_deny(self, tenant: Tenant, app_id: AppId, id: PermitId, *, denies: bool) -> None:
+        """Have the app name a permit, or not any more. Its row is locked by `bump` already."""
+        app = await self.app(tenant, app_id)
+        if app is None:
+            raise not_found(app_id)
+        named = set(await self._permits.denies(tenant, app_id) if app.denies is None else app.denies)
+        wanted = named | {id} if denies else named - {id}
+        if app.denies is None or wanted != named:
+            renamed = app.model_copy(update={"denies": tuple(sorted(wanted))})
+            await self.replace(renamed, expected=app.revision)
 
     async def bump(self, tenant: Tenant, app_id: AppId) -> None:
         """One revision tells a lease whether anything about the app changed. Raises Failure NOT_FOUND."""

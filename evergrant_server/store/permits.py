@@ -1,15 +1,15 @@
 """The rows of permits, and when each was last used: `access` changes them, with their app's revision."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime
 
 from sqlalchemy import String, UniqueConstraint, cast, delete, func, select
 from sqlmodel import Field, col
 
-from evergrant_server.core.access import MOST_PERMITS, Permit
+from evergrant_server.core.access import MOST_PERMITS, App, Effect, Permit
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import PermitId, Tenant
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.core.ids import AppId, PermitId, Tenant
+from evergrant_server.store.authority import AuthenticatedRepository, authority_broken
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import columns_equal
 
@@ -59,6 +59,13 @@ class Permits(AuthenticatedRepository[Permit, PermitId]):
                 raise Failure(ErrorCode.ALREADY_EXISTS, why)
         return await self._put(permit, f"Permit {permit.name!r}", expected)
 
+    async def denies(self, tenant: Tenant, app_id: AppId) -> set[PermitId]:
+        """The ids of an app's permits that deny."""
+        mine = columns_equal(PermitRow, tenant=tenant, app_id=app_id, effect=Effect.DENY.value)
+        return {
+            PermitId(id) for (id,) in await self._connection.execute(select(col(PermitRow.id)).where(mine))
+        }
+
     async def with_sources(self) -> int:
         """How many permits in all tenants look at the caller's address."""
         sources = cast(col(PermitRow.sources), String)
@@ -76,3 +83,11 @@ class Permits(AuthenticatedRepository[Permit, PermitId]):
         ids = select(col(PermitRow.id)).where(columns_equal(PermitRow, tenant=tenant, **equal))
         used = columns_equal(PermitUseRow, tenant=tenant) & col(PermitUseRow.permit_id).in_(ids)
         await self._run(delete(PermitUseRow).where(used))
+
+
+def require_denies(app: App, denies: Iterable[str]) -> None:
+    """Raise Failure AUTHORITY_BROKEN that names the app unless each of its permits that deny is there."""
+    missing = sorted(set(app.denies or ()) - set(denies))
+    if missing:
+        why = f"has lost its permits {', '.join(missing[:5])}, which deny: other than Evergrant deleted them"
+        raise authority_broken("app", app.id, why)

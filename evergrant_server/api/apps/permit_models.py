@@ -59,12 +59,13 @@ class PermitBody(Body):
 
     `methods` and `paths` are of the action `proxy`: the requests to the provider's API that it allows or
     denies, null every one. A path begins behind the API's base URL; its segment `*` stands for any one
-    segment, and `**` at the end for all that follow. An allow has to fit a path with `%2F` in both readings; a
-    deny fits every way in which a lenient server could read a path. A request that names a second method
+    segment, and `**` at the end for all that follow. An allow has to fit a path with `%2F` in both readings;
+    a deny fits every way in which a lenient server could read a path. A request that names a second method
     (`_method`, `X-HTTP-Method-Override`) fits each deny with `methods`, and no allow with them. What an API
-    takes for the same thing, or reads in a body, isn't known here: to deny paths is best effort. `tools` are the same of tools of an MCP server; one that
-    ends in `*` stands for all that begin so. With `call_approval` each of these requests, of an MCP server
-    each call of a tool, needs a person's approval (`POST /v1/call-approvals`).
+    takes for the same thing, or reads in a body, isn't known here: to deny paths is best effort. `tools` are
+    the same of tools of an MCP server; one that ends in `*` stands for all that begin so. With
+    `call_approval` each of these requests, of an MCP server each call of a tool, needs a person's approval
+    (`POST /v1/call-approvals`).
     """
 
     effect: Effect = Effect.ALLOW

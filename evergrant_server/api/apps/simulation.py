@@ -72,7 +72,7 @@ async def simulate_change(call: AdminCall, body: SimulationBody) -> Simulation:
     since = body.since or call.now - _USUAL_WINDOW
     async with call.api.store.read() as tx:
         app = await require_app(tx, call, body.app)
-        permits = await tx.access.permits(call.tenant, app.id)
+        permits = await tx.access.permits_of(app)
         leased = await leased_connections(tx, call.tenant, app.id, since, _MOST_JUDGED + 1)
     before = [permit.model_copy(update={"sources": None}) for permit in permits]
     after = _changed(call, app, before, body)

@@ -83,7 +83,7 @@ async def _caller(tx: Transaction, api: ApiContext, session: KeySession) -> KeyC
     await tx.tenants.require_enabled(app.tenant)
     await tx.agents.require_active(app, api.clock.now())
     credential = PresentedCredential(key.id, AuthenticationMethod.API_KEY, found[0].expires_at).of(app)
-    permits = await tx.access.permits(app.tenant, app.id)
+    permits = await tx.access.permits_of(app)
     return KeyCaller(Caller(app, credential, tuple(permits), b""), session)
 
 

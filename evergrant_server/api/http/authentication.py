@@ -99,7 +99,7 @@ class Authenticator:
                 raise Failure(ErrorCode.UNAUTHENTICATED)
             key, app = found
             await tx.tenants.require_enabled(app.tenant)
-            permits = await tx.access.permits(app.tenant, app.id)
+            permits = await tx.access.permits_of(app)
         if key.expires_at is None or not key.is_live(self._clock.now()):
             raise expired(key)
         return app, PresentedCredential(key.id, AuthenticationMethod.API_KEY, key.expires_at), permits
@@ -114,7 +114,7 @@ class Authenticator:
             await tx.tenants.require_enabled(token.tenant)
             app = await tx.access.app(token.tenant, token.app_id)
             credential = await _credential_of(tx, token)
-            permits = await tx.access.permits(token.tenant, token.app_id)
+            permits = [] if app is None else await tx.access.permits_of(app)
         if app is None or credential is None or credential.revision != token.credential_revision:
             raise app_tokens.token_ended("The access token's credential was replaced or deleted.")
         if self._clock.now() >= token.expires_at:
@@ -126,7 +126,7 @@ class Authenticator:
         """The app as which a gateway's client acts."""
         async with self._store.read() as tx:
             found = await resource_tokens.read_token(tx, resource, text, self._clock.now())
-            permits = await tx.access.permits(found.app.tenant, found.app.id)
+            permits = await tx.access.permits_of(found.app)
         token, family = found.token, found.family
         ends = min(token.expires_at, family.expires_at)
         presented = PresentedCredential(KeyId(family.id), AuthenticationMethod.RESOURCE_TOKEN, ends)

@@ -32,9 +32,9 @@ async def current_caller(api: ApiContext, request: Request, began_as: Caller) ->
         await tx.tenants.require_enabled(began_as.tenant)
         app = await tx.access.app(began_as.tenant, began_as.app.id)
         there = await tx.credentials.get(began_as.tenant, CredentialId(credential.id))
-        permits = await tx.access.permits(began_as.tenant, began_as.app.id)
         if app is None or app.disabled or there is None:
             raise Failure(ErrorCode.UNAUTHENTICATED)
+        permits = await tx.access.permits_of(app)
         if app.is_agent:
             await tx.agents.require_active(app, api.clock.now())
     return replace(began_as, app=app, permits=tuple(permits))

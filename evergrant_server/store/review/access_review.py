@@ -70,9 +70,19 @@ async def review_app(tx: Transaction, tenant: Tenant, name: str, now: datetime) 
     keys, _ = _split(tx, AppKey, AppKeyRow, await _rows(tx, AppKeyRow, **mine))
     credentials, _ = await tx.credentials.authentic_of_app(tenant, row["id"])
     permits, broken_permits = _split(tx, Permit, PermitRow, await _rows(tx, PermitRow, **mine))
-    broken = (*broken_app, *broken_permits)
-    stopped = await _stopped(tx, read_model(App, AppRow, row), now)
+    app = read_model(App, AppRow, row)
+    broken = (*broken_app, *broken_permits, *await _missing_denies(tx, app))
+    stopped = await _stopped(tx, app, now)
     return AppReview(stopped, tuple(keys), tuple(credentials), tuple(permits), broken)
+
+
+async def _missing_denies(tx: Transaction, app: App) -> list[Failure]:
+    """The failure of an app that has lost a permit that denies, or none."""
+    try:
+        await tx.access.require_denies(app)
+    except Failure as failure:
+        return [failure]
+    return []
 
 
 async def _stopped(tx: Transaction, app: App, now: datetime) -> Failure | None:
@@ -119,6 +129,7 @@ async def review_permits(
     apps = {row["id"]: row for row in await _apps(tx, tenant, app_ids)}
     uses = await tx.access.permit_uses(tenant, [row["id"] for row in rows])
     app_uses = await _last_uses(tx, tenant, app_ids)
+    lost = {id: await _missing_denies(tx, read_model(App, AppRow, row)) for id, row in apps.items()}
     reached: dict[str, int] = {}
     found: list[PermitReview] = []
     for row in rows:
@@ -134,7 +145,7 @@ async def review_permits(
                 sponsor=owner["sponsor"],
                 agent_ends_at=owner["ends_at"],
                 permit=row,
-                authentic=not broken,
+                authentic=not (broken or lost[owner["id"]]),
                 live_connections=reached[place],
                 last_used_at=uses.get(row["id"]),
                 app_last_used_at=app_uses.get(owner["id"]),

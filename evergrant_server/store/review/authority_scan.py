@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from sqlalchemy import select, tuple_, update
 from sqlmodel import col
 
+from evergrant_server.core.access import App, Effect
 from evergrant_server.core.connections.account import PIN
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.narrowing import NARROWED
@@ -17,6 +18,7 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.crypto import KeyPurpose, KeyRing
+from evergrant_server.store.access import AppRow, PermitRow
 from evergrant_server.store.authority import (
     BrokenRow,
     accepted_destination_mac,
@@ -43,6 +45,7 @@ from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, read_model
 from evergrant_server.store.ends import put_back
 from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.permits import Permits, require_denies
 from evergrant_server.store.review.authority_tables import ALL, CONFIGURATION
 from evergrant_server.store.store import Store
 
@@ -114,14 +117,28 @@ async def _accept_table(store: Store, table: type[IdTable], ids: Collection[str]
     return accepted
 
 
+async def _denies(store: Store, apps: list[Values]) -> dict[str, list[str]]:
+    """The ids of these apps' permits that deny, by the app's id."""
+    permit = table_of(PermitRow).c
+    deny = (permit.effect == Effect.DENY.value) & permit.app_id.in_([row["id"] for row in apps])
+    found: dict[str, list[str]] = {}
+    async with store.read() as tx:
+        for row in await fetch_all(tx.connection, select(permit.app_id, permit.id).where(deny)):
+            found.setdefault(row["app_id"], []).append(row["id"])
+    return found
+
+
 async def _broken(store: Store, table: type[IdTable]) -> AsyncIterator[BrokenRow]:
     after = ("", "")
     while page := await _page(store, table, after):
+        denies = await _denies(store, page) if table is AppRow else {}
         good: dict[Tenant, list[BaseModel]] = {}
         for row in page:
             try:
                 value = authentic(store.ring, ALL[table], table, row)
                 made = row.get("destination_mac")
+                if isinstance(value, App):
+                    require_denies(value, denies.get(value.id, ()))
                 if isinstance(value, Integration) and made and store.ring.holds(KeyPurpose.REFRESH):
                     require_destination(store.ring, value, made)
                 good.setdefault(row["tenant"], []).append(value)
@@ -217,7 +234,11 @@ def _owner(row: Values) -> Connection:
 async def _accept(
     connection: DatabaseConnection, ring: KeyRing, table: type[IdTable], value: BaseModel, row: Values
 ) -> None:
-    made: Values = {"mac": row_mac(ring, value)}
+    made: Values = {}
+    if isinstance(value, App):
+        denies = tuple(sorted(await Permits(connection, ring).denies(value.tenant, value.id)))
+        value, made["denies"] = value.model_copy(update={"denies": denies}), list(denies)
+    made["mac"] = row_mac(ring, value)
     if isinstance(value, Integration):
         made["destination_mac"] = accepted_destination_mac(ring, value, row["destination_mac"])
     mine = columns_equal(table, tenant=row["tenant"], id=row["id"], revision=row["revision"])

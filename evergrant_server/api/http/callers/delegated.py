@@ -105,7 +105,7 @@ async def authority_of(tx: Transaction, own: Delegation, now: datetime) -> Deleg
     for one in chain:
         app = await _active_app(tx, one, own, now)
         ends += [it for it in (app.ends_at, await _end_of_credential(tx, one, now)) if it is not None]
-        permits = await tx.access.permits(one.tenant, one.app_id)
+        permits = await tx.access.permits_of(app)
         apps.append(app)
         links.append(DelegationLink(one.subject, one.reach, permits))
     return DelegatedAuthority(chain, tuple(apps), tuple(links), min(ends))

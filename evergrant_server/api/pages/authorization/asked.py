@@ -87,7 +87,7 @@ async def _judged(
     app = await tx.access.app(tenant, rule.app_id)
     if app is None or app.disabled or app.is_over(pages.now):
         raise AuthorizationRefused("access_denied", "the app as which clients act is disabled, or has ended")
-    permits = tuple(await tx.access.permits(tenant, app.id))
+    permits = tuple(await tx.access.permits_of(app))
     if connection is not None:
         question = PermitQuestion(Target.of(connection), Action.PROXY, pages.now)
         anywhere = tuple(_from_anywhere(it) for it in permits)
