@@ -17,7 +17,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
-from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
+from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, known_scopes
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.messages.activities import ConsentCall, GrantResult
@@ -191,7 +191,7 @@ async def _export_line(tx: Transaction, connection: Connection) -> Secret | None
         "access_token": access.reveal(),
         "refresh_token": None if refresh is None else refresh.reveal(),
         "token_type": grant.token_type,
-        "scopes": list(grant.scopes),
+        "scopes": list(known_scopes(grant.scopes)),
         "metadata": grant.metadata,
         **_expiry(grant.expires_at),
     }

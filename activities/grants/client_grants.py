@@ -102,8 +102,7 @@ async def _load_source_token(
         source = await tx.connections.get_authentic(connection.tenant, source_id)
         grant = await tx.grants.get(connection.tenant, source_id)
         if source is not None:  # in the transaction that reads the token: nothing is widened in between
-            offline_scope = services.contexts.offline_scope(source.provider)
-            await _require_source_permit(tx, connection, source, grant, offline_scope, now)
+            await _require_source_permit(services, tx, connection, source, grant, now)
         active = source is not None and source.state is LifecycleState.ACTIVE
         if source is not None and active and grant is not None and grant.is_valid(now):
             return await tx.grants.access_token(source)
@@ -114,11 +113,11 @@ async def _load_source_token(
 
 
 async def _require_source_permit(
+    services: GrantServices,
     tx: Transaction,
     connection: Connection,
     source: Connection,
     grant: Grant | None,
-    offline: str | None,
     now: datetime,
 ) -> None:
     """Raises Failure SOURCE_NOT_PERMITTED unless the app of the exchange may lease the source."""
@@ -126,7 +125,10 @@ async def _require_source_permit(
     app = None if app_id is None else await tx.access.app(connection.tenant, app_id)
     ended = app is None or app.disabled or app.is_over(now)
     permits = [] if app is None or ended else await tx.access.permits_of(app)
-    if not may_exchange(permits, source, source_scopes(source, grant, offline), now).allowed:
+    scopes = source_scopes(source, grant, services.contexts.offline_scope(source.provider))
+    if not may_exchange(
+        permits, source, scopes, now, services.contexts.scope_aliases(source.provider)
+    ).allowed:
         raise Failure(ErrorCode.SOURCE_NOT_PERMITTED, source=source.id, source_app=app_id or "none")
 
 

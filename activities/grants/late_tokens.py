@@ -10,7 +10,7 @@ from activities.support.transactions import append_audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
-from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.grant import TokenSet, granted_scopes
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.core.messages.connection import LateTokensReceived, Rotate
@@ -83,11 +83,8 @@ class LateReply:
 
     def scopes(self, context: ProviderContext) -> tuple[str, ...]:
         """The granted scopes: a refresh may not ask for more (RFC 6749 section 6)."""
-        if self.tokens.scopes is not None:
-            return self.tokens.scopes
-        if self.consent is not None:
-            return self.consent.scopes
-        return context.grant.scopes if context.grant is not None else context.connection.requested_scopes
+        requested = context.grant.scopes if context.grant is not None else context.connection.requested_scopes
+        return granted_scopes(self.tokens.scopes, requested if self.consent is None else self.consent.scopes)
 
     def metadata(self, before: Mapping[str, Any]) -> Mapping[str, Any]:
         """A consent replaces the metadata of the grant before; a refresh adds to it."""

@@ -10,7 +10,13 @@ from activities.support.transactions import append_audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind
-from evergrant_server.core.connections.grant import INSTALL_WITHIN, ImportedTokens, TokenSet
+from evergrant_server.core.connections.grant import (
+    INSTALL_WITHIN,
+    ImportedTokens,
+    TokenSet,
+    granted_scopes,
+    known_scopes,
+)
 from evergrant_server.core.ids import ConnectionId, new_id
 from evergrant_server.core.lifecycle.snapshot import start_message
 from evergrant_server.core.messages.activities import ConnectionCall
@@ -37,10 +43,10 @@ async def install_further_slots(
     """
     for slot, slot_tokens in tokens.further.items():
         label = first.label_of_slot(slot)
-        granted = slot_tokens.scopes
-        scopes = first.slot_scopes.get(slot, ()) if granted is None else granted
+        granted = granted_scopes(slot_tokens.scopes, first.slot_scopes.get(slot, ()))
+        scopes = known_scopes(granted)
         metadata = tokens.metadata | slot_tokens.metadata
-        about = {"scopes": scopes, "metadata": metadata, "account": slot_tokens.account or tokens.account}
+        about = {"scopes": granted, "metadata": metadata, "account": slot_tokens.account or tokens.account}
         imported = slot_tokens.model_copy(update=about)
         found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
         live = found is not None and not found.state.is_final

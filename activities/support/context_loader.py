@@ -40,6 +40,10 @@ class ProviderContextLoader:
         """The scope that asks for a refresh token: no scope ceiling counts it."""
         return self._registry.offline_scope(provider)
 
+    def scope_aliases(self, provider: str) -> tuple[frozenset[str], ...]:
+        """The names of each scope that has several there."""
+        return self._registry.scope_aliases(provider)
+
     async def load(self, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
         """The context of a connection.
 

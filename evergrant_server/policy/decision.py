@@ -12,6 +12,7 @@ from evergrant_server.core.access import Action, Effect, EnforcementMode, Permit
 from evergrant_server.policy.callers import WILDCARD, comes_from, names_subject
 from evergrant_server.policy.proxied import fits_method, fits_path, fits_tool
 from evergrant_server.policy.question import DecisionReason, PermitField, PermitQuestion, Target
+from evergrant_server.policy.scopes import denied_scopes
 
 _DENY = Effect.DENY  # looked up once
 
@@ -88,7 +89,7 @@ def decide(permits: Sequence[Permit], question: PermitQuestion) -> PermitDecisio
             if nearest is None or (-rank, permit.name) < (-nearest[0], nearest[1].name):
                 nearest = (rank, permit, field)
     if denying is not None:
-        refused = tuple(it for it in question.scopes if it in (denying.scopes or ()))
+        refused = denied_scopes(question.scopes, denying.scopes or (), question.aliases)
         return PermitDecision(False, DecisionReason.DENIED, denying, refused, observed)
     if allowing is not None:
         return PermitDecision(True, DecisionReason.ALLOWED, allowing, (), observed)
@@ -161,16 +162,12 @@ def failing_field(permit: Permit, question: PermitQuestion) -> PermitField | Non
         return PermitField.TOOL
     if permit.effect is Effect.DENY:
         denied = permit.scopes
-        return PermitField.SCOPE if denied is not None and denied_none(scopes, denied) else None
+        none = denied is not None and not denied_scopes(scopes, denied, question.aliases)
+        return PermitField.SCOPE if none else None
     ceiling = permit.scope_ceiling
     if ceiling is not None and scopes_above(scopes, ceiling):
         return PermitField.SCOPE
     return PermitField.EXACT_SCOPES if permit.exact_scopes and question.excess else None
-
-
-def denied_none(scopes: Iterable[str], denied: tuple[str, ...]) -> bool:
-    """True when none of the scopes is denied."""
-    return not any(scope in denied for scope in scopes)
 
 
 def _uncovered(permit: Permit, target: Target, at: datetime, address: str | None) -> PermitField | None:

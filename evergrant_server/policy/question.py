@@ -7,6 +7,7 @@ from typing import NamedTuple
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.policy.proxied import ProxiedRequest
+from evergrant_server.policy.scopes import Aliases
 
 
 class Target(NamedTuple):
@@ -28,6 +29,7 @@ class PermitQuestion(NamedTuple):
 
     `address` is the caller's, None when it isn't known. `excess` has the scopes of a token beyond those that
     its lease requests. `request` is the one to a provider's API, None when there is none or it isn't known.
+    `aliases` are the names that the provider has for one scope.
     """
 
     target: Target
@@ -37,6 +39,7 @@ class PermitQuestion(NamedTuple):
     scopes: tuple[str, ...] = ()
     excess: tuple[str, ...] = ()
     request: ProxiedRequest | None = None
+    aliases: Aliases = ()
 
 
 class DecisionReason(StrEnum):

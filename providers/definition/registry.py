@@ -84,6 +84,11 @@ class Registry:
         spec = self._specs.get(name)
         return spec.offline_scope if spec else None
 
+    def scope_aliases(self, name: str | None) -> tuple[frozenset[str], ...]:
+        """The names of each scope that has several, without case, at a provider in the catalogue."""
+        spec = self._specs.get(name or "")
+        return () if spec is None else spec.scope_alias_groups
+
     def names(self) -> tuple[str, ...]:
         return tuple(self._specs)
 

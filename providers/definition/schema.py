@@ -6,6 +6,7 @@ can't follow.
 
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import cached_property
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -170,6 +171,14 @@ class ProviderSpec(
         """`url_templates` and the base URL of the API, to which apps send the tokens."""
         api = {"api_base_url": self.api_base_url} if self.api_base_url is not None else {}
         return self.url_templates() | api
+
+    @cached_property
+    def scope_alias_groups(self) -> tuple[frozenset[str], ...]:
+        """The names of each scope that has several, without case."""
+        groups: dict[str, set[str]] = {}
+        for alias, scope in self.scope_aliases.items():
+            groups.setdefault(scope.casefold(), {scope.casefold()}).add(alias.casefold())
+        return tuple(frozenset(names) for names in groups.values())
 
     @property
     def code_lifetime(self) -> timedelta | None:

@@ -66,6 +66,8 @@ class AuthorizationPart(SpecPart):
     scopes_supported: bool = True
     default_scopes: tuple[str, ...] = ()
     offline_scope: str | None = None  # yields a refresh token; always requested, where offered
+    # another name -> the scope that it is, as replies and consents may have either
+    scope_aliases: dict[str, str] = Field(default_factory=dict)
     scope_separator: str = Field(" ", min_length=1, max_length=1)
     scope_raw_encoding: bool = False  # the separator is sent unescaped
     scope_param_name: ParamName = "scope"

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
-from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.grant import UNKNOWN_SCOPE, TokenSet
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable_text, json_type
 from providers.definition.patterns import first_group
@@ -78,6 +78,8 @@ def _read_token_set(
         raise UnreadableBody("no access token")
     refresh_token = _checked_token(value_at(data, response.refresh_token_path), "a refresh token")
     scopes = _scopes(spec, value_at(data, response.scope_path))
+    if scopes == () and spec.scopes_supported:  # no scope is what the grammar of RFC 6749 section 3.3 lacks
+        scopes = (UNKNOWN_SCOPE,)
     if scopes is not None and spec.offline_scope in requested and (refresh_token or refreshing):
         # some providers don't list the granted offline scope
         scopes = tuple(dict.fromkeys((*scopes, str(spec.offline_scope))))

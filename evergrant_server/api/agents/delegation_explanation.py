@@ -88,7 +88,8 @@ async def explain_delegation(
             stopped = (Obstacle(code=failure.code, detail=failure.detail),)
     judged = _judged(call.api.registry.offline_scope(found.provider), found, grant, scopes)
     proxied = ProxiedRequest.asked_about(method, path, None)
-    question = PermitQuestion(Target.of(found), action, call.now, None, judged, (), proxied)
+    aliases = call.api.registry.scope_aliases(found.provider)
+    question = PermitQuestion(Target.of(found), action, call.now, None, judged, (), proxied, aliases)
     chain = tuple(_link(id, name, link, question) for id, name, link in links)
     return DelegationExplanation(
         delegation_id=own.id,

@@ -146,7 +146,8 @@ async def explain_access(
     target = Target() if action is Action.EXPORT else Target.of(row)
     own = () if spec is None or spec.api_request is None else spec.api_request.method_overrides
     proxied = ProxiedRequest.asked_about(method, path, tool, own)
-    question = PermitQuestion(target, action, call.now, address, judged, excess, proxied)
+    aliases = call.api.registry.scope_aliases(row.provider)
+    question = PermitQuestion(target, action, call.now, address, judged, excess, proxied, aliases)
     explained = explain(reviewed.permits, question)
     above = explained.decision.reason is DecisionReason.TOKEN_ABOVE_REQUEST
     if above and is_narrowable(spec, row.flow, grant):

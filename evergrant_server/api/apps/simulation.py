@@ -115,5 +115,6 @@ def _judge(call: ApiCall, lease: LeasedConnection, permits: Sequence[Permit]) ->
     """As a lease that requests all of the token's scopes."""
     offline = call.api.registry.offline_scope(lease.provider)
     scopes = tuple(scope for scope in lease.scopes if scope != offline)
+    aliases = call.api.registry.scope_aliases(lease.provider)
     target = Target(lease.integration, lease.provider, lease.subject, lease.id)
-    return decide(permits, PermitQuestion(target, Action.TOKEN, call.now, None, scopes))
+    return decide(permits, PermitQuestion(target, Action.TOKEN, call.now, None, scopes, aliases=aliases))

@@ -138,4 +138,6 @@ async def _exchange_decision(tx: Transaction, call: ApiCall, source: Connection)
     """The decision about an exchange, for all scopes of the source's token."""
     grant = await tx.grants.get(source.tenant, source.id)
     scopes = source_scopes(source, grant, call.api.registry.offline_scope(source.provider))
-    return may_exchange(call.caller.permits, source, scopes, call.now)
+    return may_exchange(
+        call.caller.permits, source, scopes, call.now, call.api.registry.scope_aliases(source.provider)
+    )

@@ -66,7 +66,9 @@ class JudgedRequest:
         """What the caller's permits say now; of a gateway's client, about what its subject authorized."""
         if not _is_authorized(self.caller, target):
             return PermitDecision(False, DecisionReason.NO_PERMIT)
-        question = PermitQuestion(target, action, self.now, self.address, scopes, excess, proxied)
+        aliases = self.api.registry.scope_aliases(target.provider) if scopes else ()
+        asked = (target, action, self.now, self.address, scopes, excess, proxied)
+        question = PermitQuestion(*asked, aliases)
         delegated = self.caller.delegated
         if delegated is None:
             return decide(self.caller.permits, question)

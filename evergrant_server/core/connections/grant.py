@@ -36,6 +36,21 @@ def matching_option(options: tuple[AccountOption, ...], choice: str | None) -> A
 
 
 MAIN_SLOT = "main"
+# among a token's scopes: it may have others. No scope has quotes (RFC 6749 section 3.3)
+UNKNOWN_SCOPE = '"unknown"'
+
+
+def granted_scopes(reply: tuple[str, ...] | None, requested: tuple[str, ...]) -> tuple[str, ...]:
+    """What a token reply grants. One without scopes: those requested (RFC 6749 section 5.1); one whose scope
+    is empty: these, and it isn't known which others."""
+    if reply is None:
+        return requested
+    return tuple(dict.fromkeys((*requested, *reply))) if UNKNOWN_SCOPE in reply else reply
+
+
+def known_scopes(scopes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that can be requested."""
+    return tuple(it for it in scopes if it != UNKNOWN_SCOPE)
 
 
 class Origin(StrEnum):
@@ -58,7 +73,8 @@ class TokenSet(SealableModel):
     id_token: Secret | None = None
     expires_in: float | None = None
     refresh_expires_in: float | None = None
-    scopes: tuple[str, ...] | None = None  # None: the reply had no scope, so as requested (RFC 6749 5.1)
+    # None: the reply had no scope, so as requested (RFC 6749 section 5.1). UNKNOWN_SCOPE: it was empty
+    scopes: tuple[str, ...] | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     account: Account | None = None  # that the reply names, checked
     server_time: datetime | None = None  # the reply's Date header (RFC 9110 section 6.6.1)
@@ -100,15 +116,15 @@ class Grant(FrozenModel):
     ) -> "Grant":
         """The facts of a token reply that was requested `at`.
 
-        A reply without scopes grants those requested, or those of `before`; a refresh without a
-        refresh token keeps the old one (RFC 6749 sections 5.1 and 6). `renewable`: new tokens are
+        Its scopes are those of `granted_scopes`, beside those requested, or those of `before`; a refresh
+        without a refresh token keeps the old one (RFC 6749 section 6). `renewable`: new tokens are
         requested without a refresh token. The end of a short-lived token is not that of the next.
         """
         kept = before if before is not None and not before.short_lived else None
         return cls(
             generation=generation,
             token_type=tokens.token_type,
-            scopes=tokens.scopes if tokens.scopes is not None else (before.scopes if before else requested),
+            scopes=granted_scopes(tokens.scopes, before.scopes if before else requested),
             obtained_at=at,
             expires_at=_after(at, tokens.expires_in),
             refresh_expires_at=_after(at, tokens.refresh_expires_in)

@@ -5,6 +5,7 @@ from random import Random
 from typing import Any
 
 from evergrant_server.core.access import Action, Effect, EnforcementMode, Permit
+from evergrant_server.core.connections.grant import UNKNOWN_SCOPE
 from evergrant_server.policy import PermitQuestion, ProxiedRequest, Target
 from tests.fakes.databases import NOW
 from tests.unit.policy.test_policy import permit
@@ -83,7 +84,8 @@ def random_question(random: Random) -> PermitQuestion:
             Target("crm", "gitlab", "user-2", random.choice(CONNECTIONS)),
         )
     )
-    scopes = tuple(random.sample(SCOPES, random.randint(0, 3)))
+    scopes = tuple(random.sample((*SCOPES, "Read"), random.randint(0, 3)))
+    scopes += (UNKNOWN_SCOPE,) if random.random() < 0.05 else ()
     excess = tuple(random.sample(scopes, random.randint(0, len(scopes))))
     address = random.choice(ADDRESSES)
     asked = (random.choice(METHODS), random.choice(PATHS), random.choice(CALLED))

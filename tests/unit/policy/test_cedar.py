@@ -13,6 +13,7 @@ import cedarpy
 import pytest
 
 from evergrant_server.core.access import Effect, EnforcementMode, Permit
+from evergrant_server.core.connections.grant import UNKNOWN_SCOPE
 from evergrant_server.policy import PermitQuestion, explain
 from tests.unit.policy.random_permits import random_permits, random_question
 from tests.unit.policy.test_policy import permit
@@ -70,7 +71,9 @@ def conditions(permit: Permit) -> Iterable[str]:
         ranges = (f"context.address.isInRange(ip({quoted(it)}))" for it in permit.sources)
         yield known("address", " || ".join(ranges))
     if denies and permit.scopes is not None:
-        yield f"context.scopes.containsAny({set_of(permit.scopes)})"
+        unknown = f"context.scopes.contains({quoted(UNKNOWN_SCOPE)})"
+        denied = set_of(it.casefold() for it in permit.scopes)
+        yield f"context.folded_scopes.containsAny({denied}) || {unknown}"
     if permit.scope_ceiling is not None:
         yield f"{set_of(permit.scope_ceiling)}.containsAll(context.scopes)"
     if permit.exact_scopes:
@@ -122,7 +125,7 @@ def folded(tool: str) -> str:
 def policy(permit: Permit) -> str:
     actions = ", ".join(f"Action::{quoted(it)}" for it in permit.actions)
     effect = "forbid" if permit.effect is Effect.DENY else "permit"
-    holds = " && ".join(["true", *conditions(permit)])
+    holds = " && ".join(["true", *(f"({it})" for it in conditions(permit))])
     return f"{effect} (principal, action in [{actions}], resource) when {{ {holds} }};"
 
 
@@ -135,6 +138,7 @@ def request(question: PermitQuestion) -> dict[str, Any]:
     target["connection"] = target.pop("connection_id")
     context: dict[str, Any] = {name: it for name, it in target.items() if it is not None}
     context |= {"at": microseconds(question.at), "scopes": [*question.scopes], "excess": [*question.excess]}
+    context["folded_scopes"] = [it.casefold() for it in question.scopes]
     if question.request is not None:
         context |= {"path": question.request.path, **path_context(question.request.path)}
         if not question.request.overrides:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.connections.grant import ImportedTokens, TokenSet
+from evergrant_server.core.connections.grant import UNKNOWN_SCOPE, ImportedTokens, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.schema import ProviderSpec
 from providers.requests.authorization_url import token_slot_scope_params
@@ -306,6 +306,14 @@ def test_metadata_in_any_script_kept():
     said = "Équipe\u00a0\U0001f469\u200d\U0001f4bb\nof two lines"
     spec = spec_like(response={"metadata_paths": ["team"]})
     assert read({"access_token": "a", "team": said}, spec=spec).metadata == {"team": said}
+
+
+@pytest.mark.parametrize("said", ["", " ", [], [""]])
+def test_rfc6749_5_1_an_empty_scope_is_not_known(said: Any):
+    """The grammar has no empty scope. Read as none it would slip past every deny."""
+    assert read({"access_token": "a", "scope": said}).scopes == (UNKNOWN_SCOPE,)
+    without = spec_like(scopes_supported=False)
+    assert read({"access_token": "a", "scope": said}, spec=without).scopes == ()
 
 
 @pytest.mark.parametrize("scope_type", [str, list])
