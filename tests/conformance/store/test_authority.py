@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, update
 
-from evergrant_server.core.access import Action, Effect, Permit
+from evergrant_server.core.access import Action
 from evergrant_server.core.connections.account import PIN, Account
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin, TokenSet
@@ -28,12 +28,10 @@ from evergrant_server.store.database.rows import columns_equal, find_one
 from evergrant_server.store.exports import ExportRow
 from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
-from evergrant_server.store.review.access_review import review_app, review_permits
 from evergrant_server.store.review.authority_scan import (
     accept,
     broken_configuration,
     broken_connections,
-    name_denies_of_before,
 )
 from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 from tests.conformance.store.samples import (
@@ -253,122 +251,6 @@ async def test_a_copied_row_is_no_row_of_ours(store: Store):
         )
         with fails(ErrorCode.AUTHORITY_BROKEN):
             await tx.access.permits(ACME, other.id)
-
-
-DENY = built(
-    Permit,
-    {"app_id": APP.id},
-    id="per_1111111111111111111111",
-    name="never",
-    integration="*",
-    actions=("export",),
-    effect="deny",
-    created_at=NOW,
-)
-
-
-async def denied(store: Store) -> None:
-    await filled(store)
-    async with store.write() as tx:
-        await tx.access.put_permit(DENY, expected=None)
-
-
-async def lose(store: Store) -> None:
-    async with store.write() as tx:
-        await tx.connection.execute(delete(PermitRow).where(columns_equal(PermitRow, id=DENY.id)))
-
-
-async def test_a_deny_that_was_deleted_by_hand_is_missed_until_the_app_is_accepted(store: Store):
-    await denied(store)
-    assert await broken(store) == set()
-    await lose(store)
-    async with store.read() as tx:
-        app = await tx.access.app(ACME, APP.id)
-        assert app is not None
-        with fails(ErrorCode.AUTHORITY_BROKEN, APP.id):
-            await tx.access.permits_of(app)
-        reviewed = await review_app(tx, ACME, APP.name, NOW)
-        assert reviewed is not None
-        assert [it.context["row"] for it in reviewed.broken] == [APP.id]
-        assert [it.authentic for it in await review_permits(tx, ACME, None, 10)] == [False]
-    (named,) = await broken_configuration(store)
-    assert (named.row, DENY.id in named.failure.detail) == (APP.id, True)
-    async with store.write() as tx:
-        other = PERMIT.model_copy(update={"id": new_id("per"), "name": "later", "effect": Effect.DENY})
-        await tx.access.put_permit(other, expected=None)
-    assert await broken(store) == {APP.id}, "a new deny doesn't stand for the old one"
-    assert await accept(store, {APP.id}) == [APP.id]
-    assert await broken(store) == set()
-    async with store.read() as tx:
-        app = await tx.access.app(ACME, APP.id)
-        assert app is not None
-        assert app.denies == (other.id,)
-        assert len(await tx.access.permits_of(app)) == 2
-
-
-@pytest.mark.parametrize("denies", [[], None], ids=["none", "of before"])
-async def test_an_app_that_no_longer_names_its_denies_was_changed_by_hand(
-    store: Store, denies: list[str] | None
-):
-    await denied(store)
-    await lose(store)
-    await by_hand(store, AppRow, APP.id, denies=denies)
-    assert await broken(store) == {APP.id}
-    async with store.read() as tx:
-        with fails(ErrorCode.AUTHORITY_BROKEN, APP.id):
-            await tx.access.app(ACME, APP.id)
-
-
-async def test_a_deny_that_became_an_allow_again_by_an_old_row_is_missed(store: Store):
-    """The row is authentic: it is the permit as it was before."""
-    await filled(store)
-    async with store.read() as tx:
-        before = await find_one(tx.connection, PermitRow, tenant=ACME, id=PERMIT.id)
-    assert before is not None
-    async with store.write() as tx:
-        deny = PERMIT.model_copy(update={"effect": Effect.DENY, "scope_ceiling": None})
-        await tx.access.put_permit(deny, expected=1)
-    assert await broken(store) == set()
-    await by_hand(store, PermitRow, **before)
-    assert await broken(store) == {APP.id}
-
-
-async def test_an_app_names_what_denies_it_now(store: Store):
-    async def named() -> tuple[str, ...] | None:
-        async with store.read() as tx:
-            app = await tx.access.app(ACME, APP.id)
-            return None if app is None else app.denies
-
-    await filled(store)
-    assert await named() == ()
-    async with store.write() as tx:
-        await tx.access.put_permit(DENY, expected=None)
-    assert await named() == (DENY.id,)
-    async with store.write() as tx:
-        app = await tx.access.app(ACME, APP.id)
-        assert app is not None
-        await tx.access.put_app(app.model_copy(update={"denies": None}), expected=app.revision)
-    assert await named() == (DENY.id,), "a put of the app forgets none"
-    async with store.write() as tx:
-        await tx.access.put_permit(DENY.model_copy(update={"effect": Effect.ALLOW}), expected=1)
-    assert await named() == ()
-    async with store.write() as tx:
-        await tx.access.put_permit(DENY, expected=2)
-        await tx.access.delete_permit(ACME, APP.id, DENY.name)
-    assert await named() == ()
-    assert await broken(store) == set()
-
-
-async def test_apps_of_an_earlier_version_name_their_denies_at_the_upgrade(store: Store):
-    await denied(store)
-    async with store.write() as tx:
-        app = await tx.access.app(ACME, APP.id)
-        assert app is not None
-        await tx.access.replace(app.model_copy(update={"denies": None}), expected=app.revision)
-    assert await broken(store) == set()
-    await name_denies_of_before(store)
-    await lose(store)
-    assert await broken(store) == {APP.id}
 
 
 async def test_a_broken_row_stops_neither_a_list_nor_its_own_replacement(store: Store):
