@@ -28,9 +28,15 @@ async def at_proxy(gateway: Gateway, id: str, key: str, own: str) -> AsyncIterat
     yield ask
 
 
+def upstream_host(gateway: Gateway) -> str:
+    base_url = gateway.parts.api.registry.get("gitlab").api_base_url
+    assert base_url is not None
+    return base_url.split("/")[2]
+
+
 @asynccontextmanager
 async def at_envoy(gateway: Gateway, id: str, key: str, own: str) -> AsyncIterator[Ask]:
-    host = gateway.parts.api.registry.get("gitlab").api_base_url.split("/")[2]
+    host = upstream_host(gateway)
 
     async def ask(method: str, path: str, **headers: str) -> str:
         given = {"evergrant-connection": id, "evergrant-envoy-key": own, "host": host, **_named(headers)}
