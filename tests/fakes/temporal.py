@@ -25,6 +25,8 @@ from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 
 PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL")
+# Each partition of a task queue has an order of its own: with one, priorities decide which task is next.
+_ONE_PARTITION = ("matching.numTaskqueueReadPartitions=1", "matching.numTaskqueueWritePartitions=1")
 _START_LIMIT_S = PATIENCE_S
 _MOST_STARTS = 3
 
@@ -87,7 +89,8 @@ class TemporalServer:
         arguments += ["--db-filename", str(data / "temporal.db"), "--log-level", "warn"]
         for pragma in PRAGMAS:
             arguments += ["--sqlite-pragma", pragma]
-        arguments += ["--dynamic-config-value", FAIRNESS]
+        for value in (FAIRNESS, *_ONE_PARTITION):
+            arguments += ["--dynamic-config-value", value]
         log = data / "temporal.log"
         with log.open("ab") as output:
             before = output.tell()
