@@ -33,10 +33,10 @@ unit: $(TEST_READY) ## the unit tests alone
 	@$(PY) -m pytest tests/unit -q -n 2 --dist loadfile
 
 # Most tests wait for timers, workers and browsers: more of them at once than there are cores. Beside the
-# linters, which take one core, the tests are compiled: else each process of the run would do it for itself.
+# linters, which take one core, a new clone's tests are compiled: else each process would do it for itself.
 AT_ONCE ?= 5
 test: $(TEST_READY) ## every check and every test but the slow proofs, PostgreSQL and Temporal included (AT_ONCE=5: files of tests)
-	@$(PY) -m pytest --collect-only -qq > /dev/null 2>&1 & $(MAKE) --no-print-directory lint; told=$$?; wait; exit $$told
+	@ls tests/__pycache__/conftest.* > /dev/null 2>&1 || $(PY) -m pytest --collect-only -qq > /dev/null 2>&1 & $(MAKE) --no-print-directory lint; told=$$?; wait; exit $$told
 	@echo "==> tests"
 	@$(PY) -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 
@@ -57,7 +57,7 @@ fuzz: $(TEST_READY) ## requests made of the OpenAPI document, valid and invalid,
 	@$(PY) -m tests.security.fuzz --cases $(CASES) --seed $(SEED)
 
 MANY ?= 100
-soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections, a shared file of tokens
+soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections, a shared file of tokens, a quick bench
 	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m soak
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.faults.token_file
 

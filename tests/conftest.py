@@ -9,17 +9,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
+from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from pydantic import BaseModel
 
 from evergrant_server.process_exit import exit_process
 from tests.fakes import leftovers
+from tests.fakes.patience import PATIENCE_S
 
 _SLOW_FIRST = ("e2e", "workflows", "faults")  # with files side by side, the run ends with quick ones
 _HERE = Path(__file__).parent
 
 _ended: list[int] = []
+
+# A request that names no limit has one of five seconds, for which a busy machine stands still.
+vars(DEFAULT_TIMEOUT_CONFIG).update(httpx2.Timeout(PATIENCE_S).as_dict())
 
 # What tests write ends with them, and a disk that others use lets each of thousands of these wait.
 os.fsync = lambda _: None

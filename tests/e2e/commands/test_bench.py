@@ -2,32 +2,35 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
-from bench import report
+from bench import disabling, report
+from bench.bounds import Bounds
+from tests.fakes.databases import postgres
 from tests.fakes.platform.compose import finished
 
 LIMIT_S = 500  # a bench that hangs, not one that is slow
 GATEWAY = (report.CALLS, report.STREAMS)
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # one run for both: it takes half a minute
 Tables = dict[str, list[dict[str, str]]]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def tables() -> Tables:
-    return _tables(await finished([sys.executable, "-m", "bench", "--quick"], os.environ, LIMIT_S))
-
-
 async def test_an_app_that_leases_from_five_processes_gets_nothing_once_it_or_its_tenant_is_disabled(
-    tables: Tables,
+    tmp_path: Path,
 ) -> None:
     """The leases that were committed after it."""
+    url = await postgres().fresh(migrated=False)
+    stopped = await disabling.measure(tmp_path, url, Bounds.quick())
+    await postgres().drop(url)
+    assert [(it.what, it.late) for it in stopped] == [("app", 0), ("tenant", 0)]
+    assert all(it.leases > 0 for it in stopped)
+
+
+@pytest.mark.soak
+async def test_a_quick_run_prints_every_row() -> None:
+    tables = _tables(await finished([sys.executable, "-m", "bench", "--quick"], os.environ, LIMIT_S))
     assert [row["after it"] for row in tables[report.DISABLED]] == ["0", "0"]
-
-
-async def test_a_quick_run_prints_every_row(tables: Tables) -> None:
     databases = [(store, clients) for store in ("SQLite", "PostgreSQL") for clients in ("16", "64")]
     assert [(row["store"], row["clients"]) for row in tables[report.LEASES]] == databases
     assert [(row["store"], row["callers"]) for row in tables[report.AUDIT]] == databases

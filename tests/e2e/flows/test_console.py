@@ -17,6 +17,7 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from tests.e2e.flows.test_implicit import running_browser
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.http_server import served
+from tests.fakes.patience import PATIENCE_S
 
 PHONE = {"width": 390, "height": 844}
 
@@ -33,6 +34,7 @@ class Console:
     async def log_in(self, **context: Any) -> Page:
         """A page of a new browser, logged in by the keyboard alone."""
         page = await self.browser.new_page(**context)
+        page.set_default_timeout(PATIENCE_S * 1000)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("console", lambda it: self.problems.append(it.text) if "Policy" in it.text else None)
         await page.goto(f"{self.url}/console")

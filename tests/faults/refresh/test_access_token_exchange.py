@@ -108,7 +108,8 @@ async def test_a_token_younger_than_the_provider_wants_is_not_refreshed_but_a_fi
     await world.place.until(connection, lambda c: c.generation == 2)
     answer = await world.place.ensure_fresh(connection, 2)
     assert (answer.declined, answer.generation) == (True, 2)
-    assert answer.retry_after == pytest.approx(86_400, abs=60)
+    assert answer.retry_after is not None
+    assert 80_000 < answer.retry_after <= 86_400
     assert world.sent("again") == []
 
 

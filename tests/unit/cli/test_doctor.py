@@ -82,8 +82,9 @@ async def test_a_hanging_check_ends_in_time(settings: Settings, monkeypatch: pyt
     assert [it.ok for it in found] == [False, True]
 
 
-async def test_every_problem_comes_with_a_repair(settings: Settings) -> None:
+async def test_every_problem_comes_with_a_repair(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The installation has only a key file."""
+    monkeypatch.setattr(report, "CHECK_TIMEOUT_S", PATIENCE_S)
     found = await report.diagnose(settings)
     assert len(found) == len(report.CHECKS)
     assert [it.check for it in found if not it.ok and not (it.repair or it.because)] == []

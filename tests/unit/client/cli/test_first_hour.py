@@ -256,9 +256,10 @@ def test_commands_read_the_folders_settings(
 
 def test_a_refused_connection_is_one_line_at_once(command: Command, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EVERGRANT_URL", url := f"http://127.0.0.1:{free_port()}")
-    began = time.monotonic()
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
     ended = command("connections", "ls")
-    assert time.monotonic() - began < 2
+    assert pauses == []
     assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
     assert f"nothing listens at {url}" in ended.err
     assert "make dev" in ended.err

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -213,13 +212,11 @@ def test_incomplete_vector_found(tmp_path: Path, vector: str, field: str, what: 
 
 
 def test_catalogue_has_no_problem() -> None:
-    began = time.process_time()
     found = check_catalogue()
     assert found.problems == ()
     assert found.count >= 250
     assert found.two_source_share > 0.9
     assert sum(found.evidence["dead_token"]) == found.count
-    assert time.process_time() - began < 30, "seconds of this process's own work"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
