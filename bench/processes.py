@@ -16,7 +16,7 @@ import asyncpg
 
 from bench.load import HOST
 from evergrant_server.cli.process import ChildProcess
-from tests.fakes import postgres_program
+from tests.fakes.postgresql import program as postgres_program
 
 _START_LIMIT_S = 60
 _LINE_LIMIT = 1 << 26  # bytes: a round's latencies are one line

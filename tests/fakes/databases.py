@@ -27,8 +27,8 @@ from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema, sqlite
 from evergrant_server.store.database.columns import METADATA
-from tests.fakes import postgres_program
 from tests.fakes.clock import SetClock
+from tests.fakes.postgresql import program as postgres_program
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 _TEMPLATE = "evergrant_template"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 # Where `useradd` of this process makes users: the lines of a file.
 MAKES_A_USER = """
 import pwd, sys
-from tests.fakes.postgres_program import make_system_user
+from tests.fakes.postgresql.program import make_system_user
 
 def getpwnam(name):
     with open(sys.argv[1]) as users:
