@@ -14,6 +14,7 @@ from activities.grants.account_check import (
     record_sharing,
     refuse_account,
     require_own_account,
+    require_replaceable,
 )
 from activities.grants.candidates import candidates
 from activities.grants.grant_outcome import GrantOutcome
@@ -91,7 +92,8 @@ class FirstGrantOutcome(GrantOutcome[ConsentCall]):
             short_lived=context.issues_short_lived_token,
         )
         saved = await install_new_grant(tx, request, context, current, after, tokens, grant)
-        await install_further_slots(tx, self.services.store.ring, request, saved, tokens, since, now)
+        ring = self.services.store.ring
+        await install_further_slots(tx, ring, request, context, saved, tokens, since, now, consent)
         # not `close_attempt`: a takeover in this moment is a conflict, and the row shows it at the next try
         await tx.attempts.close(row, AttemptOutcome.INSTALLED, now)
         await record_grant(tx, request, current, consent, grant, now, tokens.account)
@@ -179,6 +181,7 @@ class FirstGrantActivities(ABC):
         if result is not None:
             return result
         await require_own_account(services.store, context.connection)
+        await require_replaceable(services.store, context.connection, consent)
         loaded = context.endpoints
         async for candidate in candidates(services, request, context):  # one, outside rotations and rollouts
             context = candidate.context

@@ -95,6 +95,17 @@ async def require_own_account(store: Store, connection: Connection) -> None:
         raise
 
 
+async def require_replaceable(store: Store, connection: Connection, consent: Consent) -> None:
+    """Raise Failure MADE_BY_ANOTHER_APP, before a code is spent, for a consent that was requested before
+    another app's brought the connection's grant."""
+    if not connection.generation:
+        return
+    async with store.read() as tx:
+        maker = await tx.consents.maker_of(connection)
+    if not consent.may_replace_grant(maker):
+        raise Failure(ErrorCode.MADE_BY_ANOTHER_APP, connection_id=connection.id)
+
+
 async def refuse_account(
     tx: Transaction,
     call: ConnectionCall,

@@ -202,7 +202,8 @@ class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
             )
         # the reply to the code is valid, and so are the tokens for further slots that came with it
         ring = self.services.store.ring
-        await install_further_slots(tx, ring, request, saved, self.late_reply.tokens, since, now)
+        further = self.late_reply.tokens
+        await install_further_slots(tx, ring, request, context, saved, further, since, now, consent)
         await close_attempt(tx, attempt.row, AttemptOutcome.INSTALLED, now)
         await record_sharing(tx, request, saved, tokens, pin, now)
         if consent is not None:  # it was written off when its code was refused a second time

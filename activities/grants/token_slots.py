@@ -6,6 +6,8 @@ workflow of each connection then installs its grant.
 
 from datetime import datetime
 
+from activities.grants.replaced_grants import keep_late_tokens_to_revoke
+from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -31,15 +33,18 @@ async def install_further_slots(
     tx: Transaction,
     ring: KeyRing,
     call: ConnectionCall,
+    context: ProviderContext,
     first: Connection,
     tokens: TokenSet,
     asked_at: datetime,
     now: datetime,
+    consent: Consent | None,
 ) -> None:
     """Hand the tokens of every further slot to its connection, which is created unless it exists.
 
-    `first` is the connection that was consented to, with its new grant. Raises Failure STORE_CONFLICT
-    when another transaction has created one of them.
+    `first` is the connection that was consented to, with its new grant; `consent`: unless it is a late one of
+    a refresh. The tokens of a slot whose connection another app has made are kept, and revoked with `first`.
+    Raises Failure STORE_CONFLICT when another transaction has created one of them.
     """
     for slot, slot_tokens in tokens.further.items():
         label = first.label_of_slot(slot)
@@ -50,6 +55,9 @@ async def install_further_slots(
         imported = slot_tokens.model_copy(update=about)
         found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
         live = found is not None and not found.state.is_final
+        if found is not None and live and not await _may_fill(tx, first, found, consent):
+            await keep_late_tokens_to_revoke(tx, call, context, first, slot_tokens, now)
+            continue
         if found is not None and live:
             # its id, permits and audit stay; from now on the consents of `first` bring its grants
             changes = {"consented_with": first.id, "requested_scopes": scopes}
@@ -68,6 +76,16 @@ async def install_further_slots(
         if first.state is LifecycleState.REVOKING and not live:  # the new connection is revoked with it
             revoke = Revoke(reason=first.revoke_reason or "", context=call.context)
             await tx.outbox.add(signal_message(*target, SignalName.REVOKE, revoke, now))
+
+
+async def _may_fill(tx: Transaction, first: Connection, filled: Connection, consent: Consent | None) -> bool:
+    """Whether the consents of `first` may replace the grant of this connection."""
+    if not filled.generation or filled.consented_with == first.id:
+        return True
+    maker = await tx.consents.maker_of(filled)
+    if consent is not None:
+        return consent.may_replace_grant(maker)
+    return maker == await tx.consents.maker_of(first)
 
 
 async def _create_connection(

@@ -38,6 +38,7 @@ _WHY = {
     ErrorCode.CONNECTION_REVOKED: "The connection of this link has ended.",
     ErrorCode.SUBJECT_MISMATCH: "Another person came back than the one for whom this link was made. Nothing "
     "was stored.",
+    ErrorCode.MADE_BY_ANOTHER_APP: "Another app has connected this since {app} made the link.",
     ErrorCode.ID_TOKEN_REFUSED: "The login that came back is not the one that this link began.",
     ErrorCode.TENANT_DISABLED: "Connecting is switched off here for now. What was connected before is kept.",
     ErrorCode.CONFIRM_REQUIRED: "You have given access, and {app} has not confirmed that it was you.",
@@ -89,6 +90,8 @@ def next_step(failure: Failure, way: WayOut) -> str:
             return f"Connect again in {app}, and choose the account that was meant."
         case ErrorCode.SUBJECT_MISMATCH:
             return f"If you meant to connect, do so in {app}, logged in as yourself: it gives you a new link."
+        case ErrorCode.MADE_BY_ANOTHER_APP:
+            return "You have nothing to do. To give it another account, connect again in that other app."
         case ErrorCode.CHOICE_REQUIRED:
             return "Open this link in the browser in which you gave access."
         case ErrorCode.CONSENT_REQUIRED | ErrorCode.CALLBACK_INVALID if way.here and not way.over:

@@ -30,6 +30,7 @@ class ErrorCode(StrEnum):
     CONFIRM_EXPIRED = "confirm_expired"
     SUBJECT_MISMATCH = "subject_mismatch"
     ACCOUNT_MISMATCH = "account_mismatch"
+    MADE_BY_ANOTHER_APP = "made_by_another_app"
 
     CLIENT_REJECTED = "client_rejected"
     REPLY_UNREADABLE = "reply_unreadable"
@@ -167,6 +168,11 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "The consent was given with another account than the connection's, or than the app expects; the old "
         "grant stays.",
         "Ask for a new link, and choose the account that was meant.",
+    ),
+    ErrorCode.MADE_BY_ANOTHER_APP: _refused(
+        "Another app made this connection, and an app has only its own authorized again.",
+        "Connect again in the app that made it, or have an admin reauthorize the connection. With another "
+        "label this app makes one of its own.",
     ),
     ErrorCode.CLIENT_REJECTED: _client(
         "The provider refused our client id, secret, redirect URI or request.",

@@ -26,6 +26,7 @@ from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.core.access import Action, App
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
@@ -49,7 +50,7 @@ from evergrant_server.store.database.engine import Pool
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
-from tests.fakes.rows import a_connection, a_description, an_integration, put_app
+from tests.fakes.rows import a_connection, a_consent, a_description, an_integration, put_app
 
 TENANT = Tenant("acme")
 OTHER = Tenant("acme-2")  # one tenant's name begins with the other's
@@ -235,7 +236,16 @@ class Api:
 
     async def active_for(self, name: str, *actions: Action, **permit: Any) -> tuple[Connection, str]:
         """An active connection of a new integration, and the key of an app that may do `actions`."""
-        return await self.active(await self.integration()), await self.app_with(name, *actions, **permit)
+        connection = await self.active(await self.integration())
+        key = await self.app_with(name, *actions, **permit)
+        await self.made_by(connection, name)
+        return connection, key
+
+    async def made_by(self, connection: Connection, app: str) -> None:
+        """The connection's grant came by a consent that this app requested."""
+        about = {"app_id": (await self.app_named(app)).id, "status": ConsentStatus.DONE}
+        async with self.worker.write() as tx:
+            await tx.consents.add(a_consent(connection, connection.created_at, **about), None)
 
     async def install(
         self,

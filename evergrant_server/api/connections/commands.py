@@ -13,6 +13,7 @@ from evergrant_server.api.connections.consents import (
     request_consent,
 )
 from evergrant_server.api.connections.links import offer_link, scopes_to_ask_for
+from evergrant_server.api.connections.makers import require_consent_allowed, require_maker
 from evergrant_server.api.connections.models import ChooseBody, ConnectionView, ReauthorizeBody, RevokeBody
 from evergrant_server.api.connections.scopes import (
     ScopeCheck,
@@ -44,6 +45,7 @@ async def choose_account(connection_id: str, body: ChooseBody, call: Command) ->
 
     async def choose(tx: Transaction) -> CommandResponse:
         connection = await call.visible_connection(tx, connection_id, Action.CONNECT)
+        await require_maker(tx, call, connection)
         after = await save_account_choice(tx, connection, body.choice, call.context, call.now)
         return CommandResponse.of(await connection_view(tx, after))
 
@@ -91,12 +93,12 @@ async def reauthorize_connection(
 async def _request_new_consent(
     tx: Transaction, call: ApiCall, named: Connection, wanted: ReauthorizeBody
 ) -> ConnectionWithLink:
-    now = call.now
     require_live(named)
     require_same_expectation(tx, named, wanted.account)
     integration = require_found(await tx.integrations.get(named.tenant, named.integration_id))
     require_ready(integration)
     connection = await consenting_connection(tx, named)
+    await require_consent_allowed(tx, call, connection)
     if connection is not named and (wanted.scopes, wanted.slot_scopes) != (None, None):
         why = "Its scopes are slot_scopes of the connection that it shares a consent with."
         raise invalid_request("scopes", why)
@@ -108,7 +110,7 @@ async def _request_new_consent(
     slots = await check.permitted_slots(tx, connection, wanted.slot_scopes)
     url = None
     if connection.flow.is_client_grant:
-        consent = await request_client_grant(tx, connection, scopes, call.context, now)
+        consent = await request_client_grant(tx, call, connection, scopes)
     else:
         offered = await offer_link(tx, call, connection, scopes, slots, check.defaults)
         named = offered if connection is named else named

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from evergrant_server.api.connections.accounts import account_of_consent
 from evergrant_server.api.connections.flows import require_flow_allowed
+from evergrant_server.api.connections.makers import require_consent_allowed
 from evergrant_server.api.connections.models import ConnectionBody, ReauthorizeBody
 from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import ApiCall
@@ -59,8 +60,9 @@ async def request_consent(
     """Add a consent and return it with its connect URL.
 
     Of the device flow a worker requests the code and polls for the token (RFC 8628). Raises Failure
-    BINDING_REQUIRED.
+    BINDING_REQUIRED, MADE_BY_ANOTHER_APP.
     """
+    replaces_any = await require_consent_allowed(tx, call, connection, slot_scopes)
     require_return_to(call.caller, wanted.return_to)
     require_flow_allowed(connection.flow, call.api)
     binding = _binding_of(integration, connection, call.api)
@@ -84,6 +86,7 @@ async def request_consent(
         return_to=wanted.return_to,
         binding=binding,
         app_id=call.caller.app.id,
+        replaces_any=replaces_any,
         challenge=wanted.challenge,
         link_hash=hash_link(link.reveal()),
         created_at=now,
@@ -99,20 +102,29 @@ async def request_consent(
 
 async def request_client_grant(
     tx: Transaction,
+    call: ApiCall,
     connection: Connection,
     scopes: tuple[str, ...],
-    context: RequestContext,
-    now: datetime,
     supplied: ImportedTokens | None = None,
 ) -> Consent:
     """Have a worker request the first tokens, without a subject and a connect link.
 
-    `supplied` is the subject token of an exchange, or the static credential to install.
+    `supplied` is the subject token of an exchange, or the static credential to install. Raises Failure
+    MADE_BY_ANOTHER_APP.
     """
+    context, now = call.context, call.now
+    replaces_any = await require_consent_allowed(tx, call, connection)
     kind = ConsentKind.IMPORT if connection.flow.is_static else ConsentKind.CLIENT_GRANT
-    consent = Consent.without_subject(
-        connection, kind, scopes, context, at=now, expires_at=now + CLIENT_GRANT_DEADLINE
+    made = Consent.without_subject(
+        connection,
+        kind,
+        scopes,
+        context,
+        at=now,
+        expires_at=now + CLIENT_GRANT_DEADLINE,
+        app_id=call.caller.app.id,
     )
+    consent = made.model_copy(update={"replaces_any": replaces_any})
     if supplied is None:
         await tx.consents.add(consent, None)
     else:

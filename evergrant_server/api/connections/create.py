@@ -26,6 +26,7 @@ from evergrant_server.api.connections.links import (
     require_consent_helps,
     scopes_to_ask_for,
 )
+from evergrant_server.api.connections.makers import require_consent_allowed, require_maker
 from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.api.connections.scopes import ScopeCheck
 from evergrant_server.api.http.call import ApiCall
@@ -84,7 +85,7 @@ class ConnectionSetup:
 
         Raises Failure NOT_FOUND, NOT_PERMITTED, SCOPE_NOT_PERMITTED, DISCOVERY_FAILED,
         INVALID_REQUEST for a `return_to` outside the app's list, REFRESH_PENDING while a worker installs
-        or ends what a consent has brought.
+        or ends what a consent has brought, MADE_BY_ANOTHER_APP where only that app may ask the subject.
         """
         call, subject = self._call, wanted.subject
         integration = await self._require_integration(tx, wanted.integration, subject)
@@ -113,6 +114,7 @@ class ConnectionSetup:
                 why = "A live connection has these names: "
                 why += "change its account with POST /v1/connections/{id}/choose."
                 raise Failure(ErrorCode.ALREADY_EXISTS, why, field="choice")
+            await require_maker(tx, call, live)
             changed = live.model_copy(update={"choice": wanted.choice})
             live = await tx.connections.replace(changed, expected=live.revision)
         return await self._existing_with_link(tx, check, live, scopes, slots, wanted)
@@ -168,7 +170,7 @@ class ConnectionSetup:
         }
         await self._call.record(tx, AuditAction.CONNECTION_CREATED, connection.id, **detail)
         if without_subject:
-            await request_client_grant(tx, connection, scopes, self._call.context, self._now, supplied)
+            await request_client_grant(tx, self._call, connection, scopes, supplied)
             return ConnectionWithLink(connection, True)
         consent, url = await request_consent(tx, self._call, integration, connection, scopes, slots, wanted)
         return ConnectionWithLink(connection, True, consent, url)
@@ -191,6 +193,7 @@ class ConnectionSetup:
             return await self._retry_client_grant(tx, named, scopes)
         require_flow_allowed(named.flow, self._api)
         connection = await consenting_connection(tx, named)
+        await require_consent_allowed(tx, self._call, connection)
         await require_consent_helps(tx, connection, self._now, for_lease=self._for_lease)
         if connection is not named:
             wanted = wanted.model_copy(update={"scopes": None})
@@ -221,7 +224,7 @@ class ConnectionSetup:
             retry_after = _CLIENT_GRANT_RETRY_S if requested else None
             raise Failure(code, retry_after=retry_after, connection_id=connection.id)
         if not requested:
-            consent = await request_client_grant(tx, connection, scopes, self._call.context, self._now)
+            consent = await request_client_grant(tx, self._call, connection, scopes)
             await self._record_request(tx, connection, consent.id)
         return ConnectionWithLink(connection, False)
 

@@ -160,7 +160,7 @@ async def _with_link(needed: Failure, call: ApiCall, wanted: ConnectionBody, tar
     try:
         opened = await call.write(lambda tx: setup.find_or_create(tx, wanted))
     except Failure as failure:
-        return failure
+        return with_turn(needed, failure)
     active = opened.connection.state is LifecycleState.ACTIVE  # its grant has come since the row was read
     if (active or opened.connection.flow.is_client_grant) and not step_up:  # no consent is needed
         return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0, connection_id=opened.connection.id)
@@ -169,6 +169,15 @@ async def _with_link(needed: Failure, call: ApiCall, wanted: ConnectionBody, tar
         needed.context["connect_url"] = opened.connect_url
         needed.context["expires_at"] = opened.consent.expires_at.isoformat()
     return needed
+
+
+def with_turn(needed: Failure, failure: Failure) -> Failure:
+    """Why there is no link: of a connection that another app made, `needed` with whose turn it is."""
+    if failure.code is not ErrorCode.MADE_BY_ANOTHER_APP:
+        return failure
+    turn = Failure(needed.code, failure.detail, repair=failure.repair)
+    turn.context |= needed.context
+    return turn
 
 
 def refresh_refused(result: RefreshWaitResult, row: LeaseRow) -> Failure:

@@ -75,6 +75,7 @@ async def _start_attempt(tx: Transaction, pages: SubjectPages, link: str, browse
     """
     session = await pages.session_of_link(tx, link)
     require_same_browser(pages, session)
+    await _require_replaceable(tx, session)
     session = await undo_unconfirmed(tx, pages, session)
     if session.consent.revision > _MAX_REVISIONS:  # each click may cause a request to the provider
         raise Failure(ErrorCode.CONSENT_EXPIRED, "This link was used too often.")
@@ -171,6 +172,16 @@ async def _dpop_thumbprint(tx: Transaction, session: ConsentSession, now: dateti
 def _authorization_endpoint(endpoints: Endpoints) -> str:
     assert endpoints.authorization_endpoint is not None  # require_usable has checked it
     return endpoints.authorization_endpoint
+
+
+async def _require_replaceable(tx: Transaction, session: ConsentSession) -> None:
+    """Raise Failure MADE_BY_ANOTHER_APP where another app's consent has come first: a worker would not
+    exchange the code of this one."""
+    connection = session.connection
+    if connection.generation and not session.consent.may_replace_grant(
+        await tx.consents.maker_of(connection)
+    ):
+        raise Failure(ErrorCode.MADE_BY_ANOTHER_APP, connection_id=connection.id)
 
 
 def require_same_browser(pages: SubjectPages, session: ConsentSession) -> None:

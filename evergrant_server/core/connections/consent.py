@@ -79,6 +79,7 @@ class Consent(TenantRow):
     granted_scopes: tuple[str, ...] | None = None  # where the callback says which
     binding: Binding = Binding.NONE  # the integration's when the consent was requested
     app_id: AppId | None = None  # the app that requested it
+    replaces_any: bool = False  # also another app's grant: an admin requested it, or the subject itself
     challenge: str | None = None  # S256 of a verifier that the app keeps in the subject's session
     confirm_hash: str | None = None  # of the confirm code that the browser took to the app
     confirm_by: datetime | None = None
@@ -98,6 +99,7 @@ class Consent(TenantRow):
         *,
         at: datetime,
         expires_at: datetime,
+        app_id: AppId | None = None,
     ) -> "Consent":
         """A consent that no subject has to give: the worker uses it at once.
 
@@ -111,6 +113,7 @@ class Consent(TenantRow):
             kind=kind,
             status=ConsentStatus.CODE_RECEIVED,
             scopes=scopes,
+            app_id=app_id,
             link_hash=hash_link(secrets.token_urlsafe(LINK_BYTES)),
             created_at=at,
             expires_at=expires_at,
@@ -127,6 +130,11 @@ class Consent(TenantRow):
     def is_current_start(self, revision: int) -> bool:
         """The click that left it at `revision` is the newest, and its callback hasn't come."""
         return self.status is ConsentStatus.STARTED and self.revision == revision
+
+    def may_replace_grant(self, maker: AppId | None) -> bool:
+        """Whether it may replace the grant of a connection that this app made. An import is an admin's, and
+        a token slot's is its main consent's."""
+        return self.replaces_any or self.app_id in (None, maker)
 
     @property
     def came_from_browser(self) -> bool:

@@ -11,7 +11,7 @@ from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.http.callers.caller import Caller
 from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.leases.refusals import target_of
+from evergrant_server.api.leases.refusals import target_of, with_turn
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
@@ -38,7 +38,10 @@ async def with_link(
         step_up = failure.code is ErrorCode.SCOPE_NOT_GRANTED
         setup = ConnectionSetup(call, for_lease=True, step_up=step_up)
         opened = await call.write(lambda tx: setup.find_or_create(tx, wanted))
-    except (Failure, ValueError):  # no link for this binding, or scopes that can't be asked for
+    except Failure as refusal:  # no link for this binding
+        another = refusal.code is ErrorCode.MADE_BY_ANOTHER_APP
+        return with_turn(failure, refusal) if another else failure
+    except ValueError:  # scopes that can't be asked for
         return failure
     if opened.connect_url is not None and opened.consent is not None:
         failure.context["connect_url"] = opened.connect_url

@@ -5,11 +5,12 @@ import re
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, true, update
+from sqlalchemy import ColumnElement, Select, case, true, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.account import ConsentAccount
 from evergrant_server.core.connections.confirmation import reopened
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import (
     Consent,
     ConsentKind,
@@ -90,6 +91,22 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
         open_now = col(ConsentRow.status).in_(_CAN_GO_ON) & (col(ConsentRow.expires_at) > now)
         mine = columns_equal(ConsentRow, app_id=app_id, challenge=challenge)
         return await self._first(self._newest(tenant, connection_id, open_now & mine))
+
+    async def maker_of(self, connection: Connection) -> AppId | None:
+        """The app that made the connection; None for an import. Raises Failure AUTHORITY_BROKEN.
+
+        It is the app of the first consent that brought a grant, or of the first one while there is no grant;
+        of a token slot, that of the connection whose consents fill it; where another connection's token is
+        exchanged, the app in whose name that is done.
+        """
+        if connection.source_app is not None:
+            return connection.source_app
+        granted_first = case((col(ConsentRow.status) == ConsentStatus.DONE.value, 0), else_=1)
+        consented = connection.consented_with or connection.id
+        mine = self._where(tenant=connection.tenant, connection_id=consented)
+        oldest = mine.order_by(granted_first, col(ConsentRow.created_at), col(ConsentRow.id)).limit(1)
+        first = await self._first(oldest)
+        return None if first is None else first.app_id
 
     async def by_confirm_code(self, tenant: Tenant, confirm_hash: str) -> Consent | None:
         """The consent whose browser got this confirm code last."""

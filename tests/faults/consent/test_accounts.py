@@ -26,6 +26,7 @@ from tests.fakes.providers.scripted_provider import ok
 from tests.faults.support.activities import Activities, at_temporal, call_for
 
 ANN, BOB = "ann-1", "bob-2"
+MAKER, OTHER_APP = "app_maker", "app_other"
 
 
 def names(place: Installation, sub: str, **claims: Any) -> str:
@@ -235,3 +236,39 @@ async def test_a_reply_that_is_judged_twice_is_refused_twice(place: Installation
         assert (news.failure, news.consent_over) == (ErrorCode.ACCOUNT_MISMATCH, True)
     assert len(await place.audited(connection, AuditAction.ACCOUNT_MISMATCH)) == 1
     assert await place.late_tokens(connection) == []
+
+
+@pytest.mark.parametrize("sub", [None, BOB], ids=["without openid", "with openid"])
+async def test_a_consent_that_another_app_requested_before_the_first_grant_changes_nothing(
+    place: Installation, sub: str | None
+):
+    """Its link was as good as the first app's until then. Its code isn't spent."""
+    begun = await place.begin()
+    theirs = await place.consent(begun, tell=False, app_id=OTHER_APP)
+    place.idp.script(ok())
+    await place.consent(begun, app_id=MAKER)
+    connection = await place.until(begun, lambda row: row.generation == 1)
+    token, spent = await place.access_token(connection), place.idp.count("token")
+    if sub is not None:
+        place.idp.script(ok(id_token=names(place, sub)))
+    await place.tell_consent(connection, theirs)
+    await place.until_audited(connection, AuditAction.CONSENT_FAILED)
+    ended = await place.consent_of(theirs)
+    assert (ended.status, ended.failure) == (ConsentStatus.FAILED, ErrorCode.MADE_BY_ANOTHER_APP)
+    assert place.idp.count("token") == spent
+    row = await place.row(connection)
+    assert (row.state, row.generation) == (LifecycleState.ACTIVE, 1)
+    assert await place.access_token(row) == token
+
+
+@pytest.mark.parametrize(
+    "again", [{"app_id": MAKER}, {"app_id": OTHER_APP, "replaces_any": True}], ids=["its app", "an admin"]
+)
+async def test_a_consent_of_its_own_app_or_an_admin_replaces_the_grant(
+    place: Installation, again: dict[str, Any]
+):
+    begun = await place.begin()
+    await place.consent(begun, app_id=MAKER)
+    connection = await place.until(begun, lambda row: row.generation == 1)
+    await place.consent(connection, **again)
+    await place.until(connection, lambda row: row.generation == 2)

@@ -210,3 +210,26 @@ async def test_a_worker_that_died_between_journal_and_commit_loses_no_slot(world
     assert (first.state, second.state) == (LifecycleState.ACTIVE, LifecycleState.ACTIVE)
     assert idp.count("token") == 0, "the code is not sent again"
     assert (await place.ensure_fresh(second, 1)).generation == 2
+
+
+@pytest.mark.parametrize("maker", ["app_maker", "app_other"])
+async def test_a_slot_replaces_no_grant_of_another_app(world: World, maker: str):
+    """The connection with the slot's label was made by another app; the tokens wait to be revoked."""
+    place = world.place
+    integration = await world.integration()
+    theirs = await place.begin(integration, label="user")
+    await place.consent(theirs, app_id=maker)
+    theirs = await place.until(theirs, lambda c: c.generation == 1)
+    held = await world.tokens(theirs)
+    first = await place.begin(integration)
+    await place.consent(first, slot_scopes=USER, app_id="app_maker")
+    first = await place.until(first, lambda c: c.generation == 1)
+    if maker == "app_maker":
+        await place.until(theirs, lambda c: c.generation == 2)
+        assert (await place.row(theirs)).consented_with == first.id
+        return
+    row = await place.row(theirs)
+    assert (row.generation, row.consented_with) == (1, None)
+    assert await world.tokens(theirs) == held
+    async with place.store.read() as tx:
+        assert len(await tx.replaced_grants.of_connection(TENANT, first.id)) == 1

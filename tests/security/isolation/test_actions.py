@@ -69,6 +69,7 @@ async def test_scopes_never_widen_by_asking_again(api: Api):
     integration = await api.integration(scope_ceiling=("read_user", "api"))
     connection = await api.active(integration)
     key = await api.app_with("asker", Action.CONNECT, ceiling=("read_user", "sudo"))
+    await api.made_by(connection, "asker")
     for scopes in (["api"], ["sudo"], ["read_user", "api"]):
         again = await api.post(f"/v1/connections/{connection.id}/reauthorize", key, {"scopes": scopes})
         new = {"integration": "crm", "subject": "user-2", "scopes": scopes}

@@ -318,6 +318,7 @@ async def test_a_revocation_before_the_confirm_and_a_grant_that_is_served_meanwh
     integration = await an_integration(api, binding="app")
     connection = await api.active(integration, token="at-old", scopes=("read_user",))
     key = await api.app_with("asker", Action.CONNECT, Action.TOKEN, return_to=(RETURN,))
+    await api.made_by(connection, "asker")
     made = await api.post(f"/v1/connections/{connection.id}/reauthorize", key, {"return_to": RETURN})
     it = Bound(api, Visitor(api), connection.id, made.json()["connect_url"])
     await it.visitor.go_on(it.link)

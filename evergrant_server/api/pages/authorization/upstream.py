@@ -108,6 +108,7 @@ async def _new_consent(
         binding=Binding.OIDC,
         confirmed_at=now,
         app_id=app.id,
+        replaces_any=True,  # the subject itself began it, and is logged in
         link_hash=hash_link(link),
         created_at=now,
         expires_at=ends,

@@ -77,6 +77,7 @@ async def test_a_slot_that_needs_its_subject_is_requested_with_the_first(api: Ap
     first, second = await slack(api)
     await api.change(second, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
     key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
+    await api.made_by(first, "pipeline")
     api.clock.advance(7200)
     needed = await api.lease(key, label="user")
     assert (needed.status_code, needed.json()["code"]) == (409, "consent_required")
@@ -99,17 +100,19 @@ async def test_an_app_of_the_first_alone_gets_its_link_and_asks_nothing_for_the_
     await api.change(first, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
     api.clock.advance(7200)
     bot = await api.app_with("bot", Action.TOKEN, Action.CONNECT, ceiling=("commands",))
+    await api.made_by(first, "bot")
     assert (await api.lease(bot)).json()["code"] == "consent_required"
     assert (await consent_of(api, first.id)).slot_scopes == {}
     user = await api.app_with("user", Action.TOKEN, Action.CONNECT, ceiling=USER["user"])
     refused = await api.post("/v1/connections/" + first.id + "/reauthorize", user)
-    assert refused.json()["code"] == "scope_not_permitted"
+    assert refused.json()["code"] == "made_by_another_app"
 
 
 async def test_what_was_revoked_is_asked_for_again_only_by_name(api: Api):
     first, second = await slack(api)
     await api.change(second, lambda it: it.revocation_requested("left", api.clock.now()))
     key = await api.app_with("asker", Action.CONNECT)
+    await api.made_by(first, "asker")
     await api.post(f"/v1/connections/{first.id}/reauthorize", key)
     assert (await consent_of(api, first.id)).slot_scopes == {}
     api.clock.advance(1)
@@ -128,6 +131,7 @@ async def test_a_refused_lease_asks_for_what_the_connection_had_and_one_more(api
     """Not for the integration's default, which is less."""
     key = await api.app_with("pipeline", Action.TOKEN, Action.CONNECT)
     connection = await api.active(await api.integration(), scopes=BOTH, requested_scopes=BOTH)
+    await api.made_by(connection, "pipeline")
     await api.change(connection, lambda c: c.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
     api.clock.advance(7200)
     answer = await api.lease(key, **({"scopes": needed} if needed else {}))
