@@ -24,7 +24,7 @@ from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal, JournalEntry
 from evergrant_server.journal.entry import SET_ASIDE_SUFFIX
 from evergrant_server.journal.journal import attempt_id_of
-from evergrant_server.journal.reservation import RESERVATION_SUFFIX, read_unsent_header
+from evergrant_server.journal.reservation import RESERVATION_SUFFIX, read_unsent_header, rename_complete
 from evergrant_server.store import Store
 from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.telemetry import metrics
@@ -96,8 +96,14 @@ class JournalReplayer:
 
     async def _replay_path(self, path: Path) -> bool:
         if path.suffix == RESERVATION_SUFFIX:
-            await self._close_unsent(path)
-            return False
+            try:
+                complete = await self._journal.in_thread(rename_complete, path)
+            except OSError:
+                return False  # the next sweep tries again
+            if complete is None:
+                await self._close_unsent(path)
+                return False
+            path = complete
         try:
             entry = await self._journal.in_thread(JournalEntry.read, path)
             outcome = await self._replay(entry)

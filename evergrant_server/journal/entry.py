@@ -1,9 +1,10 @@
 """One reply on disk, sealed: the file `<attempt>.entry`, complete or absent, dropped after the commit.
 
-The first line is the header in clear, ids alone; the rest is one sealed value, bound to tenant, attempt
-and generation (`EntryHeader.associated_data`).
+The first line is the header in clear, ids and a digest; the rest is one sealed value, bound to tenant,
+attempt and generation (`EntryHeader.associated_data`).
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class EntryHeader(BaseModel):
     kind: AttemptKind
     from_generation: int
     began_at: float | None = None  # seconds since boot
+    digest: str | None = None  # of the sealed reply: with it a file is known to be complete without a key
 
     @classmethod
     def of(cls, attempt: Attempt) -> "EntryHeader":
@@ -42,6 +44,9 @@ class EntryHeader(BaseModel):
             kind=attempt.kind,
             from_generation=attempt.from_generation,
         )
+
+    def with_digest_of(self, sealed: bytes) -> "EntryHeader":
+        return self.model_copy(update={"digest": hashlib.sha256(sealed).hexdigest()})
 
     @property
     def associated_data(self) -> AssociatedData:
@@ -69,6 +74,18 @@ class JournalEntry:
         if header.format != _FORMAT or path.stem != header.attempt_id or not sealed:
             raise _broken_entry(path, "is incomplete, or of another attempt")
         return cls(path, header, Sealed(sealed))
+
+    @classmethod
+    def is_complete(cls, path: Path) -> bool:
+        """Whether a file that isn't named an entry yet is one: its worker died before it renamed the file.
+
+        Raises OSError, but not for a file that is gone.
+        """
+        try:
+            entry = cls.read(path)
+        except (Failure, FileNotFoundError):
+            return False
+        return entry.header.digest is not None and entry.header == entry.header.with_digest_of(entry.sealed)
 
     @property
     def is_set_aside(self) -> bool:

@@ -19,7 +19,7 @@ from evergrant_server.core.clock import seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId
 from evergrant_server.core.single_use.attempt import UNSEEN, Attempt, AttemptStatus
-from evergrant_server.journal.entry import ENTRY_SUFFIX, SET_ASIDE_SUFFIX
+from evergrant_server.journal.entry import ENTRY_SUFFIX, SET_ASIDE_SUFFIX, JournalEntry
 from evergrant_server.journal.reservation import (
     RESERVATION_SUFFIX,
     JournalReservation,
@@ -134,8 +134,9 @@ class Journal:
         reservation = self._path(attempt, RESERVATION_SUFFIX)
         under_way = attempt.id in self._live if mine else alive and reservation.exists()
         # a reservation is renamed to an entry: checked in this order, none is missed
-        answered = self._path(attempt, ENTRY_SUFFIX).exists()
         gone = not under_way and (mine or not alive)
+        answered = self._path(attempt, ENTRY_SUFFIX).exists()
+        answered = answered or (gone and JournalEntry.is_complete(reservation))
         age = reservation_age_s(reservation) if under_way and not mine else None
         return AttemptStatus(
             alive, under_way, answered, gone and read_unsent_header(reservation) is not None, age

@@ -76,24 +76,28 @@ class JournalReservation:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def write_entry(self, key: SealingKey, reply: bytes) -> JournalEntry:
-        """Seal the reply, fsync it, rename the file and fsync the directory. Raises OSError."""
+        """Seal the reply, fsync it, rename the file and fsync the directory. Raises OSError.
+
+        A worker that dies before it renames the file leaves a complete entry all the same.
+        """
         if self._fd is None:
             raise OSError(errno.EBADF, "this reservation was released")
         sealed = seal(key, self.header.associated_data, reply)
         if os.fstat(self._fd).st_nlink == 0:  # fenced off after it was sent: the reply is late
             os.close(self._fd)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        content = self.header.model_dump_json().encode() + b"\n" + sealed
+        header = self.header.with_digest_of(sealed)
+        content = header.model_dump_json().encode() + b"\n" + sealed
+        os.ftruncate(self._fd, len(content))  # first: from the last byte on the file is complete
         written = 0
         while written < len(content):
             written += os.pwrite(self._fd, content[written:], written)
-        os.ftruncate(self._fd, len(content))
         os.fsync(self._fd)
         path = self._path.with_suffix(ENTRY_SUFFIX)
         os.rename(self._path, path)
         sync_directory(self._directory)
         self._close()
-        return JournalEntry(path, self.header, sealed)
+        return JournalEntry(path, header, sealed)
 
     def release(self) -> None:
         """Delete the reservation. Does nothing once an entry was written."""
@@ -143,6 +147,19 @@ def _header(path: Path, marks: tuple[bytes, ...]) -> EntryHeader | None:
             return EntryHeader.model_validate_json(file.readline())
     except (OSError, ValidationError):
         return None
+
+
+def rename_complete(path: Path) -> Path | None:
+    """Name a reservation of a dead owner an entry, if it holds a complete reply; None: it holds none.
+
+    Raises OSError.
+    """
+    if not JournalEntry.is_complete(path):
+        return None
+    entry = path.with_suffix(ENTRY_SUFFIX)
+    os.rename(path, entry)
+    sync_directory(path.parent)
+    return entry
 
 
 def remove_reservation(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """A journalled reply is never lost: every worker of that host can replay it, also after others went on."""
 
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -135,6 +136,27 @@ async def test_a_replay_does_not_trust_a_staged_definitions_refusal(
     assert await Activities(place, "one-host").replayer.sweep() == 1
     assert (await place.row(connection)).state is state
     assert not path.exists()
+
+
+@pytest.mark.parametrize("torn", [False, True])
+async def test_a_reply_whose_worker_died_before_it_renamed_the_file_is_replayed(
+    place: Installation, torn: bool
+):
+    """It lay complete in the file of its reservation, and was swept with it."""
+    connection = await place.connect(STRICT)
+    dies, lives = (Activities(place, "one-host") for _ in range(2))
+    reply = RawReply(200, {}, json.dumps(place.idp.grant()).encode())
+    entry = await died_with(connection, dies, reply)
+    reserved = entry.rename(entry.with_suffix(".room"))
+    if torn:
+        reserved.write_bytes(reserved.read_bytes()[:-1])
+    else:
+        waits = await lives.refresh(connection, 1)
+        assert waits.failure is ErrorCode.REFRESH_PENDING, "it isn't asked for again"
+    assert await lives.replayer.sweep() == (0 if torn else 1)
+    assert (await place.row(connection)).generation == (1 if torn else 2)
+    assert not reserved.exists()
+    assert lives.journal.count_waiting() == (0, 0)
 
 
 async def test_tokens_that_land_during_the_revocation_are_revoked(

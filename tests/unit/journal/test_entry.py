@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import stat
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from evergrant_server.journal.reservation import (
     JournalReservation,
     read_unsent_header,
     remove_reservation,
+    rename_complete,
     reservation_age_s,
 )
 from tests.fakes.failures import fails
@@ -199,7 +201,7 @@ def test_an_entry_replaces_its_reservation(
     assert live == set()
     assert room.begin_send() is False
     first, _, sealed = entry.path.read_bytes().partition(b"\n")
-    assert EntryHeader.model_validate_json(first) == room.header == entry.header
+    assert EntryHeader.model_validate_json(first) == room.header.with_digest_of(sealed) == entry.header
     assert open_sealed(key, entry.header.associated_data, entry.sealed) == SECRET
     assert sealed == entry.sealed, "nothing of the room is left behind it"
     room.release()
@@ -252,3 +254,50 @@ def test_an_incomplete_entry_is_seal_broken(room: JournalReservation, key: Seali
     another.write_bytes(first + b"\n" + sealed)
     with pytest.raises(Failure, match="of another attempt"):
         JournalEntry.read(another)
+
+
+def dies_at(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """The process ends before this system call."""
+
+    def ends(*_: object) -> None:
+        raise SystemExit(137)
+
+    monkeypatch.setattr(os, call, ends)
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_reply_that_was_written_and_not_renamed_is_complete(
+    room: JournalReservation, path: Path, key: SealingKey, monkeypatch: pytest.MonkeyPatch, call: str
+):
+    with monkeypatch.context() as patched:
+        dies_at(patched, call)
+        with pytest.raises(SystemExit):
+            room.write_entry(key, SECRET)
+    assert JournalEntry.is_complete(path)
+    entry = rename_complete(path)
+    assert entry == path.with_suffix(".entry")
+    read = JournalEntry.read(entry)
+    assert open_sealed(key, read.header.associated_data, read.sealed) == SECRET
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+def test_a_reservation_without_a_reply_is_not_complete(
+    room: JournalReservation, path: Path, key: SealingKey, monkeypatch: pytest.MonkeyPatch, call: str
+):
+    with monkeypatch.context() as patched:
+        dies_at(patched, call)
+        with pytest.raises(SystemExit):
+            room.write_entry(key, SECRET)
+    assert rename_complete(path) is None
+    assert path.exists()
+
+
+@pytest.mark.parametrize("change", [lambda it: it[:-1], lambda it: it + b"\0", lambda it: it[:-1] + b"\0"])
+def test_a_torn_reply_is_not_complete(
+    room: JournalReservation, path: Path, key: SealingKey, change: Callable[[bytes], bytes]
+):
+    entry = room.write_entry(key, SECRET).path
+    path.write_bytes(change(entry.read_bytes()))
+    assert not JournalEntry.is_complete(path)
+    assert rename_complete(path) is None

@@ -54,7 +54,7 @@ PATH = (
 )
 JOURNAL = "evergrant_server.journal"  # with everything below it
 
-JOURNAL_STEPS = f"{JOURNAL}.entry"  # its system calls: between two of them a process can die as well
+JOURNAL_STEPS = f"{JOURNAL}.reservation"  # its system calls: between two of them a process can die as well
 
 Change = Callable[[str, ast.Module], None]
 
