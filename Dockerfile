@@ -14,7 +14,8 @@ FROM ${PYTHON}
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 EVERGRANT_DATA_DIR=/var/lib/evergrant EVERGRANT_HOST=0.0.0.0
 # volumes mounted here take over these folders' owner
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin evergrant \
-    && install -d -o evergrant -g evergrant -m 0700 /var/lib/evergrant /keys/worker /keys/api
+    && install -d -o evergrant -g evergrant -m 0700 /var/lib/evergrant \
+        /keys/worker /keys/api /keys/gateway
 COPY --from=build /venv /venv
 WORKDIR /app
 COPY alembic.ini worker.py ./

@@ -99,7 +99,7 @@ class AgentStopActivities:
     ) -> bool:
         """Have a live connection revoked, as its owner's own command would. False for one that has ended."""
         now = self._clock.now()
-        connection = await tx.connections.get(stop.tenant, connection_id)
+        connection = await tx.revocable_rows.connection(stop.tenant, connection_id, now)
         if connection is None or connection.state.is_final or connection.state is LifecycleState.REVOKING:
             return False
         requested = connection.revocation_requested(stop.reason, now)

@@ -48,7 +48,7 @@ class RevocationActivities:
         """
         async with heartbeating():
             try:
-                context = await self._services.contexts.load(request.tenant, request.connection_id)
+                context = await self._load(request)
                 connection = context.connection
                 if connection.state.is_final:
                     outcome = connection.revocation or RevocationOutcome.NOTHING_HELD
@@ -67,6 +67,20 @@ class RevocationActivities:
             return await commit_with_retries(
                 self._store, lambda tx: self._finish(tx, request, outcome, refused, connection.generation)
             )
+
+    async def _load(self, request: RevokeGrant) -> ProviderContext:
+        """The context; of a row that can't be read, or isn't authentic, once the store says `revoking`."""
+        contexts = self._services.contexts
+        try:
+            return await contexts.load(request.tenant, request.connection_id)
+        except (Failure, ValueError) as error:
+            broken = (ErrorCode.INTERNAL, ErrorCode.AUTHORITY_BROKEN)
+            if isinstance(error, Failure) and error.code not in broken:
+                raise
+            await commit_with_retries(
+                self._store, lambda tx: self._write_revoking(tx, request, _REPEATED_REASON)
+            )
+            return await contexts.load(request.tenant, request.connection_id)
 
     async def _revoke(
         self, request: RevokeGrant, context: ProviderContext
@@ -144,10 +158,12 @@ class RevocationActivities:
         self, tx: Transaction, request: BeginRevocation | RevokeGrant, reason: str
     ) -> Connection:
         """The connection as it is then; one that is already being revoked, or has ended, is unchanged."""
-        current = await load_connection(tx, request)
+        now = self._clock.now()
+        current = await tx.revocable_rows.connection(request.tenant, request.connection_id, now)
+        if current is None:
+            raise Failure(ErrorCode.NOT_FOUND, f"the row of {request.connection_id} is gone")
         if current.state is LifecycleState.REVOKING or current.state.is_final:
             return current
-        now = self._clock.now()
         revoking = current.revocation_requested(reason, now)
         await tx.connections.replace(revoking, expected=current.revision)
         await append_audit(tx, request, AuditAction.REVOCATION_REQUESTED, now, reason=reason)

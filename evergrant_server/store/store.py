@@ -26,6 +26,7 @@ from evergrant_server.store.connections.histories import Histories
 from evergrant_server.store.connections.narrowed_tokens import NarrowedTokens
 from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.connections.replaced_grants import ReplacedGrants
+from evergrant_server.store.connections.revocable_rows import RevocableRows
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import Database, DatabaseConnection, Pool, open_database
 from evergrant_server.store.database.errors import translate_errors
@@ -103,6 +104,7 @@ class Transaction:
         self.attempts = Attempts(connection)
         self.late_tokens = LateTokenSets(connection, sealer)
         self.replaced_grants = ReplacedGrants(connection, sealer)
+        self.revocable_rows = RevocableRows(connection)
         self.proof_keys = ProofKeys(connection, sealer)
         self.outbox = Outbox(connection, ring)
         self.histories = Histories(connection)

@@ -74,11 +74,14 @@ class ApiCall(JudgedRequest):
         """The connection, if a permit covers it and allows one of `actions` (none given: any action).
 
         Raises Failure NOT_FOUND alike for an absent, another tenant's and an uncovered connection;
-        NOT_PERMITTED when a permit covers it for other actions; AUTHORITY_BROKEN, which stops no one
-        from `revoking` it.
+        NOT_PERMITTED when a permit covers it for other actions; AUTHORITY_BROKEN, and INTERNAL for a row that
+        can't be read, which stop no one from `revoking` it.
         """
-        read = tx.connections.get if revoking else tx.connections.get_authentic
-        found = await read(self.tenant, ConnectionId(connection_id))
+        id = ConnectionId(connection_id)
+        if revoking:
+            found = await tx.revocable_rows.connection(self.tenant, id, self.now)
+        else:
+            found = await tx.connections.get_authentic(self.tenant, id)
         if found is None or not self.may_see(Target.of(found)):
             raise Failure(ErrorCode.NOT_FOUND)
         if actions:

@@ -9,9 +9,10 @@ import logging
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from evergrant_server.api.http.problems import problem_response
+from evergrant_server.api.http.problems import invalid_request, problem_response
 from evergrant_server.api.http.tracing import begin_trace
 from evergrant_server.api.limits.leases import add_limit_headers
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -27,7 +28,8 @@ _LEASE_PATHS = ("/v1/lease", "/token")
 
 
 class Envelope:
-    """Sets the response headers, limits the body and answers unexpected exceptions with INTERNAL."""
+    """Sets the response headers, limits the body, and answers unexpected exceptions with INTERNAL and a body
+    that can't be read to its end with INVALID_REQUEST."""
 
     def __init__(self, app: ASGIApp, base_url: str, version: str) -> None:
         self._app = app
@@ -59,6 +61,10 @@ class Envelope:
             return
         try:
             await self._app(scope, _limit_body(receive), sending)
+        except ClientDisconnect:  # granian says so of a malformed chunk too, and the caller waits
+            why = "body: it can't be read to its end: it was cut off, or a chunk is malformed"
+            response = problem_response(invalid_request("body", why), self._base_url)
+            await response(scope, receive, sending)
         except Exception:
             log.exception("%s: request %s", LogEvent.UNEXPECTED.value, trace.request_id)
             if started:

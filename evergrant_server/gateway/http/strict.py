@@ -9,6 +9,7 @@ MOST_HEAD = 32 * 1024  # bytes of a request line and its headers
 MOST_HEADERS = 200
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _END = b"\r\n\r\n"
+_LENGTH = re.compile(rb"[^:]+:[ \t]*[0-9]{1,20}[ \t]*")
 
 
 class StrictConnection(h11.Connection):
@@ -60,8 +61,8 @@ def _require_strict_head(received: bytes) -> None:
     if any(line[:1] in (b" ", b"\t") for line in lines):  # RFC 9112 section 5.2
         _refuse("a folded line")
     lengths = [line for line in lines[1:] if line[:15].lower() == b"content-length:"]
-    if len(lengths) > 1:
-        _refuse("more than one Content-Length")
+    if len(lengths) > 1 or any(not _LENGTH.fullmatch(line) for line in lengths):
+        _refuse("not one Content-Length, in digits")  # RFC 9112 section 6.3: "4, 4" is read by some alone
 
 
 def _require_one_reading(request: h11.Request) -> None:

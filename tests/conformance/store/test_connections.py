@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -223,3 +223,60 @@ async def test_a_row_that_cant_be_read_is_named_and_left_out_of_pages(store: Sto
         live = await tx.connections.live_in_all_tenants(first.last)
         assert (live, live.last, live.has_more) == ([rows[2]], rows[3].id, False)
         assert await tx.connections.any_live(ACME, rows[1].integration_id)
+
+
+@pytest.mark.parametrize(
+    ("column", "wrong"),
+    [
+        ("flow", "from_the_future"),
+        ("state", "another"),
+        ("reason", "unknown"),
+        ("target", ["no object"]),
+        ("requested_scopes", {"no": "list"}),
+        ("slot_scopes", 5),
+    ],
+)
+async def test_a_row_that_cannot_be_read_can_be_read_to_be_revoked(store: Store, column: str, wrong: Any):
+    """What can't be read gives way to a default, and every other column stays."""
+    connection = await granted(store, a_connection())
+    mine = col(ConnectionRow.id) == connection.id
+    async with store.write() as tx:
+        await tx.connection.execute(update(ConnectionRow).where(mine).values(**{column: wrong}))
+    async with store.write() as tx:
+        with fails(ErrorCode.INTERNAL):
+            await tx.connections.get(ACME, connection.id)
+        read = await tx.revocable_rows.connection(ACME, connection.id, NOW)
+        assert read is not None
+        kept = {column: getattr(connection, column)}
+        assert read.model_copy(update=kept) == connection
+        await tx.connections.replace(read.revocation_requested("left", NOW), expected=read.revision)
+    async with store.read() as tx:
+        row = await tx.connections.get(ACME, connection.id)
+        assert row is not None
+        assert row.state is LifecycleState.REVOKING
+        assert (await tx.grants.access_token(row)).reveal(), "its tokens can be opened, to be revoked"
+    async with store.write() as tx:
+        assert await tx.revocable_rows.connection(Tenant("other"), connection.id, NOW) is None
+
+
+async def test_columns_that_are_not_of_their_type_are_replaced_as_well(store: Store):
+    """On SQLite a JSON column may hold any text, and a moment too; PostgreSQL refuses to store them."""
+    connection = await granted(store, a_connection())
+    broken = {"target": "{", "created_at": "yesterday", "consent_deadline": "never"}
+    async with store.write() as tx:
+        if tx.connection.dialect.name != "sqlite":
+            return
+        for column, wrong in broken.items():
+            statement = text(f"UPDATE connection SET {column} = :wrong WHERE id = :id")
+            await tx.connection.execute(statement, {"wrong": wrong, "id": connection.id})
+        table = "UPDATE connection_grant SET scopes = '{', facts = 'x' WHERE connection_id = :id"
+        await tx.connection.execute(text(table), {"id": connection.id})
+    async with store.write() as tx:
+        read = await tx.revocable_rows.connection(ACME, connection.id, NOW)
+        assert read is not None
+        assert (read.subject, read.state, read.created_at) == (connection.subject, connection.state, NOW)
+        assert await tx.connections.get(ACME, connection.id) == read
+        grant = await tx.grants.get(ACME, connection.id)
+        assert grant is not None
+        assert (grant.generation, grant.scopes) == (connection.generation, ())
+        assert (await tx.grants.access_token(read)).reveal()

@@ -118,26 +118,42 @@ async def test_a_row_that_fails_validation_is_named_and_leaves_the_workflow_able
     await set_columns(place, connection, ConnectionGrantRow, scopes={"rt-secret": 1})
     async with asyncio.timeout(PATIENCE_S):
         assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.INTERNAL
-        await place.revoke(connection)
-        await place.until_described(connection, lambda it: it.revocation_failure is ErrorCode.INTERNAL)
         named = f"the row of {connection.id} in connection_grant can't be read: scopes"
         assert named in caplog.text
         assert "rt-secret" not in caplog.text
-        # once its row is repaired, it is revoked
-        await set_columns(place, connection, ConnectionGrantRow, scopes=["read"])
-        await place.look_again(connection)
-        ended = await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
+        ended = await place.revoked(connection)
     assert ended.revocation is RevocationOutcome.CONFIRMED
 
 
 async def test_a_connection_row_that_fails_validation_stops_no_activity_for_ever(place: Installation):
-    """What would be recorded of the failure can't be read either."""
+    """What would be recorded of the failure can't be read either. Its revocation needs none of that."""
     connection = await place.connect()
     await set_columns(place, connection, ConnectionRow, flow="from_the_future")
     async with asyncio.timeout(PATIENCE_S):
         assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.INTERNAL
         await place.tell_revoke(connection)
-        await place.until_described(connection, lambda it: it.revocation_failure is ErrorCode.INTERNAL)
+        await place.until_audited(connection, AuditAction.REVOKED)
+    assert (await place.row(connection)).revocation is RevocationOutcome.CONFIRMED
+
+
+@pytest.mark.parametrize(
+    "broken", [{"target": {"resources": 5}}, {"state": "zzz"}, {"requested_scopes": 5}, {}]
+)
+async def test_a_connection_that_cannot_be_read_is_revoked_at_the_provider(
+    place: Installation, broken: dict[str, Any]
+):
+    """By its id, through the API. Its tokens are sealed beside what can't be read, and open."""
+    connection = await place.connect(STRICT)
+    await set_columns(place, connection, ConnectionGrantRow, facts=["no object"], options={"no": "list"})
+    if broken:
+        await set_columns(place, connection, ConnectionRow, **broken)
+    async with place.api() as http:
+        assert (await http.get(f"/v1/connections/{connection.id}")).status_code == 500
+        asked = await http.post(f"/v1/connections/{connection.id}/revoke", json={"reason": "left"})
+        assert (asked.status_code, asked.json()["state"]) == (202, "revoking"), asked.text
+    await place.until_audited(connection, AuditAction.REVOKED)
+    assert (await place.row(connection)).revocation is RevocationOutcome.CONFIRMED
+    assert not any(family.alive for family in place.idp.families)
 
 
 async def test_another_type_of_workflow_under_the_id_keeps_no_revocation_from_the_provider(

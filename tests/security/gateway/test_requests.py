@@ -50,6 +50,22 @@ ATTACKS = {
     "the asterisk form": b"OPTIONS * HTTP/1.1\r\nX: %b\r\n%b" + END,
     "an upgrade to websocket": GET + b"Connection: Upgrade\r\nUpgrade: websocket" + END,
     "an upgrade to h2c": GET + H2C + END,
+    "a length of letters": POST + b"Content-Length: abc" + END + HIDDEN,
+    "a negative length": POST + b"Content-Length: -1" + END + HIDDEN,
+    "a length with a sign": POST + b"Content-Length: +4" + END + b"abcd" + HIDDEN,
+    "a length in hexadecimal": POST + b"Content-Length: 0x4" + END + b"abcd" + HIDDEN,
+    "no length": POST + b"Content-Length: " + END + b"abcd" + HIDDEN,
+    "a list of lengths": POST + b"Content-Length: 4, 4" + END + b"abcd" + HIDDEN,
+    "a length of 21 digits": POST + b"Content-Length: 100000000000000000000" + END + HIDDEN,
+    "a length of 5,000 digits": POST + b"Content-Length: " + b"9" * 5_000 + END + HIDDEN,
+    "a chunk size that is none": CHUNKED + b"xyz\r\nabc\r\n0" + END + HIDDEN,
+    "a chunk with a negative size": CHUNKED + b"-1\r\nabc\r\n0" + END + HIDDEN,
+    "a chunk size in 0x": CHUNKED + b"0x3\r\nabc\r\n0" + END + HIDDEN,
+    "a chunk without a size": CHUNKED + b"\r\nabc\r\n0" + END + HIDDEN,
+    "a chunk size of 30 digits": CHUNKED + b"f" * 30 + b"\r\nabc\r\n0" + END + HIDDEN,
+    "a chunk that is longer than it says": CHUNKED + b"1\r\nabc\r\n0" + END + HIDDEN,
+    "a second chunk size that is none": CHUNKED + b"1\r\na\r\nzz\r\n0" + END + HIDDEN,
+    "a chunk without an end": CHUNKED + b"1\r\naX\r\n0" + END + HIDDEN,
     "HTTP/2 with prior knowledge": b"PRI * HTTP/2.0\r\nX: %b\r\n%b\r\n\r\nSM\r\n\r\n",
 }  # fmt: skip
 
@@ -144,3 +160,24 @@ async def test_requests_one_after_another_on_one_connection(
     assert got.count(b"HTTP/1.1 200 OK") == 3
     assert [(it.target, it.body) for it in upstream.seen] == [("/api/a", b"abc")] * 2 + [("/api/b", b"")]
     assert upstream.connections == 1, "the connection to the provider is kept"
+
+
+@pytest.mark.parametrize("wrong", [b"zz\r\nabc\r\n", b"1\r\nabc\r\n", b"-1\r\na\r\n"])
+@pytest.mark.parametrize("before", [b"", b"1\r\na\r\n"], ids=["as the first chunk", "after a good chunk"])
+async def test_a_malformed_chunk_that_comes_later_is_answered_with_400(
+    api: Api, gateway: Gateway, upstream: RawUpstream, before: bytes, wrong: bytes
+):
+    """The head was read before, and the call judged. Nothing of it is sent on (RFC 9112 section 7.1)."""
+    path, headers = await prepared(api)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(CHUNKED % (path, headers))
+    for part in (before, wrong):
+        await writer.drain()
+        await asyncio.sleep(0.2)  # so that it is read by itself
+        writer.write(part)
+    async with asyncio.timeout(60):
+        got = await reader.read()
+    writer.close()
+    assert got.startswith(b"HTTP/1.1 400 "), got[:200]
+    assert got.count(b"HTTP/1.1 ") == 1
+    assert upstream.seen == []

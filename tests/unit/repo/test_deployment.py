@@ -99,6 +99,34 @@ def test_only_workers_and_init_hold_the_full_key_file() -> None:
         assert SERVICES[name]["environment"]["EVERGRANT_KEY_FILE"].startswith(f"/keys/{name}/")
 
 
+def _folders_of_the_image() -> set[str]:
+    """The folders that the Dockerfile makes for its user. Docker gives their owner to a new volume there."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (made,) = re.findall(r"install -d -o evergrant -g evergrant -m 0700((?: +/\S+)+)", text)
+    return set(made.split())
+
+
+def _is_written(volume: str) -> bool:
+    return not volume.endswith(":ro")
+
+
+def test_the_image_has_each_folder_where_compose_mounts_a_volume_that_it_writes() -> None:
+    """A volume at a folder that the image hasn't is root's, and the process can't write there."""
+    ours = [
+        it for name in OURS for it in SERVICES[name]["volumes"] if it.partition(":")[0] in COMPOSE["volumes"]
+    ]
+    written = {volume.split(":")[1] for volume in ours if _is_written(volume)}
+    assert {"/keys/worker", "/keys/api", "/keys/gateway", "/var/lib/evergrant"} <= written
+    assert written == _folders_of_the_image()
+
+
+def test_what_compose_mounts_to_be_read_is_written_by_a_service_before() -> None:
+    """The first service that mounts a volume fills it: one that nobody writes stays empty, and root's."""
+    mounts = [it for service in SERVICES.values() for it in service.get("volumes", [])]
+    named = [it for it in mounts if it.partition(":")[0] in COMPOSE["volumes"]]
+    assert {it.split(":")[0] for it in named if _is_written(it)} == set(COMPOSE["volumes"])
+
+
 def test_workers_have_journals_of_their_own() -> None:
     folder = "/var/lib/evergrant"
     volumes = [
