@@ -99,7 +99,7 @@ class ProxyCall:
         await self._renew(sent.row)
         async with self._sent() as (answer, again):
             if answer.status == 401:
-                raise Failure(ErrorCode.TOKEN_REFUSED, connection_id=self.connection_id)
+                raise await self._token_refused(again.row)
             self._require_scopes(answer)
             yield answer, again
 
@@ -179,10 +179,26 @@ class ProxyCall:
         await self._parts.refresher.refresh_refused_token(key, context)
         newest = await self._parts.api.lease_rows.load(row.tenant, row.connection_id)
         if newest is None or newest.generation <= row.generation:
-            raise Failure(ErrorCode.TOKEN_REFUSED, connection_id=self.connection_id)
+            raise await self._token_refused(row)
         if not self._body.can_be_sent_again:
             raise Failure(ErrorCode.TOKEN_RENEWED, retry_after=1.0, connection_id=self.connection_id)
         self._caller = self.caller, False
+
+    async def _token_refused(self, row: LeaseRow) -> Failure:
+        """The failure, with what a worker has found wrong with the integration's metadata: the API may take
+        tokens of another issuer than the pinned one by now (RFC 9728 section 2)."""
+        async with self._parts.api.store.read() as tx:
+            integration = await tx.integrations.by_name(row.tenant, row.integration)
+        failure = Failure(ErrorCode.TOKEN_REFUSED, connection_id=self.connection_id)
+        if integration is None or integration.problem is None:
+            return failure
+        why = f"{failure.detail} The integration {integration.name}: {integration.problem}."
+        repair = (
+            f"An admin revokes the connections of {integration.name} and puts it again, so that its client is "
+            f"registered at the issuer of today: evergrant integrations put {integration.name} …"
+        )
+        about = {"connection_id": self.connection_id, "integration": integration.name, "repair": repair}
+        return Failure(ErrorCode.TOKEN_REFUSED, why, **about)
 
     def _require_scopes(self, answer: StreamedResponse) -> None:
         """Raise Failure SCOPE_NOT_GRANTED for a 403 that names the scopes it wants (RFC 6750 section 3.1)."""

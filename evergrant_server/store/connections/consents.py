@@ -5,7 +5,7 @@ import re
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, true, update
+from sqlalchemy import ColumnElement, Select, true, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.account import ConsentAccount
@@ -101,10 +101,10 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
         """
         if connection.source_app is not None:
             return connection.source_app
-        granted_first = case((col(ConsentRow.status) == ConsentStatus.DONE.value, 0), else_=1)
         consented = connection.consented_with or connection.id
-        mine = self._where(tenant=connection.tenant, connection_id=consented)
-        oldest = mine.order_by(granted_first, col(ConsentRow.created_at), col(ConsentRow.id)).limit(1)
+        counts = col(ConsentRow.status) == ConsentStatus.DONE.value if connection.generation else true()
+        mine = self._where(counts, tenant=connection.tenant, connection_id=consented)
+        oldest = mine.order_by(col(ConsentRow.created_at), col(ConsentRow.id)).limit(1)
         first = await self._first(oldest)
         return None if first is None else first.app_id
 

@@ -15,7 +15,7 @@ from activities.consents.code_exchange import CodeExchangeActivities
 from activities.grants.refresh import RefreshActivities
 from evergrant_server.cli.doctor import CheckFailed, database
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.connection import Connection, RevocationOutcome
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.activities import LookUpAccounts

@@ -137,6 +137,28 @@ async def test_a_401_leads_to_one_refresh_and_one_replay(api: Api, gateway: Gate
     assert code_of(refused) == (409, "token_refused")
     assert "www-authenticate" not in refused.headers, "a provider's challenge never reaches the caller"
     assert len(upstream.seen) == 4, "no third try"
+    assert "integration" not in refused.json()
+
+
+async def test_a_refused_token_says_that_the_authorization_server_has_moved(
+    api: Api, gateway: Gateway, upstream: RawUpstream
+):
+    """A worker has read so where the API says whose tokens it takes (RFC 9728); the pinned issuer stays."""
+    connection, key = await api.active_for("agent", Action.PROXY)
+    moved = "crm takes tokens of https://new.example, and not of https://old.example"
+    async with api.worker.write() as tx:
+        integration = await tx.integrations.by_name(connection.tenant, connection.integration)
+        assert integration is not None
+        known = integration.model_copy(update={"problem": moved})
+        await tx.integrations.replace(known, expected=integration.revision)
+    upstream.responses = [UNAUTHORIZED, UNAUTHORIZED]
+    api.refreshes_with("at-2")
+    refused = await gateway.get(f"/v1/proxy/{connection.id}/x", key)
+    assert code_of(refused) == (409, "token_refused")
+    said = refused.json()
+    assert said["integration"] == "crm"
+    assert "https://new.example, and not of https://old.example" in said["detail"]
+    assert "evergrant integrations put crm" in said["repair"]
 
 
 async def test_a_large_body_is_not_sent_twice(api: Api, gateway: Gateway, upstream: RawUpstream):
