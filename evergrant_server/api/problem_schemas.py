@@ -18,7 +18,8 @@ _BY_STATUS = {
 }
 _PAGES = ("/connect/", "/oauth/callback/")
 _PEOPLE = ("/login", "/logout")
-_OWN = ("/v1/sessions/current", "/v1/admin-login")  # without a name, and there may be none
+_OWN = ("/v1/sessions/current", "/v1/admin-login", "/v1/client-login")  # there may be none
+_NAMING = ("app",)  # parameters that name what there may not be, where they are given
 _CLIENTS = ("/v1/lease", "/v1/connections", "/v1/integrations")  # what an integration's client is used for
 _HEADERS: dict[int, dict[str, Any]] = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}},
@@ -96,7 +97,8 @@ def _statuses(path: str, method: str, operation: dict[str, Any]) -> set[int]:
         found |= {401, 403, 429} & _BY_STATUS.keys()
     if operation.get("parameters") or body:
         found.add(400)
-    if any(it["in"] == "path" or it["required"] for it in parameters) or body:
+    names = any(it["in"] == "path" or it["required"] or it["name"] in _NAMING for it in parameters)
+    if names or body:
         found.add(404)
     if body:
         found.add(413)

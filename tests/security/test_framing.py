@@ -1,4 +1,4 @@
-"""Requests whose body has no reading, at the server of the API: each is answered with 400 (RFC 9112 section 7.1).
+"""Requests whose body has no reading, at the server of the API: answered with 400 (RFC 9112 section 7.1).
 
 tests/security/gateway/test_requests.py has those of the gateway, whose server is another one.
 """
@@ -59,8 +59,7 @@ async def test_a_body_without_a_reading_is_answered_with_400(api: Api):
                 assert got.startswith(b"HTTP/1.1 400 "), (path, name, got[:300])
                 assert got.count(b"HTTP/1.1 ") == 1, (path, name)
                 if first.startswith(CHUNKED):
-                    body = json.loads(got.partition(b"\r\n\r\n")[2])
-                    assert body["code" if path != b"/oauth/token" else "status"], (path, name, body)
+                    assert isinstance(json.loads(got.partition(b"\r\n\r\n")[2]), dict), (path, name, got)
 
 
 @pytest.mark.parametrize("before", [(), ({"type": "http.request", "body": b"{", "more_body": True},)])

@@ -4,11 +4,10 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime
 
 from evergrant_server import audit
 from evergrant_server.api.http.call import AuditorCall
-from evergrant_server.api.http.models import Page, PageCursor, PageLimit, View
+from evergrant_server.api.http.models import Page, PageCursor, PageLimit, UtcDatetime, View
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.store import Transaction
 
@@ -16,7 +15,7 @@ router = APIRouter(tags=["apps"])
 
 _PUTS = (AuditAction.APP_PUT, AuditAction.PERMIT_PUT, AuditAction.INTEGRATION_PUT)
 
-Moment = Annotated[AwareDatetime | None, Query()]
+Moment = Annotated[UtcDatetime | None, Query()]
 
 
 class AccessChangeView(View):

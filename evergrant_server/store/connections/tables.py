@@ -127,7 +127,7 @@ class ConsentRow(columns.IdTable, table=True):
     granted_scopes: list[str] | None = columns.json()
     binding: str
     app_id: str | None = None
-    replaces_any: bool = False
+    replaces_any: bool
     challenge: str | None = None
     confirm_hash: str | None = None
     confirm_by: datetime | None = columns.timestamp()

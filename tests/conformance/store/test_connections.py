@@ -238,7 +238,7 @@ async def test_a_row_that_cant_be_read_is_named_and_left_out_of_pages(store: Sto
 )
 async def test_a_row_that_cannot_be_read_can_be_read_to_be_revoked(store: Store, column: str, wrong: Any):
     """What can't be read gives way to a default, and every other column stays."""
-    connection = await granted(store, a_connection())
+    connection = await granted(store)
     mine = col(ConnectionRow.id) == connection.id
     async with store.write() as tx:
         await tx.connection.execute(update(ConnectionRow).where(mine).values(**{column: wrong}))
@@ -261,7 +261,7 @@ async def test_a_row_that_cannot_be_read_can_be_read_to_be_revoked(store: Store,
 
 async def test_columns_that_are_not_of_their_type_are_replaced_as_well(store: Store):
     """On SQLite a JSON column may hold any text, and a moment too; PostgreSQL refuses to store them."""
-    connection = await granted(store, a_connection())
+    connection = await granted(store)
     broken = {"target": "{", "created_at": "yesterday", "consent_deadline": "never"}
     async with store.write() as tx:
         if tx.connection.dialect.name != "sqlite":

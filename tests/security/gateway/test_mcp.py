@@ -41,7 +41,9 @@ class Server:
 async def server(api: Api, gateway: Gateway, upstream: RawUpstream) -> AsyncIterator[Server]:
     integration = await api.integration("tools", provider="mcp", params={"url": f"{upstream.url}/v2/mcp"})
     connection = await api.active(integration, TOKEN)
-    yield Server(api, gateway, connection, await api.app_with("agent", Action.PROXY))
+    key = await api.app_with("agent", Action.PROXY)
+    await api.made_by(connection, "agent")
+    yield Server(api, gateway, connection, key)
 
 
 def problem_of(response: httpx2.Response) -> tuple[int, int, str]:
