@@ -81,3 +81,17 @@ def test_a_monogram_is_the_same_everywhere_and_never_empty():
     for name, monogram in names.items():
         assert (party(name).monogram, party(name).logo) == (monogram, None)
         assert party(name).tone == party(name).tone < 6
+
+
+async def test_a_route_says_that_what_it_names_may_not_be_there(api: Api):
+    """Also where nothing in its path does: a parameter names it, or a tenant has one or none."""
+    admin = await api.app_with("admin", Action.ADMIN)
+    paths = api.app.openapi()["paths"]
+    for method, path in (
+        ("GET", "/v1/delegations?app=absent"),
+        ("GET", "/v1/client-login"),
+        ("DELETE", "/v1/client-login"),
+        ("GET", "/v1/admin-login"),
+    ):
+        assert (await api.call(method, path, admin)).status_code == 404
+        assert "404" in paths[path.partition("?")[0]][method.lower()]["responses"], path

@@ -25,6 +25,9 @@ ELSEWHERE = {
     "activities.grants.recurring_errors:_ask_about_token": "introspection spends nothing",
     "activities.support.context_loader:ProviderContextLoader.access": "a login: it brings no grant",
     "activities.grants.candidates:try_each_secret": "a revocation, or before a consent: spends nothing",
+    "evergrant_server.journal.reservation:rename_complete": (
+        "a replay after a death between a reply's last byte and its name, which is one of the table's faults"
+    ),
     "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
     "activities.grants.refresh:RefreshActivities._token_request#2": (
         "an access token that is exchanged is not spent"

@@ -1,5 +1,6 @@
 """`GET /v1/access/changes`: what changed, by whom, and what was before; leases are left out."""
 
+import pytest
 from sqlalchemy import text
 
 from evergrant_server.core.access import Action
@@ -42,3 +43,12 @@ async def test_changes_are_found_by_an_index_among_any_number_of_leases(api: Api
         plan = await tx.connection.execute(text(f"EXPLAIN QUERY PLAN {query} AND ({ACCESS_CONDITION})"))
         steps = [row[-1] for row in plan]
     assert "ix_audit_access" in steps[0], steps
+
+
+@pytest.mark.parametrize("name", ["since", "until"])
+@pytest.mark.parametrize("moment", ["6", "0", "2026", "2026-01-31", "2026-01-31T12:00:00"])
+async def test_a_moment_is_a_text_with_a_zone_and_no_number(api: Api, name: str, moment: str):
+    """The OpenAPI document says date-time; seconds since 1970 were taken as well."""
+    admin = await api.app_with("admin", Action.ADMIN)
+    answer = await api.get(PATH, admin, params={name: moment})
+    assert (answer.status_code, answer.json()["field"]) == (400, name)
