@@ -26,7 +26,6 @@ from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.core.access import Action, App
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
@@ -50,7 +49,7 @@ from evergrant_server.store.database.engine import Pool
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
-from tests.fakes.rows import a_connection, a_consent, a_description, an_integration, put_app
+from tests.fakes.rows import a_connection, a_description, add_first_consent, an_integration, put_app
 
 TENANT = Tenant("acme")
 OTHER = Tenant("acme-2")  # one tenant's name begins with the other's
@@ -91,8 +90,7 @@ class ScriptedLink:
         if self.ended:
             return None
         facts = {"state": LifecycleState.ACTIVE, "generation": 1, "next_step": "refresh due"}
-        facts |= {"next_at": self.next_at}
-        return a_description(connection_id, **facts)
+        return a_description(connection_id, **facts, next_at=self.next_at)
 
     async def discover(
         self, tenant: Tenant, integration_id: IntegrationId, asked: RequestContext, timeout: float
@@ -127,8 +125,7 @@ class ScriptedLink:
 class CountingRelay:
     """Stands in for `OutboxRelay` and counts its notifications."""
 
-    def __init__(self) -> None:
-        self.nudges = 0
+    nudges = 0
 
     def notify(self) -> None:
         self.nudges += 1
@@ -205,16 +202,16 @@ class Api:
     async def integration(
         self, name: str = "crm", *, tenant: Tenant = TENANT, provider: str = "gitlab", **more: Any
     ) -> Integration:
-        said = {"name": name, "provider": provider, "default_scopes": ("read_user",), **more}
-        made = an_integration(tenant, self.clock.now(), **said)
+        more = {"name": name, "provider": provider, "default_scopes": ("read_user",), **more}
         async with self.worker.write() as tx:
             await tx.tenants.begin(tenant)
+            made = an_integration(tenant, self.clock.now(), **more)
             return await tx.integrations.put(made, Secret("hush-hush"), expected=None)
 
     async def connection(self, integration: Integration, **changes: Any) -> Connection:
         """A connection that waits for its consent."""
-        said = {"requested_scopes": ("read_user",), **changes}
-        connection = a_connection(integration, self.clock.now(), **said)
+        changes = {"requested_scopes": ("read_user",), **changes}
+        connection = a_connection(integration, self.clock.now(), **changes)
         async with self.worker.write() as tx:
             await tx.connections.add(connection)
         return connection
@@ -231,8 +228,8 @@ class Api:
         """A connection with a grant whose access token is `token`."""
         scopes, kind = changes.pop("scopes", ("read_user",)), changes.pop("token_type", "Bearer")
         said: dict[str, Any] = {"lifetime": lifetime, "scopes": scopes, "token_type": kind}
-        connection = await self.connection(integration, **changes)
-        return await self.install(connection, token, refreshable=refreshable, **said)
+        made = await self.connection(integration, **changes)
+        return await self.install(made, token, refreshable=refreshable, **said)
 
     async def active_for(self, name: str, *actions: Action, **permit: Any) -> tuple[Connection, str]:
         """An active connection of a new integration, and the key of an app that may do `actions`."""
@@ -243,9 +240,8 @@ class Api:
 
     async def made_by(self, connection: Connection, app: str) -> None:
         """The connection's grant came by a consent that this app requested."""
-        about = {"app_id": (await self.app_named(app)).id, "status": ConsentStatus.DONE}
         async with self.worker.write() as tx:
-            await tx.consents.add(a_consent(connection, connection.created_at, **about), None)
+            await add_first_consent(tx, connection, (await self.app_named(app)).id)
 
     async def install(
         self,
@@ -284,8 +280,7 @@ class Api:
         async def refresh(tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh) -> EnsureFreshResult:
             if after is not None:
                 await after.wait()
-            now_it_is = await self.row(tenant, connection_id)
-            installed = await self.install(now_it_is, left.pop(0))
+            installed = await self.install(await self.row(tenant, connection_id), left.pop(0))
             return EnsureFreshResult(generation=installed.generation)
 
         self.link.on_refresh = refresh
@@ -324,8 +319,7 @@ class Api:
         async with self.worker.write() as tx:
             while batch := await tx.outbox.claim("test", self.clock.now(), timedelta(seconds=30)):
                 found += batch
-                for message in batch:
-                    await tx.outbox.mark_delivered([message.id], self.clock.now())
+                await tx.outbox.mark_delivered([it.id for it in batch], self.clock.now())
         return found
 
     async def change(self, connection: Connection, changed: Callable[[Connection], Connection]) -> Connection:

@@ -14,7 +14,7 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.definition import Definition, DefinitionState
-from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant, new_id
+from evergrant_server.core.ids import AppId, AttemptId, ConnectionId, Tenant, new_id
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.messages.connection import ConnectionDescription
 from evergrant_server.core.oauth.authorizations import TokenFamily
@@ -87,6 +87,12 @@ def a_consent(connection: Connection, at: datetime, /, **changes: Any) -> Consen
         **changes,
     }
     return Consent(**values)
+
+
+async def add_first_consent(tx: Transaction, connection: Connection, app: AppId) -> None:
+    """The consent of this app that brought the connection's grant."""
+    about = {"app_id": app, "status": ConsentStatus.DONE}
+    await tx.consents.add(a_consent(connection, connection.created_at, **about), None)
 
 
 def a_description(connection_id: ConnectionId, **facts: Any) -> ConnectionDescription:

@@ -83,9 +83,9 @@ class ConnectionSetup:
     async def find_or_create(self, tx: Transaction, wanted: ConnectionBody) -> ConnectionWithLink:
         """The live connection of these names with its link, or a new connection.
 
-        Raises Failure NOT_FOUND, NOT_PERMITTED, SCOPE_NOT_PERMITTED, DISCOVERY_FAILED,
-        INVALID_REQUEST for a `return_to` outside the app's list, REFRESH_PENDING while a worker installs
-        or ends what a consent has brought, MADE_BY_ANOTHER_APP where only that app may ask the subject.
+        Raises Failure NOT_FOUND, NOT_PERMITTED, SCOPE_NOT_PERMITTED, DISCOVERY_FAILED, INVALID_REQUEST for a
+        `return_to` outside the app's list, REFRESH_PENDING while a worker installs or ends what a consent has
+        brought, MADE_BY_ANOTHER_APP where only that app may ask the subject.
         """
         call, subject = self._call, wanted.subject
         integration = await self._require_integration(tx, wanted.integration, subject)

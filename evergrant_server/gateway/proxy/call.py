@@ -194,8 +194,8 @@ class ProxyCall:
             return failure
         why = f"{failure.detail} The integration {integration.name}: {integration.problem}."
         repair = (
-            f"An admin revokes the connections of {integration.name} and puts it again, so that its client is "
-            f"registered at the issuer of today: evergrant integrations put {integration.name} …"
+            f"An admin revokes the connections of {integration.name} and puts it again, so that its client "
+            f"is registered at the issuer of today: evergrant integrations put {integration.name} …"
         )
         about = {"connection_id": self.connection_id, "integration": integration.name, "repair": repair}
         return Failure(ErrorCode.TOKEN_REFUSED, why, **about)
