@@ -10,7 +10,7 @@ from evergrant_server.store import Store
 from evergrant_server.store.access import AppRow, PermitRow
 from evergrant_server.store.database.rows import columns_equal, find_one
 from evergrant_server.store.review.access_review import review_app, review_permits
-from evergrant_server.store.review.authority_scan import accept, broken_configuration, name_denies_of_before
+from evergrant_server.store.review.authority_scan import accept, broken_configuration
 from tests.conformance.store.samples import ACME, built
 from tests.conformance.store.test_authority import APP, PERMIT, broken, by_hand, filled
 from tests.fakes.databases import NOW
@@ -127,6 +127,6 @@ async def test_apps_of_an_earlier_version_name_their_denies_at_the_upgrade(store
         assert app is not None
         await tx.access.replace(app.model_copy(update={"denies": None}), expected=app.revision)
     assert await broken(store) == set()
-    await name_denies_of_before(store)
+    await accept(store)
     await lose(store)
     assert await broken(store) == {APP.id}

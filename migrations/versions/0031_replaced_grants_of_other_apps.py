@@ -6,8 +6,8 @@ False for those of before: the app that made a connection, and an admin, ask for
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0033"
-down_revision = "0026"
+revision = "0031"
+down_revision = "0030"
 branch_labels = None
 depends_on = None
 
