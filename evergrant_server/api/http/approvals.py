@@ -123,7 +123,7 @@ async def _counts(tx: Transaction, call: ApiCall, approval: Approval) -> bool:
 def fingerprint(call: ApiCall, value: Secret | str | None) -> str | None:
     """A keyed hash that stands for a secret in what a command resolves to: another secret has another one."""
     text = value.reveal() if isinstance(value, Secret) else value
-    return None if text is None else call.api.ring.mac("approved secret", call.tenant, text)[:32]
+    return None if text is None else call.api.ring.keyed_hash("approved secret", call.tenant, text)[:32]
 
 
 @dataclass(frozen=True)
