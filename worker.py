@@ -18,6 +18,7 @@ from evergrant_server.process_exit import exit_process
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.temporal_link.connect import require_prepared_namespace
 from evergrant_server.temporal_link.queue_order import QueueOrderInterceptor
+from evergrant_server.temporal_link.received import ReceivedInterceptor
 from evergrant_server.temporal_link.schedules import keep_schedules
 from evergrant_server.temporal_link.telemetry import (
     RequestTraceInterceptor,
@@ -68,6 +69,7 @@ def _temporal_worker(platform: Platform, parts: WorkerParts) -> Worker:
         workflows=WORKFLOWS,
         activities=parts.activities,
         interceptors=[
+            ReceivedInterceptor(),
             FailureInterceptor(),
             RequestTraceInterceptor(),
             QueueOrderInterceptor(),

@@ -59,7 +59,9 @@ async def carry_out(
             result = await (
                 refresh_ahead(refresh, is_waited_for) if ahead else activity_calls.refresh_grant(refresh)
             )
-            return _event(EventKind.REFRESH_ENDED, cause, result=result)
+            return _event(
+                EventKind.REFRESH_ENDED, cause, result=result, seen_generation=cause.seen_generation
+            )
         case _:
             kind, request = _grant_request(step.command, connection, cause, call)
             consent_id = connection.waiting_consent if kind is EventKind.FIRST_TOKENS_ENDED else None

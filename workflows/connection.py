@@ -38,6 +38,7 @@ with workflow.unsafe.imports_passed_through():
         WorkflowName,
         is_valid_workflow_id,
     )
+    from workflows import received
     from workflows.activity_calls import export_run_history, provenance
     from workflows.cancellation import shielded_from_cancellation
     from workflows.commands import carry_out
@@ -53,7 +54,7 @@ _REPLIES_AT_ONCE = "replies are sent side by side"
 
 @workflow.defn(name=WorkflowName.CONNECTION)
 class ConnectionWorkflow:
-    @workflow.init
+    @received.init
     def __init__(self, start: m.ConnectionStart) -> None:
         self._start = start
         self._connection = start.state

@@ -10,6 +10,7 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.definition import DefinitionState
     from evergrant_server.core.messages import integrations as m
     from evergrant_server.core.messages.names import SignalName, WorkflowName
+    from workflows import received
     from workflows.activity_calls import (
         apply_definition_decision,
         check_definition,
@@ -24,7 +25,7 @@ _TIME_TO_DECIDE = timedelta(days=30)
 class DefinitionRolloutWorkflow:
     """Owns the order of the steps; the definition, findings and decision are in the store."""
 
-    @workflow.init
+    @received.init
     def __init__(self, start: m.RolloutStart) -> None:
         self._start = start
         self._context = start.context  # of the newest command

@@ -17,12 +17,12 @@ with workflow.unsafe.imports_passed_through():
         RevokeReplacedStart,
     )
     from evergrant_server.core.messages.names import SignalName, WorkflowName
-    from workflows import activity_calls
+    from workflows import activity_calls, received
 
 
 @workflow.defn(name=WorkflowName.REPLACED_GRANTS)
 class ReplacedGrantsWorkflow:
-    @workflow.init
+    @received.init
     def __init__(self, start: RevokeReplacedStart) -> None:
         self._start = start
         self._failures = start.failures

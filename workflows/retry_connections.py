@@ -9,12 +9,12 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.messages.integrations import RetryConnections, RetryConnectionsResult
     from evergrant_server.core.messages.names import SignalName, WorkflowName
-    from workflows import activity_calls
+    from workflows import activity_calls, received
 
 
 @workflow.defn(name=WorkflowName.RETRY_CONNECTIONS)
 class RetryConnectionsWorkflow:
-    @workflow.init
+    @received.init
     def __init__(self, request: RetryConnections) -> None:
         self._newest = request
         self._has_more = True

@@ -13,12 +13,12 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.messages import maintenance as m
     from evergrant_server.core.messages.names import SignalName, WorkflowName
     from evergrant_server.core.webhooks import IDLE_TIMEOUT, LONGEST_HISTORY
-    from workflows import activity_calls
+    from workflows import activity_calls, received
 
 
 @workflow.defn(name=WorkflowName.WEBHOOK_DELIVERY)
 class WebhookDeliveryWorkflow:
-    @workflow.init
+    @received.init
     def __init__(self, start: m.WebhookStart) -> None:
         self._woken = self._at_once = False
 

@@ -44,6 +44,7 @@ class LogEvent(StrEnum):
     JOURNAL_REPLAYED = "journal replayed"
     JOURNAL_STUCK = "journal stuck"
     MESSAGE_TOO_LATE = "message too late"
+    MESSAGE_UNREADABLE = "message unreadable"
     NOT_COMPARED = "not compared"
     OUTBOX_STUCK = "outbox stuck"
     OUTCOMES_LOST = "outcomes lost"

@@ -82,6 +82,11 @@ _unexpected = _meter.create_counter(
     "{failure}",
     "tries of an activity that ended with an exception that the code doesn't expect, or an unreadable row",
 )
+UNREADABLE_MESSAGES = _meter.create_counter(
+    "evergrant.message.unreadable.count",
+    "{message}",
+    "starts, signals, updates and queries with arguments that can't be read: dropped, or rejected",
+)
 BULK_READS = _meter.create_counter(
     "evergrant.bulk_read.count",
     "{alarm}",

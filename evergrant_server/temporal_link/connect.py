@@ -15,7 +15,6 @@ from temporalio.api.workflowservice.v1 import (
     UpdateNamespaceRequest,
 )
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 from temporalio.plugin import SimplePlugin
 from temporalio.service import RPCError, RPCStatusCode
@@ -24,6 +23,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.names import SearchAttribute
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.telemetry import traces
+from evergrant_server.temporal_link.received import DATA_CONVERTER
 from evergrant_server.temporal_link.runs import call_temporal, find_in_temporal
 
 _NOT_THERE = (
@@ -54,9 +54,7 @@ async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> 
         else profile.get("namespace", settings.temporal_namespace)
     )
     try:
-        return await Client.connect(
-            target, data_converter=pydantic_data_converter, lazy=lazy, **profile, **options
-        )
+        return await Client.connect(target, data_converter=DATA_CONVERTER, lazy=lazy, **profile, **options)
     except RuntimeError:
         why = f"no Temporal server answers at {target}"
         raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, why, repair=_NOT_THERE) from None

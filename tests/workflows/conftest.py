@@ -2,9 +2,10 @@
 
 import pytest
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
+
+from evergrant_server.temporal_link.received import DATA_CONVERTER
 
 
 @pytest.fixture
 async def client(temporal_address: str) -> Client:
-    return await Client.connect(temporal_address, data_converter=pydantic_data_converter)
+    return await Client.connect(temporal_address, data_converter=DATA_CONVERTER)

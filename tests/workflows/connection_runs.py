@@ -24,6 +24,7 @@ from evergrant_server.core.messages.names import (
     WorkflowName,
     connection_workflow_id,
 )
+from evergrant_server.temporal_link.received import ReceivedInterceptor
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.scripted_activities import ScriptedActivities
 from workflows.registry import WORKFLOWS
@@ -59,7 +60,12 @@ RUNNER = SandboxedWorkflowRunner(
 
 def a_worker(client: Client, activities: Sequence[Callable[..., Any]], task_queue: str) -> Worker:
     return Worker(
-        client, task_queue=task_queue, workflows=WORKFLOWS, activities=activities, workflow_runner=RUNNER
+        client,
+        task_queue=task_queue,
+        workflows=WORKFLOWS,
+        activities=activities,
+        workflow_runner=RUNNER,
+        interceptors=[ReceivedInterceptor()],
     )
 
 

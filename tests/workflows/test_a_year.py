@@ -14,7 +14,6 @@ from temporalio import activity
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from evergrant_server.core.connections.connection import LifecycleState
@@ -31,6 +30,7 @@ from evergrant_server.core.messages.names import (
 )
 from evergrant_server.core.single_use.circuit_breaker import CircuitBreaker, admit, answered, failed
 from evergrant_server.core.single_use.retry_budget import BreakerRules
+from evergrant_server.temporal_link.received import DATA_CONVERTER
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
 from tests.workflows.connection_runs import ASKED, Handle, Life, a_consent, a_start, a_worker
@@ -99,7 +99,7 @@ class Provider(ScriptedActivities):
 
 @asynccontextmanager
 async def skipping() -> AsyncIterator[WorkflowEnvironment]:
-    async with skipping_time(data_converter=pydantic_data_converter) as env:
+    async with skipping_time(data_converter=DATA_CONVERTER) as env:
         request = AddSearchAttributesRequest(
             namespace=env.client.namespace,
             search_attributes=dict.fromkeys(SearchAttribute, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD),

@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from temporalio.client import Client, Schedule, ScheduleActionStartWorkflow, ScheduleSpec
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from evergrant_server.core import webhooks as core
 from evergrant_server.core.definition import DefinitionState
@@ -21,6 +20,7 @@ from evergrant_server.core.messages.maintenance import (
     ReconcileResult,
 )
 from evergrant_server.core.messages.names import ActivityName, WorkflowName, webhook_workflow_id
+from evergrant_server.temporal_link.received import DATA_CONVERTER
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.fakes.temporal import skipping_time
@@ -100,7 +100,7 @@ async def test_an_admins_roll_back_does_not_wait_for_the_next_look(client: Clien
 async def test_a_month_without_a_decision_rejects_the_definition():
     scripted = ScriptedRollout(WAITING)
     async with (
-        skipping_time(data_converter=pydantic_data_converter) as env,
+        skipping_time(data_converter=DATA_CONVERTER) as env,
         running_rollout(env.client, scripted) as handle,
     ):
         assert (await handle.result()).state is DefinitionState.REJECTED
@@ -116,7 +116,7 @@ async def test_a_request_for_access_is_looked_at_when_its_moments_come_and_when_
     approved = AccessRequestProgress(state="approved", next_s=3600)
     scripted.answers[ADVANCE] = [waits, waits, approved, AccessRequestProgress(state="ended")]
     async with (
-        skipping_time(data_converter=pydantic_data_converter) as env,
+        skipping_time(data_converter=DATA_CONVERTER) as env,
         requesting_access(env.client, scripted.everything()) as advanced,
     ):
         await advanced()
@@ -138,7 +138,7 @@ async def test_an_agents_call_is_looked_at_when_its_moments_come_and_when_it_is_
     approved = CallApprovalProgress(state="approved", next_s=86_400)
     scripted.answers[advance] = [waits, waits, approved, CallApprovalProgress(state="expired")]
     async with (
-        skipping_time(data_converter=pydantic_data_converter) as env,
+        skipping_time(data_converter=DATA_CONVERTER) as env,
         approving_call(env.client, scripted.everything()) as advanced,
     ):
         await advanced()
@@ -153,7 +153,7 @@ DELIVER = ActivityName.DELIVER_WEBHOOKS
 
 async def test_it_ends_when_nothing_has_waited_for_a_while():
     scripted = ScriptedActivities()
-    async with skipping_time(data_converter=pydantic_data_converter) as env:
+    async with skipping_time(data_converter=DATA_CONVERTER) as env:
         scripted.answers[DELIVER] = [DeliveryRound(delivered=3), DeliveryRound(delivered=1, failed=1)]
         async with delivering(env.client, scripted.everything()) as told:
             began = await env.get_current_time()
@@ -167,7 +167,7 @@ async def test_it_ends_when_nothing_has_waited_for_a_while():
 async def test_a_worker_whose_clock_is_behind_does_not_run_rounds_without_a_pause():
     """Its next moment is over by Temporal's clock: what counts is how long it is until then."""
     scripted = ScriptedActivities()
-    async with skipping_time(data_converter=pydantic_data_converter) as env:
+    async with skipping_time(data_converter=DATA_CONVERTER) as env:
         behind = await env.get_current_time() - timedelta(hours=1)
         waits = DeliveryRound(next_at=behind, wait_s=60)
         scripted.answers[DELIVER] = [waits, waits, DeliveryRound()]

@@ -4,10 +4,10 @@ import json
 
 import pytest
 from temporalio.client import WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
+from evergrant_server.temporal_link.received import DATA_CONVERTER, ReceivedInterceptor
 from tests.workflows.connection_runs import RUNNER
 from tests.workflows.stories.record import HISTORIES, STORIES
 from workflows.registry import WORKFLOWS
@@ -16,7 +16,12 @@ FILES = sorted(HISTORIES.glob("*.json"))
 
 
 def replayer() -> Replayer:
-    return Replayer(workflows=WORKFLOWS, data_converter=pydantic_data_converter, workflow_runner=RUNNER)
+    return Replayer(
+        workflows=WORKFLOWS,
+        data_converter=DATA_CONVERTER,
+        workflow_runner=RUNNER,
+        interceptors=[ReceivedInterceptor()],
+    )
 
 
 def history(name: str) -> WorkflowHistory:

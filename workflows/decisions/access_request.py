@@ -6,6 +6,7 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.messages import access as m
     from evergrant_server.core.messages.base import RequestContext
     from evergrant_server.core.messages.names import SignalName, WorkflowName
+    from workflows import received
     from workflows.activity_calls import advance_access_request, provenance
     from workflows.decisions.wait import DecisionWait
 
@@ -14,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
 class AccessRequestWorkflow:
     """Owns the waiting; the request, its decision and the permit are in the store."""
 
-    @workflow.init
+    @received.init
     def __init__(self, request: m.AdvanceAccessRequest) -> None:
         self._wait = DecisionWait(request.context)
 

@@ -6,6 +6,7 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.messages import agents as m
     from evergrant_server.core.messages.base import RequestContext
     from evergrant_server.core.messages.names import SignalName, WorkflowName
+    from workflows import received
     from workflows.activity_calls import advance_call_approval, provenance
     from workflows.decisions.wait import DecisionWait
 
@@ -14,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
 class CallApprovalWorkflow:
     """Owns the waiting; the call, its decision and its use are in the store."""
 
-    @workflow.init
+    @received.init
     def __init__(self, approval: m.AdvanceCallApproval) -> None:
         self._wait = DecisionWait(approval.context)
 

@@ -42,6 +42,9 @@ def on_refresh_ended(connection: ConnectionState, event: LifecycleEvent, at: Mom
         return Transition(connection)
     if result.failure is None:
         return _installed(connection, result, at)
+    if result.failure is ErrorCode.STORE_BEHIND and (event.seen_generation or 0) > connection.generation:
+        # a caller named a generation that neither this run nor the store knows: only that caller is refused
+        return Transition(connection.model_copy(update={"refusal": result.failure}))
     if FAILURES[result.failure].kind is FailureKind.RECONNECT_NEEDED:
         return Transition(_rejected(connection, result.failure))
     return Transition(_failed(connection, result, result.failure, at))

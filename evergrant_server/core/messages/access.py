@@ -1,7 +1,7 @@
 """What crosses Temporal for requests for access. No secrets; what is asked for is in the store."""
 
 from evergrant_server.core.ids import AccessRequestId, PermitId, Tenant
-from evergrant_server.core.messages.base import Message, Provenance, RequestMessage
+from evergrant_server.core.messages.base import Message, Provenance, Received, RequestMessage
 
 
 class AdvanceAccessRequest(RequestMessage):
@@ -24,7 +24,7 @@ class AccessRequestProgress(Message):
     next_s: float | None = None
 
 
-class ReviewPermits(Message):
+class ReviewPermits(Received):
     """Propose permits for removal that no lease has used for long (`EVERGRANT_UNUSED_PERMIT_AFTER`)."""
 
 

@@ -1,5 +1,7 @@
 """What every message has in common: what it is built on, who requested it, what decided it."""
 
+from typing import ClassVar
+
 from evergrant_server.core.ids import FrozenModel
 
 SCHEDULE = "schedule"  # the requester of what a workflow's own timer causes
@@ -8,6 +10,15 @@ CLAIMED = "claimed:"  # before a requester that nothing proves
 
 class Message(FrozenModel):
     """What crosses Temporal. Never with a secret."""
+
+
+class Received(Message):
+    """What a workflow receives: the input of a run, the argument of a signal or an update.
+
+    `longest`: more bytes can't be read, for whoever may write to the namespace may send them.
+    """
+
+    longest: ClassVar[int] = 65_536
 
 
 class RequestContext(Message):
@@ -24,7 +35,7 @@ class RequestContext(Message):
         return self.model_copy(update={"by": CLAIMED + SCHEDULE}) if unproven else self
 
 
-class RequestMessage(Message):
+class RequestMessage(Received):
     """A message that says who requested it."""
 
     context: RequestContext

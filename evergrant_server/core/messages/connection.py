@@ -5,6 +5,7 @@ No secrets. A message is a contract: it stands in histories and in the outbox.
 
 from datetime import datetime
 from enum import StrEnum
+from typing import ClassVar
 
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.flow import Flow
@@ -12,6 +13,7 @@ from evergrant_server.core.errors import ErrorCode, Repairer
 from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
 from evergrant_server.core.messages.activities import GrantFacts, GrantResult, RevocationResult
 from evergrant_server.core.messages.base import Message, RequestMessage
+from evergrant_server.core.messages.received import Generation
 from evergrant_server.core.provider_events import ReportSource
 
 
@@ -130,6 +132,7 @@ class ConnectionStart(RequestMessage):
     integration: str
     provider: str
     subject_hash: str  # keyed; the subject itself is not in any index of Temporal
+    longest: ClassVar[int] = 2**21  # Temporal's own limit: it holds what the run before didn't get to
     rules: int  # the version of LifecycleRules
     state: ConnectionState
     pending_events: tuple[LifecycleEvent, ...] = ()  # signals that the previous run did not get to
@@ -167,7 +170,7 @@ class Rotate(RequestMessage):
     """Refresh now. With `seen_generation`, a grant that is newer than that is left as it is."""
 
     reason: str
-    seen_generation: int | None = None
+    seen_generation: Generation | None = None
 
 
 class RequestToken(RequestMessage):
@@ -199,7 +202,7 @@ class ProviderChanged(RequestMessage):
 class RevokedAtProvider(RequestMessage):
     """The provider has ended the grant of `generation`."""
 
-    generation: int
+    generation: Generation
     source: ReportSource
 
 
@@ -224,7 +227,7 @@ class EnsureFresh(RequestMessage):
     With `scopes` the refresh requests an access token with these alone, and the one that there is stays.
     """
 
-    seen_generation: int
+    seen_generation: Generation
     refresh_reason: RefreshReason = RefreshReason.COMMAND
     ahead: bool = False  # no caller waits for it
     scopes: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from evergrant_server.core.ids import Tenant, TrustedIssuerId, WebhookId
-from evergrant_server.core.messages.base import Message, RequestContext, RequestMessage
+from evergrant_server.core.messages.base import Message, Received, RequestContext, RequestMessage
 
 
 class AuditCheckpoint(Message):
@@ -37,7 +37,7 @@ class ReconcileResult(Message):
     closed_since: datetime | None = None
 
 
-class ReconcileRequest(Message):
+class ReconcileRequest(Received):
     """Find live connections without a workflow. The schedule sends it empty."""
 
     audit_checkpoint: AuditCheckpoint | None = None  # what the store had at the end of the last pass
@@ -46,7 +46,7 @@ class ReconcileRequest(Message):
     so_far: ReconcileResult | None = None  # of a pass that isn't at its end: go on from there
 
 
-class RereadMetadata(Message):
+class RereadMetadata(Received):
     """Compare discovered metadata that was last read longer ago than this."""
 
     older_than_s: float = 86_400
@@ -58,7 +58,7 @@ class RereadMetadataResult(Message):
     refused: int  # it would have weakened what is pinned
 
 
-class IntrospectGrants(Message):
+class IntrospectGrants(Received):
     """Ask providers that support introspection whether grants are still active (RFC 7662)."""
 
 
@@ -81,7 +81,7 @@ class IssuerKeysResult(Message):
     problem: str | None = None
 
 
-class WebhookStart(Message):
+class WebhookStart(Received):
     """The input of the run that delivers to one webhook. What is delivered, and where, is in the store."""
 
     tenant: Tenant

@@ -15,7 +15,6 @@ from sqlalchemy import select, update
 from sqlmodel import col
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import ActivityEnvironment
 
 from activities.integrations.retries import ConnectionRetryActivities
@@ -30,6 +29,7 @@ from evergrant_server.store import Store
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.outbox import OutboxRow
 from evergrant_server.temporal_link import start_requests
+from evergrant_server.temporal_link.received import DATA_CONVERTER
 from tests.fakes.clock import SetClock
 from tests.fakes.failing_fleet import add_failing_connections
 from tests.fakes.patience import eventually
@@ -168,7 +168,7 @@ async def test_a_worker_that_is_killed_between_two_pages_is_followed_by_another(
     failing = await add_failing_connections(store, integration, 5 * PAGE_ROWS, clock.now())
     start: Any = start_requests.retry_connections(change)
     queue = f"queue-{integration.id}"
-    client = await Client.connect(temporal_address, data_converter=pydantic_data_converter)
+    client = await Client.connect(temporal_address, data_converter=DATA_CONVERTER)
     handle = await client.start_workflow(
         start.workflow,
         start.argument,

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from activities.integrations.retries import ConnectionRetryActivities
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
+from evergrant_server.temporal_link.received import DATA_CONVERTER
 from tests.workflows.connection_runs import a_worker
 
 PAGE_ROWS = 20
@@ -21,7 +21,7 @@ PAUSE_S = 0.5  # after each page
 
 
 async def work(address: str, queue: str, database_url: str, keys: str) -> None:
-    client = await Client.connect(address, data_converter=pydantic_data_converter)
+    client = await Client.connect(address, data_converter=DATA_CONVERTER)
     clock = SystemClock()
     store = await Store.open(database_url, KeyRing.open(Path(keys), Role.WORKER), clock)
     walk = ConnectionRetryActivities(store, clock, page_rows=PAGE_ROWS, longest_wait_s=PAUSE_S)

@@ -14,9 +14,9 @@ from inspect import iscoroutinefunction
 from pathlib import Path
 
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from evergrant_server.temporal_link.connect import prepare_namespace
+from evergrant_server.temporal_link.received import DATA_CONVERTER
 from tests.fakes.temporal import running_temporal
 from tests.workflows.connection_runs import Handle
 from tests.workflows.stories import client_grants, connections, imports, maintenance, refreshes_ahead
@@ -33,9 +33,7 @@ STORIES: dict[str, Callable[[Client], Awaitable[Handle]]] = {
 async def record(names: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
         async with running_temporal(Path(folder)) as server:
-            client = await Client.connect(
-                server.address, data_converter=pydantic_data_converter, identity="worker"
-            )
+            client = await Client.connect(server.address, data_converter=DATA_CONVERTER, identity="worker")
             await prepare_namespace(client, timedelta(days=365))
             for name in names or STORIES:
                 file = HISTORIES / f"{name}.json"

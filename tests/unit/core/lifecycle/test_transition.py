@@ -311,3 +311,13 @@ def test_a_report_that_is_declined_says_nothing():
     declined = report(again)
     assert declined.state.declined_s is not None
     assert not no_token_to_protect(declined.state, NOW)
+
+
+def test_a_generation_that_a_caller_invented_costs_the_connection_nothing():
+    """The store has never had it; the connection's own failures and timers stay as they were."""
+    behind = failed(ErrorCode.STORE_BEHIND)
+    after = step(ACTIVE, EventKind.REFRESH_ENDED, result=behind, seen_generation=ACTIVE.generation + 997)
+    assert after.command is Command.NOTHING
+    assert after.state == ACTIVE.model_copy(update={"refusal": ErrorCode.STORE_BEHIND})
+    known = step(ACTIVE, EventKind.REFRESH_ENDED, result=behind, seen_generation=ACTIVE.generation)
+    assert known.state.failures == 1

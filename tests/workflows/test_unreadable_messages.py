@@ -1,0 +1,280 @@
+"""What can't be read fails no workflow: each hostile payload is sent to each handler of each workflow."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from enum import Enum
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import pytest
+from temporalio import activity, workflow
+from temporalio.api.common.v1 import Payload
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import (
+    Client,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+)
+from temporalio.common import RawValue
+from temporalio.exceptions import ApplicationError
+
+from evergrant_server.core.connections.connection import RevocationOutcome
+from evergrant_server.core.definition import DefinitionState
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import FrozenModel, new_id
+from evergrant_server.core.messages import access, agents, export, integrations, maintenance
+from evergrant_server.core.messages.activities import RevocationResult
+from evergrant_server.core.messages.base import Message, Received, RequestContext
+from evergrant_server.core.messages.connection import ConnectionStart, Revoke
+from evergrant_server.core.messages.names import ActivityName, QueryName, SignalName, WorkflowName
+from evergrant_server.telemetry.logs import LogEvent
+from tests.fakes.patience import PATIENCE_S, eventually
+from tests.workflows.connection_runs import ASKED, a_start, a_worker
+from workflows.registry import WORKFLOWS
+
+NOW = datetime.now(UTC)
+of_each_workflow = pytest.mark.parametrize("kind", WORKFLOWS, ids=lambda it: it.__name__)
+# of activities without which a workflow would go on, or whose result has no default
+RESULTS: dict[str, Message] = {
+    ActivityName.REVOKE_GRANT: RevocationResult(revocation=RevocationOutcome.CONFIRMED),
+    ActivityName.CHECK_DEFINITION: integrations.DefinitionResult(state=DefinitionState.REJECTED),
+    ActivityName.ADVANCE_ACCESS_REQUEST: access.AccessRequestProgress(state="expired"),
+    ActivityName.ADVANCE_CALL_APPROVAL: agents.CallApprovalProgress(state="expired"),
+    ActivityName.ADVANCE_AGENT_STOP: agents.AgentStopProgress(finished=True),
+    ActivityName.SEAL_EXPORT_PAGE: export.ExportProgress(exported=0, skipped=0, done=True),
+    ActivityName.REREAD_METADATA: maintenance.RereadMetadataResult(read=0, changed=0, refused=0),
+}
+WITHOUT_RESULT = (ActivityName.BEGIN_REVOCATION, ActivityName.EXPORT_RUN_HISTORY, ActivityName.DELETE_EXPORT)
+
+
+class HeldActivities:
+    """Every activity, by one function: it answers once `released` is set."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+        self.calls: list[str] = []
+
+    def function(self) -> Callable[..., Any]:
+        @activity.defn(dynamic=True)
+        async def answer(_: Sequence[RawValue]) -> Any:
+            name = activity.info().activity_type
+            self.calls.append(name)
+            await self.released.wait()
+            return None if name in WITHOUT_RESULT else RESULTS.get(name, {})
+
+        return answer
+
+
+# --- payloads ------------------------------------------------------------------------------
+
+
+def as_json(value: object) -> Payload:
+    return Payload(metadata={"encoding": b"json/plain"}, data=json.dumps(value).encode())
+
+
+def encoded(encoding: bytes, data: bytes) -> Payload:
+    return Payload(metadata={"encoding": encoding}, data=data)
+
+
+def sample(message: type[Received]) -> dict[str, Any]:
+    """A message of this type that can be read, as JSON."""
+    if message is ConnectionStart:
+        return a_start().model_dump(mode="json")
+    values = {name: _value(it.annotation) for name, it in message.model_fields.items() if it.is_required()}
+    return message.model_validate(values).model_dump(mode="json")
+
+
+def _value(kind: Any) -> Any:
+    kind = _plain(kind)
+    if kind is RequestContext:
+        return ASKED
+    if issubclass(kind, Enum):
+        return next(iter(kind))
+    return {str: "acme", int: 1, float: 0.5, datetime: NOW}[kind]
+
+
+def _plain(kind: Any) -> Any:
+    """The type without what a NewType, Annotated or `| None` adds."""
+    while True:
+        if get_origin(kind) in (Union, UnionType):
+            kind = next(it for it in get_args(kind) if it is not type(None))
+        elif get_origin(kind) is not None and not isinstance(get_origin(kind), type):
+            kind = get_args(kind)[0]
+        elif hasattr(kind, "__metadata__"):
+            kind = kind.__origin__
+        elif hasattr(kind, "__supertype__"):
+            kind = kind.__supertype__
+        else:
+            return kind if get_origin(kind) is None else get_origin(kind)
+
+
+_SPOILT: dict[type, list[Any]] = {
+    datetime: ["2026-11-30T12:00:00", "yesterday", 1e400],
+    float: [float("nan"), float("inf"), "1s"],
+    int: [2**63, "many", 1.5],
+    str: ["\0", 7, ["acme"]],
+    Enum: ["unheard-of", 3],
+}
+
+
+def spoilt(message: type[FrozenModel], valid: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The valid message with one value of each field replaced by one that can't be read."""
+    for name, field in message.model_fields.items():
+        kind = _plain(field.annotation)
+        if not isinstance(kind, type) or (issubclass(kind, FrozenModel) and valid[name] is None):
+            continue
+        if issubclass(kind, FrozenModel):
+            for what, inner in spoilt(kind, valid[name]):
+                yield f"{name}.{what}", {**valid, name: inner}
+            continue
+        family = next((it for it in (Enum, bool, datetime, float, int, str) if issubclass(kind, it)), None)
+        for wrong in _SPOILT.get(family, []) if family else []:
+            yield f"{name}={wrong!r}", {**valid, name: wrong}
+
+
+def hostile(message: type[Received]) -> dict[str, list[Payload]]:
+    """Arguments of a signal, an update or a run that takes this message, and that can't be read."""
+    valid = sample(message)
+    good = as_json(valid)
+    found = {
+        "null": [encoded(b"binary/null", b"")],
+        "null as JSON": [as_json(None)],
+        "bytes": [encoded(b"binary/plain", b"\xff\x00\xfe")],
+        "an unknown encoding": [encoded(b"rot13", b"{}")],
+        "an encoding that is no text": [encoded(b"\xff\xfe", b"{}")],
+        "no encoding": [Payload(data=b"{}")],
+        "no JSON": [encoded(b"json/plain", b'{"context":')],
+        "no UTF-8": [encoded(b"json/plain", b'{"by": "\xff"}')],
+        "two": [good, good],
+        "two that can't be decoded": [encoded(b"rot13", b"{}")] * 2,
+        "none": [],
+        "a list": [as_json([])],
+        "a text": [as_json("acme")],
+        "deep": [encoded(b"json/plain", b'{"context":' + b"[" * 50_000)],
+    }
+    if message is not ConnectionStart:
+        found["1.9 MB"] = [as_json({**valid, "more": "x" * 1_900_000})]
+    found |= {what: [as_json(values)] for what, values in spoilt(message, valid)}
+    if "context" in valid:
+        found["nothing in it"] = [as_json({})]
+    return found
+
+
+# --- workflows -----------------------------------------------------------------------------
+
+
+def definition(kind: type) -> Any:
+    return workflow._Definition.must_from_class(kind)
+
+
+def taken(handler: Any) -> type[Received]:
+    """The message that a handler, or a run, takes: one alone."""
+    (message,) = handler.arg_types
+    assert issubclass(message, Received), message
+    return message
+
+
+@asynccontextmanager
+async def running(
+    client: Client, kind: type
+) -> AsyncIterator[tuple[WorkflowHandle[Any, Any], HeldActivities]]:
+    """A run whose first activity hasn't ended, with a worker of its own."""
+    held, name = HeldActivities(), definition(kind).name
+    queue = f"queue-{new_id('out')}"
+    async with a_worker(client, [held.function()], queue):
+        start = as_json(sample(taken(definition(kind))))
+        yield (
+            await client.start_workflow(name, RawValue(start), id=f"run-{queue}", task_queue=queue),
+            held,
+        )
+
+
+def raw(payloads: Sequence[Payload]) -> list[RawValue]:
+    return [RawValue(it) for it in payloads]
+
+
+async def does_its_job(handle: WorkflowHandle[Any, Any], held: HeldActivities, kind: type) -> None:
+    """It ends, or takes the next message, and no task of it has failed."""
+    held.released.set()
+    name = definition(kind).name
+    if name == WorkflowName.CONNECTION:
+        await handle.signal(SignalName.REVOKE, Revoke(reason="left", context=ASKED))
+    if name == WorkflowName.WEBHOOK_DELIVERY:  # it waits for the next delivery
+        await eventually(lambda: _number(held.calls), lambda calls: calls >= 1)
+        wake = as_json(sample(maintenance.WakeWebhook))
+        await handle.signal(SignalName.WAKE_WEBHOOK, RawValue(wake))
+        await eventually(lambda: _number(held.calls), lambda calls: calls >= 2)
+    else:
+        await asyncio.wait_for(handle.result(), PATIENCE_S)
+    types = {it.event_type async for it in handle.fetch_history_events()}
+    assert EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED not in types
+
+
+async def _number(calls: list[str]) -> int:
+    return len(calls)
+
+
+@of_each_workflow
+async def test_hostile_signals_are_dropped_with_a_count(
+    client: Client, kind: type, caplog: pytest.LogCaptureFixture
+):
+    sent = 0
+    async with running(client, kind) as (handle, held):
+        for name, handler in definition(kind).signals.items():
+            for payloads in hostile(taken(handler)).values():
+                await handle.signal(name, args=raw(payloads))
+                sent += 1
+        await handle.signal("a signal of no name that we know", args=raw([as_json({})]))
+        await handle.signal("\n", args=[])
+        await does_its_job(handle, held, kind)
+    dropped = [it for it in caplog.records if it.getMessage().startswith(LogEvent.MESSAGE_UNREADABLE)]
+    assert len(dropped) == sent + 2
+    assert {getattr(it, "object", "") for it in dropped} == {handle.id}
+    assert "a signal of no name" not in caplog.text
+
+
+WITH_QUESTIONS = [it for it in WORKFLOWS if definition(it).updates or definition(it).queries]
+
+
+@pytest.mark.parametrize("kind", WITH_QUESTIONS)
+async def test_hostile_updates_and_queries_are_rejected_by_name(client: Client, kind: type):
+    async with running(client, kind) as (handle, held):
+        for name, handler in definition(kind).updates.items():
+            for what, payloads in hostile(taken(handler)).items():
+                with pytest.raises(WorkflowUpdateFailedError) as refused:
+                    await handle.execute_update(name, args=raw(payloads))
+                assert isinstance(refused.value.cause, ApplicationError), what
+                assert refused.value.cause.type == ErrorCode.INVALID_REQUEST, what
+        for name, handler in definition(kind).queries.items():
+            assert not handler.arg_types
+            for payloads in (raw([as_json({})]), raw([encoded(b"rot13", b"")] * 2)):
+                with pytest.raises(WorkflowQueryFailedError):
+                    await handle.query(name, args=payloads)
+        if QueryName.DESCRIBE in definition(kind).queries:
+            await handle.query(QueryName.DESCRIBE)
+        await does_its_job(handle, held, kind)
+
+
+@of_each_workflow
+async def test_a_run_whose_input_cant_be_read_fails_for_good(client: Client, kind: type):
+    queue = f"queue-{new_id('out')}"
+    name = definition(kind).name
+    async with a_worker(client, [HeldActivities().function()], queue):
+
+        async def fails(number: int, what: str, payloads: list[Payload]) -> None:
+            handle = await client.start_workflow(
+                name, args=raw(payloads), id=f"{queue}-{number}", task_queue=queue
+            )
+            with pytest.raises(WorkflowFailureError) as failed:
+                await asyncio.wait_for(handle.result(), PATIENCE_S)
+            cause = failed.value.cause
+            assert isinstance(cause, ApplicationError), what
+            assert (cause.type, cause.non_retryable) == (ErrorCode.INVALID_REQUEST, True), what
+
+        cases = hostile(taken(definition(kind))).items()
+        await asyncio.gather(*(fails(number, *case) for number, case in enumerate(cases)))
