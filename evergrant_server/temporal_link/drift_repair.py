@@ -1,9 +1,7 @@
 """Compares a connection's row with its workflow, repairs what needs no person, and starts a workflow
 that is missing."""
 
-import logging
 from collections.abc import Awaitable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,18 +12,14 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.snapshot import Drift, find_drift
 from evergrant_server.core.messages.connection import Revoke
-from evergrant_server.core.messages.names import SignalName, WorkflowName, connection_workflow_id
+from evergrant_server.core.messages.names import SignalName, connection_workflow_id
 from evergrant_server.store import Store
-from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link.link import TemporalLink
-from evergrant_server.temporal_link.runs import NewestRun, WorkflowNotRunning
 from evergrant_server.temporal_link.workflow_starter import (
     RECONCILE_CONTEXT,
     WorkflowStarter,
     reconcile_context,
 )
-
-log = logging.getLogger("evergrant.relay")
 
 _SETTLE_TIME = timedelta(seconds=10)  # more than a message takes from the store to the workflow
 _REVOCATION_LOST = "it was revoked before, and the store came from an older backup"
@@ -58,14 +52,12 @@ class DriftRepair:
     async def start_if_closed(self, connection: Connection) -> CheckedConnection:
         """Start the workflow unless it is running. Asks Temporal itself, because visibility lags.
 
-        The new run keeps what the history of the last one knew: a revocation, a generation. A run of
-        another type is terminated first: it would keep the connection without a workflow.
+        The new run keeps what the history of the last one knew: a revocation, a generation. A foreign run
+        and one that is stuck are terminated first: they would keep the connection without a workflow.
         """
         name = connection_workflow_id(connection.tenant, connection.id)
-        last = await self._link.newest_run(name)
-        if last is not None and last.is_foreign:
-            await self._terminate_foreign(name, last)
-        if last is None or last.workflow_type != WorkflowName.CONNECTION:
+        last = await self._link.usable_run(name)
+        if last is None or last.is_foreign:
             return CheckedConnection(connection, started=await self._starter.start(connection))
         if last.running:
             return CheckedConnection(connection, running=True)
@@ -75,11 +67,6 @@ class DriftRepair:
         started = await self._starter.start(connection, known_generation=known)
         behind = started and known > connection.generation
         return CheckedConnection(connection, started=started, store_behind=behind)
-
-    async def _terminate_foreign(self, name: str, run: NewestRun) -> None:
-        log_event(log, logging.ERROR, LogEvent.FOREIGN_WORKFLOW, f"run {run.run_id}", object=name)
-        with suppress(WorkflowNotRunning):  # it has closed meanwhile
-            await self._link.terminate_run(name, run.run_id, "this id belongs to a connection of Evergrant")
 
     async def compare(self, connection: Connection) -> CheckedConnection:
         """Query the workflow and repair a drift. One that doesn't answer is left alone.

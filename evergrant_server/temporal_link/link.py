@@ -1,5 +1,6 @@
 """Sends messages to workflows and starts them, for the API and the relay."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,7 +13,12 @@ from temporalio.client import (
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
-from temporalio.common import Priority, QueryRejectCondition, WorkflowIDConflictPolicy
+from temporalio.common import (
+    Priority,
+    QueryRejectCondition,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -51,6 +57,8 @@ from evergrant_server.temporal_link.start_requests import StartRequest
 
 RequestT = TypeVar("RequestT", bound=RequestMessage)
 
+_MOST_TRIES = 5  # to get an id back from whoever takes it
+
 
 class TemporalLink(WorkflowRuns):
     """Sends messages to the workflows of one namespace. Every call has a time limit in seconds.
@@ -59,10 +67,9 @@ class TemporalLink(WorkflowRuns):
     """
 
     def __init__(self, client: Client, ring: KeyRing, clock: Clock, task_queue: str = TASK_QUEUE) -> None:
-        super().__init__(client)
+        super().__init__(client, task_queue)
         self._ring = ring
         self._clock = clock
-        self._task_queue = task_queue
 
     async def ensure_fresh(
         self, tenant: Tenant, connection_id: ConnectionId, request: EnsureFresh, *, timeout: float
@@ -174,11 +181,34 @@ class TemporalLink(WorkflowRuns):
             static_summary="the metadata document of an OAuth client",
         )
 
-    async def start(self, request: StartRequest) -> None:
-        """Start a workflow, unless its id is running or may not be used again."""
-        options = {"id_conflict_policy": WorkflowIDConflictPolicy.USE_EXISTING, **request.options}
+    async def start(self, request: StartRequest) -> str | None:
+        """Start a workflow, unless its id is running; returns the run that has the id.
+
+        None when a closed run has used up the id. A foreign or a stuck run has no right to it: it is
+        terminated, and what it has used up isn't. Raises Failure TEMPORAL_UNAVAILABLE also when the id is
+        taken again each time.
+        """
+        options = dict(request.options)
+        for _ in range(_MOST_TRIES):
+            started = await self._start(request, options)
+            if started is not None:
+                return started
+            run = await self.usable_run(request.workflow_id)
+            if run is None or run.running:  # None: it has gone meanwhile
+                if run is not None:
+                    return run.run_id
+            elif not (run.is_foreign or run.is_stuck):
+                return None
+            options["id_reuse_policy"] = WorkflowIDReusePolicy.ALLOW_DUPLICATE
+        why = f"{request.workflow_id} is taken again and again"
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, why, retry_after=1.0)
+
+    async def _start(self, request: StartRequest, options: Mapping[str, Any]) -> str | None:
+        """The new run; None when the id was taken. One that is signalled may be an old one, so None too."""
+        signals = "start_signal" in options
+        policy = WorkflowIDConflictPolicy.USE_EXISTING if signals else WorkflowIDConflictPolicy.FAIL
         try:
-            await call_temporal(
+            handle = await call_temporal(
                 self._client.start_workflow(
                     request.workflow,
                     request.argument,
@@ -186,28 +216,28 @@ class TemporalLink(WorkflowRuns):
                     task_queue=self._task_queue,
                     priority=_fair(request.argument),
                     static_summary=request.summary,
-                    **options,
+                    **{"id_conflict_policy": policy, **options},
                 )
             )
         except WorkflowAlreadyStartedError:
-            return
+            return None
+        return None if signals else handle.result_run_id
 
     async def _execute(
         self, workflow: str, argument: RequestMessage, workflow_id: str, timeout: float, **options: Any
     ) -> Any:
         """Start a workflow, or join the running one, and wait for its result."""
-        return await call_temporal(
-            self._client.execute_workflow(
+        run_id = await self.start(
+            StartRequest(
                 workflow,
                 self._proven(argument, workflow_id, workflow),
-                id=workflow_id,
-                task_queue=self._task_queue,
-                priority=_fair(argument),
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                execution_timeout=timedelta(seconds=timeout),
-                **options,
+                workflow_id,
+                options.pop("static_summary"),
+                {"execution_timeout": timedelta(seconds=timeout)},
             )
         )
+        handle = self._client.get_workflow_handle(workflow_id, run_id=run_id, **options)
+        return await call_temporal(handle.result())
 
     def _proven(self, message: RequestT, workflow_id: str, name: str) -> RequestT:
         context = prove_request(self._ring, message.context, workflow_id, name, self._clock.now())

@@ -158,22 +158,19 @@ class OutboxRelay:
     async def _dispatch(self, message: OutboxMessage) -> None:
         match message.kind:
             case OutboxKind.SIGNAL:
-                await self._require_connection_workflow(message.target)
+                await self._require_usable_run(message.target)
                 await self._link.signal(message.target, message.name, message.payload)
             case OutboxKind.EXPORT_HISTORY:
                 await self._export_history(message)
             case kind:
                 await self._link.start(start_requests.from_outbox(kind, message.payload))
 
-    async def _require_connection_workflow(self, target: str) -> None:
-        """Raises WorkflowNotRunning when a workflow of another type runs under a connection's id.
-
-        Temporal would take the signal and that workflow would drop it: the message would be lost.
+    async def _require_usable_run(self, target: str) -> None:
+        """Raises WorkflowNotRunning when no run can handle a signal: none is open, or it was terminated just
+        now because it was foreign or stuck. Temporal would take the signal, and it would be lost.
         """
-        if CONNECTION_WORKFLOW_ID.match(target) is None:
-            return
-        newest = await self._link.newest_run(target)
-        if newest is not None and newest.is_foreign:
+        run = await self._link.usable_run(target)
+        if run is None or not run.running:
             raise WorkflowNotRunning
 
     async def _export_history(self, message: OutboxMessage) -> None:

@@ -102,6 +102,9 @@ class Reconciler:
         """
         started_before = None if older_than is None else self._clock.now() - older_than
         running = await self._link.running_connections()
+        for workflow in sorted(await self._link.failing_workflows()):
+            if running.pop(workflow, None) is None:  # a connection's is terminated when its turn comes
+                await self._link.usable_run(workflow)
         current_pass = _ReconcilePass(self._repair, running, compare, started_before)
         counts = resume_from or ReconcileCounts()
         while not counts.complete:

@@ -3,8 +3,10 @@
 import base64
 import binascii
 import json
+import logging
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -13,9 +15,14 @@ from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.names import SearchAttribute, WorkflowName
+from evergrant_server.core.messages.names import TASK_QUEUE, SearchAttribute, WorkflowName, workflow_type_of
+from evergrant_server.telemetry.logs import LogEvent, log_event
 
 T = TypeVar("T")
+
+log = logging.getLogger("evergrant.relay")
+
+_MOST_TRIES_OF_A_TASK = 5  # the first is repeated at once, the later ones after up to ten minutes
 
 
 class WorkflowNotRunning(Exception):
@@ -60,24 +67,25 @@ class RunningWorkflow:
 
 @dataclass(frozen=True)
 class NewestRun:
-    """A workflow's newest run, open or closed. `state` is its search attribute."""
+    """A workflow's newest run, open or closed. `state` is its search attribute.
+
+    `is_foreign`: it is of another type than its id says, or of another task queue: it handles none of our
+    messages. `is_stuck`: workers have failed its task again and again, so it handles none either.
+    """
 
     run_id: str
     running: bool
     state: str | None
-    workflow_type: str = WorkflowName.CONNECTION
-
-    @property
-    def is_foreign(self) -> bool:
-        """True for an open run of another type: it handles none of a connection's messages."""
-        return self.running and self.workflow_type != WorkflowName.CONNECTION
+    is_foreign: bool = False
+    is_stuck: bool = False
 
 
 class WorkflowRuns:
     """Reads the runs of one namespace. Raises Failure TEMPORAL_UNAVAILABLE."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, task_queue: str = TASK_QUEUE) -> None:
         self._client = client
+        self._task_queue = task_queue
 
     async def ready(self) -> bool:
         """True when Temporal answers within two seconds."""
@@ -102,7 +110,30 @@ class WorkflowRuns:
         found = await self._describe_newest(workflow)
         if found is None:
             return None
-        return NewestRun(found.run_id, found.close_time is None, _state_attribute(found), found.workflow_type)
+        owner = workflow_type_of(workflow)
+        return NewestRun(
+            found.run_id,
+            found.close_time is None,
+            _state_attribute(found),
+            is_foreign=owner is not None
+            and (owner, self._task_queue) != (found.workflow_type, found.task_queue),
+            is_stuck=found.raw_description.pending_workflow_task.attempt >= _MOST_TRIES_OF_A_TASK,
+        )
+
+    async def usable_run(self, workflow: str) -> NewestRun | None:
+        """As `newest_run`; a foreign or a stuck one is terminated, that run and no other (ADR 0029, 0071).
+
+        Its signals would be lost, and as long as it has the id no other run can begin.
+        """
+        run = await self.newest_run(workflow)
+        if run is None or not run.running or not (run.is_foreign or run.is_stuck):
+            return run
+        event = LogEvent.FOREIGN_WORKFLOW if run.is_foreign else LogEvent.STUCK_WORKFLOW
+        log_event(log, logging.ERROR, event, f"run {run.run_id}", object=workflow)
+        why = "this id belongs to Evergrant" if run.is_foreign else "its workflow task fails again and again"
+        with suppress(WorkflowNotRunning):  # it has closed meanwhile
+            await self.terminate_run(workflow, run.run_id, why)
+        return replace(run, running=False)
 
     async def terminate_run(self, workflow: str, run_id: str, reason: str) -> None:
         """Terminate this run and no other. Raises WorkflowNotRunning as well."""
@@ -121,11 +152,30 @@ class WorkflowRuns:
 
     async def running_connections(self) -> dict[str, RunningWorkflow]:
         """Running connection workflows by id, from visibility, which lags: a missing one may run."""
-        query = f"WorkflowType = '{WorkflowName.CONNECTION}' AND ExecutionStatus = 'Running'"
+        query = self._own_open_runs(f"WorkflowType = '{WorkflowName.CONNECTION}'")
         return {
             run.id: RunningWorkflow(run.start_time, _state_attribute(run))
             for run in await self._list_workflows(query)
         }
+
+    async def failing_workflows(self) -> set[str]:
+        """Ids of open runs whose workflow task fails again and again, from visibility.
+
+        Empty at a server that doesn't report them (before 1.30): there a stuck run is noticed once a message
+        is for it, or its work is overdue.
+        """
+        query = self._own_open_runs("TemporalReportedProblems IS NOT NULL")
+        try:
+            return {run.id async for run in self._client.list_workflows(query, page_size=1000)}
+        except RPCError as error:
+            if error.status is RPCStatusCode.INVALID_ARGUMENT:
+                return set()
+            raise temporal_unavailable(error) from None
+        except RuntimeError as error:
+            raise temporal_unavailable(error) from None
+
+    def _own_open_runs(self, which: str) -> str:
+        return f"{which} AND ExecutionStatus = 'Running' AND TaskQueue = '{self._task_queue}'"
 
     async def closed_connections(self, since: datetime | None) -> list[tuple[str, str]]:
         """Workflow and run id of connections whose run closed since then, as far as Temporal retains them."""

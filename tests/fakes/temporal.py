@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -70,26 +70,28 @@ class TemporalServer:
         self.address = address
 
     @classmethod
-    async def start(cls, data: Path, *, port: int | None = None) -> Self:
+    async def start(cls, data: Path, *, port: int | None = None, settings: Sequence[str] = ()) -> Self:
         """Start it on its database file in `data`; the same folder again finds everything as it was.
+
+        `settings` are further values of its dynamic configuration (`name=value`).
 
         Raises NoTemporal with the log's last lines when it doesn't answer within half a minute.
         """
         for _ in range(_MOST_STARTS - 1):
             # It chooses most of its ports itself, and another process may take one before it listens.
             with contextlib.suppress(_PortTaken):
-                return await cls._start(data, port)
-        return await cls._start(data, port)
+                return await cls._start(data, port, settings)
+        return await cls._start(data, port, settings)
 
     @classmethod
-    async def _start(cls, data: Path, port: int | None) -> Self:
+    async def _start(cls, data: Path, port: int | None, settings: Sequence[str]) -> Self:
         port = port or free_port()
         arguments = ["server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(port)]
         arguments += ["--http-port", str(free_port()), "--metrics-port", str(free_port())]
         arguments += ["--db-filename", str(data / "temporal.db"), "--log-level", "warn"]
         for pragma in PRAGMAS:
             arguments += ["--sqlite-pragma", pragma]
-        for value in (FAIRNESS, *_ONE_PARTITION):
+        for value in (FAIRNESS, *_ONE_PARTITION, *settings):
             arguments += ["--dynamic-config-value", value]
         log = data / "temporal.log"
         with log.open("ab") as output:
@@ -158,9 +160,9 @@ class TemporalServer:
 
 
 @asynccontextmanager
-async def running_temporal(data: Path) -> AsyncIterator[TemporalServer]:
+async def running_temporal(data: Path, *, settings: Sequence[str] = ()) -> AsyncIterator[TemporalServer]:
     """The dev server for the length of a block."""
-    server = await TemporalServer.start(data)
+    server = await TemporalServer.start(data, settings=settings)
     try:
         yield server
     finally:

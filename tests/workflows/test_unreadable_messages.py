@@ -6,8 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from enum import Enum
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 import pytest
 from temporalio import activity, workflow
@@ -29,12 +28,13 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import FrozenModel, new_id
 from evergrant_server.core.messages import access, agents, export, integrations, maintenance
 from evergrant_server.core.messages.activities import RevocationResult
-from evergrant_server.core.messages.base import Message, Received, RequestContext
+from evergrant_server.core.messages.base import Message, Received
 from evergrant_server.core.messages.connection import ConnectionStart, Revoke
 from evergrant_server.core.messages.names import ActivityName, QueryName, SignalName, WorkflowName
 from evergrant_server.telemetry.logs import LogEvent
+from tests.fakes.messages import plain_type, sample
 from tests.fakes.patience import PATIENCE_S, eventually
-from tests.workflows.connection_runs import ASKED, a_start, a_worker
+from tests.workflows.connection_runs import ASKED, a_worker
 from workflows.registry import WORKFLOWS
 
 NOW = datetime.now(UTC)
@@ -81,38 +81,6 @@ def encoded(encoding: bytes, data: bytes) -> Payload:
     return Payload(metadata={"encoding": encoding}, data=data)
 
 
-def sample(message: type[Received]) -> dict[str, Any]:
-    """A message of this type that can be read, as JSON."""
-    if message is ConnectionStart:
-        return a_start().model_dump(mode="json")
-    values = {name: _value(it.annotation) for name, it in message.model_fields.items() if it.is_required()}
-    return message.model_validate(values).model_dump(mode="json")
-
-
-def _value(kind: Any) -> Any:
-    kind = _plain(kind)
-    if kind is RequestContext:
-        return ASKED
-    if issubclass(kind, Enum):
-        return next(iter(kind))
-    return {str: "acme", int: 1, float: 0.5, datetime: NOW}[kind]
-
-
-def _plain(kind: Any) -> Any:
-    """The type without what a NewType, Annotated or `| None` adds."""
-    while True:
-        if get_origin(kind) in (Union, UnionType):
-            kind = next(it for it in get_args(kind) if it is not type(None))
-        elif get_origin(kind) is not None and not isinstance(get_origin(kind), type):
-            kind = get_args(kind)[0]
-        elif hasattr(kind, "__metadata__"):
-            kind = kind.__origin__
-        elif hasattr(kind, "__supertype__"):
-            kind = kind.__supertype__
-        else:
-            return kind if get_origin(kind) is None else get_origin(kind)
-
-
 _SPOILT: dict[type, list[Any]] = {
     datetime: ["2026-11-30T12:00:00", "yesterday", 1e400],
     float: [float("nan"), float("inf"), "1s"],
@@ -125,7 +93,7 @@ _SPOILT: dict[type, list[Any]] = {
 def spoilt(message: type[FrozenModel], valid: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The valid message with one value of each field replaced by one that can't be read."""
     for name, field in message.model_fields.items():
-        kind = _plain(field.annotation)
+        kind = plain_type(field.annotation)
         if not isinstance(kind, type) or (issubclass(kind, FrozenModel) and valid[name] is None):
             continue
         if issubclass(kind, FrozenModel):

@@ -94,7 +94,7 @@ async def workflows(settings: Settings) -> str:
     """Live connections have workflows: without, nothing is refreshed and no consent is completed."""
     async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
         live = await tx.connections.live_in_all_tenants(limit=_SAMPLE)
-    runs = WorkflowRuns(await _client(settings))
+    runs = WorkflowRuns(await _client(settings), settings.temporal_task_queue)
     missing = [str(it.id) for it in live if not await _has_workflow(runs, it)]
     if missing:
         why = f"{len(missing)} of {len(live)} live connections have no workflow, {missing[0]} among them"
@@ -105,4 +105,4 @@ async def workflows(settings: Settings) -> str:
 
 async def _has_workflow(runs: WorkflowRuns, connection: Any) -> bool:
     newest = await runs.newest_run(connection_workflow_id(connection.tenant, connection.id))
-    return newest is not None and newest.running and not newest.is_foreign
+    return newest is not None and newest.running and not (newest.is_foreign or newest.is_stuck)

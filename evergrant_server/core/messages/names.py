@@ -137,77 +137,111 @@ class QueryName(StrEnum):
     DESCRIBE = "describe"
 
 
+# What the ids of a workflow begin with. They belong to Evergrant: a run of another type under one is ended
+# (ADR 0029). A schedule names the runs that it starts by itself.
+_ID_PREFIXES = {
+    WorkflowName.CONNECTION: "connection",
+    WorkflowName.ACCESS_REQUEST: "access_request",
+    WorkflowName.CALL_APPROVAL: "call_approval",
+    WorkflowName.AGENT_STOP: "agent_stop",
+    WorkflowName.EXPORT: "export",
+    WorkflowName.WEBHOOK_DELIVERY: "webhook",
+    WorkflowName.DEFINITION_ROLLOUT: "definition_rollout",
+    WorkflowName.DISCOVERY: "discovery",
+    WorkflowName.RETRY_CONNECTIONS: "retry_connections",
+    WorkflowName.REPLACED_GRANTS: "replaced_grants",
+    WorkflowName.FETCH_RECEIVER_KEYS: "receiver_keys",
+    WorkflowName.FETCH_ISSUER_KEYS: "issuer_keys",
+    WorkflowName.PUSHED_AUTHORIZATION: "pushed_authorization",
+    WorkflowName.TEMPORARY_CREDENTIALS: "temporary_credentials",
+    WorkflowName.VERIFY_LOGIN: "login",
+    WorkflowName.VERIFY_PERSON: "person_login",
+    WorkflowName.READ_CLIENT_DOCUMENT: "client_document",
+}
+_TYPES = {prefix: type for type, prefix in _ID_PREFIXES.items()}
+
+
+def workflow_type_of(workflow_id: str) -> WorkflowName | None:
+    """The type of the only workflow that may run under this id; None when the id isn't Evergrant's."""
+    return _TYPES.get(workflow_id.partition(":")[0])
+
+
+def _workflow_id(type: WorkflowName, *parts: str | int) -> str:
+    return ":".join((_ID_PREFIXES[type], *map(str, parts)))
+
+
 def connection_workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
-    return f"connection:{tenant}:{connection}"
+    return _workflow_id(WorkflowName.CONNECTION, tenant, connection)
 
 
 def access_request_workflow_id(tenant: Tenant, request: AccessRequestId) -> str:
-    return f"access_request:{tenant}:{request}"
+    return _workflow_id(WorkflowName.ACCESS_REQUEST, tenant, request)
 
 
 def call_approval_workflow_id(tenant: Tenant, approval: CallApprovalId) -> str:
-    return f"call_approval:{tenant}:{approval}"
+    return _workflow_id(WorkflowName.CALL_APPROVAL, tenant, approval)
 
 
 def agent_stop_workflow_id(tenant: Tenant, stop: AgentStopId) -> str:
-    return f"agent_stop:{tenant}:{stop}"
+    return _workflow_id(WorkflowName.AGENT_STOP, tenant, stop)
 
 
 def export_workflow_id(tenant: Tenant, export: ExportId) -> str:
-    return f"export:{tenant}:{export}"
+    return _workflow_id(WorkflowName.EXPORT, tenant, export)
 
 
 def webhook_workflow_id(tenant: Tenant, webhook: WebhookId) -> str:
-    return f"webhook:{tenant}:{webhook}"
+    return _workflow_id(WorkflowName.WEBHOOK_DELIVERY, tenant, webhook)
 
 
 def definition_rollout_workflow_id(tenant: Tenant, definition: DefinitionId) -> str:
-    return f"definition_rollout:{tenant}:{definition}"
+    return _workflow_id(WorkflowName.DEFINITION_ROLLOUT, tenant, definition)
 
 
 def discovery_workflow_id(tenant: Tenant, integration: IntegrationId) -> str:
-    return f"discovery:{tenant}:{integration}"
+    return _workflow_id(WorkflowName.DISCOVERY, tenant, integration)
 
 
 def retry_connections_workflow_id(tenant: Tenant, changed: IntegrationId | AppId) -> str:
-    return f"retry_connections:{tenant}:{changed}"
+    return _workflow_id(WorkflowName.RETRY_CONNECTIONS, tenant, changed)
 
 
 def replaced_grants_workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
-    return f"replaced_grants:{tenant}:{connection}"
+    return _workflow_id(WorkflowName.REPLACED_GRANTS, tenant, connection)
 
 
 def receiver_keys_workflow_id(tenant: Tenant, receiver: ReceiverId) -> str:
-    return f"receiver_keys:{tenant}:{receiver}"
+    return _workflow_id(WorkflowName.FETCH_RECEIVER_KEYS, tenant, receiver)
 
 
 def issuer_keys_workflow_id(tenant: Tenant, issuer: TrustedIssuerId) -> str:
-    return f"issuer_keys:{tenant}:{issuer}"
+    return _workflow_id(WorkflowName.FETCH_ISSUER_KEYS, tenant, issuer)
 
 
 def pushed_authorization_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:
     """One for each click: a click that follows makes another request."""
-    return f"pushed_authorization:{tenant}:{consent}:{revision}"
+    return _workflow_id(WorkflowName.PUSHED_AUTHORIZATION, tenant, consent, revision)
 
 
 def temporary_credentials_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:
     """One for each click: a click that follows asks for other credentials."""
-    return f"temporary_credentials:{tenant}:{consent}:{revision}"
+    return _workflow_id(WorkflowName.TEMPORARY_CREDENTIALS, tenant, consent, revision)
 
 
 def login_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:
     """One for each login's callback."""
-    return f"login:{tenant}:{consent}:{revision}"
+    return _workflow_id(WorkflowName.VERIFY_LOGIN, tenant, consent, revision)
 
 
 def person_login_workflow_id(tenant: Tenant, login: PersonLoginId, revision: int) -> str:
     """One for each login's callback."""
-    return f"person_login:{tenant}:{login}:{revision}"
+    return _workflow_id(WorkflowName.VERIFY_PERSON, tenant, login, revision)
 
 
 def client_document_workflow_id(client_id: str) -> str:
     """One for each document, for all who ask for it."""
-    return f"client_document:{hashlib.sha256(client_id.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    digest = hashlib.sha256(client_id.encode("utf-8", "surrogatepass")).hexdigest()
+    return _workflow_id(WorkflowName.READ_CLIENT_DOCUMENT, digest)
 
 
 def is_valid_workflow_id(value: str) -> bool:

@@ -42,7 +42,7 @@ class Trouble:
             raise self._at_signal or WorkflowNotRunning
         self.signalled.append(target)
 
-    async def newest_run(self, workflow: str) -> NewestRun | None:
+    async def usable_run(self, workflow: str) -> NewestRun | None:
         return NewestRun("run", True, None)
 
     async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
@@ -55,8 +55,8 @@ class Trouble:
 class Foreign(Trouble):
     """A workflow of another type runs under the id of BAD, until the connection's own is started."""
 
-    async def newest_run(self, workflow: str) -> NewestRun | None:
-        return NewestRun("run", True, None) if self._missed else NewestRun("run", True, None, "Another")
+    async def usable_run(self, workflow: str) -> NewestRun | None:
+        return NewestRun("run", running=self._missed, state=None, is_foreign=not self._missed)
 
     async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
         self._missed = True

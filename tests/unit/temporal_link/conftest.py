@@ -53,6 +53,9 @@ class ScriptedLink(TemporalLink):
     async def newest_run(self, workflow: str) -> NewestRun | None:
         return self.newest
 
+    async def failing_workflows(self) -> set[str]:
+        return set()
+
     async def is_idle(self, workflow: str) -> bool:
         return True
 

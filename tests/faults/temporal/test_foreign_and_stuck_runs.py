@@ -1,0 +1,168 @@
+"""A run that squats on an id of Evergrant's, or whose task fails again and again, doesn't keep the id."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConsentId, Tenant, new_id
+from evergrant_server.core.messages import names
+from evergrant_server.core.messages.connection import ConnectionStart
+from evergrant_server.core.messages.integrations import VerifyLogin
+from evergrant_server.core.messages.names import WorkflowName, connection_workflow_id, workflow_type_of
+from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.crypto import KeyRing
+from evergrant_server.temporal_link import runs, start_requests
+from evergrant_server.temporal_link.connect import prepare_namespace
+from evergrant_server.temporal_link.link import TemporalLink
+from evergrant_server.temporal_link.received import DATA_CONVERTER
+from evergrant_server.temporal_link.schedules import SCHEDULES
+from tests.fakes.messages import sample
+from tests.fakes.patience import eventually
+from tests.fakes.platform.installation import ASKED, TENANT, Installation
+from tests.fakes.temporal import running_temporal
+
+QUEUE = "the-right-queue"
+STARTS = start_requests._STARTS  # every kind of message that starts a workflow
+
+
+@pytest.fixture
+async def client(temporal_address: str) -> Client:
+    return await Client.connect(temporal_address, data_converter=DATA_CONVERTER)
+
+
+@pytest.fixture
+def link(client: Client, tmp_path: Path) -> TemporalLink:
+    return TemporalLink(client, KeyRing.create(tmp_path / "keys.json"), SystemClock(), QUEUE)
+
+
+def a_start_request(kind: OutboxKind) -> start_requests.StartRequest:
+    """With an id that no other test uses."""
+    message, _ = STARTS[kind]
+    more = {"integration_id": "int_1"} if kind is OutboxKind.RETRY_CONNECTIONS else {}
+    payload = {**sample(message), "tenant": f"tenant-{new_id('out')[-8:]}", **more}
+    return start_requests.from_outbox(kind, payload)
+
+
+def test_each_id_of_ours_names_the_type_that_may_run_under_it():
+    scheduled = {it.workflow for it in SCHEDULES}
+    assert set(names._ID_PREFIXES) == set(WorkflowName) - scheduled
+    assert len(set(names._ID_PREFIXES.values())) == len(names._ID_PREFIXES)
+    for kind in STARTS:
+        request = a_start_request(kind)
+        assert workflow_type_of(request.workflow_id) == request.workflow
+    assert workflow_type_of("pipeline-7") is None
+
+
+@pytest.mark.parametrize("squatter", ["of another type", "on another queue", "of another type, ended"])
+@pytest.mark.parametrize("kind", STARTS)
+async def test_a_squatted_id_is_taken_back(
+    client: Client, link: TemporalLink, kind: OutboxKind, squatter: str
+):
+    request = a_start_request(kind)
+    foreign = await client.start_workflow(
+        request.workflow if squatter == "on another queue" else "Squatter",
+        id=request.workflow_id,
+        task_queue="nobody's" if squatter == "on another queue" else QUEUE,
+    )
+    if squatter.endswith("ended"):
+        await foreign.terminate("seen enough")
+    started = await link.start(request)
+    newest = await client.get_workflow_handle(request.workflow_id).describe()
+    assert (newest.workflow_type, newest.task_queue) == (request.workflow, QUEUE)
+    assert newest.run_id == started
+    assert newest.status is WorkflowExecutionStatus.RUNNING
+    ended = await client.get_workflow_handle(request.workflow_id, run_id=foreign.result_run_id).describe()
+    assert ended.status is WorkflowExecutionStatus.TERMINATED
+    assert await link.start(request) == started  # our own run keeps it
+
+
+async def test_a_result_is_never_a_squatters(client: Client, link: TemporalLink):
+    """Without a worker the login times out; what matters is which run is waited for."""
+    ask = VerifyLogin(tenant=Tenant("acme"), consent_id=ConsentId(new_id("cns")), revision=1, context=ASKED)
+    workflow = names.login_workflow_id(ask.tenant, ask.consent_id, ask.revision)
+    await client.start_workflow("Squatter", id=workflow, task_queue="nobody's")
+    with pytest.raises(Failure) as late:
+        await link.verify_login(ask, timeout=1)
+    assert late.value.code is ErrorCode.TEMPORAL_UNAVAILABLE
+    newest = await client.get_workflow_handle(workflow).describe()
+    assert (newest.workflow_type, newest.task_queue) == (WorkflowName.VERIFY_LOGIN, QUEUE)
+
+
+# --- stuck runs ----------------------------------------------------------------------------
+
+
+async def replace_by_a_stuck_run(place: Installation, connection: Connection) -> str:
+    """Its run is terminated, and followed by one whose task fails each time: no rules have this number."""
+    start = ConnectionStart.model_validate(sample(ConnectionStart)).model_copy(
+        update={"tenant": TENANT, "connection_id": connection.id, "rules": 99}
+    )
+    handle = await place.parts.client.start_workflow(
+        WorkflowName.CONNECTION,
+        start,
+        id=connection_workflow_id(TENANT, connection.id),
+        task_queue=place.parts.settings.temporal_task_queue,
+        id_conflict_policy=WorkflowIDConflictPolicy.TERMINATE_EXISTING,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+    )
+    assert handle.result_run_id is not None
+    return handle.result_run_id
+
+
+async def status_of(place: Installation, connection: Connection, run: str) -> WorkflowExecutionStatus | None:
+    name = connection_workflow_id(TENANT, connection.id)
+    return (await place.parts.client.get_workflow_handle(name, run_id=run).describe()).status
+
+
+async def test_a_message_for_a_stuck_run_reaches_the_one_that_follows(
+    place: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(runs, "_MOST_TRIES_OF_A_TASK", 2)  # later ones take ten seconds each
+    connection = await place.connect()
+    stuck = await replace_by_a_stuck_run(place, connection)
+    name = connection_workflow_id(TENANT, connection.id)
+
+    async def is_stuck() -> bool:
+        newest = await place.parts.link.newest_run(name)
+        return newest is not None and newest.is_stuck
+
+    await eventually(is_stuck)
+    await place.revoke(connection)
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
+    assert await status_of(place, connection, stuck) is WorkflowExecutionStatus.TERMINATED
+
+
+class TestAPass:
+    """On a server of its own, which reports a run's problems sooner."""
+
+    @pytest.fixture
+    async def temporal_address(self, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+        sooner = "system.numConsecutiveWorkflowTaskProblemsToTriggerSearchAttribute=2"
+        async with running_temporal(tmp_path_factory.mktemp("temporal"), settings=[sooner]) as server:
+            await prepare_namespace(await server.client(), timedelta(days=1))
+            yield server.address
+
+    async def test_restarts_a_stuck_run_from_the_store_and_no_other(
+        self, place: Installation, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(runs, "_MOST_TRIES_OF_A_TASK", 2)
+        healthy, connection = await place.connect(), await place.connect()
+        before = await place.parts.link.newest_run(connection_workflow_id(TENANT, healthy.id))
+        stuck = await replace_by_a_stuck_run(place, connection)
+        name = connection_workflow_id(TENANT, connection.id)
+
+        async def reported() -> set[str]:
+            return await place.parts.link.failing_workflows()
+
+        await eventually(reported, lambda ids: ids == {name})
+        counts = await place.parts.reconciler.reconcile_all(compare=False)
+        assert (counts.live, counts.started) == (2, 1)
+        assert await status_of(place, connection, stuck) is WorkflowExecutionStatus.TERMINATED
+        assert await place.parts.link.newest_run(connection_workflow_id(TENANT, healthy.id)) == before
+        await place.ensure_fresh(connection, 1)
+        assert (await place.row(connection)).generation == 2
