@@ -5,14 +5,14 @@ from enum import Enum
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from evergrant_server.core.messages.base import Provenance, Received, RequestContext
+from evergrant_server.core.messages.base import Message, Provenance, RequestContext
 from evergrant_server.core.messages.connection import ConnectionStart
 from tests.workflows.connection_runs import ASKED, a_start
 
 NOW = datetime.now(UTC)
 
 
-def sample(message: type[Received]) -> dict[str, Any]:
+def sample(message: type[Message]) -> dict[str, Any]:
     """A message of this type that can be read, as JSON."""
     if message is ConnectionStart:
         return a_start().model_dump(mode="json")

@@ -1,6 +1,7 @@
 """A run that squats on an id of Evergrant's, or whose task fails again and again, doesn't keep the id."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
