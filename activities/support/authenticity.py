@@ -19,6 +19,7 @@ from evergrant_server.core.messages.activities import (
     RevokeGrant,
     RevokeReplacedGrants,
 )
+from evergrant_server.core.messages.agents import CallApprovalCall
 from evergrant_server.core.messages.base import SCHEDULE, RequestContext, RequestMessage
 from evergrant_server.core.messages.export import ExportCall
 from evergrant_server.core.messages.integrations import DefinitionCall
@@ -31,7 +32,7 @@ from evergrant_server.core.messages.names import (
     replaced_grants_workflow_id,
 )
 from evergrant_server.crypto import KeyRing
-from evergrant_server.crypto.request_proof import as_claimed, proven_message
+from evergrant_server.crypto.request_proof import GATEWAY_MESSAGES, as_claimed, proven_message
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
@@ -76,10 +77,18 @@ class _AuthenticActivity(ActivityInboundInterceptor):
 
 def _fits(message: str, request: RequestMessage) -> bool:
     """False when the activity is none that this message leads to: a proof is for one message alone."""
+    if message in GATEWAY_MESSAGES and not _is_of_gateways(request):
+        return False
     if isinstance(request, DefinitionCall) and request.roll_back is not None:
         return message == SignalName.ROLL_BACK_DEFINITION
     revokes = isinstance(request, BeginRevocation | RevokeGrant)
     return revokes == (message == SignalName.REVOKE)
+
+
+def _is_of_gateways(request: RequestMessage) -> bool:
+    """True for an activity that a gateway's messages lead to: none of them ends anything."""
+    ends = isinstance(request, BeginRevocation | RevokeGrant | RevokeReplacedGrants)
+    return isinstance(request, ConnectionCall | CallApprovalCall) and not ends
 
 
 def _require_own_workflow(request: RequestMessage) -> None:

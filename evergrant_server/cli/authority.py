@@ -21,7 +21,7 @@ from evergrant_server.store.review.authority_scan import (
 )
 from evergrant_server.store.store import require_matching_key_ring
 
-_FIRST_WITH_SIGNATURES = "0030"  # the schema from which on every row has what `authority verify` checks
+_FIRST_WITH_SIGNATURES = "0032"  # the schema from which on every row has what `authority verify` checks
 
 authority = App(name="authority")
 

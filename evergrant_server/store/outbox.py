@@ -1,8 +1,10 @@
 """The outbox: deliveries written in the transaction that made them true, in order per target."""
 
-from collections.abc import Collection
-from datetime import datetime, timedelta
-from typing import Any
+import hmac
+import json
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Index, Select, delete, exists, func, or_, select, text, update
@@ -11,11 +13,12 @@ from sqlmodel import Field, col
 
 from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import OutboxId
+from evergrant_server.core.ids import OutboxId, Tenant
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.outbox import BULK, OutboxMessage
-from evergrant_server.crypto import KeyRing
-from evergrant_server.crypto.request_proof import prove_request
+from evergrant_server.core.outbox import BULK, OutboxKind, OutboxMessage
+from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.crypto.envelope import encode_parts
+from evergrant_server.crypto.request_proof import proof_key, prove_request, roles_that_say
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
@@ -28,11 +31,14 @@ from evergrant_server.store.database.rows import (
     insert,
 )
 
+REFUSED = ErrorCode.AUTHORITY_BROKEN.value  # the last error of a row that isn't Evergrant's: none delivers it
+
 
 class OutboxRow(columns.Row, table=True):
     __table_args__ = (
         Index(None, "id", unique=True),
         columns.partial_index("ix_outbox_undelivered", "target", "seq", where="delivered_at IS NULL"),
+        columns.partial_index("ix_outbox_refused", "id", where=f"last_error = '{REFUSED}'"),
         {"sqlite_autoincrement": True},
     )
     tenant: str
@@ -50,9 +56,36 @@ class OutboxRow(columns.Row, table=True):
     claimed_until: datetime | None = columns.timestamp()
     delivered_at: datetime | None = columns.timestamp()
     revision: int
+    mac: str | None = None
+
+
+def outbox_mac(ring: KeyRing, row: Values, role: Role | None = None) -> str:
+    """The authenticator of what a row has delivered, and to whom, by a process of `role` (None: this one)."""
+    at: datetime = row["created_at"]
+    payload = json.dumps(row["payload"], sort_keys=True, separators=(",", ":"))
+    said = (row["tenant"], row["id"], row["kind"], row["target"], row["name"], payload)
+    key = proof_key(ring, role or ring.role)
+    return hmac.digest(key, encode_parts("outbox", *said, at.astimezone(UTC).isoformat()), "sha256").hex()
+
+
+def is_authentic(ring: KeyRing, row: Values) -> bool:
+    """True when a process whose role says such things wrote the row. Raises ValueError and the like for one
+    whose values can't be computed with."""
+    roles = roles_that_say(row["name"] if row["kind"] == OutboxKind.SIGNAL else row["kind"])
+    made = row["mac"] or ""
+    return any(hmac.compare_digest(made, outbox_mac(ring, row, role)) for role in roles)
+
+
+class BrokenMessage(NamedTuple):
+    """A row that isn't Evergrant's, and the failure that names it."""
+
+    seq: int
+    tenant: Tenant
+    failure: Failure
 
 
 _UNDELIVERED = col(OutboxRow.delivered_at).is_(None)
+_UNREADABLE = (ArithmeticError, AttributeError, TypeError, ValueError)  # of values of another type
 _FARTHEST = timedelta(minutes=10)  # a relay puts nothing off for longer; see `_due`
 _TARGET_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 0))")
 
@@ -79,10 +112,18 @@ class Outbox(Repository):
             # so that a lower number never becomes visible after a higher one
             await self._connection.execute(_TARGET_LOCK, {"target": message.target})
         values = column_values(message, payload=self._proven_payload(message), revision=1)
+        values["mac"] = outbox_mac(self._ring, values)
         return await insert(self._connection, OutboxRow, values)
 
     async def claim(
-        self, by: str, now: datetime, hold: timedelta, limit: int = 50, *, bulk: bool = True
+        self,
+        by: str,
+        now: datetime,
+        hold: timedelta,
+        limit: int = 50,
+        *,
+        bulk: bool = True,
+        refuse: Callable[[Failure], None] = lambda _: None,
     ) -> list[OutboxMessage]:
         """Take messages that are due, for `hold`; the oldest undelivered one of each target alone.
 
@@ -91,7 +132,8 @@ class Outbox(Repository):
         Tenants come in turn: however many messages one has, another's first is among the first.
         Any number of relays may claim at once: none gets what another holds. A message that
         was neither delivered nor postponed is claimable again after `hold`. One that this version can't
-        read is put off for as long: a relay of a newer version may read it.
+        read is put off for as long: a relay of a newer version may read it. One that isn't Evergrant's is
+        never delivered and holds up no other; `refuse` is called with the failure that names it.
         """
         seqs = list((await self._connection.execute(_picked(now, hold, limit, bulk))).scalars())
         if not seqs:
@@ -99,9 +141,12 @@ class Outbox(Repository):
         mine = col(OutboxRow.seq).in_(seqs)
         taken_by: Values = {"claimed_by": by, "claimed_until": now + hold}
         await self._connection.execute(update(OutboxRow).where(mine).values({**taken_by, **_NEXT}))
-        rows = await fetch_all(self._connection, select(OutboxRow).where(mine).order_by(col(OutboxRow.seq)))
         claimed: list[OutboxMessage] = []
-        for row in rows:
+        for row in await self._read(mine):
+            if isinstance(row, BrokenMessage):
+                await self._refuse(row.seq, now)
+                refuse(row.failure)
+                continue
             try:
                 claimed.append(OutboxMessage.model_validate(row))
             except ValidationError:
@@ -124,6 +169,23 @@ class Outbox(Repository):
             "claimed_until": None,
         }
         await self._change(id, later)
+
+    async def broken(self) -> list[BrokenMessage]:
+        """The rows that were refused or would be."""
+        kept = or_(_UNDELIVERED, col(OutboxRow.last_error) == REFUSED)
+        return [row for row in await self._read(kept) if isinstance(row, BrokenMessage)]
+
+    async def accept(self, ids: Collection[str] | None = None) -> list[str]:
+        """Write the authenticators of rows as they are (None: of all); what was refused is delivered."""
+        kept = select(OutboxRow).where(or_(_UNDELIVERED, col(OutboxRow.last_error) == REFUSED))
+        chosen = kept if ids is None else kept.where(col(OutboxRow.id).in_(ids))
+        rows = await fetch_all(self._connection, chosen)
+        for row in rows:
+            again: Values = {"delivered_at": None, "last_error": None} if row["last_error"] == REFUSED else {}
+            mine = update(OutboxRow).where(columns_equal(OutboxRow, id=row["id"]))
+            values: Values = {**again, "mac": outbox_mac(self._ring, row), **_NEXT}
+            await self._connection.execute(mine.values(values))
+        return [row["id"] for row in rows]
 
     async def targets_with_undelivered(self, targets: list[str]) -> set[str]:
         """Those of these targets for which a message is not delivered yet."""
@@ -158,6 +220,31 @@ class Outbox(Repository):
             payload["pending_events"] = [{**event, **of_request} for event in events]
         return payload
 
+    async def _read(self, which: ColumnElement[bool]) -> list[Values | BrokenMessage]:
+        """The rows in order. Each is read by itself if one can't be: SQLite keeps any value in any column."""
+        query = select(OutboxRow).order_by(col(OutboxRow.seq))
+        try:
+            return [self._checked(row) for row in await fetch_all(self._connection, query.where(which))]
+        except _UNREADABLE:
+            pass
+        key = (col(OutboxRow.seq), col(OutboxRow.tenant), col(OutboxRow.id))
+        read: list[Values | BrokenMessage] = []
+        for name in await fetch_all(self._connection, select(*key).where(which).order_by(key[0])):
+            try:
+                (row,) = await fetch_all(self._connection, query.where(key[0] == name["seq"]))
+                read.append(self._checked(row))
+            except _UNREADABLE:
+                read.append(_broken(name))
+        return read
+
+    def _checked(self, row: Values) -> Values | BrokenMessage:
+        return row if is_authentic(self._ring, row) else _broken(row)
+
+    async def _refuse(self, seq: int, now: datetime) -> None:
+        """Keep it as one that is done with, so that what comes behind it is delivered."""
+        done: Values = {"delivered_at": now, "claimed_until": None, "last_error": REFUSED, **_NEXT}
+        await self._run(update(OutboxRow).where(columns_equal(OutboxRow, seq=seq)).values(done))
+
     async def _change(self, id: OutboxId, values: Values) -> None:
         statement = update(OutboxRow).where(columns_equal(OutboxRow, id=id), _UNDELIVERED)
         if (await self._connection.execute(statement.values({**values, **_NEXT}))).rowcount == 1:
@@ -165,6 +252,13 @@ class Outbox(Repository):
         there = select(exists().where(columns_equal(OutboxRow, id=id)))
         if not (await self._connection.execute(there)).scalar_one():
             raise Failure(ErrorCode.NOT_FOUND, f"{id} doesn't exist.")
+
+
+def _broken(row: Values) -> BrokenMessage:
+    id = row["id"]
+    why = f"{id} in outbox wasn't written by Evergrant, or was changed."
+    failure = Failure(ErrorCode.AUTHORITY_BROKEN, why, table="outbox", row=id)
+    return BrokenMessage(row["seq"], Tenant(row["tenant"]), failure)
 
 
 _NEXT: Values = {"revision": col(OutboxRow.revision) + 1}

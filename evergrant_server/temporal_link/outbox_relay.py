@@ -17,6 +17,7 @@ from evergrant_server.core.messages.names import CONNECTION_WORKFLOW_ID
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.store import HistoryExport, Store
 from evergrant_server.telemetry import metrics, traces
+from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link import start_requests
 from evergrant_server.temporal_link.link import TemporalLink
@@ -103,7 +104,8 @@ class OutboxRelay:
         try:
             async with self._store.write() as tx:
                 now = self._clock.now()
-                batch = await tx.outbox.claim(self._name, now, _CLAIM_TIME, _BATCH, bulk=self._bulk)
+                claim = (self._name, now, _CLAIM_TIME, _BATCH)
+                batch = await tx.outbox.claim(*claim, bulk=self._bulk, refuse=report_broken_authority)
             outcomes = await asyncio.gather(*map(self._deliver, batch), return_exceptions=True)
             await self._mark_delivered(
                 [it.id for it, done in zip(batch, outcomes, strict=True) if done is True]

@@ -53,8 +53,10 @@ _PAGE_ROWS = 500
 
 
 async def broken_configuration(store: Store) -> list[BrokenRow]:
-    """Each broken row of tenants, apps, permits, people, integrations, definitions and exports."""
-    return [it for table in CONFIGURATION async for it in _broken(store, table)]
+    """Each broken row of tenants, apps, permits, people, integrations, definitions, exports, messages."""
+    async with store.read() as tx:
+        messages = [BrokenRow(it.tenant, it.failure) for it in await tx.outbox.broken()]
+    return [it for table in CONFIGURATION async for it in _broken(store, table)] + messages
 
 
 async def broken_connections(store: Store) -> AsyncIterator[BrokenRow]:
@@ -101,7 +103,13 @@ async def accept(store: Store, ids: Collection[str] | None = None) -> list[str]:
             for row in page:
                 made = account_mac(store.ring, _pinned(row), row["pin"])
                 await _write(tx.connection, row, account_mac=made)
-    return accepted
+    return accepted + await accept_messages(store, ids)
+
+
+async def accept_messages(store: Store, ids: Collection[str] | None = None) -> list[str]:
+    """As `accept`, for messages of the outbox that wait or were refused."""
+    async with store.write() as tx:
+        return await tx.outbox.accept(ids)
 
 
 async def _accept_table(store: Store, table: type[IdTable], ids: Collection[str] | None) -> list[str]:

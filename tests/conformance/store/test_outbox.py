@@ -2,11 +2,22 @@
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
-from evergrant_server.core.errors import ErrorCode
+import pytest
+from sqlalchemy import select, text, update
+from sqlmodel import col
+
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.outbox import BULK, OutboxMessage
+from evergrant_server.core.messages.names import SignalName
+from evergrant_server.core.outbox import BULK, OutboxKind, OutboxMessage
+from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
+from evergrant_server.store.database.rows import column_values, insert
+from evergrant_server.store.outbox import Outbox, OutboxRow
+from evergrant_server.store.review.authority_scan import accept, broken_configuration
 from tests.conformance.store.samples import a_message
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
@@ -158,3 +169,124 @@ async def test_a_message_that_is_added_once_is_not_added_again_even_after_its_de
             assert not await tx.outbox.add_once(message)
             await tx.outbox.mark_delivered([message.id], NOW)
     assert await claim(store) == []
+
+
+# --- rows that aren't Evergrant's ----------------------------------------------------------
+
+
+async def deliver(store: Store) -> tuple[list[str], list[str]]:
+    """The messages that a relay would deliver, until none is left, and the rows that it refuses."""
+    refused: list[Failure] = []
+    delivered: list[str] = []
+    while True:
+        async with store.write() as tx:
+            claimed = await tx.outbox.claim("relay", NOW, HOLD, refuse=refused.append)
+            await tx.outbox.mark_delivered([it.id for it in claimed], NOW)
+        delivered += [it.id for it in claimed]
+        if not claimed and not await waiting(store):
+            return delivered, [it.context["row"] for it in refused]
+
+
+async def waiting(store: Store) -> int:
+    async with store.read() as tx:
+        return await tx.outbox.depth(NOW)
+
+
+async def by_hand(store: Store, message: OutboxMessage, **values: Any) -> None:
+    async with store.write() as tx:
+        mine = col(OutboxRow.id) == message.id
+        await tx.connection.execute(update(OutboxRow).where(mine).values(**values))
+
+
+async def named(store: Store) -> list[str]:
+    """The rows that `authority verify`, the doctor and the recurring pass name."""
+    return [it.row for it in await broken_configuration(store) if it.table == "outbox"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tenant": "globex"},
+        {"kind": OutboxKind.START_EXPORT.value},
+        {"target": "connection:acme:con_2"},
+        {"name": SignalName.ROTATE.value},
+        {"payload": {"reason": "somebody else's"}},
+        {"created_at": NOW + timedelta(seconds=1)},
+        {"mac": "0" * 64},
+        {"mac": None},
+    ],
+)
+async def test_a_changed_message_is_refused_and_named_and_holds_up_no_other(
+    store: Store, change: dict[str, Any]
+):
+    changed, behind = a_message(), a_message()
+    await put(store, changed, behind)
+    await by_hand(store, changed, **change)
+    assert await named(store) == [changed.id]
+    assert await deliver(store) == ([behind.id], [changed.id])
+    assert await named(store) == [changed.id]
+
+
+async def test_a_message_that_another_hand_wrote_is_refused(store: Store):
+    ours, theirs = a_message(), a_message()
+    async with store.write() as tx:
+        await insert(tx.connection, OutboxRow, column_values(theirs, revision=1, mac=None))
+    await put(store, ours)
+    assert await deliver(store) == ([ours.id], [theirs.id])
+
+
+async def test_an_authenticator_is_of_one_row_alone(store: Store):
+    one, other = a_message(), a_message("connection:acme:con_2")
+    await put(store, one, other)
+    async with store.read() as tx:
+        query = select(col(OutboxRow.mac)).where(col(OutboxRow.id) == one.id)
+        copied = (await tx.connection.execute(query)).scalar_one()
+    await by_hand(store, other, mac=copied)
+    assert await deliver(store) == ([one.id], [other.id])
+
+
+async def test_values_that_no_type_has_hold_up_nobody(store: Store):
+    """SQLite keeps any value in any column; PostgreSQL refuses it."""
+    broken, other = a_message("a"), a_message("b")
+    await put(store, broken, other)
+    async with store.write() as tx:
+        if tx.connection.dialect.name != "sqlite":
+            return
+        statement = text("UPDATE outbox SET created_at = 'never', payload = '{' WHERE id = :id")
+        await tx.connection.execute(statement, {"id": broken.id})
+    assert await deliver(store) == ([other.id], [broken.id])
+    assert await named(store) == [broken.id]
+
+
+@pytest.mark.parametrize(
+    ("message", "accepted"),
+    [
+        ({"kind": OutboxKind.ADVANCE_CALL_APPROVAL, "name": ""}, True),
+        ({"kind": OutboxKind.WAKE_WEBHOOK, "name": ""}, True),
+        ({"kind": OutboxKind.START_WORKFLOW, "name": ""}, True),
+        ({"name": SignalName.CONSENT_GRANTED}, True),
+        ({"name": SignalName.REVOKE}, False),
+        ({"kind": OutboxKind.START_EXPORT, "name": ""}, False),
+        ({"kind": OutboxKind.START_EXPORT, "name": SignalName.CONSENT_GRANTED}, False),
+        ({"kind": OutboxKind.STOP_AGENT, "name": ""}, False),
+    ],
+)
+async def test_a_gateways_process_says_what_a_gateway_says_and_no_more(
+    store: Store, key_path: Path, message: dict[str, Any], accepted: bool
+):
+    said = a_message(**message)
+    async with store.write() as tx:
+        await Outbox(tx.connection, KeyRing.open(key_path, Role.GATEWAY)).add(said)
+    delivered, refused = await deliver(store)
+    assert (delivered, refused) == (([said.id], []) if accepted else ([], [said.id]))
+
+
+async def test_an_operator_may_have_a_refused_message_delivered(store: Store):
+    message, other = a_message("a"), a_message("b")
+    await put(store, message, other)
+    for it in (message, other):
+        await by_hand(store, it, mac=None)
+    assert await deliver(store) == ([], [message.id, other.id])
+    assert await accept(store, {message.id}) == [message.id]
+    assert await deliver(store) == ([message.id], [])
+    assert await named(store) == [other.id]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from temporalio import workflow
-from temporalio.client import WorkflowFailureError
+from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
@@ -16,8 +16,9 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import Provenance, RequestContext
-from evergrant_server.core.messages.connection import Revoke, Rotate
-from evergrant_server.core.messages.names import ActivityName, SignalName, connection_workflow_id
+from evergrant_server.core.messages.connection import EnsureFreshResult, Revoke, Rotate
+from evergrant_server.core.messages.names import ActivityName, SignalName, UpdateName, connection_workflow_id
+from evergrant_server.crypto import KeyRing, Role, request_proof
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 
 APP = "app:crm-sync"
@@ -59,6 +60,50 @@ async def test_the_proof_of_one_message_proves_no_other(place: Installation):
     await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
     for action in (AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED):
         assert await requester(place, connection, action) == f"claimed:{APP}"
+
+
+@pytest.mark.parametrize("message", [SignalName.REVOKE, UpdateName.ENSURE_FRESH])
+async def test_a_stolen_gateways_key_makes_no_admins_revocation(
+    place: Installation, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    connection = await place.connect()
+    gateway = KeyRing.open(place.parts.settings.key_path, Role.GATEWAY)
+    admin, now = RequestContext(by="app:admin"), place.parts.clock.now()
+    with monkeypatch.context() as stolen:  # it isn't held up by what a gateway's code refuses to say
+        stolen.setattr(request_proof, "GATEWAY_MESSAGES", {message})
+        workflow = connection_workflow_id(TENANT, connection.id)
+        context = request_proof.prove_request(gateway, admin, workflow, message, now)
+    await place.workflow(connection).signal(SignalName.REVOKE, Revoke(reason="forged", context=context))
+    await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
+    for action in (AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED):
+        assert await requester(place, connection, action) == "claimed:app:admin"
+
+
+@pytest.mark.parametrize("seen", [2**63, 2**31, -1, 1000])
+async def test_an_invented_generation_costs_nothing(place: Installation, seen: int):
+    """Neither a call of the provider, nor a wait, nor a failure of the connection."""
+    connection = await place.connect()
+    calls, before = len(place.idp.calls), await place.row(connection)
+    context = ASKED.model_dump(mode="json")
+    ask = {"seen_generation": seen, "context": context}
+    workflow = place.workflow(connection)
+    if seen < 2**31 and seen >= 0:
+        answer = await workflow.execute_update(UpdateName.ENSURE_FRESH, ask, result_type=EnsureFreshResult)
+        assert (answer.generation, answer.problem) == (1, ErrorCode.STORE_BEHIND)
+    else:
+        with pytest.raises(WorkflowUpdateFailedError) as refused:
+            await workflow.execute_update(UpdateName.ENSURE_FRESH, ask)
+        assert isinstance(refused.value.cause, ApplicationError)
+        assert refused.value.cause.type == ErrorCode.INVALID_REQUEST
+        await workflow.signal(SignalName.ROTATE, {**ask, "reason": "forged"})
+        told = {"generation": seen, "source": "introspection", "context": context}
+        await workflow.signal(SignalName.REVOKED_AT_PROVIDER, told)
+    described = await place.parts.link.describe(TENANT, connection.id)
+    assert described is not None
+    assert (described.state, described.failures, described.reason) == (LifecycleState.ACTIVE, 0, None)
+    assert (len(place.idp.calls), await place.row(connection)) == (calls, before)
+    await place.ensure_fresh(connection, 1)  # and a caller who has seen the real one is served at once
+    assert (await place.row(connection)).generation == 2
 
 
 async def context_of_update(place: Installation, connection: Connection) -> RequestContext:

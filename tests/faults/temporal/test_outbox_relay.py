@@ -5,14 +5,15 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlmodel import col
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant, new_id
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.store import Store
-from evergrant_server.store.outbox import Outbox, OutboxRow
+from evergrant_server.store.database.rows import fetch_all
+from evergrant_server.store.outbox import Outbox, OutboxRow, outbox_mac
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
 from evergrant_server.temporal_link.runs import NewestRun, WorkflowNotRunning
 from tests.conformance.store.samples import a_message
@@ -161,8 +162,10 @@ async def test_a_message_of_a_newer_version_blocks_no_other(store: Store, clock:
     await put(store, clock, BAD)
     await put(store, clock, GOOD)
     async with store.write() as tx:
-        newer = update(OutboxRow).where(col(OutboxRow.target) == BAD).values(kind="from_the_future")
-        await tx.connection.execute(newer)
+        (row,) = await fetch_all(tx.connection, select(OutboxRow).where(col(OutboxRow.target) == BAD))
+        newer = {"kind": "from_the_future"}
+        newer["mac"] = outbox_mac(store.ring, {**row, **newer})
+        await tx.connection.execute(update(OutboxRow).where(col(OutboxRow.target) == BAD).values(newer))
     relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
     assert await relay.deliver_batch() == 1
     assert trouble.signalled == [GOOD]
@@ -201,3 +204,20 @@ async def test_a_relay_cancelled_while_notified_ends(store: Store, clock: SetClo
     running.cancel()
     done, _ = await asyncio.wait({running}, timeout=PATIENCE_S)
     assert done
+
+
+async def test_a_message_that_another_hand_changed_is_never_delivered(
+    store: Store, clock: SetClock, caplog: pytest.LogCaptureFixture
+):
+    trouble = Trouble()
+    await put(store, clock, BAD)
+    await put(store, clock, GOOD)
+    async with store.write() as tx:
+        changed = update(OutboxRow).where(col(OutboxRow.target) == BAD).values(name="rotate")
+        await tx.connection.execute(changed)
+    relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
+    assert await relay.deliver_batch() == 1
+    assert trouble.signalled == [GOOD]
+    assert "authority broken: out_" in caplog.text
+    clock.advance(600)
+    assert await relay.deliver_batch() == 0

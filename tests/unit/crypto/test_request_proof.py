@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.crypto import KeyRing, Role
-from evergrant_server.crypto.request_proof import as_claimed, prove_request, proven_message
+from evergrant_server.core.messages.names import SignalName, UpdateName
+from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.crypto import KeyRing, Role, request_proof
+from evergrant_server.crypto.request_proof import (
+    GATEWAY_MESSAGES,
+    as_claimed,
+    proof_key,
+    prove_request,
+    proven_message,
+)
 
 NOW = datetime(2026, 11, 27, 8, 0, 0, 250_000, UTC)
 DAY = timedelta(days=1)
@@ -75,3 +83,35 @@ def test_a_claim_is_recorded_in_bounded_text(by: str, recorded: str):
     claimed = as_claimed(RequestContext(by=by, trace_id="no trace", span_id="x", proof="y"))
     assert claimed == RequestContext(by=recorded)
     assert as_claimed(ASKED).trace_id == TRACE
+
+
+MESSAGES = {it.value for names in (SignalName, UpdateName, OutboxKind) for it in names} | {"reconcile"}
+
+
+@pytest.mark.parametrize("role", Role)
+def test_each_role_has_a_key_of_its_own(ring: KeyRing, tmp_path: Path, role: Role):
+    keys = {proof_key(ring, it) for it in Role}
+    assert len(keys) == len(Role)
+    own = KeyRing.open(tmp_path / "keys.json", role)
+    proven = prove_request(own, ASKED, WORKFLOW, UpdateName.ENSURE_FRESH, NOW)
+    assert proven_message(ring, proven, WORKFLOW, NOW, DAY) == UpdateName.ENSURE_FRESH
+
+
+@pytest.mark.parametrize("message", sorted(MESSAGES))
+def test_a_gateways_key_proves_what_a_gateway_says_alone(
+    ring: KeyRing, tmp_path: Path, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    gateway = KeyRing.open(tmp_path / "keys.json", Role.GATEWAY)
+    if message not in GATEWAY_MESSAGES:
+        with pytest.raises(ValueError, match="a gateway sends no"):
+            prove_request(gateway, ASKED, WORKFLOW, message, NOW)
+    with monkeypatch.context() as stolen:  # whoever has the key isn't held up by that
+        stolen.setattr(request_proof, "GATEWAY_MESSAGES", MESSAGES)
+        proven = prove_request(gateway, ASKED, WORKFLOW, message, NOW)
+    wanted = message if message in GATEWAY_MESSAGES else None
+    assert proven_message(ring, proven, WORKFLOW, NOW, DAY) == wanted
+
+
+def test_what_ends_something_is_none_of_a_gateways_messages():
+    assert GATEWAY_MESSAGES <= MESSAGES
+    assert not GATEWAY_MESSAGES & {SignalName.REVOKE, OutboxKind.STOP_AGENT, OutboxKind.START_EXPORT}
