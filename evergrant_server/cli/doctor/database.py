@@ -86,7 +86,7 @@ async def authority(settings: Settings) -> str:
         named = " ".join(it.failure.detail for it in broken[:_MOST_NAMED])
         more = " And more." if len(broken) > _MOST_NAMED else ""
         raise CheckFailed(f"{named}{more}", f"{COMMAND} authority verify")
-    return "apps, keys, permits, integrations, definitions, exports and audit heads are Evergrant's"
+    return "apps, keys, permits, integrations, definitions, exports, messages and audit heads are Evergrant's"
 
 
 async def outbox(settings: Settings) -> str:

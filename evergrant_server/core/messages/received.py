@@ -12,12 +12,14 @@ from typing import Annotated, Any, Final, cast
 
 from pydantic import BaseModel, Field
 
+from evergrant_server.core.clock import LATEST
 from evergrant_server.core.messages.base import Received
 from evergrant_server.core.text import is_storable_text
 
 Generation = Annotated[int, Field(ge=0, lt=2**31)]  # of a grant, as a message names it
 
 _LARGEST_NUMBER = 2**53  # JSON's integers are exact below it
+_LONGEST_TEXT = 4000  # characters; a run remembers some texts, and its input has a limit of Temporal's
 
 
 class Unreadable:
@@ -42,9 +44,9 @@ def is_usable(message: Received) -> bool:
                 left += vars(model).values()
             case tuple():
                 left += cast("tuple[object, ...]", value)
-            case str() as text if not is_storable_text(text):
+            case str() as text if len(text) > _LONGEST_TEXT or not is_storable_text(text):
                 return False
-            case datetime() as moment if moment.tzinfo is None:
+            case datetime() as moment if moment.tzinfo is None or moment > LATEST:
                 return False
             case int() | float() as number if not math.isfinite(number) or abs(number) > _LARGEST_NUMBER:
                 return False

@@ -23,10 +23,10 @@ from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.received import DATA_CONVERTER
 from evergrant_server.temporal_link.schedules import SCHEDULES
-from tests.fakes.messages import sample
 from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.temporal import running_temporal
+from tests.workflows.sampled_messages import sample
 
 QUEUE = "the-right-queue"
 STARTS = start_requests._STARTS  # every kind of message that starts a workflow
