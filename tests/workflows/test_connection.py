@@ -92,7 +92,7 @@ async def test_the_validator_refuses_what_is_done_and_writes_nothing(client: Cli
         assert len(await life.events()) == before
 
 
-@workflow.defn(name="SomebodyElse")
+@workflow.defn(name="SomebodyElse", sandboxed=False)
 class SomebodyElse:
     """A pipeline that signals for its token, or has done that, and waits for the answer."""
 
@@ -130,7 +130,7 @@ async def test_request_token_answers_the_workflow_that_asked_or_says_why_there_i
         assert (ready.connection_id, ready.generation, ready.problem) == (life.start.connection_id, 1, None)
 
 
-@workflow.defn(name="PatientPipeline")
+@workflow.defn(name="PatientPipeline", sandboxed=False)
 class PatientPipeline(TokenInbox):
     """Is refused a token, and waits until the grant is repaired."""
 
