@@ -135,3 +135,22 @@ async def test_tenants_of_before_are_enabled_with_authenticators(settings: Setti
         with fails(ErrorCode.AUTHORITY_BROKEN, "is missing"):
             await tx.tenants.is_enabled(Tenant("unknown"))
     await store.close()
+
+
+async def test_messages_that_wait_get_authenticators_and_nothing_else_does(settings: Settings):
+    """An upgrade from just before the outbox's authenticators accepts no tenant, app or permit."""
+    await at_schema(settings, "0026")
+    await by_hand(
+        settings,
+        "INSERT INTO outbox (tenant, id, kind, target, name, payload, created_at, attempts, revision) VALUES"
+        " ('acme', 'out_1', 'signal', 'connection:acme:con_1', 'revoke', '{}', '2026-01-02 03:04:05', 0, 1)",
+        "INSERT INTO app (tenant, id, name, disabled, return_to, created_at, revision)"
+        " VALUES ('acme', 'app_1', 'sync', 0, '[]', '2026-01-02 03:04:05.000000', 1)",
+    )
+    assert await upgrade_database(settings) == "0026"
+    with pytest.raises(CheckFailed, match="app_1") as found:
+        await doctor_check(settings)
+    assert "out_1" not in str(found.value)
+    await by_hand(settings, "UPDATE outbox SET name = 'rotate'")
+    with pytest.raises(CheckFailed, match="out_1"):
+        await doctor_check(settings)
