@@ -103,10 +103,10 @@ async def accept(store: Store, ids: Collection[str] | None = None) -> list[str]:
             for row in page:
                 made = account_mac(store.ring, _pinned(row), row["pin"])
                 await _write(tx.connection, row, account_mac=made)
-    return accepted + await accept_messages(store, ids)
+    return accepted + await _accept_messages(store, ids)
 
 
-async def accept_messages(store: Store, ids: Collection[str] | None = None) -> list[str]:
+async def _accept_messages(store: Store, ids: Collection[str] | None = None) -> list[str]:
     """As `accept`, for messages of the outbox that wait or were refused."""
     async with store.write() as tx:
         return await tx.outbox.accept(ids)
