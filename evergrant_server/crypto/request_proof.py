@@ -12,7 +12,7 @@ import re
 from datetime import datetime, timedelta
 
 from evergrant_server.core.messages.base import CLAIMED, RequestContext
-from evergrant_server.core.messages.names import SignalName, UpdateName
+from evergrant_server.core.messages.names import UpdateName
 from evergrant_server.core.outbox import OutboxKind
 from evergrant_server.core.text import is_storable_text
 from evergrant_server.crypto.envelope import encode_parts
@@ -22,7 +22,6 @@ from evergrant_server.crypto.keyring import KeyRing, Role
 GATEWAY_MESSAGES = frozenset(
     {
         UpdateName.ENSURE_FRESH.value,
-        SignalName.CONSENT_GRANTED.value,  # of a flow that asks no subject
         OutboxKind.START_WORKFLOW.value,
         OutboxKind.WAKE_WEBHOOK.value,
         OutboxKind.ADVANCE_CALL_APPROVAL.value,

@@ -31,7 +31,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConsentGranted, ConsentReturned
 from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import KeyPurpose
+from evergrant_server.crypto import KeyPurpose, Role
 from evergrant_server.store import Transaction
 
 EXCHANGE_WAIT_S = 15.0
@@ -110,8 +110,11 @@ async def request_client_grant(
     """Have a worker request the first tokens, without a subject and a connect link.
 
     `supplied` is the subject token of an exchange, or the static credential to install. Raises Failure
-    MADE_BY_ANOTHER_APP.
+    MADE_BY_ANOTHER_APP, and BINDING_REQUIRED at a gateway, which signs no consent that needs no subject.
     """
+    if call.api.ring.role is Role.GATEWAY:
+        why = "Through the gateway a login alone proves a subject: POST /v1/connections begins this one."
+        raise Failure(ErrorCode.BINDING_REQUIRED, why, integration=connection.integration)
     context, now = call.context, call.now
     replaces_any = await require_consent_allowed(tx, call, connection)
     kind = ConsentKind.IMPORT if connection.flow.is_static else ConsentKind.CLIENT_GRANT
