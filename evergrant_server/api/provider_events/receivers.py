@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
+from evergrant_server.api.http.approvals import dangerous, fingerprint, use_approval
 from evergrant_server.api.http.call import ApiCall, Call
 from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import Body, Slug, StorableSecret, Text, View
@@ -83,6 +84,7 @@ class EventReceiverView(View):
 
 
 @router.put("/v1/integrations/{name}/security-events", status_code=200)
+@dangerous("a new receiver, and each change: of who is believed that a grant has ended")
 async def put_event_receiver(
     name: Slug, body: EventReceiverBody, response: Response, call: Call
 ) -> EventReceiverView:
@@ -92,6 +94,10 @@ async def put_event_receiver(
     async def write(tx: Transaction) -> tuple[Receiver, bool]:
         now = call.now
         integration, before = await _find(tx, call, name, Action.ADMIN)
+        approved: dict[str, str] = {}
+        if before is None or await _says_otherwise(tx, before, body):
+            facts = {"integration": integration.id, "secret": fingerprint(call, body.secret)}
+            approved = await use_approval(tx, call, body.model_copy(update={"secret": None}), facts)
         if before is None:
             blank = Receiver(
                 tenant=integration.tenant,
@@ -108,7 +114,7 @@ async def put_event_receiver(
             after = await tx.receivers.put(_with_body(before, body, now), secret, expected=before.revision)
         if after.jwks_uri is not None and after.keys is None:
             after = await request_keys(tx, after, call.context, now)
-        await _record(tx, call, AuditAction.RECEIVER_PUT, integration, after)
+        await _record(tx, call, AuditAction.RECEIVER_PUT, integration, after, approved)
         return after, before is None
 
     after, new = await call.write(write)
@@ -125,14 +131,16 @@ async def get_event_receiver(name: Slug, call: Call) -> EventReceiverView:
 
 
 @router.delete("/v1/integrations/{name}/security-events", status_code=204)
+@dangerous("always: what the provider reports is heard no more")
 async def delete_event_receiver(name: Slug, call: Call) -> Response:
     """Delete the receiver with its secret. Its URL then answers 404."""
 
     async def drop(tx: Transaction) -> None:
         integration, found = await _find(tx, call, name, Action.ADMIN)
         receiver = require_found(found)
+        approved = await use_approval(tx, call, None, {"receiver": receiver.id})
         await tx.receivers.delete(receiver)
-        await _record(tx, call, AuditAction.RECEIVER_DELETED, integration, receiver)
+        await _record(tx, call, AuditAction.RECEIVER_DELETED, integration, receiver, approved)
 
     await call.write(drop)
     return Response(status_code=204)
@@ -186,6 +194,14 @@ def _with_body(before: Receiver, body: EventReceiverBody, now: datetime) -> Rece
     return before.model_copy(update=update)
 
 
+async def _says_otherwise(tx: Transaction, before: Receiver, body: EventReceiverBody) -> bool:
+    """Whether the body changes the receiver, or its secret."""
+    if _with_body(before, body, before.changed_at) != before:
+        return True
+    stored = await tx.receivers.secret(before)
+    return body.secret is not None and (stored is None or stored.reveal() != body.secret.reveal())
+
+
 async def _view(api: ApiContext, it: Receiver) -> EventReceiverView:
     async with api.store.read() as tx:
         secret = await tx.receivers.secret(it)
@@ -207,7 +223,12 @@ async def _find(
 
 
 async def _record(
-    tx: Transaction, call: ApiCall, action: AuditAction, integration: Integration, it: Receiver
+    tx: Transaction,
+    call: ApiCall,
+    action: AuditAction,
+    integration: Integration,
+    receiver: Receiver,
+    approved: dict[str, str],
 ) -> None:
-    detail = {"integration": integration.name, "kind": it.kind.value, "receiver": it.id}
-    await call.record(tx, action, integration.id, **detail)
+    detail = {"integration": integration.name, "kind": receiver.kind.value, "receiver": receiver.id}
+    await call.record(tx, action, integration.id, **detail, **approved)

@@ -85,7 +85,7 @@ class WebhookSecretView(WebhookView):
 
 
 @router.put("/v1/webhooks/{name}")
-@dangerous("a new webhook, and another URL")
+@dangerous("a new webhook, and each change: of where events go, of which, or whether any do")
 async def put_webhook(
     name: Slug, body: WebhookBody, response: Response, call: AdminCall
 ) -> WebhookSecretView:
@@ -102,7 +102,7 @@ async def put_webhook(
     async def write(tx: Transaction) -> tuple[Webhook, str | None]:
         before = await tx.webhooks.by_name_unchecked(call.tenant, name)
         approved: dict[str, str] = {}
-        if before is None or await _moves(tx, before, body):
+        if before is None or await _moves(tx, before, body) or _says_otherwise(before, body):
             shown_url, _ = masked_url(body.url)
             facts = {"webhook": before and before.id, "url": fingerprint(call, body.url)}
             approved = await use_approval(tx, call, body.model_copy(update={"url": shown_url}), facts)
@@ -158,13 +158,15 @@ async def get_webhook(name: Slug, call: AuditorCall) -> WebhookView:
 
 
 @router.delete("/v1/webhooks/{name}", status_code=204)
+@dangerous("always: it silences what watches")
 async def delete_webhook(name: Slug, call: AdminCall) -> Response:
     """Delete the webhook with its secret and delivery log. Pending deliveries are dropped."""
 
     async def drop(tx: Transaction) -> None:
         webhook = require_found(await tx.webhooks.by_name_unchecked(call.tenant, name))
+        approved = await use_approval(tx, call, None, {"webhook": webhook.id})
         await tx.webhooks.delete(call.tenant, webhook.id)
-        await call.record(tx, AuditAction.WEBHOOK_DELETED, webhook.id, webhook=name)
+        await call.record(tx, AuditAction.WEBHOOK_DELETED, webhook.id, webhook=name, **approved)
 
     await call.write(drop)
     return Response(status_code=204)
@@ -227,6 +229,12 @@ def _with_body(before: Webhook, body: WebhookBody, *, moved: bool) -> Webhook:
     elif before.disabled or moved:
         start = before.enabled()
     return start.model_copy(update=body.model_dump(exclude={"disabled", "url"}))
+
+
+def _says_otherwise(before: Webhook, body: WebhookBody) -> bool:
+    """Whether other events are sent than before, of another integration, or none."""
+    wanted = (body.events, body.integration, body.disabled)
+    return wanted != (before.events, before.integration, before.disabled)
 
 
 def _origin(url: str) -> str:

@@ -19,7 +19,6 @@ RULES: tuple[tuple[str, str, str], ...] = (
     (r"POST", r"/v1/(lease|connections)", "is about one connection, by the permits of an app"),
     (r"POST", r"/v1/webhooks/\{name\}/", "sends to the URL that is there already"),
     (r"POST", r"/v1/token-families/end", "ends what was authorized"),
-    (r"PUT", r"/security-events", "says who reports that a grant has ended, and gives none"),
     (r"DELETE", r"/", "takes away; what is made in its place is judged as new"),
 )  # fmt: skip
 _IN_A_FLOW = "belongs to the flow of a subject, a client or a person who logs in"
