@@ -182,6 +182,7 @@ class FirstGrantActivities(ABC):
             return result
         await require_own_account(services.store, context.connection)
         await require_replaceable(services.store, context.connection, consent)
+        context = context.for_new_grant()
         loaded = context.endpoints
         async for candidate in candidates(services, request, context):  # one, outside rotations and rollouts
             context = candidate.context

@@ -33,6 +33,7 @@ _DEFINITION_FAULTS = frozenset(
         ErrorCode.REPLY_UNREADABLE,
         ErrorCode.DISCOVERY_FAILED,
         ErrorCode.EGRESS_REFUSED,
+        ErrorCode.HOST_NOT_ACCEPTED,
         ErrorCode.PROVIDER_UNREACHABLE,
         ErrorCode.PROVIDER_ERROR,
         ErrorCode.INVALID_REQUEST,

@@ -78,7 +78,8 @@ class LateTokenActivities:
             await require_own_account(self._store, context.connection)
         result: GrantResult | None = None
         async for candidate in candidates(services, request, context):
-            context = candidate.context.with_facts(late_reply.metadata(candidate.context.facts))
+            facts = late_reply.metadata(candidate.context.facts)
+            context = candidate.context.with_facts(facts).for_new_grant()  # these tokens aren't installed yet
             rules = context.integration.refresh
             token_request = RefreshTokenRequest(context, rules, refresh_token)
             attempt = await services.single_use.open(
@@ -193,8 +194,9 @@ class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
             before=stored if consent is None else None,
         )
         if consent is None:
+            hosts = context.hosts_to_pin(grant.metadata)
             saved = await tx.grants.install(
-                after, tokens, grant, origin=Origin.REFRESH, expected=current.revision
+                after, tokens, grant, origin=Origin.REFRESH, expected=current.revision, hosts=hosts
             )
         else:
             saved = await install_new_grant(

@@ -150,7 +150,7 @@ def all_slots(tokens: TokenSet) -> tuple[TokenSet, ...]:
 
 def context_for_tokens(context: ProviderContext, tokens: TokenSet) -> ProviderContext:
     """The context for tokens whose own reply may have named the host they are valid at."""
-    return context.with_facts({**context.facts, **tokens.metadata})
+    return context.with_facts({**context.facts, **tokens.metadata}).for_new_grant()
 
 
 async def _is_revoked_in_time(sender: Sender, context: ProviderContext, tokens: TokenSet) -> bool:

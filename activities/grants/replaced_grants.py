@@ -44,7 +44,10 @@ async def install_new_grant(
     late = await _late_tokens(tx, current, verified)
     account = await tx.account_identifiers.own_account(current)
     old = await revocable_tokens(tx, current, after.changed_at)
-    saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=current.revision)
+    hosts = context.hosts_to_pin(grant.metadata)
+    saved = await tx.grants.install(
+        after, tokens, grant, origin=Origin.NEW, expected=current.revision, hosts=hosts
+    )
     if isinstance(old, ErrorCode):  # a new consent is the way out for a grant that can't be opened
         detail = {"generation": current.generation, "old_revoked": False, "reason": old}
         await append_audit(tx, call, AuditAction.GRANT_REPLACED, after.changed_at, **detail)

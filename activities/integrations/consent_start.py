@@ -60,7 +60,8 @@ class ConsentStartActivities:
             words: dict[str, Any] = {}
             try:
                 context = await self._contexts.load(request.tenant, request.connection_id)
-                outcome, _ = await try_each_secret(context.without_staged_definition(), push)
+                context = context.without_staged_definition().for_new_grant()
+                outcome, _ = await try_each_secret(context, push)
             except Failure as failure:
                 if failure.kind is FailureKind.PLATFORM_UNAVAILABLE:
                     raise  # Temporal retries
@@ -116,7 +117,7 @@ class ConsentStartActivities:
                 reply = await self._sender.send_signed(each, signed)
                 return read_temporary_credentials(each.spec, reply)
 
-            pair, _ = await try_each_secret(context, ask)
+            pair, _ = await try_each_secret(context.for_new_grant(), ask)
             ready = consent.model_copy(update={"state_hash": hash_state(pair.token)})
             async with self._store.write() as tx:
                 await tx.consents.replace(ready, expected=request.revision, verifier=pair.as_secret())

@@ -1,6 +1,6 @@
 """Loads provider contexts from the store and the definitions."""
 
-from activities.support.provider_context import ProviderContext, resolve_endpoints
+from activities.support.provider_context import IssuerAccess, ProviderContext, resolve_endpoints
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -16,7 +16,7 @@ from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import assertion_audience, client_auth_of, params_from_metadata
 from providers.requests.dpop import require_dpop_algorithm, with_dpop_binding
-from providers.requests.request_format import OAuthClient, ProviderAccess
+from providers.requests.request_format import OAuthClient
 
 
 class ProviderContextLoader:
@@ -67,7 +67,7 @@ class ProviderContextLoader:
         )
         return context.with_proof_key(key)
 
-    async def access(self, tx: Transaction, integration: Integration) -> list[ProviderAccess]:
+    async def access(self, tx: Transaction, integration: Integration) -> list[IssuerAccess]:
         """An integration's provider by each of its client secrets, without a connection. Raises as `load`."""
         versions = await tx.definitions.serving(integration.tenant, integration.provider)
         try:
@@ -76,7 +76,18 @@ class ProviderContextLoader:
             raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None
         endpoints = resolve_endpoints(spec, integration, {})
         clients = await self._clients(tx, spec, endpoints, integration)
-        return [ProviderAccess(spec, endpoints, client, integration.params) for client in clients]
+        pins = await tx.destinations.pins(integration)
+        return [
+            IssuerAccess(
+                spec=spec,
+                endpoints=endpoints,
+                client=client,
+                params=integration.params,
+                integration=integration,
+                pins=pins,
+            )
+            for client in clients
+        ]
 
     async def _load_in(self, tx: Transaction, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
         connection = await tx.connections.get_authentic(tenant, connection_id)
@@ -85,7 +96,7 @@ class ProviderContextLoader:
         integration = await tx.integrations.get(tenant, connection.integration_id)
         if integration is None:
             raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
-        await tx.destinations.require(connection, integration)
+        pins = await tx.destinations.require(connection, integration)
         grant = await tx.grants.get_authentic(connection)
         facts = grant.metadata if grant else {}
         specs = await self._specs(tx, connection, integration, grant)
@@ -114,6 +125,7 @@ class ProviderContextLoader:
             previous_spec=specs[1][0] if len(specs) > 1 else None,
             skipped_definition=skipped,
             facts=facts,
+            pins=pins,
             announce_days=self.announce_days,
             redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )

@@ -13,6 +13,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
 from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.pinned_hosts import NOTHING_PINNED, PinnedHosts
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_response import RefreshSpec
 from providers.definition.templates import (
@@ -21,7 +22,19 @@ from providers.definition.templates import (
     integration_endpoints,
     params_from_metadata,
 )
+from providers.requests.hosts import hosts_to_pin, require_definition_host, require_granted_host
 from providers.requests.request_format import OAuthClient, ProviderAccess
+
+
+@dataclass(frozen=True, kw_only=True)
+class IssuerAccess(ProviderAccess):
+    """An integration's provider without a connection: people log in there."""
+
+    integration: Integration
+    pins: PinnedHosts
+
+    def require_host(self, url: str) -> None:
+        require_definition_host(url, self.spec, self.integration, self.params, self.pins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +55,8 @@ class ProviderContext(ProviderAccess):
     # a staged version that isn't used: a success counts against it
     skipped_definition: Definition | None = None
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of the grant: they fill templates
+    pins: PinnedHosts = NOTHING_PINNED
+    asks_for_grant: bool = False  # a consent's requests, and tokens that aren't the grant's
 
     @property
     def provisional(self) -> bool:
@@ -105,6 +120,22 @@ class ProviderContext(ProviderAccess):
             "follow_up": FollowUp.LOOKING_UP if looks_up else None,
         }
         return granted.model_copy(update=changes)
+
+    def require_host(self, url: str) -> None:
+        """A grant's secrets go where it was granted; the requests for a grant go where the definition says,
+        as far as that is pinned."""
+        if self.asks_for_grant or self.pins.grant is None:
+            return require_definition_host(url, self.spec, self.integration, self.params, self.pins)
+        require_granted_host(url, self.integration, self.pins)
+
+    def for_new_grant(self) -> "ProviderContext":
+        """The context for requests that send none of the grant's secrets."""
+        return replace(self, asks_for_grant=True)
+
+    def hosts_to_pin(self, facts: Mapping[str, Any]) -> PinnedHosts:
+        """The hosts of a new grant with these facts."""
+        params = self.integration.params | params_from_metadata(self.spec, facts)
+        return hosts_to_pin(self.spec, self.integration, params, self.pins)
 
     def grant_result(self, connection: Connection, grant: Grant) -> GrantResult:
         """The result that describes a stored grant."""

@@ -36,6 +36,7 @@ class ErrorCode(StrEnum):
     REPLY_UNREADABLE = "reply_unreadable"
     DISCOVERY_FAILED = "discovery_failed"
     EGRESS_REFUSED = "egress_refused"
+    HOST_NOT_ACCEPTED = "host_not_accepted"
     API_UNKNOWN = "api_unknown"
 
     PROVIDER_UNREACHABLE = "provider_unreachable"
@@ -93,6 +94,7 @@ class ErrorCode(StrEnum):
 _reconnect, _client, _provider = kinds.reconnect, kinds.client, kinds.provider
 _denied, _refused, _platform, _caller = kinds.denied, kinds.refused, kinds.platform, kinds.caller
 _closed = kinds.rules_of(FailureKind.DENIED, Repairer.OPERATOR, RetryAdvice.NEVER, 403)
+_host = kinds.rules_of(FailureKind.CLIENT_MISCONFIGURED, Repairer.OPERATOR, RetryAdvice.AFTER_REPAIR, 424)
 _identity = kinds.rules_of(FailureKind.DENIED, Repairer.SUBJECT, RetryAdvice.BACKOFF, 403)
 _LATER = "Try again after Retry-After seconds."
 
@@ -189,6 +191,12 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.EGRESS_REFUSED: _client(
         "A provider URL points where Evergrant may not connect.",
         "Use a public https URL, or allow the host and port with EVERGRANT_EGRESS_ALLOW.",
+    ),
+    ErrorCode.HOST_NOT_ACCEPTED: _host(
+        "The provider's definition or metadata names a host at which no grant of the integration was made: "
+        "neither a token nor a client credential is sent there.",
+        "On a worker's host, see: python -m evergrant_server authority hosts. If the provider has moved: "
+        "python -m evergrant_server authority accept-hosts INTEGRATION --host HOST.",
     ),
     ErrorCode.API_UNKNOWN: _client(
         "The provider's definition names no API for this connection, so no request is proxied there.",

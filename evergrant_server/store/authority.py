@@ -145,31 +145,37 @@ def was_put_back(table: type[Row], row: str) -> Failure:
     return authority_broken(table_of(table).name, row, why)
 
 
-def new_destination_mac(ring: KeyRing, integration: Integration) -> str:
+def new_destination_mac(ring: KeyRing, integration: Integration, hosts: str | None) -> str:
     """The workers' first authenticator of where an integration's secrets are sent: `<serial>.<mac>`.
+
+    `hosts` are the column of pinned hosts, here and below.
 
     Grants name the serial, so that a new first authenticator, of another place, isn't that of old grants.
     """
-    return _destination_mac(ring, integration, secrets.token_hex(8))
+    return _destination_mac(ring, integration, secrets.token_hex(8), hosts)
 
 
-def accepted_destination_mac(ring: KeyRing, integration: Integration, made: str | None) -> str:
+def accepted_destination_mac(
+    ring: KeyRing, integration: Integration, made: str | None, hosts: str | None
+) -> str:
     """The authenticator of where its secrets are sent now; its grants stay good."""
-    return (
-        _destination_mac(ring, integration, _serial(made)) if made else new_destination_mac(ring, integration)
-    )
+    if not made:
+        return new_destination_mac(ring, integration, hosts)
+    return _destination_mac(ring, integration, _serial(made), hosts)
 
 
-def moved_destination_mac(ring: KeyRing, before: Integration, mac: str, after: Integration) -> str:
+def moved_destination_mac(
+    ring: KeyRing, before: Integration, mac: str, after: Integration, hosts: str | None
+) -> str:
     """The authenticator after a worker has changed the endpoints. Raises Failure AUTHORITY_BROKEN."""
-    require_destination(ring, before, mac)
-    return _destination_mac(ring, after, _serial(mac))
+    require_destination(ring, before, mac, hosts)
+    return _destination_mac(ring, after, _serial(mac), hosts)
 
 
-def require_destination(ring: KeyRing, integration: Integration, mac: str | None) -> None:
+def require_destination(ring: KeyRing, integration: Integration, mac: str | None, hosts: str | None) -> None:
     """Raise Failure AUTHORITY_BROKEN unless a worker wrote where this integration's secrets are sent."""
     serial, _, made = (mac or "").partition(".")
-    if not ring.is_worker_mac(made, "destination", serial, _content(integration, _DESTINATION)):
+    if not ring.is_worker_mac(made, *_destination_parts(integration, serial, hosts)):
         why = "sends its secrets elsewhere than a worker has written"
         raise authority_broken("integration", integration.id, why)
 
@@ -178,16 +184,16 @@ def has_same_destination(one: Integration, other: Integration) -> bool:
     return _content(one, _DESTINATION) == _content(other, _DESTINATION)
 
 
-def grant_mac(ring: KeyRing, connection: Connection, destination_mac: str) -> str:
-    """The workers' authenticator of which integration a connection's grants are of."""
-    return ring.worker_mac(*_grant_parts(connection, destination_mac))
+def grant_mac(ring: KeyRing, connection: Connection, destination_mac: str, hosts: str | None) -> str:
+    """The workers' authenticator of which integration a connection's grants are of, and of their hosts."""
+    return ring.worker_mac(*_grant_parts(connection, destination_mac, hosts))
 
 
 def require_own_destination(
-    ring: KeyRing, connection: Connection, mac: str | None, destination_mac: str
+    ring: KeyRing, connection: Connection, mac: str | None, destination_mac: str, hosts: str | None
 ) -> None:
     """Raise Failure AUTHORITY_BROKEN unless a worker wrote that the grants are of this destination."""
-    if not ring.is_worker_mac(mac, *_grant_parts(connection, destination_mac)):
+    if not ring.is_worker_mac(mac, *_grant_parts(connection, destination_mac, hosts)):
         why = "holds a grant that is of another integration or another destination"
         raise authority_broken("connection_grant", connection.id, why)
 
@@ -211,12 +217,22 @@ def _account_parts(connection: Connection, pin: str | None) -> tuple[str, ...]:
     return ("account", connection.tenant, connection.id, pin or "")
 
 
-def _destination_mac(ring: KeyRing, integration: Integration, serial: str) -> str:
-    return f"{serial}.{ring.worker_mac('destination', serial, _content(integration, _DESTINATION))}"
+def _destination_mac(ring: KeyRing, integration: Integration, serial: str, hosts: str | None) -> str:
+    return f"{serial}.{ring.worker_mac(*_destination_parts(integration, serial, hosts))}"
 
 
-def _grant_parts(connection: Connection, destination_mac: str) -> tuple[str, ...]:
-    return ("grant", connection.tenant, connection.id, connection.integration_id, _serial(destination_mac))
+def _destination_parts(integration: Integration, serial: str, hosts: str | None) -> tuple[str, ...]:
+    return ("destination", serial, _content(integration, _DESTINATION), *_hosts_part(hosts))
+
+
+def _grant_parts(connection: Connection, destination_mac: str, hosts: str | None) -> tuple[str, ...]:
+    own = ("grant", connection.tenant, connection.id, connection.integration_id, _serial(destination_mac))
+    return (*own, *_hosts_part(hosts))
+
+
+def _hosts_part(hosts: str | None) -> tuple[str, ...]:
+    """None: an earlier version wrote the row, and nothing is sent before its hosts are pinned."""
+    return () if hosts is None else (hosts,)
 
 
 def _serial(destination_mac: str) -> str:

@@ -64,6 +64,9 @@ class ProviderAccess:
     client: OAuthClient
     params: Params = field(default_factory=dict[str, str])  # template parameters
 
+    def require_host(self, url: str) -> None:
+        """Raise Failure HOST_NOT_ACCEPTED unless its secrets may be sent there. A trial pins nothing."""
+
     def filled(self, templates: Params) -> dict[str, str]:
         """As `filled_params`."""
         return filled_params(self.spec, templates, self.params)

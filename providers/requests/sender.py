@@ -109,7 +109,7 @@ class Sender:
         call = partial(
             ProviderClient.fetch_token, url=url, grant_type="authorization_code", auth=auth, **standard
         )
-        return await self._send(provider, call, before_send)
+        return await self._send(provider, url, call, before_send)
 
     async def refresh(
         self,
@@ -132,7 +132,7 @@ class Sender:
         format = refresh_format(provider, refresh_token, redirect_uri, scopes)
         auth = self._auth(provider, with_resources(format, resources))
         call = partial(ProviderClient.refresh_token, url=url, refresh_token=refresh_token.reveal(), auth=auth)
-        return await self._send(provider, call, before_send)
+        return await self._send(provider, url, call, before_send)
 
     async def send_prepared(
         self, provider: ProviderAccess, request: PreparedRequest, *, before_send: BeforeSend | None = None
@@ -141,7 +141,7 @@ class Sender:
         url = require_complete(provider.spec, request.url)
         auth = self._auth(provider, request.format)
         call = partial(ProviderClient.fetch_token, url=url, grant_type=request.grant_type, auth=auth)
-        return await self._send(provider, call, before_send)
+        return await self._send(provider, url, call, before_send)
 
     async def send_signed(
         self, provider: ProviderAccess, request: SignedRequest, *, before_send: BeforeSend | None = None
@@ -154,19 +154,23 @@ class Sender:
             headers=request.headers,
             withhold_token=True,
         )
-        return await self._send(provider, call, before_send)
+        return await self._send(provider, request.url, call, before_send)
 
     def _auth(self, provider: ProviderAccess, format: RequestFormat) -> ProviderRequestAuth:
         return ProviderRequestAuth(provider, format, self._nonces)
 
     async def _send(
-        self, provider: ProviderAccess, call: AuthlibCall, before_send: BeforeSend | None
+        self, provider: ProviderAccess, url: str, call: AuthlibCall, before_send: BeforeSend | None
     ) -> RawReply:
         """Send once, and again when the server only asks for a DPoP nonce (RFC 9449 section 8).
 
         Such a reply spends no credential, so both requests are one use of it. `before_send` is called
-        before each.
+        before each. Nothing is sent to a host that isn't pinned.
         """
+        try:
+            provider.require_host(url)
+        except Failure as failure:
+            raise SendFailed(failure, sent=False) from None
         reply = await self._send_once(provider, call, before_send)
         if provider.client.proof_key is not None and provider.spec.dpop and requires_nonce(reply):
             reply = await self._send_once(provider, call, before_send)

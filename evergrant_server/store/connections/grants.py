@@ -14,6 +14,7 @@ from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, To
 from evergrant_server.core.connections.narrowing import NARROWED
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.pinned_hosts import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Sealed
 from evergrant_server.crypto.envelope import seal_broken
@@ -38,7 +39,7 @@ from evergrant_server.store.database.rows import (
     insert,
     read_model,
 )
-from evergrant_server.store.integrations.destinations import Destinations
+from evergrant_server.store.integrations.destinations import COLUMN, HOSTS, Destinations
 from evergrant_server.store.sealing import SealedRepository
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
@@ -94,16 +95,24 @@ class Grants(SealedRepository):
         return grant
 
     async def install(
-        self, after: Connection, tokens: TokenSet, grant: Grant, *, origin: Origin, expected: int
+        self,
+        after: Connection,
+        tokens: TokenSet,
+        grant: Grant,
+        *,
+        origin: Origin,
+        expected: int,
+        hosts: PinnedHosts = NOTHING_PINNED,
     ) -> Connection:
         """Write the connection `after` and its new grant in one go, if the row is still at `expected`.
 
         The main slot's grant has the connection's generation; other slots count their own.
 
         A refresh without a refresh token or id token in its reply keeps the old one (RFC 6749 section
-        6, OpenID Connect Core section 12.2); a new grant inherits none. A grant with `access_generation`
-        keeps the access token as well; any other ends the narrower ones. Needs the lease and refresh
-        purposes. Raises Failure STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE, AUTHORITY_BROKEN.
+        6, OpenID Connect Core section 12.2); a new grant inherits none, and its secrets are sent to `hosts`
+        alone. A grant with `access_generation` keeps the access token as well; any other ends the narrower
+        ones. Needs the lease and refresh purposes. Raises Failure STORE_CONFLICT, NOT_FOUND,
+        KEY_UNAVAILABLE, AUTHORITY_BROKEN.
         """
         if grant.slot == MAIN_SLOT and grant.generation != after.generation:
             raise ValueError("a main grant is installed with the generation of its connection")
@@ -124,8 +133,8 @@ class Grants(SealedRepository):
             ACCESS_COLUMN: await self._access_column(after, grant, tokens, old),
             REFRESH_COLUMN: await self._kept(after, grant, REFRESH_COLUMN, tokens.refresh_token, kept),
             ID_TOKEN_COLUMN: await self._kept(after, grant, ID_TOKEN_COLUMN, tokens.id_token, kept),
-            "destination_mac": await self._destination_mac(after, old, origin),
             "mac": signed_grant(self._sealer.ring, after, grant),
+            **await self._destination(after, old, origin, hosts),
             "revision": 1 if old is None else old["revision"] + 1,
         }
         await self._put(values, old)
@@ -134,13 +143,13 @@ class Grants(SealedRepository):
             await self._delete_narrowed(after)
         return after.model_copy(update={"revision": revision})
 
-    async def _destination_mac(
-        self, after: Connection, old: Mapping[str, Any] | None, origin: Origin
-    ) -> str | None:
+    async def _destination(
+        self, after: Connection, old: Mapping[str, Any] | None, origin: Origin, hosts: PinnedHosts
+    ) -> Values:
         """A refresh continues a grant of the same place, even if the integration's row has changed since."""
         if old is not None and origin is Origin.REFRESH:
-            return old["destination_mac"]
-        return await Destinations(self._connection, self._sealer.ring).mac_of_new_grant(after, old)
+            return {name: old[name] for name in (HOSTS, COLUMN)}
+        return await Destinations(self._connection, self._sealer.ring).of_new_grant(after, hosts, old)
 
     async def access_token(self, grant_owner: Connection, slot: str = MAIN_SLOT) -> Secret:
         """The access token held now. Raises Failure CONSENT_REQUIRED when there is none,

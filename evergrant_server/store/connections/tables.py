@@ -96,7 +96,8 @@ class ConnectionGrantRow(columns.TenantTable, table=True):
     sealed_access: Sealed | None = columns.sealed()
     sealed_refresh: Sealed | None = columns.sealed()
     sealed_id_token: Sealed | None = columns.sealed()
-    destination_mac: str | None = None  # which integration it is of: see `authority`
+    pinned_hosts: str | None = None  # where it was granted
+    destination_mac: str | None = None  # of these hosts, and which integration it is of: see `authority`
     mac: str | None = None
 
 

@@ -13,6 +13,7 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.pinned_hosts import PinnedHosts, hosts_in, hosts_text
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.authority import (
     authentic,
@@ -28,7 +29,7 @@ from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Repository, columns_equal, find_one
 from evergrant_server.store.integrations.tables import IntegrationRow
 
-COLUMN = "destination_mac"
+COLUMN, HOSTS = "destination_mac", "pinned_hosts"
 _MAX_TRIES = 3  # for an integration that changes meanwhile
 
 
@@ -37,21 +38,35 @@ class Destinations(Repository):
         super().__init__(connection)
         self._ring = ring
 
-    async def require(self, connection: Connection, integration: Integration) -> None:
-        """Raise Failure AUTHORITY_BROKEN unless the connection's secrets may be sent to the integration's
-        endpoints: a worker wrote these, and that its grant is of them."""
-        made = await self._mac(integration)
+    async def require(self, connection: Connection, integration: Integration) -> PinnedHosts:
+        """The hosts to which the connection's secrets may be sent.
+
+        Raises Failure AUTHORITY_BROKEN unless a worker wrote the integration's endpoints and hosts, and that
+        the connection's grant is of them.
+        """
+        made, hosts = await self._made(integration)
         if made is not None:
-            require_destination(self._ring, integration, made)
+            require_destination(self._ring, integration, made, hosts)
         of_grant = {"tenant": connection.tenant, "connection_id": connection.id, "slot": MAIN_SLOT}
         grant = await find_one(self._connection, ConnectionGrantRow, **of_grant)
         if grant is not None:
-            require_own_destination(self._ring, connection, grant[COLUMN], made or "")
+            require_own_destination(self._ring, connection, grant[COLUMN], made or "", grant[HOSTS])
+        return PinnedHosts(
+            None if grant is None else hosts_in(grant[HOSTS]), None if made is None else hosts_in(hosts)
+        )
 
-    async def mac_of_new_grant(
-        self, connection: Connection, old: Mapping[str, Any] | None = None
-    ) -> str | None:
-        """The authenticator for a grant of the connection; None when its integration is gone.
+    async def pins(self, integration: Integration) -> PinnedHosts:
+        """The hosts to which the integration's client credentials may be sent. Raises as `require`."""
+        made, hosts = await self._made(integration)
+        if made is None:
+            return PinnedHosts()
+        require_destination(self._ring, integration, made, hosts)
+        return PinnedHosts(integration=hosts_in(hosts))
+
+    async def of_new_grant(
+        self, connection: Connection, hosts: PinnedHosts, old: Mapping[str, Any] | None = None
+    ) -> dict[str, str | None]:
+        """The columns for a grant that was made at `hosts`; without values when its integration is gone.
 
         It may replace `old`, whose tokens will be revoked, only at the same place. Raises Failure
         AUTHORITY_BROKEN, KEY_UNAVAILABLE without the refresh purpose.
@@ -60,18 +75,21 @@ class Destinations(Repository):
             id = {"tenant": connection.tenant, "id": connection.integration_id}
             row = await find_one(self._connection, IntegrationRow, **id)
             if row is None:
-                return None
+                return {HOSTS: None, COLUMN: None}
             integration = authentic(self._ring, Integration, IntegrationRow, row)
             if old is not None:
-                require_own_destination(self._ring, connection, old[COLUMN], row[COLUMN] or "")
+                made = row[COLUMN] or ""
+                require_own_destination(self._ring, connection, old[COLUMN], made, old[HOSTS])
             if row[COLUMN] is not None:
-                require_destination(self._ring, integration, row[COLUMN])
-                return grant_mac(self._ring, connection, row[COLUMN])
+                require_destination(self._ring, integration, row[COLUMN], row[HOSTS])
+                text = hosts_text(hosts.grant)
+                return {HOSTS: text, COLUMN: grant_mac(self._ring, connection, row[COLUMN], text)}
             unwritten = columns_equal(
                 IntegrationRow, **id, destination_mac=None, revision=integration.revision
             )
-            made = {COLUMN: new_destination_mac(self._ring, integration)}
-            await self._run(update(IntegrationRow).where(unwritten).values(made))
+            text = hosts_text(hosts.integration)
+            first = {HOSTS: text, COLUMN: new_destination_mac(self._ring, integration, text)}
+            await self._run(update(IntegrationRow).where(unwritten).values(first))
         raise Failure(ErrorCode.STORE_CONFLICT, f"{connection.integration_id} keeps changing.")
 
     async def after_change(self, before: Integration, after: Integration) -> dict[str, Any]:
@@ -81,11 +99,12 @@ class Destinations(Repository):
         """
         if has_same_destination(before, after):
             return {}
-        made = await self._mac(before)
+        made, hosts = await self._made(before)
         if made is None or not self._ring.holds(KeyPurpose.REFRESH):
-            return {COLUMN: None}
-        return {COLUMN: moved_destination_mac(self._ring, before, made, after)}
+            return {HOSTS: None, COLUMN: None}
+        return {COLUMN: moved_destination_mac(self._ring, before, made, after, hosts)}
 
-    async def _mac(self, integration: Integration) -> str | None:
+    async def _made(self, integration: Integration) -> tuple[str | None, str | None]:
+        """The authenticator of the integration's destination, and the hosts under it."""
         row = await find_one(self._connection, IntegrationRow, tenant=integration.tenant, id=integration.id)
-        return None if row is None else row[COLUMN]
+        return (None, None) if row is None else (row[COLUMN], row[HOSTS])

@@ -46,4 +46,5 @@ class IntegrationRow(columns.IdTable, table=True):
     created_at: datetime = columns.timestamp()
     changed_at: datetime = columns.timestamp()
     mac: str | None = None
+    pinned_hosts: str | None = None  # where its secrets may be sent, under the next one
     destination_mac: str | None = None  # written by workers: see `authority`

@@ -148,7 +148,7 @@ async def _broken(store: Store, table: type[IdTable]) -> AsyncIterator[BrokenRow
                 if isinstance(value, App):
                     require_denies(value, denies.get(value.id, ()))
                 if isinstance(value, Integration) and made and store.ring.holds(KeyPurpose.REFRESH):
-                    require_destination(store.ring, value, made)
+                    require_destination(store.ring, value, made, row["pinned_hosts"])
                 good.setdefault(row["tenant"], []).append(value)
             except Failure as failure:
                 yield BrokenRow(row["tenant"], failure)
@@ -174,7 +174,8 @@ def _require_grant(ring: KeyRing, row: Values) -> None:
     slot = row["slot"]
     require_grant(ring, row["tenant"], row["connection_id"], grant_of(row), slot, row["mac"])
     if not slot.startswith(NARROWED):
-        require_own_destination(ring, _owner(row), row["destination_mac"], row["made"] or "")
+        mac, hosts = row["destination_mac"], row["pinned_hosts"]
+        require_own_destination(ring, _owner(row), mac, row["made"] or "", hosts)
 
 
 def _place_of(grant: Values) -> tuple[str, str, str]:
@@ -248,7 +249,8 @@ async def _accept(
         value, made["denies"] = value.model_copy(update={"denies": denies}), list(denies)
     made["mac"] = row_mac(ring, value)
     if isinstance(value, Integration):
-        made["destination_mac"] = accepted_destination_mac(ring, value, row["destination_mac"])
+        hosts = row["pinned_hosts"]
+        made["destination_mac"] = accepted_destination_mac(ring, value, row["destination_mac"], hosts)
     mine = columns_equal(table, tenant=row["tenant"], id=row["id"], revision=row["revision"])
     await connection.execute(update(table).where(mine).values(made))
 
@@ -258,7 +260,7 @@ async def _accept_grant(connection: DatabaseConnection, ring: KeyRing, row: Valu
     parts = grant_parts(row["tenant"], row["connection_id"], grant_of(row), row["slot"])
     made: Values = {"mac": ring.sign(*parts)}
     if not row["slot"].startswith(NARROWED):
-        made["destination_mac"] = grant_mac(ring, _owner(row), row["made"])
+        made["destination_mac"] = grant_mac(ring, _owner(row), row["made"], row["pinned_hosts"])
     await connection.execute(
         update(ConnectionGrantRow).where(columns_equal(ConnectionGrantRow, **key)).values(made)
     )
